@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions of LiverXAI: each message says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class LiverXAIError(Exception):
+    """Base class of every error that LiverXAI raises on purpose."""
+
+
+class InputError(LiverXAIError):
+    """The image (or another input file) cannot be used as it is."""
+
+
+class ModelError(LiverXAIError):
+    """A model is missing, damaged, unsafe to load, or of an unsupported kind."""
+
+
+class DeviceError(LiverXAIError):
+    """The requested compute device does not exist or ran out of memory."""
+
+
+class UsageError(LiverXAIError):
+    """An argument is wrong: unknown name, value out of range, impossible combination."""
+
+
+class Cancelled(LiverXAIError):
+    """The user cancelled; nothing was written."""

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known about a model: how to feed it, how to read it, where it came from, how good it is.
+
+A model is a chain of one or more *stages*. Each stage is one network (or an ensemble of networks of one
+architecture) with its own grid and intensity scale. A stage with a `region` runs only in the box around what an
+earlier stage found: locator → liver → lesions. The explanation of a label is asked of the stage that made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ModelError
+
+#: Version of the JSON card. Raised when a reader of the old format could misunderstand the new one.
+FORMAT_VERSION = 1
+
+_AXIS_PAIRS = ({"L", "R"}, {"P", "A"}, {"S", "I"})
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """One anatomical label of the result.
+
+    `value` is its number in the label map; `color` is sRGB 0..255; `category`, `type` and `region` are coded
+    concepts (scheme, value, meaning) of DICOM's segmentation terminology.
+    """
+
+    name: str
+    value: int
+    color: tuple[int, int, int]
+    category: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
+    type: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
+    region: tuple[str, str, str] | None = None
+
+
+#: The two labels that every liver model of this project ends in. "Mass" rather than "Neoplasm": a CT alone does
+#: not prove what a lesion is.
+LIVER = LabelSpec("liver", 1, (221, 130, 101), type=("SCT", "10200004", "Liver"))
+TUMOR = LabelSpec(
+    "tumor",
+    2,
+    (144, 238, 144),
+    category=("SCT", "49755003", "Morphologically Altered Structure"),
+    type=("SCT", "4147007", "Mass"),
+    region=("SCT", "10200004", "Liver"),
+)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """``(clip(HU, low, high) - shift) / scale``. ``low`` or ``high`` None means no clipping on that side."""
+
+    low: float | None = None
+    high: float | None = None
+    shift: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a stage runs: the bounding box of `label`, found by an earlier stage, plus `margin_mm` on each side."""
+
+    label: str
+    margin_mm: float
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A stage of the network that may be explained: a dotted module path and its stride in voxels of the grid."""
+
+    name: str
+    stride: tuple[int, ...]
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One network of the chain and everything needed to feed it and to read its output.
+
+    :param name: short name, unique in the model ("liver", "lesions").
+    :param network: class name from :mod:`LiverXAILib.networks` or a loader ("UNet", "ObeliskUNet").
+    :param arguments: keyword arguments of that class.
+    :param weights: file names beside the card; more than one means an ensemble whose logits are averaged.
+    :param sha256: checksums, one for each weights file, in hexadecimal.
+    :param axes: what the tensor's axes run toward, e.g. "SPL": axis 0 to superior, 1 to posterior, 2 to left.
+    :param spacing: voxel size in mm along those axes, or None if `size` is given.
+    :param size: the field of view is resized to this many voxels, whatever its size in mm; or None.
+    :param field_of_view_mm: with `size`: a scan longer than this along an axis is cut into overlapping parts
+        (None for an axis: never cut).
+    :param crop_to_body: run only in the bounding box of the patient's body.
+    :param intensity: HU to network input.
+    :param window: sliding-window (patch) size in voxels; None: the whole grid in one pass where memory allows.
+    :param divisor: the network needs sizes divisible by this (per axis).
+    :param overlap: fraction of a window shared with its neighbor.
+    :param activation: "softmax" (channels exclude each other) or "sigmoid" (channels are nested regions).
+    :param channels: names of the output channels, in order.
+    :param labels: for each label that this stage decides: the channels whose union is its region. With nested
+        regions "liver" includes "tumor".
+    :param region: run only around what an earlier stage found.
+    :param layers: stages of the network that may be explained.
+    :param default_layer: the one to use when the user names none.
+    :param dimensions: 3, or 2 for a network that reads single slices along axis 0.
+    """
+
+    name: str
+    network: str
+    arguments: Mapping[str, Any]
+    weights: tuple[str, ...]
+    sha256: tuple[str, ...]
+    axes: str
+    channels: tuple[str, ...]
+    labels: Mapping[str, tuple[str, ...]]
+    layers: tuple[LayerSpec, ...]
+    default_layer: str
+    activation: str = "softmax"
+    spacing: tuple[float, float, float] | None = None
+    size: tuple[int, int, int] | None = None
+    field_of_view_mm: tuple[float | None, float | None, float | None] = (None, None, None)
+    crop_to_body: bool = False
+    intensity: Intensity = Intensity()
+    window: tuple[int, int, int] | None = None
+    divisor: tuple[int, int, int] = (1, 1, 1)
+    overlap: float = 0.5
+    region: Region | None = None
+    dimensions: int = 3
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.axes) != 3 or [i for p in _AXIS_PAIRS for i, a in enumerate(self.axes) if a in p].__len__() != 3:
+            problems.append(f"axes {self.axes!r} must name each of L/R, P/A and S/I once")
+        if (self.spacing is None) == (self.size is None):
+            problems.append("exactly one of spacing and size must be given")
+        if self.activation not in ("softmax", "sigmoid"):
+            problems.append(f"activation {self.activation!r} must be 'softmax' or 'sigmoid'")
+        if len(self.weights) != len(self.sha256) or not self.weights:
+            problems.append("weights and sha256 must list the same, at least one, files")
+        if unknown := {c for cs in self.labels.values() for c in cs} - set(self.channels):
+            problems.append(f"labels name channels that do not exist: {sorted(unknown)}")
+        if self.default_layer not in {layer.name for layer in self.layers}:
+            problems.append(f"default_layer {self.default_layer!r} is not among the layers")
+        if not 0 <= self.overlap < 1:
+            problems.append(f"overlap {self.overlap} must be in [0, 1)")
+        if self.dimensions not in (2, 3):
+            problems.append(f"dimensions {self.dimensions} must be 2 or 3")
+        if problems:
+            raise ModelError(f"The model card's stage {self.name!r} is wrong: " + "; ".join(problems) + ".")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The card of a model. `labels` are those of the final result, by name; later ones are drawn over earlier.
+
+    `quality` and `training` are free-form, JSON-ready mappings that reports print; `limits` are sentences.
+    """
+
+    name: str
+    version: str
+    title: str
+    description: str
+    labels: tuple[LabelSpec, ...]
+    stages: tuple[StageSpec, ...]
+    license: str
+    source: str = ""
+    citation: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        made = {label for stage in self.stages for label in stage.labels}
+        if missing := [label.name for label in self.labels if label.name not in made]:
+            raise ModelError(f"The model card of {self.name!r} promises labels that no stage makes: {missing}.")
+
+    def label(self, name: str) -> LabelSpec:
+        """The label called `name`; raises :class:`~LiverXAILib.errors.ModelError` if there is none."""
+        for label in self.labels:
+            if label.name == name:
+                return label
+        raise ModelError(f"Model {self.name!r} has no label {name!r}; it has {[x.name for x in self.labels]}.")
+
+    def stage_of(self, label: str) -> StageSpec:
+        """The stage that decides `label`: the last one that names it."""
+        for stage in reversed(self.stages):
+            if label in stage.labels:
+                return stage
+        raise ModelError(f"Model {self.name!r} has no label {label!r}; it has {[x.name for x in self.labels]}.")
+
+    def to_json(self) -> str:
+        """The card as text: readable, stable order, UTF-8."""
+        return json.dumps({"format": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> ModelSpec:
+        """Read a card. Unknown or missing fields raise :class:`~LiverXAILib.errors.ModelError`."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ModelError(f"The model card is not JSON: {error}.") from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT_VERSION:
+            raise ModelError(f"The model card must have \"format\": {FORMAT_VERSION}; get a newer LiverXAI or model.")
+        try:
+            return _build(ModelSpec, data)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise ModelError(f"The model card cannot be understood: {error}.") from error
+
+
+_NESTED: dict[tuple[type, str], type] = {
+    (ModelSpec, "labels"): LabelSpec,
+    (ModelSpec, "stages"): StageSpec,
+    (StageSpec, "layers"): LayerSpec,
+    (StageSpec, "intensity"): Intensity,
+    (StageSpec, "region"): Region,
+}
+
+
+def _build(cls: Any, data: Mapping[str, Any]) -> Any:
+    """Rebuild a dataclass from JSON data: lists become tuples, nested mappings become their classes."""
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        nested = _NESTED.get((cls, key))
+        if nested is not None and isinstance(value, list):
+            values[key] = tuple(_build(nested, item) for item in value)
+        elif nested is not None and value is not None:
+            values[key] = _build(nested, value)
+        elif cls is StageSpec and key == "labels":
+            values[key] = {name: tuple(channels) for name, channels in value.items()}
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

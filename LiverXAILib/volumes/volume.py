@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image noun: voxels and where they lie in the patient.
+
+Conventions, everywhere in LiverXAI:
+
+* arrays are indexed ``(k, j, i)``: the last axis runs fastest, as in NumPy views of ITK and VTK images;
+* ``ijk_to_lps`` is a 4x4 matrix that maps the *center* of voxel ``(i, j, k, 1)`` to millimeters in the DICOM
+  patient system **LPS** (x to the patient's left, y to posterior, z to superior);
+* the matrix may be oblique, left-handed or sheared (gantry tilt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+#: Multiplying a point or the rows of a matrix with this converts LPS to RAS and back.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of an image lie, without the image.
+
+    `shape` is (k, j, i) in voxels; `ijk_to_lps` is 4x4 in mm.
+    """
+
+    shape: tuple[int, int, int]
+    ijk_to_lps: np.ndarray
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.ijk_to_lps, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.allclose(matrix[3], (0, 0, 0, 1)):
+            raise ValueError(f"ijk_to_lps must be a 4x4 affine matrix, got {matrix!r}")
+        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
+            raise ValueError("ijk_to_lps must be finite and invertible")
+        matrix.setflags(write=False)
+        object.__setattr__(self, "ijk_to_lps", matrix)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance in mm between neighboring voxel centers along (i, j, k)."""
+        i, j, k = np.linalg.norm(self.ijk_to_lps[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def origin(self) -> np.ndarray:
+        """LPS position in mm of the center of voxel (0, 0, 0)."""
+        return self.ijk_to_lps[:3, 3].copy()
+
+    @property
+    def direction(self) -> np.ndarray:
+        """3x3, columns are the unit vectors of the i, j and k axes in LPS (not orthogonal if sheared)."""
+        return self.ijk_to_lps[:3, :3] / np.array(self.spacing)
+
+    @property
+    def ijk_to_ras(self) -> np.ndarray:
+        """4x4, as Slicer's ``vtkMRMLVolumeNode::GetIJKToRASMatrix``."""
+        return LPS_TO_RAS @ self.ijk_to_lps
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        """Volume of a voxel in mm³ (the absolute determinant, so shear is accounted for)."""
+        return float(abs(np.linalg.det(self.ijk_to_lps[:3, :3])))
+
+    def to_lps(self, ijk: np.ndarray) -> np.ndarray:
+        """Voxel coordinates (..., 3) in (i, j, k) order → LPS mm."""
+        return np.asarray(ijk, dtype=np.float64) @ self.ijk_to_lps[:3, :3].T + self.ijk_to_lps[:3, 3]
+
+    def to_ijk(self, lps: np.ndarray) -> np.ndarray:
+        """LPS mm (..., 3) → continuous voxel coordinates in (i, j, k) order."""
+        return (np.asarray(lps, dtype=np.float64) - self.ijk_to_lps[:3, 3]) @ np.linalg.inv(self.ijk_to_lps[:3, :3]).T
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> Grid:
+        """The grid of ``array[box]``; `box` is (k, j, i) slices with explicit start and stop, step 1."""
+        start_kji = [s.start for s in box]
+        matrix = self.ijk_to_lps.copy()
+        matrix[:3, 3] = self.to_lps(np.array(start_kji[::-1]))
+        k, j, i = (s.stop - s.start for s in box)
+        return Grid((k, j, i), matrix)
+
+    def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+        """Same shape, and no voxel center further than `tolerance_mm` from its counterpart."""
+        if self.shape != other.shape:
+            return False
+        k, j, i = (n - 1 for n in self.shape)
+        corners = np.array([(x, y, z) for x in (0, i) for y in (0, j) for z in (0, k)])
+        distance = np.linalg.norm(self.to_lps(corners) - other.to_lps(corners), axis=1)
+        return bool(distance.max() <= tolerance_mm)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image on a :class:`Grid`. Immutable: the array is made read-only.
+
+    `array` is (k, j, i). `metadata` holds what the reader learned and a report may show (modality, series,
+    warnings); never a patient's name or identifier.
+    """
+
+    array: np.ndarray
+    ijk_to_lps: np.ndarray
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array)
+        if array.ndim != 3:
+            raise ValueError(f"a volume has three axes (k, j, i), got shape {array.shape}")
+        view = array.view()
+        view.setflags(write=False)
+        object.__setattr__(self, "array", view)
+        object.__setattr__(self, "ijk_to_lps", Grid(array.shape, self.ijk_to_lps).ijk_to_lps)  # type: ignore[arg-type]
+
+    @property
+    def grid(self) -> Grid:
+        k, j, i = self.array.shape
+        return Grid((k, j, i), self.ijk_to_lps)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(k, j, i) in voxels."""
+        return self.grid.shape
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """(i, j, k) in mm."""
+        return self.grid.spacing
+
+    def with_array(self, array: np.ndarray) -> Volume:
+        """The same place with other voxels (of the same shape)."""
+        if array.shape != self.array.shape:
+            raise ValueError(f"expected shape {self.array.shape}, got {array.shape}")
+        return Volume(array, self.ijk_to_lps, self.metadata)
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> Volume:
+        """The part of the image in `box` ((k, j, i) slices with explicit start and stop)."""
+        return Volume(self.array[box], self.grid.cropped(box).ijk_to_lps, self.metadata)
