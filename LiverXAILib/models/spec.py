@@ -26,13 +26,15 @@ _AXIS_PAIRS = ({"L", "R"}, {"P", "A"}, {"S", "I"})
 class LabelSpec:
     """One anatomical label of the result.
 
-    `value` is its number in the label map; `color` is sRGB 0..255; `category`, `type` and `region` are coded
+    `value` is its number in the label map; `color` is sRGB 0..255; `parent` is the label whose organ includes this
+    one (the tumor is part of the liver); `category`, `type` and `region` are coded
     concepts (scheme, value, meaning) of DICOM's segmentation terminology.
     """
 
     name: str
     value: int
     color: tuple[int, int, int]
+    parent: str | None = None
     category: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
     type: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
     region: tuple[str, str, str] | None = None
@@ -45,6 +47,7 @@ TUMOR = LabelSpec(
     "tumor",
     2,
     (144, 238, 144),
+    parent="liver",
     category=("SCT", "49755003", "Morphologically Altered Structure"),
     type=("SCT", "4147007", "Mass"),
     region=("SCT", "10200004", "Liver"),
@@ -96,6 +99,7 @@ class StageSpec:
     :param intensity: HU to network input.
     :param window: sliding-window (patch) size in voxels; None: the whole grid in one pass where memory allows.
     :param divisor: the network needs sizes divisible by this (per axis).
+    :param pad_to_window: pad an image smaller than the window up to it, as nnU-Net does.
     :param overlap: fraction of a window shared with its neighbor.
     :param activation: "softmax" (channels exclude each other) or "sigmoid" (channels are nested regions).
     :param channels: names of the output channels, in order.
@@ -125,13 +129,14 @@ class StageSpec:
     intensity: Intensity = Intensity()
     window: tuple[int, int, int] | None = None
     divisor: tuple[int, int, int] = (1, 1, 1)
+    pad_to_window: bool = False
     overlap: float = 0.5
     region: Region | None = None
     dimensions: int = 3
 
     def __post_init__(self) -> None:
         problems = []
-        if len(self.axes) != 3 or [i for p in _AXIS_PAIRS for i, a in enumerate(self.axes) if a in p].__len__() != 3:
+        if len(self.axes) != 3 or any(len(pair & set(self.axes)) != 1 for pair in _AXIS_PAIRS):
             problems.append(f"axes {self.axes!r} must name each of L/R, P/A and S/I once")
         if (self.spacing is None) == (self.size is None):
             problems.append("exactly one of spacing and size must be given")

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""segment(): a CT and a model in, labels on the CT's own grid out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import DeviceError, UsageError
+from ..models.model import Model
+from ..models.spec import StageSpec
+from ..progress import CancelToken, Progress, report_progress, scaled
+from ..volumes.resample import resample
+from ..volumes.volume import Grid, Volume
+from .device import select_device
+from .postprocess import Postprocessing, clean_lesions, clean_organ
+from .segmentation import Segmentation
+from .stages import Box, bounding_box, predict_logits, project_box, region_margin, stage_grids, stage_input, stage_plan
+
+_log = logging.getLogger(__name__)
+
+#: How far around a structure its probabilities are kept.
+_MARGIN_MM = 10.0
+#: Logits beyond this are certain enough; clipping keeps them from dominating the interpolation at the border.
+_MAX_LOGIT = 20.0
+
+
+def segment(
+    volume: Volume,
+    model: Model,
+    *,
+    device: str = "auto",
+    postprocessing: Postprocessing | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Segmentation:
+    """Segment `volume` with `model`.
+
+    The image is brought to canonical axes, resampled to the grid of each of the model's stages, normalized, read in
+    windows that are blended with a Gaussian, and the scores are resampled to the image's own grid, where they
+    become labels; then the rules of `postprocessing` apply.
+
+    :param volume: CT in HU, any orientation.
+    :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    :param postprocessing: defaults to :class:`Postprocessing` as it is documented.
+    :param progress: called after each window.
+    :param cancel: asked before each window.
+    :return: labels on the input's grid.
+    :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
+    :raises LiverXAILib.errors.Cancelled: `cancel` was set.
+    """
+    rules = postprocessing or Postprocessing()
+    target = select_device(device)
+    started = time.perf_counter()
+    labels = np.zeros(volume.shape, dtype=np.uint8)
+    masks: dict[str, np.ndarray] = {}
+    probabilities: dict[str, Volume] = {}
+    grids: dict[str, Grid] = {}
+    stages: list[dict[str, Any]] = []
+    warnings: list[str] = list(volume.metadata.get("warnings", ()))
+
+    model.to(target)
+    for number, stage in enumerate(model.spec.stages):
+        part = scaled(progress, number / len(model.spec.stages), (number + 1) / len(model.spec.stages))
+        box = None
+        if stage.region is not None:
+            box = bounding_box(masks[stage.region.label])
+            if box is None:
+                stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
+                continue
+        try:
+            grid, margins = _run_stage(volume, model, stage, box, target, part, cancel)
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceError(f"Device {target} ran out of memory. Use --device cpu, or close other programs.") from error
+        grids[stage.name] = grid
+        stages.append({"name": stage.name, "shape": list(grid.shape), "spacing_mm": list(grid.spacing)})
+        for label, margin in margins.items():
+            masks[label], probability = _to_input_grid(margin, grid, volume)
+            if probability is not None:
+                probabilities[label] = probability
+        _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
+
+    for spec in model.spec.labels:
+        labels[masks.get(spec.name, np.zeros(volume.shape, dtype=bool))] = spec.value
+    warnings += _sanity(masks, model)
+    report_progress(progress, "Segmented", 1.0)
+    provenance = {
+        "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+        "device": str(target),
+        "torch": torch.__version__,
+        "postprocessing": asdict(rules),
+        "stages": stages,
+        "seconds": round(time.perf_counter() - started, 3),
+        "warnings": warnings,
+    }
+    return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, provenance)
+
+
+def _run_stage(
+    volume: Volume,
+    model: Model,
+    stage: StageSpec,
+    box: Box | None,
+    device: torch.device,
+    progress: Progress | None,
+    cancel: CancelToken | None,
+) -> tuple[Grid, dict[str, torch.Tensor]]:
+    """Run one stage; of several parts of a long scan, the one that shows most of the stage's first label wins."""
+    grids = stage_grids(volume, stage, box)
+    best: tuple[float, Grid, dict[str, torch.Tensor]] | None = None
+    for number, grid in enumerate(grids):
+        logits = predict_logits(
+            model.members(stage),
+            stage_input(volume, stage, grid),
+            stage,
+            stage_plan(stage, grid),
+            device,
+            scaled(progress, number / len(grids), (number + 1) / len(grids)),
+            cancel,
+        )
+        margins = {
+            label: region_margin(logits, stage, label).clamp(-_MAX_LOGIT, _MAX_LOGIT) for label in stage.labels
+        }
+        found = float((next(iter(margins.values())) > 0).sum()) * grid.voxel_volume_mm3
+        if best is None or found > best[0]:
+            best = found, grid, margins
+    assert best is not None
+    return best[1], best[2]
+
+
+def _to_input_grid(margin: torch.Tensor, grid: Grid, volume: Volume) -> tuple[np.ndarray, Volume | None]:
+    """The region's mask on the whole input grid, and its probability in the box around it.
+
+    Scores are interpolated only where the region may be: on a full CT that is a tenth of the work.
+    """
+    mask = np.zeros(volume.shape, dtype=bool)
+    found = bounding_box((margin > 0).numpy())
+    if found is None:
+        return mask, None
+    box = project_box(found, grid, volume.grid, margin_mm=_MARGIN_MM)
+    score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
+    mask[box] = (score > 0).numpy()
+    probability = torch.sigmoid(score).to(torch.float16).numpy()
+    return mask, Volume(probability, volume.grid.cropped(box).ijk_to_lps)
+
+
+def _clean(masks: dict[str, np.ndarray], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> None:
+    """Apply the rules: organs first, then what is part of an organ; parts belong to their organ."""
+    for spec in model.spec.labels:
+        if spec.name not in masks:
+            continue
+        if spec.parent is None:
+            parts = [masks[part.name] for part in model.spec.labels if part.parent == spec.name and part.name in masks]
+            masks[spec.name] = clean_organ(np.logical_or.reduce([masks[spec.name], *parts]), rules)
+        elif spec.parent in masks:
+            lesions = clean_lesions(masks[spec.name], masks[spec.parent], voxel_volume_mm3, rules)
+            masks[spec.name] = lesions
+            masks[spec.parent] = masks[spec.parent] | lesions
+
+
+def _sanity(masks: dict[str, np.ndarray], model: Model) -> list[str]:
+    """What the user should know before trusting the labels."""
+    warnings = []
+    for spec in model.spec.labels:
+        if spec.parent is not None or spec.name not in masks:
+            continue
+        mask = masks[spec.name]
+        if not mask.any():
+            warnings.append(f"No {spec.name} was found in this image.")
+        elif mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any() or mask[..., 0].any() or mask[
+            ..., -1
+        ].any():
+            warnings.append(
+                f"The {spec.name} reaches the border of the image: part of it may be missing, and its volume is a lower bound."
+            )
+    return warnings
+
+
+def require_label(model: Model, name: str) -> StageSpec:
+    """The stage that decides `name`; raises :class:`~LiverXAILib.errors.UsageError` if the model has no such label."""
+    names = [spec.name for spec in model.spec.labels]
+    if name not in names:
+        raise UsageError(f"Model {model.spec.name!r} has no label {name!r}; it has {', '.join(names)}.")
+    return model.spec.stage_of(name)

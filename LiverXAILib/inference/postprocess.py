@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From scores to labels: what is kept of a network's answer, by rules that follow from anatomy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """The rules; all can be switched off.
+
+    :param largest_component: keep only the largest connected liver (there is one).
+    :param fill_holes: fill cavities that the liver encloses in 3-D (vessels, necrotic lesions).
+    :param lesions_in_liver: drop lesions that neither lie in nor touch the kept liver.
+    :param min_lesion_ml: drop smaller lesions: a ball of 4.6 mm diameter at the default of 0.05 ml, below what CT
+        slices resolve.
+    """
+
+    largest_component: bool = True
+    fill_holes: bool = True
+    lesions_in_liver: bool = True
+    min_lesion_ml: float = 0.05
+
+
+def clean_organ(mask: np.ndarray, rules: Postprocessing) -> np.ndarray:
+    """The organ's mask (k, j, i), bool, after the rules for organs."""
+    if not mask.any():
+        return mask
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    if rules.largest_component:
+        components = sitk.RelabelComponent(sitk.ConnectedComponent(image), sortByObjectSize=True)
+        image = sitk.Cast(components == 1, sitk.sitkUInt8)
+    if rules.fill_holes:
+        image = sitk.BinaryFillhole(image)
+    return sitk.GetArrayFromImage(image).astype(bool)
+
+
+def clean_lesions(
+    lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: float, rules: Postprocessing
+) -> np.ndarray:
+    """The lesions' mask (k, j, i), bool, after the rules for lesions. `organ` is the cleaned organ.
+
+    A lesion touches the organ if one of its 26-neighbors is organ.
+    """
+    if not lesions.any():
+        return lesions
+    components = sitk.ConnectedComponent(sitk.GetImageFromArray(lesions.astype(np.uint8)), True)
+    labels = sitk.GetArrayFromImage(components)
+    sizes = np.bincount(labels.ravel())
+    keep = sizes * voxel_volume_mm3 >= rules.min_lesion_ml * 1000.0
+    if rules.lesions_in_liver:
+        reach = sitk.BinaryDilate(sitk.GetImageFromArray(organ.astype(np.uint8)), [1, 1, 1], sitk.sitkBox)
+        touching = np.bincount(labels[sitk.GetArrayViewFromImage(reach) > 0], minlength=sizes.size) > 0
+        keep &= touching
+    keep[0] = False
+    return keep[labels]

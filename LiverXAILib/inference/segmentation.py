@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result of segmenting: labels, their meaning, probabilities, and how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..models.spec import LabelSpec
+from ..volumes.volume import Grid, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Labels on the input's grid.
+
+    :param labels: uint8 :class:`Volume`; 0 is background, other values are those of `specs`.
+    :param specs: the labels' names, values, colors and terminology.
+    :param probabilities: for each label a float16 :class:`Volume` in [0, 1] cropped to where the label may be;
+        outside it the probability is (nearly) 0. Above 0.5 the network prefers the label to every rival.
+    :param stage_grids: the grids on which the model's stages ran: explanations run there again.
+    :param provenance: JSON-ready: model, settings, device, what happened on the way.
+    """
+
+    labels: Volume
+    specs: tuple[LabelSpec, ...]
+    probabilities: Mapping[str, Volume] = field(default_factory=dict)
+    stage_grids: Mapping[str, Grid] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def spec(self, name: str) -> LabelSpec:
+        """The label called `name`; raises :class:`~LiverXAILib.errors.UsageError` if there is none."""
+        for spec in self.specs:
+            if spec.name == name:
+                return spec
+        raise UsageError(f"The segmentation has no label {name!r}; it has {[spec.name for spec in self.specs]}.")
+
+    def mask(self, name: str) -> np.ndarray:
+        """Where the structure `name` is, including its parts: bool (k, j, i). The liver includes its tumors."""
+        self.spec(name)
+        values = [spec.value for spec in self.specs if name in self._ancestry(spec)]
+        return np.isin(self.labels.array, values)
+
+    def _ancestry(self, spec: LabelSpec) -> list[str]:
+        names = [spec.name]
+        while spec.parent is not None and spec.parent not in names:
+            names.append(spec.parent)
+            spec = self.spec(spec.parent)
+        return names

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sliding windows whose blending weights are known before any network runs.
+
+The blended logit of a voxel is ``sum_p W_p(x) * l_p(x)`` with ``W_p = g_p / sum_q g_q``: a fixed linear combination
+of what the windows say. That makes explanations of blended results exact (see :mod:`LiverXAILib.explain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import ceil
+
+import torch
+
+#: Standard deviation of the Gaussian as a fraction of the window, as in nnU-Net (Isensee et al. 2021).
+_SIGMA = 1 / 8
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where the windows lie on an image of `shape` (voxels along the three tensor axes).
+
+    `padded_shape` is at least `shape`: the image is padded at the end of each axis before windows are cut.
+    """
+
+    shape: tuple[int, int, int]
+    padded_shape: tuple[int, int, int]
+    window: tuple[int, int, int]
+    boxes: tuple[Box, ...]
+
+    @staticmethod
+    def build(
+        shape: tuple[int, int, int],
+        window: tuple[int, int, int] | None,
+        *,
+        overlap: float = 0.5,
+        divisor: tuple[int, int, int] = (1, 1, 1),
+        pad_to_window: bool = False,
+    ) -> WindowPlan:
+        """Cover `shape` with windows.
+
+        :param window: largest window, or None for one window of any size; a smaller image gets a smaller window
+            unless `pad_to_window`.
+        :param overlap: fraction of a window shared with its neighbor, at least.
+        :param divisor: window sizes are rounded up to multiples of this.
+        """
+        sizes, padded, starts = [], [], []
+        for n, d, w in zip(shape, divisor, window or shape, strict=True):
+            limit = ceil(w / d) * d
+            size = limit if pad_to_window or n > limit else ceil(n / d) * d
+            total = max(n, size)
+            steps = 1 if total == size else ceil((total - size) / max(1.0, size * (1 - overlap))) + 1
+            step = (total - size) / (steps - 1) if steps > 1 else 0.0
+            sizes.append(size)
+            padded.append(total)
+            starts.append([round(index * step) for index in range(steps)])
+        boxes = tuple(
+            (slice(a, a + sizes[0]), slice(b, b + sizes[1]), slice(c, c + sizes[2])) for a, b, c in product(*starts)
+        )
+        return WindowPlan(shape, _triple(padded), _triple(sizes), boxes)
+
+    @cached_property
+    def importance(self) -> torch.Tensor:
+        """The Gaussian ``g`` of one window, float32, largest value 1, never 0."""
+        factors = []
+        for size in self.window:
+            x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+            factors.append(torch.exp(-0.5 * (x / max(size * _SIGMA, 1e-6)) ** 2))
+        weights = factors[0][:, None, None] * factors[1][None, :, None] * factors[2][None, None, :]
+        weights = weights / weights.max()
+        return weights.clamp_min(float(weights[weights > 0].min()))
+
+    @cached_property
+    def total(self) -> torch.Tensor:
+        """``sum_q g_q`` on the padded image."""
+        total = torch.zeros(self.padded_shape)
+        for box in self.boxes:
+            total[box] += self.importance
+        return total
+
+    def weight(self, box: Box) -> torch.Tensor:
+        """``W_p`` of the window at `box`: all windows' weights sum to 1 at every voxel."""
+        if len(self.boxes) == 1:
+            return torch.ones(self.window)
+        return self.importance / self.total[box]
+
+    def touching(self, mask: torch.Tensor) -> Iterator[Box]:
+        """The windows in which `mask` (on the padded image) is not zero everywhere."""
+        for box in self.boxes:
+            if bool(mask[box].any()):
+                yield box
+
+    def pad(self, image: torch.Tensor, value: float) -> torch.Tensor:
+        """Extend (..., *shape) to (..., *padded_shape) at the end of each axis."""
+        amounts = [p - n for n, p in zip(self.shape, self.padded_shape, strict=True)]
+        if not any(amounts):
+            return image
+        return torch.nn.functional.pad(image, (0, amounts[2], 0, amounts[1], 0, amounts[0]), value=value)
+
+    def unpad(self, image: torch.Tensor) -> torch.Tensor:
+        """Cut (..., *padded_shape) back to (..., *shape)."""
+        a, b, c = self.shape
+        return image[..., :a, :b, :c]
+
+
+def _triple(values: list[int]) -> tuple[int, int, int]:
+    a, b, c = values
+    return a, b, c

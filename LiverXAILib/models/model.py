@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model in memory: its card and its networks, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from .spec import ModelSpec, StageSpec
+
+
+class Model:
+    """Networks in evaluation mode, with frozen parameters, and the card that says how to feed them.
+
+    :param spec: the card.
+    :param networks: for each stage name, one network or the members of an ensemble.
+    """
+
+    def __init__(self, spec: ModelSpec, networks: Mapping[str, Sequence[nn.Module]]) -> None:
+        self.spec = spec
+        self.networks = {name: list(members) for name, members in networks.items()}
+        for members in self.networks.values():
+            for network in members:
+                network.eval()
+                network.requires_grad_(False)
+
+    def __repr__(self) -> str:
+        return f"Model({self.spec.name!r}, version {self.spec.version})"
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        """Checksums of all weights files, in the order of the card: what a result's provenance names."""
+        return tuple(checksum for stage in self.spec.stages for checksum in stage.sha256)
+
+    def to(self, device: torch.device) -> Model:
+        """Move all networks to `device`; returns the model itself."""
+        for members in self.networks.values():
+            for network in members:
+                network.to(device)
+        return self
+
+    def members(self, stage: StageSpec) -> list[nn.Module]:
+        """The networks of a stage."""
+        return self.networks[stage.name]

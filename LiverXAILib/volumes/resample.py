@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear resampling between grids, and its adjoint.
+
+Downsampling is anti-aliased with a triangle filter as wide as the target's spacing, because a CT's noise would
+otherwise fold into the coarse image. Voxel *centers* are what the matrices map, so nothing shifts by half a voxel.
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import permutations
+
+import numpy as np
+import torch
+
+from .volume import Grid
+
+#: Axes count as parallel if no voxel is misplaced by more than this (in source voxels) across the target.
+_PARALLEL_TOLERANCE = 0.02
+#: Voxels sampled at a time on the oblique path: bounds its memory.
+_SLAB_VOXELS = 4_000_000
+
+
+def resample(
+    array: np.ndarray | torch.Tensor, source: Grid, target: Grid, *, fill: float = 0.0, antialias: bool = True
+) -> torch.Tensor:
+    """Sample an image given on `source` at the voxel centers of `target`, linearly.
+
+    :param array: (..., k, j, i) on `source`; leading axes are channels.
+    :param fill: value further than half a source voxel outside `source`.
+    :param antialias: widen the filter where the target is coarser than the source.
+    :return: float32 tensor (..., k, j, i) on `target`, on the device of `array`.
+
+    Differentiable in `array`, and linear up to `fill`.
+    """
+    tensor = _as_tensor(array)
+    if tuple(tensor.shape[-3:]) != source.shape:
+        raise ValueError(f"array of shape {tuple(tensor.shape)} does not lie on a grid of shape {source.shape}")
+    target_to_source = np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps
+    axes = _parallel_axes(target_to_source, target.shape)
+    if axes is None:
+        return _resample_oblique(tensor, source, target, fill, antialias)
+    return _resample_separable(tensor, target_to_source, axes, target.shape, fill, antialias)
+
+
+def resample_adjoint(array: torch.Tensor, source: Grid, target: Grid, *, antialias: bool = True) -> torch.Tensor:
+    """The transpose of :func:`resample`: weights given on `target` (k, j, i) carried back to `source`.
+
+    For all x, y: ``sum(resample(x) * y) == sum(x * resample_adjoint(y))``. A question asked on the image's grid
+    ("the sum of the score over these voxels") becomes the same question on the network's grid.
+    """
+    with torch.enable_grad():
+        probe = torch.zeros(source.shape, dtype=torch.float32, device=array.device, requires_grad=True)
+        sampled = resample(probe, source, target, antialias=antialias)
+        (weights,) = torch.autograd.grad(sampled, probe, grad_outputs=array.to(torch.float32))
+    return weights
+
+
+def regrid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
+    """The grid with the same field of view and axes at another `spacing` ((i, j, k) in mm), centered.
+
+    Its size is rounded up, so that no part of the image is lost.
+    """
+    shape = [
+        max(1, int(np.ceil(n * old / new - 1e-3)))
+        for n, old, new in zip(grid.shape[::-1], grid.spacing, spacing, strict=True)
+    ]
+    return _centered(grid, shape, spacing)
+
+
+def resized(grid: Grid, shape: tuple[int, int, int]) -> Grid:
+    """The grid with the same field of view and axes in `shape` ((k, j, i)) voxels."""
+    sizes = shape[::-1]
+    spacing = tuple(n * old / new for n, old, new in zip(grid.shape[::-1], grid.spacing, sizes, strict=True))
+    return _centered(grid, list(sizes), spacing)
+
+
+def _centered(grid: Grid, shape_ijk: list[int], spacing: tuple[float, ...]) -> Grid:
+    matrix = grid.ijk_to_lps.copy()
+    matrix[:3, :3] = grid.direction * np.array(spacing)
+    center = grid.to_lps((np.array(grid.shape[::-1]) - 1) / 2)
+    matrix[:3, 3] = center - matrix[:3, :3] @ ((np.array(shape_ijk) - 1) / 2)
+    i, j, k = shape_ijk
+    return Grid((k, j, i), matrix)
+
+
+def _as_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array
+    if array.dtype not in (np.int8, np.uint8, np.int16, np.int32, np.float32, np.float64):
+        array = array.astype(np.float32)
+    with warnings.catch_warnings():
+        # A Volume's array is read-only, which torch warns about; nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _parallel_axes(matrix: np.ndarray, target_shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """For each source axis (i, j, k) the target axis parallel to it, or None if the grids are oblique."""
+    extent = np.array(target_shape[::-1], dtype=float)
+    travel = np.abs(matrix[:3, :3]) * extent
+    for order in permutations(range(3)):
+        others = travel.copy()
+        others[range(3), order] = 0
+        if others.max() < _PARALLEL_TOLERANCE:
+            return order
+    return None
+
+
+def _axis_weights(n: int, positions: np.ndarray, step: float, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolation matrix (len(positions), n) and which positions lie inside the source."""
+    inside = (positions >= -0.5 - 1e-6) & (positions <= n - 0.5 + 1e-6)
+    width = max(1.0, abs(step)) if antialias else 1.0
+    centers = np.clip(positions, 0, n - 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(n)[None, :] - centers[:, None]) / width)
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights[~inside] = 0
+    return weights.astype(np.float32), inside
+
+
+def _resample_separable(
+    tensor: torch.Tensor,
+    matrix: np.ndarray,
+    axes: tuple[int, int, int],
+    target_shape: tuple[int, int, int],
+    fill: float,
+    antialias: bool,
+) -> torch.Tensor:
+    target_sizes = target_shape[::-1]
+    weights, inside = [], []
+    for source_axis, target_axis in enumerate(axes):
+        step = matrix[source_axis, target_axis]
+        positions = step * np.arange(target_sizes[target_axis]) + matrix[source_axis, 3]
+        w, ok = _axis_weights(tensor.shape[-1 - source_axis], positions, step, antialias)
+        weights.append(torch.from_numpy(w).to(tensor.device))
+        inside.append(torch.from_numpy(ok).to(tensor.device))
+    w_i, w_j, w_k = weights
+
+    # Slice by slice in-plane first: the full-size image is never held in float32 as a whole.
+    leading = tensor.shape[:-3]
+    stack = tensor.reshape(-1, *tensor.shape[-3:])
+    planes = [
+        torch.stack([w_j @ (plane.to(torch.float32) @ w_i.T) for plane in channel.unbind(0)])
+        for channel in stack.unbind(0)
+    ]
+    result = torch.stack([torch.tensordot(w_k, channel, dims=([1], [0])) for channel in planes])
+
+    # Source order is (k, j, i); the target axis parallel to source axis a is axes[a].
+    source_kji_to_target = [3 - axes[2], 3 - axes[1], 3 - axes[0]]
+    result = result.permute(0, *(1 + source_kji_to_target.index(t) for t in (1, 2, 3)))
+    if fill:
+        covered = [torch.empty(0)] * 3
+        for source_axis, target_axis in enumerate(axes):
+            covered[2 - target_axis] = inside[source_axis]
+        mask = covered[0][:, None, None] & covered[1][None, :, None] & covered[2][None, None, :]
+        result = torch.where(mask, result, torch.tensor(float(fill), device=result.device))
+    return result.reshape(*leading, *target_shape).contiguous()
+
+
+def _resample_oblique(tensor: torch.Tensor, source: Grid, target: Grid, fill: float, antialias: bool) -> torch.Tensor:
+    if antialias:
+        # How far one step of the target goes along each source axis tells how much to blur beforehand.
+        steps = np.abs(np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps)[:3, :3].max(axis=1)
+        if steps.max() > 1.5:
+            spacing = np.array(source.spacing) * np.maximum(steps, 1.0)
+            coarse = regrid(source, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
+            tensor, source = resample(tensor, source, coarse, antialias=True), coarse
+    matrix = np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps
+    leading = tensor.shape[:-3]
+    image = tensor.reshape(1, -1, *tensor.shape[-3:]).to(torch.float32) - fill
+    # grid_sample with align_corners=True has voxel centers at -1 and 1; "zeros" is `fill` after the shift above.
+    scale = 2.0 / np.maximum(np.array(source.shape[::-1]) - 1, 1)
+    linear = torch.from_numpy((matrix[:3, :3] * scale[:, None]).astype(np.float32)).to(image.device)
+    offset = torch.from_numpy((matrix[:3, 3] * scale - 1).astype(np.float32)).to(image.device)
+    depth, height, width = target.shape
+    rows = torch.arange(height, device=image.device, dtype=torch.float32)
+    columns = torch.arange(width, device=image.device, dtype=torch.float32)
+    slab = max(1, _SLAB_VOXELS // (height * width))
+    parts = []
+    for start in range(0, depth, slab):
+        slices = torch.arange(start, min(start + slab, depth), device=image.device, dtype=torch.float32)
+        z, y, x = torch.meshgrid(slices, rows, columns, indexing="ij")
+        points = torch.stack((x, y, z), dim=-1) @ linear.T + offset
+        sampled = torch.nn.functional.grid_sample(
+            image, points[None], mode="bilinear", padding_mode="zeros", align_corners=True
+        )
+        parts.append(sampled[0])
+    return (torch.cat(parts, dim=1) + fill).reshape(*leading, *target.shape)
