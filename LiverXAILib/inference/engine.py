@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError
 from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, report_progress, scaled
@@ -76,7 +76,7 @@ def segment(
         try:
             grid, margins = _run_stage(volume, model, stage, box, target, part, cancel)
         except torch.cuda.OutOfMemoryError as error:
-            raise DeviceError(f"Device {target} ran out of memory. Use --device cpu, or close other programs.") from error
+            raise DeviceError(f"Device {target} ran out of memory. Use the CPU, or close other programs.") from error
         grids[stage.name] = grid
         stages.append({"name": stage.name, "shape": list(grid.shape), "spacing_mm": list(grid.spacing)})
         for label, margin in margins.items():
@@ -172,18 +172,10 @@ def _sanity(masks: dict[str, np.ndarray], model: Model) -> list[str]:
         mask = masks[spec.name]
         if not mask.any():
             warnings.append(f"No {spec.name} was found in this image.")
-        elif mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any() or mask[..., 0].any() or mask[
-            ..., -1
-        ].any():
+        elif any(mask.take(end, axis=axis).any() for axis in range(3) for end in (0, -1)):
             warnings.append(
-                f"The {spec.name} reaches the border of the image: part of it may be missing, and its volume is a lower bound."
+                f"The {spec.name} reaches the border of the image: part of it may be missing, "
+                "and its volume is a lower bound."
             )
     return warnings
 
-
-def require_label(model: Model, name: str) -> StageSpec:
-    """The stage that decides `name`; raises :class:`~LiverXAILib.errors.UsageError` if the model has no such label."""
-    names = [spec.name for spec in model.spec.labels]
-    if name not in names:
-        raise UsageError(f"Model {model.spec.name!r} has no label {name!r}; it has {', '.join(names)}.")
-    return model.spec.stage_of(name)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answer to "why?": a heat map, the question it answers, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..volumes.volume import Volume
+from .targets import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A heat map on the input's grid.
+
+    :param heatmap: float32 in [0, 1]; 1 is the most influential place of the whole image (one normalization).
+    :param raw_maximum: the value before normalization that became 1: maps of one model, method and layer can be
+        compared with it. 0 means that the map is empty.
+    :param target: the question.
+    :param method: name of the method, e.g. "seg-grad-cam".
+    :param layer: dotted name of the explained stage of the network, or "" for methods that need none.
+    :param faithfulness: JSON-ready result of the checks, or None if they were not run.
+    :param warnings: sentences for the user (degenerate layer, empty map …).
+    :param provenance: JSON-ready: model, stage, windows, time.
+    """
+
+    heatmap: Volume
+    raw_maximum: float
+    target: Target
+    method: str
+    layer: str
+    faithfulness: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
