@@ -1,1 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
+"""LiverXAI: liver and liver tumor segmentation in CT, with explanations. For research use only.
+
+>>> import LiverXAILib as lx
+>>> volume = lx.read_volume("ct.nii.gz")                      # doctest: +SKIP
+>>> analysis = lx.analyze(volume, lx.load_model("default"))   # doctest: +SKIP
+>>> lx.write_analysis(analysis, "result")                     # doctest: +SKIP
+
+Importing this package is cheap: torch and the image libraries are loaded when a function that needs them is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .errors import Cancelled, DeviceError, InputError, LiverXAIError, ModelError, UsageError
+from .progress import CancelToken, Progress
+
+if TYPE_CHECKING:
+    from .analysis import Analysis
+    from .explain import METHODS, Explanation, Target, explain, explain_all
+    from .inference import Postprocessing, Segmentation, segment
+    from .measure import Measurements, measure
+    from .models import Model, ModelSpec, load_model, save_model
+    from .pipeline import analyze, write_analysis
+    from .volumes.io import list_series, read_volume, write_volume
+    from .volumes.volume import Grid, Volume
+
+#: Where each public name lives; the module is imported when the name is first used (PEP 562).
+_HOMES = {
+    "Analysis": "analysis",
+    "Explanation": "explain",
+    "Grid": "volumes.volume",
+    "METHODS": "explain",
+    "Measurements": "measure",
+    "Model": "models",
+    "ModelSpec": "models",
+    "Postprocessing": "inference",
+    "Segmentation": "inference",
+    "Target": "explain",
+    "Volume": "volumes.volume",
+    "analyze": "pipeline",
+    "explain": "explain",
+    "explain_all": "explain",
+    "list_series": "volumes.io",
+    "load_model": "models",
+    "measure": "measure",
+    "read_volume": "volumes.io",
+    "save_model": "models",
+    "segment": "inference",
+    "write_analysis": "pipeline",
+    "write_volume": "volumes.io",
+}
+
+__all__ = [
+    "Analysis",
+    "CancelToken",
+    "Cancelled",
+    "DeviceError",
+    "Explanation",
+    "Grid",
+    "InputError",
+    "LiverXAIError",
+    "METHODS",
+    "Measurements",
+    "Model",
+    "ModelError",
+    "ModelSpec",
+    "Postprocessing",
+    "Progress",
+    "Segmentation",
+    "Target",
+    "UsageError",
+    "Volume",
+    "__version__",
+    "analyze",
+    "explain",
+    "explain_all",
+    "list_series",
+    "load_model",
+    "measure",
+    "read_volume",
+    "save_model",
+    "segment",
+    "write_analysis",
+    "write_volume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``liverxai`` (= ``python -m LiverXAILib``).
+
+Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ._version import __version__
+from .errors import Cancelled, LiverXAIError, UsageError
+from .progress import Progress
+
+FAILED, USAGE = 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("liverxai: cancelled; nothing was written.", file=sys.stderr)
+        return FAILED
+    except (LiverXAIError, OSError, MemoryError) as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"liverxai: {_sentence(error)}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) and not isinstance(error, Cancelled) else FAILED
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory. Close other programs, or crop the image."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="liverxai",
+        description="Segment the liver and its tumors in CT and explain the result. For research use only.",
+    )
+    parser.add_argument("--version", action="version", version=f"LiverXAI {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show log messages and tracebacks")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_analyze(commands)
+    _add_phantom(commands)
+    _add_models(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+# --- analyze ----------------------------------------------------------------------------------------------------
+
+
+def _add_analyze(commands: Any) -> None:
+    parser = commands.add_parser(
+        "analyze", help="segment, explain, measure and report one CT", description=_analyze.__doc__
+    )
+    parser.add_argument("input", metavar="INPUT", type=Path, help="a NIfTI, NRRD or MetaImage file, or a DICOM folder")
+    parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
+    parser.add_argument("--model", default="default", metavar="NAME", help="a model's name or folder (default: default)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument(
+        "--explain",
+        metavar="TARGET",
+        nargs="*",
+        default=None,
+        help="what to explain: liver, tumor, lesion:N, … (default: liver tumor; nothing after it: no explanation)",
+    )
+    parser.add_argument("--method", default="seg-grad-cam", help="explanation method (default: seg-grad-cam)")
+    parser.add_argument("--layer", default=None, help="stage of the network to explain (default: the model's)")
+    parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
+    parser.add_argument("--no-report", action="store_true", help="write no report.html")
+    parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
+    parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
+    parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
+    parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
+    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
+    parser.set_defaults(run=_analyze)
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    """Segment the liver and its tumors in one CT, explain and measure the result, and write it into a folder."""
+    import dataclasses
+
+    from .inference import Postprocessing
+    from .models import load_model
+    from .pipeline import DEFAULT_TARGETS, analyze, write_analysis
+    from .volumes.io import read_volume
+
+    rules = Postprocessing()
+    if options.no_postprocessing:
+        rules = Postprocessing(False, False, False, 0.0)
+    if options.min_lesion_ml is not None:
+        rules = dataclasses.replace(rules, min_lesion_ml=options.min_lesion_ml)
+    with _progress_bar() as progress:
+        progress("Reading the image", 0.0)
+        volume = read_volume(
+            options.input, series=options.series, allow_irregular=options.allow_irregular, force=options.force
+        )
+        model = load_model(options.model)
+        analysis = analyze(
+            volume,
+            model,
+            targets=DEFAULT_TARGETS if options.explain is None else options.explain,
+            method=options.method,
+            layer=options.layer,
+            check=options.check,
+            device=options.device,
+            postprocessing=rules,
+            progress=progress,
+        )
+        files = write_analysis(analysis, options.output, report=not options.no_report)
+    for warning in analysis.provenance["warnings"]:
+        print(f"warning: {warning}")
+    print(analysis.measurements.summary())
+    for role, path in files.items():
+        print(f"{role:>20}  {path}")
+    print("For research use only. Not for diagnosis or treatment.")
+    return 0
+
+
+# --- phantom ----------------------------------------------------------------------------------------------------
+
+
+def _add_phantom(commands: Any) -> None:
+    parser = commands.add_parser("phantom", help="make a synthetic CT with its truth", description=_phantom.__doc__)
+    parser.add_argument("--output", "-o", metavar="FILE", type=Path, required=True, help="e.g. phantom.nii.gz")
+    parser.add_argument("--seed", type=int, default=1, help="another seed, another patient (default: 1)")
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, default=(1.5, 1.5, 3.0), metavar=("I", "J", "K"), help="voxel size in mm"
+    )
+    parser.set_defaults(run=_phantom)
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    """Make a synthetic abdominal CT; its ground truth (1 liver, 2 tumor) is written beside it."""
+    from .training.phantom import make_phantom, write_phantom
+
+    paths = write_phantom(make_phantom(options.seed, spacing_mm=tuple(options.spacing)), options.output)
+    for path in paths:
+        print(path)
+    return 0
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+def _add_models(commands: Any) -> None:
+    parser = commands.add_parser("models", help="list, show, download and verify models")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    actions.add_parser("list", help="the models that have a name").set_defaults(run=_models_list)
+    for name, run, text in (
+        ("show", _models_show, "print a model's card"),
+        ("download", _models_download, "get a model's weights"),
+        ("verify", _models_verify, "check a model's weights against their checksums"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("name", metavar="NAME")
+        action.set_defaults(run=run)
+
+
+def _models_list(options: argparse.Namespace) -> int:
+    from .models import registry
+
+    for name, entry in registry().items():
+        state = "bundled" if entry.bundled else "on this machine" if entry.folder() else "to download"
+        print(f"{name:<12} {state:<16} {entry.spec().title}")
+    return 0
+
+
+def _models_show(options: argparse.Namespace) -> int:
+    from .models import registered
+
+    print(registered(options.name).spec().to_json(), end="")
+    return 0
+
+
+def _models_download(options: argparse.Namespace) -> int:
+    from .models import download
+
+    with _progress_bar() as progress:
+        folder = download(options.name, progress=progress)
+    print(folder)
+    return 0
+
+
+def _models_verify(options: argparse.Namespace) -> int:
+    from .models import registered, verify
+
+    entry = registered(options.name)
+    folder = entry.folder()
+    if folder is None:
+        print(f"The weights of {options.name!r} are not on this machine.")
+        return FAILED
+    verify(entry.spec(), folder)
+    print(f"{folder}: all files are as the card says.")
+    return 0
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------
+
+
+def _add_evaluate(commands: Any) -> None:
+    from .evaluation import evaluate
+
+    parser = commands.add_parser("evaluate", help="compare predictions with references")
+    evaluate.add_arguments(parser)
+    parser.set_defaults(run=evaluate.run)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    """A bar on the terminal (on standard error, so that output can be piped), with the time that remains."""
+    from tqdm import tqdm
+
+    with tqdm(total=100, bar_format="{desc:<46.46} {bar} {percentage:3.0f}% {remaining}", leave=False) as bar:
+
+        def show(stage: str, fraction: float) -> None:
+            bar.set_description_str(stage, refresh=False)
+            bar.update(max(0.0, 100 * fraction - bar.n))
+            bar.refresh()
+
+        yield show

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""analyze(): the one engine behind every front end. write_analysis(): its result as files a person opens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._version import __version__
+from .analysis import Analysis
+from .errors import InputError, UsageError
+from .explain import EmptyTarget, Explanation, Target, explain_all
+from .inference import Postprocessing, segment
+from .measure import measure
+from .models import Model
+from .progress import CancelToken, Progress, report_progress, scaled
+from .report import write_report, write_segmentation_file, write_tables
+from .volumes.io import write_volume
+from .volumes.volume import Volume
+
+_log = logging.getLogger(__name__)
+
+#: What is explained when nobody asks for something else.
+DEFAULT_TARGETS = ("liver", "tumor")
+
+
+def analyze(
+    volume: Volume,
+    model: Model,
+    *,
+    targets: Sequence[str | Target] = DEFAULT_TARGETS,
+    method: str = "seg-grad-cam",
+    layer: str | None = None,
+    check: bool = False,
+    device: str = "auto",
+    postprocessing: Postprocessing | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Analysis:
+    """Segment a CT, explain the result and measure it.
+
+    :param targets: the questions to explain, as :class:`~LiverXAILib.explain.Target` or text ("liver", "tumor",
+        "lesion:1" …). A question about something that was not found is skipped with a warning.
+    :param method: explanation method, see :data:`LiverXAILib.explain.METHODS`.
+    :param layer: stage of the network to explain; None: the model's default.
+    :param check: also compute how faithful each explanation is (takes several times longer).
+    :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
+    """
+    started = time.time()
+    questions = [Target.parse(target) if isinstance(target, str) else target for target in targets]
+    segmentation = segment(
+        volume,
+        model,
+        device=device,
+        postprocessing=postprocessing,
+        progress=scaled(progress, 0.0, 0.4 if questions else 0.9),
+        cancel=cancel,
+    )
+    warnings = list(segmentation.provenance["warnings"])
+    explanations: list[Explanation] = []
+    if questions:
+        explanations, skipped = _explain(
+            volume, model, segmentation, questions, method, layer, check, device, scaled(progress, 0.4, 0.95), cancel
+        )
+        warnings += skipped
+    report_progress(progress, "Measuring", 0.95)
+    measurements = measure(volume, segmentation)
+    provenance = {
+        "software": {"name": "LiverXAI", "version": __version__, "python": platform.python_version()},
+        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), **_plain(volume.metadata)},
+        "segmentation": dict(segmentation.provenance),
+        "explanations": [
+            {
+                "target": explanation.target.describe(),
+                "method": explanation.method,
+                "layer": explanation.layer,
+                "raw_maximum": explanation.raw_maximum,
+                "faithfulness": explanation.faithfulness,
+                "warnings": list(explanation.warnings),
+                **explanation.provenance,
+            }
+            for explanation in explanations
+        ],
+        "warnings": warnings,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "seconds": round(time.time() - started, 2),
+        "notice": "For research use only. Not for diagnosis or treatment.",
+    }
+    report_progress(progress, "Done", 1.0)
+    return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance)
+
+
+def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = True) -> dict[str, Path]:
+    """Write an analysis into `folder`; files of an earlier analysis there are replaced.
+
+    Everything is first written to a hidden folder beside it, so that nobody ever reads half a result.
+
+    :param report: also write ``report.html`` (needs the extra ``report``).
+    :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
+    :raises LiverXAILib.errors.InputError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            names = _write_files(analysis, Path(temporary), report)
+            folder.mkdir(exist_ok=True)
+            for stale in folder.glob("heatmap-*.nrrd"):
+                stale.unlink()
+            # The provenance comes last: where it is, the result is whole.
+            for name in names.values():
+                os.replace(Path(temporary) / name, folder / name)
+    except OSError as error:
+        raise InputError(f"Cannot write the results to {folder}: {error.strerror or error}.") from error
+    return {role: folder / name for role, name in names.items()}
+
+
+def _explain(
+    volume: Volume,
+    model: Model,
+    segmentation: Any,
+    questions: Sequence[Target],
+    method: str,
+    layer: str | None,
+    check: bool,
+    device: str,
+    progress: Progress | None,
+    cancel: CancelToken | None,
+) -> tuple[list[Explanation], list[str]]:
+    """Explain all questions that have an answer in one pass; name the others."""
+    raise NotImplementedError
