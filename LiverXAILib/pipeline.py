@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ._version import __version__
 from .analysis import Analysis
 from .errors import InputError, UsageError
-from .explain import EmptyTarget, Explanation, Target, explain_all
+from .explain import EmptyTargetError, Target, explain_all
 from .inference import Postprocessing, segment
 from .measure import measure
 from .models import Model
@@ -25,8 +22,6 @@ from .progress import CancelToken, Progress, report_progress, scaled
 from .report import write_report, write_segmentation_file, write_tables
 from .volumes.io import write_volume
 from .volumes.volume import Volume
-
-_log = logging.getLogger(__name__)
 
 #: What is explained when nobody asks for something else.
 DEFAULT_TARGETS = ("liver", "tumor")
@@ -56,7 +51,7 @@ def analyze(
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
     started = time.time()
-    questions = [Target.parse(target) if isinstance(target, str) else target for target in targets]
+    questions = [Target.parse(target) for target in targets]
     segmentation = segment(
         volume,
         model,
@@ -66,17 +61,30 @@ def analyze(
         cancel=cancel,
     )
     warnings = list(segmentation.provenance["warnings"])
-    explanations: list[Explanation] = []
-    if questions:
-        explanations, skipped = _explain(
-            volume, model, segmentation, questions, method, layer, check, device, scaled(progress, 0.4, 0.95), cancel
-        )
-        warnings += skipped
+    answerable = []
+    for question in questions:
+        try:
+            question.mask(segmentation)
+            answerable.append(question)
+        except EmptyTargetError as error:
+            warnings.append(f"Not explained: {question.describe()}. {error}")
+    explanations = explain_all(
+        volume,
+        model,
+        segmentation,
+        answerable,
+        method=method,
+        layer=layer,
+        check=check,
+        device=device,
+        progress=scaled(progress, 0.4, 0.95),
+        cancel=cancel,
+    )
     report_progress(progress, "Measuring", 0.95)
     measurements = measure(volume, segmentation)
     provenance = {
         "software": {"name": "LiverXAI", "version": __version__, "python": platform.python_version()},
-        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), **_plain(volume.metadata)},
+        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), "metadata": dict(volume.metadata)},
         "segmentation": dict(segmentation.provenance),
         "explanations": [
             {
@@ -124,17 +132,21 @@ def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = Tru
     return {role: folder / name for role, name in names.items()}
 
 
-def _explain(
-    volume: Volume,
-    model: Model,
-    segmentation: Any,
-    questions: Sequence[Target],
-    method: str,
-    layer: str | None,
-    check: bool,
-    device: str,
-    progress: Progress | None,
-    cancel: CancelToken | None,
-) -> tuple[list[Explanation], list[str]]:
-    """Explain all questions that have an answer in one pass; name the others."""
-    raise NotImplementedError
+
+def _write_files(analysis: Analysis, folder: Path, report: bool) -> dict[str, str]:
+    """Write all files of an analysis into `folder`; returns their names by role."""
+    names = {"segmentation": "segmentation.seg.nrrd"}
+    write_segmentation_file(analysis.segmentation, folder / names["segmentation"])
+    for explanation in analysis.explanations:
+        role = f"heatmap-{explanation.target.slug}"
+        names[role] = f"{role}.nrrd"
+        write_volume(explanation.heatmap, folder / names[role])
+    names["measurements"], names["table"] = "measurements.json", "measurements.csv"
+    write_tables(analysis.measurements, folder / names["measurements"], folder / names["table"])
+    if report:
+        names["report"] = "report.html"
+        write_report(analysis, folder / names["report"])
+    names["provenance"] = "provenance.json"
+    text = json.dumps(analysis.provenance, indent=2, ensure_ascii=False)
+    (folder / names["provenance"]).write_text(text + "\n", encoding="utf-8")
+    return names

@@ -1,0 +1,41 @@
+# Everything that `make demo` and `make test` need is installed into .venv; a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+OUTPUT ?= output
+
+.PHONY: demo test lint benchmark clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python docs/demo.py --output $(OUTPUT)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: $(VENV)/.test
+	$(BIN)/liverxai benchmark --help
+
+clean:
+	rm -rf $(VENV) $(OUTPUT) build *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[report]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo Testing/requirements-nnunet.txt
+	$(PIP) --editable ".[test]"
+	$(PIP) --no-deps --requirement Testing/requirements-nnunet.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules between rooms of docs/architecture.md, checked on the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parents[2] / "LiverXAILib"
+
+ORDER = [
+    "errors",
+    "progress",
+    "_version",
+    "volumes",
+    "networks",
+    "models",
+    "inference",
+    "explain",
+    "measure",
+    "analysis",
+    "report",
+    "pipeline",
+    "mrml",
+    "worker",
+    "batch",
+    "evaluation",
+    "training",
+    "cli",
+]
+FRONT_ENDS = {"mrml", "worker", "batch", "evaluation", "training"}
+ALLOWED_BETWEEN_FRONT_ENDS = {("batch", "mrml"), ("training", "evaluation")}
+RESERVED = {
+    "slicer": ("mrml",),
+    "vtk": ("mrml",),
+    "qt": (),
+    "ctk": (),
+    "monai": ("training", "evaluation", "models/monai_bundle.py"),
+    "lightning": ("training",),
+    "torchvision": (),
+    "shap": (),
+}
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Absolute dotted names of all that a file imports outside ``if TYPE_CHECKING``, with line numbers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = ["LiverXAILib", *path.relative_to(LIBRARY).parent.parts]
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped.update(child for statement in node.body for child in ast.walk(statement))
+    found = []
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(f"{name}.{alias.name}" if not node.module else name, node.lineno) for alias in node.names]
+    return found
+
+
+def sources() -> list[Path]:
+    return [path for path in sorted(LIBRARY.rglob("*.py")) if path.name not in ("__main__.py",)]
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(LIBRARY).parts
+    return parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_a_room_imports_only_from_rooms_above_it(path):
+    own = room(path)
+    if own == "__init__":
+        return
+    for name, line in imports(path):
+        parts = name.split(".")
+        if parts[0] != "LiverXAILib" or len(parts) < 2 or parts[1] == own:
+            continue
+        other = parts[1]
+        assert ORDER.index(other) < ORDER.index(own), f"{path}:{line}: {own} imports {other}, which is below it"
+        if own in FRONT_ENDS and other in FRONT_ENDS:
+            assert (own, other) in ALLOWED_BETWEEN_FRONT_ENDS, f"{path}:{line}: front end {own} imports {other}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_heavy_and_foreign_packages_stay_in_their_rooms(path):
+    where = str(path.relative_to(LIBRARY))
+    for name, line in imports(path):
+        allowed = RESERVED.get(name.split(".")[0])
+        if allowed is not None:
+            assert where.startswith(allowed) if allowed else False, f"{path}:{line} imports {name}"
+
+
+def test_importing_the_library_loads_neither_torch_nor_simpleitk():
+    code = (
+        "import sys, LiverXAILib; "
+        "print([m for m in ('torch', 'SimpleITK', 'numpy', 'pydicom', 'monai', 'slicer') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    import LiverXAILib
+
+    for name in LiverXAILib.__all__:
+        assert getattr(LiverXAILib, name) is not None

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resampling agrees with SimpleITK and SciPy, and its adjoint is the exact transpose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from LiverXAILib.volumes.resample import regrid, resample, resample_adjoint, resized
+from LiverXAILib.volumes.volume import Grid
+from scipy.spatial.transform import Rotation
+
+
+def a_grid(shape=(9, 11, 13), spacing=(0.8, 0.9, 2.5), angles=(0.0, 0.0, 0.0), origin=(-30.0, 12.0, 7.0)) -> Grid:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * np.array(spacing)
+    matrix[:3, 3] = origin
+    return Grid(shape, matrix)
+
+
+def an_image(grid: Grid, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 300, grid.shape).astype(np.float32)
+
+
+def with_simpleitk(array: np.ndarray, source: Grid, target: Grid, fill: float) -> np.ndarray:
+    def describe(image: sitk.Image, grid: Grid) -> None:
+        image.SetSpacing(grid.spacing)
+        image.SetOrigin(grid.origin.tolist())
+        image.SetDirection(grid.direction.ravel().tolist())
+
+    image = sitk.GetImageFromArray(array)
+    describe(image, source)
+    reference = sitk.GetImageFromArray(np.zeros(target.shape, np.float32))
+    describe(reference, target)
+    return sitk.GetArrayFromImage(sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, fill))
+
+
+def inside(source: Grid, target: Grid, border: float = 0.0) -> np.ndarray:
+    """Voxels of `target` whose centers lie between the centers of `source`'s outermost voxels."""
+    k, j, i = np.indices(target.shape)
+    ijk = source.to_ijk(target.to_lps(np.stack([i, j, k], axis=-1)))
+    return ((ijk >= border) & (ijk <= np.array(source.shape[::-1]) - 1 - border)).all(axis=-1)
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (10, -20, 35)], ids=["parallel", "oblique"])
+def test_linear_interpolation_equals_simpleitk(angles):
+    source = a_grid()
+    center = source.to_lps((np.array(source.shape[::-1]) - 1) / 2)
+    target = a_grid((14, 10, 12), (0.7, 0.6, 1.3), angles, origin=center - 3.0)
+    image = an_image(source)
+    ours = resample(image, source, target, fill=-1024, antialias=False).numpy()
+    truth = with_simpleitk(image, source, target, -1024)
+    where = inside(source, target, border=1e-3)
+    assert where.sum() > 300
+    np.testing.assert_allclose(ours[where], truth[where], atol=2e-2)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
+def test_axis_permutations_and_flips_lose_nothing(order, flips):
+    source = a_grid(angles=(5, 10, 15))
+    image = an_image(source)
+    view = np.transpose(image, order)[tuple(slice(None, None, f) for f in flips)]
+    matrix = source.ijk_to_lps.copy()
+    # Array axis a of the view is axis order[a] of the source; ijk columns run in the opposite order of array axes.
+    start = np.zeros(3)
+    for a in range(3):
+        column = 2 - order[a]
+        matrix[:3, 2 - a] = source.ijk_to_lps[:3, column] * flips[a]
+        if flips[a] < 0:
+            start[column] = source.shape[order[a]] - 1
+    matrix[:3, 3] = source.to_lps(start)
+    target = Grid(view.shape, matrix)
+    np.testing.assert_allclose(resample(image, source, target).numpy(), view, atol=1e-4)
+
+
+def test_a_constant_image_stays_constant_when_it_is_made_coarser_or_finer():
+    source = a_grid((20, 30, 40))
+    image = np.full(source.shape, 37.0, np.float32)
+    for spacing in ((3.0, 3.0, 3.0), (0.5, 0.5, 1.0)):
+        target = regrid(source, spacing)
+        np.testing.assert_allclose(resample(image, source, target, fill=37.0).numpy(), 37.0, atol=1e-3)
+
+
+def test_downsampling_averages_noise_instead_of_picking_it():
+    source = a_grid((40, 40, 40), (1, 1, 1))
+    noise = an_image(source)
+    coarse = resample(noise, source, regrid(source, (4, 4, 4))).numpy()
+    assert coarse[2:-2, 2:-2, 2:-2].std() < noise.std() / 4
+
+
+def test_outside_the_image_is_the_fill_value():
+    source = a_grid()
+    target = a_grid(origin=(1000.0, 0.0, 0.0))
+    assert (resample(an_image(source), source, target, fill=-1024).numpy() == -1024).all()
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (8, 14, -20)], ids=["parallel", "oblique"])
+def test_the_adjoint_is_the_transpose(angles):
+    source = a_grid((7, 8, 9))
+    target = a_grid((6, 12, 5), (1.9, 0.7, 2.0), angles, origin=(-29.0, 12.5, 8.0))
+    x, y = torch.from_numpy(an_image(source, 1)), torch.from_numpy(an_image(target, 2))
+    left = (resample(x, source, target).double() * y).sum()
+    right = (x.double() * resample_adjoint(y, source, target)).sum()
+    assert float(left) == pytest.approx(float(right), rel=1e-4)
+
+
+def test_regrid_and_resized_keep_the_field_of_view_centered():
+    grid = a_grid((50, 60, 70), angles=(3, 5, 7))
+    center = grid.to_lps((np.array(grid.shape[::-1]) - 1) / 2)
+    for other in (regrid(grid, (2.0, 2.0, 2.0)), resized(grid, (32, 24, 16))):
+        np.testing.assert_allclose(other.to_lps((np.array(other.shape[::-1]) - 1) / 2), center)
+        extent, old = np.array(other.shape[::-1]) * other.spacing, np.array(grid.shape[::-1]) * grid.spacing
+        assert (extent >= old - 1e-6).all()
+        assert (extent <= old + other.spacing).all()
+    assert resized(grid, (32, 24, 16)).shape == (32, 24, 16)
+
+
+def test_channels_are_resampled_alike():
+    source = a_grid()
+    target = regrid(source, (2.0, 2.0, 2.0))
+    image = an_image(source)
+    both = resample(np.stack([image, 2 * image]), source, target)
+    assert both.shape == (2, *target.shape)
+    torch.testing.assert_close(both[1], 2 * resample(image, source, target))

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows cover the image, and their weights are known beforehand and sum to one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from LiverXAILib.inference.windows import WindowPlan
+
+LAYOUTS = [
+    ((40, 50, 60), (16, 16, 16), 0.5, (8, 8, 8)),
+    ((17, 33, 9), (16, 16, 16), 0.25, (16, 16, 16)),
+    ((5, 5, 5), None, 0.5, (4, 4, 4)),
+    ((30, 31, 29), None, 0.5, (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("shape", "window", "overlap", "divisor"), LAYOUTS)
+def test_weights_sum_to_one_at_every_voxel(shape, window, overlap, divisor):
+    plan = WindowPlan.build(shape, window, overlap=overlap, divisor=divisor)
+    total = torch.zeros(plan.padded_shape)
+    for box in plan.boxes:
+        assert total[box].shape == plan.window
+        total[box] += plan.weight(box)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 70)] * 3),
+    st.one_of(st.none(), st.tuples(*[st.integers(1, 40)] * 3)),
+    st.floats(0, 0.75),
+    st.sampled_from([1, 2, 4, 16]),
+    st.booleans(),
+)
+def test_windows_cover_any_image_with_sizes_the_network_accepts(shape, window, overlap, divisor, pad_to_window):
+    plan = WindowPlan.build(
+        shape, window, overlap=overlap, divisor=(divisor,) * 3, pad_to_window=pad_to_window and window is not None
+    )
+    assert all(size % divisor == 0 for size in plan.window)
+    assert all(p >= n for p, n in zip(plan.padded_shape, shape, strict=True))
+    for axis in range(3):
+        ranges = sorted({(box[axis].start, box[axis].stop) for box in plan.boxes})
+        assert ranges[0][0] == 0
+        assert ranges[-1][1] == plan.padded_shape[axis]
+        for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False):
+            assert stop - start >= int(overlap * plan.window[axis]) - 1
+
+
+def test_padding_and_unpadding_are_inverse():
+    plan = WindowPlan.build((5, 6, 7), None, divisor=(4, 4, 4))
+    image = torch.randn(2, 5, 6, 7)
+    padded = plan.pad(image, -1.0)
+    assert padded.shape == (2, 8, 8, 8)
+    assert (padded[:, 5:] == -1).all()
+    torch.testing.assert_close(plan.unpad(padded), image)
+
+
+def test_only_windows_that_touch_the_mask_are_named():
+    plan = WindowPlan.build((64, 16, 16), (16, 16, 16), overlap=0.5)
+    mask = torch.zeros(plan.padded_shape)
+    mask[20, 8, 8] = 1
+    touching = list(plan.touching(mask))
+    assert touching == [box for box in plan.boxes if box[0].start <= 20 < box[0].stop]
+    assert 0 < len(touching) < len(plan.boxes)
