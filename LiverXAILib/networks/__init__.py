@@ -1,1 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Networks: plain torch modules whose stages have names, so that they can be explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError
+from .obelisk import ObeliskUNet
+from .unet import UNet, default_stage
+
+#: What a model card may name. A card is data: it never names code outside this list.
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {"UNet": UNet, "ObeliskUNet": ObeliskUNet}
+
+
+def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Make the network a model card names, with fresh weights.
+
+    :param name: a key of :data:`NETWORKS`.
+    :param arguments: keyword arguments of that class.
+    :raises LiverXAILib.errors.ModelError: unknown name, or arguments the class does not take.
+    """
+    if name not in NETWORKS:
+        raise ModelError(f"The network {name!r} is unknown. LiverXAI has: {', '.join(sorted(NETWORKS))}.")
+    try:
+        return NETWORKS[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"The network {name} cannot be made with {dict(arguments)}: {error}") from error
+
+
+__all__ = ["NETWORKS", "ObeliskUNet", "UNet", "build_network", "default_stage"]

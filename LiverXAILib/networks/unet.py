@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One configurable U-Net for slices and volumes (Ronneberger 2015, Çiçek 2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+_UPSAMPLING = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class UNet(nn.Module):
+    """Encoder, bottleneck and decoder with skip connections; returns logits.
+
+    The stages ``encoder.0``…, ``bottleneck``, ``decoder.0``… (``decoder.0`` is the coarsest) are whole modules that
+    end in an activation; hook these. Nothing in the network works in place.
+
+    :param dimensions: 2 for images (N, C, Y, X), 3 for volumes (N, C, Z, Y, X).
+    :param features: channels of each level, from full size down; the last is the bottleneck's.
+    :param norm: "batch" (can be folded into the convolutions, same answer for every crop), "instance" or "group".
+    :param convolutions_per_stage: convolutions (3 voxels wide, each with norm and leaky ReLU) in each stage.
+    :param deep_supervision: in training mode return a list of logits, full size first, then each coarser decoder
+        stage's; in evaluation mode always the full-size logits alone.
+    :param strides: for each level below the first the stride along each axis; default 2 everywhere. A stride of 1
+        keeps an axis with thick slices at full size.
+    """
+
+    def __init__(
+        self,
+        dimensions: int = 3,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        features: Sequence[int] = (16, 32, 64, 96, 128),
+        norm: str = "batch",
+        convolutions_per_stage: int = 2,
+        deep_supervision: bool = False,
+        strides: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        if dimensions not in (2, 3):
+            raise ValueError(f"dimensions must be 2 or 3, got {dimensions}")
+        if norm not in ("batch", "instance", "group"):
+            raise ValueError(f"norm must be 'batch', 'instance' or 'group', got {norm!r}")
+        if len(features) < 2 or convolutions_per_stage < 1:
+            raise ValueError("a U-Net has at least two levels and one convolution per stage")
+        steps = [tuple(s) for s in strides] if strides else [(2,) * dimensions] * (len(features) - 1)
+        if len(steps) != len(features) - 1 or any(len(s) != dimensions or min(s) < 1 for s in steps):
+            raise ValueError(f"strides must hold {len(features) - 1} tuples of {dimensions} positive numbers")
+
+        def stage(inputs: int, outputs: int, stride: tuple[int, ...]) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for index in range(convolutions_per_stage):
+                first = index == 0
+                layers += [
+                    _CONVOLUTION[dimensions](
+                        inputs if first else outputs, outputs, 3, stride if first else 1, padding=1, bias=False
+                    ),
+                    _norm(norm, dimensions, outputs),
+                    nn.LeakyReLU(0.01),
+                ]
+            return nn.Sequential(*layers)
+
+        one = (1,) * dimensions
+        self.dimensions = dimensions
+        self.deep_supervision = deep_supervision
+        self._strides = [one, *steps]
+        self.encoder = nn.ModuleList(
+            stage(features[level - 1] if level else in_channels, features[level], self._strides[level])
+            for level in range(len(features) - 1)
+        )
+        self.bottleneck = stage(features[-2], features[-1], steps[-1])
+        self.decoder = nn.ModuleList(
+            _DecoderStage(
+                _UPSAMPLING[dimensions](features[level + 1], features[level], steps[level], steps[level]),
+                stage(2 * features[level], features[level], one),
+            )
+            for level in reversed(range(len(features) - 1))
+        )
+        self.head = _CONVOLUTION[dimensions](features[0], out_channels, 1)
+        # Coarsest first, like the decoder; the last decoder stage has the head itself.
+        self.auxiliary_heads = nn.ModuleList(
+            _CONVOLUTION[dimensions](features[level], out_channels, 1)
+            for level in reversed(range(1, len(features) - 1))
+            if deep_supervision
+        )
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """What the input's size must be divisible by, along each axis."""
+        return _product(self._strides)
+
+    def explainable_stages(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names of the stages and their strides in input voxels, in the order they run."""
+        down = [_product(self._strides[: level + 1]) for level in range(len(self._strides))]
+        names = [f"encoder.{level}" for level in range(len(down) - 1)]
+        up = [(f"decoder.{i}", stride) for i, stride in enumerate(reversed(down[:-1]))]
+        return [*zip(names, down[:-1], strict=True), ("bottleneck", down[-1]), *up]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Logits (N, `out_channels`, …) of an image (N, `in_channels`, …).
+
+        :raises ValueError: a size that :attr:`divisor` does not divide. Pad first: the network does not guess how.
+        """
+        if any(n % d for n, d in zip(image.shape[2:], self.divisor, strict=True)):
+            raise ValueError(f"the size {tuple(image.shape[2:])} must be divisible by {self.divisor}; pad the image")
+        skips = []
+        x = image
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        x = self.bottleneck(x)
+        outputs = []
+        for stage in self.decoder:
+            x = stage(x, skips.pop())
+            outputs.append(x)
+        logits = self.head(outputs[-1])
+        if not (self.deep_supervision and self.training):
+            return logits
+        auxiliary = [head(x) for head, x in zip(self.auxiliary_heads, outputs[:-1], strict=True)]
+        return [logits, *reversed(auxiliary)]
+
+
+class _DecoderStage(nn.Module):
+    """Upsample, concatenate with the encoder's output of that size, convolve."""
+
+    def __init__(self, up: nn.Module, convolutions: nn.Module) -> None:
+        super().__init__()
+        self.up = up
+        self.convolutions = convolutions
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.convolutions(torch.cat([self.up(x), skip], dim=1))
+
+
+def default_stage(stages: Sequence[tuple[str, tuple[int, ...]]], spacing: Sequence[float]) -> str:
+    """The stage to explain when the user names none: in the decoder, at stride 4, or 2 if that is over 12 mm.
+
+    The last decoder stage is never chosen: under a 1x1 head its Grad-CAM is the logit map whatever is asked. Deeper
+    stages see further but blur lesions. Falls back to the bottleneck for a network of two levels.
+
+    :param stages: as from ``explainable_stages()``.
+    :param spacing: voxel size of the network's grid in mm, along the tensor's axes.
+    """
+    candidates = [(name, stride) for name, stride in stages if name.startswith("decoder.")][:-1]
+    if not candidates:
+        return "bottleneck"
+    fits = [
+        (max(stride), name)
+        for name, stride in candidates
+        if max(stride) <= 4 and max(s * mm for s, mm in zip(stride, spacing, strict=True)) <= 12.0
+    ]
+    return max(fits)[1] if fits else candidates[-1][0]
+
+
+def _product(strides: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+
+
+def _norm(norm: str, dimensions: int, features: int) -> nn.Module:
+    if norm == "batch":
+        return _BATCH_NORM[dimensions](features)
+    if norm == "instance":
+        return _INSTANCE_NORM[dimensions](features, affine=True)
+    return nn.GroupNorm(math.gcd(8, features), features)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks: shapes, named stages, refusal of sizes that do not fit, published weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from LiverXAILib.errors import ModelError
+from LiverXAILib.networks import ObeliskUNet, UNet, build_network, default_stage
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
+@pytest.mark.parametrize(("dimensions", "size"), [(2, (32, 48)), (3, (16, 32, 16))])
+def test_logits_have_the_size_of_the_image(dimensions: int, size: tuple[int, ...], norm: str) -> None:
+    network = UNet(dimensions, in_channels=2, out_channels=3, features=(4, 8, 12), norm=norm).eval()
+    assert network(torch.randn(1, 2, *size)).shape == (1, 3, *size)
+
+
+def test_a_size_that_does_not_fit_is_refused_with_the_divisor() -> None:
+    network = UNet(2, features=(4, 8, 8))
+    with pytest.raises(ValueError, match=r"divisible by \(4, 4\)"):
+        network(torch.zeros(1, 1, 32, 33))
+
+
+def test_anisotropic_strides_keep_the_thick_axis() -> None:
+    network = UNet(3, features=(4, 8, 8), strides=[(1, 2, 2), (2, 2, 2)]).eval()
+    assert network.divisor == (2, 4, 4)
+    assert network(torch.zeros(1, 1, 2, 8, 8)).shape == (1, 2, 2, 8, 8)
+    assert ("decoder.0", (1, 2, 2)) in network.explainable_stages()
+
+
+def test_deep_supervision_adds_coarse_logits_in_training_only() -> None:
+    network = UNet(2, out_channels=2, features=(4, 8, 8, 8), deep_supervision=True)
+    image = torch.randn(2, 1, 32, 32)
+    assert [tuple(x.shape) for x in network(image)] == [(2, 2, 32, 32), (2, 2, 16, 16), (2, 2, 8, 8)]
+    assert network.eval()(image).shape == (2, 2, 32, 32)
+
+
+@pytest.mark.parametrize("network", [UNet(3, features=(4, 8, 12, 16)), ObeliskUNet()], ids=["UNet", "ObeliskUNet"])
+def test_every_named_stage_can_be_hooked_and_has_its_stated_stride(network: UNet | ObeliskUNet) -> None:
+    network.eval()
+    size = (32, 64, 32)
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name, _ in network.explainable_stages():
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.__setitem__(name, (output, output.detach().clone()))
+        )
+    network(torch.randn(1, 1, *size)).sum().backward()
+    for name, stride in network.explainable_stages():
+        output, at_the_time = seen[name]
+        assert tuple(output.shape[2:]) == tuple(n // s for n, s in zip(size, stride, strict=True)), name
+        assert torch.equal(output, at_the_time), f"{name} was changed in place after it was hooked"
+
+
+def test_no_module_works_in_place() -> None:
+    for network in (UNet(), ObeliskUNet()):
+        assert not any(getattr(module, "inplace", False) for module in network.modules())
+
+
+def test_the_default_stage_is_mid_decoder_and_never_the_last() -> None:
+    stages = UNet(features=(4, 8, 12, 16, 16)).explainable_stages()
+    assert default_stage(stages, (3.0, 3.0, 3.0)) == "decoder.1"
+    assert default_stage(stages, (5.0, 3.0, 3.0)) == "decoder.2"
+    assert default_stage(UNet(features=(4, 8)).explainable_stages(), (1.0, 1.0, 1.0)) == "bottleneck"
+
+
+def test_only_listed_networks_are_built() -> None:
+    assert isinstance(build_network("UNet", {"dimensions": 2}), UNet)
+    with pytest.raises(ModelError, match="unknown"):
+        build_network("os.system", {})
+    with pytest.raises(ModelError, match="cannot be made"):
+        build_network("UNet", {"colour": "red"})
+
+
+def test_published_obelisk_weights_load_strictly() -> None:
+    folder = os.environ.get("LIVERXAI_TEST_DATA")
+    if not folder:
+        pytest.skip("LIVERXAI_TEST_DATA is not set")
+    for path in sorted((Path(folder) / "models" / "obelisk").glob("*.pth")):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        assert sum(value.numel() for value in state.values()) == 884_888
+        ObeliskUNet().load_state_dict(state, strict=True)
