@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements against analytic shapes and against brute force."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial import ConvexHull, cKDTree
+from scipy.spatial.distance import pdist
+from scipy.spatial.transform import Rotation
+
+from LiverXAILib.errors import UsageError
+from LiverXAILib.inference.segmentation import Segmentation
+from LiverXAILib.measure import measure
+from LiverXAILib.measure.diameters import axial_axis, axial_diameters, feret_diameter_mm
+from LiverXAILib.models.spec import LIVER, TUMOR
+from LiverXAILib.volumes.volume import Grid, Volume
+
+OBLIQUE = Rotation.from_euler("xyz", (14, -9, 21), degrees=True).as_matrix()
+
+
+def _matrix(direction: np.ndarray, spacing: tuple[float, float, float], center: np.ndarray, shape: tuple) -> np.ndarray:
+    """ijk_to_lps of a grid whose middle lies at `center`."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = direction * np.array(spacing)
+    matrix[:3, 3] = center - matrix[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
+    return matrix
+
+
+SHEAR = np.array([[1, 0, 0], [0, 1, 0.33], [0, 0, 0.944]])
+GRIDS = {
+    "axial": Grid((40, 64, 64), _matrix(np.eye(3), (1.5, 1.5, 2.5), np.zeros(3), (40, 64, 64))),
+    "oblique": Grid((40, 64, 64), _matrix(OBLIQUE, (1.5, 1.5, 2.5), np.array([9.0, -7, 100]), (40, 64, 64))),
+    "left-handed": Grid((40, 64, 64), _matrix(np.diag([-1.0, 1, 1]), (1.5, 1.5, 2.5), np.zeros(3), (40, 64, 64))),
+    "coronal": Grid(
+        (64, 40, 64),
+        _matrix(np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]), (1.5, 2.5, 1.5), np.zeros(3), (64, 40, 64)),
+    ),
+    "sheared": Grid((40, 64, 64), _matrix(SHEAR, (1.5, 1.5, 2.5), np.array([3.0, 5, -70]), (40, 64, 64))),
+}
+
+
+def _positions(grid: Grid) -> np.ndarray:
+    k, j, i = np.indices(grid.shape)
+    return grid.to_lps(np.stack([i, j, k], axis=-1))
+
+
+def _center(grid: Grid) -> np.ndarray:
+    return grid.to_lps((np.array(grid.shape[::-1]) - 1) / 2)
+
+
+def _ball(grid: Grid, radius: float, offset: tuple[float, float, float] = (0, 0, 0)) -> np.ndarray:
+    return np.linalg.norm(_positions(grid) - _center(grid) - offset, axis=-1) <= radius
+
+
+def _segmentation(grid: Grid, liver: np.ndarray, tumor: np.ndarray | None, **kwargs: object) -> Segmentation:
+    labels = liver.astype(np.uint8)
+    if tumor is not None:
+        labels[tumor] = 2
+    specs = (LIVER,) if tumor is None else (LIVER, TUMOR)
+    return Segmentation(Volume(labels, grid.ijk_to_lps), specs, **kwargs)  # type: ignore[arg-type]
+
+
+def _blob(seed: int) -> np.ndarray:
+    """A random connected, non-convex shape."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((9, 14, 17), bool)
+    at = np.array([4, 7, 8])
+    for _ in range(160):
+        mask[tuple(at)] = True
+        at = np.clip(at + rng.integers(-1, 2, 3), 0, np.array(mask.shape) - 1)
+    return mask
+
+
+def _centers(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    return grid.to_lps(np.argwhere(mask)[:, ::-1])
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_ball_is_measured_right_on_any_grid(name: str) -> None:
+    grid = GRIDS[name]
+    liver, tumor = _ball(grid, 36), _ball(grid, 13.3, (6, 4, -3))
+    image = np.where(tumor, 60, np.where(liver, 110, 40)).astype(np.int16)
+    measured = measure(Volume(image, grid.ijk_to_lps), _segmentation(grid, liver, tumor))
+    (lesion,) = measured.lesions
+    assert measured.liver_volume_ml == pytest.approx(4 / 3 * np.pi * 36**3 / 1000, rel=0.01)
+    assert lesion.volume_ml == measured.tumor_volume_ml == pytest.approx(4 / 3 * np.pi * 13.3**3 / 1000, rel=0.02)
+    assert measured.tumor_burden_percent == pytest.approx(100 * (13.3 / 36) ** 3, rel=0.02)
+    assert lesion.centroid_lps_mm == pytest.approx(_center(grid) + np.array([6, 4, -3]), abs=0.3)
+    # Within the longest side of a voxel.
+    assert lesion.axial.long_mm == pytest.approx(26.6, abs=2.5)
+    assert lesion.axial.short_mm == pytest.approx(26.6, abs=2.5)
+    assert lesion.feret_mm == pytest.approx(26.6, abs=2.5)
+    # The balls' surfaces are 36 - 13.3 - |(6, 4, -3)| mm apart; a voxel's diagonal is 3.3 mm.
+    assert lesion.surface_distance_mm == pytest.approx(36 - 13.3 - np.sqrt(61), abs=2.5)
+    assert (lesion.mean_hu, lesion.sd_hu, lesion.median_hu) == (60, 0, 60)
+    assert (measured.liver_mean_hu, measured.liver_sd_hu) == (110, 0)
+    assert measured.liver_complete
+    assert not lesion.touches_image_border
+
+
+def test_the_diameter_of_balls_is_a_little_short_and_never_long() -> None:
+    rng = np.random.default_rng(5)
+    grid = GRIDS["axial"]
+    errors = []
+    for _ in range(30):
+        radius = rng.uniform(6, 14)
+        mask = _ball(grid, radius, tuple(rng.uniform(-2, 2, 3)))
+        errors.append(axial_diameters(mask, grid).long_mm - 2 * radius)
+    assert np.max(errors) <= 1e-6
+    assert np.mean(errors) > -0.5  # a third of a pixel
+    assert np.min(errors) > -1.5
+
+
+def test_an_ellipsoid_has_its_axes_and_end_points() -> None:
+    grid = GRIDS["axial"]
+    axes = Rotation.from_euler("z", 33, degrees=True).as_matrix()
+    local = (_positions(grid) - _center(grid)) @ axes
+    mask = (np.square(local / (20, 11, 15)).sum(axis=-1)) <= 1
+    found = axial_diameters(mask, grid)
+    assert found.long_mm == pytest.approx(40, abs=1.5)
+    assert found.short_mm == pytest.approx(22, abs=1.5)
+    start, end = (np.array(p) for p in found.long_ends_lps_mm)
+    assert np.linalg.norm(end - start) == pytest.approx(found.long_mm, abs=1e-3)
+    assert abs(np.dot(end - start, axes[:, 0])) == pytest.approx(found.long_mm, rel=0.01)
+    low, high = (np.array(p) for p in found.short_ends_lps_mm)
+    assert np.dot(end - start, high - low) == pytest.approx(0, abs=1e-2)
+    assert np.linalg.norm(high - low) == pytest.approx(found.short_mm, abs=1e-3)
+    assert found.slice_axis == "k"
+    assert grid.to_lps(np.array([0, 0, found.slice_index]))[2] == pytest.approx(start[2], abs=1e-3)
+
+
+def test_a_row_of_voxels_is_measured_from_center_to_center() -> None:
+    mask = np.zeros((5, 20, 20), bool)
+    mask[2, 10, 4:14] = True
+    grid = Grid((5, 20, 20), np.diag([0.8, 0.8, 5.0, 1.0]))
+    found = axial_diameters(mask, grid)
+    assert found.long_mm == pytest.approx(7.2)
+    assert found.short_mm == 0
+    assert feret_diameter_mm(mask, grid) == pytest.approx(7.2)
+
+
+def test_a_single_voxel_has_no_diameter() -> None:
+    mask = np.zeros((3, 3, 3), bool)
+    mask[1, 1, 1] = True
+    grid = Grid((3, 3, 3), np.eye(4))
+    found = axial_diameters(mask, grid)
+    assert (found.long_mm, found.short_mm, feret_diameter_mm(mask, grid)) == (0, 0, 0)
+    assert found.long_ends_lps_mm == ((1, 1, 1), (1, 1, 1))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("seed", range(6))
+def test_diameters_equal_brute_force(name: str, seed: int) -> None:
+    mask = _blob(seed)
+    grid = Grid(mask.shape, GRIDS[name].ijk_to_lps)
+    assert feret_diameter_mm(mask, grid) == pytest.approx(pdist(_centers(mask, grid)).max())
+
+    axis = axial_axis(grid)
+    longest = {}
+    for n in range(mask.shape[2 - axis]):
+        only = np.zeros_like(mask)
+        select = [slice(None)] * 3
+        select[2 - axis] = n
+        only[tuple(select)] = mask[tuple(select)]
+        if only.sum() > 1:
+            points = _centers(only, grid)
+            longest[n] = (pdist(points).max(), points)
+    found = axial_diameters(mask, grid)
+    assert found.long_mm == pytest.approx(max(d for d, _ in longest.values()))
+
+    # The perpendicular: cut the hull that SciPy finds at many places.
+    points = longest[found.slice_index][1]
+    start, end = (np.array(p) for p in found.long_ends_lps_mm)
+    along = (end - start) / np.linalg.norm(end - start)
+    low, high = (np.array(p) for p in found.short_ends_lps_mm)
+    across = (high - low) / np.linalg.norm(high - low)
+    flat = np.column_stack([(points - start) @ along, (points - start) @ across])
+    facets = ConvexHull(flat).equations
+    chords = []
+    for s in np.linspace(flat[:, 0].min(), flat[:, 0].max(), 2001)[1:-1]:
+        slope, rest = facets[:, 1], -(facets[:, 0] * s + facets[:, 2])
+        upper, lower = slope > 1e-9, slope < -1e-9
+        chords.append((rest[upper] / slope[upper]).min() - (rest[lower] / slope[lower]).max())
+    assert found.short_mm == pytest.approx(max(chords), abs=0.05)
+    assert found.short_mm >= max(chords) - 1e-3
+
+
+@pytest.mark.parametrize("name", ["axial", "oblique", "left-handed", "coronal"])
+def test_the_distance_to_the_surface_equals_brute_force(name: str) -> None:
+    grid = GRIDS[name]
+    liver, tumor = _ball(grid, 33), _ball(grid, 7, (9, 8, 6))
+    measured = measure(Volume(np.zeros(grid.shape), grid.ijk_to_lps), _segmentation(grid, liver, tumor))
+    beside = np.zeros_like(liver)
+    for axis in range(3):
+        for shift in (-1, 1):
+            beside |= np.roll(~liver, shift, axis)
+    tree = cKDTree(_positions(grid)[liver & beside])
+    expected = tree.query(_positions(grid)[tumor])[0].min()
+    assert measured.lesions[0].surface_distance_mm == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_lesion_at_the_capsule_has_distance_zero_but_the_image_border_is_no_capsule() -> None:
+    grid = Grid((20, 20, 20), np.eye(4))
+    liver = np.zeros(grid.shape, bool)
+    liver[5:, 5:15, 5:15] = True  # goes on above the image
+    at_capsule, at_border = np.zeros_like(liver), np.zeros_like(liver)
+    at_capsule[8:12, 9:12, 5:8] = True
+    at_border[17:, 9:11, 9:11] = True
+    image = Volume(np.zeros(grid.shape), grid.ijk_to_lps)
+    lesion = measure(image, _segmentation(grid, liver, at_capsule)).lesions[0]
+    assert lesion.surface_distance_mm == 0
+    assert not lesion.touches_image_border
+    lesion = measure(image, _segmentation(grid, liver, at_border)).lesions[0]
+    assert lesion.surface_distance_mm == pytest.approx(4.0)
+    assert lesion.touches_image_border
+
+
+@pytest.mark.parametrize(("flip", "side"), [(np.diag([1.0, 1, 1]), "superior"), (np.diag([1.0, 1, -1]), "inferior")])
+def test_a_cut_liver_is_said_to_be_incomplete_on_the_right_side(flip: np.ndarray, side: str) -> None:
+    matrix = np.eye(4)
+    matrix[:3, :3] = flip
+    grid = Grid((10, 20, 20), matrix)
+    liver = np.zeros(grid.shape, bool)
+    liver[4:, 5:15, 5:15] = True
+    measured = measure(Volume(np.zeros(grid.shape), matrix), _segmentation(grid, liver, None))
+    assert measured.liver_cut_at == (side,)
+    assert not measured.liver_complete
+    assert side in measured.summary()
+
+
+def test_statistics_equal_numpy_and_lesions_are_left_out_of_the_liver() -> None:
+    rng = np.random.default_rng(0)
+    grid = GRIDS["oblique"]
+    image = rng.normal(100, 20, grid.shape).astype(np.float32)
+    liver, tumor = _ball(grid, 30), _ball(grid, 9) | _ball(grid, 5, (-18, 0, 0))
+    cropped = tuple(slice(5, n - 5) for n in grid.shape)
+    probability = Volume(np.full(grid.cropped(cropped).shape, 0.25, np.float16), grid.cropped(cropped).ijk_to_lps)
+    measured = measure(
+        Volume(image, grid.ijk_to_lps), _segmentation(grid, liver, tumor, probabilities={"tumor": probability})
+    )
+    assert measured.lesion_count == 2
+    assert measured.lesions[0].volume_ml > measured.lesions[1].volume_ml
+    big = _ball(grid, 9)
+    assert measured.lesions[0].mean_hu == pytest.approx(image[big].mean(dtype=float))
+    assert measured.lesions[0].sd_hu == pytest.approx(image[big].std(dtype=float))
+    assert measured.lesions[0].median_hu == pytest.approx(np.median(image[big]))
+    assert measured.lesions[0].mean_probability == pytest.approx(0.25)
+    assert measured.liver_mean_hu == pytest.approx(image[liver & ~tumor].mean(dtype=float))
+
+
+def test_a_probability_outside_its_crop_counts_as_zero() -> None:
+    grid = Grid((8, 8, 8), np.eye(4))
+    liver, tumor = np.ones(grid.shape, bool), np.zeros(grid.shape, bool)
+    tumor[3:5, 3:5, 2:6] = True
+    box = (slice(0, 8), slice(0, 8), slice(4, 8))
+    half = Volume(np.ones(grid.cropped(box).shape, np.float16), grid.cropped(box).ijk_to_lps)
+    segmentation = _segmentation(grid, liver, tumor, probabilities={"tumor": half})
+    (lesion,) = measure(Volume(np.zeros(grid.shape), np.eye(4)), segmentation).lesions
+    assert lesion.mean_probability == pytest.approx(0.5)
+    assert lesion.surface_distance_mm is None
+
+
+def test_a_model_that_does_not_look_for_tumors_reports_none_rather_than_zero() -> None:
+    grid = GRIDS["axial"]
+    measured = measure(Volume(np.zeros(grid.shape), grid.ijk_to_lps), _segmentation(grid, _ball(grid, 20), None))
+    assert measured.tumor_volume_ml is None
+    assert measured.tumor_burden_percent is None
+    assert measured.lesion_count is None
+    assert [row["structure"] for row in measured.rows()] == ["liver"]
+
+
+def test_an_empty_result_has_no_liver_and_no_lesions() -> None:
+    grid = GRIDS["axial"]
+    empty = np.zeros(grid.shape, bool)
+    measured = measure(Volume(np.zeros(grid.shape), grid.ijk_to_lps), _segmentation(grid, empty, empty))
+    assert (measured.liver_volume_ml, measured.tumor_volume_ml, measured.lesion_count) == (0, 0, 0)
+    assert measured.liver_mean_hu is None
+    assert measured.tumor_burden_percent is None
+    assert not measured.liver_complete
+    assert measured.summary() == "No liver was found."
+
+
+def test_measurements_are_ready_for_json_and_tables() -> None:
+    grid = GRIDS["axial"]
+    segmentation = _segmentation(grid, _ball(grid, 30), _ball(grid, 9))
+    measured = measure(Volume(np.zeros(grid.shape, np.int16), grid.ijk_to_lps), segmentation)
+    data = json.loads(json.dumps(measured.to_dict(), allow_nan=False))
+    assert data["lesions"][0]["axial"]["long_mm"] == measured.lesions[0].axial.long_mm
+    rows = measured.rows()
+    assert [row["structure"] for row in rows] == ["liver", "tumor", "lesion"]
+    assert all(list(row) == list(rows[0]) for row in rows)
+
+
+def test_a_segmentation_of_another_image_is_refused() -> None:
+    grid = GRIDS["axial"]
+    segmentation = _segmentation(grid, _ball(grid, 20), None)
+    with pytest.raises(UsageError, match="does not lie on the image's grid"):
+        measure(Volume(np.zeros(grid.shape), GRIDS["oblique"].ijk_to_lps), segmentation)
+
+
+def test_real_references_have_their_known_volumes() -> None:
+    root = os.environ.get("LIVERXAI_TEST_DATA")
+    if root is None:
+        pytest.skip("LIVERXAI_TEST_DATA is not set")
+    import SimpleITK as sitk
+
+    folder = Path(root) / "ct" / "ircad01"
+    image, liver, tumor = (sitk.ReadImage(folder / f"{name}.nii.gz") for name in ("image", "liver", "tumor"))
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    matrix[:3, 3] = image.GetOrigin()
+    grid = Volume(sitk.GetArrayFromImage(image), matrix).grid
+    segmentation = _segmentation(grid, sitk.GetArrayFromImage(liver) > 0, sitk.GetArrayFromImage(tumor) > 0)
+    measured = measure(Volume(sitk.GetArrayFromImage(image), matrix), segmentation)
+    assert measured.liver_volume_ml == pytest.approx(1489, abs=1)
+    assert measured.tumor_volume_ml == pytest.approx(111, abs=1)
+    assert measured.lesion_count == 8
