@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import options
 from ._version import __version__
 from .errors import Cancelled, LiverXAIError, UsageError
 from .progress import Progress
@@ -25,17 +26,17 @@ FAILED, USAGE = 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     logging.basicConfig(
-        level=logging.DEBUG if options.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.DEBUG if parsed.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
     try:
-        return options.run(options)
+        return parsed.run(parsed)
     except KeyboardInterrupt:
         print("liverxai: cancelled; nothing was written.", file=sys.stderr)
         return FAILED
     except (LiverXAIError, OSError, MemoryError) as error:
-        if options.debug:
+        if parsed.debug:
             traceback.print_exc()
         print(f"liverxai: {_sentence(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) and not isinstance(error, Cancelled) else FAILED
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Segment the liver and its tumors in CT and explain the result. For research use only.",
     )
     parser.add_argument("--version", action="version", version=f"LiverXAI {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show log messages and tracebacks")
+    parser.add_argument("--debug", action="store_true", help="show log messages and tracebacks (before the command)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_analyze(commands)
     _add_phantom(commands)
@@ -71,59 +72,21 @@ def _add_analyze(commands: Any) -> None:
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="a NIfTI, NRRD or MetaImage file, or a DICOM folder")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
-    parser.add_argument("--model", default="default", metavar="NAME", help="a model's name or folder (default: default)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument(
-        "--explain",
-        metavar="TARGET",
-        nargs="*",
-        default=None,
-        help="what to explain: liver, tumor, lesion:N, … (default: liver tumor; nothing after it: no explanation)",
-    )
-    parser.add_argument("--method", default="seg-grad-cam", help="explanation method (default: seg-grad-cam)")
-    parser.add_argument("--layer", default=None, help="stage of the network to explain (default: the model's)")
-    parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
-    parser.add_argument("--no-report", action="store_true", help="write no report.html")
-    parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
-    parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
-    parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
-    parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
-    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
+    options.add_arguments(parser)
     parser.set_defaults(run=_analyze)
 
 
-def _analyze(options: argparse.Namespace) -> int:
+def _analyze(arguments: argparse.Namespace) -> int:
     """Segment the liver and its tumors in one CT, explain and measure the result, and write it into a folder."""
-    import dataclasses
-
-    from .inference import Postprocessing
     from .models import load_model
-    from .pipeline import DEFAULT_TARGETS, analyze, write_analysis
-    from .volumes.io import read_volume
 
-    rules = Postprocessing()
-    if options.no_postprocessing:
-        rules = Postprocessing(False, False, False, 0.0)
-    if options.min_lesion_ml is not None:
-        rules = dataclasses.replace(rules, min_lesion_ml=options.min_lesion_ml)
+    chosen = options.Options.from_arguments(arguments)
     with _progress_bar() as progress:
         progress("Reading the image", 0.0)
-        volume = read_volume(
-            options.input, series=options.series, allow_irregular=options.allow_irregular, force=options.force
-        )
-        model = load_model(options.model)
-        analysis = analyze(
-            volume,
-            model,
-            targets=DEFAULT_TARGETS if options.explain is None else options.explain,
-            method=options.method,
-            layer=options.layer,
-            check=options.check,
-            device=options.device,
-            postprocessing=rules,
-            progress=progress,
-        )
-        files = write_analysis(analysis, options.output, report=not options.no_report)
+        volume = chosen.read(arguments.input)
+        model = load_model(arguments.model)
+        analysis = chosen.analyze(volume, model, device=arguments.device, progress=progress)
+        files = chosen.write(analysis, arguments.output)
     for warning in analysis.provenance["warnings"]:
         print(f"warning: {warning}")
     print(analysis.measurements.summary())

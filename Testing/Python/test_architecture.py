@@ -25,6 +25,7 @@ ORDER = [
     "analysis",
     "report",
     "pipeline",
+    "options",
     "mrml",
     "worker",
     "batch",
