@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""explain(): a CT, a model, its segmentation and a question in; a heat map on the CT's own grid out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..errors import DeviceError, UsageError
+from ..inference.device import select_device
+from ..inference.segmentation import Segmentation
+from ..inference.stages import bounding_box, project_box
+from ..models.model import Model
+from ..models.spec import StageSpec
+from ..progress import CancelToken, Progress, report_progress, scaled
+from ..volumes.resample import resample
+from ..volumes.volume import Volume
+from .explanation import Explanation
+from .layers import cell_mm, find_layer
+from .methods import METHODS, Method
+from .run import Question, StageRun, ask
+from .stitching import layer_maps
+from .targets import Target
+
+
+def explain(
+    volume: Volume,
+    model: Model,
+    segmentation: Segmentation,
+    target: str | Target = "tumor",
+    method: str = "seg-grad-cam",
+    layer: str | None = None,
+    *,
+    device: str = "auto",
+    check: bool = False,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Explanation:
+    """Answer one question about `segmentation` with a heat map. See :func:`explain_all`."""
+    (explanation,) = explain_all(
+        volume,
+        model,
+        segmentation,
+        [target],
+        method,
+        layer,
+        device=device,
+        check=check,
+        progress=progress,
+        cancel=cancel,
+    )
+    return explanation
+
+
+def explain_all(
+    volume: Volume,
+    model: Model,
+    segmentation: Segmentation,
+    targets: Sequence[str | Target],
+    method: str = "seg-grad-cam",
+    layer: str | None = None,
+    *,
+    device: str = "auto",
+    check: bool = False,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> list[Explanation]:
+    """Answer several questions about `segmentation` with a heat map each.
+
+    The stage of the model that decides a target's label runs again, with gradients, in the windows that the target
+    touches; several targets share each window's forward pass. Maps are stitched exactly (see
+    :mod:`LiverXAILib.explain.run`), resampled to the grid of `volume` and normalized once.
+
+    :param volume: the CT in HU from which `segmentation` was made, or on whose grid it was drawn.
+    :param targets: see :class:`~LiverXAILib.explain.targets.Target`.
+    :param method: a name from :data:`~LiverXAILib.explain.methods.METHODS`.
+    :param layer: a stage of the network; None for the model's default.
+    :param check: also test how faithful each map is (see :mod:`LiverXAILib.explain.faithfulness`); takes minutes.
+    :return: heat maps on the grid of `volume`, float32 in [0, 1], in the order of `targets`.
+    :raises LiverXAILib.explain.targets.EmptyTargetError: a target has no voxels (no tumor was found …).
+    :raises LiverXAILib.errors.UsageError: unknown method, layer or label, or a place outside the image.
+    :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
+    :raises LiverXAILib.errors.Cancelled: `cancel` was set.
+    """
+    if method not in METHODS:
+        raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
+    if check:
+        raise UsageError("The faithfulness check is not part of this version yet.")
+    if not segmentation.labels.grid.matches(volume.grid):
+        raise UsageError("The segmentation does not lie on the grid of the image that is to be explained.")
+    resolved = [Target.parse(target).resolve(segmentation) for target in targets]
+    masks = [target.mask(segmentation) for target in resolved]
+    stages: dict[str, list[int]] = {}
+    for number, target in enumerate(resolved):
+        stages.setdefault(model.spec.stage_of(target.label).name, []).append(number)
+    torch_device = select_device(device)
+    model.to(torch_device)
+    answers: dict[int, Explanation] = {}
+    for stage in model.spec.stages:
+        numbers = stages.get(stage.name, [])
+        if not numbers:
+            continue
+        part = scaled(progress, len(answers) / len(resolved), (len(answers) + len(numbers)) / len(resolved))
+        try:
+            run = StageRun.prepare(volume, model, stage, segmentation, torch_device)
+            questions = [ask(resolved[number], segmentation, model, run, cancel, masks[number]) for number in numbers]
+            explained = _explain_stage(volume, model, run, questions, METHODS[method], layer, part, cancel)
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceError(
+                f"Device {torch_device} ran out of memory. Use the CPU, or close other programs."
+            ) from error
+        answers.update(zip(numbers, explained, strict=True))
+    report_progress(progress, "Explained", 1.0)
+    return [answers[number] for number in range(len(resolved))]
+
+
+def _explain_stage(
+    volume: Volume,
+    model: Model,
+    run: StageRun,
+    questions: list[Question],
+    method: Method,
+    layer: str | None,
+    progress: Progress | None,
+    cancel: CancelToken | None,
+) -> list[Explanation]:
+    started = time.perf_counter()
+    layer = "" if method.layer_maps is None else layer or run.stage.default_layer
+    if layer:
+        find_layer(run.networks[0], layer, run.stage)
+    explanations = []
+    maps = layer_maps(run, questions, method, layer, progress, cancel)
+    for question, result in zip(questions, maps, strict=True):
+        heatmap, maximum = to_input_grid(result.values.clamp_min(0), run, volume)
+        seconds = time.perf_counter() - started
+        explanations.append(
+            Explanation(
+                heatmap=heatmap,
+                raw_maximum=maximum,
+                target=question.target,
+                method=method.name,
+                layer=layer,
+                warnings=tuple(result.warnings),
+                provenance={
+                    "cell_mm": _cell_size(run.stage, layer, run.spacing),
+                    "stage": run.stage.name,
+                    "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+                    "device": str(run.device),
+                    "seconds": round(seconds, 3),
+                    **result.details,
+                },
+            )
+        )
+        started = time.perf_counter()
+    return explanations
+
+
+def to_input_grid(values: torch.Tensor, run: StageRun, volume: Volume) -> tuple[Volume, float]:
+    """A map (>= 0) on the padded grid of a stage → a heat map in [0, 1] on the grid of `volume`, and what became 1.
+
+    A place outside the stage's grid, at which the stage never looked, gets 0.
+    """
+    heat = np.zeros(volume.shape, dtype=np.float32)
+    found = bounding_box((values > 0).numpy())
+    if found is None:
+        return Volume(heat, volume.ijk_to_lps), 0.0
+    box = project_box(found, run.grid, volume.grid, margin_mm=max(run.spacing))
+    heat[box] = resample(values, run.grid, volume.grid.cropped(box)).numpy()
+    maximum = float(heat.max())
+    if maximum > 0:
+        heat /= maximum
+    return Volume(heat, volume.ijk_to_lps), maximum
+
+
+def _cell_size(stage: StageSpec, layer: str, spacing: tuple[float, float, float]) -> list[float] | None:
+    for spec in stage.layers:
+        if spec.name == layer:
+            return [round(size, 3) for size in cell_mm(spec.stride, spacing)]
+    return None

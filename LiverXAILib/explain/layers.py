@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of a network that can be explained: listing, choosing, tapping them, and telling useless ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..errors import ModelError, UsageError
+from ..models.spec import LayerSpec, StageSpec
+from ..volumes.volume import Grid
+
+#: Cells of this size (mm) resolve a lesion and still see far enough around it to mean something.
+_PREFERRED_CELL_MM = 8.0
+#: A gradient whose sum is this small a part of its absolute sum cancels out: what remains is rounding noise.
+_CANCELS = 1e-3
+
+
+def default_layer(layers: Sequence[LayerSpec], spacing: tuple[float, float, float]) -> str:
+    """The layer to explain when nobody names one.
+
+    Rule: among the layers coarser than the network's output, the one whose cells (stride times spacing, geometric
+    mean over the axes) are closest to 8 mm on a logarithmic scale; of equally coarse ones the last, i.e. the decoder's
+    rather than the encoder's. Layers at the output's own resolution merely repeat the logits (see
+    :func:`layer_warnings`) and serve only if there is nothing else.
+
+    :param layers: as on the model card, in the order in which the network computes them.
+    :param spacing: of the stage's grid in mm, along the tensor's axes.
+    """
+    if not layers:
+        raise ModelError("The model lists no layer that could be explained.")
+
+    def distance(layer: LayerSpec) -> float:
+        return abs(torch.log(torch.tensor(cell_mm(layer.stride, spacing))).mean().item() - _LOG_PREFERRED)
+
+    coarse = [layer for layer in layers if max(layer.stride) > 1] or list(layers)
+    return min(reversed(coarse), key=lambda layer: round(distance(layer), 3)).name
+
+
+_LOG_PREFERRED = float(torch.log(torch.tensor(_PREFERRED_CELL_MM)))
+
+
+def full_stride(stride: Sequence[int]) -> tuple[int, int, int]:
+    """A stride along all three tensor axes; a 2-D network's stride lacks the first."""
+    a, b, c = (1,) * (3 - len(stride)) + tuple(stride)
+    return a, b, c
+
+
+def cell_mm(stride: Sequence[int], spacing: Sequence[float]) -> tuple[float, float, float]:
+    """Size in mm of a layer's cells along the tensor's axes, given the grid's `spacing` along the same axes."""
+    a, b, c = (step * size for step, size in zip(full_stride(stride), spacing, strict=True))
+    return a, b, c
+
+
+def layer_stride(stage: StageSpec, layer: str, window: Sequence[int], cells: Sequence[int]) -> tuple[int, int, int]:
+    """The stride of `layer`: what the card says, or what its activation's size (`cells`) in a `window` tells."""
+    for spec in stage.layers:
+        if spec.name == layer:
+            return full_stride(spec.stride)
+    a, b, c = (ceil(n / m) for n, m in zip(window, cells, strict=True))
+    return a, b, c
+
+
+def lattice_grid(grid: Grid, stride: tuple[int, int, int], cells: tuple[int, int, int]) -> Grid:
+    """Where the cells of a layer lie: cell n of stride s is centered at ``s * n + (s - 1) / 2`` voxels of `grid`.
+
+    :param stride: along the tensor's axes (k, j, i).
+    :param cells: size of the activation, (k, j, i).
+    """
+    steps = torch.tensor(stride[::-1], dtype=torch.float64).numpy()
+    matrix = grid.ijk_to_lps.copy()
+    matrix[:3, :3] = matrix[:3, :3] * steps
+    matrix[:3, 3] = grid.to_lps((steps - 1) / 2)
+    return Grid(cells, matrix)
+
+
+def find_layer(network: nn.Module, name: str, stage: StageSpec) -> nn.Module:
+    """The module called `name`; raises :class:`~LiverXAILib.errors.UsageError` that lists the choices."""
+    modules = dict(network.named_modules())
+    if name in modules and name:
+        return modules[name]
+    listed = ", ".join(layer.name for layer in stage.layers)
+    raise UsageError(f"The network of stage {stage.name!r} has no layer {name!r}. Layers to choose from: {listed}.")
+
+
+class LayerTap:
+    """Cuts a network's graph at one layer and holds that layer's activation. Use as a context manager.
+
+    While it is open, each forward pass replaces the layer's output by a leaf of the autograd graph. Nothing before
+    the layer is recorded, whatever its size. The rest of the network gets a copy, because an in-place activation
+    behind the layer would otherwise overwrite what was held.
+    """
+
+    def __init__(self, network: nn.Module, name: str, stage: StageSpec) -> None:
+        self.name = name
+        self.consumer: nn.Module | None = None
+        self._activation: torch.Tensor | None = None
+        self._passed_on: torch.Tensor | None = None
+        layer = find_layer(network, name, stage)
+        self._handles = [layer.register_forward_hook(self._cut)]
+        self._handles += [
+            module.register_forward_pre_hook(self._notice)
+            for module in network.modules()
+            if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) and module is not layer
+        ]
+
+    def __enter__(self) -> LayerTap:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def take(self) -> torch.Tensor:
+        """The activation of the last forward pass, a leaf that requires a gradient; forgets it."""
+        activation, self._activation, self._passed_on = self._activation, None, None
+        if activation is None:
+            raise UsageError(f"Layer {self.name!r} takes no part in the prediction.")
+        return activation
+
+    def _cut(self, module: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
+        if not isinstance(output, torch.Tensor) or output.ndim < 3:
+            raise UsageError(f"Layer {self.name!r} does not put out a single feature map and cannot be explained.")
+        if self._activation is not None:
+            raise UsageError(f"Layer {self.name!r} runs several times in one pass; choose one that runs once.")
+        self._activation = output.detach().requires_grad_()
+        self._passed_on = self._activation.clone()
+        return self._passed_on
+
+    def _notice(self, module: nn.Module, inputs: Any) -> None:
+        if self._passed_on is not None and inputs and inputs[0] is self._passed_on:
+            self.consumer = module
+
+
+def layer_warnings(
+    name: str,
+    stride: tuple[int, int, int],
+    consumer: nn.Module | None,
+    activation: torch.Tensor,
+    gradient: torch.Tensor,
+    asked: torch.Tensor,
+) -> list[str]:
+    """Why a map at this layer would say nothing, in sentences for the user; empty if nothing is wrong.
+
+    :param consumer: the normalization that reads the layer's output directly, if there is one.
+    :param activation: (channels, a, b, c) in one window.
+    :param gradient: of the score with respect to it.
+    :param asked: (a, b, c) in voxels of the window: nonzero where the score was asked for.
+    """
+    found = []
+    total = gradient.abs().sum()
+    if not bool(torch.isfinite(gradient).all()):
+        return [f"The gradient at layer {name!r} is not finite: the map is meaningless."]
+    if float(total) == 0:
+        return [f"Nothing at layer {name!r} influences the score: the map is empty. Choose another layer."]
+    if float(activation.abs().max()) == 0:
+        found.append(f"Layer {name!r} is dead: all its activations are 0.")
+    if cancels := _cancellation(gradient, consumer):
+        found.append(
+            f"Layer {name!r} feeds a normalization that takes its {cancels} away, so the average gradient there is "
+            "exactly 0 and what a Grad-CAM shows is rounding noise. Choose the whole block instead of its convolution."
+        )
+    if tuple(gradient.shape[1:]) == tuple(asked.shape) and max(stride) == 1:
+        outside = gradient.abs().sum(dim=0)[asked == 0].sum()
+        if float(outside) <= 1e-6 * float(total):
+            found.append(
+                f"Only a pointwise layer follows {name!r}: a map there is a copy of the network's score, whatever is "
+                "asked, and explains nothing. Choose an earlier (coarser) layer."
+            )
+    return found
+
+
+def _cancellation(gradient: torch.Tensor, consumer: nn.Module | None) -> str:
+    """What of `gradient` sums to 0: "mean" over each channel, "group mean" over channels; or nothing."""
+    flat = gradient.flatten(1).double()
+    if _vanishes(flat):
+        return "mean"
+    if isinstance(consumer, nn.GroupNorm) and flat.shape[0] % consumer.num_groups == 0:
+        return "group mean" if _vanishes(flat.reshape(consumer.num_groups, -1)) else ""
+    if isinstance(consumer, nn.LayerNorm) and _vanishes(flat.reshape(1, -1)):
+        return "overall mean"
+    return ""
+
+
+def _vanishes(rows: torch.Tensor) -> bool:
+    absolute = rows.abs().sum(dim=1)
+    alive = absolute > 0
+    return bool(alive.any()) and bool((rows.sum(dim=1)[alive].abs() <= _CANCELS * absolute[alive]).all())

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods that turn a layer's activations and gradients into a map. A new method is one function here.
+
+Each function gets a :class:`Record` of every window that the question touches and yields one map a window, on the
+layer's own lattice. `S` is the score of the question, `A_k` the activation of channel k, `g_k = dS/dA_k` its gradient,
+`j` a cell of the layer, `p` a window. Sums over `p` make the result that of one graph over the whole image.
+
+What is left to :mod:`LiverXAILib.explain.stitching`: blending the windows, keeping the positive part, resampling,
+normalizing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import IO, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+#: Seg-XRes-CAM averages the gradient over blocks of this many cells along each axis.
+_POOL = 4
+
+
+class Record(Protocol):
+    """Activation and gradient of one network in the windows that were run; can be iterated several times."""
+
+    @property
+    def cells(self) -> int:
+        """Number of cells of the layer over *all* windows of the image, also those that were not run."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (activation, gradient), each (channels, a, b, c), float32 on the CPU, window by window."""
+
+
+class TensorFile:
+    """Tensors of one shape in a (spooled, temporary) file: what does not fit into memory goes to disk."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._shape: tuple[int, ...] = ()
+        self._count = 0
+
+    def append(self, tensor: torch.Tensor) -> None:
+        """Store `tensor` as float32."""
+        if self._count and tuple(tensor.shape) != self._shape:
+            raise ValueError(f"expected shape {self._shape}, got {tuple(tensor.shape)}")
+        self._shape = tuple(tensor.shape)
+        self._file.seek(0, 2)
+        self._file.write(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        size = int(np.prod(self._shape)) * 4
+        self._file.seek(index * size)
+        return torch.frombuffer(bytearray(self._file.read(size)), dtype=torch.float32).reshape(self._shape)
+
+
+def seg_grad_cam(record: Record) -> Iterator[torch.Tensor]:
+    """``sum_k alpha_k A_k`` with ``alpha_k = 1/N sum_p sum_j g_k(j)``: which channels matter for S, and where they are.
+
+    Vinogradova et al., AAAI 2020, https://arxiv.org/abs/2002.11434. Not specific to a place by design: similar tissue
+    near the target lights up as well.
+    """
+    alpha = _sum(gradient.flatten(1).sum(dim=1) for _, gradient in record) / record.cells
+    for activation, _ in record:
+        yield torch.tensordot(alpha, activation, dims=1)
+
+
+def seg_grad_cam_plus_plus(record: Record) -> Iterator[torch.Tensor]:
+    """``sum_k w_k A_k`` with ``w_k = sum_pj g_k^2 / (2 g_k^2 + g_k^3 sum A_k) * relu(g_k)``.
+
+    Chattopadhay et al., WACV 2018, https://arxiv.org/abs/1710.11063, eq. 19, for Y = exp(S) with the *scalar* S
+    (the derivatives of a score map, which some libraries take, do not exist at a coarser layer). Activations are
+    assumed not to be negative there; the negative tail of a leaky activation is left out of the sum over A_k, since
+    the denominator could vanish. The sum runs over the windows that the question touches.
+    """
+    total = _sum(activation.clamp_min(0).flatten(1).sum(dim=1) for activation, _ in record)
+    weights = _sum(_plus_plus_weights(gradient.flatten(1), total) for _, gradient in record)
+    for activation, _ in record:
+        yield torch.tensordot(weights, activation, dims=1)
+
+
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    return reduce(torch.add, terms)
+
+
+def _plus_plus_weights(gradient: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    positive = gradient.clamp_min(0)
+    return (positive / (2 + positive * total[:, None])).sum(dim=1)
+
+
+def hires_cam(record: Record) -> Iterator[torch.Tensor]:
+    """``sum_k g_k(j) A_k(j)``: faithful to the place.
+
+    Draelos and Carin, https://arxiv.org/abs/2011.08891; for segmentation Rheude et al., MELBA 2024:023.
+    """
+    for activation, gradient in record:
+        yield (activation * gradient).sum(dim=0)
+
+
+def seg_xres_cam(record: Record) -> Iterator[torch.Tensor]:
+    """HiResCAM with the gradient averaged over blocks of 4 cells: between HiResCAM and Seg-Grad-CAM.
+
+    Hasany et al., CVPR workshops 2023, "Seg-XRes-CAM: Explaining Spatially Local Regions in Image Segmentation".
+    """
+    for activation, gradient in record:
+        size = gradient.shape[1:]
+        kernel = [min(_POOL, n) for n in size]
+        pooled = functional.avg_pool3d(gradient[None], kernel, ceil_mode=True, count_include_pad=False)
+        for axis, step in enumerate(kernel):
+            pooled = pooled.repeat_interleave(step, dim=axis + 2).narrow(axis + 2, 0, size[axis])
+        yield (activation * pooled[0]).sum(dim=0)
+
+
+def layer_cam(record: Record) -> Iterator[torch.Tensor]:
+    """``sum_k relu(g_k(j)) A_k(j)``. Jiang et al., IEEE TIP 2021, "LayerCAM: Exploring Hierarchical Class Activation
+    Maps for Localization"."""
+    for activation, gradient in record:
+        yield (activation * gradient.clamp_min(0)).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to answer a question.
+
+    :param name: as users write it.
+    :param title: as reports print it.
+    :param description: one line in plain words.
+    :param layer_maps: for methods that read a layer: activations and gradients in, a map for each window out.
+    :param blended: whether a window's map is a *state* of the network (blended with the windows' known weights) or a
+        *share* of the score (summed).
+    """
+
+    name: str
+    title: str
+    description: str
+    layer_maps: Callable[[Record], Iterator[torch.Tensor]] | None = None
+    blended: bool = False
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "seg-grad-cam",
+            "Seg-Grad-CAM",
+            "features that matter for the answer, wherever they are near it (smooth, not place-specific)",
+            seg_grad_cam,
+            blended=True,
+        ),
+        Method(
+            "seg-grad-cam++",
+            "Seg-Grad-CAM++",
+            "as Seg-Grad-CAM, counting only what speaks for the answer",
+            seg_grad_cam_plus_plus,
+            blended=True,
+        ),
+        Method(
+            "hires-cam",
+            "HiResCAM",
+            "what each place contributed to the answer (place-specific, grainier)",
+            hires_cam,
+        ),
+        Method(
+            "seg-xres-cam",
+            "Seg-XRes-CAM",
+            "between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks",
+            seg_xres_cam,
+        ),
+        Method(
+            "layer-cam",
+            "LayerCAM",
+            "places where more of a feature would have strengthened the answer",
+            layer_cam,
+        ),
+    )
+}

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The computation that is explained: one stage of a model on one image, and a question as weights on its logits.
+
+The blended logit of channel c at voxel x is ``l_c(x) = 1/M sum_m sum_p W_p(x) l_c^{m,p}(x)`` over the M networks of an
+ensemble and the windows p that hold x; the weights ``W_p`` are known before any network runs. A question's score is
+
+    S = sum_c sum_x T_c(x) l_c(x) = sum_m sum_p sum_c sum_x [T_c(x) W_p(x) / M] l_c^{m,p}(x),
+
+so a window needs only its own share ``T_c W_p`` of the question, and a window without a share has no influence at all
+on S: gradients are exactly those of one graph over the whole image, and only the windows that touch the target run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..inference.segmentation import Segmentation
+from ..inference.stages import AIR_HU, bounding_box, normalize, run_network, stage_grids, stage_input, stage_plan
+from ..inference.windows import Box, WindowPlan
+from ..models.model import Model
+from ..models.spec import StageSpec
+from ..progress import CancelToken, check_cancel
+from ..volumes.resample import resample_adjoint
+from ..volumes.volume import Grid, Volume
+from .targets import EmptyTargetError, Target, Term, score_terms
+
+#: Windows that together hold less than this part of a question are not run: their Gaussian weights are as good as 0.
+_NEGLIGIBLE = 1e-6
+#: Standard deviation in mm of the Gaussian that takes a structure out of an image without leaving an edge.
+BLUR_MM = 12.0
+
+
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """A stage's networks, the image as they see it, and the windows.
+
+    :param grid: of the padded image: where each of its voxels lies.
+    :param image: float32, normalized, (k, j, i) as in ``plan.padded_shape``.
+    """
+
+    stage: StageSpec
+    networks: Sequence[nn.Module]
+    grid: Grid
+    plan: WindowPlan
+    image: torch.Tensor
+    device: torch.device
+
+    @staticmethod
+    def prepare(
+        volume: Volume, model: Model, stage: StageSpec, segmentation: Segmentation, device: torch.device
+    ) -> StageRun:
+        """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card."""
+        grid = segmentation.stage_grids.get(stage.name) or _grid_for(volume, stage, segmentation)
+        plan = stage_plan(stage, grid)
+        image = plan.pad(stage_input(volume, stage, grid), float(normalize(torch.tensor(AIR_HU), stage)))
+        return StageRun(stage, model.members(stage), Grid(plan.padded_shape, grid.ijk_to_lps), plan, image, device)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """mm along the tensor's axes (k, j, i)."""
+        i, j, k = self.grid.spacing
+        return k, j, i
+
+    def forward(self, member: int, box: Box, image: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (channels, a, b, c) of one network in one window, of `image` instead of the run's if given."""
+        window = (self.image if image is None else image)[box].to(self.device)
+        return run_network(self.networks[member], window, self.stage).float()
+
+    @cached_property
+    def blurred(self) -> torch.Tensor:
+        """The image after a Gaussian of :data:`BLUR_MM`: what "nothing special here" looks like in this patient."""
+        return gaussian(self.image, [BLUR_MM / size for size in self.spacing])
+
+    def windowed(self, box: Box) -> StageRun:
+        """The same, with nothing but the window at `box`."""
+        shape = tuple(s.stop - s.start for s in box)
+        plan = WindowPlan.build(shape, None)
+        assert plan.padded_shape == shape
+        return StageRun(self.stage, self.networks, self.grid.cropped(box), plan, self.image[box], self.device)
+
+
+def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    """Gaussian smoothing of (k, j, i) with standard deviations in voxels along each axis; edges are repeated."""
+    for axis, sigma in enumerate(sigmas):
+        reach = min(max(1, round(3 * sigma)), image.shape[axis] - 1)
+        if sigma <= 0 or reach < 1:
+            continue
+        offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        rows = image.movedim(axis, -1)
+        padded = torch.nn.functional.pad(rows.flatten(0, 1)[:, None], (reach, reach), mode="replicate")
+        smooth = torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])
+        image = smooth[:, 0].unflatten(0, rows.shape[:2]).movedim(-1, axis)
+    return image
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """The weights T_c(x) of a score, cropped to where they are not 0.
+
+    :param channels: output channels that have weights.
+    :param weights: float32 (channels, \\*box).
+    :param box: on the padded image.
+    :param windows: for each window of the plan with a share in the question, the size of that share.
+    """
+
+    target: Target
+    channels: tuple[int, ...]
+    weights: torch.Tensor
+    box: Box
+    windows: dict[int, float] = field(default_factory=dict)
+
+    def share(self, box: Box, weight: torch.Tensor) -> torch.Tensor:
+        """T_c W_p in the window at `box`: float32 (channels, \\*window)."""
+        share = torch.zeros((len(self.channels), *weight.shape))
+        if (common := _overlap(box, self.box)) is not None:
+            here, there = common
+            share[:, here[0], here[1], here[2]] = self.weights[:, there[0], there[1], there[2]] * weight[here]
+        return share
+
+    @property
+    def focus(self) -> int:
+        """The window with the largest share."""
+        return max(self.windows, key=lambda number: self.windows[number])
+
+
+def ask(
+    target: Target,
+    segmentation: Segmentation,
+    model: Model,
+    run: StageRun,
+    cancel: CancelToken | None = None,
+    mask: np.ndarray | None = None,
+) -> Question:
+    """Turn `target` into weights on the logits of `run`.
+
+    The mask lies on the input's grid; its transpose under resampling carries it to the stage's, so that the score is
+    exactly the mean over the target of the scores on the input's grid.
+
+    :param mask: the target's voxels, if they are already known.
+    :raises EmptyTargetError: the target has no voxels where the stage looked.
+    """
+    target = target.resolve(segmentation)
+    mask = target.mask(segmentation) if mask is None else mask
+    terms = score_terms(target, mask, segmentation, model.spec, run.stage)
+    count = float(mask.sum())
+    weights = [_on_stage(term, segmentation.labels.grid, run, count) for term in terms]
+    box = bounding_box(np.logical_or.reduce([(w != 0).numpy() for w in weights]))
+    if box is None:
+        raise EmptyTargetError(f"Stage {run.stage.name!r} of the model did not look at {target.describe()}.")
+    weights = [w[box] for w in weights]
+    if any(len(term.channels) > 1 for term in terms):
+        extent = torch.stack(weights).abs().sum(dim=0)[None]
+        logits = blended_logits(run, Question(target, (0,), extent, box), cancel)
+    split: dict[int, torch.Tensor] = {}
+    for term, weight in zip(terms, weights, strict=True):
+        winner = logits[list(term.channels)].argmax(dim=0) if len(term.channels) > 1 else torch.zeros_like(weight)
+        for index, channel in enumerate(term.channels):
+            part = weight * (winner == index)
+            if part.any():
+                split[channel] = split[channel] + part if channel in split else part
+    question = Question(target, tuple(split), torch.stack(list(split.values())), box)
+    question.windows.update(_shares(question, run.plan))
+    return question
+
+
+def blended_logits(run: StageRun, question: Question, cancel: CancelToken | None = None) -> torch.Tensor:
+    """The blended logits of all channels in the box of `question`: float32 (channels, \\*box), without gradients."""
+    logits: torch.Tensor | None = None
+    with torch.inference_mode():
+        for number in _shares(question, run.plan):
+            box = run.plan.boxes[number]
+            common = _overlap(box, question.box)
+            assert common is not None
+            here, there = common
+            for member in range(len(run.networks)):
+                check_cancel(cancel)
+                output = run.forward(member, box).cpu() / len(run.networks)
+                if logits is None:
+                    logits = torch.zeros((output.shape[0], *question.weights.shape[1:]))
+                part = (output * run.plan.weight(box))[:, here[0], here[1], here[2]]
+                logits[:, there[0], there[1], there[2]] += part
+    assert logits is not None
+    return logits
+
+
+def _shares(question: Question, plan: WindowPlan) -> dict[int, float]:
+    """The share of each window in `question`, for the windows that matter, in the order of the plan."""
+    shares = {}
+    for number, box in enumerate(plan.boxes):
+        if _overlap(box, question.box) is not None:
+            shares[number] = float(question.share(box, plan.weight(box)).abs().sum())
+    allowance = _NEGLIGIBLE * sum(shares.values())
+    for number in sorted(shares, key=lambda number: shares[number]):
+        allowance -= shares[number]
+        if allowance < 0:
+            break
+        del shares[number]
+    return shares
+
+
+def _overlap(first: Box, second: Box) -> tuple[Box, Box] | None:
+    """What two boxes share, seen from the corner of each; None if they are apart."""
+    common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True)]
+    if any(low >= high for low, high in common):
+        return None
+    (a, b, c), (d, e, f) = (
+        [slice(low - s.start, high - s.start) for (low, high), s in zip(common, box, strict=True)]
+        for box in (first, second)
+    )
+    return (a, b, c), (d, e, f)
+
+
+def _on_stage(term: Term, grid: Grid, run: StageRun, count: float) -> torch.Tensor:
+    """A term's mask as weights on the padded stage grid, summing to about its share of the target's voxels."""
+    box = bounding_box(term.mask)
+    assert box is not None
+    mask = torch.from_numpy(term.mask[box].astype(np.float32))
+    unpadded = Grid(run.plan.shape, run.grid.ijk_to_lps)
+    return run.plan.pad(resample_adjoint(mask, unpadded, grid.cropped(box)) * (term.sign / count), 0.0)
+
+
+def _grid_for(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> Grid:
+    """The stage's grid for a segmentation that does not say on which it ran.
+
+    Of several parts of a long scan, the one that holds most of what was found.
+    """
+    region = stage.region.label if stage.region else None
+    box = bounding_box(segmentation.mask(region)) if region else None
+    grids = stage_grids(volume, stage, box)
+    found = segmentation.labels.grid.to_lps(np.argwhere(segmentation.labels.array)[:, ::-1])
+    return max(grids, key=lambda grid: _count_inside(grid, found))
+
+
+def _count_inside(grid: Grid, points: np.ndarray) -> int:
+    ijk = grid.to_ijk(points)
+    return int(((ijk >= -0.5) & (ijk < np.array(grid.shape[::-1]) - 0.5)).all(axis=1).sum())
