@@ -63,7 +63,7 @@ def model_of(stages: list[Mapping[str, Any]], networks: Mapping[str, list[nn.Mod
 
 
 def ball_phantom(grid: Grid, organ_mm: float = 45.0, lesion_mm: float = 12.0) -> tuple[Volume, Volume]:
-    """A ball of 100 HU with an off-center ball of 200 HU in air, and its labels (1, 2), on any grid.
+    """A ball of 100 HU with an off-center ball of 200 HU in water, and its labels (1, 2), on any grid.
 
     The lesion lies 20 mm to the patient's left, 10 mm posterior and 15 mm superior of the organ's center.
     """
@@ -72,7 +72,7 @@ def ball_phantom(grid: Grid, organ_mm: float = 45.0, lesion_mm: float = 12.0) ->
     lps = grid.to_lps(np.stack([i, j, k], axis=-1)) - center
     organ = np.linalg.norm(lps, axis=-1) < organ_mm
     lesion = np.linalg.norm(lps - (20.0, 10.0, 15.0), axis=-1) < lesion_mm
-    image = np.where(lesion, 200, np.where(organ, 100, -1000)).astype(np.int16)
+    image = np.where(lesion, 200, np.where(organ, 100, 0)).astype(np.int16)
     labels = np.where(lesion, 2, organ).astype(np.uint8)
     return Volume(image, grid.ijk_to_lps), Volume(labels, grid.ijk_to_lps)
 

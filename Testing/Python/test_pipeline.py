@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""analyze() does the whole job, and write_analysis() leaves whole results or none."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from LiverXAILib import pipeline
+from LiverXAILib.errors import Cancelled, InputError, UsageError
+from LiverXAILib.pipeline import analyze, write_analysis
+from LiverXAILib.progress import CancelToken
+from LiverXAILib.volumes.io import read_volume
+from LiverXAILib.volumes.volume import Grid
+from toys import ball_phantom, dice, threshold_model
+
+
+@pytest.fixture(scope="module")
+def volume_and_truth():
+    matrix = np.diag([2.2, 1.9, 2.6, 1.0])
+    matrix[:3, 3] = (13.0, -40.0, 100.0)
+    return ball_phantom(Grid((44, 56, 50), matrix))
+
+
+@pytest.fixture(scope="module")
+def analysis(volume_and_truth):
+    return analyze(volume_and_truth[0], threshold_model(), device="cpu")
+
+
+def test_an_analysis_holds_labels_heat_maps_and_measurements(analysis, volume_and_truth):
+    volume, truth = volume_and_truth
+    assert dice(analysis.segmentation.mask("tumor"), truth.array == 2) > 0.88
+    assert [str(explanation.target) for explanation in analysis.explanations] == ["liver", "tumor"]
+    for explanation in analysis.explanations:
+        assert explanation.heatmap.grid.matches(volume.grid)
+        assert explanation.heatmap.array.dtype == np.float32
+        assert explanation.heatmap.array.min() >= 0
+        assert explanation.heatmap.array.max() == pytest.approx(1.0)
+    assert json.loads(json.dumps(analysis.provenance))["segmentation"]["model"]["name"] == "toy"
+
+
+def test_written_files_can_be_read_by_others_and_lie_in_the_same_place(analysis, volume_and_truth, tmp_path):
+    volume, _ = volume_and_truth
+    files = write_analysis(analysis, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in files.values()}
+    assert {
+        "segmentation.seg.nrrd",
+        "heatmap-liver.nrrd",
+        "heatmap-tumor.nrrd",
+        "measurements.json",
+        "measurements.csv",
+        "report.html",
+        "provenance.json",
+    } == {path.name for path in files.values()}
+    labels = sitk.ReadImage(str(files["segmentation"]))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(labels), analysis.segmentation.labels.array)
+    heatmap = read_volume(files["heatmap-tumor"], force=True)
+    assert heatmap.grid.matches(volume.grid)
+    np.testing.assert_array_equal(heatmap.array, analysis.explanations[1].heatmap.array)
+    assert json.loads(files["provenance"].read_text(encoding="utf-8"))["warnings"] == []
+    assert "research use only" in files["report"].read_text(encoding="utf-8").lower()
+
+
+def test_a_second_analysis_replaces_the_first_and_its_heat_maps(analysis, volume_and_truth, tmp_path):
+    write_analysis(analysis, tmp_path / "out", report=False)
+    again = analyze(volume_and_truth[0], threshold_model(), targets=["lesion:1"], device="cpu")
+    files = write_analysis(again, tmp_path / "out", report=False)
+    assert [path.name for path in (tmp_path / "out").glob("heatmap-*")] == [files["heatmap-lesion-1"].name]
+
+
+def test_what_was_not_found_is_not_explained_but_said(volume_and_truth):
+    volume, _ = volume_and_truth
+    dull = volume.with_array(np.minimum(volume.array, 100))
+    result = analyze(dull, threshold_model(), targets=["liver", "tumor", "lesion:3"], device="cpu")
+    assert [str(explanation.target) for explanation in result.explanations] == ["liver"]
+    assert sum("Not explained" in warning for warning in result.provenance["warnings"]) == 2
+
+
+def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth):
+    volume, _ = volume_and_truth
+    seen: list[float] = []
+    with pytest.raises(UsageError, match="explained"):
+        analyze(volume, threshold_model(), targets=["spleen:"], progress=lambda s, f: seen.append(f))
+    with pytest.raises(UsageError, match="method"):
+        analyze(volume, threshold_model(), method="crystal-ball", progress=lambda s, f: seen.append(f))
+    assert seen == []
+
+
+def test_cancelling_leaves_nothing_behind(volume_and_truth, tmp_path):
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        analyze(volume_and_truth[0], threshold_model(), cancel=token)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_while_writing_leaves_nothing_behind(analysis, tmp_path, monkeypatch):
+    def full_disk(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_tables", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        write_analysis(analysis, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
