@@ -1,10 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a CT to labels on its own grid."""
 
-from .device import select_device
-from .engine import segment
-from .lesions import lesion_components
-from .postprocess import Postprocessing
-from .segmentation import Segmentation
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .device import select_device
+    from .engine import segment
+    from .lesions import lesion_components
+    from .postprocess import Postprocessing
+    from .segmentation import Segmentation
 
 __all__ = ["Postprocessing", "Segmentation", "lesion_components", "segment", "select_device"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Postprocessing": "postprocess",
+        "Segmentation": "segmentation",
+        "lesion_components": "lesions",
+        "segment": "engine",
+        "select_device": "device",
+    },
+)

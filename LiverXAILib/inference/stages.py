@@ -20,7 +20,7 @@ from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.orientation import reorient_grid
 from ..volumes.resample import regrid, resample, resized
-from ..volumes.volume import Grid, Volume
+from ..volumes.volume import Grid, Volume, bounding_box
 from .windows import Box, WindowPlan
 
 #: Hounsfield units of what lies outside an image.
@@ -84,17 +84,6 @@ def project_box(box: Box, source: Grid, target: Grid, margin_mm: float = 0.0) ->
     return k, j, i
 
 
-def bounding_box(mask: np.ndarray) -> Box | None:
-    """The smallest (k, j, i) box around the nonzero voxels of `mask`, or None if there are none."""
-    ranges = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if hit.size == 0:
-            return None
-        ranges.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return ranges[0], ranges[1], ranges[2]
-
-
 def stage_input(volume: Volume, stage: StageSpec, grid: Grid) -> torch.Tensor:
     """The image as `stage`'s network wants it: float32 (k, j, i) on `grid`, normalized."""
     image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
@@ -107,6 +96,11 @@ def normalize(image: torch.Tensor, stage: StageSpec) -> torch.Tensor:
     if intensity.low is not None or intensity.high is not None:
         image = image.clamp(intensity.low, intensity.high)
     return (image - intensity.shift) / intensity.scale
+
+
+def pad_value(stage: StageSpec) -> float:
+    """What surrounds an image that is smaller than its padded windows, as the network sees it."""
+    return float(normalize(torch.tensor(AIR_HU), stage))
 
 
 def stage_plan(stage: StageSpec, grid: Grid) -> WindowPlan:
@@ -141,7 +135,7 @@ def predict_logits(
     :param image: normalized, (k, j, i) as in ``plan.shape``.
     :return: float32 (channels, k, j, i) on the CPU.
     """
-    padded = plan.pad(image, float(normalize(torch.tensor(AIR_HU), stage)))
+    padded = plan.pad(image, pad_value(stage))
     logits: torch.Tensor | None = None
     with torch.inference_mode():
         for number, box in enumerate(plan.boxes):

@@ -13,7 +13,10 @@ from functools import cached_property
 from itertools import product
 from math import ceil
 
+import numpy as np
 import torch
+
+from ..volumes.volume import Grid
 
 #: Standard deviation of the Gaussian as a fraction of the window, as in nnU-Net (Isensee et al. 2021).
 _SIGMA = 1 / 8
@@ -25,7 +28,8 @@ Box = tuple[slice, slice, slice]
 class WindowPlan:
     """Where the windows lie on an image of `shape` (voxels along the three tensor axes).
 
-    `padded_shape` is at least `shape`: the image is padded at the end of each axis before windows are cut.
+    `padded_shape` is at least `shape`: before windows are cut the image is padded on both sides of each axis, with
+    the odd voxel at the end, as in nnU-Net.
     """
 
     shape: tuple[int, int, int]
@@ -66,10 +70,10 @@ class WindowPlan:
 
     @cached_property
     def importance(self) -> torch.Tensor:
-        """The Gaussian ``g`` of one window, float32, largest value 1, never 0."""
+        """The Gaussian ``g`` of one window, float32, largest value 1, never 0; centered on voxel size // 2."""
         factors = []
         for size in self.window:
-            x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+            x = torch.arange(size, dtype=torch.float32) - size // 2
             factors.append(torch.exp(-0.5 * (x / max(size * _SIGMA, 1e-6)) ** 2))
         weights = factors[0][:, None, None] * factors[1][None, :, None] * factors[2][None, None, :]
         weights = weights / weights.max()
@@ -95,17 +99,30 @@ class WindowPlan:
             if bool(mask[box].any()):
                 yield box
 
+    @property
+    def image_box(self) -> Box:
+        """Where the image lies in the padded image."""
+        starts = [(p - n) // 2 for n, p in zip(self.shape, self.padded_shape, strict=True)]
+        k, j, i = (slice(start, start + n) for start, n in zip(starts, self.shape, strict=True))
+        return k, j, i
+
+    def padded_grid(self, grid: Grid) -> Grid:
+        """Where the voxels of the padded image lie if those of the image lie on `grid`."""
+        before = [s.start for s in self.image_box]
+        matrix = grid.ijk_to_lps.copy()
+        matrix[:3, 3] = grid.to_lps(-np.array(before[::-1]))
+        return Grid(self.padded_shape, matrix)
+
     def pad(self, image: torch.Tensor, value: float) -> torch.Tensor:
-        """Extend (..., *shape) to (..., *padded_shape) at the end of each axis."""
-        amounts = [p - n for n, p in zip(self.shape, self.padded_shape, strict=True)]
-        if not any(amounts):
+        """Extend (..., *shape) to (..., *padded_shape)."""
+        if self.shape == self.padded_shape:
             return image
-        return torch.nn.functional.pad(image, (0, amounts[2], 0, amounts[1], 0, amounts[0]), value=value)
+        ends = [(s.start, p - s.stop) for s, p in zip(self.image_box, self.padded_shape, strict=True)]
+        return torch.nn.functional.pad(image, (*ends[2], *ends[1], *ends[0]), value=value)
 
     def unpad(self, image: torch.Tensor) -> torch.Tensor:
         """Cut (..., *padded_shape) back to (..., *shape)."""
-        a, b, c = self.shape
-        return image[..., :a, :b, :c]
+        return image[(..., *self.image_box)]
 
 
 def _triple(values: list[int]) -> tuple[int, int, int]:

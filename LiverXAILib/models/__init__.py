@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models: what is known about them, where they are, and how they are loaded."""
 
-from .model import Model
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
 from .registry import MODELS_VARIABLE, download_folder, registered, registry
 from .spec import LIVER, TUMOR, Intensity, LabelSpec, LayerSpec, ModelSpec, Region, StageSpec
-from .store import download, load_model, save_model, verify
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .store import download, load_model, save_model, verify
 
 __all__ = [
     "LIVER",
@@ -25,3 +32,8 @@ __all__ = [
     "save_model",
     "verify",
 ]
+
+# What needs torch is imported when it is first used: Slicer shows the cards of models before torch is installed.
+__getattr__ = lazy_names(
+    __name__, {"Model": "model", "download": "store", "load_model": "store", "save_model": "store", "verify": "store"}
+)

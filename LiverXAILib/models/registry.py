@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
 from ..errors import ModelError
 from .spec import ModelSpec
 
@@ -71,6 +69,8 @@ class Entry:
 
 def download_folder() -> Path:
     """Where downloads go: a folder of the user's, outside the program, so that updates do not lose them."""
+    import platformdirs  # not in Slicer's Python until the user has agreed to install what is missing
+
     return Path(platformdirs.user_data_dir("liverxai")) / "models"
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import ModelError
 from ..networks import build_network
+from ..networks.folding import fold_batch_norms
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from .model import Model
 from .registry import MODELS_VARIABLE, Entry, download_folder, registered

@@ -138,3 +138,14 @@ class Volume:
     def cropped(self, box: tuple[slice, slice, slice]) -> Volume:
         """The part of the image in `box` ((k, j, i) slices with explicit start and stop)."""
         return Volume(self.array[box], self.grid.cropped(box).ijk_to_lps, self.metadata)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """The smallest (k, j, i) box around the nonzero voxels of `mask`, or None if there are none."""
+    ranges = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if hit.size == 0:
+            return None
+        ranges.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    return ranges[0], ranges[1], ranges[2]

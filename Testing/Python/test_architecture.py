@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "progress",
     "_version",
+    "_lazy",
     "volumes",
     "networks",
     "models",
