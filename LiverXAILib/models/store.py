@@ -172,7 +172,7 @@ def _load(spec: ModelSpec, folder: Path) -> Model:
                     f"Model {spec.name!r}: the weights in {name} do not fit the network {stage.network} of the card: "
                     f"{error}"
                 ) from error
-            members.append(network)
+            members.append(fold_batch_norms(network))
         networks[stage.name] = members
     return Model(spec, networks)
 
