@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from LiverXAILib.inference.windows import WindowPlan
+from LiverXAILib.volumes.volume import Grid
 
 LAYOUTS = [
     ((40, 50, 60), (16, 16, 16), 0.5, (8, 8, 8)),
@@ -54,8 +56,17 @@ def test_padding_and_unpadding_are_inverse():
     image = torch.randn(2, 5, 6, 7)
     padded = plan.pad(image, -1.0)
     assert padded.shape == (2, 8, 8, 8)
-    assert (padded[:, 5:] == -1).all()
+    assert (padded[:, :1] == -1).all()
+    assert (padded[:, 6:] == -1).all()
     torch.testing.assert_close(plan.unpad(padded), image)
+
+
+def test_padding_moves_no_voxel_in_space():
+    grid = Grid((5, 6, 7), np.array([[0, 2.0, 0, 10], [1.5, 0, 0, -20], [0, 0, -3.0, 30], [0, 0, 0, 1]]))
+    plan = WindowPlan.build(grid.shape, (8, 8, 8), pad_to_window=True)
+    padded = plan.padded_grid(grid)
+    assert padded.shape == (8, 8, 8)
+    assert padded.cropped(plan.image_box).matches(grid)
 
 
 def test_only_windows_that_touch_the_mask_are_named():
