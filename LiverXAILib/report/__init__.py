@@ -1,1 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Results as files a person opens: HTML report, tables, segmentation, pictures."""
+
+from __future__ import annotations
+
+from .html import require_report_extra, write_report
+from .segmentation_file import write_segmentation_file
+from .tables import write_tables
+
+__all__ = ["require_report_extra", "write_report", "write_segmentation_file", "write_tables"]

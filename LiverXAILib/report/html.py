@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: one HTML file that needs nothing else, on screen or on A4 paper."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..analysis import Analysis
+from ..errors import UsageError
+from ..explain.explanation import Explanation
+from ..models.spec import LayerSpec, StageSpec
+from .files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: What the image's metadata may tell in a report. DICOM UIDs and series names can identify a patient.
+_TELLABLE = ("modality", "source_format")
+
+
+def require_report_extra() -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` if what reports need is not installed."""
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"The report needs {' and '.join(missing)}: run 'pip install \"liverxai[report]\"', or go without a report."
+        )
+
+
+def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> None:
+    """Write the report of one analysis to `path`.
+
+    :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
+    :raises OSError: the file cannot be written.
+    """
+    require_report_extra()
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    text = environment.get_template("template.html").render(_context(analysis))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _context(analysis: Analysis) -> dict[str, Any]:
+    from . import pictures
+
+    spacing = " × ".join(f"{value:.3g}" for value in analysis.volume.spacing)
+    size = " × ".join(str(n) for n in analysis.volume.shape[::-1])
+    facts = {
+        "Modality": analysis.volume.metadata.get("modality") or "not stated",
+        "Read from": analysis.volume.metadata.get("source_format") or "memory",
+        "Size": f"{size} voxels",
+        "Voxel": f"{spacing} mm",
+        "Model": f"{analysis.model.title} ({analysis.model.name} {analysis.model.version})",
+        "Made": str(analysis.provenance.get("started", "")).replace("T", " "),
+        "Software": f"LiverXAI {__version__}",
+    }
+    lesions = pictures.render_lesions(analysis)
+    return {
+        "facts": {name: value for name, value in facts.items() if value},
+        "warnings": _warnings(analysis),
+        "measurements": analysis.measurements,
+        "model": analysis.model,
+        "overview": _embedded(pictures.render_overview(analysis)),
+        "overview_text": _overview_text(analysis),
+        "lesions": _embedded(lesions) if lesions is not None else None,
+        "shown_lesions": pictures.MAX_LESIONS,
+        "window": pictures.WINDOW_HU,
+        "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
+        "provenance": json.dumps(_without_identity(analysis.provenance), indent=2, ensure_ascii=False),
+    }
+
+
+def _warnings(analysis: Analysis) -> list[str]:
+    """What the reader must know first; each sentence once."""
+    measured = analysis.measurements
+    sentences = [str(sentence) for sentence in analysis.provenance.get("warnings", ())]
+    sentences += [str(sentence) for sentence in analysis.volume.metadata.get("warnings", ())]
+    if measured.liver_volume_ml == 0:
+        sentences.append("No liver was found.")
+    if measured.liver_cut_at:
+        sides = " and ".join(measured.liver_cut_at)
+        sentences.append(f"The liver reaches the image's {sides} border: its volume is a lower bound.")
+    if cut := [str(lesion.number) for lesion in measured.lesions if lesion.touches_image_border]:
+        sentences.append(f"Lesion {', '.join(cut)} reaches the image's border and may be larger.")
+    return list(dict.fromkeys(sentences))
+
+
+def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]:
+    from . import pictures
+
+    description = explanation.target.describe()
+    faithfulness = explanation.faithfulness
+    curves = faithfulness.get("curves") if faithfulness else None
+    return {
+        "question": f"{description[0].upper()}{description[1:]}?"
+        if explanation.target.why_not
+        else f"What made the model say “{description}”?",
+        "method": explanation.method,
+        "layer": explanation.layer,
+        "resolution": _resolution(analysis, explanation),
+        "empty": explanation.raw_maximum == 0,
+        "raw_maximum": explanation.raw_maximum,
+        "warnings": list(explanation.warnings),
+        "picture": _embedded(pictures.render_overview(analysis, explanation)),
+        "picture_text": f"Axial, coronal and sagittal slices with the heat map for {description} over the CT: "
+        "yellow places were influential, uncolored ones were not.",
+        "faithfulness": faithfulness,
+        "curves": _embedded(pictures.render_curves(curves)) if curves else None,
+    }
+
+
+def _resolution(analysis: Analysis, explanation: Explanation) -> str:
+    """How fine the map is before interpolation, in words; "" if unknown."""
+    found = _stage_and_layer(analysis, explanation)
+    if found is None or found[0].spacing is None:
+        return ""
+    stage, layer = found
+    cell = " × ".join(f"{s * n:.3g}" for s, n in zip(stage.spacing or (), layer.stride, strict=False))
+    return f"one value every {cell} mm; between them the picture is interpolated"
+
+
+def _stage_and_layer(analysis: Analysis, explanation: Explanation) -> tuple[StageSpec, LayerSpec] | None:
+    for stage in reversed(analysis.model.stages):
+        if not explanation.target.label or explanation.target.label in stage.labels:
+            for layer in stage.layers:
+                if layer.name == explanation.layer:
+                    return stage, layer
+    return None
+
+
+def _overview_text(analysis: Analysis) -> str:
+    names = " and ".join(spec.name for spec in analysis.segmentation.specs)
+    return f"Axial, coronal and sagittal CT slices with the outlines of {names}."
+
+
+def _without_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    source = provenance.get("input", {})
+    known = {key: value for key, value in source.items() if key in (*_TELLABLE, "shape", "spacing_mm", "warnings")}
+    return {**provenance, "input": known}
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    """A number for a table: fixed digits, an en dash for what does not exist."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _embedded(figure: Figure) -> str:
+    """A figure as a data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

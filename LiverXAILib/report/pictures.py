@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures for reports: upright slices of a CT with outlines, heat maps and calipers. Needs the extra ``report``.
+
+Whatever way the image lies, slices are resampled along the patient's axes and shown as radiologists are used to:
+the patient's left is on the right of axial and coronal pictures, anterior on the left of sagittal ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from ..analysis import Analysis
+from ..explain.explanation import Explanation
+from ..measure.measurements import LesionMeasurements
+from ..models.spec import LabelSpec
+from ..volumes.resample import resample
+from ..volumes.volume import LPS_TO_RAS, Grid, Volume
+
+#: Display window in HU: level 40, width 400, the usual one for the abdomen.
+WINDOW_HU = (-160.0, 240.0)
+#: Heat below this is not painted, so that the CT stays readable.
+VISIBLE_HEAT = 0.1
+#: Dark blue (cold, not influential) to yellow (warm, influential); perceptually uniform, safe for color-blind eyes.
+HEAT_COLORS = matplotlib.colormaps["plasma"]
+
+_MARGIN_MM = 35.0
+#: As many lesions are pictured, the largest first.
+MAX_LESIONS = 8
+
+_LESION_FIELD_MM = 60.0
+_AIR_HU = -1024.0
+_DIRECTIONS = (("L", "R"), ("P", "A"), ("S", "I"))
+_HALO = [withStroke(linewidth=2.2, foreground="black", alpha=0.75)]
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Which LPS direction runs to the right of a picture, which one down, and the letters left, right, top, bottom."""
+
+    name: str
+    right: np.ndarray
+    down: np.ndarray
+    letters: str
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.right, self.down)
+
+    def flat(self, lps: np.ndarray) -> np.ndarray:
+        """LPS mm (..., 3) → mm to the right and down (..., 2)."""
+        return np.asarray(lps) @ np.column_stack([self.right, self.down])
+
+
+_LEFT, _POSTERIOR, _SUPERIOR = np.eye(3)
+_PLANES = (
+    _Plane("axial", _LEFT, _POSTERIOR, "RLAP"),
+    _Plane("coronal", _LEFT, -_SUPERIOR, "RLSI"),
+    _Plane("sagittal", _POSTERIOR, -_SUPERIOR, "APSI"),
+)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One picture: a plane through `center` (LPS mm), from `low` to `high` (mm to the right and down)."""
+
+    plane: _Plane
+    center: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    pixel_mm: float
+
+    @property
+    def grid(self) -> Grid:
+        """The picture's pixels as a grid of one slice."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.column_stack([self.plane.right, self.plane.down, self.plane.normal]) * self.pixel_mm
+        depth = float(self.center @ self.plane.normal)
+        first = self.low + self.pixel_mm / 2
+        matrix[:3, 3] = first @ np.stack([self.plane.right, self.plane.down]) + depth * self.plane.normal
+        columns, rows = (max(2, int(n)) for n in np.ceil((self.high - self.low) / self.pixel_mm))
+        return Grid((1, rows, columns), matrix)
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom, top in mm, for matplotlib."""
+        _, rows, columns = self.grid.shape
+        width, height = columns * self.pixel_mm, rows * self.pixel_mm
+        return float(self.low[0]), float(self.low[0] + width), float(self.low[1] + height), float(self.low[1])
+
+
+def render_overview(analysis: Analysis, explanation: Explanation | None = None) -> Figure:
+    """Axial, coronal and sagittal slices with the outlines of all labels; with `explanation`, its heat map over them.
+
+    The slices meet in the largest lesion, or in the liver's center if there is none; those of an explanation of one
+    lesion or place meet there.
+    """
+    views = _overview(analysis, explanation)
+    widths = [float(view.high[0] - view.low[0]) for view in views]
+    height = max(float(view.high[1] - view.low[1]) for view in views)
+    scale = 10.0 / sum(widths)
+    figure = Figure(figsize=(10.0, height * scale + 0.68), dpi=150, facecolor="white")
+    panels = figure.subplots(1, 3, width_ratios=widths, squeeze=True)
+    top = 1 - 0.25 / figure.get_figheight()
+    figure.subplots_adjust(0.002, 0.42 / figure.get_figheight(), 0.998, top, wspace=0.02)
+    masks = {
+        spec.name: _volume_of(analysis.segmentation.mask(spec.name), analysis) for spec in analysis.segmentation.specs
+    }
+    for axes, view in zip(panels, views, strict=True):
+        _draw_ct(axes, view, analysis.volume)
+        if explanation is not None:
+            _draw_heat(axes, view, explanation.heatmap)
+        for spec in analysis.segmentation.specs:
+            _draw_outline(axes, view, masks[spec.name], spec)
+        _draw_other_planes(axes, view)
+        _draw_letters(axes, view)
+        _draw_scale_bar(axes, view)
+        axes.set_title(f"{view.plane.name.capitalize()}  {_depth(view)}", fontsize=9, pad=4, loc="left")
+    _draw_legend(figure, analysis.segmentation.specs)
+    if explanation is not None:
+        _draw_color_bar(figure)
+    return figure
+
+
+def render_lesions(analysis: Analysis, limit: int = MAX_LESIONS) -> Figure | None:
+    """The largest lesions with calipers, each in the slice of its longest axial diameter; None without lesions."""
+    lesions = analysis.measurements.lesions[:limit]
+    if not lesions:
+        return None
+    columns = min(4, len(lesions))
+    rows = -(-len(lesions) // columns)
+    figure = Figure(figsize=(10.0, 2.72 * rows), dpi=150, facecolor="white")
+    figure.subplots_adjust(0.002, 0.002, 0.998, 1 - 0.22 / (2.72 * rows), wspace=0.02, hspace=0.1)
+    tumor = analysis.segmentation.spec("tumor")
+    mask = _volume_of(analysis.segmentation.mask("tumor"), analysis)
+    for number, lesion in enumerate(lesions):
+        axes = figure.add_subplot(rows, 4, number + 1)
+        view = _lesion_view(analysis.volume.grid, lesion)
+        _draw_ct(axes, view, analysis.volume)
+        _draw_outline(axes, view, mask, tumor)
+        for ends, style in ((lesion.axial.long_ends_lps_mm, "-"), (lesion.axial.short_ends_lps_mm, "--")):
+            x, y = view.plane.flat(np.array(ends)).T
+            axes.plot(x, y, style, color="white", linewidth=1.1, path_effects=_HALO)
+        _draw_letters(axes, view)
+        _draw_scale_bar(axes, view)
+        size = f"{lesion.axial.long_mm:.1f} × {lesion.axial.short_mm:.1f} mm"
+        axes.set_title(f"Lesion {lesion.number}:  {size}", fontsize=9, pad=4, loc="left")
+    return figure
+
+
+def render_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Deletion and insertion curves: the score against the part of the image that was removed or restored."""
+    figure = Figure(figsize=(4.4, 2.5), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    styles = {"deletion": ("#b2182b", "-"), "insertion": ("#2166ac", "--")}
+    for name, values in curves.items():
+        color, line = styles.get(name, ("#555555", ":"))
+        axes.plot(np.linspace(0, 100, len(values)), values, line, color=color, linewidth=1.8, label=name)
+    axes.set_xlabel("most influential part of the image, %", fontsize=8)
+    axes.set_ylabel("score", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _overview(analysis: Analysis, explanation: Explanation | None) -> list[_View]:
+    """The three views: the field of view is the liver's with a margin, the same scale in all."""
+    image_low, image_high = _box(analysis.volume.grid, np.array(analysis.volume.shape) - 1)
+    liver = np.argwhere(analysis.segmentation.mask("liver"))
+    low, high = image_low, image_high
+    center = (low + high) / 2
+    if len(liver):
+        box_low, box_high = _box(analysis.volume.grid, liver.max(axis=0), liver.min(axis=0))
+        low, high = np.maximum(low, box_low - _MARGIN_MM), np.minimum(high, box_high + _MARGIN_MM)
+        # As tall as deep where the image allows, so that the three pictures stand side by side without a gap.
+        depth = high[1] - low[1]
+        low[2] = max(image_low[2], min(low[2], (low[2] + high[2] - depth) / 2))
+        high[2] = min(image_high[2], max(high[2], low[2] + depth))
+        low[2] = max(image_low[2], min(low[2], high[2] - depth))
+        center = analysis.volume.grid.to_lps(liver.mean(axis=0)[::-1])
+    if analysis.measurements.lesions:
+        center = np.array(analysis.measurements.lesions[0].centroid_lps_mm)
+    if explanation is not None and explanation.target.point:
+        target = explanation.target
+        center = np.array(target.point).reshape(-1, 3).mean(axis=0)
+        if target.frame == "ras":
+            center = center * np.diag(LPS_TO_RAS)[:3]
+    elif explanation is not None and explanation.target.lesion:
+        center = np.array(analysis.measurements.lesions[explanation.target.lesion - 1].centroid_lps_mm)
+    low, high = np.minimum(low, center - _MARGIN_MM), np.maximum(high, center + _MARGIN_MM)
+    pixel_mm = float((high - low).max()) / 480
+    views = []
+    for plane in _PLANES:
+        corners = np.stack([plane.flat(low), plane.flat(high)])
+        views.append(_View(plane, center, corners.min(axis=0), corners.max(axis=0), pixel_mm))
+    return views
+
+
+def _lesion_view(grid: Grid, lesion: LesionMeasurements) -> _View:
+    """The image's own slice in which the lesion was measured, turned to the patient's left and posterior."""
+    axis = "ijk".index(lesion.axial.slice_axis)
+    across = np.delete(grid.ijk_to_lps[:3, :3], axis, axis=1)
+    normal = np.cross(across[:, 0], across[:, 1])
+    normal /= np.linalg.norm(normal) * np.sign(normal[2])
+    right = _LEFT - normal[0] * normal
+    right /= np.linalg.norm(right)
+    plane = _Plane("axial", right, np.cross(normal, right), "RLAP")
+    center = np.array(lesion.axial.long_ends_lps_mm).mean(axis=0)
+    field = max(_LESION_FIELD_MM, 1.5 * lesion.axial.long_mm)
+    middle = plane.flat(center)
+    return _View(plane, center, middle - field / 2, middle + field / 2, field / 320)
+
+
+def _box(grid: Grid, high_kji: np.ndarray, low_kji: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The upright box in LPS mm around a box of voxels, faces included."""
+    low = np.zeros(3) if low_kji is None else low_kji
+    (k0, j0, i0), (k1, j1, i1) = low - 0.5, high_kji + 0.5
+    corners = grid.to_lps(np.array([(i, j, k) for i in (i0, i1) for j in (j0, j1) for k in (k0, k1)]))
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _volume_of(mask: np.ndarray, analysis: Analysis) -> Volume:
+    return Volume(mask.view(np.uint8), analysis.volume.ijk_to_lps)
+
+
+def _sample(volume: Volume, grid: Grid, fill: float) -> np.ndarray:
+    """One upright slice (rows, columns) of a volume; only the part that the slice needs is touched."""
+    _, rows, columns = grid.shape
+    corners = np.array([(0, 0, 0), (columns - 1, 0, 0), (0, rows - 1, 0), (columns - 1, rows - 1, 0)])
+    kji = volume.grid.to_ijk(grid.to_lps(corners))[:, ::-1]
+    margin = 2 + np.ceil(grid.spacing[0] / np.array(volume.spacing[::-1]))
+    low = np.maximum(np.floor(kji.min(axis=0)) - margin, 0).astype(int)
+    high = np.minimum(np.ceil(kji.max(axis=0)) + margin + 1, volume.shape).astype(int)
+    if (low >= high).any():
+        return np.full((rows, columns), fill, np.float32)
+    k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    part = volume.cropped((k, j, i))
+    return resample(part.array, part.grid, grid, fill=fill)[0].numpy()
+
+
+def _draw_ct(axes: Axes, view: _View, volume: Volume) -> None:
+    low, high = WINDOW_HU
+    slice_hu = _sample(volume, view.grid, _AIR_HU)
+    axes.imshow(slice_hu, cmap="gray", vmin=low, vmax=high, extent=view.extent, interpolation="bilinear")
+    axes.set_axis_off()
+    axes.set_anchor("N")
+
+
+def _draw_heat(axes: Axes, view: _View, heatmap: Volume) -> None:
+    heat = np.clip(_sample(heatmap, view.grid, 0.0), 0, 1)
+    rgba = HEAT_COLORS(heat)
+    # Fades in from the threshold on, so that no false edge appears where it is crossed.
+    rgba[..., 3] = np.clip((heat - VISIBLE_HEAT) / 0.15, 0, 1) * (0.4 + 0.25 * heat)
+    axes.imshow(rgba, extent=view.extent, interpolation="bilinear")
+
+
+def _draw_outline(axes: Axes, view: _View, mask: Volume, spec: LabelSpec) -> None:
+    inside = _sample(mask, view.grid, 0.0)
+    if inside.max() < 0.5:
+        return
+    left, right, bottom, top = view.extent
+    rows, columns = inside.shape
+    half = view.pixel_mm / 2
+    lines = axes.contour(
+        np.linspace(left + half, right - half, columns),
+        np.linspace(top + half, bottom - half, rows),
+        inside,
+        levels=[0.5],
+        colors=[_color(spec)],
+        linewidths=1.2,
+    )
+    lines.set(path_effects=_HALO)
+
+
+def _draw_letters(axes: Axes, view: _View) -> None:
+    places = (
+        (0.035, 0.5, "left", "center"),
+        (0.965, 0.5, "right", "center"),
+        (0.5, 0.965, "center", "top"),
+        (0.5, 0.035, "center", "bottom"),
+    )
+    for letter, (x, y, horizontal, vertical) in zip(view.plane.letters, places, strict=True):
+        axes.text(
+            x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical, color="white", fontsize=9,
+            fontweight="bold", path_effects=_HALO,
+        )  # fmt: skip
+
+
+def _draw_scale_bar(axes: Axes, view: _View) -> None:
+    left, right, bottom, _ = view.extent
+    length = 50 if right - left > 150 else 10
+    x, y = left + 0.04 * (right - left), bottom - 0.04 * (right - left)
+    axes.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt", path_effects=_HALO)
+    label = f"{length // 10} cm"
+    axes.annotate(
+        label, (x + length / 2, y), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom",
+        color="white", fontsize=7.5, path_effects=_HALO,
+    )  # fmt: skip
+
+
+def _draw_other_planes(axes: Axes, view: _View) -> None:
+    """Ticks at the edges tell where the other two slices cut this one."""
+    left, right, bottom, top = view.extent
+    x, y = view.plane.flat(view.center)
+    tick = 0.025 * (right - left)
+    for xs, ys in (
+        ([x, x], [top, top + tick]),
+        ([x, x], [bottom - tick, bottom]),
+        ([left, left + tick], [y, y]),
+        ([right - tick, right], [y, y]),
+    ):
+        axes.plot(xs, ys, color="#9ecae1", linewidth=1.0)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def _draw_legend(figure: Figure, specs: Sequence[LabelSpec]) -> None:
+    lines = [Line2D([], [], color=_color(spec), linewidth=2.5) for spec in specs]
+    figure.legend(
+        lines, [spec.name for spec in specs], loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=len(specs),
+        frameon=False, fontsize=9, handlelength=1.6, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _draw_color_bar(figure: Figure) -> None:
+    height = figure.get_figheight()
+    axes = figure.add_axes((0.56, 0.2 / height, 0.24, 0.13 / height))
+    figure.colorbar(
+        matplotlib.cm.ScalarMappable(Normalize(0, 1), HEAT_COLORS), cax=axes, orientation="horizontal", ticks=[]
+    )
+    axes.axvline(VISIBLE_HEAT, color="white", linewidth=1)
+    axes.text(-0.03, 0.5, "not influential", transform=axes.transAxes, ha="right", va="center", fontsize=9)
+    axes.text(1.03, 0.5, "influential", transform=axes.transAxes, ha="left", va="center", fontsize=9)
+    axes.text(
+        VISIBLE_HEAT, -0.35, f"shown from {VISIBLE_HEAT:g}", transform=axes.transAxes, ha="center", va="top", fontsize=7
+    )
+
+
+def _color(spec: LabelSpec) -> tuple[float, float, float]:
+    red, green, blue = spec.color
+    return red / 255, green / 255, blue / 255
+
+
+def _depth(view: _View) -> str:
+    """Where a slice lies, e.g. "S 105 mm"."""
+    axis = int(np.argmax(np.abs(view.plane.normal)))
+    position = float(view.center[axis])
+    return f"{_DIRECTIONS[axis][0 if position >= 0 else 1]} {abs(position):.0f} mm"

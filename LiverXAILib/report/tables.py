@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements as files: JSON for programs, CSV for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from typing import Any
+
+from ..measure.measurements import COLUMNS, Measurements
+from .files import replacing
+
+
+def write_tables(
+    measurements: Measurements, json_path: str | os.PathLike[str], csv_path: str | os.PathLike[str]
+) -> None:
+    """Write ``measurements.json`` (everything) and ``measurements.csv`` (one row for each structure).
+
+    Numbers are rounded to six significant digits, far below what a CT resolves. Raises OSError if a file cannot be
+    written.
+    """
+    with replacing(json_path) as temporary:
+        data = json.dumps(_rounded(measurements.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(data + "\n", encoding="utf-8")
+    with replacing(csv_path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(_rounded(row) for row in measurements.rows())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report shows the patient the right way round, says what must be said, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+from toys import ball_phantom, threshold_model
+
+from LiverXAILib.analysis import Analysis
+from LiverXAILib.errors import UsageError
+from LiverXAILib.explain.explanation import Explanation
+from LiverXAILib.explain.targets import Target
+from LiverXAILib.inference.segmentation import Segmentation
+from LiverXAILib.measure import measure
+from LiverXAILib.models.spec import LIVER, TUMOR
+from LiverXAILib.report import pictures, write_report, write_segmentation_file, write_tables
+from LiverXAILib.volumes.volume import Grid, Volume
+
+OBLIQUE = Rotation.from_euler("xyz", (12, -8, 20), degrees=True).as_matrix()
+DIRECTIONS = {
+    "LPS": np.eye(3),
+    "RAS": np.diag([-1.0, -1.0, 1.0]),
+    "left-handed": np.diag([-1.0, 1.0, 1.0]),
+    "coronal": np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]]),
+    "oblique": OBLIQUE,
+    "sheared": np.array([[1.0, 0, 0], [0, 1.0, 0.3], [0, 0, 0.954]]),
+}
+FAITHFULNESS = {
+    "passed": False,
+    "sentence": "Removing the warmest tenth changes the score no more than removing any other.",
+    "curves": {"deletion": [1.0, 0.9, 0.8], "insertion": [0.1, 0.2, 1.0]},
+}
+
+
+def _grid(direction: np.ndarray) -> Grid:
+    matrix = np.eye(4)
+    matrix[:3, :3] = direction * np.array([3.0, 3.0, 3.5])
+    matrix[:3, 3] = (10, -300, 70)
+    return Grid((40, 44, 44), matrix)
+
+
+def _analysis(
+    direction: np.ndarray = DIRECTIONS["LPS"], *, tumor: bool = True, target: str = "tumor", **metadata: object
+) -> Analysis:
+    image, labels = ball_phantom(_grid(direction))
+    volume = Volume(image.array, image.ijk_to_lps, {"modality": "CT", "warnings": [], **metadata})
+    found = labels.array if tumor else np.minimum(labels.array, 1)
+    segmentation = Segmentation(labels.with_array(found), (LIVER, TUMOR) if tumor else (LIVER,))
+    heat = Volume((labels.array == 2).astype(np.float32), image.ijk_to_lps)
+    explanation = Explanation(heat, 2.5, Target.parse(target), "seg-grad-cam", "smooth", FAITHFULNESS, ("A warning.",))
+    provenance = {"warnings": [], "input": {"shape": list(volume.shape), **volume.metadata}}
+    spec = dataclasses.replace(
+        threshold_model().spec, quality={"case <1>": {"Dice": 0.97}}, limits=("Not for children.",), citation="Nobody"
+    )
+    return Analysis(volume, spec, segmentation, (explanation,), measure(volume, segmentation), provenance)
+
+
+class _Page(HTMLParser):
+    """Collects what a test asks about."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.words: list[str] = []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag == "img":
+            self.images.append(attributes)
+        self.links += [value for name, value in attrs if name in ("src", "href") and value is not None]
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def plain(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def _report(analysis: Analysis, folder: Path) -> _Page:
+    write_report(analysis, folder / "report.html")
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+    return _Page(folder / "report.html")
+
+
+def _panels(analysis: Analysis, explanation: Explanation | None = None) -> list[np.ndarray]:
+    """The three CT slices as matplotlib was given them, in HU."""
+    figure = pictures.render_overview(analysis, explanation)
+    return [np.asarray(axes.get_images()[0].get_array()) for axes in figure.axes[:3]]
+
+
+def _middle(mask: np.ndarray) -> np.ndarray:
+    """Center of a mask as (right, down) in pixels."""
+    return np.argwhere(mask).mean(axis=0)[::-1]
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_left_is_on_the_right_and_anterior_on_top_whatever_way_the_image_lies(name: str) -> None:
+    # The lesion lies to the left, posterior and superior of the organ's center.
+    for plane, slice_hu in zip(("axial", "coronal", "sagittal"), _panels(_analysis(DIRECTIONS[name])), strict=True):
+        right, down = _middle(slice_hu > 150) - _middle(slice_hu > 50)
+        assert right > 5, f"{plane}: the lesion is not right of the organ's center"
+        assert (down > 5) if plane == "axial" else (down < -5), f"{plane}: the lesion is on the wrong side"
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_pictures_have_the_same_scale_everywhere_and_balls_stay_round(name: str) -> None:
+    analysis = _analysis(DIRECTIONS[name])
+    figure = pictures.render_overview(analysis)
+    for axes in figure.axes[:3]:
+        image = axes.get_images()[0]
+        rows, columns = np.asarray(image.get_array()).shape
+        left, right, bottom, top = image.get_extent()
+        assert (right - left) / columns == pytest.approx((bottom - top) / rows)
+        assert axes.get_aspect() == 1
+        lesion = np.argwhere(np.asarray(image.get_array()) > 150)
+        height, width = np.ptp(lesion, axis=0) * (right - left) / columns
+        assert height == pytest.approx(24, abs=3.6)  # the ball's diameter, give or take a voxel
+        assert width == pytest.approx(24, abs=3.6)
+
+
+def test_heat_is_painted_only_where_there_is_some_and_warm_is_influential() -> None:
+    analysis = _analysis()
+    figure = pictures.render_overview(analysis, analysis.explanations[0])
+    hu, rgba = (np.asarray(image.get_array()) for image in figure.axes[0].get_images())
+    assert (rgba[hu < 120, 3] == 0).mean() > 0.98
+    inside = hu > 195
+    assert (rgba[inside, 3] > 0.5).all()
+    red, _, blue = rgba[inside][:, :3].mean(axis=0)
+    assert red > 0.8 > blue
+    cold = pictures.HEAT_COLORS(0.0)
+    assert cold[2] > cold[0]
+
+
+def test_an_explanation_of_a_place_is_shown_at_that_place() -> None:
+    analysis = _analysis(target="voxel:ras:20,330,60")
+    titles = [axes.get_title(loc="left") for axes in pictures.render_overview(analysis, analysis.explanations[0]).axes]
+    assert titles[:3] == ["Axial  S 60 mm", "Coronal  A 330 mm", "Sagittal  R 20 mm"]
+
+
+def test_the_calipers_end_where_the_measurement_ends() -> None:
+    analysis = _analysis(OBLIQUE)
+    figure = pictures.render_lesions(analysis)
+    assert figure is not None
+    axes = figure.axes[0]
+    long_axis, short_axis = (np.array(line.get_xydata()) for line in axes.lines[:2])
+    lesion = analysis.measurements.lesions[0]
+    assert np.linalg.norm(long_axis[1] - long_axis[0]) == pytest.approx(lesion.axial.long_mm, abs=1e-3)
+    assert np.linalg.norm(short_axis[1] - short_axis[0]) == pytest.approx(lesion.axial.short_mm, abs=1e-3)
+    assert pictures.render_lesions(_analysis(tumor=False)) is None
+
+
+def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path) -> None:
+    page = _report(_analysis(), tmp_path)
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+
+
+def test_every_picture_has_a_text_for_those_who_cannot_see_it(tmp_path: Path) -> None:
+    page = _report(_analysis(), tmp_path)
+    assert len(page.images) == 4  # slices, lesions, heat map, curves
+    assert all(len(image["alt"] or "") > 30 for image in page.images)
+
+
+def test_the_report_says_what_it_must(tmp_path: Path) -> None:
+    analysis = _analysis(warnings=["The slices were resampled."])
+    page = _report(analysis, tmp_path)
+    lesion = analysis.measurements.lesions[0]
+    for words in (
+        "For research use only",
+        "The slices were resampled.",
+        "What made the model say “tumor”?",
+        "seg-grad-cam",
+        "one value every 2 × 2 × 2 mm",
+        "Checks not passed",
+        FAITHFULNESS["sentence"],
+        "A warning.",
+        "case <1>",
+        "Not for children.",
+        "Apache-2.0",
+        f"{lesion.volume_ml:.2f}",
+        f"{lesion.axial.long_mm:.1f} × {lesion.axial.short_mm:.1f}",
+        "It does not show that the answer is right",
+    ):
+        assert str(words) in page.plain
+    assert page.plain.index("The slices were resampled.") < page.plain.index("Segmentation")
+
+
+def test_what_could_identify_the_patient_stays_out_of_the_report(tmp_path: Path) -> None:
+    identifiers = {"series_instance_uid": "1.2.840.99", "series": {"description": "DOE^JANE"}, "path": "/home/jane"}
+    page = _report(_analysis(**identifiers), tmp_path)
+    for secret in ("1.2.840.99", "JANE", "jane"):
+        assert secret not in page.text
+
+
+def test_a_model_without_tumors_does_not_report_zero_tumors(tmp_path: Path) -> None:
+    page = _report(_analysis(tumor=False, target="liver"), tmp_path)
+    assert "this model does not look for tumors" in page.plain
+    assert "0 lesions" not in page.plain
+
+
+def test_an_empty_result_is_said_plainly(tmp_path: Path) -> None:
+    analysis = _analysis()
+    nothing = Segmentation(analysis.volume.with_array(np.zeros(analysis.volume.shape, np.uint8)), (LIVER, TUMOR))
+    empty = dataclasses.replace(
+        analysis, segmentation=nothing, explanations=(), measurements=measure(analysis.volume, nothing)
+    )
+    page = _report(empty, tmp_path)
+    assert "No liver was found." in page.plain
+
+
+def test_a_missing_extra_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
+    with pytest.raises(UsageError, match=r"jinja2.*liverxai\[report\]"):
+        write_report(_analysis(), tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_hold_every_lesion_and_what_does_not_exist_stays_empty(tmp_path: Path) -> None:
+    measured = _analysis().measurements
+    write_tables(measured, tmp_path / "m.json", tmp_path / "m.csv")
+    data = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    assert data["liver_volume_ml"] == pytest.approx(measured.liver_volume_ml, rel=1e-5)
+    assert len(data["lesions"]) == measured.lesion_count == 1
+    assert data["lesions"][0]["mean_probability"] is None
+    with (tmp_path / "m.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["structure"] for row in rows] == ["liver", "tumor", "lesion"]
+    assert float(rows[2]["axial_long_mm"]) == pytest.approx(measured.lesions[0].axial.long_mm, rel=1e-5)
+    assert rows[2]["mean_probability"] == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.json"]
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_the_segmentation_file_keeps_place_labels_and_meaning(name: str, tmp_path: Path) -> None:
+    segmentation = _analysis(DIRECTIONS[name]).segmentation
+    write_segmentation_file(segmentation, tmp_path / "s.seg.nrrd")
+    image = sitk.ReadImage(str(tmp_path / "s.seg.nrrd"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), segmentation.labels.array)
+    corner = (7, 11, 13)
+    expected = segmentation.labels.grid.to_lps(np.array(corner))
+    np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(corner), expected, atol=1e-6)
+    assert image.GetMetaData("Segment1_Name") == "tumor"
+    assert image.GetMetaData("Segment1_LabelValue") == "2"
+    assert "SCT^4147007^Mass" in image.GetMetaData("Segment1_Tags")
+    i0, i1, j0, j1, k0, k1 = map(int, image.GetMetaData("Segment1_Extent").split())
+    inside = segmentation.labels.array[k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] == 2
+    assert inside.sum() == (segmentation.labels.array == 2).sum()
+    assert all(np.take(inside, end, axis).any() for axis in range(3) for end in (0, -1))
