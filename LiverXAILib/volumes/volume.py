@@ -112,7 +112,7 @@ class Volume:
         view = array.view()
         view.setflags(write=False)
         object.__setattr__(self, "array", view)
-        object.__setattr__(self, "ijk_to_lps", Grid(array.shape, self.ijk_to_lps).ijk_to_lps)  # type: ignore[arg-type]
+        object.__setattr__(self, "ijk_to_lps", Grid(array.shape, self.ijk_to_lps).ijk_to_lps)
 
     @property
     def grid(self) -> Grid:

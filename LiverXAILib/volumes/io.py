@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing images: NIfTI, NRRD, MetaImage and DICOM.
+
+Whatever cannot be a CT volume is refused at this door with a sentence that says why, so that nothing behind it has
+to ask again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError, UsageError
+from ..progress import CancelToken, Progress, report_progress
+from . import dicom
+from .dicom import SeriesInfo
+from .intensities import checked, compact, looks_like_hu
+from .itk import from_itk, itk_warnings_hidden, to_itk
+from .nifti import read_nifti
+from .volume import Grid, Volume
+
+#: What can be read, by the end of the name (DICOM needs none).
+FILE_FORMATS = {
+    ".nii": "NIfTI",
+    ".nii.gz": "NIfTI",
+    ".nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+}
+#: What can be written: the formats that are one file.
+_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
+
+
+def read_volume(
+    path: str | os.PathLike[str],
+    *,
+    series: str | int | None = None,
+    allow_irregular: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Volume:
+    """Read a CT volume.
+
+    :param path: a NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; a folder with DICOM
+        files, at any depth and of any name; or one DICOM file, which stands for its series.
+    :param series: DICOM only: which series to read, by its number in :func:`list_series` (from 1) or its Series
+        Instance UID. None takes the first of that list, the best by the rule of
+        :func:`LiverXAILib.volumes.dicom.rank`.
+    :param allow_irregular: DICOM only: resample a series with irregular slice spacing linearly to a regular one,
+        and say so in ``metadata["warnings"]``, instead of refusing it.
+    :param force: accept a file without a modality whose intensities do not look like Hounsfield units. (A DICOM
+        series says what it is; one that says MR is refused in any case.)
+    :return: HU as int16 if they are whole numbers, else float32. ``metadata`` has "source_format", "modality"
+        (None if the format has none), "warnings" (a list of sentences) and for DICOM "series" (the chosen one, as
+        a dictionary), "other_series" (the alternatives, and why they are not usable) and "series_instance_uid".
+    :raises LiverXAILib.errors.InputError: it is not a readable, regular, three-dimensional CT; the message says why.
+    :raises LiverXAILib.errors.UsageError: `series` names none of the series, or `path` is not DICOM.
+    :raises LiverXAILib.errors.Cancelled: `cancel` was set.
+    """
+    path = _existing(path)
+    if _may_be_dicom(path):
+        return dicom.read_dicom(path, series=series, allow_irregular=allow_irregular, progress=progress, cancel=cancel)
+    if series is not None:
+        raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is none.")
+    report_progress(progress, "Reading the image", 0.0)
+    volume, warnings = _read_file(path)
+    array = checked(volume.array, str(path))
+    if not force and not looks_like_hu(array):
+        raise InputError(
+            f"{path} does not look like CT: its intensities ({array.min():g} to {array.max():g}) cannot be Hounsfield "
+            "units, in which air is -1000, fat -100 and water 0. If you know better, use --force (force=True)."
+        )
+    report_progress(progress, "Reading the image", 1.0)
+    return Volume(array, volume.ijk_to_lps, {"source_format": _format_of(path), "modality": None, "warnings": warnings})
+
+
+def read_labels(path: str | os.PathLike[str]) -> Volume:
+    """Read a label map (a manual segmentation, for example) from a NIfTI, NRRD or MetaImage file.
+
+    :return: whole numbers as int16 (float32 if some are too large for that); may be empty or constant.
+    :raises LiverXAILib.errors.InputError: it is not a readable three-dimensional label map.
+    """
+    path = _existing(path)
+    if _may_be_dicom(path):
+        raise InputError(f"{path} is not a NIfTI, NRRD or MetaImage file, so no labels can be read from it.")
+    volume, warnings = _read_file(path)
+    array = compact(volume.array, str(path))
+    if array.dtype.kind == "f" and not (array == np.rint(array)).all():
+        raise InputError(f"{path} is not a label map: it holds fractions.")
+    return Volume(array, volume.ijk_to_lps, {"source_format": _format_of(path), "warnings": warnings})
+
+
+def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
+    """Write a volume as .nii, .nii.gz, .nrrd or .mha (compressed except .nii), replacing an older file at once.
+
+    Nobody ever sees half a file. NIfTI keeps geometry to seven digits, the others to all of them.
+
+    :raises LiverXAILib.errors.UsageError: the name has another ending, or the image is sheared (gantry tilt) and
+        the ending is NIfTI's, which ITK and 3D Slicer could then not read.
+    :raises LiverXAILib.errors.InputError: the file cannot be written there.
+    """
+    path = Path(path)
+    ending = _ending(path)
+    if ending not in _WRITABLE:
+        raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(_WRITABLE)}.")
+    if FILE_FORMATS[ending] == "NIfTI" and _is_sheared(volume.grid):
+        raise UsageError(f"Cannot write {path}: NIfTI cannot hold a sheared image (gantry tilt). Use .nrrd or .mha.")
+    image = to_itk(volume)
+    try:
+        # In a folder of its own, since ITK takes the format from the temporary file's ending.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            temporary = Path(folder) / path.name
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+            temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    except RuntimeError as error:
+        raise InputError(f"Cannot write {path}: is the disk full?") from error
+
+
+def list_series(path: str | os.PathLike[str]) -> list[SeriesInfo]:
+    """All DICOM series in a folder (at any depth) or beside a DICOM file, the best first.
+
+    :raises LiverXAILib.errors.InputError: there is no DICOM image.
+    """
+    path = _existing(path)
+    if not _may_be_dicom(path):
+        raise InputError(f"{path} is a {_format_of(path)} file, not a folder of DICOM files.")
+    return dicom.list_series(path)
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"There is no file or folder {path}.")
+    return path
+
+
+def _ending(path: Path) -> str | None:
+    """The longest ending of the name that is a known format's."""
+    name = path.name.lower()
+    return max((ending for ending in FILE_FORMATS if name.endswith(ending)), key=len, default=None)
+
+
+def _format_of(path: Path) -> str | None:
+    ending = _ending(path)
+    return FILE_FORMATS[ending] if ending else None
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """True for folders and DICOM files, False for the other formats.
+
+    :raises LiverXAILib.errors.InputError: it is no known format.
+    """
+    if path.is_dir():
+        return True
+    if _format_of(path) is None and not dicom.is_dicom(path):
+        raise InputError(f"{path} is neither DICOM nor a file that ends in {', '.join(FILE_FORMATS)}.")
+    return _format_of(path) is None
+
+
+def _read_file(path: Path) -> tuple[Volume, list[str]]:
+    """The image in its own type, and warnings for the user."""
+    try:
+        if _format_of(path) == "NIfTI":
+            array, matrix, warnings = read_nifti(path)
+            return Volume(array, matrix), warnings
+        return _read_itk(path), []
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _read_itk(path: Path) -> Volume:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with itk_warnings_hidden():
+            reader.ReadImageInformation()
+            _check_axes(reader.GetSize(), reader.GetNumberOfComponents(), path)
+            image = reader.Execute()
+        while image.GetDimension() > 3:
+            image = image[..., 0]
+        return from_itk(image)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is damaged or incomplete and cannot be read. Copy or export it again.") from error
+
+
+def _check_axes(size: tuple[int, ...], components: int, path: Path) -> None:
+    if components != 1:
+        raise InputError(f"{path} has {components} values in each voxel (colors or a vector); a CT image has one.")
+    if min(size) < 1:
+        raise InputError(f"{path} is empty: its size is {' x '.join(map(str, size))} voxels.")
+    if len(size) < 3 or any(n > 1 for n in size[3:]):
+        raise InputError(f"{path} has {len(size)} dimensions; a CT volume with exactly three is needed.")
+
+
+def _is_sheared(grid: Grid) -> bool:
+    return not np.allclose(grid.direction.T @ grid.direction, np.eye(3), atol=1e-4)
