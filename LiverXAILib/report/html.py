@@ -68,7 +68,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "Size": f"{size} voxels",
         "Voxel": f"{spacing} mm",
         "Model": f"{analysis.model.title} ({analysis.model.name} {analysis.model.version})",
-        "Made": str(analysis.provenance.get("started", "")).replace("T", " "),
+        "Made": str(analysis.provenance.get("started", ""))[:16].replace("T", " "),
         "Software": f"LiverXAI {__version__}",
     }
     lesions = pictures.render_lesions(analysis)
@@ -129,10 +129,13 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
 def _resolution(analysis: Analysis, explanation: Explanation) -> str:
     """How fine the map is before interpolation, in words; "" if unknown."""
     found = _stage_and_layer(analysis, explanation)
-    if found is None or found[0].spacing is None:
+    if found is None:
         return ""
     stage, layer = found
-    cell = " × ".join(f"{s * n:.3g}" for s, n in zip(stage.spacing or (), layer.stride, strict=False))
+    spacing = [size for size in stage.spacing or () if size is not None]
+    if len(spacing) != len(layer.stride):
+        return ""
+    cell = " × ".join(f"{size * stride:.3g}" for size, stride in zip(spacing, layer.stride, strict=True))
     return f"one value every {cell} mm; between them the picture is interpolated"
 
 
