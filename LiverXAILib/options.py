@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +63,13 @@ class Options:
             {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
         )
 
-    def read(self, path: Path) -> Volume:
-        """Read the image at `path`."""
+    def read(self, path: Path, files: Sequence[Path] | None = None) -> Volume:
+        """Read the image at `path`; for `files` see :func:`LiverXAILib.volumes.io.read_volume`."""
         from .volumes.io import read_volume
 
-        return read_volume(path, series=self.series, allow_irregular=self.allow_irregular, force=self.force)
+        return read_volume(
+            path, series=self.series, allow_irregular=self.allow_irregular, force=self.force, files=files
+        )
 
     def analyze(
         self,

@@ -12,7 +12,7 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,7 +23,6 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from ..errors import InputError, UsageError
@@ -54,6 +53,7 @@ _LIVER_MM = 100.0
 
 _HEADER_TAGS = [
     "SOPClassUID",
+    "StudyInstanceUID",
     "Modality",
     "ImageType",
     "SeriesInstanceUID",
@@ -85,8 +85,9 @@ class SeriesInfo:
     """What a list of series shows; nothing in it identifies the patient.
 
     `number` counts from 1, the best first, and is what ``series=`` takes. `size` is voxels along (i, j, k), `spacing`
-    mm. `axes` is where the array's axes (k, j, i) run. `problem` says in words why the series cannot be read as CT;
-    `bridgeable` that ``allow_irregular=True`` reads it anyway.
+    mm. `axes` is where the array's axes (k, j, i) run. `left_out` counts pictures of the series that are no slices.
+    `problem` says in words why the series cannot be read as CT; `bridgeable` that ``allow_irregular=True`` reads it
+    anyway.
     """
 
     number: int
@@ -97,6 +98,7 @@ class SeriesInfo:
     kernel: str
     image_type: str
     slices: int
+    left_out: int = 0
     size: tuple[int, int, int] | None = None
     spacing: tuple[float, float, float] | None = None
     axes: str | None = None
@@ -159,7 +161,14 @@ def list_series(path: Path, *, progress: Progress | None = None, cancel: CancelT
 
     :raises LiverXAILib.errors.InputError: there is no DICOM image.
     """
-    return [series.info for series in _find_series(path, progress, cancel)[0]]
+    return [series.info for series in _find_series(path, None, progress, cancel)[0]]
+
+
+def find_series(
+    files: Sequence[Path], *, progress: Progress | None = None, cancel: CancelToken | None = None
+) -> list[Series]:
+    """All series among `files`, with the files of each; the best CT first, as :func:`rank` says. May be empty."""
+    return _series_among(files, progress, cancel)[0]
 
 
 def read_dicom(
@@ -167,11 +176,12 @@ def read_dicom(
     *,
     series: str | int | None = None,
     allow_irregular: bool = False,
+    files: Sequence[Path] | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Volume:
     """Read a CT series; see :func:`LiverXAILib.volumes.io.read_volume`."""
-    found, notes = _find_series(path, progress, cancel)
+    found, notes = _find_series(path, files, progress, cancel)
     if series is None and path.is_file() and path.name.upper() != "DICOMDIR":
         chosen = next((one for one in found if path in one.files), None)
         if chosen is None:
@@ -197,9 +207,10 @@ def read_dicom(
     array = checked(array, info.name)
     if not looks_like_hu(array):
         notes.append("The intensities do not look like Hounsfield units, although the series says that it is CT.")
-    usable = [one.info for one in found if one.info.problem is None]
-    if series is None and len(usable) > 1 and chosen.info in usable:
-        notes.append(f"{info.name} was chosen of {len(usable)} usable CT series; --series (series=) takes another.")
+    if info.left_out:
+        notes.append(f"{info.left_out} localizers or saved screens within the series were left out.")
+    if series is None:
+        notes += _choice_notes(chosen, found)
     metadata = {
         "source_format": "DICOM",
         "modality": info.modality,
@@ -211,7 +222,19 @@ def read_dicom(
     return Volume(array, stack.ijk_to_lps, metadata)
 
 
-def _choose(found: list[_Series], series: str | int | None, path: Path) -> _Series:
+def _choice_notes(chosen: Series, found: list[Series]) -> list[str]:
+    """What the user should know about the series that were not taken."""
+    notes = []
+    usable = sum(one.info.problem is None for one in found)
+    if usable > 1:
+        notes.append(f"{chosen.info.name} was chosen of {usable} usable CT series; --series (series=) takes another.")
+    for one in found:
+        if one is not chosen and one.info.problem and len(one.slices) > 1:
+            notes.append(f"{one.info.name}, {one.info.slices} slices, was passed over: {one.info.problem}.")
+    return notes
+
+
+def _choose(found: list[Series], series: str | int | None, path: Path) -> Series:
     """The series named by the user, or the best.
 
     :raises LiverXAILib.errors.UsageError: none is named so.
@@ -241,13 +264,23 @@ class _Slice:
 
 
 @dataclass(frozen=True, eq=False)
-class _Series:
-    """The files of a series, arranged as far as possible."""
+class Series:
+    """The files of a series, arranged as far as possible.
+
+    :param study: Study Instance UID; "" if there is none.
+    """
 
     files: frozenset[Path]
     slices: tuple[_Slice, ...]
     arranged: Stack | None
     info: SeriesInfo
+    study: str = ""
+
+    @property
+    def places(self) -> int:
+        """How many different places its CT slices show (to 0.1 mm), as far as they say where they are."""
+        known = {tuple(np.round(one.position, 1)) for one in self.slices if one.position is not None}
+        return len(known) + sum(one.position is None for one in self.slices)
 
     @property
     def stack(self) -> Stack:
@@ -353,14 +386,29 @@ def _unpacked_by_gdcm(dataset: Dataset, syntax: UID) -> np.ndarray:
         return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
 
 
-def _find_series(path: Path, progress: Progress | None, cancel: CancelToken | None) -> tuple[list[_Series], list[str]]:
-    """All series, numbered, the best first, and notes for the user."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    elif path.name.upper() == "DICOMDIR":
-        files = sorted(file for file in path.parent.rglob("*") if file.is_file())
-    else:
-        files = sorted(file for file in path.parent.iterdir() if file.is_file())
+def _find_series(
+    path: Path, files: Sequence[Path] | None, progress: Progress | None, cancel: CancelToken | None
+) -> tuple[list[Series], list[str]]:
+    """All series in a folder, or in that of a file, or among `files`; numbered, the best first, and notes for the user.
+
+    :raises LiverXAILib.errors.InputError: there is none.
+    """
+    if files is None:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+        elif path.name.upper() == "DICOMDIR":
+            files = sorted(file for file in path.parent.rglob("*") if file.is_file())
+        else:
+            files = sorted(file for file in path.parent.iterdir() if file.is_file())
+    found, notes = _series_among(files, progress, cancel)
+    if not found:
+        raise InputError(_nothing_found(path, files))
+    return found, notes
+
+
+def _series_among(
+    files: Sequence[Path], progress: Progress | None, cancel: CancelToken | None
+) -> tuple[list[Series], list[str]]:
     groups: dict[str, list[tuple[Path, Dataset]]] = {}
     unreadable = 0
     with _pydicom_warnings_hidden():
@@ -376,71 +424,62 @@ def _find_series(path: Path, progress: Progress | None, cancel: CancelToken | No
                 # Files without a UID belong together if they lie together.
                 key = str(header.get("SeriesInstanceUID") or "") or f"without UID in {file.parent}"
                 groups.setdefault(key, []).append((file, header))
-            except (InvalidDicomError, OSError, ValueError, NotImplementedError, EOFError, KeyError):
+            except (OSError, ValueError, NotImplementedError, EOFError, KeyError):
                 unreadable += 1
         found = [_arrange_series(members) for members in groups.values()]
-    if not found:
-        raise InputError(_nothing_found(path, files))
     found.sort(key=lambda series: rank(series.info))
     found = [replace(one, info=replace(one.info, number=number)) for number, one in enumerate(found, start=1)]
     notes = [f"{unreadable} damaged DICOM files were passed over."] if unreadable else []
     return found, notes
 
 
-def _nothing_found(path: Path, files: list[Path]) -> str:
+def _nothing_found(path: Path, files: Sequence[Path]) -> str:
     other = [file.name for file in files if file.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".mhd"))]
     if other:
         return f"There are no DICOM images in {path}. To read {other[0]}, name the file itself."
     return f"There are no DICOM images in {path}."
 
 
-def _arrange_series(members: list[tuple[Path, Dataset]]) -> _Series:
+def _arrange_series(members: list[tuple[Path, Dataset]]) -> Series:
     """Describe a series and arrange its slices; localizers and the like among them are left out."""
-    first = members[0][1]
-    problem = None
-    kept = []
-    for path, header in members:
-        reason = _no_ct_slice(header)
-        if reason is None:
-            kept.append((path, header))
-        else:
-            problem = problem or reason
-    if kept:
-        first, problem = kept[0][1], None
+    reasons = [_no_ct_slice(header) for _, header in members]
+    kept = [member for member, reason in zip(members, reasons, strict=True) if reason is None]
+    first = (kept or members)[0][1]
     info = SeriesInfo(
         number=0,
         uid=str(first.get("SeriesInstanceUID") or ""),
         series_number=_integer(first.get("SeriesNumber")),
-        modality=str(first.get("Modality") or "CT" if kept else first.get("Modality") or "unknown"),
+        modality=str(first.get("Modality") or "CT"),
         description=_text(first.get("SeriesDescription")),
         kernel=_text(first.get("ConvolutionKernel")),
         image_type="\\".join(_strings(first.get("ImageType"))),
-        slices=0,
+        slices=len(kept),
+        left_out=len(members) - len(kept),
     )
     files = frozenset(path for path, _ in members)
+    study = str(members[0][1].get("StudyInstanceUID") or "")
+    if not kept:
+        return Series(files, (), None, replace(info, problem=reasons[0]), study)
     try:
         slices = tuple(one for path, header in kept for one in _slices(path, header))
-    except (ValueError, TypeError, AttributeError, IndexError):
-        return _Series(files, (), None, replace(info, slices=len(kept), problem="its headers are damaged"))
-    info = replace(info, slices=len(slices) or len(members))
-    if problem is None:
-        result = _arrange_slices(slices)
-        if isinstance(result, str):
-            problem = result
-        else:
-            rows, columns = slices[0].size
-            grid = Grid((result.count, rows, columns), result.ijk_to_lps)
-            info = replace(
-                info,
-                size=(columns, rows, result.count),
-                spacing=grid.spacing,
-                axes=axis_codes(grid),
-                tilt_degrees=round(result.tilt_degrees, 2),
-                problem=result.problem,
-                bridgeable=result.bridgeable,
-            )
-            return _Series(files, slices, result, info)
-    return _Series(files, slices, None, replace(info, problem=problem))
+        stack = _arrange_slices(slices)
+    except (ValueError, TypeError, AttributeError):
+        return Series(files, (), None, replace(info, problem="its headers are damaged"), study)
+    info = replace(info, slices=len(slices))
+    if isinstance(stack, str):
+        return Series(files, slices, None, replace(info, problem=stack), study)
+    rows, columns = slices[0].size
+    grid = Grid((stack.count, rows, columns), stack.ijk_to_lps)
+    info = replace(
+        info,
+        size=(columns, rows, stack.count),
+        spacing=grid.spacing,
+        axes=axis_codes(grid),
+        tilt_degrees=round(stack.tilt_degrees, 2),
+        problem=stack.problem,
+        bridgeable=stack.bridgeable,
+    )
+    return Series(files, slices, stack, info, study)
 
 
 def _no_ct_slice(header: Dataset) -> str | None:

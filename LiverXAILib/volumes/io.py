@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def read_volume(
     series: str | int | None = None,
     allow_irregular: bool = False,
     force: bool = False,
+    files: Sequence[Path] | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Volume:
@@ -56,6 +58,7 @@ def read_volume(
         and say so in ``metadata["warnings"]``, instead of refusing it.
     :param force: accept a file without a modality whose intensities do not look like Hounsfield units. (A DICOM
         series says what it is; one that says MR is refused in any case.)
+    :param files: DICOM only: look into these files alone, if it is known which ones belong to the series.
     :return: HU as int16 if they are whole numbers, else float32. ``metadata`` has "source_format", "modality"
         (None if the format has none), "warnings" (a list of sentences) and for DICOM "series" (the chosen one, as
         a dictionary), "other_series" (the alternatives, and why they are not usable) and "series_instance_uid".
@@ -65,7 +68,9 @@ def read_volume(
     """
     path = _existing(path)
     if _may_be_dicom(path):
-        return dicom.read_dicom(path, series=series, allow_irregular=allow_irregular, progress=progress, cancel=cancel)
+        return dicom.read_dicom(
+            path, series=series, allow_irregular=allow_irregular, files=files, progress=progress, cancel=cancel
+        )
     if series is not None:
         raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is none.")
     report_progress(progress, "Reading the image", 0.0)
@@ -124,7 +129,9 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
         raise InputError(f"Cannot write {path}: is the disk full?") from error
 
 
-def list_series(path: str | os.PathLike[str]) -> list[SeriesInfo]:
+def list_series(
+    path: str | os.PathLike[str], *, progress: Progress | None = None, cancel: CancelToken | None = None
+) -> list[SeriesInfo]:
     """All DICOM series in a folder (at any depth) or beside a DICOM file, the best first.
 
     :raises LiverXAILib.errors.InputError: there is no DICOM image.
@@ -132,7 +139,7 @@ def list_series(path: str | os.PathLike[str]) -> list[SeriesInfo]:
     path = _existing(path)
     if not _may_be_dicom(path):
         raise InputError(f"{path} is a {_format_of(path)} file, not a folder of DICOM files.")
-    return dicom.list_series(path)
+    return dicom.list_series(path, progress=progress, cancel=cancel)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
