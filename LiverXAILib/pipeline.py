@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ._version import __version__
 from .analysis import Analysis
-from .errors import InputError, UsageError
-from .explain import EmptyTargetError, Target, explain_all
+from .errors import InputError, UsageError, UsageError
+from .explain import METHODS, EmptyTargetError, Target, explain_all
 from .inference import Postprocessing, segment
 from .measure import measure
 from .models import Model
@@ -52,6 +52,7 @@ def analyze(
     """
     started = time.time()
     questions = [Target.parse(target) for target in targets]
+    _check_request(model, questions, method)
     segmentation = segment(
         volume,
         model,
@@ -131,6 +132,16 @@ def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = Tru
         raise InputError(f"Cannot write the results to {folder}: {error.strerror or error}.") from error
     return {role: folder / name for role, name in names.items()}
 
+
+
+def _check_request(model: Model, questions: Sequence[Target], method: str) -> None:
+    """Refuse at once what would only fail after minutes of segmenting."""
+    names = [spec.name for spec in model.spec.labels]
+    for question in questions:
+        if question.label and question.label not in names:
+            raise UsageError(f"Model {model.spec.name!r} has no label {question.label!r}; it has {', '.join(names)}.")
+    if method not in METHODS:
+        raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
 
 
 def _write_files(analysis: Analysis, folder: Path, report: bool) -> dict[str, str]:

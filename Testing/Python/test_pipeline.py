@@ -83,6 +83,8 @@ def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth
     seen: list[float] = []
     with pytest.raises(UsageError, match="explained"):
         analyze(volume, threshold_model(), targets=["spleen:"], progress=lambda s, f: seen.append(f))
+    with pytest.raises(UsageError, match="no label 'spleen'"):
+        analyze(volume, threshold_model(), targets=["spleen"], progress=lambda s, f: seen.append(f))
     with pytest.raises(UsageError, match="method"):
         analyze(volume, threshold_model(), method="crystal-ball", progress=lambda s, f: seen.append(f))
     assert seen == []
