@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ._version import __version__
 from .analysis import Analysis
-from .errors import InputError, UsageError, UsageError
+from .errors import InputError, UsageError
 from .explain import METHODS, EmptyTargetError, Target, explain_all
 from .inference import Postprocessing, segment
 from .measure import measure
