@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,9 +19,11 @@ from ..progress import CancelToken, Progress, report_progress, scaled
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .device import select_device
+from .geometry import from_working_grid, project_box
+from .nnunet import nnunet_scores
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
-from .stages import Box, bounding_box, predict_logits, project_box, region_margin, stage_grids, stage_input, stage_plan
+from .stages import Box, bounding_box, predict_logits, region_margin, stage_grids, stage_input, stage_plan
 
 _log = logging.getLogger(__name__)
 
@@ -74,13 +77,14 @@ def segment(
                 stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
                 continue
         try:
-            grid, margins = _run_stage(volume, model, stage, box, target, part, cancel)
+            grid, logits = _run_stage(volume, model, stage, box, target, part, cancel)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(f"Device {target} ran out of memory. Use the CPU, or close other programs.") from error
         grids[stage.name] = grid
         stages.append({"name": stage.name, "shape": list(grid.shape), "spacing_mm": list(grid.spacing)})
-        for label, margin in margins.items():
-            masks[label], probability = _to_input_grid(margin, grid, volume)
+        read = _read_scores if stage.nnunet is None else _read_nnunet_scores
+        for label, (mask, probability) in read(logits, stage, grid, volume).items():
+            masks[label] = mask
             if probability is not None:
                 probabilities[label] = probability
         _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
@@ -109,10 +113,10 @@ def _run_stage(
     device: torch.device,
     progress: Progress | None,
     cancel: CancelToken | None,
-) -> tuple[Grid, dict[str, torch.Tensor]]:
+) -> tuple[Grid, torch.Tensor]:
     """Run one stage; of several parts of a long scan, the one that shows most of the stage's first label wins."""
     grids = stage_grids(volume, stage, box)
-    best: tuple[float, Grid, dict[str, torch.Tensor]] | None = None
+    best: tuple[float, Grid, torch.Tensor] | None = None
     for number, grid in enumerate(grids):
         logits = predict_logits(
             model.members(stage),
@@ -123,30 +127,64 @@ def _run_stage(
             scaled(progress, number / len(grids), (number + 1) / len(grids)),
             cancel,
         )
-        margins = {
-            label: region_margin(logits, stage, label).clamp(-_MAX_LOGIT, _MAX_LOGIT) for label in stage.labels
-        }
-        found = float((next(iter(margins.values())) > 0).sum()) * grid.voxel_volume_mm3
+        first = next(iter(stage.labels))
+        found = float((region_margin(logits, stage, first) > 0).sum()) * grid.voxel_volume_mm3
         if best is None or found > best[0]:
-            best = found, grid, margins
+            best = found, grid, logits
     assert best is not None
     return best[1], best[2]
 
 
-def _to_input_grid(margin: torch.Tensor, grid: Grid, volume: Volume) -> tuple[np.ndarray, Volume | None]:
-    """The region's mask on the whole input grid, and its probability in the box around it.
+#: A region's mask on the whole input grid, and its probability in the box around it.
+_Reading = tuple[np.ndarray, "Volume | None"]
+
+
+def _read_scores(logits: torch.Tensor, stage: StageSpec, grid: Grid, volume: Volume) -> dict[str, _Reading]:
+    """Each region of the stage on the input grid: its score is interpolated, and the region is where it is positive.
 
     Scores are interpolated only where the region may be: on a full CT that is a tenth of the work.
     """
-    mask = np.zeros(volume.shape, dtype=bool)
-    found = bounding_box((margin > 0).numpy())
-    if found is None:
-        return mask, None
-    box = project_box(found, grid, volume.grid, margin_mm=_MARGIN_MM)
-    score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
-    mask[box] = (score > 0).numpy()
-    probability = torch.sigmoid(score).to(torch.float16).numpy()
-    return mask, Volume(probability, volume.grid.cropped(box).ijk_to_lps)
+    readings: dict[str, _Reading] = {}
+    for label in stage.labels:
+        margin = region_margin(logits, stage, label).clamp(-_MAX_LOGIT, _MAX_LOGIT)
+        mask = np.zeros(volume.shape, dtype=bool)
+        found = bounding_box((margin > 0).numpy())
+        readings[label] = mask, None
+        if found is not None:
+            box = project_box(found, grid, volume.grid, margin_mm=_MARGIN_MM)
+            score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
+            mask[box] = (score > 0).numpy()
+            probability = torch.sigmoid(score).to(torch.float16).numpy()
+            readings[label] = mask, Volume(probability, volume.grid.cropped(box).ijk_to_lps)
+    return readings
+
+
+def _read_nnunet_scores(logits: torch.Tensor, stage: StageSpec, grid: Grid, volume: Volume) -> dict[str, _Reading]:
+    """The same as nnU-Net does it: every channel is resized to the image, then the best one wins."""
+    boxes = [bounding_box((region_margin(logits, stage, label) > 0).numpy()) for label in stage.labels]
+    if not any(boxes):
+        return {label: (np.zeros(volume.shape, dtype=bool), None) for label in stage.labels}
+    working, box, blocks = nnunet_scores(logits, stage, grid, volume, _around(boxes), _MARGIN_MM)
+    masks = {label: np.zeros(working.shape, dtype=bool) for label in stage.labels}
+    shape = tuple(s.stop - s.start for s in box)
+    probabilities = {label: np.zeros(shape, dtype=np.float16) for label in stage.labels}
+    for place, block in blocks:
+        for label in stage.labels:
+            score = region_margin(block, stage, label)
+            masks[label][box][place] = (score > 0).numpy()
+            probabilities[label][place] = torch.sigmoid(score).to(torch.float16).numpy()
+    place_of_box = working.cropped(box).ijk_to_lps
+    return {
+        label: (from_working_grid(masks[label], volume.grid, stage.axes), Volume(probabilities[label], place_of_box))
+        for label in stage.labels
+    }
+
+
+def _around(boxes: Iterable[Box | None]) -> Box:
+    """The smallest box around all `boxes`."""
+    found = [box for box in boxes if box is not None]
+    k, j, i = (slice(min(b[axis].start for b in found), max(b[axis].stop for b in found)) for axis in range(3))
+    return k, j, i
 
 
 def _clean(masks: dict[str, np.ndarray], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> None:
@@ -178,4 +216,3 @@ def _sanity(masks: dict[str, np.ndarray], model: Model) -> list[str]:
                 "and its volume is a lower bound."
             )
     return warnings
-

@@ -8,7 +8,7 @@ that an explanation is about exactly the computation that made the segmentation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,41 +18,16 @@ from torch import nn
 from ..errors import InputError
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, check_cancel, report_progress
-from ..volumes.orientation import reorient_grid
 from ..volumes.resample import regrid, resample, resized
 from ..volumes.volume import Grid, Volume, bounding_box
+from .geometry import AIR_HU, project_box, working_grid
+from .nnunet import HalfBlend, nnunet_grid, nnunet_input
 from .windows import Box, WindowPlan
 
-#: Hounsfield units of what lies outside an image.
-AIR_HU = -1024.0
-#: A scan turned further than this from the patient's axes is resampled to them; below it, its own axes are kept.
-_MAX_TILT_DEGREES = 10.0
 #: The body: everything denser than this that hangs together.
 _BODY_HU = -300.0
 #: A scan longer than a stage's field of view is cut into parts that overlap by this fraction.
 _PART_OVERLAP = 0.5
-
-
-def working_grid(grid: Grid, axes: str) -> Grid:
-    """The image's voxel grid with its axes in the order `axes` ("SPL": superior, posterior, left).
-
-    Voxels stay where they are unless the scan is sheared or oblique by more than 10 degrees, as with a tilted
-    gantry: then the result is the upright box around it, since networks are trained on upright patients.
-    """
-    canonical = reorient_grid(grid, axes)
-    upright = _axis_vectors(axes)
-    cosines = np.abs(np.sum(canonical.direction * upright, axis=0))
-    if np.degrees(np.arccos(np.clip(cosines, 0, 1))).max() <= _MAX_TILT_DEGREES:
-        return canonical
-    spacing = np.array(canonical.spacing)
-    k, j, i = (n - 1 for n in canonical.shape)
-    corners = canonical.to_lps(np.array(list(product((0, i), (0, j), (0, k))))) @ upright
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    n_i, n_j, n_k = (int(n) for n in np.ceil((high - low) / spacing - 1e-6) + 1)
-    matrix = np.eye(4)
-    matrix[:3, :3] = upright * spacing
-    matrix[:3, 3] = upright @ low
-    return Grid((n_k, n_j, n_i), matrix)
 
 
 def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> list[Grid]:
@@ -65,27 +40,20 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
         base = base.cropped(project_box(box, volume.grid, base, stage.region.margin_mm if stage.region else 0.0))
     if stage.crop_to_body:
         base = base.cropped(_body_box(volume, base))
+    if stage.nnunet is not None:
+        return [nnunet_grid(volume, stage, base)]
     if stage.spacing is not None:
         # The card lists sizes along the tensor's axes (k, j, i); a Grid's spacing is (i, j, k).
-        return [regrid(base, stage.spacing[::-1])]
+        k, j, i = (own if mm is None else mm for own, mm in zip(base.spacing[::-1], stage.spacing, strict=True))
+        return [regrid(base, (i, j, k))]
     assert stage.size is not None
     return [resized(part, stage.size) for part in _parts(base, stage.field_of_view_mm)]
 
 
-def project_box(box: Box, source: Grid, target: Grid, margin_mm: float = 0.0) -> Box:
-    """The smallest box on `target` around `box` on `source`, grown by `margin_mm` and clipped to `target`."""
-    ends = [(s.start - 0.5, s.stop - 0.5) for s in box[::-1]]
-    ijk = target.to_ijk(source.to_lps(np.array(list(product(*ends)))))
-    margin = margin_mm / np.array(target.spacing)
-    sizes = np.array(target.shape[::-1])
-    low = np.clip(np.floor(ijk.min(axis=0) - margin + 0.5 + 1e-3), 0, sizes - 1).astype(int)
-    high = np.clip(np.ceil(ijk.max(axis=0) + margin + 0.5 - 1e-3), low + 1, sizes).astype(int)
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return k, j, i
-
-
 def stage_input(volume: Volume, stage: StageSpec, grid: Grid) -> torch.Tensor:
     """The image as `stage`'s network wants it: float32 (k, j, i) on `grid`, normalized."""
+    if stage.nnunet is not None:
+        return nnunet_input(volume, stage, grid)
     image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
     return normalize(image, stage)
 
@@ -100,6 +68,8 @@ def normalize(image: torch.Tensor, stage: StageSpec) -> torch.Tensor:
 
 def pad_value(stage: StageSpec) -> float:
     """What surrounds an image that is smaller than its padded windows, as the network sees it."""
+    if stage.nnunet is not None:
+        return 0.0
     return float(normalize(torch.tensor(AIR_HU), stage))
 
 
@@ -133,14 +103,13 @@ def predict_logits(
     """Blended logits of a whole image: the mean over the ensemble of the windows' weighted sum.
 
     :param image: normalized, (k, j, i) as in ``plan.shape``.
-    :return: float32 (channels, k, j, i) on the CPU.
+    :return: (channels, k, j, i) on the CPU; float32, or half precision for an nnU-Net.
     """
     padded = plan.pad(image, pad_value(stage))
-    logits: torch.Tensor | None = None
+    blend = Blend(plan) if stage.nnunet is None else HalfBlend(plan)
     with torch.inference_mode():
         for number, box in enumerate(plan.boxes):
             window = padded[box].to(device)
-            weight = plan.weight(box)
             for member, network in enumerate(networks):
                 check_cancel(cancel)
                 report_progress(
@@ -148,12 +117,44 @@ def predict_logits(
                     f"Segmenting ({stage.name}): window {number + 1} of {len(plan.boxes)}",
                     (number + member / len(networks)) / len(plan.boxes),
                 )
-                output = run_network(network, window, stage).float().cpu() / len(networks)
-                if logits is None:
-                    logits = torch.zeros((output.shape[0], *plan.padded_shape))
-                logits[(slice(None), *box)] += output * weight
-    assert logits is not None
-    return plan.unpad(logits)
+                blend.add(member, box, run_mirrored(network, window, stage).float().cpu())
+        return plan.unpad(blend.mean())
+
+
+def run_mirrored(network: nn.Module, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
+    """:func:`run_network`, averaged over the mirrorings of the stage's card."""
+    axes = mirrorings(stage)
+    logits = run_network(network, window, stage)
+    for flip in axes[1:]:
+        logits = logits + run_network(network, window.flip(flip), stage).flip([axis + 1 for axis in flip])
+    return logits / len(axes)
+
+
+def mirrorings(stage: StageSpec) -> list[tuple[int, ...]]:
+    """Along which axes of a window (a, b, c) each pass of :func:`run_mirrored` is flipped; the first is not."""
+    return [axes for count in range(len(stage.mirror_axes) + 1) for axes in combinations(stage.mirror_axes, count)]
+
+
+class Blend:
+    """Adds up windows' scores with their weights, averaged over the networks of an ensemble."""
+
+    def __init__(self, plan: WindowPlan) -> None:
+        self._plan = plan
+        self._sum: torch.Tensor | None = None
+        self._members: set[int] = set()
+
+    def add(self, member: int, box: Box, scores: torch.Tensor) -> None:
+        """Add the scores (channels, a, b, c) of the network number `member` in one window."""
+        if self._sum is None:
+            self._sum = torch.zeros((scores.shape[0], *self._plan.padded_shape))
+        k, j, i = box
+        self._sum[:, k, j, i] += scores * self._plan.weight(box)
+        self._members.add(member)
+
+    def mean(self) -> torch.Tensor:
+        """The blended scores: float32 (channels, k, j, i) on the padded image."""
+        assert self._sum is not None
+        return self._sum / len(self._members)
 
 
 def region_margin(logits: torch.Tensor, stage: StageSpec, label: str) -> torch.Tensor:
@@ -171,12 +172,6 @@ def region_margin(logits: torch.Tensor, stage: StageSpec, label: str) -> torch.T
         return best_inside
     outside = [index for index in range(len(stage.channels)) if index not in inside]
     return best_inside - logits[outside].amax(dim=0)
-
-
-def _axis_vectors(axes: str) -> np.ndarray:
-    """3x3: columns are the LPS unit vectors of the i, j, k axes for an `axes` code given in (k, j, i) order."""
-    vectors = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
-    return np.array([vectors[letter] for letter in reversed(axes)], dtype=float).T
 
 
 def _body_box(volume: Volume, base: Grid) -> Box:

@@ -122,7 +122,8 @@ class WindowPlan:
 
     def unpad(self, image: torch.Tensor) -> torch.Tensor:
         """Cut (..., *padded_shape) back to (..., *shape)."""
-        return image[(..., *self.image_box)]
+        k, j, i = self.image_box
+        return image[..., k, j, i]
 
 
 def _triple(values: list[int]) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from ..errors import ModelError
 FORMAT_VERSION = 1
 
 _AXIS_PAIRS = ({"L", "R"}, {"P", "A"}, {"S", "I"})
+_NORMALIZATIONS = ("CTNormalization", "ZScoreNormalization", "RescaleTo01Normalization", "NoNormalization")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,41 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """How nnU-Net resizes an image, or its scores: splines of `order`, 0 nearest, 1 linear, 3 cubic.
+
+    :param order_z: order along the axis of the thick slices, where it is resized on its own.
+    :param separate_z: whether it is; None: where spacings differ by more than `anisotropy`.
+    """
+
+    order: int = 3
+    order_z: int = 0
+    separate_z: bool | None = None
+    anisotropy: float = 3.0
+
+
+@dataclass(frozen=True)
+class NnUNet:
+    """What is nnU-Net's own in preparing an image and in reading the scores (Isensee et al. 2021).
+
+    The image is cut to where it is not 0, normalized, then resized; scores are resized before labels are taken.
+
+    :param normalization: nnU-Net's name of the scheme; "CTNormalization" takes its numbers from `intensity` of the
+        stage, the others theirs from each image.
+    :param masked: a z-score looks only at, and changes only, what is not 0 (with holes filled).
+    """
+
+    normalization: str
+    masked: bool = False
+    image: Resampling = Resampling()
+    scores: Resampling = Resampling(order=1)
+
+    def __post_init__(self) -> None:
+        if self.normalization not in _NORMALIZATIONS:
+            raise ValueError(f"normalization {self.normalization!r} is not one of {', '.join(_NORMALIZATIONS)}")
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """One network of the chain and everything needed to feed it and to read its output.
 
@@ -90,8 +126,9 @@ class StageSpec:
     :param arguments: keyword arguments of that class.
     :param weights: file names beside the card; more than one means an ensemble whose logits are averaged.
     :param sha256: checksums, one for each weights file, in hexadecimal.
-    :param axes: what the tensor's axes run toward, e.g. "SPL": axis 0 to superior, 1 to posterior, 2 to left.
-    :param spacing: voxel size in mm along those axes, or None if `size` is given.
+    :param axes: what the tensor's axes run toward, e.g. "SPL": axis 0 to superior, 1 to posterior, 2 to left. Or the
+        image's own axes in some order, e.g. "kji": as the file has them, for a network trained on such files.
+    :param spacing: voxel size in mm along those axes (None for an axis: the image's own), or None if `size` is given.
     :param size: the field of view is resized to this many voxels, whatever its size in mm; or None.
     :param field_of_view_mm: with `size`: a scan longer than this along an axis is cut into overlapping parts
         (None for an axis: never cut).
@@ -109,6 +146,8 @@ class StageSpec:
     :param layers: stages of the network that may be explained.
     :param default_layer: the one to use when the user names none.
     :param dimensions: 3, or 2 for a network that reads single slices along axis 0.
+    :param mirror_axes: the logits are averaged over all mirrorings of a window along these tensor axes.
+    :param nnunet: prepare the image and read the scores as nnU-Net does.
     """
 
     name: str
@@ -122,7 +161,7 @@ class StageSpec:
     layers: tuple[LayerSpec, ...]
     default_layer: str
     activation: str = "softmax"
-    spacing: tuple[float, float, float] | None = None
+    spacing: tuple[float | None, float | None, float | None] | None = None
     size: tuple[int, int, int] | None = None
     field_of_view_mm: tuple[float | None, float | None, float | None] = (None, None, None)
     crop_to_body: bool = False
@@ -133,11 +172,14 @@ class StageSpec:
     overlap: float = 0.5
     region: Region | None = None
     dimensions: int = 3
+    mirror_axes: tuple[int, ...] = ()
+    nnunet: NnUNet | None = None
 
     def __post_init__(self) -> None:
         problems = []
-        if len(self.axes) != 3 or any(len(pair & set(self.axes)) != 1 for pair in _AXIS_PAIRS):
-            problems.append(f"axes {self.axes!r} must name each of L/R, P/A and S/I once")
+        anatomical = all(len(pair & set(self.axes)) == 1 for pair in _AXIS_PAIRS)
+        if len(self.axes) != 3 or not (anatomical or set(self.axes) == set("kji")):
+            problems.append(f"axes {self.axes!r} must name each of L/R, P/A and S/I once, or each of k, j and i")
         if (self.spacing is None) == (self.size is None):
             problems.append("exactly one of spacing and size must be given")
         if self.activation not in ("softmax", "sigmoid"):
@@ -152,6 +194,10 @@ class StageSpec:
             problems.append(f"overlap {self.overlap} must be in [0, 1)")
         if self.dimensions not in (2, 3):
             problems.append(f"dimensions {self.dimensions} must be 2 or 3")
+        if not set(self.mirror_axes) <= ({0, 1, 2} if self.dimensions == 3 else {1, 2}):
+            problems.append(f"mirror_axes {list(self.mirror_axes)} must be axes of the network's window")
+        if self.nnunet is not None and self.spacing is None:
+            problems.append("nnunet needs a spacing")
         if problems:
             raise ModelError(f"The model card's stage {self.name!r} is wrong: " + "; ".join(problems) + ".")
 
@@ -220,6 +266,9 @@ _NESTED: dict[tuple[type, str], type] = {
     (StageSpec, "layers"): LayerSpec,
     (StageSpec, "intensity"): Intensity,
     (StageSpec, "region"): Region,
+    (StageSpec, "nnunet"): NnUNet,
+    (NnUNet, "image"): Resampling,
+    (NnUNet, "scores"): Resampling,
 }
 
 

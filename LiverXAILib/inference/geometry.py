@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The voxel grid a network's axes see, and boxes carried from one grid to another."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from ..volumes.orientation import Reorientation
+from ..volumes.resample import resample
+from ..volumes.volume import Grid, Volume
+from .windows import Box
+
+#: Hounsfield units of what lies outside an image.
+AIR_HU = -1024.0
+#: A scan turned further than this from the patient's axes is resampled to them; below it, its own axes are kept.
+_MAX_TILT_DEGREES = 10.0
+
+
+def working_grid(grid: Grid, axes: str) -> Grid:
+    """The image's voxel grid with its axes in the order `axes` ("SPL": superior, posterior, left).
+
+    Voxels stay where they are unless the scan is sheared or oblique by more than 10 degrees, as with a tilted
+    gantry: then the result is the upright box around it, since networks are trained on upright patients. With `axes`
+    like "kji" the image's own axes are only reordered, whatever they run toward.
+    """
+    canonical = _reorientation(grid, axes).grid
+    if _keeps_voxels(canonical, axes):
+        return canonical
+    upright = _axis_vectors(axes)
+    spacing = np.array(canonical.spacing)
+    k, j, i = (n - 1 for n in canonical.shape)
+    corners = canonical.to_lps(np.array(list(product((0, i), (0, j), (0, k))))) @ upright
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    n_i, n_j, n_k = (int(n) for n in np.ceil((high - low) / spacing - 1e-6) + 1)
+    matrix = np.eye(4)
+    matrix[:3, :3] = upright * spacing
+    matrix[:3, 3] = upright @ low
+    return Grid((n_k, n_j, n_i), matrix)
+
+
+def working_image(volume: Volume, axes: str) -> Volume:
+    """The image on its :func:`working_grid`: the same voxels in another order, or resampled upright."""
+    turn = _reorientation(volume.grid, axes)
+    if _keeps_voxels(turn.grid, axes):
+        return Volume(turn.apply(volume.array), turn.grid.ijk_to_lps)
+    grid = working_grid(volume.grid, axes)
+    return Volume(resample(volume.array, volume.grid, grid, fill=AIR_HU).numpy(), grid.ijk_to_lps)
+
+
+def from_working_grid(mask: np.ndarray, grid: Grid, axes: str) -> np.ndarray:
+    """A mask on the :func:`working_grid` of `grid`, back on `grid` itself: the exact inverse where voxels are kept."""
+    turn = _reorientation(grid, axes)
+    if _keeps_voxels(turn.grid, axes):
+        return turn.invert(mask)
+    return (resample(mask.astype(np.float32), working_grid(grid, axes), grid, antialias=False) > 0.5).numpy()
+
+
+def whole(grid: Grid) -> Box:
+    """The box of all voxels of `grid`."""
+    k, j, i = (slice(0, n) for n in grid.shape)
+    return k, j, i
+
+
+def project_box(box: Box, source: Grid, target: Grid, margin_mm: float = 0.0) -> Box:
+    """The smallest box on `target` around `box` on `source`, grown by `margin_mm` and clipped to `target`."""
+    ends = [(s.start - 0.5, s.stop - 0.5) for s in box[::-1]]
+    ijk = target.to_ijk(source.to_lps(np.array(list(product(*ends)))))
+    margin = margin_mm / np.array(target.spacing)
+    sizes = np.array(target.shape[::-1])
+    low = np.clip(np.floor(ijk.min(axis=0) - margin + 0.5 + 1e-3), 0, sizes - 1).astype(int)
+    high = np.clip(np.ceil(ijk.max(axis=0) + margin + 0.5 - 1e-3), low + 1, sizes).astype(int)
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return k, j, i
+
+
+def _reorientation(grid: Grid, axes: str) -> Reorientation:
+    if set(axes) == set("kji"):
+        k, j, i = ("kji".index(letter) for letter in axes)
+        return Reorientation(grid, (k, j, i), (False, False, False))
+    return Reorientation.to(grid, axes)
+
+
+def _keeps_voxels(canonical: Grid, axes: str) -> bool:
+    if set(axes) == set("kji"):
+        return True
+    cosines = np.abs(np.sum(canonical.direction * _axis_vectors(axes), axis=0))
+    return bool(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max() <= _MAX_TILT_DEGREES)
+
+
+def _axis_vectors(axes: str) -> np.ndarray:
+    """3x3: columns are the LPS unit vectors of the i, j, k axes for an `axes` code given in (k, j, i) order."""
+    vectors = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+    return np.array([vectors[letter] for letter in reversed(axes)], dtype=float).T

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nnU-Net does its own way around the network (Isensee et al. 2021), so that its models answer as they did there.
+
+Differences from other stages: the image is cut to where it is not 0; normalized before it is resized; resized by
+cubic splines without anti-aliasing, thick slices apart; padded with 0; window scores are summed in half precision;
+all channels are resized to the image before labels are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..models.spec import NnUNet, Resampling, StageSpec
+from ..volumes.resample import resized
+from ..volumes.resize import resize
+from ..volumes.volume import Grid, Volume, bounding_box
+from .geometry import project_box, whole, working_image
+from .windows import Box, WindowPlan
+
+#: Scores are resized in blocks of at most this many numbers: bounds the memory of models with many channels.
+_BLOCK = 50_000_000
+#: nnU-Net scales the Gaussian to this maximum, so that half precision does not lose its flanks.
+_GAUSSIAN_MAXIMUM = 10.0
+
+
+def nnunet_grid(volume: Volume, stage: StageSpec, base: Grid) -> Grid:
+    """The grid nnU-Net resizes to: `base` cut to where the image is not 0, at the stage's spacing."""
+    image = working_image(volume, stage.axes)
+    box = project_box(whole(base), base, image.grid)
+    nonzero = bounding_box(image.array[box] != 0) or whole(base)
+    crop = base.cropped(nonzero)
+    before, after = _spacings(crop, stage)
+    k, j, i = (round(old / new * n) for old, new, n in zip(before, after, crop.shape, strict=True))
+    return resized(crop, (max(k, 1), max(j, 1), max(i, 1)))
+
+
+def nnunet_input(volume: Volume, stage: StageSpec, grid: Grid) -> torch.Tensor:
+    """The image as an nnU-Net wants it: float32 (k, j, i) on `grid`, normalized."""
+    assert stage.nnunet is not None
+    image, box = _source(volume, stage, grid)
+    pixels = _normalize(image.array[box].astype(np.float32), stage, stage.nnunet)
+    before, after = _spacings(image.grid, stage)
+    return _resize(torch.from_numpy(pixels), grid.shape, before, after, stage.nnunet.image)
+
+
+class HalfBlend:
+    """Sums windows' scores as nnU-Net does: in half precision, with a Gaussian of height 10.
+
+    To rounding, the result is the same weighted mean as that of other stages (``plan.weight``).
+    """
+
+    def __init__(self, plan: WindowPlan) -> None:
+        self._importance = (plan.importance * _GAUSSIAN_MAXIMUM).half()
+        self._importance[self._importance == 0] = self._importance[self._importance > 0].min()
+        self._total = torch.zeros(plan.padded_shape, dtype=torch.half)
+        for box in plan.boxes:
+            self._total[box] += self._importance
+        self._plan = plan
+        self._sums: list[torch.Tensor] = []
+
+    def add(self, member: int, box: Box, scores: torch.Tensor) -> None:
+        """Add the scores (channels, a, b, c) of the network number `member` in one window."""
+        while len(self._sums) <= member:
+            self._sums.append(torch.zeros((scores.shape[0], *self._plan.padded_shape), dtype=torch.half))
+        k, j, i = box
+        self._sums[member][:, k, j, i] += scores * self._importance
+
+    def mean(self) -> torch.Tensor:
+        """The blended scores, averaged over the networks: half precision, on the padded image."""
+        result = self._sums[0].div_(self._total)
+        for other in self._sums[1:]:
+            result += other.div_(self._total)
+        return result / len(self._sums) if len(self._sums) > 1 else result
+
+
+def nnunet_scores(
+    logits: torch.Tensor, stage: StageSpec, grid: Grid, volume: Volume, found: Box, margin_mm: float
+) -> tuple[Grid, Box, Iterator[tuple[Box, torch.Tensor]]]:
+    """All channels' scores on the voxels of the image around `found`, in blocks.
+
+    :param logits: (channels, k, j, i) on `grid`.
+    :param found: box on `grid`.
+    :return: the working grid of the image (its voxels in the order of the network's axes), the box on it that the
+        blocks fill, and the blocks: their place in that box, and float32 (channels, \\*block).
+    """
+    assert stage.nnunet is not None
+    rule = stage.nnunet.scores
+    image, crop = _source(volume, stage, grid)
+    source = image.grid.cropped(crop)
+    inner = project_box(found, grid, source, max(margin_mm, *grid.spacing))
+    k, j, i = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(crop, inner, strict=True))
+    shape = source.shape
+    before, after = _spacings(image.grid, stage)
+
+    def blocks() -> Iterator[tuple[Box, torch.Tensor]]:
+        columns = (inner[1].stop - inner[1].start) * (inner[2].stop - inner[2].start)
+        thickness = max(1, _BLOCK // (columns * logits.shape[0]))
+        for start in range(inner[0].start, inner[0].stop, thickness):
+            rows = slice(start, min(start + thickness, inner[0].stop))
+            block = _resize(logits, shape, after, before, rule, (rows, *inner[1:]))
+            # nnU-Net keeps half precision here, and equal scores fall to the first channel.
+            yield _shifted((rows, *inner[1:]), inner), block.half().float()
+
+    return image.grid, (k, j, i), blocks()
+
+
+def _shifted(box: Box, origin: Box) -> Box:
+    k, j, i = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, origin, strict=True))
+    return k, j, i
+
+
+def _source(volume: Volume, stage: StageSpec, grid: Grid) -> tuple[Volume, Box]:
+    """The image in the order of the network's axes, and the box on it whose field of view `grid` divides anew."""
+    image = working_image(volume, stage.axes)
+    return image, project_box(whole(grid), grid, image.grid)
+
+
+def _spacings(grid: Grid, stage: StageSpec) -> tuple[list[float], list[float]]:
+    """The image's and the stage's spacing along the tensor's axes, rounded: a matrix's columns are not exact."""
+    assert stage.spacing is not None
+    own = [round(mm, 9) for mm in grid.spacing[::-1]]
+    return own, [mm if wanted is None else wanted for mm, wanted in zip(own, stage.spacing, strict=True)]
+
+
+def _normalize(pixels: np.ndarray, stage: StageSpec, rules: NnUNet) -> np.ndarray:
+    if rules.normalization == "CTNormalization":
+        scale = stage.intensity
+        return (np.clip(pixels, scale.low, scale.high) - np.float32(scale.shift)) / np.float32(scale.scale)
+    if rules.normalization == "ZScoreNormalization":
+        mask = _nonzero(pixels) if rules.masked else np.ones(pixels.shape, dtype=bool)
+        values = pixels[mask]
+        return np.where(mask, (pixels - values.mean()) / max(float(values.std()), 1e-8), pixels).astype(np.float32)
+    if rules.normalization == "RescaleTo01Normalization":
+        low, high = float(pixels.min()), float(pixels.max())
+        return (pixels - low) / max(high - low, 1e-8)
+    return pixels
+
+
+def _nonzero(pixels: np.ndarray) -> np.ndarray:
+    image = sitk.BinaryFillhole(sitk.GetImageFromArray((pixels != 0).astype(np.uint8)))
+    return sitk.GetArrayFromImage(image).astype(bool)
+
+
+def _resize(
+    image: torch.Tensor,
+    shape: tuple[int, int, int],
+    before: Sequence[float],
+    after: Sequence[float],
+    rule: Resampling,
+    box: Box | None = None,
+) -> torch.Tensor:
+    """Resize (..., k, j, i), thick slices apart; what a cubic spline overshoots is clipped to the image's range."""
+    thick = _thick_axis(before, after, rule)
+    if tuple(image.shape[-3:]) == shape or rule.order <= 1:
+        return resize(image, shape, _orders(rule, thick), box)
+    if thick is None:
+        clip = _range(image, (-3, -2, -1))
+        return clip(resize(image, shape, _orders(rule, None), box))
+    flat, part = list(shape), list(box) if box is not None else [slice(0, n) for n in shape]
+    flat[thick], part[thick] = image.shape[thick - 3], slice(0, image.shape[thick - 3])
+    clip = _range(image, tuple(axis - 3 for axis in range(3) if axis != thick))
+    planes = clip(resize(image, (flat[0], flat[1], flat[2]), (rule.order,) * 3, (part[0], part[1], part[2])))
+    flat = list(planes.shape[-3:])
+    flat[thick] = shape[thick]
+    kept = [slice(0, n) for n in flat]
+    if box is not None:
+        kept[thick] = box[thick]
+    return resize(planes, (flat[0], flat[1], flat[2]), (rule.order_z,) * 3, (kept[0], kept[1], kept[2]))
+
+
+def _range(image: torch.Tensor, axes: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    low, high = image.amin(dim=axes, keepdim=True).float(), image.amax(dim=axes, keepdim=True).float()
+    return lambda resized: torch.minimum(torch.maximum(resized, low), high)
+
+
+def _orders(rule: Resampling, thick: int | None) -> list[int]:
+    return [rule.order_z if axis == thick else rule.order for axis in range(3)]
+
+
+def _thick_axis(before: Sequence[float], after: Sequence[float], rule: Resampling) -> int | None:
+    """The axis of thick slices that is resized on its own, or None: nnU-Net's rule."""
+    if rule.separate_z is False:
+        return None
+    if rule.separate_z or max(before) / min(before) > rule.anisotropy:
+        spacing = before
+    elif max(after) / min(after) > rule.anisotropy:
+        spacing = after
+    else:
+        return None
+    axes = [axis for axis, mm in enumerate(spacing) if mm == max(spacing)]
+    return axes[0] if len(axes) == 1 else None
