@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridge to 3D Slicer's scene: nodes to nouns, nouns to nodes, and a scene as a file.
+
+The scene is always an argument, so that the same code serves Slicer, its batch scripts and plain Python with the
+`slicer-core` wheel. Importing this package loads neither: a function's module is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .display import show_overlay, show_surfaces
+    from .heatmaps import explanation_to_node, uncertainty_to_node
+    from .results import AnalysisNodes, analysis_to_nodes, find_results
+    from .scene import write_scene
+    from .segmentations import segmentation_from_node, segmentation_to_node
+    from .tables import measurements_to_node
+    from .volumes import volume_from_node, volume_to_node
+
+_HOMES = {
+    "AnalysisNodes": "results",
+    "analysis_to_nodes": "results",
+    "explanation_to_node": "heatmaps",
+    "find_results": "results",
+    "measurements_to_node": "tables",
+    "segmentation_from_node": "segmentations",
+    "segmentation_to_node": "segmentations",
+    "show_overlay": "display",
+    "show_surfaces": "display",
+    "uncertainty_to_node": "heatmaps",
+    "volume_from_node": "volumes",
+    "volume_to_node": "volumes",
+    "write_scene": "scene",
+}
+
+__all__ = [
+    "AnalysisNodes",
+    "analysis_to_nodes",
+    "explanation_to_node",
+    "find_results",
+    "measurements_to_node",
+    "scene_available",
+    "segmentation_from_node",
+    "segmentation_to_node",
+    "show_overlay",
+    "show_surfaces",
+    "uncertainty_to_node",
+    "volume_from_node",
+    "volume_to_node",
+    "write_scene",
+]
+
+
+def scene_available() -> bool:
+    """Whether scenes can be made here: inside Slicer, or with the `slicer-core` wheel. Imports neither."""
+    return hasattr(sys.modules.get("slicer"), "vtkMRMLScene") or find_spec("slicer_core") is not None
+
+
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Showing results in whatever views a scene has: works with a main window, without one, and in a scene file."""
+
+from __future__ import annotations
+
+import slicer
+
+
+def show_overlay(
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    heatmap_node: slicer.vtkMRMLScalarVolumeNode | None = None,
+    segmentation_node: slicer.vtkMRMLSegmentationNode | None = None,
+    *,
+    opacity: float = 0.5,
+    threshold: float | None = None,
+) -> None:
+    """Show the CT with a heat map over it and the outlines of the segmentation, in all slice views of the scene.
+
+    The heat map is the foreground layer; outlines are drawn by the segmentation's own display node. The label layer,
+    which would hide both, is left alone.
+
+    :param heatmap_node: None: no foreground.
+    :param opacity: of the heat map where it is not transparent, 0 to 1.
+    :param threshold: heat below it is transparent; None: as the node has it.
+    """
+    for index in range(scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):
+        composite = scene.GetNthNodeByClass(index, "vtkMRMLSliceCompositeNode")
+        previous = composite.StartModify()
+        composite.SetBackgroundVolumeID(volume_node.GetID())
+        composite.SetForegroundVolumeID(heatmap_node.GetID() if heatmap_node else None)
+        composite.SetForegroundOpacity(opacity)
+        composite.SetCompositing(slicer.vtkMRMLSliceCompositeNode.Alpha)
+        composite.EndModify(previous)
+    if heatmap_node is not None and threshold is not None:
+        display = heatmap_node.GetDisplayNode()
+        display.SetThreshold(threshold, 1.0)
+        display.SetApplyThreshold(threshold > 0)
+    if segmentation_node is not None:
+        display = segmentation_node.GetDisplayNode()
+        display.SetVisibility(True)
+        display.SetVisibility2D(True)
+        display.SetVisibility2DOutline(True)
+
+
+def show_surfaces(segmentation_node: slicer.vtkMRMLSegmentationNode, visible: bool = True) -> None:
+    """Show or hide the segments as surfaces in 3-D views; the surfaces are made when they are first shown."""
+    if visible:
+        segmentation_node.CreateClosedSurfaceRepresentation()
+    segmentation_node.GetDisplayNode().SetVisibility3D(visible)

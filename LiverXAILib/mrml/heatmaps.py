@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heat maps and uncertainty maps as scalar volume nodes with a fixed scale, a color table and a legend.
+
+The values are stored as float32 in [0, 1] and shown on this fixed window: an automatic window would make a weak map
+look like a strong one. Cold places are transparent, so that the CT stays readable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+
+from .nodes import result_node, set_attributes
+from .volumes import check_shape, place_like, set_voxels
+
+if TYPE_CHECKING:
+    from ..explain.explanation import Explanation
+    from ..volumes.volume import Volume
+
+#: Heat below this is transparent, as in the report.
+VISIBLE_HEAT = 0.1
+
+#: Cold to warm: every tenth color of matplotlib's "plasma" (CC0), which is perceptually uniform and safe for
+#: color-blind eyes; sRGB 0..255.
+HEAT_COLORS = (
+    (13, 8, 135),
+    (67, 3, 158),
+    (106, 0, 168),
+    (145, 14, 163),
+    (177, 42, 144),
+    (204, 71, 120),
+    (225, 100, 98),
+    (242, 132, 75),
+    (252, 166, 54),
+    (252, 206, 37),
+    (240, 249, 33),
+)
+#: Certain to uncertain, of another family than the heat map's so that they are not taken for each other.
+UNCERTAINTY_COLORS = ((10, 30, 50), (0, 110, 130), (60, 200, 190), (235, 255, 250))
+
+
+def explanation_to_node(
+    explanation: Explanation, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """Show an explanation as a heat map node of the CT.
+
+    A heat map of the same target, method and layer is updated in place; others stay beside it. The node's attributes
+    (``LiverXAI.Target``, ``.Question``, ``.Method``, ``.Layer``, ``.Model``, ``.RawMaximum``, ``.Faithfulness``,
+    ``.Warnings``, ``.Provenance``) say what it answers and how far it can be trusted.
+
+    :param volume_node: the CT, on whose grid the heat map lies.
+    :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the heat map.
+    """
+    check_shape(explanation.heatmap.shape, volume_node)
+    scene.SaveStateForUndo()
+    return update_heatmap_node(explanation, scene, volume_node)
+
+
+def heatmap_identity(explanation: Explanation) -> dict[str, str]:
+    """The attributes by which a heat map is found again."""
+    return {"Target": str(explanation.target), "Method": explanation.method, "Layer": explanation.layer}
+
+
+def update_heatmap_node(
+    explanation: Explanation, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """:func:`explanation_to_node` without the checks and without a state for undo."""
+    question = explanation.target.describe()
+    node, created = result_node(
+        scene,
+        volume_node,
+        "heatmap",
+        "vtkMRMLScalarVolumeNode",
+        f"{volume_node.GetName()} heat map {question} ({explanation.method})",
+        **heatmap_identity(explanation),
+    )
+    _fill(node, explanation.heatmap.array, volume_node)
+    set_attributes(
+        node,
+        {
+            "Question": question,
+            "Model": explanation.provenance.get("model"),
+            "RawMaximum": explanation.raw_maximum,
+            "Faithfulness": None if explanation.faithfulness is None else dict(explanation.faithfulness),
+            "Warnings": list(explanation.warnings),
+            "Provenance": dict(explanation.provenance),
+        },
+    )
+    if created:
+        colors = _color_table(scene, "LiverXAI heat map", HEAT_COLORS)
+        _style(node, colors, VISIBLE_HEAT, f"Influence on\n{question}")
+    return node
+
+
+def uncertainty_to_node(
+    uncertainty: Volume, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode, description: str
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """Show a map of uncertainty in [0, 1] (1: undecided) as a node of the CT; an earlier one is updated in place.
+
+    :param description: what the values are, e.g. "entropy of the tumor probability".
+    :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the map.
+    """
+    check_shape(uncertainty.shape, volume_node)
+    scene.SaveStateForUndo()
+    return update_uncertainty_node(uncertainty, scene, volume_node, description)
+
+
+def update_uncertainty_node(
+    uncertainty: Volume, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode, description: str
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """:func:`uncertainty_to_node` without the checks and without a state for undo."""
+    node, created = result_node(
+        scene, volume_node, "uncertainty", "vtkMRMLScalarVolumeNode", f"{volume_node.GetName()} uncertainty"
+    )
+    _fill(node, uncertainty.array, volume_node)
+    set_attributes(node, {"Description": description})
+    if created:
+        colors = _color_table(scene, "LiverXAI uncertainty", UNCERTAINTY_COLORS)
+        _style(node, colors, VISIBLE_HEAT, "Uncertainty")
+    return node
+
+
+def _fill(node: slicer.vtkMRMLScalarVolumeNode, values: np.ndarray, volume_node: slicer.vtkMRMLVolumeNode) -> None:
+    set_voxels(node, values.astype(np.float32, copy=False))
+    place_like(node, volume_node)
+    node.CreateDefaultDisplayNodes()
+
+
+def _style(node: slicer.vtkMRMLScalarVolumeNode, colors: Any, threshold: float, title: str) -> None:
+    """Fixed scale, colors, transparency and legend of a new node; later the user's choices stay."""
+    display = node.GetDisplayNode()
+    display.AutoWindowLevelOff()
+    display.SetWindowLevelMinMax(0.0, 1.0)
+    display.SetAndObserveColorNodeID(colors.GetID())
+    display.AutoThresholdOff()
+    display.SetThreshold(threshold, 1.0)
+    display.ApplyThresholdOn()
+    display.SetInterpolate(True)
+    legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
+    legend.SetTitleText(title)
+    legend.SetLabelFormat("%.1f")
+    legend.SetNumberOfLabels(6)
+
+
+def _color_table(
+    scene: slicer.vtkMRMLScene, name: str, anchors: Sequence[tuple[int, int, int]]
+) -> slicer.vtkMRMLColorTableNode:
+    """The scene's color table called `name`: 256 colors that run evenly through `anchors`."""
+    tag = name.replace(" ", "")
+    found = scene.GetSingletonNode(tag, "vtkMRMLColorTableNode")
+    if found is not None:
+        return found
+    node = slicer.vtkMRMLColorTableNode()
+    node.SetTypeToUser()
+    node.SetName(name)
+    node.SetSingletonTag(tag)
+    node.SetAttribute("Category", "LiverXAI")
+    node.SetNumberOfColors(256)
+    node.GetLookupTable().SetTableRange(0, 255)
+    position = np.linspace(0, 255, len(anchors))
+    channels = [np.interp(np.arange(256), position, [anchor[c] for anchor in anchors]) / 255 for c in range(3)]
+    for index, color in enumerate(zip(*channels, strict=True)):
+        node.SetColor(index, f"{index / 255:.3f}", *(float(part) for part in color), 1.0)
+    return scene.AddNode(node)

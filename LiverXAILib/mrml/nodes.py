@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How results are attached to their CT in a scene, and found again.
+
+Each result node refers to its CT and says what it is. A second run finds it by that and updates it in place, so that
+what the user set (a color, a name, an opacity, a place in the hierarchy) stays; several CTs in one scene keep their
+results apart. No observers are added anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import slicer
+
+#: Node reference from a result to the CT that it is about.
+INPUT_ROLE = "LiverXAI.Input"
+#: Attribute that says what a result is: "segmentation", "heatmap", "uncertainty" or "measurements".
+RESULT = "LiverXAI.Result"
+_FOLDER = "LiverXAI.Folder"
+
+
+def find_results(
+    scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, kind: str = "", **attributes: str
+) -> list[Any]:
+    """The result nodes that belong to a CT, in the order in which they were made.
+
+    :param kind: "segmentation", "heatmap", "uncertainty" or "measurements"; "" for all.
+    :param attributes: further attributes they must have, e.g. ``Target="tumor"``.
+    """
+    return [
+        node
+        for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes()))
+        if node.GetAttribute(RESULT)
+        and kind in ("", node.GetAttribute(RESULT))
+        and node.GetNodeReferenceID(INPUT_ROLE) == volume_node.GetID()
+        and has_attributes(node, attributes)
+    ]
+
+
+def has_attributes(node: Any, attributes: Mapping[str, str]) -> bool:
+    """Whether all attributes ``LiverXAI.<name>`` have these values."""
+    return all(node.GetAttribute(f"LiverXAI.{name}") == value for name, value in attributes.items())
+
+
+def remove_result(node: Any) -> None:
+    """Remove a result node with what shows and stores it."""
+    scene = node.GetScene()
+    parts = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+    for part in [*parts, node.GetStorageNode(), node]:
+        if part is not None:
+            scene.RemoveNode(part)
+
+
+def result_node(
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLVolumeNode,
+    kind: str,
+    class_name: str,
+    name: str,
+    **attributes: str,
+) -> tuple[Any, bool]:
+    """The result node with these attributes, and whether it was made just now (in the CT's folder)."""
+    found = find_results(scene, volume_node, kind, **attributes)
+    if found:
+        return found[0], False
+    folder = results_folder(scene, volume_node)
+    node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
+    node.SetAttribute(RESULT, kind)
+    node.SetNodeReferenceID(INPUT_ROLE, volume_node.GetID())
+    set_attributes(node, attributes)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = hierarchy.GetItemByDataNode(node)
+    if item:
+        hierarchy.SetItemParent(item, folder)
+    else:
+        hierarchy.CreateItem(folder, node)
+    return node, True
+
+
+def results_folder(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> int:
+    """The subject hierarchy folder of a CT's results: in the CT's study where it has one, else beside the CT."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    for node in find_results(scene, volume_node):
+        parent = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node))
+        if hierarchy.GetItemAttribute(parent, _FOLDER):
+            return parent
+    item = hierarchy.GetItemByDataNode(volume_node) or hierarchy.CreateItem(hierarchy.GetSceneItemID(), volume_node)
+    study = hierarchy.GetItemAncestorAtLevel(item, slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelStudy())
+    folder = hierarchy.CreateFolderItem(study or hierarchy.GetItemParent(item), f"{volume_node.GetName()} LiverXAI")
+    hierarchy.SetItemAttribute(folder, _FOLDER, "1")
+    return folder
+
+
+def set_attributes(node: Any, attributes: Mapping[str, Any]) -> None:
+    """Set attributes ``LiverXAI.<name>``: text as it is, anything else as JSON; None removes the attribute."""
+    for name, value in attributes.items():
+        text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        node.SetAttribute(f"LiverXAI.{name}", text)
+
+
+def get_attribute(node: Any, name: str) -> Any:
+    """The value of attribute ``LiverXAI.<name>`` that was given as JSON, or None."""
+    text = node.GetAttribute(f"LiverXAI.{name}")
+    return None if text is None else json.loads(text)

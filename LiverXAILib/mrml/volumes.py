@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volume nodes to :class:`Volume` and back without loss.
+
+A node says where its voxels lie by a matrix to its own coordinate system (RAS) and, possibly, by a parent transform
+from there to the world (RAS). A :class:`Volume` knows one matrix, so both are composed; results are placed like the
+node that they belong to, under the same transform, and follow it when the user moves it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
+
+from ..errors import InputError
+from ..volumes.volume import LPS_TO_RAS, Grid, Volume
+
+#: A non-linear transform counts as linear if no voxel of the image lies further than this from the linear place:
+#: Slicer writes a plain gantry tilt as a displacement field.
+_LINEAR_TOLERANCE_MM = 0.01
+
+
+def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
+    """The voxels of a volume node and where they lie in the world.
+
+    The array is a copy of the node's, of the same type, in the same order. Under a non-linear transform the image
+    is taken as it was acquired, before the transform, and a warning in `metadata` says so.
+
+    :raises LiverXAILib.errors.InputError: no voxels, several values in each voxel, a slice instead of a volume, or a
+        degenerate geometry.
+    """
+    image = node.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
+        raise InputError(f"The volume {node.GetName()!r} has no voxels. Load it again, or choose another.")
+    if image.GetNumberOfScalarComponents() != 1:
+        raise InputError(
+            f"The volume {node.GetName()!r} has {image.GetNumberOfScalarComponents()} values in each voxel. "
+            "Choose a CT, which has one."
+        )
+    i, j, k = image.GetDimensions()
+    if min(i, j, k) < 2:
+        raise InputError(f"The volume {node.GetName()!r} is a single slice ({i}×{j}×{k}). Choose a whole CT.")
+    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i).copy()
+    matrix, warning = _ijk_to_lps(node)
+    try:
+        return Volume(array, matrix, {"warnings": (warning,)} if warning else {})
+    except ValueError as error:
+        raise InputError(
+            f"The volume {node.GetName()!r} has a degenerate geometry (spacing, directions or transform): {error}."
+        ) from error
+
+
+def world_grid(node: slicer.vtkMRMLVolumeNode) -> Grid:
+    """Where a volume node's voxels lie in the world: the grid of :func:`volume_from_node`, without the voxels."""
+    i, j, k = node.GetImageData().GetDimensions()
+    return Grid((k, j, i), _ijk_to_lps(node)[0])
+
+
+def volume_to_node(
+    volume: Volume,
+    scene: slicer.vtkMRMLScene,
+    name: str,
+    class_name: str = "vtkMRMLScalarVolumeNode",
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """A new volume node with the voxels of `volume`, where they lie in the world, without a transform.
+
+    Types that VTK does not know are widened: bool to uint8, float16 to float32.
+    """
+    node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
+    node.SetIJKToRASMatrix(to_vtk_matrix(volume.grid.ijk_to_ras))
+    set_voxels(node, volume.array)
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def set_voxels(node: slicer.vtkMRMLVolumeNode, array: np.ndarray) -> None:
+    """Replace a volume node's voxels by a copy of `array` (k, j, i).
+
+    The node gets an image of its own rather than new values in the old one: states that were saved for undo share
+    the old one.
+    """
+    node.SetAndObserveImageData(to_image(array, vtk.vtkImageData()))
+
+
+def to_image(array: np.ndarray, image: vtk.vtkImageData) -> vtk.vtkImageData:
+    """Fill `image` with a copy of `array` (k, j, i); its extent starts at 0."""
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    elif array.dtype == np.float16:
+        array = array.astype(np.float32)
+    k, j, i = array.shape
+    image.SetDimensions(i, j, k)
+    image.AllocateScalars(get_vtk_array_type(array.dtype), 1)
+    vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape)[...] = array
+    return image
+
+
+def place_like(node: Any, reference: slicer.vtkMRMLVolumeNode) -> None:
+    """Give a volume node the geometry and the parent transform of `reference`, on whose grid its voxels lie."""
+    matrix = vtk.vtkMatrix4x4()
+    reference.GetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(matrix)
+    node.SetAndObserveTransformNodeID(reference.GetTransformNodeID())
+
+
+def check_shape(shape: tuple[int, int, int], reference: slicer.vtkMRMLVolumeNode) -> None:
+    """Raise :class:`~LiverXAILib.errors.InputError` if `reference` has another number of voxels than `shape`."""
+    image = reference.GetImageData()
+    found = image.GetDimensions()[::-1] if image else None
+    if found != tuple(shape):
+        raise InputError(
+            f"The volume {reference.GetName()!r} has {found} voxels, the result {tuple(shape)} (k, j, i). The volume "
+            "was changed after it was analyzed: analyze it again."
+        )
+
+
+def to_vtk_matrix(matrix: np.ndarray) -> vtk.vtkMatrix4x4:
+    """A 4x4 array as a VTK matrix."""
+    result = vtk.vtkMatrix4x4()
+    result.DeepCopy(np.asarray(matrix, dtype=np.float64).ravel())
+    return result
+
+
+def from_vtk_matrix(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
+    """A VTK matrix as a 4x4 array."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def _ijk_to_lps(node: slicer.vtkMRMLVolumeNode) -> tuple[np.ndarray, str]:
+    """The matrix from voxels to the world, and a warning if a part of the way is not linear and was left out."""
+    vtk_matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(vtk_matrix)
+    ijk_to_local = from_vtk_matrix(vtk_matrix)
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return LPS_TO_RAS @ ijk_to_local, ""
+    if transform.IsTransformToWorldLinear():
+        transform.GetMatrixTransformToWorld(vtk_matrix)
+        return LPS_TO_RAS @ from_vtk_matrix(vtk_matrix) @ ijk_to_local, ""
+    to_world = vtk.vtkGeneralTransform()
+    transform.GetTransformToWorld(to_world)
+    size = node.GetImageData().GetDimensions()
+    ends = [(0.0, (n - 1) / 2, n - 1.0) for n in size[:2]]
+    local = np.array([(i, j, k, 1.0) for k in range(size[2]) for j in ends[1] for i in ends[0]]) @ ijk_to_local.T
+    world = np.array([(*to_world.TransformPoint(point[:3]), 1.0) for point in local])
+    fit = np.linalg.lstsq(local, world, rcond=None)[0].T
+    fit[3] = (0, 0, 0, 1)
+    if np.linalg.norm(local @ fit.T - world, axis=1).max() <= _LINEAR_TOLERANCE_MM:
+        return LPS_TO_RAS @ fit @ ijk_to_local, ""
+    return LPS_TO_RAS @ ijk_to_local, (
+        "The volume lies under a non-linear transform. It was analyzed as it was acquired, before the transform; "
+        "harden the transform to analyze the transformed image."
+    )

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slicer's slice and 3-D views, off-screen: pictures by the same displayable managers as on a Slicer user's screen.
+
+Rendering needs EGL or OSMesa. Where neither works VTK does not raise an exception but crashes the process, so
+:func:`can_render` tries it in another one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .host import Host
+
+#: Slicer's names of the slice views and how they look at the patient.
+ORIENTATIONS = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}
+
+_PROBE = """
+import vtk
+window = vtk.vtkRenderWindow()
+window.SetOffScreenRendering(1)
+window.AddRenderer(vtk.vtkRenderer())
+window.Render()
+"""
+
+
+@cache
+def can_render() -> bool:
+    """Whether an off-screen window can be rendered here; tried in a process that may crash."""
+    import os
+
+    environment = {"VTK_DEFAULT_OPENGL_WINDOW": "vtkEGLRenderWindow", **os.environ}
+    return subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, env=environment).returncode == 0
+
+
+class _View:
+    """A window with one renderer, watched by a group of displayable managers."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.renderer = vtk.vtkRenderer()
+        self.window = vtk.vtkRenderWindow()
+        self.window.SetOffScreenRendering(1)
+        self.window.SetMultiSamples(0)  # with samples, Mesa loses translucent surfaces
+        self.window.SetSize(*size)
+        self.window.AddRenderer(self.renderer)
+        self._interactor = vtk.vtkGenericRenderWindowInteractor()  # some managers look at it
+        self._interactor.SetRenderWindow(self.window)
+        self.managers = slicer.vtkMRMLDisplayableManagerGroup()
+
+    def picture(self) -> np.ndarray:
+        """Render: uint8 (row, column, RGB), the first row is the top one."""
+        self.window.Render()
+        pixels = vtk.vtkUnsignedCharArray()
+        width, height = self.window.GetSize()
+        self.window.GetPixelData(0, 0, width - 1, height - 1, True, pixels, 0)
+        return vtk_to_numpy(pixels).reshape(height, width, 3)[::-1].copy()
+
+
+class SliceView(_View):
+    """A slice view by Slicer's name ("Red", "Green", "Yellow"); make each once in a process."""
+
+    def __init__(self, host: Host, name: str, size: tuple[int, int] = (512, 512)) -> None:
+        super().__init__(size)
+        self.logic = slicer.vtkMRMLSliceLogic()
+        self.logic.SetMRMLApplicationLogic(host.logic)
+        self.logic.SetMRMLScene(host.scene)
+        self.node = self.logic.AddSliceNode(name)
+        self.node.SetOrientation(ORIENTATIONS[name])
+        self.composite = self.logic.GetSliceCompositeNode()
+        host.slice_logics.AddItem(self.logic)
+        # The picture's actor comes before those of the managers: else translucent fills blend with black.
+        self._image = vtk.vtkActor2D()
+        self._image.SetMapper(vtk.vtkImageMapper())
+        self._image.GetMapper().SetColorWindow(255)
+        self._image.GetMapper().SetColorLevel(127.5)
+        self._image.GetProperty().SetDisplayLocationToBackground()
+        self.renderer.AddViewProp(self._image)
+        self.managers.Initialize(slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance(), self.renderer)
+        self.managers.SetMRMLDisplayableNode(self.node)
+        self.logic.ResizeSliceNode(*size)
+
+    def picture(self) -> np.ndarray:
+        connection = self.logic.GetImageDataConnection()  # there is none before a volume is shown
+        self._image.SetVisibility(connection is not None)
+        self._image.GetMapper().SetInputConnection(connection)
+        return super().picture()
+
+    def fit(self) -> None:
+        """Show the whole background volume."""
+        self.logic.FitSliceToBackground()
+
+    def jump_to(self, ras: tuple[float, float, float]) -> None:
+        """Show the slice through a point (RAS mm), with the point in the middle."""
+        self.node.JumpSliceByCentering(*ras)
+
+    def zoom(self, factor: float) -> None:
+        """Enlarge by `factor` around the middle."""
+        x, y, z = self.node.GetFieldOfView()
+        self.node.SetFieldOfView(x / factor, y / factor, z)
+
+    def pixel_of(self, ras: tuple[float, float, float]) -> tuple[int, int]:
+        """(row, column) of the pixel that shows a point (RAS mm) of the slice."""
+        ras_to_xy = vtk.vtkMatrix4x4()
+        vtk.vtkMatrix4x4.Invert(self.node.GetXYToRAS(), ras_to_xy)
+        x, y, *_ = ras_to_xy.MultiplyPoint((*ras, 1.0))
+        return self.window.GetSize()[1] - 1 - round(y), round(x)
+
+    def ras_of(self, pixel: tuple[int, int]) -> tuple[float, float, float]:
+        """The point (RAS mm) that a pixel (row, column) shows."""
+        row, column = pixel
+        r, a, s, _ = self.node.GetXYToRAS().MultiplyPoint((column, self.window.GetSize()[1] - 1 - row, 0.0, 1.0))
+        return r, a, s
+
+
+class ThreeDView(_View):
+    """The 3-D view; make it once in a process."""
+
+    def __init__(self, host: Host, size: tuple[int, int] = (512, 512)) -> None:
+        super().__init__(size)
+        self.logic = slicer.vtkMRMLViewLogic()
+        self.logic.SetMRMLApplicationLogic(host.logic)
+        self.logic.SetMRMLScene(host.scene)
+        self.node = self.logic.AddViewNode("1")
+        self.node.SetBoxVisible(False)
+        self.node.SetAxisLabelsVisible(False)
+        host.view_logics.AddItem(self.logic)
+        self.managers.Initialize(slicer.vtkMRMLThreeDViewDisplayableManagerFactory.GetInstance(), self.renderer)
+        self.managers.SetMRMLDisplayableNode(self.node)
+
+    @property
+    def camera(self) -> Any:
+        """The camera node of this view."""
+        manager = self.managers.GetDisplayableManagerByClassName("vtkMRMLCameraDisplayableManager")
+        return manager.GetCameraNode()
+
+    def look_from(self, direction: int) -> None:
+        """Look from a side, e.g. ``slicer.vtkMRMLCameraNode.Anterior``, at all there is."""
+        self.camera.RotateTo(direction)
+        self.renderer.ResetCamera()
+        self.renderer.ResetCameraClippingRange()
