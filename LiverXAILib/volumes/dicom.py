@@ -23,7 +23,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import InputError, UsageError
 from ..progress import CancelToken, Progress, check_cancel, report_progress
@@ -208,7 +208,9 @@ def read_dicom(
     if not looks_like_hu(array):
         notes.append("The intensities do not look like Hounsfield units, although the series says that it is CT.")
     if info.left_out:
-        notes.append(f"{info.left_out} localizers or saved screens within the series were left out.")
+        notes.append(
+            f"{info.left_out} files of the series are no slices (localizers, saved screens) and were left out."
+        )
     if series is None:
         notes += _choice_notes(chosen, found)
     metadata = {
@@ -322,7 +324,11 @@ class _Pixels:
     def _frames(self) -> np.ndarray:
         """(frames, rows, columns), before rescaling."""
         dataset = self._dataset
-        syntax = UID(dataset.file_meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian)
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            # A file without meta header is uncompressed; pydicom found out how its elements are encoded.
+            implicit, _ = dataset.original_encoding
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        syntax = dataset.file_meta.TransferSyntaxUID
         try:
             with _pydicom_warnings_hidden(), itk_warnings_hidden():
                 frames = _unpacked_by_gdcm(dataset, syntax) if syntax.is_encapsulated else dataset.pixel_array
@@ -421,10 +427,13 @@ def _series_among(
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_HEADER_TAGS)
                 if _sop_class(header) == _DIRECTORY_CLASS or not (_sop_class(header) or header.get("Modality")):
                     continue
+                if "SeriesInstanceUID" not in header and "Rows" not in header:
+                    unreadable += 1
+                    continue
                 # Files without a UID belong together if they lie together.
                 key = str(header.get("SeriesInstanceUID") or "") or f"without UID in {file.parent}"
                 groups.setdefault(key, []).append((file, header))
-            except (OSError, ValueError, NotImplementedError, EOFError, KeyError):
+            except Exception:  # pydicom raises nearly every kind; one damaged file must not hide the others
                 unreadable += 1
         found = [_arrange_series(members) for members in groups.values()]
     found.sort(key=lambda series: rank(series.info))

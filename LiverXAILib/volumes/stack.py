@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: A slice may lie this far from its place in a regular stack, as a fraction of the slice spacing.
+#: A slice may lie this far from its place in a regular stack, as a fraction of the slice spacing ...
 SPACING_TOLERANCE = 0.1
+#: ... or this far in mm, since some scanners round positions to a tenth of a millimeter.
+ROUNDING_MM = 0.1
 #: Slices closer together than this show the same place.
 DUPLICATE_MM = 0.01
 #: The widest gap between two slices of an irregular stack that is filled by interpolation.
 WIDEST_GAP_MM = 10.0
-#: A gap this much wider than the others means that slices are missing.
-_MISSING_RATIO = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,17 +74,17 @@ def arrange(positions: np.ndarray, row: np.ndarray, column: np.ndarray) -> Stack
     step = (positions[-1] - positions[0]) / (depths[-1] - depths[0])
     sideways = np.linalg.norm(positions - positions[0] - np.outer(depths - depths[0], step), axis=1).max()
     median = float(np.median(gaps))
-    if sideways > SPACING_TOLERANCE * median:
+    tolerance = max(SPACING_TOLERANCE * median, ROUNDING_MM)
+    if sideways > tolerance:
         return f"its slices are shifted sideways against each other by up to {sideways:.1f} mm"
 
     regular = np.linspace(depths[0], depths[-1], len(depths))
     problem, bridgeable, count = None, False, len(depths)
-    if np.abs(depths - regular).max() > SPACING_TOLERANCE * (regular[1] - regular[0]):
-        wide = int(np.count_nonzero(gaps > _MISSING_RATIO * median))
-        if wide and gaps[gaps <= _MISSING_RATIO * median].min() > median * (1 - SPACING_TOLERANCE):
-            problem = (
-                f"slices are missing: {wide} gaps of up to {gaps.max():.1f} mm between slices {median:.1f} mm apart"
-            )
+    if np.abs(depths - regular).max() > tolerance:
+        steps = np.round(gaps / median)
+        if steps.min() >= 1 and np.abs(gaps - steps * median).max() <= tolerance:
+            missing = f"{steps.sum() - len(gaps):.0f} of {steps.sum() + 1:.0f} slices are missing"
+            problem = f"{missing} (a gap of {gaps.max():.1f} mm between slices {median:.1f} mm apart)"
         else:
             problem = f"its slices are not evenly spaced ({gaps.min():.2f} to {gaps.max():.2f} mm apart)"
         bridgeable = bool(gaps.max() <= WIDEST_GAP_MM)

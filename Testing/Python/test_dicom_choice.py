@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Of several series, the best CT of the abdomen is taken, the choice is reported, and another one can be picked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dicom_series import a_body, geometry, write_series
+from pydicom.dataset import Dataset
+
+from LiverXAILib.volumes.dicom import SeriesInfo, rank
+from LiverXAILib.volumes.io import list_series, read_volume
+
+PLAIN = SeriesInfo(
+    number=0,
+    uid="1.2.3",
+    series_number=5,
+    modality="CT",
+    description="Abdomen",
+    kernel="B30f",
+    image_type="ORIGINAL\\PRIMARY\\AXIAL",
+    slices=100,
+    size=(512, 512, 100),
+    spacing=(0.8, 0.8, 3.0),
+    axes="SPL",
+)
+
+WORSE = {
+    "not usable": {"problem": "it is MR, not CT", "spacing": None, "axes": None, "size": None},
+    "only usable after resampling": {"problem": "its slices are not evenly spaced", "bridgeable": True},
+    "coronal": {"axes": "PIL", "spacing": (0.8, 0.8, 1.0)},
+    "too short": {"slices": 20, "spacing": (0.8, 0.8, 1.0)},
+    "derived": {"image_type": "DERIVED\\SECONDARY\\AXIAL", "spacing": (0.8, 0.8, 1.0)},
+    "lung in the description": {"description": "LUNG 1.25 mm", "spacing": (0.8, 0.8, 1.25)},
+    "bone kernel": {"kernel": "BONEPLUS", "spacing": (0.8, 0.8, 1.25)},
+    "Siemens sharp": {"kernel": "B70f", "spacing": (0.8, 0.8, 1.25)},
+    "Siemens sharp, newer": {"kernel": "Br59d 3", "spacing": (0.8, 0.8, 1.25)},
+    "Canon lung": {"kernel": "FC51", "spacing": (0.8, 0.8, 1.25)},
+    "Philips sharp": {"kernel": "YB", "spacing": (0.8, 0.8, 1.25)},
+    "thicker": {"spacing": (0.8, 0.8, 5.0)},
+    "fewer slices": {"slices": 90},
+    "later": {"series_number": 6},
+    "without a number": {"series_number": None},
+}
+
+
+@pytest.mark.parametrize("change", WORSE.values(), ids=WORSE.keys())
+def test_the_rule_prefers_the_plain_abdominal_series(change):
+    assert rank(PLAIN) < rank(replace(PLAIN, **change))
+
+
+@pytest.mark.parametrize("kernel", ["B30f", "Br38f 3", "I31f 2", "STANDARD", "SOFT", "FC08", "FC13", "B", "C", "STD+"])
+def test_soft_kernels_are_not_taken_for_sharp_ones(kernel):
+    assert rank(replace(PLAIN, kernel=kernel)) < rank(replace(PLAIN, kernel="LUNG"))
+
+
+@pytest.mark.parametrize("name", ["Abdomen portal venous 5mm", "PV 5.0", "portalvenös", "Leber venous"])
+def test_the_portal_venous_phase_is_preferred_even_if_thicker(name):
+    assert rank(replace(PLAIN, description=name, spacing=(0.8, 0.8, 5.0))) < rank(PLAIN)
+    assert rank(replace(PLAIN, description="Arterial 60s")) == rank(PLAIN)
+
+
+def test_the_choice_is_reported_and_another_series_can_be_picked(tmp_path):
+    thin, thick = a_body((26, 64, 80), seed=1), a_body((11, 64, 80), seed=2)
+    scout = write_series(
+        tmp_path, a_body((2, 64, 80)), geometry(), names=["a0", "a1"], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    )
+    thick_uid = write_series(
+        tmp_path, thick, geometry((0.8, 0.8, 10)), names=[f"b{k}" for k in range(11)], SeriesNumber=4
+    )
+    thin_uid = write_series(tmp_path, thin, geometry((0.8, 0.8, 4)), names=[f"c{k}" for k in range(26)], SeriesNumber=9)
+
+    found = list_series(tmp_path)
+    assert [one.uid for one in found] == [thin_uid, thick_uid, scout]
+    assert [one.number for one in found] == [1, 2, 3]
+    assert [one.slices for one in found] == [26, 11, 0]
+    assert found[0].size == (80, 64, 26)
+    assert found[0].spacing == pytest.approx((0.8, 0.8, 4))
+    assert found[0].axes == "SPL"
+    assert [one.problem for one in found] == [None, None, "it is a localizer (scout)"]
+
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, thin)
+    assert volume.metadata["series"]["series_number"] == 9
+    assert [other["series_number"] for other in volume.metadata["other_series"]] == [4, 3]
+    assert volume.metadata["other_series"][1]["problem"] == "it is a localizer (scout)"
+    assert any("2 usable CT series" in warning for warning in volume.metadata["warnings"])
+
+    for choice in (2, "2", thick_uid):
+        picked = read_volume(tmp_path, series=choice)
+        np.testing.assert_array_equal(picked.array, thick)
+        assert picked.metadata["series_instance_uid"] == thick_uid
+        assert not any("usable CT series" in warning for warning in picked.metadata["warnings"])
+
+
+def test_an_unusable_series_is_passed_over_with_its_reason(tmp_path):
+    good = a_body((5, 64, 80), seed=1)
+
+    def edit(dataset: Dataset, k: int) -> None:
+        dataset.ImagePositionPatient = [0, 0, float(k // 2)]
+
+    write_series(tmp_path / "perfusion", a_body((8, 64, 80)), geometry(), edit=edit, SeriesDescription="Perfusion")
+    write_series(tmp_path / "good", good, geometry())
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, good)
+    assert any("Perfusion" in one and "duplicate positions" in one for one in volume.metadata["warnings"])
+
+
+def test_a_pick_that_cannot_be_used_says_why_and_that_others_can(tmp_path):
+    write_series(tmp_path / "a", a_body((1, 64, 80)), geometry(), SeriesDescription="Bolus")
+    write_series(tmp_path / "b", a_body(), geometry())
+    with pytest.raises(Exception, match=r'"Bolus".*single slice.*1 other series'):
+        read_volume(tmp_path, series=2)
