@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show log messages and tracebacks (before the command)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_analyze(commands)
+    _add_batch(commands)
     _add_phantom(commands)
     _add_models(commands)
     _add_evaluate(commands)
@@ -94,6 +95,19 @@ def _analyze(arguments: argparse.Namespace) -> int:
         print(f"{role:>20}  {path}")
     print("For research use only. Not for diagnosis or treatment.")
     return 0
+
+
+# --- batch ------------------------------------------------------------------------------------------------------
+
+
+def _add_batch(commands: Any) -> None:
+    from .batch import command
+
+    parser = commands.add_parser(
+        "batch", help="analyze many CTs, unattended", description="Analyze many CTs: none is lost, whatever happens."
+    )
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
 
 
 # --- phantom ----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Options:
     method: str = "seg-grad-cam"
     layer: str | None = None
     check: bool = False
-    no_report: bool = False
+    report: bool = True
     series: str | None = None
     allow_irregular: bool = False
     force: bool = False
@@ -104,7 +104,7 @@ class Options:
         """Write all files of `analysis` into `folder`; returns them by role."""
         from .pipeline import write_analysis
 
-        return write_analysis(analysis, folder, report=not self.no_report)
+        return write_analysis(analysis, folder, report=self.report)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="seg-grad-cam", help="explanation method (default: seg-grad-cam)")
     parser.add_argument("--layer", default=None, help="stage of the network to explain (default: the model's)")
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
-    parser.add_argument("--no-report", action="store_true", help="write no report.html")
+    parser.add_argument(
+        "--report", action=argparse.BooleanOptionalAction, default=True, help="write report.html (default: yes)"
+    )
     parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")

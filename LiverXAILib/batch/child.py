@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker process: holds the model, reads the next image while it works on one, and commits each result.
+
+``python -m LiverXAILib.batch.child`` talks JSON lines on its standard input and output. In: first the configuration,
+then cases. Out: "ready", then for each case "reading", "read", "analyzing", "progress" and "done" or "failed". It ends
+when its input does, so that it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..errors import DeviceError, InputError, LiverXAIError, UsageError
+from ..options import Options
+from ..progress import Progress
+from .cases import content_hash, stamp
+from .store import OutputError, Store, host_name, is_lost_place
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..volumes.volume import Volume
+
+_log = logging.getLogger(__name__)
+
+#: At most so many progress messages in a second.
+_PROGRESS_RATE = 4.0
+
+
+class Channel:
+    """Messages to the parent. Nothing else may write to this process's standard output: it goes to standard error."""
+
+    def __init__(self) -> None:
+        sys.stdout.flush()
+        self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+
+    def send(self, event: str, **values: Any) -> None:
+        """Send one message."""
+        with self._lock:
+            self._file.write(json.dumps({"event": event, **values}) + "\n")
+            self._file.flush()
+
+
+def main() -> int:
+    """Run until the parent closes the input. Returns the exit code."""
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    channel = Channel()
+    config = json.loads(sys.stdin.buffer.readline())
+    _volunteer_for_the_oom_killer()
+    try:
+        model = _load(config)
+    except (LiverXAIError, OSError, ImportError) as error:
+        channel.send("refused", error=str(error), usage=isinstance(error, UsageError))
+        return 1
+    todo: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(todo,), daemon=True).start()
+    channel.send("ready", pid=os.getpid(), host=host_name(), model=identity(model))
+    worker = _Worker(model, config, channel)
+    threading.Thread(target=worker.read_all, args=(todo,), daemon=True).start()
+    worker.work()
+    return 0
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """What tells one model from another, JSON-ready: name, version and checksums of card and weights."""
+    import hashlib
+
+    card = hashlib.sha256(model.spec.to_json().encode()).hexdigest()
+    return {
+        "name": model.spec.name,
+        "version": model.spec.version,
+        "card_sha256": card,
+        "weights_sha256": list(model.sha256),
+    }
+
+
+def _load(config: Mapping[str, Any]) -> Model:
+    """The model, ready on the device; options that no image could satisfy are refused here."""
+    import torch
+
+    from ..explain import METHODS, Target
+    from ..inference import select_device
+    from ..models import load_model
+
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    options = Options.from_mapping(config["options"])
+    device = select_device(config["device"])
+    model = load_model(config["model"])
+    if options.method not in METHODS:
+        raise UsageError(f"There is no explanation method {options.method!r}. Methods: {', '.join(METHODS)}.")
+    for target in options.explain or ():
+        Target.parse(target)
+    layers = [layer.name for stage in model.spec.stages for layer in stage.layers]
+    if options.layer is not None and options.layer not in layers:
+        raise UsageError(f"Model {model.spec.name!r} has no layer {options.layer!r}. Layers: {', '.join(layers)}.")
+    return model.to(device)
+
+
+class _Worker:
+    """Two threads: one reads images ahead, one analyzes and writes. The parent limits how many cases are inside."""
+
+    def __init__(self, model: Model, config: Mapping[str, Any], channel: Channel) -> None:
+        self._model = model
+        self._identity = identity(model)
+        self._config = config
+        self._channel = channel
+        self._options = Options.from_mapping(config["options"])
+        self._store = Store(Path(config["output"]), token=config["run"])
+        self._phase = "analyzing"
+        self._ready: queue.Queue[tuple[dict[str, Any], Options, Volume, dict[str, Any]]] = queue.Queue(maxsize=1)
+
+    def read_all(self, todo: queue.Queue[dict[str, Any]]) -> None:
+        """Read the images of cases as they come; for ever."""
+        while True:
+            case = todo.get()
+            self._channel.send("reading", case=case["id"])
+            started = time.time()
+            try:
+                options = Options.from_mapping(case["options"], self._options)
+                files = [Path(name) for name in case["files"]]
+                source = {"stamp": stamp(files), "sha256": content_hash(files)}
+                path = Path(case["path"])
+                volume = options.read(path, files if path.is_dir() else None)
+                seconds = time.time() - started
+                self._channel.send("read", case=case["id"])
+            except BaseException as error:
+                self._fail(case, error, "reading")
+                continue
+            times = {"started": round(started, 3), "reading": round(seconds, 3)}
+            self._ready.put((case, options, volume, {"input": source, "times": times}))
+            del volume
+
+    def work(self) -> None:
+        """Analyze and write cases as they are read; for ever."""
+        while True:
+            case, options, volume, record = self._ready.get()
+            self._channel.send("analyzing", case=case["id"])
+            self._phase = "analyzing"
+            try:
+                self._analyze(case, options, volume, record)
+            except BaseException as error:
+                self._store.discard(case["folder"])
+                self._fail(case, error, self._phase)
+            del volume
+
+    def _analyze(self, case: dict[str, Any], options: Options, volume: Volume, record: dict[str, Any]) -> None:
+        started = time.time()
+        analysis = options.analyze(
+            volume, self._model, device=self._config["device"], progress=self._progress(case["id"])
+        )
+        analyzed = time.time()
+        self._phase = "writing"
+        part = self._store.part(case["folder"])
+        self._store.discard(case["folder"])
+        options.write(analysis, part)
+        if self._config["scene"]:
+            from ..mrml import write_scene
+
+            write_scene(analysis, part / "scene.mrb")
+        self._store.probe()
+        record = {
+            "case": case["id"],
+            "label": case["label"],
+            "folder": case["folder"],
+            "state": "done",
+            "run": self._store.token,
+            "input": {"path": case["path"], "series": case["series"], **record["input"]},
+            "model": self._identity,
+            "settings": case["settings"],
+            "software": __version__,
+            "device": str(analysis.segmentation.provenance.get("device", "")),
+            "host": host_name().split()[0],
+            "times": {
+                **record["times"],
+                "analyzing": round(analyzed - started, 3),
+                "writing": round(time.time() - analyzed, 3),
+                "finished": round(time.time(), 3),
+            },
+            "warnings": list(analysis.provenance.get("warnings", ())),
+        }
+        self._store.commit(part, case["folder"], record)
+        self._channel.send("done", case=case["id"], record=record)
+
+    def _progress(self, case_id: str) -> Progress:
+        last = 0.0
+
+        def send(stage: str, fraction: float) -> None:
+            nonlocal last
+            if time.monotonic() - last > 1 / _PROGRESS_RATE:
+                last = time.monotonic()
+                self._channel.send("progress", case=case_id, stage=stage, fraction=round(fraction, 3))
+
+        return send
+
+    def _fail(self, case: dict[str, Any], error: BaseException, phase: str) -> None:
+        kind, sentence = self._judge(error, phase)
+        unreachable = phase == "reading" and (is_lost_place(error) or not os.path.lexists(case["path"]))
+        if kind == "error":
+            _log.exception("case %s", case["id"], exc_info=error)
+        self._channel.send("failed", case=case["id"], kind=kind, error=sentence, phase=phase, unreachable=unreachable)
+
+    def _judge(self, error: BaseException, phase: str) -> tuple[str, str]:
+        """Whose fault `error` is, and a sentence about it."""
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        if phase == "writing":
+            if isinstance(error, OutputError):
+                return "output", sentence
+            try:
+                self._store.probe()
+            except OutputError as full:
+                return "output", str(full)
+            if is_lost_place(error):
+                return "output", sentence
+        if _is_memory(error):
+            return "memory", "There was not enough memory for this image. " + (
+                sentence if isinstance(error, LiverXAIError) else "Use a machine with more, or crop the image."
+            )
+        if isinstance(error, UsageError):
+            return "usage", sentence
+        if isinstance(error, OSError) and phase == "reading":
+            return "input", f"Cannot read {error.filename}: {error.strerror or sentence}."
+        if isinstance(error, InputError):
+            return "input", sentence
+        return "error", f"{type(error).__name__}: {sentence}"
+
+
+def _is_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        text = str(error)
+        if isinstance(error, (MemoryError, DeviceError)) or "can't allocate memory" in text or "out of memory" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _listen(todo: queue.Queue[dict[str, Any]]) -> None:
+    """Take cases from the parent; end the process, whatever it is doing, when there is no parent any more."""
+    for line in sys.stdin.buffer:
+        todo.put(json.loads(line))
+    os._exit(0)
+
+
+def _volunteer_for_the_oom_killer() -> None:
+    """On Linux: if memory runs out, let the system kill this process rather than the one that keeps the record."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liverxai batch``: arguments, what the user sees, exit codes.
+
+Exit codes: 0 all done, 1 some failed or the batch had to stop, 2 wrong usage, 3 nothing to do, 128 + n stopped by
+signal n (130: Ctrl+C, 143: terminated).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import options
+from ..errors import LiverXAIError, UsageError
+from .cases import Found, find_cases
+from .manifest import last_states, read_manifest
+from .run import Batch, LocalEngine, MakeEngine, Settings, Tally, judge
+from .store import Shard, Store
+from .summary import write_summary
+
+_log = logging.getLogger(__name__)
+
+NOTHING_TO_DO = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``liverxai batch`` to `parser`."""
+    parser.add_argument(
+        "source",
+        metavar="INPUT",
+        type=Path,
+        nargs="?",
+        help="a folder with images or DICOM series at any depth, or a list of cases (.csv, .json)",
+    )
+    parser.add_argument("--input", metavar="INPUT", type=Path, help="the same, by name")
+    parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
+    parser.add_argument("--pattern", metavar="GLOB", help="take only images whose path in INPUT matches, e.g. '*/ct.*'")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be done, and do nothing")
+    options.add_arguments(parser)
+    parser.add_argument(
+        "--scene", action="store_true", help="also write scene.mrb (needs Slicer or the extra 'slicer')"
+    )
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="skip cases that are done with the same image, model and settings (default)",
+    )
+    group.add_argument("--keep-failed", action="store_true", help="do not try again what failed with the same settings")
+    group.add_argument(
+        "--time-limit", type=float, default=1800.0, metavar="SECONDS", help="per case; 0: none (default: 1800)"
+    )
+    group.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="processes, each with the model (default: 1)"
+    )
+    group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of each (default: all / N)")
+    group.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help="do only part I of N of the cases")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="where the workers are")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="an existing Ray cluster (default: RAY_ADDRESS, or new)"
+    )
+    group.add_argument("--cpus-per-worker", type=float, default=4, metavar="N", help="Ray: without GPUs (default: 4)")
+
+
+def _shard(text: str) -> Shard:
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must look like 2/8") from None
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"{text!r}: the part must be between 1 and {count}")
+    return Shard(index, count)
+
+
+def run(arguments: argparse.Namespace, *, python: str = sys.executable, screen: Screen | None = None) -> int:
+    """Do what ``liverxai batch`` was asked for; returns the exit code.
+
+    :param python: interpreter of the worker processes.
+    :param screen: where the user is told; None: on standard output and error.
+    :raises LiverXAILib.errors.LiverXAIError: the batch cannot start or go on; the message says why and what to do.
+    """
+    screen = screen or Screen()
+    source = arguments.source or arguments.input
+    if source is None or (arguments.source and arguments.input):
+        raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
+    settings = _settings(arguments)
+    with screen:
+        found = find_cases(source, pattern=arguments.pattern, exclude=arguments.output, progress=screen.note)
+        store = Store(arguments.output.absolute(), arguments.shard)
+        mine = sum(store.shard.holds(case.id) for case in found.cases)
+        of = "" if store.shard.count == 1 else f", {mine} of them in part {store.shard}"
+        screen.say(f"{len(found.cases)} cases in {source}{of}; {len(found.passed_over)} series or files passed over.")
+        if not mine:
+            screen.say("Nothing to do.")
+            return NOTHING_TO_DO
+        if settings.scene:
+            _require_scenes()
+        if arguments.dry_run:
+            return _dry_run(found, store, settings, screen, python)
+        store.open()
+        try:
+            screen.open_log(store.logs / f"{store.name}.log")
+            tally = Batch(found, store, settings, screen).run(_engine(arguments, store, settings, python))
+            screen.note("Summing up", 0.0)
+            files = write_summary(store, found)
+        finally:
+            store.close()
+    _tell(tally, screen, files)
+    return tally.exit_code
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    workers = arguments.workers or 1
+    if workers < 1:
+        raise UsageError("--workers must be at least 1.")
+    threads = arguments.threads or (max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0)
+    return Settings(
+        options=options.Options.from_arguments(arguments),
+        scene=arguments.scene,
+        model=arguments.model,
+        devices=tuple(arguments.device.split(",")),
+        workers=workers,
+        threads=threads,
+        time_limit=arguments.time_limit,
+        resume=arguments.resume,
+        keep_failed=arguments.keep_failed,
+    )
+
+
+def _engine(arguments: argparse.Namespace, store: Store, settings: Settings, python: str) -> MakeEngine:
+    if arguments.engine == "ray":
+        from .ray_engine import RayEngine
+
+        return lambda emit: RayEngine(
+            store,
+            settings,
+            emit,
+            address=arguments.ray_address,
+            workers=arguments.workers,
+            cpus_per_worker=arguments.cpus_per_worker,
+        )
+    configs = [settings.config(store, number) for number in range(settings.workers)]
+    return lambda emit: LocalEngine(store, configs, emit, time_limit=settings.time_limit, python=python)
+
+
+def _require_scenes() -> None:
+    from ..mrml import scene_available
+
+    if not scene_available():
+        raise UsageError("Scenes need Slicer, or: pip install 'liverxai[slicer]'. Or leave out --scene.")
+
+
+def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, python: str) -> int:
+    """Say what would be done with each case."""
+    before = last_states(read_manifest(store.manifest))
+    model: dict[str, Any] = {}
+    if store.cases.is_dir() and any(store.record(case.folder) for case in found.cases):
+        model = _identify(store, settings, screen, python)
+    todo = 0
+    for case in found.cases:
+        if not store.shard.holds(case.id):
+            continue
+        verdict = judge(case, store, model, settings, before.get(case.id, {}))
+        todo += not verdict.finished
+        screen.say(f"{'skip' if verdict.finished else 'do':<4}  {verdict.reason:<14}  {case.folder:<40}  {case.label}")
+    for label, reason in found.passed_over:
+        screen.say(f"{'-':<4}  {'passed over':<14}  {label}: {reason}")
+    screen.say(f"{todo} cases would be done. Nothing was done.")
+    return 0 if todo else NOTHING_TO_DO
+
+
+def _identify(store: Store, settings: Settings, screen: Screen, python: str) -> dict[str, Any]:
+    """The identity of the model, from a worker process that loads it."""
+    import queue
+    import tempfile
+
+    from .session import Session
+
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Store(Path(folder))
+        scratch.open()
+        events: queue.Queue[dict[str, Any]] = queue.Queue()
+        session = Session(scratch, settings.config(scratch), events.put, time_limit=0, python=python)
+        try:
+            while True:
+                screen.note("Loading the model", 0.0)
+                event = events.get()
+                if event["event"] == "ready":
+                    return dict(event["model"])
+                if event["event"] == "fatal":
+                    raise (UsageError if event["usage"] else LiverXAIError)(event["error"])
+        finally:
+            session.stop()
+
+
+def _tell(tally: Tally, screen: Screen, files: Sequence[Path]) -> None:
+    """The end of a run in a few lines."""
+    done, failed = len(tally.done), len(tally.failed)
+    before = f", {tally.done_before} were done before" if tally.done_before else ""
+    before += f", {tally.failed_before} had failed before" if tally.failed_before else ""
+    screen.say(f"{done} done, {failed} failed{before}.")
+    if tally.signal:
+        screen.say("Stopped. What was done is complete; run the same command again to go on.")
+    elif tally.stopped:
+        screen.say(f"Stopped: {tally.stopped}")
+    elif failed:
+        screen.say("Run the same command again to try the failed cases again.")
+    for path in files:
+        screen.say(f"  {path}")
+
+
+class Screen:
+    """A progress bar where there is a terminal, else a line per case; and a log file with the same lines."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._log: logging.Handler | None = None
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Screen:
+        if sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=0,
+                unit=" cases",
+                bar_format="{desc:<46.46} {bar} {n:.1f}/{total_fmt} [{elapsed}<{remaining}]",
+                leave=False,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._log is not None:
+            logging.getLogger("LiverXAILib").removeHandler(self._log)
+            self._log.close()
+            self._log = None
+
+    def open_log(self, path: Path) -> None:
+        """Write everything that is said, and the program's log messages, to `path` too."""
+        self._log = _PatientFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("LiverXAILib")
+        logger.addHandler(self._log)
+        if logger.getEffectiveLevel() > logging.INFO:
+            logger.setLevel(logging.INFO)
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        if self._log is not None:
+            self._log.handle(logging.LogRecord("batch", logging.INFO, "", 0, text, None, None))
+        # Names of files need not be Unicode.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        if self._bar is not None:
+            self._bar.write(text)
+        elif sys.stdout is not None:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def note(self, stage: str, fraction: float) -> None:
+        """What is being done before and after the cases."""
+        self.show(0, 0, stage)
+
+    def show(self, finished: float, total: int, text: str) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            return
+        if total and not self._bar.total:
+            self._bar.reset(total)
+        self._bar.set_description_str(text.encode("utf-8", "replace").decode(), refresh=False)
+        self._bar.update(max(0.0, finished - self._bar.n))
+        self._bar.refresh()
+
+
+class _PatientFile(logging.FileHandler):
+    """A log that keeps quiet when it cannot be written: the batch itself notices a full disk and says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a batch: what was started, what was done, what failed and why.
+
+JSON lines, one file per run, appended and brought onto the disk (fsync) line by line. SQLite was not chosen: its
+write-ahead log needs memory shared between all writers and so does not work on network file systems, and its other
+journals trust file locks that such file systems implement badly. Here each file has exactly one writer, so that no lock
+is needed for writing; a line cut short by a power failure is recognized and ignored; and any editor can read it.
+
+A line is an object with "event" ("run", "worker", "case" or "end"), "time" (seconds since 1970) and "run". Lines about
+cases have "state":
+
+* "running": handed to a worker;
+* "done": its folder is in place;
+* "failed": with "kind" (see :data:`KINDS`) and "error", a sentence;
+* "dropped": given up unfinished because the run was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .store import OutputError, Store
+
+#: Why a case can fail.
+KINDS = {
+    "input": "the image cannot be used",
+    "usage": "an option does not fit this image",
+    "memory": "not enough memory",
+    "time limit": "the time limit was exceeded",
+    "crash": "the worker process crashed",
+    "lost": "the machines that worked on it were lost",
+    "error": "unexpected error",
+}
+
+
+class Manifest:
+    """This run's file of the manifest in `store`, open for appending."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        try:
+            self._file: IO[str] = (store.manifest / f"{store.name}.jsonl").open(
+                "x", encoding="utf-8", errors="surrogateescape"
+            )
+        except OSError as error:
+            raise store.unusable(error) from error
+
+    def append(self, event: str, **values: Any) -> None:
+        """Write one line and bring it onto the disk; raises :class:`~LiverXAILib.batch.store.OutputError`."""
+        line = {"event": event, "time": round(time.time(), 3), "run": self._store.token, **values}
+        try:
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._store.unusable(error) from error
+
+    def close(self) -> None:
+        """Close the file; everything is on the disk already."""
+        # An unwritten line of a full disk: append() has reported it.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """All whole lines of all runs in `folder`, in the order of their times.
+
+    :raises OutputError: a file cannot be read.
+    """
+    lines = []
+    try:
+        for path in sorted(folder.glob("*.jsonl")):
+            lines += list(_whole_lines(path))
+    except OSError as error:
+        raise OutputError(f"The manifest in {folder} cannot be read: {error.strerror or error}.") from error
+    return sorted(lines, key=lambda line: line["time"])
+
+
+def last_states(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The latest line about each case, by the case's identity."""
+    return {line["case"]: line for line in lines if line["event"] == "case"}
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and {"event", "time", "run"} <= set(line):
+            yield line

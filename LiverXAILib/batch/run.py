@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batch itself: hands cases to an engine, keeps the manifest, and stops in good order."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from .._version import __version__
+from ..errors import LiverXAIError, UsageError
+from ..options import Options
+from .cases import Case, Found, content_hash, stamp
+from .manifest import Manifest, last_states, read_manifest
+from .session import DEPTH, Emit, Session
+from .store import Store, host_name
+
+_log = logging.getLogger(__name__)
+
+_HEARTBEAT_SECONDS = 10.0
+#: How many other images are looked for when one is missing, before the whole drive is taken for lost.
+_SAMPLE = 5
+
+
+class Engine(Protocol):
+    """Runs cases somewhere and tells what becomes of them through the events of :class:`Session`."""
+
+    def room(self) -> int:
+        """How many more cases it takes now: the queue in front of the workers is short (back-pressure)."""
+
+    def submit(self, case: dict[str, Any]) -> None:
+        """Take a case, JSON-ready."""
+
+    def heard(self, event: Mapping[str, Any]) -> None:
+        """The batch has taken note of an event."""
+
+    def wind_down(self) -> None:
+        """Finish the cases that are being analyzed, drop the others, and emit "ended" for each worker."""
+
+    def stop(self) -> None:
+        """End all workers at once."""
+
+
+class LocalEngine:
+    """Worker processes on this machine."""
+
+    def __init__(
+        self, store: Store, configs: Sequence[Mapping[str, Any]], emit: Emit, *, time_limit: float, python: str
+    ) -> None:
+        self._inside: dict[str, int] = {}
+        self._sessions = [Session(store, config, emit, time_limit=time_limit, python=python) for config in configs]
+
+    def room(self) -> int:
+        return DEPTH * len(self._sessions) - len(self._inside)
+
+    def submit(self, case: dict[str, Any]) -> None:
+        load = Counter(self._inside.values())
+        number = min(range(len(self._sessions)), key=lambda n: load[n])
+        self._inside[case["id"]] = number
+        self._sessions[number].submit(case)
+
+    def heard(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "finished":
+            self._inside.pop(event["case"], None)
+
+    def wind_down(self) -> None:
+        for session in self._sessions:
+            session.wind_down()
+
+    def stop(self) -> None:
+        for session in self._sessions:
+            session.stop()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of each case, JSON-ready, and what is not part of the result (device, workers, limits)."""
+
+    options: Options = field(default_factory=Options)
+    scene: bool = False
+    model: str = "default"
+    devices: tuple[str, ...] = ("auto",)
+    workers: int = 1
+    threads: int = 0
+    time_limit: float = 1800.0
+    resume: bool = True
+    keep_failed: bool = False
+
+    def of(self, case: Case) -> dict[str, Any]:
+        """The settings that decide a case's result."""
+        merged = asdict(Options.from_mapping(case.options, self.options))
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in merged.items()} | {"scene": self.scene}
+
+    def config(self, store: Store, worker: int = 0) -> dict[str, Any]:
+        """The configuration of a worker process."""
+        return {
+            "output": str(store.output),
+            "run": store.token,
+            "model": self.model,
+            "device": self.devices[worker % len(self.devices)],
+            "threads": self.threads,
+            "options": asdict(self.options),
+            "scene": self.scene,
+        }
+
+
+class Watcher(Protocol):
+    """Where the batch says what it does."""
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+
+    def show(self, finished: float, total: int, text: str) -> None:
+        """How many cases are finished (with fractions of the current ones), and what is being done."""
+
+
+@dataclass
+class Tally:
+    """What has become of the cases of a run."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    done_before: int = 0
+    failed_before: int = 0
+    stopped: str = ""
+    signal: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 some failed (or a stop), 3 nothing to do, 128 + n stopped by signal n."""
+        if self.signal:
+            return 128 + self.signal
+        if self.failed or self.stopped:
+            return 1
+        return 0 if self.done else 3
+
+
+#: Makes an engine that emits events to the given function.
+MakeEngine = Callable[[Emit], Engine]
+
+
+class Batch:
+    """One run over the cases of `found` that belong to the store's shard."""
+
+    def __init__(self, found: Found, store: Store, settings: Settings, watcher: Watcher) -> None:
+        self._found = found
+        self._store = store
+        self._settings = settings
+        self._watcher = watcher
+        self._cases = {case.id: case for case in found.cases if store.shard.holds(case.id)}
+        self._tally = Tally()
+        self._fractions: dict[str, tuple[str, float]] = {}
+        self._signals: list[int] = []
+        self._total = 0
+
+    def run(self, make_engine: MakeEngine) -> Tally:
+        """Do what is to be done; the store must be open.
+
+        :raises LiverXAILib.batch.store.OutputError: the output cannot be written.
+        :raises LiverXAILib.errors.LiverXAIError: no worker can be started (wrong model, option or device).
+        """
+        manifest = Manifest(self._store)
+        inbox: queue.Queue[dict[str, Any]] = queue.Queue()
+        before = last_states(read_manifest(self._store.manifest))
+        manifest.append(
+            "run",
+            software=__version__,
+            host=host_name().split()[0],
+            shard=str(self._store.shard),
+            cases=len(self._cases),
+            passed_over=[list(item) for item in self._found.passed_over],
+        )
+        engine = make_engine(inbox.put)
+        try:
+            with self._catch_signals():
+                model = self._wait_until_ready(engine, inbox)
+                if model is not None:
+                    todo = self._plan(model, before, manifest)
+                    self._work(engine, inbox, manifest, todo, model)
+        finally:
+            engine.stop()
+            for case_id in list(self._fractions):
+                self._store.discard(self._cases[case_id].folder)
+            manifest.close()
+        return self._tally
+
+    def message(self, case: Case) -> dict[str, Any]:
+        """A case as a worker gets it, JSON-ready."""
+        return {
+            "id": case.id,
+            "label": case.label,
+            "folder": case.folder,
+            "path": str(case.path),
+            "series": case.series,
+            "files": [str(path) for path in case.files],
+            "options": dict(case.options),
+            "settings": self._settings.of(case),
+        }
+
+    # --- what is to be done ------------------------------------------------------------------------------------
+
+    def _wait_until_ready(self, engine: Engine, inbox: queue.Queue[dict[str, Any]]) -> dict[str, Any] | None:
+        """The identity of the model, from the first worker that has loaded it; None if the user has stopped."""
+        while True:
+            self._watcher.show(0, 0, "Loading the model")
+            event = self._next(inbox)
+            if event is None and self._signals:
+                self._tally.signal = self._signals[0]
+                return None
+            if event is None:
+                continue
+            engine.heard(event)
+            if event["event"] == "fatal":
+                raise (UsageError if event.get("usage") else LiverXAIError)(event["error"])
+            if event["event"] == "ready":
+                return dict(event["model"])
+
+    def _plan(
+        self, model: Mapping[str, Any], before: Mapping[str, Mapping[str, Any]], manifest: Manifest
+    ) -> list[Case]:
+        """The cases to do, those last that were at work when an earlier run died: they may have been the reason."""
+        todo, last = [], []
+        for number, case in enumerate(self._cases.values()):
+            self._watcher.show(0, 0, f"Looking at case {number + 1} of {len(self._cases)}")
+            state = before.get(case.id, {})
+            verdict = judge(case, self._store, model, self._settings, state, refresh=True)
+            if verdict.finished:
+                if verdict.reason == "done":
+                    self._tally.done_before += 1
+                else:
+                    self._tally.failed_before += 1
+                if verdict.reason == "done" and state.get("state") != "done":
+                    # Its folder was in place, but the run died before it could say so.
+                    manifest.append("case", case=case.id, state="done", label=case.label, folder=case.folder)
+            elif state.get("state") == "running":
+                last.append(case)
+            else:
+                todo.append(case)
+        return todo + last
+
+    # --- doing it ------------------------------------------------------------------------------------------------
+
+    def _work(
+        self,
+        engine: Engine,
+        inbox: queue.Queue[dict[str, Any]],
+        manifest: Manifest,
+        todo: list[Case],
+        model: Mapping[str, Any],
+    ) -> None:
+        pending = list(reversed(todo))
+        self._total = len(todo)
+        inside: set[str] = set()
+        winding_down = False
+        beat = time.monotonic()
+        while (pending or inside) and not self._tally.stopped:
+            if time.monotonic() - beat > _HEARTBEAT_SECONDS:
+                self._store.heartbeat()
+                beat = time.monotonic()
+            if self._signals and not winding_down:
+                winding_down = True
+                self._tally.signal = self._signals[0]
+                if signal.SIGTERM in self._signals:
+                    break
+                self._watcher.say("Stopping after the current case. Press Ctrl+C again to drop it.")
+                engine.wind_down()
+            elif len(self._signals) > 1:
+                break
+            while not winding_down and pending and engine.room() > 0:
+                case = pending.pop()
+                inside.add(case.id)
+                engine.submit(self.message(case))
+            event = self._next(inbox)
+            if event is None:
+                continue
+            engine.heard(event)
+            self._note(event, manifest, inside, model)
+            if event["event"] == "ended" and winding_down:
+                break
+        for case in (self._cases[case_id] for case_id in inside):
+            manifest.append("case", case=case.id, label=case.label, folder=case.folder, state="dropped")
+        manifest.append("end", done=len(self._tally.done), failed=len(self._tally.failed), reason=self._tally.stopped)
+
+    def _note(self, event: dict[str, Any], manifest: Manifest, inside: set[str], model: Mapping[str, Any]) -> None:
+        """Write down what an event tells."""
+        name = event["event"]
+        if name == "fatal":
+            self._tally.stopped = event["error"]
+        elif name == "ready" and event["model"] != model:
+            self._tally.stopped = "The model's files were changed during the run. Run the same command again."
+        elif name == "worker":
+            manifest.append("worker", pid=event["pid"], host=event["host"])
+        elif name == "running":
+            case = self._cases[event["case"]]
+            manifest.append("case", case=case.id, label=case.label, folder=case.folder, state="running")
+            self._fractions[event["case"]] = ("Reading", 0.0)
+        elif name == "progress":
+            self._fractions[event["case"]] = (event["stage"], event["fraction"])
+        elif name == "finished":
+            inside.discard(event["case"])
+            self._fractions.pop(event["case"], None)
+            self._finish(event, manifest, model)
+        self._show()
+
+    def _finish(self, event: dict[str, Any], manifest: Manifest, model: Mapping[str, Any]) -> None:
+        case = self._cases[event["case"]]
+        about = {"case": case.id, "label": case.label, "folder": case.folder}
+        if event["state"] == "done":
+            record = event["record"]
+            kept = {key: record[key] for key in ("input", "model", "settings", "software", "host", "times", "warnings")}
+            manifest.append("case", **about, state="done", **kept)
+            self._tally.done.append(case.id)
+            self._watcher.say(f"done    {case.label}")
+            return
+        if event.get("unreachable") and self._drive_is_gone(case):
+            self._tally.stopped = (
+                f"The images in {self._found.root} cannot be reached any more. "
+                "Bring the drive back, then run the same command again."
+            )
+            manifest.append("case", **about, state="dropped")
+            return
+        manifest.append(
+            "case",
+            **about,
+            state="failed",
+            kind=event["kind"],
+            error=event["error"],
+            seconds=event.get("seconds"),
+            settings=self._settings.of(case),
+            model=dict(model),
+        )
+        self._tally.failed[case.id] = event["error"]
+        self._watcher.say(f"FAILED  {case.label}: {event['error']}")
+
+    def _drive_is_gone(self, case: Case) -> bool:
+        """Whether not only the image of `case` but also others that were found cannot be reached."""
+        others = [other.path for other in self._cases.values() if other.id != case.id][:_SAMPLE]
+        return bool(others) and not any(path.exists() for path in others)
+
+    def _show(self) -> None:
+        finished = len(self._tally.done) + len(self._tally.failed)
+        current = ", ".join(
+            f"{Path(self._cases[case_id].label).name}: {stage}" for case_id, (stage, _) in self._fractions.items()
+        )
+        fraction = sum(part for _, part in self._fractions.values())
+        self._watcher.show(finished + fraction, self._total, current)
+
+    # --- signals -------------------------------------------------------------------------------------------------
+
+    def _next(self, inbox: queue.Queue[dict[str, Any]]) -> dict[str, Any] | None:
+        """The next event; None after a moment, so that signals are heard."""
+        try:
+            return inbox.get(timeout=0.2)
+        except queue.Empty:
+            return None
+
+    @contextmanager
+    def _catch_signals(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of being ended by them (where Python lets one: in the main thread)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        old = {number: signal.signal(number, lambda n, _: self._signals.append(n)) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a case is finished already, and if not, why it is to be done, in a word or two."""
+
+    finished: bool
+    reason: str
+
+
+def judge(
+    case: Case,
+    store: Store,
+    model: Mapping[str, Any],
+    settings: Settings,
+    state: Mapping[str, Any],
+    *,
+    refresh: bool = False,
+) -> Verdict:
+    """Whether `case` has a result of the same image, model and settings.
+
+    The image's files are read only if their sizes or times are not those on record.
+
+    :param state: the last line about the case in the manifest; empty if there is none.
+    :param refresh: note new times of unchanged files, so that they need not be read again.
+    """
+    if not settings.resume:
+        return Verdict(False, "again")
+    record = store.record(case.folder)
+    wanted = settings.of(case)
+    if state.get("state") == "failed" and (record is None or record.get("settings") != wanted):
+        same = state.get("settings") == wanted and state.get("model") == model
+        return Verdict(same and settings.keep_failed, "failed before")
+    if record is None:
+        return Verdict(False, "new")
+    if record.get("model") != model:
+        return Verdict(False, "other model")
+    if record.get("settings") != wanted:
+        return Verdict(False, "other settings")
+    source = record.get("input", {})
+    try:
+        now = stamp(case.files)
+        if now != source.get("stamp"):
+            if content_hash(case.files) != source.get("sha256"):
+                return Verdict(False, "image changed")
+            if refresh:
+                store.update_record(case.folder, {**record, "input": {**source, "stamp": now}})
+    except OSError:
+        return Verdict(False, "image changed")
+    return Verdict(True, "done")

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker process and its replacements, seen from the parent: limits, crashes, and whose fault they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .store import Store
+
+#: What a session tells: a mapping with "event" and values.
+Emit = Callable[[dict[str, Any]], None]
+
+#: Cases inside a worker: the one it works on and the next one, whose image is read meanwhile.
+DEPTH = 2
+#: A worker that does not load its model within this time is broken.
+_START_LIMIT = 900.0
+#: Worker processes that end one after the other without finishing a case: then something else is wrong.
+_MAX_FAILED_STARTS = 3
+#: A case during which the process died is tried once more, alone.
+_MAX_CRASHES = 2
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Session:
+    """Takes cases, has them done by a worker process, and tells the outcome of each exactly once.
+
+    Events passed to `emit` (from the session's own thread): "ready" (with "model"), "worker" (a process was started),
+    "running" and "progress" (about a case), "finished" (with "case" and "state" "done" or "failed"), "fatal" (with
+    "error"), and last of all "ended".
+
+    If the process dies, the cases it may have died of are tried once more, each alone in a fresh process: so no case is
+    blamed for its neighbor, and a lack of memory that was due to reading ahead passes.
+
+    :param config: JSON-ready, for :mod:`LiverXAILib.batch.child`.
+    :param time_limit: seconds that a case may take, reading included; 0: no limit.
+    """
+
+    def __init__(self, store: Store, config: Mapping[str, Any], emit: Emit, *, time_limit: float, python: str) -> None:
+        self._store = store
+        self._config = config
+        self._emit = emit
+        self._time_limit = time_limit
+        self._python = python
+        self._inbox: queue.Queue[tuple[Any, ...]] = queue.Queue()
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._inside: dict[str, _Clock] = {}
+        self._crashes: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._deadline = 0.0
+        self._failed_starts = 0
+        self._winding_down = False
+        self._over = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def submit(self, case: dict[str, Any]) -> None:
+        """Add a case, JSON-ready. Not more than :data:`DEPTH` should be outstanding."""
+        self._inbox.put(("submit", case))
+
+    def wind_down(self) -> None:
+        """Finish the case that is being analyzed, drop the others, and end."""
+        self._inbox.put(("wind down",))
+
+    def stop(self) -> None:
+        """End the worker process at once; cases inside are dropped without an event. Returns when it is gone."""
+        self._inbox.put(("stop",))
+        self._thread.join()
+
+    # --- the session's thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._start()
+        while not self._over:
+            try:
+                message = self._inbox.get(timeout=0.25)
+            except queue.Empty:
+                self._check_limits()
+                continue
+            kind = message[0]
+            if kind == "submit":
+                self._waiting.append(message[1])
+            elif kind == "wind down":
+                self._winding_down = True
+                self._waiting.clear()
+                self._over = not any(clock.phase == "analyzing" for clock in self._inside.values())
+            elif kind == "stop":
+                break
+            elif message[1] is self._process:
+                if kind == "said":
+                    self._hear(message[2])
+                else:
+                    self._bury(message[2])
+            self._feed()
+            self._check_limits()
+        self._kill()
+        self._emit({"event": "ended"})
+
+    def _start(self) -> None:
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        if self._config["threads"]:
+            environment.setdefault("OMP_NUM_THREADS", str(self._config["threads"]))
+        isolation: dict[str, Any] = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
+            if os.name == "nt"
+            else {"start_new_session": True}
+        )
+        try:
+            with (self._store.logs / f"{self._store.name}-workers.log").open("ab") as log:
+                process = subprocess.Popen(
+                    [self._python, "-m", "LiverXAILib.batch.child"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    **isolation,
+                )
+        except OSError as error:
+            self._give_up(f"The worker process cannot be started: {error.strerror or error}.")
+            return
+        self._process, self._ready, self._inside = process, False, {}
+        self._deadline = time.monotonic() + _START_LIMIT
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        self._say(self._config)
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                self._inbox.put(("said", process, json.loads(line)))
+            except ValueError:
+                break  # Cut short by a kill; the end of the process is what counts.
+        self._inbox.put(("ended", process, process.wait()))
+
+    def _say(self, message: Mapping[str, Any]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write((json.dumps(message) + "\n").encode())
+            self._process.stdin.flush()
+        except OSError:
+            pass  # It has died: _listen tells.
+
+    def _feed(self) -> None:
+        """Hand waiting cases to the worker: two at a time, but a suspect of a crash alone."""
+        while self._ready and self._waiting and not self._over:
+            case = self._waiting[0]
+            suspects = self._crashes.keys() & {case["id"], *self._inside}
+            if len(self._inside) >= (1 if suspects else DEPTH):
+                return
+            self._waiting.popleft()
+            if self._committed(case):
+                continue
+            self._inside[case["id"]] = _Clock(case)
+            self._say(case)
+
+    def _committed(self, case: dict[str, Any]) -> bool:
+        """Whether this run has this case's result in place; then it is done, whatever became of its worker."""
+        record = self._store.record(case["folder"])
+        if record is None or record.get("run") != self._store.token or record.get("case") != case["id"]:
+            return False
+        self._emit({"event": "finished", "case": case["id"], "state": "done", "record": record})
+        return True
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        event = said.pop("event")
+        if event == "ready":
+            self._ready = True
+            self._emit({"event": "worker", "pid": said["pid"], "host": said["host"]})
+            self._emit({"event": "ready", "model": said["model"]})
+            return
+        if event == "refused":
+            self._give_up(said["error"], usage=said["usage"])
+            return
+        clock = self._inside[said["case"]]
+        if event == "reading":
+            clock.start("reading")
+            self._emit({"event": "running", "case": said["case"]})
+        elif event == "read":
+            clock.stop()
+        elif event == "analyzing":
+            clock.start("analyzing")
+        elif event == "progress":
+            self._emit({"event": "progress", **said})
+        elif event == "done":
+            self._finish(said["case"], state="done", record=said["record"])
+        elif event == "failed" and said["kind"] == "output":
+            self._give_up(said["error"])
+        elif event == "failed" and said["kind"] == "memory":
+            # A fresh process, without a second image in memory, may do.
+            self._kill()
+            self._blame([said["case"]], "memory", said["error"])
+            self._restart()
+        elif event == "failed":
+            self._finish(said["case"], state="failed", **{key: said[key] for key in ("kind", "error", "unreachable")})
+
+    def _finish(self, case_id: str, **outcome: Any) -> None:
+        self._failed_starts = 0
+        self._over = self._winding_down
+        clock = self._inside.pop(case_id)
+        self._emit({"event": "finished", "case": case_id, "seconds": round(clock.seconds, 3), **outcome})
+
+    def _bury(self, code: int) -> None:
+        """The process has ended by itself."""
+        self._process = None
+        self._failed_starts += 1
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            self._give_up(
+                f"The worker process ended {self._failed_starts} times without finishing a case ({_describe(code)}). "
+                f"The reason may be in {self._store.logs}."
+            )
+            return
+        active = [case_id for case_id, clock in self._inside.items() if clock.running]
+        self._blame(
+            active or list(self._inside),
+            "crash",
+            f"The worker process ended while it worked on this case: {_describe(code)}.",
+        )
+        self._restart()
+
+    def _blame(self, suspects: list[str], kind: str, error: str) -> None:
+        """Put what is inside back to the front of the queue, except a case that has done it before."""
+        for case_id, clock in reversed(list(self._inside.items())):
+            if self._committed(clock.case):
+                continue
+            if case_id in suspects:
+                self._crashes[case_id] = self._crashes.get(case_id, 0) + 1
+                if self._crashes[case_id] >= _MAX_CRASHES:
+                    self._failed_starts = 0
+                    values = {"seconds": round(clock.seconds, 3), "kind": kind, "error": error}
+                    self._emit({"event": "finished", "case": case_id, "state": "failed", **values})
+                    continue
+            self._store.discard(clock.case["folder"])
+            self._waiting.appendleft(clock.case)
+        self._inside = {}
+
+    def _check_limits(self) -> None:
+        if self._process is None or self._over:
+            return
+        if not self._ready:
+            if time.monotonic() > self._deadline:
+                self._give_up(f"The worker process did not load the model within {_START_LIMIT:.0f} s.")
+            return
+        if not self._time_limit:
+            return
+        # An image that is slow to read harms nobody while another case is being analyzed.
+        analyzed = [clock for clock in self._inside.values() if clock.phase == "analyzing"]
+        for clock in analyzed or list(self._inside.values()):
+            if clock.running and clock.seconds > self._time_limit:
+                self._kill()
+                late = self._inside.pop(clock.case["id"])
+                self._blame([], "", "")
+                self._store.discard(late.case["folder"])
+                if not self._committed(late.case):
+                    error = f"It took longer than the limit of {self._time_limit:g} s, while {late.phase}."
+                    values = {"seconds": round(late.seconds, 3), "kind": "time limit", "error": error}
+                    self._emit({"event": "finished", "case": late.case["id"], "state": "failed", **values})
+                self._restart()
+                return
+
+    def _restart(self) -> None:
+        if self._winding_down:
+            self._over = True
+        if not self._over:
+            self._start()
+
+    def _give_up(self, error: str, usage: bool = False) -> None:
+        self._over = True
+        self._emit({"event": "fatal", "error": error, "usage": usage})
+
+    def _kill(self) -> None:
+        """End the worker process and everything it has started; wait until it is gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if os.name == "nt":
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+        else:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for case_id in self._inside:
+            self._store.discard(self._inside[case_id].case["folder"])
+
+
+class _Clock:
+    """How long a case has been worked on, in seconds."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.case = case
+        self.phase = ""
+        self._spent = 0.0
+        self._since: float | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._since is not None
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def start(self, phase: str) -> None:
+        self.phase = phase
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        self._spent, self._since = self.seconds, None
+
+
+def _describe(code: int) -> str:
+    """The end of a process in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ", most likely because the system ran out of memory" if name == "SIGKILL" else ""
+    return f"{name}{hint}"

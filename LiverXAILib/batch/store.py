@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output folder of a batch: whole case folders, and one writer at a time.
+
+::
+
+    OUTPUT/cases/<case>/         one folder per finished case, with case.json; it appears whole or not at all
+    OUTPUT/manifest/*.jsonl      what happened, see manifest.py
+    OUTPUT/manifest/lock-*.json  runs that are working now
+    OUTPUT/logs/                 log of each run and of its worker processes
+    OUTPUT/*.csv, cohort.html    summaries, made anew at the end of each run
+
+A case is finished when its folder exists: renaming the folder into place is the one step that commits it. Everything
+works on a shared (network) file system: it needs atomic rename and exclusive creation, but no file locks.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import LiverXAIError
+
+#: The record of a finished case, in its folder: the input, model, settings and times behind the result.
+RECORD = "case.json"
+
+#: A run whose lock was not touched for so long is dead (if its machine cannot be asked).
+_STALE_SECONDS = 60.0
+#: Written to find out whether there is space left; larger than what a file system keeps in reserve for a small file.
+_PROBE_BYTES = 1 << 20
+
+#: System errors that say that a place is full, read-only or gone: they are not the fault of a case.
+LOST_PLACE = frozenset(
+    code
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENXIO", "ENODEV"),
+        *("ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "ETIMEDOUT", "ENETDOWN", "EREMOTEIO"),
+    )
+    if (code := getattr(errno, name, None)) is not None
+)
+
+
+class OutputError(LiverXAIError):
+    """Results cannot be written (disk full, drive gone …): the batch stops, because every case would fail."""
+
+
+class BusyError(LiverXAIError):
+    """Another run works on the same cases in the same output folder."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part `index` (from 1) of `count` into which the cases are divided by their identity."""
+
+    index: int = 1
+    count: int = 1
+
+    def holds(self, case_id: str) -> bool:
+        """Whether a case belongs to this part: the same answer on each machine, whatever other cases there are."""
+        return int(case_id, 16) % self.count == self.index - 1
+
+    def overlaps(self, other: Shard) -> bool:
+        """Whether a case may belong to both."""
+        return self.count != other.count or self.index == other.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+@dataclass
+class Store:
+    """An output folder, as one run sees it. `token` names the run."""
+
+    output: Path
+    shard: Shard = Shard()
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    def __post_init__(self) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self.name = f"{stamp}-{self.token}"
+
+    @property
+    def cases(self) -> Path:
+        return self.output / "cases"
+
+    @property
+    def manifest(self) -> Path:
+        return self.output / "manifest"
+
+    @property
+    def logs(self) -> Path:
+        return self.output / "logs"
+
+    # --- one writer at a time ------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make the folders, take the lock, and remove what dead runs left half done.
+
+        :raises OutputError: the folder cannot be written.
+        :raises BusyError: another run is at work on some of the same cases.
+        """
+        try:
+            for folder in (self.cases, self.manifest, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            self._sweep()
+        except OSError as error:
+            raise self.unusable(error) from error
+
+    def heartbeat(self) -> None:
+        """Show other machines that this run is alive; raises :class:`OutputError` if the folder or the lock is gone."""
+        try:
+            if _read_json(self._lock_path).get("token") != self.token:
+                raise OutputError("Stopped: another run has taken over this output folder, since this one seemed dead.")
+            os.utime(self._lock_path)
+        except OSError as error:
+            raise self.unusable(error) from error
+
+    def close(self) -> None:
+        """Give the lock back."""
+        try:
+            if _read_json(self._lock_path).get("token") == self.token:
+                self._lock_path.unlink()
+        except OSError:
+            pass  # The folder is gone; a lock that nobody touches is dead in a minute.
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.manifest / f"lock-{self.shard.index}-of-{self.shard.count}.json"
+
+    def _lock(self) -> None:
+        content = {"token": self.token, "host": host_name(), "pid": os.getpid(), "shard": str(self.shard)}
+        stolen = False
+        while True:
+            try:
+                descriptor = os.open(self._lock_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                self._refuse_if_alive(self._lock_path)
+                self._lock_path.unlink(missing_ok=True)
+                stolen = True
+                continue
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            break
+        if stolen:
+            # Two runs may have found the same dead lock; the one whose lock is there after a while has it.
+            time.sleep(1.0)
+            if _read_json(self._lock_path).get("token") != self.token:
+                raise BusyError("Another run has just started on this output folder. Wait until it has finished.")
+        try:
+            for path in self.manifest.glob("lock-*.json"):
+                if path != self._lock_path and self.shard.overlaps(_shard_of(path)):
+                    self._refuse_if_alive(path)
+        except BusyError:
+            self.close()
+            raise
+
+    def _refuse_if_alive(self, path: Path) -> None:
+        lock = _read_json(path)
+        if self._alive(path, lock):
+            raise BusyError(
+                f"Another run (part {lock.get('shard')}, process {lock.get('pid')} on {lock.get('host')}) works on "
+                f"these cases in {self.output}. Wait for it, or stop it; if it was killed on another machine, try "
+                "again in a minute."
+            )
+
+    def _alive(self, path: Path, lock: Mapping[str, Any]) -> bool:
+        if lock.get("host") == host_name():
+            pid = int(lock.get("pid", 0))
+            if pid == os.getpid() or not _process_exists(pid):
+                return False
+        # Compare two times of the same clock: that of the file system's server.
+        beacon = self.manifest / f".now-{self.token}"
+        try:
+            beacon.touch()
+            age = beacon.stat().st_mtime - path.stat().st_mtime
+            beacon.unlink()
+        except FileNotFoundError:
+            return False
+        return age < _STALE_SECONDS
+
+    # --- cases ---------------------------------------------------------------------------------------------------
+
+    def part(self, folder: str) -> Path:
+        """Where the files of a case are collected before they are whole."""
+        return self.cases / f".part-{self.token}-{folder}"
+
+    def record(self, folder: str) -> dict[str, Any] | None:
+        """The record of a finished case, or None if it is not finished."""
+        record = _read_json(self.cases / folder / RECORD)
+        return record or None
+
+    def commit(self, part: Path, folder: str, record: Mapping[str, Any]) -> bool:
+        """Make the files in `part` the result of a case, with `record`, at once and for good.
+
+        :return: False if the same result is there already (another worker made it): then nothing changes.
+        """
+        _write_json(part / RECORD, record)
+        for path in part.rglob("*"):
+            if path.is_file():
+                _fsync(path)
+        _fsync(part)
+        final = self.cases / folder
+        for attempt in (1, 2):
+            old = self.record(folder)
+            if old is not None and old.get("run") == record["run"] and same_result(old, record):
+                shutil.rmtree(part, ignore_errors=True)
+                return False
+            if final.exists():
+                trash = self.cases / f".part-{self.token}-old-{secrets.token_hex(4)}"
+                final.rename(trash)
+                shutil.rmtree(trash, ignore_errors=True)
+            try:
+                part.rename(final)
+                break
+            except OSError:
+                # Another worker, believed lost, may have committed between the two lines above.
+                if attempt == 2 or not final.exists():
+                    raise
+        _fsync(self.cases)
+        return True
+
+    def update_record(self, folder: str, record: Mapping[str, Any]) -> None:
+        """Replace the record of a finished case."""
+        temporary = self.cases / folder / f".{RECORD}-{self.token}"
+        _write_json(temporary, record)
+        temporary.replace(self.cases / folder / RECORD)
+
+    def discard(self, folder: str) -> None:
+        """Remove what an unfinished case left."""
+        shutil.rmtree(self.part(folder), ignore_errors=True)
+
+    def probe(self) -> None:
+        """Raise :class:`OutputError` if nothing more can be written."""
+        path = self.cases / f".part-{self.token}-probe-{secrets.token_hex(4)}"
+        try:
+            with path.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self.unusable(error) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def unusable(self, error: OSError) -> OutputError:
+        """What to tell the user about a system error in this folder."""
+        return OutputError(
+            f"The results cannot be written to {self.output}: {error.strerror or error}. "
+            "Nothing is half written. Free space or bring the drive back, then run the same command again."
+        )
+
+    def _sweep(self) -> None:
+        live = {_read_json(path).get("token") for path in self.manifest.glob("lock-*.json")}
+        for path in self.cases.glob(".part-*"):
+            if path.name.split("-")[1] not in live:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def same_result(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two records are about the same image, model and settings."""
+    return all(record.get(key) == wanted.get(key) for key in ("case", "model", "settings")) and record.get(
+        "input", {}
+    ).get("sha256") == wanted.get("input", {}).get("sha256")
+
+
+def host_name() -> str:
+    """This machine, or this container on it: process numbers mean something only within it."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return socket.gethostname() + (f" {space}" if space else "")
+
+
+def is_lost_place(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, says that a place is full, read-only or gone."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in LOST_PLACE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _shard_of(path: Path) -> Shard:
+    index, count = path.stem.removeprefix("lock-").split("-of-")
+    return Shard(int(index), int(count))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file does not exist or is not whole."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    # File names need not be Unicode; those that are not come back as they were.
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
+
+
+def _process_exists(pid: int) -> bool:
+    if os.name == "nt":
+        import ctypes
+
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)  # type: ignore[attr-defined]
+        if handle:
+            ctypes.windll.kernel32.CloseHandle(handle)  # type: ignore[attr-defined]
+        return bool(handle)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
+def _fsync(path: Path) -> None:
+    """Bring a file (or, where the system can, a folder's list of names) onto the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cohort at a glance: tables for programs, one page for people. Made from the output folder alone."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import secrets
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .cases import Found
+from .manifest import KINDS, last_states, read_manifest
+from .store import Store
+
+CASE_COLUMNS = (
+    "case",
+    "state",
+    "reason",
+    "error",
+    "liver_volume_ml",
+    "liver_complete",
+    "liver_mean_hu",
+    "tumor_volume_ml",
+    "tumor_burden_percent",
+    "lesion_count",
+    "longest_lesion_mm",
+    "lowest_faithfulness",
+    "faithfulness_passed",
+    "warnings",
+    "seconds",
+    "folder",
+    "model",
+    "software",
+    "image",
+    "image_sha256",
+)
+
+#: What is compared between patients: column, title, unit.
+_QUANTITIES = (
+    ("liver_volume_ml", "Liver volume", "ml"),
+    ("liver_mean_hu", "Liver attenuation", "HU"),
+    ("tumor_burden_percent", "Tumor burden", "%"),
+    ("lesion_count", "Lesions", "per patient"),
+    ("longest_lesion_mm", "Longest lesion diameter", "mm"),
+    ("seconds", "Time", "s per case"),
+)
+#: Iglewicz and Hoaglin 1993, "How to detect and handle outliers": modified z-score above which a value is one.
+_OUTLIER_Z = 3.5
+#: With fewer patients the spread is not known well enough to call a value an outlier.
+_FEWEST_FOR_OUTLIERS = 8
+_LISTED = 20
+
+
+def write_summary(store: Store, found: Found) -> list[Path]:
+    """Write ``cases.csv`` (one row per case), ``lesions.csv`` (one per lesion) and ``cohort.html`` into the output.
+
+    The page needs the extra ``report``; without it only the tables are written. Several runs may do this at the same
+    time on a shared file system: the last one to finish has seen the lines of all.
+
+    :raises LiverXAILib.batch.store.OutputError: they cannot be written.
+    """
+    while True:
+        seen = _sizes(store.manifest)
+        cases = collect(store, found)
+        try:
+            files = [
+                _write_table(store.output / "cases.csv", CASE_COLUMNS, (case.row for case in cases)),
+                _write_table(store.output / "lesions.csv", *_lesion_table(cases)),
+            ]
+            if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
+                files.append(_replace(store.output / "cohort.html", _page(cases, found)))
+        except OSError as error:
+            raise store.unusable(error) from error
+        if _sizes(store.manifest) == seen:
+            return files
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """One case: its row in the table, its lesions, and the checks of its explanations."""
+
+    row: Mapping[str, Any]
+    lesions: Sequence[Mapping[str, str]] = ()
+    explanations: Sequence[Mapping[str, Any]] = ()
+
+
+def collect(store: Store, found: Found) -> list[CaseSummary]:
+    """Every case that was found or is in the manifest."""
+    states = last_states(read_manifest(store.manifest))
+    for case in found.cases:
+        states.setdefault(case.id, {"label": case.label, "folder": case.folder, "state": "open"})
+    summaries = [_summarize(store, state) for state in states.values()]
+    return sorted(summaries, key=lambda summary: str(summary.row["case"]))
+
+
+def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
+    row: dict[str, Any] = dict.fromkeys(CASE_COLUMNS)
+    row |= {"case": state["label"], "folder": state.get("folder"), "state": state["state"]}
+    if state["state"] == "failed":
+        row |= {"reason": state["kind"], "error": state["error"], "seconds": state.get("seconds")}
+    record = store.record(state["folder"]) if state["state"] == "done" else None
+    if record is None:
+        # "running" and "dropped" are of interest to the program; for the user the case is still to be done.
+        row["state"] = "failed" if state["state"] == "failed" else "open"
+        return CaseSummary(row)
+    folder = store.cases / state["folder"]
+    measured = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    checked = [one for one in provenance.get("explanations", ()) if one.get("faithfulness")]
+    longest = max((lesion["axial"]["long_mm"] for lesion in measured["lesions"]), default=None)
+    times = record["times"]
+    row |= {name: measured.get(name) for name in CASE_COLUMNS if name in measured}
+    row |= {
+        "longest_lesion_mm": longest,
+        "lowest_faithfulness": min((_gain(one) for one in checked), default=None),
+        "faithfulness_passed": all(one["faithfulness"]["passed"] for one in checked) if checked else None,
+        "warnings": " ".join(record["warnings"]),
+        "seconds": round(times["reading"] + times["analyzing"] + times["writing"], 2),
+        "model": f"{record['model']['name']} {record['model']['version']}",
+        "software": record["software"],
+        "image": record["input"]["path"],
+        "image_sha256": record["input"]["sha256"],
+    }
+    with (folder / "measurements.csv").open(encoding="utf-8", newline="") as file:
+        lesions = [line for line in csv.DictReader(file) if line["structure"] == "lesion"]
+    return CaseSummary(row, lesions, checked)
+
+
+def _gain(explanation: Mapping[str, Any]) -> float:
+    return float(explanation["faithfulness"]["curves"]["gain"])
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _lesion_table(cases: Sequence[CaseSummary]) -> tuple[list[str], list[dict[str, Any]]]:
+    columns = ["case"]
+    rows = []
+    for case in cases:
+        for lesion in case.lesions:
+            values = {name: value for name, value in lesion.items() if name != "structure"}
+            columns += [name for name in values if name not in columns]
+            rows.append({"case": case.row["case"], **values, "folder": case.row["folder"]})
+    # Columns that say nothing about a lesion are empty in all rows.
+    return [name for name in columns if name == "case" or any(row[name] for row in rows)] + ["folder"], rows
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
+    import io
+
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    # The mark at the start tells spreadsheets that this is UTF-8.
+    return _replace(path, "\ufeff" + text.getvalue())
+
+
+def _replace(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _sizes(folder: Path) -> list[tuple[str, int]]:
+    return sorted((path.name, path.stat().st_size) for path in folder.glob("*.jsonl"))
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def _page(cases: Sequence[CaseSummary], found: Found) -> str:
+    import jinja2
+
+    rows = [case.row for case in cases]
+    done = [row for row in rows if row["state"] == "done"]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    checked = sorted(
+        ({"row": case.row, "explanation": one, "gain": _gain(one)} for case in cases for one in case.explanations),
+        key=lambda item: (item["explanation"]["faithfulness"]["passed"], item["gain"]),
+    )
+    return environment.get_template("cohort.html").render(
+        rows=rows,
+        done=done,
+        failed=[row for row in rows if row["state"] == "failed"],
+        open=[row for row in rows if row["state"] == "open"],
+        passed_over=found.passed_over,
+        kinds=KINDS,
+        figure=_figure(done),
+        outliers=outliers(done),
+        no_liver=[row for row in done if not row["liver_volume_ml"]],
+        cut_off=[row for row in done if row["liver_volume_ml"] and not row["liver_complete"]],
+        checked=checked[:_LISTED],
+        checks=len(checked),
+        models=sorted({row["model"] for row in done}),
+        versions=sorted({row["software"] for row in done}),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+    )
+
+
+def outliers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Values far from those of the other patients: modified z-score ``0.6745 (x - median) / MAD`` above 3.5.
+
+    Iglewicz and Hoaglin 1993. MAD is the median absolute deviation; where more than half of the values are the same it
+    is 0 and says nothing, so nothing is called an outlier. The most extreme first.
+    """
+    result = []
+    for column, title, unit in _QUANTITIES[:-1]:
+        known = [(float(row[column]), row) for row in rows if row[column] is not None]
+        if len(known) < _FEWEST_FOR_OUTLIERS:
+            continue
+        middle = statistics.median(value for value, _ in known)
+        spread = statistics.median(abs(value - middle) for value, _ in known)
+        for value, row in known:
+            z = 0.6745 * (value - middle) / spread if spread else 0.0
+            if abs(z) > _OUTLIER_Z:
+                result.append({"row": row, "title": title, "unit": unit, "value": value, "median": middle, "z": z})
+    return sorted(result, key=lambda item: -abs(item["z"]))
+
+
+def _figure(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Histograms of the quantities, as SVG; empty if there are no values."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    if not rows:
+        return ""
+    figure = Figure(figsize=(9.6, 5.0), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    for axis, (column, title, unit) in zip(axes, _QUANTITIES, strict=True):
+        values = [float(row[column]) for row in rows if row[column] is not None]
+        axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axis.set_xlabel(unit, fontsize=8.5)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(labelsize=8, length=0)
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        if not values:
+            axis.set_axis_off()
+            axis.text(0.5, 0.5, "no values", ha="center", transform=axis.transAxes, fontsize=9, color="#57636d")
+            continue
+        if column == "lesion_count":
+            bins: Any = [n - 0.5 for n in range(int(max(values)) + 2)]
+        else:
+            bins = min(20, max(5, round(len(values) ** 0.5 * 1.5)))
+        axis.hist(values, bins=bins, color="#1f5f8b", edgecolor="white", linewidth=0.6)
+        axis.axvline(statistics.median(values), color="#1c2329", linewidth=1, linestyle=(0, (3, 2)))
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny model folder that segments by thresholds, tiny cases good and bad, and the batch as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import torch
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from LiverXAILib.models import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, StageSpec, save_model
+from LiverXAILib.networks import UNet
+from LiverXAILib.volumes.io import write_volume
+from LiverXAILib.volumes.volume import Volume
+
+ROOT = Path(__file__).parents[2]
+SHAPE, SPACING = (16, 32, 32), (4.0, 4.0, 6.0)
+
+
+def write_model(folder: Path, *, liver_hu: float = 50.0) -> Path:
+    """A U-Net whose weights are set by hand: brighter than `liver_hu` is liver, brighter than 150 HU is tumor."""
+    torch.manual_seed(1)
+    network = UNet(3, 1, 2, features=(2, 2), convolutions_per_stage=1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.02)
+        for norm in (network.encoder[0][1], network.bottleneck[1], network.decoder[0].convolutions[1]):
+            norm.weight.fill_(1.0)
+            norm.bias.zero_()
+        # The intensity goes unchanged through the skip connection to the head.
+        network.encoder[0][0].weight[0, 0, 1, 1, 1] = 1.0
+        network.decoder[0].convolutions[0].weight[0, 2, 1, 1, 1] = 1.0
+        network.head.weight[:, 0] = 10.0
+        network.head.bias[:] = torch.tensor([-10 * (liver_hu + 200) / 100, -35.0])
+    stage = StageSpec(
+        name="all",
+        network="UNet",
+        arguments={"out_channels": 2, "features": (2, 2), "convolutions_per_stage": 1},
+        weights=("weights.safetensors",),
+        sha256=("",),
+        axes="SPL",
+        spacing=(6.0, 4.0, 4.0),
+        intensity=Intensity(-200, 300, -200, 100),
+        divisor=(2, 2, 2),
+        activation="sigmoid",
+        channels=("liver", "tumor"),
+        labels={"liver": ("liver",), "tumor": ("tumor",)},
+        layers=(LayerSpec("bottleneck", (2, 2, 2)), LayerSpec("encoder.0", (1, 1, 1))),
+        default_layer="bottleneck",
+    )
+    spec = ModelSpec("toy", "1", "A toy", "For tests", (LIVER, TUMOR), (stage,), "Apache-2.0")
+    save_model(spec, {"all": [network.state_dict()]}, folder, half=False)
+    return folder
+
+
+def phantom(seed: int = 0, lesions: int = 1) -> Volume:
+    """A body of water in air with a liver of 100 HU and lesions of 200 HU; the liver's size depends on the seed."""
+    random = np.random.default_rng(seed)
+    k, j, i = np.indices(SHAPE)
+    place = np.stack([i * SPACING[0], j * SPACING[1], k * SPACING[2]], axis=-1) - (64.0, 64.0, 48.0)
+    image = np.full(SHAPE, -1000, dtype=np.int16)
+    image[np.linalg.norm(place * (1, 1, 0.1), axis=-1) < 58] = 0
+    image[np.linalg.norm(place, axis=-1) < random.uniform(32, 40)] = 100
+    for number in range(lesions):
+        center = ((-16, 0, 0), (16, 0, 0), (0, 18, 0))[number]
+        image[np.linalg.norm(place - center, axis=-1) < 9] = 200
+    matrix = np.diag([*SPACING, 1.0])
+    return Volume(image, matrix)
+
+
+def write_good(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(phantom(seed), path)
+    return path
+
+
+def write_dicom(folder: Path, seed: int = 0, *, modality: str = "CT", slices: int = SHAPE[0], study: str = "") -> str:
+    """A DICOM series; returns its UID."""
+    folder.mkdir(parents=True, exist_ok=True)
+    series, volume = generate_uid(), phantom(seed)
+    study = study or generate_uid()
+    for number in range(slices):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        path = folder / f"{series[-6:]}-{number:03}.dcm"
+        data = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
+        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        data.Modality, data.SeriesInstanceUID, data.StudyInstanceUID = modality, series, study
+        data.SeriesNumber, data.ImageType = 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
+        data.Rows, data.Columns, data.SamplesPerPixel = SHAPE[1], SHAPE[2], 1
+        data.PhotometricInterpretation = "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.PixelSpacing, data.ImageOrientationPatient = [4, 4], [1, 0, 0, 0, 1, 0]
+        data.ImagePositionPatient = [0, 0, 6 * number]
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.PixelData = np.ascontiguousarray(volume.array[number]).tobytes()
+        pydicom.dcmwrite(path, data, enforce_file_format=True)
+    return series
+
+
+#: Put on the path of worker processes: reading an image whose name has "crash" in it ends the process with SIGSEGV,
+#: as a damaged file may do to a C++ library; "slow" takes a second.
+SABOTAGE = """
+import ctypes, time
+from LiverXAILib.options import Options
+
+read = Options.read
+
+def sabotaged(self, path, files=None):
+    if "crash" in str(path):
+        ctypes.string_at(0)
+    if "slow" in str(path):
+        time.sleep(1.0)
+    return read(self, path, files)
+
+Options.read = sabotaged
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Environment in which worker processes are sabotaged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SABOTAGE)
+    paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def batch_command(*arguments: Any) -> list[str]:
+    return [sys.executable, "-m", "LiverXAILib", "batch", *map(str, arguments)]
+
+
+def start_batch(*arguments: Any, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        batch_command(*arguments), env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def run_batch(*arguments: Any, env: dict[str, str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        batch_command(*arguments),
+        env=env,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def manifest_lines(output: Path) -> list[dict[str, Any]]:
+    """All lines of the manifest, read without the code under test; a line that is not whole is left out."""
+    lines = []
+    for path in (output / "manifest").glob("*.jsonl"):
+        for text in path.read_text(encoding="utf-8").split("\n"):
+            if text.endswith("}"):
+                lines.append(json.loads(text))
+    return sorted(lines, key=lambda line: line["time"])
+
+
+def final_states(output: Path) -> dict[str, dict[str, Any]]:
+    """The last line about each case, by its label."""
+    return {line["label"]: line for line in manifest_lines(output) if line["event"] == "case"}
+
+
+def times_done(output: Path) -> Counter[str]:
+    """How often each case was done, by its label."""
+    return Counter(x["label"] for x in manifest_lines(output) if x["event"] == "case" and x["state"] == "done")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
+    """Wait until a condition holds; fail if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def assert_whole(folder: Path, expected: Sequence[str] = ("segmentation.seg.nrrd", "measurements.json")) -> None:
+    """A folder of results has all its files, and they can be read."""
+    for name in (*expected, "provenance.json", "case.json"):
+        assert (folder / name).stat().st_size > 0, f"{folder / name} is missing or empty"
+    for path in folder.glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
