@@ -16,8 +16,8 @@ from .._version import __version__
 from ..analysis import Analysis
 from ..errors import UsageError
 from ..explain.explanation import Explanation
+from ..files import replacing
 from ..models.spec import LayerSpec, StageSpec
-from .files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,10 @@ import os
 import numpy as np
 import SimpleITK as sitk
 
+from ..files import replacing
 from ..inference.segmentation import Segmentation
 from ..models.spec import LabelSpec
-from .files import replacing
+from ..volumes.itk import to_itk
 
 
 def write_segmentation_file(segmentation: Segmentation, path: str | os.PathLike[str]) -> None:
@@ -20,10 +21,7 @@ def write_segmentation_file(segmentation: Segmentation, path: str | os.PathLike[
     RuntimeError if the file cannot be written.
     """
     labels = segmentation.labels
-    image = sitk.GetImageFromArray(np.ascontiguousarray(labels.array, dtype=np.uint8))
-    image.SetSpacing(labels.spacing)
-    image.SetOrigin(labels.grid.origin.tolist())
-    image.SetDirection(labels.grid.direction.ravel().tolist())
+    image = to_itk(labels)
     image.SetMetaData("Segmentation_MasterRepresentation", "Binary labelmap")
     image.SetMetaData("Segmentation_SourceRepresentation", "Binary labelmap")
     image.SetMetaData("Segmentation_ContainedRepresentationNames", "Binary labelmap|")

@@ -8,8 +8,8 @@ import json
 import os
 from typing import Any
 
+from ..files import replacing
 from ..measure.measurements import COLUMNS, Measurements
-from .files import replacing
 
 
 def write_tables(

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files are evaluated against which, and how they are read."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError, UsageError
+from ..volumes.orientation import axis_codes, reorient
+from ..volumes.volume import Grid, Volume
+
+#: Values of the structures in label maps, where nothing else is said.
+LABELS = {"liver": 1, "tumor": 2}
+#: What ``analyze`` calls its segmentation.
+SEGMENTATION_FILE = "segmentation.seg.nrrd"
+#: Grids count as one if no voxel is misplaced by more than this fraction of the shortest side of a voxel.
+GRID_TOLERANCE = 0.1
+
+_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of one case: a prediction, and as reference one label map or a liver with or without tumors."""
+
+    name: str
+    prediction: Path
+    reference: Path | None = None
+    liver: Path | None = None
+    tumor: Path | None = None
+
+
+def read_prediction(path: Path) -> tuple[Volume, dict[str, int]]:
+    """A predicted label map and the values of its structures. `path` is a file or a folder that ``analyze`` wrote."""
+    import SimpleITK as sitk
+
+    from ..volumes.io import read_labels
+
+    if path.is_dir():
+        path = path / SEGMENTATION_FILE
+    volume = read_labels(path)
+    if not path.name.endswith(".seg.nrrd"):
+        return volume, dict(LABELS)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    header = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    names = {
+        re.sub("_Name$", "", key): text.lower() for key, text in header.items() if re.match(r"Segment\d+_Name$", key)
+    }
+    return volume, {text: int(header[f"{key}_LabelValue"]) for key, text in names.items() if text in LABELS}
+
+
+def read_reference(case: Case, labels: Mapping[str, int] = LABELS) -> tuple[Volume, dict[str, int]]:
+    """The reference of a case as one label map, and the values of its structures.
+
+    Separate files of liver and tumor are put together: everything that is not 0 counts.
+    """
+    from ..volumes.io import read_labels
+
+    if case.reference is not None:
+        return read_labels(case.reference), dict(labels)
+    if case.liver is None:
+        raise UsageError(f"Case {case.name!r} has no reference.")
+    liver = read_labels(case.liver)
+    array = (liver.array != 0).astype(np.uint8) * LABELS["liver"]
+    if case.tumor is None:
+        return liver.with_array(array), {"liver": LABELS["liver"]}
+    array[aligned(read_labels(case.tumor), liver.grid, "tumor's file", "liver's") != 0] = LABELS["tumor"]
+    return liver.with_array(array), dict(LABELS)
+
+
+def pair_folders(predictions: Path, references: Path) -> list[Case]:
+    """Cases of two folders, paired by name.
+
+    A prediction is a file, or a folder that ``analyze`` wrote; a reference is a file, or a folder that holds
+    ``liver`` and perhaps ``tumor``. The name is that of the folder, or of the file without its ending.
+
+    :raises LiverXAILib.errors.UsageError: the folders have no name in common, or predictions are missing.
+    """
+    found = {
+        case_name(path): path
+        for path in _entries(predictions)
+        if path.is_file() or (path / SEGMENTATION_FILE).is_file()
+    }
+    cases, missing = [], []
+    for path in _entries(references):
+        name = case_name(path)
+        liver, tumor = (_file_called(path, part) for part in ("liver", "tumor"))
+        if path.is_dir() and liver is None:
+            continue
+        if name not in found:
+            missing.append(name)
+        elif path.is_dir():
+            cases.append(Case(name, found[name], liver=liver, tumor=tumor))
+        else:
+            cases.append(Case(name, found[name], reference=path))
+    if missing or not cases:
+        what = f"No prediction for {', '.join(missing)}" if missing else "No case"
+        raise UsageError(f"{what} was found in {predictions}: files are paired by name with those in {references}.")
+    return cases
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Cases from a CSV file with the columns case, prediction, and reference or liver and tumor.
+
+    Relative paths start at the CSV file's folder; a column may be missing or a cell empty.
+    """
+
+    def resolved(row: Mapping[str, str], column: str) -> Path | None:
+        return path.parent / row[column] if row.get(column) else None
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cases = []
+    for number, row in enumerate(rows, start=2):
+        prediction = resolved(row, "prediction")
+        if prediction is None or not (row.get("reference") or row.get("liver")):
+            raise UsageError(f"{path}, line {number}: a case needs a prediction, and a reference or a liver.")
+        name = row.get("case") or case_name(prediction)
+        cases.append(Case(name, prediction, *(resolved(row, column) for column in ("reference", "liver", "tumor"))))
+    if not cases:
+        raise UsageError(f"{path} lists no cases.")
+    return cases
+
+
+def case_name(path: Path) -> str:
+    """The name without the ending of an image."""
+    path = path.resolve()
+    ending = "" if path.is_dir() else next((ending for ending in _ENDINGS if path.name.endswith(ending)), "")
+    return path.name.removesuffix(ending)
+
+
+def aligned(volume: Volume, grid: Grid, name: str = "prediction", other: str = "reference") -> np.ndarray:
+    """The array of `volume` in the axis order of `grid`; refused if its voxels lie elsewhere."""
+    volume = reorient(volume, axis_codes(grid))
+    if volume.shape != grid.shape:
+        raise InputError(
+            f"The {name} has {_size(volume.grid)} voxels, the {other} {_size(grid)}. Evaluation does not resample: "
+            "bring both to the grid of the CT."
+        )
+    if not volume.grid.matches(grid, GRID_TOLERANCE * min(grid.spacing)):
+        raise InputError(
+            f"The {name} and the {other} have the same size but lie in different places (origin, direction or "
+            "spacing differ). Evaluation does not resample: bring both to the grid of the CT."
+        )
+    return volume.array
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Folders, and files with the ending of an image, in order; hidden ones left out."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder, but a folder of references was given.")
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in entries if path.is_dir() or path.name.endswith(_ENDINGS)]
+
+
+def _file_called(folder: Path, name: str) -> Path | None:
+    return next((folder / f"{name}{ending}" for ending in _ENDINGS if (folder / f"{name}{ending}").is_file()), None)
+
+
+def _size(grid: Grid) -> str:
+    return " x ".join(str(n) for n in grid.shape[::-1])

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""evaluate(): predictions against references, one case or a cohort; ``liverxai evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError, UsageError
+from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.orientation import axis_codes, reorient
+from ..volumes.volume import Grid, Volume
+from .cases import (
+    GRID_TOLERANCE,
+    LABELS,
+    Case,
+    aligned,
+    case_name,
+    pair_folders,
+    read_cases,
+    read_prediction,
+    read_reference,
+)
+from .metrics import calibration_error, detect_lesions, overlap, surface_distances
+from .results import CaseResult, StructureResult, format_results, write_results
+
+#: Calibration is judged in the reference's liver and this far around it.
+CALIBRATION_MARGIN_MM = 10.0
+
+
+def evaluate(
+    prediction: Volume,
+    reference: Volume,
+    labels: Mapping[str, int] = LABELS,
+    *,
+    predicted_labels: Mapping[str, int] | None = None,
+    probabilities: Mapping[str, Volume] | None = None,
+    surface: bool = True,
+    tolerance_mm: float = 2.0,
+    name: str = "",
+) -> CaseResult:
+    """Compare a label map with a reference. Definitions: :mod:`LiverXAILib.evaluation.metrics`.
+
+    The liver includes its tumors on both sides.
+
+    :param prediction: label map on the reference's grid. Its axes may be in another order: it is reoriented, never
+        resampled.
+    :param labels: values of "liver" and, if the reference has it, "tumor" in `reference`.
+    :param predicted_labels: likewise in `prediction`; None: the same. What is missing on one side is not compared.
+    :param probabilities: of "liver" (tumors included) or "tumor", whole or cropped (0 outside): adds the ECE.
+    :param surface: also compute surface distances (needs the extra ``evaluate``).
+    :param tolerance_mm: of the normalized surface Dice.
+    :raises LiverXAILib.errors.InputError: the grids differ.
+    :raises LiverXAILib.errors.UsageError: no structure is in both, or the extra is missing.
+    """
+    grid = reference.grid
+    predicted = aligned(prediction, grid)
+    predicted_labels = labels if predicted_labels is None else predicted_labels
+    structures = [name for name in ("liver", "tumor") if name in labels and name in predicted_labels]
+    if not structures:
+        raise UsageError("The prediction and the reference have no structure in common (liver, tumor).")
+    right_angled = np.allclose(grid.direction.T @ grid.direction, np.eye(3), atol=1e-4)
+    region = None
+    if probabilities:
+        region = _grown(_mask(reference.array, labels, "liver"), grid, CALIBRATION_MARGIN_MM)
+    results = []
+    for structure in structures:
+        found = _mask(predicted, predicted_labels, structure)
+        truth = _mask(reference.array, labels, structure)
+        ece = None
+        if region is not None and probabilities and structure in probabilities:
+            ece = calibration_error(_placed(probabilities[structure], grid)[region], truth[region])
+        results.append(
+            StructureResult(
+                structure,
+                overlap(found, truth, grid.voxel_volume_mm3),
+                surface_distances(found, truth, grid.spacing[::-1], tolerance_mm) if surface and right_angled else None,
+                ece,
+                detect_lesions(found, truth, grid.voxel_volume_mm3) if structure == "tumor" else None,
+            )
+        )
+    return CaseResult(name, tuple(results))
+
+
+def evaluate_cases(
+    cases: Sequence[Case],
+    labels: Mapping[str, int] = LABELS,
+    *,
+    predicted_labels: Mapping[str, int] | None = None,
+    probabilities: Mapping[str, Volume] | None = None,
+    surface: bool = True,
+    tolerance_mm: float = 2.0,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> list[CaseResult]:
+    """Read and evaluate cases one after the other; arguments as in :func:`evaluate`.
+
+    :param predicted_labels: None: what a ``.seg.nrrd`` says about itself, else 1 liver, 2 tumor.
+    """
+    results = []
+    for number, case in enumerate(cases):
+        check_cancel(cancel)
+        report_progress(progress, f"Evaluating {case.name}", number / len(cases))
+        reference, reference_labels = read_reference(case, labels)
+        prediction, own_labels = read_prediction(case.prediction)
+        try:
+            results.append(
+                evaluate(
+                    prediction,
+                    reference,
+                    reference_labels,
+                    predicted_labels=own_labels if predicted_labels is None else predicted_labels,
+                    probabilities=probabilities,
+                    surface=surface,
+                    tolerance_mm=tolerance_mm,
+                    name=case.name,
+                )
+            )
+        except InputError as error:
+            raise InputError(f"Case {case.name!r}: {error}") from error
+    report_progress(progress, "Done", 1.0)
+    return results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``liverxai evaluate``."""
+    parser.description = (
+        "Compare predictions with references: one case, two folders whose files are paired by name, or the cases that "
+        "a CSV file lists."
+    )
+    parser.add_argument(
+        "prediction",
+        metavar="PREDICTION",
+        type=Path,
+        nargs="?",
+        help="a label map, a folder that analyze wrote, or a folder of either",
+    )
+    parser.add_argument(
+        "--reference", metavar="PATH", type=Path, help="the reference's label map, or a folder of references"
+    )
+    parser.add_argument(
+        "--liver", metavar="FILE", type=Path, help="instead: the reference's liver, tumors included or not"
+    )
+    parser.add_argument("--tumor", metavar="FILE", type=Path, help="with --liver: the reference's tumors")
+    parser.add_argument(
+        "--cases", metavar="CSV", type=Path, help="instead: columns case, prediction, and reference or liver and tumor"
+    )
+    for option, text in (("", "in label maps of the reference"), ("predicted-", "in predictions")):
+        for name, value in LABELS.items():
+            parser.add_argument(
+                f"--{option}{name}-label",
+                metavar="N",
+                type=int,
+                help=f"value of the {name} {text} (default: {value}; 0: none)",
+            )
+    parser.add_argument("--liver-probability", metavar="FILE", type=Path, help="also judge calibration (one case)")
+    parser.add_argument("--tumor-probability", metavar="FILE", type=Path, help="likewise, of tumors")
+    parser.add_argument("--no-surface", action="store_true", help="no surface distances (needs no MONAI, faster)")
+    parser.add_argument(
+        "--tolerance", metavar="MM", type=float, default=2.0, help="of the normalized surface Dice (default: 2)"
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="write .csv or .json; may be repeated",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out ``liverxai evaluate``; returns the exit code."""
+    from tqdm import tqdm
+
+    for path in options.output:
+        if path.suffix not in (".csv", ".json"):
+            raise UsageError(f"Cannot write {path}: give it the ending .csv or .json.")
+    cases = _chosen_cases(options)
+    probabilities = _probabilities(options)
+    if probabilities and len(cases) > 1:
+        raise UsageError("Probabilities can be given for one case at a time.")
+    predicted = None
+    if options.predicted_liver_label is not None or options.predicted_tumor_label is not None:
+        predicted = _labels(options.predicted_liver_label, options.predicted_tumor_label)
+    with tqdm(total=len(cases), unit="case", leave=False, disable=None if len(cases) > 1 else True) as bar:
+        results = evaluate_cases(
+            cases,
+            _labels(options.liver_label, options.tumor_label),
+            predicted_labels=predicted,
+            probabilities=probabilities,
+            surface=not options.no_surface,
+            tolerance_mm=options.tolerance,
+            progress=lambda stage, fraction: bar.update(round(fraction * len(cases)) - bar.n),
+        )
+    for path in options.output:
+        write_results(results, path)
+    sys.stdout.write(format_results(results) + "\n")
+    return 0
+
+
+def _chosen_cases(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options name, or a UsageError that says what is missing."""
+    if options.cases is not None:
+        if options.prediction is not None or options.reference is not None or options.liver is not None:
+            raise UsageError("--cases already names predictions and references: give nothing else.")
+        return read_cases(options.cases)
+    if options.prediction is None or (options.reference is None) == (options.liver is None):
+        raise UsageError(
+            "Give a PREDICTION and either --reference PATH or --liver FILE [--tumor FILE]; or --cases CSV."
+        )
+    if options.tumor is not None and options.liver is None:
+        raise UsageError("--tumor goes with --liver; a label map of both is given with --reference.")
+    if not options.prediction.exists():
+        raise InputError(f"{options.prediction} does not exist.")
+    if options.reference is not None and options.reference.is_dir():
+        return pair_folders(options.prediction, options.reference)
+    name = case_name(options.prediction)
+    return [Case(name, options.prediction, options.reference, options.liver, options.tumor)]
+
+
+def _labels(liver: int | None, tumor: int | None) -> dict[str, int]:
+    chosen = {name: LABELS[name] if value is None else value for name, value in (("liver", liver), ("tumor", tumor))}
+    return {name: value for name, value in chosen.items() if value != 0}
+
+
+def _probabilities(options: argparse.Namespace) -> dict[str, Volume]:
+    from ..volumes.io import read_volume
+
+    paths = {"liver": options.liver_probability, "tumor": options.tumor_probability}
+    volumes = {name: read_volume(path, force=True) for name, path in paths.items() if path is not None}
+    for name, volume in volumes.items():
+        if volume.array.min() < 0 or volume.array.max() > 1:
+            raise InputError(f"{paths[name]} holds values outside 0 to 1: these are not probabilities.")
+    return volumes
+
+
+def _mask(array: np.ndarray, labels: Mapping[str, int], structure: str) -> np.ndarray:
+    """Where a structure is; the liver includes the tumor."""
+    return np.isin(array, list(labels.values()) if structure == "liver" else [labels[structure]])
+
+
+def _placed(cropped: Volume, grid: Grid) -> np.ndarray:
+    """A part of an image in its place on `grid`, 0 elsewhere."""
+    cropped = reorient(cropped, axis_codes(grid))
+    start = np.rint(grid.to_ijk(cropped.grid.origin)).astype(int)[::-1]
+    box = tuple(slice(int(a), int(a) + n) for a, n in zip(start, cropped.shape, strict=True))
+    inside = (start >= 0).all() and (start + cropped.shape <= grid.shape).all()
+    if not inside or not grid.cropped(box).matches(cropped.grid, GRID_TOLERANCE * min(grid.spacing)):  # type: ignore[arg-type]
+        raise InputError("The probabilities do not lie on the grid of the reference.")
+    placed = np.zeros(grid.shape, np.float32)
+    placed[box] = cropped.array
+    return placed
+
+
+def _grown(mask: np.ndarray, grid: Grid, margin_mm: float) -> np.ndarray:
+    """A mask and what lies within `margin_mm` of it (an ellipsoid of whole voxels)."""
+    radius = [round(margin_mm / size) for size in grid.spacing]
+    image = sitk.BinaryDilate(sitk.GetImageFromArray(mask.astype(np.uint8)), radius, sitk.sitkBall)
+    return sitk.GetArrayFromImage(image).astype(bool)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results of an evaluation: rows, means with intervals, files and text."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..files import replacing
+from .metrics import SIZE_NAMES, LesionDetection, Overlap, SurfaceDistances, bootstrap_interval
+
+#: Size classes as parts of column names, in the order of :data:`~LiverXAILib.evaluation.metrics.SIZE_NAMES`.
+_SIZE_COLUMNS = ("lt10mm", "10to20mm", "gt20mm")
+#: Columns of the table for reading: title, key of the row, digits (None: text).
+_SHOWN = (
+    ("case", "case", None),
+    ("structure", "structure", None),
+    ("Dice", "dice", 3),
+    ("IoU", "iou", 3),
+    ("volume ml", "predicted_ml", 1),
+    ("reference ml", "reference_ml", 1),
+    ("HD95 mm", "hd95_mm", 2),
+    ("ASSD mm", "assd_mm", 2),
+    ("NSD", "nsd", 3),
+    ("ECE", "ece", 4),
+)
+
+
+@dataclass(frozen=True)
+class StructureResult:
+    """One structure of one case. `surface` is None if it was not asked for or the grid is sheared; `ece` None
+    without probabilities; `lesions` None for the liver."""
+
+    structure: str
+    overlap: Overlap
+    surface: SurfaceDistances | None
+    ece: float | None
+    lesions: LesionDetection | None
+
+    def row(self) -> dict[str, Any]:
+        """Flat, for a table; what does not apply is None."""
+        surface = dataclasses.asdict(self.surface) if self.surface else dict.fromkeys(("hd95_mm", "assd_mm", "nsd"))
+        counts = dataclasses.asdict(self.lesions) if self.lesions else {}
+        lesions = {
+            f"lesions_{kind}_{size}": counts[kind][n] if counts else None
+            for kind in ("reference", "found", "predicted", "true")
+            for n, size in enumerate(_SIZE_COLUMNS)
+        }
+        return {"structure": self.structure, **dataclasses.asdict(self.overlap), **surface, "ece": self.ece, **lesions}
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The structures of one case."""
+
+    case: str
+    structures: tuple[StructureResult, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each structure."""
+        return [{"case": self.case, **structure.row()} for structure in self.structures]
+
+
+def summarize(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """Means over cases, and lesion-wise rates over all lesions, with 95 % bootstrap intervals over cases.
+
+    Each row has structure, metric, value, low, high (None for fewer than three cases) and n: the number of cases,
+    or of lesions for a rate. Cases where a metric is undefined do not enter its mean.
+    """
+    rows = [row for result in results for row in result.rows()]
+    summary: list[dict[str, Any]] = []
+
+    def add(structure: str, metric: str, above: list[float], below: list[float] | None = None) -> None:
+        total = len(above) if below is None else sum(below)
+        low, high = bootstrap_interval(above, below) or (None, None)
+        value = sum(above) / total if total else None
+        summary.append(
+            {"structure": structure, "metric": metric, "value": value, "low": low, "high": high, "n": int(total)}
+        )
+
+    for structure in dict.fromkeys(row["structure"] for row in rows):
+        own = [row for row in rows if row["structure"] == structure]
+        for metric in ("dice", "iou", "difference_ml", "difference_percent", "hd95_mm", "assd_mm", "nsd", "ece"):
+            if values := [row[metric] for row in own if row[metric] is not None]:
+                add(structure, metric, values)
+        found = [s.lesions for r in results for s in r.structures if s.structure == structure and s.lesions is not None]
+        if not found:
+            continue
+        for n, size in enumerate(SIZE_NAMES):
+            add(structure, f"sensitivity {size}", [x.found[n] for x in found], [x.reference[n] for x in found])
+        add(structure, "sensitivity", [sum(x.found) for x in found], [sum(x.reference) for x in found])
+        for n, size in enumerate(SIZE_NAMES):
+            add(structure, f"precision {size}", [x.true[n] for x in found], [x.predicted[n] for x in found])
+        add(structure, "precision", [sum(x.true) for x in found], [sum(x.predicted) for x in found])
+        add(structure, "false lesions per case", [x.false for x in found])
+    return summary
+
+
+def write_results(results: Sequence[CaseResult], path: Path) -> None:
+    """Write ``.csv`` (one row for each case and structure) or ``.json`` (these and the summary).
+
+    :raises LiverXAILib.errors.UsageError: another ending.
+    """
+    rows = [row for result in results for row in result.rows()]
+    if path.suffix not in (".csv", ".json"):
+        raise UsageError(f"Cannot write {path}: give it the ending .csv or .json.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            json.dump({"cases": rows, "summary": summarize(results)}, file, indent=2, allow_nan=False)
+
+
+def format_results(results: Sequence[CaseResult]) -> str:
+    """Tables for reading: cases, then the summary of several."""
+    cases = [[title for title, _, _ in _SHOWN] + ["lesions found", "false"]]
+    for result in results:
+        for row, structure in zip(result.rows(), result.structures, strict=True):
+            lesions = structure.lesions
+            counts = [f"{sum(lesions.found)} of {sum(lesions.reference)}", str(lesions.false)] if lesions else ["", ""]
+            cases.append(
+                [row[key] if digits is None else _text(row[key], digits) for _, key, digits in _SHOWN] + counts
+            )
+    text = _table(cases)
+    summary = [row for row in summarize(results) if row["value"] is not None]
+    if len(results) == 1:
+        summary = [row for row in summary if " " in row["metric"] and row["structure"] == "tumor"]
+    if summary:
+        shown = [
+            (row["structure"], row["metric"], _text(row["value"], 3), _interval(row), str(row["n"])) for row in summary
+        ]
+        text += "\n\n" + _table([("structure", "metric", "value", "95 % interval", "n"), *shown])
+    return text
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns under each other: the first two to the left, numbers to the right."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    aligned = [
+        [
+            text.ljust(width) if n < 2 else text.rjust(width)
+            for n, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in aligned)
