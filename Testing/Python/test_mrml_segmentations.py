@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation nodes say what they are, lie where the CT lies, and are read back as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from LiverXAILib.errors import InputError, UsageError
+from LiverXAILib.inference import Segmentation
+from LiverXAILib.measure import measure
+from LiverXAILib.models import LIVER, TUMOR
+from LiverXAILib.mrml import segmentation_from_node, segmentation_to_node, volume_to_node
+from LiverXAILib.volumes.volume import Volume
+from mrml_toys import GEOMETRIES, OBLIQUE, affine, ball_analysis, random_volume
+
+
+def random_segmentation(matrix, seed=3):
+    """Liver in the middle of a 5×7×6 image, with two tumors in it that do not touch."""
+    labels = np.zeros((5, 7, 6), np.uint8)
+    labels[1:4, 1:6, 1:5] = 1
+    labels[2, 2, 2:4] = labels[3, 5, 4] = 2
+    labels[1, 5, np.random.default_rng(seed).integers(1, 3)] = 0
+    provenance = {"model": {"name": "toy", "version": "0", "sha256": ["0"]}, "warnings": []}
+    return Segmentation(Volume(labels, matrix), (LIVER, TUMOR), provenance=provenance)
+
+
+def shown(scene, segmentation, **options):
+    """The CT's node and the segmentation's."""
+    ct = volume_to_node(random_volume(segmentation.labels.ijk_to_lps), scene, "CT")
+    return ct, segmentation_to_node(segmentation, scene, ct, **options)
+
+
+def tag(node, segment, name):
+    import vtk
+
+    value = vtk.reference("")
+    return str(value) if node.GetSegmentation().GetSegment(segment).GetTag(name, value) else None
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_labels_survive_the_way_through_a_node_voxel_for_voxel(scene, name):
+    segmentation = random_segmentation(GEOMETRIES[name])
+    ct, node = shown(scene, segmentation)
+    back = segmentation_from_node(node, ct, ball_analysis().model)
+    np.testing.assert_array_equal(back.labels.array, segmentation.labels.array)
+    assert back.labels.grid.matches(segmentation.labels.grid, 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in GEOMETRIES if "sheared" not in name])
+def test_a_saved_segmentation_is_read_by_simpleitk_in_the_same_place(scene, tmp_path, name):
+    import slicer.util
+
+    segmentation = random_segmentation(GEOMETRIES[name])
+    _, node = shown(scene, segmentation)
+    assert slicer.util.saveNode(node, str(tmp_path / "x.seg.nrrd"), {})
+    image = sitk.ReadImage(str(tmp_path / "x.seg.nrrd"))
+    assert image.GetNumberOfComponentsPerPixel() == 2
+    liver, tumor = np.moveaxis(sitk.GetArrayFromImage(image) > 0, -1, 0)
+    np.testing.assert_array_equal(liver, segmentation.mask("liver"))
+    np.testing.assert_array_equal(tumor, segmentation.mask("tumor"))
+    for index in ((0, 0, 0), (5, 6, 4), (1, 2, 3)):
+        np.testing.assert_allclose(
+            image.TransformIndexToPhysicalPoint(index), segmentation.labels.grid.to_lps(index), atol=1e-9
+        )
+
+
+def test_segments_carry_names_colors_terminology_and_that_a_machine_drew_them(scene):
+    _, node = shown(scene, random_segmentation(affine(OBLIQUE)))
+    assert node.GetSegmentation().GetSegmentIDs() == ("liver", "tumor")
+    liver = node.GetSegmentation().GetSegment("liver")
+    assert liver.GetName() == "liver"
+    np.testing.assert_allclose(liver.GetColor(), np.array(LIVER.color) / 255, atol=1e-6)
+    assert tag(node, "liver", "TerminologyEntry") == (
+        "Segmentation category and type - 3D Slicer General Anatomy list"
+        "~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^~Anatomic codes - DICOM master list~^^~^^"
+    )
+    assert tag(node, "tumor", "TerminologyEntry") == (
+        "Segmentation category and type - 3D Slicer General Anatomy list"
+        "~SCT^49755003^Morphologically Altered Structure~SCT^4147007^Mass~^^"
+        "~Anatomic codes - DICOM master list~SCT^10200004^Liver~^^"
+    )
+    for segment in ("liver", "tumor"):
+        assert tag(node, segment, "DICOM.SegmentAlgorithmType") == "AUTOMATIC"
+        assert tag(node, segment, "DICOM.SegmentAlgorithmName").startswith("LiverXAI ")
+
+
+def test_slicer_understands_the_terminology(scene):
+    import slicer
+
+    _, node = shown(scene, random_segmentation(affine(OBLIQUE)))
+    entry = slicer.vtkSlicerTerminologyEntry()
+    logic = slicer.vtkSlicerTerminologiesModuleLogic()
+    assert logic.DeserializeTerminologyEntry(tag(node, "tumor", "TerminologyEntry"), entry)
+    assert entry.GetTypeObject().GetCodeMeaning() == "Mass"
+    assert entry.GetRegionObject().GetCodeValue() == "10200004"
+
+
+def test_the_segmentation_refers_to_the_ct_for_its_geometry_and_is_drawn_as_outlines(scene):
+    import slicer
+
+    ct, node = shown(scene, random_segmentation(affine(OBLIQUE)))
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    assert node.GetNodeReferenceID(role) == ct.GetID()
+    display = node.GetDisplayNode()
+    assert display.GetVisibility2DOutline()
+    assert not display.GetVisibility2DFill()
+    assert display.GetSegmentOpacity3D("liver") < 0.5 < display.GetSegmentOpacity3D("tumor")
+
+
+def test_one_segment_for_each_lesion_on_request(scene):
+    segmentation = random_segmentation(affine(OBLIQUE))
+    ct, node = shown(scene, segmentation, lesion_segments=True)
+    assert node.GetSegmentation().GetSegmentIDs() == ("liver", "tumor_1", "tumor_2")
+    names = [node.GetSegmentation().GetSegment(x).GetName() for x in node.GetSegmentation().GetSegmentIDs()]
+    assert names == ["liver", "lesion 1", "lesion 2"]
+    colors = {node.GetSegmentation().GetSegment(x).GetColor() for x in ("tumor_1", "tumor_2")}
+    assert len(colors) == 2
+    import slicer.util
+
+    np.testing.assert_array_equal(
+        slicer.util.arrayFromSegmentBinaryLabelmap(node, "tumor_2", ct) > 0,
+        segmentation.labels.array * [0, 0, 0, 0, 1, 0] == 2,
+    )
+    back = segmentation_from_node(node, ct, ball_analysis().model)
+    np.testing.assert_array_equal(back.labels.array, segmentation.labels.array)
+    # Switching back removes them, and leaves a segment of the user's alone.
+    node.GetSegmentation().AddEmptySegment("mine", "mine")
+    assert segmentation_to_node(segmentation, scene, ct) is node
+    assert set(node.GetSegmentation().GetSegmentIDs()) == {"liver", "tumor", "mine"}
+
+
+def test_a_second_run_keeps_the_node_and_what_the_user_changed(scene):
+    segmentation = random_segmentation(affine(OBLIQUE))
+    ct, node = shown(scene, segmentation)
+    node.GetSegmentation().GetSegment("liver").SetColor(0.1, 0.2, 0.3)
+    node.GetSegmentation().GetSegment("tumor").SetName("metastasis")
+    node.GetDisplayNode().SetSegmentVisibility("liver", False)
+    node.SetName("my result")
+    other_color = dataclasses.replace(TUMOR, color=(10, 20, 30))
+    labels = segmentation.labels.array.copy()
+    labels[2, 3, 3] = 2
+    again = Segmentation(Volume(labels, segmentation.labels.ijk_to_lps), (LIVER, other_color), provenance={})
+    assert segmentation_to_node(again, scene, ct) is node
+    assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+    np.testing.assert_allclose(node.GetSegmentation().GetSegment("liver").GetColor(), (0.1, 0.2, 0.3))
+    np.testing.assert_allclose(node.GetSegmentation().GetSegment("tumor").GetColor(), np.array((10, 20, 30)) / 255)
+    assert node.GetSegmentation().GetSegment("tumor").GetName() == "metastasis"
+    assert not node.GetDisplayNode().GetSegmentVisibility("liver")
+    assert node.GetName() == "my result"
+    back = segmentation_from_node(node, ct, ball_analysis().model)
+    np.testing.assert_array_equal(back.labels.array, labels)
+
+
+def test_nothing_found_is_an_empty_segment_that_can_be_shown_saved_and_read(scene, tmp_path):
+    import slicer.util
+
+    segmentation = random_segmentation(affine(OBLIQUE))
+    ct, node = shown(scene, segmentation)
+    none = Segmentation(
+        segmentation.labels.with_array(np.zeros((5, 7, 6), np.uint8)), segmentation.specs, provenance={}
+    )
+    segmentation_to_node(none, scene, ct)
+    assert node.CreateClosedSurfaceRepresentation()
+    assert not segmentation_from_node(node, ct, ball_analysis().model).labels.array.any()
+    assert slicer.util.saveNode(node, str(tmp_path / "none.seg.nrrd"), {})
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "none.seg.nrrd"))).any()
+
+
+def test_surfaces_follow_the_labels_and_have_their_volume(scene):
+    import vtk
+
+    analysis = ball_analysis()
+    ct = volume_to_node(analysis.volume, scene, "CT")
+    node = segmentation_to_node(analysis.segmentation, scene, ct)
+    node.GetSegmentation().SetConversionParameter("Smoothing factor", "0.0")
+    assert node.CreateClosedSurfaceRepresentation()
+
+    def surface_ml(segment):
+        mesh = vtk.vtkPolyData()
+        node.GetClosedSurfaceRepresentation(segment, mesh)
+        mass = vtk.vtkMassProperties()
+        triangles = vtk.vtkTriangleFilter()
+        triangles.SetInputData(mesh)
+        mass.SetInputConnection(triangles.GetOutputPort())
+        return mass.GetVolume() / 1000
+
+    assert surface_ml("liver") == pytest.approx(analysis.measurements.liver_volume_ml, rel=0.02)
+    assert surface_ml("tumor") == pytest.approx(analysis.measurements.tumor_volume_ml, rel=0.05)
+    # New labels: surfaces that are shown are made again.
+    smaller = analysis.segmentation.labels.array.copy()
+    smaller[: len(smaller) // 2] = 0
+    half = dataclasses.replace(analysis.segmentation, labels=analysis.volume.with_array(smaller))
+    segmentation_to_node(half, scene, ct)
+    assert surface_ml("liver") == pytest.approx(measure(analysis.volume, half).liver_volume_ml, rel=0.03)
+
+
+def test_the_grids_of_the_stages_come_back_only_for_the_same_model_and_place(scene):
+    import slicer.util
+
+    analysis = ball_analysis()
+    ct = volume_to_node(analysis.volume, scene, "CT")
+    node = segmentation_to_node(analysis.segmentation, scene, ct)
+    back = segmentation_from_node(node, ct, analysis.model)
+    assert back.stage_grids["all"].matches(analysis.segmentation.stage_grids["all"], 1e-9)
+    stage = dataclasses.replace(analysis.model.stages[0], sha256=("1",))
+    other = dataclasses.replace(analysis.model, stages=(stage,))
+    assert not segmentation_from_node(node, ct, other).stage_grids
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    slicer.util.updateTransformMatrixFromArray(transform, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    for moved in (ct, node):
+        moved.SetAndObserveTransformNodeID(transform.GetID())
+    assert not segmentation_from_node(node, ct, analysis.model).stage_grids
+
+
+def test_somebody_elses_segmentation_is_read_by_name_or_terminology_on_the_cts_grid(scene):
+    import slicer
+    import slicer.util
+
+    analysis = ball_analysis()
+    ct = volume_to_node(analysis.volume, scene, "CT")
+    finer = analysis.volume.grid.ijk_to_lps @ np.diag([0.5, 0.5, 0.5, 1.0])
+    finer[:3, 3] = analysis.volume.grid.to_lps((-0.25, -0.25, -0.25))
+    labels = np.kron(analysis.segmentation.labels.array, np.ones((2, 2, 2), np.uint8))
+    theirs = volume_to_node(Volume(labels, finer), scene, "theirs", "vtkMRMLLabelMapVolumeNode")
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(theirs, node)
+    first, second = node.GetSegmentation().GetSegmentIDs()
+    with pytest.raises(UsageError, match="Rename the segment"):
+        segmentation_from_node(node, ct, analysis.model)
+    node.GetSegmentation().GetSegment(first).SetName(" Liver")
+    node.GetSegmentation().GetSegment(second).SetTag("TerminologyEntry", "a~SCT^1^x~SCT^4147007^Mass~^^~b~^^~^^")
+    back = segmentation_from_node(node, ct, analysis.model)
+    np.testing.assert_array_equal(back.labels.array, analysis.segmentation.labels.array)
+
+
+def test_a_ct_that_was_cropped_meanwhile_is_refused(scene):
+    segmentation = random_segmentation(affine(OBLIQUE))
+    ct = volume_to_node(random_volume(affine(OBLIQUE), (4, 7, 6)), scene, "CT")
+    with pytest.raises(InputError, match="analyze it again"):
+        segmentation_to_node(segmentation, scene, ct)
+    assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
