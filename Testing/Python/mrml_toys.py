@@ -8,12 +8,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from toys import ball_phantom, threshold_model
+
 from LiverXAILib.analysis import Analysis
 from LiverXAILib.explain import explain_all
 from LiverXAILib.inference import segment
 from LiverXAILib.measure import measure
 from LiverXAILib.volumes.volume import Grid, Volume
-from toys import ball_phantom, threshold_model
 
 SPACING = np.array([1.5, 0.75, 3.0])
 ORIGIN = np.array([-31.25, 17.5, 404.125])

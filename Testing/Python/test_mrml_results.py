@@ -11,6 +11,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from mrml_toys import ball_analysis
+
 from LiverXAILib import mrml
 from LiverXAILib.errors import InputError
 from LiverXAILib.mrml import (
@@ -23,7 +25,6 @@ from LiverXAILib.mrml import (
 )
 from LiverXAILib.report.pictures import HEAT_COLORS, VISIBLE_HEAT
 from LiverXAILib.volumes.volume import Volume
-from mrml_toys import ball_analysis
 
 
 def hierarchy_of(scene):

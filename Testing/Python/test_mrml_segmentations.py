@@ -8,13 +8,14 @@ import dataclasses
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from mrml_toys import GEOMETRIES, OBLIQUE, affine, ball_analysis, random_volume
+
 from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.mrml import segmentation_from_node, segmentation_to_node, volume_to_node
 from LiverXAILib.volumes.volume import Volume
-from mrml_toys import GEOMETRIES, OBLIQUE, affine, ball_analysis, random_volume
 
 
 def random_segmentation(matrix, seed=3):

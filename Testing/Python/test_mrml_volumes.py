@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from mrml_toys import GEOMETRIES, OBLIQUE, SHEAR, add_node, affine, random_volume
+
 from LiverXAILib.errors import InputError
 from LiverXAILib.mrml import volume_from_node, volume_to_node
 from LiverXAILib.volumes.volume import LPS_TO_RAS, Grid, Volume
-from mrml_toys import GEOMETRIES, OBLIQUE, SHEAR, add_node, affine, random_volume
 
 
 def add_transform(scene, node, matrix):
