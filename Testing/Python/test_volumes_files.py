@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NIfTI, NRRD and MetaImage files: read as ITK reads them, written atomically, refused where they are no CT volume."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from dicom_series import a_body
+from scipy.spatial.transform import Rotation
+
+from LiverXAILib.errors import InputError, UsageError
+from LiverXAILib.volumes.io import list_series, read_labels, read_volume, write_volume
+from LiverXAILib.volumes.volume import LPS_TO_RAS, Volume
+
+ENDINGS = [".nii", ".nii.gz", ".nrrd", ".mha"]
+ROTATION = Rotation.from_euler("xyz", [20, -31, 14], degrees=True).as_matrix()
+SHEAR = np.array([[1, 0, 0], [0, 1, np.sin(np.radians(18.5))], [0, 0, np.cos(np.radians(18.5))]])
+DIRECTIONS = {
+    "upright": np.eye(3),
+    "RAS": np.diag([-1.0, -1.0, 1.0]),
+    "left-handed": np.diag([1.0, 1.0, -1.0]),
+    "permuted": np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]]),
+    "oblique": ROTATION,
+    "left-handed oblique": ROTATION * (1, -1, 1),
+}
+
+
+def an_affine(direction: np.ndarray) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = direction * (0.7, 1.3, 2.9)
+    matrix[:3, 3] = (-120.25, 33.5, 870.0)
+    return matrix
+
+
+def a_volume(direction: np.ndarray | None = None) -> Volume:
+    return Volume(a_body((4, 20, 24)), an_affine(np.eye(3) if direction is None else direction))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_volume(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "ITK" not in message
+    assert str(path) in message
+    return message
+
+
+def itk_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = sitk.ReadImage(str(path))
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image), matrix
+
+
+def nifti(
+    path: Path,
+    array: np.ndarray,
+    *,
+    sform: np.ndarray | None = None,
+    sform_code: int = 0,
+    qform_code: int = 0,
+    quaternion: tuple[float, float, float] = (0, 0, 0),
+    spacing: tuple[float, float, float] = (0.7, 1.3, 2.9),
+    qfac: float = 1,
+    offset: tuple[float, float, float] = (5, 6, 7),
+    scaling: tuple[float, float] = (1, 0),
+    datatype: int = 4,
+    units: int = 2,
+    dim: list[int] | None = None,
+    order: str = "<",
+    version: int = 1,
+) -> None:
+    """A NIfTI file written by the letter of the standard, independently of the reader."""
+    shape = dim or [array.ndim, *array.shape[::-1]]
+    shape = shape + [1] * (8 - len(shape))
+    rows = (np.eye(4) if sform is None else sform)[:3].ravel()
+    data = array.astype(array.dtype.newbyteorder(order)).tobytes()
+    header = bytearray(348 if version == 1 else 540)
+
+    def put(layout: str, at: int, *values: float) -> None:
+        struct.pack_into(order + layout, header, at, *values)
+
+    bits = array.dtype.itemsize * 8
+    pixdim = (qfac, *spacing, 1, 1, 1, 1)
+    if version == 1:
+        put("i", 0, 348)
+        put("8h", 40, *shape)
+        put("hh", 70, datatype, bits)
+        put("8f", 76, *pixdim)
+        put("3f", 108, 352, *scaling)
+        put("B", 123, units)
+        put("hh", 252, qform_code, sform_code)
+        put("6f", 256, *quaternion, *offset)
+        put("12f", 280, *rows)
+        header[344:348] = b"n+1\0"
+    else:
+        put("i", 0, 540)
+        header[4:12] = b"n+2\0\r\n\x1a\n"
+        put("hh", 12, datatype, bits)
+        put("8q", 16, *shape)
+        put("8d", 104, *pixdim)
+        put("q", 168, 544)
+        put("2d", 176, *scaling)
+        put("ii", 344, qform_code, sform_code)
+        put("6d", 352, *quaternion, *offset)
+        put("12d", 400, *rows)
+        put("i", 500, units)
+    content = bytes(header) + bytes(4) + data
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS.keys())
+def test_what_is_written_is_read_back_and_itk_agrees(tmp_path, ending, direction):
+    volume = a_volume(direction)
+    path = tmp_path / f"ct{ending}"
+    write_volume(volume, path)
+    for array, matrix in (itk_volume(path), (read_volume(path).array, read_volume(path).ijk_to_lps)):
+        np.testing.assert_array_equal(array, volume.array)
+        # NIfTI's header holds 32-bit numbers.
+        tolerance = 1e-4 if ".nii" in ending else 1e-10
+        np.testing.assert_allclose(matrix, volume.ijk_to_lps, atol=tolerance)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_shear_survives_in_nrrd_and_metaimage(tmp_path, ending):
+    volume = a_volume(SHEAR)
+    write_volume(volume, tmp_path / f"ct{ending}")
+    np.testing.assert_allclose(read_volume(tmp_path / f"ct{ending}").ijk_to_lps, volume.ijk_to_lps, atol=1e-10)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_shear_is_not_written_to_nifti_where_itk_would_straighten_it(tmp_path, ending):
+    with pytest.raises(UsageError, match=r"sheared.*\.nrrd or \.mha"):
+        write_volume(a_volume(SHEAR), tmp_path / f"ct{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codes", [(0, 1), (1, 1)], ids=["sform alone", "with a straight qform"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_shear_is_read_from_niftis_sform(tmp_path, codes, version):
+    matrix = an_affine(ROTATION @ SHEAR)
+    path = tmp_path / "ct.nii.gz"
+    nifti(path, a_body(), sform=LPS_TO_RAS @ matrix, qform_code=codes[0], sform_code=codes[1], version=version)
+    volume = read_volume(path)
+    np.testing.assert_allclose(volume.ijk_to_lps, matrix, atol=1e-4)
+    np.testing.assert_array_equal(volume.array, a_body())
+    assert any("two different positions" in one for one in volume.metadata["warnings"]) == (codes[0] == 1)
+
+
+@pytest.mark.parametrize("sform_code", [0, 1, 2, 3])
+@pytest.mark.parametrize("qform_code", [0, 1, 2])
+@pytest.mark.parametrize("qfac", [1, -1])
+def test_of_sform_and_qform_the_same_is_used_as_in_itk(tmp_path, sform_code, qform_code, qfac):
+    x, y, z, w = Rotation.from_euler("xyz", [-11, 40, 75], degrees=True).as_quat()
+    path = tmp_path / "ct.nii"
+    nifti(
+        path,
+        a_body(),
+        sform=LPS_TO_RAS @ an_affine(ROTATION),
+        sform_code=sform_code,
+        qform_code=qform_code,
+        quaternion=tuple(np.array([x, y, z]) * np.sign(w)),
+        qfac=qfac,
+    )
+    volume = read_volume(path)
+    array, matrix = itk_volume(path)
+    np.testing.assert_array_equal(volume.array, array)
+    np.testing.assert_allclose(volume.ijk_to_lps, matrix, atol=1e-4)
+    warnings = " ".join(volume.metadata["warnings"])
+    assert ("two different positions" in warnings) == (sform_code > 0 and qform_code > 0)
+    assert ("left and right may be swapped" in warnings) == (sform_code == qform_code == 0)
+
+
+def test_a_half_turn_in_the_qform_is_read_like_itk(tmp_path):
+    nifti(tmp_path / "ct.nii", a_body(), qform_code=1, quaternion=(0, 0, 1))
+    np.testing.assert_allclose(
+        read_volume(tmp_path / "ct.nii").ijk_to_lps, itk_volume(tmp_path / "ct.nii")[1], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("units", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (10, 1)])
+def test_niftis_unit_of_length_is_honored(tmp_path, units, factor):
+    path = tmp_path / "ct.nii"
+    nifti(path, a_body(), sform=LPS_TO_RAS @ an_affine(np.eye(3)), sform_code=1, units=units)
+    np.testing.assert_allclose(read_volume(path).spacing, np.array([0.7, 1.3, 2.9]) * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("datatype", "numpy_type"),
+    [(4, "i2"), (8, "i4"), (16, "f4"), (64, "f8"), (1024, "i8"), (512, "u2"), (768, "u4"), (1280, "u8")],
+)
+def test_every_number_type_and_byte_order_of_nifti_is_read(tmp_path, order, datatype, numpy_type):
+    body = a_body()
+    shift = 1024 if numpy_type.startswith("u") else 0
+    path = tmp_path / "ct.nii"
+    stored = (body.astype(int) + shift).astype(numpy_type)
+    nifti(path, stored, sform=np.eye(4), sform_code=1, datatype=datatype, order=order, scaling=(1, -shift))
+    volume = read_volume(path)
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, body)
+    np.testing.assert_array_equal(volume.array, itk_volume(path)[0])
+
+
+@pytest.mark.parametrize("scaling", [(2.5, -10.25), (0, 7), (float("nan"), 0), (1, -3)])
+def test_niftis_scaling_is_honored(tmp_path, scaling):
+    path = tmp_path / "ct.nii.gz"
+    nifti(path, a_body(), sform=np.eye(4), sform_code=1, scaling=scaling)
+    slope, intercept = scaling if np.isfinite(scaling[0]) and scaling[0] != 0 else (1, 0)
+    volume = read_volume(path)
+    np.testing.assert_allclose(volume.array, a_body() * slope + intercept)
+    assert volume.array.dtype == (np.float32 if slope == 2.5 else np.int16)
+
+
+def test_trailing_axes_of_one_are_no_fourth_dimension(tmp_path):
+    body = a_body()
+    nifti(tmp_path / "ct.nii", body, sform=np.eye(4), sform_code=1, dim=[5, *body.shape[::-1], 1, 1])
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct.nii").array, body)
+    image = sitk.JoinSeries([sitk.GetImageFromArray(body)])
+    for ending in (".nrrd", ".mha"):
+        sitk.WriteImage(image, str(tmp_path / f"ct{ending}"))
+        np.testing.assert_array_equal(read_volume(tmp_path / f"ct{ending}").array, body)
+
+
+def test_detached_headers_and_other_spaces_are_read(tmp_path):
+    body = a_body()
+    for ending in (".nhdr", ".mhd"):
+        sitk.WriteImage(sitk.GetImageFromArray(body), str(tmp_path / f"ct{ending}"))
+        np.testing.assert_array_equal(read_volume(tmp_path / f"ct{ending}").array, body)
+    header = (
+        "NRRD0004\ntype: short\ndimension: 3\nspace: right-anterior-superior\nsizes: 80 64 5\n"
+        "space directions: (0.7,0,0) (0,1.3,0.5) (0,0,2.9)\nspace origin: (1,2,3)\nencoding: raw\nendian: little\n\n"
+    )
+    (tmp_path / "ras.nrrd").write_bytes(header.encode() + body.tobytes())
+    expected = [[-0.7, 0, 0, -1], [0, -1.3, 0, -2], [0, 0.5, 2.9, 3], [0, 0, 0, 1]]
+    np.testing.assert_allclose(read_volume(tmp_path / "ras.nrrd").ijk_to_lps, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint16", "int32", "float16", "float32", "float64"])
+def test_every_array_type_and_memory_layout_can_be_written(tmp_path, ending, dtype):
+    array = (np.arange(4 * 5 * 6).reshape(6, 5, 4) % 2).astype(dtype).transpose(2, 1, 0)[::-1]
+    path = tmp_path / f"labels{ending}"
+    write_volume(Volume(array, np.eye(4)), path)
+    np.testing.assert_array_equal(read_labels(path).array, array)
+
+
+def test_fractions_stay_as_float32(tmp_path):
+    array = a_body() + np.float32(0.25)
+    write_volume(Volume(array, np.eye(4)), tmp_path / "ct.nrrd")
+    volume = read_volume(tmp_path / "ct.nrrd")
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array, array)
+
+
+def test_an_older_file_is_replaced_and_a_failure_leaves_it_whole(tmp_path, monkeypatch):
+    path = tmp_path / "ct.nrrd"
+    write_volume(a_volume(), path)
+    before = path.read_bytes()
+
+    def full_disk(image: sitk.Image, name: str, **options: object) -> None:
+        Path(name).write_bytes(b"half")
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(sitk, "WriteImage", full_disk)
+    with pytest.raises(InputError, match="Cannot write"):
+        write_volume(a_volume(ROTATION), path)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    write_volume(a_volume(ROTATION), path)
+    assert path.read_bytes() != before
+    assert [file.name for file in tmp_path.iterdir()] == ["ct.nrrd"]
+
+
+def test_only_the_four_one_file_formats_are_written(tmp_path):
+    for name in ("ct.mhd", "ct.nhdr", "ct.dcm", "ct"):
+        with pytest.raises(UsageError, match=r"\.nii, \.nii\.gz, \.nrrd, \.mha"):
+            write_volume(a_volume(), tmp_path / name)
+    with pytest.raises(InputError, match="Cannot write"):
+        write_volume(a_volume(), tmp_path / "missing" / "ct.nrrd")
+
+
+def test_metadata_tells_the_format(tmp_path):
+    for ending, name in ((".nii.gz", "NIfTI"), (".nrrd", "NRRD"), (".mha", "MetaImage")):
+        write_volume(a_volume(), tmp_path / f"ct{ending}")
+        metadata = read_volume(tmp_path / f"ct{ending}").metadata
+        assert metadata == {"source_format": name, "modality": None, "warnings": []}
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kept", [0.95, 0.5, 0.01])
+def test_a_file_cut_short_is_refused_in_every_format(tmp_path, ending, compressed, kept):
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(a_body()), str(path), compressed)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    message = refusal(path)
+    assert "damaged" in message or "incomplete" in message or "not a NIfTI file" in message
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, ".nhdr", ".mhd"])
+@pytest.mark.parametrize("content", [b"", b"hello, this is no image", bytes(1000)], ids=["empty", "text", "zeros"])
+def test_a_file_that_is_something_else_is_refused(tmp_path, ending, content):
+    path = tmp_path / f"ct{ending}"
+    path.write_bytes(content)
+    refusal(path)
+
+
+def test_damage_within_compressed_nifti_is_noticed(tmp_path):
+    path = tmp_path / "ct.nii.gz"
+    write_volume(a_volume(), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    assert "damaged" in refusal(path)
+
+
+def test_two_and_four_dimensions_are_refused(tmp_path):
+    body = a_body()
+    flat, twice = sitk.GetImageFromArray(body[0]), sitk.JoinSeries([sitk.GetImageFromArray(body)] * 2)
+    for ending in ENDINGS:
+        for name, image, reason in (("flat", flat, "2 dimensions"), ("twice", twice, "4 dimensions")):
+            path = tmp_path / f"{name}{ending}"
+            sitk.WriteImage(image, str(path))
+            assert reason in refusal(path)
+        slab = tmp_path / f"slab{ending}"
+        sitk.WriteImage(sitk.GetImageFromArray(body[:1]), str(slab))
+        assert "single slice" in refusal(slab)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_nan_and_infinity_are_refused(tmp_path, ending, bad, everywhere):
+    array = a_body().astype(np.float32)
+    array[...] = bad if everywhere else array
+    array[1, 2, 3] = bad
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    count = array.size if everywhere else 1
+    assert f"holds {count} voxels without a number" in refusal(path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("value", [0, -1024])
+def test_an_image_of_one_value_is_refused(tmp_path, ending, value):
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 5, 6), value, np.int16)), str(path))
+    assert f"every voxel has the value {value}" in refusal(path)
+
+
+def test_an_image_without_voxels_is_refused(tmp_path):
+    nifti(tmp_path / "ct.nii", a_body(), sform=np.eye(4), sform_code=1, dim=[3, 0, 64, 5])
+    assert "empty: its size is 0 x 64 x 5" in refusal(tmp_path / "ct.nii")
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 0 5 4\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "ct.mha").write_text(header)
+    assert "empty: its size is 0 x 5 x 4" in refusal(tmp_path / "ct.mha")
+
+
+def test_colors_are_refused(tmp_path):
+    image = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
+    for ending in (".nrrd", ".mha"):
+        sitk.WriteImage(image, str(tmp_path / f"rgb{ending}"))
+        assert "3 values in each voxel" in refusal(tmp_path / f"rgb{ending}")
+    nifti(tmp_path / "rgb.nii", np.zeros((4, 5, 18), np.uint8), datatype=128, dim=[3, 6, 5, 4])
+    assert "holds colors" in refusal(tmp_path / "rgb.nii")
+
+
+@pytest.mark.parametrize(
+    "sform", [np.zeros((4, 4)), np.diag([1, 1, 0, 1]), np.full((4, 4), np.nan)], ids=["zero", "flat", "nan"]
+)
+def test_unusable_geometry_is_refused(tmp_path, sform):
+    nifti(tmp_path / "ct.nii", a_body(), sform=sform, sform_code=1)
+    assert "position and voxel size" in refusal(tmp_path / "ct.nii")
+
+
+def test_singular_nrrd_geometry_is_refused(tmp_path):
+    header = (
+        "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 80 64 5\n"
+        "space directions: (1,0,0) (0,1,0) (0,1,0)\nspace origin: (1,2,3)\nencoding: raw\nendian: little\n\n"
+    )
+    (tmp_path / "ct.nrrd").write_bytes(header.encode() + a_body().tobytes())
+    assert "damaged" in refusal(tmp_path / "ct.nrrd")
+
+
+NOT_CT = {
+    "MR": lambda body: np.abs(body) + 5,
+    "CT stored with an offset": lambda body: body + 1024,
+    "normalized": lambda body: (body - body.mean()) / body.std(),
+    "labels": lambda body: (body > 0).astype(np.uint8),
+    "8-bit picture": lambda body: np.clip((body + 1024) / 8, 0, 255).astype(np.uint8),
+    "no soft tissue": lambda body: np.where(body > -500, 2000 + body, -1000),
+}
+
+
+@pytest.mark.parametrize("change", NOT_CT.values(), ids=NOT_CT.keys())
+def test_intensities_that_cannot_be_hounsfield_units_are_refused_unless_forced(tmp_path, change):
+    array = change(a_body().astype(np.float32))
+    path = tmp_path / "image.nii.gz"
+    write_volume(Volume(array, np.eye(4)), path)
+    assert "does not look like CT" in refusal(path)
+    assert "--force" in refusal(path)
+    np.testing.assert_allclose(read_volume(path, force=True).array, array, rtol=1e-6)
+
+
+def test_windowed_ct_still_looks_like_ct(tmp_path):
+    write_volume(Volume(a_body().clip(-160, 240), np.eye(4)), tmp_path / "ct.nrrd")
+    assert read_volume(tmp_path / "ct.nrrd").array.min() == -160
+
+
+def test_paths_that_lead_nowhere_are_refused(tmp_path):
+    assert "no file or folder" in refusal(tmp_path / "missing.nii")
+    (tmp_path / "ct.xyz").write_text("hello")
+    assert "neither DICOM nor" in refusal(tmp_path / "ct.xyz")
+    write_volume(a_volume(), tmp_path / "ct.nii")
+    with pytest.raises(UsageError, match="DICOM"):
+        read_volume(tmp_path / "ct.nii", series=1)
+    with pytest.raises(InputError, match="not a folder of DICOM files"):
+        list_series(tmp_path / "ct.nii")
+
+
+def test_labels_may_be_empty_but_not_fractions(tmp_path):
+    write_volume(Volume(np.zeros((3, 4, 5), np.uint8), np.eye(4)), tmp_path / "none.nii.gz")
+    labels = read_labels(tmp_path / "none.nii.gz")
+    assert labels.array.dtype == np.int16
+    assert not labels.array.any()
+    write_volume(Volume(np.full((3, 4, 5), 0.5), np.eye(4)), tmp_path / "half.nrrd")
+    with pytest.raises(InputError, match="fractions"):
+        read_labels(tmp_path / "half.nrrd")
+    with pytest.raises(InputError, match="no labels"):
+        read_labels(tmp_path)
