@@ -97,6 +97,17 @@ def _report(analysis: Analysis, folder: Path) -> _Page:
     return _Page(folder / "report.html")
 
 
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    identifiers = {"series_instance_uid": "1.2.840.99", "series": {"description": "DOE^JANE"}, "path": "/home/jane"}
+    return _analysis(warnings=["The slices were resampled."], **identifiers)
+
+
+@pytest.fixture(scope="module")
+def page(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> _Page:
+    return _report(analysis, tmp_path_factory.mktemp("report"))
+
+
 def _panels(analysis: Analysis, explanation: Explanation | None = None) -> list[np.ndarray]:
     """The three CT slices as matplotlib was given them, in HU."""
     figure = pictures.render_overview(analysis, explanation)
@@ -164,23 +175,19 @@ def test_the_calipers_end_where_the_measurement_ends() -> None:
     assert pictures.render_lesions(_analysis(tumor=False)) is None
 
 
-def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path) -> None:
-    page = _report(_analysis(), tmp_path)
+def test_the_report_is_one_file_that_needs_no_network(page: _Page) -> None:
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "url(" not in page.text
     assert "@import" not in page.text
 
 
-def test_every_picture_has_a_text_for_those_who_cannot_see_it(tmp_path: Path) -> None:
-    page = _report(_analysis(), tmp_path)
+def test_every_picture_has_a_text_for_those_who_cannot_see_it(page: _Page) -> None:
     assert len(page.images) == 4  # slices, lesions, heat map, curves
     assert all(len(image["alt"] or "") > 30 for image in page.images)
 
 
-def test_the_report_says_what_it_must(tmp_path: Path) -> None:
-    analysis = _analysis(warnings=["The slices were resampled."])
-    page = _report(analysis, tmp_path)
+def test_the_report_says_what_it_must(page: _Page, analysis: Analysis) -> None:
     lesion = analysis.measurements.lesions[0]
     for words in (
         "For research use only",
@@ -202,9 +209,7 @@ def test_the_report_says_what_it_must(tmp_path: Path) -> None:
     assert page.plain.index("The slices were resampled.") < page.plain.index("Segmentation")
 
 
-def test_what_could_identify_the_patient_stays_out_of_the_report(tmp_path: Path) -> None:
-    identifiers = {"series_instance_uid": "1.2.840.99", "series": {"description": "DOE^JANE"}, "path": "/home/jane"}
-    page = _report(_analysis(**identifiers), tmp_path)
+def test_what_could_identify_the_patient_stays_out_of_the_report(page: _Page) -> None:
     for secret in ("1.2.840.99", "JANE", "jane"):
         assert secret not in page.text
 
