@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sixty cases with ten bad ones among them, a kill in the middle, and again: nothing is lost, nothing done twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from batch_toys import (
+    assert_whole,
+    environment,
+    final_states,
+    manifest_lines,
+    phantom,
+    rows,
+    run_batch,
+    start_batch,
+    times_done,
+    wait_for,
+    write_dicom,
+    write_good,
+    write_model,
+)
+from LiverXAILib.volumes.io import write_volume
+from LiverXAILib.volumes.volume import Volume
+
+#: Quick, and short enough to wait for, but longer than a good case takes on a busy machine.
+ARGUMENTS = ("--explain", "--no-report", "--time-limit", 12)
+#: Label of each bad case: the kind of failure, and a word that the reason must hold.
+BAD = {
+    "truncated.nii.gz": ("input", "damaged"),
+    "scanner/mr [series 1]": ("input", "MR"),
+    "nan.nrrd": ("input", "NaN"),
+    "deep/er/empty.mha": ("input", "empty"),
+    "flat.nrrd": ("input", "dimensions"),
+    "no image at all.nii": ("input", "NIfTI"),
+    "Bauch groß, Frau Müller (Kopie 2).nii.gz": ("input", "damaged"),
+    "scanner/one slice [series 1]": ("input", "single slice"),
+    "hang.nii.gz": ("time limit", "12 s"),
+    "crash.nrrd": ("crash", "SIGSEGV"),
+}
+
+
+def make_tree(folder: Path) -> list[str]:
+    """50 good cases in several formats, and the bad ones; returns the labels of the good ones."""
+    good = []
+    for number in range(48):
+        ending = (".nii.gz", ".nrrd", ".mha")[number % 3]
+        name = f"patient {number // 10}/case{number:02}{ending}"
+        write_good(folder / name, number)
+        good.append(name)
+    write_good(folder / "Größe ÄÖÜ.nii.gz", 48)
+    write_dicom(folder / "scanner" / "ct", 49)
+    good += ["Größe ÄÖÜ.nii.gz", "scanner/ct [series 1]"]
+
+    whole = (folder / good[0]).read_bytes()
+    (folder / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    write_dicom(folder / "scanner" / "mr", modality="MR")
+    write_dicom(folder / "scanner" / "one slice", slices=1)
+    (folder / "deep" / "er").mkdir(parents=True)
+    volume = phantom()
+    broken = volume.array.astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    write_volume(volume.with_array(broken), folder / "nan.nrrd")
+    write_volume(Volume(np.zeros((8, 8, 8), np.int16), np.eye(4)), folder / "deep" / "er" / "empty.mha")
+    sitk.WriteImage(sitk.Image(32, 32, sitk.sitkInt16), str(folder / "flat.nrrd"))
+    (folder / "no image at all.nii").write_text("Dies ist kein Bild.")
+    (folder / "Bauch groß, Frau Müller (Kopie 2).nii.gz").write_bytes(whole[:-20])
+    os.mkfifo(folder / "hang.nii.gz")
+    write_good(folder / "crash.nrrd")
+    (folder / "notes.txt").write_text("not a case")
+    (folder / "._case00.nii.gz").write_bytes(b"hidden")
+    return good
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    good = make_tree(folder / "images")
+    return SimpleNamespace(
+        images=folder / "images",
+        model=write_model(folder / "model"),
+        env=environment(folder / "env"),
+        output=folder / "results",
+        good=good,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(cohort):
+    """The batch, killed at a random moment and run again."""
+    arguments = (cohort.images, "-o", cohort.output, "--model", cohort.model, *ARGUMENTS)
+    process = start_batch(*arguments, env=cohort.env)
+    moment = random.randint(3, 40)
+    wait_for(lambda: sum(times_done(cohort.output).values()) >= moment)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    workers = [line["pid"] for line in manifest_lines(cohort.output) if line["event"] == "worker"]
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
+    cohort.whole_after_kill = {path.name: path.stat().st_mtime_ns for path in (cohort.output / "cases").glob("[!.]*")}
+    for name in cohort.whole_after_kill:
+        assert_whole(cohort.output / "cases" / name)
+    cohort.result = run_batch(*arguments, env=cohort.env)
+    return cohort
+
+
+def test_fifty_are_done_once_and_ten_are_recorded_with_the_reason(finished):
+    states = final_states(finished.output)
+    assert finished.result.returncode == 1, finished.result.stdout
+    assert set(states) == {*finished.good, *BAD}
+    assert Counter(state["state"] for state in states.values()) == {"done": 50, "failed": 10}
+    for label, (kind, word) in BAD.items():
+        assert (states[label]["kind"], word in states[label]["error"]) == (kind, True), states[label]
+    assert times_done(finished.output) == Counter(finished.good), "a case was done twice, or lost"
+
+
+def test_every_case_has_a_whole_folder_of_its_own(finished):
+    folders = {state["folder"] for state in final_states(finished.output).values() if state["state"] == "done"}
+    assert {path.name for path in (finished.output / "cases").iterdir()} == folders, "something half done is left"
+    assert all(folder.isascii() and " " not in folder for folder in folders)
+    for folder in folders:
+        assert_whole(finished.output / "cases" / folder)
+
+
+def test_what_was_whole_when_the_process_was_killed_was_not_done_again(finished):
+    assert finished.whole_after_kill
+    for name, changed in finished.whole_after_kill.items():
+        assert (finished.output / "cases" / name).stat().st_mtime_ns == changed
+
+
+def test_the_tables_have_one_row_per_case_and_per_lesion(finished):
+    cases, lesions = rows(finished.output / "cases.csv"), rows(finished.output / "lesions.csv")
+    assert Counter(row["state"] for row in cases) == {"done": 50, "failed": 10}
+    assert {row["case"] for row in cases} == {*finished.good, *BAD}
+    assert {row["case"] for row in lesions} == set(finished.good), "each phantom has one lesion"
+    by_case = {row["case"]: row for row in cases}
+    truth = phantom(7)
+    milliliters = (truth.array >= 100).sum() * truth.grid.voxel_volume_mm3 / 1000
+    assert float(by_case["patient 0/case07.nrrd"]["liver_volume_ml"]) == pytest.approx(milliliters, rel=0.02)
+
+
+def test_the_cohort_page_names_what_failed(finished):
+    page = (finished.output / "cohort.html").read_text(encoding="utf-8")
+    assert "Bauch groß, Frau Müller (Kopie 2).nii.gz" in page
+    assert page.count("the image cannot be used") == 8
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://creativecommons.org", "").replace(
+        "http://purl.org", ""
+    ).replace("https://matplotlib.org", "")
+
+
+def test_when_all_is_done_there_is_nothing_to_do(finished):
+    before = len(manifest_lines(finished.output))
+    result = run_batch(
+        finished.images,
+        *("-o", finished.output, "--model", finished.model, "--keep-failed"),
+        *ARGUMENTS,
+        env=finished.env,
+    )
+    assert result.returncode == 3, result.stdout
+    assert "50 were done before, 10 had failed before" in result.stdout
+    new = manifest_lines(finished.output)[before:]
+    assert not [line for line in new if line["event"] == "case"]
