@@ -17,7 +17,7 @@ SPACING_TOLERANCE = 0.1
 #: ... or this far in mm, since some scanners round positions to a tenth of a millimeter.
 ROUNDING_MM = 0.1
 #: Slices closer together than this show the same place.
-DUPLICATE_MM = 0.01
+DUPLICATE_MM = 0.1
 #: The widest gap between two slices of an irregular stack that is filled by interpolation.
 WIDEST_GAP_MM = 10.0
 
