@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,11 +50,11 @@ class UNet(nn.Module):
             raise ValueError(f"norm must be 'batch', 'instance' or 'group', got {norm!r}")
         if len(features) < 2 or convolutions_per_stage < 1:
             raise ValueError("a U-Net has at least two levels and one convolution per stage")
-        steps = [tuple(s) for s in strides] if strides else [(2,) * dimensions] * (len(features) - 1)
+        steps: list[Any] = [tuple(s) for s in strides] if strides else [(2,) * dimensions] * (len(features) - 1)
         if len(steps) != len(features) - 1 or any(len(s) != dimensions or min(s) < 1 for s in steps):
             raise ValueError(f"strides must hold {len(features) - 1} tuples of {dimensions} positive numbers")
 
-        def stage(inputs: int, outputs: int, stride: tuple[int, ...]) -> nn.Sequential:
+        def stage(inputs: int, outputs: int, stride: Any) -> nn.Sequential:
             layers: list[nn.Module] = []
             for index in range(convolutions_per_stage):
                 first = index == 0
@@ -66,7 +67,7 @@ class UNet(nn.Module):
                 ]
             return nn.Sequential(*layers)
 
-        one = (1,) * dimensions
+        one: tuple[int, ...] = (1,) * dimensions
         self.dimensions = dimensions
         self.deep_supervision = deep_supervision
         self._strides = [one, *steps]

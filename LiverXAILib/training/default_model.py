@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train and export the bundled default model: ``python -m LiverXAILib.training.default_model --help``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .._version import __version__
+from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, StageSpec
+from ..models.store import save_model
+from ..networks import UNet, default_stage
+from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train
+from .sources import AXES, load_sources
+from .synthesis import Generator
+
+_log = logging.getLogger(__name__)
+
+SPACING_MM = 3.0
+ARGUMENTS = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "features": [12, 24, 48, 96, 128], "norm": "batch"}
+#: Phantoms whose anatomy is never trained on.
+VALIDATION_PHANTOMS = range(2000, 2006)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the default model of LiverXAI, from data to exported model.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with ct/, dicom/ and models/obelisk/")
+    parser.add_argument("--output", type=Path, required=True, help="folder for sources, logs, checkpoint and model/")
+    parser.add_argument("--iterations", type=int, default=Settings.iterations)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
+    parser.add_argument("--export-only", action="store_true", help="export the last checkpoint and stop")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+
+    settings = Settings(iterations=options.iterations, seed=options.seed)
+    if options.export_only:
+        state = torch.load(options.output / "checkpoint.pt", map_location="cpu", weights_only=True)
+        export(state["average"], options.output / "model", state["iteration"], settings)
+        return
+    with tqdm(total=1.0, unit="run", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", mininterval=10) as bar:
+
+        def progress(stage: str, fraction: float) -> None:
+            bar.set_description(stage, refresh=False)
+            bar.update(fraction - bar.n)
+
+        sources = load_sources(options.data, options.output / "sources", spacing_mm=SPACING_MM, progress=progress)
+        unseen = load_sources(
+            options.data, options.output / "sources", spacing_mm=SPACING_MM, phantoms=VALIDATION_PHANTOMS, real=False
+        )
+        validation = [Generator(unseen).sample(-1 - n, (64, 96, 112)) for n in range(8)]
+        validation += [Generator(sources).sample(-101 - n, (64, 96, 112)) for n in range(12)]
+        weights = train(
+            UNet(**ARGUMENTS),  # type: ignore[arg-type]
+            Generator(sources, spacing_mm=SPACING_MM),
+            options.output,
+            settings,
+            validation=validation,
+            workers=options.workers,
+            progress=progress,
+        )
+    export(weights, options.output / "model", settings.iterations, settings)
+
+
+def export(weights: dict[str, torch.Tensor], folder: Path, iterations: int, settings: Settings) -> ModelSpec:
+    """Write the model folder: half-precision weights and the card, as they are bundled."""
+    network = UNet(**ARGUMENTS)  # type: ignore[arg-type]
+    stages = network.explainable_stages()
+    spacing = (SPACING_MM,) * 3
+    stage = StageSpec(
+        name="liver",
+        network="UNet",
+        arguments=ARGUMENTS,
+        weights=("default.safetensors",),
+        sha256=("",),
+        axes=AXES,
+        spacing=spacing,
+        intensity=Intensity(LOW, HIGH, SHIFT, SCALE),
+        window=(128, 128, 160),
+        divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
+        activation="sigmoid",
+        channels=("liver", "tumor"),
+        labels={"liver": ("liver",), "tumor": ("tumor",)},
+        layers=tuple(LayerSpec(name, stride) for name, stride in stages),
+        default_layer=default_stage(stages, spacing),
+    )
+    spec = ModelSpec(
+        name="default",
+        version=__version__,
+        title="LiverXAI default model",
+        description="Liver and liver tumors in CT of the abdomen or trunk, one pass at 3 mm.",
+        labels=(LIVER, TUMOR),
+        stages=(stage,),
+        license="Apache-2.0",
+        source="python -m LiverXAILib.training.default_model",
+        training={"iterations": iterations, "planned_iterations": settings.iterations, "seed": settings.seed},
+    )
+    return save_model(spec, {"liver": [weights]}, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The default model's training anatomy: real CT with labels or teacher labels, and phantoms.
+
+What may be trained on is listed here, by name, and nothing else is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..errors import InputError
+from ..inference.stages import AIR_HU, working_grid
+from ..networks import ObeliskUNet
+from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.io import read_labels, read_volume
+from ..volumes.resample import regrid, resample, resized
+from ..volumes.volume import Grid, Volume
+from .phantom import TISSUES, make_phantom
+from .synthesis import Source, Tissue
+
+_log = logging.getLogger(__name__)
+
+#: Axes of every source and of the network: superior, posterior, left.
+AXES = "SPL"
+
+#: Organ names of the labelled CT (TotalSegmentator's) by tissue; names are matched at their beginning.
+_ORGANS: dict[str, Tissue] = {
+    "spleen": Tissue.SPLEEN,
+    "kidney_cyst": Tissue.FLUID,
+    "kidney": Tissue.KIDNEY,
+    "gallbladder": Tissue.GALLBLADDER,
+    "liver": Tissue.LIVER,
+    "stomach": Tissue.STOMACH,
+    "pancreas": Tissue.PANCREAS,
+    "adrenal": Tissue.ADRENAL,
+    "lung": Tissue.LUNG,
+    "esophagus": Tissue.SOFT,
+    "small_bowel": Tissue.BOWEL,
+    "duodenum": Tissue.BOWEL,
+    "colon": Tissue.BOWEL,
+    "urinary_bladder": Tissue.BLADDER,
+    "heart": Tissue.HEART,
+    "aorta": Tissue.AORTA,
+    "inferior_vena_cava": Tissue.VENA_CAVA,
+    "portal_vein": Tissue.PORTAL_VEIN,
+    "iliac_artery": Tissue.AORTA,
+    "iliac_vena": Tissue.VENA_CAVA,
+    "autochthon": Tissue.MUSCLE,
+    "iliopsoas": Tissue.MUSCLE,
+    "gluteus": Tissue.MUSCLE,
+}
+
+_PHANTOM: dict[str, Tissue] = {
+    "air": Tissue.AIR,
+    "table": Tissue.TABLE,
+    "skin": Tissue.SOFT,
+    "subcutaneous_fat": Tissue.FAT,
+    "visceral_fat": Tissue.FAT,
+    "muscle": Tissue.MUSCLE,
+    "cortical_bone": Tissue.BONE,
+    "cancellous_bone": Tissue.BONE,
+    "cartilage": Tissue.SOFT,
+    "disc": Tissue.SOFT,
+    "spinal_canal": Tissue.FLUID,
+    "lung": Tissue.LUNG,
+    "lung_vessel": Tissue.ENHANCED,
+    "heart_muscle": Tissue.HEART,
+    "heart_blood": Tissue.HEART,
+    "aorta": Tissue.AORTA,
+    "vena_cava": Tissue.VENA_CAVA,
+    "portal_vein": Tissue.PORTAL_VEIN,
+    "hepatic_vein": Tissue.PORTAL_VEIN,
+    "small_vessel": Tissue.ENHANCED,
+    "liver": Tissue.LIVER,
+    "lesion": Tissue.LIVER,
+    "lesion_rim": Tissue.LIVER,
+    "lesion_core": Tissue.LIVER,
+    "lesion_calcification": Tissue.LIVER,
+    "cyst": Tissue.LIVER,
+    "gallbladder": Tissue.GALLBLADDER,
+    "gallstone": Tissue.BONE,
+    "spleen": Tissue.SPLEEN,
+    "kidney_cortex": Tissue.KIDNEY,
+    "kidney_medulla": Tissue.KIDNEY,
+    "kidney_pelvis": Tissue.FLUID,
+    "adrenal": Tissue.ADRENAL,
+    "pancreas": Tissue.PANCREAS,
+    "gut_wall": Tissue.BOWEL,
+    "gut_fluid": Tissue.FLUID,
+    "gut_contrast": Tissue.GUT_CONTRAST,
+    "gut_gas": Tissue.GAS,
+    "stool": Tissue.BOWEL,
+    "effusion": Tissue.FLUID,
+    "ascites": Tissue.FLUID,
+}
+
+
+def load_sources(
+    data: Path,
+    cache: Path,
+    *,
+    spacing_mm: float = 3.0,
+    phantoms: Sequence[int] = range(1000, 1016),
+    real: bool = True,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> list[Source]:
+    """All training anatomy, prepared once and kept in `cache`.
+
+    :param data: folder with ``ct/``, ``dicom/`` and ``models/obelisk/``.
+    :param phantoms: seeds of the phantoms.
+    :param real: whether to add the real CT.
+    :raises LiverXAILib.errors.InputError: a file is missing.
+    """
+    real_makers = {
+        "totalseg_abdomen_3mm": (lambda: _labelled(data, "totalseg_abdomen_3mm", spacing_mm), 0.26),
+        "totalseg_slab": (lambda: _labelled(data, "totalseg_slab", spacing_mm), 0.10),
+        "cptac_pda": (lambda: _taught(data, "dicom/cptac_pda", spacing_mm), 0.28),
+        "lidc_0314": (lambda: _taught(data, "ct/lidc_0314/image.nii.gz", spacing_mm, 200), 0.12),
+        "acrin_013": (lambda: _taught(data, "ct/acrin_013/image.nii.gz", spacing_mm, 170), 0.08),
+        "kits_00072": (lambda: _taught(data, "ct/kits_00072/image.nii.gz", spacing_mm), 0.05),
+        "cmb_crc_01068": (lambda: _taught(data, "ct/cmb_crc_01068/image.nii.gz", spacing_mm, 200), 0.02),
+    }
+    phantom_makers = {
+        f"phantom_{seed}": ((lambda seed=seed: _phantom(seed, spacing_mm)), 0.12 / len(phantoms)) for seed in phantoms
+    }
+    makers = (real_makers if real else {}) | phantom_makers
+    cache.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for number, (name, (make, weight)) in enumerate(makers.items()):
+        check_cancel(cancel)
+        report_progress(progress, f"Preparing {name}", number / len(makers))
+        path = cache / f"{name}-{spacing_mm:g}mm.npz"
+        if not path.is_file():
+            ct, tissues, liver = make()
+            temporary = path.with_suffix(".part.npz")
+            # A phantom's intensities are drawn anew for each sample: it has no CT to keep.
+            np.savez_compressed(temporary, tissues=tissues, liver=liver, ct=np.empty(0, np.int16) if ct is None else ct)
+            temporary.replace(path)
+        with np.load(path) as stored:
+            ct = stored["ct"] if stored["ct"].size else None
+            detailed = name.startswith(("totalseg", "phantom"))
+            sources.append(Source(name, ct, stored["tissues"], stored["liver"], detailed, weight))
+    return sources
+
+
+Prepared = tuple[np.ndarray | None, np.ndarray, np.ndarray]
+
+
+def _to_grid(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, Grid]:
+    grid = regrid(working_grid(volume.grid, AXES), (spacing_mm,) * 3)
+    ct = resample(volume.array, volume.grid, grid, fill=AIR_HU).clamp(-1024, 3071).round()
+    return ct.numpy().astype(np.int16), grid
+
+
+def _read(path: Path) -> Volume:
+    if not path.exists():
+        raise InputError(f"The training data has no {path}. See docs/default-model.md for the layout it needs.")
+    volume = read_volume(path)
+    return volume.with_array(np.clip(volume.array, -1024, 3071).astype(np.int16))
+
+
+def _labelled(data: Path, name: str, spacing_mm: float) -> Prepared:
+    """A CT with organ labels beside it."""
+    volume = _read(data / "ct" / name / "image.nii.gz")
+    organs = read_labels(data / "ct" / name / "organs.nii.gz")
+    names = json.loads((data / "ct" / "totalseg_labels.json").read_text(encoding="utf-8"))
+    ct, grid = _to_grid(volume, spacing_mm)
+    tissues = _tissues_by_hu(ct)
+    best = np.full(grid.shape, 0.5, dtype=np.float32)
+    liver = np.zeros(grid.shape, dtype=bool)
+    for value in np.unique(organs.array[organs.array > 0]):
+        organ = names[str(value)]
+        tissue = next((t for prefix, t in _ORGANS.items() if organ.startswith(prefix)), None)
+        if tissue is None:
+            continue  # bones and muscles are told by their HU
+        share = resample((organs.array == value).astype(np.float32), organs.grid, grid).numpy()
+        where = share >= best
+        best[where] = share[where]
+        if tissue in (Tissue.STOMACH, Tissue.BOWEL):
+            where = where & (ct > -150) & (ct < 150)  # gas and oral contrast stay what they are
+        tissues[where] = int(tissue)
+        if tissue is Tissue.LIVER:
+            liver = share >= 0.5
+    return ct, tissues, liver
+
+
+def _phantom(seed: int, spacing_mm: float) -> Prepared:
+    phantom = make_phantom(seed, spacing_mm=(spacing_mm,) * 3, lesions=False)
+    lut = np.zeros(256, dtype=np.uint8)
+    for name, value in TISSUES.items():
+        lut[value] = int(_PHANTOM[name])
+    # The phantom's axes are left, posterior, superior with k ascending: SPL already.
+    return None, lut[phantom.tissues.array], phantom.truth.array > 0
+
+
+def _taught(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = None) -> Prepared:
+    """A CT without labels: the liver as the OBELISK ensemble sees it, corrected and with doubtful parts left out.
+
+    :param lowest_mm: show the teacher only this much of the scan, from its lower end (it knows abdomens, not trunks).
+    """
+    volume = _read(data / path)
+    ct, grid = _to_grid(volume, spacing_mm)
+    liver = _teacher_liver(volume, grid, data / "models" / "obelisk", lowest_mm)
+    tissues = _tissues_by_hu(ct)
+    liver, unknown = _correct(ct, liver, tissues)
+    name = Path(path).parts[1]
+    if name in _DOUBT:
+        unknown |= _DOUBT[name](ct, liver, tissues)
+    tissues[liver] = int(Tissue.LIVER)
+    tissues[unknown & ~liver] = int(Tissue.UNKNOWN)
+    if name in _DOUBT:
+        # Where the teacher leaked, its positives are as doubtful as its negatives.
+        doubtful = unknown & liver
+        tissues[doubtful] = int(Tissue.UNKNOWN)
+    return ct, tissues, liver
+
+
+def _doubt_acrin(ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray) -> np.ndarray:
+    """The teacher leaks into the stomach left of the midline, above the lowest 45 mm."""
+    doubt = np.zeros_like(liver)
+    doubt[15:28, :, 122:] = True
+    return doubt & (ct > -30) & (ct < 150)
+
+
+def _doubt_crc(ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray) -> np.ndarray:
+    """The teacher finds half of the lung-kernel dome: in these slices only fat, bone, gas and lung are certain."""
+    doubt = np.zeros_like(liver)
+    doubt[:13] = True
+    return doubt & (ct > -30) & (ct < 160)
+
+
+#: Regions where looking at the overlay showed the teacher to be wrong, on the 3 mm grid.
+_DOUBT = {"acrin_013": _doubt_acrin, "cmb_crc_01068": _doubt_crc}
+
+
+def _correct(ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher cuts the border short by 8-10 % of volume: grow one voxel where the CT looks like liver.
+
+    :return: the liver, and a band around it that looks like liver too: neither is certain there.
+    """
+    liver = _largest(liver)
+    smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(ct.astype(np.float32)), 0.8))
+    median = float(np.median(ct[liver]))
+    spread = float(np.clip(smooth[liver].std(), 8, 25))
+    alike = (np.abs(smooth - median) < 1.8 * spread) & (tissues != Tissue.BONE)
+    grown = liver | (_dilate(liver, 1) & alike)
+    band = _dilate(grown, 2) & ~grown & alike
+    return grown, band
+
+
+def _teacher_liver(volume: Volume, grid: Grid, weights: Path, lowest_mm: float | None) -> np.ndarray:
+    """Liver of the OBELISK ensemble (mean softmax of the folds) on `grid`; see :class:`ObeliskUNet`."""
+    base = working_grid(volume.grid, "LAI")
+    dense = resample(volume.array, volume.grid, base, fill=AIR_HU).numpy() > -300
+    body = _largest(_open(dense))
+    rows = [np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(2)]
+    depth = base.shape[2]
+    keep = depth if lowest_mm is None else min(depth, int(lowest_mm / base.spacing[0]))
+    box = (
+        slice(int(rows[0][0]), int(rows[0][-1]) + 1),
+        slice(int(rows[1][0]), int(rows[1][-1]) + 1),
+        slice(depth - keep, depth),
+    )
+    target = resized(base.cropped(box), (144, 144, 144))
+    image = resample(volume.array, volume.grid, target, fill=AIR_HU)[None, None]
+    files = sorted(weights.glob("allconvunet_tcia_fold*.pth"))
+    if not files:
+        raise InputError(f"The teacher's weights (allconvunet_tcia_fold1.pth …) are not in {weights}.")
+    total = torch.zeros(9, *target.shape)
+    for file in files:
+        network = ObeliskUNet().eval()
+        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
+        with torch.inference_mode():
+            total += network(image)[0].softmax(0) / len(files)
+    margin = total[6] - torch.cat([total[:6], total[7:]]).amax(0)
+    return resample(margin, target, grid, fill=-1.0).numpy() > 0
+
+
+def _tissues_by_hu(ct: np.ndarray) -> np.ndarray:
+    """Tissue classes that intensity alone tells: air, table, fat, soft tissue, enhanced, bone, gas, lung."""
+    body = _body(ct)
+    tissues = np.full(ct.shape, int(Tissue.SOFT), dtype=np.uint8)
+    tissues[ct < -30] = int(Tissue.FAT)
+    tissues[ct > 110] = int(Tissue.ENHANCED)
+    tissues[ct > 190] = int(Tissue.BONE)
+    hollow = body & (ct < -300)
+    tissues[hollow] = int(Tissue.GAS)
+    tissues[_large(hollow & (ct > -970), 20_000)] = int(Tissue.LUNG)
+    tissues[~body] = int(Tissue.AIR)
+    tissues[~body & (ct > -700)] = int(Tissue.TABLE)
+    return tissues
+
+
+def _body(ct: np.ndarray) -> np.ndarray:
+    """The patient, lungs and bowel gas included: the largest dense component, filled slice by slice."""
+    body = _largest(_open(ct > -300))
+    filled = [
+        sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(plane.astype(np.uint8)))) for plane in body
+    ]
+    return np.stack(filled) > 0
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    components = sitk.RelabelComponent(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8))))
+    return sitk.GetArrayFromImage(components) == 1
+
+
+def _large(mask: np.ndarray, voxels: int) -> np.ndarray:
+    components = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)))
+    return sitk.GetArrayFromImage(sitk.RelabelComponent(components, minimumObjectSize=voxels)) > 0
+
+
+def _open(mask: np.ndarray) -> np.ndarray:
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    return sitk.GetArrayFromImage(sitk.BinaryMorphologicalOpening(image, [1, 1, 0])) > 0
+
+
+def _dilate(mask: np.ndarray, radius: int) -> np.ndarray:
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    return sitk.GetArrayFromImage(sitk.BinaryDilate(image, [radius] * 3)) > 0

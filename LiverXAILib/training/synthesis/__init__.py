@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic training data: from label maps and phantoms to images with lesions."""
+
+from __future__ import annotations
+
+from .generator import Generator, Sample, Source
+from .tissues import Tissue
+
+__all__ = ["Generator", "Sample", "Source", "Tissue"]

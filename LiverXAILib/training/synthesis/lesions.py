@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic liver lesions, after the idea of "Label-Free Liver Tumor Segmentation" (Hu et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .fields import Rng, rotation_matrix, smooth_field
+
+
+def add_lesions(
+    rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: float, hu_noise: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Paint one to eight lesions into the liver.
+
+    Deformed ellipsoids of 4.5 to 48 mm radius (small ones more often, and more of them), hypodense (72 %),
+    hyperdense (16 %) or cysts (12 %), with soft edges, texture, and sometimes a necrotic core or a rim. A lesion
+    never leaves the liver.
+
+    :param image: (D, H, W) in HU, before blur and noise.
+    :param liver: bool (D, H, W).
+    :return: the new image, and the lesions as bool (D, H, W).
+    """
+    tumor = torch.zeros_like(liver)
+    inside = liver.nonzero()
+    if len(inside) < 200:
+        return image, tumor
+    image = image.clone()
+    largest = min(48.0, 0.5 * (len(inside) * spacing_mm**3) ** (1 / 3))
+    count = 1 + rng.choose((0.30, 0.2, 0.15, 0.12, 0.09, 0.07, 0.04, 0.03))
+    family = rng.choose((0.72, 0.16, 0.12))
+    for _ in range(count):
+        kind = family if rng.chance(0.7) else rng.choose((0.72, 0.16, 0.12))
+        radius = rng.log_uniform(4.5, max(6.0, largest if rng.chance(0.5) else min(largest, 22.0))) / spacing_mm
+        center = inside[rng.integer(len(inside))]
+        reach = math.ceil(radius * 1.9) + 2
+        box = tuple(
+            slice(max(0, int(c) - reach), min(n, int(c) + reach + 1)) for c, n in zip(center, image.shape, strict=True)
+        )
+        alpha, depth = _shape(rng, box, center, radius)
+        alpha = alpha * liver[box]
+        core = alpha > 0.5
+        if int(core.sum()) < 4:
+            continue
+        image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, hu_noise)
+        tumor[box] |= core
+    return image, tumor
+
+
+def _shape(rng: Rng, box: tuple[slice, ...], center: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft membership (0 to 1) and depth below the surface in units of the radius (1 in the middle)."""
+    axes = [torch.arange(s.start, s.stop, dtype=torch.float32) - float(c) for s, c in zip(box, center, strict=True)]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    turn = rotation_matrix([rng.uniform(0, 180) for _ in range(3)])
+    stretch = torch.tensor([rng.uniform(0.75, 1.3) for _ in range(3)])
+    distance = ((points @ turn.T) * stretch).norm(dim=-1) / radius
+    size = (distance.shape[0], distance.shape[1], distance.shape[2])
+    bumps = smooth_field(rng, size, max(2.0, 0.8 * radius))
+    distance = distance * (1 + rng.uniform(0.03, 0.2) * bumps)
+    soft = rng.uniform(0.3, 1.4) / radius  # width of the edge in voxels, in units of the radius
+    return ((1 - distance) / soft + 0.5).clamp(0, 1), 1 - distance
+
+
+def _paint(
+    rng: Rng,
+    image: torch.Tensor,
+    liver: torch.Tensor,
+    alpha: torch.Tensor,
+    depth: torch.Tensor,
+    kind: int,
+    radius_mm: float,
+    hu_noise: float,
+) -> torch.Tensor:
+    background = float(image[liver].median())
+    if kind == 0:
+        # Small lesions are blurred into their surroundings anyway: do not ask for the invisible.
+        least = 18 if radius_mm < 8 else 12
+        hu = background - rng.uniform(least, max(least + 10, min(75, background - 5)))
+    elif kind == 1:
+        hu = background + rng.uniform(18, 75)
+    else:
+        hu = min(rng.uniform(-4, 22), background - 20)
+    size = (image.shape[0], image.shape[1], image.shape[2])
+    texture = rng.uniform(1, 9) * smooth_field(rng, size, rng.uniform(1.3, 4))
+    texture = texture + hu_noise * rng.normal(*size)
+    value = torch.full_like(image, hu) + texture * (0.3 if kind == 2 else 1.0)
+    if kind != 2 and radius_mm > 10 and rng.chance(0.3):  # necrosis
+        core = ((depth - rng.uniform(0.3, 0.65)) * 6).clamp(0, 1)
+        value = value + core * (min(hu, rng.uniform(5, 35)) - hu)
+    if kind != 2 and rng.chance(0.3):  # rim, brighter or darker
+        rim = torch.exp(-(((depth - 0.12) / 0.12) ** 2))
+        value = value + rim * rng.uniform(-15, 40)
+    if kind == 0 and rng.chance(0.04):  # calcification
+        value = value + 200 * ((smooth_field(rng, size, 2.0) - 1.6).clamp(0, 0.6))
+    return image + alpha * (value - image)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tissue classes that every training source is mapped to, and what they look like in CT."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+
+from .fields import Rng
+
+#: Contrast phases, the columns of :data:`PRIORS`.
+PHASES = ("native", "arterial", "portal")
+
+
+class Tissue(IntEnum):
+    """What a voxel is. The liver's own vessels are liver; UNKNOWN is neither trained nor judged."""
+
+    AIR = 0
+    TABLE = 1
+    FAT = 2
+    SOFT = 3
+    ENHANCED = 4
+    BONE = 5
+    GAS = 6
+    LUNG = 7
+    LIVER = 8
+    SPLEEN = 9
+    KIDNEY = 10
+    GALLBLADDER = 11
+    STOMACH = 12
+    PANCREAS = 13
+    BOWEL = 14
+    HEART = 15
+    AORTA = 16
+    VENA_CAVA = 17
+    PORTAL_VEIN = 18
+    BLADDER = 19
+    FLUID = 20
+    MUSCLE = 21
+    GUT_CONTRAST = 22
+    ADRENAL = 23
+    BRAIN = 24
+    UNKNOWN = 25
+
+
+#: Mean HU in each of :data:`PHASES`, spread between patients, and texture inside the tissue (standard deviations).
+#: Ranges from radiology textbooks; the spread is generous on purpose (domain randomization).
+PRIORS: dict[Tissue, tuple[tuple[float, float, float], float, float]] = {
+    Tissue.AIR: ((-1000, -1000, -1000), 0, 0),
+    Tissue.TABLE: ((-300, -300, -300), 150, 30),
+    Tissue.FAT: ((-105, -103, -102), 7, 8),
+    Tissue.SOFT: ((35, 45, 50), 12, 12),
+    Tissue.ENHANCED: ((90, 160, 140), 35, 15),
+    Tissue.BONE: ((300, 310, 310), 80, 70),
+    Tissue.GAS: ((-950, -950, -950), 30, 20),
+    Tissue.LUNG: ((-830, -820, -820), 50, 40),
+    Tissue.LIVER: ((56, 72, 105), 11, 5),
+    Tissue.SPLEEN: ((48, 110, 118), 12, 5),
+    Tissue.KIDNEY: ((33, 130, 175), 25, 14),
+    Tissue.GALLBLADDER: ((9, 9, 10), 7, 3),
+    Tissue.STOMACH: ((30, 40, 45), 25, 14),
+    Tissue.PANCREAS: ((38, 90, 88), 14, 11),
+    Tissue.BOWEL: ((28, 45, 50), 20, 18),
+    Tissue.HEART: ((42, 180, 125), 25, 10),
+    Tissue.AORTA: ((42, 290, 150), 35, 7),
+    Tissue.VENA_CAVA: ((38, 85, 130), 25, 9),
+    Tissue.PORTAL_VEIN: ((40, 100, 160), 22, 7),
+    Tissue.BLADDER: ((8, 8, 15), 8, 4),
+    Tissue.FLUID: ((9, 9, 10), 8, 4),
+    Tissue.MUSCLE: ((52, 57, 62), 8, 9),
+    Tissue.GUT_CONTRAST: ((250, 250, 250), 90, 30),
+    Tissue.ADRENAL: ((25, 60, 68), 12, 6),
+    Tissue.BRAIN: ((34, 38, 38), 4, 4),
+    Tissue.UNKNOWN: ((45, 60, 70), 20, 12),
+}
+
+_MEANS = torch.tensor([PRIORS[tissue][0] for tissue in Tissue], dtype=torch.float32)
+_SPREAD = torch.tensor([PRIORS[tissue][1] for tissue in Tissue], dtype=torch.float32)
+_TEXTURE = torch.tensor([PRIORS[tissue][2] for tissue in Tissue], dtype=torch.float32)
+
+
+def draw_hu(rng: Rng, *, broad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """One patient's mean HU and texture for every tissue, at a time between native and portal.
+
+    The phase is a random mixture of two neighboring ones, because scanners do not wait for textbooks.
+
+    :param broad: soft tissues drawn from far wider ranges.
+    :return: two tensors (tissues,).
+    """
+    pick = rng.uniform()
+    mix = rng.uniform()
+    if pick < 0.22:
+        means = _MEANS[:, 0]
+    elif pick < 0.30:
+        means = torch.lerp(_MEANS[:, 0], _MEANS[:, 2], mix)
+    elif pick < 0.50:
+        means = torch.lerp(_MEANS[:, 1], _MEANS[:, 2], mix)
+    else:
+        means = _MEANS[:, 2]
+    hu = means + _SPREAD * rng.normal(len(Tissue))
+    texture = _TEXTURE * rng.uniform(0.5, 1.5)
+    if broad:
+        soft = (means > -50) & (means < 250)
+        hu = torch.where(soft, hu + 25 * rng.normal(len(Tissue)), hu)
+        texture = texture * rng.uniform(0.7, 2.0)
+    if rng.uniform() < 0.12:  # fatty liver
+        hu[Tissue.LIVER] -= rng.uniform(10, 55)
+    return hu, texture
