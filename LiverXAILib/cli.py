@@ -7,13 +7,13 @@ Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from . import options
 from ._version import __version__
@@ -25,8 +25,8 @@ FAILED, USAGE = 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parser(next((word for word in words if word in _COMMANDS), None)).parse_args(words)
     logging.basicConfig(
         level=logging.DEBUG if parsed.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
@@ -48,7 +48,8 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of everything, with the details of `command` alone: those of others would import their rooms."""
     parser = argparse.ArgumentParser(
         prog="liverxai",
         description="Segment the liver and its tumors in CT and explain the result. For research use only.",
@@ -56,21 +57,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"LiverXAI {__version__}")
     parser.add_argument("--debug", action="store_true", help="show log messages and tracebacks (before the command)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_analyze(commands)
-    _add_batch(commands)
-    _add_phantom(commands)
-    _add_models(commands)
-    _add_evaluate(commands)
+    for name, (text, fill) in _COMMANDS.items():
+        one = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == command:
+            fill(one)
     return parser
+
+
+def _module(name: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Fill a parser by the functions ``add_arguments(parser)`` and ``run(arguments) -> int`` of a module."""
+
+    def fill(parser: argparse.ArgumentParser) -> None:
+        module = importlib.import_module(name, __package__)
+        parser.set_defaults(run=module.run)
+        module.add_arguments(parser)
+
+    return fill
 
 
 # --- analyze ----------------------------------------------------------------------------------------------------
 
 
-def _add_analyze(commands: Any) -> None:
-    parser = commands.add_parser(
-        "analyze", help="segment, explain, measure and report one CT", description=_analyze.__doc__
-    )
+def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", type=Path, help="a NIfTI, NRRD or MetaImage file, or a DICOM folder")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
     options.add_arguments(parser)
@@ -78,7 +86,6 @@ def _add_analyze(commands: Any) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    """Segment the liver and its tumors in one CT, explain and measure the result, and write it into a folder."""
     from .models import load_model
 
     chosen = options.Options.from_arguments(arguments)
@@ -97,24 +104,10 @@ def _analyze(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# --- batch ------------------------------------------------------------------------------------------------------
-
-
-def _add_batch(commands: Any) -> None:
-    from .batch import command
-
-    parser = commands.add_parser(
-        "batch", help="analyze many CTs, unattended", description="Analyze many CTs: none is lost, whatever happens."
-    )
-    command.add_arguments(parser)
-    parser.set_defaults(run=command.run)
-
-
 # --- phantom ----------------------------------------------------------------------------------------------------
 
 
-def _add_phantom(commands: Any) -> None:
-    parser = commands.add_parser("phantom", help="make a synthetic CT with its truth", description=_phantom.__doc__)
+def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", metavar="FILE", type=Path, required=True, help="e.g. phantom.nii.gz")
     parser.add_argument("--seed", type=int, default=1, help="another seed, another patient (default: 1)")
     parser.add_argument(
@@ -136,8 +129,7 @@ def _phantom(options: argparse.Namespace) -> int:
 # --- models -----------------------------------------------------------------------------------------------------
 
 
-def _add_models(commands: Any) -> None:
-    parser = commands.add_parser("models", help="list, show, download and verify models")
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("list", help="the models that have a name").set_defaults(run=_models_list)
     for name, run, text in (
@@ -188,17 +180,6 @@ def _models_verify(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- evaluate ---------------------------------------------------------------------------------------------------
-
-
-def _add_evaluate(commands: Any) -> None:
-    from .evaluation import evaluate
-
-    parser = commands.add_parser("evaluate", help="compare predictions with references")
-    evaluate.add_arguments(parser)
-    parser.set_defaults(run=evaluate.run)
-
-
 # --- progress ---------------------------------------------------------------------------------------------------
 
 
@@ -215,3 +196,12 @@ def _progress_bar() -> Iterator[Progress]:
             bar.refresh()
 
         yield show
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "analyze": ("segment, explain, measure and report one CT", _analyze_arguments),
+    "batch": ("analyze many CTs, unattended: none is lost, whatever happens", _module(".batch.command")),
+    "evaluate": ("compare predictions with references", _module(".evaluation.evaluate")),
+    "models": ("list, show, download and verify models", _models_arguments),
+    "phantom": ("make a synthetic CT with its truth", _phantom_arguments),
+}

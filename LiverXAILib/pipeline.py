@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import tempfile
 import time
@@ -127,11 +126,10 @@ def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = Tru
                 stale.unlink()
             # The provenance comes last: where it is, the result is whole.
             for name in names.values():
-                os.replace(Path(temporary) / name, folder / name)
+                (Path(temporary) / name).replace(folder / name)
     except OSError as error:
         raise InputError(f"Cannot write the results to {folder}: {error.strerror or error}.") from error
     return {role: folder / name for role, name in names.items()}
-
 
 
 def _check_request(model: Model, questions: Sequence[Target], method: str) -> None:

@@ -99,11 +99,11 @@ def _parallel_axes(matrix: np.ndarray, target_shape: tuple[int, int, int]) -> tu
     """For each source axis (i, j, k) the target axis parallel to it, or None if the grids are oblique."""
     extent = np.array(target_shape[::-1], dtype=float)
     travel = np.abs(matrix[:3, :3]) * extent
-    for order in permutations(range(3)):
+    for a, b, c in permutations(range(3)):
         others = travel.copy()
-        others[range(3), order] = 0
+        others[range(3), (a, b, c)] = 0
         if others.max() < _PARALLEL_TOLERANCE:
-            return order
+            return a, b, c
     return None
 
 

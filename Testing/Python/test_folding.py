@@ -7,9 +7,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from LiverXAILib.networks import UNet
 from LiverXAILib.networks.folding import fold_batch_norms
-from torch import nn
 
 
 def a_trained_network(dimensions: int, norm: str) -> nn.Module:

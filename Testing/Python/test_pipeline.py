@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from toys import ball_phantom, dice, threshold_model
+
 from LiverXAILib import pipeline
 from LiverXAILib.errors import Cancelled, InputError, UsageError
 from LiverXAILib.pipeline import analyze, write_analysis
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.io import read_volume
 from LiverXAILib.volumes.volume import Grid
-from toys import ball_phantom, dice, threshold_model
 
 
 @pytest.fixture(scope="module")

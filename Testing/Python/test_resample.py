@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy.spatial.transform import Rotation
+
 from LiverXAILib.volumes.resample import regrid, resample, resample_adjoint, resized
 from LiverXAILib.volumes.volume import Grid
-from scipy.spatial.transform import Rotation
 
 
 def a_grid(shape=(9, 11, 13), spacing=(0.8, 0.9, 2.5), angles=(0.0, 0.0, 0.0), origin=(-30.0, 12.0, 7.0)) -> Grid:

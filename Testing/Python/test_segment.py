@@ -8,6 +8,9 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
+from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
+
 from LiverXAILib.errors import Cancelled, DeviceError
 from LiverXAILib.inference import Postprocessing, lesion_components, segment
 from LiverXAILib.inference.postprocess import clean_lesions, clean_organ
@@ -15,8 +18,6 @@ from LiverXAILib.inference.stages import region_margin
 from LiverXAILib.models import Region
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.volume import Grid, Volume
-from scipy.spatial.transform import Rotation
-from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 SPACING = np.array([2.2, 1.9, 2.6])
 SHAPE_IJK = np.array([50, 56, 44])
@@ -89,20 +90,20 @@ def test_a_scan_longer_than_the_field_of_view_is_searched_in_parts():
 
 
 def test_a_second_stage_runs_only_around_what_the_first_found():
-    coarse = dict(
-        name="coarse",
-        network="Thresholds",
-        arguments={},
-        weights=("none",),
-        sha256=("0",),
-        axes="SPL",
-        spacing=(6.0, 6.0, 6.0),
-        channels=("liver", "tumor"),
-        labels={"liver": ("liver",)},
-        layers=threshold_model().spec.stages[0].layers,
-        default_layer="smooth",
-        activation="sigmoid",
-    )
+    coarse = {
+        "name": "coarse",
+        "network": "Thresholds",
+        "arguments": {},
+        "weights": ("none",),
+        "sha256": ("0",),
+        "axes": "SPL",
+        "spacing": (6.0, 6.0, 6.0),
+        "channels": ("liver", "tumor"),
+        "labels": {"liver": ("liver",)},
+        "layers": threshold_model().spec.stages[0].layers,
+        "default_layer": "smooth",
+        "activation": "sigmoid",
+    }
     fine = {
         **coarse,
         "name": "fine",

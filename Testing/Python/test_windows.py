@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from LiverXAILib.inference.windows import WindowPlan
 from LiverXAILib.volumes.volume import Grid
 
@@ -47,7 +50,7 @@ def test_windows_cover_any_image_with_sizes_the_network_accepts(shape, window, o
         ranges = sorted({(box[axis].start, box[axis].stop) for box in plan.boxes})
         assert ranges[0][0] == 0
         assert ranges[-1][1] == plan.padded_shape[axis]
-        for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False):
+        for (_, stop), (start, _) in pairwise(ranges):
             assert stop - start >= int(overlap * plan.window[axis]) - 1
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
 from LiverXAILib.models import LIVER, TUMOR, Intensity, LayerSpec, Model, ModelSpec, StageSpec
 from LiverXAILib.volumes.volume import Grid, Volume
-from torch import nn
 
 
 class Thresholds(nn.Module):
