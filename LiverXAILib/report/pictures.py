@@ -297,12 +297,12 @@ def _draw_letters(axes: Axes, view: _View) -> None:
 
 def _draw_scale_bar(axes: Axes, view: _View) -> None:
     left, right, bottom, _ = view.extent
-    length = 50 if right - left > 150 else 10
+    length = next((mm for mm in (50, 20) if right - left > 4 * mm), 10)
     x, y = left + 0.04 * (right - left), bottom - 0.04 * (right - left)
     axes.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt", path_effects=_HALO)
     label = f"{length // 10} cm"
     axes.annotate(
-        label, (x + length / 2, y), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom",
+        label, (x, y), xytext=(0, 3), textcoords="offset points", ha="left", va="bottom",
         color="white", fontsize=7.5, path_effects=_HALO,
     )  # fmt: skip
 
