@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import importlib.util
 import json
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from matplotlib.image import AxesImage
 from scipy.spatial.transform import Rotation
 from toys import ball_phantom, threshold_model
 
@@ -108,10 +110,10 @@ def page(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> _Page:
     return _report(analysis, tmp_path_factory.mktemp("report"))
 
 
-def _panels(analysis: Analysis, explanation: Explanation | None = None) -> list[np.ndarray]:
-    """The three CT slices as matplotlib was given them, in HU."""
-    figure = pictures.render_overview(analysis, explanation)
-    return [np.asarray(axes.get_images()[0].get_array()) for axes in figure.axes[:3]]
+@functools.cache
+def _panels(name: str) -> list[AxesImage]:
+    """The three CT slices of an overview of an image that lies as `name` says, as matplotlib was given them."""
+    return [axes.get_images()[0] for axes in pictures.render_overview(_analysis(DIRECTIONS[name])).axes[:3]]
 
 
 def _middle(mask: np.ndarray) -> np.ndarray:
@@ -122,7 +124,8 @@ def _middle(mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_left_is_on_the_right_and_anterior_on_top_whatever_way_the_image_lies(name: str) -> None:
     # The lesion lies to the left, posterior and superior of the organ's center.
-    for plane, slice_hu in zip(("axial", "coronal", "sagittal"), _panels(_analysis(DIRECTIONS[name])), strict=True):
+    for plane, image in zip(("axial", "coronal", "sagittal"), _panels(name), strict=True):
+        slice_hu = np.asarray(image.get_array())
         right, down = _middle(slice_hu > 150) - _middle(slice_hu > 50)
         assert right > 5, f"{plane}: the lesion is not right of the organ's center"
         assert (down > 5) if plane == "axial" else (down < -5), f"{plane}: the lesion is on the wrong side"
@@ -130,14 +133,11 @@ def test_left_is_on_the_right_and_anterior_on_top_whatever_way_the_image_lies(na
 
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_pictures_have_the_same_scale_everywhere_and_balls_stay_round(name: str) -> None:
-    analysis = _analysis(DIRECTIONS[name])
-    figure = pictures.render_overview(analysis)
-    for axes in figure.axes[:3]:
-        image = axes.get_images()[0]
+    for image in _panels(name):
         rows, columns = np.asarray(image.get_array()).shape
         left, right, bottom, top = image.get_extent()
         assert (right - left) / columns == pytest.approx((bottom - top) / rows)
-        assert axes.get_aspect() == 1
+        assert image.axes.get_aspect() == 1
         lesion = np.argwhere(np.asarray(image.get_array()) > 150)
         height, width = np.ptp(lesion, axis=0) * (right - left) / columns
         assert height == pytest.approx(24, abs=3.6)  # the ball's diameter, give or take a voxel
