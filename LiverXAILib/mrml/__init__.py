@@ -15,18 +15,22 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .display import show_overlay, show_surfaces
-    from .heatmaps import explanation_to_node, uncertainty_to_node
-    from .results import AnalysisNodes, analysis_to_nodes, find_results
+    from .heatmaps import explanation_to_node, hottest_point, uncertainty_to_node
+    from .nodes import find_results, input_of
+    from .results import AnalysisNodes, analysis_to_nodes
     from .scene import write_scene
     from .segmentations import segmentation_from_node, segmentation_to_node
     from .tables import measurements_to_node
-    from .volumes import volume_from_node, volume_to_node
+    from .volumes import ct_from_node, volume_from_node, volume_to_node
 
 _HOMES = {
     "AnalysisNodes": "results",
     "analysis_to_nodes": "results",
+    "ct_from_node": "volumes",
     "explanation_to_node": "heatmaps",
-    "find_results": "results",
+    "find_results": "nodes",
+    "hottest_point": "heatmaps",
+    "input_of": "nodes",
     "measurements_to_node": "tables",
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
@@ -41,8 +45,11 @@ _HOMES = {
 __all__ = [
     "AnalysisNodes",
     "analysis_to_nodes",
+    "ct_from_node",
     "explanation_to_node",
     "find_results",
+    "hottest_point",
+    "input_of",
     "measurements_to_node",
     "scene_available",
     "segmentation_from_node",

@@ -14,7 +14,7 @@ import numpy as np
 import slicer
 
 from .nodes import result_node, set_attributes
-from .volumes import check_shape, place_like, set_voxels
+from .volumes import check_shape, place_like, set_voxels, volume_from_node
 
 if TYPE_CHECKING:
     from ..explain.explanation import Explanation
@@ -121,6 +121,14 @@ def update_uncertainty_node(
         colors = _color_table(scene, "LiverXAI uncertainty", UNCERTAINTY_COLORS)
         _style(node, colors, VISIBLE_HEAT, "Uncertainty")
     return node
+
+
+def hottest_point(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[float, float, float]:
+    """The world position (RAS mm) of the most influential voxel of a heat map node."""
+    volume = volume_from_node(node)
+    k, j, i = np.unravel_index(int(volume.array.argmax()), volume.shape)
+    left, posterior, superior = volume.grid.to_lps(np.array([i, j, k]))
+    return -float(left), -float(posterior), float(superior)
 
 
 def _fill(node: slicer.vtkMRMLScalarVolumeNode, values: np.ndarray, volume_node: slicer.vtkMRMLVolumeNode) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import slicer
 
+from ..errors import UsageError
+
 #: Node reference from a result to the CT that it is about.
 INPUT_ROLE = "LiverXAI.Input"
 #: Attribute that says what a result is: "segmentation", "heatmap", "uncertainty" or "measurements".
@@ -37,6 +39,17 @@ def find_results(
         and node.GetNodeReferenceID(INPUT_ROLE) == volume_node.GetID()
         and has_attributes(node, attributes)
     ]
+
+
+def input_of(node: Any) -> slicer.vtkMRMLScalarVolumeNode:
+    """The CT that a result node belongs to.
+
+    :raises LiverXAILib.errors.UsageError: it is not a result of LiverXAI, or its CT is no longer in the scene.
+    """
+    volume_node = node.GetNodeReference(INPUT_ROLE)
+    if volume_node is None:
+        raise UsageError(f"{node.GetName()!r} is not a result of LiverXAI, or the CT it is about was removed.")
+    return volume_node
 
 
 def has_attributes(node: Any, attributes: Mapping[str, str]) -> bool:

@@ -16,6 +16,7 @@ import vtk
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from ..errors import InputError
+from ..volumes.intensities import checked, looks_like_hu
 from ..volumes.volume import LPS_TO_RAS, Grid, Volume
 
 #: A non-linear transform counts as linear if no voxel of the image lies further than this from the linear place:
@@ -46,11 +47,30 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
     array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i).copy()
     matrix, warning = _ijk_to_lps(node)
     try:
-        return Volume(array, matrix, {"warnings": (warning,)} if warning else {})
+        return Volume(array, matrix, {"warnings": [warning]} if warning else {})
     except ValueError as error:
         raise InputError(
             f"The volume {node.GetName()!r} has a degenerate geometry (spacing, directions or transform): {error}."
         ) from error
+
+
+def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode, *, force: bool = False) -> Volume:
+    """A volume node as an image to analyze, checked as a file is (see :func:`LiverXAILib.volumes.io.read_volume`).
+
+    :param force: accept intensities that do not look like Hounsfield units.
+    :return: HU as int16 if they are whole numbers, else float32.
+    :raises LiverXAILib.errors.InputError: it is no CT; the message says why.
+    """
+    volume = volume_from_node(node)
+    name = f"The volume {node.GetName()!r}"
+    array = checked(volume.array, name)
+    if not force and not looks_like_hu(array):
+        raise InputError(
+            f"{name} does not look like CT: its intensities ({array.min():g} to {array.max():g}) cannot be Hounsfield "
+            "units, in which air is -1000, fat -100 and water 0. If you know better, use force=True."
+        )
+    metadata = {"source_format": "Slicer scene", "modality": None, "warnings": [], **volume.metadata}
+    return Volume(array, volume.ijk_to_lps, metadata)
 
 
 def world_grid(node: slicer.vtkMRMLVolumeNode) -> Grid:

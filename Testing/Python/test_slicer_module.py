@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module LiverXAI in the test host: what Slicer shows of it, its logic, and its self-test."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slicerhost
+from mrml_toys import ball_analysis
+from slicerhost.modules import load_module
+from toys import threshold_model
+
+import LiverXAILib.models
+from LiverXAILib.errors import InputError, LiverXAIError, UsageError
+from LiverXAILib.mrml import volume_to_node
+from LiverXAILib.progress import CancelToken
+
+ROOT = Path(__file__).parents[2]
+MODULE = ROOT / "LiverXAI" / "LiverXAI.py"
+
+
+@pytest.fixture
+def module(scene):
+    return load_module(slicerhost.start(), MODULE)
+
+
+@pytest.fixture
+def logic(module, monkeypatch):
+    """The module's logic with a model whose right answer is known."""
+    monkeypatch.setattr(LiverXAILib.models, "load_model", lambda name: threshold_model(), raising=False)
+    return module.LiverXAILogic()
+
+
+@pytest.fixture
+def ct(scene):
+    return volume_to_node(ball_analysis().volume, scene, "CT")
+
+
+def test_slicer_is_told_what_the_module_is(module):
+    parent = slicerhost.start().modules.liverxai
+    assert parent.title == "Liver XAI"
+    assert parent.categories == ["Segmentation"]
+    assert "research use only" in parent.helpText.lower()
+    assert "Grad-CAM" in parent.acknowledgementText
+
+
+def test_sample_data_is_offered_when_slicer_has_started(module):
+    host = slicerhost.start()
+    host.app.finish_startup()
+    sources = {source.sampleName: source for source in host.modules.sampleDataSources["LiverXAI"]}
+    ct_liver = sources["CTLiver"]
+    assert ct_liver.uris.endswith(ct_liver.checksums.removeprefix("SHA256:"))
+    for source in sources.values():
+        assert Path(source.thumbnailFileName).is_file()
+    volume, truth = sources["LiverXAIPhantom"].customDownloader.__call__, module.makePhantom
+    assert volume.__self__ is truth
+
+
+def test_the_module_loads_without_torch_qt_or_the_library_on_the_path(tmp_path):
+    code = (
+        "import sys, importlib.abc\n"
+        "class Missing(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'safetensors', 'pooch', 'platformdirs', 'qt', 'ctk'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}] + [{str(ROOT / 'Testing')!r}]\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+        "import slicerhost\n"
+        "from slicerhost.modules import load_module\n"
+        f"module = load_module(slicerhost.start(), {str(MODULE)!r})\n"
+        "logic = module.LiverXAILogic()\n"
+        "module.LiverXAITest().test_results_lie_on_the_ct()\n"
+        "from LiverXAILib.models import registry\n"
+        "print(sorted(registry()))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "'default'" in result.stdout
+
+
+def test_missing_packages_are_named_with_what_to_do(module, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(LiverXAIError, match="extension 'PyTorch'"):
+        module.LiverXAILogic().loadModel()
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "pooch" else name)
+    with pytest.raises(LiverXAIError, match=r"pip_install\('pooch'\)"):
+        module.LiverXAILogic().loadModel()
+
+
+def test_analyze_puts_all_results_beside_the_ct(logic, ct):
+    import slicer.util
+
+    expected = ball_analysis()
+    nodes = logic.analyze(ct, device="cpu", force=True)
+    assert nodes.volume is ct
+    for label in ("liver", "tumor"):
+        np.testing.assert_array_equal(
+            slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, label, ct) > 0,
+            expected.segmentation.mask(label),
+        )
+    for explanation in expected.explanations:
+        np.testing.assert_allclose(
+            slicer.util.arrayFromVolume(nodes.heatmaps[str(explanation.target)]), explanation.heatmap.array, atol=1e-6
+        )
+    assert "1 lesion" in nodes.table.GetAttribute("LiverXAI.Summary")
+
+
+def test_segment_then_explain_gives_what_analyze_gives(logic, ct, scene):
+    import slicer.util
+
+    expected = ball_analysis()
+    segmentation = logic.segment(ct, device="cpu", force=True)
+    heat = logic.explain(ct, segmentation, "tumor", device="cpu", force=True)
+    np.testing.assert_allclose(slicer.util.arrayFromVolume(heat), expected.explanations[1].heatmap.array, atol=1e-6)
+    assert heat.GetAttribute("LiverXAI.Target") == "tumor"
+    assert scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 0
+
+
+def test_a_segmentation_edited_by_hand_is_explained_as_it_is_now(logic, ct):
+    import slicer.util
+
+    segmentation = logic.segment(ct, device="cpu", force=True)
+    tumor = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", ct)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros_like(tumor), segmentation, "tumor", ct)
+    with pytest.raises(LiverXAIError, match="No tumor was found"):
+        logic.explain(ct, segmentation, "tumor", device="cpu", force=True)
+
+
+def test_an_explanation_is_shown_over_its_ct_at_its_hottest_place(logic, ct, scene):
+    import slicer
+
+    for name in ("Red", "Green"):
+        slice_logic = slicer.vtkMRMLSliceLogic()
+        slice_logic.SetMRMLScene(scene)
+        slice_logic.AddSliceNode(name)
+    nodes = logic.analyze(ct, device="cpu", force=True)
+    logic.showExplanation(nodes.heatmaps["tumor"], opacity=0.3)
+    composite = scene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    assert composite.GetBackgroundVolumeID() == ct.GetID()
+    assert composite.GetForegroundVolumeID() == nodes.heatmaps["tumor"].GetID()
+    assert composite.GetForegroundOpacity() == pytest.approx(0.3)
+    _, _, superior = ball_analysis().measurements.lesions[0].centroid_lps_mm
+    axial = scene.GetFirstNodeByClass("vtkMRMLSliceNode").GetSliceToRAS()
+    assert axial.GetElement(2, 3) == pytest.approx(superior, abs=13)  # the lesion's radius is 12 mm
+    with pytest.raises(UsageError, match="not a result of LiverXAI"):
+        logic.showExplanation(ct)
+
+
+def test_a_volume_that_is_no_ct_is_refused(logic, ct):
+    with pytest.raises(InputError, match="does not look like CT"):
+        logic.analyze(ct, device="cpu")
+
+
+def test_progress_is_told_and_a_cancelled_run_leaves_the_scene_as_it_was(logic, ct, scene):
+    told = []
+    logic.segment(ct, device="cpu", force=True, progress=lambda stage, fraction: told.append(fraction))
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    scene.RemoveNode(scene.GetFirstNodeByClass("vtkMRMLSegmentationNode"))
+    count = scene.GetNumberOfNodes()
+    token = CancelToken()
+    with pytest.raises(LiverXAIError, match="Cancelled"):
+        logic.analyze(
+            ct,
+            device="cpu",
+            force=True,
+            cancel=token,
+            progress=lambda stage, fraction: fraction > 0.3 and token.cancel(),
+        )
+    assert scene.GetNumberOfNodes() == count
+
+
+def test_warnings_reach_the_log(logic, scene, caplog):
+    dull = volume_to_node(ball_analysis(dull=True).volume, scene, "CT")
+    with caplog.at_level(logging.WARNING):
+        nodes = logic.analyze(dull, device="cpu", force=True)
+    assert list(nodes.heatmaps) == ["liver"]
+    assert "Not explained: tumor" in caplog.text
+
+
+def test_nothing_in_module_or_bridge_opens_a_dialog_or_prints():
+    banned = {"print", "infoDisplay", "errorDisplay", "warningDisplay", "confirmOkCancelDisplay", "delayDisplay"}
+    for path in [MODULE, *(ROOT / "LiverXAILib" / "mrml").glob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "LiverXAITest"]
+        allowed = {id(child) for node in classes for child in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and id(node) not in allowed:
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                assert name not in banned, f"{path}:{node.lineno}"
+
+
+def test_there_is_no_python_package_that_would_hide_the_module():
+    assert sorted(path.name for path in (ROOT / "LiverXAI").glob("*.py")) == ["LiverXAI.py"]
