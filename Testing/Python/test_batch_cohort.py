@@ -28,6 +28,7 @@ from batch_toys import (
     write_good,
     write_model,
 )
+
 from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.volume import Volume
 

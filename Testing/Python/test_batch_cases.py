@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases are found wherever they are, and each is told from all others, on every machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+import unicodedata
+
+import pytest
+from batch_toys import write_dicom, write_good
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import generate_uid
+
+from LiverXAILib.batch.cases import content_hash, find_cases, image_files, safe_name, stamp
+from LiverXAILib.batch.store import Shard
+from LiverXAILib.errors import UsageError
+
+
+def labels(found) -> list[str]:
+    return [case.label for case in found.cases]
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def test_images_are_found_at_any_depth_and_other_files_are_not(tmp_path):
+    touch(
+        tmp_path, "a.nii", "b/c.nii.gz", "b/d e/f.NRRD", "g.mha", "h.txt", "i.pdf", ".hidden.nii", ".j/k.nii", "l.zip"
+    )
+    assert labels(find_cases(tmp_path)) == ["a.nii", "b/c.nii.gz", "b/d e/f.NRRD", "g.mha"]
+
+
+def test_a_header_and_its_voxels_are_one_case_that_both_decide(tmp_path):
+    touch(tmp_path, "ct.raw", "other.raw")
+    (tmp_path / "ct.mhd").write_text("NDims = 3\nElementDataFile = ct.raw\n")
+    (tmp_path / "n.nhdr").write_text("NRRD0004\ndata file: other.raw\n")
+    found = find_cases(tmp_path)
+    assert labels(found) == ["ct.mhd", "n.nhdr"]
+    assert found.cases[0].files == (tmp_path / "ct.mhd", tmp_path / "ct.raw")
+    assert found.cases[1].files == (tmp_path / "n.nhdr", tmp_path / "other.raw")
+    before = stamp(found.cases[0].files), content_hash(found.cases[0].files)
+    (tmp_path / "ct.raw").write_bytes(b"changed")
+    assert (stamp(found.cases[0].files), content_hash(found.cases[0].files)) != before
+
+
+def test_results_links_in_circles_and_segmentations_are_not_searched(tmp_path):
+    touch(tmp_path, "ct.nii", "results/cases/ct/heatmap.nrrd", "sub/ct.seg.nrrd", "sub/ct2.nii")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    found = find_cases(tmp_path, exclude=tmp_path / "results")
+    assert labels(found) == ["ct.nii", "sub/ct2.nii"]
+    assert found.passed_over == (("sub/ct.seg.nrrd", "a segmentation"),)
+
+
+def test_what_cannot_be_opened_is_a_case_and_not_lost(tmp_path):
+    (tmp_path / "broken.nii.gz").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.nrrd")
+    assert labels(find_cases(tmp_path)) == ["broken.nii.gz", "pipe.nrrd"]
+
+
+def test_a_pattern_chooses_among_the_paths(tmp_path):
+    touch(tmp_path, "1/ct.nii.gz", "1/label.nii.gz", "2/ct.nii.gz")
+    assert labels(find_cases(tmp_path, pattern="*/ct.*")) == ["1/ct.nii.gz", "2/ct.nii.gz"]
+
+
+def test_a_single_image_is_a_batch_of_one(tmp_path):
+    touch(tmp_path, "a.nii", "b.nii")
+    assert labels(find_cases(tmp_path / "b.nii")) == ["b.nii"]
+
+
+def test_what_does_not_exist_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="no file or folder"):
+        find_cases(tmp_path / "nothing")
+
+
+# --- DICOM --------------------------------------------------------------------------------------------------------
+
+
+def test_each_ct_scan_of_a_dicom_tree_is_a_case(tmp_path):
+    study = generate_uid()
+    first = write_dicom(tmp_path / "flat", study=study)
+    second = write_dicom(tmp_path / "flat", study=study)
+    third = write_dicom(tmp_path / "other" / "deep")
+    found = find_cases(tmp_path)
+    assert {case.series for case in found.cases} == {first, second, third}
+    assert len({case.folder for case in found.cases}) == 3
+    by_series = {case.series: case for case in found.cases}
+    assert [len(by_series[uid].files) for uid in (first, second, third)] == [16, 16, 16]
+    assert by_series[third].label == "other/deep [series 1]"
+    assert by_series[third].path == tmp_path / "other" / "deep"
+
+
+def test_what_is_no_scan_is_passed_over_if_its_study_has_one(tmp_path):
+    study = generate_uid()
+    scan = write_dicom(tmp_path / "ct", study=study)
+    write_dicom(tmp_path / "mr", study=study, modality="MR")
+    write_dicom(tmp_path / "check", study=study, slices=3)
+    found = find_cases(tmp_path)
+    assert [case.series for case in found.cases] == [scan]
+    reasons = dict(found.passed_over)
+    assert "MR" in reasons["mr [series 1]"]
+    assert reasons["check [series 1]"] == "only 3 slices"
+
+
+def test_a_study_without_any_scan_is_not_lost(tmp_path):
+    write_dicom(tmp_path / "mr", modality="MR")
+    single = generate_uid()
+    write_dicom(tmp_path / "ct1", slices=1, study=single)
+    write_dicom(tmp_path / "ct2", slices=2, study=single)
+    assert labels(find_cases(tmp_path)) == ["ct2 [series 1]", "mr [series 1]"]
+
+
+# --- lists --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_names_images_and_their_own_options(tmp_path, delimiter):
+    table = [
+        ["input", "case", "allow-irregular", "min_lesion_ml", "explain", "series"],
+        ["images/a.nii", "first", "yes", "0.5", "liver lesion:1", ""],
+        ["/elsewhere/b.nii", "", "", "", "", "2"],
+    ]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(delimiter.join(row) for row in table), encoding="utf-8-sig")
+    first, second = find_cases(path).cases
+    assert (first.label, first.folder, first.path) == ("first", "first", tmp_path / "images" / "a.nii")
+    assert first.options == {"allow_irregular": True, "min_lesion_ml": 0.5, "explain": ["liver", "lesion:1"]}
+    assert (second.label, second.options) == ("/elsewhere/b.nii", {"series": "2"})
+
+
+def test_a_json_list_holds_paths_or_objects(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(["a.nii", {"input": "b.nii", "check": True, "case": "zwölf"}]), encoding="utf-8")
+    first, second = find_cases(path).cases
+    assert (first.label, first.options) == ("a.nii", {})
+    assert (second.label, second.options) == ("zwölf", {"check": True})
+    assert second.folder.startswith("zwolf-")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("l.csv", "input,sereis\na.nii,1\n", "line 2.*sereis.*series"),
+        ("l.csv", "case\nx\n", "no 'input'"),
+        ("l.csv", "input,check\na.nii,maybe\n", "yes or no"),
+        ("l.csv", "input,min_lesion_ml\na.nii,small\n", "number"),
+        ("l.csv", "input\na.nii\na.nii\n", "same case"),
+        ("l.csv", "input,case\na.nii,X\nb.nii,x\n", "same case"),
+        ("l.csv", "input\na.nii,b.nii\n", "more cells"),
+        ("l.json", '{"a": 1}', "must be a list"),
+        ("l.json", "[1]", "must be a list"),
+        ("l.json", "nonsense", "not JSON"),
+    ],
+)
+def test_a_wrong_list_is_refused_with_the_place_and_the_reason(tmp_path, name, text, complaint):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=complaint):
+        find_cases(tmp_path / name)
+
+
+# --- identity -----------------------------------------------------------------------------------------------------
+
+
+def test_a_case_is_the_same_wherever_the_folder_is_mounted_and_however_its_name_is_encoded(tmp_path):
+    composed, decomposed = unicodedata.normalize("NFC", "Müller.nii"), unicodedata.normalize("NFD", "Müller.nii")
+    touch(tmp_path / "one", composed, "x.nii")
+    touch(tmp_path / "two", decomposed, "x.nii")
+    one, two = find_cases(tmp_path / "one"), find_cases(tmp_path / "two")
+    assert {(case.id, case.folder) for case in one.cases} == {(case.id, case.folder) for case in two.cases}
+
+
+def test_names_that_look_alike_get_folders_of_their_own(tmp_path):
+    touch(tmp_path, "a b.nii", "a_b.nii", "a/b.nii", "a b.nii.gz", "ä b.nii", "A B.nii")
+    folders = [case.folder.casefold() for case in find_cases(tmp_path).cases]
+    assert len(set(folders)) == 6
+
+
+@given(st.text(max_size=200))
+def test_any_name_becomes_a_safe_one(text):
+    name = safe_name(text)
+    assert 0 < len(name) <= 66
+    assert set(name) <= {*string.ascii_letters, *string.digits, *"._-"}
+    assert name[0] not in ".-"
+    assert not name.endswith(".")
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "com1.txt", "", "...", "漢字"])
+def test_names_that_no_system_allows_are_changed(name):
+    assert safe_name(name).startswith("case_")
+
+
+def test_shards_divide_the_cases_without_gap_or_overlap(tmp_path):
+    touch(tmp_path, *(f"{n}.nii" for n in range(200)))
+    cases = find_cases(tmp_path).cases
+    parts = [[case.id for case in cases if Shard(i, 7).holds(case.id)] for i in range(1, 8)]
+    assert sorted(x for part in parts for x in part) == sorted(case.id for case in cases)
+    assert all(10 <= len(part) <= 50 for part in parts)
+
+
+def test_the_content_decides_and_not_the_time(tmp_path):
+    path = write_good(tmp_path / "a.nrrd", 1)
+    copy = tmp_path / "copy" / "a.nrrd"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    assert content_hash(image_files(path)) == content_hash(image_files(copy))
+    os.utime(path, ns=(1, 1))
+    assert stamp(image_files(path)) != stamp(image_files(copy))

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output folder: one writer at a time, whole results only, and a manifest that survives a torn line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from LiverXAILib.batch.manifest import Manifest, last_states, read_manifest
+from LiverXAILib.batch.store import BusyError, OutputError, Shard, Store, host_name, is_lost_place
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "out")
+    store.open()
+    yield store
+    store.close()
+
+
+def a_record(store, **changes):
+    return {"case": "1", "run": store.token, "model": {}, "settings": {}, "input": {"sha256": "a"}, **changes}
+
+
+def a_part(store, folder, text="result"):
+    part = store.part(folder)
+    part.mkdir()
+    (part / "result.txt").write_text(text)
+    return part
+
+
+def lock_of_another(output, *, shard="1-of-1", host=None, pid=1, age=0.0):
+    (output / "manifest").mkdir(parents=True, exist_ok=True)
+    path = output / "manifest" / f"lock-{shard}.json"
+    path.write_text(json.dumps({"token": "other", "host": host or host_name(), "pid": pid, "shard": shard}))
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+# --- one writer at a time -----------------------------------------------------------------------------------------
+
+
+def test_a_second_run_on_the_same_output_is_refused(store):
+    running = lock_of_another(store.output, shard="2-of-2", pid=os.getppid())
+    with pytest.raises(BusyError, match=f"process {os.getppid()}"):
+        Store(store.output, Shard(2, 2)).open()
+    assert json.loads(running.read_text())["token"] == "other"
+
+
+def test_other_shards_of_the_same_division_may_run_at_the_same_time(tmp_path):
+    lock_of_another(tmp_path, shard="1-of-3", pid=os.getppid())
+    second = Store(tmp_path, Shard(2, 3))
+    second.open()
+    second.close()
+
+
+@pytest.mark.parametrize("shard", [Shard(), Shard(1, 2), Shard(3, 4)])
+def test_another_division_into_shards_would_share_cases_and_is_refused(tmp_path, shard):
+    lock_of_another(tmp_path, shard="1-of-3", pid=os.getppid())
+    with pytest.raises(BusyError):
+        Store(tmp_path, shard).open()
+    assert [path.name for path in (tmp_path / "manifest").glob("lock-*")] == ["lock-1-of-3.json"]
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lock_of_another(tmp_path, pid=dead.pid)
+    store = Store(tmp_path)
+    store.open()
+    assert json.loads((store.manifest / "lock-1-of-1.json").read_text())["token"] == store.token
+    store.close()
+    assert not list(store.manifest.glob("lock-*"))
+
+
+def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path):
+    lock_of_another(tmp_path, host="elsewhere", age=10)
+    with pytest.raises(BusyError, match="elsewhere"):
+        Store(tmp_path).open()
+    lock_of_another(tmp_path, host="elsewhere", age=100)
+    store = Store(tmp_path)
+    store.open()
+    store.heartbeat()
+    store.close()
+
+
+def test_a_run_that_was_taken_for_dead_stops(store):
+    lock_of_another(store.output)
+    with pytest.raises(OutputError, match="taken over"):
+        store.heartbeat()
+
+
+def test_a_run_whose_drive_is_gone_stops(tmp_path):
+    store = Store(tmp_path / "drive")
+    store.open()
+    (tmp_path / "drive").rename(tmp_path / "unplugged")
+    with pytest.raises(OutputError):
+        store.heartbeat()
+
+
+def test_only_what_dead_runs_left_is_swept(tmp_path):
+    lock_of_another(tmp_path, shard="1-of-2", pid=os.getppid())
+    cases = tmp_path / "cases"
+    for name in (".part-other-a", ".part-dead-b"):
+        (cases / name).mkdir(parents=True)
+        (cases / name / "half").write_text("x")
+    (cases / "whole").mkdir()
+    store = Store(tmp_path, Shard(2, 2))
+    store.open()
+    store.close()
+    assert {path.name for path in cases.iterdir()} == {".part-other-a", "whole"}
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def test_a_committed_case_is_whole_and_has_its_record(store):
+    record = a_record(store)
+    assert store.commit(a_part(store, "one"), "one", record)
+    assert (store.cases / "one" / "result.txt").read_text() == "result"
+    assert store.record("one") == record
+    assert [path.name for path in store.cases.iterdir()] == ["one"]
+
+
+def test_a_new_result_replaces_an_old_one_whole(store):
+    old = a_part(store, "one", "old")
+    (old / "only-in-old.txt").write_text("x")
+    store.commit(old, "one", a_record(store, run="earlier"))
+    assert store.commit(a_part(store, "one", "new"), "one", a_record(store))
+    assert {path.name for path in (store.cases / "one").iterdir()} == {"result.txt", "case.json"}
+    assert (store.cases / "one" / "result.txt").read_text() == "new"
+    assert [path.name for path in store.cases.iterdir()] == ["one"]
+
+
+def test_a_worker_that_was_believed_lost_does_not_replace_the_result_of_its_successor(store):
+    store.commit(a_part(store, "one", "successor"), "one", a_record(store))
+    assert not store.commit(a_part(store, "one", "late"), "one", a_record(store))
+    assert (store.cases / "one" / "result.txt").read_text() == "successor"
+    assert [path.name for path in store.cases.iterdir()] == ["one"]
+
+
+def test_names_that_are_not_unicode_survive(store):
+    record = a_record(store, label=os.fsdecode(b"caf\xe9.nii"))
+    store.commit(a_part(store, "one"), "one", record)
+    assert store.record("one") == record
+    manifest = Manifest(store)
+    manifest.append("case", case="1", state="done", label=record["label"])
+    manifest.close()
+    assert read_manifest(store.manifest)[0]["label"] == record["label"]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [(OSError(28, "full"), True), (OSError(5, "io"), True), (OSError(2, "no such"), False), (ValueError(), False)],
+)
+def test_errors_of_the_place_are_told_from_errors_of_the_case(error, lost):
+    assert is_lost_place(error) is lost
+    try:
+        try:
+            raise error
+        except (OSError, ValueError) as inner:
+            raise RuntimeError("outer") from inner
+    except RuntimeError as outer:
+        assert is_lost_place(outer) is lost
+
+
+# --- the manifest -------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_last_line_is_ignored_and_all_others_are_read(store):
+    manifest = Manifest(store)
+    for number in range(3):
+        manifest.append("case", case=str(number), state="done", label=f"Fall {number} ü\u2028x")
+    manifest.close()
+    path = next(store.manifest.glob("*.jsonl"))
+    whole = path.read_bytes()
+    for cut in (1, 2, 10):
+        path.write_bytes(whole[:-cut])
+        kept = 3 if cut == 1 else 2
+        assert [line["case"] for line in read_manifest(store.manifest)] == ["0", "1", "2"][:kept]
+
+
+def test_the_last_line_about_a_case_counts_whichever_run_wrote_it(store):
+    first, second = Manifest(store), Manifest(Store(store.output))
+    first.append("case", case="1", state="running")
+    second.append("case", case="1", state="running")
+    second.append("case", case="1", state="done")
+    time.sleep(0.01)
+    first.append("case", case="1", state="failed")
+    assert last_states(read_manifest(store.manifest))["1"]["state"] == "failed"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit is a POSIX one")
+def test_a_full_disk_is_reported_and_leaves_no_half_line_that_counts(tmp_path):
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from LiverXAILib.batch.manifest import Manifest\n"
+        "from LiverXAILib.batch.store import OutputError, Store\n"
+        "store = Store(Path(sys.argv[1])); store.open(); manifest = Manifest(store)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "try:\n"
+        "    while True: manifest.append('case', case='1', state='done', label='x' * 100)\n"
+        "except OutputError as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "cannot be written" in result.stdout
+    assert "Nothing is half written" in result.stdout
+    lines = read_manifest(tmp_path / "manifest")
+    assert lines
+    assert all(line["label"] == "x" * 100 for line in lines)
