@@ -76,6 +76,8 @@ def make_phantom(
     :param field_of_view_mm: width of the square slices; None fits it to the body.
     :raises UsageError: an argument is out of range.
     """
+    if seed < 0:
+        raise UsageError(f"The seed must not be negative: {seed}.")
     spacing = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
     if not (min(spacing) >= 0.3 and max(spacing) <= 20):
         raise UsageError(f"The spacing must lie between 0.3 and 20 mm, not {spacing}.")
@@ -125,10 +127,10 @@ def make_phantom(
 
     x, y = canvas.axes[0] - np.float32(axes[0].mean()), canvas.axes[1] - np.float32(axes[1].mean())
     radius = np.hypot(y[:, None], x[None, :]) / np.float32(len(x) * spacing[0] / 2)
-    level, cutoff = scan_rng.uniform(5, 17), scan_rng.uniform(0.22, 0.5)
+    level, cutoff, streaks = scan_rng.uniform((5, 0.22, 0), (17, 0.5, 12))
     if noise:  # more in the middle of the body, and in thin slices
         sigma = np.float32(level * min(np.sqrt(3 / spacing[2]), 2.0)) * (1.1 - 0.6 * np.minimum(radius, 1) ** 2)
-        hu += scanner_noise(noise_rng, hu.shape, spacing, cutoff) * sigma
+        hu += scanner_noise(noise_rng, hu.shape, spacing, cutoff, streaks) * sigma
     if has_circle:  # nothing is reconstructed outside
         outside = radius > 1
         hu[:, outside] = -1024

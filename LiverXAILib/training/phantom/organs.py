@@ -43,8 +43,8 @@ class Organs:
         self._paint_small_bowel()
         self._paint_hollow(self.colon, rng.uniform(1.8, 3), stool=True)
         self._paint_pancreas()
-        self._paint_hollow(self.stomach, rng.uniform(2.5, 5) + canvas.noise(13))
         canvas.paint_tubes([torso.esophagus], "gut_wall")
+        self._paint_hollow(self.stomach, rng.uniform(2.5, 5) + canvas.noise(13))
         canvas.paint_field(self.spleen, "spleen")
         for kidney in self.kidneys:
             self._paint_kidney(kidney)
@@ -170,8 +170,10 @@ class Organs:
         inside = np.zeros(canvas.hu.shape, bool)
         inside[box] = depth > 0
         vessels = []
-        for _ in range(16):
+        for n in range(24):  # from the root of the mesentery, and around the stomach
             root = (rng.normal(4, 12), rng.normal(-25, 8), rng.uniform(-240, -115))
+            if n >= 16:
+                root = (rng.normal(45, 30), rng.normal(-30, 25), rng.uniform(-120, -50))
             aim = (rng.normal(0, 1), rng.uniform(-1, -0.1), rng.normal(-0.5, 0.6))
             vessels += grow(rng, root, aim, 30, rng.uniform(1.4, 2.8), 3, 0.7)
         canvas.paint_tubes(vessels, "small_vessel", inside)

@@ -26,6 +26,7 @@ def paint_table(canvas: Canvas, rng: np.random.Generator, back: float, middle: f
         depth = np.where(np.abs(x - middle) < 215, depth, np.float32(-1))[part]
         box = (canvas.whole[0], part, canvas.whole[2])
         canvas.paint(box, np.broadcast_to(depth, canvas.hu[box].shape), "table", where=air[box])
+        canvas.tissue[box][air[box] & (depth > -0.3)] = TISSUES["table"]  # thinner than a coarse voxel
 
 
 def blur(hu: np.ndarray, sigma_mm: float, spacing: Point) -> None:
@@ -38,15 +39,19 @@ def blur(hu: np.ndarray, sigma_mm: float, spacing: Point) -> None:
         rows[1:] -= step
 
 
-def scanner_noise(rng: np.random.Generator, shape: tuple[int, ...], spacing: Point, cutoff: float) -> np.ndarray:
+def scanner_noise(
+    rng: np.random.Generator, shape: tuple[int, ...], spacing: Point, cutoff: float, streaks: float
+) -> np.ndarray:
     """Noise of standard deviation 1 with the power spectrum of filtered back projection in the slice, a ramp with a
-    smooth end (f exp(-(f / cutoff)²), `cutoff` in cycles/mm), and a little correlation between thin slices."""
+    smooth end (f exp(-(f / cutoff)²), `cutoff` in cycles/mm), more (`streaks` times) of what runs from left to right,
+    where the rays are longest, and a little correlation between thin slices."""
     k, j, i = shape
     padded = (k, -(-j // 32) * 32, -(-i // 32) * 32)
     spectrum = torch.fft.rfft2(torch.from_numpy(rng.standard_normal(padded, dtype=np.float32)))
-    f = np.hypot(np.fft.fftfreq(padded[1], spacing[1])[:, None], np.fft.rfftfreq(padded[2], spacing[0])[None, :])
-    amplitude = np.sqrt((f + 0.02) * np.exp(-((f / cutoff) ** 2))).astype(np.float32)
-    spectrum *= torch.from_numpy(amplitude)
+    fy, fx = np.fft.fftfreq(padded[1], spacing[1])[:, None], np.fft.rfftfreq(padded[2], spacing[0])[None, :]
+    f = np.hypot(fx, fy)
+    power = (f + 0.02) * np.exp(-((f / cutoff) ** 2)) * (1 + streaks * np.exp(-((fx / 0.03) ** 2)))
+    spectrum *= torch.from_numpy(np.sqrt(power).astype(np.float32))
     noise = torch.fft.irfft2(spectrum, s=padded[1:]).numpy()[:, :j, :i].copy()
     noise[:-1] += np.float32(0.25 * min(2.0 / spacing[2], 1.0)) * noise[1:]
     return noise / noise.std()

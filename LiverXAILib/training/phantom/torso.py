@@ -165,9 +165,12 @@ class Torso:
         number = np.round(height)
         which = np.clip(number, 0, len(ends) - 1).astype(np.intp)
         across = (height - number) * np.float32(0.75 * _RIB_MM)
-        depth = (1 - np.sqrt(((cavity - 5.5) / np.float32(3.9)) ** 2 + (across / np.float32(4.7)) ** 2)) * np.float32(
-            4.5
-        )
+        depth = (
+            1
+            - np.sqrt(
+                ((cavity - 5) / (3 + 3 * np.minimum(turn, np.float32(0.3)))) ** 2 + (across / np.float32(4.7)) ** 2
+            )
+        ) * np.float32(4.5)
         bone = (number >= 0) & (turn > 0.1) & (turn < ends[which])
         cartilage = (number >= 0) & (turn >= ends[which]) & (turn < _CARTILAGE_ENDS[which])
         for name, present, shell in (
@@ -176,13 +179,14 @@ class Torso:
             ("cancellous_bone", bone, 1.3),
         ):
             mix(name, np.clip((depth - np.float32(shell)) / canvas.voxel_mm + np.float32(0.5), 0, 1) * present)
-        flank = (turn > 0.36) & (turn < 0.82) & (number < 0)
-        inner = (cavity > 2.5) & (trunk < -2.5)
-        fat = np.float32(canvas.values["visceral_fat"])
-        lines = np.minimum(np.abs(cavity - (cavity - trunk) / 3), np.abs(cavity - (cavity - trunk) * 2 / 3))
-        thin = np.clip(np.float32(self.gap(0.5, 1.6)) - lines / canvas.voxel_mm, 0, np.float32(0.85)) * (flank & inner)
-        thin *= np.clip(1 + canvas.sample(canvas.noise(38), canvas.whole).reshape(-1)[band], 0, 1)
-        hu[band] += thin * (fat - hu[band])
+        # fat between the three flat muscles of the flank, and between the ribs and the muscles over them
+        chest, third = number >= 0, (cavity - trunk) / 3
+        lines = np.minimum(np.abs(cavity - third), np.abs(cavity - 2 * third))
+        lines = np.where(chest, np.abs(cavity - np.float32(10.5)), lines)
+        where = (turn > 0.2) & (turn < 0.82) & (chest | (turn > 0.36)) & (cavity > 2.5) & (trunk < -2.5)
+        patchy = np.clip(1 + canvas.sample(canvas.noise(38), canvas.whole).reshape(-1)[band], 0, 1)
+        alpha = np.clip(np.float32(self.gap(0.6, 1.7)) - lines / canvas.voxel_mm, 0, np.float32(0.85)) * where * patchy
+        hu[band] += alpha * (np.float32(canvas.values["visceral_fat"]) - hu[band])
 
     def _paint_lungs(self) -> None:
         canvas, rng = self.canvas, self.rng
@@ -203,7 +207,8 @@ class Torso:
         # a pleural effusion in some: it lies behind
         effusion, side, level = rng.random() < 0.12, rng.choice((-1, 1)), rng.uniform(30, 75)
         if effusion:
-            canvas.paint_field(np.maximum(lung, np.maximum(level - y + 0.25 * (z + 40), -side * x)), "effusion")
+            fluid = np.maximum(level - y + 0.25 * (z + 40), -side * x)
+            canvas.paint_field(np.maximum(lung - 1.5, fluid), "effusion")
         canvas.paint_field(self.abdomen, "muscle")
         canvas.paint_field(self.abdomen + np.float32(rng.uniform(2.0, 3.2)), "visceral_fat")
 
