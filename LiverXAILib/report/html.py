@@ -122,8 +122,17 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "picture_text": f"Axial, coronal and sagittal slices with the heat map for {description} over the CT: "
         "yellow places were influential, uncolored ones were not.",
         "faithfulness": faithfulness,
+        "gains": _gains(faithfulness),
         "curves": _embedded(pictures.render_curves(curves)) if curves else None,
     }
+
+
+def _gains(faithfulness: Mapping[str, Any] | None) -> dict[str, float]:
+    """Insertion minus deletion of the map and of the controls it is compared with, where they were computed."""
+    if not faithfulness or not faithfulness.get("curves"):
+        return {}
+    compared = {"this map": faithfulness["curves"], **faithfulness.get("controls", {})}
+    return {name: curves["gain"] for name, curves in compared.items()}
 
 
 def _resolution(analysis: Analysis, explanation: Explanation) -> str:

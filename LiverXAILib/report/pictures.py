@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -156,16 +157,21 @@ def render_lesions(analysis: Analysis, limit: int = MAX_LESIONS) -> Figure | Non
     return figure
 
 
-def render_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Deletion and insertion curves: the score against the part of the image that was removed or restored."""
-    figure = Figure(figsize=(4.4, 2.5), dpi=150, facecolor="white", layout="constrained")
+def render_curves(curves: Mapping[str, Any]) -> Figure:
+    """Deletion and insertion: the model's answer while the most influential part is taken away or put back.
+
+    :param curves: "deletion" and "insertion", values of the answer, and "fractions", the parts of the volume that
+        were changed. These grow with the cube, and so does the axis: a target is a small part of the volume.
+    """
+    figure = Figure(figsize=(4.4, 2.7), dpi=150, facecolor="white", layout="constrained")
     axes = figure.subplots()
-    styles = {"deletion": ("#b2182b", "-"), "insertion": ("#2166ac", "--")}
-    for name, values in curves.items():
-        color, line = styles.get(name, ("#555555", ":"))
-        axes.plot(np.linspace(0, 100, len(values)), values, line, color=color, linewidth=1.8, label=name)
-    axes.set_xlabel("most influential part of the image, %", fontsize=8)
-    axes.set_ylabel("score", fontsize=8)
+    for name, color, line in (("deletion", "#b2182b", "-"), ("insertion", "#2166ac", "--")):
+        axes.plot(np.cbrt(curves["fractions"]), curves[name], line, color=color, linewidth=1.8, label=name)
+    percent = (0, 0.1, 1, 5, 20, 50, 100)
+    axes.set_xticks(np.cbrt(np.array(percent) / 100), [f"{value:g}" for value in percent])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("changed part of the volume, most influential first, %", fontsize=8)
+    axes.set_ylabel("model's answer (0 to 1)", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -39,8 +39,9 @@ DIRECTIONS = {
 }
 FAITHFULNESS = {
     "passed": False,
-    "sentence": "Removing the warmest tenth changes the score no more than removing any other.",
-    "curves": {"deletion": [1.0, 0.9, 0.8], "insertion": [0.1, 0.2, 1.0]},
+    "sentence": "This map did not pass: 10 HU of noise change it.",
+    "curves": {"fractions": [0.0, 0.125, 1.0], "deletion": [0.9, 0.4, 0.1], "insertion": [0.1, 0.3, 0.9], "gain": 0.21},
+    "controls": {"edges": {"fractions": [0, 1], "deletion": [0.9, 0.1], "insertion": [0.1, 0.9], "gain": -0.04}},
 }
 
 
@@ -195,8 +196,9 @@ def test_the_report_says_what_it_must(page: _Page, analysis: Analysis) -> None:
         "What made the model say “tumor”?",
         "seg-grad-cam",
         "one value every 2 × 2 × 2 mm",
-        "Checks not passed",
+        "Do not rely on this map.",
         FAITHFULNESS["sentence"],
+        "this map 0.21, edges −0.04.",
         "A warning.",
         "case <1>",
         "Not for children.",
