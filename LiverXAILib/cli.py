@@ -87,6 +87,7 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _analyze(arguments: argparse.Namespace) -> int:
     from .models import load_model
+    from .mrml import scene_available
 
     chosen = options.Options.from_arguments(arguments)
     with _progress_bar() as progress:
@@ -94,7 +95,14 @@ def _analyze(arguments: argparse.Namespace) -> int:
         volume = chosen.read(arguments.input)
         model = load_model(arguments.model)
         analysis = chosen.analyze(volume, model, device=arguments.device, progress=progress)
+        scene = arguments.output / "scene.mrb"
+        scene.unlink(missing_ok=True)
         files = chosen.write(analysis, arguments.output)
+        if scene_available():
+            from .mrml import write_scene
+
+            progress("Writing the scene for Slicer", 1.0)
+            files["scene"] = write_scene(analysis, scene)
     for warning in analysis.provenance["warnings"]:
         print(f"warning: {warning}")
     print(analysis.measurements.summary())

@@ -30,7 +30,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_analyze_writes_everything_and_says_where(model, image, tmp_path, capsys):
     assert main(["analyze", str(image), "--model", str(model), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    for name in ("segmentation.seg.nrrd", "heatmap-liver.nrrd", "measurements.csv", "report.html", "provenance.json"):
+    for name in (
+        "segmentation.seg.nrrd",
+        "heatmap-liver.nrrd",
+        "measurements.csv",
+        "report.html",
+        "scene.mrb",
+        "provenance.json",
+    ):
         assert (tmp_path / "out" / name).is_file()
         assert name in printed
     assert "Liver" in printed
