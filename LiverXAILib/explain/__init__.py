@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why the model answered as it did: questions, methods, exact maps from windows, and checks of their faithfulness."""
 
-from .engine import explain, explain_all
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
 from .explanation import Explanation
-from .layers import default_layer
-from .methods import METHODS, Method
 from .targets import EmptyTargetError, Target
 
-__all__ = ["METHODS", "EmptyTargetError", "Explanation", "Method", "Target", "default_layer", "explain", "explain_all"]
+if TYPE_CHECKING:
+    from .engine import explain, explain_all
+    from .methods import METHODS, Method
+
+__all__ = ["METHODS", "EmptyTargetError", "Explanation", "Method", "Target", "explain", "explain_all"]
+
+# What needs torch is imported when it is first used: Slicer's main process shows heat maps and never loads torch.
+__getattr__ = lazy_names(
+    __name__, {"METHODS": "methods", "Method": "methods", "explain": "engine", "explain_all": "engine"}
+)

@@ -19,11 +19,15 @@ from ..progress import CancelToken, Progress, report_progress, scaled
 from ..volumes.resample import resample
 from ..volumes.volume import Volume
 from .explanation import Explanation
+from .faithfulness import check_faithfulness
 from .layers import cell_mm, find_layer
 from .methods import METHODS, Method
 from .run import Question, StageRun, ask
-from .stitching import layer_maps
+from .stitching import stage_maps
 from .targets import Target
+
+#: How much of the progress bar the map takes if it is checked as well.
+_MAP_SHARE = 0.1
 
 
 def explain(
@@ -87,8 +91,6 @@ def explain_all(
     """
     if method not in METHODS:
         raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
-    if check:
-        raise UsageError("The faithfulness check is not part of this version yet.")
     if not segmentation.labels.grid.matches(volume.grid):
         raise UsageError("The segmentation does not lie on the grid of the image that is to be explained.")
     resolved = [Target.parse(target).resolve(segmentation) for target in targets]
@@ -107,7 +109,7 @@ def explain_all(
         try:
             run = StageRun.prepare(volume, model, stage, segmentation, torch_device)
             questions = [ask(resolved[number], segmentation, model, run, cancel, masks[number]) for number in numbers]
-            explained = _explain_stage(volume, model, run, questions, METHODS[method], layer, part, cancel)
+            explained = _explain_stage(volume, model, run, questions, METHODS[method], layer, check, part, cancel)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(
                 f"Device {torch_device} ran out of memory. Use the CPU, or close other programs."
@@ -124,6 +126,7 @@ def _explain_stage(
     questions: list[Question],
     method: Method,
     layer: str | None,
+    check: bool,
     progress: Progress | None,
     cancel: CancelToken | None,
 ) -> list[Explanation]:
@@ -132,10 +135,16 @@ def _explain_stage(
     if layer:
         find_layer(run.networks[0], layer, run.stage)
     explanations = []
-    maps = layer_maps(run, questions, method, layer, progress, cancel)
-    for question, result in zip(questions, maps, strict=True):
+    share = _MAP_SHARE if check else 1.0
+    maps = stage_maps(run, questions, method, layer, scaled(progress, 0, share), cancel)
+    for number, (question, result) in enumerate(zip(questions, maps, strict=True)):
         heatmap, maximum = to_input_grid(result.values.clamp_min(0), run, volume)
         seconds = time.perf_counter() - started
+        card = None
+        if check:
+            begin, length = share + (1 - share) * number / len(questions), (1 - share) / len(questions)
+            part = scaled(progress, begin, begin + length)
+            card = check_faithfulness(run, question, method, layer, result.values, part, cancel)
         explanations.append(
             Explanation(
                 heatmap=heatmap,
@@ -143,6 +152,7 @@ def _explain_stage(
                 target=question.target,
                 method=method.name,
                 layer=layer,
+                faithfulness=card,
                 warnings=tuple(result.warnings),
                 provenance={
                     "cell_mm": _cell_size(run.stage, layer, run.spacing),

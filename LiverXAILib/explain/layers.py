@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a network that can be explained: listing, choosing, tapping them, and telling useless ones."""
+"""The stages of a network that can be explained: finding and tapping them, and telling the useless ones."""
 
 from __future__ import annotations
 
@@ -11,38 +11,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..errors import ModelError, UsageError
-from ..models.spec import LayerSpec, StageSpec
+from ..errors import UsageError
+from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 
-#: Cells of this size (mm) resolve a lesion and still see far enough around it to mean something.
-_PREFERRED_CELL_MM = 8.0
 #: A gradient whose sum is this small a part of its absolute sum cancels out: what remains is rounding noise.
 _CANCELS = 1e-3
-
-
-def default_layer(layers: Sequence[LayerSpec], spacing: tuple[float, float, float]) -> str:
-    """The layer to explain when nobody names one.
-
-    Rule: among the layers coarser than the network's output, the one whose cells (stride times spacing, geometric
-    mean over the axes) are closest to 8 mm on a logarithmic scale; of equally coarse ones the last, i.e. the decoder's
-    rather than the encoder's. Layers at the output's own resolution merely repeat the logits (see
-    :func:`layer_warnings`) and serve only if there is nothing else.
-
-    :param layers: as on the model card, in the order in which the network computes them.
-    :param spacing: of the stage's grid in mm, along the tensor's axes.
-    """
-    if not layers:
-        raise ModelError("The model lists no layer that could be explained.")
-
-    def distance(layer: LayerSpec) -> float:
-        return abs(torch.log(torch.tensor(cell_mm(layer.stride, spacing))).mean().item() - _LOG_PREFERRED)
-
-    coarse = [layer for layer in layers if max(layer.stride) > 1] or list(layers)
-    return min(reversed(coarse), key=lambda layer: round(distance(layer), 3)).name
-
-
-_LOG_PREFERRED = float(torch.log(torch.tensor(_PREFERRED_CELL_MM)))
 
 
 def full_stride(stride: Sequence[int]) -> tuple[int, int, int]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods that turn a layer's activations and gradients into a map. A new method is one function here.
+"""The methods by name, and those that turn a layer's activations and gradients into a map.
 
-Each function gets a :class:`Record` of every window that the question touches and yields one map a window, on the
+A new method is one function here, or one in its own file that maps a whole image, and a line in :data:`METHODS`. Each
+function here gets a :class:`Record` of every window that the question touches and yields one map a window, on the
 layer's own lattice. `S` is the score of the question, `A_k` the activation of channel k, `g_k = dS/dA_k` its gradient,
 `j` a cell of the layer, `p` a window. Sums over `p` make the result that of one graph over the whole image.
 
@@ -19,6 +20,11 @@ from typing import IO, Protocol
 import numpy as np
 import torch
 from torch.nn import functional
+
+from ..progress import CancelToken, Progress
+from .integrated import from_air, from_tissue
+from .occlusion import occlusion
+from .run import Question, StageMap, StageRun
 
 #: Seg-XRes-CAM averages the gradient over blocks of this many cells along each axis.
 _POOL = 4
@@ -133,6 +139,7 @@ class Method:
     :param title: as reports print it.
     :param description: one line in plain words.
     :param layer_maps: for methods that read a layer: activations and gradients in, a map for each window out.
+    :param image_map: for methods that change the image: the run and the question in, the whole map out.
     :param blended: whether a window's map is a *state* of the network (blended with the windows' known weights) or a
         *share* of the score (summed).
     """
@@ -141,6 +148,7 @@ class Method:
     title: str
     description: str
     layer_maps: Callable[[Record], Iterator[torch.Tensor]] | None = None
+    image_map: Callable[[StageRun, Question, Progress | None, CancelToken | None], StageMap] | None = None
     blended: bool = False
 
 
@@ -178,6 +186,24 @@ METHODS: dict[str, Method] = {
             "LayerCAM",
             "places where more of a feature would have strengthened the answer",
             layer_cam,
+        ),
+        Method(
+            "integrated-gradients",
+            "Integrated gradients (from liver density)",
+            "voxels whose difference from plain liver tissue made the answer (slow)",
+            image_map=from_tissue,
+        ),
+        Method(
+            "integrated-gradients-air",
+            "Integrated gradients (from air)",
+            "voxels whose difference from air made the answer (slow)",
+            image_map=from_air,
+        ),
+        Method(
+            "occlusion",
+            "Occlusion",
+            "how much the answer suffers when a place is blurred away (model-agnostic, slow)",
+            image_map=occlusion,
         ),
     )
 }

@@ -12,8 +12,8 @@ on S: gradients are exactly those of one graph over the whole image, and only th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,14 +21,23 @@ import torch
 from torch import nn
 
 from ..inference.segmentation import Segmentation
-from ..inference.stages import AIR_HU, bounding_box, normalize, run_network, stage_grids, stage_input, stage_plan
+from ..inference.stages import (
+    AIR_HU,
+    bounding_box,
+    normalize,
+    pad_value,
+    run_network,
+    stage_grids,
+    stage_input,
+    stage_plan,
+)
 from ..inference.windows import Box, WindowPlan
 from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, check_cancel
 from ..volumes.resample import resample_adjoint
 from ..volumes.volume import Grid, Volume
-from .targets import EmptyTargetError, Target, Term, score_terms
+from .targets import EmptyTargetError, Target, Term, contest, score_terms
 
 #: Windows that together hold less than this part of a question are not run: their Gaussian weights are as good as 0.
 _NEGLIGIBLE = 1e-6
@@ -42,6 +51,8 @@ class StageRun:
 
     :param grid: of the padded image: where each of its voxels lies.
     :param image: float32, normalized, (k, j, i) as in ``plan.padded_shape``.
+    :param air: what air is in the network's input.
+    :param tissue: what plain tissue of the target's organ is: its median in this patient.
     """
 
     stage: StageSpec
@@ -50,6 +61,8 @@ class StageRun:
     plan: WindowPlan
     image: torch.Tensor
     device: torch.device
+    air: float
+    tissue: float
 
     @staticmethod
     def prepare(
@@ -58,8 +71,12 @@ class StageRun:
         """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card."""
         grid = segmentation.stage_grids.get(stage.name) or _grid_for(volume, stage, segmentation)
         plan = stage_plan(stage, grid)
-        image = plan.pad(stage_input(volume, stage, grid), float(normalize(torch.tensor(AIR_HU), stage)))
-        return StageRun(stage, model.members(stage), Grid(plan.padded_shape, grid.ijk_to_lps), plan, image, device)
+        image = stage_input(volume, stage, grid)
+        organ = segmentation.labels.array == segmentation.specs[0].value
+        median = float(np.median(volume.array[organ])) if organ.any() else AIR_HU
+        air, tissue = normalize(torch.tensor([AIR_HU, median]), stage).tolist()
+        padded = plan.pad(image, pad_value(stage))
+        return StageRun(stage, model.members(stage), plan.padded_grid(grid), plan, padded, device, air, tissue)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -67,22 +84,18 @@ class StageRun:
         i, j, k = self.grid.spacing
         return k, j, i
 
-    def forward(self, member: int, box: Box, image: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (channels, a, b, c) of one network in one window, of `image` instead of the run's if given."""
-        window = (self.image if image is None else image)[box].to(self.device)
+    def network(self, member: int, window: torch.Tensor) -> torch.Tensor:
+        """Logits (channels, a, b, c) of one network for one window (a, b, c), on the device."""
         return run_network(self.networks[member], window, self.stage).float()
+
+    def forward(self, member: int, box: Box) -> torch.Tensor:
+        """Logits (channels, a, b, c) of one network in the window at `box` of the image, on the device."""
+        return self.network(member, self.image[box].to(self.device))
 
     @cached_property
     def blurred(self) -> torch.Tensor:
         """The image after a Gaussian of :data:`BLUR_MM`: what "nothing special here" looks like in this patient."""
         return gaussian(self.image, [BLUR_MM / size for size in self.spacing])
-
-    def windowed(self, box: Box) -> StageRun:
-        """The same, with nothing but the window at `box`."""
-        shape = tuple(s.stop - s.start for s in box)
-        plan = WindowPlan.build(shape, None)
-        assert plan.padded_shape == shape
-        return StageRun(self.stage, self.networks, self.grid.cropped(box), plan, self.image[box], self.device)
 
 
 def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
@@ -107,6 +120,7 @@ class Question:
     :param channels: output channels that have weights.
     :param weights: float32 (channels, \\*box).
     :param box: on the padded image.
+    :param own: the channels that speak for the answer, and `rivals`: those against it.
     :param windows: for each window of the plan with a share in the question, the size of that share.
     """
 
@@ -114,20 +128,63 @@ class Question:
     channels: tuple[int, ...]
     weights: torch.Tensor
     box: Box
+    own: tuple[int, ...] = ()
+    rivals: tuple[int, ...] = ()
     windows: dict[int, float] = field(default_factory=dict)
 
     def share(self, box: Box, weight: torch.Tensor) -> torch.Tensor:
         """T_c W_p in the window at `box`: float32 (channels, \\*window)."""
         share = torch.zeros((len(self.channels), *weight.shape))
-        if (common := _overlap(box, self.box)) is not None:
+        if (common := overlap(box, self.box)) is not None:
             here, there = common
             share[:, here[0], here[1], here[2]] = self.weights[:, there[0], there[1], there[2]] * weight[here]
         return share
+
+    def score(self, logits: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """A window's part of the score: `logits` (all channels) times a `share` from :meth:`share`, summed."""
+        return (logits[list(self.channels)] * share).sum()
+
+    def evidence(self, logits: torch.Tensor) -> torch.Tensor:
+        """The log-odds of the answer at each voxel, from all channels' logits; its sigmoid is the probability."""
+        odds = torch.zeros_like(logits[0])
+        if self.own:
+            odds = odds + logits[list(self.own)].logsumexp(dim=0)
+        if self.rivals:
+            odds = odds - logits[list(self.rivals)].logsumexp(dim=0)
+        return odds
 
     @property
     def focus(self) -> int:
         """The window with the largest share."""
         return max(self.windows, key=lambda number: self.windows[number])
+
+    def in_focus(self, run: StageRun) -> tuple[StageRun, Question]:
+        """The run and the question cut down to the window that matters most, as if there were no other."""
+        box = run.plan.boxes[self.focus]
+        share = self.share(box, run.plan.weight(box))
+        shape = run.plan.window
+        whole: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+        alone = replace(
+            run,
+            grid=run.grid.cropped(box),
+            plan=WindowPlan(shape, shape, shape, (whole,)),
+            image=run.image[box],
+        )
+        return alone, replace(self, weights=share, box=whole, windows={0: float(share.abs().sum())})
+
+
+@dataclass(eq=False)
+class StageMap:
+    """A signed map on the padded grid of a stage, before normalization.
+
+    :param values: float32 (k, j, i).
+    :param warnings: why the map may say nothing.
+    :param details: JSON-ready, for the provenance.
+    """
+
+    values: torch.Tensor
+    warnings: list[str] = field(default_factory=list)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 def ask(
@@ -165,7 +222,8 @@ def ask(
             part = weight * (winner == index)
             if part.any():
                 split[channel] = split[channel] + part if channel in split else part
-    question = Question(target, tuple(split), torch.stack(list(split.values())), box)
+    own, rivals = contest(target, model.spec, run.stage)
+    question = Question(target, tuple(split), torch.stack(list(split.values())), box, own, rivals)
     question.windows.update(_shares(question, run.plan))
     return question
 
@@ -176,7 +234,7 @@ def blended_logits(run: StageRun, question: Question, cancel: CancelToken | None
     with torch.inference_mode():
         for number in _shares(question, run.plan):
             box = run.plan.boxes[number]
-            common = _overlap(box, question.box)
+            common = overlap(box, question.box)
             assert common is not None
             here, there = common
             for member in range(len(run.networks)):
@@ -194,7 +252,7 @@ def _shares(question: Question, plan: WindowPlan) -> dict[int, float]:
     """The share of each window in `question`, for the windows that matter, in the order of the plan."""
     shares = {}
     for number, box in enumerate(plan.boxes):
-        if _overlap(box, question.box) is not None:
+        if overlap(box, question.box) is not None:
             shares[number] = float(question.share(box, plan.weight(box)).abs().sum())
     allowance = _NEGLIGIBLE * sum(shares.values())
     for number in sorted(shares, key=lambda number: shares[number]):
@@ -205,7 +263,7 @@ def _shares(question: Question, plan: WindowPlan) -> dict[int, float]:
     return shares
 
 
-def _overlap(first: Box, second: Box) -> tuple[Box, Box] | None:
+def overlap(first: Box, second: Box) -> tuple[Box, Box] | None:
     """What two boxes share, seen from the corner of each; None if they are apart."""
     common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True)]
     if any(low >= high for low, high in common):
@@ -222,7 +280,7 @@ def _on_stage(term: Term, grid: Grid, run: StageRun, count: float) -> torch.Tens
     box = bounding_box(term.mask)
     assert box is not None
     mask = torch.from_numpy(term.mask[box].astype(np.float32))
-    unpadded = Grid(run.plan.shape, run.grid.ijk_to_lps)
+    unpadded = run.grid.cropped(run.plan.image_box)
     return run.plan.pad(resample_adjoint(mask, unpadded, grid.cropped(box)) * (term.sign / count), 0.0)
 
 

@@ -22,30 +22,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import UsageError
 from ..models.spec import StageSpec
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..progress import CancelToken, Progress, check_cancel, report_progress, scaled
 from ..volumes.resample import resample
 from .layers import LayerTap, lattice_grid, layer_stride, layer_warnings
 from .methods import Method, TensorFile
-from .run import Question, StageRun
+from .run import Question, StageMap, StageRun
 
 #: Activations and gradients of all windows beyond this many bytes go to a temporary file.
 _SPOOL_BYTES = 256 * 1024**2
-
-
-@dataclass(eq=False)
-class StageMap:
-    """A signed map on the padded grid of a stage, before normalization.
-
-    :param values: float32 (k, j, i).
-    :param warnings: why the map may say nothing.
-    :param details: JSON-ready, for the provenance.
-    """
-
-    values: torch.Tensor
-    warnings: list[str] = field(default_factory=list)
-    details: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,6 +48,24 @@ class _Record:
             yield self.activations[position], self.gradients[index]
 
 
+def stage_maps(
+    run: StageRun,
+    questions: Sequence[Question],
+    method: Method,
+    layer: str = "",
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Iterator[StageMap]:
+    """Yield the map of each question by `method`, at `layer` if the method reads one."""
+    if method.layer_maps is not None:
+        yield from layer_maps(run, questions, method, layer, progress, cancel)
+        return
+    assert method.image_map is not None
+    for number, question in enumerate(questions):
+        part = scaled(progress, number / len(questions), (number + 1) / len(questions))
+        yield method.image_map(run, question, part, cancel)
+
+
 def layer_maps(
     run: StageRun,
     questions: Sequence[Question],
@@ -72,8 +75,6 @@ def layer_maps(
     cancel: CancelToken | None = None,
 ) -> Iterator[StageMap]:
     """Yield the map of each question at `layer`. All questions share one forward pass for each window and network."""
-    if method.layer_maps is None:
-        raise UsageError(f"Method {method.name!r} does not read a layer.")
     windows = sorted({number for question in questions for number in question.windows})
     with ExitStack() as stack:
         taps = [stack.enter_context(LayerTap(network, layer, run.stage)) for network in run.networks]
@@ -103,7 +104,7 @@ def layer_maps(
                 for index in asking:
                     question, record = questions[index], records[member][index]
                     with torch.enable_grad():
-                        score = (logits[list(question.channels)] * shares[index]).sum() / len(taps)
+                        score = question.score(logits, shares[index]) / len(taps)
                     gradient = _gradient(score, activation, retain=index != asking[-1])
                     gradient = channels_first(gradient, run.stage)
                     record.gradients.append(gradient)

@@ -191,27 +191,35 @@ def score_terms(
 
     * a label: the logit of the channel that decided. Where the label has parts that exclude each other (liver =
       healthy liver + tumor), the segmentation tells which channel that was;
-    * a label against a rival: that, minus the rival's logit. Channels that are nested (sigmoid) or lack the rival are
-      compared with what is left;
+    * a label against a rival: that, minus the rival's logit (see :func:`contest`);
     * why not: the best other logit minus the label's.
+    """
+    own, rivals = contest(target, model, stage)
+    if target.why_not:
+        return [Term(channels, sign, mask) for channels, sign in ((own, 1.0), (rivals, -1.0)) if channels]
+    terms = list(_deciding_channels(target.label, own, mask, segmentation, model, stage))
+    if target.rival and rivals:
+        terms.append(Term(rivals, -1.0, mask))
+    return terms
+
+
+def contest(target: Target, model: ModelSpec, stage: StageSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The output channels that speak for the answer to `target`, and those that speak against it.
+
+    Against a label speak, if the channels exclude each other (softmax), all others; nested channels (sigmoid) have
+    no opponents. Against a label and its rival speak the rival's own channels; if the stage does not know the rival,
+    again all others. For "why not", the two change sides.
     """
     own = _channels(stage, target.label)
     others = tuple(index for index in range(len(stage.channels)) if index not in own)
-    exclusive = stage.activation == "softmax"
-    if target.why_not:
-        terms = [Term(own, -1.0, mask)]
-        return [*terms, Term(others, 1.0, mask)] if exclusive else terms
-    terms = list(_deciding_channels(target.label, own, mask, segmentation, model, stage))
+    rivals = others if stage.activation == "softmax" else ()
     if target.rival:
         model.label(target.rival)
-        rivals = others
-        if target.rival in stage.labels:
+        if target.rival in stage.labels and (rivals or not _is_part(target.label, target.rival, model)):
             rivals = tuple(index for index in _channels(stage, target.rival) if index not in own)
-        if exclusive or (rivals != others and not _is_part(target.label, target.rival, model)):
             if not rivals:
                 raise UsageError(f"{target.label} cannot be told from {target.rival}: they share all channels.")
-            terms.append(Term(rivals, -1.0, mask))
-    return terms
+    return (rivals, own) if target.why_not else (own, rivals)
 
 
 def _channels(stage: StageSpec, label: str) -> tuple[int, ...]:

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a heat map can be trusted: checks of one explanation, each with its formula, its source and its controls.
+
+All checks run in one window, the one that decides most of the question, on the grid of the network. There
+
+    f(x) = sum_y T(y) p(y; x) / sum_y T(y),
+
+the mean probability p of the answer over the target's share T of the window, for an image x. To "delete" a voxel is to
+replace it by the blurred CT (Gaussian of :data:`~LiverXAILib.explain.run.BLUR_MM`): an image without the structure
+that a scanner could have made. Air or zeros would be answered for their edges (Hase et al. 2021, "The
+Out-of-Distribution Problem in Explainability").
+
+A number alone says little, so the same is computed for maps that explain nothing: the network's own score ("logit
+map"), the CT's edges, smooth noise, and the map of the same method for a network whose weights were shuffled.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..progress import CancelToken, Progress, check_cancel, report_progress
+from .methods import Method
+from .run import Question, StageRun, gaussian
+from .stitching import stage_maps
+
+#: Points of the deletion and insertion curves, including both ends.
+POINTS = 8
+#: Parts into which the network's layers are divided for the cascading randomization.
+LEVELS = 4
+#: Standard deviation of the noise of the stability check.
+NOISE_HU = 10.0
+#: A map is stable if its rank correlation with that of the noisy image is at least this.
+STABLE = 0.8
+#: A map depends on what was learned if its rank correlation after shuffling all weights is at most this.
+SHUFFLED = 0.5
+#: Structures this close to the target count as the target itself when its surroundings are blurred.
+_RIM_MM = 5.0
+#: About how often a network reads the window for one card.
+_PASSES = 10 * (POINTS - 2) + LEVELS + 6
+#: Ranks are compared on at most about this many voxels.
+_SAMPLE = 60_000
+
+
+class Examination:
+    """The window in which a question is examined, and what does not depend on the map: scores and controls.
+
+    Deterministic: all random numbers come from a fixed seed.
+    """
+
+    def __init__(
+        self, run: StageRun, question: Question, progress: Progress | None = None, cancel: CancelToken | None = None
+    ) -> None:
+        self.box = run.plan.boxes[question.focus]
+        self.run, self.question = question.in_focus(run)
+        self.progress = progress
+        self.cancel = cancel
+        self.passes = 0
+        self._weights = self.question.weights.abs().sum(dim=0)
+        self._weights = self._weights / self._weights.sum()
+        self._blurred = run.blurred[self.box]
+
+    @cached_property
+    def intact(self) -> float:
+        """f of the image as it is."""
+        return self.score(self.run.image)
+
+    @cached_property
+    def erased(self) -> float:
+        """f of the blurred image."""
+        return self.score(self._blurred)
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """Log-odds of the answer at each voxel of the window: the map that explains nothing but looks right."""
+        return self._evidence(self.run.image)
+
+    @cached_property
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """Curves of the maps that do not depend on the method."""
+        spacing = self.run.spacing
+        smooth = gaussian(self.run.image, [2.0 / size for size in spacing])
+        slopes = [torch.gradient(smooth, dim=axis)[0] / spacing[axis] for axis in range(3) if smooth.shape[axis] > 1]
+        noise = torch.randn(self.run.image.shape, generator=self._generator(1))
+        return {
+            "logit map": self.curves(self.logits),
+            "edges": self.curves(torch.stack(slopes).norm(dim=0)),
+            "smooth noise": self.curves(gaussian(noise, [8.0 / size for size in spacing])),
+        }
+
+    def score(self, image: torch.Tensor) -> float:
+        """f of an image of the window's size."""
+        return float((torch.sigmoid(self._evidence(image)) * self._weights).sum())
+
+    def curves(self, values: torch.Tensor) -> dict[str, Any]:
+        """Deletion and insertion of the voxels that `values` ranks highest, and their areas.
+
+        Petsiuk, Das, Saenko, "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421. The n-th point changes the fraction
+        (n/N)^3 of the voxels: equal steps in the *width* of what is changed, since in three dimensions a target is a
+        small part of the window. Areas are taken over n/N by the trapezoid rule; the gain is insertion minus deletion,
+        in units of f(image) - f(blurred image): 0 for a map that ranks at random, at most about 1.
+        """
+        steps = np.linspace(0, 1, POINTS)
+        order = self._ranking(values)
+        deletion, insertion = [self.intact], [self.erased]
+        for step in steps[1:-1]:
+            top = torch.zeros(values.numel(), dtype=torch.bool)
+            top[order[: round(step**3 * values.numel())]] = True
+            top = top.reshape(values.shape)
+            deletion.append(self.score(torch.where(top, self._blurred, self.run.image)))
+            insertion.append(self.score(torch.where(top, self.run.image, self._blurred)))
+        deletion.append(self.erased)
+        insertion.append(self.intact)
+        areas = [float(torch.trapezoid(torch.tensor(curve), dx=1 / (POINTS - 1))) for curve in (deletion, insertion)]
+        span = self.intact - self.erased
+        return {
+            "fractions": [round(float(step**3), 6) for step in steps],
+            "deletion": [round(value, 5) for value in deletion],
+            "insertion": [round(value, 5) for value in insertion],
+            "deletion_auc": round(areas[0], 5),
+            "insertion_auc": round(areas[1], 5),
+            "gain": round((areas[1] - areas[0]) / span, 4) if span > 0 else 0.0,
+        }
+
+    def context_dependence(self) -> dict[str, float]:
+        """What part of f is lost when everything but the target (and 5 mm around it) is blurred, and the reverse.
+
+        Of the target alone the network may not know what it is; then the answer came from its surroundings.
+        """
+        target = gaussian((self._weights > 0).float(), [_RIM_MM / 2 / size for size in self.run.spacing]) > 0.05
+        alone = self.score(torch.where(target, self.run.image, self._blurred))
+        without = self.score(torch.where(target, self._blurred, self.run.image))
+        return {
+            "lost_without_surroundings": round(1 - alone / max(self.intact, 1e-9), 4),
+            "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
+        }
+
+    def map(self, method: Method, layer: str, networks: Sequence[nn.Module] | None = None, noise: bool = False) -> Any:
+        """The positive map of `method` in the window alone, for other networks or a noisy image if asked."""
+        run = self.run
+        if networks is not None:
+            run = replace(run, networks=networks)
+        if noise:
+            scale = NOISE_HU / self.run.stage.intensity.scale
+            run = replace(run, image=run.image + scale * torch.randn(run.image.shape, generator=self._generator(2)))
+        self._count()
+        (result,) = stage_maps(run, [self.question], method, layer, None, self.cancel)
+        return result.values.clamp_min(0)
+
+    def _evidence(self, image: torch.Tensor) -> torch.Tensor:
+        check_cancel(self.cancel)
+        self._count()
+        with torch.inference_mode():
+            window = image.to(self.run.device)
+            logits = torch.stack([self.run.network(member, window) for member in range(len(self.run.networks))])
+            return self.question.evidence(logits.mean(dim=0)).cpu()
+
+    def _count(self) -> None:
+        self.passes += 1
+        report_progress(self.progress, "Checking the map", min(1.0, self.passes / _PASSES))
+
+    def _ranking(self, values: torch.Tensor) -> torch.Tensor:
+        """Voxel numbers, most important first; where the map is level (0, mostly), in random order."""
+        shuffled = torch.randperm(values.numel(), generator=self._generator(0))
+        return shuffled[values.flatten()[shuffled].argsort(descending=True, stable=True)]
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(number)
+
+
+def check_faithfulness(
+    run: StageRun,
+    question: Question,
+    method: Method,
+    layer: str,
+    values: torch.Tensor,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    examination: Examination | None = None,
+) -> dict[str, Any]:
+    """Examine one map; returns the JSON-ready card of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
+
+    :param values: the signed map on the padded grid of `run`.
+    :param examination: of the same question, if other maps for it are examined as well: its controls are shared.
+
+    The card holds
+
+    * ``curves`` and ``controls``: deletion and insertion (:meth:`Examination.curves`);
+    * ``energy_lift``: the target's part of the map's sum over its part of the volume: 1 for a map that is the same
+      everywhere (energy-based pointing game, Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279);
+    * ``context``: :meth:`Examination.context_dependence`;
+    * ``randomization``: Spearman correlation with the map after the weights were shuffled, from the last layers to
+      the first (cascading; Adebayo et al. 2018, https://arxiv.org/abs/1810.03292), beside that of ``random_pairs``,
+      the map against its own mirror images: what maps have in common that have nothing in common (after Arun et al.
+      2021, https://arxiv.org/abs/2008.02766);
+    * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` under noise of 10 HU (a draw of
+      sensitivity-max, Yeh et al. 2019, https://arxiv.org/abs/1901.09392);
+    * ``passed`` and ``sentence``.
+    """
+    started = time.perf_counter()
+    exam = examination or Examination(run, question, progress, cancel)
+    before = exam.passes
+    controls = dict(exam.controls)
+    curves = exam.curves(values[exam.box].clamp_min(0))
+    context = exam.context_dependence()
+    trained = exam.map(method, layer)
+    levels = LEVELS if method.layer_maps is not None else 1
+    randomization: dict[str, Any] = {"shuffled_layers": [], "spearman": []}
+    for share, networks in _shuffled_networks(exam.run, levels):
+        shuffled = exam.map(method, layer, networks)
+        randomization["shuffled_layers"].append(share)
+        randomization["spearman"].append(spearman(trained, shuffled))
+        randomization["random_pairs"] = _mirror_correlations(trained)
+    controls["shuffled network"] = exam.curves(shuffled)
+    noisy = exam.map(method, layer, noise=True)
+    norm = float(trained.norm())
+    card: dict[str, Any] = {
+        "score": round(exam.intact, 5),
+        "score_blurred": round(exam.erased, 5),
+        "curves": curves,
+        "controls": controls,
+        "energy_lift": energy_lift(values, run, question),
+        "context": context,
+        "randomization": randomization,
+        "stability": {
+            "noise_hu": NOISE_HU,
+            "spearman": spearman(trained, noisy),
+            "relative_change": round(float((noisy - trained).norm()) / norm, 4) if norm else 0.0,
+        },
+        "baseline": "the CT after a Gaussian of 12 mm",
+        "passes": exam.passes - before,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    card["passed"], card["sentence"] = _verdict(card)
+    return card
+
+
+def energy_lift(values: torch.Tensor, run: StageRun, question: Question) -> float:
+    """The target's part of the positive map's sum, over the target's part of the image's voxels."""
+    positive = run.plan.unpad(values.clamp_min(0))
+    target = torch.zeros(run.plan.padded_shape, dtype=torch.bool)
+    target[question.box] = question.weights.abs().sum(dim=0) > 0
+    target = run.plan.unpad(target)
+    total = float(positive.sum())
+    if total == 0:
+        return 0.0
+    return round(float(positive[target].sum()) / total / float(target.float().mean()), 3)
+
+
+def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Rank correlation of two maps, ties sharing their mean rank; 0 if one of them is level."""
+    stride = max(1, first.numel() // _SAMPLE)
+    a, b = (_ranks(values.flatten()[::stride].numpy()) for values in (first, second))
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return round(float(np.corrcoef(a, b)[0, 1]), 4)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+def _mirror_correlations(values: torch.Tensor) -> list[float]:
+    axes = [axis for axis in range(3) if values.shape[axis] > 1]
+    flips = [[axis for bit, axis in enumerate(axes) if number >> bit & 1] for number in range(1, 2 ** len(axes))]
+    return [spearman(values, values.flip(flip)) for flip in flips]
+
+
+def _shuffled_networks(run: StageRun, levels: int) -> Any:
+    """Yield (fraction of layers shuffled, networks), from the last layers to all of them.
+
+    Shuffling a layer permutes the values of its weights: as good as random, but of the right scale, so that the
+    network stays alive. Statistics of normalizations are kept.
+    """
+    networks = [copy.deepcopy(network) for network in run.networks]
+    orders = [_weighted_layers(network, run) for network in networks]
+    for level in range(levels):
+        for member, order in enumerate(orders):
+            start, stop = (round(len(order) * n / levels) for n in (level, level + 1))
+            for number, module in enumerate(order[start:stop]):
+                generator = torch.Generator().manual_seed(1000 * member + start + number)
+                for parameter in module.parameters(recurse=False):
+                    values = parameter.detach().flatten()
+                    shuffle = torch.randperm(values.numel(), generator=generator).to(values.device)
+                    parameter.data = values[shuffle].reshape(parameter.shape)
+        yield round((level + 1) / levels, 3), networks
+
+
+def _weighted_layers(network: nn.Module, run: StageRun) -> list[nn.Module]:
+    """The modules that hold parameters, in the order in which they run, last first."""
+    order: list[nn.Module] = []
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: order.append(module))
+        for module in network.modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    with torch.inference_mode():
+        replace(run, networks=[network]).network(0, run.image.to(run.device))
+    for handle in handles:
+        handle.remove()
+    return list(dict.fromkeys(reversed(order)))
+
+
+def _verdict(card: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the map passed, and why not, in one sentence."""
+    gain = card["curves"]["gain"]
+    complaints = []
+    if card["score"] - card["score_blurred"] < 0.05:
+        complaints.append("the answer hardly depends on the detail that blurring removes, so nothing can be tested")
+    else:
+        beaten_by = [
+            name for name in ("edges", "smooth noise", "shuffled network") if gain <= card["controls"][name]["gain"]
+        ]
+        if beaten_by:
+            complaints.append(f"changing what it marks moves the answer no more than {' or '.join(beaten_by)} would")
+    if card["randomization"]["spearman"][-1] > SHUFFLED:
+        complaints.append("it looks much the same when the network's weights are shuffled")
+    if card["stability"]["spearman"] < STABLE:
+        complaints.append(f"{NOISE_HU:g} HU of noise change it")
+    if complaints:
+        return False, f"This map did not pass: {'; '.join(complaints)}."
+    against = "more" if gain > card["controls"]["logit map"]["gain"] else "but not more"
+    return True, (
+        "This map passed: the answer follows what it marks more than it follows edges, noise or the map of a shuffled "
+        f"network ({against} than it follows a copy of the score), it depends on the weights, and it is stable."
+    )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Occlusion: blur a place away and see what the answer loses. Needs no gradients and no layer.
+
+Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014. Occluders are cubes that tile the
+windows which the question touches. Inside a cube the image is replaced by its blurred self (see
+:data:`LiverXAILib.explain.run.BLUR_MM`), an image that a scanner could have made; black cubes would be answered for
+their edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import ceil
+
+import torch
+
+from ..inference.windows import Box
+from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.resample import resample
+from ..volumes.volume import Grid
+from .layers import lattice_grid
+from .run import Question, StageMap, StageRun, overlap
+
+#: The most often that a network may run for one question.
+BUDGET = 250
+#: Cubes are not made smaller than this.
+_SMALLEST_MM = 6.0
+
+
+def occlusion(
+    run: StageRun,
+    question: Question,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    budget: int = BUDGET,
+) -> StageMap:
+    """For each cube the drop of the score when it is occluded, interpolated between the cubes' centers.
+
+    The cubes are the smallest (not below 6 mm) for which no more than about `budget` runs of a network are needed;
+    windows are run only for cubes that lie in them.
+    """
+    boxes = [run.plan.boxes[number] for number in question.windows]
+    region = _around(boxes)
+    runs_left = max(1, budget - len(boxes) * len(run.networks)) // len(run.networks)
+    side_mm = _SMALLEST_MM
+    while _count(boxes, region, _edges(run, side_mm)) > runs_left:
+        side_mm *= 1.1
+    edges = _edges(run, side_mm)
+    total = _count(boxes, region, edges)
+    cubes = list(_cubes(region, edges))
+    drops = torch.zeros(len(cubes))
+    done = 0
+    with torch.inference_mode():
+        for box in boxes:
+            share = question.share(box, run.plan.weight(box)).to(run.device)
+            window, blurred = run.image[box], run.blurred[box]
+            intact = _logits(run, question, window, cancel)
+            for number, cube in enumerate(cubes):
+                common = overlap(box, cube)
+                if common is None:
+                    continue
+                report_progress(
+                    progress, f"Explaining ({run.stage.name}): occluding {done + 1} of {total}", done / total
+                )
+                occluded = window.clone()
+                occluded[common[0]] = blurred[common[0]]
+                # Subtracting logits before summing keeps small drops of a large score.
+                drops[number] += float(((intact - _logits(run, question, occluded, cancel)) * share).sum())
+                done += 1
+    a, b, c = (ceil((s.stop - s.start) / edge) for s, edge in zip(region, edges, strict=True))
+    part = run.grid.cropped(region)
+    lattice: Grid = lattice_grid(part, edges, (a, b, c))
+    values = torch.zeros(run.plan.padded_shape)
+    values[region] = resample(drops.reshape(a, b, c), lattice, part, antialias=False)
+    size = [round(edge * spacing, 2) for edge, spacing in zip(edges, run.spacing, strict=True)]
+    return StageMap(values, [], {"occluder_mm": size, "network_runs": (total + len(boxes)) * len(run.networks)})
+
+
+def _logits(run: StageRun, question: Question, window: torch.Tensor, cancel: CancelToken | None) -> torch.Tensor:
+    """The ensemble's mean logits in the channels that the question asks about."""
+    total = torch.zeros((), device=run.device)
+    for member in range(len(run.networks)):
+        check_cancel(cancel)
+        total = total + run.network(member, window.to(run.device))[list(question.channels)] / len(run.networks)
+    return total
+
+
+def _around(boxes: list[Box]) -> Box:
+    a, b, c = (slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+    return a, b, c
+
+
+def _edges(run: StageRun, side_mm: float) -> tuple[int, int, int]:
+    a, b, c = (max(1, round(side_mm / size)) for size in run.spacing)
+    return a, b, c
+
+
+def _cubes(region: Box, edges: tuple[int, int, int]) -> Iterator[Box]:
+    starts = [range(s.start, s.stop, edge) for s, edge in zip(region, edges, strict=True)]
+    for corner in product(*starts):
+        a, b, c = (slice(low, low + edge) for low, edge in zip(corner, edges, strict=True))
+        yield a, b, c
+
+
+def _count(boxes: list[Box], region: Box, edges: tuple[int, int, int]) -> int:
+    """How many (cube, window) pairs have voxels in common."""
+    total = 0
+    for box in boxes:
+        pairs = 1
+        for s, whole, edge in zip(box, region, edges, strict=True):
+            pairs *= (s.stop - 1 - whole.start) // edge - (s.start - whole.start) // edge + 1
+        total += pairs
+    return total

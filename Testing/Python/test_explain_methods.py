@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each method computes what captum and torch-cam compute, in 2-D and 3-D, where those libraries have the method."""
+
+from __future__ import annotations
+
+import tempfile
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+from explain_toys import tiny_model, with_labels
+from torchcam.methods import GradCAM, LayerCAM
+from toys import ball_phantom
+
+from LiverXAILib.explain import METHODS, Target
+from LiverXAILib.explain.integrated import integrated_gradients
+from LiverXAILib.explain.methods import TensorFile, seg_grad_cam_plus_plus
+from LiverXAILib.explain.occlusion import occlusion
+from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.stitching import stage_maps
+from LiverXAILib.volumes.volume import Grid
+
+# One window, on a grid that is the network's own: nothing is resampled between the question and the answer.
+STAGES = {
+    3: {"window": (24, 24, 24)},
+    2: {"dimensions": 2, "window": (1, 24, 24), "divisor": (1, 2, 2)},
+}
+
+
+def a_run(dimensions):
+    shape = (24, 24, 24) if dimensions == 3 else (1, 24, 24)
+    volume, labels = ball_phantom(Grid(shape, np.diag([2.0, 2.0, 2.0, 1.0])), 20.0, 26.0)
+    model = tiny_model(**STAGES[dimensions])
+    segmentation = with_labels(volume, model, labels)
+    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    return run, ask(Target.parse("tumor"), segmentation, model, run), torch.from_numpy(segmentation.mask("tumor"))
+
+
+def as_batch(run):
+    """The run's only window as the network takes it: (1, 1, ...)."""
+    return run.image[None, None] if run.stage.dimensions == 3 else run.image[:, None]
+
+
+def mean_logit(mask):
+    """The score as a function of the network's raw output, (1, channels, ...) → (1,)."""
+    return lambda output: output[:, 2].reshape(mask.shape)[mask].double().mean()[None]
+
+
+def upsampled(lattice, run):
+    """A library's map (1, 1, ...) at the size of the window."""
+    mode = "trilinear" if run.stage.dimensions == 3 else "bilinear"
+    size = run.plan.window[3 - run.stage.dimensions :]
+    return torch.nn.functional.interpolate(lattice, size=size, mode=mode, align_corners=False).reshape(run.plan.window)
+
+
+def assert_same(values, expected, tolerance=1e-5):
+    assert float(expected.abs().max()) > 0
+    assert float((values - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("layer", ["encoder", "bottleneck", "decoder"])
+@pytest.mark.parametrize("method", ["seg-grad-cam", "hires-cam"])
+def test_maps_agree_with_captum(method, layer, dimensions):
+    run, question, mask = a_run(dimensions)
+    network = run.networks[0]
+    score = mean_logit(mask)
+    kind = captum.attr.LayerGradCam if method == "seg-grad-cam" else captum.attr.LayerGradientXActivation
+    oracle = kind(lambda x: score(network(x)), network.get_submodule(layer))
+    expected = oracle.attribute(as_batch(run)).detach().sum(dim=1, keepdim=True)
+    (result,) = stage_maps(run, [question], METHODS[method], layer)
+    assert_same(result.values, upsampled(expected, run))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize(("method", "oracle"), [("seg-grad-cam", GradCAM), ("layer-cam", LayerCAM)])
+def test_maps_agree_with_torch_cam(method, oracle, dimensions):
+    run, question, mask = a_run(dimensions)
+    network, score = run.networks[0], mean_logit(mask)
+    network.requires_grad_(True)  # torch-cam differentiates the whole network
+    with oracle(network, "decoder") as extractor:
+        output = network(as_batch(run))
+        (expected,) = extractor(scores=output, targets=lambda out: score(out[None])[0], normalized=False)
+    network.requires_grad_(False)
+    (result,) = stage_maps(run, [question], METHODS[method], "decoder")
+    assert_same(result.values.clamp_min(0), expected.detach().reshape(run.plan.window))
+
+
+def test_grad_cam_plus_plus_has_the_derivatives_of_its_definition():
+    """Its weights come from the second and third derivative of exp(S): here they are taken by autograd."""
+    torch.manual_seed(0)
+    activation = torch.rand(3, 2, 2, 2, dtype=torch.float64).requires_grad_()
+    direction = torch.randn(3, 2, 2, 2, dtype=torch.float64)
+    score = (activation * direction).sum()
+    (gradient,) = torch.autograd.grad(score, activation, retain_graph=True)
+    (first,) = torch.autograd.grad(score.exp(), activation, create_graph=True)
+    weights = torch.zeros(3, dtype=torch.float64)
+    for index in np.ndindex(3, 2, 2, 2):
+        (row,) = torch.autograd.grad(first[index], activation, create_graph=True)
+        second = row[index]
+        (row,) = torch.autograd.grad(second, activation, retain_graph=True)
+        third = row[index]
+        share = second / (2 * second + activation[index[0]].sum() * third)
+        weights[index[0]] += (share * torch.relu(gradient[index])).detach()
+
+    class Record:
+        cells = 8
+
+        def __iter__(self):
+            yield activation.detach(), gradient
+
+    (values,) = seg_grad_cam_plus_plus(Record())
+    torch.testing.assert_close(values, torch.einsum("k,kxyz->xyz", weights, activation.detach()))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_integrated_gradients_agree_with_captum(dimensions):
+    run, question, mask = a_run(dimensions)
+    network, score = run.networks[0], mean_logit(mask)
+    oracle = captum.attr.IntegratedGradients(lambda x: score(network(x)))
+    image = as_batch(run)
+    expected = oracle.attribute(image, baselines=run.tissue, n_steps=5, method="riemann_middle", internal_batch_size=1)
+    result = integrated_gradients(run, question, run.tissue, steps=5)
+    assert_same(result.values, expected.detach().float().reshape(run.plan.window))
+
+
+def test_integrated_gradients_are_complete_and_say_how_complete():
+    run, question, _ = a_run(3)
+    errors = []
+    for steps in (4, 40):
+        result = integrated_gradients(run, question, run.air, steps=steps)
+        total = float(result.values.double().sum())
+        assert result.details["completeness_error"] == pytest.approx(abs(total - result.details["score_change"]))
+        errors.append(result.details["completeness_error"] / abs(result.details["score_change"]))
+    assert errors[1] < 0.05
+    assert errors[1] < errors[0]
+
+
+def test_incomplete_integrated_gradients_come_with_a_warning():
+    run, question, _ = a_run(3)
+    result = integrated_gradients(run, question, run.air, steps=1)
+    assert result.details["completeness_error"] > 0.1 * abs(result.details["score_change"])
+    assert "incomplete" in result.warnings[0]
+
+
+def test_occlusion_agrees_with_captum():
+    run, question, mask = a_run(3)
+    network, score = run.networks[0], mean_logit(mask)
+    result = occlusion(run, question, budget=28)
+    edge = 8
+    assert result.details["occluder_mm"] == [2.0 * edge] * 3
+    oracle = captum.attr.Occlusion(lambda x: score(network(x)))
+    image = as_batch(run)
+    expected = oracle.attribute(
+        image,
+        sliding_window_shapes=(1, edge, edge, edge),
+        strides=(1, edge, edge, edge),
+        baselines=run.blurred[None, None],
+    )
+    # captum spreads each drop over its cube; the library interpolates between the cubes' centers.
+    centers = slice(edge // 2 - 1, None, edge)
+    drops = expected[0, 0, centers, centers, centers]
+    assert_same(result.values, upsampled(drops[None, None].float(), run))
+
+
+def test_occlusion_keeps_to_its_budget():
+    run, question, _ = a_run(3)
+    calls = []
+    handle = run.networks[0].register_forward_hook(lambda *_: calls.append(1))
+    result = occlusion(run, question, budget=100)
+    handle.remove()
+    assert len(calls) == result.details["network_runs"] <= 101
+
+
+def test_tensors_that_do_not_fit_into_memory_come_back_from_disk():
+    with tempfile.SpooledTemporaryFile(max_size=100) as file:
+        stored = TensorFile(file)
+        tensors = [torch.randn(2, 3, 4, 5) for _ in range(5)]
+        for tensor in tensors:
+            stored.append(tensor)
+        assert len(stored) == 5
+        for index in (3, 0, 4):
+            torch.testing.assert_close(stored[index], tensors[index])
+        with pytest.raises(ValueError, match="shape"):
+            stored.append(torch.zeros(2))

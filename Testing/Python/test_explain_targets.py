@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions are read, written, described and placed as their user meant them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from explain_toys import tiny_model, tiny_stage
+from toys import ball_phantom, model_of
+
+from LiverXAILib.errors import UsageError
+from LiverXAILib.explain import EmptyTargetError, Target
+from LiverXAILib.explain.targets import contest, score_terms
+from LiverXAILib.inference import Segmentation
+from LiverXAILib.models import LIVER, TUMOR
+from LiverXAILib.volumes.volume import Grid
+
+TEXTS = [
+    "liver",
+    "tumor",
+    "lesion:3",
+    "voxel:lps:12.5,-30,100",
+    "voxel:ras:12.5,-30,100",
+    "box:lps:0,0,0,10,20,30",
+    "liver:box:ras:0,-5,0,10,20,30",
+    "tumor-vs-liver",
+    "lesion:2-vs-liver",
+    "voxel:lps:1,2,3-vs-tumor",
+    "why-not-tumor:box:lps:0,0,0,10,20,30",
+    "why-not-tumor:voxel:ras:-1,2,3",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_target_survives_text_and_json(text):
+    target = Target.parse(text)
+    assert str(target) == text
+    assert Target.parse(target) is target
+    fields = json.loads(json.dumps(dataclasses.asdict(target)))
+    assert Target(**{**fields, "point": tuple(fields["point"])}) == target
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_slug_is_a_safe_and_telling_file_name(text):
+    slug = Target.parse(text).slug
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", slug)
+    assert len({Target.parse(other).slug for other in TEXTS}) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "lesion:0",
+        "lesion:x",
+        "lesion:-1",
+        "voxel:1,2,3",
+        "voxel:lps:1,2",
+        "voxel:lps:1,2,nan",
+        "box:lps:1,2,3",
+        "box:mni:1,2,3,4,5,6",
+        "why-not-tumor",
+        "why-not-box:lps:0,0,0,1,1,1",
+        "why-not-tumor:box:lps:0,0,0,1,1,1-vs-liver",
+    ],
+)
+def test_what_is_not_a_question_is_refused_with_examples(text):
+    with pytest.raises(UsageError, match="Write a label"):
+        Target.parse(text)
+
+
+def test_questions_are_described_in_plain_words():
+    assert Target.parse("tumor").describe() == "tumor"
+    assert Target.parse("lesion:2-vs-liver").describe() == "lesion 2 rather than liver"
+    assert Target.parse("tumor:voxel:ras:1,-2.5,3").describe() == "tumor at RAS (1, -2.5, 3) mm"
+    assert (
+        "why no tumor in the box from LPS (0, 0, 0) mm to"
+        in Target.parse("why-not-tumor:box:lps:0,0,0,9,9,9").describe()
+    )
+
+
+def a_segmentation(labels=None):
+    matrix = np.diag([2.0, 2.0, 2.5, 1.0])
+    matrix[:3, 3] = (-30.0, -20.0, 5.0)
+    volume, truth = ball_phantom(Grid((40, 44, 48), matrix))
+    return Segmentation(volume.with_array(truth.array if labels is None else labels), (LIVER, TUMOR))
+
+
+def test_lesions_are_numbered_as_in_the_table():
+    labels = np.ones((40, 44, 48), np.uint8)
+    labels[5:8, 5:8, 5:8] = 2
+    labels[20:25, 20:25, 20:25] = 2
+    segmentation = a_segmentation(labels)
+    assert Target.parse("lesion:1").mask(segmentation).sum() == 125
+    assert Target.parse("lesion:2").mask(segmentation).sum() == 27
+    with pytest.raises(EmptyTargetError, match="no lesion 3: 2 were found"):
+        Target.parse("lesion:3").mask(segmentation)
+
+
+def test_a_point_means_the_same_place_in_both_coordinate_systems():
+    segmentation = a_segmentation()
+    grid = segmentation.labels.grid
+    k, j, i = (int(n) for n in np.argwhere(segmentation.labels.array == 2)[10])
+    x, y, z = grid.to_lps((i, j, k)) + np.array((0.4, -0.4, 0.4))
+    lps = Target.parse(f"voxel:lps:{x},{y},{z}")
+    ras = Target.parse(f"voxel:ras:{-x},{-y},{z}")
+    expected = np.zeros(grid.shape, bool)
+    expected[k, j, i] = True
+    np.testing.assert_array_equal(lps.mask(segmentation), expected)
+    np.testing.assert_array_equal(ras.mask(segmentation), expected)
+    assert lps.resolve(segmentation).label == "tumor"
+
+
+def test_a_box_holds_the_label_s_voxels_whose_centers_lie_in_it():
+    segmentation = a_segmentation()
+    array = segmentation.labels.array
+    grid = segmentation.labels.grid
+    # Corners in any order; this one cuts through the organ beside the lesion.
+    corner_a, corner_b = grid.to_lps((30.4, 10.4, 8.4)), grid.to_lps((2.6, 20.4, 15.4))
+    text = ",".join(f"{number:.4f}" for number in (*corner_a, *corner_b))
+    mask = Target.parse(f"box:lps:{text}").mask(segmentation)
+    expected = np.zeros_like(array, bool)
+    expected[9:16, 11:21, 3:31] = array[9:16, 11:21, 3:31] > 0
+    assert not (array[9:16, 11:21, 3:31] == 2).any()
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_why_not_asks_about_the_voxels_that_are_not_the_label():
+    segmentation = a_segmentation()
+    grid = segmentation.labels.grid
+    low, high = grid.to_lps((-0.4, -0.4, -0.4)), grid.to_lps((47.4, 43.4, 39.4))
+    text = ",".join(f"{number:.3f}" for number in (*low, *high))
+    mask = Target.parse(f"why-not-tumor:box:lps:{text}").mask(segmentation)
+    np.testing.assert_array_equal(mask, segmentation.labels.array != 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tumor", "No tumor was found"),
+        ("liver", "No liver"),
+        ("voxel:lps:0,0,40", "Nothing was found"),
+        ("lesion:1", "0 were"),
+    ],
+)
+def test_nothing_found_is_an_answer_of_its_own_kind(text, words):
+    segmentation = a_segmentation(np.zeros((40, 44, 48), np.uint8))
+    with pytest.raises(EmptyTargetError, match=words):
+        Target.parse(text).mask(segmentation)
+
+
+@pytest.mark.parametrize("text", ["spleen", "voxel:lps:1000,0,0", "box:ras:500,500,500,600,600,600"])
+def test_an_impossible_question_is_an_error(text):
+    with pytest.raises(UsageError) as caught:
+        Target.parse(text).mask(a_segmentation())
+    assert not isinstance(caught.value, EmptyTargetError)
+
+
+def terms_of(text, segmentation, model):
+    target = Target.parse(text)
+    mask = target.mask(segmentation)
+    return score_terms(target, mask, segmentation, model.spec, model.spec.stages[0]), mask
+
+
+def test_the_liver_is_scored_by_the_channel_that_decided_each_voxel():
+    segmentation, model = a_segmentation(), tiny_model()
+    terms, mask = terms_of("liver", segmentation, model)
+    assert {term.channels: (term.sign, int(term.mask.sum())) for term in terms} == {
+        (2,): (1.0, int((segmentation.labels.array == 2).sum())),
+        (1,): (1.0, int((segmentation.labels.array == 1).sum())),
+    }
+    assert sum(term.mask.sum() for term in terms) == mask.sum()
+
+
+def test_nested_channels_have_no_rivals():
+    stage = tiny_stage(activation="sigmoid", channels=("liver", "tumor"))
+    stage["labels"] = {"liver": ("liver",), "tumor": ("tumor",)}
+    model = model_of([stage], {"all": []})
+    (term,), _ = terms_of("tumor-vs-liver", a_segmentation(), model)
+    assert (term.channels, term.sign) == ((1,), 1.0)
+    (term,), _ = terms_of("liver", a_segmentation(), model)
+    assert (term.channels, term.sign) == ((0,), 1.0)
+
+
+def test_a_rival_the_stage_does_not_know_is_everything_else():
+    stage = tiny_stage(channels=("background", "lesion"), labels={"tumor": ("lesion",)}, name="lesions")
+    other = tiny_stage(name="liver", labels={"liver": ("liver", "tumor")})
+    model = model_of([other, stage], {"lesions": [], "liver": []})
+    assert contest(Target.parse("tumor-vs-liver"), model.spec, model.spec.stages[1]) == ((1,), (0,))
+    assert contest(Target.parse("why-not-tumor:voxel:lps:0,0,0"), model.spec, model.spec.stages[1]) == ((0,), (1,))
