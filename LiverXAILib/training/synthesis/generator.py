@@ -47,7 +47,7 @@ class Sample:
     kind: str
 
 
-#: Sizes in voxels (superior, posterior, left), divisible by 16, and how often each is drawn. No axis is 16 or 32 long:
+#: The default model's sizes, divisible by 16. No axis is 16 or 32 long:
 #: where a level of the network is 2 voxels deep, oneDNN's bfloat16 weight gradient of a convolution reads memory that
 #: was never written (seen with torch 2.13 on AVX512-BF16). Short scans come from the limited fields of view instead.
 SIZES: tuple[tuple[Size, float], ...] = (
@@ -70,12 +70,20 @@ class Generator:
     :param spacing_mm: voxel size of all sources.
     :param negatives: share of samples around something that is not liver.
     :param lesions: share of the samples with liver that get lesions.
+    :param sizes: sizes of the samples in voxels (superior, posterior, left) and how often each is drawn.
     """
 
     def __init__(
-        self, sources: Sequence[Source], *, spacing_mm: float = 3.0, negatives: float = 0.13, lesions: float = 0.72
+        self,
+        sources: Sequence[Source],
+        *,
+        spacing_mm: float = 3.0,
+        negatives: float = 0.13,
+        lesions: float = 0.72,
+        sizes: Sequence[tuple[Size, float]] = SIZES,
     ) -> None:
         self.sources = list(sources)
+        self.sizes = sizes
         self.spacing_mm = spacing_mm
         self.negatives = negatives
         self.lesions = lesions
@@ -94,10 +102,10 @@ class Generator:
     def sample(self, seed: int, size: Size | None = None) -> Sample:
         """The sample of `seed`.
 
-        :param size: (D, H, W) in voxels; drawn from :data:`SIZES` if None.
+        :param size: (D, H, W) in voxels; drawn if None.
         """
         rng = Rng(seed)
-        drawn = SIZES[rng.choose([w for _, w in SIZES])][0]
+        drawn = self.sizes[rng.choose([w for _, w in self.sizes])][0]
         size = size or drawn
         negative = rng.chance(self.negatives)
         if negative and rng.chance(0.25):

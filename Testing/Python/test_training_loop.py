@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: loss, learning rate, exact resume, logs, export."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from test_training_synthesis import block_of_liver
+
+from LiverXAILib.errors import Cancelled
+from LiverXAILib.inference.stages import normalize as normalize_by_card
+from LiverXAILib.models.store import load_model
+from LiverXAILib.networks import UNet
+from LiverXAILib.progress import CancelToken
+from LiverXAILib.training.default_model import ARGUMENTS, export
+from LiverXAILib.training.loop import Settings, learning_rate, loss_of, normalize, train
+from LiverXAILib.training.synthesis import Generator, Sample
+
+torch.set_num_threads(1)
+
+SETTINGS = Settings(iterations=6, warmup=2, checkpoint_every=2, log_every=2, validate_every=3)
+
+
+def small_generator() -> Generator:
+    return Generator([block_of_liver()], sizes=[((16, 24, 24), 1.0)])
+
+
+def small_network() -> UNet:
+    torch.manual_seed(0)
+    return UNet(features=(4, 6, 8))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    validation = [small_generator().sample(-1)]
+    whole = train(
+        small_network(), small_generator(), tmp_path / "whole", SETTINGS, validation=validation, bfloat16=False
+    )
+
+    cancel = CancelToken()
+
+    def stop_in_the_middle(stage: str, fraction: float) -> None:
+        if fraction > 0.7:  # after iteration 5; the last checkpoint is of iteration 4
+            cancel.cancel()
+
+    arguments = {"validation": validation, "progress": stop_in_the_middle, "cancel": cancel, "bfloat16": False}
+    with pytest.raises(Cancelled):
+        train(small_network(), small_generator(), tmp_path / "parts", SETTINGS, **arguments)  # type: ignore[arg-type]
+    resumed = train(
+        small_network(), small_generator(), tmp_path / "parts", SETTINGS, validation=validation, bfloat16=False
+    )
+
+    assert set(whole) == set(resumed)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    initial = small_network().state_dict()
+    assert any(not torch.equal(value, initial[name]) for name, value in whole.items())
+    for name in ("log.csv", "validation.csv"):
+        expected, found = rows(tmp_path / "whole" / name), rows(tmp_path / "parts" / name)
+        assert [{**row, "seconds": ""} for row in found] == [{**row, "seconds": ""} for row in expected]
+    assert [row["iteration"] for row in rows(tmp_path / "whole" / "log.csv")] == ["2", "4", "6"]
+
+
+def test_samples_from_a_worker_process_train_the_same_weights(tmp_path: Path) -> None:
+    alone = train(small_network(), small_generator(), tmp_path / "alone", SETTINGS, bfloat16=False)
+    helped = train(small_network(), small_generator(), tmp_path / "helped", SETTINGS, workers=1, bfloat16=False)
+    for name, value in alone.items():
+        assert torch.equal(value, helped[name]), name
+
+
+def sample_with(liver: torch.Tensor, tumor: torch.Tensor, known: torch.Tensor) -> Sample:
+    return Sample(torch.zeros(liver.shape), liver, tumor, known, "test")
+
+
+def test_the_loss_is_small_for_the_truth_and_ignores_unknown_voxels() -> None:
+    liver = torch.zeros(8, 16, 16, dtype=torch.bool)
+    liver[2:6, 2:12, 2:12] = True
+    tumor = torch.zeros_like(liver)
+    tumor[3:5, 4:8, 4:8] = True
+    known = torch.ones_like(liver)
+    known[:, 14:] = False
+    sample = sample_with(liver, tumor, known)
+    truth = torch.stack([liver, tumor]).float()[None] * 40 - 20
+    right, _ = loss_of(truth, sample)
+    wrong, parts = loss_of(-truth, sample)
+    assert right < 1e-3 < 10 < wrong
+    assert set(parts) == {"liver_ce", "liver_dice", "tumor_ce", "tumor_dice", "tumor_balanced"}
+
+    elsewhere = truth.clone()
+    elsewhere[0, :, :, 14:] = 99.0
+    assert loss_of(elsewhere, sample)[0] == right
+
+
+def test_the_balanced_part_weighs_a_small_tumor_as_much_as_the_rest_of_the_liver() -> None:
+    liver = torch.ones(8, 16, 16, dtype=torch.bool)
+    tumor = torch.zeros_like(liver)
+    tumor[:2, :4, :4] = True
+    nothing_found = torch.full((1, 2, 8, 16, 16), -10.0)
+    _, parts = loss_of(nothing_found, sample_with(liver, tumor, liver))
+    assert parts["tumor_balanced"] == pytest.approx(5.0, abs=0.01)  # half of 10
+
+
+def test_a_negative_sample_has_a_finite_loss_that_falls_with_fewer_false_voxels() -> None:
+    none = torch.zeros(8, 16, 16, dtype=torch.bool)
+    sample = sample_with(none, none, ~none)
+    quiet, _ = loss_of(torch.full((1, 2, 8, 16, 16), -8.0), sample)
+    loud, _ = loss_of(torch.full((1, 2, 8, 16, 16), 2.0), sample)
+    assert quiet < 0.1 < 1 < loud
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
+    settings = Settings(iterations=1000, warmup=100, learning_rate=1.0)
+    rates = [learning_rate(n, settings) for n in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(1.0, abs=0.011)
+    assert rates[-1] == pytest.approx(0.01, abs=0.001)
+    assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
+
+
+def test_the_exported_model_gives_the_trained_network_s_answer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = UNet(**ARGUMENTS).eval()  # type: ignore[arg-type]
+    export(network.state_dict(), tmp_path / "model", 0, Settings())
+    model = load_model(tmp_path / "model")
+    stage = model.spec.stages[0]
+
+    hu = torch.linspace(-1024, 1500, 16**3).reshape(16, 16, 16)
+    assert torch.allclose(normalize(hu), normalize_by_card(hu, stage))
+    assert stage.axes == "SPL"
+    assert stage.default_layer == "decoder.1"
+    with torch.inference_mode():
+        image = normalize(hu)[None, None]
+        expected, found = network(image), model.members(stage)[0](image)
+    assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are kept in half precision

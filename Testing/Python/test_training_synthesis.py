@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthesis: seeded, labels and images agree, lesions stay in the liver, negatives hold no liver."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from LiverXAILib.training.synthesis import Generator, Source, Tissue
+from LiverXAILib.training.synthesis.acquisition import limit_field_of_view
+from LiverXAILib.training.synthesis.fields import (
+    Rng,
+    box_blur,
+    deformation,
+    dilate,
+    gaussian_blur,
+    rotation_matrix,
+    sample_at,
+    smooth_field,
+)
+from LiverXAILib.training.synthesis.lesions import add_lesions
+from LiverXAILib.training.synthesis.tissues import draw_hu
+
+torch.set_num_threads(1)
+
+SIZE = (24, 40, 40)
+
+
+def block_of_liver(*, with_ct: bool = True) -> Source:
+    """A body of fat with a brick of liver, in air."""
+    tissues = np.full((40, 60, 60), int(Tissue.AIR), np.uint8)
+    tissues[:, 6:54, 6:54] = int(Tissue.FAT)
+    tissues[10:30, 15:40, 15:45] = int(Tissue.LIVER)
+    hu = {int(Tissue.AIR): -1000, int(Tissue.FAT): -100, int(Tissue.LIVER): 100}
+    ct = np.vectorize(hu.get)(tissues).astype(np.int16) if with_ct else None
+    return Source("block", ct, tissues, tissues == Tissue.LIVER, detailed=True, weight=1.0)
+
+
+def test_the_same_seed_gives_the_same_sample_in_any_order() -> None:
+    generator = Generator([block_of_liver()], sizes=[(SIZE, 1.0)])
+    first = [generator.sample(seed) for seed in (3, 4)]
+    again = [Generator([block_of_liver()], sizes=[(SIZE, 1.0)]).sample(seed) for seed in (4, 3)][::-1]
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.liver, b.liver)
+        assert torch.equal(a.tumor, b.tumor)
+    assert not torch.equal(first[0].image, first[1].image)
+
+
+@pytest.mark.parametrize("with_ct", [True, False], ids=["real", "phantom"])
+def test_the_label_lies_where_the_image_shows_liver(with_ct: bool) -> None:
+    generator = Generator([block_of_liver(with_ct=with_ct)], negatives=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
+    scores = []
+    for seed in range(12):
+        sample = generator.sample(seed)
+        seen = gaussian_blur(sample.image, (0.7, 0.7, 0.7)) > 10  # between fat and liver, above most fluids
+        seen &= dilate(sample.liver, 3)  # arms and table are as dense
+        scores.append(float(2 * (seen & sample.liver).sum() / (seen.sum() + sample.liver.sum())))
+    assert np.median(scores) > 0.9
+
+
+def test_lesions_stay_in_the_liver_and_change_nothing_else() -> None:
+    liver = torch.zeros(SIZE, dtype=torch.bool)
+    liver[4:20, 4:36, 4:36] = True
+    image = torch.where(liver, 110.0, -100.0)
+    sizes = []
+    for seed in range(12):
+        result, tumor = add_lesions(Rng(seed), image, liver, 3.0)
+        assert not (tumor & ~liver).any()
+        assert torch.equal(result[~liver], image[~liver])
+        assert ((result - image).abs()[tumor] > 5).float().mean() > 0.8
+        sizes.append(int(tumor.sum()))
+    assert min(sizes) < 100 < max(sizes)
+
+
+def test_every_sample_nests_tumor_in_liver_and_hides_what_is_not_scanned() -> None:
+    generator = Generator([block_of_liver(), block_of_liver(with_ct=False)], sizes=[(SIZE, 1.0)])
+    with_tumor = 0
+    for seed in range(14):
+        sample = generator.sample(seed)
+        assert torch.isfinite(sample.image).all()
+        assert not (sample.tumor & ~sample.liver).any()
+        assert not sample.liver[sample.image == -1024].any()
+        with_tumor += bool(sample.tumor.any())
+    assert 4 < with_tumor < 14
+
+
+def test_unknown_tissue_is_excluded() -> None:
+    source = block_of_liver()
+    source.tissues[10:30, 40:44, 15:45] = int(Tissue.UNKNOWN)
+    generator = Generator([source], negatives=0.0, lesions=1.0, sizes=[(SIZE, 1.0)])
+    samples = [generator.sample(seed) for seed in range(4)]
+    assert any((~sample.known).any() for sample in samples)
+    assert all((sample.known | ~sample.tumor).all() for sample in samples)
+
+
+def test_negatives_include_heads_without_liver() -> None:
+    generator = Generator([block_of_liver()], negatives=1.0, sizes=[(SIZE, 1.0)])
+    samples = [generator.sample(seed) for seed in range(16)]
+    heads = [sample for sample in samples if sample.kind == "head or nothing"]
+    assert heads
+    assert not any(sample.liver.any() for sample in heads)
+    assert all(sample.image.std() > 0 for sample in heads)
+
+
+def test_an_undeformed_sample_is_the_source() -> None:
+    source = torch.randn(9, 11, 13)
+    center = torch.tensor([4.0, 5.0, 6.0])
+    points = deformation(Rng(0), (9, 11, 13), center, 3.0, strength=0.0)
+    assert torch.allclose(sample_at(source, points, fill=-5.0), source, atol=1e-4)
+    outside = sample_at(source, points + 100, fill=-5.0)
+    assert torch.equal(outside, torch.full_like(outside, -5.0))
+
+
+def test_blurs_keep_the_mean_and_match_a_direct_sum() -> None:
+    point = torch.zeros(21, 21, 21)
+    point[10, 10, 10] = 1
+    assert gaussian_blur(point, (1.0, 0.5, 2.0)).sum() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(box_blur(point, 3.0, 0)[9:12, 10, 10], torch.full((3,), 1 / 3))
+    assert torch.allclose(box_blur(point, 2.0, 1)[10, 9:12, 10], torch.tensor([0.25, 0.5, 0.25]))
+
+
+def test_rotations_are_rigid_and_smooth_fields_have_unit_scale() -> None:
+    turn = rotation_matrix((20, -30, 45))
+    assert torch.allclose(turn @ turn.T, torch.eye(3), atol=1e-6)
+    assert torch.linalg.det(turn) == pytest.approx(1, abs=1e-6)
+    field = smooth_field(Rng(1), (48, 48, 48), 4)
+    assert 0.6 < field.std() < 1.3
+    assert (field[1:] - field[:-1]).abs().mean() < 0.5 * field.std()
+
+
+def test_dilation_grows_by_whole_voxels() -> None:
+    mask = torch.zeros(7, 7, 7, dtype=torch.bool)
+    mask[3, 3, 3] = True
+    assert int(dilate(mask, 2).sum()) == 5**3
+
+
+def test_drawn_patients_are_plausible() -> None:
+    patients = torch.stack([draw_hu(Rng(seed))[0] for seed in range(200)])
+    assert 40 < patients[:, Tissue.LIVER].median() < 120
+    assert (patients[:, Tissue.BONE] > patients[:, Tissue.FAT]).all()
+    assert patients[:, Tissue.AORTA].std() > 30  # contrast phases differ
+
+
+def test_some_scans_are_cut_short() -> None:
+    image = torch.zeros(SIZE)
+    shares = [float(limit_field_of_view(Rng(seed), image).float().mean()) for seed in range(40)]
+    assert min(shares) < 0.7
+    assert max(shares) == 1.0
