@@ -13,7 +13,6 @@ import SimpleITK as sitk
 from ..errors import UsageError
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
-from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .diameters import AxialDiameters, Point, axial_diameters, feret_diameter_mm
 
@@ -272,6 +271,8 @@ def _surface_distance(organ: np.ndarray, grid: Grid, kji: np.ndarray) -> np.ndar
     outside = ~inside
     if not np.allclose(points.direction.T @ points.direction, np.eye(3), atol=1e-4):
         # The distance transform knows right angles only: a sheared image is measured on an upright lattice.
+        from ..volumes.resample import resample  # needs torch, which Slicer's main process never loads
+
         upright = _upright(points)
         inside = (resample(inside.astype(np.float32), points, upright, antialias=False) >= 0.5).numpy()
         outside = (resample(outside.astype(np.float32), points, upright, antialias=False) > 0.5).numpy()
