@@ -28,7 +28,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable ".[report]"
+	$(PIP) --editable ".[report,evaluate]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo Testing/requirements-nnunet.txt

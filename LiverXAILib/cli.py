@@ -88,8 +88,11 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
 def _analyze(arguments: argparse.Namespace) -> int:
     from .models import load_model
     from .mrml import scene_available
+    from .report import require_report_extra
 
     chosen = options.Options.from_arguments(arguments)
+    if chosen.report:
+        require_report_extra()
     with _progress_bar() as progress:
         progress("Reading the image", 0.0)
         volume = chosen.read(arguments.input)
