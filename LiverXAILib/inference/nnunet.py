@@ -102,8 +102,8 @@ def nnunet_scores(
         for start in range(inner[0].start, inner[0].stop, thickness):
             rows = slice(start, min(start + thickness, inner[0].stop))
             block = _resize(logits, shape, after, before, rule, (rows, *inner[1:]))
-            # nnU-Net keeps half precision here, and equal scores fall to the first channel.
-            yield _shifted((rows, *inner[1:]), inner), block.half().float()
+            # In half precision, scores can be equal, and then the first channel wins.
+            yield _shifted((rows, *inner[1:]), inner), block.half().float() if rule.half else block
 
     return image.grid, (k, j, i), blocks()
 

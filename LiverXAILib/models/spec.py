@@ -88,12 +88,14 @@ class Resampling:
 
     :param order_z: order along the axis of the thick slices, where it is resized on its own.
     :param separate_z: whether it is; None: where spacings differ by more than `anisotropy`.
+    :param half: scores in half precision stay so.
     """
 
     order: int = 3
     order_z: int = 0
     separate_z: bool | None = None
     anisotropy: float = 3.0
+    half: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,526 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained nnU-Net v2 folders (``plans.json``, ``dataset.json``, ``fold_*/checkpoint_*.pth``) as models.
+
+Read from the files alone: nnU-Net itself is not needed, only its network classes (extra ``nnunet``). Whatever is not
+understood completely is refused, because a wrong guess gives wrong organs without an error. Checkpoints are unpickled
+as plain tensors and numbers; see :func:`load_nnunet` for files that need more.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from ..networks import default_stage
+from .checksum import checksum
+from .model import Model
+from .spec import LIVER, TUMOR, Intensity, LabelSpec, LayerSpec, ModelSpec, NnUNet, Resampling, StageSpec
+
+PLANS, DATASET, OPTIONS = "plans.json", "dataset.json", "liverxai.json"
+_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
+#: What a checkpoint must hold to be used; everything else in it is for continuing the training.
+NEEDED = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
+
+#: Parts of trainer names that say how long, on which augmentation or with which loss was trained: same network.
+_HARMLESS = (
+    r"NoMirroring|onlyMirror01|noDummy2DDA|DASegOrd0|DA5(?:Segord0|ord0)?|DAOrd0|NoDA|CosAnneal|warmup|Vanilla|Adam|Adan"
+    r"|[134]en[134]|DiceCELoss|DiceTopK10Loss|Topk10Loss|DiceLoss|CELoss|LS01|noSmooth|SkeletonRecall|BS8"
+    r"|NoDeepSupervision|probabilisticOversampling|033|010|Benchmark|noDataLoading|\d+(?:epochs?|ep)"
+)
+_TRAINER = re.compile(rf"nnUNet_?Trainer(?:_?(?:{_HARMLESS}))*")
+
+#: The readers of nnU-Net, and what the axes of their arrays run toward.
+_READERS = {"SimpleITKIO": "kji", "NibabelIO": "kji", "NibabelIOWithReorient": "SAR", "SimpleITKIOWithReorient": "SAR"}
+
+_MODULES: Mapping[str, type[nn.Module]] = {
+    f"torch.nn.{path}{cls.__name__}": cls
+    for cls, path in (
+        (nn.Conv2d, "modules.conv."),
+        (nn.Conv3d, "modules.conv."),
+        (nn.InstanceNorm2d, "modules.instancenorm."),
+        (nn.InstanceNorm3d, "modules.instancenorm."),
+        (nn.BatchNorm2d, "modules.batchnorm."),
+        (nn.BatchNorm3d, "modules.batchnorm."),
+        (nn.Dropout2d, "modules.dropout."),
+        (nn.Dropout3d, "modules.dropout."),
+        (nn.LeakyReLU, "modules.activation."),
+        (nn.ReLU, "modules.activation."),
+    )
+    for path in (path, "")
+}
+_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
+_NETWORK_MODULES = tuple(f"dynamic_network_architectures.architectures.{name}." for name in ("unet", "residual_unet"))
+
+_LIVER_NAMES = {"liver"}
+_TUMOR_NAMES = {
+    *("tumor", "tumors", "lesion", "lesions", "cancer", "mass", "liver cancer"),
+    *(f"{organ} {what}" for organ in ("liver", "hepatic") for what in ("tumor", "tumors", "lesion", "lesions", "mass")),
+}
+_PART_OF_LIVER = re.compile(r"(liver|hepatic) (segment|vessel|vein|vessels|veins)( .*)?")
+_VESSELS = re.compile(r"(liver|hepatic) (vessel|vein)s?")
+
+
+@dataclass(frozen=True)
+class NnUNetOptions:
+    """What the files of nnU-Net do not say. Beside them in ``liverxai.json``, or in the registry.
+
+    :param axes: what the image's axes (slowest first) ran toward in the training files if they were all alike, e.g.
+        "SAR" for canonical NIfTI files; None: images are read as they are stored, as nnU-Net does.
+    :param labels: our names for labels of ``dataset.json``, e.g. {"liver_lesions": "tumor"}.
+    :param keep: only these labels (our names) are made; empty: all.
+    :param mirroring: average over mirrored windows where the training allows it: up to 8 times slower.
+    """
+
+    axes: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    mirroring: bool = True
+    title: str = ""
+    license: str = "unknown; ask whoever trained it"
+    source: str = ""
+    citation: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(path: Path) -> NnUNetOptions:
+        """Read ``liverxai.json``; raises :class:`~LiverXAILib.errors.ModelError` on unknown fields."""
+        data = _read_json(path)
+        if unknown := set(data) - {item.name for item in dataclasses.fields(NnUNetOptions)}:
+            raise ModelError(f"{path} has fields that this version does not know: {', '.join(sorted(unknown))}.")
+        return NnUNetOptions(**{**data, "keep": tuple(data.get("keep", ()))})
+
+
+def find_nnunet(folder: Path) -> Path | None:
+    """The trained-model folder in or below `folder` (three levels), or None.
+
+    :raises LiverXAILib.errors.ModelError: there are several to choose from.
+    """
+    found = sorted(
+        path.parent
+        for depth in range(4)
+        for path in folder.glob("*/" * depth + PLANS)
+        if (path.parent / DATASET).is_file()
+    )
+    if len(found) > 1:
+        listed = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise ModelError(f"{folder} holds several nnU-Net models; name one of: {listed}.")
+    return found[0] if found else None
+
+
+def load_nnunet(
+    folder: Path, *, name: str | None = None, options: NnUNetOptions | None = None, trust: bool = False
+) -> Model:
+    """Load a trained nnU-Net v2 folder.
+
+    :param folder: holds ``plans.json``, ``dataset.json`` and folders ``fold_*``; all folds found make an ensemble.
+    :param name: the model's name in results; default: the data set's.
+    :param options: default: ``liverxai.json`` in the folder, if it is there.
+    :param trust: unpickle checkpoints that hold more than tensors and numbers. **This runs whatever code is in the
+        file**: only for files you made yourself or whose maker you trust.
+    :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or of a kind that is not supported.
+    """
+    if options is None:
+        path = folder / OPTIONS
+        options = NnUNetOptions.read(path) if path.is_file() else NnUNetOptions()
+    plans, dataset = _read_json(folder / PLANS), _read_json(folder / DATASET)
+    files = _checkpoints(folder)
+    checkpoints = [read_checkpoint(folder / file, trust=trust) for file in files]
+    try:
+        return _model(folder, name, options, plans, dataset, files, checkpoints)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise ModelError(f"The nnU-Net model in {folder} cannot be understood: {error!r}.") from error
+
+
+def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
+    """The entries :data:`NEEDED` of a checkpoint. Nothing but tensors and numbers is unpickled unless `trust`."""
+    try:
+        if trust:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        else:
+            with torch.serialization.safe_globals(_safe_numpy()):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|global|class|type) ([\w.]+)", str(error))
+        raise ModelError(
+            f"{path} is not opened: it holds more than tensors and numbers{f' ({wanted[1]})' if wanted else ''}, and "
+            "opening it could run code. If you trust whoever made it, import it once with "
+            "'liverxai models import --trust'."
+        ) from error
+    except Exception as error:
+        raise ModelError(f"{path} is damaged or no nnU-Net checkpoint: {error}") from error
+    missing = [key for key in NEEDED[:3] if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise ModelError(f"{path} is no nnU-Net v2 checkpoint: it lacks {', '.join(missing)}.")
+    return {key: checkpoint.get(key) for key in NEEDED}
+
+
+def _safe_numpy() -> list[Any]:
+    """The NumPy numbers that nnU-Net writes into its training log, by the names of old and new NumPy."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *dtypes,
+    ]
+
+
+def _model(
+    folder: Path,
+    name: str | None,
+    options: NnUNetOptions,
+    plans: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    files: Sequence[str],
+    checkpoints: Sequence[Mapping[str, Any]],
+) -> Model:
+    first = checkpoints[0]
+    for file, checkpoint in zip(files, checkpoints, strict=True):
+        _check_trainer(folder / file, str(checkpoint["trainer_name"]))
+    configuration_name = str(first["init_args"]["configuration"])
+    configuration = _configuration(plans, configuration_name)
+    if configuration.get("previous_stage") is not None:
+        raise ModelError(
+            f"{folder} holds the second network of a cascade ({configuration_name}), which also needs the result of "
+            "the first. Cascades are not supported; train or use '3d_fullres'."
+        )
+    _check_plans(folder, plans, configuration, dataset)
+    regions, heads, channels = _channels(dataset)
+    specs, labels = _labels(regions, heads, options)
+    class_name, arguments = _architecture(configuration)
+    networks = [
+        _network(folder / file, class_name, arguments, len(channels), checkpoint["network_weights"])
+        for file, checkpoint in zip(files, checkpoints, strict=True)
+    ]
+    stage = _stage(plans, configuration, options, first["inference_allowed_mirroring_axes"], arguments)
+    layers, default = _layers(arguments, stage["spacing"])
+    title = str(plans.get("dataset_name", folder.parent.name))
+    spec = ModelSpec(
+        name=name or title,
+        version=f"{first['trainer_name']}, {plans.get('plans_name', 'plans')}, {configuration_name}",
+        title=options.title or f"nnU-Net v2: {title}",
+        description=f"{class_name} with {len(networks)} fold{'s' if len(networks) > 1 else ''}, trained by nnU-Net v2.",
+        labels=specs,
+        stages=(
+            StageSpec(
+                name="nnunet",
+                network=class_name,
+                arguments=arguments,
+                weights=tuple(files),
+                sha256=tuple(checksum(folder / file) for file in files),
+                channels=channels,
+                labels=labels,
+                activation="sigmoid" if regions else "softmax",
+                layers=layers,
+                default_layer=default,
+                **stage,
+            ),
+        ),
+        license=options.license,
+        source=options.source,
+        citation=options.citation or "Isensee F et al. nnU-Net. Nature Methods 18 (2021) 203-211.",
+        training=options.training,
+        quality=options.quality,
+    )
+    return Model(spec, {"nnunet": networks})
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def _check_trainer(path: Path, trainer: str) -> None:
+    if not _TRAINER.fullmatch(trainer):
+        raise ModelError(
+            f"{path} was trained by {trainer!r}. That trainer is not among those known to leave nnU-Net's network as "
+            "the plans describe it (STUNet, MedNeXt, U-Mamba, Primus … build another), so the model is refused."
+        )
+
+
+def _check_plans(
+    folder: Path, plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset: Mapping[str, Any]
+) -> None:
+    problems = []
+    channels = dataset.get("channel_names", dataset.get("modality", {}))
+    if len(channels) != 1:
+        problems.append(f"it reads {len(channels)} images at once, and a CT is one")
+    if plans.get("image_reader_writer", "SimpleITKIO") not in _READERS:
+        problems.append(f"its reader {plans['image_reader_writer']!r} is unknown")
+    if configuration.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
+        problems.append(f"its preprocessor {configuration['preprocessor_name']!r} is unknown")
+    if plans.get("label_manager", "LabelManager") != "LabelManager":
+        problems.append(f"its label manager {plans['label_manager']!r} is unknown")
+    if problems:
+        raise ModelError(f"The nnU-Net model in {folder} is refused: {'; '.join(problems)}.")
+
+
+# --- plans --------------------------------------------------------------------------------------------------------
+
+
+def _configuration(plans: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A configuration with everything it inherits."""
+    if name not in plans["configurations"] or name in seen:
+        raise ModelError(f"The plans have no usable configuration {name!r}.")
+    own = dict(plans["configurations"][name])
+    if "inherits_from" not in own:
+        return own
+    return {**_configuration(plans, own["inherits_from"], (*seen, name)), **own}
+
+
+def _stage(
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    options: NnUNetOptions,
+    mirror_axes: Sequence[int] | None,
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The fields of the stage that follow from the plans."""
+    patch = tuple(int(n) for n in configuration["patch_size"])
+    flat = len(patch) == 2
+    order = plans.get("transpose_forward", [0, 1, 2])
+    axes = options.axes or _READERS[plans.get("image_reader_writer", "SimpleITKIO")]
+    properties = plans.get("foreground_intensity_properties_per_channel") or plans.get(
+        "foreground_intensity_properties_by_modality"
+    )
+    scheme = configuration["normalization_schemes"][0]
+    intensity = Intensity()
+    if scheme == "CTNormalization":
+        numbers = properties["0"]  # type: ignore[index]
+        intensity = Intensity(
+            float(numbers["percentile_00_5"]),
+            float(numbers["percentile_99_5"]),
+            float(numbers["mean"]),
+            max(float(numbers["std"]), 1e-8),
+        )
+    divisor = tuple(prod(steps) for steps in zip(*_strides(arguments), strict=True))
+    return {
+        "axes": "".join(axes[source] for source in order),
+        "spacing": (*((None,) if flat else ()), *(float(mm) for mm in configuration["spacing"])),
+        "intensity": intensity,
+        "window": ((1, *patch) if flat else patch),
+        "divisor": ((1, *divisor) if flat else divisor),
+        "pad_to_window": True,
+        "overlap": 0.5,
+        "dimensions": len(patch),
+        "mirror_axes": tuple(int(axis) + flat for axis in mirror_axes or ()) if options.mirroring else (),
+        "nnunet": NnUNet(
+            normalization=scheme,
+            masked=bool(configuration["use_mask_for_norm"][0]),
+            image=_resampling(configuration, "resampling_fn_data"),
+            scores=_resampling(configuration, "resampling_fn_probabilities"),
+        ),
+    }
+
+
+def _resampling(configuration: Mapping[str, Any], key: str) -> Resampling:
+    function, settings = configuration[key], dict(configuration.get(f"{key}_kwargs", {}))
+    separate, anisotropy = settings.get("force_separate_z"), float(settings.get("separate_z_anisotropy_threshold", 3.0))
+    if function == "resample_data_or_seg_to_shape":
+        return Resampling(int(settings["order"]), int(settings.get("order_z", 0)), separate, anisotropy)
+    torch_modes = settings.get("mode", "linear"), settings.get("aniso_axis_mode", "nearest-exact")
+    if function == "resample_torch_fornnunet" and torch_modes == ("linear", "nearest-exact"):
+        return Resampling(1, 0, separate, anisotropy, half=False)
+    raise ModelError(f"The plans resample with {function!r} {settings}, which is not supported.")
+
+
+def _channels(dataset: Mapping[str, Any]) -> tuple[bool, dict[str, int], tuple[str, ...]]:
+    """Whether channels are overlapping regions; each label's value in the label map; the channels' names in order."""
+    entries = {
+        name: [int(v) for v in value] if isinstance(value, list) else int(value)
+        for name, value in dataset["labels"].items()
+        if name != "ignore"
+    }
+    if any(isinstance(value, list) and len(value) > 1 for value in entries.values()):
+        names = [name for name, value in entries.items() if value not in (0, [0])]
+        order = [int(value) for value in dataset["regions_class_order"]]
+        return True, dict(zip(names, order, strict=True)), tuple(names)
+    values = {name: value[0] if isinstance(value, list) else value for name, value in entries.items()}
+    ordered = sorted(values, key=lambda name: values[name])
+    if [values[name] for name in ordered] != list(range(len(ordered))):
+        raise ModelError(f"The labels of {DATASET} must be numbered 0, 1, 2 … without gaps, not {values}.")
+    return False, {name: values[name] for name in ordered[1:]}, tuple(ordered)
+
+
+def _labels(
+    regions: bool, values: Mapping[str, int], options: NnUNetOptions
+) -> tuple[tuple[LabelSpec, ...], dict[str, tuple[str, ...]]]:
+    """The labels of the result, in the order in which they are drawn, and the channels of each."""
+    named = {channel: options.labels.get(channel) or _our_name(channel) for channel in values}
+    if len(set(named.values())) < len(named):
+        named = {channel: options.labels.get(channel, channel) for channel in values}
+    if unknown := set(options.keep) - set(named.values()):
+        raise ModelError(f"The model has no label {', '.join(sorted(unknown))}; it has {', '.join(named.values())}.")
+    if max(values.values()) > 255:
+        raise ModelError("The model has labels above 255, which LiverXAI's label maps cannot hold.")
+    chosen = [
+        (named[channel], value)
+        for channel, value in values.items()
+        if named[channel] in (options.keep or named.values())
+    ]
+    if not regions:
+        # Exclusive labels do not overlap; the order says which organ a lesion is drawn over.
+        chosen.sort(key=lambda item: (item[0] == "tumor", item[0] != "liver", item[1]))
+    specs: list[LabelSpec] = []
+    for name, value in chosen:
+        specs.append(_label_spec(name, value, "liver" in {spec.name for spec in specs}))
+    made = {}
+    for spec in specs:
+        inside = [channel for channel, ours in named.items() if ours == spec.name]
+        if spec.name == "liver" and not regions:
+            inside += [channel for channel, ours in named.items() if ours == "tumor"]
+        made[spec.name] = tuple(inside)
+    return tuple(specs), made
+
+
+def _our_name(name: str) -> str:
+    plain = re.sub(r"[\s_-]+", " ", name).strip().lower().replace("tumour", "tumor")
+    if plain in _LIVER_NAMES:
+        return LIVER.name
+    return TUMOR.name if plain in _TUMOR_NAMES else name
+
+
+def _label_spec(name: str, value: int, has_liver: bool) -> LabelSpec:
+    if name == LIVER.name:
+        return dataclasses.replace(LIVER, value=value)
+    if name == TUMOR.name:
+        return dataclasses.replace(TUMOR, value=value, parent=LIVER.name if has_liver else None)
+    return other_label(name, value, has_liver)
+
+
+def other_label(name: str, value: int, has_liver: bool) -> LabelSpec:
+    """A label that is neither liver nor tumor; what is known of its meaning follows from its name."""
+    plain = re.sub(r"[\s_-]+", " ", name).lower()
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(value * 0.618 % 1.0, 0.55, 0.85))
+    concept = ("SCT", "59820001", "Blood vessel") if _VESSELS.fullmatch(plain) else LabelSpec.type
+    part = bool(_PART_OF_LIVER.fullmatch(plain))
+    return LabelSpec(
+        name,
+        value,
+        (red, green, blue),
+        parent=LIVER.name if part and has_liver else None,
+        type=concept,
+        region=TUMOR.region if part else None,
+    )
+
+
+# --- network ------------------------------------------------------------------------------------------------------
+
+
+def _architecture(configuration: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Class name and keyword arguments, as JSON, from plans of either form."""
+    if "architecture" in configuration:
+        described = configuration["architecture"]
+        name, arguments = str(described["network_class_name"]), dict(described["arch_kwargs"])
+        class_name = name.rsplit(".", 1)[-1]
+        if name.removesuffix(class_name) not in _NETWORK_MODULES:
+            class_name = name
+    else:
+        class_name = str(configuration["UNet_class_name"])
+        stages = len(configuration["n_conv_per_stage_encoder"])
+        dimensions = len(configuration["patch_size"])
+        base, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
+        encoder = "n_conv_per_stage" if class_name == "PlainConvUNet" else "n_blocks_per_stage"
+        arguments = {
+            "n_stages": stages,
+            "features_per_stage": [min(base * 2**level, most) for level in range(stages)],
+            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+            "kernel_sizes": configuration["conv_kernel_sizes"],
+            "strides": configuration["pool_op_kernel_sizes"],
+            encoder: configuration["n_conv_per_stage_encoder"],
+            "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        }
+    if class_name not in _NETWORKS:
+        raise ModelError(f"The plans ask for the network {class_name!r}; supported are {' and '.join(_NETWORKS)}.")
+    return class_name, arguments
+
+
+def _network(
+    path: Path, class_name: str, arguments: Mapping[str, Any], channels: int, weights: Mapping[str, torch.Tensor]
+) -> nn.Module:
+    try:
+        from dynamic_network_architectures.architectures import unet
+    except ImportError as error:
+        raise ModelError(
+            "nnU-Net models need the package 'dynamic-network-architectures': pip install 'liverxai[nnunet]'."
+        ) from error
+    built = dict(arguments)
+    for key in ("conv_op", "norm_op", "dropout_op", "nonlin"):
+        if (wanted := built.get(key)) is not None:
+            if wanted not in _MODULES:
+                raise ModelError(
+                    f"The plans ask for {wanted!r} as {key}, which is not among the layers LiverXAI allows."
+                )
+            built[key] = _MODULES[wanted]
+    # Explanations hold on to what a layer put out: nothing may overwrite it.
+    built["nonlin_kwargs"] = {**(built.get("nonlin_kwargs") or {}), "inplace": False}
+    try:
+        network = getattr(unet, class_name)(input_channels=1, num_classes=channels, deep_supervision=False, **built)
+        network.load_state_dict(weights, strict=True)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ModelError(
+            f"The weights in {path} do not fit the network of the plans ({class_name}): {error}"
+        ) from error
+    return network
+
+
+def _strides(arguments: Mapping[str, Any]) -> list[list[int]]:
+    """The stride of each encoder stage along each axis."""
+    dimensions = 3 if str(arguments["conv_op"]).endswith("3d") else 2
+    return [[int(step)] * dimensions if isinstance(step, int) else list(step) for step in arguments["strides"]]
+
+
+def _layers(arguments: Mapping[str, Any], spacing: Sequence[float | None]) -> tuple[tuple[LayerSpec, ...], str]:
+    """The stages that may be explained, and the one to explain by default."""
+    steps = _strides(arguments)
+    strides = [tuple(prod(axis) for axis in zip(*steps[: level + 1], strict=True)) for level in range(len(steps))]
+    layers = [LayerSpec(f"encoder.stages.{n}", stride, "encoder") for n, stride in enumerate(strides[:-1])]
+    layers.append(LayerSpec(f"encoder.stages.{len(strides) - 1}", strides[-1], "bottleneck"))
+    layers += [LayerSpec(f"decoder.stages.{n}", stride, "decoder") for n, stride in enumerate(strides[-2::-1])]
+    default = default_stage([(layer.name, layer.stride) for layer in layers], [mm for mm in spacing if mm is not None])
+    return tuple(layers), layers[len(strides) - 1].name if default == "bottleneck" else default
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent} is no nnU-Net v2 folder: {path.name} is missing.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return data
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    """For each fold its checkpoint, relative to `folder`; ``fold_all`` only if it is the only one."""
+    found = {}
+    for fold in sorted(folder.glob("fold_*")):
+        for name in _CHECKPOINTS:
+            if (fold / name).is_file():
+                found[fold.name] = f"{fold.name}/{name}"
+                break
+    if not found:
+        raise ModelError(f"{folder} has no trained network: no fold_*/{_CHECKPOINTS[0]} (or {_CHECKPOINTS[1]}).")
+    return [path for fold, path in found.items() if fold != "fold_all"] or list(found.values())

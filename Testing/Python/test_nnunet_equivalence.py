@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our answer for an nnU-Net folder is nnU-Net's own: same network input, same scores, same labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunet_folders import LABELS, architecture, make_folder, noisy_ct, plans
+from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from LiverXAILib.inference import Postprocessing, segment
+from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
+from LiverXAILib.models import Model
+from LiverXAILib.models.nnunet import NnUNetOptions, load_nnunet
+from LiverXAILib.volumes.orientation import Reorientation
+from LiverXAILib.volumes.volume import Grid, Volume
+
+RAW = Postprocessing(False, False, False, 0.0)
+CPU = torch.device("cpu")
+
+
+def nnunet_says(folder: Path, volume: Volume, checkpoint: str = "checkpoint_final.pth", folds: Any = None):
+    """What nnU-Net's predictor makes of an image: network input, scores, label map."""
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder), folds, checkpoint)
+    image, spacing = np.ascontiguousarray(volume.array)[None], list(volume.spacing[::-1])
+    adapter = PreprocessAdapterFromNpy(
+        [image],
+        [None],
+        [{"spacing": spacing}],
+        [None],
+        predictor.plans_manager,
+        predictor.dataset_json,
+        predictor.configuration_manager,
+        num_threads_in_multithreaded=1,
+    )
+    prepared = next(adapter)
+    data = torch.as_tensor(prepared["data"])
+    logits = predictor.predict_logits_from_preprocessed_data(data)
+    labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits,
+        predictor.plans_manager,
+        predictor.configuration_manager,
+        predictor.label_manager,
+        prepared["data_properties"],
+        num_threads_torch=1,
+    )
+    return data[0], logits, labels
+
+
+def we_say(model: Model, volume: Volume):
+    """The same three from LiverXAI."""
+    stage = model.spec.stages[0]
+    (grid,) = stage_grids(volume, stage)
+    data = stage_input(volume, stage, grid)
+    logits = predict_logits(model.members(stage), data, stage, stage_plan(stage, grid), CPU)
+    return data, logits, segment(volume, model, device="cpu", postprocessing=RAW).labels.array
+
+
+def assert_equal_answers(ours, theirs, agreement: float = 0.9999):
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        assert one.shape == other.shape
+    torch.testing.assert_close(ours[0], theirs[0].float(), atol=2e-6 * float(theirs[0].abs().max()), rtol=0)
+    # Up to eight windows are summed, and each sum is rounded to the 11 bits of half precision.
+    rounding = 8 * 2**-11 * float(theirs[1].abs().max())
+    torch.testing.assert_close(ours[1].float(), theirs[1].float(), atol=rounding, rtol=0)
+    assert (ours[2] == theirs[2]).mean() >= agreement
+    assert len(np.unique(theirs[2])) > 1
+
+
+TORCH_RESAMPLING = {
+    f"resampling_fn_{what}": "resample_torch_fornnunet" for what in ("data", "seg", "probabilities")
+} | {
+    f"resampling_fn_{what}_kwargs": {"is_seg": what == "seg", "force_separate_z": None}
+    for what in ("data", "seg", "probabilities")
+}
+REGIONS = {"labels": {"background": 0, "tumor": 2, "liver": [1, 2]}, "dataset": {"regions_class_order": [2, 1]}}
+NESTED = {"labels": {"background": 0, "liver": [1, 2], "tumor": 2}, "dataset": {"regions_class_order": [1, 2]}}
+INHERITED = plans()
+INHERITED["configurations"]["3d_fullres_high"] = {"inherits_from": "3d_fullres", "patch_size": [16, 24, 20]}
+THICK = {"spacing_kji": (7.0, 1.8, 2.0), "shape": (16, 40, 36)}
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "isotropic, new plans": (plans(), {}, {}),
+    "isotropic, old plans": (plans(old=True), {}, {}),
+    "anisotropic plans": (plans(spacing=[6.0, 1.9, 1.9], patch_size=[8, 32, 32]), {}, {}),
+    "thick slices": (plans(), {}, THICK),
+    "two-dimensional": (plans("2d"), {"mirror_axes": (0, 1)}, {"shape": (6, 36, 40)}),
+    "two-dimensional, thick slices": (plans("2d", spacing=[1.5, 1.5]), {}, {**THICK, "shape": (5, 40, 36)}),
+    "regions": (plans(), REGIONS, {}),
+    "nested regions": (plans(), NESTED, {}),
+    "transposed": (plans(transpose_forward=[1, 0, 2], transpose_backward=[1, 0, 2]), {}, {}),
+    "cyclically transposed": (
+        plans(transpose_forward=[2, 0, 1], transpose_backward=[1, 2, 0], spacing=[2.0, 5.0, 3.0]),
+        {},
+        {},
+    ),
+    "two folds": (plans(), {"folds": (0, 1)}, {}),
+    "mirrored": (plans(patch_size=[16, 16, 16]), {"mirror_axes": (0, 1, 2)}, {"shape": (14, 16, 18)}),
+    "residual encoder": (plans(architecture=architecture("ResidualEncoderUNet")), {}, {}),
+    "inherited configuration": (INHERITED, {}, {}),
+    "image smaller than the patch": (plans(patch_size=[48, 40, 44]), {}, {"shape": (21, 30, 33)}),
+    "resized by torch": (plans(**TORCH_RESAMPLING), {}, {}),
+    "resized by torch, thick slices": (plans(**TORCH_RESAMPLING), {}, THICK),
+    "z-score": (plans(normalization_schemes=["ZScoreNormalization"]), {}, {}),
+    "rescaled to 0..1": (plans(normalization_schemes=["RescaleTo01Normalization"]), {}, {}),
+    "not normalized": (plans(normalization_schemes=["NoNormalization"]), {}, {}),
+    "ignore label": (plans(), {"labels": {**LABELS, "ignore": 3}}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answers_are_nnunets(case, tmp_path):
+    plan, folder, image = CASES[case]
+    folder = make_folder(tmp_path, plan, **folder)
+    volume = noisy_ct(**image)
+    assert_equal_answers(we_say(load_nnunet(folder), volume), nnunet_says(folder, volume))
+
+
+def test_an_image_with_an_empty_border_is_cut_as_nnunet_cuts_it(tmp_path):
+    folder = make_folder(
+        tmp_path, plans(normalization_schemes=["ZScoreNormalization"], use_mask_for_norm=[True]), folds=(0,)
+    )
+    image = np.zeros((34, 40, 46), np.int16)
+    image[3:-2, 2:-4, 5:-7] = noisy_ct((29, 34, 34)).array
+    image[10:12, 10:12, 10:12] = 0
+    volume = Volume(image, noisy_ct().ijk_to_lps)
+    theirs = nnunet_says(folder, volume)
+    assert_equal_answers(we_say(load_nnunet(folder), volume), theirs)
+    assert theirs[0].shape[2] < 34
+
+
+def test_fold_all_and_the_best_checkpoint_are_used_where_there_is_nothing_else(tmp_path):
+    folder = make_folder(tmp_path, plans(), folds=("all",))
+    (folder / "fold_all" / "checkpoint_final.pth").rename(folder / "fold_all" / "checkpoint_best.pth")
+    volume = noisy_ct((20, 24, 28))
+    theirs = nnunet_says(folder, volume, "checkpoint_best.pth", ("all",))
+    assert_equal_answers(we_say(load_nnunet(folder), volume), theirs)
+
+
+def test_a_model_trained_on_canonical_images_sees_any_image_canonically(tmp_path):
+    folder = make_folder(tmp_path, plans())
+    stored = noisy_ct()
+    # The same patient, stored with other axes: i runs to posterior, j to the left, k to inferior.
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array([[0, 2.2, 0], [2.2, 0, 0], [0, 0, -4.0]])
+    volume = Volume(stored.array, matrix)
+    turn = Reorientation.to(volume.grid, "SAR")
+    canonical = Volume(turn.apply(volume.array), turn.grid.ijk_to_lps)
+    *theirs, labels = nnunet_says(folder, canonical)
+    ours = we_say(load_nnunet(folder, options=NnUNetOptions(axes="SAR")), volume)
+    assert_equal_answers(ours, (*theirs, turn.invert(labels)))
+
+
+def test_averaging_mirrored_windows_can_be_left_out(tmp_path):
+    folder = make_folder(tmp_path, plans(), mirror_axes=(0, 1, 2))
+    assert load_nnunet(folder).spec.stages[0].mirror_axes == (0, 1, 2)
+    assert load_nnunet(folder, options=NnUNetOptions(mirroring=False)).spec.stages[0].mirror_axes == ()
+
+
+def test_a_tilted_scan_is_straightened_for_a_model_of_canonical_images(tmp_path):
+    model = load_nnunet(make_folder(tmp_path, plans()), options=NnUNetOptions(axes="SAR"))
+    straight = noisy_ct()
+    angle = np.radians(20)
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    matrix = straight.ijk_to_lps.copy()
+    matrix[:3, :3] = turn @ matrix[:3, :3]
+    result = segment(Volume(straight.array, matrix), model, device="cpu", postprocessing=RAW)
+    assert result.labels.grid.matches(Grid(straight.shape, matrix))
+    assert len(np.unique(result.labels.array)) > 1
