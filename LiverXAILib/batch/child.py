@@ -8,7 +8,6 @@ when its input does, so that it never outlives its parent.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import json
 import logging
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..errors import DeviceError, InputError, LiverXAIError, UsageError
+from ..errors import InputError, LiverXAIError, UsageError
 from ..options import Options
 from ..progress import Progress
+from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
 from .cases import content_hash, stamp
 from .store import OutputError, Store, host_name, is_lost_place
 
@@ -38,29 +38,13 @@ _log = logging.getLogger(__name__)
 _PROGRESS_RATE = 4.0
 
 
-class Channel:
-    """Messages to the parent. Nothing else may write to this process's standard output: it goes to standard error."""
-
-    def __init__(self) -> None:
-        sys.stdout.flush()
-        self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-        self._lock = threading.Lock()
-
-    def send(self, event: str, **values: Any) -> None:
-        """Send one message."""
-        with self._lock:
-            self._file.write(json.dumps({"event": event, **values}) + "\n")
-            self._file.flush()
-
-
 def main() -> int:
     """Run until the parent closes the input. Returns the exit code."""
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     channel = Channel()
     config = json.loads(sys.stdin.buffer.readline())
-    _volunteer_for_the_oom_killer()
+    volunteer_for_the_oom_killer()
     try:
         model = _load(config)
     except (LiverXAIError, OSError, ImportError) as error:
@@ -226,7 +210,7 @@ class _Worker:
                 return "output", str(full)
             if is_lost_place(error):
                 return "output", sentence
-        if _is_memory(error):
+        if is_memory(error):
             return "memory", "There was not enough memory for this image. " + (
                 sentence if isinstance(error, LiverXAIError) else "Use a machine with more, or crop the image."
             )
@@ -239,26 +223,11 @@ class _Worker:
         return "error", f"{type(error).__name__}: {sentence}"
 
 
-def _is_memory(error: BaseException | None) -> bool:
-    while error is not None:
-        text = str(error)
-        if isinstance(error, (MemoryError, DeviceError)) or "can't allocate memory" in text or "out of memory" in text:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _listen(todo: queue.Queue[dict[str, Any]]) -> None:
     """Take cases from the parent; end the process, whatever it is doing, when there is no parent any more."""
     for line in sys.stdin.buffer:
         todo.put(json.loads(line))
     os._exit(0)
-
-
-def _volunteer_for_the_oom_killer() -> None:
-    """On Linux: if memory runs out, let the system kill this process rather than the one that keeps the record."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("900")
 
 
 if __name__ == "__main__":

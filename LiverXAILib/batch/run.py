@@ -181,7 +181,7 @@ class Batch:
         engine = make_engine(inbox.put)
         try:
             with self._catch_signals():
-                model = self._wait_until_ready(engine, inbox)
+                model = self._wait_until_ready(engine, inbox, manifest)
                 if model is not None:
                     todo = self._plan(model, before, manifest)
                     self._work(engine, inbox, manifest, todo, model)
@@ -207,7 +207,9 @@ class Batch:
 
     # --- what is to be done ------------------------------------------------------------------------------------
 
-    def _wait_until_ready(self, engine: Engine, inbox: queue.Queue[dict[str, Any]]) -> dict[str, Any] | None:
+    def _wait_until_ready(
+        self, engine: Engine, inbox: queue.Queue[dict[str, Any]], manifest: Manifest
+    ) -> dict[str, Any] | None:
         """The identity of the model, from the first worker that has loaded it; None if the user has stopped."""
         while True:
             self._watcher.show(0, 0, "Loading the model")
@@ -220,6 +222,8 @@ class Batch:
             engine.heard(event)
             if event["event"] == "fatal":
                 raise (UsageError if event.get("usage") else LiverXAIError)(event["error"])
+            if event["event"] == "worker":
+                manifest.append("worker", pid=event["pid"], host=event["host"])
             if event["event"] == "ready":
                 return dict(event["model"])
 

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import signal
 import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from ..subprocesses import describe_end, kill_tree, messages, say, start_child
 from .store import Store
 
 #: What a session tells: a mapping with "event" and values.
@@ -28,8 +25,6 @@ _START_LIMIT = 900.0
 _MAX_FAILED_STARTS = 3
 #: A case during which the process died is tried once more, alone.
 _MAX_CRASHES = 2
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Session:
@@ -108,25 +103,9 @@ class Session:
         self._emit({"event": "ended"})
 
     def _start(self) -> None:
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        if self._config["threads"]:
-            environment.setdefault("OMP_NUM_THREADS", str(self._config["threads"]))
-        isolation: dict[str, Any] = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
-            if os.name == "nt"
-            else {"start_new_session": True}
-        )
         try:
             with (self._store.logs / f"{self._store.name}-workers.log").open("ab") as log:
-                process = subprocess.Popen(
-                    [self._python, "-m", "LiverXAILib.batch.child"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=environment,
-                    **isolation,
-                )
+                process = start_child(self._python, "LiverXAILib.batch.child", threads=self._config["threads"], log=log)
         except OSError as error:
             self._give_up(f"The worker process cannot be started: {error.strerror or error}.")
             return
@@ -136,22 +115,13 @@ class Session:
         self._say(self._config)
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            try:
-                self._inbox.put(("said", process, json.loads(line)))
-            except ValueError:
-                break  # Cut short by a kill; the end of the process is what counts.
+        for message in messages(process):
+            self._inbox.put(("said", process, message))
         self._inbox.put(("ended", process, process.wait()))
 
     def _say(self, message: Mapping[str, Any]) -> None:
         assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write((json.dumps(message) + "\n").encode())
-            self._process.stdin.flush()
-        except OSError:
-            pass  # It has died: _listen tells.
+        say(self._process, message)
 
     def _feed(self) -> None:
         """Hand waiting cases to the worker: two at a time, but a suspect of a crash alone."""
@@ -218,15 +188,15 @@ class Session:
         self._failed_starts += 1
         if self._failed_starts >= _MAX_FAILED_STARTS:
             self._give_up(
-                f"The worker process ended {self._failed_starts} times without finishing a case ({_describe(code)}). "
-                f"The reason may be in {self._store.logs}."
+                f"The worker process ended {self._failed_starts} times without finishing a case "
+                f"({describe_end(code)}). The reason may be in {self._store.logs}."
             )
             return
         active = [case_id for case_id, clock in self._inside.items() if clock.running]
         self._blame(
             active or list(self._inside),
             "crash",
-            f"The worker process ended while it worked on this case: {_describe(code)}.",
+            f"The worker process ended while it worked on this case: {describe_end(code)}.",
         )
         self._restart()
 
@@ -285,12 +255,7 @@ class Session:
         process, self._process = self._process, None
         if process is None:
             return
-        if os.name == "nt":
-            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
-        else:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_tree(process)
         for case_id in self._inside:
             self._store.discard(self._inside[case_id].case["folder"])
 
@@ -318,15 +283,3 @@ class _Clock:
 
     def stop(self) -> None:
         self._spent, self._since = self.seconds, None
-
-
-def _describe(code: int) -> str:
-    """The end of a process in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = ", most likely because the system ran out of memory" if name == "SIGKILL" else ""
-    return f"{name}{hint}"

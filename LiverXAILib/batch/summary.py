@@ -196,7 +196,7 @@ def _page(cases: Sequence[CaseSummary], found: Found) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    checked = sorted(
+    checked: list[dict[str, Any]] = sorted(
         ({"row": case.row, "explanation": one, "gain": _gain(one)} for case in cases for one in case.explanations),
         key=lambda item: (item["explanation"]["faithfulness"]["passed"], item["gain"]),
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+import SimpleITK as sitk
 import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
@@ -110,6 +111,55 @@ def write_dicom(folder: Path, seed: int = 0, *, modality: str = "CT", slices: in
         data.PixelData = np.ascontiguousarray(volume.array[number]).tobytes()
         pydicom.dcmwrite(path, data, enforce_file_format=True)
     return series
+
+
+#: Quick, and short enough to wait for, but longer than a good case takes on a busy machine.
+COHORT_ARGUMENTS = ("--explain", "--no-report", "--time-limit", 12)
+#: Label of each bad case: the kind of failure, and a word that the reason must hold.
+BAD = {
+    "truncated.nii.gz": ("input", "damaged"),
+    "scanner/mr [series 1]": ("input", "MR"),
+    "nan.nrrd": ("input", "NaN"),
+    "deep/er/empty.mha": ("input", "empty"),
+    "flat.nrrd": ("input", "dimensions"),
+    "no image at all.nii": ("input", "NIfTI"),
+    "Bauch groß, Frau Müller (Kopie 2).nii.gz": ("input", "damaged"),
+    "scanner/one slice [series 1]": ("input", "single slice"),
+    "hang.nii.gz": ("time limit", "12 s"),
+    "crash.nrrd": ("crash", "SIGSEGV"),
+}
+
+
+def make_tree(folder: Path) -> list[str]:
+    """50 good cases in several formats, and the bad ones; returns the labels of the good ones."""
+    good = []
+    for number in range(48):
+        ending = (".nii.gz", ".nrrd", ".mha")[number % 3]
+        name = f"patient {number // 10}/case{number:02}{ending}"
+        write_good(folder / name, number)
+        good.append(name)
+    write_good(folder / "Größe ÄÖÜ.nii.gz", 48)
+    write_dicom(folder / "scanner" / "ct", 49)
+    good += ["Größe ÄÖÜ.nii.gz", "scanner/ct [series 1]"]
+
+    whole = (folder / good[0]).read_bytes()
+    (folder / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    write_dicom(folder / "scanner" / "mr", modality="MR")
+    write_dicom(folder / "scanner" / "one slice", slices=1)
+    (folder / "deep" / "er").mkdir(parents=True)
+    volume = phantom()
+    broken = volume.array.astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    write_volume(volume.with_array(broken), folder / "nan.nrrd")
+    write_volume(Volume(np.zeros((8, 8, 8), np.int16), np.eye(4)), folder / "deep" / "er" / "empty.mha")
+    sitk.WriteImage(sitk.Image(32, 32, sitk.sitkInt16), str(folder / "flat.nrrd"))
+    (folder / "no image at all.nii").write_text("Dies ist kein Bild.")
+    (folder / "Bauch groß, Frau Müller (Kopie 2).nii.gz").write_bytes(whole[:-20])
+    os.mkfifo(folder / "hang.nii.gz")
+    write_good(folder / "crash.nrrd")
+    (folder / "notes.txt").write_text("not a case")
+    (folder / "._case00.nii.gz").write_bytes(b"hidden")
+    return good
 
 
 #: Put on the path of worker processes: reading an image whose name has "crash" in it ends the process with SIGSEGV,

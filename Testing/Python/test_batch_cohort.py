@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 from batch_toys import (
+    BAD,
+    COHORT_ARGUMENTS,
     assert_whole,
     environment,
     final_states,
+    make_tree,
     manifest_lines,
     phantom,
     rows,
@@ -24,61 +24,8 @@ from batch_toys import (
     start_batch,
     times_done,
     wait_for,
-    write_dicom,
-    write_good,
     write_model,
 )
-
-from LiverXAILib.volumes.io import write_volume
-from LiverXAILib.volumes.volume import Volume
-
-#: Quick, and short enough to wait for, but longer than a good case takes on a busy machine.
-ARGUMENTS = ("--explain", "--no-report", "--time-limit", 12)
-#: Label of each bad case: the kind of failure, and a word that the reason must hold.
-BAD = {
-    "truncated.nii.gz": ("input", "damaged"),
-    "scanner/mr [series 1]": ("input", "MR"),
-    "nan.nrrd": ("input", "NaN"),
-    "deep/er/empty.mha": ("input", "empty"),
-    "flat.nrrd": ("input", "dimensions"),
-    "no image at all.nii": ("input", "NIfTI"),
-    "Bauch groß, Frau Müller (Kopie 2).nii.gz": ("input", "damaged"),
-    "scanner/one slice [series 1]": ("input", "single slice"),
-    "hang.nii.gz": ("time limit", "12 s"),
-    "crash.nrrd": ("crash", "SIGSEGV"),
-}
-
-
-def make_tree(folder: Path) -> list[str]:
-    """50 good cases in several formats, and the bad ones; returns the labels of the good ones."""
-    good = []
-    for number in range(48):
-        ending = (".nii.gz", ".nrrd", ".mha")[number % 3]
-        name = f"patient {number // 10}/case{number:02}{ending}"
-        write_good(folder / name, number)
-        good.append(name)
-    write_good(folder / "Größe ÄÖÜ.nii.gz", 48)
-    write_dicom(folder / "scanner" / "ct", 49)
-    good += ["Größe ÄÖÜ.nii.gz", "scanner/ct [series 1]"]
-
-    whole = (folder / good[0]).read_bytes()
-    (folder / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
-    write_dicom(folder / "scanner" / "mr", modality="MR")
-    write_dicom(folder / "scanner" / "one slice", slices=1)
-    (folder / "deep" / "er").mkdir(parents=True)
-    volume = phantom()
-    broken = volume.array.astype(np.float32)
-    broken[3, 4, 5] = np.nan
-    write_volume(volume.with_array(broken), folder / "nan.nrrd")
-    write_volume(Volume(np.zeros((8, 8, 8), np.int16), np.eye(4)), folder / "deep" / "er" / "empty.mha")
-    sitk.WriteImage(sitk.Image(32, 32, sitk.sitkInt16), str(folder / "flat.nrrd"))
-    (folder / "no image at all.nii").write_text("Dies ist kein Bild.")
-    (folder / "Bauch groß, Frau Müller (Kopie 2).nii.gz").write_bytes(whole[:-20])
-    os.mkfifo(folder / "hang.nii.gz")
-    write_good(folder / "crash.nrrd")
-    (folder / "notes.txt").write_text("not a case")
-    (folder / "._case00.nii.gz").write_bytes(b"hidden")
-    return good
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +44,14 @@ def cohort(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(cohort):
     """The batch, killed at a random moment and run again."""
-    arguments = (cohort.images, "-o", cohort.output, "--model", cohort.model, *ARGUMENTS)
+    arguments = (cohort.images, "-o", cohort.output, "--model", cohort.model, *COHORT_ARGUMENTS)
     process = start_batch(*arguments, env=cohort.env)
     moment = random.randint(3, 40)
     wait_for(lambda: sum(times_done(cohort.output).values()) >= moment)
     process.send_signal(signal.SIGKILL)
     process.wait()
     workers = [line["pid"] for line in manifest_lines(cohort.output) if line["event"] == "worker"]
+    assert workers
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
     cohort.whole_after_kill = {path.name: path.stat().st_mtime_ns for path in (cohort.output / "cases").glob("[!.]*")}
     for name in cohort.whole_after_kill:
@@ -161,7 +109,7 @@ def test_when_all_is_done_there_is_nothing_to_do(finished):
     result = run_batch(
         finished.images,
         *("-o", finished.output, "--model", finished.model, "--keep-failed"),
-        *ARGUMENTS,
+        *COHORT_ARGUMENTS,
         env=finished.env,
     )
     assert result.returncode == 3, result.stdout

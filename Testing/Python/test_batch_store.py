@@ -160,13 +160,9 @@ def test_names_that_are_not_unicode_survive(store):
 )
 def test_errors_of_the_place_are_told_from_errors_of_the_case(error, lost):
     assert is_lost_place(error) is lost
-    try:
-        try:
-            raise error
-        except (OSError, ValueError) as inner:
-            raise RuntimeError("outer") from inner
-    except RuntimeError as outer:
-        assert is_lost_place(outer) is lost
+    outer = RuntimeError("outer")
+    outer.__cause__ = error
+    assert is_lost_place(outer) is lost
 
 
 # --- the manifest -------------------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same cohort on a Ray cluster of two workers, one of which is killed in the middle: the same manifest."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+from batch_toys import (
+    BAD,
+    COHORT_ARGUMENTS,
+    assert_whole,
+    environment,
+    final_states,
+    make_tree,
+    manifest_lines,
+    start_batch,
+    times_done,
+    wait_for,
+    write_model,
+)
+
+
+def test_a_lost_worker_changes_nothing_in_the_manifest(tmp_path):
+    good = make_tree(tmp_path / "images")
+    output = tmp_path / "out"
+    process = start_batch(
+        tmp_path / "images",
+        *("-o", output, "--model", write_model(tmp_path / "model"), "--engine", "ray", "--workers", 2),
+        *COHORT_ARGUMENTS,
+        env=environment(tmp_path / "env"),
+    )
+
+    def workers():
+        return [line["pid"] for line in manifest_lines(output) if line["event"] == "worker"]
+
+    wait_for(lambda: len(workers()) == 2 and sum(times_done(output).values()) >= 5, 150)
+    os.kill(workers()[0], signal.SIGKILL)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, said
+
+    states = final_states(output)
+    assert Counter(state["state"] for state in states.values()) == {"done": 50, "failed": 10}, said
+    assert {label: state["kind"] for label, state in states.items() if state["state"] == "failed"} == {
+        label: kind for label, (kind, _) in BAD.items()
+    }
+    assert times_done(output) == Counter(good), "a case was done twice, or lost"
+    handed_out = Counter(x["label"] for x in manifest_lines(output) if x.get("state") == "running")
+    assert max(handed_out.values()) == 2, "no case was lost with the worker: the test has shown nothing"
+    for path in (output / "cases").iterdir():
+        assert_whole(path)
