@@ -188,24 +188,27 @@ def _around(boxes: Iterable[Box | None]) -> Box:
 
 
 def _clean(masks: dict[str, np.ndarray], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> None:
-    """Apply the rules: organs first, then what is part of an organ; parts belong to their organ."""
-    for spec in model.spec.labels:
-        if spec.name not in masks:
-            continue
-        if spec.parent is None:
-            parts = [masks[part.name] for part in model.spec.labels if part.parent == spec.name and part.name in masks]
-            masks[spec.name] = clean_organ(np.logical_or.reduce([masks[spec.name], *parts]), rules)
-        elif spec.parent in masks:
-            lesions = clean_lesions(masks[spec.name], masks[spec.parent], voxel_volume_mm3, rules)
-            masks[spec.name] = lesions
-            masks[spec.parent] = masks[spec.parent] | lesions
+    """Apply the rules: the liver with its lesions first, then the lesions, then its other parts; the rest stays."""
+    present = [spec for spec in model.spec.labels if spec.name in masks]
+    for spec in sorted(present, key=lambda spec: (not spec.is_liver, not spec.is_lesion)):
+        mask = masks[spec.name]
+        organ = masks.get(spec.parent) if spec.parent is not None else None
+        if spec.is_liver:
+            lesions = [masks[part.name] for part in present if part.parent == spec.name and part.is_lesion]
+            masks[spec.name] = clean_organ(np.logical_or.reduce([mask, *lesions]), rules)
+        elif spec.is_lesion:
+            masks[spec.name] = clean_lesions(mask, mask if organ is None else organ, voxel_volume_mm3, rules)
+            if organ is not None and spec.parent is not None:
+                masks[spec.parent] = organ | masks[spec.name]
+        elif organ is not None and rules.lesions_in_liver:
+            masks[spec.name] = mask & organ
 
 
 def _sanity(masks: dict[str, np.ndarray], model: Model) -> list[str]:
     """What the user should know before trusting the labels."""
     warnings = []
     for spec in model.spec.labels:
-        if spec.parent is not None or spec.name not in masks:
+        if not spec.is_liver or spec.name not in masks:
             continue
         mask = masks[spec.name]
         if not mask.any():

@@ -40,6 +40,16 @@ class LabelSpec:
     type: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
     region: tuple[str, str, str] | None = None
 
+    @property
+    def is_liver(self) -> bool:
+        """Whether this is the whole liver."""
+        return self.type[1] == "10200004"
+
+    @property
+    def is_lesion(self) -> bool:
+        """Whether this is something ill, of which there may be any number."""
+        return self.category[1] == "49755003"
+
 
 #: The two labels that every liver model of this project ends in. "Mass" rather than "Neoplasm": a CT alone does
 #: not prove what a lesion is.
@@ -255,7 +265,7 @@ class ModelSpec:
         except json.JSONDecodeError as error:
             raise ModelError(f"The model card is not JSON: {error}.") from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT_VERSION:
-            raise ModelError(f"The model card must have \"format\": {FORMAT_VERSION}; get a newer LiverXAI or model.")
+            raise ModelError(f'The model card must have "format": {FORMAT_VERSION}; get a newer LiverXAI or model.')
         try:
             return _build(ModelSpec, data)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
