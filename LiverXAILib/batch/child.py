@@ -47,7 +47,13 @@ def main() -> int:
     volunteer_for_the_oom_killer()
     try:
         model = _load(config)
-    except (LiverXAIError, OSError, ImportError) as error:
+    except ImportError as error:
+        advice = (
+            "In Slicer, press Apply in the module once: it installs what it needs. Elsewhere: pip install liverxai."
+        )
+        channel.send("refused", error=f"The Python package {error.name!r} is missing. {advice}", usage=False)
+        return 1
+    except (LiverXAIError, OSError) as error:
         channel.send("refused", error=str(error), usage=isinstance(error, UsageError))
         return 1
     todo: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -79,10 +85,13 @@ def _load(config: Mapping[str, Any]) -> Model:
     from ..explain import METHODS, Target
     from ..inference import select_device
     from ..models import load_model
+    from ..report import require_report_extra
 
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     options = Options.from_mapping(config["options"])
+    if options.report:
+        require_report_extra()
     device = select_device(config["device"])
     model = load_model(config["model"])
     if options.method not in METHODS:

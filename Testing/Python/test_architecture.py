@@ -17,6 +17,8 @@ ORDER = [
     "progress",
     "_version",
     "_lazy",
+    "files",
+    "subprocesses",
     "volumes",
     "networks",
     "models",
@@ -116,3 +118,11 @@ def test_every_public_name_exists():
 
     for name in LiverXAILib.__all__:
         assert getattr(LiverXAILib, name) is not None
+
+
+def test_functions_keep_their_names_when_the_packages_of_the_same_name_are_imported():
+    code = (
+        "import LiverXAILib as lx, LiverXAILib.explain, LiverXAILib.measure; print(type(lx.explain), type(lx.measure))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.count("function") == 2

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The side of the window: starts the worker, asks, and is polled. Never waits; knows neither Qt nor torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..analysis import Analysis
+from ..errors import Cancelled, LiverXAIError, UsageError
+from ..explain.explanation import Explanation
+from ..inference.segmentation import Segmentation
+from ..subprocesses import describe_end, kill_tree, messages, say, start_child
+from ..volumes.volume import Volume
+from .wire import KINDS, pack_segmentation, pack_volume, unpack_analysis, unpack_explanation
+
+#: A request that does not end within this time after it was cancelled is ended with its process.
+CANCEL_GRACE_S = 5.0
+
+
+class WorkerError(LiverXAIError):
+    """The worker process died, or something unexpected happened in it."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a request, or how far it is.
+
+    :param kind: "progress", "done" or "failed".
+    :param request: the number that :meth:`WorkerClient.request` returned.
+    :param stage: what is being done, in words, and `fraction`: how much of it is done.
+    :param remaining_s: estimated seconds until the end; None: not known yet.
+    :param result: of "done": an :class:`Analysis`, a list of :class:`Explanation`, or a mapping.
+    :param error: of "failed": one of LiverXAI's errors, with a sentence for the user.
+    :param details: of "failed": for a bug report.
+    """
+
+    kind: str
+    request: int
+    stage: str = ""
+    fraction: float = 0.0
+    remaining_s: float | None = None
+    result: Any = None
+    error: LiverXAIError | None = None
+    details: str = ""
+
+
+@dataclass
+class _Request:
+    number: int
+    action: str
+    arguments: dict[str, Any]
+    volume: Volume | None = None
+    cancel_deadline: float | None = None
+    held: dict[str, str] = field(default_factory=dict)
+
+
+class WorkerClient:
+    """Asks a worker process for analyses and explanations, one at a time.
+
+    >>> client = WorkerClient()
+    >>> number = client.analyze(volume, "ct-1", model="default")   # doctest: +SKIP
+    >>> for event in client.poll(): ...                            # doctest: +SKIP
+    >>> client.close()
+
+    The process starts with the first request and holds the model, the image and the segmentation for the next one. If
+    it dies, the request fails with a :class:`WorkerError` and the next one starts a fresh process. Call from one
+    thread only.
+
+    :param python: the interpreter; None: this one.
+    :param threads: computing threads; None: one core less than there are, so that the window stays quick.
+    :param log: file for what the worker says about itself (no patient data); None: nowhere.
+    """
+
+    def __init__(self, *, python: str | None = None, threads: int | None = None, log: Path | None = None) -> None:
+        self._python = python or sys.executable
+        self._threads = threads or max(1, _cores() - 1)
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._inbox: queue.Queue[tuple[Any, ...]] = queue.Queue()
+        self._running: _Request | None = None
+        self._number = 0
+        self._held: dict[str, str] = {}
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running."""
+        return self._running is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, or None."""
+        return None if self._process is None else self._process.pid
+
+    def holds(self, image: str, labels: str | None = None) -> bool:
+        """Whether the worker has the image of this token, and the segmentation of the token `labels`."""
+        return self._held.get("image") == image and labels in (None, self._held.get("labels"))
+
+    def analyze(
+        self,
+        volume: Volume,
+        token: str,
+        *,
+        model: str = "default",
+        device: str = "auto",
+        force: bool = False,
+        **options: Any,
+    ) -> int:
+        """Segment, explain and measure; the result is an :class:`Analysis` of `volume`.
+
+        :param token: names image and segmentation, to ask for more about them with :meth:`explain`.
+        :param force: accept intensities that do not look like Hounsfield units.
+        :param options: see :class:`LiverXAILib.options.Options`.
+        :return: the number of the request.
+        """
+        image = {"token": token, "force": force}
+        arguments = {"image": image, "options": options, "model": model, "device": device}
+        return self._ask("analyze", arguments, volume, held={"image": token, "labels": token})
+
+    def explain(
+        self,
+        targets: list[str],
+        token: str,
+        *,
+        volume: Volume | None = None,
+        labels: str | None = None,
+        segmentation: Segmentation | None = None,
+        method: str = "seg-grad-cam",
+        layer: str | None = None,
+        check: bool = False,
+        model: str = "default",
+        device: str = "auto",
+        force: bool = False,
+    ) -> int:
+        """Explain a segmentation that the worker holds, or that is given; the result is a list of explanations.
+
+        :param token: of the image; `volume` must be given unless :meth:`holds` it.
+        :param labels: of the segmentation, as `token` if it was made by :meth:`analyze`; `segmentation` must be given
+            unless the worker holds it.
+        """
+        names = labels or token
+        arguments: dict[str, Any] = {
+            "image": {"token": token, "force": force},
+            "labels": {"token": names},
+            "targets": targets,
+            "method": method,
+            "layer": layer,
+            "check": check,
+            "model": model,
+            "device": device,
+        }
+        return self._ask("explain", arguments, volume, segmentation, held={"image": token, "labels": names})
+
+    def write(self, token: str, folder: str | Path, *, report: bool = True) -> int:
+        """Write the files of the last analysis; the result holds "files" by role."""
+        return self._ask("write", {"token": token, "folder": str(folder), "report": report})
+
+    def download(self, model: str) -> int:
+        """Download a named model; the result holds its "folder"."""
+        return self._ask("download", {"model": model})
+
+    def environment(self) -> int:
+        """Ask for versions and devices; the result holds "versions", "devices" and "platform"."""
+        return self._ask("environment", {})
+
+    def cancel(self) -> None:
+        """Cancel the running request: it fails with :class:`Cancelled` after the window at hand.
+
+        If it does not within :data:`CANCEL_GRACE_S`, its process is ended.
+        """
+        if self._running is not None and self._running.cancel_deadline is None:
+            self._running.cancel_deadline = time.monotonic() + CANCEL_GRACE_S
+            if self._process is not None:
+                say(self._process, {"cancel": self._running.number})
+
+    def poll(self) -> list[Event]:
+        """What has happened since the last call. Call it some ten times a second."""
+        events = []
+        while True:
+            try:
+                kind, process, message = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            if process is not self._process:
+                continue
+            event = self._hear(message) if kind == "said" else self._bury(message)
+            if event is not None:
+                events.append(event)
+        running = self._running
+        if running is not None and running.cancel_deadline is not None and time.monotonic() > running.cancel_deadline:
+            self._running = None
+            self._end()
+            events.append(Event("failed", running.number, error=Cancelled("Cancelled. Nothing was changed.")))
+        return events
+
+    def close(self) -> None:
+        """End the worker with everything it has started, and delete its images. A later request starts anew."""
+        self._running = None
+        self._end()
+
+    # --- the process -------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        action: str,
+        arguments: dict[str, Any],
+        volume: Volume | None = None,
+        segmentation: Segmentation | None = None,
+        held: Mapping[str, str] | None = None,
+    ) -> int:
+        if self._running is not None:
+            raise UsageError("The worker is busy. Wait, or cancel what is running.")
+        if self._process is None:
+            self._start()
+        assert self._folder is not None
+        for stale in self._folder.glob("*.npy"):  # a file that is still mapped stays readable, or (Windows) stays
+            with contextlib.suppress(OSError):
+                stale.unlink()
+        self._number += 1
+        self._running = _Request(self._number, action, arguments, volume, held=dict(held or {}))
+        # Writing an image takes longer than a window may stand still.
+        threading.Thread(
+            target=self._send, args=(self._process, self._folder, self._running, segmentation), daemon=True
+        ).start()
+        return self._number
+
+    def _send(
+        self, process: subprocess.Popen[bytes], folder: Path, request: _Request, segmentation: Segmentation | None
+    ) -> None:
+        arguments = dict(request.arguments)
+        try:
+            if request.volume is not None and not self.holds(arguments["image"]["token"]):
+                arguments["image"] = {**arguments["image"], **pack_volume(request.volume, folder)}
+            if segmentation is not None:
+                arguments["labels"] = {**arguments["labels"], **pack_segmentation(segmentation, folder)}
+        except OSError as error:
+            reason = f"The image cannot be handed to the worker: {error.strerror or error}. Is the disk full?"
+            failure = {"event": "failed", "id": request.number, "kind": "error", "error": reason, "details": ""}
+            self._inbox.put(("said", process, failure))
+            return
+        say(process, {"id": request.number, "action": request.action, **arguments})
+
+    def _start(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="liverxai-"))
+        try:
+            with (self.log or Path(os.devnull)).open("ab") as log:
+                process = start_child(self._python, "LiverXAILib.worker.server", threads=self._threads, log=log)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise WorkerError(f"The worker process cannot be started: {error.strerror or error}.") from error
+        self._process, self._folder, self._held = process, folder, {}
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        say(process, {"folder": str(folder), "threads": self._threads})
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        for message in messages(process):
+            self._inbox.put(("said", process, message))
+        self._inbox.put(("ended", process, process.wait()))
+
+    def _hear(self, message: Mapping[str, Any]) -> Event | None:
+        running = self._running
+        if running is None or message.get("id") != running.number:
+            return None
+        if message["event"] == "progress":
+            return Event("progress", running.number, message["stage"], message["fraction"], message["remaining_s"])
+        self._running = None
+        if message["event"] == "failed":
+            return Event("failed", running.number, error=_error(message), details=message["details"])
+        self._held.update(running.held)
+        return Event("done", running.number, fraction=1.0, result=self._unpack(running, message["result"]))
+
+    def _unpack(self, request: _Request, result: Mapping[str, Any]) -> Analysis | list[Explanation] | Mapping[str, Any]:
+        assert self._folder is not None
+        if request.action == "analyze":
+            assert request.volume is not None
+            return unpack_analysis(result, self._folder, request.volume)
+        if request.action == "explain":
+            return [unpack_explanation(explanation, self._folder) for explanation in result["explanations"]]
+        return result
+
+    def _bury(self, code: int) -> Event | None:
+        """The process has ended by itself."""
+        running, self._running = self._running, None
+        self._end()
+        if running is None:
+            return None
+        where = f" See {self.log}." if self.log else ""
+        sentence = f"The computation ended unexpectedly: {describe_end(code)}. Nothing was changed; try again.{where}"
+        return Event("failed", running.number, error=WorkerError(sentence), details=sentence)
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        folder, self._folder, self._held = self._folder, None, {}
+        if process is not None:
+            kill_tree(process)
+            assert process.stdin is not None
+            process.stdin.close()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _error(message: Mapping[str, Any]) -> LiverXAIError:
+    return KINDS.get(message["kind"], WorkerError)(message["error"])
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The child process: holds the model, the image and its segmentation, and answers one request at a time.
+
+``python -m LiverXAILib.worker.server`` talks JSON lines on its standard input and output. In: first the configuration
+(``folder`` for images, ``threads``), then requests (``id``, ``action`` and its arguments) and ``{"cancel": id}``. Out:
+for each request "progress" and one of "done" and "failed". It ends when its input does, so that it never
+outlives its parent.
+
+The log (standard error) names actions, times and kinds of errors; nothing that a user, a file or an image brought in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import json
+import logging
+import os
+import platform
+import queue
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..errors import DeviceError, InputError, UsageError
+from ..progress import CancelToken, Progress, report_progress, scaled
+from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
+from .wire import KINDS, pack_analysis, pack_explanation, unpack_segmentation, unpack_volume
+
+if TYPE_CHECKING:
+    from ..analysis import Analysis
+    from ..inference import Segmentation
+    from ..models import Model
+    from ..volumes.volume import Volume
+
+_log = logging.getLogger("LiverXAI.worker")
+
+#: At most so many progress messages in a second.
+_PROGRESS_RATE = 10.0
+
+
+def main() -> int:
+    """Answer requests until the parent closes the input. Returns the exit code."""
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # Warnings of libraries may name files.
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    channel = Channel()
+    config = json.loads(sys.stdin.buffer.readline())
+    volunteer_for_the_oom_killer()
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    engine = Engine(Path(config["folder"]), channel)
+    threading.Thread(target=_listen, args=(requests, engine), daemon=True).start()
+    _log.info("LiverXAI %s, Python %s, %s", __version__, platform.python_version(), platform.platform())
+    if config["threads"]:
+        import torch
+
+        torch.set_num_threads(config["threads"])
+    while True:
+        engine.answer(requests.get())
+
+
+def _listen(requests: queue.Queue[dict[str, Any]], engine: Engine) -> None:
+    """Take requests; end the process, whatever it is doing, when there is no parent any more."""
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        if "cancel" in message:
+            engine.cancel(message["cancel"])
+        else:
+            requests.put(message)
+    shutil.rmtree(engine.folder, ignore_errors=True)
+    os._exit(0)
+
+
+class Engine:
+    """What stays loaded between requests, and the requests themselves.
+
+    :param folder: where images are exchanged.
+    """
+
+    def __init__(self, folder: Path, channel: Channel) -> None:
+        self.folder = folder
+        self._channel = channel
+        self._model: tuple[str, Model] | None = None
+        self._volume: tuple[str, Volume] | None = None
+        self._segmentation: tuple[str, Segmentation] | None = None
+        self._analysis: tuple[str, Analysis] | None = None
+        self._tokens: dict[int, CancelToken] = {}
+        self._lock = threading.Lock()
+        self._actions: dict[str, Callable[..., dict[str, Any]]] = {
+            "analyze": self._analyze,
+            "explain": self._explain,
+            "write": self._write,
+            "download": self._download,
+            "environment": self._environment,
+        }
+
+    def cancel(self, number: int) -> None:
+        """Cancel a request: the running one, or one that has not begun."""
+        self._token(number).cancel()
+
+    def answer(self, request: Mapping[str, Any]) -> None:
+        """Do what is asked and send the outcome; never raises."""
+        number, action = request["id"], request["action"]
+        arguments = {key: value for key, value in request.items() if key not in ("id", "action")}
+        token, started = self._token(number), time.monotonic()
+        try:
+            token.check()
+            result = self._actions[action](**arguments, progress=self._progress(number), cancel=token)
+        except BaseException as error:
+            kind, sentence, details = _judge(error)
+            _log.info("%s: %s (%s) after %.2f s", action, kind, type(error).__name__, time.monotonic() - started)
+            self._channel.send("failed", id=number, kind=kind, error=sentence, details=details)
+        else:
+            _log.info("%s: done after %.2f s", action, time.monotonic() - started)
+            self._channel.send("done", id=number, result=result)
+        finally:
+            with self._lock:
+                self._tokens.pop(number, None)
+
+    def _token(self, number: int) -> CancelToken:
+        with self._lock:
+            return self._tokens.setdefault(number, CancelToken())
+
+    def _progress(self, number: int) -> Progress:
+        started = time.monotonic()
+        last, last_stage = 0.0, ""
+
+        def send(stage: str, fraction: float) -> None:
+            nonlocal last, last_stage
+            now = time.monotonic()
+            if now - last > 1 / _PROGRESS_RATE or stage != last_stage:
+                last, last_stage = now, stage
+                remaining = round((now - started) * (1 - fraction) / fraction, 1) if fraction > 0.05 else None
+                self._channel.send(
+                    "progress", id=number, stage=stage, fraction=round(fraction, 4), remaining_s=remaining
+                )
+
+        return send
+
+    # --- actions: keyword arguments are those of the request; each returns the result, JSON-ready --------------------
+
+    def _analyze(
+        self,
+        image: Mapping[str, Any],
+        options: Mapping[str, Any],
+        model: str,
+        device: str,
+        progress: Progress,
+        cancel: CancelToken,
+    ) -> dict[str, Any]:
+        from ..options import Options
+
+        volume = self._get_volume(image)
+        loaded = self._get_model(model, progress)
+        chosen = Options.from_mapping(options)
+        analysis = chosen.analyze(volume, loaded, device=device, progress=scaled(progress, 0.02, 1.0), cancel=cancel)
+        self._segmentation = (image["token"], analysis.segmentation)
+        self._analysis = (image["token"], analysis)
+        return pack_analysis(analysis, self.folder)
+
+    def _explain(
+        self,
+        image: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        targets: list[str],
+        method: str,
+        layer: str | None,
+        check: bool,
+        model: str,
+        device: str,
+        progress: Progress,
+        cancel: CancelToken,
+    ) -> dict[str, Any]:
+        from ..explain import explain_all
+
+        volume = self._get_volume(image)
+        loaded = self._get_model(model, progress)
+        if "labels" in labels:
+            self._segmentation = (labels["token"], unpack_segmentation(labels, self.folder, loaded.spec))
+        held = self._segmentation
+        if held is None or held[0] != labels["token"]:
+            raise UsageError("The segmentation that is to be explained is no longer held. Press Apply again.")
+        explanations = explain_all(
+            volume,
+            loaded,
+            held[1],
+            targets,
+            method,
+            layer,
+            check=check,
+            device=device,
+            progress=scaled(progress, 0.02, 1.0),
+            cancel=cancel,
+        )
+        if self._analysis is not None and self._analysis[1].segmentation is held[1]:
+            analysis = self._analysis[1]
+            asked = {(str(new.target), new.method, new.layer) for new in explanations}
+            kept = [old for old in analysis.explanations if (str(old.target), old.method, old.layer) not in asked]
+            self._analysis = (
+                self._analysis[0],
+                dataclasses.replace(analysis, explanations=(*kept, *explanations)),
+            )
+        return {"explanations": [pack_explanation(explanation, self.folder) for explanation in explanations]}
+
+    def _write(self, token: str, folder: str, report: bool, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        from ..pipeline import write_analysis
+
+        if self._analysis is None or self._analysis[0] != token:
+            raise UsageError("The analysis is no longer held, so it cannot be written. Press Apply again.")
+        report_progress(progress, "Writing", 0.5)
+        files = write_analysis(self._analysis[1], folder, report=report)
+        return {"files": {role: str(path) for role, path in files.items()}}
+
+    def _download(self, model: str, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        from ..models import download
+
+        return {"folder": str(download(model, progress, cancel))}
+
+    def _environment(self, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        """What computes here: versions, and devices by the name that `device` takes."""
+        import torch
+
+        devices = {"cpu": f"CPU, {torch.get_num_threads()} threads"}
+        if torch.cuda.is_available():
+            for index in range(torch.cuda.device_count()):
+                properties = torch.cuda.get_device_properties(index)
+                devices[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        if torch.backends.mps.is_available():
+            devices["mps"] = "Apple GPU"
+        versions = {"LiverXAI": __version__, "Python": platform.python_version(), "torch": torch.__version__}
+        return {"devices": devices, "versions": versions, "platform": platform.platform()}
+
+    # --- what stays loaded -------------------------------------------------------------------------------------------
+
+    def _get_model(self, name: str, progress: Progress) -> Model:
+        if self._model is None or self._model[0] != name:
+            from ..models import load_model
+
+            report_progress(progress, "Loading the model", 0.0)
+            self._model = None
+            self._model = (name, load_model(name))
+        return self._model[1]
+
+    def _get_volume(self, image: Mapping[str, Any]) -> Volume:
+        """The image of the request; its voxels come along only if they are not held already."""
+        if "file" in image:
+            from ..volumes.intensities import checked, looks_like_hu
+
+            volume = unpack_volume(image, self.folder)
+            array = checked(volume.array, "The image")
+            if not image["force"] and not looks_like_hu(array):
+                raise InputError(
+                    f"The image does not look like CT: its intensities ({array.min():g} to {array.max():g}) cannot be "
+                    "Hounsfield units, in which air is -1000, fat -100 and water 0. Choose another volume; or, if you "
+                    "know better, tick 'Accept any intensities' under Advanced."
+                )
+            self._segmentation = self._analysis = None
+            self._volume = (image["token"], volume.with_array(array))
+        if self._volume is None or self._volume[0] != image["token"]:
+            raise UsageError("The image is no longer held. Press Apply again.")
+        return self._volume[1]
+
+
+def _judge(error: BaseException) -> tuple[str, str, str]:
+    """The kind of an error, a sentence for the user, and details for a bug report."""
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    details = "".join(traceback.format_exception(error))
+    if is_memory(error) and not (isinstance(error, DeviceError) and "memory" not in sentence):
+        advice = "Close other programs, crop the image, or choose the CPU under Advanced."
+        return "device", f"There was not enough memory. {advice}", details
+    for kind, kind_class in KINDS.items():
+        if isinstance(error, kind_class):
+            return kind, sentence, details
+    if isinstance(error, ImportError):
+        return "usage", f"A Python package is missing: {sentence}. Press Apply to install it.", details
+    # The frames without the message, which may hold a file's name.
+    _log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+    return "error", f"Something unexpected went wrong ({type(error).__name__}: {sentence}).", details
+
+
+if __name__ == "__main__":
+    sys.exit(main())

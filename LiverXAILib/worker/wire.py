@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes between the worker and its client: JSON for what is small, ``.npy`` files in a private folder for images.
+
+The files are mapped into memory where they are read, so that an image is neither copied nor sent through a pipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..analysis import Analysis
+from ..errors import Cancelled, DeviceError, InputError, LiverXAIError, ModelError, UsageError
+from ..explain.explanation import Explanation
+from ..explain.targets import Target
+from ..inference.segmentation import Segmentation
+from ..measure.diameters import AxialDiameters
+from ..measure.measurements import LesionMeasurements, Measurements
+from ..models.spec import ModelSpec
+from ..volumes.volume import Grid, Volume
+
+#: What "kind" a failure is, from the most special class on; the client raises the same class.
+KINDS: dict[str, type[LiverXAIError]] = {
+    "cancelled": Cancelled,
+    "input": InputError,
+    "model": ModelError,
+    "device": DeviceError,
+    "usage": UsageError,
+}
+
+
+def pack_volume(volume: Volume, folder: Path) -> dict[str, Any]:
+    """Write the voxels into `folder`; returns what :func:`unpack_volume` needs, JSON-ready."""
+    name = f"{uuid.uuid4().hex}.npy"
+    np.save(folder / name, volume.array, allow_pickle=False)
+    return {"file": name, "ijk_to_lps": volume.ijk_to_lps.tolist(), "metadata": dict(volume.metadata)}
+
+
+def unpack_volume(message: Mapping[str, Any], folder: Path) -> Volume:
+    """The volume, its voxels mapped from the file, read-only."""
+    array = np.load(folder / message["file"], mmap_mode="r", allow_pickle=False)
+    return Volume(array, np.array(message["ijk_to_lps"]), message["metadata"])
+
+
+def pack_segmentation(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
+    """Labels, grids and provenance. Probabilities stay where they are: nobody looks at them in a scene."""
+    return {
+        "labels": pack_volume(segmentation.labels, folder),
+        "stage_grids": {
+            name: {"shape": list(grid.shape), "ijk_to_lps": grid.ijk_to_lps.tolist()}
+            for name, grid in segmentation.stage_grids.items()
+        },
+        "provenance": dict(segmentation.provenance),
+    }
+
+
+def unpack_segmentation(message: Mapping[str, Any], folder: Path, model: ModelSpec) -> Segmentation:
+    """The segmentation, with the labels of `model`."""
+    grids = {
+        name: Grid(tuple(grid["shape"]), np.array(grid["ijk_to_lps"])) for name, grid in message["stage_grids"].items()
+    }
+    labels = unpack_volume(message["labels"], folder)
+    return Segmentation(labels, model.labels, stage_grids=grids, provenance=message["provenance"])
+
+
+def pack_explanation(explanation: Explanation, folder: Path) -> dict[str, Any]:
+    """A heat map and all that is known about it."""
+    return {
+        "heatmap": pack_volume(explanation.heatmap, folder),
+        "raw_maximum": explanation.raw_maximum,
+        "target": str(explanation.target),
+        "method": explanation.method,
+        "layer": explanation.layer,
+        "faithfulness": None if explanation.faithfulness is None else dict(explanation.faithfulness),
+        "warnings": list(explanation.warnings),
+        "provenance": dict(explanation.provenance),
+    }
+
+
+def unpack_explanation(message: Mapping[str, Any], folder: Path) -> Explanation:
+    """The reverse of :func:`pack_explanation`."""
+    return Explanation(
+        **{
+            **message,
+            "heatmap": unpack_volume(message["heatmap"], folder),
+            "target": Target.parse(message["target"]),
+            "warnings": tuple(message["warnings"]),
+        }
+    )
+
+
+def pack_analysis(analysis: Analysis, folder: Path) -> dict[str, Any]:
+    """All of an analysis but the image, which the client has."""
+    return {
+        "model": analysis.model.to_json(),
+        "segmentation": pack_segmentation(analysis.segmentation, folder),
+        "explanations": [pack_explanation(explanation, folder) for explanation in analysis.explanations],
+        "measurements": dataclasses.asdict(analysis.measurements),
+        "provenance": dict(analysis.provenance),
+    }
+
+
+def unpack_analysis(message: Mapping[str, Any], folder: Path, volume: Volume) -> Analysis:
+    """The analysis of `volume`."""
+    model = ModelSpec.from_json(message["model"])
+    return Analysis(
+        volume,
+        model,
+        unpack_segmentation(message["segmentation"], folder, model),
+        tuple(unpack_explanation(explanation, folder) for explanation in message["explanations"]),
+        _measurements(message["measurements"]),
+        message["provenance"],
+    )
+
+
+def _measurements(values: Mapping[str, Any]) -> Measurements:
+    lesions = tuple(
+        LesionMeasurements(**{**lesion, "axial": AxialDiameters(**lesion["axial"])})
+        for lesion in _tuples(values["lesions"])
+    )
+    return Measurements(**{**values, "liver_cut_at": tuple(values["liver_cut_at"]), "lesions": lesions})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine in a child process: the same results, kept between requests, cancelled, killed, and never an orphan."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from batch_toys import phantom, write_model
+from worker_toys import SLOW, alive, children, until, wait, wait_for_progress
+
+import LiverXAILib as lx
+from LiverXAILib.worker import WorkerClient, WorkerError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return str(write_model(tmp_path_factory.mktemp("models") / "toy"))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One worker for the tests that leave it alive."""
+    client = WorkerClient(threads=1, log=tmp_path_factory.mktemp("log") / "worker.log")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A worker of the test's own."""
+    client = WorkerClient(threads=1, log=tmp_path / "worker.log")
+    yield client
+    client.close()
+
+
+def test_the_worker_finds_what_the_library_finds(shared, model_folder):
+    volume = phantom(lesions=2)
+    seen = []
+    shared.analyze(volume, "ct", model=model_folder, explain=["liver", "tumor"], check=True, device="cpu")
+    event = wait(shared, seen)
+    assert event.kind == "done", event
+    model = lx.load_model(model_folder)
+    expected = lx.analyze(volume, model, targets=["liver", "tumor"], check=True, device="cpu")
+    found = event.result
+    np.testing.assert_array_equal(found.segmentation.labels.array, expected.segmentation.labels.array)
+    assert found.model == expected.model
+    assert found.measurements == expected.measurements
+    assert found.volume is volume
+    for ours, theirs in zip(found.explanations, expected.explanations, strict=True):
+        np.testing.assert_allclose(ours.heatmap.array, theirs.heatmap.array, atol=1e-6)
+        assert (ours.target, ours.method, ours.layer) == (theirs.target, theirs.method, theirs.layer)
+        assert ours.faithfulness["sentence"] == theirs.faithfulness["sentence"]
+    for name, grid in expected.segmentation.stage_grids.items():
+        assert found.segmentation.stage_grids[name].matches(grid)
+
+
+def test_progress_names_the_stage_rises_and_estimates_the_rest(shared, model_folder):
+    seen = []
+    shared.analyze(phantom(), "ct", model=model_folder, explain=["liver", "tumor"], check=True, device="cpu")
+    assert wait(shared, seen).kind == "done"
+    fractions = [event.fraction for event in seen]
+    assert fractions == sorted(fractions)
+    assert len({event.stage for event in seen}) > 1
+    assert all(event.stage for event in seen)
+    assert any(event.remaining_s is not None for event in seen)
+
+
+def test_another_question_needs_neither_image_nor_model_again(shared, model_folder):
+    volume = phantom(lesions=2)
+    shared.analyze(volume, "ct", model=model_folder, explain=[], device="cpu")
+    analysis = wait(shared).result
+    pid = shared.pid
+    assert shared.holds("ct", "ct")
+    assert not shared.holds("another ct")
+    shared.explain(["lesion:2"], "ct", model=model_folder, device="cpu")
+    started = time.monotonic()
+    event = wait(shared)
+    seconds = time.monotonic() - started
+    (explanation,) = event.result
+    expected = lx.explain(volume, lx.load_model(model_folder), analysis.segmentation, "lesion:2", device="cpu")
+    np.testing.assert_allclose(explanation.heatmap.array, expected.heatmap.array, atol=1e-6)
+    assert shared.pid == pid
+    # The worker says how long it computed; the rest is ours.
+    print(f"overhead {seconds - explanation.provenance['seconds']:.3f} s")
+
+
+def test_an_edited_segmentation_can_be_explained(shared, model_folder):
+    volume = phantom()
+    shared.analyze(volume, "ct", model=model_folder, explain=[], device="cpu")
+    found = wait(shared).result.segmentation
+    edited = lx.Segmentation(
+        found.labels.with_array(np.where(found.labels.array == 2, 1, found.labels.array)),
+        found.specs,
+        provenance=found.provenance,
+    )
+    shared.explain(["tumor"], "ct", labels="edited", segmentation=edited, model=model_folder, device="cpu")
+    event = wait(shared)
+    assert isinstance(event.error, lx.UsageError)
+    assert "No tumor was found" in str(event.error)
+    shared.explain(["liver"], "ct", labels="edited", segmentation=edited, model=model_folder, device="cpu")
+    assert wait(shared).kind == "done"
+    assert shared.holds("ct", "edited")
+
+
+def test_the_last_analysis_is_written_with_the_explanations_asked_for_later(shared, model_folder, tmp_path):
+    shared.analyze(phantom(), "ct", model=model_folder, explain=["liver"], device="cpu")
+    wait(shared)
+    shared.explain(["tumor"], "ct", model=model_folder, device="cpu")
+    wait(shared)
+    shared.write("ct", tmp_path / "result", report=False)
+    files = wait(shared).result["files"]
+    assert {"segmentation", "heatmap-liver", "heatmap-tumor", "table"} <= set(files)
+    assert all(Path(path).is_file() for path in files.values())
+    shared.write("another ct", tmp_path / "other", report=False)
+    assert "Press Apply again" in str(wait(shared).error)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "sentence"),
+    [
+        ({"model": "nonsense"}, lx.ModelError, "There is no model 'nonsense'"),
+        ({"device": "cuda:7"}, lx.DeviceError, "cuda:7"),
+        ({"explain": ["spleen"]}, lx.UsageError, "spleen"),
+        ({"method": "guess"}, lx.UsageError, "guess"),
+    ],
+)
+def test_errors_keep_their_type_and_their_sentence(shared, model_folder, arguments, kind, sentence):
+    shared.analyze(phantom(), "ct", **{"model": model_folder, **arguments})
+    event = wait(shared)
+    assert event.kind == "failed"
+    assert type(event.error) is kind
+    assert sentence in str(event.error)
+    assert "Traceback" in event.details
+
+
+def test_an_image_that_is_no_ct_is_refused_unless_it_is_forced(shared, model_folder):
+    volume = phantom()
+    shifted = volume.with_array(volume.array + 1024)
+    shared.analyze(shifted, "mr", model=model_folder, explain=[], device="cpu")
+    assert "does not look like CT" in str(wait(shared).error)
+    assert not shared.holds("mr")
+    shared.analyze(shifted, "mr", model=model_folder, explain=[], device="cpu", force=True)
+    assert wait(shared).kind == "done"
+
+
+def test_only_one_request_runs_at_a_time(shared, model_folder):
+    shared.analyze(phantom(), "ct", model=model_folder, explain=[])
+    with pytest.raises(lx.UsageError, match="busy"):
+        shared.environment()
+    wait(shared)
+
+
+def test_the_environment_names_versions_and_devices(shared):
+    shared.environment()
+    result = wait(shared).result
+    assert "cpu" in result["devices"]
+    assert set(result["versions"]) == {"LiverXAI", "Python", "torch"}
+
+
+def test_cancel_ends_the_request_and_keeps_the_worker(shared, model_folder):
+    shared.analyze(phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    wait_for_progress(shared)
+    pid = shared.pid
+    shared.cancel()
+    event = wait(shared)
+    assert isinstance(event.error, lx.Cancelled)
+    shared.analyze(phantom(), "ct", model=model_folder, explain=[], device="cpu")
+    assert wait(shared).kind == "done"
+    assert shared.pid == pid
+
+
+def test_one_core_is_left_free():
+    cores = len(os.sched_getaffinity(0))
+    assert WorkerClient()._threads == max(1, cores - 1)
+
+
+def test_the_client_loads_neither_torch_nor_qt():
+    code = (
+        "import sys; from LiverXAILib.worker import WorkerClient; WorkerClient(); import LiverXAILib.worker.wire; "
+        "print([m for m in ('torch', 'PySide6', 'qt', 'slicer', 'vtk') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_log_tells_what_happened_but_nothing_of_the_patient(shared, model_folder, tmp_path):
+    volume = phantom()
+    named = lx.Volume(volume.array, volume.ijk_to_lps, {"PatientName": "Doe^Jane", "warnings": []})
+    shared.analyze(named, "Doe^Jane CT", model=model_folder, explain=[], device="cpu")
+    wait(shared)
+    shared.write("Doe^Jane CT", tmp_path / "file" / "Doe Jane", report=False)
+    wait(shared)
+    (tmp_path / "plain file").write_text("")
+    shared.write("Doe^Jane CT", tmp_path / "plain file" / "Doe Jane", report=False)
+    assert wait(shared).kind == "failed"
+    log = shared.log.read_text()
+    assert "analyze: done" in log
+    assert "write: input" in log
+    assert "Doe" not in log
+
+
+def test_a_killed_worker_is_told_and_replaced(shared, model_folder):
+    shared.analyze(phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    wait_for_progress(shared)
+    pid = shared.pid
+    os.kill(pid, signal.SIGKILL)
+    event = wait(shared)
+    assert isinstance(event.error, WorkerError)
+    assert "out of memory" in str(event.error)
+    assert not shared.holds("ct")
+    shared.analyze(phantom(), "ct", model=model_folder, explain=[], device="cpu")
+    assert wait(shared).kind == "done"
+    assert shared.pid != pid
+
+
+def test_close_leaves_neither_process_nor_files(shared, model_folder):
+    shared.analyze(phantom(), "ct", model=model_folder, explain=[], device="cpu")
+    wait(shared)
+    pid, folder = shared.pid, shared._folder
+    assert list(folder.glob("*.npy"))
+    shared.close()
+    assert not alive(pid)
+    assert not folder.exists()
+    assert shared.poll() == []
+
+
+def test_a_worker_that_does_not_hear_cancel_is_ended(own, model_folder, monkeypatch):
+    monkeypatch.setattr("LiverXAILib.worker.client.CANCEL_GRACE_S", 0.2)
+    own.analyze(phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    wait_for_progress(own)
+    pid = own.pid
+    os.kill(pid, signal.SIGSTOP)
+    own.cancel()
+    assert isinstance(wait(own).error, lx.Cancelled)
+    assert not alive(pid)
+
+
+def test_a_killed_host_leaves_no_worker_and_no_files(model_folder, tmp_path):
+    program = f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from batch_toys import phantom
+        from LiverXAILib.worker import WorkerClient
+        client = WorkerClient(threads=1)
+        client.analyze(phantom(), "ct", model={model_folder!r}, explain=["liver"], method="occlusion")
+        while not any(event.kind == "progress" for event in client.poll()):
+            time.sleep(0.05)
+        print(client.pid, flush=True)
+        time.sleep(100)
+    """
+    host = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    )
+    worker = int(host.stdout.readline())
+    assert worker in children(host.pid)
+    assert list(tmp_path.glob("liverxai-*"))
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    assert until(lambda: not alive(worker))
+    assert not list(tmp_path.glob("liverxai-*"))
