@@ -36,6 +36,9 @@ def show_overlay(
         display = heatmap_node.GetDisplayNode()
         display.SetThreshold(threshold, 1.0)
         display.SetApplyThreshold(threshold > 0)
+    for index in range(scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")):
+        # A legend does not notice by itself that its volume came into a view, or left it.
+        scene.GetNthNodeByClass(index, "vtkMRMLColorLegendDisplayNode").Modified()
     if segmentation_node is not None:
         display = segmentation_node.GetDisplayNode()
         display.SetVisibility(True)

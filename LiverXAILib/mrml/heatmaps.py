@@ -91,7 +91,7 @@ def update_heatmap_node(
     )
     if created:
         colors = _color_table(scene, "LiverXAI heat map", HEAT_COLORS)
-        _style(node, colors, VISIBLE_HEAT, f"Influence on\n{question}")
+        _style(node, colors, VISIBLE_HEAT, f"Influence on {question}")
     return node
 
 
@@ -151,6 +151,10 @@ def _style(node: slicer.vtkMRMLScalarVolumeNode, colors: Any, threshold: float, 
     legend.SetTitleText(title)
     legend.SetLabelFormat("%.1f")
     legend.SetNumberOfLabels(6)
+    legend.SetSize(0.08, 0.3)
+    for text, size in ((legend.GetTitleTextProperty(), 14), (legend.GetLabelTextProperty(), 12)):
+        text.SetFontFamilyToArial()
+        text.SetFontSize(size)
 
 
 def _color_table(

@@ -30,6 +30,7 @@ _LOGICS = {
     "Tables": slicer.vtkSlicerTablesLogic,
     "Transforms": slicer.vtkSlicerTransformLogic,
     "Cameras": slicer.vtkSlicerCamerasModuleLogic,
+    "Plots": slicer.vtkSlicerPlotsLogic,
 }
 
 _SLICE_MANAGERS = (

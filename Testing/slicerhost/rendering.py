@@ -128,8 +128,6 @@ class ThreeDView(_View):
         self.logic.SetMRMLApplicationLogic(host.logic)
         self.logic.SetMRMLScene(host.scene)
         self.node = self.logic.AddViewNode("1")
-        self.node.SetBoxVisible(False)
-        self.node.SetAxisLabelsVisible(False)
         host.view_logics.AddItem(self.logic)
         self.managers.Initialize(slicer.vtkMRMLThreeDViewDisplayableManagerFactory.GetInstance(), self.renderer)
         self.managers.SetMRMLDisplayableNode(self.node)
@@ -140,8 +138,17 @@ class ThreeDView(_View):
         manager = self.managers.GetDisplayableManagerByClassName("vtkMRMLCameraDisplayableManager")
         return manager.GetCameraNode()
 
+    def pixel_of(self, ras: tuple[float, float, float]) -> tuple[int, int]:
+        """(row, column) of the pixel in front of a point (RAS mm)."""
+        self.renderer.SetWorldPoint(*ras, 1.0)
+        self.renderer.WorldToDisplay()
+        x, y, _ = self.renderer.GetDisplayPoint()
+        return self.window.GetSize()[1] - 1 - round(y), round(x)
+
     def look_from(self, direction: int) -> None:
-        """Look from a side, e.g. ``slicer.vtkMRMLCameraNode.Anterior``, at all there is."""
+        """Look from a side, e.g. ``slicer.vtkMRMLCameraNode.Anterior``, at all there is, without box and letters."""
+        self.node.SetBoxVisible(False)  # closing the scene switches them on again
+        self.node.SetAxisLabelsVisible(False)
         self.camera.RotateTo(direction)
         self.renderer.ResetCamera()
         self.renderer.ResetCameraClippingRange()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for ``slicer.ScriptedLoadableModule`` without Qt: the base classes as far as a module without panel goes."""
+"""Stand-in for ``slicer.ScriptedLoadableModule``: the base classes; a panel only in the host with Qt."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import sys
 import unittest
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,30 @@ class ScriptedLoadableModule:
 
 
 class ScriptedLoadableModuleWidget:
-    """A panel needs Qt, which this host does not have."""
+    """A panel; needs Qt, which :mod:`slicerhost.qtapplication` brings."""
 
     def __init__(self, parent: Any = None) -> None:
-        raise NotImplementedError("the test host has no Qt: it cannot show a panel")
+        if "qt" not in sys.modules:
+            raise NotImplementedError("the test host has no Qt: it cannot show a panel")
+        self.parent = parent
+        self.layout = parent.layout()
+        self.moduleName = type(self).__name__.removesuffix("Widget")
+        self.developerMode = False
+
+    def resourcePath(self, filename: str) -> str:
+        return str(Path(sys.modules[self.__module__].__file__ or "").parent / "Resources" / filename)
+
+    def setup(self) -> None:
+        """Slicer adds the buttons of the developer mode here."""
+
+    def cleanup(self) -> None:
+        pass
+
+    def enter(self) -> None:
+        pass
+
+    def exit(self) -> None:
+        pass
 
 
 class ScriptedLoadableModuleLogic:
@@ -50,6 +71,19 @@ class ScriptedLoadableModuleLogic:
 
     def __init__(self, parent: Any = None) -> None:
         self.moduleName = type(self).__name__.removesuffix("Logic")
+        self.isSingletonParameterNode = True
+
+    def getParameterNode(self) -> Any:
+        """The module's node in the scene that keeps what the user chose; made when there is none."""
+        node = slicer.mrmlScene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
+        if node is None:
+            node = slicer.vtkMRMLScriptedModuleNode()
+            node.SetSingletonTag(self.moduleName)
+            node.SetModuleName(self.moduleName)
+            node.SetAttribute("ModuleName", self.moduleName)
+            node.SetName(slicer.mrmlScene.GenerateUniqueName(self.moduleName))
+            node = slicer.mrmlScene.AddNode(node)
+        return node
 
 
 class ScriptedLoadableModuleTest(unittest.TestCase):
