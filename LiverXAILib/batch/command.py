@@ -225,7 +225,8 @@ class Screen:
         self._started = time.monotonic()
 
     def __enter__(self) -> Screen:
-        if sys.stderr is not None and sys.stderr.isatty():
+        # In Slicer the streams are not quite files; on Windows there may be none.
+        if getattr(sys.stderr, "isatty", bool)():
             from tqdm import tqdm
 
             self._bar = tqdm(

@@ -6,8 +6,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
-import secrets
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..files import replacing
 from .cases import Found
 from .manifest import KINDS, last_states, read_manifest
 from .store import Store
@@ -165,15 +164,11 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
 
 
 def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f,
+    ):
+        f.write(text)
     return path
 
 

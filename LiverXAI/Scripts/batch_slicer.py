@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches inside Slicer: the same as ``liverxai batch``, with Slicer's own Python.
+
+::
+
+    Slicer --no-splash --no-main-window --python-script .../batch_slicer.py --input IMAGES --output RESULTS
+
+Whatever happens, it ends Slicer, with the exit codes of ``liverxai batch``: 0 all done, 1 some failed or a stop, 2
+wrong usage, 3 nothing to do. On Windows Slicer prints nothing: what is said is also in RESULTS/logs, and errors are in
+Slicer's own log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import slicer.util
+
+if importlib.util.find_spec("LiverXAILib") is None:
+    # An installed extension has the library one folder up, a source checkout two.
+    folders = Path(__file__).resolve().parents
+    sys.path.append(str(next(folder for folder in folders if (folder / "LiverXAILib").is_dir())))
+
+
+def main(arguments: list[str]) -> int:
+    """Run a batch; returns the exit code."""
+    from LiverXAILib.batch import command
+    from LiverXAILib.errors import LiverXAIError, UsageError
+
+    # Slicer takes --help for itself, and a shortened name might be one of Slicer's.
+    parser = argparse.ArgumentParser(prog="batch_slicer.py", add_help=False, allow_abbrev=False)
+    command.add_arguments(parser)
+    parser.add_argument("--usage", action="store_true", help="show this text")
+    if not arguments or "--usage" in arguments:
+        parser.print_help()
+        return 0 if arguments else 2
+    try:
+        return command.run(parser.parse_args(arguments), python=python())
+    except LiverXAIError as error:
+        logging.error("batch_slicer: %s", error)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def python() -> str:
+    """The interpreter for worker processes, as in Slicer's own environment.
+
+    Not sys.executable: in Slicer that is the launcher PythonSlicer, which does not pass pipes on on every system.
+    """
+    return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
+
+
+if __name__ == "__main__":
+    status = 1
+    try:
+        status = main(sys.argv[1:])
+    except SystemExit as request:
+        status = request.code if isinstance(request.code, int) else 1
+    except BaseException:
+        logging.exception("batch_slicer stopped")
+    finally:
+        # Without this Slicer would stay open, and a job in a queue would never end.
+        slicer.util.exit(status)

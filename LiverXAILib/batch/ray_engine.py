@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Ray cluster as the engine: actors on its nodes hold the model, the driver keeps the manifest.
+
+Each actor has a :class:`~LiverXAILib.batch.session.Session` of its own, so that the two ways to lose a worker are told
+apart: a *case* that crashes or hangs takes down only the process inside the session and is recorded as its own failure;
+a *node* (or actor) that is lost takes the actor, and its cases go to another one. Images and results go through the
+file system that all nodes share; Ray carries only names and records.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .run import Settings
+from .session import DEPTH, Emit, Session
+from .store import Store
+
+#: A case whose actor was lost so often is recorded as failed: maybe it is what brings the nodes down.
+_MAX_LOSSES = 3
+#: Actors lost one after the other without finishing a case: then something else is wrong.
+_MAX_FAILED_ACTORS = 5
+#: Ray's shared memory on a cluster of our own: what goes through Ray is small.
+_OBJECT_STORE_BYTES = 100 << 20
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class RayEngine:
+    """Spreads cases over actors: one per GPU of the cluster, or one per `cpus_per_worker` cores if it has no GPU.
+
+    :param address: of a running cluster; None: that in RAY_ADDRESS, or a new one on this machine.
+    :param workers: how many actors; None: as many as the cluster has room for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        emit: Emit,
+        *,
+        address: str | None,
+        workers: int | None,
+        cpus_per_worker: float,
+    ) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError(
+                "The Ray engine needs: pip install 'liverxai[scale]'. Or leave out --engine ray."
+            ) from error
+        self._ray = ray
+        self._store = store
+        self._emit = emit
+        address = address or os.environ.get("RAY_ADDRESS")
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        # Nothing about the user goes to anybody. (Ray reports its usage to its makers unless told not to.)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        local: dict[str, Any] = {}
+        if address is None:
+            local = {"include_dashboard": False, "num_cpus": os.cpu_count(), "object_store_memory": _OBJECT_STORE_BYTES}
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            logging_level="error",
+            log_to_driver=False,
+            **local,
+        )
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if settings.devices != ("cpu",) else 0
+        cpus = min(cpus_per_worker, resources.get("CPU", 1))
+        self._workers = workers or gpus or max(1, int(resources.get("CPU", 1) // cpus))
+        if workers:
+            cpus = min(cpus, resources.get("CPU", 1) / workers)
+        needs = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": cpus}
+        config = settings.config(store) | {"threads": settings.threads or (0 if gpus else max(1, int(cpus)))}
+        # One call may wait in each actor while another one runs: its image is read meanwhile.
+        self._actor_class = ray.remote(max_concurrency=DEPTH + 2, max_restarts=0, max_task_retries=0, **needs)(
+            CaseActor
+        )
+        self._arguments = (str(store.output), asdict(store.shard), store.token, config, settings.time_limit)
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._actors: dict[Any, dict[str, dict[str, Any]]] = {}
+        self._calls: dict[Any, tuple[Any, dict[str, Any] | None]] = {}
+        self._losses: dict[str, int] = {}
+        self._failed_actors = 0
+        self._outstanding = 0
+        self._inbox: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    # --- the driver's side: see run.Engine ---------------------------------------------------------------------
+
+    def room(self) -> int:
+        return DEPTH * self._workers - self._outstanding
+
+    def submit(self, case: dict[str, Any]) -> None:
+        self._outstanding += 1
+        self._inbox.put(("submit", case))
+
+    def heard(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "finished":
+            self._outstanding -= 1
+
+    def wind_down(self) -> None:
+        self._inbox.put(("wind down", None))
+
+    def stop(self) -> None:
+        self._inbox.put(("stop", None))
+        self._thread.join()
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._ray.shutdown()
+
+    # --- the engine's thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        for _ in range(self._workers):
+            self._start_actor()
+        winding_down = False
+        while not self._over:
+            while not self._inbox.empty():
+                word, case = self._inbox.get()
+                if word == "stop":
+                    self._over = True
+                elif word == "wind down":
+                    winding_down = True
+                    self._waiting.clear()
+                    for actor in self._actors:
+                        actor.wind_down.remote()
+                else:
+                    self._waiting.append(case)
+            self._feed()
+            finished, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=0.1) if self._calls else ([], [])
+            for call in finished:
+                self._hear(call, restart=not winding_down)
+            if winding_down and not any(case for _, case in self._calls.values()):
+                self._over = True
+        self._emit({"event": "ended"})
+
+    def _start_actor(self) -> None:
+        actor = self._actor_class.remote(*self._arguments)
+        # Only an actor that has loaded its model gets cases: one that finds no free node keeps none waiting.
+        self._calls[actor.ready.remote()] = (actor, None)
+
+    def _feed(self) -> None:
+        while self._waiting and self._actors:
+            actor = min(self._actors, key=lambda one: len(self._actors[one]))
+            if len(self._actors[actor]) >= DEPTH:
+                return
+            case = self._waiting.popleft()
+            if (record := self._committed(case)) is not None:
+                self._emit({"event": "finished", "case": case["id"], "state": "done", "record": record})
+                continue
+            self._actors[actor][case["id"]] = case
+            self._calls[actor.run.remote(case)] = (actor, case)
+            self._emit({"event": "running", "case": case["id"]})
+
+    def _committed(self, case: dict[str, Any]) -> dict[str, Any] | None:
+        """The record of a case that was committed in this run by an actor that was lost before it could say so."""
+        record = self._store.record(case["folder"])
+        return record if record is not None and record.get("run") == self._store.token else None
+
+    def _hear(self, call: Any, restart: bool) -> None:
+        actor, case = self._calls.pop(call)
+        try:
+            said = self._ray.get(call)
+        except self._ray.exceptions.RayError as error:
+            self._lose(actor, case, str(error), restart)
+            return
+        if case is not None:
+            self._actors.get(actor, {}).pop(case["id"], None)
+        if said["event"] == "ready":
+            self._actors[actor] = {}
+            self._emit({"event": "worker", "pid": said["pid"], "host": said["host"]})
+            self._emit({"event": "ready", "model": said["model"]})
+        elif said["event"] != "dropped":
+            self._failed_actors = 0 if said["event"] == "finished" else self._failed_actors
+            self._emit(said)
+
+    def _lose(self, actor: Any, case: dict[str, Any] | None, error: str, restart: bool) -> None:
+        """An actor or its node is gone: its cases go to others. Called once for each of its calls."""
+        if self._actors.pop(actor, None) is not None or case is None:
+            self._failed_actors += 1
+            if self._failed_actors >= _MAX_FAILED_ACTORS:
+                self._emit({"event": "fatal", "error": f"Ray lost {_MAX_FAILED_ACTORS} workers in a row: {error}"})
+                return
+            if restart:
+                self._start_actor()
+        if case is None:
+            return
+        self._losses[case["id"]] = self._losses.get(case["id"], 0) + 1
+        if self._losses[case["id"]] < _MAX_LOSSES:
+            self._waiting.appendleft(case)
+        elif (record := self._committed(case)) is not None:
+            self._emit({"event": "finished", "case": case["id"], "state": "done", "record": record})
+        else:
+            sentence = f"The machines that worked on this case were lost {_MAX_LOSSES} times."
+            self._emit({"event": "finished", "case": case["id"], "state": "failed", "kind": "lost", "error": sentence})
+
+
+class CaseActor:
+    """What runs on a node: a session, one call for each case."""
+
+    def __init__(
+        self, output: str, shard: dict[str, int], token: str, config: dict[str, Any], time_limit: float
+    ) -> None:
+        from .store import Shard
+
+        self._answers: dict[str, queue.Queue[dict[str, Any]]] = {"": queue.Queue()}
+        self._over: dict[str, Any] | None = None
+        store = Store(Path(output), Shard(**shard), token)
+        self._session = Session(store, config, self._note, time_limit=time_limit, python=sys.executable)
+
+    def ready(self) -> dict[str, Any]:
+        """Wait for the model; its identity, or "fatal"."""
+        answer = self._answers[""].get()
+        return answer | {"pid": os.getpid(), "host": os.uname().nodename if hasattr(os, "uname") else "node"}
+
+    def run(self, case: dict[str, Any]) -> dict[str, Any]:
+        """Do a case; returns the event "finished", "fatal" or "dropped"."""
+        answer: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._answers[case["id"]] = answer
+        if self._over is not None:
+            return self._over
+        self._session.submit(case)
+        return answer.get()
+
+    def wind_down(self) -> None:
+        """Finish the case that is being analyzed; drop the others."""
+        self._session.wind_down()
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if event["event"] == "ready":
+            self._answers[""].put(event)
+        elif event["event"] == "finished":
+            self._answers.pop(event["case"]).put(event)
+        elif event["event"] in ("fatal", "ended"):
+            self._over = self._over or (event if event["event"] == "fatal" else {"event": "dropped"})
+            for answer in list(self._answers.values()):
+                answer.put(self._over)

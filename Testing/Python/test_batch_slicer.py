@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batch as ``Slicer --python-script`` runs it: same results, scenes, and Slicer always ends with the right code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from batch_toys import ROOT, assert_whole, final_states, write_good, write_model
+
+from LiverXAILib.batch import command
+
+SCRIPT = ROOT / "LiverXAI" / "Scripts" / "batch_slicer.py"
+#: Options that Slicer takes for itself wherever they stand (qSlicerCoreCommandOptions, qSlicerCommandOptions).
+SLICERS_OPTIONS = (
+    "help h version home program-path settings-path temporary-path application-information testing "
+    "disable-python python-script python-code c ignore-slicerrc additional-module-path additional-module-paths "
+    "modules-to-ignore disable-modules disable-builtin-modules disable-cli-modules disable-builtin-cli-modules "
+    "disable-loadable-modules disable-builtin-loadable-modules disable-scripted-loadable-modules "
+    "disable-builtin-scripted-loadable-modules verbose-module-discovery disable-settings "
+    "keep-temporary-settings disable-message-handlers disable-terminal-outputs disable-tooltips no-splash "
+    "no-main-window show-python-console show-python-interactor qt-testing exit-after-startup ignore-rest "
+)
+
+
+def run_slicer(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The script in the test host."""
+    flags = ["--no-splash", "--no-main-window", "--python-script", str(SCRIPT)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "Testing"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "slicerhost", *flags, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_slicer_would_take_none_of_our_options():
+    parser = argparse.ArgumentParser(add_help=False)
+    command.add_arguments(parser)
+    ours = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    assert {"input", "output", "scene"} <= ours
+    assert not ours & set(SLICERS_OPTIONS.split())
+
+
+def test_a_batch_in_slicer_makes_the_same_files_and_scenes(tmp_path):
+    write_good(tmp_path / "images" / "Größe 1.nrrd", 1)
+    (tmp_path / "images" / "bad.nrrd").write_bytes(b"NRRD0004\n")
+    output = tmp_path / "out"
+    result = run_slicer(
+        *("--input", tmp_path / "images", "--output", output, "--model", write_model(tmp_path / "model")),
+        *("--scene", "--explain", "liver", "--report"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    states = final_states(output)
+    assert {label: state["state"] for label, state in states.items()} == {"Größe 1.nrrd": "done", "bad.nrrd": "failed"}
+    folder = output / "cases" / states["Größe 1.nrrd"]["folder"]
+    assert_whole(folder, ("segmentation.seg.nrrd", "heatmap-liver.nrrd", "report.html", "scene.mrb"))
+    (log,) = [path for path in (output / "logs").iterdir() if "workers" not in path.name]
+    assert "done    Größe 1.nrrd" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--input", "nowhere", "--output", "out"], 2, "no file or folder"),
+        (["--output", "out"], 2, "Give one INPUT"),
+        (["--input", ".", "--output", "out", "--nonsense"], 2, "--nonsense"),
+        (["--input", "empty", "--output", "out"], 3, "Nothing to do"),
+        (["--usage"], 0, "--time-limit"),
+        ([], 2, "--time-limit"),
+    ],
+)
+def test_slicer_ends_with_the_right_code(tmp_path, arguments, code, words):
+    (tmp_path / "empty").mkdir()
+    result = run_slicer(*arguments, cwd=tmp_path)
+    assert result.returncode == code, result.stdout + result.stderr
+    assert words in result.stdout + result.stderr
+
+
+def test_slicer_ends_after_an_unexpected_error_too(tmp_path):
+    (tmp_path / "images").mkdir()
+    write_good(tmp_path / "images" / "a.nrrd")
+    (tmp_path / "out").write_text("a file where the folder should be")
+    result = run_slicer("--input", tmp_path / "images", "--output", tmp_path / "out", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "cannot be written" in result.stderr
