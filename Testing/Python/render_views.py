@@ -87,7 +87,7 @@ def main(path: str) -> None:
             view.node.SetOrientation(ORIENTATIONS[name])
             view.fit()
             view.zoom(2.5)
-            view.jump_to(CENTER + (3.0, -2.0, 4.0))
+            view.jump_to(CENTER + np.array([3.0, -2.0, 4.0]))
             keep(f"{case}|{ORIENTATIONS[name]}", view)
     view = views["Red"]
     view.node.SetSliceToRASByNTP(*OBLIQUE[:, 2], *OBLIQUE[:, 0], *CENTER, 0)

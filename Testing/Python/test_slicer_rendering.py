@@ -85,7 +85,7 @@ def test_outlines_run_along_the_borders_of_liver_and_lesion_and_nothing_is_fille
     lps = places(views, "outlines|Axial") * (-1, -1, 1)
     grid = ball_analysis().volume.grid
     center = grid.to_lps((np.array(grid.shape[::-1]) - 1) / 2)
-    for spec, middle, radius in ((LIVER, center, 45.0), (TUMOR, center + (20.0, 10.0, 15.0), 12.0)):
+    for spec, middle, radius in ((LIVER, center, 45.0), (TUMOR, center + np.array([20.0, 10.0, 15.0]), 12.0)):
         drawn = np.linalg.norm(picture - spec.color, axis=-1) < 40
         assert drawn.sum() > 60
         distance = np.abs(np.linalg.norm(lps[drawn] - middle, axis=-1) - radius)
