@@ -15,6 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("output"))
     folder: Path = parser.parse_args().output
+    folder.mkdir(parents=True, exist_ok=True)
     image, result = folder / "phantom.nii.gz", folder / "analysis"
     steps = [
         ["phantom", "--output", str(image), "--seed", str(SEED)],
