@@ -152,3 +152,38 @@ class ThreeDView(_View):
         self.camera.RotateTo(direction)
         self.renderer.ResetCamera()
         self.renderer.ResetCameraClippingRange()
+
+
+class FourUp:
+    """Slicer's four-up layout: axial and 3-D above coronal and sagittal. Make it once in a process, before the nodes:
+    a legend that was there before its view is not drawn in it."""
+
+    def __init__(self, host: Host, size: int = 512) -> None:
+        self.slices = {name: SliceView(host, name, (size, size)) for name in ORIENTATIONS}
+        self.space = ThreeDView(host, (size, size))
+
+    def show(
+        self, center: tuple[float, float, float], point: tuple[float, float, float], field_mm: float
+    ) -> np.ndarray:
+        """A picture: slices through `point` with `center` (RAS mm) in the middle, `field_mm` wide, with rulers and
+        axes; surfaces from the front. The legend is drawn in the axial view only."""
+        for name, view in self.slices.items():
+            view.node.SetOrientation(ORIENTATIONS[name])
+            depth = view.node.GetFieldOfView()[2]
+            view.node.SetFieldOfView(field_mm, field_mm, depth)
+            view.jump_to(center)
+            view.node.JumpSliceByOffsetting(*point)
+            view.node.SetOrientationMarkerType(slicer.vtkMRMLSliceNode.OrientationMarkerTypeAxes)
+            view.node.SetRulerType(slicer.vtkMRMLSliceNode.RulerTypeThin)
+        scene = self.space.node.GetScene()
+        for index in range(scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")):
+            legend = scene.GetNthNodeByClass(index, "vtkMRMLColorLegendDisplayNode")
+            legend.SetViewNodeIDs([self.slices["Red"].node.GetID()])
+        for setter in (self.space.node.SetBackgroundColor, self.space.node.SetBackgroundColor2):
+            setter(0.05, 0.05, 0.08)
+        self.space.look_from(slicer.vtkMRMLCameraNode.Anterior)
+        self.space.camera.GetCamera().Zoom(1.5)
+        red, green, yellow = (view.picture() for view in self.slices.values())
+        gap = np.full((red.shape[0], 4, 3), 90, np.uint8)
+        top = np.hstack([red, gap, self.space.picture()])
+        return np.vstack([top, np.full((4, top.shape[1], 3), 90, np.uint8), np.hstack([green, gap, yellow])])
