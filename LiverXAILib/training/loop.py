@@ -91,7 +91,7 @@ def loss_of(logits: torch.Tensor, sample: Sample) -> tuple[torch.Tensor, dict[st
         ce = functional.binary_cross_entropy_with_logits(tumor_logit[inside], tumor[inside], reduction="none")
         rest = ce[~is_tumor].mean() if (~is_tumor).any() else ce.new_zeros(())
         parts["tumor_balanced"] = 0.5 * (ce[is_tumor].mean() + rest)
-        total = total + 0.5 * parts["tumor_balanced"]
+        total = total + parts["tumor_balanced"]
     return total, {name: float(value.detach()) for name, value in parts.items()}
 
 

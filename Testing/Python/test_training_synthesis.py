@@ -71,7 +71,7 @@ def test_lesions_stay_in_the_liver_and_change_nothing_else() -> None:
         assert torch.equal(result[~liver], image[~liver])
         assert ((result - image).abs()[tumor] > 5).float().mean() > 0.8
         sizes.append(int(tumor.sum()))
-    assert min(sizes) < 100 < max(sizes)
+    assert max(sizes) > 10 * min(sizes)
 
 
 def test_every_sample_nests_tumor_in_liver_and_hides_what_is_not_scanned() -> None:

@@ -79,7 +79,7 @@ class Generator:
         *,
         spacing_mm: float = 3.0,
         negatives: float = 0.13,
-        lesions: float = 0.72,
+        lesions: float = 0.85,
         sizes: Sequence[tuple[Size, float]] = SIZES,
     ) -> None:
         self.sources = list(sources)

@@ -15,7 +15,7 @@ def add_lesions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paint one to eight lesions into the liver.
 
-    Deformed ellipsoids of 4.5 to 48 mm radius (small ones more often, and more of them), hypodense (72 %),
+    Deformed ellipsoids of 5.5 to 48 mm radius (small ones more often, and more of them), hypodense (72 %),
     hyperdense (16 %) or cysts (12 %), with soft edges, texture, and sometimes a necrotic core or a rim. A lesion
     never leaves the liver.
 
@@ -31,9 +31,12 @@ def add_lesions(
     largest = min(48.0, 0.5 * (len(inside) * spacing_mm**3) ** (1 / 3))
     count = 1 + rng.choose((0.30, 0.2, 0.15, 0.12, 0.09, 0.07, 0.04, 0.03))
     family = rng.choose((0.72, 0.16, 0.12))
-    for _ in range(count):
+    painted = 0
+    for _ in range(3 * count):  # some places have no room
+        if painted == count:
+            break
         kind = family if rng.chance(0.7) else rng.choose((0.72, 0.16, 0.12))
-        radius = rng.log_uniform(4.5, max(6.0, largest if rng.chance(0.5) else min(largest, 22.0))) / spacing_mm
+        radius = rng.log_uniform(5.5, max(7.0, largest if rng.chance(0.5) else min(largest, 24.0))) / spacing_mm
         center = inside[rng.integer(len(inside))]
         reach = math.ceil(radius * 1.9) + 2
         box = tuple(
@@ -46,6 +49,7 @@ def add_lesions(
             continue
         image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, hu_noise)
         tumor[box] |= core
+        painted += 1
     return image, tumor
 
 
