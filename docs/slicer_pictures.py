@@ -49,10 +49,13 @@ def main() -> None:
         volumeNode = slicer.util.loadVolume(str(options.input), {})
     else:
         volumeNode, truthNode = module.makePhantom(seed=SEED)
-        host.scene.RemoveNode(truthNode)
     display = volumeNode.GetDisplayNode()
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(-160, 240)
+    if not options.input:
+        draw_icon(ICONS / "LiverXAI.png")
+        save(ICONS / "LiverXAIPhantom.png", thumbnail(layout, volumeNode, truthNode))
+        host.scene.RemoveNode(truthNode)
     nodes = logic.analyze(volumeNode, ["liver", "tumor"], model=options.model)
     mrml.show_surfaces(nodes.segmentation)
     logic.showExplanation(nodes.heatmaps[options.target], jump=False)
@@ -63,14 +66,23 @@ def main() -> None:
     save(IMAGES / "slicer-four-up.png", picture)
     logic.showExplanation(nodes.heatmaps["liver"], jump=False)
     save(IMAGES / "slicer-why-liver.png", four_up(layout, nodes, "liver"))
-    mrml.show_overlay(host.scene, volumeNode, None, nodes.segmentation)
-    outlines = layout.slices["Red"].picture()
-    save(ICONS / "LiverXAIPhantom.png", outlines[106:406, 116:396])
-    draw_icon(ICONS / "LiverXAI.png")
-
 
 #: The synthetic patient of the pictures.
-SEED = 4
+SEED = 7
+
+
+def thumbnail(layout: FourUp, volumeNode: slicer.vtkMRMLScalarVolumeNode, truthNode: slicer.vtkMRMLSegmentationNode):
+    """The largest true lesion with its outline and the liver's, 260 × 280 pixels."""
+    mrml.show_overlay(volumeNode.GetScene(), volumeNode, None, truthNode)
+    view = layout.slices["Red"]
+    view.fit()
+    view.node.SetFieldOfView(380, 380, view.node.GetFieldOfView()[2])
+    tumor = slicer.util.arrayFromSegmentBinaryLabelmap(truthNode, "tumor", volumeNode)
+    k = int(tumor.sum(axis=(1, 2)).argmax())
+    j, i = np.argwhere(tumor[k]).mean(axis=0)
+    left, posterior, superior = mrml.volume_from_node(volumeNode).grid.to_lps(np.array([i, j, k]))
+    view.jump_to((-left / 2, -posterior, superior))
+    return view.picture()[116:396, 126:386]
 
 
 def four_up(layout: FourUp, nodes: mrml.AnalysisNodes, target: str) -> np.ndarray:
@@ -81,27 +93,35 @@ def four_up(layout: FourUp, nodes: mrml.AnalysisNodes, target: str) -> np.ndarra
     return layout.show((low + high) / 2, mrml.hottest_point(nodes.heatmaps[target]), float((high - low).max()) * 1.25)
 
 
+#: The outline of a liver as seen from the front, counterclockwise; x to the patient's left, y up.
+LIVER_OUTLINE = (
+    (0.03, 0.42), (0.05, 0.20), (0.17, 0.08), (0.34, 0.17), (0.44, 0.30), (0.47, 0.42), (0.53, 0.36), (0.66, 0.46),
+    (0.83, 0.56), (0.97, 0.70), (0.93, 0.82), (0.74, 0.83), (0.56, 0.80), (0.38, 0.93), (0.17, 0.88), (0.06, 0.68),
+)
+
+
 def draw_icon(path: Path) -> None:
     """A liver with a warm place in it: 128 × 128 pixels, transparent around."""
     figure = Figure(figsize=(1.28, 1.28), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0, 1))
-    axes.axis("off")
-    angle = np.linspace(0, 2 * np.pi, 400)
-    # A big right lobe (on the left of the picture) that tapers to the left one.
-    x = 0.5 + 0.45 * np.cos(angle)
-    height = 0.34 - 0.2 * np.clip(np.cos(angle), -0.6, 1)
-    y = 0.52 + height * np.sin(angle) + 0.1 * np.cos(angle)
-    outline = axes.fill(x, y, facecolor="#dd8265", edgecolor="#8c3f2b", linewidth=3)[0]
+    axes = figure.add_axes((0, 0, 1, 1))
+    corners = np.array([*LIVER_OUTLINE, LIVER_OUTLINE[0]])
+    steps = np.linspace(0, len(LIVER_OUTLINE), 800, endpoint=False)
+    kernel = np.exp(-0.5 * (np.arange(-60, 61) / 22) ** 2)
+    smooth = [
+        np.convolve(np.pad(np.interp(steps, np.arange(len(corners)), part), 60, mode="wrap"), kernel / kernel.sum(), "valid")
+        for part in corners.T
+    ]
+    (outline,) = axes.fill(*smooth, facecolor="#dd8265", edgecolor="#7d3524", linewidth=3)
     u, v = np.meshgrid(np.linspace(0, 1, 256), np.linspace(0, 1, 256))
-    heat = np.exp(-((u - 0.34) ** 2 + (v - 0.5) ** 2) / 0.028)
-    colors = np.array(HEAT_COLORS) / 255
-    position = np.linspace(0, 1, len(colors))
-    rgba = np.stack([np.interp(heat, position, colors[:, c]) for c in range(3)] + [np.clip(2.2 * heat - 0.2, 0, 1)], -1)
-    image = axes.imshow(rgba, extent=(0, 1, 0, 1), origin="lower", zorder=3)
-    image.set_clip_path(outline)
+    heat = np.exp(-((u - 0.3) ** 2 + (v - 0.56) ** 2) / 0.03)
+    position = np.linspace(0, 1, len(HEAT_COLORS))
+    colors = [np.interp(heat, position, [color[c] / 255 for color in HEAT_COLORS]) for c in range(3)]
+    rgba = np.stack([*colors, np.clip(2.2 * heat - 0.2, 0, 1)], axis=-1)
+    axes.imshow(rgba, extent=(0, 1, 0, 1), origin="lower", zorder=3).set_clip_path(outline)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.axis("off")
     figure.savefig(path, transparent=True)
+    print(path)
 
 
 def save(path: Path, picture: np.ndarray) -> None:

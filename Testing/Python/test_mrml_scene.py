@@ -50,6 +50,7 @@ folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(segmentation))
 np.savez(sys.argv[2], ct=slicer.util.arrayFromVolume(volume), heat=slicer.util.arrayFromVolume(heats[1]),
          matrix=mrml.volume_from_node(heats[1]).ijk_to_lps)
 display = heats[1].GetDisplayNode()
+layers = [composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()]
 rows = range(table.GetTable().GetNumberOfRows())
 color = [0.0] * 4
 display.GetColorNode().GetColor(255, color)
@@ -58,7 +59,7 @@ print(json.dumps({
     "attributes": {name: heats[1].GetAttribute(name) for name in heats[1].GetAttributeNames()},
     "table": [table.GetTable().GetValueByName(row, "volume_ml").ToDouble() for row in rows],
     "structures": [table.GetTable().GetValueByName(row, "structure").ToString() for row in rows],
-    "shown": [composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()] == [volume.GetID(), heats[1].GetID()],
+    "shown": layers == [volume.GetID(), heats[1].GetID()],
     "outline": segmentation.GetDisplayNode().GetVisibility2DOutline(),
     "window": [display.GetWindowLevelMin(), display.GetWindowLevelMax(), display.GetLowerThreshold()],
     "warmest": color,
