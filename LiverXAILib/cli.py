@@ -11,14 +11,13 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import options
 from ._version import __version__
 from .errors import Cancelled, LiverXAIError, UsageError
-from .progress import Progress
+from .progress import progress_bar
 
 FAILED, USAGE = 1, 2
 
@@ -93,7 +92,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     chosen = options.Options.from_arguments(arguments)
     if chosen.report:
         require_report_extra()
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         progress("Reading the image", 0.0)
         volume = chosen.read(arguments.input)
         model = load_model(arguments.model)
@@ -137,82 +136,24 @@ def _phantom(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- models -----------------------------------------------------------------------------------------------------
+# --- benchmark --------------------------------------------------------------------------------------------------
 
 
-def _models_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("list", help="the models that have a name").set_defaults(run=_models_list)
-    for name, run, text in (
-        ("show", _models_show, "print a model's card"),
-        ("download", _models_download, "get a model's weights"),
-        ("verify", _models_verify, "check a model's weights against their checksums"),
-    ):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("name", metavar="NAME")
-        action.set_defaults(run=run)
+def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="WHAT")
+    for name, (text, module) in _BENCHMARKS.items():
+        _module(module)(kinds.add_parser(name, help=text))
 
 
-def _models_list(options: argparse.Namespace) -> int:
-    from .models import registry
-
-    for name, entry in registry().items():
-        state = "bundled" if entry.bundled else "on this machine" if entry.folder() else "to download"
-        print(f"{name:<12} {state:<16} {entry.spec().title}")
-    return 0
-
-
-def _models_show(options: argparse.Namespace) -> int:
-    from .models import registered
-
-    print(registered(options.name).spec().to_json(), end="")
-    return 0
-
-
-def _models_download(options: argparse.Namespace) -> int:
-    from .models import download
-
-    with _progress_bar() as progress:
-        folder = download(options.name, progress=progress)
-    print(folder)
-    return 0
-
-
-def _models_verify(options: argparse.Namespace) -> int:
-    from .models import registered, verify
-
-    entry = registered(options.name)
-    folder = entry.folder()
-    if folder is None:
-        print(f"The weights of {options.name!r} are not on this machine.")
-        return FAILED
-    verify(entry.spec(), folder)
-    print(f"{folder}: all files are as the card says.")
-    return 0
-
-
-# --- progress ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-    """A bar on the terminal (on standard error, so that output can be piped), with the time that remains."""
-    from tqdm import tqdm
-
-    with tqdm(total=100, bar_format="{desc:<46.46} {bar} {percentage:3.0f}% {remaining}", leave=False) as bar:
-
-        def show(stage: str, fraction: float) -> None:
-            bar.set_description_str(stage, refresh=False)
-            bar.update(max(0.0, 100 * fraction - bar.n))
-            bar.refresh()
-
-        yield show
-
+_BENCHMARKS = {
+    "batch": ("cases per hour, overhead, memory and scaling of batches", ".evaluation.benchmark_batch"),
+}
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "analyze": ("segment, explain, measure and report one CT", _analyze_arguments),
     "batch": ("analyze many CTs, unattended: none is lost, whatever happens", _module(".batch.command")),
+    "benchmark": ("measure speed and memory on this machine", _benchmark_arguments),
     "evaluate": ("compare predictions with references", _module(".evaluation.evaluate")),
-    "models": ("list, show, download and verify models", _models_arguments),
+    "models": ("list, show, download, import, verify and remove models", _module(".models.commands")),
     "phantom": ("make a synthetic CT with its truth", _phantom_arguments),
 }

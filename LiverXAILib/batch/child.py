@@ -160,6 +160,8 @@ class _Worker:
         self._phase = "writing"
         part = self._store.part(case["folder"])
         self._store.discard(case["folder"])
+        # Without parents: if the drive is gone, its mount point must not be filled.
+        part.mkdir()
         options.write(analysis, part)
         if self._config["scene"]:
             from ..mrml import write_scene

@@ -8,10 +8,10 @@ signal n (130: Ctrl+C, 143: terminated).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,6 @@ class Screen:
     def __init__(self) -> None:
         self._bar: Any = None
         self._log: logging.Handler | None = None
-        self._started = time.monotonic()
 
     def __enter__(self) -> Screen:
         # In Slicer the streams are not quite files; on Windows there may be none.
@@ -248,7 +247,7 @@ class Screen:
 
     def open_log(self, path: Path) -> None:
         """Write everything that is said, and the program's log messages, to `path` too."""
-        self._log = _PatientFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self._log = _QuietFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("LiverXAILib")
         logger.addHandler(self._log)
@@ -264,8 +263,10 @@ class Screen:
         if self._bar is not None:
             self._bar.write(text)
         elif sys.stdout is not None:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            # Whoever read it may have gone; the batch goes on.
+            with contextlib.suppress(OSError):
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
 
     def note(self, stage: str, fraction: float) -> None:
         """What is being done before and after the cases."""
@@ -282,8 +283,12 @@ class Screen:
         self._bar.refresh()
 
 
-class _PatientFile(logging.FileHandler):
+class _QuietFile(logging.FileHandler):
     """A log that keeps quiet when it cannot be written: the batch itself notices a full disk and says so."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

@@ -9,6 +9,7 @@ file system that all nodes share; Ray carries only names and records.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
@@ -23,6 +24,8 @@ from ..errors import UsageError
 from .run import Settings
 from .session import DEPTH, Emit, Session
 from .store import Store
+
+_log = logging.getLogger(__name__)
 
 #: A case whose actor was lost so often is recorded as failed: maybe it is what brings the nodes down.
 _MAX_LOSSES = 3
@@ -56,6 +59,7 @@ class RayEngine:
             raise UsageError(
                 "The Ray engine needs: pip install 'liverxai[scale]'. Or leave out --engine ray."
             ) from error
+        self.ends = 1
         self._ray = ray
         self._store = store
         self._emit = emit
@@ -123,6 +127,14 @@ class RayEngine:
     # --- the engine's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            _log.exception("The engine has failed")
+            self._emit({"event": "fatal", "error": f"{type(error).__name__}: {error}"})
+        self._emit({"event": "ended"})
+
+    def _serve(self) -> None:
         for _ in range(self._workers):
             self._start_actor()
         winding_down = False
@@ -144,7 +156,6 @@ class RayEngine:
                 self._hear(call, restart=not winding_down)
             if winding_down and not any(case for _, case in self._calls.values()):
                 self._over = True
-        self._emit({"event": "ended"})
 
     def _start_actor(self) -> None:
         actor = self._actor_class.remote(*self._arguments)

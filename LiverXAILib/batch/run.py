@@ -25,13 +25,15 @@ from .store import Store, host_name
 
 _log = logging.getLogger(__name__)
 
-_HEARTBEAT_SECONDS = 10.0
 #: How many other images are looked for when one is missing, before the whole drive is taken for lost.
 _SAMPLE = 5
 
 
 class Engine(Protocol):
     """Runs cases somewhere and tells what becomes of them through the events of :class:`Session`."""
+
+    #: How many "ended" events there will be.
+    ends: int
 
     def room(self) -> int:
         """How many more cases it takes now: the queue in front of the workers is short (back-pressure)."""
@@ -43,7 +45,7 @@ class Engine(Protocol):
         """The batch has taken note of an event."""
 
     def wind_down(self) -> None:
-        """Finish the cases that are being analyzed, drop the others, and emit "ended" for each worker."""
+        """Finish the cases that are being analyzed, drop the others, and end."""
 
     def stop(self) -> None:
         """End all workers at once."""
@@ -55,6 +57,7 @@ class LocalEngine:
     def __init__(
         self, store: Store, configs: Sequence[Mapping[str, Any]], emit: Emit, *, time_limit: float, python: str
     ) -> None:
+        self.ends = len(configs)
         self._inside: dict[str, int] = {}
         self._sessions = [Session(store, config, emit, time_limit=time_limit, python=python) for config in configs]
 
@@ -160,6 +163,7 @@ class Batch:
         self._fractions: dict[str, tuple[str, float]] = {}
         self._signals: list[int] = []
         self._total = 0
+        self._started = 0.0
 
     def run(self, make_engine: MakeEngine) -> Tally:
         """Do what is to be done; the store must be open.
@@ -214,7 +218,7 @@ class Batch:
         while True:
             self._watcher.show(0, 0, "Loading the model")
             event = self._next(inbox)
-            if event is None and self._signals:
+            if self._signals:
                 self._tally.signal = self._signals[0]
                 return None
             if event is None:
@@ -234,6 +238,9 @@ class Batch:
         todo, last = [], []
         for number, case in enumerate(self._cases.values()):
             self._watcher.show(0, 0, f"Looking at case {number + 1} of {len(self._cases)}")
+            self._store.check()
+            if self._signals:
+                break
             state = before.get(case.id, {})
             verdict = judge(case, self._store, model, self._settings, state, refresh=True)
             if verdict.finished:
@@ -264,11 +271,10 @@ class Batch:
         self._total = len(todo)
         inside: set[str] = set()
         winding_down = False
-        beat = time.monotonic()
-        while (pending or inside) and not self._tally.stopped:
-            if time.monotonic() - beat > _HEARTBEAT_SECONDS:
-                self._store.heartbeat()
-                beat = time.monotonic()
+        ends = 0
+        self._started = time.monotonic()
+        while (pending or inside or self._signals) and not self._tally.stopped:
+            self._store.check()
             if self._signals and not winding_down:
                 winding_down = True
                 self._tally.signal = self._signals[0]
@@ -287,7 +293,8 @@ class Batch:
                 continue
             engine.heard(event)
             self._note(event, manifest, inside, model)
-            if event["event"] == "ended" and winding_down:
+            ends += event["event"] == "ended"
+            if ends == engine.ends:
                 break
         for case in (self._cases[case_id] for case_id in inside):
             manifest.append("case", case=case.id, label=case.label, folder=case.folder, state="dropped")
@@ -322,7 +329,7 @@ class Batch:
             kept = {key: record[key] for key in ("input", "model", "settings", "software", "host", "times", "warnings")}
             manifest.append("case", **about, state="done", **kept)
             self._tally.done.append(case.id)
-            self._watcher.say(f"done    {case.label}")
+            self._watcher.say(f"done    {case.label} ({self._outlook()})")
             return
         if event.get("unreachable") and self._drive_is_gone(case):
             self._tally.stopped = (
@@ -342,12 +349,21 @@ class Batch:
             model=dict(model),
         )
         self._tally.failed[case.id] = event["error"]
-        self._watcher.say(f"FAILED  {case.label}: {event['error']}")
+        self._watcher.say(f"FAILED  {case.label}: {event['error']} ({self._outlook()})")
 
     def _drive_is_gone(self, case: Case) -> bool:
         """Whether not only the image of `case` but also others that were found cannot be reached."""
         others = [other.path for other in self._cases.values() if other.id != case.id][:_SAMPLE]
         return bool(others) and not any(path.exists() for path in others)
+
+    def _outlook(self) -> str:
+        """How far the batch is, and about how long it will take."""
+        finished = len(self._tally.done) + len(self._tally.failed)
+        if finished == self._total:
+            return f"{finished} of {self._total}"
+        minutes = (time.monotonic() - self._started) / finished * (self._total - finished) / 60
+        left = "less than a minute" if minutes < 1 else f"about {minutes:.0f} min" if minutes < 90 else ""
+        return f"{finished} of {self._total}, {left or f'about {minutes / 60:.1f} h'} left"
 
     def _show(self) -> None:
         finished = len(self._tally.done) + len(self._tally.failed)

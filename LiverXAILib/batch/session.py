@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import subprocess
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 
 from ..subprocesses import describe_end, kill_tree, messages, say, start_child
 from .store import Store
+
+_log = logging.getLogger(__name__)
 
 #: What a session tells: a mapping with "event" and values.
 Emit = Callable[[dict[str, Any]], None]
@@ -76,6 +79,16 @@ class Session:
     # --- the session's thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            # For example: the folder of results is gone. Without this word the batch would wait for ever.
+            _log.exception("The session has failed")
+            self._emit({"event": "fatal", "error": f"{type(error).__name__}: {error}"})
+        self._kill()
+        self._emit({"event": "ended"})
+
+    def _serve(self) -> None:
         self._start()
         while not self._over:
             try:
@@ -99,8 +112,6 @@ class Session:
                     self._bury(message[2])
             self._feed()
             self._check_limits()
-        self._kill()
-        self._emit({"event": "ended"})
 
     def _start(self) -> None:
         try:
@@ -172,6 +183,12 @@ class Session:
             # A fresh process, without a second image in memory, may do.
             self._kill()
             self._blame([said["case"]], "memory", said["error"])
+            self._restart()
+        elif event == "failed" and said["kind"] == "error":
+            # After an error that nobody foresaw, the state of the process (or of its GPU) is not to be trusted.
+            self._finish(said["case"], state="failed", kind="error", error=said["error"])
+            self._kill()
+            self._blame([], "", "")
             self._restart()
         elif event == "failed":
             self._finish(said["case"], state="failed", **{key: said[key] for key in ("kind", "error", "unreachable")})

@@ -15,12 +15,14 @@ works on a shared (network) file system: it needs atomic rename and exclusive cr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import secrets
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ RECORD = "case.json"
 
 #: A run whose lock was not touched for so long is dead (if its machine cannot be asked).
 _STALE_SECONDS = 60.0
+_HEARTBEAT_SECONDS = 10.0
 #: Written to find out whether there is space left; larger than what a file system keeps in reserve for a small file.
 _PROBE_BYTES = 1 << 20
 
@@ -84,6 +87,8 @@ class Store:
     token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __post_init__(self) -> None:
+        self._closed = threading.Event()
+        self._trouble: OutputError | None = None
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.name = f"{stamp}-{self.token}"
 
@@ -114,6 +119,20 @@ class Store:
             self._sweep()
         except OSError as error:
             raise self.unusable(error) from error
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def check(self) -> None:
+        """Raise :class:`OutputError` if the folder is gone or another run has taken over."""
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_HEARTBEAT_SECONDS):
+            try:
+                self.heartbeat()
+            except OutputError as error:
+                self._trouble = error
+                return
 
     def heartbeat(self) -> None:
         """Show other machines that this run is alive; raises :class:`OutputError` if the folder or the lock is gone."""
@@ -126,11 +145,11 @@ class Store:
 
     def close(self) -> None:
         """Give the lock back."""
-        try:
+        self._closed.set()
+        # If the folder is gone: a lock that nobody touches is dead in a minute.
+        with contextlib.suppress(OSError):
             if _read_json(self._lock_path).get("token") == self.token:
                 self._lock_path.unlink()
-        except OSError:
-            pass  # The folder is gone; a lock that nobody touches is dead in a minute.
 
     @property
     def _lock_path(self) -> Path:

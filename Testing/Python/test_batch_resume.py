@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from batch_toys import (
     ROOT,
+    assert_whole,
     batch_command,
     environment,
     final_states,
@@ -203,6 +204,20 @@ def test_a_lost_input_drive_stops_the_batch_instead_of_failing_every_case(place,
     assert process.returncode == 1, said
     assert "cannot be reached any more" in said
     assert {state["state"] for state in final_states(tmp_path / "out").values()} <= {"done", "dropped", "running"}
+
+
+def test_a_lost_output_drive_stops_the_batch_and_what_was_done_is_whole(place, tmp_path):
+    folder = images(tmp_path / "images", 8, "slow")
+    arguments = (folder, "-o", tmp_path / "drive", "--model", place.model, *FAST)
+    process = start_batch(*arguments, env=place.env)
+    wait_for(lambda: times_done(tmp_path / "drive"))
+    (tmp_path / "drive").rename(tmp_path / "unplugged")
+    said = process.communicate(timeout=90)[0]
+    assert process.returncode == 1, said
+    assert "cannot be written" in said
+    assert "Bring the drive back" in said
+    for path in (tmp_path / "unplugged" / "cases").glob("[!.]*"):
+        assert_whole(path)
 
 
 @pytest.mark.parametrize(

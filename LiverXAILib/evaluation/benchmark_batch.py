@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liverxai benchmark batch``: cases per hour, overhead, memory and scaling of batches, in one run.
+
+The batch is measured from outside, as users run it: by the command line, its manifest and the memory of its processes.
+The bare loop that it is compared with (read, analyze, write; one case after the other; nothing else) does the same work
+in one process. Both are measured in turn, so that what else the machine does hits both, and without the loading of
+the model, which both do once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import LiverXAIError
+from ..options import Options
+
+#: How often the memory of the processes is looked at.
+_SAMPLE_SECONDS = 0.2
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``liverxai benchmark batch`` to `parser`."""
+    parser.add_argument(
+        "--output", "-o", type=Path, metavar="FOLDER", required=True, help="batch.json and batch.md go here"
+    )
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use (default: phantoms)")
+    parser.add_argument("--model", default="default", metavar="NAME", help="a model's name or folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--cases", type=int, default=8, metavar="N", help="cases in each timed run (default: 8)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of each kind (default: 3)")
+    parser.add_argument(
+        "--small-cases", type=int, default=200, metavar="N", help="cases of the memory test (default: 200)"
+    )
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="of a worker (default: half the cores)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table and write it; returns the exit code."""
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // 2)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = _Scratch(Path(folder), arguments.model, arguments.device, threads)
+        images = _images(arguments.images, scratch.folder / "images", (1.5, 1.5, 3.0))
+        small = _images(arguments.images, scratch.folder / "small", (4.0, 4.0, 6.0))
+        result = {
+            "machine": _machine(arguments.device),
+            "threads_per_worker": threads,
+            "overhead": _overhead(scratch, images, arguments.cases, arguments.rounds),
+            "scaling": _scaling(scratch, images, 2 * arguments.cases),
+            "memory": _memory(scratch, small, arguments.small_cases),
+        }
+    text = as_markdown(result)
+    (arguments.output / "batch.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (arguments.output / "batch.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+    return 0
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    machine, overhead, scaling, memory = (result[key] for key in ("machine", "overhead", "scaling", "memory"))
+    rows = [
+        ("one worker, cases per hour", f"{overhead['batch_cases_per_hour']:.0f}"),
+        ("bare loop of read, analyze, write, cases per hour", f"{overhead['bare_cases_per_hour']:.0f}"),
+        (f"overhead of the batch (median of {overhead['rounds']} pairs)", f"{overhead['overhead_percent']:+.1f} %"),
+        ("two workers, cases per hour", f"{scaling['two_workers_cases_per_hour']:.0f}"),
+        ("speed-up from one to two workers", f"{scaling['speed_up']:.2f}"),
+        (f"worker's memory over cases 11–{memory['cases']}, MiB (median of first / last quarter)", memory["text"]),
+        ("growth of the worker's memory per 100 cases", f"{memory['growth_mib_per_100']:+.1f} MiB"),
+        ("growth of the parent's memory per 100 cases", f"{memory['parent_growth_mib_per_100']:+.1f} MiB"),
+    ]
+    lines = ["| measured | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    described = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return "\n".join([*lines, "", f"{described}; {result['threads_per_worker']} threads per worker."]) + "\n"
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------
+
+
+def _overhead(scratch: _Scratch, images: Sequence[Path], cases: int, rounds: int) -> dict[str, Any]:
+    bare, batch = [], []
+    for _ in range(rounds):
+        bare.append(scratch.bare(images, cases))
+        batch.append(scratch.batch(images, cases)["seconds"])
+    ratio = statistics.median(b / a for a, b in zip(bare, batch, strict=True))
+    return {
+        "cases": cases,
+        "rounds": rounds,
+        "bare_seconds": bare,
+        "batch_seconds": batch,
+        "bare_cases_per_hour": 3600 * cases / statistics.median(bare),
+        "batch_cases_per_hour": 3600 * cases / statistics.median(batch),
+        "overhead_percent": 100 * (ratio - 1),
+    }
+
+
+def _scaling(scratch: _Scratch, images: Sequence[Path], cases: int) -> dict[str, Any]:
+    one = scratch.batch(images, cases)["seconds"]
+    two = scratch.batch(images, cases, workers=2)["seconds"]
+    return {"cases": cases, "two_workers_cases_per_hour": 3600 * cases / two, "speed_up": one / two}
+
+
+def _memory(scratch: _Scratch, images: Sequence[Path], cases: int) -> dict[str, Any]:
+    run = scratch.batch(images, cases)
+    # In the first cases caches fill and libraries load.
+    settled = min(10, cases // 4)
+    worker, parent = run["worker_mib"][settled:], run["parent_mib"][settled:]
+    quarter = max(1, len(worker) // 4)
+    first, last = statistics.median(worker[:quarter]), statistics.median(worker[-quarter:])
+    return {
+        "cases": cases,
+        "worker_mib": worker,
+        "text": f"{first:.0f} / {last:.0f}",
+        "growth_mib_per_100": _slope(worker),
+        "parent_growth_mib_per_100": _slope(parent),
+    }
+
+
+def _slope(values: Sequence[float]) -> float:
+    """Growth per 100 cases of the line through `values` (least squares)."""
+    return 100 * statistics.linear_regression(range(len(values)), values).slope if len(values) > 1 else 0.0
+
+
+class _Scratch:
+    """Runs batches and bare loops in a folder that is deleted afterwards."""
+
+    def __init__(self, folder: Path, model: str, device: str, threads: int) -> None:
+        self.folder = folder
+        self._model, self._device, self._threads = model, device, threads
+        self._number = 0
+
+    def bare(self, images: Sequence[Path], cases: int) -> float:
+        """Seconds of the bare loop over `cases` images, in a process of its own."""
+        code = f"from {__name__} import bare_loop; import sys; bare_loop(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, str(self._listed(images, cases)), str(self._new_folder())]
+        environment = {**_environment(), "OMP_NUM_THREADS": str(self._threads)}
+        text = _checked(
+            subprocess.run(
+                [*command, self._model, self._device], env=environment, capture_output=True, text=True, check=False
+            )
+        )
+        return float(text.splitlines()[-1])
+
+    def batch(self, images: Sequence[Path], cases: int, workers: int = 1) -> dict[str, Any]:
+        """Seconds from the first case to the last; and the memory of parent and worker in MiB when cases were done."""
+        output = self._new_folder()
+        command = [sys.executable, "-m", "LiverXAILib", "batch", str(self._listed(images, cases)), "-o", str(output)]
+        command += ["--model", self._model, "--device", self._device, "--no-report"]
+        command += ["--workers", str(workers), "--threads", str(self._threads)]
+        process = subprocess.Popen(
+            command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        samples: list[tuple[float, float, float]] = []
+        watch = threading.Thread(target=_watch, args=(process, output, samples))
+        watch.start()
+        said = process.communicate()[0]
+        watch.join()
+        if process.returncode != 0:
+            raise LiverXAIError(f"The batch under test failed:\n{said}")
+        lines = _manifest(output)
+        started = min(line["time"] for line in lines if line.get("state") == "running")
+        finished = [line["time"] for line in lines if line.get("state") == "done"]
+        at_each = [min(samples, key=lambda sample: abs(sample[0] - time_)) for time_ in finished] if samples else []
+        return {
+            "seconds": max(finished) - started,
+            "parent_mib": [parent for _, parent, _ in at_each] or [0.0],
+            "worker_mib": [worker for _, _, worker in at_each] or [0.0],
+        }
+
+    def _new_folder(self) -> Path:
+        self._number += 1
+        return self.folder / f"run{self._number}"
+
+    def _listed(self, images: Sequence[Path], cases: int) -> Path:
+        """A list that names the images in turn until there are enough cases."""
+        path = self.folder / "cases.json"
+        rows = [{"input": str(images[n % len(images)]), "case": f"case{n:04}"} for n in range(cases)]
+        path.write_text(json.dumps(rows), encoding="utf-8")
+        return path
+
+
+def bare_loop(listed: str, output: str, model_name: str, device: str) -> None:
+    """Read, analyze and write each case of a list; prints the seconds that it took after the model was loaded."""
+    from ..models import load_model
+
+    options = Options(report=False)
+    model = load_model(model_name)
+    rows = json.loads(Path(listed).read_text(encoding="utf-8"))
+    started = time.perf_counter()
+    for row in rows:
+        analysis = options.analyze(options.read(Path(row["input"])), model, device=device)
+        options.write(analysis, Path(output) / row["case"])
+    sys.stdout.write(f"{time.perf_counter() - started}\n")
+
+
+def _images(given: Path | None, folder: Path, spacing: tuple[float, float, float]) -> list[Path]:
+    """The images of the user, or four phantoms of that voxel size."""
+    if given is not None:
+        return sorted(path.absolute() for path in given.iterdir() if path.is_file())
+    paths = []
+    for seed in range(1, 5):
+        paths.append(folder / f"phantom{seed}.nii.gz")
+        command = [sys.executable, "-m", "LiverXAILib", "phantom", "--output", str(paths[-1]), "--seed", str(seed)]
+        command += ["--spacing", *map(str, spacing)]
+        folder.mkdir(parents=True, exist_ok=True)
+        _checked(subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False))
+    return paths
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))}
+
+
+def _checked(result: subprocess.CompletedProcess[str]) -> str:
+    if result.returncode != 0:
+        raise LiverXAIError(f"A process of the benchmark failed:\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def _manifest(output: Path) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for path in (output / "manifest").glob("*.jsonl"):
+        lines += [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
+    return lines
+
+
+def _watch(process: subprocess.Popen[str], output: Path, samples: list[tuple[float, float, float]]) -> None:
+    """Collect (time, memory of the parent, memory of the worker) in MiB until the process ends. Linux only."""
+    worker = 0
+    while process.poll() is None:
+        if not worker:
+            worker = next((line["pid"] for line in _manifest(output) if line["event"] == "worker"), 0)
+        parent_mib, worker_mib = _resident_mib(process.pid), _resident_mib(worker) if worker else None
+        if parent_mib and worker_mib:
+            samples.append((time.time(), parent_mib, worker_mib))
+        time.sleep(_SAMPLE_SECONDS)
+
+
+def _resident_mib(pid: int) -> float | None:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return None
+
+
+def _machine(device: str) -> dict[str, str]:
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    machine = {
+        "CPU": cpu,
+        "cores": str(os.cpu_count()),
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }
+    if device != "cpu" and torch.cuda.is_available():
+        machine["GPU"] = torch.cuda.get_device_name()
+    return machine
