@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from .errors import Cancelled
 
@@ -47,3 +48,18 @@ def scaled(progress: Progress | None, start: float, end: float) -> Progress | No
     if progress is None:
         return None
     return lambda stage, fraction: progress(stage, start + (end - start) * fraction)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on the terminal (on standard error, so that output can be piped), with the time that remains."""
+    from tqdm import tqdm
+
+    with tqdm(total=100, bar_format="{desc:<46.46} {bar} {percentage:3.0f}% {remaining}", leave=False) as bar:
+
+        def show(stage: str, fraction: float) -> None:
+            bar.set_description_str(stage, refresh=False)
+            bar.update(max(0.0, 100 * fraction - bar.n))
+            bar.refresh()
+
+        yield show

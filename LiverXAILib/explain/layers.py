@@ -58,6 +58,11 @@ def find_layer(network: nn.Module, name: str, stage: StageSpec) -> nn.Module:
     modules = dict(network.named_modules())
     if name in modules and name:
         return modules[name]
+    if not stage.layers:
+        raise UsageError(
+            f"The network of stage {stage.name!r} is a compiled program, whose inside cannot be seen. "
+            "Explain it with the method 'occlusion'."
+        )
     listed = ", ".join(layer.name for layer in stage.layers)
     raise UsageError(f"The network of stage {stage.name!r} has no layer {name!r}. Layers to choose from: {listed}.")
 

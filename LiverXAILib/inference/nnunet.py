@@ -127,17 +127,18 @@ def _spacings(grid: Grid, stage: StageSpec) -> tuple[list[float], list[float]]:
 
 
 def _normalize(pixels: np.ndarray, stage: StageSpec, rules: NnUNet) -> np.ndarray:
-    if rules.normalization == "CTNormalization":
-        scale = stage.intensity
-        return (np.clip(pixels, scale.low, scale.high) - np.float32(scale.shift)) / np.float32(scale.scale)
-    if rules.normalization == "ZScoreNormalization":
+    """In single precision from the image's own voxels, as nnU-Net does."""
+    scale = stage.intensity
+    if scale.statistics == "z-score":
         mask = _nonzero(pixels) if rules.masked else np.ones(pixels.shape, dtype=bool)
         values = pixels[mask]
         return np.where(mask, (pixels - values.mean()) / max(float(values.std()), 1e-8), pixels).astype(np.float32)
-    if rules.normalization == "RescaleTo01Normalization":
+    if scale.statistics == "range":
         low, high = float(pixels.min()), float(pixels.max())
         return (pixels - low) / max(high - low, 1e-8)
-    return pixels
+    if scale.low is not None or scale.high is not None:
+        pixels = np.clip(pixels, scale.low, scale.high)
+    return (pixels - np.float32(scale.shift)) / np.float32(scale.scale)
 
 
 def _nonzero(pixels: np.ndarray) -> np.ndarray:

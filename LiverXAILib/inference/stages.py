@@ -58,9 +58,18 @@ def stage_input(volume: Volume, stage: StageSpec, grid: Grid) -> torch.Tensor:
     return normalize(image, stage)
 
 
-def normalize(image: torch.Tensor, stage: StageSpec) -> torch.Tensor:
-    """HU to network input, by the card's intensity."""
+def normalize(image: torch.Tensor, stage: StageSpec, reference: torch.Tensor | None = None) -> torch.Tensor:
+    """HU to network input, by the card's intensity.
+
+    :param reference: the image whose statistics count where the card asks for them; default: `image` itself.
+    """
     intensity = stage.intensity
+    if intensity.statistics is not None:
+        reference = (image if reference is None else reference).float()
+        if intensity.statistics == "z-score":
+            image = (image - reference.mean()) / reference.std(correction=0).clamp_min(1e-8)
+        else:
+            image = (image - reference.min()) / (reference.max() - reference.min()).clamp_min(1e-8)
     if intensity.low is not None or intensity.high is not None:
         image = image.clamp(intensity.low, intensity.high)
     return (image - intensity.shift) / intensity.scale
@@ -68,7 +77,7 @@ def normalize(image: torch.Tensor, stage: StageSpec) -> torch.Tensor:
 
 def pad_value(stage: StageSpec) -> float:
     """What surrounds an image that is smaller than its padded windows, as the network sees it."""
-    if stage.nnunet is not None:
+    if stage.nnunet is not None or stage.intensity.statistics is not None:
         return 0.0
     return float(normalize(torch.tensor(AIR_HU), stage))
 

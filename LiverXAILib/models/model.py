@@ -24,7 +24,8 @@ class Model:
         for members in self.networks.values():
             for network in members:
                 network.eval()
-                network.requires_grad_(False)
+                for parameter in network.parameters():
+                    parameter.requires_grad_(False)
 
     def __repr__(self) -> str:
         return f"Model({self.spec.name!r}, version {self.spec.version})"

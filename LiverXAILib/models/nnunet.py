@@ -8,13 +8,10 @@ as plain tensors and numbers; see :func:`load_nnunet` for files that need more.
 
 from __future__ import annotations
 
-import colorsys
-import dataclasses
 import json
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,15 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..files import replacing
 from ..networks import default_stage
-from .checksum import checksum
+from .download import checksum
+from .labels import result_labels
 from .model import Model
-from .spec import LIVER, TUMOR, Intensity, LabelSpec, LayerSpec, ModelSpec, NnUNet, Resampling, StageSpec
+from .registry import NOTES, Notes, Reading
+from .spec import Intensity, LayerSpec, ModelSpec, NnUNet, Resampling, StageSpec
 
-PLANS, DATASET, OPTIONS = "plans.json", "dataset.json", "liverxai.json"
+PLANS, DATASET = "plans.json", "dataset.json"
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 #: What a checkpoint must hold to be used; everything else in it is for continuing the training.
 NEEDED = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
@@ -44,6 +44,13 @@ _TRAINER = re.compile(rf"nnUNet_?Trainer(?:_?(?:{_HARMLESS}))*")
 
 #: The readers of nnU-Net, and what the axes of their arrays run toward.
 _READERS = {"SimpleITKIO": "kji", "NibabelIO": "kji", "NibabelIOWithReorient": "SAR", "SimpleITKIOWithReorient": "SAR"}
+
+_NORMALIZATIONS = {
+    "CTNormalization": Intensity(),
+    "ZScoreNormalization": Intensity(statistics="z-score"),
+    "RescaleTo01Normalization": Intensity(statistics="range"),
+    "NoNormalization": Intensity(),
+}
 
 _MODULES: Mapping[str, type[nn.Module]] = {
     f"torch.nn.{path}{cls.__name__}": cls
@@ -64,45 +71,6 @@ _MODULES: Mapping[str, type[nn.Module]] = {
 _NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 _NETWORK_MODULES = tuple(f"dynamic_network_architectures.architectures.{name}." for name in ("unet", "residual_unet"))
 
-_LIVER_NAMES = {"liver"}
-_TUMOR_NAMES = {
-    *("tumor", "tumors", "lesion", "lesions", "cancer", "mass", "liver cancer"),
-    *(f"{organ} {what}" for organ in ("liver", "hepatic") for what in ("tumor", "tumors", "lesion", "lesions", "mass")),
-}
-_PART_OF_LIVER = re.compile(r"(liver|hepatic) (segment|vessel|vein|vessels|veins)( .*)?")
-_VESSELS = re.compile(r"(liver|hepatic) (vessel|vein)s?")
-
-
-@dataclass(frozen=True)
-class NnUNetOptions:
-    """What the files of nnU-Net do not say. Beside them in ``liverxai.json``, or in the registry.
-
-    :param axes: what the image's axes (slowest first) ran toward in the training files if they were all alike, e.g.
-        "SAR" for canonical NIfTI files; None: images are read as they are stored, as nnU-Net does.
-    :param labels: our names for labels of ``dataset.json``, e.g. {"liver_lesions": "tumor"}.
-    :param keep: only these labels (our names) are made; empty: all.
-    :param mirroring: average over mirrored windows where the training allows it: up to 8 times slower.
-    """
-
-    axes: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    keep: tuple[str, ...] = ()
-    mirroring: bool = True
-    title: str = ""
-    license: str = "unknown; ask whoever trained it"
-    source: str = ""
-    citation: str = ""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    quality: Mapping[str, Any] = field(default_factory=dict)
-
-    @staticmethod
-    def read(path: Path) -> NnUNetOptions:
-        """Read ``liverxai.json``; raises :class:`~LiverXAILib.errors.ModelError` on unknown fields."""
-        data = _read_json(path)
-        if unknown := set(data) - {item.name for item in dataclasses.fields(NnUNetOptions)}:
-            raise ModelError(f"{path} has fields that this version does not know: {', '.join(sorted(unknown))}.")
-        return NnUNetOptions(**{**data, "keep": tuple(data.get("keep", ()))})
-
 
 def find_nnunet(folder: Path) -> Path | None:
     """The trained-model folder in or below `folder` (three levels), or None.
@@ -121,26 +89,22 @@ def find_nnunet(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def load_nnunet(
-    folder: Path, *, name: str | None = None, options: NnUNetOptions | None = None, trust: bool = False
-) -> Model:
+def load_nnunet(folder: Path, *, name: str | None = None, notes: Notes | None = None, trust: bool = False) -> Model:
     """Load a trained nnU-Net v2 folder.
 
     :param folder: holds ``plans.json``, ``dataset.json`` and folders ``fold_*``; all folds found make an ensemble.
     :param name: the model's name in results; default: the data set's.
-    :param options: default: ``liverxai.json`` in the folder, if it is there.
+    :param notes: what the files do not say; default: ``liverxai.json`` in the folder, if it is there.
     :param trust: unpickle checkpoints that hold more than tensors and numbers. **This runs whatever code is in the
         file**: only for files you made yourself or whose maker you trust.
     :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or of a kind that is not supported.
     """
-    if options is None:
-        path = folder / OPTIONS
-        options = NnUNetOptions.read(path) if path.is_file() else NnUNetOptions()
+    notes = Notes.beside(folder) if notes is None else notes
     plans, dataset = _read_json(folder / PLANS), _read_json(folder / DATASET)
     files = _checkpoints(folder)
     checkpoints = [read_checkpoint(folder / file, trust=trust) for file in files]
     try:
-        return _model(folder, name, options, plans, dataset, files, checkpoints)
+        return _model(folder, name, notes, plans, dataset, files, checkpoints)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ModelError(f"The nnU-Net model in {folder} cannot be understood: {error!r}.") from error
 
@@ -168,6 +132,24 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
     return {key: checkpoint.get(key) for key in NEEDED}
 
 
+def write_plain_checkpoints(folder: Path) -> None:
+    """Rewrite trusted checkpoints so that they hold tensors and numbers only. **Code in them is run, once.**"""
+    for file in _checkpoints(folder):
+        checkpoint = read_checkpoint(folder / file, trust=True)
+        checkpoint["init_args"] = {"configuration": str(checkpoint["init_args"]["configuration"])}
+        checkpoint["network_weights"] = {
+            key: torch.as_tensor(value).clone() for key, value in checkpoint["network_weights"].items()
+        }
+        with replacing(folder / file) as path:
+            torch.save(checkpoint, path)
+
+
+def nnunet_files(folder: Path) -> list[Path]:
+    """The files of a trained-model folder that are needed to use it."""
+    notes = [folder / NOTES] if (folder / NOTES).is_file() else []
+    return [folder / PLANS, folder / DATASET, *(folder / file for file in _checkpoints(folder)), *notes]
+
+
 def _safe_numpy() -> list[Any]:
     """The NumPy numbers that nnU-Net writes into its training log, by the names of old and new NumPy."""
     scalar = np.float64(0).__reduce__()[0]
@@ -183,7 +165,7 @@ def _safe_numpy() -> list[Any]:
 def _model(
     folder: Path,
     name: str | None,
-    options: NnUNetOptions,
+    notes: Notes,
     plans: Mapping[str, Any],
     dataset: Mapping[str, Any],
     files: Sequence[str],
@@ -201,19 +183,19 @@ def _model(
         )
     _check_plans(folder, plans, configuration, dataset)
     regions, heads, channels = _channels(dataset)
-    specs, labels = _labels(regions, heads, options)
+    specs, labels = result_labels(heads, overlapping=regions, reading=notes.reading)
     class_name, arguments = _architecture(configuration)
     networks = [
         _network(folder / file, class_name, arguments, len(channels), checkpoint["network_weights"])
         for file, checkpoint in zip(files, checkpoints, strict=True)
     ]
-    stage = _stage(plans, configuration, options, first["inference_allowed_mirroring_axes"], arguments)
+    stage = _stage(plans, configuration, notes.reading, first["inference_allowed_mirroring_axes"], arguments)
     layers, default = _layers(arguments, stage["spacing"])
     title = str(plans.get("dataset_name", folder.parent.name))
     spec = ModelSpec(
         name=name or title,
         version=f"{first['trainer_name']}, {plans.get('plans_name', 'plans')}, {configuration_name}",
-        title=options.title or f"nnU-Net v2: {title}",
+        title=notes.title or f"nnU-Net v2: {title}",
         description=f"{class_name} with {len(networks)} fold{'s' if len(networks) > 1 else ''}, trained by nnU-Net v2.",
         labels=specs,
         stages=(
@@ -231,11 +213,11 @@ def _model(
                 **stage,
             ),
         ),
-        license=options.license,
-        source=options.source,
-        citation=options.citation or "Isensee F et al. nnU-Net. Nature Methods 18 (2021) 203-211.",
-        training=options.training,
-        quality=options.quality,
+        license=notes.license,
+        source=notes.source,
+        citation=notes.citation or "Isensee F et al. nnU-Net. Nature Methods 18 (2021) 203-211.",
+        training=notes.training,
+        quality=notes.quality,
     )
     return Model(spec, {"nnunet": networks})
 
@@ -284,7 +266,7 @@ def _configuration(plans: Mapping[str, Any], name: str, seen: tuple[str, ...] = 
 def _stage(
     plans: Mapping[str, Any],
     configuration: Mapping[str, Any],
-    options: NnUNetOptions,
+    reading: Reading,
     mirror_axes: Sequence[int] | None,
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -292,12 +274,14 @@ def _stage(
     patch = tuple(int(n) for n in configuration["patch_size"])
     flat = len(patch) == 2
     order = plans.get("transpose_forward", [0, 1, 2])
-    axes = options.axes or _READERS[plans.get("image_reader_writer", "SimpleITKIO")]
+    axes = reading.axes or _READERS[plans.get("image_reader_writer", "SimpleITKIO")]
     properties = plans.get("foreground_intensity_properties_per_channel") or plans.get(
         "foreground_intensity_properties_by_modality"
     )
     scheme = configuration["normalization_schemes"][0]
-    intensity = Intensity()
+    if scheme not in _NORMALIZATIONS:
+        raise ModelError(f"The plans normalize with {scheme!r}; supported are {', '.join(_NORMALIZATIONS)}.")
+    intensity = _NORMALIZATIONS[scheme]
     if scheme == "CTNormalization":
         numbers = properties["0"]  # type: ignore[index]
         intensity = Intensity(
@@ -316,9 +300,8 @@ def _stage(
         "pad_to_window": True,
         "overlap": 0.5,
         "dimensions": len(patch),
-        "mirror_axes": tuple(int(axis) + flat for axis in mirror_axes or ()) if options.mirroring else (),
+        "mirror_axes": tuple(int(axis) + flat for axis in mirror_axes or ()) if reading.mirroring else (),
         "nnunet": NnUNet(
-            normalization=scheme,
             masked=bool(configuration["use_mask_for_norm"][0]),
             image=_resampling(configuration, "resampling_fn_data"),
             scores=_resampling(configuration, "resampling_fn_probabilities"),
@@ -353,68 +336,6 @@ def _channels(dataset: Mapping[str, Any]) -> tuple[bool, dict[str, int], tuple[s
     if [values[name] for name in ordered] != list(range(len(ordered))):
         raise ModelError(f"The labels of {DATASET} must be numbered 0, 1, 2 … without gaps, not {values}.")
     return False, {name: values[name] for name in ordered[1:]}, tuple(ordered)
-
-
-def _labels(
-    regions: bool, values: Mapping[str, int], options: NnUNetOptions
-) -> tuple[tuple[LabelSpec, ...], dict[str, tuple[str, ...]]]:
-    """The labels of the result, in the order in which they are drawn, and the channels of each."""
-    named = {channel: options.labels.get(channel) or _our_name(channel) for channel in values}
-    if len(set(named.values())) < len(named):
-        named = {channel: options.labels.get(channel, channel) for channel in values}
-    if unknown := set(options.keep) - set(named.values()):
-        raise ModelError(f"The model has no label {', '.join(sorted(unknown))}; it has {', '.join(named.values())}.")
-    if max(values.values()) > 255:
-        raise ModelError("The model has labels above 255, which LiverXAI's label maps cannot hold.")
-    chosen = [
-        (named[channel], value)
-        for channel, value in values.items()
-        if named[channel] in (options.keep or named.values())
-    ]
-    if not regions:
-        # Exclusive labels do not overlap; the order says which organ a lesion is drawn over.
-        chosen.sort(key=lambda item: (item[0] == "tumor", item[0] != "liver", item[1]))
-    specs: list[LabelSpec] = []
-    for name, value in chosen:
-        specs.append(_label_spec(name, value, "liver" in {spec.name for spec in specs}))
-    made = {}
-    for spec in specs:
-        inside = [channel for channel, ours in named.items() if ours == spec.name]
-        if spec.name == "liver" and not regions:
-            inside += [channel for channel, ours in named.items() if ours == "tumor"]
-        made[spec.name] = tuple(inside)
-    return tuple(specs), made
-
-
-def _our_name(name: str) -> str:
-    plain = re.sub(r"[\s_-]+", " ", name).strip().lower().replace("tumour", "tumor")
-    if plain in _LIVER_NAMES:
-        return LIVER.name
-    return TUMOR.name if plain in _TUMOR_NAMES else name
-
-
-def _label_spec(name: str, value: int, has_liver: bool) -> LabelSpec:
-    if name == LIVER.name:
-        return dataclasses.replace(LIVER, value=value)
-    if name == TUMOR.name:
-        return dataclasses.replace(TUMOR, value=value, parent=LIVER.name if has_liver else None)
-    return other_label(name, value, has_liver)
-
-
-def other_label(name: str, value: int, has_liver: bool) -> LabelSpec:
-    """A label that is neither liver nor tumor; what is known of its meaning follows from its name."""
-    plain = re.sub(r"[\s_-]+", " ", name).lower()
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(value * 0.618 % 1.0, 0.55, 0.85))
-    concept = ("SCT", "59820001", "Blood vessel") if _VESSELS.fullmatch(plain) else LabelSpec.type
-    part = bool(_PART_OF_LIVER.fullmatch(plain))
-    return LabelSpec(
-        name,
-        value,
-        (red, green, blue),
-        parent=LIVER.name if part and has_liver else None,
-        type=concept,
-        region=TUMOR.region if part else None,
-    )
 
 
 # --- network ------------------------------------------------------------------------------------------------------

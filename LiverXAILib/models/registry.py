@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that have a name: their cards, where their files are or can be had."""
+"""The models that have a name: what is known of them, where their files are or can be had.
+
+``registry.json`` is described in ``docs/models.md``. Nothing here needs torch: a list of models can be shown before
+it is installed.
+"""
 
 from __future__ import annotations
 
@@ -8,90 +12,245 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelError
-from .spec import ModelSpec
+from .plain import from_plain
+from .spec import LabelSpec, ModelSpec, Region
 
 #: A folder with one sub-folder per model, e.g. on a share behind a hospital's firewall.
 MODELS_VARIABLE = "LIVERXAI_MODELS"
+#: Written beside the files of a model that was downloaded or imported: from where, and their checksums.
+ORIGIN = "origin.json"
+#: What a user knows of a foreign model, beside its files.
+NOTES = "liverxai.json"
 
 _HERE = Path(__file__).parent
 _REGISTRY = _HERE / "registry.json"
 _VERSION = 1
+#: What an entry must have besides its name, by kind.
+_KINDS = {"card": ("card",), "nnunet": ("about", "archive", "reading"), "chain": ("about", "chain")}
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that can be downloaded: its address and size in bytes. Its checksum stands in the card."""
+    """A file that can be downloaded.
+
+    :param size: in bytes, where known.
+    :param sha256: in hexadecimal, where known; for the weights of a card it stands in the card.
+    """
 
     url: str
-    size: int
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Licenses:
+    """Of the code that made the model, of its weights and of the data it was trained on.
+
+    :param terms: if not empty, what a user must accept before the weights are downloaded.
+    """
+
+    code: str
+    weights: str
+    data: str
+    terms: str = ""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a user wants to know before choosing a model. `quality` says for each figure where it was published."""
+
+    title: str
+    task: str
+    labels: tuple[LabelSpec, ...]
+    licenses: Licenses
+    source: str
+    citation: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    spacing_mm: tuple[float | None, ...] = ()
+    time: str = "unknown"
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the files of an nnU-Net do not say.
+
+    :param axes: what the axes of training images (slowest first) ran toward if they were all alike, e.g. "SAR" for
+        canonical NIfTI files; None: images are read as they are stored, as nnU-Net does.
+    :param labels: our names for labels of ``dataset.json``, e.g. {"liver_lesions": "tumor"}.
+    :param keep: only these labels (our names) are made; empty: all.
+    :param mirroring: average over mirrored windows where the training allows it: up to 8 times slower.
+    """
+
+    axes: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    mirroring: bool = True
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a user may write about a foreign model into ``liverxai.json`` beside its files."""
+
+    reading: Reading = Reading()
+    title: str = ""
+    license: str = "unknown; ask whoever trained it"
+    source: str = ""
+    citation: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def beside(folder: Path) -> Notes:
+        """The notes in `folder`, or empty ones; raises :class:`~LiverXAILib.errors.ModelError` on unknown fields."""
+        path = folder / NOTES
+        if not path.is_file():
+            return Notes()
+        try:
+            return from_plain(Notes, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be understood: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Link:
+    """One model of a chain: which of its labels are used, and around which earlier one it looks (None: everywhere)."""
+
+    model: str
+    labels: tuple[str, ...]
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
     """One named model.
 
+    :param kind: "card": a LiverXAI model; "nnunet": a trained nnU-Net v2 folder in a zip file; "chain": other named
+        models, one after the other.
     :param card: path of the card, relative to the folder of the registry.
-    :param files: the files to download; empty for a bundled model, whose files lie beside its card.
+    :param files: the files to download, beside the card; empty for a bundled model.
     """
 
-    name: str
-    card: str
+    kind: str
+    about: About | None = None
+    card: str | None = None
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    archive: RemoteFile | None = None
+    reading: Reading | None = None
+    chain: tuple[Link, ...] = ()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(_KINDS)}")
+        if missing := [key for key in _KINDS[self.kind] if not getattr(self, key)]:
+            raise ValueError(f"an entry of kind {self.kind!r} needs {', '.join(missing)}")
 
     @property
     def bundled(self) -> bool:
-        return not self.files
+        return self.kind == "card" and not self.files
 
     def spec(self) -> ModelSpec:
-        """Read the card."""
+        """The card. Raises :class:`~LiverXAILib.errors.ModelError` for a model whose card follows from its files."""
+        if self.card is None:
+            raise ModelError(
+                f"Model {self.name!r} has no card of its own; it follows from its files when it is loaded."
+            )
         path = _HERE / self.card
         if not path.is_file():
             raise ModelError(f"The card of model {self.name!r} is missing from this installation: reinstall LiverXAI.")
         return ModelSpec.from_json(path.read_text(encoding="utf-8"))
 
+    def description(self) -> About:
+        """What is known of the model, from the registry or from its card."""
+        if self.about is not None:
+            return self.about
+        spec = self.spec()
+        return About(
+            title=spec.title,
+            task=spec.description,
+            labels=spec.labels,
+            licenses=Licenses(spec.license, spec.license, str(spec.training.get("license", "see training"))),
+            source=spec.source,
+            citation=spec.citation,
+            training=spec.training,
+            quality=spec.quality,
+            spacing_mm=spec.stages[-1].spacing or (),
+            limits=spec.limits,
+        )
+
+    def notes(self) -> Notes:
+        """What is known of the model, as for one that a user brought."""
+        about = self.description()
+        return Notes(
+            self.reading or Reading(),
+            about.title,
+            about.licenses.weights,
+            about.source,
+            about.citation,
+            about.training,
+            about.quality,
+        )
+
     def folders(self) -> list[Path]:
-        """Where the weights are looked for, first match wins."""
+        """Where the files are looked for, first match wins."""
         if self.bundled:
-            return [(_HERE / self.card).parent]
+            return [(_HERE / str(self.card)).parent]
         local = os.environ.get(MODELS_VARIABLE)
         return [*([Path(local) / self.name] if local else []), download_folder() / self.name]
 
     def folder(self) -> Path | None:
-        """The first folder that holds all weights files, or None."""
-        needed = [name for stage in self.spec().stages for name in stage.weights]
-        for folder in self.folders():
-            if all((folder / name).is_file() for name in needed):
-                return folder
-        return None
+        """The first folder that holds the model's files, or None; None for a chain, which has no files of its own."""
+        if self.kind == "chain":
+            return None
+        return next((folder for folder in self.folders() if self._complete(folder)), None)
+
+    def installed(self) -> bool:
+        """Whether the model can be used without a download."""
+        if self.kind == "chain":
+            return all(registered(link.model).installed() for link in self.chain)
+        return self.folder() is not None
+
+    def _complete(self, folder: Path) -> bool:
+        if self.kind == "nnunet":
+            return any(folder.glob("**/plans.json"))
+        return all((folder / name).is_file() for stage in self.spec().stages for name in stage.weights)
 
 
 def download_folder() -> Path:
     """Where downloads go: a folder of the user's, outside the program, so that updates do not lose them."""
-    import platformdirs  # not in Slicer's Python until the user has agreed to install what is missing
+    import platformdirs
 
     return Path(platformdirs.user_data_dir("liverxai")) / "models"
 
 
-def registry(path: Path = _REGISTRY) -> dict[str, Entry]:
-    """All named models. Raises :class:`~LiverXAILib.errors.ModelError` on unknown fields or another version."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if set(data) != {"version", "models"} or data["version"] != _VERSION:
-        raise ModelError(f"{path.name} must have exactly 'version': {_VERSION} and 'models'.")
+def registry(path: Path | None = None) -> dict[str, Entry]:
+    """All named models.
+
+    :param path: default: the registry of this installation.
+    :raises LiverXAILib.errors.ModelError: unknown fields or another version.
+    """
+    path = path or _REGISTRY
     try:
-        return {
-            name: Entry(
-                name=name,
-                **{
-                    **entry,
-                    "files": {file: RemoteFile(**remote) for file, remote in entry.get("files", {}).items()},
-                },
-            )
-            for name, entry in data["models"].items()
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The registry {path} cannot be read: {error}.") from error
+    if not isinstance(data, dict) or set(data) != {"version", "models"} or data["version"] != _VERSION:
+        raise ModelError(f"{path.name} must have exactly 'version': {_VERSION} and 'models'; get a newer LiverXAI.")
+    try:
+        entries = {
+            name: from_plain(Entry, {**entry, "name": name}, f"models.{name}") for name, entry in data["models"].items()
         }
-    except TypeError as error:
-        raise ModelError(f"{path.name} has a field that this version does not know: {error}.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path.name} has something this version does not understand: {error}.") from error
+    for entry in entries.values():
+        if unknown := [link.model for link in entry.chain if link.model not in entries]:
+            raise ModelError(f"{path.name}: the chain {entry.name!r} names unknown models: {', '.join(unknown)}.")
+    return entries
 
 
 def registered(name: str) -> Entry:
@@ -100,3 +259,19 @@ def registered(name: str) -> Entry:
     if name not in entries:
         raise ModelError(f"There is no model {name!r}. Named models: {', '.join(entries)}; or give a model's folder.")
     return entries[name]
+
+
+def own_models() -> list[str]:
+    """Names of imported models that are not in the registry."""
+    found = {path.parent.name for folder in _model_roots() for path in folder.glob(f"*/{ORIGIN}")}
+    return sorted(found - set(registry()))
+
+
+def own_folder(name: str) -> Path | None:
+    """Where the imported model `name` lies, or None."""
+    return next((root / name for root in _model_roots() if (root / name / ORIGIN).is_file()), None)
+
+
+def _model_roots() -> list[Path]:
+    local = os.environ.get(MODELS_VARIABLE)
+    return [*([Path(local)] if local else []), download_folder()]

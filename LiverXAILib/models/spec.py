@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelError
+from .plain import from_plain
 
 #: Version of the JSON card. Raised when a reader of the old format could misunderstand the new one.
 FORMAT_VERSION = 1
 
 _AXIS_PAIRS = ({"L", "R"}, {"P", "A"}, {"S", "I"})
-_NORMALIZATIONS = ("CTNormalization", "ZScoreNormalization", "RescaleTo01Normalization", "NoNormalization")
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,23 @@ TUMOR = LabelSpec(
 
 @dataclass(frozen=True)
 class Intensity:
-    """``(clip(HU, low, high) - shift) / scale``. ``low`` or ``high`` None means no clipping on that side."""
+    """``(x - shift) / scale`` with ``x = clip(HU, low, high)``; ``low`` or ``high`` None: no clipping on that side.
+
+    With `statistics` "z-score" x is instead the distance from the image's mean in standard deviations, with "range"
+    the place between its smallest (0) and largest value (1): for networks trained so.
+    """
 
     low: float | None = None
     high: float | None = None
     shift: float = 0.0
     scale: float = 1.0
+    statistics: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.statistics not in (None, "z-score", "range"):
+            raise ValueError(f"statistics {self.statistics!r} must be 'z-score', 'range' or null")
+        if self.scale == 0:
+            raise ValueError("scale must not be 0")
 
 
 @dataclass(frozen=True)
@@ -114,19 +125,12 @@ class NnUNet:
 
     The image is cut to where it is not 0, normalized, then resized; scores are resized before labels are taken.
 
-    :param normalization: nnU-Net's name of the scheme; "CTNormalization" takes its numbers from `intensity` of the
-        stage, the others theirs from each image.
     :param masked: a z-score looks only at, and changes only, what is not 0 (with holes filled).
     """
 
-    normalization: str
     masked: bool = False
     image: Resampling = Resampling()
     scores: Resampling = Resampling(order=1)
-
-    def __post_init__(self) -> None:
-        if self.normalization not in _NORMALIZATIONS:
-            raise ValueError(f"normalization {self.normalization!r} is not one of {', '.join(_NORMALIZATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,8 @@ class StageSpec:
     :param labels: for each label that this stage decides: the channels whose union is its region. With nested
         regions "liver" includes "tumor".
     :param region: run only around what an earlier stage found.
-    :param layers: stages of the network that may be explained.
-    :param default_layer: the one to use when the user names none.
+    :param layers: stages of the network that may be explained; none for a program whose inside cannot be seen.
+    :param default_layer: the one to use when the user names none; "" if there are none.
     :param dimensions: 3, or 2 for a network that reads single slices along axis 0.
     :param mirror_axes: the logits are averaged over all mirrorings of a window along these tensor axes.
     :param nnunet: prepare the image and read the scores as nnU-Net does.
@@ -200,7 +204,7 @@ class StageSpec:
             problems.append("weights and sha256 must list the same, at least one, files")
         if unknown := {c for cs in self.labels.values() for c in cs} - set(self.channels):
             problems.append(f"labels name channels that do not exist: {sorted(unknown)}")
-        if self.default_layer not in {layer.name for layer in self.layers}:
+        if self.default_layer not in ({layer.name for layer in self.layers} or {""}):
             problems.append(f"default_layer {self.default_layer!r} is not among the layers")
         if not 0 <= self.overlap < 1:
             problems.append(f"overlap {self.overlap} must be in [0, 1)")
@@ -267,34 +271,6 @@ class ModelSpec:
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT_VERSION:
             raise ModelError(f'The model card must have "format": {FORMAT_VERSION}; get a newer LiverXAI or model.')
         try:
-            return _build(ModelSpec, data)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            return from_plain(ModelSpec, data)
+        except ValueError as error:
             raise ModelError(f"The model card cannot be understood: {error}.") from error
-
-
-_NESTED: dict[tuple[type, str], type] = {
-    (ModelSpec, "labels"): LabelSpec,
-    (ModelSpec, "stages"): StageSpec,
-    (StageSpec, "layers"): LayerSpec,
-    (StageSpec, "intensity"): Intensity,
-    (StageSpec, "region"): Region,
-    (StageSpec, "nnunet"): NnUNet,
-    (NnUNet, "image"): Resampling,
-    (NnUNet, "scores"): Resampling,
-}
-
-
-def _build(cls: Any, data: Mapping[str, Any]) -> Any:
-    """Rebuild a dataclass from JSON data: lists become tuples, nested mappings become their classes."""
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        nested = _NESTED.get((cls, key))
-        if nested is not None and isinstance(value, list):
-            values[key] = tuple(_build(nested, item) for item in value)
-        elif nested is not None and value is not None:
-            values[key] = _build(nested, value)
-        elif cls is StageSpec and key == "labels":
-            values[key] = {name: tuple(channels) for name, channels in value.items()}
-        else:
-            values[key] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)

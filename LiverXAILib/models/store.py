@@ -1,61 +1,198 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models on disk: verify, load, save, download. Nothing is unpickled beyond plain tensors."""
+"""Models on disk: load, save, verify, download, import, remove. Nothing is unpickled beyond plain tensors."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
-import pooch
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import ModelError
+from ..files import replacing
 from ..networks import build_network
 from ..networks.folding import fold_batch_norms
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..progress import CancelToken, Progress, check_cancel, scaled
+from .download import checksum, fetch, require_space, unpack
 from .model import Model
-from .registry import MODELS_VARIABLE, Entry, download_folder, registered
+from .monai_bundle import BUNDLE_FILES, is_bundle, load_bundle
+from .nnunet import find_nnunet, load_nnunet, nnunet_files, write_plain_checkpoints
+from .plain import from_plain
+from .programs import PROGRAMS, load_program
+from .registry import (
+    MODELS_VARIABLE,
+    NOTES,
+    ORIGIN,
+    Entry,
+    Notes,
+    download_folder,
+    own_folder,
+    registered,
+    registry,
+)
 from .spec import ModelSpec
 
 #: The card's file name in a model's folder.
 CARD = "card.json"
+#: Licenses that the user accepted, in the folder of downloads.
+_ACCEPTED = "accepted-licenses.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def load_model(name_or_path: str | Path = "default") -> Model:
-    """Load a model by its registered name, or from a folder with a ``card.json``.
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's files came from, and what they were then.
 
-    Checksums are verified before any file is opened.
+    :param trusted: the user said that the files may be opened although they can hold code.
+    """
 
-    :raises LiverXAILib.errors.ModelError: unknown, missing, changed or unsuitable files.
+    source: str
+    date: str
+    files: Mapping[str, str]
+    trusted: bool = False
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def load_model(name_or_path: str | Path = "default", *, trust: bool = False) -> Model:
+    """Load a model by its name, or from a folder.
+
+    A folder may hold a LiverXAI model (``card.json``), a trained nnU-Net v2 (``plans.json``, ``dataset.json``,
+    ``fold_*``) or a MONAI bundle (``configs/metadata.json``). Known checksums are verified before a file is opened.
+
+    :param trust: open files that can hold code: nnU-Net checkpoints with more than tensors and numbers, TorchScript
+        and exported programs. **Whatever is in them is run.** See ``docs/models.md``.
+    :raises LiverXAILib.errors.ModelError: unknown, missing, changed, unsafe or unsuitable files.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return load_folder(path)
-    if path.suffix or len(path.parts) > 1:
-        raise ModelError(f"{path} is not a model folder. A model folder holds a {CARD} and its weights.")
-    entry = registered(str(name_or_path))
+        return load_folder(path, trust=trust)
+    name = str(name_or_path)
+    if path.exists() or path.suffix in (".zip", ".pt", ".pth", ".ts", ".pt2") or len(path.parts) > 1:
+        raise ModelError(
+            f"{path} is not a model folder. Import a zip file with 'liverxai models import'; a single weights file "
+            f"needs a {CARD} beside it (see docs/models.md)."
+        )
+    if name not in registry() and (own := own_folder(name)):
+        return load_folder(own, name=name, trust=trust)
+    return _load_entry(registered(name), trust)
+
+
+def load_folder(folder: Path, *, name: str | None = None, notes: Notes | None = None, trust: bool = False) -> Model:
+    """Load whatever kind of model lies in `folder`; see :func:`load_model`."""
+    origin = _read_origin(folder)
+    if origin is not None:
+        _verify_files(folder, origin.files)
+        trust = trust or origin.trusted
+    if (folder / CARD).is_file():
+        return _load_card(ModelSpec.from_json((folder / CARD).read_text(encoding="utf-8")), folder, trust)
+    if (trained := find_nnunet(folder)) is not None:
+        return load_nnunet(trained, name=name, notes=notes, trust=trust)
+    if is_bundle(folder):
+        return load_bundle(folder, name=name, notes=notes)
+    raise ModelError(
+        f"{folder} holds no model: neither a LiverXAI model ({CARD}) nor a trained nnU-Net v2 folder (plans.json and "
+        "dataset.json) nor a MONAI bundle (configs/metadata.json)."
+    )
+
+
+def _load_entry(entry: Entry, trust: bool) -> Model:
+    if entry.kind == "chain":
+        return _load_chain(entry, trust)
     folder = entry.folder()
     if folder is None:
         raise ModelError(
-            f"The weights of model {entry.name!r} are not on this machine. Run 'liverxai models download {entry.name}', "
-            f"or put them into {entry.folders()[0]} (or set {MODELS_VARIABLE} to the folder that contains "
-            f"'{entry.name}')."
+            f"The weights of model {entry.name!r} are not on this machine. Run 'liverxai models download "
+            f"{entry.name}', or put them into {entry.folders()[0]} (or set {MODELS_VARIABLE} to the folder that "
+            f"contains '{entry.name}')."
         )
-    return _load(entry.spec(), folder)
+    if entry.kind == "card":
+        return _load_card(entry.spec(), folder, trust)
+    model = load_folder(folder, name=entry.name, notes=entry.notes(), trust=trust)
+    about = entry.description()
+    return Model(dataclasses.replace(model.spec, labels=about.labels, limits=about.limits), model.networks)
 
 
-def load_folder(folder: Path) -> Model:
-    """Load a model from a folder that holds its card and weights."""
-    card = folder / CARD
-    if not card.is_file():
-        raise ModelError(f"{folder} has no {CARD}: it is not a LiverXAI model folder.")
-    return _load(ModelSpec.from_json(card.read_text(encoding="utf-8")), folder)
+def _load_chain(entry: Entry, trust: bool) -> Model:
+    """Put the stages of other models one behind the other: one result, each label from the model that made it."""
+    stages, networks, versions = [], {}, []
+    for link in entry.chain:
+        model = _load_entry(registered(link.model), trust)
+        for stage in model.spec.stages:
+            labels = {label: channels for label, channels in stage.labels.items() if label in link.labels}
+            if labels:
+                name = f"{link.model}/{stage.name}"
+                region = link.region or stage.region
+                stages.append(dataclasses.replace(stage, name=name, labels=labels, region=region))
+                networks[name] = model.members(stage)
+        versions.append(f"{link.model} {model.spec.version}")
+    notes, about = entry.notes(), entry.description()
+    spec = ModelSpec(
+        name=entry.name,
+        version="; ".join(versions),
+        title=about.title,
+        description=about.task,
+        labels=about.labels,
+        stages=tuple(stages),
+        license=notes.license,
+        source=notes.source,
+        citation=notes.citation,
+        training=notes.training,
+        quality=notes.quality,
+        limits=about.limits,
+    )
+    return Model(spec, networks)
+
+
+def _load_card(spec: ModelSpec, folder: Path, trust: bool) -> Model:
+    verify(spec, folder)
+    networks = {}
+    for stage in spec.stages:
+        if stage.network in PROGRAMS:
+            networks[stage.name] = [load_program(folder / name, stage, trust=trust) for name in stage.weights]
+            continue
+        members = []
+        for name in stage.weights:
+            network = build_network(stage.network, stage.arguments)
+            state = {
+                key: value.float() if value.is_floating_point() else value
+                for key, value in _read_weights(folder / name).items()
+            }
+            try:
+                network.load_state_dict(state, strict=True)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"Model {spec.name!r}: the weights in {name} do not fit the network {stage.network} of the card: "
+                    f"{error}"
+                ) from error
+            members.append(fold_batch_norms(network))
+        networks[stage.name] = members
+    return Model(spec, networks)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name. A legacy torch file is read without running any code in it."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ModelError(f"The weights file {path.name} cannot be read: {error}") from error
+
+
+# --- saving and verifying -----------------------------------------------------------------------------------------
 
 
 def save_model(
@@ -93,95 +230,242 @@ def save_model(
 
 def verify(spec: ModelSpec, folder: Path) -> None:
     """Check that all weights files are there and unchanged; raises :class:`~LiverXAILib.errors.ModelError`."""
-    for stage in spec.stages:
-        for name, expected in zip(stage.weights, stage.sha256, strict=True):
-            path = folder / name
-            if not path.is_file():
-                raise ModelError(f"Model {spec.name!r}: the file {name} is missing from {folder}.")
-            if checksum(path) != expected.lower():
-                raise ModelError(
-                    f"Model {spec.name!r}: the file {name} is not the one the card describes (SHA-256 differs). "
-                    "It is damaged or has been changed; delete it and get it again."
-                )
+    _verify_files(folder, _checksums(spec))
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return pooch.file_hash(str(path), alg="sha256")
+def verify_model(name: str) -> Path:
+    """Check the files of a named model (of all models of a chain) against their checksums; returns their folder.
 
-
-def download(name: str, progress: Progress | None = None, cancel: CancelToken | None = None) -> Path:
-    """Download a named model's missing files into the user's model folder and verify them.
-
-    Proxies and custom certificate authorities are taken from the usual environment variables. A file that does not
-    match its checksum is not kept.
-
-    :return: the folder.
-    :raises LiverXAILib.errors.ModelError: no connection, no space, wrong checksum.
+    :raises LiverXAILib.errors.ModelError: they are not here, changed, or there is nothing to check them against.
     """
-    entry = registered(name)
-    spec = entry.spec()
-    if entry.bundled:
-        return entry.folders()[0]
-    folder = download_folder() / name
-    checksums = {
-        file: value for stage in spec.stages for file, value in zip(stage.weights, stage.sha256, strict=True)
-    }
-    missing = {file: remote for file, remote in entry.files.items() if not (folder / file).is_file()}
-    needed = sum(remote.size for remote in missing.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(folder).free) < needed * 1.1:
-        raise ModelError(f"Not enough space in {folder}: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} are free.")
-    for number, (file, remote) in enumerate(missing.items()):
-        check_cancel(cancel)
-        report_progress(progress, f"Downloading {file} ({remote.size / 1e6:.1f} MB)", number / len(missing))
-        try:
-            pooch.retrieve(
-                remote.url, known_hash=f"sha256:{checksums[file]}", fname=file, path=folder, progressbar=False
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(_download_help(entry, file, remote.url, error)) from error
-    verify(spec, folder)
-    report_progress(progress, f"Model {name} is ready", 1.0)
+    own = own_folder(name) if name not in registry() else None
+    entry = None if own else registered(name)
+    if entry is not None and entry.kind == "chain":
+        folders = [verify_model(link.model) for link in entry.chain]
+        return folders[0].parent
+    folder = own or (entry.folder() if entry else None)
+    if folder is None:
+        raise ModelError(f"The weights of model {name!r} are not on this machine.")
+    if entry is not None and entry.kind == "card":
+        verify(entry.spec(), folder)
+    elif (origin := _read_origin(folder)) is not None:
+        _verify_files(folder, origin.files)
+    else:
+        raise ModelError(f"No checksums are known for {folder}; import the model to have them kept.")
     return folder
 
 
-def _download_help(entry: Entry, file: str, url: str, error: Exception) -> str:
-    reason = "it arrived damaged" if isinstance(error, ValueError) else f"the address cannot be reached ({error})"
-    return (
-        f"Could not download {file}: {reason}. On a machine without internet, get {url} elsewhere and put it into "
-        f"{entry.folders()[0]}."
+def _checksums(spec: ModelSpec) -> dict[str, str]:
+    return {file: value for stage in spec.stages for file, value in zip(stage.weights, stage.sha256, strict=True)}
+
+
+def _verify_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    for name, expected in checksums.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"The file {name} is missing from {folder}.")
+        if checksum(path) != expected.lower():
+            raise ModelError(
+                f"{path} is not the file it should be (SHA-256 differs). It is damaged or has been changed; delete it "
+                "and get it again."
+            )
+
+
+# --- downloading and importing ------------------------------------------------------------------------------------
+
+
+def download(
+    name: str,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    *,
+    accept_license: bool = False,
+) -> Path:
+    """Download a named model's missing files (a chain's models) into the user's model folder and verify them.
+
+    A download that was interrupted continues. A file that does not match its checksum is not kept.
+
+    :param accept_license: the user has read and accepts the model's license; asked for once, where one asks for it.
+    :return: the folder.
+    :raises LiverXAILib.errors.ModelError: no connection, no space, wrong checksum, license not accepted.
+    """
+    entry = registered(name)
+    if entry.kind == "chain":
+        share = 1 / len(entry.chain)
+        for number, link in enumerate(entry.chain):
+            part = scaled(progress, number * share, (number + 1) * share)
+            folder = download(link.model, part, cancel, accept_license=accept_license)
+        return folder.parent
+    if (present := entry.folder()) is not None:
+        verify_model(name)
+        return present
+    _check_license(entry, accept_license)
+    if entry.kind == "card":
+        return _download_files(entry, progress, cancel)
+    assert entry.archive is not None
+    partial = download_folder() / ".partial" / entry.archive.url.rsplit("/", 1)[-1]
+    fetch(
+        entry.archive.url,
+        partial,
+        sha256=entry.archive.sha256,
+        size=entry.archive.size,
+        factor=2.5,
+        progress=progress,
+        cancel=cancel,
     )
-
-
-def _load(spec: ModelSpec, folder: Path) -> Model:
-    verify(spec, folder)
-    networks = {}
-    for stage in spec.stages:
-        members = []
-        for name in stage.weights:
-            network = build_network(stage.network, stage.arguments)
-            state = {
-                key: value.float() if value.is_floating_point() else value
-                for key, value in _read_weights(folder / name).items()
-            }
-            try:
-                network.load_state_dict(state, strict=True)
-            except RuntimeError as error:
-                raise ModelError(
-                    f"Model {spec.name!r}: the weights in {name} do not fit the network {stage.network} of the card: "
-                    f"{error}"
-                ) from error
-            members.append(fold_batch_norms(network))
-        networks[stage.name] = members
-    return Model(spec, networks)
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name. A legacy torch file is read without running any code in it."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"The weights file {path.name} cannot be read: {error}") from error
+        return _install(partial, name, entry.archive.url, check=False, trust=False)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _download_files(entry: Entry, progress: Progress | None, cancel: CancelToken | None) -> Path:
+    folder = download_folder() / entry.name
+    checksums = _checksums(entry.spec())
+    missing = {file: remote for file, remote in entry.files.items() if not (folder / file).is_file()}
+    for number, (file, remote) in enumerate(missing.items()):
+        check_cancel(cancel)
+        part = scaled(progress, number / len(missing), (number + 1) / len(missing))
+        partial = download_folder() / ".partial" / f"{entry.name}-{file}"
+        fetch(remote.url, partial, sha256=checksums[file], size=remote.size, progress=part, cancel=cancel)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.replace(folder / file)
+    verify(entry.spec(), folder)
+    return folder
+
+
+def _check_license(entry: Entry, accepted: bool) -> None:
+    terms = entry.description().licenses.terms
+    path = download_folder() / _ACCEPTED
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not terms or known.get(entry.name) == terms:
+        return
+    if not accepted:
+        raise ModelError(
+            f"Model {entry.name!r} may be used only under these terms: {terms} Read them; if you accept, run "
+            f"'liverxai models download {entry.name} --accept-license'."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as new:
+        new.write_text(json.dumps({**known, entry.name: terms}, indent=2) + "\n", encoding="utf-8")
+
+
+def import_model(source: str | Path, name: str | None = None, *, trust: bool = False) -> tuple[str, Path]:
+    """Copy a model from a folder or zip file into the user's model folder, for machines without internet.
+
+    The model is loaded once to see that it can be used; checksums of its files are kept, so that later changes are
+    noticed. Only the files that are needed are copied.
+
+    :param name: under which to find it; default: a name of the registry if the files are those of one of its models,
+        else the model's own.
+    :param trust: the files may be opened although they can hold code: **it is run, once**. Checkpoints of nnU-Net are
+        stored without it.
+    :return: the name, and the folder.
+    :raises LiverXAILib.errors.ModelError: unsafe or unsuitable files, or the name is taken. Nothing is left behind.
+    """
+    source = Path(source).expanduser()
+    if not source.exists():
+        raise ModelError(f"{source} does not exist.")
+    folder = _install(source, name, str(source.resolve()), check=True, trust=trust)
+    return folder.name, folder
+
+
+def remove(name: str) -> list[Path]:
+    """Delete a model's downloaded or imported files (of a chain: all its models'); returns the deleted folders."""
+    entry = registry().get(name)
+    if entry is not None and entry.kind == "chain":
+        return [path for link in entry.chain for path in remove(link.model)]
+    if not _NAME.fullmatch(name):
+        raise ModelError(f"{name!r} is not a model's name.")
+    folder = download_folder() / name
+    if not folder.is_dir():
+        raise ModelError(f"There are no downloaded or imported files of model {name!r}.")
+    # Renamed first: half a model must not be found under its name.
+    doomed = folder.with_name(f".removed-{name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+    return [folder]
+
+
+def _install(source: Path, name: str | None, origin: str, *, check: bool, trust: bool) -> Path:
+    """Take a model's files from a folder or zip file into the model folder, all or none."""
+    root = download_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".import-") as temporary:
+        new = Path(temporary) / "new"
+        with _as_folder(source, Path(temporary)) as folder:
+            files = _needed_files(folder)
+            require_space(root, sum(path.stat().st_size for path in files.values()))
+            for relative, path in files.items():
+                (new / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, new / relative)
+            name = name or _known_name(source, folder)
+        if trust and (trained := find_nnunet(new)) is not None:
+            write_plain_checkpoints(trained)
+        if check or name is None:
+            entry = registry().get(name) if name else None
+            model = load_folder(new, name=name, notes=entry.notes() if entry else None, trust=trust)
+            name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", model.spec.name).strip("-.")
+        if not _NAME.fullmatch(name):
+            raise ModelError(f"{name!r} cannot be a model's name: use letters, digits, '.', '_' and '-'.")
+        if (root / name).exists():
+            raise ModelError(f"There is already a model {name!r}; remove it first, or give another name.")
+        record = Origin(
+            source=origin,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            files={relative: checksum(new / relative) for relative in files},
+            trusted=trust,
+        )
+        (new / ORIGIN).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
+        new.rename(root / name)
+    return root / name
+
+
+@contextmanager
+def _as_folder(source: Path, temporary: Path) -> Iterator[Path]:
+    if source.is_dir():
+        yield source
+    else:
+        unpack(source, temporary / "unpacked")
+        yield temporary / "unpacked"
+
+
+def _needed_files(folder: Path) -> dict[str, Path]:
+    """The files of the model in `folder` by their place in it."""
+    if (folder / CARD).is_file():
+        spec = ModelSpec.from_json((folder / CARD).read_text(encoding="utf-8"))
+        names = [CARD, *_checksums(spec)]
+        paths = [folder / file for file in names]
+    elif (trained := find_nnunet(folder)) is not None:
+        paths = nnunet_files(trained)
+    elif is_bundle(folder):
+        paths = [path for pattern in (*BUNDLE_FILES, NOTES) for path in folder.glob(pattern)]
+    else:
+        inner = [path for path in folder.iterdir() if path.name != "__MACOSX"]
+        if len(inner) == 1 and inner[0].is_dir():
+            return _needed_files(inner[0])
+        raise ModelError(f"{folder.name} holds no model: no {CARD}, no nnU-Net v2 folder, no MONAI bundle.")
+    for path in paths:
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{folder.name}: the file {path.name} is missing or lies outside the folder.")
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _known_name(source: Path, folder: Path) -> str | None:
+    """The name in the registry of the model whose archive these files are."""
+    trained = find_nnunet(folder)
+    parts = {source.stem, *(trained.parts if trained else ())}
+    for name, entry in registry().items():
+        if entry.archive is not None and entry.archive.url.rsplit("/", 1)[-1].removesuffix(".zip") in parts:
+            return name
+    return None
+
+
+def _read_origin(folder: Path) -> Origin | None:
+    path = folder / ORIGIN
+    if not path.is_file():
+        return None
+    try:
+        return from_plain(Origin, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be understood: {error}. Import the model again.") from error

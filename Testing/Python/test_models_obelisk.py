@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from toys import dice
+
 from LiverXAILib.inference import segment
 from LiverXAILib.models import MODELS_VARIABLE, load_model, registered
 from LiverXAILib.volumes.io import read_volume
-from toys import dice
 
 DATA = os.environ.get("LIVERXAI_TEST_DATA")
 

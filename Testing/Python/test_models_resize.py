@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from skimage import transform
 
 from LiverXAILib.volumes.resize import resize
-from skimage import transform
 
 SHAPES = [((9, 20, 31), (18, 11, 31)), ((40, 7, 12), (13, 25, 17)), ((1, 5, 6), (4, 5, 3)), ((5, 6, 7), (5, 6, 7))]
 

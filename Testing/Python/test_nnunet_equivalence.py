@@ -17,7 +17,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from LiverXAILib.inference import Postprocessing, segment
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Model
-from LiverXAILib.models.nnunet import NnUNetOptions, load_nnunet
+from LiverXAILib.models.nnunet import load_nnunet
+from LiverXAILib.models.registry import Notes, Reading
 from LiverXAILib.volumes.orientation import Reorientation
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -154,18 +155,18 @@ def test_a_model_trained_on_canonical_images_sees_any_image_canonically(tmp_path
     turn = Reorientation.to(volume.grid, "SAR")
     canonical = Volume(turn.apply(volume.array), turn.grid.ijk_to_lps)
     *theirs, labels = nnunet_says(folder, canonical)
-    ours = we_say(load_nnunet(folder, options=NnUNetOptions(axes="SAR")), volume)
+    ours = we_say(load_nnunet(folder, notes=Notes(Reading(axes="SAR"))), volume)
     assert_equal_answers(ours, (*theirs, turn.invert(labels)))
 
 
 def test_averaging_mirrored_windows_can_be_left_out(tmp_path):
     folder = make_folder(tmp_path, plans(), mirror_axes=(0, 1, 2))
     assert load_nnunet(folder).spec.stages[0].mirror_axes == (0, 1, 2)
-    assert load_nnunet(folder, options=NnUNetOptions(mirroring=False)).spec.stages[0].mirror_axes == ()
+    assert load_nnunet(folder, notes=Notes(Reading(mirroring=False))).spec.stages[0].mirror_axes == ()
 
 
 def test_a_tilted_scan_is_straightened_for_a_model_of_canonical_images(tmp_path):
-    model = load_nnunet(make_folder(tmp_path, plans()), options=NnUNetOptions(axes="SAR"))
+    model = load_nnunet(make_folder(tmp_path, plans()), notes=Notes(Reading(axes="SAR")))
     straight = noisy_ct()
     angle = np.radians(20)
     turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])

@@ -67,7 +67,7 @@ def test_the_module_loads_without_torch_qt_or_the_library_on_the_path(tmp_path):
         "import sys, importlib.abc\n"
         "class Missing(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'safetensors', 'pooch', 'platformdirs', 'qt', 'ctk'):\n"
+        "        if name.split('.')[0] in ('torch', 'safetensors', 'requests', 'platformdirs', 'qt', 'ctk'):\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Missing())\n"
         f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}] + [{str(ROOT / 'Testing')!r}]\n"
@@ -89,8 +89,8 @@ def test_missing_packages_are_named_with_what_to_do(module, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(LiverXAIError, match="extension 'PyTorch'"):
         module.LiverXAILogic().loadModel()
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "pooch" else name)
-    with pytest.raises(LiverXAIError, match=r"pip_install\('pooch'\)"):
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "requests" else name)
+    with pytest.raises(LiverXAIError, match=r"pip_install\('requests'\)"):
         module.LiverXAILogic().loadModel()
 
 

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liverxai models``: list, show, download, import, verify and remove models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..progress import progress_bar
+from .registry import About, Entry, own_folder, own_models, registered, registry
+from .spec import ModelSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``liverxai models``."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    one = actions.add_parser("list", help="the models that have a name")
+    one.set_defaults(action=_list)
+    for name, action, text in (
+        ("show", _show, "what a model is for, its labels, licenses, training data and published quality"),
+        ("download", _download, "get a model's weights; an interrupted download continues"),
+        ("verify", _verify, "check a model's files against their checksums"),
+        ("remove", _remove, "delete a model's downloaded or imported files"),
+    ):
+        one = actions.add_parser(name, help=text)
+        one.add_argument("name", metavar="NAME")
+        one.set_defaults(action=action)
+        if name == "download":
+            one.add_argument("--accept-license", action="store_true", help="you have read and accept the model's terms")
+        if name == "show":
+            one.add_argument("--card", action="store_true", help="print the card as JSON (loads the model if need be)")
+    one = actions.add_parser("import", help="take a model from a folder or zip file, for machines without internet")
+    one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path)
+    one.add_argument("--name", default=None, help="under which to find it (default: its own, or the registry's)")
+    one.add_argument(
+        "--trust",
+        action="store_true",
+        help="open files that can hold code (and run it, once); only if you trust whoever made them",
+    )
+    one.set_defaults(action=_import)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List, show, download, import, verify and remove models."""
+    return arguments.action(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    entries = registry()
+    width = max(map(len, [*entries, *own_models()]))
+    for name, entry in entries.items():
+        state = "bundled" if entry.bundled else "on this machine" if entry.installed() else "to download"
+        print(f"{name:<{width}}  {state:<15}  {entry.description().title}")
+    for name in own_models():
+        print(f"{name:<{width}}  imported         {own_folder(name)}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    entry = registry().get(arguments.name)
+    if arguments.card or entry is None:
+        print(_card(arguments.name, entry).to_json(), end="")
+    else:
+        for line in _description(entry, entry.description()):
+            print(line)
+    return 0
+
+
+def _card(name: str, entry: Entry | None) -> ModelSpec:
+    if entry is not None and entry.card is not None:
+        return entry.spec()
+    if entry is None and own_folder(name) is None:
+        registered(name)
+    from .store import load_model
+
+    return load_model(name).spec
+
+
+def _description(entry: Entry, about: About) -> list[str]:
+    folder = entry.folder()
+    rows = [
+        ("", about.title),
+        ("task", about.task),
+        ("labels", ", ".join(f"{label.name} ({label.type[0]} {label.type[1]})" for label in about.labels)),
+        ("spacing", " x ".join("any" if mm is None else f"{mm:.3g}" for mm in about.spacing_mm) + " mm"),
+        ("time", about.time),
+        ("models", " -> ".join(link.model for link in entry.chain)),
+        ("code", about.licenses.code),
+        ("weights", about.licenses.weights),
+        ("data", about.licenses.data),
+        ("terms", about.licenses.terms),
+        ("training", "; ".join(f"{key}: {value}" for key, value in about.training.items())),
+        ("quality", "; ".join(f"{key}: {value}" for key, value in about.quality.items())),
+        ("limits", " ".join(about.limits)),
+        ("source", about.source),
+        ("citation", about.citation),
+        ("address", entry.archive.url if entry.archive else ""),
+        ("checksum", (entry.archive.sha256 or "not published; kept after the download") if entry.archive else ""),
+        ("files", str(folder) if folder else ""),
+    ]
+    return [f"{key:<9} {value}".rstrip() for key, value in rows if value and value != " mm"]
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from .store import download
+
+    about = registered(arguments.name).description()
+    print(f"{about.title}. License of the weights: {about.licenses.weights}; of the data: {about.licenses.data}.")
+    with progress_bar() as progress:
+        folder = download(arguments.name, progress=progress, accept_license=arguments.accept_license)
+    print(folder)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from .store import import_model
+
+    name, folder = import_model(arguments.source, arguments.name, trust=arguments.trust)
+    print(f"{name}: {folder}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .store import verify_model
+
+    print(f"{verify_model(arguments.name)}: all files are as they should be.")
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from .store import remove
+
+    for folder in remove(arguments.name):
+        print(f"removed {folder}")
+    return 0

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Getting files over an unreliable network, and unpacking archives that nobody vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from ..errors import ModelError
+from ..progress import CancelToken, Progress, check_cancel, report_progress
+
+_CHUNK = 1 << 20
+#: Seconds to wait for a connection, and for the next bytes.
+_TIMEOUT = (15, 60)
+#: What the rest of the disk needs to breathe.
+_RESERVE = 100e6
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, size: float) -> None:
+    """Raise :class:`~LiverXAILib.errors.ModelError` unless `size` bytes fit into `folder`, which must exist."""
+    free = shutil.disk_usage(folder).free
+    if free < size + _RESERVE:
+        raise ModelError(f"Not enough space in {folder}: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} are free.")
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    sha256: str | None,
+    size: int | None = None,
+    factor: float = 1.0,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> str:
+    """Download `url` to `target`, which appears only when it is complete and has the right checksum.
+
+    What arrives is kept in a file ``.part`` beside `target` until then, and a later call continues there. Proxies and
+    certificate authorities are taken from the environment (``HTTPS_PROXY``, ``REQUESTS_CA_BUNDLE`` …).
+
+    :param factor: how many times the file's size must be free on the disk.
+    :return: the file's SHA-256.
+    :raises LiverXAILib.errors.ModelError: no connection, no space, an incomplete or a different file.
+    """
+    import requests
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    try:
+        _receive(url, part, target.name, size, factor, progress, cancel)
+    except requests.RequestException as error:
+        raise ModelError(
+            f"Could not download {target.name}: {_reason(error)}. Try again, it continues where it stopped; or get "
+            f"{url} elsewhere and use 'liverxai models import'."
+        ) from error
+    except OSError as error:
+        raise ModelError(f"Could not write {part}: {error.strerror or error}.") from error
+    found = checksum(part)
+    if (sha256 and found != sha256.lower()) or (size and part.stat().st_size != size):
+        part.unlink()
+        raise ModelError(
+            f"{target.name} from {url} is not the file that was expected (SHA-256 or size differs); it was deleted."
+        )
+    part.replace(target)
+    return found
+
+
+def _receive(
+    url: str,
+    part: Path,
+    name: str,
+    size: int | None,
+    factor: float,
+    progress: Progress | None,
+    cancel: CancelToken | None,
+) -> None:
+    import requests
+
+    done = part.stat().st_size if part.exists() else 0
+    if size and done >= size:
+        part.unlink()
+        done = 0
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    # Compressed transfer would make the number of bytes meaningless.
+    headers["Accept-Encoding"] = "identity"
+    with requests.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            # Nothing is missing (or the file changed): the checksum decides.
+            return
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            done = 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else size
+        require_space(part.parent, (total or 0) * factor - done)
+        with part.open("ab" if done else "wb") as file:
+            for chunk in response.iter_content(_CHUNK):
+                check_cancel(cancel)
+                file.write(chunk)
+                done += len(chunk)
+                message = f"Downloading {name}: {done / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB")
+                report_progress(progress, message, done / total if total else 0.0)
+    if total and done < total:
+        raise requests.ConnectionError(f"only {done} of {total} bytes arrived")
+
+
+def _reason(error: Exception) -> str:
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} ({error.response.reason})"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the server's certificate is not trusted here (set REQUESTS_CA_BUNDLE to your organization's)"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy refused (see HTTPS_PROXY)"
+    if isinstance(error, requests.Timeout):
+        return "the server does not answer"
+    return f"the connection failed ({error})"
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip file into the new folder `folder`.
+
+    :raises LiverXAILib.errors.ModelError: it is no zip file, is damaged, does not fit on the disk, or wants to write
+        outside the folder. Nothing is unpacked then.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            for member in members:
+                _check_member(archive, member)
+            require_space(folder.parent, sum(member.file_size for member in members))
+            folder.mkdir()
+            file.extractall(folder)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{archive.name} is no intact zip file: {error}.") from error
+
+
+def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
+    # orig_filename is what the file says; filename may already have been tidied.
+    name = member.orig_filename.replace("\\", "/")
+    outside = ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
+    if outside or stat.S_ISLNK(member.external_attr >> 16):
+        raise ModelError(f"{archive.name} is refused: it wants to write outside its folder ({member.orig_filename!r}).")

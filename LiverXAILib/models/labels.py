@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the channels of a foreign network mean here: names, colors and codes, from the names its makers gave them."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from ..errors import ModelError
+from .registry import Reading
+from .spec import LIVER, TUMOR, LabelSpec
+
+_TUMOR_NAMES = {
+    *("tumor", "tumors", "lesion", "lesions", "cancer", "mass", "liver cancer"),
+    *(f"{organ} {what}" for organ in ("liver", "hepatic") for what in ("tumor", "tumors", "lesion", "lesions", "mass")),
+}
+_PART_OF_LIVER = re.compile(r"(?:liver|hepatic) (vessels?|veins?|segment ([1-8]))")
+#: SNOMED CT codes of the Couinaud segments I to VIII (DICOM PS3.16, CID 7170).
+_SEGMENTS = ("71133005", "277956007", "277957003", "277958008", "277959000", "277960005", "277961009", "277962002")
+_ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
+
+
+def result_labels(
+    values: Mapping[str, int], *, overlapping: bool, reading: Reading
+) -> tuple[tuple[LabelSpec, ...], dict[str, tuple[str, ...]]]:
+    """The labels of a model's result, and the channels that make each.
+
+    "liver" and the many names of its lesions become our "liver" and "tumor"; the liver then includes the tumor.
+
+    :param values: for each foreground channel its value in the label map; if they overlap, in the order of drawing.
+    :param overlapping: channels are regions of their own; else they exclude each other.
+    :return: labels in the order in which they are drawn; and for each the channels whose union it is.
+    :raises LiverXAILib.errors.ModelError: a label that `reading` keeps does not exist, or a value is too large.
+    """
+    named = {channel: reading.labels.get(channel) or _our_name(channel) for channel in values}
+    if len(set(named.values())) < len(named):
+        named = {channel: reading.labels.get(channel, channel) for channel in values}
+    if unknown := set(reading.keep) - set(named.values()):
+        raise ModelError(f"The model has no label {', '.join(sorted(unknown))}; it has {', '.join(named.values())}.")
+    if max(values.values()) > 255:
+        raise ModelError("The model has labels above 255, which LiverXAI's label maps cannot hold.")
+    chosen = [
+        (named[channel], value)
+        for channel, value in values.items()
+        if named[channel] in (reading.keep or named.values())
+    ]
+    if not overlapping:
+        # The order says which organ a lesion is drawn over.
+        chosen.sort(key=lambda item: (item[0] == TUMOR.name, item[0] != LIVER.name, item[1]))
+    specs: list[LabelSpec] = []
+    for name, value in chosen:
+        specs.append(_label(name, value, LIVER.name in {spec.name for spec in specs}))
+    made = {}
+    for spec in specs:
+        inside = [channel for channel, ours in named.items() if ours == spec.name]
+        if spec.name == LIVER.name and not overlapping:
+            inside += [channel for channel, ours in named.items() if ours == TUMOR.name]
+        made[spec.name] = tuple(inside)
+    return tuple(specs), made
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().lower().replace("tumour", "tumor")
+
+
+def _our_name(name: str) -> str:
+    if _plain(name) == LIVER.name:
+        return LIVER.name
+    return TUMOR.name if _plain(name) in _TUMOR_NAMES else name
+
+
+def _label(name: str, value: int, has_liver: bool) -> LabelSpec:
+    """A label with what is known of its meaning. It is part of the liver only where the model draws a liver first."""
+    parent = LIVER.name if has_liver else None
+    if name == LIVER.name:
+        return dataclasses.replace(LIVER, value=value)
+    if name == TUMOR.name:
+        return dataclasses.replace(TUMOR, value=value, parent=parent)
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(value * 0.618 % 1.0, 0.55, 0.85))
+    label = LabelSpec(name, value, (red, green, blue))
+    if (part := _PART_OF_LIVER.fullmatch(_plain(name))) is None:
+        return label
+    if part[2]:
+        number = int(part[2]) - 1
+        meaning = "SCT", _SEGMENTS[number], f"Couinaud hepatic segment {_ROMAN[number]}"
+        return dataclasses.replace(label, parent=parent, type=meaning)
+    return dataclasses.replace(label, parent=parent, type=("SCT", "59820001", "Blood vessel"), region=TUMOR.region)
