@@ -7,37 +7,52 @@ neither torch nor Qt, and installs nothing.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import json
 import logging
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
+from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
+from slicer.util import VTKObservationMixin
 
 if find_spec("LiverXAILib") is None:
     # An installed extension has the library beside this file; a source checkout has it beside this folder.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from LiverXAILib.errors import LiverXAIError
+from LiverXAILib import __version__
+from LiverXAILib.errors import Cancelled, LiverXAIError
+from LiverXAILib.models import ModelSpec, registry
 from LiverXAILib.progress import CancelToken
+from LiverXAILib.worker import WorkerClient
 
 if TYPE_CHECKING:
     from LiverXAILib.models import Model
     from LiverXAILib.mrml import AnalysisNodes
 
 #: Packages that Slicer does not bring and that segmenting needs; torch comes from the extension "PyTorch".
-REQUIRED_PACKAGES = ("torch", "safetensors", "pooch", "platformdirs")
+REQUIRED_PACKAGES = ("torch", "safetensors", "platformdirs")
 
 Progress = Callable[[str, float], None]
 
@@ -126,6 +141,73 @@ def requirePackages(names: Sequence[str] = REQUIRED_PACKAGES) -> None:
         )
 
 
+def installPackages(names: Sequence[str], wheelFolder: str = "") -> None:
+    """Install Python packages into Slicer, without a question: ask the user first.
+
+    torch comes through the extension "PyTorch". Slicer's own numpy and SimpleITK are pinned to the versions they have.
+
+    :param wheelFolder: a folder with wheels to install from, for computers without internet; "": the internet.
+    :raises LiverXAILib.errors.LiverXAIError: with what failed and what to try.
+    """
+    wanted = list(names)
+    if "torch" in wanted and not wheelFolder:
+        try:
+            import PyTorchUtils
+        except ImportError as error:
+            raise LiverXAIError(
+                _("PyTorch comes with Slicer's extension 'PyTorch'. Install it in the Extensions Manager, restart.")
+            ) from error
+        wanted.remove("torch")
+        if PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=">=2.6") is None:
+            raise LiverXAIError(_("PyTorch was not installed. Try again, or install it in the module 'PyTorch Util'."))
+    if not wanted:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        pins = [f"{name}=={metadata.version(name)}\n" for name in ("numpy", "SimpleITK") if find_spec(name)]
+        constraints.write_text("".join(pins), encoding="utf-8")
+        try:
+            if wheelFolder:
+                slicer.util.pip_install(
+                    ["--no-index", "--find-links", wheelFolder, "--constraint", str(constraints), *wanted]
+                )
+            elif find_spec("slicer.packaging"):
+                importlib.import_module("slicer.packaging").pip_ensure(
+                    wanted, constraints=constraints, prompt_install=False, requester="LiverXAI", skip_in_testing=False
+                )
+            else:
+                slicer.util.pip_install(["--constraint", str(constraints), *wanted])
+        except (CalledProcessError, RuntimeError) as error:
+            raise LiverXAIError(
+                _(
+                    "{names} could not be installed ({error}). Slicer's Python console shows why. Is there a proxy or "
+                    "a firewall? Without internet, put wheels into a folder and choose it under Advanced > Packages."
+                ).format(names=", ".join(wanted), error=error)
+            ) from error
+    importlib.invalidate_caches()
+
+
+@parameterNodeWrapper
+class LiverXAIParameters:
+    """What the user chose: saved with the scene. `model` is a registered name, or "" for `modelFolder`."""
+
+    inputVolume: slicer.vtkMRMLScalarVolumeNode
+    heatMap: slicer.vtkMRMLScalarVolumeNode
+    model: str = "default"
+    modelFolder: str = ""
+    target: str = "both"
+    method: str = "seg-grad-cam"
+    layer: str = ""
+    device: str = "auto"
+    check: bool = False
+    lesionSegments: bool = False
+    force: bool = False
+    wheelFolder: str = ""
+    opacity: float = 0.5
+    threshold: float = 0.1
+    colors: str = ""
+
+
 class LiverXAILogic(ScriptedLoadableModuleLogic):
     """Segment, explain and analyze from Slicer's Python console or a script; never shows a dialog.
 
@@ -149,6 +231,10 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
     def __init__(self) -> None:
         super().__init__()
         self._models: dict[str, Model] = {}
+
+    def getParameterNode(self) -> LiverXAIParameters:
+        """What the user chose in the panel; kept in the scene."""
+        return LiverXAIParameters(super().getParameterNode())
 
     def loadModel(self, model: str = "default") -> Model:
         """The model called `model`, or in the folder `model`; it stays loaded for the next call."""
@@ -300,44 +386,829 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
             slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *hottest_point(heatMapNode))
 
 
-class LiverXAIWidget(ScriptedLoadableModuleWidget):
-    """A plain panel: choose a CT, press Apply, see the numbers."""
+#: Methods of explanation with one line about each; the names are those of LiverXAILib.explain.METHODS.
+METHODS = {
+    "seg-grad-cam": _("Features that matter for the answer, near it. Smooth, fast, not exact about the place."),
+    "seg-grad-cam++": _("As Seg-Grad-CAM, counting only what speaks for the answer."),
+    "hires-cam": _("What each place contributed to the answer. Exact about the place, grainier."),
+    "seg-xres-cam": _("Between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks."),
+    "layer-cam": _("Places where more of a feature would have strengthened the answer."),
+    "integrated-gradients": _("Voxels whose difference from plain liver made the answer. Slow."),
+    "integrated-gradients-air": _("Voxels whose difference from air made the answer. Slow."),
+    "occlusion": _("How much the answer suffers when a place is blurred away. Slow; needs no layer."),
+}
+#: Colors of heat maps: what the user reads, and the name of the color node.
+COLORS = {"LiverXAI heat map": _("Plasma"), "Rainbow": _("Rainbow"), "Warm1": _("Warm"), "Grey": _("Gray")}
+
+
+class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: from a CT to an explained segmentation with one Apply. The engine runs in a child process.
+
+    A timer asks the worker for news and shows results one node at a time, so that Slicer stays responsive.
+    """
+
+    POLL_MS = 30
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic: LiverXAILogic | None = None
+        self._parameters: LiverXAIParameters | None = None
+        self._filling = False
+        self._task = ""
+        self._taskVolume: Any = None
+        self._taskStart = 0.0
+        self._steps: deque[Callable[[], None]] = deque()
+        self._details = ""
+        self._notes: list[str] = []
+        self._explained: dict[str, tuple[str, str]] = {}
+        self._lesions: list[dict[str, str]] = []
+        self._specs: dict[str, ModelSpec] = {}
+
+    # --- life ------------------------------------------------------------------------------------------------------
 
     def setup(self) -> None:
         super().setup()
         import qt  # only a panel needs Qt
 
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/LiverXAI.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.qt = qt
         self.logic = LiverXAILogic()
-        self.inputSelector = slicer.qMRMLNodeComboBox()
-        self.inputSelector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
-        self.inputSelector.addEnabled = False
-        self.inputSelector.removeEnabled = False
-        self.inputSelector.noneEnabled = True
-        self.inputSelector.setMRMLScene(slicer.mrmlScene)
-        self.inputSelector.toolTip = _("The CT to analyze")
-        self.applyButton = qt.QPushButton(_("Apply"))
-        self.applyButton.toolTip = _("Segment the liver and its tumors, explain and measure them")
-        self.resultLabel = qt.QLabel(_("Choose a CT and press Apply. For research use only."))
-        self.resultLabel.wordWrap = True
-        form = qt.QFormLayout()
-        form.addRow(_("CT:"), self.inputSelector)
-        form.addRow(self.applyButton)
-        form.addRow(self.resultLabel)
-        self.layout.addLayout(form)
-        self.layout.addStretch(1)
-        self.applyButton.connect("clicked(bool)", self.onApply)
-        self.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onInputChanged)
-        self.onInputChanged(None)
+        # Slicer's own interpreter for child processes; elsewhere, this one.
+        self.client = WorkerClient(
+            python=shutil.which("PythonSlicer"), log=Path(slicer.app.temporaryPath) / "LiverXAI-worker.log"
+        )
+        self.timer = qt.QTimer()
+        self.timer.interval = self.POLL_MS
+        self.timer.connect("timeout()", self.onTimer)
+        self._fillChoices()
+        self._connectWidgets()
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneChanged)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneChanged)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
+        self.initializeParameterNode()
+
+    def enter(self) -> None:
+        """Slicer shows the module."""
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        """Slicer shows another module; a running analysis goes on."""
+
+    def cleanup(self) -> None:
+        """The module is unloaded or Slicer quits: nothing of it may stay behind."""
+        self._forgetTask()
+        self.timer.stop()
+        self.client.close()
+        self.removeObservers()
+
+    def initializeParameterNode(self) -> None:
+        """Take over what was chosen in this scene, at first use or when the scene was loaded."""
+        self._parameters = self.logic.getParameterNode()
+        if self._parameters.inputVolume is None:
+            for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+                if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not _isResult(node):
+                    self._parameters.inputVolume = node
+                    break
+        self._showParameters()
+
+    def onSceneStartClose(self, caller: Any, event: Any) -> None:
+        self._forgetTask()
+        self._explained.clear()
+        self._parameters = None
+
+    def onSceneChanged(self, caller: Any, event: Any) -> None:
+        self.initializeParameterNode()
+
+    def onNodeRemoved(self, caller: Any, event: Any) -> None:
+        if (
+            self._parameters is not None
+            and not slicer.mrmlScene.IsClosing()
+            and not slicer.mrmlScene.IsBatchProcessing()
+        ):
+            self._showResults()
+            self._update()
+
+    # --- what can be chosen ----------------------------------------------------------------------------------------
+
+    def _fillChoices(self) -> None:
+        ui = self.ui
+        for name, entry in registry().items():
+            ui.modelSelector.addItem(entry.description().title, name)
+        ui.modelSelector.addItem(_("From a folder…"), "")
+        for data, text in (
+            ("both", _("Liver and all tumors")),
+            ("liver", _("Liver")),
+            ("tumor", _("All tumors")),
+            ("lesion", _("The lesion chosen in the table")),
+            ("crosshair", _("The position of the crosshair")),
+            ("versus", _("Why tumor, not liver")),
+            ("nothing", _("Nothing, only segment")),
+        ):
+            ui.targetSelector.addItem(text, data)
+        for name in METHODS:
+            ui.methodSelector.addItem(name, name)
+        for name, text in (("auto", _("Automatic")), ("cpu", _("CPU"))):
+            ui.deviceSelector.addItem(text, name)
+        for name, text in COLORS.items():
+            ui.colorSelector.addItem(text, name)
+        ui.lesionTable.setColumnCount(5)
+        ui.lesionTable.setHorizontalHeaderLabels(
+            [_("No."), _("Volume [ml]"), _("Diameter [mm]"), _("Probability"), _("Heat map")]
+        )
+        ui.lesionTable.verticalHeader().hide()
+        ui.lesionTable.horizontalHeader().setStretchLastSection(True)
+
+    def _connectWidgets(self) -> None:
+        ui = self.ui
+        ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onInputChanged)
+        for combo in (ui.modelSelector, ui.targetSelector, ui.methodSelector, ui.layerSelector, ui.deviceSelector):
+            combo.connect("currentIndexChanged(int)", self.onChoice)
+        for box in (ui.checkCheckBox, ui.lesionSegmentsCheckBox, ui.forceCheckBox):
+            box.connect("toggled(bool)", self.onChoice)
+        ui.modelFolder.connect("currentPathChanged(QString)", self.onChoice)
+        ui.wheelFolder.connect("currentPathChanged(QString)", self.onChoice)
+        ui.heatMapSelector.connect("currentIndexChanged(int)", self.onHeatMapChosen)
+        ui.opacitySlider.connect("valueChanged(double)", self.onLook)
+        ui.thresholdSlider.connect("valueChanged(double)", self.onLook)
+        ui.colorSelector.connect("currentIndexChanged(int)", self.onLook)
+        ui.applyButton.connect("clicked(bool)", self.onApply)
+        ui.downloadButton.connect("clicked(bool)", self.onDownload)
+        ui.detailsButton.connect("clicked(bool)", self.onCopyDetails)
+        ui.explainLesionButton.connect("clicked(bool)", self.onExplainLesion)
+        ui.explainButton.connect("clicked(bool)", self.onExplain)
+        ui.show3DButton.connect("toggled(bool)", self.onShow3D)
+        ui.plotButton.connect("clicked(bool)", self.onPlot)
+        ui.saveButton.connect("clicked(bool)", self.onSave)
+        ui.lesionTable.connect("cellClicked(int,int)", self.onLesionClicked)
+        ui.lesionTable.connect("itemSelectionChanged()", self.onLesionSelected)
+        ui.advancedButton.connect("contentsCollapsed(bool)", self.onAdvanced)
+
+    def _showParameters(self) -> None:
+        """From the parameter node to the widgets."""
+        parameters, ui = self._parameters, self.ui
+        self._filling = True
+        ui.inputSelector.setCurrentNode(parameters.inputVolume)
+        for combo, value in (
+            (ui.modelSelector, parameters.model),
+            (ui.targetSelector, parameters.target),
+            (ui.methodSelector, parameters.method),
+            (ui.colorSelector, parameters.colors),
+        ):
+            combo.setCurrentIndex(max(0, combo.findData(value)))
+        if ui.deviceSelector.findData(parameters.device) < 0:
+            ui.deviceSelector.addItem(parameters.device, parameters.device)
+        ui.deviceSelector.setCurrentIndex(ui.deviceSelector.findData(parameters.device))
+        ui.modelFolder.currentPath = parameters.modelFolder
+        ui.wheelFolder.currentPath = parameters.wheelFolder
+        ui.checkCheckBox.checked = parameters.check
+        ui.lesionSegmentsCheckBox.checked = parameters.lesionSegments
+        ui.forceCheckBox.checked = parameters.force
+        ui.opacitySlider.value = parameters.opacity
+        ui.thresholdSlider.value = parameters.threshold
+        self._filling = False
+        self._showModel()
+        self._showResults()
+        self._update()
 
     def onInputChanged(self, node: Any) -> None:
-        self.applyButton.enabled = self.inputSelector.currentNode() is not None
+        if self._filling or self._parameters is None:
+            return
+        self._parameters.inputVolume = node
+        self._showResults()
+        self._update()
 
-    def onApply(self, checked: bool = False) -> None:
-        with slicer.util.tryWithErrorDisplay(_("The analysis failed."), waitCursor=True):
-            nodes = self.logic.analyze(self.inputSelector.currentNode())
-            self.resultLabel.text = nodes.table.GetAttribute("LiverXAI.Summary")
-            if nodes.heatmaps:
-                self.logic.showExplanation(list(nodes.heatmaps.values())[-1])
+    def onChoice(self) -> None:
+        """From the widgets to the parameter node."""
+        if self._filling or self._parameters is None:
+            return
+        parameters, ui = self._parameters, self.ui
+        parameters.model = ui.modelSelector.currentData
+        parameters.modelFolder = ui.modelFolder.currentPath
+        parameters.target = ui.targetSelector.currentData
+        parameters.method = ui.methodSelector.currentData
+        parameters.layer = ui.layerSelector.currentData or ""
+        parameters.device = ui.deviceSelector.currentData
+        parameters.wheelFolder = ui.wheelFolder.currentPath
+        parameters.check = ui.checkCheckBox.checked
+        parameters.lesionSegments = ui.lesionSegmentsCheckBox.checked
+        parameters.force = ui.forceCheckBox.checked
+        self._showModel()
+        self._update()
+
+    # --- the model's card ------------------------------------------------------------------------------------------
+
+    def _modelName(self) -> str:
+        return self._parameters.model or self._parameters.modelFolder
+
+    def _entry(self) -> Any:
+        """The registered model that is chosen, or None."""
+        return registry().get(self._parameters.model)
+
+    def _spec(self) -> ModelSpec | None:
+        """The card of the chosen model; None if it has none and was not loaded yet."""
+        try:
+            entry = self._entry()
+            if entry is not None and entry.card is not None:
+                return entry.spec()
+            if entry is None and (Path(self._modelName()) / "card.json").is_file():
+                return ModelSpec.from_json((Path(self._modelName()) / "card.json").read_text(encoding="utf-8"))
+        except (LiverXAIError, OSError):
+            logging.exception("The model's card cannot be read")
+        return self._specs.get(self._modelName())
+
+    def _modelReady(self) -> bool:
+        """Whether the chosen model is on this computer."""
+        entry = self._entry()
+        if entry is None:
+            return bool(self._parameters.modelFolder) and Path(self._parameters.modelFolder).is_dir()
+        try:
+            return entry.installed()
+        except ImportError:  # without platformdirs nothing was downloaded yet
+            return False
+
+    def _showModel(self) -> None:
+        ui, entry, spec = self.ui, self._entry(), self._spec()
+        ui.modelFolderLabel.visible = ui.modelFolder.visible = not self._parameters.model
+        about = entry.description() if entry is not None else None
+        if about is None and spec is None:
+            ui.modelCard.text = _("The folder of a model: with card.json and weights, or of nnU-Net.")
+            ui.modelCard.toolTip = ""
+        else:
+            source = about or spec
+            does = about.task if about is not None else spec.description
+            license = about.licenses.weights if about is not None else spec.license
+            trained, quality = _words(source.training.get("data", "")), _words(source.quality)
+            ui.modelCard.text = "\n".join(
+                [
+                    does.rstrip(".") + ".",
+                    _("Trained on: {data}").format(data=_shortened(trained, 100) or _("not stated")),
+                    _("Quality: {quality}").format(quality=_shortened(quality, 100) or _("not stated")),
+                    _("License: {license}").format(license=_shortened(license, 60)) + self._sizeWords(entry, spec),
+                ]
+            )
+            ui.modelCard.toolTip = "\n".join([source.title, trained, quality, license, *source.limits, source.source])
+        self._filling = True
+        ui.layerSelector.clear()
+        ui.layerSelector.addItem(_("The model's choice"), "")
+        for stage in spec.stages if spec else ():
+            for layer in stage.layers:
+                ui.layerSelector.addItem(layer.name, layer.name)
+        ui.layerSelector.setCurrentIndex(max(0, ui.layerSelector.findData(self._parameters.layer)))
+        self._filling = False
+        ui.methodHint.text = METHODS[ui.methodSelector.currentData]
+        ui.layerHint.text = self._layerWords(spec)
+
+    def _sizeWords(self, entry: Any, spec: ModelSpec | None) -> str:
+        """The size of the model's files, where it is known."""
+        files = [file.size for file in (*entry.files.values(), entry.archive) if file] if entry is not None else []
+        folder = Path(self._modelName()) if entry is None else None
+        if entry is not None and entry.bundled:
+            folder = entry.folder()
+        if folder is not None and spec is not None:
+            paths = [folder / name for stage in spec.stages for name in stage.weights]
+            files = [path.stat().st_size for path in paths if path.is_file()]
+        return _(", {size:.1f} MB").format(size=sum(files) / 1e6) if files and None not in files else ""
+
+    def _layerWords(self, spec: Any) -> str:
+        stage = spec.stages[-1] if spec else None
+        if stage is None:
+            return ""
+        name = self._parameters.layer or stage.default_layer
+        for candidate in spec.stages:
+            for layer in candidate.layers:
+                if layer.name == name:
+                    cell = max(layer.stride)
+                    return _("{layer}: one value for every {cell} voxels of the network.").format(layer=name, cell=cell)
+        return _("This model has no layer {layer}; its own choice is taken.").format(layer=name)
+
+    # --- what to do next -------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """What can be pressed, and one line that says what to do next."""
+        if self._parameters is None:
+            return
+        ui, node, busy = self.ui, self._parameters.inputVolume, bool(self._task)
+        ready = self._modelReady()
+        ui.applyButton.text = _("Cancel") if busy else _("Apply")
+        ui.applyButton.enabled = busy or (node is not None and not _isResult(node) and ready)
+        ui.downloadButton.visible = not ready and self._entry() is not None
+        ui.downloadButton.enabled = not busy
+        ui.progressBar.visible = busy
+        segmentation = self._result("segmentation")
+        ui.explainButton.enabled = segmentation is not None and not busy and ui.targetSelector.currentData != "nothing"
+        ui.explainLesionButton.enabled = segmentation is not None and not busy and self._selectedLesion() > 0
+        ui.saveButton.enabled = segmentation is not None and not busy
+        ui.detailsButton.visible = bool(self._details)
+        if busy or self._details:
+            return
+        if self._notes:
+            text = "\n".join(self._notes)
+        elif node is None and slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0:
+            text = _("Load a CT of the abdomen, or take CTLiver from the module Sample Data.")
+        elif node is None:
+            text = _("Choose a CT.")
+        elif _isResult(node):
+            text = _("This volume is a result of LiverXAI. Choose the CT.")
+        elif not ready and self._entry() is not None:
+            text = _("The model is not on this computer yet. Press Download.")
+        elif not ready:
+            text = _("Choose the folder of a model.")
+        else:
+            text = _("Press Apply. For research use only.")
+        ui.statusLabel.text = text
+
+    def _say(self, *sentences: str) -> None:
+        self._details, self._notes = "", [sentence for sentence in sentences if sentence]
+        self.ui.statusLabel.text = "\n".join(self._notes)
+
+    def _complain(self, error: BaseException, details: str = "") -> None:
+        """Show an error in words; the details are for the button."""
+        self._notes = []
+        self._details = details or "".join(traceback.format_exception(error))
+        known = isinstance(error, LiverXAIError)
+        sentence = str(error) if known else _("Something unexpected went wrong: {error}.").format(error=error)
+        self.ui.statusLabel.text = f"⚠ {sentence}"
+
+    def onCopyDetails(self) -> None:
+        """Copy what a bug report needs, without anything about the patient."""
+        import platform
+
+        spec = self._spec()
+        lines = [
+            f"LiverXAI {__version__}, Slicer {getattr(slicer.app, 'applicationVersion', '?')}",
+            f"Python {platform.python_version()}, {platform.platform()}",
+            *(f"{name} {metadata.version(name) if find_spec(name) else '-'}" for name in REQUIRED_PACKAGES),
+            f"model {spec.name} {spec.version}" if spec else "no model",
+            f"device {self._parameters.device}, method {self._parameters.method}, target {self._parameters.target}",
+            f"worker log {self.client.log}",
+            "",
+            self._details,
+        ]
+        slicer.app.clipboard().setText("\n".join(lines))
+        self.ui.detailsButton.text = _("Copied")
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def onApply(self) -> None:
+        if self._task:
+            self._steps.clear()
+            if self.client.busy:
+                self.client.cancel()
+                self.ui.statusLabel.text = _("Cancelling…")
+                self.ui.applyButton.enabled = False
+            else:
+                self._finish(_("Cancelled."))
+            return
+        target = self._parameters.target
+        if target in ("lesion", "crosshair") and self._result("segmentation") is not None:
+            self._explain(self._questions(target))
+        else:
+            self._start("analyze", lambda: self._askAnalysis(self._questions(target)))
+
+    def onExplain(self) -> None:
+        self._explain(self._questions(self._parameters.target))
+
+    def onExplainLesion(self) -> None:
+        self._explain([f"lesion:{self._selectedLesion()}"])
+
+    def onDownload(self) -> None:
+        terms = self._entry().description().licenses.terms
+        if terms and not slicer.util.confirmOkCancelDisplay(
+            _("The model's license asks you to accept:\n\n{terms}\n\nDo you?").format(terms=terms), "LiverXAI"
+        ):
+            self._say(_("The license was not accepted, so nothing was downloaded."))
+            return
+        self._start("download", lambda: self.client.download(self._parameters.model, accept_license=bool(terms)))
+
+    def onSave(self) -> None:
+        folder = self.askFolder()
+        if folder:
+            token = self._token(self._parameters.inputVolume)
+            self._start("write", lambda: self.client.write(token, folder), (*REQUIRED_PACKAGES, "matplotlib", "jinja2"))
+
+    def askFolder(self) -> str:
+        """Ask the user for a folder; "" if there is none."""
+        return self.qt.QFileDialog.getExistingDirectory(self.parent, _("Folder for report and files"))
+
+    def onAdvanced(self, collapsed: bool) -> None:
+        """Look which devices there are when somebody wants to know: it takes seconds."""
+        if not collapsed and not self._task and not self.ui.deviceHint.text and find_spec("torch") is not None:
+            self._start("environment", self.client.environment, ())
+
+    def _questions(self, target: str) -> list[str]:
+        """What is asked, as the library's targets."""
+        if target == "lesion":
+            return [f"lesion:{self._selectedLesion() or 1}"]
+        if target == "crosshair":
+            crosshair = slicer.mrmlScene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
+            r, a, s = crosshair.GetCrosshairRAS()
+            return [f"voxel:ras:{r:.3f},{a:.3f},{s:.3f}"]
+        known = self._entry().description() if self._entry() is not None else self._spec()
+        labels = [label.name for label in known.labels] if known is not None else ["liver", "tumor"]
+        wanted = {"both": ["liver", "tumor"], "versus": ["tumor-vs-liver"], "nothing": []}.get(target, [target])
+        return wanted if target != "both" else [name for name in wanted if name in labels]
+
+    def _explain(self, questions: list[str]) -> None:
+        self._start("explain", lambda: self._askExplanation(questions))
+
+    def _start(self, task: str, ask: Callable[[], int], packages: Sequence[str] = REQUIRED_PACKAGES) -> None:
+        """Begin a task, after installing what it needs if the user agrees."""
+        self._say()
+        try:
+            if not self._ensurePackages(packages):
+                self._say(_("Nothing was installed, so nothing was computed."))
+                return
+            self.ui.progressBar.value = 0
+            self.ui.statusLabel.text = _("Starting…")
+            self._taskVolume, self._taskStart = self._parameters.inputVolume, time.monotonic()
+            ask()
+            self._task = task
+            self.timer.start()
+        except Exception as error:
+            self._complain(error)
+        finally:
+            self._update()
+
+    def _ensurePackages(self, names: Sequence[str]) -> bool:
+        """Whether all packages are there; missing ones are installed if the user agrees."""
+        missing = [name for name in names if find_spec(name) is None]
+        if not missing:
+            return True
+        question = _("LiverXAI needs Python packages that are not in Slicer yet: {names}. Install them now?")
+        if not slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(missing)), "LiverXAI"):
+            return False
+        self.ui.statusLabel.text = _("Installing {names}. This can take minutes…").format(names=", ".join(missing))
+        slicer.app.processEvents()
+        installPackages(missing, self._parameters.wheelFolder)
+        return True
+
+    def _token(self, node: Any) -> str:
+        """Names the voxels of a CT and where they lie."""
+        from LiverXAILib.mrml import volume_token
+
+        return f"{volume_token(node)} {self._parameters.force}"
+
+    def _askAnalysis(self, questions: list[str]) -> int:
+        from LiverXAILib.mrml import volume_from_node
+
+        parameters, node = self._parameters, self._parameters.inputVolume
+        spec = self._spec()
+        layers = [layer.name for stage in spec.stages for layer in stage.layers] if spec else []
+        return self.client.analyze(
+            volume_from_node(node),
+            self._token(node),
+            model=self._modelName(),
+            device=parameters.device,
+            force=parameters.force,
+            explain=questions,
+            method=parameters.method,
+            layer=parameters.layer if parameters.layer in layers else None,
+            check=parameters.check,
+        )
+
+    def _askExplanation(self, questions: list[str]) -> int:
+        """The worker mostly holds the image and the labels already; what it lacks is sent along."""
+        from LiverXAILib.mrml import labels_token, segmentation_from_node, volume_from_node
+
+        parameters, node = self._parameters, self._parameters.inputVolume
+        segmentationNode, token, spec = self._result("segmentation"), self._token(node), self._spec()
+        state = labels_token(segmentationNode)
+        made = self._explained.get(segmentationNode.GetID())
+        labels = made[0] if made is not None and made[1] == state else state
+        held = self.client.holds(token, labels)
+        if spec is None and not held:
+            raise LiverXAIError(_("This model has to be loaded first: press Apply."))
+        segmentation = None if held else segmentation_from_node(segmentationNode, node, spec)
+        volume = None if self.client.holds(token) else volume_from_node(node)
+        return self.client.explain(
+            questions,
+            token,
+            volume=volume,
+            labels=labels,
+            segmentation=segmentation,
+            method=parameters.method,
+            layer=parameters.layer or None,
+            check=parameters.check,
+            model=self._modelName(),
+            device=parameters.device,
+            force=parameters.force,
+        )
+
+    def onTimer(self) -> None:
+        """Hear the worker; or show one more result."""
+        for event in self.client.poll():
+            if event.kind == "progress":
+                self._showProgress(event)
+            elif event.kind == "failed":
+                self._fail(event)
+            else:
+                self._receive(event.result)
+        if self._steps:
+            try:
+                self._steps.popleft()()
+            except Exception as error:
+                self._steps.clear()
+                self._task = ""
+                self._complain(error)
+                self._update()
+        if not self._task:
+            self.timer.stop()
+
+    def _showProgress(self, event: Any) -> None:
+        if self.ui.applyButton.enabled:  # else: being cancelled
+            rest = _timeWords(event.remaining_s)
+            self.ui.progressBar.value = round(1000 * event.fraction)
+            self.ui.statusLabel.text = f"{event.stage}… {event.fraction:.0%}{rest}"
+
+    def _fail(self, event: Any) -> None:
+        self._task = ""
+        if isinstance(event.error, Cancelled):
+            self._say(_("Cancelled. Nothing was changed."))
+        else:
+            self._complain(event.error, event.details)
+        self._update()
+
+    def _receive(self, result: Any) -> None:
+        """Turn a result into steps that each take little time."""
+        task, node = self._task, self._taskVolume
+        if task == "environment":
+            self._showDevices(result)
+            self._finish()
+        elif task == "download":
+            self._showModel()
+            self._finish(_("The model is ready. Press Apply."))
+        elif task == "write":
+            self._finish(_("Saved in {folder}.").format(folder=Path(next(iter(result["files"].values()))).parent))
+        elif node is None or slicer.mrmlScene.GetNodeByID(node.GetID()) is not node:
+            self._finish(_("The CT was removed meanwhile; its result was dropped."))
+        elif task == "analyze":
+            self._steps.extend(self._analysisSteps(result, node))
+        elif task == "explain":
+            self._steps.extend(self._explanationSteps(result, node))
+
+    def _analysisSteps(self, analysis: Any, node: Any) -> list[Callable[[], None]]:
+        from LiverXAILib.mrml import analysis_to_nodes, labels_token
+
+        token, model = self._token(node), self._modelName()
+
+        def showSegmentation() -> None:
+            bare = dataclasses.replace(analysis, explanations=())
+            nodes = analysis_to_nodes(bare, slicer.mrmlScene, node, lesion_segments=self._parameters.lesionSegments)
+            self._explained[nodes.segmentation.GetID()] = (token, labels_token(nodes.segmentation))
+            self._notes = list(analysis.provenance["warnings"])
+            self._specs[model] = analysis.model
+
+        return [showSegmentation, *self._explanationSteps(analysis.explanations, node)]
+
+    def _explanationSteps(self, explanations: Sequence[Any], node: Any) -> list[Callable[[], None]]:
+        from LiverXAILib.mrml import explanation_to_node
+
+        shown: list[Any] = []
+
+        def show(explanation: Any) -> Callable[[], None]:
+            def step() -> None:
+                shown.append(explanation_to_node(explanation, slicer.mrmlScene, node))
+                self._notes += explanation.warnings
+
+            return step
+
+        def finish() -> None:
+            if self._parameters.inputVolume is node:
+                self._parameters.heatMap = shown[-1] if shown else None
+                self._showResults()
+                self._showOverlay(jump=bool(shown))
+            seconds = time.monotonic() - self._taskStart
+            self._finish(_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *self._notes)
+
+        return [*(show(explanation) for explanation in explanations), finish]
+
+    def _finish(self, *sentences: str) -> None:
+        self._task = ""
+        self._steps.clear()
+        self._say(*sentences)
+        self._update()
+
+    def _forgetTask(self) -> None:
+        """Drop what is running; nothing of it will be shown."""
+        if self._task:
+            self.client.close()
+            self._finish(_("Stopped, because the scene was closed."))
+
+    def _showDevices(self, found: Mapping[str, Any]) -> None:
+        ui, self._filling = self.ui, True
+        for name, title in found["devices"].items():
+            index = ui.deviceSelector.findData(name)
+            if index < 0:
+                ui.deviceSelector.addItem(title, name)
+            else:
+                ui.deviceSelector.setItemText(index, title)
+        self._filling = False
+        ui.deviceHint.text = _("PyTorch {version}; found: {devices}.").format(
+            version=found["versions"]["torch"], devices="; ".join(found["devices"].values())
+        )
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def _result(self, kind: str) -> Any:
+        """The CT's result node of a kind, or None."""
+        from LiverXAILib.mrml import find_results
+
+        node = self._parameters.inputVolume if self._parameters is not None else None
+        return next(iter(find_results(slicer.mrmlScene, node, kind)), None) if node is not None else None
+
+    def _showResults(self) -> None:
+        """The tables and the list of heat maps of the chosen CT."""
+        from LiverXAILib.mrml import find_results
+
+        ui, node = self.ui, self._parameters.inputVolume
+        segmentation, table = self._result("segmentation"), self._result("measurements")
+        heatMaps = find_results(slicer.mrmlScene, node, "heatmap") if node is not None else []
+        ui.resultsButton.visible = ui.saveButton.visible = segmentation is not None
+        ui.heatMapButton.visible = bool(heatMaps)
+        ui.segmentsTable.setSegmentationNode(segmentation)
+        ui.summaryLabel.text = _summary(table)
+        self._filling = True
+        display = segmentation.GetDisplayNode() if segmentation is not None else None
+        surfaces = display is not None and segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+        ui.show3DButton.checked = bool(surfaces and display.GetVisibility3D())
+        ui.heatMapSelector.clear()
+        for heatMap in heatMaps:
+            question = heatMap.GetAttribute("LiverXAI.Question")
+            method = heatMap.GetAttribute("LiverXAI.Method")
+            ui.heatMapSelector.addItem(f"{question} ({method})", heatMap.GetID())
+        ui.heatMapSelector.addItem(_("None"), "")
+        chosen = self._parameters.heatMap
+        index = ui.heatMapSelector.findData(chosen.GetID()) if chosen is not None else -1
+        ui.heatMapSelector.setCurrentIndex(index if index >= 0 else ui.heatMapSelector.count - 1)
+        self._filling = False
+        self._fillLesions(_rows(table), {heatMap.GetAttribute("LiverXAI.Target"): heatMap for heatMap in heatMaps})
+        self._showFaithfulness()
+
+    def _fillLesions(self, rows: list[dict[str, str]], heatMaps: Mapping[str, Any]) -> None:
+        lesions = [row for row in rows if row["structure"] == "lesion"]
+        table = self.ui.lesionTable
+        table.setRowCount(len(lesions))
+        self._lesions = lesions
+        for index, row in enumerate(lesions):
+            heatMap = heatMaps.get(f"lesion:{row['number']}")
+            texts = [
+                row["number"],
+                _number(row["volume_ml"], 2),
+                _number(row["axial_long_mm"], 1),
+                _number(row["mean_probability"], 2),
+                _faithfulnessWord(heatMap),
+            ]
+            for column, text in enumerate(texts):
+                item = self.qt.QTableWidgetItem(text)
+                item.setTextAlignment(self.qt.Qt.AlignCenter)
+                table.setItem(index, column, item)
+        table.resizeColumnsToContents()
+        table.visible = self.ui.explainLesionButton.visible = bool(lesions)
+
+    def _selectedLesion(self) -> int:
+        """The number of the lesion chosen in the table, or 0."""
+        row = self.ui.lesionTable.currentRow()
+        return int(self._lesions[row]["number"]) if 0 <= row < len(self._lesions) else 0
+
+    def onLesionSelected(self) -> None:
+        if not self._filling:
+            self._update()
+
+    def onLesionClicked(self, row: int, column: int) -> None:
+        """All slice views go to the lesion; its own heat map is shown if there is one."""
+        lesion = self._lesions[row]
+        left, posterior, superior = (float(lesion[f"centroid_{axis}_mm"]) for axis in "lps")
+        slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, -left, -posterior, superior)
+        for heatMap in self._heatMaps():
+            if heatMap.GetAttribute("LiverXAI.Target") == f"lesion:{lesion['number']}":
+                self.ui.heatMapSelector.setCurrentIndex(self.ui.heatMapSelector.findData(heatMap.GetID()))
+        self._update()
+
+    def _heatMaps(self) -> list[Any]:
+        from LiverXAILib.mrml import find_results
+
+        return find_results(slicer.mrmlScene, self._parameters.inputVolume, "heatmap")
+
+    def onHeatMapChosen(self) -> None:
+        if self._filling or self._parameters is None:
+            return
+        identifier = self.ui.heatMapSelector.currentData
+        self._parameters.heatMap = slicer.mrmlScene.GetNodeByID(identifier) if identifier else None
+        self._showFaithfulness()
+        self._showOverlay()
+
+    def onLook(self) -> None:
+        """Opacity, threshold or colors were changed: act at once."""
+        if self._filling or self._parameters is None:
+            return
+        self._parameters.opacity = self.ui.opacitySlider.value
+        self._parameters.threshold = self.ui.thresholdSlider.value
+        self._parameters.colors = self.ui.colorSelector.currentData
+        self._showOverlay()
+
+    def _showOverlay(self, jump: bool = False) -> None:
+        from LiverXAILib.mrml import hottest_point, show_overlay
+
+        parameters, heatMap = self._parameters, self._parameters.heatMap
+        show_overlay(
+            slicer.mrmlScene,
+            parameters.inputVolume,
+            heatMap,
+            self._result("segmentation"),
+            opacity=parameters.opacity,
+            threshold=parameters.threshold,
+        )
+        if heatMap is not None:
+            colors = slicer.mrmlScene.GetFirstNodeByName(parameters.colors or next(iter(COLORS)))
+            if colors is not None:
+                heatMap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
+            if jump:
+                slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *hottest_point(heatMap))
+
+    def _showFaithfulness(self) -> None:
+        heatMap = self._parameters.heatMap
+        card = _faithfulness(heatMap)
+        self.ui.plotButton.enabled = card is not None
+        self.ui.faithfulnessLabel.text = (
+            "" if heatMap is None else card["sentence"] if card else _("How faithful this map is was not checked.")
+        )
+
+    def onShow3D(self, shown: bool) -> None:
+        from LiverXAILib.mrml import show_surfaces
+
+        segmentation = self._result("segmentation")
+        if segmentation is not None and not self._filling:
+            show_surfaces(segmentation, shown)
+
+    def onPlot(self) -> None:
+        from LiverXAILib.mrml import curves_to_chart
+
+        chart = curves_to_chart(self._parameters.heatMap, slicer.mrmlScene)
+        if chart is not None:
+            slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+
+def _isResult(node: Any) -> bool:
+    return bool(node.GetAttribute("LiverXAI.Result"))
+
+
+def _faithfulness(heatMap: Any) -> dict[str, Any] | None:
+    text = heatMap.GetAttribute("LiverXAI.Faithfulness") if heatMap is not None else None
+    return json.loads(text) if text else None
+
+
+def _faithfulnessWord(heatMap: Any) -> str:
+    if heatMap is None:
+        return ""
+    card = _faithfulness(heatMap)
+    return _("not checked") if card is None else _("faithful") if card["passed"] else _("not faithful")
+
+
+def _rows(tableNode: Any) -> list[dict[str, str]]:
+    """The rows of the measurements, as text by column."""
+    if tableNode is None:
+        return []
+    table = tableNode.GetTable()
+    names = [table.GetColumnName(column) for column in range(table.GetNumberOfColumns())]
+    return [
+        {name: table.GetValue(row, column).ToString() for column, name in enumerate(names)}
+        for row in range(table.GetNumberOfRows())
+    ]
+
+
+def _summary(tableNode: Any) -> str:
+    """The lines about liver and tumor; lesions have their own table."""
+    text = tableNode.GetAttribute("LiverXAI.Summary") if tableNode is not None else ""
+    return "\n".join(" ".join(line.split()) for line in (text or "").splitlines() if not line.startswith(" "))
+
+
+def _number(text: str, digits: int) -> str:
+    return f"{float(text):.{digits}f}" if text else "–"
+
+
+def _timeWords(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return _(", about {seconds:.0f} s left").format(seconds=seconds)
+    return _(", about {minutes:.0f} min left").format(minutes=seconds / 60)
+
+
+def _words(value: Any) -> str:
+    """A card's free-form entry in one line."""
+    if isinstance(value, Mapping):
+        return "; ".join(_words(item) if key == "note" else f"{key} {_words(item)}" for key, item in value.items())
+    return "; ".join(map(_words, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length].rsplit(' ', 1)[0].rstrip(';,:')} …"
 
 
 class LiverXAITest(ScriptedLoadableModuleTest):

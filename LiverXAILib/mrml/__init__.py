@@ -17,20 +17,24 @@ if TYPE_CHECKING:
     from .display import show_overlay, show_surfaces
     from .heatmaps import explanation_to_node, hottest_point, uncertainty_to_node
     from .nodes import find_results, input_of
+    from .plots import curves_to_chart
     from .results import AnalysisNodes, analysis_to_nodes
     from .scene import write_scene
     from .segmentations import segmentation_from_node, segmentation_to_node
     from .tables import measurements_to_node
+    from .tokens import labels_token, volume_token
     from .volumes import ct_from_node, volume_from_node, volume_to_node
 
 _HOMES = {
     "AnalysisNodes": "results",
     "analysis_to_nodes": "results",
     "ct_from_node": "volumes",
+    "curves_to_chart": "plots",
     "explanation_to_node": "heatmaps",
     "find_results": "nodes",
     "hottest_point": "heatmaps",
     "input_of": "nodes",
+    "labels_token": "tokens",
     "measurements_to_node": "tables",
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
@@ -39,6 +43,7 @@ _HOMES = {
     "uncertainty_to_node": "heatmaps",
     "volume_from_node": "volumes",
     "volume_to_node": "volumes",
+    "volume_token": "tokens",
     "write_scene": "scene",
 }
 
@@ -46,10 +51,12 @@ __all__ = [
     "AnalysisNodes",
     "analysis_to_nodes",
     "ct_from_node",
+    "curves_to_chart",
     "explanation_to_node",
     "find_results",
     "hottest_point",
     "input_of",
+    "labels_token",
     "measurements_to_node",
     "scene_available",
     "segmentation_from_node",
@@ -59,6 +66,7 @@ __all__ = [
     "uncertainty_to_node",
     "volume_from_node",
     "volume_to_node",
+    "volume_token",
     "write_scene",
 ]
 

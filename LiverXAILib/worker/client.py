@@ -169,9 +169,9 @@ class WorkerClient:
         """Write the files of the last analysis; the result holds "files" by role."""
         return self._ask("write", {"token": token, "folder": str(folder), "report": report})
 
-    def download(self, model: str) -> int:
+    def download(self, model: str, *, accept_license: bool = False) -> int:
         """Download a named model; the result holds its "folder"."""
-        return self._ask("download", {"model": model})
+        return self._ask("download", {"model": model, "accept_license": accept_license})
 
     def environment(self) -> int:
         """Ask for versions and devices; the result holds "versions", "devices" and "platform"."""

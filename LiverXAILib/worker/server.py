@@ -218,10 +218,10 @@ class Engine:
         files = write_analysis(self._analysis[1], folder, report=report)
         return {"files": {role: str(path) for role, path in files.items()}}
 
-    def _download(self, model: str, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+    def _download(self, model: str, accept_license: bool, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
         from ..models import download
 
-        return {"folder": str(download(model, progress, cancel))}
+        return {"folder": str(download(model, progress, cancel, accept_license=accept_license))}
 
     def _environment(self, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
         """What computes here: versions, and devices by the name that `device` takes."""

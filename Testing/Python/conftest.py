@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 
@@ -15,3 +17,39 @@ def scene():
     host.clear()
     yield host.scene
     host.clear()
+
+
+@pytest.fixture(scope="module")
+def opened_panel():
+    """The module's panel in the host with Qt; its worker stays alive for the tests of one file."""
+    from slicerhost import qtapplication
+
+    host = qtapplication.start()
+    host.clear()
+    host.app.testing = True
+    panel = qtapplication.Panel(Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py")
+    yield panel
+    panel.close()
+    host.clear()
+    host.app.testing = False
+
+
+@pytest.fixture
+def panel(opened_panel):
+    """The panel with an empty scene; what PythonQt would have complained about fails the test."""
+    from slicerhost import pythonqt
+
+    opened_panel.host.clear()
+    pythonqt.problems.clear()
+    yield opened_panel
+    if opened_panel.widget._task:
+        opened_panel.host.clear()  # closing the scene ends what runs
+    assert pythonqt.problems == []
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory):
+    """The folder of a tiny model that segments by thresholds."""
+    from batch_toys import write_model
+
+    return str(write_model(tmp_path_factory.mktemp("models") / "toy"))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules that keep the module's code working in PythonQt, checked on its source and its .ui file."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+MODULE = Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py"
+UI = MODULE.parent / "Resources" / "UI" / "LiverXAI.ui"
+SOURCE = MODULE.read_text(encoding="utf-8")
+TREE = ast.parse(SOURCE)
+
+
+def calls():
+    return [node for node in ast.walk(TREE) if isinstance(node, ast.Call)]
+
+
+def test_every_widget_that_the_module_uses_is_in_the_ui_file():
+    names = {element.get("name") for element in ElementTree.parse(UI).iter("widget")}
+    used = set(re.findall(r"\bui\.(\w+)", SOURCE)) - {"modelSelector.addItem"}
+    assert used <= names, used - names
+    buttons = {name for name in names if name.endswith(("Button", "Selector", "CheckBox", "Slider", "Table"))}
+    assert buttons <= used | {"advancedButton"}, "a control that does nothing"
+
+
+def test_every_widget_that_can_be_focused_has_a_tool_tip_and_a_place_in_the_tab_order():
+    root = ElementTree.parse(UI).getroot()
+    stops = [element.text for element in root.iter("tabstop")]
+    passive = {"QLabel", "QProgressBar", "qMRMLWidget"}
+    names = [element.get("name") for element in root.iter("widget") if element.get("class") not in passive]
+    assert stops == names or set(stops) == set(names)
+    for element in root.iter("widget"):
+        if element.get("class") in passive | {"ctkCollapsibleButton", "qMRMLSegmentsTableView"}:
+            continue
+        assert element.find("property[@name='toolTip']") is not None, f"{element.get('name')} has no tool tip"
+
+
+def test_slots_are_plain_methods():
+    for call in calls():
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "connect":
+            slot = call.args[-1]
+            assert isinstance(slot, (ast.Attribute, ast.Name)), f"line {call.lineno}: {ast.unparse(slot)}"
+            assert len(call.args) == 2
+
+
+def test_nothing_is_used_that_differs_between_pythonqt_and_pyside():
+    forbidden = (
+        "QThread",
+        "findChild",
+        ".emit(",
+        "getOpenFileName",
+        "getSaveFileName",
+        "getText(",
+        ".exec(",
+        "partial",
+    )
+    for word in forbidden:
+        assert word not in SOURCE, word
+    for call in calls():
+        function = ast.unparse(call.func)
+        if re.match(r"(self\.)?qt\.", function):
+            assert not call.keywords, f"line {call.lineno}: keywords in {function}"
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.ClassDef):
+            assert not any(ast.unparse(base).startswith(("qt.", "ctk.")) for base in node.bases)
+
+
+def test_strings_that_the_user_reads_are_translated():
+    """Every text assigned to a widget, or said, goes through _()."""
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            target = node.targets[0]
+            if target.attr in ("text", "toolTip") and isinstance(node.value, ast.Constant):
+                assert node.value.value == "", f"line {node.lineno}: {node.value.value!r}"
+
+
+def test_loading_the_module_imports_neither_qt_nor_torch():
+    for node in TREE.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            text = ast.unparse(node)
+            assert not re.search(r"\b(qt|ctk|torch|SimpleITK)\b", text), text

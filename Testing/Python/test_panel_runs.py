@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The panel at work, by real clicks in a real Qt: results, cancel, errors, death of the worker, several CTs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from batch_toys import phantom
+from mrml_toys import OBLIQUE, affine
+from panel_toys import add_ct, apply_and_wait, prepare, results, wait_idle, wait_running
+from worker_toys import alive, fine_phantom, until
+
+import LiverXAILib as lx
+
+qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
+slicer = pytest.importorskip("slicer")
+
+MODULE = Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py"
+
+
+def check_voxels(node, volume, model_folder, targets=("liver", "tumor")):
+    """The nodes hold what the library finds in the same image."""
+    expected = lx.analyze(volume, lx.load_model(model_folder), targets=targets, device="cpu")
+    (segmentation,) = results(node, "segmentation")
+    for name in ("liver", "tumor"):
+        found = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, name, node)
+        np.testing.assert_array_equal(found > 0, expected.segmentation.mask(name))
+    heat_maps = {heat.GetAttribute("LiverXAI.Target"): heat for heat in results(node, "heatmap")}
+    assert set(heat_maps) == set(targets)
+    for explanation in expected.explanations:
+        heat = heat_maps[str(explanation.target)]
+        np.testing.assert_allclose(slicer.util.arrayFromVolume(heat), explanation.heatmap.array, atol=1e-5)
+
+
+def test_apply_makes_nodes_with_the_right_voxels_while_the_event_loop_turns(panel, toy_model):
+    volume = fine_phantom()
+    node = prepare(panel, volume, toy_model)
+    ticks, ticks_at_progress = [0], []
+    timer = qtapplication.qt.QTimer()
+    timer.interval = 1
+
+    def tick():
+        ticks[0] += 1
+
+    timer.connect("timeout()", tick)
+    show_progress = panel.widget._showProgress
+
+    def count(event):
+        ticks_at_progress.append(ticks[0])
+        show_progress(event)
+
+    panel.widget._showProgress = count
+    timer.start()
+    try:
+        panel.click(panel.ui.applyButton)
+        assert panel.ui.applyButton.text == "Cancel"
+        assert panel.ui.progressBar.visible
+        wait_idle(panel)
+    finally:
+        timer.stop()
+        del panel.widget._showProgress
+    assert len(ticks_at_progress) > 2
+    # Between messages that came at different times the application handled its own events.
+    assert ticks_at_progress[-1] > ticks_at_progress[0] + len(set(ticks_at_progress))
+    check_voxels(node, volume, toy_model)
+    assert panel.ui.statusLabel.text.startswith("Done in")
+    assert panel.ui.applyButton.text == "Apply"
+    assert not panel.ui.progressBar.visible
+    assert "Liver" in panel.ui.summaryLabel.text
+
+
+def test_an_oblique_left_handed_ct_gets_its_results_in_place(panel, toy_model):
+    plain = phantom()
+    volume = lx.Volume(plain.array, affine(OBLIQUE * [1, 1, -1], np.array([4.0, 4.0, 6.0])))
+    node = prepare(panel, volume, toy_model)
+    apply_and_wait(panel)
+    check_voxels(node, volume, toy_model)
+    ct, heat = (_matrix(one) for one in (node, results(node, "heatmap")[0]))
+    np.testing.assert_allclose(ct, heat)
+
+
+def _matrix(node):
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def test_a_lesion_is_jumped_to_and_explained_by_two_clicks(panel, toy_model):
+    from PySide6 import QtCore
+    from PySide6.QtTest import QTest
+
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    view.SetLayoutName("Red")
+    apply_and_wait(panel)
+    assert results(node, "heatmap") == []
+    table = panel.ui.lesionTable
+    assert table.rowCount == 2
+    assert not panel.ui.explainLesionButton.enabled
+    panel.scroll.ensureWidgetVisible(table)
+    qtapplication.process_events()
+    QTest.mouseClick(
+        table.viewport(), QtCore.Qt.LeftButton, QtCore.Qt.NoModifier, table.visualItemRect(table.item(1, 0)).center()
+    )
+    qtapplication.process_events()
+    measured = lx.measure(phantom(lesions=2), lx.segment(phantom(lesions=2), lx.load_model(toy_model), device="cpu"))
+    superior = measured.lesions[1].centroid_lps_mm[2]
+    np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), superior, atol=0.01)
+    pid = panel.widget.client.pid
+    panel.click(panel.ui.explainLesionButton)
+    wait_idle(panel)
+    assert panel.widget.client.pid == pid
+    (heat,) = results(node, "heatmap")
+    assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
+    assert table.item(1, 4).text() == "not checked"
+    assert table.item(0, 4).text() == ""
+
+
+def test_an_edited_segmentation_is_explained_as_it_is_now(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
+    panel.choose(panel.ui.methodSelector, "hires-cam")  # exact about the place, also with two features
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    labels = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", node)
+    edited = labels.copy()
+    edited[:, :, : labels.shape[2] // 2] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(edited, segmentation, "tumor", node)
+    before = slicer.util.arrayFromVolume(results(node, "heatmap")[0]).copy()
+    panel.click(panel.ui.explainButton)
+    wait_idle(panel)
+    (heat,) = results(node, "heatmap")
+    assert not np.allclose(slicer.util.arrayFromVolume(heat), before)
+    np.testing.assert_array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", node), edited)
+
+
+def test_the_place_of_the_crosshair_is_explained(panel, toy_model):
+    node = prepare(panel, phantom(), toy_model, "crosshair")
+    crosshair = slicer.mrmlScene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
+    crosshair.SetCrosshairRAS(-64.0, -64.0, 48.0)
+    apply_and_wait(panel)
+    (heat,) = results(node, "heatmap")
+    assert heat.GetAttribute("LiverXAI.Target").endswith("voxel:ras:-64,-64,48")
+
+
+def test_cancel_leaves_the_scene_as_it_was(panel, toy_model):
+    node = prepare(panel, fine_phantom(), toy_model)
+    panel.choose(panel.ui.methodSelector, "occlusion")
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    panel.click(panel.ui.applyButton)
+    wait_running(panel)
+    panel.click(panel.ui.applyButton)
+    wait_idle(panel)
+    assert panel.ui.statusLabel.text == "Cancelled. Nothing was changed."
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+    assert results(node, "") == []
+    assert panel.ui.applyButton.enabled
+    assert panel.ui.applyButton.text == "Apply"
+
+
+def test_a_killed_worker_gives_a_message_and_a_usable_panel(panel, toy_model):
+    node = prepare(panel, fine_phantom(), toy_model)
+    panel.choose(panel.ui.methodSelector, "occlusion")
+    panel.click(panel.ui.applyButton)
+    wait_running(panel)
+    os.kill(panel.widget.client.pid, signal.SIGKILL)
+    wait_idle(panel)
+    assert "ended unexpectedly" in panel.ui.statusLabel.text
+    assert panel.ui.detailsButton.visible
+    panel.choose(panel.ui.methodSelector, "seg-grad-cam")
+    apply_and_wait(panel)
+    assert len(results(node, "heatmap")) == 2
+    assert not panel.ui.detailsButton.visible
+
+
+def test_an_error_is_told_in_words_and_details_are_copied_without_the_patient(panel, toy_model):
+    volume = phantom()
+    prepare(panel, volume.with_array(volume.array + 1024), toy_model, name="Doe Jane 1950")
+    apply_and_wait(panel)
+    assert "does not look like CT" in panel.ui.statusLabel.text
+    assert "Accept any intensities" in panel.ui.statusLabel.text
+    panel.click(panel.ui.detailsButton)
+    copied = slicer.app.clipboard().text()
+    assert "Traceback" in copied
+    assert "torch" in copied
+    assert "Doe" not in copied
+
+
+def test_a_missing_gpu_is_told_with_what_to_do(panel, toy_model):
+    prepare(panel, phantom(), toy_model)
+    panel.widget._parameters.device = "cuda:7"
+    panel.widget._showParameters()
+    apply_and_wait(panel)
+    assert "cuda:7" in panel.ui.statusLabel.text
+
+
+def test_two_cts_keep_their_results_apart(panel, toy_model):
+    first = prepare(panel, phantom(1, lesions=1), toy_model, name="first")
+    apply_and_wait(panel)
+    second = add_ct(phantom(2, lesions=2), "second")
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel.ui.lesionTable.rowCount == 0
+    assert not panel.ui.resultsButton.visible
+    apply_and_wait(panel)
+    assert panel.ui.lesionTable.rowCount == 2
+    panel.ui.inputSelector.setCurrentNode(first)
+    assert panel.ui.lesionTable.rowCount == 1
+    assert panel.ui.segmentsTable.segmentationNode() is results(first, "segmentation")[0]
+    check_voxels(first, phantom(1, lesions=1), toy_model)
+    check_voxels(second, phantom(2, lesions=2), toy_model)
+
+
+def test_the_ct_may_vanish_during_the_run(panel, toy_model):
+    node = prepare(panel, fine_phantom(), toy_model)
+    panel.click(panel.ui.applyButton)
+    wait_running(panel)
+    slicer.mrmlScene.RemoveNode(node)
+    wait_idle(panel)
+    assert "was removed" in panel.ui.statusLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_closing_the_scene_during_the_run_ends_it(panel, toy_model):
+    prepare(panel, fine_phantom(), toy_model)
+    panel.choose(panel.ui.methodSelector, "occlusion")
+    panel.click(panel.ui.applyButton)
+    wait_running(panel)
+    pid = panel.widget.client.pid
+    panel.host.clear()
+    qtapplication.process_events()
+    assert until(lambda: not alive(pid))
+    assert panel.ui.applyButton.text == "Apply"
+    assert "Load a CT" in panel.ui.statusLabel.text or "Stopped" in panel.ui.statusLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_unloading_the_module_during_the_run_leaves_no_process(toy_model):
+    from slicerhost import pythonqt
+
+    host = qtapplication.start()
+    host.clear()
+    pythonqt.problems.clear()
+    host.app.testing = True
+    first = qtapplication.Panel(MODULE)
+    prepare(first, fine_phantom(), toy_model)
+    first.choose(first.ui.methodSelector, "occlusion")
+    first.click(first.ui.applyButton)
+    wait_running(first)
+    pid = first.widget.client.pid
+    first.close()
+    assert not alive(pid)
+    second = qtapplication.Panel(MODULE)
+    assert second.ui.inputSelector.currentNode() is not None
+    second.close()
+    host.clear()
+    host.app.testing = False
+    assert pythonqt.problems == []

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The panel before and after a run: first use, packages, models, saved scenes, looks, keys, small screens."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from batch_toys import phantom
+from panel_toys import add_ct, apply_and_wait, choose_model, prepare, results, wait_idle
+
+import LiverXAILib as lx
+from LiverXAILib.models import registry
+
+qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
+slicer = pytest.importorskip("slicer")
+
+
+def test_an_empty_panel_says_what_to_do_next(panel, toy_model):
+    panel.widget.initializeParameterNode()
+    assert "Load a CT" in panel.ui.statusLabel.text
+    assert not panel.ui.applyButton.enabled
+    assert not panel.ui.resultsButton.visible
+    node = add_ct(phantom())
+    panel.ui.inputSelector.setCurrentNode(node)
+    choose_model(panel, "")
+    assert "folder of a model" in panel.ui.statusLabel.text
+    assert not panel.ui.applyButton.enabled
+    choose_model(panel, toy_model)
+    assert "Press Apply" in panel.ui.statusLabel.text
+    assert panel.ui.applyButton.enabled
+
+
+def test_the_first_ct_of_a_scene_is_chosen(panel):
+    node = add_ct(phantom())
+    panel.widget.initializeParameterNode()
+    assert panel.ui.inputSelector.currentNode() is node
+
+
+def test_a_result_is_not_taken_for_a_ct(panel, toy_model):
+    node = prepare(panel, phantom(), toy_model, "liver")
+    apply_and_wait(panel)
+    panel.ui.inputSelector.setCurrentNode(results(node, "heatmap")[0])
+    assert not panel.ui.applyButton.enabled
+    panel.widget._say()
+    panel.widget._update()
+    assert "Choose the CT" in panel.ui.statusLabel.text
+
+
+def test_the_card_tells_what_the_bundled_model_is(panel):
+    panel.choose(panel.ui.modelSelector, "default")
+    about = registry()["default"].description()
+    text = panel.ui.modelCard.text
+    for word in ("Trained on:", "Quality:", "License: Apache-2.0", "MB"):
+        assert word in text
+    assert about.task.rstrip(".") in text
+    assert all(limit in panel.ui.modelCard.toolTip for limit in about.limits)
+
+
+def test_a_model_that_is_not_here_is_offered_for_download(panel, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIVERXAI_MODELS", str(tmp_path))
+    where = importlib.import_module("LiverXAILib.models.registry")
+    monkeypatch.setattr(where, "download_folder", lambda: tmp_path / "downloads")
+    panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
+    panel.choose(panel.ui.modelSelector, "obelisk")
+    assert panel.ui.downloadButton.visible
+    assert not panel.ui.applyButton.enabled
+    assert "Press Download" in panel.ui.statusLabel.text
+    asked = []
+
+    def download(name, accept_license=False):
+        asked.append(name)
+        return panel.widget.client.environment()
+
+    monkeypatch.setattr(panel.widget.client, "download", download)
+    panel.click(panel.ui.downloadButton)
+    wait_idle(panel)
+    assert asked == ["obelisk"]
+    assert "The model is ready" in panel.ui.statusLabel.text
+    panel.choose(panel.ui.modelSelector, "default")
+    assert not panel.ui.downloadButton.visible
+
+
+@pytest.fixture
+def bare(panel, monkeypatch):
+    """A Slicer without any of our packages; returns what was asked and installed."""
+    module = panel.module
+    record = SimpleNamespace(questions=[], commands=[], torch=[], agrees=True)
+
+    def confirm(text, title=None):
+        record.questions.append(text)
+        return record.agrees
+
+    def pip_install(arguments, **keywords):
+        record.commands.append([Path(x).read_text() if x.endswith("constraints.txt") else x for x in arguments])
+
+    class Utilities:
+        def installTorch(self, **keywords):
+            record.torch.append(keywords)
+            return ModuleType("torch")
+
+    absent = {"torch", "safetensors", "requests", "platformdirs"}
+    real = module.find_spec
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name in absent else real(name))
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", confirm)
+    monkeypatch.setattr(slicer.util, "pip_install", pip_install)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", SimpleNamespace(PyTorchUtilsLogic=Utilities))
+    return record
+
+
+def test_nothing_is_installed_without_consent(panel, bare, toy_model):
+    bare.agrees = False
+    prepare(panel, phantom(), toy_model)
+    panel.click(panel.ui.applyButton)
+    assert "torch" in bare.questions[0]
+    assert bare.commands == []
+    assert bare.torch == []
+    assert "Nothing was installed" in panel.ui.statusLabel.text
+    assert panel.ui.applyButton.text == "Apply"
+
+
+def test_with_consent_torch_comes_through_its_extension_and_slicers_own_packages_stay(panel, bare, toy_model):
+    prepare(panel, phantom(), toy_model, "nothing")
+    apply_and_wait(panel)
+    assert bare.torch == [{"torchVersionRequirement": ">=2.6"}]
+    (command,) = bare.commands
+    assert command[0] == "--constraint"
+    assert "numpy==" in command[1]
+    assert "SimpleITK==" in command[1]
+    assert command[2:] == ["safetensors", "requests", "platformdirs"]
+
+
+def test_wheels_from_a_folder_need_no_internet(panel, bare, toy_model):
+    prepare(panel, phantom(), toy_model, "nothing")
+    panel.ui.wheelFolder.currentPath = "/media/wheels"
+    apply_and_wait(panel)
+    (command,) = bare.commands
+    assert command[:3] == ["--no-index", "--find-links", "/media/wheels"]
+    assert "torch" in command
+    assert bare.torch == []
+
+
+def test_a_failed_installation_says_what_to_try(panel, bare, toy_model, monkeypatch):
+    def fail(arguments, **keywords):
+        raise subprocess.CalledProcessError(1, "pip")
+
+    monkeypatch.setattr(slicer.util, "pip_install", fail)
+    prepare(panel, phantom(), toy_model)
+    panel.click(panel.ui.applyButton)
+    assert "proxy" in panel.ui.statusLabel.text
+    assert "Packages" in panel.ui.statusLabel.text
+
+
+def test_a_missing_extension_is_named(panel, bare, toy_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    prepare(panel, phantom(), toy_model)
+    panel.click(panel.ui.applyButton)
+    assert "extension 'PyTorch'" in panel.ui.statusLabel.text
+
+
+def test_what_was_chosen_comes_back_with_the_scene_and_can_be_asked_about(panel, toy_model, tmp_path):
+    prepare(panel, phantom(lesions=2), toy_model, "tumor", name="CT")
+    panel.choose(panel.ui.methodSelector, "hires-cam")
+    panel.ui.lesionSegmentsCheckBox.checked = True
+    panel.ui.opacitySlider.value = 0.35
+    apply_and_wait(panel)
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    panel.host.clear()
+    assert panel.ui.methodSelector.currentData == "seg-grad-cam"
+    slicer.util.loadScene(path)
+    qtapplication.process_events()
+    ui = panel.ui
+    assert ui.inputSelector.currentNode().GetName() == "CT"
+    assert ui.modelFolder.currentPath == toy_model
+    assert ui.methodSelector.currentData == "hires-cam"
+    assert ui.targetSelector.currentData == "tumor"
+    assert ui.lesionSegmentsCheckBox.checked
+    assert abs(ui.opacitySlider.value - 0.35) < 1e-6
+    assert ui.lesionTable.rowCount == 2
+    assert ui.heatMapSelector.count == 2
+    assert ui.heatMapSelector.currentText.startswith("tumor")
+    panel.click(ui.explainButton)
+    wait_idle(panel)
+    assert panel.ui.statusLabel.text.startswith("Done in")
+
+
+def test_opacity_threshold_and_colors_act_at_once(panel, toy_model):
+    composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    node = prepare(panel, phantom(), toy_model, "liver")
+    apply_and_wait(panel)
+    (heat,) = results(node, "heatmap")
+    assert composite.GetBackgroundVolumeID() == node.GetID()
+    assert composite.GetForegroundVolumeID() == heat.GetID()
+    panel.ui.opacitySlider.value = 0.8
+    assert abs(composite.GetForegroundOpacity() - 0.8) < 1e-6
+    panel.ui.thresholdSlider.value = 0.6
+    assert abs(heat.GetDisplayNode().GetLowerThreshold() - 0.6) < 1e-6
+    before = heat.GetDisplayNode().GetColorNodeID()
+    panel.choose(panel.ui.colorSelector, "Grey")
+    assert heat.GetDisplayNode().GetColorNode().GetName() == "Grey"
+    panel.choose(panel.ui.colorSelector, "LiverXAI heat map")
+    assert heat.GetDisplayNode().GetColorNodeID() == before
+    panel.choose(panel.ui.heatMapSelector, "")
+    assert not composite.GetForegroundVolumeID()
+
+
+def test_surfaces_are_shown_on_demand(panel, toy_model):
+    node = prepare(panel, phantom(), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    assert not segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+    panel.click(panel.ui.show3DButton)
+    assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert segmentation.GetDisplayNode().GetVisibility3D()
+    panel.click(panel.ui.show3DButton)
+    assert not segmentation.GetDisplayNode().GetVisibility3D()
+
+
+def test_report_and_files_are_saved_where_the_user_says(panel, toy_model, tmp_path, monkeypatch):
+    prepare(panel, phantom(), toy_model, "liver")
+    apply_and_wait(panel)
+    monkeypatch.setattr(panel.widget, "askFolder", lambda: str(tmp_path / "result"))
+    panel.click(panel.ui.saveButton)
+    wait_idle(panel)
+    assert {"report.html", "segmentation.seg.nrrd", "heatmap-liver.nrrd", "measurements.csv"} <= {
+        path.name for path in (tmp_path / "result").iterdir()
+    }
+    assert str(tmp_path / "result") in panel.ui.statusLabel.text
+
+
+def test_devices_are_looked_for_when_advanced_is_opened(panel, toy_model):
+    panel.widget.initializeParameterNode()
+    panel.ui.deviceHint.text = ""
+    panel.ui.advancedButton.collapsed = False
+    wait_idle(panel)
+    assert "CPU" in panel.ui.deviceHint.text
+    assert "torch" in panel.ui.deviceHint.text.lower()
+    panel.ui.advancedButton.collapsed = True
+
+
+def test_every_method_of_the_library_is_offered(panel):
+    assert list(panel.module.METHODS) == list(lx.METHODS)
+
+
+def test_the_panel_is_used_by_keys_alone_from_top_to_bottom(panel, toy_model):
+    from PySide6 import QtCore, QtWidgets
+    from PySide6.QtTest import QTest
+
+    prepare(panel, phantom(), toy_model, "nothing")
+    qtapplication.process_events()
+    panel.scroll.activateWindow()
+    panel.ui.inputSelector.setFocus()
+    seen = []
+    for _ in range(12):
+        focused = QtWidgets.QApplication.focusWidget()
+        while focused is not None and not hasattr(panel.ui, focused.name or "-"):
+            focused = focused.parent()
+        seen.append(focused.name if focused is not None else "")
+        QTest.keyClick(QtWidgets.QApplication.focusWidget(), QtCore.Qt.Key_Tab)
+    order = list(dict.fromkeys(seen))
+    expected = ["inputSelector", "modelSelector", "modelFolder", "targetSelector", "applyButton", "advancedButton"]
+    assert order[: len(expected)] == expected
+    panel.ui.applyButton.setFocus()
+    QTest.keyClick(panel.ui.applyButton, QtCore.Qt.Key_Space)
+    assert panel.ui.applyButton.text == "Cancel"
+    wait_idle(panel)
+
+
+@pytest.mark.parametrize(("width", "scale"), [(330, 1.0), (440, 1.0), (660, 1.5), (880, 2.0)])
+def test_no_text_is_clipped_on_a_small_screen_or_with_large_fonts(panel, toy_model, width, scale):
+    """A panel of 330 pixels leaves 950 of a 1280×720 screen to the views; large fonts stand for high-DPI screens."""
+    from PySide6 import QtGui, QtWidgets
+
+    application = QtWidgets.QApplication.instance()
+    usual = application.font()
+    larger = QtGui.QFont(usual)
+    larger.setPointSizeF(usual.pointSizeF() * scale)
+    application.setFont(larger)
+    size = panel.scroll.size
+    try:
+        prepare(panel, phantom(lesions=2), toy_model, "both")
+        apply_and_wait(panel)
+        panel.scroll.resize(width, 650)
+        panel.ui.advancedButton.collapsed = False
+        wait_idle(panel)
+        qtapplication.process_events()
+        assert not panel.scroll.horizontalScrollBar().visible, "the panel is wider than its place"
+        clipped = []
+        for name, widget in vars(panel.ui).items():
+            if not isinstance(widget, (QtWidgets.QLabel, QtWidgets.QAbstractButton)) or not widget.visible:
+                continue
+            needed = widget.sizeHint().width() if not getattr(widget, "wordWrap", False) else 0
+            height = widget.heightForWidth(widget.width) if getattr(widget, "wordWrap", False) else 0
+            if widget.width < needed or widget.height < height:
+                clipped.append(f"{name}: {widget.width}×{widget.height} for {needed}×{height}")
+        assert clipped == []
+    finally:
+        panel.ui.advancedButton.collapsed = True
+        application.setFont(usual)
+        panel.scroll.resize(size)

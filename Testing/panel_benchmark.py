@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the panel keeps Slicer's event loop waiting during an analysis: ``python Testing/panel_benchmark.py``.
+
+A timer of 1 ms runs in the event loop of the test host from the click on Apply until all nodes are there; a gap is the
+time between two of its ticks. The CT is a synthetic patient in the voxels that are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "Testing"), str(ROOT)]
+
+from slicerhost import qtapplication  # noqa: E402
+
+
+def main() -> None:
+    import numpy as np
+    import slicer
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--spacing", type=float, nargs=3, default=(1.5, 1.5, 3.0), metavar="MM")
+    parser.add_argument("--model", default="default", help="a model's name or folder")
+    arguments = parser.parse_args()
+    panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
+    ct, truth = panel.module.makePhantom(spacingMm=arguments.spacing)
+    slicer.mrmlScene.RemoveNode(truth)
+    panel.ui.inputSelector.setCurrentNode(ct)
+    if Path(arguments.model).is_dir():
+        panel.choose(panel.ui.modelSelector, "")
+        panel.ui.modelFolder.currentPath = arguments.model
+    ticks: list[tuple[float, str]] = []
+
+    def tick() -> None:
+        ticks.append((time.perf_counter(), panel.ui.statusLabel.text))
+
+    timer = qtapplication.qt.QTimer()
+    timer.interval = 1
+    timer.connect("timeout()", tick)
+    timer.start()
+    qtapplication.process_events()
+    started = time.perf_counter()
+    ticks.append((started, "click"))
+    panel.ui.applyButton.click()
+    qtapplication.wait_until(lambda: not panel.widget._task, 3600)
+    qtapplication.process_events()
+    timer.stop()
+    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    print("CT {}×{}×{}".format(*ct.GetImageData().GetDimensions()), f"in {time.perf_counter() - started:.1f} s")
+    print(panel.ui.statusLabel.text)
+    times = np.array([moment for moment, _ in ticks])
+    gaps = np.diff(times)
+    for index in np.argsort(gaps)[::-1][:5]:
+        after = times[index] - started
+        print(f"gap {1000 * gaps[index]:6.0f} ms at {after:6.1f} s, after: {ticks[index][1][:60]!r}")
+    print(f"median gap {1000 * np.median(gaps):.1f} ms, 99.9th percentile {1000 * np.percentile(gaps, 99.9):.0f} ms")
+    panel.close()
+
+
+if __name__ == "__main__":
+    main()

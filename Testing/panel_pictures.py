@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of the panel for the documentation: ``python Testing/panel_pictures.py [FOLDER]``.
+
+Drawn by the test host's Qt, with a synthetic patient and the bundled model: what Slicer's own widgets draw looks a
+little different.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "Testing"), str(ROOT)]
+
+from slicerhost import pythonqt, qtapplication  # noqa: E402
+
+WIDTH = 440
+
+
+def picture(panel: qtapplication.Panel, path: Path) -> None:
+    """The whole panel, as high as it wants to be."""
+    qtapplication.process_events()
+    panel.scroll.resize(WIDTH, panel.parent.heightForWidth(WIDTH) if panel.parent.hasHeightForWidth() else 0)
+    qtapplication.process_events()
+    panel.parent.grab().save(str(path))
+    print(path)
+
+
+def main(folder: Path) -> None:
+    import slicer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
+    picture(panel, folder / "panel-empty.png")
+    ct, truth = panel.module.makePhantom(spacingMm=(2.0, 2.0, 3.0))
+    slicer.mrmlScene.RemoveNode(truth)
+    ct.SetName("Synthetic patient")
+    panel.ui.inputSelector.setCurrentNode(ct)
+    panel.choose(panel.ui.targetSelector, "both")
+    panel.ui.checkCheckBox.checked = True
+    panel.click(panel.ui.applyButton)
+    qtapplication.wait_until(lambda: panel.ui.progressBar.value > 450, 600)
+    picture(panel, folder / "panel-running.png")
+    qtapplication.wait_until(lambda: not panel.widget._task, 1200)
+    panel.ui.checkCheckBox.checked = False
+    if panel.ui.lesionTable.rowCount:
+        panel.ui.lesionTable.selectRow(0)
+        panel.click(panel.ui.explainLesionButton)
+        qtapplication.wait_until(lambda: not panel.widget._task, 600)
+    panel.ui.heatMapSelector.setCurrentIndex(min(1, panel.ui.heatMapSelector.count - 1))
+    picture(panel, folder / "panel-results.png")
+    panel.ui.advancedButton.collapsed = False
+    qtapplication.wait_until(lambda: not panel.widget._task, 600)
+    picture(panel, folder / "panel-advanced.png")
+    panel.ui.advancedButton.collapsed = True
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "MR of the abdomen")
+    slicer.util.updateVolumeFromArray(other, abs(slicer.util.arrayFromVolume(ct)))
+    panel.ui.inputSelector.setCurrentNode(other)
+    panel.click(panel.ui.applyButton)
+    qtapplication.wait_until(lambda: not panel.widget._task, 600)
+    picture(panel, folder / "panel-error.png")
+    panel.close()
+    if pythonqt.problems:
+        raise SystemExit("\n".join(pythonqt.problems))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images")

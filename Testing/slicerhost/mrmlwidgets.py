@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for the MRML widgets that the panel uses, over the real scene."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from PySide6 import QtCore, QtGui, QtWidgets
+
+from .pythonqt import emit
+
+
+class qMRMLWidget(QtWidgets.QWidget):
+    """A widget that knows the scene and tells its children."""
+
+    mrml_signals = ("mrmlSceneChanged(vtkMRMLScene*)",)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._scene: Any = None
+
+    def mrmlScene(self) -> Any:
+        return self._scene
+
+    def setMRMLScene(self, scene: Any) -> None:
+        if scene is not self._scene:
+            self._scene = scene
+            emit(self, "mrmlSceneChanged(vtkMRMLScene*)", scene)
+
+
+class qMRMLNodeComboBox(qMRMLWidget):
+    """A choice among the nodes of some classes; follows the scene."""
+
+    mrml_signals = (*qMRMLWidget.mrml_signals, "currentNodeChanged(vtkMRMLNode*)")
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._combo = QtWidgets.QComboBox()
+        self._types: list[str] = []
+        self._flags = {"noneEnabled": False, "addEnabled": True, "removeEnabled": True, "showChildNodeTypes": True}
+        self._nodes: list[Any] = []
+        self._current: Any = None
+        self._observers: list[int] = []
+        row = QtWidgets.QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self._combo)
+        self.setFocusProxy(self._combo)
+        self._combo.activated.connect(self._activated)
+        self.destroyed.connect(lambda: None)
+
+    def setMRMLScene(self, scene: Any) -> None:
+        for tag in self._observers:
+            self._scene.RemoveObserver(tag)
+        events = slicer.vtkMRMLScene
+        self._observers = []
+        if scene is not None:
+            for event in (events.NodeAddedEvent, events.NodeRemovedEvent, events.EndCloseEvent, events.EndImportEvent):
+                self._observers.append(scene.AddObserver(event, self._scene_changed))
+        super().setMRMLScene(scene)
+        self._fill()
+
+    def currentNode(self) -> Any:
+        return self._current
+
+    def setCurrentNode(self, node: Any) -> None:
+        self._select(node if node is not None and node in self._nodes else None)
+
+    def setCurrentNodeID(self, identifier: str) -> None:
+        self.setCurrentNode(self._scene.GetNodeByID(identifier) if identifier else None)
+
+    @property
+    def currentNodeID(self) -> str:
+        return self._current.GetID() if self._current is not None else ""
+
+    def _scene_changed(self, caller: Any, event: str) -> None:
+        if not (self._scene.IsClosing() or self._scene.IsImporting()):
+            self._fill()
+
+    def _fill(self) -> None:
+        scene, current = self._scene, self._current
+        self._nodes = []
+        if scene is not None:
+            for index in range(scene.GetNumberOfNodes()):
+                node = scene.GetNthNode(index)
+                exact = node.GetClassName() in self._types
+                child = self._flags["showChildNodeTypes"] and any(node.IsA(name) for name in self._types)
+                if (exact or child) and not node.GetHideFromEditors():
+                    self._nodes.append(node)
+        self._combo.clear()
+        if self._flags["noneEnabled"]:
+            self._combo.addItem("None")
+        for node in self._nodes:
+            self._combo.addItem(node.GetName())
+        self._select(current if current in self._nodes else None)
+
+    def _select(self, node: Any) -> None:
+        offset = 1 if self._flags["noneEnabled"] else 0
+        self._combo.setCurrentIndex(self._nodes.index(node) + offset if node is not None else offset - 1)
+        if node is not self._current:
+            self._current = node
+            emit(self, "currentNodeChanged(vtkMRMLNode*)", node)
+
+    def _activated(self, index: int) -> None:
+        index -= 1 if self._flags["noneEnabled"] else 0
+        self._select(self._nodes[index] if index >= 0 else None)
+
+    def _set_types(self, types: Any) -> None:
+        self._types = list(types)
+        self._fill()
+
+    def _flag(name: str) -> Any:  # type: ignore[misc]
+        def put(self: Any, value: bool) -> None:
+            self._flags[name] = bool(value)
+            self._fill()
+
+        return QtCore.Property(bool, lambda self: self._flags[name], put)
+
+    nodeTypes = QtCore.Property("QStringList", lambda self: list(self._types), _set_types)
+    noneEnabled, addEnabled = _flag("noneEnabled"), _flag("addEnabled")
+    removeEnabled, showChildNodeTypes = _flag("removeEnabled"), _flag("showChildNodeTypes")
+
+
+class qMRMLSegmentsTableView(qMRMLWidget):
+    """The segments of a segmentation node: shown or not, color, name."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._node: Any = None
+        self._tags: list[tuple[Any, int]] = []
+        self._table = QtWidgets.QTableWidget(0, 3)
+        self._table.setHorizontalHeaderLabels(["", "", "Name"])
+        self._table.horizontalHeader().setStretchLastSection(True)
+        self._table.verticalHeader().hide()
+        self._table.setColumnWidth(0, 28)
+        self._table.setColumnWidth(1, 28)
+        column = QtWidgets.QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self._table)
+        self._table.itemChanged.connect(self._checked)
+
+    def segmentationNode(self) -> Any:
+        return self._node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        for observed, tag in self._tags:
+            observed.RemoveObserver(tag)
+        self._node, self._tags = node, []
+        if node is not None:
+            segments = node.GetSegmentation()
+            for event in (segments.SegmentAdded, segments.SegmentRemoved, segments.SegmentModified):
+                self._tags.append((segments, segments.AddObserver(event, self._changed)))
+        self._changed(None, "")
+
+    def _changed(self, caller: Any, event: str) -> None:
+        table, blocked = self._table, self._table.blockSignals(True)
+        identifiers = list(self._node.GetSegmentation().GetSegmentIDs()) if self._node is not None else []
+        table.setRowCount(len(identifiers))
+        for row, identifier in enumerate(identifiers):
+            segment = self._node.GetSegmentation().GetSegment(identifier)
+            shown = QtWidgets.QTableWidgetItem()
+            shown.setData(QtCore.Qt.UserRole, identifier)
+            display = self._node.GetDisplayNode()
+            visible = display is None or display.GetSegmentVisibility(identifier)
+            shown.setCheckState(QtCore.Qt.Checked if visible else QtCore.Qt.Unchecked)
+            color = QtWidgets.QTableWidgetItem()
+            color.setBackground(QtGui.QColor.fromRgbF(*segment.GetColor()))
+            for column, item in enumerate((shown, color, QtWidgets.QTableWidgetItem(segment.GetName()))):
+                table.setItem(row, column, item)
+        table.blockSignals(blocked)
+
+    def _checked(self, item: Any) -> None:
+        if item.column() == 0:
+            shown = item.checkState() == QtCore.Qt.Checked
+            self._node.GetDisplayNode().SetSegmentVisibility(item.data(QtCore.Qt.UserRole), shown)
+
+
+classes = (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentsTableView)

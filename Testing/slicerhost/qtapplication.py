@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host with Qt: ``qt``, ``ctk``, MRML widgets, and a scripted module's panel on the screen (or off it)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from . import pythonqt
+
+qt = pythonqt.install()
+
+import slicer  # noqa: E402
+from PySide6 import QtCore, QtWidgets  # noqa: E402
+from PySide6.QtTest import QTest  # noqa: E402
+
+from . import host, modules  # noqa: E402
+
+
+class QtApplication(host.Application):
+    """``slicer.app`` with what Qt gives it."""
+
+    applicationName = "Slicer"
+
+    def clipboard(self) -> Any:
+        return QtWidgets.QApplication.clipboard()
+
+    def processEvents(self, flags: Any = None) -> None:
+        QtWidgets.QApplication.processEvents()
+
+    def setOverrideCursor(self, cursor: Any) -> None:
+        QtWidgets.QApplication.setOverrideCursor(cursor)
+
+    def restoreOverrideCursor(self) -> None:
+        QtWidgets.QApplication.restoreOverrideCursor()
+
+    def settings(self) -> Any:
+        """Settings of this process alone."""
+        return QtCore.QSettings(str(host.temporary_folder() / "settings.ini"), QtCore.QSettings.IniFormat)
+
+
+def start() -> host.Host:
+    """The host with Qt; the same one on each call."""
+    started = host.start()
+    if not isinstance(started.app, QtApplication):
+        application = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["slicerhost"])
+        application.setStyle("Fusion")
+        started.app = slicer.app = QtApplication(started)
+        started.app.testing = True  # as Slicer --testing: message boxes are logged, not shown
+        started.qt_application = application
+        from . import ctkwidgets, mrmlwidgets, uiloader
+
+        sys.modules["ctk"] = ctk = ModuleType("ctk")
+        for cls in ctkwidgets.classes:
+            setattr(ctk, cls.__name__, cls)
+        for cls in mrmlwidgets.classes:
+            setattr(slicer, cls.__name__, cls)
+        uiloader.custom_widgets.update({cls.__name__: cls for cls in (*ctkwidgets.classes, *mrmlwidgets.classes)})
+        vars(qt)["QUiLoader"] = uiloader.QUiLoader
+    return started
+
+
+class Panel:
+    """A module's panel as Slicer makes it: ``setup``, ``enter``; and ``exit``, ``cleanup`` at the end."""
+
+    def __init__(self, path: str | Path, *, size: tuple[int, int] = (480, 900)) -> None:
+        self.host = start()
+        self.module = modules.load_module(self.host, path)
+        name = Path(path).stem
+        self.parent = slicer.qMRMLWidget()
+        self.parent.setLayout(QtWidgets.QVBoxLayout())
+        self.parent.setMRMLScene(self.host.scene)
+        self.scroll = QtWidgets.QScrollArea()  # Slicer's module panel scrolls
+        self.scroll.setWidgetResizable(True)
+        self.scroll.setFrameShape(QtWidgets.QFrame.NoFrame)
+        self.scroll.setWidget(self.parent)
+        self.widget = getattr(self.module, f"{name}Widget")(self.parent)
+        self.widget.setup()
+        self.scroll.resize(*size)
+        self.scroll.show()
+        self.widget.enter()
+        process_events()
+
+    @property
+    def ui(self) -> Any:
+        return self.widget.ui
+
+    def click(self, widget: Any) -> None:
+        """Press and release the left mouse button in the middle of a widget."""
+        assert widget.enabled, f"{widget.name} is disabled"
+        self.scroll.ensureWidgetVisible(widget)
+        process_events()
+        QTest.mouseClick(widget, QtCore.Qt.LeftButton)
+        process_events()
+
+    def choose(self, combo: Any, data: Any) -> None:
+        """Choose the item of a combo box that carries `data`, by keys, as a user does."""
+        index = combo.findData(data)
+        assert index >= 0, f"{combo.name} has no item {data!r}"
+        combo.setFocus()
+        while combo.currentIndex != index:
+            before = combo.currentIndex
+            QTest.keyClick(combo, QtCore.Qt.Key_Down if before < index else QtCore.Qt.Key_Up)
+            assert combo.currentIndex != before, f"{combo.name} does not follow the keys"
+        process_events()
+
+    def close(self) -> None:
+        """Remove the panel as Slicer does when the module is unloaded or reloaded."""
+        self.widget.exit()
+        self.widget.cleanup()
+        self.scroll.close()
+        self.scroll.deleteLater()
+        process_events()
+
+
+def process_events() -> None:
+    """Handle what waits in the event loop, deletions too."""
+    QtWidgets.QApplication.processEvents()
+    QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.DeferredDelete)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Let the event loop run until `condition` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        QtWidgets.QApplication.processEvents(QtCore.QEventLoop.AllEvents | QtCore.QEventLoop.WaitForMoreEvents, 20)
