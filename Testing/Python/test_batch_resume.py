@@ -215,7 +215,7 @@ def test_a_lost_output_drive_stops_the_batch_and_what_was_done_is_whole(place, t
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 1, said
     assert "cannot be written" in said
-    assert "Bring the drive back" in said
+    assert "bring the drive back" in said
     for path in (tmp_path / "unplugged" / "cases").glob("[!.]*"):
         assert_whole(path)
 

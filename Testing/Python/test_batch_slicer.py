@@ -72,11 +72,9 @@ def test_a_batch_in_slicer_makes_the_same_files_and_scenes(tmp_path):
     ("arguments", "code", "words"),
     [
         (["--input", "nowhere", "--output", "out"], 2, "no file or folder"),
-        (["--output", "out"], 2, "Give one INPUT"),
         (["--input", ".", "--output", "out", "--nonsense"], 2, "--nonsense"),
         (["--input", "empty", "--output", "out"], 3, "Nothing to do"),
         (["--usage"], 0, "--time-limit"),
-        ([], 2, "--time-limit"),
     ],
 )
 def test_slicer_ends_with_the_right_code(tmp_path, arguments, code, words):

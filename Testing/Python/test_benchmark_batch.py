@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liverxai benchmark batch`` measures what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from batch_toys import write_good, write_model
+
+from LiverXAILib.cli import main
+from LiverXAILib.evaluation import benchmark_batch
+
+
+def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for number in range(2):
+        write_good(tmp_path / "images" / f"{number}.nrrd", number)
+    arguments = ["--images", tmp_path / "images", "--model", write_model(tmp_path / "model"), "-o", tmp_path / "out"]
+    sizes = ["--cases", 3, "--rounds", 1, "--small-cases", 8, "--threads", 1]
+    assert main(["benchmark", "batch", *map(str, [*arguments, *sizes])]) == 0
+    result = json.loads((tmp_path / "out" / "batch.json").read_text())
+    overhead = result["overhead"]
+    assert overhead["overhead_percent"] == pytest.approx(
+        100 * (overhead["batch_seconds"][0] / overhead["bare_seconds"][0] - 1)
+    )
+    assert result["scaling"]["speed_up"] > 0
+    # A process that holds torch is larger than this, one that does not is smaller: the right one was measured.
+    assert min(result["memory"]["worker_mib"]) > 150
+    text = (tmp_path / "out" / "batch.md").read_text()
+    assert text in capsys.readouterr().out
+    assert f"cores {os.cpu_count()}" in text
+
+
+def test_growth_is_the_slope_of_the_line_through_the_cases():
+    assert benchmark_batch._slope([100 + 0.25 * n for n in range(200)]) == pytest.approx(25)
+    assert benchmark_batch._slope([400.0] * 50) == 0
