@@ -189,24 +189,33 @@ class Store:
         if self._alive(path, lock):
             raise BusyError(
                 f"Another run (part {lock.get('shard')}, process {lock.get('pid')} on {lock.get('host')}) works on "
-                f"these cases in {self.output}. Wait for it, or stop it; if it was killed on another machine, try "
-                "again in a minute."
+                f"these cases in {self.output}. Wait for it, or stop it."
             )
 
     def _alive(self, path: Path, lock: Mapping[str, Any]) -> bool:
-        if lock.get("host") == host_name():
+        """Whether the run behind a lock lives. That of another machine is watched until it is touched or stale."""
+        here = lock.get("host") == host_name()
+        if here:
             pid = int(lock.get("pid", 0))
             if pid == os.getpid() or not _process_exists(pid):
                 return False
-        # Compare two times of the same clock: that of the file system's server.
-        beacon = self.manifest / f".now-{self.token}"
         try:
-            beacon.touch()
-            age = beacon.stat().st_mtime - path.stat().st_mtime
-            beacon.unlink()
+            touched = path.stat().st_mtime_ns
+            while self._age(path) < _STALE_SECONDS:
+                if here or path.stat().st_mtime_ns != touched:
+                    return True
+                time.sleep(0.5)
         except FileNotFoundError:
-            return False
-        return age < _STALE_SECONDS
+            pass
+        return False
+
+    def _age(self, path: Path) -> float:
+        """Seconds since a file was touched, by the clock of the file system's server."""
+        beacon = self.manifest / f".now-{self.token}"
+        beacon.touch()
+        age = beacon.stat().st_mtime - path.stat().st_mtime
+        beacon.unlink()
+        return age
 
     # --- cases ---------------------------------------------------------------------------------------------------
 

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import string
+import textwrap
 import unicodedata
 
 import pytest
-from batch_toys import write_dicom, write_good
+from batch_toys import ROOT, write_dicom, write_good
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
+from LiverXAILib.batch import command
 from LiverXAILib.batch.cases import content_hash, find_cases, image_files, safe_name, stamp
 from LiverXAILib.batch.store import Shard
 from LiverXAILib.errors import UsageError
@@ -161,6 +165,21 @@ def test_a_wrong_list_is_refused_with_the_place_and_the_reason(tmp_path, name, t
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=complaint):
         find_cases(tmp_path / name)
+
+
+def test_the_examples_of_the_documentation_are_right(tmp_path):
+    text = (ROOT / "docs" / "batch.md").read_text(encoding="utf-8")
+    for kind in ("csv", "json"):
+        (example,) = re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+        path = tmp_path / f"list.{kind}"
+        path.write_text(textwrap.dedent(example), encoding="utf-8")
+        assert labels(find_cases(path)) == (["anna", "bert"] if kind == "csv" else ["anna/ct.nii.gz", "scanner/0815"])
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    known = {option for action in parser._actions for option in action.option_strings}
+    foreign = {"--no-splash", "--no-main-window", "--python-script", "--help", "--usage", "--array", "--cpus-per-task"}
+    foreign |= {"--gres", "--mem", "--time", "--requeue"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - foreign <= known
 
 
 # --- identity -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -78,13 +79,15 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
     assert not list(store.manifest.glob("lock-*"))
 
 
-def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path):
-    lock_of_another(tmp_path, host="elsewhere", age=10)
+def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr("LiverXAILib.batch.store._STALE_SECONDS", 3.0)
+    lock = lock_of_another(tmp_path, host="elsewhere")
+    alive = threading.Timer(1.0, lambda: os.utime(lock))
+    alive.start()
     with pytest.raises(BusyError, match="elsewhere"):
         Store(tmp_path).open()
-    lock_of_another(tmp_path, host="elsewhere", age=100)
     store = Store(tmp_path)
-    store.open()
+    store.open()  # nobody touches it any more: it is watched until it is stale, and taken over
     store.heartbeat()
     store.close()
 
