@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import slicer
 
+from ..measure.uncertainty import entropy_map
 from .heatmaps import heatmap_identity, update_heatmap_node, update_uncertainty_node
 from .nodes import find_results, has_attributes, remove_result, results_folder
 from .segmentations import LABELS_CHECKSUM, update_segmentation_node
@@ -17,7 +18,6 @@ from .volumes import check_shape, volume_to_node
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
-    from ..volumes.volume import Volume
 
 #: The window in HU in which a CT of the abdomen is usually read: level 40, width 400.
 ABDOMEN_HU = (-160.0, 240.0)
@@ -27,7 +27,8 @@ ABDOMEN_HU = (-160.0, 240.0)
 class AnalysisNodes:
     """The nodes of one analysis.
 
-    `heatmaps` is by target in text ("tumor", "lesion:2"); `folder` is an item of the subject hierarchy.
+    `heatmaps` is by target in text ("tumor", "lesion:2"); `uncertainty` is None if the segmentation came without
+    probabilities; `folder` is an item of the subject hierarchy.
     """
 
     volume: slicer.vtkMRMLScalarVolumeNode
@@ -45,7 +46,6 @@ def analysis_to_nodes(
     *,
     name: str = "CT",
     lesion_segments: bool = False,
-    uncertainty: Volume | None = None,
 ) -> AnalysisNodes:
     """Show an analysis in a scene: segmentation, heat maps, uncertainty and table, in one folder beside the CT.
 
@@ -54,7 +54,6 @@ def analysis_to_nodes(
 
     :param volume_node: the CT that was analyzed; None: a node called `name` is made of the analysis's own volume.
     :param lesion_segments: one segment for each lesion instead of one for all tumors.
-    :param uncertainty: a map in [0, 1] on the CT's grid.
     :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the results.
     """
     scene.SaveStateForUndo()
@@ -63,8 +62,8 @@ def analysis_to_nodes(
         display = volume_node.GetDisplayNode()
         display.AutoWindowLevelOff()
         display.SetWindowLevelMinMax(*ABDOMEN_HU)
-    for shape in (analysis.segmentation.labels.shape, *([uncertainty.shape] if uncertainty else [])):
-        check_shape(shape, volume_node)
+    check_shape(analysis.segmentation.labels.shape, volume_node)
+    uncertainty = entropy_map(analysis.segmentation)
     before = [node.GetAttribute(LABELS_CHECKSUM) for node in find_results(scene, volume_node, "segmentation")]
     segmentation = update_segmentation_node(analysis.segmentation, scene, volume_node, lesion_segments)
     if before != [segmentation.GetAttribute(LABELS_CHECKSUM)]:
@@ -81,7 +80,7 @@ def analysis_to_nodes(
     }
     uncertainty_node = None
     if uncertainty is not None:
-        uncertainty_node = update_uncertainty_node(uncertainty, scene, volume_node, "binary entropy")
+        uncertainty_node = update_uncertainty_node(uncertainty, scene, volume_node, "entropy of the probability [bit]")
     table = update_table_node(analysis.measurements, scene, volume_node)
     folder = results_folder(scene, volume_node)
     return AnalysisNodes(volume_node, segmentation, heatmaps, uncertainty_node, table, folder)

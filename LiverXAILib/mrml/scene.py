@@ -16,13 +16,12 @@ from .results import analysis_to_nodes
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
-    from ..volumes.volume import Volume
 
 #: Slicer's slice views and how they look at the patient.
 _VIEWS = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}
 
 
-def write_scene(analysis: Analysis, path: str | Path, *, uncertainty: Volume | None = None) -> Path:
+def write_scene(analysis: Analysis, path: str | Path) -> Path:
     """Write an analysis as a scene bundle (``.mrb``): CT, segmentation, heat maps and table, shown in the slice views.
 
     The scene is one of its own: nothing in a running Slicer changes. The file appears whole or not at all.
@@ -33,7 +32,7 @@ def write_scene(analysis: Analysis, path: str | Path, *, uncertainty: Volume | N
     """
     path = Path(path)
     scene, logics = _new_scene()
-    nodes = analysis_to_nodes(analysis, scene, uncertainty=uncertainty)
+    nodes = analysis_to_nodes(analysis, scene)
     for name, orientation in _VIEWS.items():
         logic = slicer.vtkMRMLSliceLogic()
         logic.SetMRMLApplicationLogic(logics[0])

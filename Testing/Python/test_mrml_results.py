@@ -24,7 +24,6 @@ from LiverXAILib.mrml import (
     volume_to_node,
 )
 from LiverXAILib.report.pictures import HEAT_COLORS, VISIBLE_HEAT
-from LiverXAILib.volumes.volume import Volume
 
 
 def hierarchy_of(scene):
@@ -131,7 +130,7 @@ def test_results_lie_in_one_folder_in_the_study_of_the_ct(scene):
     hierarchy.SetItemParent(hierarchy.GetItemByDataNode(ct), inner)
     nodes = analysis_to_nodes(analysis, scene, ct)
     assert hierarchy.GetItemParent(nodes.folder) == study
-    assert len(children(scene, nodes.folder)) == 4
+    assert len(children(scene, nodes.folder)) == 5
     again = analysis_to_nodes(analysis, scene, ct)
     assert again.folder == nodes.folder
     assert len(children(scene, study)) == 2
@@ -176,8 +175,8 @@ def test_heat_maps_of_a_segmentation_that_is_no_more_go_away(scene):
     analysis_to_nodes(ball_analysis(dull=True), scene, nodes.volume)
     left = find_results(scene, nodes.volume, "heatmap")
     assert [node.GetAttribute("LiverXAI.Target") for node in left] == ["liver"]
-    assert scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode") == 1
-    assert len(children(scene, nodes.folder)) == 3
+    assert scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode") == 2
+    assert len(children(scene, nodes.folder)) == 4
 
 
 def test_nothing_watches_more_or_grows_when_it_is_run_again(scene):
@@ -235,14 +234,32 @@ def test_one_undo_takes_one_run_back(scene):
 
 
 def test_the_uncertainty_map_is_shown_in_colors_of_its_own(scene):
+    import slicer.util
+
     analysis = ball_analysis()
-    uncertainty = Volume(np.full(analysis.volume.shape, 0.25, np.float32), analysis.volume.ijk_to_lps)
-    nodes = analysis_to_nodes(analysis, scene, uncertainty=uncertainty)
+    nodes = analysis_to_nodes(analysis, scene)
+    values = slicer.util.arrayFromVolume(nodes.uncertainty)
+    # Independent: the entropy of the tumor's probability at its border, where nothing else is undecided.
+    probability = analysis.segmentation.probabilities["tumor"]
+    k, j, i = np.rint(analysis.volume.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
+    a, b, c = probability.shape
+    p = probability.array.astype(np.float64)
+    bits = -p * np.log2(np.maximum(p, 1e-12)) - (1 - p) * np.log2(np.maximum(1 - p, 1e-12))
+    box = values[k : k + a, j : j + b, i : i + c]
+    assert (box >= bits - 1e-3).all()
+    inside = analysis.segmentation.mask("tumor")[k : k + a, j : j + b, i : i + c]
+    np.testing.assert_allclose(box[inside], bits[inside], atol=1e-3)
+    assert values.max() <= 1.0
     display = nodes.uncertainty.GetDisplayNode()
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (0.0, 1.0)
     assert display.GetColorNode() is not nodes.heatmaps["tumor"].GetDisplayNode().GetColorNode()
-    again = analysis_to_nodes(analysis, scene, nodes.volume, uncertainty=uncertainty)
-    assert again.uncertainty is nodes.uncertainty
+    assert analysis_to_nodes(analysis, scene, nodes.volume).uncertainty is nodes.uncertainty
+    # Without probabilities there is no map, and an old one of other labels goes away.
+    labels = analysis.volume.with_array(np.zeros(analysis.volume.shape, np.uint8))
+    bare = dataclasses.replace(analysis.segmentation, labels=labels, probabilities={})
+    again = analysis_to_nodes(dataclasses.replace(analysis, segmentation=bare), scene, nodes.volume)
+    assert again.uncertainty is None
+    assert find_results(scene, nodes.volume, "uncertainty") == []
 
 
 def test_results_follow_the_transform_of_their_ct(scene):

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a segmentation is undecided."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..inference.segmentation import Segmentation
+from ..volumes.volume import Volume
+
+
+def entropy_map(segmentation: Segmentation) -> Volume | None:
+    """The binary entropy of the labels' probabilities, the largest over the labels, on the input's grid.
+
+    ``H(p) = -p log2(p) - (1 - p) log2(1 - p)`` in bits: 0 where the model is sure either way, 1 where p = 0.5. It
+    tells where the model hesitates, not where it is wrong: a model can be wrong and sure.
+
+    :return: float32 (k, j, i) in [0, 1], 0 where no label came into question; None if the segmentation has no
+        probabilities.
+    """
+    if not segmentation.probabilities:
+        return None
+    grid = segmentation.labels.grid
+    result = np.zeros(grid.shape, dtype=np.float32)
+    for probability in segmentation.probabilities.values():
+        k, j, i = np.rint(grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
+        part = result[k : k + probability.shape[0], j : j + probability.shape[1], i : i + probability.shape[2]]
+        np.maximum(part, _entropy(probability.array.astype(np.float32)), out=part)
+    return Volume(result, segmentation.labels.ijk_to_lps)
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    entropy = np.zeros_like(p)
+    for q in (p, 1 - p):
+        logarithm = np.log2(q, out=np.zeros_like(q), where=q > 0)  # q log q is 0 at 0
+        entropy -= q * logarithm
+    return entropy
