@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from ..inference.segmentation import Segmentation
@@ -25,13 +27,13 @@ def entropy_map(segmentation: Segmentation) -> Volume | None:
     for probability in segmentation.probabilities.values():
         k, j, i = np.rint(grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
         part = result[k : k + probability.shape[0], j : j + probability.shape[1], i : i + probability.shape[2]]
-        np.maximum(part, _entropy(probability.array.astype(np.float32)), out=part)
+        np.maximum(part, _entropies()[probability.array.astype(np.float16).view(np.uint16)], out=part)
     return Volume(result, segmentation.labels.ijk_to_lps)
 
 
-def _entropy(p: np.ndarray) -> np.ndarray:
-    entropy = np.zeros_like(p)
-    for q in (p, 1 - p):
-        logarithm = np.log2(q, out=np.zeros_like(q), where=q > 0)  # q log q is 0 at 0
-        entropy -= q * logarithm
-    return entropy
+@cache
+def _entropies() -> np.ndarray:
+    """The entropy of every half-precision number from 0 to 1, by its bits: there are only 15361."""
+    p = np.arange(0x3C00 + 1, dtype=np.uint16).view(np.float16).astype(np.float64)
+    bits = [q * np.log2(q, out=np.zeros_like(q), where=q > 0) for q in (p, 1 - p)]  # q log q is 0 at 0
+    return -np.sum(bits, axis=0).astype(np.float32)

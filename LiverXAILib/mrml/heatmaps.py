@@ -77,7 +77,7 @@ def update_heatmap_node(
         f"{volume_node.GetName()} heat map {question} ({explanation.method})",
         **heatmap_identity(explanation),
     )
-    _fill(node, explanation.heatmap.array, volume_node)
+    _fill(node, explanation.heatmap.array, volume_node, created)
     set_attributes(
         node,
         {
@@ -115,7 +115,7 @@ def update_uncertainty_node(
     node, created = result_node(
         scene, volume_node, "uncertainty", "vtkMRMLScalarVolumeNode", f"{volume_node.GetName()} uncertainty"
     )
-    _fill(node, uncertainty.array, volume_node)
+    _fill(node, uncertainty.array, volume_node, created)
     set_attributes(node, {"Description": description})
     if created:
         colors = _color_table(scene, "LiverXAI uncertainty", UNCERTAINTY_COLORS)
@@ -131,16 +131,20 @@ def hottest_point(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[float, float, f
     return -float(left), -float(posterior), float(superior)
 
 
-def _fill(node: slicer.vtkMRMLScalarVolumeNode, values: np.ndarray, volume_node: slicer.vtkMRMLVolumeNode) -> None:
+def _fill(
+    node: slicer.vtkMRMLScalarVolumeNode, values: np.ndarray, volume_node: slicer.vtkMRMLVolumeNode, created: bool
+) -> None:
+    if created:
+        # Before there are voxels: else Slicer looks through all of them for a window that we do not use.
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().AutoWindowLevelOff()
     set_voxels(node, values.astype(np.float32, copy=False))
     place_like(node, volume_node)
-    node.CreateDefaultDisplayNodes()
 
 
 def _style(node: slicer.vtkMRMLScalarVolumeNode, colors: Any, threshold: float, title: str) -> None:
     """Fixed scale, colors, transparency and legend of a new node; later the user's choices stay."""
     display = node.GetDisplayNode()
-    display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(0.0, 1.0)
     display.SetAndObserveColorNodeID(colors.GetID())
     display.AutoThresholdOff()
