@@ -11,7 +11,7 @@ from .spec import LIVER, TUMOR, Intensity, LabelSpec, LayerSpec, ModelSpec, Regi
 
 if TYPE_CHECKING:
     from .model import Model
-    from .store import download, load_model, save_model, verify
+    from .store import download, import_model, load_model, save_model, verify
 
 __all__ = [
     "LIVER",
@@ -26,6 +26,7 @@ __all__ = [
     "StageSpec",
     "download",
     "download_folder",
+    "import_model",
     "load_model",
     "registered",
     "registry",
@@ -35,5 +36,13 @@ __all__ = [
 
 # What needs torch is imported when it is first used: Slicer shows the cards of models before torch is installed.
 __getattr__ = lazy_names(
-    __name__, {"Model": "model", "download": "store", "load_model": "store", "save_model": "store", "verify": "store"}
+    __name__,
+    {
+        "Model": "model",
+        "download": "store",
+        "import_model": "store",
+        "load_model": "store",
+        "save_model": "store",
+        "verify": "store",
+    },
 )

@@ -245,6 +245,15 @@ def test_a_server_without_the_file_or_no_server_is_said_in_one_sentence(path, se
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_proxy_of_the_environment_is_used(server, tmp_path, monkeypatch):
+    server.files["http://models.invalid/weights"] = b"through the proxy"
+    monkeypatch.setenv("http_proxy", server.address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    fetch("http://models.invalid/weights", tmp_path / "weights", sha256=None)
+    assert (tmp_path / "weights").read_bytes() == b"through the proxy"
+
+
 def test_terms_must_be_accepted_once(server, trained, tmp_path, monkeypatch):
     server.files["/toy.zip"] = zipped(trained, tmp_path / "toy.zip")
     licenses = {"code": "MIT", "weights": "NC", "data": "NC", "terms": "Not for commercial use."}
