@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a heat map can be trusted: checks of one explanation, each with its formula, its source and its controls.
 
-All checks run in one window, the one that decides most of the question, on the grid of the network. There
+All checks run in one window, the one that decides most of the question, or in the part of it around the target (see
+:meth:`LiverXAILib.explain.run.Question.in_focus`), on the grid of the network. There
 
     f(x) = sum_y T(y) p(y; x) / sum_y T(y),
 
@@ -59,8 +60,7 @@ class Examination:
     def __init__(
         self, run: StageRun, question: Question, progress: Progress | None = None, cancel: CancelToken | None = None
     ) -> None:
-        self.box = run.plan.boxes[question.focus]
-        self.run, self.question = question.in_focus(run)
+        self.run, self.question, self.box = question.in_focus(run)
         self.progress = progress
         self.cancel = cancel
         self.passes = 0
@@ -106,7 +106,7 @@ class Examination:
         Petsiuk, Das, Saenko, "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421. The n-th point changes the fraction
         (n/N)^3 of the voxels: equal steps in the *width* of what is changed, since in three dimensions a target is a
         small part of the window. Areas are taken over n/N by the trapezoid rule; the gain is insertion minus deletion,
-        in units of f(image) - f(blurred image): 0 for a map that ranks at random, at most about 1.
+        in units of f(image) - f(blurred image): at most about 1, and about -0.5 for a map that ranks at random.
         """
         steps = np.linspace(0, 1, POINTS)
         order = self._ranking(values)
@@ -160,7 +160,7 @@ class Examination:
         self._count()
         with torch.inference_mode():
             window = image.to(self.run.device)
-            logits = torch.stack([self.run.network(member, window) for member in range(len(self.run.networks))])
+            logits = torch.stack([self.run.network(member, window) for member in range(len(self.run.passes))])
             return self.question.evidence(logits.mean(dim=0)).cpu()
 
     def _count(self) -> None:
@@ -256,10 +256,14 @@ def energy_lift(values: torch.Tensor, run: StageRun, question: Question) -> floa
 
 
 def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Rank correlation of two maps, ties sharing their mean rank; 0 if one of them is level."""
-    stride = max(1, first.numel() // _SAMPLE)
-    a, b = (_ranks(values.flatten()[::stride].numpy()) for values in (first, second))
-    if a.std() == 0 or b.std() == 0:
+    """Rank correlation of two maps (>= 0) where at least one of them marks something; 0 if one of them is level.
+
+    Ties share their mean rank. Where both maps are below 1 % of their maximum they would agree whatever they show.
+    """
+    marked = (first > 0.01 * first.max()) | (second > 0.01 * second.max())
+    stride = max(1, int(marked.sum()) // _SAMPLE)
+    a, b = (_ranks(values[marked][::stride].numpy()) for values in (first, second))
+    if a.size < 2 or a.std() == 0 or b.std() == 0:
         return 0.0
     return round(float(np.corrcoef(a, b)[0, 1]), 4)
 
@@ -313,6 +317,8 @@ def _weighted_layers(network: nn.Module, run: StageRun) -> list[nn.Module]:
 
 def _verdict(card: dict[str, Any]) -> tuple[bool, str]:
     """Whether the map passed, and why not, in one sentence."""
+    if card["energy_lift"] == 0:
+        return False, "This map did not pass: it is empty."
     gain = card["curves"]["gain"]
     complaints = []
     if card["score"] - card["score_blurred"] < 0.05:

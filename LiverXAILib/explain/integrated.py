@@ -51,7 +51,7 @@ def integrated_gradients(
     difference = run.image - baseline
     total = torch.zeros_like(run.image)
     ends = torch.zeros(2, dtype=torch.float64)
-    members = range(len(run.networks))
+    members = range(len(run.passes))
     for done, number in enumerate(question.windows):
         box = run.plan.boxes[number]
         share = question.share(box, run.plan.weight(box)).to(run.device)

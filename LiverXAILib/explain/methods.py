@@ -111,17 +111,17 @@ def hires_cam(record: Record) -> Iterator[torch.Tensor]:
 
 
 def seg_xres_cam(record: Record) -> Iterator[torch.Tensor]:
-    """HiResCAM with the gradient averaged over blocks of 4 cells: between HiResCAM and Seg-Grad-CAM.
+    """HiResCAM with the gradient averaged over blocks of 4 cells, linear between them: midway to Seg-Grad-CAM.
 
     Hasany et al., CVPR workshops 2023, "Seg-XRes-CAM: Explaining Spatially Local Regions in Image Segmentation".
     """
     for activation, gradient in record:
-        size = gradient.shape[1:]
-        kernel = [min(_POOL, n) for n in size]
+        a, b, c = gradient.shape[1:]
+        kernel = [min(_POOL, n) for n in (a, b, c)]
         pooled = functional.avg_pool3d(gradient[None], kernel, ceil_mode=True, count_include_pad=False)
-        for axis, step in enumerate(kernel):
-            pooled = pooled.repeat_interleave(step, dim=axis + 2).narrow(axis + 2, 0, size[axis])
-        yield (activation * pooled[0]).sum(dim=0)
+        whole = [n * step for n, step in zip(pooled.shape[2:], kernel, strict=True)]
+        smooth = functional.interpolate(pooled, size=whole, mode="trilinear", align_corners=False)
+        yield (activation * smooth[0, :, :a, :b, :c]).sum(dim=0)
 
 
 def layer_cam(record: Record) -> Iterator[torch.Tensor]:

@@ -42,7 +42,7 @@ def occlusion(
     """
     boxes = [run.plan.boxes[number] for number in question.windows]
     region = _around(boxes)
-    runs_left = max(1, budget - len(boxes) * len(run.networks)) // len(run.networks)
+    runs_left = max(1, budget - len(boxes) * len(run.passes)) // len(run.passes)
     side_mm = _SMALLEST_MM
     while _count(boxes, region, _edges(run, side_mm)) > runs_left:
         side_mm *= 1.1
@@ -74,15 +74,15 @@ def occlusion(
     values = torch.zeros(run.plan.padded_shape)
     values[region] = resample(drops.reshape(a, b, c), lattice, part, antialias=False)
     size = [round(edge * spacing, 2) for edge, spacing in zip(edges, run.spacing, strict=True)]
-    return StageMap(values, [], {"occluder_mm": size, "network_runs": (total + len(boxes)) * len(run.networks)})
+    return StageMap(values, [], {"occluder_mm": size, "network_runs": (total + len(boxes)) * len(run.passes)})
 
 
 def _logits(run: StageRun, question: Question, window: torch.Tensor, cancel: CancelToken | None) -> torch.Tensor:
     """The ensemble's mean logits in the channels that the question asks about."""
     total = torch.zeros((), device=run.device)
-    for member in range(len(run.networks)):
+    for member in range(len(run.passes)):
         check_cancel(cancel)
-        total = total + run.network(member, window.to(run.device))[list(question.channels)] / len(run.networks)
+        total = total + run.network(member, window.to(run.device))[list(question.channels)] / len(run.passes)
     return total
 
 

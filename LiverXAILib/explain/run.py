@@ -2,7 +2,8 @@
 """The computation that is explained: one stage of a model on one image, and a question as weights on its logits.
 
 The blended logit of channel c at voxel x is ``l_c(x) = 1/M sum_m sum_p W_p(x) l_c^{m,p}(x)`` over the M networks of an
-ensemble and the windows p that hold x; the weights ``W_p`` are known before any network runs. A question's score is
+ensemble (or, if mirrored windows are averaged, over all networks and mirrorings) and the windows p that hold x; the
+weights ``W_p`` are known before any network runs. A question's score is
 
     S = sum_c sum_x T_c(x) l_c(x) = sum_m sum_p sum_c sum_x [T_c(x) W_p(x) / M] l_c^{m,p}(x),
 
@@ -24,6 +25,7 @@ from ..inference.segmentation import Segmentation
 from ..inference.stages import (
     AIR_HU,
     bounding_box,
+    mirrorings,
     normalize,
     pad_value,
     run_network,
@@ -43,6 +45,8 @@ from .targets import EmptyTargetError, Target, Term, contest, score_terms
 _NEGLIGIBLE = 1e-6
 #: Standard deviation in mm of the Gaussian that takes a structure out of an image without leaving an edge.
 BLUR_MM = 12.0
+#: How far around a target an examination looks.
+CONTEXT_MM = 48.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,8 @@ class StageRun:
         image = stage_input(volume, stage, grid)
         organ = segmentation.labels.array == segmentation.specs[0].value
         median = float(np.median(volume.array[organ])) if organ.any() else AIR_HU
-        air, tissue = normalize(torch.tensor([AIR_HU, median]), stage).tolist()
+        reference = torch.from_numpy(volume.array.astype(np.float32))
+        air, tissue = normalize(torch.tensor([AIR_HU, median]), stage, reference).tolist()
         padded = plan.pad(image, pad_value(stage))
         return StageRun(stage, model.members(stage), plan.padded_grid(grid), plan, padded, device, air, tissue)
 
@@ -84,9 +89,19 @@ class StageRun:
         i, j, k = self.grid.spacing
         return k, j, i
 
+    @cached_property
+    def passes(self) -> list[tuple[int, tuple[int, ...]]]:
+        """What is averaged: each network, and each set of axes along which it sees windows mirrored."""
+        return [(number, axes) for number in range(len(self.networks)) for axes in mirrorings(self.stage)]
+
     def network(self, member: int, window: torch.Tensor) -> torch.Tensor:
-        """Logits (channels, a, b, c) of one network for one window (a, b, c), on the device."""
-        return run_network(self.networks[member], window, self.stage).float()
+        """Logits (channels, a, b, c) of pass number `member` for one window (a, b, c), on the device."""
+        number, axes = self.passes[member]
+        return self.upright(member, run_network(self.networks[number], window.flip(axes), self.stage).float())
+
+    def upright(self, member: int, values: torch.Tensor) -> torch.Tensor:
+        """What pass number `member` computed, (channels, a, b, c), mirrored back."""
+        return values.flip([axis + 1 for axis in self.passes[member][1]])
 
     def forward(self, member: int, box: Box) -> torch.Tensor:
         """Logits (channels, a, b, c) of one network in the window at `box` of the image, on the device."""
@@ -158,19 +173,32 @@ class Question:
         """The window with the largest share."""
         return max(self.windows, key=lambda number: self.windows[number])
 
-    def in_focus(self, run: StageRun) -> tuple[StageRun, Question]:
-        """The run and the question cut down to the window that matters most, as if there were no other."""
+    def in_focus(self, run: StageRun) -> tuple[StageRun, Question, Box]:
+        """The run and the question cut down to one window, as if there were nothing else, and where it lies.
+
+        It is the window that matters most, or, if the stage reads images of any size, the part of it within
+        :data:`CONTEXT_MM` of the target: much cheaper to run many times.
+        """
         box = run.plan.boxes[self.focus]
-        share = self.share(box, run.plan.weight(box))
-        shape = run.plan.window
-        whole: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
-        alone = replace(
-            run,
-            grid=run.grid.cropped(box),
-            plan=WindowPlan(shape, shape, shape, (whole,)),
-            image=run.image[box],
-        )
-        return alone, replace(self, weights=share, box=whole, windows={0: float(share.abs().sum())})
+        if run.stage.size is None and not run.stage.pad_to_window:
+            box = self._surroundings(run, box)
+        share = self.share(box, run.plan.weight(run.plan.boxes[self.focus])[_within(run.plan.boxes[self.focus], box)])
+        size = share.shape[1], share.shape[2], share.shape[3]
+        whole: Box = (slice(0, size[0]), slice(0, size[1]), slice(0, size[2]))
+        plan = WindowPlan(size, size, size, (whole,))
+        alone = replace(run, grid=run.grid.cropped(box), plan=plan, image=run.image[box])
+        return alone, replace(self, weights=share, box=whole, windows={0: float(share.abs().sum())}), box
+
+    def _surroundings(self, run: StageRun, window: Box) -> Box:
+        divisor = (1, *run.stage.divisor[1:]) if run.stage.dimensions == 2 else run.stage.divisor
+        sides = []
+        for axis, (limits, target) in enumerate(zip(window, self.box, strict=True)):
+            reach = round(CONTEXT_MM / run.spacing[axis])
+            low, high = max(limits.start, target.start - reach), min(limits.stop, target.stop + reach)
+            size = -(-(high - low) // divisor[axis]) * divisor[axis]
+            low = max(limits.start, min(low, limits.stop - size))
+            sides.append(slice(low, low + size))
+        return sides[0], sides[1], sides[2]
 
 
 @dataclass(eq=False)
@@ -237,9 +265,9 @@ def blended_logits(run: StageRun, question: Question, cancel: CancelToken | None
             common = overlap(box, question.box)
             assert common is not None
             here, there = common
-            for member in range(len(run.networks)):
+            for member in range(len(run.passes)):
                 check_cancel(cancel)
-                output = run.forward(member, box).cpu() / len(run.networks)
+                output = run.forward(member, box).cpu() / len(run.passes)
                 if logits is None:
                     logits = torch.zeros((output.shape[0], *question.weights.shape[1:]))
                 part = (output * run.plan.weight(box))[:, here[0], here[1], here[2]]
@@ -261,6 +289,11 @@ def _shares(question: Question, plan: WindowPlan) -> dict[int, float]:
             break
         del shares[number]
     return shares
+
+
+def _within(outer: Box, inner: Box) -> Box:
+    a, b, c = (slice(i.start - o.start, i.stop - o.start) for o, i in zip(outer, inner, strict=True))
+    return a, b, c
 
 
 def overlap(first: Box, second: Box) -> tuple[Box, Box] | None:

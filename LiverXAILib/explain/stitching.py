@@ -75,46 +75,8 @@ def layer_maps(
     cancel: CancelToken | None = None,
 ) -> Iterator[StageMap]:
     """Yield the map of each question at `layer`. All questions share one forward pass for each window and network."""
-    windows = sorted({number for question in questions for number in question.windows})
-    with ExitStack() as stack:
-        taps = [stack.enter_context(LayerTap(network, layer, run.stage)) for network in run.networks]
-        files = iter(lambda: TensorFile(stack.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_BYTES))), None)
-        records: list[list[_Record]] = []
-        for _ in run.networks:
-            shared = next(files)
-            records.append([_Record(shared, next(files)) for _ in questions])
-        warnings: list[list[str]] = [[] for _ in questions]
-        for step, number in enumerate(windows):
-            box = run.plan.boxes[number]
-            weight = run.plan.weight(box)
-            asking = [index for index, question in enumerate(questions) if number in question.windows]
-            shares = {index: questions[index].share(box, weight).to(run.device) for index in asking}
-            for member, tap in enumerate(taps):
-                check_cancel(cancel)
-                report_progress(
-                    progress,
-                    f"Explaining ({run.stage.name}): window {step + 1} of {len(windows)}",
-                    (step + member / len(taps)) / len(windows),
-                )
-                with torch.enable_grad():
-                    logits = run.forward(member, box)
-                activation = tap.take()
-                stored = channels_first(activation, run.stage)
-                records[member][0].activations.append(stored)
-                for index in asking:
-                    question, record = questions[index], records[member][index]
-                    with torch.enable_grad():
-                        score = question.score(logits, shares[index]) / len(taps)
-                    gradient = _gradient(score, activation, retain=index != asking[-1])
-                    gradient = channels_first(gradient, run.stage)
-                    record.gradients.append(gradient)
-                    record.windows.append(number)
-                    record.positions.append(len(record.activations) - 1)
-                    record.cells = stored[0].numel() * len(run.plan.boxes)
-                    if number == question.focus and member == 0:
-                        stride = layer_stride(run.stage, layer, weight.shape, stored.shape[1:])
-                        asked = shares[index].abs().sum(dim=0)
-                        warnings[index] = layer_warnings(layer, stride, tap.consumer, stored, gradient, asked)
+    with ExitStack() as files:
+        records, warnings = _collect(run, questions, layer, files, progress, cancel)
         for index, question in enumerate(questions):
             values = torch.zeros(run.plan.padded_shape)
             for member_records in records:
@@ -123,6 +85,61 @@ def layer_maps(
             if not found and float(values.max()) <= 0:
                 found = [f"Nothing at layer {layer!r} speaks for {question.target.describe()}: the map is empty."]
             yield StageMap(values, found, {"windows_run": len(question.windows), "windows": len(run.plan.boxes)})
+
+
+def _collect(
+    run: StageRun,
+    questions: Sequence[Question],
+    layer: str,
+    files: ExitStack,
+    progress: Progress | None,
+    cancel: CancelToken | None,
+) -> tuple[list[list[_Record]], list[list[str]]]:
+    """Run the windows that the questions touch: records by pass and question, warnings by question."""
+    windows = sorted({number for question in questions for number in question.windows})
+    records: list[list[_Record]] = []
+    for _ in run.passes:
+        shared, *own = (_temporary(files) for _ in range(1 + len(questions)))
+        records.append([_Record(shared, gradients) for gradients in own])
+    warnings: list[list[str]] = [[] for _ in questions]
+    with ExitStack() as stack:
+        taps = [stack.enter_context(LayerTap(network, layer, run.stage)) for network in run.networks]
+        for step, number in enumerate(windows):
+            box = run.plan.boxes[number]
+            weight = run.plan.weight(box)
+            asking = [index for index, question in enumerate(questions) if number in question.windows]
+            shares = {index: questions[index].share(box, weight).to(run.device) for index in asking}
+            for member, (network, _) in enumerate(run.passes):
+                check_cancel(cancel)
+                report_progress(
+                    progress,
+                    f"Explaining ({run.stage.name}): window {step + 1} of {len(windows)}",
+                    (step + member / len(run.passes)) / len(windows),
+                )
+                with torch.enable_grad():
+                    logits = run.forward(member, box)
+                activation = taps[network].take()
+                stored = run.upright(member, channels_first(activation, run.stage))
+                records[member][0].activations.append(stored)
+                for index in asking:
+                    question, record = questions[index], records[member][index]
+                    with torch.enable_grad():
+                        score = question.score(logits, shares[index]) / len(run.passes)
+                    gradient = _gradient(score, activation, retain=index != asking[-1])
+                    gradient = run.upright(member, channels_first(gradient, run.stage))
+                    record.gradients.append(gradient)
+                    record.windows.append(number)
+                    record.positions.append(len(record.activations) - 1)
+                    record.cells = stored[0].numel() * len(run.plan.boxes)
+                    if number == question.focus and member == 0:
+                        stride = layer_stride(run.stage, layer, weight.shape, stored.shape[1:])
+                        asked = shares[index].abs().sum(dim=0)
+                        warnings[index] = layer_warnings(layer, stride, taps[network].consumer, stored, gradient, asked)
+    return records, warnings
+
+
+def _temporary(files: ExitStack) -> TensorFile:
+    return TensorFile(files.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_BYTES)))
 
 
 def channels_first(activation: torch.Tensor, stage: StageSpec) -> torch.Tensor:

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layer whose map says nothing is found out, and the user is told why."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from explain_toys import tiny_stage, trained_model, two_lesion_case, with_labels
+from torch import nn
+from toys import ball_phantom, model_of
+
+from LiverXAILib.errors import UsageError
+from LiverXAILib.explain import explain, explain_all
+from LiverXAILib.models import LayerSpec
+from LiverXAILib.volumes.volume import Grid
+
+
+class Net(nn.Module):
+    """One convolution, a normalization, a (possibly in-place) activation, and a decoder with a pointwise head."""
+
+    def __init__(self, norm: nn.Module, inplace: bool = False, twice: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(1, 4, 3, 2, 1)
+        self.norm = norm
+        self.activation = nn.LeakyReLU(0.01, inplace=inplace)
+        self.up = nn.Upsample(scale_factor=2, mode="trilinear")
+        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU())
+        self.unused = nn.Conv3d(4, 4, 1)
+        self.dead = nn.ReLU()
+        self.head = nn.Conv3d(4, 3, 1)
+        self.twice = twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.activation(self.norm(self.conv(x)))
+        x = self.decoder(self.up(x))
+        if self.twice:
+            x = self.decoder(x)
+        return self.head(x) + self.dead(-x.square() - 1)[:, :3]
+
+
+def a_case(network):
+    volume, labels = ball_phantom(Grid((16, 16, 16), np.diag([2.0, 2.0, 2.0, 1.0])), 14.0, 26.0)
+    names = [name for name, _ in network.named_modules() if name]
+    layers = tuple(
+        LayerSpec(name, (2, 2, 2) if name in ("conv", "norm", "activation") else (1, 1, 1)) for name in names
+    )
+    stage = tiny_stage(window=(16, 16, 16), layers=layers, default_layer="activation")
+    model = model_of([stage], {"all": [network]})
+    return volume, model, with_labels(volume, model, labels)
+
+
+def warning_for(network, layer, method="seg-grad-cam"):
+    volume, model, segmentation = a_case(network)
+    return " ".join(explain(volume, model, segmentation, "tumor", method, layer, device="cpu").warnings)
+
+
+@pytest.mark.parametrize(
+    ("norm", "word"),
+    [(nn.InstanceNorm3d(4), "mean"), (nn.GroupNorm(2, 4), "group mean"), (nn.GroupNorm(1, 4), "group mean")],
+)
+def test_a_convolution_before_a_norm_is_flagged(norm, word):
+    warning = warning_for(Net(norm), "conv")
+    assert f"feeds a normalization that takes its {word} away" in warning
+    assert "whole block" in warning
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm3d(4), nn.GroupNorm(2, 4), nn.BatchNorm3d(4)])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_whole_block_is_not_flagged(norm, inplace):
+    assert warning_for(Net(norm, inplace), "activation") == ""
+
+
+def test_a_convolution_before_a_batch_norm_in_evaluation_is_fine():
+    assert warning_for(Net(nn.BatchNorm3d(4)), "conv") == ""
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm3d(4), nn.BatchNorm3d(4)])
+def test_an_in_place_activation_changes_nothing(norm):
+    maps = []
+    for inplace in (False, True):
+        volume, model, segmentation = a_case(Net(norm, inplace))
+        maps.append(
+            [
+                explain(volume, model, segmentation, "tumor", "hires-cam", layer, device="cpu").heatmap.array
+                for layer in ("conv", "norm", "activation")
+            ]
+        )
+    np.testing.assert_array_equal(maps[0], maps[1])
+    assert np.ptp(maps[0][1]) > 0
+
+
+@pytest.mark.parametrize("target", ["tumor", "liver"])
+def test_the_last_stage_is_flagged_as_a_copy_of_the_score(target):
+    volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
+    (warning,) = explain(volume, model, segmentation, target, layer="decoder", device="cpu").warnings
+    assert "copy of the network's score" in warning
+
+
+def test_a_dead_layer_is_flagged():
+    assert "dead" in warning_for(Net(nn.BatchNorm3d(4)), "dead", "hires-cam")
+
+
+def test_the_map_of_the_last_stage_is_the_logit_map_whatever_is_asked():
+    """The algebra behind the warning: S = sum of w A over the target, so sum_k alpha_k A_k is w A everywhere."""
+    volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
+    boxes = ["tumor:box:lps:0,0,0,10,30,30", "tumor:box:lps:20,0,0,30,30,30"]
+    first, second = explain_all(volume, model, segmentation, boxes, layer="decoder", device="cpu")
+    assert "copy of the network's score" in first.warnings[0]
+    assert np.ptp(first.heatmap.array) == 1
+    np.testing.assert_allclose(first.heatmap.array, second.heatmap.array, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "words"),
+    [
+        (Net(nn.BatchNorm3d(4)), "unused", "takes no part"),
+        (Net(nn.BatchNorm3d(4), twice=True), "decoder", "several times"),
+        (Net(nn.BatchNorm3d(4)), "encoder.7", "Layers to choose from: conv, norm"),
+    ],
+)
+def test_a_layer_that_cannot_be_explained_is_an_error_in_words(network, layer, words):
+    volume, model, segmentation = a_case(network)
+    with pytest.raises(UsageError, match=words):
+        explain(volume, model, segmentation, "tumor", layer=layer, device="cpu")
+    # Nothing is left behind on the network.
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_an_unknown_method_is_an_error_that_lists_the_methods():
+    volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
+    with pytest.raises(UsageError, match="seg-grad-cam"):
+        explain(volume, model, segmentation, "tumor", "grad-cam", device="cpu")
+
+
+def test_lesions_far_apart_get_different_maps_at_the_default_layer():
+    model = trained_model()
+    volume, segmentation = two_lesion_case(model)
+    for method in ("hires-cam", "seg-xres-cam", "layer-cam"):
+        first, second = explain_all(volume, model, segmentation, ["lesion:1", "lesion:2"], method, device="cpu")
+        assert first.warnings == second.warnings == ()
+        assert np.corrcoef(first.heatmap.array.ravel(), second.heatmap.array.ravel())[0, 1] < 0.9
+        for number, explanation in enumerate((first, second), 1):
+            peak = np.unravel_index(explanation.heatmap.array.argmax(), volume.shape)
+            lps = volume.grid.to_lps(np.array(peak[::-1]))
+            center = ((32, 56, 52), (88, 60, 50))[number - 1]
+            assert np.linalg.norm(lps - center) < 20
