@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,17 @@ def test_a_lesion_of_an_nnunet_folder_is_explained_from_the_command_line(trained
     assert len(provenance["explanations"]) == 1
     assert (tmp_path / "out" / "segmentation.seg.nrrd").is_file()
     assert list((tmp_path / "out").glob("heatmap-*.nrrd"))
+
+
+def test_checkpoints_written_with_an_older_numpy_are_read(changed):
+    folder = changed()
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    with zipfile.ZipFile(path) as file:
+        members = {member.filename: file.read(member) for member in file.infolist()}
+    (pickled,) = (name for name in members if name.endswith("data.pkl"))
+    old = members[pickled].replace(b"cnumpy._core.multiarray\nscalar", b"cnumpy.core.multiarray\nscalar")
+    assert old != members[pickled]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for name, content in members.items():
+            file.writestr(name, old if name == pickled else content)
+    assert load_nnunet(folder).spec.name == "Dataset900_Toy"
