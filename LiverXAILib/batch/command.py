@@ -79,14 +79,13 @@ def _shard(text: str) -> Shard:
     return Shard(index, count)
 
 
-def run(arguments: argparse.Namespace, *, python: str = sys.executable, screen: Screen | None = None) -> int:
+def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
     """Do what ``liverxai batch`` was asked for; returns the exit code.
 
     :param python: interpreter of the worker processes.
-    :param screen: where the user is told; None: on standard output and error.
     :raises LiverXAILib.errors.LiverXAIError: the batch cannot start or go on; the message says why and what to do.
     """
-    screen = screen or Screen()
+    screen = Screen()
     source = arguments.source or arguments.input
     if source is None or (arguments.source and arguments.input):
         raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
@@ -117,14 +116,18 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable, screen: 
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    workers = arguments.workers or 1
+    workers = 1 if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError("--workers must be at least 1.")
-    threads = arguments.threads or (max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0)
+    threads = arguments.threads
+    if not threads and workers > 1 and arguments.engine == "local":
+        threads = max(1, (os.cpu_count() or 1) // workers)
+    # Workers on other machines start in other folders.
+    model = str(Path(arguments.model).absolute()) if Path(arguments.model).is_dir() else arguments.model
     return Settings(
         options=options.Options.from_arguments(arguments),
         scene=arguments.scene,
-        model=arguments.model,
+        model=model,
         devices=tuple(arguments.device.split(",")),
         workers=workers,
         threads=threads,
@@ -206,6 +209,8 @@ def _tell(tally: Tally, screen: Screen, files: Sequence[Path]) -> None:
     before = f", {tally.done_before} were done before" if tally.done_before else ""
     before += f", {tally.failed_before} had failed before" if tally.failed_before else ""
     screen.say(f"{done} done, {failed} failed{before}.")
+    if tally.exit_code == NOTHING_TO_DO:
+        screen.say("Nothing to do.")
     if tally.signal:
         screen.say("Stopped. What was done is complete; run the same command again to go on.")
     elif tally.stopped:

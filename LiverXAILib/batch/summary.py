@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import __version__
 from ..files import replacing
+from ..report.html import render_page
 from .cases import Found
 from .manifest import KINDS, last_states, read_manifest
 from .store import Store
@@ -180,39 +181,31 @@ def _sizes(folder: Path) -> list[tuple[str, int]]:
 
 
 def _page(cases: Sequence[CaseSummary], found: Found) -> str:
-    import jinja2
-
     rows = [case.row for case in cases]
     done = [row for row in rows if row["state"] == "done"]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     checked: list[dict[str, Any]] = sorted(
         ({"row": case.row, "explanation": one, "gain": _gain(one)} for case in cases for one in case.explanations),
         key=lambda item: (item["explanation"]["faithfulness"]["passed"], item["gain"]),
     )
-    return environment.get_template("cohort.html").render(
-        rows=rows,
-        done=done,
-        failed=[row for row in rows if row["state"] == "failed"],
-        open=[row for row in rows if row["state"] == "open"],
-        passed_over=found.passed_over,
-        kinds=KINDS,
-        figure=_figure(done),
-        outliers=outliers(done),
-        no_liver=[row for row in done if not row["liver_volume_ml"]],
-        cut_off=[row for row in done if row["liver_volume_ml"] and not row["liver_complete"]],
-        checked=checked[:_LISTED],
-        checks=len(checked),
-        models=sorted({row["model"] for row in done}),
-        versions=sorted({row["software"] for row in done}),
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
-    )
+    context = {
+        "rows": rows,
+        "done": done,
+        "failed": [row for row in rows if row["state"] == "failed"],
+        "open": [row for row in rows if row["state"] == "open"],
+        "passed_over": found.passed_over,
+        "kinds": KINDS,
+        "figure": _figure(done),
+        "outliers": outliers(done),
+        "no_liver": [row for row in done if not row["liver_volume_ml"]],
+        "cut_off": [row for row in done if row["liver_volume_ml"] and not row["liver_complete"]],
+        "checked": checked[:_LISTED],
+        "checks": len(checked),
+        "models": sorted({row["model"] for row in done}),
+        "versions": sorted({row["software"] for row in done}),
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "version": __version__,
+    }
+    return render_page(Path(__file__).with_name("cohort.html"), context)
 
 
 def outliers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -41,20 +41,28 @@ def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> None:
     :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
     :raises OSError: the file cannot be written.
     """
+    text = render_page(Path(__file__).with_name("template.html"), _context(analysis))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render_page(template: Path, context: Mapping[str, Any]) -> str:
+    """A page from a Jinja template; values are escaped, and a name that `context` lacks is an error.
+
+    :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
+    """
     require_report_extra()
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    text = environment.get_template("template.html").render(_context(analysis))
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return environment.get_template(template.name).render(context)
 
 
 def _context(analysis: Analysis) -> dict[str, Any]:
