@@ -437,6 +437,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.qt = qt
         self.logic = LiverXAILogic()
+        self._registry = registry()
         # Slicer's own interpreter for child processes; elsewhere, this one.
         self.client = WorkerClient(
             python=shutil.which("PythonSlicer"), log=Path(slicer.app.temporaryPath) / "LiverXAI-worker.log"
@@ -498,7 +499,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _fillChoices(self) -> None:
         ui = self.ui
-        for name, entry in registry().items():
+        for name, entry in self._registry.items():
             ui.modelSelector.addItem(entry.description().title, name)
         ui.modelSelector.addItem(_("From a folder…"), "")
         for data, text in (
@@ -519,10 +520,11 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ui.colorSelector.addItem(text, name)
         ui.lesionTable.setColumnCount(5)
         ui.lesionTable.setHorizontalHeaderLabels(
-            [_("No."), _("Volume [ml]"), _("Diameter [mm]"), _("Probability"), _("Heat map")]
+            [_("No."), _("Volume\n[ml]"), _("Diameter\n[mm]"), _("Mean\nprobability"), _("Heat map")]
         )
         ui.lesionTable.verticalHeader().hide()
         ui.lesionTable.horizontalHeader().setStretchLastSection(True)
+        ui.lesionTable.horizontalHeader().highlightSections = False
 
     def _connectWidgets(self) -> None:
         ui = self.ui
@@ -608,7 +610,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _entry(self) -> Any:
         """The registered model that is chosen, or None."""
-        return registry().get(self._parameters.model)
+        return self._registry.get(self._parameters.model)
 
     def _spec(self) -> ModelSpec | None:
         """The card of the chosen model; None if it has none and was not loaded yet."""
@@ -948,6 +950,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         elif node is None or slicer.mrmlScene.GetNodeByID(node.GetID()) is not node:
             self._finish(_("The CT was removed meanwhile; its result was dropped."))
         elif task == "analyze":
+            self.ui.statusLabel.text = _("Showing the results…")
             self._steps.extend(self._analysisSteps(result, node))
         elif task == "explain":
             self._steps.extend(self._explanationSteps(result, node))
@@ -1208,7 +1211,7 @@ def _words(value: Any) -> str:
 
 
 def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[:length].rsplit(' ', 1)[0].rstrip(';,:')} …"
+    return text if len(text) <= length else f"{text[:length].rsplit(' ', 1)[0].rstrip(';,:')}…"
 
 
 class LiverXAITest(ScriptedLoadableModuleTest):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of the panel for the documentation: ``python Testing/panel_pictures.py [FOLDER]``.
+"""Pictures of the panel for the documentation: ``python Testing/panel_pictures.py [FOLDER] [--check]``.
+
+With ``--check`` the heat maps are examined for their faithfulness, which takes minutes.
 
 Drawn by the test host's Qt, with a synthetic patient and the bundled model: what Slicer's own widgets draw looks a
 little different.
@@ -27,23 +29,21 @@ def picture(panel: qtapplication.Panel, path: Path) -> None:
     print(path)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, check: bool) -> None:
     import slicer
 
     folder.mkdir(parents=True, exist_ok=True)
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
     picture(panel, folder / "panel-empty.png")
-    ct, truth = panel.module.makePhantom(spacingMm=(2.0, 2.0, 3.0))
+    ct, truth = panel.module.makePhantom(spacingMm=(3.0, 3.0, 5.0))
     slicer.mrmlScene.RemoveNode(truth)
-    ct.SetName("Synthetic patient")
     panel.ui.inputSelector.setCurrentNode(ct)
     panel.choose(panel.ui.targetSelector, "both")
-    panel.ui.checkCheckBox.checked = True
+    panel.ui.checkCheckBox.checked = check
     panel.click(panel.ui.applyButton)
-    qtapplication.wait_until(lambda: panel.ui.progressBar.value > 450, 600)
+    qtapplication.wait_until(lambda: panel.ui.progressBar.value > 300, 600)
     picture(panel, folder / "panel-running.png")
     qtapplication.wait_until(lambda: not panel.widget._task, 1200)
-    panel.ui.checkCheckBox.checked = False
     if panel.ui.lesionTable.rowCount:
         panel.ui.lesionTable.selectRow(0)
         panel.click(panel.ui.explainLesionButton)
@@ -66,4 +66,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images")
+    folders = [word for word in sys.argv[1:] if word != "--check"]
+    main(Path(folders[0]) if folders else ROOT / "docs" / "images", "--check" in sys.argv)

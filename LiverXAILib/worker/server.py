@@ -227,7 +227,8 @@ class Engine:
         """What computes here: versions, and devices by the name that `device` takes."""
         import torch
 
-        devices = {"cpu": f"CPU, {torch.get_num_threads()} threads"}
+        threads = torch.get_num_threads()
+        devices = {"cpu": f"CPU, {threads} thread{'' if threads == 1 else 's'}"}
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 properties = torch.cuda.get_device_properties(index)
