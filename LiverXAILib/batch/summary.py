@@ -251,6 +251,7 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> str:
             continue
         if column == "lesion_count":
             bins: Any = [n - 0.5 for n in range(int(max(values)) + 2)]
+            axis.xaxis.get_major_locator().set_params(integer=True)
         else:
             bins = min(20, max(5, round(len(values) ** 0.5 * 1.5)))
         axis.hist(values, bins=bins, color="#1f5f8b", edgecolor="white", linewidth=0.6)
