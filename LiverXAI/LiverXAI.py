@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from LiverXAILib.mrml import AnalysisNodes
 
 #: Packages that Slicer does not bring and that segmenting needs; torch comes from the extension "PyTorch".
-REQUIRED_PACKAGES = ("torch", "safetensors", "platformdirs")
+REQUIRED_PACKAGES = ("torch", "safetensors", "requests", "platformdirs")
 
 Progress = Callable[[str, float], None]
 
