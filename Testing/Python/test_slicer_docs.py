@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console examples of docs/slicer.md work as they stand there, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import slicerhost
+from slicerhost.modules import load_module
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "slicer.md"
+
+
+def test_the_console_examples_run_one_after_the_other(scene, tmp_path, monkeypatch, capsys):
+    import slicer
+    import slicer.util
+
+    module = load_module(slicerhost.start(), ROOT / "LiverXAI" / "LiverXAI.py")
+    volume_node, truth = module.makePhantom(seed=7, spacingMm=(3.0, 3.0, 5.0))
+    scene.RemoveNode(truth)
+    volume_node.SetName("CTLiver")
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 5
+    console = {"slicer": slicer}
+    for example in examples:
+        exec(compile(example, str(PAGE), "exec"), console)
+    printed = capsys.readouterr().out
+    assert "Liver" in printed
+    assert console["liverMl"] > 500
+    assert console["heat"][console["liver"] > 0].mean() > console["heat"][console["liver"] == 0].mean()
+    assert "RAS" in console["whyHere"].GetAttribute("LiverXAI.Question")
+    assert np.isfinite(slicer.util.arrayFromVolume(console["otherMethod"])).all()
+    assert {path.name for path in tmp_path.iterdir()} == {"liver.seg.nrrd", "liver.mrb"}
+
+
+def test_pictures_and_links_of_the_page_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", PAGE.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (PAGE.parent / target).is_file(), target
