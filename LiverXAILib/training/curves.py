@@ -31,7 +31,7 @@ def plot_run(folder: Path, figure_path: Path) -> None:
     losses.set(xlabel="iteration", ylabel="training loss", ylim=(0, 1.1))
     for name, label in (("liver_dice", "liver Dice"), ("tumor_dice", "tumor Dice")):
         scores.plot(validation["iteration"], validation[name], label=label, marker="o", markersize=3)
-    scores.set(xlabel="iteration", ylabel="synthetic validation set, averaged weights", ylim=(0, 1))
+    scores.set(xlabel="iteration", ylabel="Dice, synthetic validation", ylim=(0, 1))
     for axes in (losses, scores):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

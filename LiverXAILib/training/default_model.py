@@ -17,7 +17,7 @@ from .._version import __version__
 from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, StageSpec
 from ..models.store import save_model
 from ..networks import UNet, default_stage
-from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train
+from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train, tumor_threshold
 from .sources import AXES, load_sources
 from .synthesis import Generator
 
@@ -68,32 +68,40 @@ def main(arguments: list[str] | None = None) -> None:
 
     settings = Settings(iterations=options.iterations, seed=options.seed)
     quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else {}
-    if options.export_only:
-        state = torch.load(options.output / "checkpoint.pt", map_location="cpu", weights_only=True)
-        export(state["average"], options.output / "model", state["iteration"], settings, quality)
-        return
     with tqdm(total=1.0, unit="run", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", mininterval=10) as bar:
 
         def progress(stage: str, fraction: float) -> None:
             bar.set_description(stage, refresh=False)
             bar.update(fraction - bar.n)
 
-        sources = load_sources(options.data, options.output / "sources", spacing_mm=SPACING_MM, progress=progress)
-        unseen = load_sources(
-            options.data, options.output / "sources", spacing_mm=SPACING_MM, phantoms=VALIDATION_PHANTOMS, real=False
-        )
-        validation = [Generator(unseen).sample(-1 - n, (64, 96, 112)) for n in range(8)]
-        validation += [Generator(sources).sample(-101 - n, (64, 96, 112)) for n in range(12)]
-        weights = train(
-            UNet(**ARGUMENTS),  # type: ignore[arg-type]
-            Generator(sources, spacing_mm=SPACING_MM),
-            options.output,
-            settings,
-            validation=validation,
-            workers=options.workers,
-            progress=progress,
-        )
-    export(weights, options.output / "model", settings.iterations, settings, quality)
+        cache = options.output / "sources"
+        sources = load_sources(options.data, cache, spacing_mm=SPACING_MM, progress=progress)
+        unseen = load_sources(options.data, cache, spacing_mm=SPACING_MM, phantoms=VALIDATION_PHANTOMS, real=False)
+        generator = Generator(sources, spacing_mm=SPACING_MM)
+        # Seeds below zero are never trained on.
+        validation = [Generator(unseen, spacing_mm=SPACING_MM).sample(-1 - n, (64, 96, 112)) for n in range(8)]
+        validation += [generator.sample(-101 - n, (64, 96, 112)) for n in range(12)]
+        network = UNet(**ARGUMENTS)  # type: ignore[arg-type]
+        iterations = settings.iterations
+        if options.export_only:
+            state = torch.load(options.output / "checkpoint.pt", map_location="cpu", weights_only=True)
+            weights, iterations = state["average"], state["iteration"]
+        else:
+            weights = train(
+                network,
+                generator,
+                options.output,
+                settings,
+                validation=validation,
+                workers=options.workers,
+                progress=progress,
+            )
+    network.load_state_dict(weights)
+    network.eval()
+    threshold = tumor_threshold(network, validation + [generator.sample(-201 - n, (64, 96, 112)) for n in range(20)])
+    _log.info("Tumor begins at logit %.2f, which becomes 0", threshold)
+    weights["head.bias"][1] -= threshold
+    export(weights, options.output / "model", iterations, settings, quality)
 
 
 def export(

@@ -33,6 +33,8 @@ class Settings:
 
     :param freeze_norm: fraction of the run after which batch norm uses its running statistics. Batches are single
         volumes, whose own statistics inference cannot know: the rest of the run adapts the weights to the fixed ones.
+    :param calibrate: fraction of the run after which tumor voxels weigh less against the rest of the liver: the equal
+        halves that wake the tumor channel up make it call everything dark a tumor.
     :param ema: decay of the averaged weights, which are what is exported.
     """
 
@@ -42,6 +44,7 @@ class Settings:
     weight_decay: float = 1e-4
     warmup: int = 100
     freeze_norm: float = 0.35
+    calibrate: float = 0.75
     ema: float = 0.995
     log_every: int = 25
     validate_every: int = 250
@@ -66,13 +69,14 @@ def normalize(hu: torch.Tensor) -> torch.Tensor:
     return (hu.clamp(LOW, HIGH) - SHIFT) / SCALE
 
 
-def loss_of(logits: torch.Tensor, sample: Sample) -> tuple[torch.Tensor, dict[str, float]]:
+def loss_of(logits: torch.Tensor, sample: Sample, tumor_share: float = 0.5) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of nested channels ("liver" includes "tumor") and its parts.
 
     For each channel binary cross-entropy and soft Dice; and, inside the liver, cross-entropy of tumor against the
-    rest with both halves weighted the same. Without the last, tumors are not found for a thousand iterations.
+    rest, each half averaged first. Without the last, tumors are not found for a thousand iterations.
 
     :param logits: (1, 2, D, H, W).
+    :param tumor_share: weight of the tumor half; the rest of the liver has 1 - `tumor_share`.
     """
     liver_logit, tumor_logit = logits[0, 0][sample.known], logits[0, 1][sample.known]
     liver, tumor = sample.liver[sample.known].float(), sample.tumor[sample.known].float()
@@ -90,7 +94,7 @@ def loss_of(logits: torch.Tensor, sample: Sample) -> tuple[torch.Tensor, dict[st
         is_tumor = tumor[inside] > 0
         ce = functional.binary_cross_entropy_with_logits(tumor_logit[inside], tumor[inside], reduction="none")
         rest = ce[~is_tumor].mean() if (~is_tumor).any() else ce.new_zeros(())
-        parts["tumor_balanced"] = 0.5 * (ce[is_tumor].mean() + rest)
+        parts["tumor_balanced"] = tumor_share * ce[is_tumor].mean() + (1 - tumor_share) * rest
         total = total + parts["tumor_balanced"]
     return total, {name: float(value.detach()) for name, value in parts.items()}
 
@@ -165,7 +169,8 @@ def train(
         image = normalize(sample.image)[None, None].contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits = network(image)
-        loss, parts = loss_of(logits.float(), sample)
+        calibrating = iteration >= settings.calibrate * settings.iterations
+        loss, parts = loss_of(logits.float(), sample, 0.2 if calibrating else 0.5)
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -236,6 +241,28 @@ def validate(
         "false_liver_kvoxels": round(float(false[0]) / 1000, 3),
         "false_tumor_kvoxels": round(float(false[1]) / 1000, 3),
     }
+
+
+def tumor_threshold(network: nn.Module, samples: Sequence[Sample]) -> float:
+    """The tumor logit above which the Dice over all of `samples` together is best, on a scale of quarters.
+
+    The loss decides what the network knows, not where its "yes" begins; this does, on synthetic samples alone.
+
+    :param network: in evaluation mode, with the weights to be exported.
+    """
+    thresholds = torch.arange(-2.0, 4.01, 0.25)
+    sums = torch.zeros(len(thresholds), 2, dtype=torch.float64)
+    truths = 0.0
+    with torch.inference_mode():
+        for sample in samples:
+            logit = network(normalize(sample.image)[None, None])[0, 1][sample.known]
+            truth = sample.tumor[sample.known]
+            truths += float(truth.sum())
+            for number, threshold in enumerate(thresholds):
+                found = logit > threshold
+                sums[number] += torch.stack([(found & truth).sum(), found.sum()])
+    dice = 2 * sums[:, 0] / (sums[:, 1] + truths).clamp_min(1)
+    return float(thresholds[int(dice.argmax())])
 
 
 def native_bfloat16() -> bool:

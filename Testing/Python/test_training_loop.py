@@ -17,7 +17,7 @@ from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.default_model import ARGUMENTS, export
-from LiverXAILib.training.loop import Settings, learning_rate, loss_of, normalize, train
+from LiverXAILib.training.loop import Settings, learning_rate, loss_of, normalize, train, tumor_threshold
 from LiverXAILib.training.synthesis import Generator, Sample
 
 torch.set_num_threads(1)
@@ -106,6 +106,8 @@ def test_the_balanced_part_weighs_a_small_tumor_as_much_as_the_rest_of_the_liver
     nothing_found = torch.full((1, 2, 8, 16, 16), -10.0)
     _, parts = loss_of(nothing_found, sample_with(liver, tumor, liver))
     assert parts["tumor_balanced"] == pytest.approx(5.0, abs=0.01)  # half of 10
+    _, parts = loss_of(nothing_found, sample_with(liver, tumor, liver), tumor_share=0.2)
+    assert parts["tumor_balanced"] == pytest.approx(2.0, abs=0.01)
 
 
 def test_a_negative_sample_has_a_finite_loss_that_falls_with_fewer_false_voxels() -> None:
@@ -140,3 +142,16 @@ def test_the_exported_model_gives_the_trained_network_s_answer(tmp_path: Path) -
         image = normalize(hu)[None, None]
         expected, found = network(image), model.members(stage)[0](image)
     assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are kept in half precision
+
+
+def test_the_tumor_threshold_is_where_dice_is_best() -> None:
+    tumor = torch.zeros(8, 16, 16, dtype=torch.bool)
+    tumor[:, :4] = True
+    liver = torch.ones_like(tumor)
+
+    class Overcalls(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            logit = torch.where(tumor, 2.0, 1.1)  # "yes" everywhere, surer where it is right
+            return torch.stack([logit, logit])[None]
+
+    assert 1.1 <= tumor_threshold(Overcalls(), [sample_with(liver, tumor, liver)]) < 2.0
