@@ -240,6 +240,8 @@ def check_faithfulness(
         "seconds": round(time.perf_counter() - started, 1),
     }
     card["passed"], card["sentence"] = _verdict(card)
+    if float(values.max()) <= 0:
+        card["passed"], card["sentence"] = False, "This map did not pass: it is empty."
     return card
 
 
@@ -317,8 +319,6 @@ def _weighted_layers(network: nn.Module, run: StageRun) -> list[nn.Module]:
 
 def _verdict(card: dict[str, Any]) -> tuple[bool, str]:
     """Whether the map passed, and why not, in one sentence."""
-    if card["energy_lift"] == 0:
-        return False, "This map did not pass: it is empty."
     gain = card["curves"]["gain"]
     complaints = []
     if card["score"] - card["score_blurred"] < 0.05:
@@ -328,9 +328,10 @@ def _verdict(card: dict[str, Any]) -> tuple[bool, str]:
             name for name in ("edges", "smooth noise", "shuffled network") if gain <= card["controls"][name]["gain"]
         ]
         if beaten_by:
-            complaints.append(f"changing what it marks moves the answer no more than {' or '.join(beaten_by)} would")
+            what = " or ".join(beaten_by).replace("shuffled network", "the map of a shuffled network")
+            complaints.append(f"the answer follows what it marks no more than it follows {what}")
     if card["randomization"]["spearman"][-1] > SHUFFLED:
-        complaints.append("it looks much the same when the network's weights are shuffled")
+        complaints.append("it does not show what the network learned: with shuffled weights it looks much the same")
     if card["stability"]["spearman"] < STABLE:
         complaints.append(f"{NOISE_HU:g} HU of noise change it")
     if complaints:

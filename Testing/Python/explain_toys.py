@@ -97,10 +97,10 @@ def trained_model() -> Model:
     """
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    network = UNet(3, 1, 3, features=(6, 12, 18), norm="batch")
+    network = UNet(3, 1, 3, features=(6, 12, 16), norm="batch")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(_STEPS):
-        cases = [_ball_case(random, 24) for _ in range(2)]
+        cases = [_ball_case(random, 20) for _ in range(2)]
         images = torch.from_numpy(np.stack([image for image, _ in cases]))[:, None] / 100 - 0.5
         labels = torch.from_numpy(np.stack([labels for _, labels in cases]))
         weight = torch.tensor([1.0, 1.0, 4.0])
@@ -110,7 +110,7 @@ def trained_model() -> Model:
         optimizer.step()
     stage = tiny_stage(
         network="UNet",
-        window=(32, 32, 32),
+        window=(24, 28, 28),
         divisor=(4, 4, 4),
         layers=tuple(LayerSpec(name, stride) for name, stride in network.explainable_stages()),
         default_layer="decoder.0",
@@ -134,17 +134,21 @@ def _ball_case(random: np.random.Generator, size: int) -> tuple[np.ndarray, np.n
     return image.astype(np.float32), np.where(lesions, 2, organ).astype(np.int64)
 
 
+#: Centers of the lesions of :func:`two_lesion_case`, larger first, in LPS mm.
+LESIONS_LPS = ((20, 28, 24), (66, 30, 22))
+
+
 def two_lesion_case(model: Model) -> tuple[Volume, Segmentation]:
-    """An organ with two lesions 60 mm apart and a decoy outside of it, segmented by `model`."""
-    grid = Grid((52, 56, 60), np.diag([2.0, 2.0, 2.0, 1.0]))
+    """An organ with two lesions 46 mm apart and a decoy outside of it, segmented by `model`."""
+    grid = Grid((24, 28, 44), np.diag([2.0, 2.0, 2.0, 1.0]))
     k, j, i = np.indices(grid.shape)
     lps = grid.to_lps(np.stack([i, j, k], axis=-1))
 
     def ball(center: tuple[float, float, float], radius: float) -> np.ndarray:
         return np.linalg.norm(lps - center, axis=-1) < radius
 
-    organ = ball((60, 56, 52), 46)
-    bright = ball((32, 56, 52), 9) | ball((88, 60, 50), 7) | ball((108, 100, 90), 7)
+    organ = ball((44, 28, 24), 42)
+    bright = ball(LESIONS_LPS[0], 8) | ball(LESIONS_LPS[1], 6) | ball((84, 50, 44), 5)
     image = np.where(bright, 200.0, np.where(organ, 100.0, 0.0)) + np.random.default_rng(1).normal(0, 15, grid.shape)
     volume = Volume(image.astype(np.float32), grid.ijk_to_lps)
     return volume, segment(volume, model, device="cpu")
