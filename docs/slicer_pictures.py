@@ -86,11 +86,19 @@ def thumbnail(layout: FourUp, volumeNode: slicer.vtkMRMLScalarVolumeNode, truthN
 
 
 def four_up(layout: FourUp, nodes: mrml.AnalysisNodes, target: str) -> np.ndarray:
-    """The liver in the middle, slices through the most influential place."""
+    """The liver in the middle, slices through the largest lesion; about the liver, through the most influential place."""
     bounds = [0.0] * 6
     nodes.segmentation.GetRASBounds(bounds)
     low, high = np.array(bounds[::2]), np.array(bounds[1::2])
-    return layout.show((low + high) / 2, mrml.hottest_point(nodes.heatmaps[target]), float((high - low).max()) * 1.25)
+    table = nodes.table.GetTable()
+    structures = [table.GetValueByName(row, "structure").ToString() for row in range(table.GetNumberOfRows())]
+    point = mrml.hottest_point(nodes.heatmaps[target])
+    if target != "liver" and "lesion" in structures:
+        row = structures.index("lesion")
+        names = ("centroid_l_mm", "centroid_p_mm", "centroid_s_mm")
+        left, posterior, superior = (float(table.GetValueByName(row, name).ToString()) for name in names)
+        point = (-left, -posterior, superior)
+    return layout.show((low + high) / 2, point, float((high - low).max()) * 1.25)
 
 
 #: The outline of a liver as seen from the front, counterclockwise; x to the patient's left, y up.

@@ -182,7 +182,7 @@ class FourUp:
         for setter in (self.space.node.SetBackgroundColor, self.space.node.SetBackgroundColor2):
             setter(0.05, 0.05, 0.08)
         self.space.look_from(slicer.vtkMRMLCameraNode.Anterior)
-        self.space.camera.GetCamera().Zoom(1.5)
+        self.space.camera.GetCamera().Zoom(1.3)
         red, green, yellow = (view.picture() for view in self.slices.values())
         gap = np.full((red.shape[0], 4, 3), 90, np.uint8)
         top = np.hstack([red, gap, self.space.picture()])
