@@ -199,7 +199,7 @@ def start_batch(*arguments: Any, env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def run_batch(*arguments: Any, env: dict[str, str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run_batch(*arguments: Any, env: dict[str, str], timeout: float = 500) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         batch_command(*arguments),
         env=env,
@@ -237,7 +237,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
+def wait_for(condition: Any, seconds: float = 300.0) -> None:
     """Wait until a condition holds; fail if it does not in time."""
     end = time.monotonic() + seconds
     while not condition():

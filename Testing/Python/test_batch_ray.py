@@ -35,7 +35,7 @@ def test_a_lost_worker_changes_nothing_in_the_manifest(tmp_path):
     def workers():
         return [line["pid"] for line in manifest_lines(output) if line["event"] == "worker"]
 
-    wait_for(lambda: len(workers()) == 2 and sum(times_done(output).values()) >= 5, 150)
+    wait_for(lambda: len(workers()) == 2 and sum(times_done(output).values()) >= 5)
     os.kill(workers()[0], signal.SIGKILL)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said

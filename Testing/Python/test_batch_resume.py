@@ -151,7 +151,7 @@ def test_ctrl_c_finishes_the_current_case_and_says_how_to_go_on(place, tmp_path)
     process = start_batch(*arguments, env=place.env)
     wait_for(lambda: times_done(tmp_path / "out"))
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 130, said
     assert "run the same command again" in said
     done = times_done(tmp_path / "out")
@@ -166,7 +166,7 @@ def test_a_scheduler_that_terminates_the_batch_finds_it_gone_at_once_and_nothing
     process = start_batch(folder, "-o", tmp_path / "out", "--model", place.model, *FAST, env=place.env)
     wait_for(lambda: times_done(tmp_path / "out"))
     process.terminate()
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 143, said
     left = {path.name for path in (tmp_path / "out" / "cases").iterdir()}
     done = {state["folder"] for state in final_states(tmp_path / "out").values() if state["state"] == "done"}
@@ -200,7 +200,7 @@ def test_a_lost_input_drive_stops_the_batch_instead_of_failing_every_case(place,
     process = start_batch(*arguments, env=place.env)
     wait_for(lambda: times_done(tmp_path / "out"))
     folder.rename(tmp_path / "unplugged")
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
     assert "cannot be reached any more" in said
     assert {state["state"] for state in final_states(tmp_path / "out").values()} <= {"done", "dropped", "running"}
@@ -212,7 +212,7 @@ def test_a_lost_output_drive_stops_the_batch_and_what_was_done_is_whole(place, t
     process = start_batch(*arguments, env=place.env)
     wait_for(lambda: times_done(tmp_path / "drive"))
     (tmp_path / "drive").rename(tmp_path / "unplugged")
-    said = process.communicate(timeout=90)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
     assert "cannot be written" in said
     assert "bring the drive back" in said
