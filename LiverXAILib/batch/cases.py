@@ -170,6 +170,10 @@ def _walk(root: Path, exclude: Path | None, problems: list[tuple[str, str]]) -> 
             folders.clear()
             continue
         seen.add(_inode(path))
+        if {"provenance.json", "segmentation.seg.nrrd"} <= set(names):
+            problems.append((_label(root, path), "results of LiverXAI"))
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield path, sorted(name for name in names if not name.startswith("."))
 

@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
     settings = _settings(arguments)
     with screen:
-        found = find_cases(source, pattern=arguments.pattern, exclude=arguments.output, progress=screen.note)
+        found = find_cases(source, pattern=arguments.pattern, exclude=arguments.output / "cases", progress=screen.note)
         store = Store(arguments.output.absolute(), arguments.shard)
         mine = sum(store.shard.holds(case.id) for case in found.cases)
         of = "" if store.shard.count == 1 else f", {mine} of them in part {store.shard}"

@@ -196,7 +196,7 @@ class Batch:
             manifest.close()
         return self._tally
 
-    def message(self, case: Case) -> dict[str, Any]:
+    def _message(self, case: Case) -> dict[str, Any]:
         """A case as a worker gets it, JSON-ready."""
         return {
             "id": case.id,
@@ -287,7 +287,7 @@ class Batch:
             while not winding_down and pending and engine.room() > 0:
                 case = pending.pop()
                 inside.add(case.id)
-                engine.submit(self.message(case))
+                engine.submit(self._message(case))
             event = self._next(inbox)
             if event is None:
                 continue

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use (default: phantoms)")
     parser.add_argument("--model", default="default", metavar="NAME", help="a model's name or folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--explain", nargs="*", metavar="TARGET", help="as in analyze; nothing after it: only segment")
     parser.add_argument("--cases", type=int, default=8, metavar="N", help="cases in each timed run (default: 8)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of each kind (default: 3)")
     parser.add_argument(
@@ -52,11 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // 2)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = _Scratch(Path(folder), arguments.model, arguments.device, threads)
+        scratch = _Scratch(Path(folder), arguments.model, arguments.device, arguments.explain, threads)
         images = _images(arguments.images, scratch.folder / "images", (1.5, 1.5, 3.0))
         small = _images(arguments.images, scratch.folder / "small", (4.0, 4.0, 6.0))
         result = {
             "machine": _machine(arguments.device),
+            "model": arguments.model,
+            "explained": "as by default" if arguments.explain is None else " ".join(arguments.explain) or "nothing",
+            "images": str(arguments.images or "four phantoms, 1.5 x 1.5 x 3 mm; for memory 4 x 4 x 6 mm"),
             "threads_per_worker": threads,
             "overhead": _overhead(scratch, images, arguments.cases, arguments.rounds),
             "scaling": _scaling(scratch, images, 2 * arguments.cases),
@@ -84,7 +88,10 @@ def as_markdown(result: dict[str, Any]) -> str:
     ]
     lines = ["| measured | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     described = ", ".join(f"{name} {value}" for name, value in machine.items())
-    return "\n".join([*lines, "", f"{described}; {result['threads_per_worker']} threads per worker."]) + "\n"
+    how = (
+        f"model {result['model']}, explained: {result['explained']}, {result['threads_per_worker']} threads per worker"
+    )
+    return "\n".join([*lines, "", f"{described}; {how}; images: {result['images']}."]) + "\n"
 
 
 # --- what is measured ---------------------------------------------------------------------------------------------
@@ -137,19 +144,20 @@ def _slope(values: Sequence[float]) -> float:
 class _Scratch:
     """Runs batches and bare loops in a folder that is deleted afterwards."""
 
-    def __init__(self, folder: Path, model: str, device: str, threads: int) -> None:
+    def __init__(self, folder: Path, model: str, device: str, explain: list[str] | None, threads: int) -> None:
         self.folder = folder
-        self._model, self._device, self._threads = model, device, threads
+        self._model, self._device, self._explain, self._threads = model, device, explain, threads
         self._number = 0
 
     def bare(self, images: Sequence[Path], cases: int) -> float:
         """Seconds of the bare loop over `cases` images, in a process of its own."""
-        code = f"from {__name__} import bare_loop; import sys; bare_loop(*sys.argv[1:])"
-        command = [sys.executable, "-c", code, str(self._listed(images, cases)), str(self._new_folder())]
+        code = f"from {__name__} import bare_loop; import json, sys; bare_loop(*json.loads(sys.argv[1]))"
+        listed, output = self._listed(images, cases), self._new_folder()
+        words = json.dumps([str(listed), str(output), self._model, self._device, self._explain])
         environment = {**_environment(), "OMP_NUM_THREADS": str(self._threads)}
         text = _checked(
             subprocess.run(
-                [*command, self._model, self._device], env=environment, capture_output=True, text=True, check=False
+                [sys.executable, "-c", code, words], env=environment, capture_output=True, text=True, check=False
             )
         )
         return float(text.splitlines()[-1])
@@ -160,6 +168,7 @@ class _Scratch:
         command = [sys.executable, "-m", "LiverXAILib", "batch", str(self._listed(images, cases)), "-o", str(output)]
         command += ["--model", self._model, "--device", self._device, "--no-report"]
         command += ["--workers", str(workers), "--threads", str(self._threads)]
+        command += [] if self._explain is None else ["--explain", *self._explain]
         process = subprocess.Popen(
             command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -192,11 +201,11 @@ class _Scratch:
         return path
 
 
-def bare_loop(listed: str, output: str, model_name: str, device: str) -> None:
+def bare_loop(listed: str, output: str, model_name: str, device: str, explain: list[str] | None) -> None:
     """Read, analyze and write each case of a list; prints the seconds that it took after the model was loaded."""
     from ..models import load_model
 
-    options = Options(report=False)
+    options = Options(explain=None if explain is None else tuple(explain), report=False)
     model = load_model(model_name)
     rows = json.loads(Path(listed).read_text(encoding="utf-8"))
     started = time.perf_counter()

@@ -54,11 +54,12 @@ def test_a_header_and_its_voxels_are_one_case_that_both_decide(tmp_path):
 
 
 def test_results_links_in_circles_and_segmentations_are_not_searched(tmp_path):
-    touch(tmp_path, "ct.nii", "results/cases/ct/heatmap.nrrd", "sub/ct.seg.nrrd", "sub/ct2.nii")
+    touch(tmp_path, "ct.nii", "cases/ct/heatmap.nrrd", "sub/ct.seg.nrrd", "sub/ct2.nii")
+    touch(tmp_path, *(f"earlier/{name}" for name in ("provenance.json", "segmentation.seg.nrrd", "heatmap-liver.nrrd")))
     (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    found = find_cases(tmp_path, exclude=tmp_path / "results")
+    found = find_cases(tmp_path, exclude=tmp_path / "cases")
     assert labels(found) == ["ct.nii", "sub/ct2.nii"]
-    assert found.passed_over == (("sub/ct.seg.nrrd", "a segmentation"),)
+    assert dict(found.passed_over) == {"sub/ct.seg.nrrd": "a segmentation", "earlier": "results of LiverXAI"}
 
 
 def test_what_cannot_be_opened_is_a_case_and_not_lost(tmp_path):
