@@ -77,7 +77,8 @@ def scene_file(tmp_path_factory):
 def test_a_new_process_finds_everything_in_the_scene(scene_file, tmp_path):
     analysis = ball_analysis()
     command = [sys.executable, "-c", LOOK, str(scene_file), str(tmp_path / "arrays.npz")]
-    environment = {**os.environ, "PYTHONPATH": str(TESTING)}
+    paths = [str(TESTING), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "ERR|" not in result.stderr.replace("LoadDefault", ""), result.stderr

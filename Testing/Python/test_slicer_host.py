@@ -25,7 +25,8 @@ def test_a_script_runs_in_main_with_its_arguments_and_folder(tmp_path):
         "slicer.util.exit(5)\n"
     )
     arguments = ["--no-splash", "--python-script", script, "--input", "a b", "--no-main-window", "--", "--testing"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTING)}
+    paths = [str(TESTING), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "slicerhost", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.stdout.split("\n")[0] == "__main__ True ['--input', 'a b', '--testing'] 7 vtkMRMLScene"

@@ -26,7 +26,8 @@ def views(tmp_path_factory):
         pytest.skip("off-screen rendering needs EGL or OSMesa (Debian: libegl1 libgl1-mesa-dri)")
     path = tmp_path_factory.mktemp("views") / "views.npz"
     command = [sys.executable, str(HERE / "render_views.py"), str(path)]
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    paths = [str(HERE), str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     return dict(np.load(path))
