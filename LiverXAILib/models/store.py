@@ -218,6 +218,8 @@ def save_model(
                     for key, value in state.items()
                 }
                 save_file(tensors, new / name)
+                # safetensors keeps its files to their owner; a model folder may lie on a share.
+                (new / name).chmod(0o644)
                 checksums.append(checksum(new / name))
             stages.append(dataclasses.replace(stage, sha256=tuple(checksums)))
         spec = dataclasses.replace(spec, stages=tuple(stages))
