@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""measure(): quantities of the liver and its lesions; entropy_map(): where the model hesitates."""
+"""measure(): quantities of liver and lesions; entropy_map(), measure_uncertainty(): where the model hesitates."""
 
 from __future__ import annotations
 
@@ -9,18 +9,31 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .diameters import AxialDiameters
+    from .disagreement import LesionUncertainty, Uncertainty, measure_uncertainty
     from .measurements import LesionMeasurements, Measurements, measure
     from .uncertainty import entropy_map
 
-__all__ = ["AxialDiameters", "LesionMeasurements", "Measurements", "entropy_map", "measure"]
+__all__ = [
+    "AxialDiameters",
+    "LesionMeasurements",
+    "LesionUncertainty",
+    "Measurements",
+    "Uncertainty",
+    "entropy_map",
+    "measure",
+    "measure_uncertainty",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "AxialDiameters": "diameters",
         "LesionMeasurements": "measurements",
+        "LesionUncertainty": "disagreement",
         "Measurements": "measurements",
+        "Uncertainty": "disagreement",
         "entropy_map": "uncertainty",
         "measure": "measurements",
+        "measure_uncertainty": "disagreement",
     },
 )

@@ -27,8 +27,13 @@ def entropy_map(segmentation: Segmentation) -> Volume | None:
     for probability in segmentation.probabilities.values():
         k, j, i = np.rint(grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
         part = result[k : k + probability.shape[0], j : j + probability.shape[1], i : i + probability.shape[2]]
-        np.maximum(part, _entropies()[probability.array.astype(np.float16).view(np.uint16)], out=part)
+        np.maximum(part, binary_entropy(probability.array), out=part)
     return Volume(result, segmentation.labels.ijk_to_lps)
+
+
+def binary_entropy(probability: np.ndarray) -> np.ndarray:
+    """``H(p)`` in bits, float32, of probabilities, which are rounded to half precision."""
+    return _entropies()[probability.astype(np.float16).view(np.uint16)]
 
 
 @cache

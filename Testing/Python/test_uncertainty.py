@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uncertainty is what windows, networks and mirrorings say differently: 0 where they cannot differ."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from explain_toys import LESIONS_LPS, trained_model, two_lesion_case
+
+from LiverXAILib.errors import Cancelled, UsageError
+from LiverXAILib.explain import EmptyTargetError
+from LiverXAILib.inference import Segmentation, lesion_components, segment
+from LiverXAILib.inference.stages import region_margin, run_network, stage_input, stage_plan
+from LiverXAILib.measure import measure_uncertainty
+from LiverXAILib.models import Model
+from LiverXAILib.progress import CancelToken
+from LiverXAILib.volumes.resample import resample
+
+
+def changed(model, networks=None, **stage):
+    """The model with other networks, or with other fields on the card of its stage."""
+    (old,) = model.spec.stages
+    weights = ("none",) * len(networks or [0])
+    spec = replace(model.spec, stages=(replace(old, weights=weights, sha256=weights, **stage),))
+    return Model(spec, {"all": networks or model.members(old)})
+
+
+def noisy_twin(model, noise=0.05):
+    """A network whose weights differ a little."""
+    network = copy.deepcopy(model.members(model.spec.stages[0])[0])
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data += noise * parameter.data.abs().mean() * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def an_ensemble():
+    model = trained_model()
+    return changed(model, [*model.members(model.spec.stages[0]), noisy_twin(model)], window=(24, 28, 44))
+
+
+def test_a_model_with_one_network_and_one_window_has_nothing_to_disagree_with():
+    model = changed(trained_model(), window=(24, 28, 44))
+    volume, segmentation = two_lesion_case(model)
+    result = measure_uncertainty(volume, model, segmentation, device="cpu")
+    assert result.sources == ()
+    assert result.pairwise_dice is None
+    assert result.disagreement.array.max() <= 1e-3
+    assert [lesion.number for lesion in result.lesions] == [1, 2]
+    assert all(lesion.pairwise_dice is None for lesion in result.lesions)
+
+
+def test_windows_disagree_where_they_overlap():
+    model = trained_model()
+    volume, segmentation = two_lesion_case(model)
+    result = measure_uncertainty(volume, model, segmentation, "liver", device="cpu")
+    assert result.sources == ("windows",)
+    (stage,) = model.spec.stages
+    grid = segmentation.stage_grids["all"]
+    plan = stage_plan(stage, grid)
+    image = plan.pad(stage_input(volume, stage, grid), 0.0)
+    total, square = torch.zeros(plan.padded_shape), torch.zeros(plan.padded_shape)
+    for box in plan.boxes:
+        with torch.no_grad():
+            p = torch.sigmoid(region_margin(run_network(model.members(stage)[0], image[box], stage), stage, "liver"))
+        total[box] += plan.weight(box) * p
+        square[box] += plan.weight(box) * p**2
+    expected = plan.unpad((square - total**2).clamp_min(0).sqrt())
+    place = segmentation.probabilities["liver"].grid
+    np.testing.assert_allclose(result.disagreement.array, resample(expected, grid, place), atol=2e-3)
+    assert result.disagreement.array.max() > 0.02
+
+
+def test_networks_that_disagree_are_compared_lesion_by_lesion():
+    model = an_ensemble()
+    volume, segmentation = two_lesion_case(model)
+    result = measure_uncertainty(volume, model, segmentation, device="cpu")
+    assert result.sources == ("networks",)
+    (stage,) = model.spec.stages
+    masks = []
+    for network in model.members(stage):
+        alone = segment(volume, changed(model, [network]), device="cpu")
+        image = stage_input(volume, stage, alone.stage_grids["all"])
+        with torch.no_grad():
+            masks.append((region_margin(run_network(network, image, stage), stage, "tumor") > 0).numpy())
+    expected = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    assert result.pairwise_dice == pytest.approx(expected, abs=1e-3)
+    assert 0.2 < result.pairwise_dice < 1
+    for lesion, place in zip(result.lesions, LESIONS_LPS, strict=True):
+        k, j, i = np.indices(volume.shape)
+        lps = volume.grid.to_lps(np.stack([i, j, k], axis=-1))
+        near = np.linalg.norm(lps - place, axis=-1) < 18
+        a, b = (mask & near for mask in masks)
+        assert lesion.pairwise_dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=0.05)
+
+
+def test_mirrorings_that_the_card_allows_are_passes_of_their_own():
+    model = changed(trained_model(), window=(24, 28, 44), mirror_axes=(0, 2))
+    volume, segmentation = two_lesion_case(model)
+    result = measure_uncertainty(volume, model, segmentation, device="cpu")
+    assert result.sources == ("mirrorings",)
+    assert 0.5 < result.pairwise_dice < 1
+    assert 0 < result.disagreement.array.max() <= 0.5
+
+
+def test_a_lesion_s_numbers_are_those_of_its_probabilities():
+    model = changed(trained_model(), window=(24, 28, 44))
+    volume, segmentation = two_lesion_case(model)
+    probability = np.zeros(volume.shape)
+    part = segmentation.probabilities["tumor"]
+    k, j, i = np.rint(volume.grid.to_ijk(part.grid.origin)).astype(int)[::-1]
+    probability[k : k + part.shape[0], j : j + part.shape[1], i : i + part.shape[2]] = part.array
+    for lesion in measure_uncertainty(volume, model, segmentation, device="cpu").lesions:
+        mask = lesion_components(segmentation) == lesion.number
+        assert lesion.mean_probability == pytest.approx(probability[mask].mean(), abs=1e-3)
+        padded = np.pad(mask, 1)
+        shifted = [np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for step in (-1, 1)]
+        border = np.logical_or.reduce([mask, *shifted]) & ~np.logical_and.reduce([mask, *shifted])
+        p = np.clip(probability[border], 1e-6, 1 - 1e-6)
+        expected = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean()
+        assert lesion.boundary_entropy == pytest.approx(expected, abs=0.02)
+        assert 0.1 < lesion.boundary_entropy < 1
+
+
+def test_questions_without_an_answer_are_refused():
+    model = changed(trained_model(), window=(24, 28, 44))
+    volume, segmentation = two_lesion_case(model)
+    bare = Segmentation(segmentation.labels, segmentation.specs)
+    with pytest.raises(UsageError, match="no probabilities"):
+        measure_uncertainty(volume, model, bare, device="cpu")
+    nothing = replace(segmentation, labels=volume.with_array(np.zeros(volume.shape, np.uint8)))
+    with pytest.raises(EmptyTargetError):
+        measure_uncertainty(volume, model, nothing, device="cpu")
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        measure_uncertainty(volume, model, segmentation, device="cpu", cancel=token)
