@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import secrets
@@ -265,8 +266,10 @@ class Store:
         temporary.replace(self.cases / folder / RECORD)
 
     def discard(self, folder: str) -> None:
-        """Remove what an unfinished case left."""
-        shutil.rmtree(self.part(folder), ignore_errors=True)
+        """Remove what an unfinished case left, also the hidden folder in which its files were being written."""
+        part = self.part(folder)
+        for path in (part, *self.cases.glob(f".{glob.escape(part.name)}-*")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def probe(self) -> None:
         """Raise :class:`OutputError` if nothing more can be written."""
@@ -290,7 +293,7 @@ class Store:
 
     def _sweep(self) -> None:
         live = {_read_json(path).get("token") for path in self.manifest.glob("lock-*.json")}
-        for path in self.cases.glob(".part-*"):
+        for path in self.cases.glob("*.part-*"):
             if path.name.split("-")[1] not in live:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -109,7 +109,7 @@ def test_a_run_whose_drive_is_gone_stops(tmp_path):
 def test_only_what_dead_runs_left_is_swept(tmp_path):
     lock_of_another(tmp_path, shard="1-of-2", pid=os.getppid())
     cases = tmp_path / "cases"
-    for name in (".part-other-a", ".part-dead-b"):
+    for name in (".part-other-a", ".part-dead-b", "..part-dead-b-x1y2"):
         (cases / name).mkdir(parents=True)
         (cases / name / "half").write_text("x")
     (cases / "whole").mkdir()
@@ -213,3 +213,11 @@ def test_a_full_disk_is_reported_and_leaves_no_half_line_that_counts(tmp_path):
     lines = read_manifest(tmp_path / "manifest")
     assert lines
     assert all(line["label"] == "x" * 100 for line in lines)
+
+
+def test_a_case_whose_process_was_killed_while_it_wrote_leaves_nothing(store):
+    part = a_part(store, "one")
+    (store.cases / f".{part.name}-x1y2").mkdir()
+    other = a_part(store, "another")
+    store.discard("one")
+    assert list(store.cases.iterdir()) == [other]
