@@ -24,10 +24,11 @@ sys.path.insert(0, str(ROOT / "Testing"))
 import slicer
 import slicer.util
 import slicerhost
-from LiverXAILib import mrml
-from LiverXAILib.mrml.heatmaps import HEAT_COLORS
 from slicerhost.modules import load_module
 from slicerhost.rendering import FourUp
+
+from LiverXAILib import mrml
+from LiverXAILib.mrml.heatmaps import HEAT_COLORS
 
 ICONS = ROOT / "LiverXAI" / "Resources" / "Icons"
 IMAGES = ROOT / "docs" / "images"
@@ -67,6 +68,7 @@ def main() -> None:
     logic.showExplanation(nodes.heatmaps["liver"], jump=False)
     save(IMAGES / "slicer-why-liver.png", four_up(layout, nodes, "liver"))
 
+
 #: The synthetic patient of the pictures.
 SEED = 7
 
@@ -86,7 +88,7 @@ def thumbnail(layout: FourUp, volumeNode: slicer.vtkMRMLScalarVolumeNode, truthN
 
 
 def four_up(layout: FourUp, nodes: mrml.AnalysisNodes, target: str) -> np.ndarray:
-    """The liver in the middle, slices through the largest lesion; about the liver, through the most influential place."""
+    """The liver in the middle; slices through the largest lesion, or for the liver through the hottest place."""
     bounds = [0.0] * 6
     nodes.segmentation.GetRASBounds(bounds)
     low, high = np.array(bounds[::2]), np.array(bounds[1::2])
@@ -103,8 +105,22 @@ def four_up(layout: FourUp, nodes: mrml.AnalysisNodes, target: str) -> np.ndarra
 
 #: The outline of a liver as seen from the front, counterclockwise; x to the patient's left, y up.
 LIVER_OUTLINE = (
-    (0.03, 0.42), (0.05, 0.20), (0.17, 0.08), (0.34, 0.17), (0.44, 0.30), (0.47, 0.42), (0.53, 0.36), (0.66, 0.46),
-    (0.83, 0.56), (0.97, 0.70), (0.93, 0.82), (0.74, 0.83), (0.56, 0.80), (0.38, 0.93), (0.17, 0.88), (0.06, 0.68),
+    (0.03, 0.42),
+    (0.05, 0.20),
+    (0.17, 0.08),
+    (0.34, 0.17),
+    (0.44, 0.30),
+    (0.47, 0.42),
+    (0.53, 0.36),
+    (0.66, 0.46),
+    (0.83, 0.56),
+    (0.97, 0.70),
+    (0.93, 0.82),
+    (0.74, 0.83),
+    (0.56, 0.80),
+    (0.38, 0.93),
+    (0.17, 0.88),
+    (0.06, 0.68),
 )
 
 
@@ -116,7 +132,9 @@ def draw_icon(path: Path) -> None:
     steps = np.linspace(0, len(LIVER_OUTLINE), 800, endpoint=False)
     kernel = np.exp(-0.5 * (np.arange(-60, 61) / 22) ** 2)
     smooth = [
-        np.convolve(np.pad(np.interp(steps, np.arange(len(corners)), part), 60, mode="wrap"), kernel / kernel.sum(), "valid")
+        np.convolve(
+            np.pad(np.interp(steps, np.arange(len(corners)), part), 60, mode="wrap"), kernel / kernel.sum(), "valid"
+        )
         for part in corners.T
     ]
     (outline,) = axes.fill(*smooth, facecolor="#dd8265", edgecolor="#7d3524", linewidth=3)
