@@ -130,7 +130,9 @@ def _phantom(options: argparse.Namespace) -> int:
     """Make a synthetic abdominal CT; its ground truth (1 liver, 2 tumor) is written beside it."""
     from .training.phantom import make_phantom, write_phantom
 
-    paths = write_phantom(make_phantom(options.seed, spacing_mm=tuple(options.spacing)), options.output)
+    with progress_bar() as progress:
+        progress("Making the phantom", 0.0)
+        paths = write_phantom(make_phantom(options.seed, spacing_mm=tuple(options.spacing)), options.output)
     for path in paths:
         print(path)
     return 0
@@ -147,6 +149,8 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 _BENCHMARKS = {
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".evaluation.benchmark_batch"),
+    "cost": ("time and memory of a heat map, beside other libraries", ".evaluation.benchmark_cost"),
+    "explain": ("how faithful the maps of each method and layer are", ".evaluation.benchmark_explain"),
 }
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {

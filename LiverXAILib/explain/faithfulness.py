@@ -185,11 +185,14 @@ def check_faithfulness(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     examination: Examination | None = None,
+    levels: int = LEVELS,
 ) -> dict[str, Any]:
     """Examine one map; returns the JSON-ready card of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
 
     :param values: the signed map on the padded grid of `run`.
     :param examination: of the same question, if other maps for it are examined as well: its controls are shared.
+    :param levels: parts in which the layers are shuffled, one after the other. Methods that read no layer take so
+        many passes that all layers are shuffled at once.
 
     The card holds
 
@@ -212,9 +215,8 @@ def check_faithfulness(
     curves = exam.curves(values[exam.box].clamp_min(0))
     context = exam.context_dependence()
     trained = exam.map(method, layer)
-    levels = LEVELS if method.layer_maps is not None else 1
     randomization: dict[str, Any] = {"shuffled_layers": [], "spearman": []}
-    for share, networks in _shuffled_networks(exam.run, levels):
+    for share, networks in _shuffled_networks(exam.run, levels if method.layer_maps is not None else 1):
         shuffled = exam.map(method, layer, networks)
         randomization["shuffled_layers"].append(share)
         randomization["spearman"].append(spearman(trained, shuffled))
@@ -327,7 +329,9 @@ def _verdict(card: dict[str, Any]) -> tuple[bool, str]:
         beaten_by = [
             name for name in ("edges", "smooth noise", "shuffled network") if gain <= card["controls"][name]["gain"]
         ]
-        if beaten_by:
+        if gain <= 0:
+            complaints.append("the answer depends less on what it marks than on the rest")
+        elif beaten_by:
             what = " or ".join(beaten_by).replace("shuffled network", "the map of a shuffled network")
             complaints.append(f"the answer follows what it marks no more than it follows {what}")
     if card["randomization"]["spearman"][-1] > SHUFFLED:

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liverxai benchmark cost``: what an explanation costs beside the prediction, and what other libraries ask for it.
+
+Everything is measured in one run, on one window of the image, for the same score at the same layer: the plain forward
+pass, LiverXAI's own map, captum's ``LayerGradCam`` and MONAI's ``GradCAM`` (where these are installed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..explain import METHODS, Target
+from ..explain.run import Question, StageRun, ask
+from ..explain.stitching import stage_maps
+from ..inference import segment, select_device
+from ..models import Model, load_model
+from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.volume import Volume
+
+#: How often the memory is looked at, in seconds.
+_TICK = 0.002
+
+Row = dict[str, Any]
+
+
+def benchmark_cost(
+    volume: Volume,
+    model: Model,
+    *,
+    target: str = "tumor",
+    layer: str | None = None,
+    device: str = "auto",
+    repeats: int = 3,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> list[Row]:
+    """Time and memory of each way to explain `target`: rows with seconds, times a forward pass, and peak MiB.
+
+    Seconds are the median of `repeats`; MiB are the most above what the process held before (GPU: what torch had
+    allocated; CPU: resident memory, where psutil is installed). The last rows are about the whole image: all windows
+    that the target touches, and four questions at once.
+    """
+    segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
+    question_text = Target.parse(target)
+    stage = model.spec.stage_of(question_text.resolve(segmentation).label)
+    run = StageRun.prepare(volume, model, stage, segmentation, select_device(device))
+    question = ask(question_text, segmentation, model, run, cancel)
+    layer = layer or stage.default_layer
+    box = run.plan.boxes[question.focus]
+    alone = replace(question, windows={question.focus: question.windows[question.focus]})
+    jobs: dict[str, Callable[[], object]] = {
+        "forward pass": lambda: _forward(run, question, [question.focus]),
+        "LiverXAI, one question": lambda: _maps(run, [alone], layer),
+        "LiverXAI, four questions": lambda: _maps(run, [alone] * 4, layer),
+    }
+    share = question.share(box, run.plan.weight(box))
+    scored = _Score(run, question, share).to(run.device)
+    window = run.image[box][None, None].to(run.device)
+    if (job := _captum(scored, layer, window)) is not None:
+        jobs["captum LayerGradCam"] = job
+    if (job := _monai(scored, layer, window)) is not None:
+        jobs["MONAI GradCAM"] = job
+    touched = list(question.windows)
+    jobs[f"forward pass, {len(touched)} windows"] = lambda: _forward(run, question, touched)
+    jobs[f"LiverXAI, {len(touched)} windows"] = lambda: _maps(run, [question], layer)
+    rows: list[Row] = []
+    for number, (name, job) in enumerate(jobs.items()):
+        check_cancel(cancel)
+        report_progress(progress, f"Measuring: {name}", number / len(jobs))
+        seconds, memory = _measure(job, run.device, repeats)
+        rows.append({"what": name, "layer": layer, "seconds": seconds, "peak_mib": memory})
+    whole = next(row["seconds"] for row in rows if row["what"].startswith("forward pass,"))
+    for row in rows:
+        base = whole if "windows" in row["what"] else rows[0]["seconds"]
+        row["forward_passes"] = round(row["seconds"] / base, 2)
+    report_progress(progress, "Done", 1.0)
+    return rows
+
+
+class _Score(nn.Module):
+    """The stage's first network with the question's score as its output: what a library for classifiers expects."""
+
+    def __init__(self, run: StageRun, question: Question, share: torch.Tensor) -> None:
+        super().__init__()
+        self.network = run.networks[0]
+        self.channels = list(question.channels)
+        self.register_buffer("share", share)
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        """(1, 1, a, b, c) → (1, 1): one "class"."""
+        return (self.network(window)[0, self.channels] * self.share).sum().reshape(1, 1)
+
+
+def _forward(run: StageRun, question: Question, windows: Sequence[int]) -> None:
+    with torch.inference_mode():
+        for number in windows:
+            run.forward(0, run.plan.boxes[number])
+
+
+def _maps(run: StageRun, questions: list[Question], layer: str) -> None:
+    for _ in stage_maps(replace(run, networks=run.networks[:1]), questions, METHODS["seg-grad-cam"], layer):
+        pass
+
+
+def _captum(scored: _Score, layer: str, window: torch.Tensor) -> Callable[[], object] | None:
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError:
+        return None
+    method = LayerGradCam(scored, scored.network.get_submodule(layer))
+    return lambda: method.attribute(window.clone(), target=0)
+
+
+def _monai(scored: _Score, layer: str, window: torch.Tensor) -> Callable[[], object] | None:
+    try:
+        from monai.visualize import GradCAM
+    except ImportError:
+        return None
+
+    # A copy, since MONAI leaves its hooks on the network; they fire only if gradients of parameters are computed.
+    copied = copy.deepcopy(scored).requires_grad_(True)
+    method = GradCAM(nn_module=copied, target_layers=f"network.{layer}")
+    return lambda: method(window, class_idx=0)
+
+
+def _measure(job: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, float | None]:
+    """Median seconds, and the most MiB above what was held before, of a few runs after a first one."""
+    job()
+    seconds, peaks = [], []
+    for _ in range(repeats):
+        watch = _MemoryWatch(device)
+        with watch:
+            started = time.perf_counter()
+            job()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+        peaks.append(watch.peak_mib)
+    known = [peak for peak in peaks if peak is not None]
+    return round(median(seconds), 3), round(max(known), 1) if known else None
+
+
+class _MemoryWatch:
+    """The most memory in use while the block runs, above what was in use before; `peak_mib` is None if unknown."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak_mib: float | None = None
+        self._device = device
+        self._done = threading.Event()
+
+    def __enter__(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+            return
+        try:
+            import psutil
+        except ImportError:
+            return
+        process = psutil.Process()
+        before = process.memory_info().rss
+        self.peak_mib = 0.0
+
+        def watch() -> None:
+            while not self._done.wait(_TICK):
+                self.peak_mib = max(self.peak_mib or 0.0, (process.memory_info().rss - before) / 2**20)
+
+        self._thread = threading.Thread(target=watch, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        if self._device.type == "cuda":
+            self.peak_mib = (torch.cuda.max_memory_allocated(self._device) - self._before) / 2**20
+        elif self.peak_mib is not None:
+            self._done.set()
+            self._thread.join()
+
+
+def format_cost(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| what | layer | seconds | forward passes | peak MiB |", "|---|---|---|---|---|"]
+    for row in rows:
+        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        lines.append(
+            f"| {row['what']} | {row['layer']} | {row['seconds']:.2f} | {row['forward_passes']:.2f} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``liverxai benchmark cost``."""
+    parser.description = (
+        "Time and memory of a heat map beside the plain forward pass, and of captum's LayerGradCam and MONAI's GradCAM "
+        "on the same window where they are installed."
+    )
+    parser.add_argument("case", metavar="CASE", type=Path, help="a CT: file or DICOM folder")
+    parser.add_argument("--model", default="default", help="name or folder of a model (default: default)")
+    parser.add_argument("--target", default="tumor", help="what to explain (default: tumor)")
+    parser.add_argument("--layer", default=None, help="stage of the network (default: the model's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken (default: 3)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out ``liverxai benchmark cost``; returns the exit code."""
+    from ..volumes.io import read_volume
+
+    rows = benchmark_cost(
+        read_volume(arguments.case),
+        load_model(arguments.model),
+        target=arguments.target,
+        layer=arguments.layer,
+        device=arguments.device,
+        repeats=arguments.repeats,
+    )
+    threads = torch.get_num_threads()
+    sys.stdout.write(f"{format_cost(rows)}\ntorch {torch.__version__}, {threads} CPU threads\n")
+    return 0
