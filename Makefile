@@ -19,7 +19,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 benchmark: $(VENV)/.test
-	$(BIN)/liverxai benchmark --help
+	mkdir -p $(OUTPUT)
+	$(BIN)/liverxai phantom --output $(OUTPUT)/phantom.nii.gz --seed 7
+	$(BIN)/liverxai benchmark cost $(OUTPUT)/phantom.nii.gz
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) build *.egg-info

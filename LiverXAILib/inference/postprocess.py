@@ -39,9 +39,7 @@ def clean_organ(mask: np.ndarray, rules: Postprocessing) -> np.ndarray:
     return sitk.GetArrayFromImage(image).astype(bool)
 
 
-def clean_lesions(
-    lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: float, rules: Postprocessing
-) -> np.ndarray:
+def clean_lesions(lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: float, rules: Postprocessing) -> np.ndarray:
     """The lesions' mask (k, j, i), bool, after the rules for lesions. `organ` is the cleaned organ.
 
     A lesion touches the organ if one of its 26-neighbors is organ.
