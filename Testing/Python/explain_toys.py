@@ -108,6 +108,7 @@ def trained_model() -> Model:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    optimizer.zero_grad()
     stage = tiny_stage(
         network="UNet",
         window=(24, 28, 28),
