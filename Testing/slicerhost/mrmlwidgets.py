@@ -47,7 +47,6 @@ class qMRMLNodeComboBox(qMRMLWidget):
         row.addWidget(self._combo)
         self.setFocusProxy(self._combo)
         self._combo.activated.connect(self._activated)
-        self.destroyed.connect(lambda: None)
 
     def setMRMLScene(self, scene: Any) -> None:
         for tag in self._observers:

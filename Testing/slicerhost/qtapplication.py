@@ -112,6 +112,7 @@ class Panel:
         """Remove the panel as Slicer does when the module is unloaded or reloaded."""
         self.widget.exit()
         self.widget.cleanup()
+        self.parent.setMRMLScene(None)  # C++ widgets stop observing the scene when they are deleted
         self.scroll.close()
         self.scroll.deleteLater()
         process_events()
