@@ -24,7 +24,6 @@ from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train, tumor_threshold
 from .sources import AXES, load_sources
 from .synthesis import Generator
 from .synthesis.fields import Size
-from .synthesis.generator import SIZES
 
 _log = logging.getLogger(__name__)
 
@@ -50,33 +49,27 @@ class Part:
     settings: Settings
 
 
+_ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
 #: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it.
 PARTS = {
     "locator": Part(
-        spacing_mm=3.0,
-        arguments={
-            "dimensions": 3,
-            "in_channels": 1,
-            "out_channels": 2,
-            "features": [12, 24, 48, 96, 128],
-            "norm": "batch",
-        },
-        sizes=SIZES,
-        validation_size=(64, 96, 112),
-        negatives=0.13,
+        spacing_mm=4.0,
+        arguments=_ARGUMENTS | {"features": [16, 32, 64, 96]},
+        sizes=(
+            ((64, 64, 80), 0.35),
+            ((48, 64, 80), 0.25),
+            ((64, 80, 96), 0.2),
+            ((96, 64, 80), 0.1),
+            ((80, 80, 112), 0.1),
+        ),
+        validation_size=(64, 80, 96),
+        negatives=0.18,
         focus=0.0,
-        settings=Settings(iterations=3500),
+        settings=Settings(iterations=1500, batch=2),
     ),
     "liver": Part(
         spacing_mm=2.0,
-        arguments={
-            "dimensions": 3,
-            "in_channels": 1,
-            "out_channels": 2,
-            "features": [24, 48, 96, 128],
-            "norm": "batch",
-            "stem_stride": 2,
-        },
+        arguments=_ARGUMENTS | {"features": [24, 48, 96, 128]},
         sizes=(
             ((64, 64, 64), 0.25),
             ((64, 80, 80), 0.25),
@@ -104,8 +97,8 @@ DATA = (
     "all tumors are synthetic: no real tumor label was used",
 )
 RECIPE = (
-    "3-D U-Net with batch norm at 3 mm; each sample is one of these anatomies deformed, given new intensities and "
-    "lesions, and scanned again; see docs/default-model.md"
+    "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver; each sample is one of these anatomies "
+    "deformed, given new intensities and lesions, and scanned again; see docs/default-model.md"
 )
 LIMITS = (
     "For research use only.",
@@ -114,7 +107,7 @@ LIMITS = (
     "Any focal lesion, cysts included, is called tumor.",
     "Seven real anatomies were seen in training: unusual anatomy (situs inversus, after resection or transplantation, "
     "children, massive ascites) was not.",
-    "The border is that of a 3 mm grid. Not for MR, and not for CT with a resolution worse than about 6 mm.",
+    "The border is that of a 2 mm grid. Not for MR, and not for CT with a resolution worse than about 6 mm.",
 )
 
 
@@ -205,7 +198,7 @@ def export(
         version=__version__,
         title="LiverXAI default model",
         description=(
-            "Liver and liver tumors in CT of the abdomen or trunk: the liver is located at 3 mm, then segmented with "
+            "Liver and liver tumors in CT of the abdomen or trunk: the liver is located at 4 mm, then segmented with "
             "its tumors at 2 mm, one pass each."
         ),
         labels=(LIVER, TUMOR),
@@ -233,7 +226,7 @@ def _stage(name: str, part: Part) -> StageSpec:
         axes=AXES,
         spacing=spacing,
         intensity=Intensity(LOW, HIGH, SHIFT, SCALE),
-        window=(128, 128, 160) if locator else (160, 160, 160),
+        window=(128, 128, 128) if locator else (160, 160, 160),
         divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
         activation="sigmoid",
         channels=("liver", "tumor"),
