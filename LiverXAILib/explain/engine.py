@@ -144,7 +144,7 @@ def _explain_stage(
         if check:
             begin, length = share + (1 - share) * number / len(questions), (1 - share) / len(questions)
             part = scaled(progress, begin, begin + length)
-            card = check_faithfulness(run, question, method, layer, result.values, part, cancel)
+            card = check_faithfulness(run, question, method, layer, result, part, cancel)
         explanations.append(
             Explanation(
                 heatmap=heatmap,

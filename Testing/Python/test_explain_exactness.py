@@ -19,7 +19,7 @@ from LiverXAILib.explain import METHODS, Target, explain, explain_all
 from LiverXAILib.explain.engine import to_input_grid
 from LiverXAILib.explain.layers import LayerTap, lattice_grid
 from LiverXAILib.explain.run import StageRun, ask
-from LiverXAILib.explain.stitching import layer_maps
+from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.inference.stages import region_margin, run_network, stage_input, stage_plan
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Grid, Volume
@@ -82,7 +82,7 @@ def library_maps(volume, model, segmentation, target, method, layer="bottleneck"
     (stage,) = model.spec.stages
     run = StageRun.prepare(volume, model, stage, segmentation, torch.device("cpu"))
     question = ask(Target.parse(target), segmentation, model, run)
-    (result,) = layer_maps(run, [question], METHODS[method], layer)
+    (result,) = stage_maps(run, [question], METHODS[method], layer)
     return run, question, result.values
 
 
