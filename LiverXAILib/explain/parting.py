@@ -73,8 +73,8 @@ class Parting:
         if first is None or second is None:
             return False
         gap = max(max(a.start - b.stop, b.start - a.stop) for a, b in zip(first, second, strict=True))
-        # A gradient covers whole cells: two of them are between what is exactly 0 and what is not.
-        return gap > 2 * self._reach + 2 * max(max(stride) for stride in strides)
+        # Where two regions meet, the center of a cell is within half a cell of the middle between the targets.
+        return gap > 2 * self._reach + max(max(stride) for stride in strides)
 
     def _part(
         self, together: list[torch.Tensor], boxes: Sequence[Box | None], strides: Sequence[Stride]

@@ -178,8 +178,8 @@ class Question:
         """The run and the question cut down to one window, as if there were nothing else, and where it lies.
 
         It is the window that matters most, or, if the stage reads images of any size, the part of it within
-        :data:`CONTEXT_MM` of the target: much cheaper to run many times. Of a target that needs more than `limit_mm`
-        along an axis, it is the part that holds most of it.
+        :data:`CONTEXT_MM` of the target: much cheaper to run many times. Where that is more than `limit_mm` along an
+        axis, it is the box of that size which holds target and surroundings in the best balance, up to half and half.
         """
         window = run.plan.boxes[self.focus]
         box = window
@@ -194,23 +194,31 @@ class Question:
 
     def _surroundings(self, run: StageRun, window: Box, limit_mm: float) -> Box:
         divisor = (1, *run.stage.divisor[1:]) if run.stage.dimensions == 2 else run.stage.divisor
-        importance = self.share(window, run.plan.weight(window)).abs().sum(dim=0)
-        sides: list[slice] = []
+        asked = self.share(window, run.plan.weight(window)).abs().sum(dim=0) > 0
+        sizes, centered = [], []
         for axis, (limits, target) in enumerate(zip(window, self.box, strict=True)):
             reach, most = round(CONTEXT_MM / run.spacing[axis]), round(limit_mm / run.spacing[axis])
             low, high = max(limits.start, target.start - reach), min(limits.stop, target.stop + reach)
-            if high - low > most:
-                profile = importance.sum(dim=[other for other in range(3) if other != axis])
-                held = profile.cumsum(0)[most - 1 :] - torch.nn.functional.pad(profile.cumsum(0), (1, 0))[:-most]
-                best = torch.nonzero(held >= (1 - 1e-4) * held.max()).flatten()
-                low = limits.start + int(best[len(best) // 2])
-                high = low + most
-            size = -(-(high - low) // divisor[axis]) * divisor[axis]
-            low = max(limits.start, min(low, limits.stop - size))
-            sides.append(slice(low, low + size))
-            # The next axes look only at what is left.
-            importance = importance.narrow(axis, low - limits.start, size)
-        return sides[0], sides[1], sides[2]
+            sizes.append(-(-min(high - low, most) // divisor[axis]) * divisor[axis])
+            centered.append((low + high - sizes[axis]) / 2 - limits.start)
+        part = _box_means(asked.float(), sizes)
+        balance = part * (1 - part)
+        best = torch.nonzero(balance >= (1 - 1e-3) * balance.max())
+        corner = best[(best - torch.tensor(centered)).square().sum(dim=1).argmin()].tolist()
+        a, b, c = (
+            slice(limits.start + low, limits.start + low + size)
+            for limits, low, size in zip(window, corner, sizes, strict=True)
+        )
+        return a, b, c
+
+
+def _box_means(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The mean over every box of `sizes` inside (k, j, i), by the box's first corner."""
+    for axis, size in enumerate(sizes):
+        sums = torch.cat([torch.zeros_like(values.narrow(axis, 0, 1)), values.double().cumsum(axis)], dim=axis)
+        length = values.shape[axis] + 1 - size
+        values = (sums.narrow(axis, size, length) - sums.narrow(axis, 0, length)) / size
+    return values
 
 
 @dataclass(eq=False)
