@@ -13,7 +13,7 @@ from pathlib import Path
 from ._version import __version__
 from .analysis import Analysis
 from .errors import InputError, UsageError
-from .explain import METHODS, EmptyTargetError, Target, explain_all
+from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
 from .inference import Postprocessing, segment
 from .measure import measure
 from .models import Model
@@ -31,7 +31,7 @@ def analyze(
     model: Model,
     *,
     targets: Sequence[str | Target] = DEFAULT_TARGETS,
-    method: str = "seg-grad-cam",
+    method: str = DEFAULT_METHOD,
     layer: str | None = None,
     check: bool = False,
     device: str = "auto",
