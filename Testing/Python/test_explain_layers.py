@@ -10,9 +10,10 @@ from explain_toys import LESIONS_LPS, tiny_stage, trained_model, two_lesion_case
 from torch import nn
 from toys import ball_phantom, model_of
 
+from LiverXAILib.cli import main
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import explain, explain_all
-from LiverXAILib.models import LayerSpec
+from LiverXAILib.models import LayerSpec, load_model
 from LiverXAILib.volumes.volume import Grid
 
 
@@ -158,6 +159,19 @@ def test_a_layer_that_cannot_be_explained_is_an_error_in_words(network, layer, w
         explain(volume, model, segmentation, "tumor", layer=layer, device="cpu")
     # Nothing is left behind on the network.
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_every_model_lists_its_stages_with_their_size_in_mm(capsys):
+    assert main(["models", "show", "default", "--layers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    spec = load_model("default").spec
+    for stage in spec.stages:
+        for layer in stage.layers:
+            (line,) = [line for line in lines if line.split()[:1] == [layer.name]][-1:]
+            size = " x ".join(f"{step * mm:.3g}" for step, mm in zip(layer.stride, stage.spacing, strict=True))
+            if stage is spec.stages[-1]:
+                assert f"{size} mm" in line
+                assert ("(default)" in line) == (layer.name == stage.default_layer)
 
 
 def test_an_unknown_method_is_an_error_that_lists_the_methods():
