@@ -240,9 +240,9 @@ class Examination:
         copied = card["curves"]["gain"] <= card["controls"]["logit map"]["gain"]
         return (
             f"This map passed: blurring the {volume:.2g} ml that it marks most takes the model's confidence from "
-            f"{card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; that is no accident of image edges, of "
-            "smooth noise or of the method, it depends on what the model learned, and 10 HU of noise do not change it"
-            + (", but a plain copy of the model's score does as well." if copied else ".")
+            f"{card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; image edges, random places and the map "
+            f"of a network with shuffled weights explain it less well, and {NOISE_HU:g} HU of noise hardly change it"
+            + (", but a plain copy of the model's score explains it as well." if copied else ".")
         )
 
     def map(self, method: Method, layer: str, networks: Sequence[nn.Module] | None = None, noise: bool = False) -> Any:
