@@ -196,7 +196,7 @@ class LiverXAIParameters:
     model: str = "default"
     modelFolder: str = ""
     target: str = "both"
-    method: str = "seg-grad-cam"
+    method: str = "hires-cam"
     layer: str = ""
     device: str = "auto"
     check: bool = False
@@ -276,7 +276,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         segmentationNode: slicer.vtkMRMLSegmentationNode,
         target: str = "tumor",
         *,
-        method: str = "seg-grad-cam",
+        method: str = "hires-cam",
         layer: str | None = None,
         check: bool = False,
         model: str = "default",
@@ -325,7 +325,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         volumeNode: slicer.vtkMRMLScalarVolumeNode,
         targets: Sequence[str] = ("liver", "tumor"),
         *,
-        method: str = "seg-grad-cam",
+        method: str = "hires-cam",
         layer: str | None = None,
         check: bool = False,
         model: str = "default",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .models import Model
     from .volumes.volume import Volume
 
+#: :data:`LiverXAILib.explain.DEFAULT_METHOD`, without importing what it needs (a test compares).
+_METHOD = "hires-cam"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -32,7 +35,7 @@ class Options:
     """
 
     explain: tuple[str, ...] | None = None
-    method: str = "seg-grad-cam"
+    method: str = _METHOD
     layer: str | None = None
     check: bool = False
     report: bool = True
@@ -120,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="what to explain: liver, tumor, lesion:N, … (default: liver tumor; nothing after it: no explanation)",
     )
-    parser.add_argument("--method", default="seg-grad-cam", help="explanation method (default: seg-grad-cam)")
+    parser.add_argument("--method", default=_METHOD, help="explanation method (default: %(default)s)")
     parser.add_argument("--layer", default=None, help="stage of the network to explain (default: the model's)")
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
     parser.add_argument(

@@ -13,9 +13,10 @@ from pathlib import Path
 from ._version import __version__
 from .analysis import Analysis
 from .errors import InputError, UsageError
-from .explain import METHODS, EmptyTargetError, Target, explain_all
+from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
+from .explain.targets import LESION_LABEL
 from .inference import Postprocessing, segment
-from .measure import measure
+from .measure import measure, measure_uncertainty
 from .models import Model
 from .progress import CancelToken, Progress, report_progress, scaled
 from .report import write_report, write_segmentation_file, write_tables
@@ -31,7 +32,7 @@ def analyze(
     model: Model,
     *,
     targets: Sequence[str | Target] = DEFAULT_TARGETS,
-    method: str = "seg-grad-cam",
+    method: str = DEFAULT_METHOD,
     layer: str | None = None,
     check: bool = False,
     device: str = "auto",
@@ -45,7 +46,8 @@ def analyze(
         "lesion:1" …). A question about something that was not found is skipped with a warning.
     :param method: explanation method, see :data:`LiverXAILib.explain.METHODS`.
     :param layer: stage of the network to explain; None: the model's default.
-    :param check: also compute how faithful each explanation is (takes several times longer).
+    :param check: also compute how faithful each explanation is, and how sure the model is of each lesion (takes
+        several times longer).
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
@@ -77,9 +79,14 @@ def analyze(
         layer=layer,
         check=check,
         device=device,
-        progress=scaled(progress, 0.4, 0.95),
+        progress=scaled(progress, 0.4, 0.9),
         cancel=cancel,
     )
+    uncertainty = None
+    if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
+        uncertainty = measure_uncertainty(
+            volume, model, segmentation, device=device, progress=scaled(progress, 0.9, 0.95), cancel=cancel
+        )
     report_progress(progress, "Measuring", 0.95)
     measurements = measure(volume, segmentation)
     provenance = {
@@ -98,6 +105,7 @@ def analyze(
             }
             for explanation in explanations
         ],
+        "uncertainty": None if uncertainty is None else uncertainty.to_dict(),
         "warnings": warnings,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "seconds": round(time.time() - started, 2),

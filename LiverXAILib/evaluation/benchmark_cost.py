@@ -12,7 +12,7 @@ import copy
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..explain import METHODS, Target
+from ..explain import METHODS, Target, explain_all
 from ..explain.run import Question, StageRun, ask
 from ..explain.stitching import stage_maps
-from ..inference import segment, select_device
+from ..inference import Segmentation, lesion_components, segment, select_device
 from ..models import Model, load_model
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.volume import Volume
@@ -50,7 +50,8 @@ def benchmark_cost(
 
     Seconds are the median of `repeats`; MiB are the most above what the process held before (GPU: what torch had
     allocated; CPU: resident memory, where psutil is installed). The last rows are about the whole image: all windows
-    that the target touches, and four questions at once.
+    that the target touches; and the liver with up to four lesions, as maps on the network's grid and as finished heat
+    maps on the image's grid (:func:`~LiverXAILib.explain.explain_all`), beside the stage's pass over the image.
     """
     segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
     question_text = Target.parse(target)
@@ -72,21 +73,42 @@ def benchmark_cost(
         jobs["captum LayerGradCam"] = job
     if (job := _monai(scored, layer, window)) is not None:
         jobs["MONAI GradCAM"] = job
-    touched = list(question.windows)
+    touched, every = list(question.windows), list(range(len(run.plan.boxes)))
     jobs[f"forward pass, {len(touched)} windows"] = lambda: _forward(run, question, touched)
     jobs[f"LiverXAI, {len(touched)} windows"] = lambda: _maps(run, [question], layer)
+    texts = _liver_and_lesions(segmentation, stage.labels)
+    several = [ask(Target.parse(text), segmentation, model, run, cancel) for text in texts]
+    jobs[f"segmentation's pass, {len(every)} windows"] = lambda: _forward(run, question, every)
+    jobs[f"LiverXAI, {', '.join(texts)}"] = lambda: _maps(run, several, layer)
+    jobs["the same on the image's grid"] = lambda: explain_all(
+        volume, model, segmentation, texts, layer=layer, device=device
+    )
     rows: list[Row] = []
+    base = 0.0
     for number, (name, job) in enumerate(jobs.items()):
         check_cancel(cancel)
         report_progress(progress, f"Measuring: {name}", number / len(jobs))
         seconds, memory = _measure(job, run.device, repeats)
-        rows.append({"what": name, "layer": layer, "seconds": seconds, "peak_mib": memory})
-    whole = next(row["seconds"] for row in rows if row["what"].startswith("forward pass,"))
-    for row in rows:
-        base = whole if "windows" in row["what"] else rows[0]["seconds"]
-        row["forward_passes"] = round(row["seconds"] / base, 2)
+        # Each row is compared with the pass above it.
+        base = seconds if "pass" in name else base
+        rows.append(
+            {
+                "what": name,
+                "layer": layer,
+                "seconds": seconds,
+                "forward_passes": round(seconds / base, 2),
+                "peak_mib": memory,
+            }
+        )
     report_progress(progress, "Done", 1.0)
     return rows
+
+
+def _liver_and_lesions(segmentation: Segmentation, labels: Collection[str]) -> list[str]:
+    """The liver, if the stage knows it and it was found, and the four largest lesions."""
+    found = ["liver"] if "liver" in labels and segmentation.mask("liver").any() else []
+    count = min(4, int(lesion_components(segmentation).max())) if "tumor" in labels else 0
+    return found + [f"lesion:{number + 1}" for number in range(count)]
 
 
 class _Score(nn.Module):

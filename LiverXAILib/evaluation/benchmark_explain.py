@@ -3,6 +3,11 @@
 
 A default method should be the one that measures best on the model at hand, not the one that is cited most. Each row is
 one map: the faithfulness card of :mod:`LiverXAILib.explain.faithfulness` in numbers, beside the controls.
+
+A model of nine stages has 45 maps for a question, so they share what they can: the stages and methods of one network
+come from a single pass forth and back, shuffled weights and noise from one more each. What is left, the deletion and
+insertion curves, have fewer points than in a single map's check, in a smaller box around the target, and the map of
+the shuffled network is compared by rank only.
 """
 
 from __future__ import annotations
@@ -11,16 +16,18 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ..errors import UsageError
 from ..explain import METHODS, EmptyTargetError, Target
-from ..explain.faithfulness import Examination, check_faithfulness
-from ..explain.run import StageRun, ask
-from ..explain.stitching import stage_maps
+from ..explain.faithfulness import Examination, energy_lift, shuffled_networks
+from ..explain.run import StageMap, StageRun, ask
+from ..explain.stitching import recorded, stage_maps
 from ..files import replacing
 from ..inference import segment, select_device
 from ..models import Model, load_model
@@ -29,6 +36,9 @@ from ..volumes.volume import Volume
 
 #: What is benchmarked by default.
 TARGETS = ("liver", "tumor")
+#: Points of a curve, and the size of the box in which maps are examined.
+POINTS = 5
+FIELD_MM = 72.0
 #: Methods that read a layer. The others take minutes a map and are benchmarked when they are named.
 LAYER_METHODS = tuple(name for name, method in METHODS.items() if method.layer_maps is not None)
 
@@ -42,6 +52,8 @@ def benchmark_explain(
     targets: Sequence[str] = TARGETS,
     methods: Sequence[str] = LAYER_METHODS,
     layers: Sequence[str] | None = None,
+    points: int = POINTS,
+    field_mm: float = FIELD_MM,
     device: str = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -50,6 +62,8 @@ def benchmark_explain(
 
     :param cases: CTs by name.
     :param layers: of the network; None: all that its card lists.
+    :param points: of the deletion and insertion curves, including both ends.
+    :param field_mm: size of the box around the target in which maps are made and examined.
     :return: flat rows, the same keys in each. A target that was not found in a case gives no row.
     """
     if unknown := [name for name in methods if name not in METHODS]:
@@ -67,32 +81,52 @@ def benchmark_explain(
                 question = ask(target, segmentation, model, run, cancel)
             except EmptyTargetError:
                 continue
-            exam = Examination(run, question, cancel=cancel)
-            combinations = [
-                (method, layer)
-                for method in methods
-                for layer in ((layers or _names(stage.layers)) if METHODS[method].layer_maps else [""])
-            ]
-            for count, (method, layer) in enumerate(combinations):
+            exam = Examination(run, question, cancel=cancel, points=points, limit_mm=field_mm)
+            read = [layer.name for layer in stage.layers] if layers is None else list(layers)
+            total = sum(len(read) if METHODS[method].layer_maps else 1 for method in methods)
+            for count, (method, layer, maps) in enumerate(_maps(exam, methods, read)):
                 check_cancel(cancel)
-                report_progress(inner, f"{name}: {text}, {method} {layer}", count / len(combinations))
-                started = time.perf_counter()
-                (result,) = stage_maps(run, [question], METHODS[method], layer, cancel=cancel)
-                seconds = time.perf_counter() - started
-                card = check_faithfulness(
-                    run, question, METHODS[method], layer, result.values, cancel=cancel, examination=exam, levels=1
+                report_progress(inner, f"{name}: {text}, {method} {layer}", count / total)
+                result, noisy, shuffled = maps
+                trained = result.values.clamp_min(0)
+                card = exam.card(
+                    result.values,
+                    trained,
+                    {1.0: shuffled.values.clamp_min(0)},
+                    noisy.values.clamp_min(0),
+                    energy_lift(result.values, exam.run, exam.question),
+                    bool(result.warnings),
                 )
-                rows.append({"case": name, "target": text, "method": method, "layer": layer} | _row(card, seconds))
+                rows.append({"case": name, "target": text, "method": method, "layer": layer} | _row(card))
                 rows[-1]["warning"] = " ".join(result.warnings)
     report_progress(progress, "Done", 1.0)
     return rows
 
 
-def _names(layers: Iterable[Any]) -> list[str]:
-    return [layer.name for layer in layers]
+def _maps(
+    exam: Examination, methods: Sequence[str], layers: Sequence[str]
+) -> Iterator[tuple[str, str, tuple[StageMap, StageMap, StageMap]]]:
+    """Each method and layer with its maps in the window: of the network, under noise, and with shuffled weights."""
+    ((_, networks),) = shuffled_networks(exam.run, 1)
+    runs = (exam.run, exam.noisy_run, replace(exam.run, networks=networks))
+    with ExitStack() as stack:
+        recordings = []
+        if any(METHODS[name].layer_maps for name in methods):
+            recordings = [
+                stack.enter_context(recorded(run, [exam.question], layers, cancel=exam.cancel)) for run in runs
+            ]
+        for name in methods:
+            method = METHODS[name]
+            if method.layer_maps is not None:
+                for layer in layers:
+                    a, b, c = (recording.map(0, method, layer) for recording in recordings)
+                    yield name, layer, (a, b, c)
+            else:
+                a, b, c = (next(stage_maps(run, [exam.question], method, cancel=exam.cancel)) for run in runs)
+                yield name, "", (a, b, c)
 
 
-def _row(card: Mapping[str, Any], seconds: float) -> Row:
+def _row(card: Mapping[str, Any]) -> Row:
     gains = {f"gain_{name.replace(' ', '_')}": control["gain"] for name, control in card["controls"].items()}
     return {
         "passed": card["passed"],
@@ -109,60 +143,81 @@ def _row(card: Mapping[str, Any], seconds: float) -> Row:
         "spearman_random_pairs": round(fmean(card["randomization"]["random_pairs"]), 4),
         "spearman_noise": card["stability"]["spearman"],
         "change_noise": card["stability"]["relative_change"],
-        "map_seconds": round(seconds, 2),
         "verdict": card["sentence"],
     }
 
 
-def summarize(rows: Sequence[Row]) -> list[Row]:
-    """The mean over cases for each target, method and layer; `passed` is the part of the cases that passed."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+def summarize(rows: Sequence[Row], by: Sequence[str] = ("target", "method", "layer")) -> list[Row]:
+    """The means over rows that are alike in the columns `by`; `passed`: the part that passed, `maps`: how many."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["target"], row["method"], row["layer"]), []).append(row)
-    keys = [key for key, value in rows[0].items() if isinstance(value, (int, float))] if rows else []
+        groups.setdefault(tuple(row[key] for key in by), []).append(row)
+    numbers = [key for key, value in rows[0].items() if isinstance(value, (int, float))] if rows else []
     return [
-        {"target": target, "method": method, "layer": layer, "cases": len(group)}
-        | {key: round(fmean(float(row[key]) for row in group), 4) for key in keys}
-        for (target, method, layer), group in groups.items()
+        dict(zip(by, key, strict=True))
+        | {"maps": len(group)}
+        | {name: round(fmean(float(row[name]) for row in group), 4) for name in numbers}
+        for key, group in groups.items()
     ]
 
 
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Methods and layers, best first: by the part of all maps that passed, then by the mean gain."""
+    return sorted(summarize(rows, ("method", "layer")), key=lambda row: (-row["passed"], -row["gain"]))
+
+
 def format_table(rows: Sequence[Row]) -> str:
-    """The summary as a Markdown table."""
+    """Two Markdown tables: methods and layers, best first, over all cases and questions; and the controls."""
     columns = {
-        "target": "target",
         "method": "method",
         "layer": "layer",
+        "maps": "maps",
         "passed": "passed",
         "gain": "gain",
-        "gain_logit_map": "logit map",
-        "gain_edges": "edges",
-        "gain_shuffled_network": "shuffled network",
+        "deletion_auc": "deletion",
+        "insertion_auc": "insertion",
         "energy_lift": "energy lift",
         "spearman_shuffled": "ρ shuffled",
         "spearman_noise": "ρ noise",
-        "map_seconds": "s",
     }
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
-    for row in summarize(rows):
-        cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in columns]
-        lines.append("| " + " | ".join(cells) + " |")
+    controls = {
+        "case": "case",
+        "target": "question",
+        "score": "confidence",
+        "score_blurred": "blurred",
+        "gain_logit_map": "gain: logit map",
+        "gain_edges": "edges",
+        "gain_smooth_noise": "smooth noise",
+        "lost_without_surroundings": "lost without surroundings",
+        "lost_without_target": "lost without target",
+    }
+    lines = [*_markdown(ranked(rows), columns), "", *_markdown(summarize(rows, ("case", "target")), controls)]
     return "\n".join(lines)
 
 
+def _markdown(rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def write_benchmark(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ``benchmark-explain.csv`` and ``benchmark-explain.png`` into `folder`; returns their paths."""
+    """Write ``benchmark-explain.csv``, ``.md`` and ``.png`` into `folder`; returns their paths."""
     if not rows:
         raise UsageError("Nothing was found in these cases that could be explained, so there is nothing to compare.")
     folder.mkdir(parents=True, exist_ok=True)
-    table, figure = folder / "benchmark-explain.csv", folder / "benchmark-explain.png"
+    table, text, figure = (folder / f"benchmark-explain.{suffix}" for suffix in ("csv", "md", "png"))
     with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    with replacing(text) as temporary:
+        temporary.write_text(format_table(rows) + "\n", encoding="utf-8")
     with replacing(figure) as temporary:
         draw_benchmark(rows, temporary)
-    return [table, figure]
+    return [table, text, figure]
 
 
 def draw_benchmark(rows: Sequence[Row], path: Path) -> None:
@@ -217,6 +272,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(METHODS)} (default: those that read a layer)",
     )
     parser.add_argument("--layers", nargs="+", default=None, help="stages of the network (default: all)")
+    parser.add_argument("--points", type=int, default=POINTS, help=f"of each curve (default: {POINTS})")
+    parser.add_argument(
+        "--field", type=float, default=FIELD_MM, help=f"mm around the target that are examined (default: {FIELD_MM:g})"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
 
@@ -234,17 +293,21 @@ def run(arguments: argparse.Namespace) -> int:
             bar.set_description_str(stage, refresh=False)
             bar.update(max(0.0, fraction - bar.n))
 
+        started = time.perf_counter()
         rows = benchmark_explain(
             cases,
             model,
             targets=arguments.targets,
             methods=arguments.methods,
             layers=arguments.layers,
+            points=arguments.points,
+            field_mm=arguments.field,
             device=arguments.device,
             progress=progress,
         )
     files = write_benchmark(rows, arguments.output)
-    sys.stdout.write("\n".join([format_table(rows), *map(str, files)]) + "\n")
+    took = f"{len(rows)} maps in {(time.perf_counter() - started) / 60:.1f} minutes"
+    sys.stdout.write("\n".join([format_table(rows), took, *map(str, files)]) + "\n")
     return 0
 
 

@@ -18,7 +18,7 @@ from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, report_progress, scaled
 from ..volumes.resample import resample
 from ..volumes.volume import Volume
-from .explanation import Explanation
+from .explanation import DEFAULT_METHOD, Explanation
 from .faithfulness import check_faithfulness
 from .layers import cell_mm, find_layer
 from .methods import METHODS, Method
@@ -35,7 +35,7 @@ def explain(
     model: Model,
     segmentation: Segmentation,
     target: str | Target = "tumor",
-    method: str = "seg-grad-cam",
+    method: str = DEFAULT_METHOD,
     layer: str | None = None,
     *,
     device: str = "auto",
@@ -64,7 +64,7 @@ def explain_all(
     model: Model,
     segmentation: Segmentation,
     targets: Sequence[str | Target],
-    method: str = "seg-grad-cam",
+    method: str = DEFAULT_METHOD,
     layer: str | None = None,
     *,
     device: str = "auto",
@@ -144,7 +144,7 @@ def _explain_stage(
         if check:
             begin, length = share + (1 - share) * number / len(questions), (1 - share) / len(questions)
             part = scaled(progress, begin, begin + length)
-            card = check_faithfulness(run, question, method, layer, result.values, part, cancel)
+            card = check_faithfulness(run, question, method, layer, result, part, cancel)
         explanations.append(
             Explanation(
                 heatmap=heatmap,

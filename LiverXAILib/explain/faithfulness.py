@@ -7,9 +7,10 @@ All checks run in one window, the one that decides most of the question, or in t
     f(x) = sum_y T(y) p(y; x) / sum_y T(y),
 
 the mean probability p of the answer over the target's share T of the window, for an image x. To "delete" a voxel is to
-replace it by the blurred CT (Gaussian of :data:`~LiverXAILib.explain.run.BLUR_MM`): an image without the structure
-that a scanner could have made. Air or zeros would be answered for their edges (Hase et al. 2021, "The
-Out-of-Distribution Problem in Explainability").
+replace it by the blurred CT: an image without the structure that a scanner could have made. Air or zeros would be
+answered for their edges (Hase et al. 2021, "The Out-of-Distribution Problem in Explainability"). The blur is a
+Gaussian of :data:`~LiverXAILib.explain.run.BLUR_MM`, or, since a large organ outlasts that, of half the radius of a
+ball with the target's volume.
 
 A number alone says little, so the same is computed for maps that explain nothing: the network's own score ("logit
 map"), the CT's edges, smooth noise, and the map of the same method for a network whose weights were shuffled.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -28,9 +29,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..inference.windows import Box
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from .methods import Method
-from .run import Question, StageRun, gaussian
+from .run import BLUR_MM, EXAMINED_MM, Question, StageMap, StageRun, gaussian
 from .stitching import stage_maps
 
 #: Points of the deletion and insertion curves, including both ends.
@@ -43,10 +45,16 @@ NOISE_HU = 10.0
 STABLE = 0.8
 #: A map depends on what was learned if its rank correlation after shuffling all weights is at most this.
 SHUFFLED = 0.5
+#: Confidence that must be lost when everything is blurred, or deletion and insertion test nothing.
+_TESTABLE = 0.05
+#: Controls that a map must beat, as sentences name them.
+_RIVALS = {
+    "edges": "image edges",
+    "smooth noise": "random places",
+    "shuffled network": "the map of a network with shuffled weights",
+}
 #: Structures this close to the target count as the target itself when its surroundings are blurred.
 _RIM_MM = 5.0
-#: About how often a network reads the window for one card.
-_PASSES = 10 * (POINTS - 2) + LEVELS + 6
 #: Ranks are compared on at most about this many voxels.
 _SAMPLE = 60_000
 
@@ -55,18 +63,34 @@ class Examination:
     """The window in which a question is examined, and what does not depend on the map: scores and controls.
 
     Deterministic: all random numbers come from a fixed seed.
+
+    :param points: of the deletion and insertion curves, including both ends.
+    :param limit_mm: size of the window, at most, where the network reads images of any size.
     """
 
     def __init__(
-        self, run: StageRun, question: Question, progress: Progress | None = None, cancel: CancelToken | None = None
+        self,
+        run: StageRun,
+        question: Question,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        points: int = POINTS,
+        limit_mm: float = EXAMINED_MM,
     ) -> None:
-        self.run, self.question, self.box = question.in_focus(run)
+        self.run, self.question, self.box = question.in_focus(run, limit_mm)
         self.progress = progress
         self.cancel = cancel
+        self.points = points
         self.passes = 0
         self._weights = self.question.weights.abs().sum(dim=0)
         self._weights = self._weights / self._weights.sum()
-        self._blurred = run.blurred[self.box]
+        voxel = float(np.prod(run.spacing))
+        radius = (float((question.weights.abs().sum(dim=0) > 0).sum()) * voxel * 0.75 / np.pi) ** (1 / 3)
+        self.blur_mm = max(BLUR_MM, radius / 2)
+        self._blurred = _blurred(run, self.box, self.blur_mm)
+        self._volume_ml = float(np.prod(self.run.plan.shape)) * voxel / 1000
+        # Almost all of what a card takes, for the progress.
+        self._expected = 10 * (points - 2) + LEVELS + 6
 
     @cached_property
     def intact(self) -> float:
@@ -108,7 +132,7 @@ class Examination:
         small part of the window. Areas are taken over n/N by the trapezoid rule; the gain is insertion minus deletion,
         in units of f(image) - f(blurred image): at most about 1, and about -0.5 for a map that ranks at random.
         """
-        steps = np.linspace(0, 1, POINTS)
+        steps = np.linspace(0, 1, self.points)
         order = self._ranking(values)
         deletion, insertion = [self.intact], [self.erased]
         for step in steps[1:-1]:
@@ -119,7 +143,9 @@ class Examination:
             insertion.append(self.score(torch.where(top, self.run.image, self._blurred)))
         deletion.append(self.erased)
         insertion.append(self.intact)
-        areas = [float(torch.trapezoid(torch.tensor(curve), dx=1 / (POINTS - 1))) for curve in (deletion, insertion)]
+        areas = [
+            float(torch.trapezoid(torch.tensor(curve), dx=1 / (self.points - 1))) for curve in (deletion, insertion)
+        ]
         span = self.intact - self.erased
         return {
             "fractions": [round(float(step**3), 6) for step in steps],
@@ -130,7 +156,8 @@ class Examination:
             "gain": round((areas[1] - areas[0]) / span, 4) if span > 0 else 0.0,
         }
 
-    def context_dependence(self) -> dict[str, float]:
+    @cached_property
+    def context(self) -> dict[str, float]:
         """What part of f is lost when everything but the target (and 5 mm around it) is blurred, and the reverse.
 
         Of the target alone the network may not know what it is; then the answer came from its surroundings.
@@ -143,17 +170,98 @@ class Examination:
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
         }
 
+    def card(
+        self,
+        values: torch.Tensor,
+        trained: torch.Tensor,
+        shuffled: Mapping[float, torch.Tensor],
+        noisy: torch.Tensor,
+        lift: float,
+        warned: bool = False,
+        controls: Mapping[str, dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """All numbers about one map, JSON-ready, and the verdict.
+
+        :param values: the map in the window, as it is shown.
+        :param trained: the same method's map of the window alone; `noisy`: under noise; `shuffled`: by the fraction
+            of layers, last ones first, whose weights were shuffled, up to 1.
+        :param lift: :func:`energy_lift`.
+        :param warned: whether the map came with a warning (degenerate layer …); then it cannot pass.
+        :param controls: curves of further controls.
+
+        The card holds
+
+        * ``score``, ``score_blurred``: f of the CT and of the blurred CT;
+        * ``curves`` and ``controls``: deletion and insertion (:meth:`curves`);
+        * ``energy_lift``: the target's part of the map's sum over its part of the volume: 1 for a map that is the
+          same everywhere (energy-based pointing game, Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279);
+        * ``context``: :attr:`context`;
+        * ``randomization``: Spearman correlation with the map after the weights were shuffled, from the last layers
+          to the first (cascading; Adebayo et al. 2018, https://arxiv.org/abs/1810.03292), beside that of
+          ``random_pairs``, the map against its own mirror images: what maps have in common that have nothing in
+          common (after Arun et al. 2021, https://arxiv.org/abs/2008.02766);
+        * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` under noise of 10 HU (a draw of
+          sensitivity-max, Yeh et al. 2019, https://arxiv.org/abs/1901.09392);
+        * ``passed`` and ``sentence``.
+        """
+        values, norm = values.clamp_min(0), float(trained.norm())
+        card: dict[str, Any] = {
+            "score": round(self.intact, 5),
+            "score_blurred": round(self.erased, 5),
+            "curves": self.curves(values),
+            "controls": {**self.controls, **(controls or {})},
+            "energy_lift": lift,
+            "context": self.context,
+            "randomization": {
+                "shuffled_layers": list(shuffled),
+                "spearman": [spearman(trained, other) for other in shuffled.values()],
+                "random_pairs": _mirror_correlations(trained),
+            },
+            "stability": {
+                "noise_hu": NOISE_HU,
+                "spearman": spearman(trained, noisy),
+                "relative_change": round(float((noisy - trained).norm()) / norm, 4) if norm else 0.0,
+            },
+            "baseline": f"the CT after a Gaussian of {self.blur_mm:.3g} mm",
+            "examined_ml": round(self._volume_ml, 1),
+        }
+        complaints = ["it is empty"] if float(values.max()) <= 0 else _complaints(card)
+        if warned:
+            complaints.append("there is a warning about it")
+        card["passed"] = not complaints
+        card["sentence"] = f"This map did not pass: {'; '.join(complaints)}." if complaints else self._praise(card)
+        return card
+
+    def _praise(self, card: dict[str, Any]) -> str:
+        """What a reader who trusts the map should know of how it was tested."""
+        target = float((self._weights > 0).float().mean())
+        point = next(n for n, fraction in enumerate(card["curves"]["fractions"]) if fraction >= target)
+        volume = card["curves"]["fractions"][point] * self._volume_ml
+        copied = card["curves"]["gain"] <= card["controls"]["logit map"]["gain"]
+        return (
+            f"This map passed: blurring the {volume:.2g} ml that it marks most takes the model's confidence from "
+            f"{card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; image edges, random places and the map "
+            f"of a network with shuffled weights explain it less well, and {NOISE_HU:g} HU of noise hardly change it"
+            + (", but a plain copy of the model's score explains it as well." if copied else ".")
+        )
+
     def map(self, method: Method, layer: str, networks: Sequence[nn.Module] | None = None, noise: bool = False) -> Any:
         """The positive map of `method` in the window alone, for other networks or a noisy image if asked."""
         run = self.run
         if networks is not None:
             run = replace(run, networks=networks)
         if noise:
-            scale = NOISE_HU / self.run.stage.intensity.scale
-            run = replace(run, image=run.image + scale * torch.randn(run.image.shape, generator=self._generator(2)))
+            run = self.noisy_run
         self._count()
         (result,) = stage_maps(run, [self.question], method, layer, None, self.cancel)
         return result.values.clamp_min(0)
+
+    @property
+    def noisy_run(self) -> StageRun:
+        """The window under white noise of :data:`NOISE_HU`."""
+        scale = NOISE_HU / self.run.stage.intensity.scale
+        noise = torch.randn(self.run.image.shape, generator=self._generator(2))
+        return replace(self.run, image=self.run.image + scale * noise)
 
     def _evidence(self, image: torch.Tensor) -> torch.Tensor:
         check_cancel(self.cancel)
@@ -165,7 +273,7 @@ class Examination:
 
     def _count(self) -> None:
         self.passes += 1
-        report_progress(self.progress, "Checking the map", min(1.0, self.passes / _PASSES))
+        report_progress(self.progress, "Checking the map", min(1.0, self.passes / self._expected))
 
     def _ranking(self, values: torch.Tensor) -> torch.Tensor:
         """Voxel numbers, most important first; where the map is level (0, mostly), in random order."""
@@ -181,70 +289,28 @@ def check_faithfulness(
     question: Question,
     method: Method,
     layer: str,
-    values: torch.Tensor,
+    result: StageMap,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
-    examination: Examination | None = None,
-    levels: int = LEVELS,
 ) -> dict[str, Any]:
     """Examine one map; returns the JSON-ready card of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
 
-    :param values: the signed map on the padded grid of `run`.
-    :param examination: of the same question, if other maps for it are examined as well: its controls are shared.
-    :param levels: parts in which the layers are shuffled, one after the other. Methods that read no layer take so
-        many passes that all layers are shuffled at once.
+    :param result: the map on the padded grid of `run`.
 
-    The card holds
-
-    * ``curves`` and ``controls``: deletion and insertion (:meth:`Examination.curves`);
-    * ``energy_lift``: the target's part of the map's sum over its part of the volume: 1 for a map that is the same
-      everywhere (energy-based pointing game, Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279);
-    * ``context``: :meth:`Examination.context_dependence`;
-    * ``randomization``: Spearman correlation with the map after the weights were shuffled, from the last layers to
-      the first (cascading; Adebayo et al. 2018, https://arxiv.org/abs/1810.03292), beside that of ``random_pairs``,
-      the map against its own mirror images: what maps have in common that have nothing in common (after Arun et al.
-      2021, https://arxiv.org/abs/2008.02766);
-    * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` under noise of 10 HU (a draw of
-      sensitivity-max, Yeh et al. 2019, https://arxiv.org/abs/1901.09392);
-    * ``passed`` and ``sentence``.
+    Beside what :meth:`Examination.card` says, the controls hold the curves of the map of a network with shuffled
+    weights. Methods that read no layer take so many passes that all layers are shuffled at once.
     """
     started = time.perf_counter()
-    exam = examination or Examination(run, question, progress, cancel)
-    before = exam.passes
-    controls = dict(exam.controls)
-    curves = exam.curves(values[exam.box].clamp_min(0))
-    context = exam.context_dependence()
-    trained = exam.map(method, layer)
-    randomization: dict[str, Any] = {"shuffled_layers": [], "spearman": []}
-    for share, networks in _shuffled_networks(exam.run, levels if method.layer_maps is not None else 1):
-        shuffled = exam.map(method, layer, networks)
-        randomization["shuffled_layers"].append(share)
-        randomization["spearman"].append(spearman(trained, shuffled))
-        randomization["random_pairs"] = _mirror_correlations(trained)
-    controls["shuffled network"] = exam.curves(shuffled)
-    noisy = exam.map(method, layer, noise=True)
-    norm = float(trained.norm())
-    card: dict[str, Any] = {
-        "score": round(exam.intact, 5),
-        "score_blurred": round(exam.erased, 5),
-        "curves": curves,
-        "controls": controls,
-        "energy_lift": energy_lift(values, run, question),
-        "context": context,
-        "randomization": randomization,
-        "stability": {
-            "noise_hu": NOISE_HU,
-            "spearman": spearman(trained, noisy),
-            "relative_change": round(float((noisy - trained).norm()) / norm, 4) if norm else 0.0,
-        },
-        "baseline": "the CT after a Gaussian of 12 mm",
-        "passes": exam.passes - before,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    card["passed"], card["sentence"] = _verdict(card)
-    if float(values.max()) <= 0:
-        card["passed"], card["sentence"] = False, "This map did not pass: it is empty."
-    return card
+    exam = Examination(run, question, progress, cancel)
+    shuffled: dict[float, torch.Tensor] = {}
+    for share, networks in shuffled_networks(exam.run, LEVELS if method.layer_maps is not None else 1):
+        shuffled[share] = exam.map(method, layer, networks)
+    controls = {"shuffled network": exam.curves(shuffled[1.0])}
+    trained, noisy = exam.map(method, layer), exam.map(method, layer, noise=True)
+    lift = energy_lift(result.values, run, question)
+    warned = bool(result.warnings)
+    card = exam.card(result.values[exam.box], trained, shuffled, noisy, lift, warned, controls)
+    return {**card, "passes": exam.passes, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def energy_lift(values: torch.Tensor, run: StageRun, question: Question) -> float:
@@ -284,7 +350,7 @@ def _mirror_correlations(values: torch.Tensor) -> list[float]:
     return [spearman(values, values.flip(flip)) for flip in flips]
 
 
-def _shuffled_networks(run: StageRun, levels: int) -> Any:
+def shuffled_networks(run: StageRun, levels: int) -> Iterator[tuple[float, list[nn.Module]]]:
     """Yield (fraction of layers shuffled, networks), from the last layers to all of them.
 
     Shuffling a layer permutes the values of its weights: as good as random, but of the right scale, so that the
@@ -319,29 +385,40 @@ def _weighted_layers(network: nn.Module, run: StageRun) -> list[nn.Module]:
     return list(dict.fromkeys(reversed(order)))
 
 
-def _verdict(card: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the map passed, and why not, in one sentence."""
+def _complaints(card: dict[str, Any]) -> list[str]:
+    """Why a map does not pass, in words."""
     gain = card["curves"]["gain"]
-    complaints = []
-    if card["score"] - card["score_blurred"] < 0.05:
-        complaints.append("the answer hardly depends on the detail that blurring removes, so nothing can be tested")
+    found = []
+    if card["score"] - card["score_blurred"] < _TESTABLE:
+        found.append(
+            f"even blurring everything takes the model's confidence only from {card['score']:.2f} to "
+            f"{card['score_blurred']:.2f}, so nothing can be tested"
+        )
+    elif gain <= 0:
+        found.append("the model's confidence depends less on what it marks than on the rest")
     else:
         beaten_by = [
-            name for name in ("edges", "smooth noise", "shuffled network") if gain <= card["controls"][name]["gain"]
+            words
+            for name, words in _RIVALS.items()
+            if name in card["controls"] and gain <= card["controls"][name]["gain"]
         ]
-        if gain <= 0:
-            complaints.append("the answer depends less on what it marks than on the rest")
-        elif beaten_by:
-            what = " or ".join(beaten_by).replace("shuffled network", "the map of a shuffled network")
-            complaints.append(f"the answer follows what it marks no more than it follows {what}")
-    if card["randomization"]["spearman"][-1] > SHUFFLED:
-        complaints.append("it does not show what the network learned: with shuffled weights it looks much the same")
-    if card["stability"]["spearman"] < STABLE:
-        complaints.append(f"{NOISE_HU:g} HU of noise change it")
-    if complaints:
-        return False, f"This map did not pass: {'; '.join(complaints)}."
-    against = "more" if gain > card["controls"]["logit map"]["gain"] else "but not more"
-    return True, (
-        "This map passed: the answer follows what it marks more than it follows edges, noise or the map of a shuffled "
-        f"network ({against} than it follows a copy of the score), it depends on the weights, and it is stable."
-    )
+        if beaten_by:
+            found.append(f"{' and '.join(beaten_by)} tell as well what the model's confidence depends on")
+    if (alike := card["randomization"]["spearman"][-1]) > SHUFFLED:
+        found.append(
+            "it does not show what the model learned, since with shuffled weights it looks much the same (rank "
+            f"correlation {alike:.2f})"
+        )
+    if (alike := card["stability"]["spearman"]) < STABLE:
+        found.append(f"{NOISE_HU:g} HU of noise change it (rank correlation {alike:.2f})")
+    return found
+
+
+def _blurred(run: StageRun, box: Box, sigma_mm: float) -> torch.Tensor:
+    """The part of the image at `box` after a Gaussian, without blurring all of it."""
+    reach = [round(3 * sigma_mm / size) for size in run.spacing]
+    around = [
+        slice(max(0, s.start - r), min(n, s.stop + r)) for s, r, n in zip(box, reach, run.image.shape, strict=True)
+    ]
+    a, b, c = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, around, strict=True))
+    return gaussian(run.image[around[0], around[1], around[2]], [sigma_mm / size for size in run.spacing])[a, b, c]

@@ -15,6 +15,13 @@ from ..errors import UsageError
 from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 
+#: Steps of an autograd graph that are linear whatever they are given.
+_LINEAR = {
+    "Convolution", "MkldnnConvolution", "Clone", "ToCopy", "Contiguous", "Alias", "Select", "Slice", "Split",
+    "Index", "Cat", "Stack", "Add", "Sub", "Neg", "Sum", "Mean", "View", "UnsafeView", "Reshape", "ReshapeAlias",
+    "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Flip", "Roll", "ConstantPadNd", "AvgPool2D", "AvgPool3D",
+    "PixelShuffle", "UpsampleBilinear2D", "UpsampleTrilinear3D", "UpsampleNearest2D", "UpsampleNearest3D",
+}  # fmt: skip
 #: A gradient whose sum is this small a part of its absolute sum cancels out: what remains is rounding noise.
 _CANCELS = 1e-3
 
@@ -71,8 +78,9 @@ class LayerTap:
     """Cuts a network's graph at one layer and holds that layer's activation. Use as a context manager.
 
     While it is open, each forward pass replaces the layer's output by a leaf of the autograd graph. Nothing before
-    the layer is recorded, whatever its size. The rest of the network gets a copy, because an in-place activation
-    behind the layer would otherwise overwrite what was held.
+    the layer is recorded, whatever its size; a second tap on a later layer leaves the graph between them whole. The
+    rest of the network gets a copy, because an in-place activation behind the layer would otherwise overwrite what
+    was held.
     """
 
     def __init__(self, network: nn.Module, name: str, stage: StageSpec) -> None:
@@ -96,7 +104,7 @@ class LayerTap:
             handle.remove()
 
     def take(self) -> torch.Tensor:
-        """The activation of the last forward pass, a leaf that requires a gradient; forgets it."""
+        """The activation of the last forward pass, which requires a gradient; forgets it."""
         activation, self._activation, self._passed_on = self._activation, None, None
         if activation is None:
             raise UsageError(f"Layer {self.name!r} takes no part in the prediction.")
@@ -107,7 +115,7 @@ class LayerTap:
             raise UsageError(f"Layer {self.name!r} does not put out a single feature map and cannot be explained.")
         if self._activation is not None:
             raise UsageError(f"Layer {self.name!r} runs several times in one pass; choose one that runs once.")
-        self._activation = output.detach().requires_grad_()
+        self._activation = output if output.requires_grad else output.detach().requires_grad_()
         self._passed_on = self._activation.clone()
         return self._passed_on
 
@@ -118,24 +126,24 @@ class LayerTap:
 
 def layer_warnings(
     name: str,
-    stride: tuple[int, int, int],
     consumer: nn.Module | None,
     activation: torch.Tensor,
     gradient: torch.Tensor,
-    asked: torch.Tensor,
+    score: torch.Tensor,
+    held: torch.Tensor,
 ) -> list[str]:
     """Why a map at this layer would say nothing, in sentences for the user; empty if nothing is wrong.
 
     :param consumer: the normalization that reads the layer's output directly, if there is one.
     :param activation: (channels, a, b, c) in one window.
     :param gradient: of the score with respect to it.
-    :param asked: (a, b, c) in voxels of the window: nonzero where the score was asked for.
+    :param score: with its autograd graph.
+    :param held: the activation as the graph knows it, from :meth:`LayerTap.take`.
     """
     found = []
-    total = gradient.abs().sum()
     if not bool(torch.isfinite(gradient).all()):
         return [f"The gradient at layer {name!r} is not finite: the map is meaningless."]
-    if float(total) == 0:
+    if float(gradient.abs().sum()) == 0:
         return [f"Nothing at layer {name!r} influences the score: the map is empty. Choose another layer."]
     if float(activation.abs().max()) == 0:
         found.append(f"Layer {name!r} is dead: all its activations are 0.")
@@ -144,14 +152,38 @@ def layer_warnings(
             f"Layer {name!r} feeds a normalization that takes its {cancels} away, so the average gradient there is "
             "exactly 0 and what a Grad-CAM shows is rounding noise. Choose the whole block instead of its convolution."
         )
-    if tuple(gradient.shape[1:]) == tuple(asked.shape) and max(stride) == 1:
-        outside = gradient.abs().sum(dim=0)[asked == 0].sum()
-        if float(outside) <= 1e-6 * float(total):
-            found.append(
-                f"Only a pointwise layer follows {name!r}: a map there is a copy of the network's score, whatever is "
-                "asked, and explains nothing. Choose an earlier (coarser) layer."
-            )
+    if is_linear(score, held):
+        found.append(
+            f"Only linear steps follow {name!r}: a map there is a copy of the network's score, whatever is asked, and "
+            "explains nothing. Choose an earlier (coarser) layer."
+        )
     return found
+
+
+def is_linear(score: torch.Tensor, activation: torch.Tensor) -> bool:
+    """Whether `score` is an affine function of `activation`, from which it was computed, as under a pointwise head.
+
+    Then its gradient is the same whatever the image shows, and the channels' weights are those of the head: a Grad-CAM
+    is the (shifted, perhaps resized) score itself. Steps that are not known count as not linear.
+    """
+    waiting, seen = [score.grad_fn], {activation.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        parents = [parent for parent, _ in node.next_functions]
+        kind = node.name().split("Backward")[0]
+        if kind in ("Mul", "Div"):
+            linear = parents[-1] is None or (kind == "Mul" and parents[0] is None)
+        elif kind == "NativeBatchNorm":
+            linear = not node._saved_training  # type: ignore[attr-defined]  # instance norm looks at the image
+        else:
+            linear = kind in _LINEAR or kind == "torch::autograd::AccumulateGrad"
+        if not linear:
+            return False
+        waiting += parents
+    return True
 
 
 def _cancellation(gradient: torch.Tensor, consumer: nn.Module | None) -> str:

@@ -45,8 +45,9 @@ from .targets import EmptyTargetError, Target, Term, contest, score_terms
 _NEGLIGIBLE = 1e-6
 #: Standard deviation in mm of the Gaussian that takes a structure out of an image without leaving an edge.
 BLUR_MM = 12.0
-#: How far around a target an examination looks.
+#: How far around a target an examination looks, and how large the box is that it looks at, at most.
 CONTEXT_MM = 48.0
+EXAMINED_MM = 120.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,32 +174,51 @@ class Question:
         """The window with the largest share."""
         return max(self.windows, key=lambda number: self.windows[number])
 
-    def in_focus(self, run: StageRun) -> tuple[StageRun, Question, Box]:
+    def in_focus(self, run: StageRun, limit_mm: float = EXAMINED_MM) -> tuple[StageRun, Question, Box]:
         """The run and the question cut down to one window, as if there were nothing else, and where it lies.
 
         It is the window that matters most, or, if the stage reads images of any size, the part of it within
-        :data:`CONTEXT_MM` of the target: much cheaper to run many times.
+        :data:`CONTEXT_MM` of the target: much cheaper to run many times. Where that is more than `limit_mm` along an
+        axis, it is the box of that size which holds target and surroundings in the best balance, up to half and half.
         """
-        box = run.plan.boxes[self.focus]
+        window = run.plan.boxes[self.focus]
+        box = window
         if run.stage.size is None and not run.stage.pad_to_window:
-            box = self._surroundings(run, box)
-        share = self.share(box, run.plan.weight(run.plan.boxes[self.focus])[_within(run.plan.boxes[self.focus], box)])
+            box = self._surroundings(run, window, limit_mm)
+        share = self.share(box, run.plan.weight(window)[_within(window, box)])
         size = share.shape[1], share.shape[2], share.shape[3]
         whole: Box = (slice(0, size[0]), slice(0, size[1]), slice(0, size[2]))
         plan = WindowPlan(size, size, size, (whole,))
         alone = replace(run, grid=run.grid.cropped(box), plan=plan, image=run.image[box])
         return alone, replace(self, weights=share, box=whole, windows={0: float(share.abs().sum())}), box
 
-    def _surroundings(self, run: StageRun, window: Box) -> Box:
+    def _surroundings(self, run: StageRun, window: Box, limit_mm: float) -> Box:
         divisor = (1, *run.stage.divisor[1:]) if run.stage.dimensions == 2 else run.stage.divisor
-        sides = []
+        asked = self.share(window, run.plan.weight(window)).abs().sum(dim=0) > 0
+        sizes, centered = [], []
         for axis, (limits, target) in enumerate(zip(window, self.box, strict=True)):
-            reach = round(CONTEXT_MM / run.spacing[axis])
+            reach, most = round(CONTEXT_MM / run.spacing[axis]), round(limit_mm / run.spacing[axis])
             low, high = max(limits.start, target.start - reach), min(limits.stop, target.stop + reach)
-            size = -(-(high - low) // divisor[axis]) * divisor[axis]
-            low = max(limits.start, min(low, limits.stop - size))
-            sides.append(slice(low, low + size))
-        return sides[0], sides[1], sides[2]
+            sizes.append(-(-min(high - low, most) // divisor[axis]) * divisor[axis])
+            centered.append((low + high - sizes[axis]) / 2 - limits.start)
+        part = _box_means(asked.float(), sizes)
+        balance = part * (1 - part)
+        best = torch.nonzero(balance >= (1 - 1e-3) * balance.max())
+        corner = best[(best - torch.tensor(centered)).square().sum(dim=1).argmin()].tolist()
+        a, b, c = (
+            slice(limits.start + low, limits.start + low + size)
+            for limits, low, size in zip(window, corner, sizes, strict=True)
+        )
+        return a, b, c
+
+
+def _box_means(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The mean over every box of `sizes` inside (k, j, i), by the box's first corner."""
+    for axis, size in enumerate(sizes):
+        sums = torch.cat([torch.zeros_like(values.narrow(axis, 0, 1)), values.double().cumsum(axis)], dim=axis)
+        length = values.shape[axis] + 1 - size
+        values = (sums.narrow(axis, size, length) - sums.narrow(axis, 0, length)) / size
+    return values
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -27,9 +27,10 @@ from ..progress import CancelToken, Progress, check_cancel, report_progress, sca
 from ..volumes.resample import resample
 from .layers import LayerTap, lattice_grid, layer_stride, layer_warnings
 from .methods import Method, TensorFile
+from .parting import Parting
 from .run import Question, StageMap, StageRun
 
-#: Activations and gradients of all windows beyond this many bytes go to a temporary file.
+#: Activations and gradients of all windows together beyond this many bytes go to temporary files.
 _SPOOL_BYTES = 256 * 1024**2
 
 
@@ -58,7 +59,9 @@ def stage_maps(
 ) -> Iterator[StageMap]:
     """Yield the map of each question by `method`, at `layer` if the method reads one."""
     if method.layer_maps is not None:
-        yield from layer_maps(run, questions, method, layer, progress, cancel)
+        with recorded(run, questions, [layer], progress, cancel) as recording:
+            for number in range(len(questions)):
+                yield recording.map(number, method, layer)
         return
     assert method.image_map is not None
     for number, question in enumerate(questions):
@@ -66,49 +69,64 @@ def stage_maps(
         yield method.image_map(run, question, part, cancel)
 
 
-def layer_maps(
+@contextmanager
+def recorded(
     run: StageRun,
     questions: Sequence[Question],
-    method: Method,
-    layer: str,
+    layers: Sequence[str],
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
-) -> Iterator[StageMap]:
-    """Yield the map of each question at `layer`. All questions share one forward pass for each window and network."""
+) -> Iterator[Recording]:
+    """Run the windows that `questions` touch, once, and keep what maps at `layers` need while the block runs."""
     with ExitStack() as files:
-        records, warnings = _collect(run, questions, layer, files, progress, cancel)
-        for index, question in enumerate(questions):
-            values = torch.zeros(run.plan.padded_shape)
-            for member_records in records:
-                _stitch(run, layer, method, member_records[index], values)
-            found = warnings[index]
-            if not found and float(values.max()) <= 0:
-                found = [f"Nothing at layer {layer!r} speaks for {question.target.describe()}: the map is empty."]
-            yield StageMap(values, found, {"windows_run": len(question.windows), "windows": len(run.plan.boxes)})
+        recording = Recording(run, questions, layers, files)
+        with ExitStack() as stack:
+            # One tap for each layer, by network: several passes (mirrorings) may use one network.
+            taps = [
+                [stack.enter_context(LayerTap(network, layer, run.stage)) for layer in layers]
+                for network in run.networks
+            ]
+            recording.fill(taps, progress, cancel)
+        yield recording
 
 
-def _collect(
-    run: StageRun,
-    questions: Sequence[Question],
-    layer: str,
-    files: ExitStack,
-    progress: Progress | None,
-    cancel: CancelToken | None,
-) -> tuple[list[list[_Record]], list[list[str]]]:
-    """Run the windows that the questions touch: records by pass and question, warnings by question."""
-    windows = sorted({number for question in questions for number in question.windows})
-    records: list[list[_Record]] = []
-    for _ in run.passes:
-        shared, *own = (_temporary(files) for _ in range(1 + len(questions)))
-        records.append([_Record(shared, gradients) for gradients in own])
-    warnings: list[list[str]] = [[] for _ in questions]
-    with ExitStack() as stack:
-        taps = [stack.enter_context(LayerTap(network, layer, run.stage)) for network in run.networks]
+class Recording:
+    """Activations and gradients at some layers, for some questions, in every window that these touch.
+
+    In each window all questions share one forward pass of each network, and those whose targets lie far apart share
+    the way back as well (see :class:`LiverXAILib.explain.parting.Parting`). What is kept goes to temporary files.
+    """
+
+    def __init__(self, run: StageRun, questions: Sequence[Question], layers: Sequence[str], files: ExitStack) -> None:
+        self._run = run
+        self._questions = questions
+        self._parting = Parting()
+        self._warnings: dict[tuple[str, int], list[str]] = {}
+        self._records: dict[str, list[list[_Record]]] = {}
+        share = _SPOOL_BYTES // (len(layers) * len(run.passes) * (1 + len(questions)))
+        for layer in layers:
+            self._records[layer] = []
+            for _ in run.passes:
+                shared, *own = (_temporary(files, share) for _ in range(1 + len(questions)))
+                self._records[layer].append([_Record(shared, gradients) for gradients in own])
+
+    def map(self, number: int, method: Method, layer: str) -> StageMap:
+        """The map of question number `number` at `layer`, by a method that reads layers."""
+        values = torch.zeros(self._run.plan.padded_shape)
+        for records in self._records[layer]:
+            _stitch(self._run, layer, method, records[number], values)
+        question = self._questions[number]
+        found = self._warnings[layer, number]
+        if not found and float(values.max()) <= 0:
+            found = [f"Nothing at layer {layer!r} speaks for {question.target.describe()}: the map is empty."]
+        details = {"windows_run": len(question.windows), "windows": len(self._run.plan.boxes)}
+        return StageMap(values, found, details)
+
+    def fill(self, taps: list[list[LayerTap]], progress: Progress | None, cancel: CancelToken | None) -> None:
+        """Run the windows."""
+        run = self._run
+        windows = sorted({number for question in self._questions for number in question.windows})
         for step, number in enumerate(windows):
-            box = run.plan.boxes[number]
-            weight = run.plan.weight(box)
-            asking = [index for index, question in enumerate(questions) if number in question.windows]
-            shares = {index: questions[index].share(box, weight).to(run.device) for index in asking}
             for member, (network, _) in enumerate(run.passes):
                 check_cancel(cancel)
                 report_progress(
@@ -116,30 +134,49 @@ def _collect(
                     f"Explaining ({run.stage.name}): window {step + 1} of {len(windows)}",
                     (step + member / len(run.passes)) / len(windows),
                 )
-                with torch.enable_grad():
-                    logits = run.forward(member, box)
-                activation = taps[network].take()
-                stored = run.upright(member, channels_first(activation, run.stage))
-                records[member][0].activations.append(stored)
-                for index in asking:
-                    question, record = questions[index], records[member][index]
-                    with torch.enable_grad():
-                        score = question.score(logits, shares[index]) / len(run.passes)
-                    gradient = _gradient(score, activation, retain=index != asking[-1])
-                    gradient = run.upright(member, channels_first(gradient, run.stage))
-                    record.gradients.append(gradient)
-                    record.windows.append(number)
-                    record.positions.append(len(record.activations) - 1)
-                    record.cells = stored[0].numel() * len(run.plan.boxes)
-                    if number == question.focus and member == 0:
-                        stride = layer_stride(run.stage, layer, weight.shape, stored.shape[1:])
-                        asked = shares[index].abs().sum(dim=0)
-                        warnings[index] = layer_warnings(layer, stride, taps[network].consumer, stored, gradient, asked)
-    return records, warnings
+                self._read(number, member, taps[network])
+
+    def _read(self, number: int, member: int, taps: list[LayerTap]) -> None:
+        """One network in one window, forth and back."""
+        run, layers = self._run, list(self._records)
+        box = run.plan.boxes[number]
+        weight = run.plan.weight(box)
+        asking = [index for index, question in enumerate(self._questions) if number in question.windows]
+        shares = {index: self._questions[index].share(box, weight) for index in asking}
+        with torch.enable_grad():
+            logits = run.forward(member, box)
+            scores = {
+                index: self._questions[index].score(logits, shares[index].to(run.device)) / len(run.passes)
+                for index in asking
+            }
+        held = [tap.take() for tap in taps]
+        kept = [run.upright(member, channels_first(activation, run.stage)) for activation in held]
+        strides = [
+            layer_stride(run.stage, layer, weight.shape, a.shape[1:]) for layer, a in zip(layers, kept, strict=True)
+        ]
+
+        def back(score: torch.Tensor) -> list[torch.Tensor]:
+            gradients = _gradients(score, held)
+            return [run.upright(member, channels_first(gradient, run.stage)) for gradient in gradients]
+
+        gradients = self._parting.gradients(scores, shares, strides, back)
+        for place, layer in enumerate(layers):
+            self._records[layer][member][0].activations.append(kept[place])
+            for index in asking:
+                record = self._records[layer][member][index]
+                gradient = gradients[index][place]
+                record.gradients.append(gradient)
+                record.windows.append(number)
+                record.positions.append(len(record.activations) - 1)
+                record.cells = kept[place][0].numel() * len(run.plan.boxes)
+                if number == self._questions[index].focus and member == 0:
+                    self._warnings[layer, index] = layer_warnings(
+                        layer, taps[place].consumer, kept[place], gradient, scores[index], held[place]
+                    )
 
 
-def _temporary(files: ExitStack) -> TensorFile:
-    return TensorFile(files.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_BYTES)))
+def _temporary(files: ExitStack, in_memory: int) -> TensorFile:
+    return TensorFile(files.enter_context(tempfile.SpooledTemporaryFile(in_memory)))
 
 
 def channels_first(activation: torch.Tensor, stage: StageSpec) -> torch.Tensor:
@@ -147,11 +184,12 @@ def channels_first(activation: torch.Tensor, stage: StageSpec) -> torch.Tensor:
     return activation.detach().transpose(0, 1) if stage.dimensions == 2 else activation.detach()[0]
 
 
-def _gradient(score: torch.Tensor, activation: torch.Tensor, retain: bool) -> torch.Tensor:
+def _gradients(score: torch.Tensor, held: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Of one score, at each layer; the graph is kept for the next."""
     if not score.requires_grad:
-        return torch.zeros_like(activation)
-    (gradient,) = torch.autograd.grad(score, activation, retain_graph=retain, allow_unused=True)
-    return torch.zeros_like(activation) if gradient is None else gradient
+        return [torch.zeros_like(activation) for activation in held]
+    found = torch.autograd.grad(score, held, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(a) if gradient is None else gradient for a, gradient in zip(held, found, strict=True)]
 
 
 def _stitch(run: StageRun, layer: str, method: Method, record: _Record, values: torch.Tensor) -> None:

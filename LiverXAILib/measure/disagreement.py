@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -61,6 +62,24 @@ class Uncertainty:
     sources: tuple[str, ...]
     pairwise_dice: float | None
     lesions: tuple[LesionUncertainty, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, JSON-ready, without the map."""
+        return {
+            "label": self.label,
+            "sources": list(self.sources),
+            "largest_disagreement": round(float(self.disagreement.array.max()), 4),
+            "pairwise_dice": _rounded(self.pairwise_dice),
+            "lesions": [
+                {
+                    "number": lesion.number,
+                    "mean_probability": _rounded(lesion.mean_probability),
+                    "boundary_entropy": _rounded(lesion.boundary_entropy),
+                    "pairwise_dice": _rounded(lesion.pairwise_dice),
+                }
+                for lesion in self.lesions
+            ],
+        }
 
 
 def measure_uncertainty(
@@ -141,6 +160,10 @@ def _lesions(segmentation: Segmentation, label: str, votes: np.ndarray, grid: Gr
             near = resample(grown.astype(np.float32), probability.grid, grid).numpy() > 0
             dice = _pairwise_dice(votes & near)
         yield LesionUncertainty(number, float(p[lesion].mean()), float(entropy.mean()), dice)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _pairwise_dice(votes: np.ndarray) -> float:

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             one.add_argument("--accept-license", action="store_true", help="you have read and accept the model's terms")
         if name == "show":
             one.add_argument("--card", action="store_true", help="print the card as JSON (loads the model if need be)")
+            one.add_argument(
+                "--layers", action="store_true", help="list the stages that can be explained, with their size in mm"
+            )
     one = actions.add_parser("import", help="take a model from a folder or zip file, for machines without internet")
     one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path)
     one.add_argument("--name", default=None, help="under which to find it (default: its own, or the registry's)")
@@ -58,7 +61,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     entry = registry().get(arguments.name)
-    if arguments.card or entry is None:
+    if arguments.layers:
+        for line in layer_lines(_card(arguments.name, entry)):
+            print(line)
+    elif arguments.card or entry is None:
         print(_card(arguments.name, entry).to_json(), end="")
     else:
         for line in _description(entry, entry.description()):
@@ -74,6 +80,22 @@ def _card(name: str, entry: Entry | None) -> ModelSpec:
     from .store import load_model
 
     return load_model(name).spec
+
+
+def layer_lines(spec: ModelSpec) -> list[str]:
+    """The explainable stages of each network: name, stride in voxels, size of a cell in mm (tensor's axes)."""
+    lines = []
+    for stage in spec.stages:
+        lines.append(f"{stage.name} ({', '.join(stage.labels)})")
+        if not stage.layers:
+            lines.append("  none: its inside cannot be seen; explain it by occlusion")
+        for layer in stage.layers:
+            spacing = (stage.spacing or (None,) * 3)[3 - len(layer.stride) :]
+            cells = ["any" if mm is None else f"{n * mm:.3g}" for n, mm in zip(layer.stride, spacing, strict=True)]
+            stride = "x".join(map(str, layer.stride))
+            chosen = "  (default)" if layer.name == stage.default_layer else ""
+            lines.append(f"  {layer.name:<20} stride {stride:<8} {' x '.join(cells)} mm{chosen}")
+    return lines
 
 
 def _description(entry: Entry, about: About) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..analysis import Analysis
 from ..errors import Cancelled, LiverXAIError, UsageError
-from ..explain.explanation import Explanation
+from ..explain.explanation import DEFAULT_METHOD, Explanation
 from ..inference.segmentation import Segmentation
 from ..subprocesses import describe_end, kill_tree, messages, say, start_child
 from ..volumes.volume import Volume
@@ -139,7 +139,7 @@ class WorkerClient:
         volume: Volume | None = None,
         labels: str | None = None,
         segmentation: Segmentation | None = None,
-        method: str = "seg-grad-cam",
+        method: str = DEFAULT_METHOD,
         layer: str | None = None,
         check: bool = False,
         model: str = "default",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 
 import pytest
+import torch
 from explain_toys import trained_model, two_lesion_case
 
 from LiverXAILib.cli import main
@@ -14,10 +15,13 @@ from LiverXAILib.evaluation.benchmark_cost import benchmark_cost, format_cost
 from LiverXAILib.evaluation.benchmark_explain import (
     benchmark_explain,
     format_table,
+    ranked,
     summarize,
     write_benchmark,
 )
-from LiverXAILib.explain import explain
+from LiverXAILib.explain import METHODS, Target
+from LiverXAILib.explain.faithfulness import Examination, shuffled_networks, spearman
+from LiverXAILib.explain.run import StageRun, ask
 from LiverXAILib.volumes.volume import Volume
 
 
@@ -29,20 +33,33 @@ def test_each_map_is_examined_and_written_to_a_table_and_a_picture(tmp_path):
     layers = ["bottleneck", "decoder.0"]
     methods = ["hires-cam", "layer-cam"]
     rows = benchmark_explain(
-        {"two": volume, "none": empty}, model, targets=["tumor"], methods=methods, layers=layers, device="cpu"
+        {"two": volume, "none": empty},
+        model,
+        targets=["lesion:1"],
+        methods=methods,
+        layers=layers,
+        points=4,
+        field_mm=60,
+        device="cpu",
     )
     assert [(row["case"], row["method"], row["layer"]) for row in rows] == [
         ("two", method, layer) for method in methods for layer in layers
     ]
-    card = explain(
-        volume, model, segmentation, "tumor", "hires-cam", "decoder.0", device="cpu", check=True
-    ).faithfulness
-    assert rows[1]["gain"] == card["curves"]["gain"]
-    assert rows[1]["gain_edges"] == card["controls"]["edges"]["gain"]
-    assert rows[1]["spearman_shuffled"] == card["randomization"]["spearman"][-1]
-    assert rows[1]["passed"] == card["passed"]
+    # The same as examining each map on its own.
+    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = ask(Target.parse("lesion:1"), segmentation, model, run)
+    exam = Examination(run, question, points=4, limit_mm=60)
+    alone = exam.map(METHODS["hires-cam"], "decoder.0")
+    assert rows[1]["gain"] == pytest.approx(exam.curves(alone)["gain"], abs=1e-3)
+    assert rows[1]["gain_edges"] == exam.controls["edges"]["gain"]
+    ((_, networks),) = shuffled_networks(exam.run, 1)
+    shuffled = exam.map(METHODS["hires-cam"], "decoder.0", networks)
+    assert rows[1]["spearman_shuffled"] == pytest.approx(spearman(alone, shuffled), abs=1e-3)
+    noisy = exam.map(METHODS["hires-cam"], "decoder.0", noise=True)
+    assert rows[1]["spearman_noise"] == pytest.approx(spearman(alone, noisy), abs=1e-3)
 
-    table, picture = write_benchmark(rows, tmp_path / "new")
+    table, text, picture = write_benchmark(rows, tmp_path / "new")
+    assert text.read_text(encoding="utf-8").startswith("| method |")
     with table.open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [float(row["gain"]) for row in read] == [row["gain"] for row in rows]
@@ -63,8 +80,14 @@ def test_the_summary_is_the_mean_over_cases():
         }
         for case, passed, gain in (("x", True, 0.5), ("y", False, 0.1))
     ]
-    assert summarize(rows) == [
-        {"target": "tumor", "method": "hires-cam", "layer": "a", "cases": 2, "passed": 0.5, "gain": 0.3}
+    rows.append({**rows[0], "target": "liver", "gain": 0.9})
+    rows.append({**rows[0], "layer": "b", "gain": 0.1})
+    assert summarize(rows)[0] == {
+        "target": "tumor", "method": "hires-cam", "layer": "a", "maps": 2, "passed": 0.5, "gain": 0.3
+    }  # fmt: skip
+    assert [(row["layer"], row["maps"], row["passed"], row["gain"]) for row in ranked(rows)] == [
+        ("b", 1, 1, 0.1),
+        ("a", 3, 0.6667, 0.5),
     ]
 
 

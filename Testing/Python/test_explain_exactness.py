@@ -19,8 +19,8 @@ from LiverXAILib.explain import METHODS, Target, explain, explain_all
 from LiverXAILib.explain.engine import to_input_grid
 from LiverXAILib.explain.layers import LayerTap, lattice_grid
 from LiverXAILib.explain.run import StageRun, ask
-from LiverXAILib.explain.stitching import layer_maps
-from LiverXAILib.inference.stages import region_margin, run_network, stage_input, stage_plan
+from LiverXAILib.explain.stitching import stage_maps
+from LiverXAILib.inference.stages import mirrorings, region_margin, run_network, stage_input, stage_plan
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -32,6 +32,7 @@ CASES = {
     "little overlap": {"window": (16, 24, 20), "overlap": 0.2},
     "padded to the window": {"window": (48, 20, 40), "pad_to_window": True},
     "ensemble": {"window": (24, 24, 24), "members": 3},
+    "mirrored": {"window": (24, 24, 24), "members": 2, "mirror_axes": (0, 2)},
     "slice by slice": {"dimensions": 2, "window": None, "divisor": (1, 2, 2)},
     "slices in windows": {"dimensions": 2, "window": (1, 20, 18), "members": 2, "divisor": (1, 2, 2)},
 }
@@ -46,31 +47,34 @@ def a_case(**changes):
 
 
 def one_graph(volume, model, segmentation, score_of, layer):
-    """Activations and gradients of every window and network, from one graph over the whole image."""
+    """Activations and gradients of every window, network and mirroring, from one graph over the whole image."""
     (stage,) = model.spec.stages
     grid = segmentation.stage_grids[stage.name]
     plan = stage_plan(stage, grid)
     image = plan.pad(stage_input(volume, stage, grid), (-200 - 50) / 100)
     held, logits = [], 0
-    for network in model.members(stage):
+    passes = [(network, axes) for network in model.members(stage) for axes in mirrorings(stage)]
+    for network, axes in passes:
         hook = dict(network.named_modules())[layer].register_forward_hook(
             lambda module, inputs, output: held.append(output.detach().requires_grad_()) or held[-1] * 1
         )
         for box in plan.boxes:
-            window = run_network(network, image[box], stage)
+            window = run_network(network, image[box].flip(axes), stage).flip([axis + 1 for axis in axes])
             before = (box[0].start, plan.padded_shape[0] - box[0].stop)
             rows = (box[1].start, plan.padded_shape[1] - box[1].stop)
             columns = (box[2].start, plan.padded_shape[2] - box[2].stop)
             logits = logits + torch.nn.functional.pad(window * plan.weight(box), (*columns, *rows, *before))
         hook.remove()
-    logits = plan.unpad(logits / len(model.members(stage)))
+    logits = plan.unpad(logits / len(passes))
     score = score_of(logits, lambda values: resample(values, grid, volume.grid))
     gradients = torch.autograd.grad(score, held)
     if stage.dimensions == 2:
         held, gradients = ([t.transpose(0, 1) for t in ts] for ts in (held, gradients))
     else:
         held, gradients = ([t[0] for t in ts] for ts in (held, gradients))
-    return plan, len(model.members(stage)), held, gradients
+    flips = [[axis + 1 for axis in axes] for _, axes in passes for _ in plan.boxes]
+    held, gradients = ([t.flip(flip) for t, flip in zip(ts, flips, strict=True)] for ts in (held, gradients))
+    return plan, len(passes), held, gradients
 
 
 def tumor_score(segmentation):
@@ -82,7 +86,7 @@ def library_maps(volume, model, segmentation, target, method, layer="bottleneck"
     (stage,) = model.spec.stages
     run = StageRun.prepare(volume, model, stage, segmentation, torch.device("cpu"))
     question = ask(Target.parse(target), segmentation, model, run)
-    (result,) = layer_maps(run, [question], METHODS[method], layer)
+    (result,) = stage_maps(run, [question], METHODS[method], layer)
     return run, question, result.values
 
 

@@ -10,9 +10,10 @@ from explain_toys import LESIONS_LPS, tiny_stage, trained_model, two_lesion_case
 from torch import nn
 from toys import ball_phantom, model_of
 
+from LiverXAILib.cli import main
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import explain, explain_all
-from LiverXAILib.models import LayerSpec
+from LiverXAILib.models import LayerSpec, load_model
 from LiverXAILib.volumes.volume import Grid
 
 
@@ -28,7 +29,6 @@ class Net(nn.Module):
         self.up = nn.Upsample(scale_factor=2, mode="trilinear")
         self.decoder = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU())
         self.unused = nn.Conv3d(4, 4, 1)
-        self.dead = nn.ReLU()
         self.head = nn.Conv3d(4, 3, 1)
         self.twice = twice
 
@@ -37,16 +37,41 @@ class Net(nn.Module):
         x = self.decoder(self.up(x))
         if self.twice:
             x = self.decoder(x)
-        return self.head(x) + self.dead(-x.square() - 1)[:, :3]
+        return self.head(x)
+
+
+class DeadNet(Net):
+    """With a branch whose activations are all 0."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm3d(4))
+        self.dead = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.dead(-x.square() - 1)
+
+
+class StemNet(nn.Module):
+    """Works at half size throughout: behind its last stage come a pointwise head and an interpolation."""
+
+    def __init__(self, up: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Sequential(nn.Conv3d(1, 4, 3, 2, 1), nn.ReLU())
+        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv3d(4, 3, 1)
+        self.up = up
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.head(self.decoder(self.conv(x))))
 
 
 def a_case(network):
     volume, labels = ball_phantom(Grid((16, 16, 16), np.diag([2.0, 2.0, 2.0, 1.0])), 14.0, 26.0)
     names = [name for name, _ in network.named_modules() if name]
-    layers = tuple(
-        LayerSpec(name, (2, 2, 2) if name in ("conv", "norm", "activation") else (1, 1, 1)) for name in names
-    )
-    stage = tiny_stage(window=(16, 16, 16), layers=layers, default_layer="activation")
+    coarse = names if isinstance(network, StemNet) else ("conv", "norm", "activation")
+    layers = tuple(LayerSpec(name, (2, 2, 2) if name in coarse else (1, 1, 1)) for name in names)
+    stage = tiny_stage(window=(16, 16, 16), layers=layers, default_layer="conv")
     model = model_of([stage], {"all": [network]})
     return volume, model, with_labels(volume, model, labels)
 
@@ -98,8 +123,16 @@ def test_the_last_stage_is_flagged_as_a_copy_of_the_score(target):
     assert "copy of the network's score" in warning
 
 
+@pytest.mark.parametrize(
+    "up", [nn.Upsample(scale_factor=2, mode="trilinear"), nn.ConvTranspose3d(3, 3, 2, 2), nn.Upsample(scale_factor=2)]
+)
+def test_the_last_stage_of_a_network_that_works_at_half_size_is_flagged_as_well(up):
+    assert "copy of the network's score" in warning_for(StemNet(up), "decoder")
+    assert warning_for(StemNet(up), "conv") == ""
+
+
 def test_a_dead_layer_is_flagged():
-    assert "dead" in warning_for(Net(nn.BatchNorm3d(4)), "dead", "hires-cam")
+    assert "dead" in warning_for(DeadNet(), "dead", "hires-cam")
 
 
 def test_the_map_of_the_last_stage_is_the_logit_map_whatever_is_asked():
@@ -126,6 +159,19 @@ def test_a_layer_that_cannot_be_explained_is_an_error_in_words(network, layer, w
         explain(volume, model, segmentation, "tumor", layer=layer, device="cpu")
     # Nothing is left behind on the network.
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_every_model_lists_its_stages_with_their_size_in_mm(capsys):
+    assert main(["models", "show", "default", "--layers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    spec = load_model("default").spec
+    for stage in spec.stages:
+        for layer in stage.layers:
+            (line,) = [line for line in lines if line.split()[:1] == [layer.name]][-1:]
+            size = " x ".join(f"{step * mm:.3g}" for step, mm in zip(layer.stride, stage.spacing, strict=True))
+            if stage is spec.stages[-1]:
+                assert f"{size} mm" in line
+                assert ("(default)" in line) == (layer.name == stage.default_layer)
 
 
 def test_an_unknown_method_is_an_error_that_lists_the_methods():

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import tempfile
+from pathlib import Path
 
 import captum.attr
 import numpy as np
@@ -13,12 +16,14 @@ from explain_toys import tiny_model, with_labels
 from torchcam.methods import GradCAM, LayerCAM
 from toys import ball_phantom
 
-from LiverXAILib.explain import METHODS, Target
+import LiverXAILib as lx
+from LiverXAILib.explain import DEFAULT_METHOD, METHODS, Target
 from LiverXAILib.explain.integrated import integrated_gradients
 from LiverXAILib.explain.methods import TensorFile, seg_grad_cam_plus_plus
 from LiverXAILib.explain.occlusion import occlusion
 from LiverXAILib.explain.run import StageRun, ask
 from LiverXAILib.explain.stitching import stage_maps
+from LiverXAILib.options import Options
 from LiverXAILib.volumes.volume import Grid
 
 # One window, on a grid that is the network's own: nothing is resampled between the question and the answer.
@@ -171,6 +176,15 @@ def test_occlusion_keeps_to_its_budget():
     result = occlusion(run, question, budget=100)
     handle.remove()
     assert len(calls) == result.details["network_runs"] <= 101
+
+
+def test_everybody_explains_by_the_method_that_measures_best():
+    assert DEFAULT_METHOD in METHODS
+    assert Options().method == DEFAULT_METHOD
+    for function in (lx.explain, lx.analyze):
+        assert inspect.signature(function).parameters["method"].default == DEFAULT_METHOD
+    module = (Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'\bmethod: str = "([^"]+)"', module)) == {DEFAULT_METHOD}
 
 
 def test_tensors_that_do_not_fit_into_memory_come_back_from_disk():

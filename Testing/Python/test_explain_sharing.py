@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several questions share what they can, and no answer changes by it; memory does not grow with what is asked."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from test_explain_exactness import a_case
+from torch import nn
+from toys import model_of
+
+from LiverXAILib.explain import METHODS, Target, explain_all, stitching
+from LiverXAILib.explain.parting import Parting
+from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.stitching import recorded, stage_maps
+
+BALLS = {"a": (4, 4, 4), "b": (24, 8, 8), "c": (4, 22, 9), "near a": (12, 4, 4)}
+
+
+class Scores:
+    """Scores of a small tail behind a "layer" of stride 2, at voxels of a 32 × 32 × 32 window."""
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        torch.manual_seed(0)
+        self.layer = torch.randn(1, 3, 16, 16, 16, requires_grad=True)
+        steps = [nn.Conv3d(3, 3, 3, padding=1), norm or nn.Identity(), nn.LeakyReLU(), nn.Upsample(scale_factor=2)]
+        self.logits = nn.Sequential(*steps, nn.Conv3d(3, 1, 3, padding=1)).requires_grad_(False)(self.layer)[0]
+        self.passes = 0
+
+    def share(self, name: str) -> torch.Tensor:
+        share = torch.zeros_like(self.logits)
+        k, j, i = BALLS[name]
+        share[:, k : k + 3, j : j + 2, i : i + 4] = 0.1
+        return share
+
+    def back(self, score: torch.Tensor) -> list[torch.Tensor]:
+        self.passes += 1
+        return [torch.autograd.grad(score, self.layer, retain_graph=True)[0][0]]
+
+    def gradients(self, names: list[str], parting: Parting) -> dict[int, list[torch.Tensor]]:
+        shares = {index: self.share(name) for index, name in enumerate(names)}
+        scores = {index: (self.logits * share).sum() for index, share in shares.items()}
+        return parting.gradients(scores, shares, [(2, 2, 2)], self.back)
+
+    def check(self, names: list[str], parting: Parting) -> int:
+        """The number of passes back that all answers took; they are those of one pass for each, to the last bit."""
+        together = self.gradients(names, parting)
+        passes, self.passes = self.passes, 0
+        for index, name in enumerate(names):
+            (alone,) = self.back((self.logits * self.share(name)).sum())
+            assert float(alone.abs().max()) > 0
+            assert torch.equal(together[index][0], alone)
+        self.passes = 0
+        return passes
+
+
+def test_targets_far_apart_share_one_pass_back():
+    assert Scores().check(["a", "b", "c"], Parting()) == 1
+
+
+def test_targets_near_each_other_get_passes_of_their_own():
+    scores, parting = Scores(), Parting()
+    # The first try cannot know how far the network carries; afterwards it is known.
+    assert scores.check(["a", "near a", "b", "c"], parting) == 3
+    assert scores.check(["a", "near a", "b", "c"], parting) == 2
+
+
+def test_nothing_is_parted_where_every_place_depends_on_every_other():
+    scores, parting = Scores(nn.InstanceNorm3d(3)), Parting()
+    assert scores.check(["a", "b", "c"], parting) == 4
+    assert scores.check(["a", "b", "c"], parting) == 3
+
+
+def test_one_pass_serves_several_layers():
+    volume, model, segmentation = a_case(window=(16, 20, 24))
+    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = ask(Target.parse("tumor"), segmentation, model, run)
+    layers = ["encoder", "bottleneck", "decoder"]
+    passes = []
+    handle = run.networks[0].register_forward_hook(lambda *_: passes.append(1))
+    with recorded(run, [question], layers) as recording:
+        handle.remove()
+        assert len(passes) == len(question.windows)
+        for layer in layers:
+            for method in ("seg-grad-cam", "hires-cam"):
+                (alone,) = stage_maps(run, [question], METHODS[method], layer)
+                result = recording.map(0, METHODS[method], layer)
+                torch.testing.assert_close(result.values, alone.values, rtol=1e-4, atol=1e-7)
+                assert result.warnings == alone.warnings
+    assert "copy of the network's score" in result.warnings[0]
+
+
+class Token:
+    """Lives as long as what it is attached to."""
+
+
+class Watched(nn.Module):
+    """Counts how many graphs of earlier windows are still alive when the next window is read."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.bottleneck = network.bottleneck
+        self.network = [network]
+        self.tokens: list[weakref.ref[Token]] = []
+        self.alive: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.alive.append(sum(token() is not None for token in self.tokens))
+        output = self.network[0](x)
+        token = Token()
+        output.grad_fn.metadata["token"] = token
+        self.tokens.append(weakref.ref(token))
+        return output
+
+
+def test_no_window_is_held_while_the_next_is_read(monkeypatch):
+    volume, old, labels = a_case(window=(16, 16, 16))
+    (network,) = old.members(old.spec.stages[0])
+    watched = Watched(network.requires_grad_(False))
+    stage = vars(old.spec.stages[0])
+    model = model_of([stage], {"all": [watched]})
+    targets = ["liver", "tumor", "lesion:1"]
+    expected = explain_all(volume, old, labels, targets, device="cpu")
+    monkeypatch.setattr(stitching, "_SPOOL_BYTES", 1000)  # all that is kept goes to disk
+    answers = explain_all(volume, model, labels, targets, device="cpu")
+    assert len(watched.alive) == answers[0].provenance["windows_run"] > 5
+    assert max(watched.alive) == 0
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer.heatmap.array == other.heatmap.array).all()
+
+
+@pytest.mark.parametrize("layer", ["encoder", "bottleneck"])
+def test_nothing_before_the_explained_layer_is_recorded(layer):
+    volume, model, segmentation = a_case(window=(16, 16, 16))
+    (network,) = model.members(model.spec.stages[0])
+    recorded_layers = []
+    handles = [
+        getattr(network, name).register_forward_hook(
+            lambda module, inputs, output, name=name: recorded_layers.append(name) if output.requires_grad else None
+        )
+        for name in ("encoder", "bottleneck", "decoder")
+    ]
+    explain_all(volume, model, segmentation, ["tumor"], layer=layer, device="cpu")
+    for handle in handles:
+        handle.remove()
+    order = ["encoder", "bottleneck", "decoder"]
+    assert set(recorded_layers) <= set(order[order.index(layer) :])
+    assert not any(parameter.requires_grad for parameter in network.parameters())
