@@ -128,7 +128,7 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "warnings": list(explanation.warnings),
         "picture": _embedded(pictures.render_overview(analysis, explanation)),
         "picture_text": f"Axial, coronal and sagittal slices with the heat map for {description} over the CT: "
-        "yellow places were influential, uncolored ones were not.",
+        "red places were influential, blue ones hardly, uncolored ones not.",
         "faithfulness": faithfulness,
         "gains": _gains(faithfulness),
         "curves": _embedded(pictures.render_curves(curves)) if curves else None,
