@@ -63,6 +63,13 @@ class Options:
             {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
         )
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is explained, as text."""
+        from .pipeline import DEFAULT_TARGETS
+
+        return DEFAULT_TARGETS if self.explain is None else self.explain
+
     def read(self, path: Path, files: Sequence[Path] | None = None) -> Volume:
         """Read the image at `path`; for `files` see :func:`LiverXAILib.volumes.io.read_volume`."""
         from .volumes.io import read_volume
@@ -82,7 +89,7 @@ class Options:
     ) -> Analysis:
         """Segment, explain and measure `volume`."""
         from .inference import Postprocessing
-        from .pipeline import DEFAULT_TARGETS, analyze
+        from .pipeline import analyze
 
         rules = Postprocessing(False, False, False, 0.0) if self.no_postprocessing else Postprocessing()
         if self.min_lesion_ml is not None:
@@ -90,7 +97,7 @@ class Options:
         return analyze(
             volume,
             model,
-            targets=DEFAULT_TARGETS if self.explain is None else self.explain,
+            targets=self.targets,
             method=self.method,
             layer=self.layer,
             check=self.check,

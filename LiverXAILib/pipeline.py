@@ -14,6 +14,7 @@ from ._version import __version__
 from .analysis import Analysis
 from .errors import InputError, UsageError
 from .explain import METHODS, EmptyTargetError, Target, explain_all
+from .explain.layers import find_layer
 from .inference import Postprocessing, segment
 from .measure import measure
 from .models import Model
@@ -50,8 +51,7 @@ def analyze(
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
     started = time.time()
-    questions = [Target.parse(target) for target in targets]
-    _check_request(model, questions, method)
+    questions = check_request(model, targets, method, layer)
     segmentation = segment(
         volume,
         model,
@@ -128,18 +128,45 @@ def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = Tru
             for name in names.values():
                 (Path(temporary) / name).replace(folder / name)
     except OSError as error:
-        raise InputError(f"Cannot write the results to {folder}: {error.strerror or error}.") from error
+        raise _unwritable(folder, error) from error
     return {role: folder / name for role, name in names.items()}
 
 
-def _check_request(model: Model, questions: Sequence[Target], method: str) -> None:
-    """Refuse at once what would only fail after minutes of segmenting."""
+def check_request(
+    model: Model, targets: Sequence[str | Target], method: str = "seg-grad-cam", layer: str | None = None
+) -> list[Target]:
+    """The questions in `targets`, see :func:`analyze`; what no image could answer is refused.
+
+    So nobody learns after minutes of segmenting that a name was misspelled.
+
+    :raises LiverXAILib.errors.UsageError: the model has no such label or layer, or there is no such method.
+    """
+    questions = [Target.parse(target) for target in targets]
     names = [spec.name for spec in model.spec.labels]
+    if method not in METHODS:
+        raise UsageError(f"There is no explanation method {method!r}. Choose one of: {', '.join(METHODS)}.")
     for question in questions:
         if question.label and question.label not in names:
             raise UsageError(f"Model {model.spec.name!r} has no label {question.label!r}; it has {', '.join(names)}.")
-    if method not in METHODS:
-        raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
+        if question.label and METHODS[method].layer_maps is not None:
+            stage = model.spec.stage_of(question.label)
+            find_layer(model.members(stage)[0], layer or stage.default_layer, stage)
+    return questions
+
+
+def require_writable(folder: str | Path) -> None:
+    """Raise :class:`~LiverXAILib.errors.InputError` unless :func:`write_analysis` can write into `folder`."""
+    folder = Path(folder).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"Cannot write the results to {folder}: {error.strerror or error}.")
 
 
 def _write_files(analysis: Analysis, folder: Path, report: bool) -> dict[str, str]:

@@ -82,9 +82,9 @@ def _load(config: Mapping[str, Any]) -> Model:
     """The model, ready on the device; options that no image could satisfy are refused here."""
     import torch
 
-    from ..explain import METHODS, Target
     from ..inference import select_device
     from ..models import load_model
+    from ..pipeline import check_request
     from ..report import require_report_extra
 
     if config["threads"]:
@@ -94,13 +94,7 @@ def _load(config: Mapping[str, Any]) -> Model:
         require_report_extra()
     device = select_device(config["device"])
     model = load_model(config["model"])
-    if options.method not in METHODS:
-        raise UsageError(f"There is no explanation method {options.method!r}. Methods: {', '.join(METHODS)}.")
-    for target in options.explain or ():
-        Target.parse(target)
-    layers = [layer.name for stage in model.spec.stages for layer in stage.layers]
-    if options.layer is not None and options.layer not in layers:
-        raise UsageError(f"Model {model.spec.name!r} has no layer {options.layer!r}. Layers: {', '.join(layers)}.")
+    check_request(model, options.targets, options.method, options.layer)
     return model.to(device)
 
 

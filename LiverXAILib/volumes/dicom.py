@@ -114,7 +114,7 @@ class SeriesInfo:
 
     def summary(self) -> dict[str, Any]:
         """For :attr:`Volume.metadata`: everything but the UID."""
-        return {name: value for name, value in asdict(self).items() if name != "uid"}
+        return {"name": self.name, **{name: value for name, value in asdict(self).items() if name != "uid"}}
 
 
 def rank(info: SeriesInfo) -> tuple[Any, ...]:

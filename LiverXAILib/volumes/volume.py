@@ -129,6 +129,12 @@ class Volume:
         """(i, j, k) in mm."""
         return self.grid.spacing
 
+    def summary(self) -> str:
+        """What was read and how fine it is, in a line of text."""
+        source = (self.metadata.get("series") or {}).get("name") or self.metadata.get("source_format") or "in memory"
+        size = " x ".join(str(n) for n in self.shape[::-1])
+        return f"{source}, {size} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing)} mm"
+
     def with_array(self, array: np.ndarray) -> Volume:
         """The same place with other voxels (of the same shape)."""
         if array.shape != self.array.shape:

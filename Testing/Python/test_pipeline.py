@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from toys import ball_phantom, dice, threshold_model
+from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 from LiverXAILib import pipeline
 from LiverXAILib.errors import Cancelled, InputError, UsageError
+from LiverXAILib.models import LayerSpec
+from LiverXAILib.models.spec import Region
 from LiverXAILib.pipeline import analyze, write_analysis
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.io import read_volume
@@ -88,7 +91,28 @@ def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth
         analyze(volume, threshold_model(), targets=["spleen"], progress=lambda s, f: seen.append(f))
     with pytest.raises(UsageError, match="method"):
         analyze(volume, threshold_model(), method="crystal-ball", progress=lambda s, f: seen.append(f))
+    with pytest.raises(UsageError, match="no layer"):
+        analyze(volume, threshold_model(), layer="encoder.7", progress=lambda s, f: seen.append(f))
     assert seen == []
+
+
+def test_a_chain_of_a_locator_and_a_finer_network_is_told_apart_in_all_that_is_written(volume_and_truth, tmp_path):
+    volume, truth = volume_and_truth
+    coarse = {"name": "locator", "spacing": (6.0, 6.0, 6.0), "labels": {"liver": ("liver",)}}
+    fine = {"name": "organ", "region": Region("liver", 2.0), "layers": (LayerSpec("smooth", (1, 1, 1), "the sum"),)}
+    (stage,) = threshold_model().spec.stages
+    fields = dataclasses.asdict(stage) | {"layers": stage.layers, "intensity": stage.intensity}
+    model = model_of([fields | coarse, fields | fine], {"locator": [Thresholds()], "organ": [Thresholds()]})
+    result = analyze(volume, model, device="cpu")
+    assert dice(result.segmentation.mask("tumor"), truth.array == 2) > 0.88
+    first, second = result.provenance["segmentation"]["stages"]
+    assert (first["name"], second["name"]) == ("locator", "organ")
+    assert np.prod(np.multiply(second["shape"], second["spacing_mm"])) < np.prod(volume.shape) * (2.2 * 1.9 * 2.6)
+    # Both networks know the liver; the last one decides.
+    assert [explanation["stage"] for explanation in result.provenance["explanations"]] == ["organ", "organ"]
+    report = write_analysis(result, tmp_path / "out")["report"].read_text(encoding="utf-8")
+    assert "one value every 2 × 2 × 2 mm" in report
+    assert "2. organ: Thresholds, 2 x 2 x 2 mm, within 2 mm of the liver; finds liver, tumor" in report
 
 
 def test_cancelling_leaves_nothing_behind(volume_and_truth, tmp_path):
