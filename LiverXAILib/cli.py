@@ -89,11 +89,9 @@ def _analyze(arguments: argparse.Namespace) -> int:
     from .models import load_model
     from .mrml import scene_available
     from .pipeline import check_request, require_writable
-    from .report import require_report_extra
 
     chosen = options.Options.from_arguments(arguments)
-    if chosen.report:
-        require_report_extra()
+    chosen.require_extras()
     with progress_bar() as progress:
         progress("Loading the model", 0.0)
         model = load_model(arguments.model)

@@ -19,12 +19,13 @@ from .inference import Postprocessing, segment
 from .measure import measure
 from .models import Model
 from .progress import CancelToken, Progress, report_progress, scaled
-from .report import write_report, write_segmentation_file, write_tables
+from .report import write_dicom_segmentation, write_report, write_segmentation_file, write_tables
 from .volumes.io import write_volume
 from .volumes.volume import Volume
 
 #: What is explained when nobody asks for something else.
 DEFAULT_TARGETS = ("liver", "tumor")
+_DICOM_SEGMENTATION = "segmentation.dcm"
 
 
 def analyze(
@@ -82,9 +83,11 @@ def analyze(
     )
     report_progress(progress, "Measuring", 0.95)
     measurements = measure(volume, segmentation)
+    # Paths may hold the names of patients.
+    metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
         "software": {"name": "LiverXAI", "version": __version__, "python": platform.python_version()},
-        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), "metadata": dict(volume.metadata)},
+        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), "metadata": metadata},
         "segmentation": dict(segmentation.provenance),
         "explanations": [
             {
@@ -107,12 +110,16 @@ def analyze(
     return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance)
 
 
-def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = True) -> dict[str, Path]:
+def write_analysis(
+    analysis: Analysis, folder: str | Path, *, report: bool = True, dicom: bool = False
+) -> dict[str, Path]:
     """Write an analysis into `folder`; files of an earlier analysis there are replaced.
 
     Everything is first written to a hidden folder beside it, so that nobody ever reads half a result.
 
     :param report: also write ``report.html`` (needs the extra ``report``).
+    :param dicom: also write ``segmentation.dcm``, if anything was found; see
+        :func:`LiverXAILib.report.write_dicom_segmentation`.
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
     :raises LiverXAILib.errors.InputError: the folder cannot be written.
     """
@@ -120,10 +127,10 @@ def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = Tru
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            names = _write_files(analysis, Path(temporary), report)
+            names = _write_files(analysis, Path(temporary), report, dicom)
             folder.mkdir(exist_ok=True)
-            for stale in folder.glob("heatmap-*.nrrd"):
-                stale.unlink()
+            for stale in (*folder.glob("heatmap-*.nrrd"), folder / _DICOM_SEGMENTATION):
+                stale.unlink(missing_ok=True)
             # The provenance comes last: where it is, the result is whole.
             for name in names.values():
                 (Path(temporary) / name).replace(folder / name)
@@ -169,10 +176,13 @@ def _unwritable(folder: Path, error: OSError) -> InputError:
     return InputError(f"Cannot write the results to {folder}: {error.strerror or error}.")
 
 
-def _write_files(analysis: Analysis, folder: Path, report: bool) -> dict[str, str]:
+def _write_files(analysis: Analysis, folder: Path, report: bool, dicom: bool) -> dict[str, str]:
     """Write all files of an analysis into `folder`; returns their names by role."""
     names = {"segmentation": "segmentation.seg.nrrd"}
     write_segmentation_file(analysis.segmentation, folder / names["segmentation"])
+    if dicom and analysis.segmentation.labels.array.any():
+        names["dicom"] = _DICOM_SEGMENTATION
+        write_dicom_segmentation(analysis.segmentation, folder / names["dicom"])
     for explanation in analysis.explanations:
         role = f"heatmap-{explanation.target.slug}"
         names[role] = f"{role}.nrrd"

@@ -85,13 +85,11 @@ def _load(config: Mapping[str, Any]) -> Model:
     from ..inference import select_device
     from ..models import load_model
     from ..pipeline import check_request
-    from ..report import require_report_extra
 
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     options = Options.from_mapping(config["options"])
-    if options.report:
-        require_report_extra()
+    options.require_extras()
     device = select_device(config["device"])
     model = load_model(config["model"])
     check_request(model, options.targets, options.method, options.layer)

@@ -213,7 +213,7 @@ def read_dicom(
         )
     if series is None:
         notes += _choice_notes(chosen, found)
-    metadata = {
+    metadata: dict[str, Any] = {
         "source_format": "DICOM",
         "modality": info.modality,
         "series": info.summary(),
@@ -221,6 +221,9 @@ def read_dicom(
         "series_instance_uid": info.uid or None,
         "warnings": notes,
     }
+    paths = [str(chosen.slices[index].path) for index in stack.order]
+    if stack.problem is None and len(set(paths)) == len(array):
+        metadata["files"] = paths
     return Volume(array, stack.ijk_to_lps, metadata)
 
 

@@ -6,15 +6,19 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+from batch_toys import write_dicom, write_good, write_model
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 from LiverXAILib import pipeline
 from LiverXAILib.errors import Cancelled, InputError, UsageError
-from LiverXAILib.models import LayerSpec
+from LiverXAILib.models import LayerSpec, load_model
 from LiverXAILib.models.spec import Region
+from LiverXAILib.options import Options
 from LiverXAILib.pipeline import analyze, write_analysis
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.io import read_volume
@@ -80,6 +84,34 @@ def test_what_was_not_found_is_not_explained_but_said(volume_and_truth):
     result = analyze(dull, threshold_model(), targets=["liver", "tumor", "lesion:3"], device="cpu")
     assert [str(explanation.target) for explanation in result.explanations] == ["liver"]
     assert sum("Not explained" in warning for warning in result.provenance["warnings"]) == 2
+
+
+def test_a_dicom_series_gets_a_dicom_segmentation_that_lies_on_its_slices(tmp_path):
+    write_dicom(tmp_path / "scan")
+    options = Options(explain=(), report=False, dicom=True)
+    volume = options.read(tmp_path / "scan")
+    result = options.analyze(volume, load_model(write_model(tmp_path / "model")), device="cpu")
+    files = options.write(result, tmp_path / "out")
+    assert str(tmp_path) not in files["provenance"].read_text(encoding="utf-8")
+    dicom = highdicom.seg.segread(files["dicom"])
+    source = pydicom.dcmread(volume.metadata["files"][0], stop_before_pixels=True)
+    assert (dicom.StudyInstanceUID, dicom.Modality) == (source.StudyInstanceUID, "SEG")
+    uids = [pydicom.dcmread(name, stop_before_pixels=True).SOPInstanceUID for name in volume.metadata["files"]]
+    masks = dicom.get_pixels_by_source_instance(uids, combine_segments=False, assert_missing_frames_are_empty=True)
+    for number, name in enumerate(("liver", "tumor"), start=1):
+        description = dicom.get_segment_description(number)
+        assert description.segment_label == name
+        assert description.segmented_property_type.value == result.segmentation.spec(name).type[1]
+        np.testing.assert_array_equal(masks[..., number - 1], result.segmentation.mask(name))
+    options = dataclasses.replace(options, dicom=False)
+    options.write(result, tmp_path / "out")
+    assert not (tmp_path / "out" / "segmentation.dcm").exists()
+
+
+def test_a_dicom_segmentation_of_something_else_is_refused_before_any_work(tmp_path):
+    write_good(tmp_path / "ct.nrrd")
+    with pytest.raises(UsageError, match="DICOM series"):
+        Options(dicom=True).read(tmp_path / "ct.nrrd")
 
 
 def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth):
