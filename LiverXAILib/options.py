@@ -73,16 +73,15 @@ class Options:
 
     def read(self, path: Path, files: Sequence[Path] | None = None) -> Volume:
         """Read the image at `path`; for `files` see :func:`LiverXAILib.volumes.io.read_volume`."""
+        from .report import dicom_headers
         from .volumes.io import read_volume
 
         volume = read_volume(
             path, series=self.series, allow_irregular=self.allow_irregular, force=self.force, files=files
         )
-        if self.dicom and "files" not in volume.metadata:
-            raise UsageError(
-                "A DICOM segmentation can only be made of an evenly spaced DICOM series with one file for each slice. "
-                f"Leave out --dicom for {path}."
-            )
+        if self.dicom:
+            # What cannot become a DICOM object is refused before minutes are spent on it.
+            dicom_headers(volume)
         return volume
 
     def analyze(

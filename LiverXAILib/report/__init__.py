@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from .dicom_segmentation import require_dicom_extra, write_dicom_segmentation
+from .dicom_segmentation import dicom_headers, require_dicom_extra, write_dicom_segmentation
 from .html import require_report_extra, write_report
 from .segmentation_file import write_segmentation_file
 from .tables import write_tables
 
 __all__ = [
+    "dicom_headers",
     "require_dicom_extra",
     "require_report_extra",
     "write_dicom_segmentation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,10 @@ from ..errors import InputError, UsageError
 from ..files import replacing
 from ..inference.segmentation import Segmentation
 from ..models.spec import LabelSpec
+from ..volumes.volume import Volume
 
 if TYPE_CHECKING:
-    from highdicom.seg import SegmentDescription
+    import highdicom
 
 _SERIES_NUMBER = 300
 #: What DICOM demands of each image, if need be empty; anonymized ones often lack some.
@@ -45,17 +47,26 @@ def write_dicom_segmentation(segmentation: Segmentation, path: str | os.PathLike
     :raises OSError: the file cannot be written.
     """
     require_dicom_extra()
-    import highdicom
-
-    files = segmentation.labels.metadata.get("files")
-    if not files:
-        raise UsageError("A DICOM segmentation can only be made of a DICOM series with one file for each slice.")
+    headers = dicom_headers(segmentation.labels)
     found = [spec for spec in segmentation.specs if segmentation.mask(spec.name).any()]
     if not found:
         raise UsageError("Nothing was found, and a DICOM segmentation cannot be empty.")
+    with warnings.catch_warnings():
+        # About names of patients that are written in an unusual way.
+        warnings.simplefilter("ignore")
+        dataset = _dataset(segmentation, headers, found)
+    with replacing(path) as temporary:
+        dataset.save_as(temporary)
+
+
+def _dataset(
+    segmentation: Segmentation, headers: list[pydicom.Dataset], found: list[LabelSpec]
+) -> highdicom.seg.Segmentation:
+    import highdicom
+
     model = segmentation.provenance.get("model", {})
-    dataset = highdicom.seg.Segmentation(
-        source_images=[_header(name, segmentation.labels.spacing[2]) for name in files],
+    return highdicom.seg.Segmentation(
+        source_images=headers,
         pixel_array=np.stack([segmentation.mask(spec.name) for spec in found], axis=-1).astype(np.uint8),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -74,13 +85,28 @@ def write_dicom_segmentation(segmentation: Segmentation, path: str | os.PathLike
         content_description="For research use only",
         series_description="LiverXAI segmentation (research only)",
     )
-    with replacing(path) as temporary:
-        dataset.save_as(temporary)
+
+
+def dicom_headers(volume: Volume) -> list[pydicom.Dataset]:
+    """The headers of the slices of a CT, in their order, to which a DICOM object can refer.
+
+    :raises LiverXAILib.errors.UsageError: it was not read from a DICOM series with one file for each slice.
+    :raises LiverXAILib.errors.InputError: the headers lack what DICOM demands.
+    """
+    files = volume.metadata.get("files")
+    if not files:
+        raise UsageError(
+            "A DICOM segmentation can only be made of an evenly spaced DICOM series with one file for each slice. "
+            "Leave out --dicom."
+        )
+    headers = [_header(name, volume.spacing[2]) for name in files]
+    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+        raise InputError("The slices share SOP Instance UIDs, so that no DICOM object can refer to them.")
+    return headers
 
 
 def _header(name: str, spacing_mm: float) -> pydicom.Dataset:
-    """The header of a slice, with all that highdicom copies."""
-    header = pydicom.dcmread(name, stop_before_pixels=True)
+    header = pydicom.dcmread(name, stop_before_pixels=True, force=True)
     for keyword in _MAY_BE_EMPTY:
         if keyword not in header:
             setattr(header, keyword, "")
@@ -90,11 +116,11 @@ def _header(name: str, spacing_mm: float) -> pydicom.Dataset:
     if not header.get("SliceThickness"):
         header.SliceThickness = round(spacing_mm, 4)
     if "FrameOfReferenceUID" not in header:
-        raise InputError(f"The header of {name} lacks a frame of reference: no DICOM object can refer to it.")
+        raise InputError("The DICOM series lacks a frame of reference, so that no DICOM object can refer to it.")
     return header
 
 
-def _description(number: int, spec: LabelSpec, model: str, version: str) -> SegmentDescription:
+def _description(number: int, spec: LabelSpec, model: str, version: str) -> highdicom.seg.SegmentDescription:
     import highdicom
     from highdicom.sr.coding import CodedConcept
     from pydicom.sr.codedict import codes
