@@ -64,6 +64,7 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     )
     environment.filters["number"] = _number
     environment.filters["amount"] = _amount
+    environment.filters["duration"] = _duration
     environment.filters["words"] = words
     return environment.get_template(template.name).render(context)
 
@@ -182,6 +183,13 @@ def _number(value: float | None, digits: int = 1) -> str:
 def _amount(value: float | None) -> str:
     """A quantity that is not negative, with one digit: a little is told from nothing."""
     return "< 0.1" if value is not None and 0 < value < 0.05 else _number(value)
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _embedded(figure: Figure) -> str:

@@ -98,7 +98,7 @@ class Volume:
     """An image on a :class:`Grid`. Immutable: the array is made read-only.
 
     `array` is (k, j, i). `metadata` holds what the reader learned and a report may show (modality, series,
-    warnings); never a patient's name or identifier.
+    warnings) and "files" (the paths of DICOM slices, which no report shows); never a patient's name or identifier.
     """
 
     array: np.ndarray
