@@ -95,7 +95,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         progress("Loading the model", 0.0)
         model = load_model(arguments.model)
-        check_request(model, chosen.targets, chosen.method, chosen.layer)
+        check_request(model, chosen.explain, chosen.method, chosen.layer)
         select_device(arguments.device)
         progress("Reading the image", 0.0)
         require_writable(arguments.output)

@@ -64,13 +64,6 @@ class Options:
             {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
         )
 
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """What is explained, as text."""
-        from .pipeline import DEFAULT_TARGETS
-
-        return DEFAULT_TARGETS if self.explain is None else self.explain
-
     def read(self, path: Path, files: Sequence[Path] | None = None) -> Volume:
         """Read the image at `path`; for `files` see :func:`LiverXAILib.volumes.io.read_volume`."""
         from .report import dicom_headers
@@ -103,7 +96,7 @@ class Options:
         return analyze(
             volume,
             model,
-            targets=self.targets,
+            targets=self.explain,
             method=self.method,
             layer=self.layer,
             check=self.check,

@@ -23,7 +23,7 @@ from .report import write_dicom_segmentation, write_report, write_segmentation_f
 from .volumes.io import write_volume
 from .volumes.volume import Volume
 
-#: What is explained when nobody asks for something else.
+#: What is explained when nobody asks for something else, where the model knows it.
 DEFAULT_TARGETS = ("liver", "tumor")
 _DICOM_SEGMENTATION = "segmentation.dcm"
 
@@ -32,7 +32,7 @@ def analyze(
     volume: Volume,
     model: Model,
     *,
-    targets: Sequence[str | Target] = DEFAULT_TARGETS,
+    targets: Sequence[str | Target] | None = None,
     method: str = "seg-grad-cam",
     layer: str | None = None,
     check: bool = False,
@@ -44,7 +44,8 @@ def analyze(
     """Segment a CT, explain the result and measure it.
 
     :param targets: the questions to explain, as :class:`~LiverXAILib.explain.Target` or text ("liver", "tumor",
-        "lesion:1" …). A question about something that was not found is skipped with a warning.
+        "lesion:1" …). A question about something that was not found is skipped with a warning. None: those of
+        :data:`DEFAULT_TARGETS` that the model knows.
     :param method: explanation method, see :data:`LiverXAILib.explain.METHODS`.
     :param layer: stage of the network to explain; None: the model's default.
     :param check: also compute how faithful each explanation is (takes several times longer).
@@ -140,7 +141,7 @@ def write_analysis(
 
 
 def check_request(
-    model: Model, targets: Sequence[str | Target], method: str = "seg-grad-cam", layer: str | None = None
+    model: Model, targets: Sequence[str | Target] | None, method: str = "seg-grad-cam", layer: str | None = None
 ) -> list[Target]:
     """The questions in `targets`, see :func:`analyze`; what no image could answer is refused.
 
@@ -148,8 +149,10 @@ def check_request(
 
     :raises LiverXAILib.errors.UsageError: the model has no such label or layer, or there is no such method.
     """
-    questions = [Target.parse(target) for target in targets]
     names = [spec.name for spec in model.spec.labels]
+    if targets is None:
+        targets = [name for name in DEFAULT_TARGETS if name in names]
+    questions = [Target.parse(target) for target in targets]
     if method not in METHODS:
         raise UsageError(f"There is no explanation method {method!r}. Choose one of: {', '.join(METHODS)}.")
     for question in questions:

@@ -92,7 +92,7 @@ def _load(config: Mapping[str, Any]) -> Model:
     options.require_extras()
     device = select_device(config["device"])
     model = load_model(config["model"])
-    check_request(model, options.targets, options.method, options.layer)
+    check_request(model, options.explain, options.method, options.layer)
     return model.to(device)
 
 

@@ -16,7 +16,7 @@ from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 from LiverXAILib import pipeline
 from LiverXAILib.errors import Cancelled, InputError, UsageError
-from LiverXAILib.models import LayerSpec, load_model
+from LiverXAILib.models import LIVER, LayerSpec, load_model
 from LiverXAILib.models.spec import Region
 from LiverXAILib.options import Options
 from LiverXAILib.pipeline import analyze, write_analysis
@@ -84,6 +84,16 @@ def test_what_was_not_found_is_not_explained_but_said(volume_and_truth):
     result = analyze(dull, threshold_model(), targets=["liver", "tumor", "lesion:3"], device="cpu")
     assert [str(explanation.target) for explanation in result.explanations] == ["liver"]
     assert sum("Not explained" in warning for warning in result.provenance["warnings"]) == 2
+
+
+def test_a_model_that_knows_no_tumors_is_asked_about_the_liver_alone(volume_and_truth):
+    model = threshold_model()
+    model.spec = dataclasses.replace(model.spec, labels=(LIVER,))
+    result = analyze(volume_and_truth[0], model, device="cpu")
+    assert [str(explanation.target) for explanation in result.explanations] == ["liver"]
+    assert result.measurements.tumor_volume_ml is None
+    with pytest.raises(UsageError, match="no label 'tumor'"):
+        analyze(volume_and_truth[0], model, targets=["tumor"])
 
 
 def test_a_dicom_series_gets_a_dicom_segmentation_that_lies_on_its_slices(tmp_path):
