@@ -280,7 +280,8 @@ def _watch(process: subprocess.Popen[str], output: Path, samples: list[tuple[flo
     """Collect (time, memory of the parent, memory of the worker) in MiB until the process ends."""
     import psutil
 
-    parent, worker = psutil.Process(process.pid), None
+    parent = psutil.Process(process.pid)
+    worker: Any = None
     while process.poll() is None:
         try:
             if worker is None:
