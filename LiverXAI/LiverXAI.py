@@ -398,7 +398,7 @@ METHODS = {
     "occlusion": _("How much the answer suffers when a place is blurred away. Slow; needs no layer."),
 }
 #: Colors of heat maps: what the user reads, and the name of the color node.
-COLORS = {"LiverXAI heat map": _("Plasma"), "Rainbow": _("Rainbow"), "Warm1": _("Warm"), "Grey": _("Gray")}
+COLORS = {"LiverXAI heat map": _("Blue to red"), "Rainbow": _("Rainbow"), "Warm1": _("Warm"), "Grey": _("Gray")}
 
 
 class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

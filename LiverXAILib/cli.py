@@ -85,17 +85,21 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
+    from .inference import select_device
     from .models import load_model
     from .mrml import scene_available
-    from .report import require_report_extra
+    from .pipeline import check_request, require_writable
 
     chosen = options.Options.from_arguments(arguments)
-    if chosen.report:
-        require_report_extra()
+    chosen.require_extras()
     with progress_bar() as progress:
-        progress("Reading the image", 0.0)
-        volume = chosen.read(arguments.input)
+        progress("Loading the model", 0.0)
         model = load_model(arguments.model)
+        check_request(model, chosen.explain, chosen.method, chosen.layer)
+        select_device(arguments.device)
+        progress("Reading the image", 0.0)
+        require_writable(arguments.output)
+        volume = chosen.read(arguments.input)
         analysis = chosen.analyze(volume, model, device=arguments.device, progress=progress)
         scene = arguments.output / "scene.mrb"
         scene.unlink(missing_ok=True)
@@ -105,6 +109,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
 
             progress("Writing the scene for Slicer", 1.0)
             files["scene"] = write_scene(analysis, scene)
+    print(f"Image   {volume.summary()}")
     for warning in analysis.provenance["warnings"]:
         print(f"warning: {warning}")
     print(analysis.measurements.summary())

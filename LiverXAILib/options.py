@@ -39,6 +39,7 @@ class Options:
     layer: str | None = None
     check: bool = False
     report: bool = True
+    dicom: bool = False
     series: str | None = None
     allow_irregular: bool = False
     force: bool = False
@@ -68,11 +69,16 @@ class Options:
 
     def read(self, path: Path, files: Sequence[Path] | None = None) -> Volume:
         """Read the image at `path`; for `files` see :func:`LiverXAILib.volumes.io.read_volume`."""
+        from .report import dicom_headers
         from .volumes.io import read_volume
 
-        return read_volume(
+        volume = read_volume(
             path, series=self.series, allow_irregular=self.allow_irregular, force=self.force, files=files
         )
+        if self.dicom:
+            # What cannot become a DICOM object is refused before minutes are spent on it.
+            dicom_headers(volume)
+        return volume
 
     def analyze(
         self,
@@ -85,7 +91,7 @@ class Options:
     ) -> Analysis:
         """Segment, explain and measure `volume`."""
         from .inference import Postprocessing
-        from .pipeline import DEFAULT_TARGETS, analyze
+        from .pipeline import analyze
 
         rules = Postprocessing(False, False, False, 0.0) if self.no_postprocessing else Postprocessing()
         if self.min_lesion_ml is not None:
@@ -93,7 +99,7 @@ class Options:
         return analyze(
             volume,
             model,
-            targets=DEFAULT_TARGETS if self.explain is None else self.explain,
+            targets=self.explain,
             method=self.method,
             layer=self.layer,
             check=self.check,
@@ -107,7 +113,16 @@ class Options:
         """Write all files of `analysis` into `folder`; returns them by role."""
         from .pipeline import write_analysis
 
-        return write_analysis(analysis, folder, report=self.report)
+        return write_analysis(analysis, folder, report=self.report, dicom=self.dicom)
+
+    def require_extras(self) -> None:
+        """Raise :class:`~LiverXAILib.errors.UsageError` if what the chosen files need is not installed."""
+        from .report import require_dicom_extra, require_report_extra
+
+        if self.report:
+            require_report_extra()
+        if self.dicom:
+            require_dicom_extra()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +143,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
     parser.add_argument(
         "--report", action=argparse.BooleanOptionalAction, default=True, help="write report.html (default: yes)"
+    )
+    parser.add_argument(
+        "--dicom", action="store_true", help="also write segmentation.dcm, a DICOM SEG of the series (extra 'dicom')"
     )
     parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")

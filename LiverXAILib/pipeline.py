@@ -14,24 +14,26 @@ from ._version import __version__
 from .analysis import Analysis
 from .errors import InputError, UsageError
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
+from .explain.layers import find_layer
 from .explain.targets import LESION_LABEL
 from .inference import Postprocessing, segment
 from .measure import measure, measure_uncertainty
 from .models import Model
 from .progress import CancelToken, Progress, report_progress, scaled
-from .report import write_report, write_segmentation_file, write_tables
+from .report import write_dicom_segmentation, write_report, write_segmentation_file, write_tables
 from .volumes.io import write_volume
 from .volumes.volume import Volume
 
-#: What is explained when nobody asks for something else.
+#: What is explained when nobody asks for something else, where the model knows it.
 DEFAULT_TARGETS = ("liver", "tumor")
+_DICOM_SEGMENTATION = "segmentation.dcm"
 
 
 def analyze(
     volume: Volume,
     model: Model,
     *,
-    targets: Sequence[str | Target] = DEFAULT_TARGETS,
+    targets: Sequence[str | Target] | None = None,
     method: str = DEFAULT_METHOD,
     layer: str | None = None,
     check: bool = False,
@@ -43,7 +45,8 @@ def analyze(
     """Segment a CT, explain the result and measure it.
 
     :param targets: the questions to explain, as :class:`~LiverXAILib.explain.Target` or text ("liver", "tumor",
-        "lesion:1" …). A question about something that was not found is skipped with a warning.
+        "lesion:1" …). A question about something that was not found is skipped with a warning. None: those of
+        :data:`DEFAULT_TARGETS` that the model knows.
     :param method: explanation method, see :data:`LiverXAILib.explain.METHODS`.
     :param layer: stage of the network to explain; None: the model's default.
     :param check: also compute how faithful each explanation is, and how sure the model is of each lesion (takes
@@ -52,8 +55,7 @@ def analyze(
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
     started = time.time()
-    questions = [Target.parse(target) for target in targets]
-    _check_request(model, questions, method)
+    questions = check_request(model, targets, method, layer)
     segmentation = segment(
         volume,
         model,
@@ -89,9 +91,11 @@ def analyze(
         )
     report_progress(progress, "Measuring", 0.95)
     measurements = measure(volume, segmentation)
+    # Paths may hold the names of patients.
+    metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
         "software": {"name": "LiverXAI", "version": __version__, "python": platform.python_version()},
-        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), "metadata": dict(volume.metadata)},
+        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), "metadata": metadata},
         "segmentation": dict(segmentation.provenance),
         "explanations": [
             {
@@ -115,12 +119,16 @@ def analyze(
     return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance)
 
 
-def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = True) -> dict[str, Path]:
+def write_analysis(
+    analysis: Analysis, folder: str | Path, *, report: bool = True, dicom: bool = False
+) -> dict[str, Path]:
     """Write an analysis into `folder`; files of an earlier analysis there are replaced.
 
     Everything is first written to a hidden folder beside it, so that nobody ever reads half a result.
 
     :param report: also write ``report.html`` (needs the extra ``report``).
+    :param dicom: also write ``segmentation.dcm``, if anything was found; see
+        :func:`LiverXAILib.report.write_dicom_segmentation`.
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
     :raises LiverXAILib.errors.InputError: the folder cannot be written.
     """
@@ -128,32 +136,64 @@ def write_analysis(analysis: Analysis, folder: str | Path, *, report: bool = Tru
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            names = _write_files(analysis, Path(temporary), report)
+            names = _write_files(analysis, Path(temporary), report, dicom)
             folder.mkdir(exist_ok=True)
-            for stale in folder.glob("heatmap-*.nrrd"):
-                stale.unlink()
+            for stale in (*folder.glob("heatmap-*.nrrd"), folder / _DICOM_SEGMENTATION):
+                stale.unlink(missing_ok=True)
             # The provenance comes last: where it is, the result is whole.
             for name in names.values():
                 (Path(temporary) / name).replace(folder / name)
     except OSError as error:
-        raise InputError(f"Cannot write the results to {folder}: {error.strerror or error}.") from error
+        raise _unwritable(folder, error) from error
     return {role: folder / name for role, name in names.items()}
 
 
-def _check_request(model: Model, questions: Sequence[Target], method: str) -> None:
-    """Refuse at once what would only fail after minutes of segmenting."""
+def check_request(
+    model: Model, targets: Sequence[str | Target] | None, method: str = "seg-grad-cam", layer: str | None = None
+) -> list[Target]:
+    """The questions in `targets`, see :func:`analyze`; what no image could answer is refused.
+
+    So nobody learns after minutes of segmenting that a name was misspelled.
+
+    :raises LiverXAILib.errors.UsageError: the model has no such label or layer, or there is no such method.
+    """
     names = [spec.name for spec in model.spec.labels]
+    if targets is None:
+        targets = [name for name in DEFAULT_TARGETS if name in names]
+    questions = [Target.parse(target) for target in targets]
+    if method not in METHODS:
+        raise UsageError(f"There is no explanation method {method!r}. Choose one of: {', '.join(METHODS)}.")
     for question in questions:
         if question.label and question.label not in names:
             raise UsageError(f"Model {model.spec.name!r} has no label {question.label!r}; it has {', '.join(names)}.")
-    if method not in METHODS:
-        raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
+        if question.label and METHODS[method].layer_maps is not None:
+            stage = model.spec.stage_of(question.label)
+            find_layer(model.members(stage)[0], layer or stage.default_layer, stage)
+    return questions
 
 
-def _write_files(analysis: Analysis, folder: Path, report: bool) -> dict[str, str]:
+def require_writable(folder: str | Path) -> None:
+    """Raise :class:`~LiverXAILib.errors.InputError` unless :func:`write_analysis` can write into `folder`."""
+    folder = Path(folder).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"Cannot write the results to {folder}: {error.strerror or error}.")
+
+
+def _write_files(analysis: Analysis, folder: Path, report: bool, dicom: bool) -> dict[str, str]:
     """Write all files of an analysis into `folder`; returns their names by role."""
     names = {"segmentation": "segmentation.seg.nrrd"}
     write_segmentation_file(analysis.segmentation, folder / names["segmentation"])
+    if dicom and analysis.segmentation.labels.array.any():
+        names["dicom"] = _DICOM_SEGMENTATION
+        write_dicom_segmentation(analysis.segmentation, folder / names["dicom"])
     for explanation in analysis.explanations:
         role = f"heatmap-{explanation.target.slug}"
         names[role] = f"{role}.nrrd"

@@ -28,7 +28,7 @@ from slicerhost.modules import load_module
 from slicerhost.rendering import FourUp
 
 from LiverXAILib import mrml
-from LiverXAILib.mrml.heatmaps import HEAT_COLORS
+from LiverXAILib.colors import HEAT_COLORS
 
 ICONS = ROOT / "LiverXAI" / "Resources" / "Icons"
 IMAGES = ROOT / "docs" / "images"

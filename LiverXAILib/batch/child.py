@@ -82,25 +82,17 @@ def _load(config: Mapping[str, Any]) -> Model:
     """The model, ready on the device; options that no image could satisfy are refused here."""
     import torch
 
-    from ..explain import METHODS, Target
     from ..inference import select_device
     from ..models import load_model
-    from ..report import require_report_extra
+    from ..pipeline import check_request
 
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     options = Options.from_mapping(config["options"])
-    if options.report:
-        require_report_extra()
+    options.require_extras()
     device = select_device(config["device"])
     model = load_model(config["model"])
-    if options.method not in METHODS:
-        raise UsageError(f"There is no explanation method {options.method!r}. Methods: {', '.join(METHODS)}.")
-    for target in options.explain or ():
-        Target.parse(target)
-    layers = [layer.name for stage in model.spec.stages for layer in stage.layers]
-    if options.layer is not None and options.layer not in layers:
-        raise UsageError(f"Model {model.spec.name!r} has no layer {options.layer!r}. Layers: {', '.join(layers)}.")
+    check_request(model, options.explain, options.method, options.layer)
     return model.to(device)
 
 

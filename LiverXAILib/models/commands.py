@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..progress import progress_bar
+from .plain import words
 from .registry import About, Entry, own_folder, own_models, registered, registry
 from .spec import ModelSpec
+
+#: Columns of text.
+_WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,28 +107,63 @@ def layer_lines(spec: ModelSpec) -> list[str]:
 
 
 def _description(entry: Entry, about: About) -> list[str]:
+    """What is known of a model, as lines of text."""
     folder = entry.folder()
-    rows = [
-        ("", about.title),
+    stages = entry.spec().stages if entry.card is not None else ()
+    rows: list[tuple[str, Any]] = [
         ("task", about.task),
-        ("labels", ", ".join(f"{label.name} ({label.type[0]} {label.type[1]})" for label in about.labels)),
-        ("spacing", " x ".join("any" if mm is None else f"{mm:.3g}" for mm in about.spacing_mm) + " mm"),
-        ("time", about.time),
+        ("finds", [f"{label.name}: {label.type[2]} ({label.type[0]} {label.type[1]})" for label in about.labels]),
+        ("networks", [f"{stage.name}: {stage.summary()}" for stage in stages]),
         ("models", " -> ".join(link.model for link in entry.chain)),
-        ("code", about.licenses.code),
-        ("weights", about.licenses.weights),
-        ("data", about.licenses.data),
-        ("terms", about.licenses.terms),
-        ("training", "; ".join(f"{key}: {value}" for key, value in about.training.items())),
-        ("quality", "; ".join(f"{key}: {value}" for key, value in about.quality.items())),
-        ("limits", " ".join(about.limits)),
+        ("spacing", "" if entry.card is not None else _spacing(about.spacing_mm)),
+        ("time", "" if about.time == "unknown" else about.time),
+        ("license", {name: text for name, text in dataclasses.asdict(about.licenses).items() if text}),
+        ("training", about.training),
+        ("quality", about.quality),
+        ("limits", about.limits),
         ("source", about.source),
         ("citation", about.citation),
         ("address", entry.archive.url if entry.archive else ""),
         ("checksum", (entry.archive.sha256 or "not published; kept after the download") if entry.archive else ""),
-        ("files", str(folder) if folder else ""),
+        ("files", str(folder) if folder else "not on this machine" if entry.kind != "chain" else ""),
     ]
-    return [f"{key:<9} {value}".rstrip() for key, value in rows if value and value != " mm"]
+    lines = [f"{about.title} ({entry.name})", ""]
+    for key, value in rows:
+        for number, line in enumerate(_text(value)):
+            lines.append(f"{'' if number else key:<9} {line}")
+    return lines
+
+
+def _spacing(spacing_mm: Sequence[float | None]) -> str:
+    sizes = " x ".join("any" if mm is None else f"{mm:.3g}" for mm in spacing_mm)
+    return f"{sizes} mm" if sizes else ""
+
+
+def _text(value: Any) -> list[str]:
+    """A value of a card as lines: mappings are indented, short ones share a line, lists get dashes."""
+    if isinstance(value, Mapping):
+        lines = []
+        for key, item in value.items():
+            flat = isinstance(item, Mapping) and not any(isinstance(x, (Mapping, list, tuple)) for x in item.values())
+            if flat:
+                item = ", ".join(f"{words(name)} {number}" for name, number in item.items())
+            inner = _text(item)
+            if isinstance(item, (Mapping, list, tuple)):
+                lines += [f"{words(key)}:", *(f"  {line}" for line in inner)]
+            else:
+                lines += _wrapped(f"{words(key)}: {item}")
+        return lines
+    if isinstance(value, (list, tuple)):
+        return [line for item in value for line in _dashed(_text(item))]
+    return _wrapped("" if value is None else str(value))
+
+
+def _dashed(lines: list[str]) -> list[str]:
+    return [f"{'  ' if number else '- '}{line}" for number, line in enumerate(lines)]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _download(arguments: argparse.Namespace) -> int:

@@ -217,6 +217,14 @@ class StageSpec:
         if problems:
             raise ModelError(f"The model card's stage {self.name!r} is wrong: " + "; ".join(problems) + ".")
 
+    def summary(self) -> str:
+        """The network, its grid, where it looks and what it finds, in a line of text."""
+        sizes = ["any" if n is None else f"{n:.3g}" for n in self.spacing or self.size or ()]
+        grid = " x ".join(sizes) + (" voxels" if self.spacing is None else " mm")
+        where = f", within {self.region.margin_mm:g} mm of the {self.region.label}" if self.region else ""
+        several = f"{len(self.weights)} x " if len(self.weights) > 1 else ""
+        return f"{several}{self.network}, {grid}{where}; finds {', '.join(self.labels)}"
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -239,7 +247,16 @@ class ModelSpec:
     limits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        made = {label for stage in self.stages for label in stage.labels}
+        made: set[str] = set()
+        for number, stage in enumerate(self.stages):
+            if stage.name in {other.name for other in self.stages[:number]}:
+                raise ModelError(f"The model card of {self.name!r} has two stages called {stage.name!r}.")
+            if stage.region is not None and stage.region.label not in made:
+                raise ModelError(
+                    f"The model card's stage {stage.name!r} looks around {stage.region.label!r}, which no stage before "
+                    "it finds."
+                )
+            made.update(stage.labels)
         if missing := [label.name for label in self.labels if label.name not in made]:
             raise ModelError(f"The model card of {self.name!r} promises labels that no stage makes: {missing}.")
 

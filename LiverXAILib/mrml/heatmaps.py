@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import slicer
 
+from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from .nodes import result_node, set_attributes
 from .volumes import check_shape, place_like, set_voxels, volume_from_node
 
@@ -20,24 +21,6 @@ if TYPE_CHECKING:
     from ..explain.explanation import Explanation
     from ..volumes.volume import Volume
 
-#: Heat below this is transparent, as in the report.
-VISIBLE_HEAT = 0.1
-
-#: Cold to warm: every tenth color of matplotlib's "plasma" (CC0), which is perceptually uniform and safe for
-#: color-blind eyes; sRGB 0..255.
-HEAT_COLORS = (
-    (13, 8, 135),
-    (67, 3, 158),
-    (106, 0, 168),
-    (145, 14, 163),
-    (177, 42, 144),
-    (204, 71, 120),
-    (225, 100, 98),
-    (242, 132, 75),
-    (252, 166, 54),
-    (252, 206, 37),
-    (240, 249, 33),
-)
 #: Certain to uncertain, of another family than the heat map's so that they are not taken for each other.
 UNCERTAINTY_COLORS = ((10, 30, 50), (0, 110, 130), (60, 200, 190), (235, 255, 250))
 

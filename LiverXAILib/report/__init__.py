@@ -3,8 +3,17 @@
 
 from __future__ import annotations
 
+from .dicom_segmentation import dicom_headers, require_dicom_extra, write_dicom_segmentation
 from .html import require_report_extra, write_report
 from .segmentation_file import write_segmentation_file
 from .tables import write_tables
 
-__all__ = ["require_report_extra", "write_report", "write_segmentation_file", "write_tables"]
+__all__ = [
+    "dicom_headers",
+    "require_dicom_extra",
+    "require_report_extra",
+    "write_dicom_segmentation",
+    "write_report",
+    "write_segmentation_file",
+    "write_tables",
+]

@@ -17,6 +17,7 @@ from ..analysis import Analysis
 from ..errors import UsageError
 from ..explain.explanation import Explanation
 from ..files import replacing
+from ..models.plain import words
 from ..models.spec import LayerSpec, StageSpec
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["amount"] = _amount
+    environment.filters["duration"] = _duration
+    environment.filters["words"] = words
     return environment.get_template(template.name).render(context)
 
 
@@ -70,18 +74,12 @@ def _context(analysis: Analysis) -> dict[str, Any]:
 
     spacing = " × ".join(f"{value:.3g}" for value in analysis.volume.spacing)
     size = " × ".join(str(n) for n in analysis.volume.shape[::-1])
-    facts = {
-        "Modality": analysis.volume.metadata.get("modality") or "not stated",
-        "Read from": analysis.volume.metadata.get("source_format") or "memory",
-        "Size": f"{size} voxels",
-        "Voxel": f"{spacing} mm",
-        "Model": f"{analysis.model.title} ({analysis.model.name} {analysis.model.version})",
-        "Made": str(analysis.provenance.get("started", ""))[:16].replace("T", " "),
-        "Software": f"LiverXAI {__version__}",
-    }
+    image = [analysis.volume.metadata.get(key) for key in _TELLABLE]
+    made = str(analysis.provenance.get("started", ""))[:16].replace("T", " ")
     lesions = pictures.render_lesions(analysis)
     return {
-        "facts": {name: value for name, value in facts.items() if value},
+        "image_text": ", ".join([*filter(None, image), f"{size} voxels of {spacing} mm"]),
+        "made_text": f"{analysis.model.title} {analysis.model.version}, LiverXAI {__version__}, {made}".strip(", "),
         "warnings": _warnings(analysis),
         "measurements": analysis.measurements,
         "model": analysis.model,
@@ -122,13 +120,14 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         else f"What made the model say “{description}”?",
         "method": explanation.method,
         "layer": explanation.layer,
+        "stage": explanation.provenance.get("stage") if len(analysis.model.stages) > 1 else None,
         "resolution": _resolution(analysis, explanation),
         "empty": explanation.raw_maximum == 0,
         "raw_maximum": explanation.raw_maximum,
         "warnings": list(explanation.warnings),
         "picture": _embedded(pictures.render_overview(analysis, explanation)),
         "picture_text": f"Axial, coronal and sagittal slices with the heat map for {description} over the CT: "
-        "yellow places were influential, uncolored ones were not.",
+        "red places were influential, blue ones hardly, uncolored ones not.",
         "faithfulness": faithfulness,
         "gains": _gains(faithfulness),
         "curves": _embedded(pictures.render_curves(curves)) if curves else None,
@@ -179,6 +178,18 @@ def _without_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value: float | None, digits: int = 1) -> str:
     """A number for a table: fixed digits, an en dash for what does not exist."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _amount(value: float | None) -> str:
+    """A quantity that is not negative, with one digit: a little is told from nothing."""
+    return "< 0.1" if value is not None and 0 < value < 0.05 else _number(value)
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _embedded(figure: Figure) -> str:

@@ -14,12 +14,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ..analysis import Analysis
+from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..explain.explanation import Explanation
 from ..measure.measurements import LesionMeasurements
 from ..models.spec import LabelSpec
@@ -28,10 +29,7 @@ from ..volumes.volume import LPS_TO_RAS, Grid, Volume
 
 #: Display window in HU: level 40, width 400, the usual one for the abdomen.
 WINDOW_HU = (-160.0, 240.0)
-#: Heat below this is not painted, so that the CT stays readable.
-VISIBLE_HEAT = 0.1
-#: Dark blue (cold, not influential) to yellow (warm, influential); perceptually uniform, safe for color-blind eyes.
-HEAT_COLORS = matplotlib.colormaps["plasma"]
+HEAT_MAP = LinearSegmentedColormap.from_list("LiverXAI heat map", np.array(HEAT_COLORS) / 255)
 
 _MARGIN_MM = 35.0
 #: As many lesions are pictured, the largest first.
@@ -263,7 +261,7 @@ def _draw_ct(axes: Axes, view: _View, volume: Volume) -> None:
 
 def _draw_heat(axes: Axes, view: _View, heatmap: Volume) -> None:
     heat = np.clip(_sample(heatmap, view.grid, 0.0), 0, 1)
-    rgba = HEAT_COLORS(heat)
+    rgba = HEAT_MAP(heat)
     # Fades in from the threshold on, so that no false edge appears where it is crossed.
     rgba[..., 3] = np.clip((heat - VISIBLE_HEAT) / 0.15, 0, 1) * (0.4 + 0.25 * heat)
     axes.imshow(rgba, extent=view.extent, interpolation="bilinear")
@@ -340,7 +338,7 @@ def _draw_color_bar(figure: Figure) -> None:
     height = figure.get_figheight()
     axes = figure.add_axes((0.56, 0.2 / height, 0.24, 0.13 / height))
     figure.colorbar(
-        matplotlib.cm.ScalarMappable(Normalize(0, 1), HEAT_COLORS), cax=axes, orientation="horizontal", ticks=[]
+        matplotlib.cm.ScalarMappable(Normalize(0, 1), HEAT_MAP), cax=axes, orientation="horizontal", ticks=[]
     )
     axes.axvline(VISIBLE_HEAT, color="white", linewidth=1)
     axes.text(-0.03, 0.5, "not influential", transform=axes.transAxes, ha="right", va="center", fontsize=9)

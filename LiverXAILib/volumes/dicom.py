@@ -114,7 +114,7 @@ class SeriesInfo:
 
     def summary(self) -> dict[str, Any]:
         """For :attr:`Volume.metadata`: everything but the UID."""
-        return {name: value for name, value in asdict(self).items() if name != "uid"}
+        return {"name": self.name, **{name: value for name, value in asdict(self).items() if name != "uid"}}
 
 
 def rank(info: SeriesInfo) -> tuple[Any, ...]:
@@ -213,7 +213,7 @@ def read_dicom(
         )
     if series is None:
         notes += _choice_notes(chosen, found)
-    metadata = {
+    metadata: dict[str, Any] = {
         "source_format": "DICOM",
         "modality": info.modality,
         "series": info.summary(),
@@ -221,6 +221,9 @@ def read_dicom(
         "series_instance_uid": info.uid or None,
         "warnings": notes,
     }
+    paths = [str(chosen.slices[index].path) for index in stack.order]
+    if stack.problem is None and len(set(paths)) == len(array):
+        metadata["files"] = paths
     return Volume(array, stack.ijk_to_lps, metadata)
 
 

@@ -98,7 +98,7 @@ class Volume:
     """An image on a :class:`Grid`. Immutable: the array is made read-only.
 
     `array` is (k, j, i). `metadata` holds what the reader learned and a report may show (modality, series,
-    warnings); never a patient's name or identifier.
+    warnings) and "files" (the paths of DICOM slices, which no report shows); never a patient's name or identifier.
     """
 
     array: np.ndarray
@@ -128,6 +128,12 @@ class Volume:
     def spacing(self) -> tuple[float, float, float]:
         """(i, j, k) in mm."""
         return self.grid.spacing
+
+    def summary(self) -> str:
+        """What was read and how fine it is, in a line of text."""
+        source = (self.metadata.get("series") or {}).get("name") or self.metadata.get("source_format") or "in memory"
+        size = " x ".join(str(n) for n in self.shape[::-1])
+        return f"{source}, {size} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing)} mm"
 
     def with_array(self, array: np.ndarray) -> Volume:
         """The same place with other voxels (of the same shape)."""

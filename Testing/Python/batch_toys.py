@@ -91,7 +91,7 @@ def write_dicom(folder: Path, seed: int = 0, *, modality: str = "CT", slices: in
     """A DICOM series; returns its UID."""
     folder.mkdir(parents=True, exist_ok=True)
     series, volume = generate_uid(), phantom(seed)
-    study = study or generate_uid()
+    study, frame = study or generate_uid(), generate_uid()
     for number in range(slices):
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -101,6 +101,7 @@ def write_dicom(folder: Path, seed: int = 0, *, modality: str = "CT", slices: in
         data = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
         data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         data.Modality, data.SeriesInstanceUID, data.StudyInstanceUID = modality, series, study
+        data.FrameOfReferenceUID = frame
         data.SeriesNumber, data.ImageType = 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
         data.Rows, data.Columns, data.SamplesPerPixel = SHAPE[1], SHAPE[2], 1
         data.PhotometricInterpretation = "MONOCHROME2"

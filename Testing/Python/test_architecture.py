@@ -17,6 +17,7 @@ ORDER = [
     "progress",
     "_version",
     "_lazy",
+    "colors",
     "files",
     "subprocesses",
     "volumes",

@@ -21,16 +21,17 @@ def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypa
     sizes = ["--cases", 3, "--rounds", 1, "--small-cases", 8, "--threads", 1]
     assert main(["benchmark", "batch", *map(str, [*arguments, *sizes])]) == 0
     result = json.loads((tmp_path / "out" / "batch.json").read_text())
-    overhead = result["overhead"]
-    assert overhead["overhead_percent"] == pytest.approx(
-        100 * (overhead["batch_seconds"][0] / overhead["bare_seconds"][0] - 1)
-    )
-    assert result["scaling"]["speed_up"] > 0
+    speed = result["speed"]
+    (bare,), (one,), (two,) = (speed[f"{name}_seconds"] for name in ("bare", "one_worker", "two_workers"))
+    assert speed["overhead_percent"] == pytest.approx(100 * (one / bare - 1))
+    assert speed["speed_up"] == pytest.approx(one / two)
+    assert len(result["memory"]["worker_mib"]) == 6
     # A process that holds torch is larger than this, one that does not is smaller: the right one was measured.
     assert min(result["memory"]["worker_mib"]) > 150
     text = (tmp_path / "out" / "batch.md").read_text()
     assert text in capsys.readouterr().out
     assert f"cores {os.cpu_count()}" in text
+    assert "32 x 32 x 16 voxels; for memory" in text
 
 
 def test_growth_is_the_slope_of_the_line_through_the_cases():

@@ -40,6 +40,7 @@ def test_analyze_writes_everything_and_says_where(model, image, tmp_path, capsys
     ):
         assert (tmp_path / "out" / name).is_file()
         assert name in printed
+    assert "Image   NIfTI, 32 x 32 x 16 voxels of 4 x 4 x 6 mm\n" in printed
     assert "Liver" in printed
     assert "research use only" in printed
 
@@ -61,7 +62,9 @@ def test_options_reach_the_analysis(model, image, tmp_path):
         (["analyze", "missing.nii.gz", "-o", "out"], 1, "missing.nii.gz"),
         (["analyze", "{image}", "-o", "out", "--model", "nobody"], 1, "no model 'nobody'"),
         (["analyze", "{image}", "-o", "out", "--model", "{model}", "--explain", "gremlins:"], 2, "explained"),
-        (["analyze", "{image}", "-o", "out", "--model", "{model}", "--method", "magic"], 2, "no method"),
+        (["analyze", "{image}", "-o", "out", "--model", "{model}", "--method", "magic"], 2, "no explanation method"),
+        (["analyze", "{image}", "-o", "out", "--model", "{model}", "--layer", "magic"], 2, "no layer 'magic'"),
+        (["analyze", "{image}", "-o", "{image}/out", "--model", "{model}"], 1, "Cannot write the results"),
         (["analyze", "{image}", "-o", "out", "--model", "{model}", "--device", "cuda:77"], 1, "cuda:77"),
         (["models", "show", "nobody"], 1, "no model 'nobody'"),
     ],

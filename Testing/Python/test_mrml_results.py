@@ -8,12 +8,12 @@ import dataclasses
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from mrml_toys import ball_analysis
 
 from LiverXAILib import mrml
+from LiverXAILib.colors import VISIBLE_HEAT
 from LiverXAILib.errors import InputError
 from LiverXAILib.mrml import (
     analysis_to_nodes,
@@ -23,7 +23,7 @@ from LiverXAILib.mrml import (
     show_surfaces,
     volume_to_node,
 )
-from LiverXAILib.report.pictures import HEAT_COLORS, VISIBLE_HEAT
+from LiverXAILib.report.pictures import HEAT_MAP
 
 
 def hierarchy_of(scene):
@@ -78,7 +78,7 @@ def test_the_colors_are_those_of_the_report(scene):
     color = [0.0] * 4
     for index in range(256):
         table.GetColor(index, color)
-        np.testing.assert_allclose(color, matplotlib.colormaps[HEAT_COLORS.name](index), atol=6 / 255)
+        np.testing.assert_allclose(color, HEAT_MAP(index), atol=1 / 255)
     assert table is nodes.heatmaps["liver"].GetDisplayNode().GetColorNode()
 
 

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
-from toys import ball_phantom, dice, threshold_model
+from batch_toys import write_dicom, write_good, write_model
+from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 from LiverXAILib import pipeline
 from LiverXAILib.errors import Cancelled, InputError, UsageError
+from LiverXAILib.models import LIVER, LayerSpec, load_model
+from LiverXAILib.models.spec import Region
+from LiverXAILib.options import Options
 from LiverXAILib.pipeline import analyze, write_analysis
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.io import read_volume
@@ -79,6 +86,51 @@ def test_what_was_not_found_is_not_explained_but_said(volume_and_truth):
     assert sum("Not explained" in warning for warning in result.provenance["warnings"]) == 2
 
 
+def test_a_model_that_knows_no_tumors_is_asked_about_the_liver_alone(volume_and_truth):
+    model = threshold_model()
+    model.spec = dataclasses.replace(model.spec, labels=(LIVER,))
+    result = analyze(volume_and_truth[0], model, device="cpu")
+    assert [str(explanation.target) for explanation in result.explanations] == ["liver"]
+    assert result.measurements.tumor_volume_ml is None
+    with pytest.raises(UsageError, match="no label 'tumor'"):
+        analyze(volume_and_truth[0], model, targets=["tumor"])
+
+
+def test_a_dicom_series_gets_a_dicom_segmentation_that_lies_on_its_slices(tmp_path):
+    write_dicom(tmp_path / "scan")
+    options = Options(explain=(), report=False, dicom=True)
+    volume = options.read(tmp_path / "scan")
+    result = options.analyze(volume, load_model(write_model(tmp_path / "model")), device="cpu")
+    files = options.write(result, tmp_path / "out")
+    assert str(tmp_path) not in files["provenance"].read_text(encoding="utf-8")
+    dicom = highdicom.seg.segread(files["dicom"])
+    source = pydicom.dcmread(volume.metadata["files"][0], stop_before_pixels=True)
+    assert (dicom.StudyInstanceUID, dicom.Modality) == (source.StudyInstanceUID, "SEG")
+    uids = [pydicom.dcmread(name, stop_before_pixels=True).SOPInstanceUID for name in volume.metadata["files"]]
+    masks = dicom.get_pixels_by_source_instance(uids, combine_segments=False, assert_missing_frames_are_empty=True)
+    for number, name in enumerate(("liver", "tumor"), start=1):
+        description = dicom.get_segment_description(number)
+        assert description.segment_label == name
+        assert description.segmented_property_type.value == result.segmentation.spec(name).type[1]
+        np.testing.assert_array_equal(masks[..., number - 1], result.segmentation.mask(name))
+    options = dataclasses.replace(options, dicom=False)
+    options.write(result, tmp_path / "out")
+    assert not (tmp_path / "out" / "segmentation.dcm").exists()
+
+
+def test_a_dicom_segmentation_of_something_else_is_refused_before_any_work(tmp_path):
+    write_good(tmp_path / "ct.nrrd")
+    with pytest.raises(UsageError, match="DICOM series"):
+        Options(dicom=True).read(tmp_path / "ct.nrrd")
+    write_dicom(tmp_path / "scan")
+    paths = sorted((tmp_path / "scan").iterdir())
+    first, second = (pydicom.dcmread(path) for path in paths[:2])
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
+    second.save_as(paths[1])
+    with pytest.raises(InputError, match="share SOP Instance UIDs"):
+        Options(dicom=True).read(tmp_path / "scan")
+
+
 def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth):
     volume, _ = volume_and_truth
     seen: list[float] = []
@@ -88,7 +140,28 @@ def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth
         analyze(volume, threshold_model(), targets=["spleen"], progress=lambda s, f: seen.append(f))
     with pytest.raises(UsageError, match="method"):
         analyze(volume, threshold_model(), method="crystal-ball", progress=lambda s, f: seen.append(f))
+    with pytest.raises(UsageError, match="no layer"):
+        analyze(volume, threshold_model(), layer="encoder.7", progress=lambda s, f: seen.append(f))
     assert seen == []
+
+
+def test_a_chain_of_a_locator_and_a_finer_network_is_told_apart_in_all_that_is_written(volume_and_truth, tmp_path):
+    volume, truth = volume_and_truth
+    coarse = {"name": "locator", "spacing": (6.0, 6.0, 6.0), "labels": {"liver": ("liver",)}}
+    fine = {"name": "organ", "region": Region("liver", 2.0), "layers": (LayerSpec("smooth", (1, 1, 1), "the sum"),)}
+    (stage,) = threshold_model().spec.stages
+    fields = dataclasses.asdict(stage) | {"layers": stage.layers, "intensity": stage.intensity}
+    model = model_of([fields | coarse, fields | fine], {"locator": [Thresholds()], "organ": [Thresholds()]})
+    result = analyze(volume, model, device="cpu")
+    assert dice(result.segmentation.mask("tumor"), truth.array == 2) > 0.88
+    first, second = result.provenance["segmentation"]["stages"]
+    assert (first["name"], second["name"]) == ("locator", "organ")
+    assert np.prod(np.multiply(second["shape"], second["spacing_mm"])) < np.prod(volume.shape) * (2.2 * 1.9 * 2.6)
+    # Both networks know the liver; the last one decides.
+    assert [explanation["stage"] for explanation in result.provenance["explanations"]] == ["organ", "organ"]
+    report = write_analysis(result, tmp_path / "out")["report"].read_text(encoding="utf-8")
+    assert "one value every 2 × 2 × 2 mm" in report
+    assert "2. organ: Thresholds, 2 x 2 x 2 mm, within 2 mm of the liver; finds liver, tumor" in report
 
 
 def test_cancelling_leaves_nothing_behind(volume_and_truth, tmp_path):

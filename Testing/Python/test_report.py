@@ -154,8 +154,25 @@ def test_heat_is_painted_only_where_there_is_some_and_warm_is_influential() -> N
     assert (rgba[inside, 3] > 0.5).all()
     red, _, blue = rgba[inside][:, :3].mean(axis=0)
     assert red > 0.8 > blue
-    cold = pictures.HEAT_COLORS(0.0)
-    assert cold[2] > cold[0]
+
+
+#: What red-green-blind eyes see, on linear sRGB: Machado, Oliveira and Fernandes 2009, severity 1.
+COLOR_VISIONS = {
+    "normal": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+
+
+@pytest.mark.parametrize("vision", COLOR_VISIONS)
+def test_colors_run_from_cold_to_warm_and_more_influence_is_always_lighter(vision: str) -> None:
+    srgb = pictures.HEAT_MAP(np.linspace(0, 1, 64))[:, :3]
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(COLOR_VISIONS[vision]).T, 0, 1)
+    assert (np.diff(seen @ [0.2126, 0.7152, 0.0722]) > 0).all()
+    (cold_red, _, cold_blue), (warm_red, _, warm_blue) = seen[0], seen[-1]
+    assert cold_blue > 4 * cold_red
+    assert warm_red > 4 * warm_blue
 
 
 def test_an_explanation_of_a_place_is_shown_at_that_place() -> None:

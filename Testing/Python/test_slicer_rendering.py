@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from mrml_toys import ball_analysis
 from slicerhost.rendering import can_render
 
 from LiverXAILib.models import LIVER, TUMOR
+from LiverXAILib.report.pictures import HEAT_MAP
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def expected_colors(ras, opacity):
     from render_views import THRESHOLD, heat, hounsfield
 
     gray = np.repeat(np.clip((hounsfield(ras) + 160) / 400, 0, 1)[..., None], 3, axis=-1)
-    color = matplotlib.colormaps["plasma"](heat(ras))[..., :3]
+    color = HEAT_MAP(heat(ras))[..., :3]
     alpha = np.where(heat(ras) >= THRESHOLD, opacity, 0.0)[..., None]
     return 255 * ((1 - alpha) * gray + alpha * color)
 
@@ -61,7 +61,7 @@ def check_pixels(views, name, opacity):
     sure &= np.abs(ras - places(views, name)[128, 128]).max(axis=-1) < 28  # well inside the volume
     assert sure.sum() > 5000
     difference = np.abs(picture - expected_colors(ras, opacity))[sure]
-    # The color table is within 6/255 of the report's color map, of which half is seen; gray is rounded twice.
+    # Colors are rounded to 1/256, gray twice.
     assert difference.max() < 4
     assert difference.mean() < 1
 
