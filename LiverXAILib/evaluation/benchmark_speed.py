@@ -65,7 +65,7 @@ def benchmark_speed(
     model = load_model(model_name)
     target = select_device(device)
     report_progress(progress, "Making the image", 0.0)
-    base = _phantom()
+    base = _phantom() if image is None or growth else image
     volume = image or synthetic_ct(base, SHAPE, SPACING)
     result: dict[str, Any] = {
         "machine": {**describe_machine(device), "threads": str(torch.get_num_threads()), "device": str(target)},
@@ -75,11 +75,15 @@ def benchmark_speed(
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        report_progress(progress, "Segmenting", 0.01)
+        chosen = segment(volume, model, device=device)
         others: list[Peer] = []
         skipped: list[tuple[str, str]] = []
         if compare:
             report_progress(progress, "Preparing other pipelines", 0.02)
-            for peer in peers(volume, model, folder):
+            liver = bounding_box(chosen.mask("liver")) or bounding_box(np.ones(volume.shape, dtype=bool))
+            assert liver is not None
+            for peer in peers(volume, model, liver, folder):
                 if isinstance(peer, Peer):
                     others.append(peer)
                 else:
@@ -98,7 +102,6 @@ def benchmark_speed(
         rate = max(rates)
         result["limit_gflops"] = round(rate / 1e9, 1)
         result["backends"] = {backend: _our_row(model, runs, rate) for backend, runs in segmentations.items()}
-        chosen = segment(volume, model, device=device)
         result["chosen"] = [stage.get("backend", stage) for stage in chosen.provenance["stages"]]
         best = min(row["seconds"] for row in result["backends"].values())
         network = min(row["network_seconds"] for row in result["backends"].values())

@@ -7,10 +7,13 @@ it would read. What the others do before and after the network is counted only w
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models import Model, ModelSpec, Region
+from ..inference.backends import choose_backend, forward
+from ..inference.stages import sample_box, stage_grids, stage_plan
+from ..inference.windows import Box
+from ..models import Model, Region
+from ..models.nnunet import load_nnunet
 from ..volumes.resample import regrid
 from ..volumes.volume import Volume
 
 #: MONAI's model zoo: window, overlap and spacing (i, j, k) of its spleen and liver U-Nets.
 _ZOO_WINDOW, _ZOO_OVERLAP, _ZOO_SPACING = 96, 0.5, (1.5, 1.5, 2.0)
+#: Features of nnU-Net's default network.
+_NNUNET_FEATURES = (32, 64, 128, 256, 320, 320)
 #: nnU-Net's plans for the liver task of the Medical Segmentation Decathlon.
 _NNUNET_PATCH, _NNUNET_SPACING = (128, 128, 128), (1.0, 0.7676, 0.7676)
 #: TotalSegmentator's 3 mm recipe: one network for all classes.
@@ -46,19 +55,20 @@ class Peer:
     note: str = ""
 
 
-def peers(volume: Volume, model: Model, folder: Path) -> Iterator[Peer | tuple[str, str]]:
+def peers(volume: Volume, model: Model, liver: Box, folder: Path) -> Iterator[Peer | tuple[str, str]]:
     """Each peer that can run here; for others (name, why not). Only one is held in memory at a time.
 
+    :param liver: box (k, j, i) around it, in which a foreign network would run.
     :param folder: empty, for the files of random nnU-Nets.
     """
     for make in (_monai_zoo, _monai_same_network, _total, _nnunet_full, _nnunet_box):
         try:
-            yield make(volume, model, folder)
+            yield make(volume, model, liver, folder)
         except ImportError as error:
             yield make.__doc__ or "", f"skipped: {error.name} is not installed"
 
 
-def _monai_zoo(volume: Volume, model: Model, folder: Path) -> Peer:
+def _monai_zoo(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     """MONAI sliding window, model-zoo U-Net"""
     from monai.networks.nets import UNet
 
@@ -69,39 +79,33 @@ def _monai_zoo(volume: Volume, model: Model, folder: Path) -> Peer:
     return Peer(_monai_zoo.__doc__ or "", run, count, around, "resampling there and back and argmax included")
 
 
-def _monai_same_network(volume: Volume, model: Model, folder: Path) -> Peer:
+def _monai_same_network(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     """our last network, MONAI sliding window over the whole image"""
     stage = model.spec.stages[-1]
-    spacing = [own if mm is None else mm for own, mm in zip(volume.spacing[::-1], stage.spacing or (1.5,) * 3)]  # noqa: B905
-    shape = regrid(volume.grid, (spacing[2], spacing[1], spacing[0])).shape
+    shape = stage_grids(volume, dataclasses.replace(stage, region=None))[0].shape
     run, count = _monai_window(model.members(stage)[0], shape, len(stage.channels))
     return Peer(_monai_same_network.__doc__ or "", run, count, None, "network only")
 
 
-def _total(volume: Volume, model: Model, folder: Path) -> Peer:
+def _total(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     """TotalSegmentator-like 3 mm recipe, nnU-Net's predictor"""
     trained = _random_nnunet(folder / "total", _TOTAL_CLASSES, _TOTAL_PATCH, _TOTAL_SPACING)
-    run, count = _predictor_window(trained, volume, overlap=0.5)
+    run, count = _predictor_window(trained, volume, overlap=0.2)
     return Peer(_total.__doc__ or "", run, count, None, "network only")
 
 
-def _nnunet_full(volume: Volume, model: Model, folder: Path) -> Peer:
+def _nnunet_full(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     """nnU-Net 3d_fullres, nnU-Net's predictor over the whole image"""
     trained = _random_nnunet(folder / "liver", 3, _NNUNET_PATCH, _NNUNET_SPACING)
     run, count = _predictor_window(trained, volume, overlap=0.5)
     return Peer(_nnunet_full.__doc__ or "", run, count, None, "network only, no mirroring")
 
 
-def _nnunet_box(volume: Volume, model: Model, folder: Path) -> Peer:
+def _nnunet_box(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     """the same nnU-Net by LiverXAI, in the liver's box"""
-    from ..inference.backends import choose_backend, forward
-    from ..inference.stages import sample_box, stage_grids, stage_plan
-    from ..models.nnunet import load_nnunet
-
     foreign = load_nnunet(_random_nnunet(folder / "liver", 3, _NNUNET_PATCH, _NNUNET_SPACING))
     (network,) = foreign.members(foreign.spec.stages[0])
-    liver = liver_box(volume, model)
-    stage = _in_the_box(foreign.spec)
+    stage = dataclasses.replace(foreign.spec.stages[0], region=Region("liver", 10.0))
     (grid,) = stage_grids(volume, stage, liver)
     plan = stage_plan(stage, grid)
     image = torch.randn(plan.window)
@@ -111,21 +115,6 @@ def _nnunet_box(volume: Volume, model: Model, folder: Path) -> Peer:
     choice = choose_backend(network, stage, cpu, sample, voxels)
     run = forward(choice.backend, network, cpu)
     return Peer(_nnunet_box.__doc__ or "", lambda: run(image[None, None]), len(plan.boxes), None, choice.backend)
-
-
-def liver_box(volume: Volume, model: Model) -> Any:
-    """The box around the liver that `model` finds, which a foreign stage would run in."""
-    from ..inference import segment
-    from ..volumes.volume import bounding_box
-
-    box = bounding_box(segment(volume, model, device="cpu").mask("liver"))
-    return box if box is not None else tuple(slice(n // 4, 3 * n // 4) for n in volume.shape)
-
-
-def _in_the_box(spec: ModelSpec) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(spec.stages[0], region=Region("liver", 10.0))
 
 
 def _monai_window(network: nn.Module, shape: tuple[int, int, int], channels: int) -> tuple[Callable[[], object], int]:
@@ -179,8 +168,6 @@ def _predictor_window(trained: Path, volume: Volume, overlap: float) -> tuple[Ca
     shape = regrid(volume.grid, (float(i), float(j), float(k))).shape
     steps = compute_steps_for_sliding_window([max(n, p) for n, p in zip(shape, patch, strict=True)], patch, 1 - overlap)
     image = torch.randn(1, *patch)
-    weights = predictor.list_of_parameters[0]
-    predictor.network.load_state_dict(weights)
     predictor.network.eval()
 
     def run() -> object:
@@ -190,13 +177,9 @@ def _predictor_window(trained: Path, volume: Volume, overlap: float) -> tuple[Ca
     return run, len(steps[0]) * len(steps[1]) * len(steps[2])
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """nnU-Net prints."""
-    import contextlib
-    import io
-    import warnings
-
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -210,7 +193,7 @@ def _random_nnunet(
         return folder
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
-    features = [32, 64, 128, 256, 320, 320]
+    features = list(_NNUNET_FEATURES)
     shared: dict[str, Any] = {
         "n_stages": len(features),
         "features_per_stage": features,

@@ -80,7 +80,7 @@ def segment(
     model.to(target)
     for number, stage in enumerate(model.spec.stages):
         part = scaled(progress, number / len(model.spec.stages), (number + 1) / len(model.spec.stages))
-        box = None if stage.region is None else boxes[stage.region.label]
+        box = None if stage.region is None else boxes.get(stage.region.label)
         if stage.region is not None and box is None:
             stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
             continue
