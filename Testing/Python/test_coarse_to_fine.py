@@ -3,26 +3,30 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from nnunet_folders import make_folder, noisy_ct, plans
+from safetensors.torch import load_file
 from test_nnunet_equivalence import nnunet_says
 from torch import nn
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
-from LiverXAILib.inference import Postprocessing, segment, stages
+from LiverXAILib.inference import Postprocessing, backends, segment, stages
 from LiverXAILib.inference.cost import activation_bytes, operations
 from LiverXAILib.inference.geometry import project_box
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import LayerSpec, Model, Region, load_model
 from LiverXAILib.models.nnunet import load_nnunet
-from LiverXAILib.models.store import _read_weights
+from LiverXAILib.models.registry import registered
 from LiverXAILib.networks import UNet, build_network
 from LiverXAILib.networks.folding import fold_batch_norms
+from LiverXAILib.volumes.io import read_labels, read_volume
 from LiverXAILib.volumes.volume import Grid, Volume, bounding_box
 
 CPU = torch.device("cpu")
@@ -184,25 +188,47 @@ def test_memory_and_operations_are_known_before_the_network_runs():
 # --- the fast path and the plain one -------------------------------------------------------------------------------
 
 
-def test_folding_and_boxes_leave_the_bundled_models_labels_as_they_are():
-    fast = load_model("default")
-    from LiverXAILib.models.registry import registered
-
+def plain_default() -> Model:
+    """The bundled model as it was trained: batch norms on their own, weights in the usual layout."""
+    spec = registered("default").spec()
     folder = registered("default").folder()
-    plain = {}
-    for stage in fast.spec.stages:
-        networks = []
+    networks: dict[str, list[nn.Module]] = {}
+    for stage in spec.stages:
+        networks[stage.name] = []
         for name in stage.weights:
             network = build_network(stage.network, stage.arguments)
-            network.load_state_dict({key: value.float() for key, value in _read_weights(folder / name).items()})
-            networks.append(network.to(memory_format=torch.contiguous_format))
-        plain[stage.name] = networks
+            network.load_state_dict(
+                {
+                    key: value.float() if value.is_floating_point() else value
+                    for key, value in load_file(folder / name).items()
+                }
+            )
+            networks[stage.name].append(network)
+    return Model(spec, networks)
+
+
+def test_folding_leaves_the_bundled_models_labels_as_they_are():
     volume, _ = ball_phantom(Grid((40, 60, 60), np.diag([3.0, 3.0, 4.0, 1.0])), organ_mm=60)
     labels = [
         segment(volume, model, device="cpu", postprocessing=RAW).labels.array
-        for model in (fast, Model(fast.spec, plain))
+        for model in (load_model("default"), plain_default())
     ]
     assert (labels[0] == labels[1]).mean() > 0.99999
+
+
+@pytest.mark.parametrize("case", ["chaos03", "ircad01"])
+def test_the_fast_path_is_as_good_as_the_plain_one_on_cases_never_trained_on(case, tmp_path, monkeypatch):
+    data = os.environ.get("LIVERXAI_TEST_DATA")
+    if not data:
+        pytest.skip("LIVERXAI_TEST_DATA is not set")
+    monkeypatch.setattr(backends, "_cache_folder", lambda: tmp_path)
+    folder = Path(data) / "ct" / case
+    volume, truth = read_volume(folder / "image.nii.gz"), read_labels(folder / "liver.nii.gz").array > 0
+    plain = segment(volume, plain_default(), device="cpu")
+    for backend in backends.candidates(CPU):
+        fast = segment(volume, load_model("default"), device="cpu", backend=backend)
+        assert abs(dice(fast.mask("liver"), truth) - dice(plain.mask("liver"), truth)) < 0.002, backend
+        assert (fast.labels.array == plain.labels.array).mean() > 0.9999, backend
 
 
 # --- foreign chains ------------------------------------------------------------------------------------------------
