@@ -55,7 +55,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
         # The card lists sizes along the tensor's axes (k, j, i); a Grid's spacing is (i, j, k).
         k, j, i = (own if mm is None else mm for own, mm in zip(base.spacing[::-1], stage.spacing, strict=True))
         grid = regrid(base, (i, j, k))
-        if box is not None and stage.window is None:
+        if box is not None and not stage.pad_to_window:
             # What the network's divisor adds to the box is image as well, not air.
             grid = stage_plan(stage, grid).padded_grid(grid)
         return [grid]
