@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -91,17 +91,18 @@ def segment(
         grids[stage.name] = grid
         stages.append(report)
         begun = time.perf_counter()
-        final = [label for label in stage.labels if model.spec.stage_of(label).name == stage.name]
+        rest = model.spec.stages[number + 1 :]
+        sought = {later.region.label for later in rest if later.region is not None} & set(stage.labels)
+        boxes |= {label: _locate(logits, stage, label, grid, volume, model) for label in sought}
+        final = [label for label in stage.labels if not any(label in x.labels and _will_run(x, boxes) for x in rest)]
         read = _read_scores if stage.nnunet is None else _read_nnunet_scores
         for label, (mask, probability) in read(logits, stage, final, grid, volume).items():
             masks[label] = mask
             if probability is not None:
                 probabilities[label] = probability
-        sought = {later.region.label for later in model.spec.stages[number + 1 :] if later.region is not None}
         if sought & set(final):
             masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
-        for label in sought & set(stage.labels):
-            boxes[label] = masks[label].tight() if label in final else _locate(logits, stage, label, grid, volume)
+            boxes |= {label: masks[label].tight() for label in sought & set(final)}
         report["seconds"]["labels"] = round(time.perf_counter() - begun, 3)
 
     begun = time.perf_counter()
@@ -176,13 +177,20 @@ def _run_stage(
     return best[1], best[2], report
 
 
-def _locate(logits: torch.Tensor, stage: StageSpec, label: str, grid: Grid, volume: Volume) -> Box | None:
-    """The box on the image around a structure that a later stage will segment: around its largest piece.
+def _will_run(stage: StageSpec, boxes: Mapping[str, Box | None]) -> bool:
+    """Whether what a stage looks into is known to be there."""
+    return stage.region is None or boxes.get(stage.region.label) is not None
 
-    A speck at the other end of the body must not blow it up.
+
+def _locate(logits: torch.Tensor, stage: StageSpec, label: str, grid: Grid, volume: Volume, model: Model) -> Box | None:
+    """The box on the image around a structure that a later stage will look into.
+
+    Of the liver its largest piece: a speck at the other end of the body must not blow the box up.
     """
     mask = (region_margin(logits, stage, label) > 0).numpy()
-    box = bounding_box(clean_organ(mask, _LARGEST_PIECE))
+    if any(spec.is_liver for spec in model.spec.labels if spec.name == label):
+        mask = clean_organ(mask, _LARGEST_PIECE)
+    box = bounding_box(mask)
     return None if box is None else project_box(box, grid, volume.grid)
 
 

@@ -125,6 +125,18 @@ def test_a_speck_elsewhere_does_not_blow_up_the_box(rules):
     assert max(fine.seen[0]) <= 72
 
 
+def test_what_a_later_stage_will_not_decide_stays_as_it_is():
+    """A last stage around tumors would decide the liver anew; without a tumor the first stage's liver counts."""
+    first = fields(name="all", spacing=(4.0,) * 3, labels={"liver": ("liver",), "tumor": ("tumor",)})
+    last = first | {"name": "around tumors", "spacing": (2.0,) * 3, "region": Region("tumor", 60.0)}
+    volume, truth = ball_phantom(GRID)
+    without = volume.with_array(np.minimum(volume.array, 100).astype(np.int16))
+    for image, runs in ((volume, True), (without, False)):
+        result = segment(image, model_of([first, last], {"all": [Thresholds()], "around tumors": [Thresholds()]}))
+        assert ("skipped" not in result.provenance["stages"][1]) == runs
+        assert dice(result.mask("liver"), truth.array >= 1) > 0.96
+
+
 # --- one pass, or several ------------------------------------------------------------------------------------------
 
 
