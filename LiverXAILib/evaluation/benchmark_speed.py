@@ -36,7 +36,10 @@ from ..inference.stages import predict_logits, stage_grids, stage_input, stage_p
 from ..measure import measure
 from ..models import Model, load_model
 from ..progress import Progress, progress_bar, report_progress
-from ..volumes.io import read_volume
+from ..report import write_segmentation_file
+from ..volumes.io import read_volume, write_volume
+from ..volumes.itk import to_itk
+from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume, bounding_box
 from .machine import convolution_rate, describe_machine
 from .speed_peers import Peer, peers
@@ -107,6 +110,8 @@ def benchmark_speed(
         network = min(row["network_seconds"] for row in result["backends"].values())
         result["peers"] = [_peer_row(peer, windows[peer.name], best, network) for peer in others]
         result["skipped"] = [{"name": peer, "reason": reason} for peer, reason in skipped]
+        report_progress(progress, "Around the network", 0.6)
+        result["around"] = _around(volume, model, chosen, folder)
         report_progress(progress, "Fresh processes", 0.65)
         result["fresh"] = _fresh(volume, model_name, device, folder)
         if growth:
@@ -283,6 +288,37 @@ def peak_mib() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Path) -> dict[str, float]:
+    """Seconds of what an analysis does with files, measurements and heat maps, once each."""
+    import SimpleITK as sitk
+
+    ct, heat_file = folder / "ct.nii.gz", folder / "heat.nrrd"
+    # The least compression: it is the unpacking that is measured.
+    sitk.WriteImage(to_itk(volume), str(ct), useCompression=True, compressionLevel=1)
+    seconds = {
+        "read the CT (.nii.gz)": _seconds(partial(read_volume, ct, force=True)),
+        "measure": _seconds(partial(measure, volume, segmentation)),
+        "write the labels (.seg.nrrd)": _seconds(partial(write_segmentation_file, segmentation, folder / "x.seg.nrrd")),
+    }
+    found = segmentation.probabilities.get("liver")
+    if found is not None:
+        # A stand-in for a heat map: it has values in the same box, and as little order in its digits.
+        grid = segmentation.stage_grids[model.spec.stage_of("liver").name]
+        values = resample(found.array, found.grid, grid)
+        heat = np.zeros(volume.shape, dtype=np.float32)
+        start = np.rint(volume.grid.to_ijk(found.grid.origin)).astype(int)[::-1]
+        k, j, i = (slice(int(a), int(a) + n) for a, n in zip(start, found.shape, strict=True))
+
+        def to_image() -> None:
+            heat[k, j, i] = resample(values, grid, found.grid).numpy()
+
+        seconds["bring a heat map to the CT's voxels"] = _seconds(to_image)
+        seconds["write a heat map (.nrrd)"] = _seconds(partial(write_volume, volume.with_array(heat), heat_file))
+    for path in (ct, heat_file):
+        path.unlink(missing_ok=True)
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
 # --- growth -------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +409,10 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += ["", f"Limit: {result['limit_gflops']:.0f} GFLOP/s, the fastest convolution in float32 of this run."]
     tests = ", ".join(f"{c['backend']} ({c['reason']})" for c in result["chosen"] if "backend" in c)
     lines += [f"Chosen for the stages: {tests}.", ""]
+    network = min(row["network_seconds"] for row in result["backends"].values())
+    lines += ["| around the network | s | % of the network's time |", "|---|---|---|"]
+    lines += [f"| {name} | {_s(x)} | {100 * x / network:.0f} |" for name, x in result["around"].items()]
+    lines += [""]
     fresh = result["fresh"]
     lines += ["| fresh process | |", "|---|---|"]
     lines += [f"| import | {_s(fresh['import_seconds'])} s |", f"| load the model | {_s(fresh['load_seconds'])} s |"]

@@ -56,7 +56,7 @@ class Peer:
 
 
 def peers(volume: Volume, model: Model, liver: Box, folder: Path) -> Iterator[Peer | tuple[str, str]]:
-    """Each peer that can run here; for others (name, why not). Only one is held in memory at a time.
+    """Each peer that can run here; for others (name, why not).
 
     :param liver: box (k, j, i) around it, in which a foreign network would run.
     :param folder: empty, for the files of random nnU-Nets.

@@ -39,6 +39,8 @@ def test_one_run_measures_stages_a_fresh_process_and_says_so_in_a_table(tmp_path
     assert fresh["first_seconds"] > 0
     # A process that holds torch is larger than this.
     assert fresh["peak_mib"] > 150
+    assert len(result["around"]) == 5
+    assert all(seconds > 0 for seconds in result["around"].values())
     text = (tmp_path / "out" / "speed.md").read_text()
     assert text in capsys.readouterr().out
     assert "torch float32" in text

@@ -13,7 +13,6 @@ import pytest
 import torch
 from nnunet_folders import make_folder, noisy_ct, plans
 from safetensors.torch import load_file
-from test_nnunet_equivalence import nnunet_says
 from torch import nn
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
@@ -260,8 +259,10 @@ def a_foreign_chain(folder, margin_mm: float) -> Model:
 
 
 def test_an_nnunet_in_the_livers_box_says_what_nnunet_says_of_that_box_and_reads_a_tenth(tmp_path):
+    from test_nnunet_equivalence import nnunet_says  # which takes seconds to import
+
     folder = make_folder(tmp_path, plans(patch_size=[16, 16, 16]))
-    volume, _ = ball_phantom(Grid((96, 110, 108), np.diag([2.9, 2.8, 3.1, 1.0])), organ_mm=36.0)
+    volume, _ = ball_phantom(Grid((72, 88, 86), np.diag([2.9, 2.8, 3.1, 1.0])), organ_mm=24.0, lesion_mm=8.0)
     noise = noisy_ct(volume.shape, (3.1, 2.8, 2.9)).array // 20
     volume = volume.with_array((volume.array + noise).astype(np.int16))
     model = a_foreign_chain(folder, margin_mm=10.0)
