@@ -42,7 +42,7 @@ from ..volumes.itk import to_itk
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume, bounding_box
 from .machine import convolution_rate, describe_machine
-from .speed_peers import Peer, peers
+from .speed_peers import NNUNET_BOX, NNUNET_FULL, Peer, peers
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: The CT of the benchmark: voxels (k, j, i) and mm (i, j, k).
@@ -430,7 +430,12 @@ def as_markdown(result: dict[str, Any]) -> str:
             cells = [row["name"], row["windows"], f"{row['window_seconds']:.2f}", around, f"{row['seconds']:.0f}{mark}"]
             lines.append("| " + " | ".join(map(str, [*cells, f"**{row['times_ours']:.1f}**", row["note"]])) + " |")
         lines += [f"| {row['name']} | {row['reason']} | | | | | |" for row in result["skipped"]]
-        lines += ["", "Where only the network counts, it is compared with our networks alone.", ""]
+        lines += ["", "Where only the network counts, it is compared with our networks alone."]
+        totals = {row["name"]: row["seconds"] for row in result["peers"]}
+        if NNUNET_FULL in totals and NNUNET_BOX in totals:
+            gain = totals[NNUNET_FULL] / max(totals[NNUNET_BOX], 1e-9)
+            lines += [f"The same nnU-Net is {gain:.0f} times as fast in the liver's box as over the whole image."]
+        lines += [""]
     if "growth" in result:
         lines += _growth_tables(result["growth"])
     described = ", ".join(f"{name} {value}" for name, value in result["machine"].items())

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..inference.backends import choose_backend, forward
+from ..inference.backends import choose_backend, forward, pages_kept
 from ..inference.stages import sample_box, stage_grids, stage_plan
 from ..inference.windows import Box
 from ..models import Model, Region
@@ -37,6 +37,13 @@ _NNUNET_FEATURES = (32, 64, 128, 256, 320, 320)
 _NNUNET_PATCH, _NNUNET_SPACING = (128, 128, 128), (1.0, 0.7676, 0.7676)
 #: TotalSegmentator's 3 mm recipe: one network for all classes.
 _TOTAL_PATCH, _TOTAL_SPACING, _TOTAL_CLASSES = (112, 112, 128), (3.0, 3.0, 3.0), 118
+
+
+MONAI_ZOO = "MONAI sliding window, model-zoo U-Net"
+MONAI_SAME = "our last network, MONAI sliding window over the whole image"
+TOTAL = "TotalSegmentator-like 3 mm recipe, nnU-Net's predictor"
+NNUNET_FULL = "nnU-Net 3d_fullres, nnU-Net's predictor over the whole image"
+NNUNET_BOX = "the same nnU-Net by LiverXAI, in the liver's box"
 
 
 @dataclass
@@ -61,48 +68,50 @@ def peers(volume: Volume, model: Model, liver: Box, folder: Path) -> Iterator[Pe
     :param liver: box (k, j, i) around it, in which a foreign network would run.
     :param folder: empty, for the files of random nnU-Nets.
     """
-    for make in (_monai_zoo, _monai_same_network, _total, _nnunet_full, _nnunet_box):
+    makers = {
+        MONAI_ZOO: _monai_zoo,
+        MONAI_SAME: _monai_same_network,
+        TOTAL: _total,
+        NNUNET_FULL: _nnunet_full,
+        NNUNET_BOX: _nnunet_box,
+    }
+    for name, make in makers.items():
         try:
             yield make(volume, model, liver, folder)
         except ImportError as error:
-            yield make.__doc__ or "", f"skipped: {error.name} is not installed"
+            yield name, f"skipped: {error.name} is not installed"
 
 
 def _monai_zoo(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
-    """MONAI sliding window, model-zoo U-Net"""
     from monai.networks.nets import UNet
 
     network = UNet(3, 1, 3, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2, norm="batch").eval()
     grid = regrid(volume.grid, _ZOO_SPACING)
-    around = _monai_around(volume, grid.shape, _ZOO_SPACING)
-    run, count = _monai_window(network, grid.shape, 3)
-    return Peer(_monai_zoo.__doc__ or "", run, count, around, "resampling there and back and argmax included")
+    around = _monai_around(volume, _ZOO_SPACING)
+    run, count = _monai_window(network, grid.shape)
+    return Peer(MONAI_ZOO, run, count, around, "resampling there and back and argmax included")
 
 
 def _monai_same_network(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
-    """our last network, MONAI sliding window over the whole image"""
     stage = model.spec.stages[-1]
     shape = stage_grids(volume, dataclasses.replace(stage, region=None))[0].shape
-    run, count = _monai_window(model.members(stage)[0], shape, len(stage.channels))
-    return Peer(_monai_same_network.__doc__ or "", run, count, None, "network only")
+    run, count = _monai_window(model.members(stage)[0], shape)
+    return Peer(MONAI_SAME, run, count, None, "network only")
 
 
 def _total(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
-    """TotalSegmentator-like 3 mm recipe, nnU-Net's predictor"""
     trained = _random_nnunet(folder / "total", _TOTAL_CLASSES, _TOTAL_PATCH, _TOTAL_SPACING)
     run, count = _predictor_window(trained, volume, overlap=0.2)
-    return Peer(_total.__doc__ or "", run, count, None, "network only")
+    return Peer(TOTAL, run, count, None, "network only")
 
 
 def _nnunet_full(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
-    """nnU-Net 3d_fullres, nnU-Net's predictor over the whole image"""
     trained = _random_nnunet(folder / "liver", 3, _NNUNET_PATCH, _NNUNET_SPACING)
     run, count = _predictor_window(trained, volume, overlap=0.5)
-    return Peer(_nnunet_full.__doc__ or "", run, count, None, "network only, no mirroring")
+    return Peer(NNUNET_FULL, run, count, None, "network only, no mirroring")
 
 
 def _nnunet_box(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
-    """the same nnU-Net by LiverXAI, in the liver's box"""
     foreign = load_nnunet(_random_nnunet(folder / "liver", 3, _NNUNET_PATCH, _NNUNET_SPACING))
     (network,) = foreign.members(foreign.spec.stages[0])
     stage = dataclasses.replace(foreign.spec.stages[0], region=Region("liver", 10.0))
@@ -113,11 +122,16 @@ def _nnunet_box(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     voxels = len(plan.boxes) * image.numel()
     sample = torch.randn([s.stop - s.start for s in sample_box(plan, stage)])
     choice = choose_backend(network, stage, cpu, sample, voxels)
-    run = forward(choice.backend, network, cpu)
-    return Peer(_nnunet_box.__doc__ or "", lambda: run(image[None, None]), len(plan.boxes), None, choice.backend)
+    network_of = forward(choice.backend, network, cpu)
+
+    def run() -> object:
+        with pages_kept(cpu):
+            return network_of(image[None, None])
+
+    return Peer(NNUNET_BOX, run, len(plan.boxes), None, f"network only, {choice.backend}")
 
 
-def _monai_window(network: nn.Module, shape: tuple[int, int, int], channels: int) -> tuple[Callable[[], object], int]:
+def _monai_window(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Callable[[], object], int]:
     """One window of MONAI's sliding window, and how many there are in an image of `shape`."""
     from monai.data.utils import dense_patch_slices
     from monai.inferers import sliding_window_inference
@@ -134,7 +148,7 @@ def _monai_window(network: nn.Module, shape: tuple[int, int, int], channels: int
     return run, count
 
 
-def _monai_around(volume: Volume, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> float:
+def _monai_around(volume: Volume, spacing: tuple[float, float, float]) -> float:
     """Seconds of bringing the image to the network's spacing, three channels back, and taking the best."""
     import numpy as np
     from monai.data import MetaTensor

@@ -88,13 +88,13 @@ def test_peers_read_as_many_windows_as_their_libraries_would(tmp_path, monkeypat
 
 def test_a_peer_whose_library_is_missing_is_skipped_with_the_reason(tmp_path, monkeypatch):
     def missing(*_):
-        """another pipeline"""
         raise ModuleNotFoundError("no", name="monai")
 
     for name in ("_monai_zoo", "_monai_same_network", "_total", "_nnunet_full", "_nnunet_box"):
         monkeypatch.setattr(speed_peers, name, missing)
     found = list(speed_peers.peers(phantom(), None, (slice(0, 1),) * 3, tmp_path))
-    assert found == [("another pipeline", "skipped: monai is not installed")] * 5
+    assert len(found) == 5
+    assert found[0] == (speed_peers.MONAI_ZOO, "skipped: monai is not installed")
 
 
 def test_the_synthetic_ct_is_the_phantom_on_other_voxels():
