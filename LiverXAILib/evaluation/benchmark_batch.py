@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from typing import Any
 
 from ..errors import LiverXAIError
 from ..options import Options
-from .machine import describe_machine
 
 #: How often the memory of the processes is looked at.
 _SAMPLE_SECONDS = 0.2
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         images = _images(arguments.images, scratch.folder / "images", (1.5, 1.5, 3.0))
         small = _images(arguments.images, scratch.folder / "small", (4.0, 4.0, 6.0))
         result = {
-            "machine": describe_machine(arguments.device),
+            "machine": _machine(arguments.device),
             "model": arguments.model,
             "explained": "as by default" if arguments.explain is None else " ".join(arguments.explain) or "nothing",
             "images": str(arguments.images or "four phantoms, 1.5 x 1.5 x 3 mm; for memory 4 x 4 x 6 mm"),
@@ -267,3 +267,23 @@ def _resident_mib(pid: int) -> float | None:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     return None
+
+
+def _machine(device: str) -> dict[str, str]:
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    machine = {
+        "CPU": cpu,
+        "cores": str(os.cpu_count()),
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }
+    if device != "cpu" and torch.cuda.is_available():
+        machine["GPU"] = torch.cuda.get_device_name()
+    return machine

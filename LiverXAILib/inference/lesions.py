@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..volumes.volume import bounding_box
 from .segmentation import Segmentation
@@ -16,6 +15,8 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
     Voxels that touch by a face, edge or corner (26-neighbors) belong to one lesion. Lesions of equal size are
     numbered in scan order, so that the numbers are the same in table, heat maps and report.
     """
+    import SimpleITK as sitk  # Slicer's module needs this package's names at start, SimpleITK only later
+
     mask = segmentation.mask(label)
     numbers = np.zeros(mask.shape, dtype=np.int32)
     box = bounding_box(mask)
