@@ -247,11 +247,16 @@ first = lx.segment(volume, model, device=device)
 done = time.perf_counter()
 second = lx.segment(volume, model, device=device)
 again = time.perf_counter()
-from LiverXAILib.evaluation.benchmark_speed import peak_mib
+try:
+    import resource
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+except ImportError:  # Windows
+    peak = None
 print(json.dumps({
     "import_seconds": imported - started, "load_seconds": loaded - read, "first_seconds": done - loaded,
     "self_test_seconds": sum(stage.get("seconds", {}).get("self_test", 0) for stage in first.provenance["stages"]),
-    "warm_seconds": again - done, "peak_mib": peak_mib(), "image_mib": volume.array.nbytes / 2**20,
+    "warm_seconds": again - done, "peak_mib": peak, "image_mib": volume.array.nbytes / 2**20,
     "windows": [stage.get("windows", 0) for stage in first.provenance["stages"]],
     "network_seconds": sum(stage.get("seconds", {}).get("network", 0) for stage in second.provenance["stages"]),
 }))
@@ -276,16 +281,6 @@ def _child(*words: str) -> str:
     if child.returncode != 0:
         raise LiverXAIError(f"A process of the benchmark failed:\n{child.stdout}{child.stderr}")
     return child.stdout
-
-
-def peak_mib() -> float | None:
-    """The most memory that this process has held; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Path) -> dict[str, float]:
