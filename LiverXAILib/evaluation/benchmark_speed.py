@@ -415,7 +415,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"| first segmentation | {_s(fresh['first_seconds'])} s, self-test {_s(fresh['self_test_seconds'])} s of it |"
     ]
     lines += [f"| second segmentation | {_s(fresh['warm_seconds'])} s |"]
-    lines += [f"| peak memory | {fresh['peak_mib'] or 0:.0f} MiB, the image {fresh['image_mib']:.0f} MiB of it |", ""]
+    lines += [f"| peak memory | {_mib(fresh['peak_mib'])} MiB, the image {_mib(fresh['image_mib'])} MiB of it |", ""]
     if result["peers"] or result["skipped"]:
         lines += ["| other pipeline | windows | s a window | around s | total s | × ours | what counts |"]
         lines += ["|---|---|---|---|---|---|---|"]
@@ -441,8 +441,8 @@ def _growth_tables(growth: dict[str, Any]) -> list[str]:
     lines = ["| slices | image MiB | peak MiB | peak without image MiB | windows | network s | segmentation s (warm) |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for row in growth["size"]:
-        peak = row["peak_mib"] or 0.0
-        cells = [row["slices"], f"{row['image_mib']:.0f}", f"{peak:.0f}", f"{peak - row['image_mib']:.0f}"]
+        peak, own = row["peak_mib"], row["image_mib"]
+        cells = [row["slices"], _mib(own), _mib(peak), _mib(None if peak is None else peak - own)]
         cells += ["+".join(map(str, row["windows"])), _s(row["network_seconds"]), _s(row["warm_seconds"])]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| windows of the first stage | voxels read | network s |", "|---|---|---|"]
@@ -456,6 +456,10 @@ def _growth_tables(growth: dict[str, Any]) -> list[str]:
 
 def _s(seconds: float) -> str:
     return f"{seconds:.2f}"
+
+
+def _mib(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0f}"
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:
@@ -472,7 +476,7 @@ def draw_growth(growth: dict[str, Any], path: Path) -> None:
     axes[0].plot(voxels, [row["network_seconds"] for row in sizes], "s--", label="networks")
     axes[0].set(xlabel="image, MiB", ylabel="seconds", title="time")
     axes[0].legend()
-    axes[1].plot(voxels, [row["peak_mib"] or 0 for row in sizes], "o-", label="peak")
+    axes[1].plot(voxels, [np.nan if row["peak_mib"] is None else row["peak_mib"] for row in sizes], "o-", label="peak")
     axes[1].plot(voxels, voxels, "k:", label="the image itself")
     axes[1].set(xlabel="image, MiB", ylabel="MiB", title="memory")
     axes[1].legend()
