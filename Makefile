@@ -22,6 +22,7 @@ benchmark: $(VENV)/.test
 	mkdir -p $(OUTPUT)
 	$(BIN)/liverxai phantom --output $(OUTPUT)/phantom.nii.gz --seed 7
 	$(BIN)/liverxai benchmark cost $(OUTPUT)/phantom.nii.gz
+	$(BIN)/liverxai benchmark speed --output $(OUTPUT)
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) build *.egg-info

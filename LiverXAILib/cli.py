@@ -156,6 +156,10 @@ _BENCHMARKS = {
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".evaluation.benchmark_batch"),
     "cost": ("time and memory of a heat map, beside other libraries", ".evaluation.benchmark_cost"),
     "explain": ("how faithful the maps of each method and layer are", ".evaluation.benchmark_explain"),
+    "speed": (
+        "time and memory of a segmentation, beside others",
+        ".evaluation.benchmark_speed",
+    ),
 }
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {

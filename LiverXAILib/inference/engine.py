@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, report_progress, scaled
 from ..volumes.resample import resample
-from ..volumes.volume import Grid, Volume
+from ..volumes.volume import Grid, Volume, bounding_box
+from .backends import choose_backend, forward
 from .device import select_device
-from .geometry import from_working_grid, project_box
+from .geometry import from_working_grid, project_box, whole
+from .masks import Mask, around
 from .nnunet import nnunet_scores
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
-from .stages import Box, bounding_box, predict_logits, region_margin, stage_grids, stage_input, stage_plan
+from .stages import pad_value, predict_logits, region_margin, sample_box, stage_grids, stage_input, stage_plan
+from .windows import Box
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ _log = logging.getLogger(__name__)
 _MARGIN_MM = 10.0
 #: Logits beyond this are certain enough; clipping keeps them from dominating the interpolation at the border.
 _MAX_LOGIT = 20.0
+#: How a structure is found for a later stage, whatever the user's rules for the result are.
+_LARGEST_PIECE = Postprocessing(fill_holes=False)
 
 
 def segment(
@@ -38,6 +44,7 @@ def segment(
     model: Model,
     *,
     device: str = "auto",
+    backend: str = "auto",
     postprocessing: Postprocessing | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -45,60 +52,75 @@ def segment(
     """Segment `volume` with `model`.
 
     The image is brought to canonical axes, resampled to the grid of each of the model's stages, normalized, read in
-    windows that are blended with a Gaussian, and the scores are resampled to the image's own grid, where they
-    become labels; then the rules of `postprocessing` apply.
+    one window or in several that are blended with a Gaussian, and the scores are resampled to the image's own grid,
+    where they become labels; then the rules of `postprocessing` apply. A stage whose labels a later stage decides
+    anew only finds the box for it, and its scores stay on its own grid.
 
     :param volume: CT in HU, any orientation.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    :param backend: "auto", or one of :func:`LiverXAILib.inference.backends.candidates` for all stages.
     :param postprocessing: defaults to :class:`Postprocessing` as it is documented.
     :param progress: called after each window.
     :param cancel: asked before each window.
     :return: labels on the input's grid.
     :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
+    :raises LiverXAILib.errors.UsageError: `backend` is not possible here.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
     rules = postprocessing or Postprocessing()
     target = select_device(device)
     started = time.perf_counter()
-    labels = np.zeros(volume.shape, dtype=np.uint8)
-    masks: dict[str, np.ndarray] = {}
+    masks: dict[str, Mask] = {}
     probabilities: dict[str, Volume] = {}
     grids: dict[str, Grid] = {}
     stages: list[dict[str, Any]] = []
     warnings: list[str] = list(volume.metadata.get("warnings", ()))
+    boxes: dict[str, Box | None] = {}
 
     model.to(target)
     for number, stage in enumerate(model.spec.stages):
         part = scaled(progress, number / len(model.spec.stages), (number + 1) / len(model.spec.stages))
-        box = None
-        if stage.region is not None:
-            box = bounding_box(masks[stage.region.label])
-            if box is None:
-                stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
-                continue
+        box = None if stage.region is None else boxes.get(stage.region.label)
+        if stage.region is not None and box is None:
+            stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
+            continue
         try:
-            grid, logits = _run_stage(volume, model, stage, box, target, part, cancel)
+            grid, logits, report = _run_stage(volume, model, stage, box, target, backend, part, cancel)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(f"Device {target} ran out of memory. Use the CPU, or close other programs.") from error
         grids[stage.name] = grid
-        stages.append({"name": stage.name, "shape": list(grid.shape), "spacing_mm": list(grid.spacing)})
+        stages.append(report)
+        begun = time.perf_counter()
+        rest = model.spec.stages[number + 1 :]
+        sought = {later.region.label for later in rest if later.region is not None} & set(stage.labels)
+        boxes |= {label: _locate(logits, stage, label, grid, volume, model) for label in sought}
+        final = [label for label in stage.labels if not any(label in x.labels and _will_run(x, boxes) for x in rest)]
         read = _read_scores if stage.nnunet is None else _read_nnunet_scores
-        for label, (mask, probability) in read(logits, stage, grid, volume).items():
+        for label, (mask, probability) in read(logits, stage, final, grid, volume).items():
             masks[label] = mask
             if probability is not None:
                 probabilities[label] = probability
-        _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
+        if sought & set(final):
+            masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
+            boxes |= {label: masks[label].tight() for label in sought & set(final)}
+        report["seconds"]["labels"] = round(time.perf_counter() - begun, 3)
 
+    begun = time.perf_counter()
+    masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
+    labels = np.zeros(volume.shape, dtype=np.uint8)
     for spec in model.spec.labels:
-        labels[masks.get(spec.name, np.zeros(volume.shape, dtype=bool))] = spec.value
-    warnings += _sanity(masks, model)
+        if spec.name in masks:
+            labels[masks[spec.name].box][masks[spec.name].voxels] = spec.value
+    warnings += _sanity(masks, model, volume.grid)
     report_progress(progress, "Segmented", 1.0)
     provenance = {
         "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
         "device": str(target),
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
         "postprocessing": asdict(rules),
         "stages": stages,
+        "seconds_of_rules": round(time.perf_counter() - begun, 3),
         "seconds": round(time.perf_counter() - started, 3),
         "warnings": warnings,
     }
@@ -111,109 +133,155 @@ def _run_stage(
     stage: StageSpec,
     box: Box | None,
     device: torch.device,
+    backend: str,
     progress: Progress | None,
     cancel: CancelToken | None,
-) -> tuple[Grid, torch.Tensor]:
-    """Run one stage; of several parts of a long scan, the one that shows most of the stage's first label wins."""
+) -> tuple[Grid, torch.Tensor, dict[str, Any]]:
+    """Run one stage: its grid, its logits, and the report for the provenance.
+
+    Of several parts of a long scan, the one that shows most of the stage's first label wins.
+    """
+    begun = time.perf_counter()
     grids = stage_grids(volume, stage, box)
+    networks = model.members(stage)
+    seconds = {"input": time.perf_counter() - begun, "self_test": 0.0, "network": 0.0}
     best: tuple[float, Grid, torch.Tensor] | None = None
     for number, grid in enumerate(grids):
-        logits = predict_logits(
-            model.members(stage),
-            stage_input(volume, stage, grid),
-            stage,
-            stage_plan(stage, grid),
-            device,
-            scaled(progress, number / len(grids), (number + 1) / len(grids)),
-            cancel,
-        )
+        begun = time.perf_counter()
+        image, plan = stage_input(volume, stage, grid), stage_plan(stage, grid)
+        padded = plan.pad(image, pad_value(stage))
+        seconds["input"] += time.perf_counter() - begun
+        if number == 0:
+            begun = time.perf_counter()
+            voxels = prod(plan.window) * len(plan.boxes) * len(grids)
+            choice = choose_backend(networks[0], stage, device, padded[sample_box(plan, stage)], voxels, backend)
+            forwards = [forward(choice.backend, network, device) for network in networks]
+            seconds["self_test"] = time.perf_counter() - begun
+        begun = time.perf_counter()
+        part = scaled(progress, number / len(grids), (number + 1) / len(grids))
+        logits = predict_logits(forwards, image, stage, plan, device, part, cancel)
+        seconds["network"] += time.perf_counter() - begun
         first = next(iter(stage.labels))
         found = float((region_margin(logits, stage, first) > 0).sum()) * grid.voxel_volume_mm3
         if best is None or found > best[0]:
             best = found, grid, logits
     assert best is not None
-    return best[1], best[2]
+    report = {
+        "name": stage.name,
+        "shape": list(best[1].shape),
+        "spacing_mm": list(best[1].spacing),
+        "windows": len(plan.boxes),
+        "backend": asdict(choice),
+        "seconds": {what: round(value, 3) for what, value in seconds.items()},
+    }
+    return best[1], best[2], report
 
 
-#: A region's mask on the whole input grid, and its probability in the box around it.
-_Reading = tuple[np.ndarray, "Volume | None"]
+def _will_run(stage: StageSpec, boxes: Mapping[str, Box | None]) -> bool:
+    """Whether what a stage looks into is known to be there."""
+    return stage.region is None or boxes.get(stage.region.label) is not None
 
 
-def _read_scores(logits: torch.Tensor, stage: StageSpec, grid: Grid, volume: Volume) -> dict[str, _Reading]:
-    """Each region of the stage on the input grid: its score is interpolated, and the region is where it is positive.
+def _locate(logits: torch.Tensor, stage: StageSpec, label: str, grid: Grid, volume: Volume, model: Model) -> Box | None:
+    """The box on the image around a structure that a later stage will look into.
+
+    Of the liver its largest piece: a speck at the other end of the body must not blow the box up.
+    """
+    mask = (region_margin(logits, stage, label) > 0).numpy()
+    if any(spec.is_liver for spec in model.spec.labels if spec.name == label):
+        mask = clean_organ(mask, _LARGEST_PIECE)
+    box = bounding_box(mask)
+    return None if box is None else project_box(box, grid, volume.grid)
+
+
+#: A region's mask, and its probability in the box around it.
+_Reading = tuple[Mask, "Volume | None"]
+
+
+def _read_scores(
+    logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
+) -> dict[str, _Reading]:
+    """The regions of `labels` on the input grid: a score is interpolated, and the region is where it is positive.
 
     Scores are interpolated only where the region may be: on a full CT that is a tenth of the work.
     """
     readings: dict[str, _Reading] = {}
-    for label in stage.labels:
+    for label in labels:
         margin = region_margin(logits, stage, label).clamp(-_MAX_LOGIT, _MAX_LOGIT)
-        mask = np.zeros(volume.shape, dtype=bool)
+        readings[label] = Mask.empty(), None
         found = bounding_box((margin > 0).numpy())
-        readings[label] = mask, None
         if found is not None:
             box = project_box(found, grid, volume.grid, margin_mm=_MARGIN_MM)
             score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
-            mask[box] = (score > 0).numpy()
             probability = torch.sigmoid(score).to(torch.float16).numpy()
-            readings[label] = mask, Volume(probability, volume.grid.cropped(box).ijk_to_lps)
+            readings[label] = (
+                Mask(box, (score > 0).numpy()),
+                Volume(probability, volume.grid.cropped(box).ijk_to_lps),
+            )
     return readings
 
 
-def _read_nnunet_scores(logits: torch.Tensor, stage: StageSpec, grid: Grid, volume: Volume) -> dict[str, _Reading]:
+def _read_nnunet_scores(
+    logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
+) -> dict[str, _Reading]:
     """The same as nnU-Net does it: every channel is resized to the image, then the best one wins."""
-    boxes = [bounding_box((region_margin(logits, stage, label) > 0).numpy()) for label in stage.labels]
+    boxes = [bounding_box((region_margin(logits, stage, label) > 0).numpy()) for label in labels]
     if not any(boxes):
-        return {label: (np.zeros(volume.shape, dtype=bool), None) for label in stage.labels}
-    working, box, blocks = nnunet_scores(logits, stage, grid, volume, _around(boxes), _MARGIN_MM)
-    masks = {label: np.zeros(working.shape, dtype=bool) for label in stage.labels}
-    shape = tuple(s.stop - s.start for s in box)
-    probabilities = {label: np.zeros(shape, dtype=np.float16) for label in stage.labels}
-    for place, block in blocks:
-        for label in stage.labels:
+        return {label: (Mask.empty(), None) for label in labels}
+    working, box, blocks = nnunet_scores(logits, stage, grid, volume, around(boxes), _MARGIN_MM)
+    place = working.cropped(box)
+    masks = {label: np.zeros(place.shape, dtype=bool) for label in labels}
+    probabilities = {label: np.zeros(place.shape, dtype=np.float16) for label in labels}
+    for part, block in blocks:
+        for label in labels:
             score = region_margin(block, stage, label)
-            masks[label][box][place] = (score > 0).numpy()
-            probabilities[label][place] = torch.sigmoid(score).to(torch.float16).numpy()
-    place_of_box = working.cropped(box).ijk_to_lps
+            masks[label][part] = (score > 0).numpy()
+            probabilities[label][part] = torch.sigmoid(score).to(torch.float16).numpy()
+    target = project_box(whole(place), place, volume.grid)
     return {
-        label: (from_working_grid(masks[label], volume.grid, stage.axes), Volume(probabilities[label], place_of_box))
-        for label in stage.labels
+        label: (
+            Mask(target, from_working_grid(masks[label], place, volume.grid.cropped(target), stage.axes)),
+            Volume(probabilities[label], place.ijk_to_lps),
+        )
+        for label in labels
     }
 
 
-def _around(boxes: Iterable[Box | None]) -> Box:
-    """The smallest box around all `boxes`."""
-    found = [box for box in boxes if box is not None]
-    k, j, i = (slice(min(b[axis].start for b in found), max(b[axis].stop for b in found)) for axis in range(3))
-    return k, j, i
+def _clean(masks: dict[str, Mask], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> dict[str, Mask]:
+    """Apply the rules: the liver with its lesions first, then the lesions, then its other parts; the rest stays.
 
-
-def _clean(masks: dict[str, np.ndarray], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> None:
-    """Apply the rules: the liver with its lesions first, then the lesions, then its other parts; the rest stays."""
-    present = [spec for spec in model.spec.labels if spec.name in masks]
+    All in one box around all masks: what is outside it is outside every structure.
+    """
+    if not masks:
+        return {}
+    box = around(mask.box for mask in masks.values())
+    voxels = {name: mask.within(box) for name, mask in masks.items()}
+    present = [spec for spec in model.spec.labels if spec.name in voxels]
     for spec in sorted(present, key=lambda spec: (not spec.is_liver, not spec.is_lesion)):
-        mask = masks[spec.name]
-        organ = masks.get(spec.parent) if spec.parent is not None else None
+        mask = voxels[spec.name]
+        organ = voxels.get(spec.parent) if spec.parent is not None else None
         if spec.is_liver:
-            lesions = [masks[part.name] for part in present if part.parent == spec.name and part.is_lesion]
-            masks[spec.name] = clean_organ(np.logical_or.reduce([mask, *lesions]), rules)
+            lesions = [voxels[part.name] for part in present if part.parent == spec.name and part.is_lesion]
+            voxels[spec.name] = clean_organ(np.logical_or.reduce([mask, *lesions]), rules)
         elif spec.is_lesion:
-            masks[spec.name] = clean_lesions(mask, mask if organ is None else organ, voxel_volume_mm3, rules)
+            voxels[spec.name] = clean_lesions(mask, mask if organ is None else organ, voxel_volume_mm3, rules)
             if organ is not None and spec.parent is not None:
-                masks[spec.parent] = organ | masks[spec.name]
+                voxels[spec.parent] = organ | voxels[spec.name]
         elif organ is not None and rules.lesions_in_liver:
-            masks[spec.name] = mask & organ
+            voxels[spec.name] = mask & organ
+    return {name: Mask(box, mask) for name, mask in voxels.items()}
 
 
-def _sanity(masks: dict[str, np.ndarray], model: Model) -> list[str]:
+def _sanity(masks: dict[str, Mask], model: Model, grid: Grid) -> list[str]:
     """What the user should know before trusting the labels."""
     warnings = []
     for spec in model.spec.labels:
-        if not spec.is_liver or spec.name not in masks:
+        if not spec.is_liver:
             continue
-        mask = masks[spec.name]
-        if not mask.any():
+        box = masks[spec.name].tight() if spec.name in masks else None
+        if box is None:
             warnings.append(f"No {spec.name} was found in this image.")
-        elif any(mask.take(end, axis=axis).any() for axis in range(3) for end in (0, -1)):
+        elif any(side.start == 0 or side.stop == n for side, n in zip(box, grid.shape, strict=True)):
             warnings.append(
                 f"The {spec.name} reaches the border of the image: part of it may be missing, "
                 "and its volume is a lower bound."

@@ -49,12 +49,15 @@ def working_image(volume: Volume, axes: str) -> Volume:
     return Volume(resample(volume.array, volume.grid, grid, fill=AIR_HU).numpy(), grid.ijk_to_lps)
 
 
-def from_working_grid(mask: np.ndarray, grid: Grid, axes: str) -> np.ndarray:
-    """A mask on the :func:`working_grid` of `grid`, back on `grid` itself: the exact inverse where voxels are kept."""
+def from_working_grid(mask: np.ndarray, source: Grid, grid: Grid, axes: str) -> np.ndarray:
+    """A mask on `source`, a part of a :func:`working_grid`, on the same part of the image, `grid`.
+
+    The exact inverse of :func:`working_image` where voxels are kept.
+    """
     turn = _reorientation(grid, axes)
     if _keeps_voxels(turn.grid, axes):
         return turn.invert(mask)
-    return (resample(mask.astype(np.float32), working_grid(grid, axes), grid, antialias=False) > 0.5).numpy()
+    return (resample(mask.astype(np.float32), source, grid, antialias=False) > 0.5).numpy()
 
 
 def whole(grid: Grid) -> Box:

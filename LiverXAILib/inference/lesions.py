@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import numpy as np
-import SimpleITK as sitk
 
+from ..volumes.volume import bounding_box
 from .segmentation import Segmentation
 
 
@@ -15,6 +15,12 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
     Voxels that touch by a face, edge or corner (26-neighbors) belong to one lesion. Lesions of equal size are
     numbered in scan order, so that the numbers are the same in table, heat maps and report.
     """
-    mask = segmentation.mask(label).astype(np.uint8)
-    components = sitk.ConnectedComponent(sitk.GetImageFromArray(mask), True)
-    return sitk.GetArrayFromImage(sitk.RelabelComponent(components, sortByObjectSize=True)).astype(np.int32)
+    import SimpleITK as sitk  # Slicer's module needs this package's names at start, SimpleITK only later
+
+    mask = segmentation.mask(label)
+    numbers = np.zeros(mask.shape, dtype=np.int32)
+    box = bounding_box(mask)
+    if box is not None:
+        components = sitk.ConnectedComponent(sitk.GetImageFromArray(mask[box].astype(np.uint8)), True)
+        numbers[box] = sitk.GetArrayFromImage(sitk.RelabelComponent(components, sortByObjectSize=True))
+    return numbers

@@ -43,7 +43,10 @@ class Segmentation:
         """Where the structure `name` is, including its parts: bool (k, j, i). The liver includes its tumors."""
         self.spec(name)
         values = [spec.value for spec in self.specs if name in self._ancestry(spec)]
-        return np.isin(self.labels.array, values)
+        # Looked up, which is several times faster than np.isin.
+        member = np.zeros(256, dtype=bool)
+        member[values] = True
+        return member[self.labels.array]
 
     def _ancestry(self, spec: LabelSpec) -> list[str]:
         names = [spec.name]

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations, product
+from math import ceil, prod
 
 import numpy as np
 import SimpleITK as sitk
 import torch
-from torch import nn
 
 from ..errors import InputError
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.resample import regrid, resample, resized
 from ..volumes.volume import Grid, Volume, bounding_box
+from .backends import Forward, pages_kept
+from .cost import activation_bytes
 from .geometry import AIR_HU, project_box, working_grid
 from .nnunet import HalfBlend, nnunet_grid, nnunet_input
 from .windows import Box, WindowPlan
@@ -28,6 +30,13 @@ from .windows import Box, WindowPlan
 _BODY_HU = -300.0
 #: A scan longer than a stage's field of view is cut into parts that overlap by this fraction.
 _PART_OVERLAP = 0.5
+#: An image whose activations need more than this is read in several windows. The same on every machine, since
+#: explanations, and whoever repeats an analysis elsewhere, must find the same windows.
+_PASS_BYTES = 2**30
+#: Fraction of such a window that it shares with its neighbor: the halo in which the two are blended.
+_HALO = 0.25
+#: Largest side of :func:`sample_box`, in voxels.
+_SAMPLE_SIDE = 64
 
 
 def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> list[Grid]:
@@ -45,7 +54,11 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     if stage.spacing is not None:
         # The card lists sizes along the tensor's axes (k, j, i); a Grid's spacing is (i, j, k).
         k, j, i = (own if mm is None else mm for own, mm in zip(base.spacing[::-1], stage.spacing, strict=True))
-        return [regrid(base, (i, j, k))]
+        grid = regrid(base, (i, j, k))
+        if box is not None and not stage.pad_to_window:
+            # What the network's divisor adds to the box is image as well, not air.
+            grid = stage_plan(stage, grid).padded_grid(grid)
+        return [grid]
     assert stage.size is not None
     return [resized(part, stage.size) for part in _parts(base, stage.field_of_view_mm)]
 
@@ -84,16 +97,42 @@ def pad_value(stage: StageSpec) -> float:
 
 def stage_plan(stage: StageSpec, grid: Grid) -> WindowPlan:
     """The windows in which `stage` reads an image on `grid`."""
-    window, divisor = stage.window, stage.divisor
+    window, divisor, overlap = stage.window, stage.divisor, stage.overlap
     if stage.dimensions == 2:
         window = (1, *(window[1:] if window else grid.shape[1:]))
         divisor = (1, divisor[1], divisor[2])
-    return WindowPlan.build(
-        grid.shape, window, overlap=stage.overlap, divisor=divisor, pad_to_window=stage.pad_to_window
-    )
+    elif window is None and (needed := activation_bytes(stage)) is not None:
+        window, overlap = _window_within(grid.shape, divisor, _PASS_BYTES / needed), _HALO
+    return WindowPlan.build(grid.shape, window, overlap=overlap, divisor=divisor, pad_to_window=stage.pad_to_window)
 
 
-def run_network(network: nn.Module, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
+def _window_within(shape: tuple[int, int, int], divisor: tuple[int, int, int], most: float) -> tuple[int, int, int]:
+    """The whole of `shape` if it has at most so many voxels, else the window that cuts its longest sides equally."""
+    pieces = [1, 1, 1]
+    while True:
+        # n voxels in p windows that share the fraction h of their size s with the next: n = s (p - (p - 1) h).
+        sizes = [
+            min(ceil(n / (p - (p - 1) * _HALO) / d), ceil(n / d)) * d
+            for n, p, d in zip(shape, pieces, divisor, strict=True)
+        ]
+        if prod(sizes) <= most or all(size <= d for size, d in zip(sizes, divisor, strict=True)):
+            return sizes[0], sizes[1], sizes[2]
+        longest = max(range(3), key=lambda axis: sizes[axis] if sizes[axis] > divisor[axis] else 0)
+        pieces[longest] += 1
+
+
+def sample_box(plan: WindowPlan, stage: StageSpec) -> Box:
+    """A small box in the middle of the padded image that the network accepts, to try something out on."""
+    sides = []
+    for axis, (n, window) in enumerate(zip(plan.padded_shape, plan.window, strict=True)):
+        divisor = 1 if stage.dimensions == 2 and axis == 0 else stage.divisor[axis]
+        size = min(window, max(1, _SAMPLE_SIDE // divisor) * divisor)
+        start = (n - size) // 2
+        sides.append(slice(start, start + size))
+    return sides[0], sides[1], sides[2]
+
+
+def run_network(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
     """Logits (channels, a, b, c) of one window (a, b, c). A 2-D network reads its slices along `a` as a batch."""
     if stage.dimensions == 2:
         return network(window[:, None]).transpose(0, 1)
@@ -101,7 +140,7 @@ def run_network(network: nn.Module, window: torch.Tensor, stage: StageSpec) -> t
 
 
 def predict_logits(
-    networks: Sequence[nn.Module],
+    networks: Sequence[Forward],
     image: torch.Tensor,
     stage: StageSpec,
     plan: WindowPlan,
@@ -111,12 +150,13 @@ def predict_logits(
 ) -> torch.Tensor:
     """Blended logits of a whole image: the mean over the ensemble of the windows' weighted sum.
 
+    :param networks: modules on `device`, or what a backend makes of them.
     :param image: normalized, (k, j, i) as in ``plan.shape``.
     :return: (channels, k, j, i) on the CPU; float32, or half precision for an nnU-Net.
     """
     padded = plan.pad(image, pad_value(stage))
     blend = Blend(plan) if stage.nnunet is None else HalfBlend(plan)
-    with torch.inference_mode():
+    with torch.inference_mode(), pages_kept(device):
         for number, box in enumerate(plan.boxes):
             window = padded[box].to(device)
             for member, network in enumerate(networks):
@@ -130,7 +170,7 @@ def predict_logits(
         return plan.unpad(blend.mean())
 
 
-def run_mirrored(network: nn.Module, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
+def run_mirrored(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
     """:func:`run_network`, averaged over the mirrorings of the stage's card."""
     axes = mirrorings(stage)
     logits = run_network(network, window, stage)

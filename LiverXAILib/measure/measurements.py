@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..errors import UsageError
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
-from ..volumes.volume import Grid, Volume
+from ..volumes.volume import Grid, Volume, bounding_box
 from .diameters import AxialDiameters, Point, axial_diameters, feret_diameter_mm
 
 
@@ -143,6 +142,9 @@ class Measurements:
         return "\n".join(lines)
 
 
+#: (k, j, i) slices with explicit start and stop.
+Box = tuple[slice, slice, slice]
+
 #: The columns of :meth:`Measurements.rows`.
 COLUMNS = (
     "structure",
@@ -183,9 +185,11 @@ def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
     looks_for_tumors = any(spec.name == "tumor" for spec in segmentation.specs)
     components = lesion_components(segmentation) if looks_for_tumors else np.zeros(grid.shape, np.int32)
     ml = grid.voxel_volume_mm3 / 1000
-    parenchyma = volume.array[liver & (components == 0)].astype(np.float64)
-    liver_ml = float(np.count_nonzero(liver)) * ml
-    tumor_ml = float(np.count_nonzero(components)) * ml
+    # Everything that is measured lies in this box: a tenth of a CT.
+    box = bounding_box(liver) or (slice(0, 0), slice(0, 0), slice(0, 0))
+    parenchyma = volume.array[box][liver[box] & (components[box] == 0)].astype(np.float64)
+    liver_ml = float(np.count_nonzero(liver[box])) * ml
+    tumor_ml = float(np.count_nonzero(components[box])) * ml
     return Measurements(
         liver_volume_ml=liver_ml,
         liver_mean_hu=float(parenchyma.mean()) if parenchyma.size else None,
@@ -194,15 +198,15 @@ def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
         tumor_volume_ml=tumor_ml if looks_for_tumors else None,
         tumor_burden_percent=100 * tumor_ml / liver_ml if looks_for_tumors and liver_ml else None,
         lesion_count=int(components.max()) if looks_for_tumors else None,
-        lesions=_lesions(volume, segmentation, components, liver) if components.any() else (),
+        lesions=_lesions(volume, segmentation, components, liver, box) if components[box].any() else (),
     )
 
 
 def _lesions(
-    volume: Volume, segmentation: Segmentation, components: np.ndarray, liver: np.ndarray
+    volume: Volume, segmentation: Segmentation, components: np.ndarray, liver: np.ndarray, box: Box
 ) -> tuple[LesionMeasurements, ...]:
-    """Each lesion's measurements. `components` numbers the lesions, `liver` includes them."""
-    kji = np.argwhere(components)
+    """Each lesion's measurements. `components` numbers the lesions, `liver` includes them; all lie in `box`."""
+    kji = np.argwhere(components[box]) + [side.start for side in box]
     numbers = components[tuple(kji.T)]
     probability = segmentation.probabilities.get("tumor")
     depths = _surface_distance(liver, volume.grid, kji)
@@ -212,8 +216,8 @@ def _lesions(
         voxels = kji[chosen]
         hu = volume.array[tuple(voxels.T)].astype(np.float64)
         low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        mask, grid = components[box] == number, volume.grid.cropped(box)  # type: ignore[arg-type]
+        k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        mask, grid = components[k, j, i] == number, volume.grid.cropped((k, j, i))
         axial = axial_diameters(mask, grid)
         start = int(low[2 - "ijk".index(axial.slice_axis)])
         x, y, z = volume.grid.to_lps(voxels[:, ::-1].mean(axis=0))
@@ -261,11 +265,13 @@ def _surface_distance(organ: np.ndarray, grid: Grid, kji: np.ndarray) -> np.ndar
 
     A voxel is at the surface if a face-neighbor in the image is not organ: where the image ends there is none.
     """
-    found = np.argwhere(organ)
-    if not len(found):
+    import SimpleITK as sitk  # the nouns of this module are needed where nothing is measured
+
+    found = bounding_box(organ)
+    if found is None:
         return None
-    low = np.maximum(np.minimum(found.min(axis=0), kji.min(axis=0)) - 1, 0)
-    high = np.minimum(np.maximum(found.max(axis=0), kji.max(axis=0)) + 2, organ.shape)
+    low = np.maximum(np.minimum([side.start for side in found], kji.min(axis=0)) - 1, 0)
+    high = np.minimum(np.maximum([side.stop for side in found], kji.max(axis=0) + 1) + 1, organ.shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     points, inside = grid.cropped(box), organ[box]  # type: ignore[arg-type]
     outside = ~inside

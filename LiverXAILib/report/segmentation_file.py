@@ -12,6 +12,7 @@ from ..files import replacing
 from ..inference.segmentation import Segmentation
 from ..models.spec import LabelSpec
 from ..volumes.itk import to_itk
+from ..volumes.volume import bounding_box
 
 
 def write_segmentation_file(segmentation: Segmentation, path: str | os.PathLike[str]) -> None:
@@ -35,9 +36,9 @@ def write_segmentation_file(segmentation: Segmentation, path: str | os.PathLike[
 
 def _segment(spec: LabelSpec, labels: np.ndarray) -> dict[str, str]:
     """One segment's header fields, without the prefix "Segment<n>_"."""
-    found = np.argwhere(labels == spec.value)
+    found = bounding_box(labels == spec.value)
     # Slicer's extents are (i, j, k), inclusive; an empty segment has an inverted one.
-    extent = [(0, -1)] * 3 if not len(found) else list(zip(found.min(axis=0), found.max(axis=0), strict=True))[::-1]
+    extent = [(0, -1)] * 3 if found is None else [(side.start, side.stop - 1) for side in found[::-1]]
     return {
         "ID": spec.name,
         "Name": spec.name,

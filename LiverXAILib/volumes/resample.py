@@ -17,8 +17,10 @@ from .volume import Grid
 
 #: Axes count as parallel if no voxel is misplaced by more than this (in source voxels) across the target.
 _PARALLEL_TOLERANCE = 0.02
-#: Voxels sampled at a time on the oblique path: bounds its memory.
+#: Voxels sampled at a time: bounds memory.
 _SLAB_VOXELS = 4_000_000
+#: Target voxels along an axis that are computed by one matrix: few enough that it is nearly full.
+_BLOCK = 16
 
 
 def resample(
@@ -132,18 +134,22 @@ def _resample_separable(
         step = matrix[source_axis, target_axis]
         positions = step * np.arange(target_sizes[target_axis]) + matrix[source_axis, 3]
         w, ok = _axis_weights(tensor.shape[-1 - source_axis], positions, step, antialias)
-        weights.append(torch.from_numpy(w).to(tensor.device))
+        weights.append(w)
         inside.append(torch.from_numpy(ok).to(tensor.device))
-    w_i, w_j, w_k = weights
 
-    # Slice by slice in-plane first: the full-size image is never held in float32 as a whole.
+    # Only what the target sees is read, and a few slices at a time: the image is never held in float32 as a whole.
+    used = [_used(w) for w in weights]
+    w_i, w_j, w_k = (w[:, first:stop] for w, (first, stop) in zip(weights, used, strict=True))
+    i, j, k = (slice(*ends) for ends in used)
     leading = tensor.shape[:-3]
-    stack = tensor.reshape(-1, *tensor.shape[-3:])
-    planes = [
-        torch.stack([w_j @ (plane.to(torch.float32) @ w_i.T) for plane in channel.unbind(0)])
+    stack = tensor[..., k, j, i].reshape(-1, *(w.shape[1] for w in (w_k, w_j, w_i)))
+    rows = max(1, _SLAB_VOXELS // max(1, w_j.shape[1] * w_i.shape[1]))
+    channels = [
+        torch.cat([_contract(_contract(slab.to(torch.float32), w_j, -2), w_i, -1) for slab in channel.split(rows)])
         for channel in stack.unbind(0)
     ]
-    result = torch.stack([torch.tensordot(w_k, channel, dims=([1], [0])) for channel in planes])
+    planes = torch.stack(channels)
+    result = _contract(planes.flatten(2), w_k, -2).unflatten(2, planes.shape[2:])
 
     # Source order is (k, j, i); the target axis parallel to source axis a is axes[a].
     source_kji_to_target = [3 - axes[2], 3 - axes[1], 3 - axes[0]]
@@ -155,6 +161,24 @@ def _resample_separable(
         mask = covered[0][:, None, None] & covered[1][None, :, None] & covered[2][None, None, :]
         result = torch.where(mask, result, torch.tensor(float(fill), device=result.device))
     return result.reshape(*leading, *target_shape).contiguous()
+
+
+def _used(weights: np.ndarray) -> tuple[int, int]:
+    """The first source voxel with a weight, and the one after the last; (0, 1) if there is none."""
+    columns = np.flatnonzero(weights.any(axis=0))
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 1)
+
+
+def _contract(tensor: torch.Tensor, weights: np.ndarray, axis: int) -> torch.Tensor:
+    """Multiply `axis` (-1 or -2) of `tensor` with an interpolation matrix, which is nearly all zeros: in blocks."""
+    blocks = []
+    for start in range(0, len(weights), _BLOCK):
+        block = weights[start : start + _BLOCK]
+        first, stop = _used(block)
+        matrix = torch.from_numpy(np.ascontiguousarray(block[:, first:stop])).to(tensor.device)
+        source = tensor.narrow(axis, first, stop - first)
+        blocks.append(matrix @ source if axis == -2 else source @ matrix.T)
+    return torch.cat(blocks, dim=axis)
 
 
 def _resample_oblique(tensor: torch.Tensor, source: Grid, target: Grid, fill: float, antialias: bool) -> torch.Tensor:

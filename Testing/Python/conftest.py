@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def reference_backend():
+    """Tests compute with torch in single precision, whatever is fastest on this machine; tests of backends say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIVERXAI_BACKEND", "torch float32")
+        yield
+
+
 @pytest.fixture
 def scene():
     """Slicer's scene in the test host, empty before and after the test."""

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What computes a network's forward pass: torch in several precisions, or OpenVINO.
+
+:func:`choose_backend` decides by a short self-test on a piece of the image at hand: each backend that can work on this
+machine computes the same window, its labels are compared with those of torch in single precision, and the fastest one
+that agrees wins. The decision is kept for this machine, these versions and this network. Explanations need gradients
+and always stay on torch.
+
+=====================  ==============================================================================================
+torch float32          everywhere, and the reference; batch norms folded at load, channels-last
+torch float16          CUDA and Apple GPUs
+torch bfloat16         CPUs with AMX or AVX512-BF16; elsewhere one window would take minutes, so it is not even tried
+openvino float32       CPUs, with the extra ``openvino``
+openvino bfloat16      the same, where OpenVINO says that the CPU has it
+=====================  ==============================================================================================
+
+Integers (int8) are not offered: they change labels, and no model's card says by how much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from ..files import replacing
+from ..models.programs import PROGRAMS
+from ..models.spec import StageSpec
+from .cost import input_channels
+
+_log = logging.getLogger(__name__)
+
+#: A network as a function: a batch (N, C, *window) on the device → float32 logits.
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+#: Names a backend for every stage, without a self-test: "torch float32", "openvino float32" …
+BACKEND_VARIABLE = "LIVERXAI_BACKEND"
+REFERENCE = "torch float32"
+#: The fraction of voxels whose label must be that of the reference.
+_AGREEMENT = {"float32": 0.9999, "float16": 0.995, "bfloat16": 0.99}
+#: A self-test costs some seconds: stages that read fewer voxels are done before.
+_WORTH_VOXELS = 500_000
+#: Another backend must be this much faster: a tie is torch's, which needs no second copy of the weights.
+_GAIN = 1.1
+#: Timed passes of each backend in a self-test.
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which backend computes a stage, and why: `reason` and the `tests` are JSON-ready, for the provenance."""
+
+    backend: str
+    reason: str
+    tests: dict[str, Any] = field(default_factory=dict)
+
+
+def candidates(device: torch.device) -> list[str]:
+    """The backends that can work on `device`, the reference first."""
+    names = [REFERENCE]
+    if device.type in ("cuda", "mps"):
+        return [*names, "torch float16"]
+    # Private names, therefore looked up: a torch without them gets no bfloat16.
+    has_bf16 = [getattr(torch.cpu, f"_is_{unit}_supported", bool) for unit in ("amx_tile", "avx512_bf16")]
+    if any(supported() for supported in has_bf16):
+        names.append("torch bfloat16")
+    if find_spec("openvino") is not None:
+        names.append("openvino float32")
+        if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            names.append("openvino bfloat16")
+    return names
+
+
+def choose_backend(
+    network: nn.Module, stage: StageSpec, device: torch.device, sample: torch.Tensor, voxels: int, asked: str = "auto"
+) -> Choice:
+    """The backend for a stage whose first network is `network`.
+
+    :param sample: a part (a, b, c) of the stage's input that the network accepts, on the CPU.
+    :param voxels: how many voxels the network will read in all.
+    :param asked: a backend's name, which leaves no choice; "auto": what :data:`BACKEND_VARIABLE` names, or the best.
+    :raises LiverXAILib.errors.UsageError: no such backend here.
+    """
+    asked = os.environ.get(BACKEND_VARIABLE, "auto") if asked == "auto" else asked
+    if asked != "auto":
+        if asked != REFERENCE and asked not in candidates(device):
+            possible = ", ".join(candidates(device))
+            raise UsageError(f"The backend {asked!r} is not possible on {device}; use one of: {possible}.")
+        return Choice(asked, "asked for")
+    if voxels < _WORTH_VOXELS:
+        return Choice(REFERENCE, "too little work for a self-test")
+    if stage.network in PROGRAMS:
+        return Choice(REFERENCE, "the network is a program")
+    key = _decision_key(network, device)
+    if (known := _decisions().get(key)) is not None:
+        return Choice(known["backend"], "self-test, earlier on this machine", known["tests"])
+    names = candidates(device)
+    if len(names) == 1:
+        return Choice(REFERENCE, "nothing else is available here")
+    batch = sample[:, None] if stage.dimensions == 2 else sample[None, None]
+    choice = _self_test(names, network, stage, device, batch)
+    _keep_decision(key, choice)
+    return choice
+
+
+def forward(name: str, network: nn.Module, device: torch.device) -> Forward:
+    """`network` (on `device`) as the backend called `name` runs it; what is compiled lives as long as the network."""
+    library, _, precision = name.partition(" ")
+    if library == "torch":
+        return _torch_forward(network, device, precision)
+    compiled = _compiled.setdefault(network, {})
+    key = precision, torch.get_num_threads()
+    if key not in compiled:
+        compiled[key] = _openvino_forward(network, precision)
+    return compiled[key]
+
+
+#: Compiled networks. They hold no reference to the network, so that it can go.
+_compiled: WeakKeyDictionary[nn.Module, dict[tuple[str, int], Forward]] = WeakKeyDictionary()
+
+
+# --- the self-test ------------------------------------------------------------------------------------------------
+
+
+def _self_test(
+    names: list[str], network: nn.Module, stage: StageSpec, device: torch.device, batch: torch.Tensor
+) -> Choice:
+    """Run all backends in turn, several times, so that what else the machine does hits all of them; the best counts."""
+    logits: dict[str, torch.Tensor] = {}
+    seconds: dict[str, float] = {}
+    tests: dict[str, Any] = {name: {} for name in names}
+    for _ in range(1 + _ROUNDS):
+        for name in [name for name in names if "failed" not in tests[name]]:
+            started = time.perf_counter()
+            try:
+                with torch.inference_mode(), pages_kept(device):
+                    logits[name] = forward(name, network, device)(batch.to(device)).float().cpu()
+            except Exception as error:
+                # A backend is an extra: whatever is wrong with it, torch still computes.
+                _log.warning("Backend %s cannot run stage %s: %s", name, stage.name, type(error).__name__)
+                tests[name]["failed"] = type(error).__name__
+                continue
+            passed = time.perf_counter() - started
+            if "first_seconds" not in tests[name]:  # It converts, compiles and allocates.
+                tests[name]["first_seconds"] = round(passed, 3)
+            else:
+                seconds[name] = min(passed, seconds.get(name, passed))
+    best = REFERENCE
+    for name, passed in seconds.items():
+        agreement = label_agreement(logits[name], logits[REFERENCE], stage)
+        tests[name] |= {"seconds": round(passed, 4), "agreement": round(agreement, 6)}
+        gain = seconds[best] / passed
+        if agreement >= _AGREEMENT[name.split()[1]] and gain > (_GAIN if best == REFERENCE else 1.0):
+            best = name
+    return Choice(best, "self-test", tests)
+
+
+def label_agreement(logits: torch.Tensor, expected: torch.Tensor, stage: StageSpec) -> float:
+    """The fraction of voxels whose labels are the same by both logits (N, channels, …)."""
+    if stage.activation == "sigmoid":
+        return float(((logits > 0) == (expected > 0)).all(dim=1).double().mean())
+    return float((logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
+
+
+def _decision_key(network: nn.Module, device: torch.device) -> str:
+    # Its version from the installation: the import takes a quarter of a second.
+    openvino = metadata.version("openvino") if find_spec("openvino") is not None else ""
+    parts = [_processor(device), str(device), str(torch.get_num_threads()), torch.__version__, openvino]
+    return "|".join([*parts, _fingerprint(network)])
+
+
+@cache
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """Names a network by its layers and weights."""
+    digest = hashlib.sha256(repr(network).encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _cache_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("liverxai"))
+
+
+def _decisions() -> dict[str, Any]:
+    try:
+        decisions = json.loads((_cache_folder() / "backends.json").read_text(encoding="utf-8"))
+        return {key: value for key, value in decisions.items() if value["backend"] and "tests" in value}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}  # Not there or damaged: a cache may be lost at any time.
+
+
+def _keep_decision(key: str, choice: Choice) -> None:
+    path = _cache_folder() / "backends.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            decisions = {**_decisions(), key: {"backend": choice.backend, "tests": choice.tests}}
+            new.write_text(json.dumps(decisions, indent=1), encoding="utf-8")
+    except OSError:
+        _log.warning("The backend's self-test cannot be kept, and will run again.")
+
+
+# --- torch --------------------------------------------------------------------------------------------------------
+
+
+def _torch_forward(network: nn.Module, device: torch.device, precision: str) -> Forward:
+    if precision == "float32":
+        return network
+    dtype = getattr(torch, precision)
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, dtype=dtype):
+            return network(batch.contiguous(memory_format=_channels_last(batch))).float()
+
+    return run
+
+
+def _channels_last(batch: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if batch.ndim == 5 else torch.channels_last
+
+
+# glibc's names for its settings, and its defaults.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_TRIM_DEFAULT, _MMAP_DEFAULT = 128 * 1024, 65536
+
+
+@contextlib.contextmanager
+def pages_kept(device: torch.device) -> Iterator[None]:
+    """Within the block glibc keeps freed memory for the next layer; at its end it is given back to the system.
+
+    Otherwise each activation of a large window is mapped anew, and the kernel spends up to a third of the time of a
+    forward pass on zeroing its pages. Does nothing on other systems and for other devices than the CPU.
+    """
+    libc = _glibc() if device.type == "cpu" else None
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, _MMAP_DEFAULT)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_DEFAULT)
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+    except OSError:
+        return None
+
+
+# --- OpenVINO -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def _core() -> Any:
+    import openvino as ov
+
+    return ov.Core()
+
+
+def _openvino_forward(network: nn.Module, precision: str) -> Forward:
+    """`network` compiled for windows of any size. The conversion, of seconds, is kept on disk."""
+    import openvino as ov
+
+    path = _cache_folder() / "openvino" / ov.__version__.split("-")[0] / f"{_fingerprint(network)}.xml"
+    if not (path.is_file() and path.with_suffix(".bin").is_file()):
+        _convert(network, path)
+    compiled = _core().compile_model(
+        str(path),
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+        },
+    )
+    request = compiled.create_infer_request()
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        results = request.infer([batch.float().contiguous().numpy()], share_inputs=True, share_outputs=False)
+        return torch.from_numpy(results[0])
+
+    return run
+
+
+def _convert(network: nn.Module, path: Path) -> None:
+    """Write the network as OpenVINO's files. Both are complete, or the one that is looked for is not there."""
+    import openvino as ov
+
+    size = getattr(network, "divisor", (32,) * _dimensions(network))
+    # Unequal sides: a size that the tracer mistakes for a constant shows in the self-test.
+    example = torch.zeros(2, input_channels(network), *((axis + 1) * n for axis, n in enumerate(size)))
+    alone = copy.deepcopy(network).cpu()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The tracer warns of every size that a network checks.
+        traced = torch.jit.trace(alone, example, check_trace=False)
+        model = ov.convert_model(traced, example_input=example)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".converting-") as folder:
+        new = Path(folder) / path.name
+        ov.save_model(model, new, compress_to_fp16=False)
+        new.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        new.replace(path)
+
+
+def _dimensions(network: nn.Module) -> int:
+    return 2 if any(isinstance(module, nn.Conv2d) for module in network.modules()) else 3

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains find the liver on the whole image and segment in its box, each in one pass, and lose nothing by it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunet_folders import make_folder, noisy_ct, plans
+from safetensors.torch import load_file
+from torch import nn
+from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
+
+from LiverXAILib.inference import Postprocessing, backends, segment, stages
+from LiverXAILib.inference.cost import activation_bytes, operations
+from LiverXAILib.inference.geometry import project_box
+from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
+from LiverXAILib.models import LayerSpec, Model, Region, StageSpec, load_model
+from LiverXAILib.models.nnunet import load_nnunet
+from LiverXAILib.models.registry import registered
+from LiverXAILib.networks import UNet, build_network
+from LiverXAILib.networks.folding import fold_batch_norms
+from LiverXAILib.volumes.io import read_labels, read_volume
+from LiverXAILib.volumes.volume import Grid, Volume, bounding_box
+
+CPU = torch.device("cpu")
+RAW = Postprocessing(False, False, False, 0.0)
+GRID = Grid((90, 100, 96), np.diag([1.9, 2.2, 2.6, 1.0]))
+
+
+class Watched(Thresholds):
+    """Thresholds that remember the sizes they were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(tuple(x.shape[2:]))
+        return super().forward(x)
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    stage = threshold_model().spec.stages[0]
+    names = ("network", "arguments", "weights", "sha256", "axes", "channels", "layers", "default_layer", "activation")
+    return {name: getattr(stage, name) for name in names} | {"divisor": (4, 4, 4)} | changes
+
+
+def chain(margin_mm: float = 10.0) -> tuple[Model, Watched, Watched]:
+    """A locator at 6 mm and a fine stage at 2 mm, both thresholds."""
+    locator = fields(name="locator", spacing=(6.0,) * 3, labels={"liver": ("liver",)})
+    fine = fields(
+        name="liver",
+        spacing=(2.0,) * 3,
+        labels={"liver": ("liver",), "tumor": ("tumor",)},
+        region=Region("liver", margin_mm),
+        divisor=(8, 8, 8),
+    )
+    first, second = Watched(), Watched()
+    return model_of([locator, fine], {"locator": [first], "liver": [second]}), first, second
+
+
+def test_each_stage_runs_once_on_no_more_than_it_needs():
+    model, locator, fine = chain()
+    volume, truth = ball_phantom(GRID)
+    result = segment(volume, model, device="cpu")
+    assert len(locator.seen) == len(fine.seen) == 1
+    assert result.stage_grids["liver"].shape == fine.seen[0]
+    # A ball of 90 mm, 10 mm around it, at 2 mm, rounded up to what the network divides.
+    assert all(55 <= n <= 72 and n % 8 == 0 for n in fine.seen[0])
+    assert dice(result.mask("liver"), truth.array >= 1) > 0.98
+    assert dice(result.mask("tumor"), truth.array == 2) > 0.95
+
+
+def test_what_rounds_the_box_up_is_image_and_not_air():
+    model, _, _ = chain()
+    volume, _ = ball_phantom(GRID)
+    stage = model.spec.stages[1]
+    water = volume.with_array(np.zeros_like(volume.array))
+    (grid,) = stage_grids(water, stage, (slice(40, 51), slice(40, 51), slice(40, 51)))
+    plan = stage_plan(stage, grid)
+    assert plan.padded_shape == plan.shape == grid.shape
+    assert float(stage_input(water, stage, grid).min()) == 0.0
+
+
+@pytest.mark.parametrize("side", ["superior", "inferior", "left", "right", "anterior", "posterior"])
+def test_a_liver_at_the_border_of_the_field_of_view_is_segmented_up_to_it(side):
+    axis, end = {"inferior": (0, 0), "superior": (0, 1), "anterior": (1, 0), "posterior": (1, 1)}.get(
+        side, (2, int(side == "left"))
+    )
+    volume, truth = ball_phantom(GRID)
+    box = [slice(0, n) for n in GRID.shape]
+    middle = GRID.shape[axis] // 2
+    box[axis] = slice(0, middle) if end else slice(middle, GRID.shape[axis])
+    cut, expected = volume.cropped(tuple(box)), truth.array[tuple(box)] >= 1
+    model, _, _ = chain()
+    result = segment(cut, model, device="cpu")
+    assert dice(result.mask("liver"), expected) > 0.97
+    assert any("border" in warning for warning in result.provenance["warnings"])
+
+
+def test_an_image_without_a_liver_costs_one_pass_and_says_so():
+    model, locator, fine = chain()
+    volume, _ = ball_phantom(GRID)
+    result = segment(volume.with_array(np.full(volume.shape, -1000, np.int16)), model, device="cpu")
+    assert (len(locator.seen), len(fine.seen)) == (1, 0)
+    assert not result.labels.array.any()
+    assert "no liver" in result.provenance["stages"][1]["skipped"]
+    assert result.provenance["warnings"] == ["No liver was found in this image."]
+
+
+@pytest.mark.parametrize("rules", [Postprocessing(), RAW])
+def test_a_speck_elsewhere_does_not_blow_up_the_box(rules):
+    volume, _ = ball_phantom(GRID)
+    array = volume.array.copy()
+    array[2:8, 2:8, 2:8] = 100
+    model, _, fine = chain()
+    segment(Volume(array, volume.ijk_to_lps), model, device="cpu", postprocessing=rules)
+    assert max(fine.seen[0]) <= 72
+
+
+def test_what_a_later_stage_will_not_decide_stays_as_it_is():
+    """A last stage around tumors would decide the liver anew; without a tumor the first stage's liver counts."""
+    first = fields(name="all", spacing=(4.0,) * 3, labels={"liver": ("liver",), "tumor": ("tumor",)})
+    last = first | {"name": "around tumors", "spacing": (2.0,) * 3, "region": Region("tumor", 60.0)}
+    volume, truth = ball_phantom(GRID)
+    without = volume.with_array(np.minimum(volume.array, 100).astype(np.int16))
+    for image, runs in ((volume, True), (without, False)):
+        result = segment(image, model_of([first, last], {"all": [Thresholds()], "around tumors": [Thresholds()]}))
+        assert ("skipped" not in result.provenance["stages"][1]) == runs
+        assert dice(result.mask("liver"), truth.array >= 1) > 0.96
+
+
+# --- one pass, or several ------------------------------------------------------------------------------------------
+
+
+def a_trained_unet(norm: str = "batch") -> nn.Module:
+    torch.manual_seed(3)
+    network = UNet(features=(4, 8, 12), norm=norm)
+    for _ in range(3):
+        network(torch.randn(2, 1, 16, 16, 16))
+    return fold_batch_norms(network)
+
+
+UNET_STAGE = replace(
+    threshold_model().spec.stages[0],
+    network="UNet",
+    arguments={"features": [4, 8, 12]},
+    window=None,
+    layers=(LayerSpec("bottleneck", (4, 4, 4)),),
+    default_layer="bottleneck",
+)
+
+
+def test_an_image_is_cut_only_where_its_activations_would_not_fit(monkeypatch):
+    grid = Grid((60, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert len(stage_plan(UNET_STAGE, grid).boxes) == 1
+    needed = activation_bytes(UNET_STAGE) * 60 * 40 * 40
+    monkeypatch.setattr(stages, "_PASS_BYTES", needed * 0.7)
+    plan = stage_plan(UNET_STAGE, grid)
+    assert [box[0] for box in plan.boxes] == [slice(0, 36), slice(24, 60)]
+    assert plan.window == (36, 40, 40)
+    # Where even the smallest window is too large, the smallest is taken.
+    monkeypatch.setattr(stages, "_PASS_BYTES", 1.0)
+    assert stage_plan(UNET_STAGE, grid).window == (4, 4, 4)
+
+
+def test_cut_images_give_the_labels_of_one_pass(monkeypatch):
+    network = a_trained_unet()
+    image = noisy_ct((64, 32, 32)).array.astype(np.float32) / 120
+    grid = Grid(image.shape, np.diag([2.0, 2.0, 2.0, 1.0]))
+    whole = stage_plan(UNET_STAGE, grid)
+    middle = predict_logits([network], torch.from_numpy(image), UNET_STAGE, whole, CPU).flatten(1).median(dim=1).values
+    network.head.bias.data -= middle
+    one = predict_logits([network], torch.from_numpy(image), UNET_STAGE, whole, CPU)
+    monkeypatch.setattr(stages, "_PASS_BYTES", activation_bytes(UNET_STAGE) * 40 * 32 * 32)
+    plan = stage_plan(UNET_STAGE, grid)
+    assert len(plan.boxes) == 2
+    two = predict_logits([network], torch.from_numpy(image), UNET_STAGE, plan, CPU)
+    assert 0.05 < float((one > 0).float().mean()) < 0.95
+    assert float(((one > 0) == (two > 0)).float().mean()) > 0.999
+
+
+def test_memory_and_operations_are_known_before_the_network_runs():
+    network = a_trained_unet()
+    # Two convolutions of 27 weights, 1 to 4 and 4 to 4 channels, and so on down and up again.
+    first_level = 27 * (1 * 4 + 4 * 4 + 8 * 4 + 4 * 4) + 4 * 2
+    second = 27 * (4 * 8 + 8 * 8 + 16 * 8 + 8 * 8) + 8 * 4 * 8
+    third = 27 * (8 * 12 + 12 * 12) + 12 * 8 * 8
+    expected = 2 * 16**3 * (first_level + second / 8 + third / 64)
+    assert operations(network, (1, 1, 16, 16, 16)) == pytest.approx(expected)
+    # Inputs of 8 channels and outputs of 4, in four bytes, and as much beside them.
+    assert activation_bytes(UNET_STAGE) == 2 * 4 * (8 + 4)
+    assert activation_bytes(replace(UNET_STAGE, network="PlainConvUNet")) is None
+
+
+# --- the fast path and the plain one -------------------------------------------------------------------------------
+
+
+def plain_default() -> Model:
+    """The bundled model as it was trained: batch norms on their own, weights in the usual layout."""
+    spec = registered("default").spec()
+    folder = registered("default").folder()
+    networks: dict[str, list[nn.Module]] = {}
+    for stage in spec.stages:
+        networks[stage.name] = []
+        for name in stage.weights:
+            network = build_network(stage.network, stage.arguments)
+            network.load_state_dict(
+                {
+                    key: value.float() if value.is_floating_point() else value
+                    for key, value in load_file(folder / name).items()
+                }
+            )
+            networks[stage.name].append(network)
+    return Model(spec, networks)
+
+
+def test_folding_leaves_the_bundled_models_labels_as_they_are():
+    volume, _ = ball_phantom(Grid((40, 60, 60), np.diag([3.0, 3.0, 4.0, 1.0])), organ_mm=60)
+    labels = [
+        segment(volume, model, device="cpu", postprocessing=RAW).labels.array
+        for model in (load_model("default"), plain_default())
+    ]
+    assert (labels[0] == labels[1]).mean() > 0.99999
+
+
+@pytest.mark.parametrize("case", ["chaos03", "ircad01"])
+def test_the_fast_path_is_as_good_as_the_plain_one_on_cases_never_trained_on(case, tmp_path, monkeypatch):
+    data = os.environ.get("LIVERXAI_TEST_DATA")
+    if not data:
+        pytest.skip("LIVERXAI_TEST_DATA is not set")
+    monkeypatch.setattr(backends, "_cache_folder", lambda: tmp_path)
+    folder = Path(data) / "ct" / case
+    volume, truth = read_volume(folder / "image.nii.gz"), read_labels(folder / "liver.nii.gz").array > 0
+    plain = segment(volume, plain_default(), device="cpu")
+    for backend in backends.candidates(CPU):
+        fast = segment(volume, load_model("default"), device="cpu", backend=backend)
+        assert abs(dice(fast.mask("liver"), truth) - dice(plain.mask("liver"), truth)) < 0.002, backend
+        assert (fast.labels.array == plain.labels.array).mean() > 0.9999, backend
+
+
+# --- foreign chains ------------------------------------------------------------------------------------------------
+
+
+def a_foreign_chain(folder, margin_mm: float) -> Model:
+    """A threshold that finds bright tissue, and an nnU-Net in the box around it."""
+    foreign = load_nnunet(folder)
+    (stage,) = foreign.spec.stages
+    locator = StageSpec(**fields(name="locator", spacing=(6.0,) * 3, labels={"liver": ("liver",)}))
+    fine = replace(stage, region=Region("liver", margin_mm))
+    networks = {"locator": [Thresholds()], stage.name: foreign.members(stage)}
+    return Model(replace(foreign.spec, stages=(locator, fine)), networks)
+
+
+def test_an_nnunet_in_the_livers_box_says_what_nnunet_says_of_that_box_and_reads_a_tenth(tmp_path):
+    from test_nnunet_equivalence import nnunet_says  # which takes seconds to import
+
+    folder = make_folder(tmp_path, plans(patch_size=[16, 16, 16]))
+    volume, _ = ball_phantom(Grid((72, 88, 86), np.diag([2.9, 2.8, 3.1, 1.0])), organ_mm=24.0, lesion_mm=8.0)
+    noise = noisy_ct(volume.shape, (3.1, 2.8, 2.9)).array // 20
+    volume = volume.with_array((volume.array + noise).astype(np.int16))
+    model = a_foreign_chain(folder, margin_mm=10.0)
+    result = segment(volume, model, device="cpu", postprocessing=RAW)
+    stage = model.spec.stages[1]
+    grid = result.stage_grids[stage.name]
+    box = project_box(tuple(slice(0, n) for n in grid.shape), grid, volume.grid)
+    _, _, theirs = nnunet_says(folder, volume.cropped(box))
+    assert len(np.unique(theirs)) > 1
+    assert (result.labels.array[box] == theirs).mean() >= 0.9999
+    outside = np.ones(volume.shape, bool)
+    outside[box] = False
+    assert not result.labels.array[outside].any()
+    # All windows cost the same, so this is how many times faster the network is than over the whole image.
+    everywhere = stage_grids(volume, replace(stage, region=None))[0]
+    assert len(stage_plan(stage, everywhere).boxes) >= 10 * len(stage_plan(stage, grid).boxes)
+
+
+class Local(nn.Module):
+    """A network of which each voxel sees only its neighbors: no window or box can change what it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv3d(6, 2, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_in_the_box_labels_are_those_of_the_whole_field_of_view():
+    """The same network over everything: equal in the box, on the same voxel grid, where nothing is interpolated."""
+    volume, _ = ball_phantom(Grid((80, 80, 80), np.diag([2.0, 2.0, 2.0, 1.0])), organ_mm=30.0)
+    noise = noisy_ct(volume.shape, (2.0, 2.0, 2.0)).array // 10
+    volume = volume.with_array((volume.array + noise).astype(np.int16))
+    network = Local()
+    fine = fields(
+        name="liver",
+        spacing=(None,) * 3,
+        labels={"liver": ("liver",), "tumor": ("tumor",)},
+        region=Region("liver", 10.0),
+    )
+    locator = fields(name="locator", spacing=(6.0,) * 3, labels={"liver": ("liver",)})
+    model = model_of([locator, fine], {"locator": [Thresholds()], "liver": [network]})
+    everywhere = model_of([{**fine, "region": None}], {"liver": [network]})
+    boxed = segment(volume, model, device="cpu", postprocessing=RAW)
+    whole = segment(volume, everywhere, device="cpu", postprocessing=RAW)
+    grid = boxed.stage_grids["liver"]
+    box = project_box(tuple(slice(0, n) for n in grid.shape), grid, volume.grid)
+    # The outermost voxels see the padding of the convolution instead of their neighbors.
+    inner = tuple(slice(s.start + 2, s.stop - 2) for s in box)
+    assert bounding_box(whole.labels.array[inner]) is not None
+    assert (boxed.labels.array[inner] == whole.labels.array[inner]).mean() > 0.9999
