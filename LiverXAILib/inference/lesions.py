@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import numpy as np
-import SimpleITK as sitk
 
 from .segmentation import Segmentation
 
@@ -15,6 +14,8 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
     Voxels that touch by a face, edge or corner (26-neighbors) belong to one lesion. Lesions of equal size are
     numbered in scan order, so that the numbers are the same in table, heat maps and report.
     """
+    import SimpleITK as sitk  # Slicer's module needs this package's names at start, SimpleITK only later
+
     mask = segmentation.mask(label).astype(np.uint8)
     components = sitk.ConnectedComponent(sitk.GetImageFromArray(mask), True)
     return sitk.GetArrayFromImage(sitk.RelabelComponent(components, sortByObjectSize=True)).astype(np.int32)

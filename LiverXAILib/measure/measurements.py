@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..errors import UsageError
 from ..inference.lesions import lesion_components
@@ -261,6 +260,8 @@ def _surface_distance(organ: np.ndarray, grid: Grid, kji: np.ndarray) -> np.ndar
 
     A voxel is at the surface if a face-neighbor in the image is not organ: where the image ends there is none.
     """
+    import SimpleITK as sitk  # the nouns of this module are needed where nothing is measured
+
     found = np.argwhere(organ)
     if not len(found):
         return None
