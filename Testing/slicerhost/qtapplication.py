@@ -112,7 +112,8 @@ class Panel:
         """Remove the panel as Slicer does when the module is unloaded or reloaded."""
         self.widget.exit()
         self.widget.cleanup()
-        self.parent.setMRMLScene(None)  # C++ widgets stop observing the scene when they are deleted
+        for widget in self.parent.findChildren(slicer.qMRMLWidget):
+            widget.setMRMLScene(None)  # C++ widgets stop observing the scene when they are deleted
         self.scroll.close()
         self.scroll.deleteLater()
         process_events()
@@ -124,7 +125,7 @@ def process_events() -> None:
     QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.DeferredDelete)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Let the event loop run until `condition` holds."""
     end = time.monotonic() + seconds
     while not condition():
