@@ -603,16 +603,19 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters, ui = self._parameters, self.ui
         self._filling = True
         ui.inputSelector.setCurrentNode(parameters.inputVolume)
+        parameters.target = parameters.target if ui.targetSelector.findData(parameters.target) >= 0 else "both"
+        parameters.method = parameters.method if parameters.method in METHODS else next(iter(METHODS))
+        for combo, value in ((ui.modelSelector, parameters.model), (ui.deviceSelector, parameters.device)):
+            if combo.findData(value) < 0:  # a scene from another computer
+                combo.addItem(value, value)
         for combo, value in (
             (ui.modelSelector, parameters.model),
+            (ui.deviceSelector, parameters.device),
             (ui.targetSelector, parameters.target),
             (ui.methodSelector, parameters.method),
             (ui.colorSelector, parameters.colors),
         ):
             combo.setCurrentIndex(max(0, combo.findData(value)))
-        if ui.deviceSelector.findData(parameters.device) < 0:
-            ui.deviceSelector.addItem(parameters.device, parameters.device)
-        ui.deviceSelector.setCurrentIndex(ui.deviceSelector.findData(parameters.device))
         ui.modelFolder.currentPath = parameters.modelFolder
         ui.wheelFolder.currentPath = parameters.wheelFolder
         ui.checkCheckBox.checked = parameters.check
@@ -809,6 +812,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             text = _("The model is not on this computer yet. Press Download.")
         elif self._parameters.model == FROM_FILE:
             text = _("Press Import.") if self._canBeFetched() else _("Choose the zip file of a model.")
+        elif not ready and self._parameters.model:
+            text = _("The model {name} is not on this computer. Choose another, or bring it in a zip file.").format(
+                name=self._parameters.model
+            )
         elif not ready:
             text = _("Choose the folder of a model.")
         else:
@@ -1164,7 +1171,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.summaryLabel.text = _summary(table)
         self._filling = True
         display = segmentation.GetDisplayNode() if segmentation is not None else None
-        surfaces = display is not None and segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+        surfaces = display is not None and segmentation.GetSegmentation().ContainsRepresentation(
+            slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        )
         ui.show3DButton.checked = bool(surfaces and display.GetVisibility3D())
         ui.heatMapSelector.clear()
         for heatMap in heatMaps:

@@ -4,7 +4,10 @@
 A timer of 1 ms runs in the event loop of the test host while the panel analyzes a CT, and while it explains the
 segmentation again after it was edited, with all that has to go to the worker and to come back. A gap is the time
 between two ticks of the timer. On a busy machine a part of it is waiting for a processor that others use; Linux tells
-how long, and it is taken off (/proc/thread-self/schedstat). The CT is a synthetic patient.
+how long, and it is taken off (/proc/thread-self/schedstat).
+
+The gaps depend on the number of voxels, not on the network. So the CT is a ball with two lesions in as many voxels as
+are asked for, and the network a tiny one; ``--patient`` takes a synthetic patient and the bundled model.
 """
 
 from __future__ import annotations
@@ -13,30 +16,30 @@ import argparse
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "Testing"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "Testing" / "Python"), str(ROOT)]
 
 import numpy as np  # noqa: E402
+from batch_toys import phantom, write_model  # noqa: E402
 from slicerhost import qtapplication  # noqa: E402
 
+from LiverXAILib.mrml import volume_to_node  # noqa: E402
+from LiverXAILib.volumes.volume import Volume  # noqa: E402
 
-def make_ct(module: object, spacing: tuple[float, float, float], refine: int) -> object:
-    """A synthetic patient in the scene, each voxel cut into `refine`³."""
-    import slicer
 
-    ct, truth = module.makePhantom(spacingMm=spacing)  # type: ignore[attr-defined]
-    slicer.mrmlScene.RemoveNode(truth)
-    if refine > 1:
-        array = slicer.util.arrayFromVolume(ct)
-        for axis in range(3):
-            array = array.repeat(refine, axis=axis)
-        ct.SetSpacing(*(size / refine for size in spacing))
-        slicer.util.updateVolumeFromArray(ct, array)
-    return ct
+def make_ball(shape: list[int]) -> Volume:
+    """The ball of the tests in about as many voxels (k, j, i), the smaller for it."""
+    volume = phantom(lesions=2)
+    factors = [max(1, wanted // size) for wanted, size in zip(shape, volume.shape, strict=True)]
+    array = volume.array
+    for axis, factor in enumerate(factors):
+        array = array.repeat(factor, axis=axis)
+    return Volume(array, volume.ijk_to_lps @ np.diag([*(1 / factor for factor in reversed(factors)), 1]))
 
 
 def queued() -> float:
@@ -83,16 +86,18 @@ def main() -> None:
     import slicer
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--spacing", type=float, nargs=3, default=(1.3, 1.3, 3.0), metavar="MM")
-    parser.add_argument("--refine", type=int, default=2, help="cut each voxel into this many along each axis")
-    parser.add_argument("--model", default="default", help="a model's name or folder")
+    parser.add_argument("--shape", type=int, nargs=3, default=(256, 512, 512), metavar="N", help="voxels (k, j, i)")
+    parser.add_argument("--patient", action="store_true", help="a synthetic patient and the bundled model")
     arguments = parser.parse_args()
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
-    ct = make_ct(panel.module, tuple(arguments.spacing), arguments.refine)
-    panel.ui.inputSelector.setCurrentNode(ct)
-    if Path(arguments.model).is_dir():
+    if arguments.patient:
+        ct, truth = panel.module.makePhantom(spacingMm=(1.5, 1.5, 3.0))
+        slicer.mrmlScene.RemoveNode(truth)
+    else:
+        ct = volume_to_node(make_ball(arguments.shape), slicer.mrmlScene, "CT")
         panel.choose(panel.ui.modelSelector, panel.module.FROM_FOLDER)
-        panel.ui.modelFolder.currentPath = arguments.model
+        panel.ui.modelFolder.currentPath = str(write_model(Path(tempfile.mkdtemp()) / "toy"))
+    panel.ui.inputSelector.setCurrentNode(ct)
     clock = Clock(panel)
     print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     print("CT {}×{}×{}".format(*ct.GetImageData().GetDimensions()))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -159,6 +160,17 @@ def test_a_download_that_fails_says_so(panel, own_models, toy_model, tmp_path):
     assert panel.ui.downloadButton.enabled
 
 
+def test_a_scene_from_elsewhere_may_name_a_model_that_is_not_here(panel, toy_model):
+    panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
+    panel.widget._parameters.model = "somebody's own"
+    panel.widget._parameters.method = "a method of tomorrow"
+    panel.widget._showParameters()
+    assert panel.ui.modelSelector.currentText == "somebody's own"
+    assert "somebody's own is not on this computer" in panel.ui.statusLabel.text
+    assert not panel.ui.applyButton.enabled
+    assert panel.widget._parameters.method == panel.ui.methodSelector.currentData == "seg-grad-cam"
+
+
 def test_a_model_is_imported_from_a_zip_file(panel, own_models, toy_model, tmp_path):
     own_models({})
     archive = shutil.make_archive(str(tmp_path / "toy"), "zip", toy_model)
@@ -177,6 +189,7 @@ def test_a_model_is_imported_from_a_zip_file(panel, own_models, toy_model, tmp_p
     assert "MB" in panel.ui.modelCard.text
     panel.choose(panel.ui.targetSelector, "nothing")
     apply_and_wait(panel)
+    assert panel.ui.statusLabel.text.startswith("Done in")
     assert len(results(node, "segmentation")) == 1
 
 
@@ -444,6 +457,9 @@ def test_no_text_is_clipped_on_a_small_screen_or_with_large_fonts(panel, toy_mod
         wait_idle(panel)
         qtapplication.process_events()
         assert not panel.scroll.horizontalScrollBar().visible, "the panel is wider than its place"
+        # Labels that wrap ask for their height only after they were given a width: the layout takes a few turns.
+        with contextlib.suppress(AssertionError):
+            qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=20)
         assert clipped_texts(panel) == []
     finally:
         panel.ui.advancedButton.collapsed = True

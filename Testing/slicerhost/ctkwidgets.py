@@ -105,7 +105,6 @@ class ctkSliderWidget(QtWidgets.QWidget):
     minimum = QtCore.Property(float, lambda self: self._spin.minimum, lambda self, x: self._spin.setMinimum(x))
     maximum = QtCore.Property(float, lambda self: self._spin.maximum, lambda self, x: self._spin.setMaximum(x))
     singleStep = QtCore.Property(float, lambda self: self._spin.singleStep, lambda self, x: self._spin.setSingleStep(x))
-    decimals = QtCore.Property(int, lambda self: self._spin.decimals, lambda self, x: self._spin.setDecimals(x))
     value = QtCore.Property(float, lambda self: self._spin.value, lambda self, x: self._spin.setValue(x))
 
 

@@ -32,16 +32,6 @@ class QtApplication(host.Application):
     def processEvents(self, flags: Any = None) -> None:
         QtWidgets.QApplication.processEvents()
 
-    def setOverrideCursor(self, cursor: Any) -> None:
-        QtWidgets.QApplication.setOverrideCursor(cursor)
-
-    def restoreOverrideCursor(self) -> None:
-        QtWidgets.QApplication.restoreOverrideCursor()
-
-    def settings(self) -> Any:
-        """Settings of this process alone."""
-        return QtCore.QSettings(str(host.temporary_folder() / "settings.ini"), QtCore.QSettings.IniFormat)
-
 
 def start() -> host.Host:
     """The host with Qt; the same one on each call."""
