@@ -514,6 +514,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._showParameters()
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
+        self._say()
         self._forgetTask()
         self._explained.clear()
         self._parameters = None
@@ -632,6 +633,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._filling or self._parameters is None:
             return
         self._parameters.inputVolume = node
+        if not self._task:
+            self._say()  # what was said is about another CT
         self._showResults()
         self._update()
 
@@ -775,7 +778,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for stage in self._decidingStages(spec):
             for layer in stage.layers:
                 if layer.name == (wanted or stage.default_layer):
-                    words = _("{layer}: one value for every {cell} voxels of the network.")
+                    words = _("{layer}: one value for {cell} voxels.")
                     lines.append(words.format(layer=layer.name, cell=" × ".join(map(str, layer.stride))))
         return "\n".join(lines)
 

@@ -7,7 +7,9 @@ between two ticks of the timer. On a busy machine a part of it is waiting for a 
 how long, and it is taken off (/proc/thread-self/schedstat).
 
 The gaps depend on the number of voxels, not on the network. So the CT is a ball with two lesions in as many voxels as
-are asked for, and the network a tiny one; ``--patient`` takes a synthetic patient and the bundled model.
+are asked for, and the network a tiny one; ``--patient`` takes a synthetic patient and the bundled model. ``--steps``
+runs no network at all: it times, one by one, the steps that the event loop's thread takes between two turns of the loop
+to show an analysis of so many voxels and to hand an edited one back, and what a thread does beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "Testing" / "Python"), str(ROOT)]
@@ -46,6 +49,54 @@ def queued() -> float:
     """Seconds that this thread has waited for a processor; 0 where the system does not tell."""
     path = Path("/proc/thread-self/schedstat")
     return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
+
+
+def measure_steps(shape: list[int]) -> None:
+    """Time the pieces of work with two heat maps, uncertainty and a segmentation on so many voxels."""
+    import slicer
+
+    from LiverXAILib import mrml
+    from LiverXAILib.analysis import Analysis
+    from LiverXAILib.explain.explanation import Explanation
+    from LiverXAILib.explain.targets import Target
+    from LiverXAILib.inference import Segmentation
+    from LiverXAILib.measure import Measurements
+    from LiverXAILib.models import LIVER, TUMOR, registry
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started, waited = time.perf_counter(), queued()
+        result = work()
+        print(f"{1000 * (time.perf_counter() - started - queued() + waited):6.0f} ms  {name}", flush=True)
+        return result
+
+    scene, spec = slicer.mrmlScene, registry()["default"].spec()
+    array, random = np.zeros(shape, np.uint8), np.random.default_rng(0)
+    k, j, i = (slice(n // 4, 3 * n // 4) for n in shape)
+    array[k, j, i] = 1
+    array[k, j, i][: shape[0] // 8, : shape[1] // 8, : shape[2] // 8] = 2
+    labels = Volume(array, np.diag([0.7, 0.7, 1.2, 1.0]))
+    probability = Volume(np.full(array[k, j, i].shape, 0.3, np.float16), labels.cropped((k, j, i)).ijk_to_lps)
+    provenance = {"model": {"name": "none", "version": "1", "sha256": []}, "warnings": []}
+    segmentation = Segmentation(labels, (LIVER, TUMOR), {"liver": probability}, {}, provenance)
+    heat = labels.with_array(random.random(shape, dtype=np.float32))
+    explanations = tuple(Explanation(heat, 1.0, Target(name), "seg-grad-cam", "") for name in ("liver", "tumor"))
+    measurements = Measurements(1.0, None, None, (), None, None, None, ())
+    analysis = Analysis(labels, spec, segmentation, explanations, measurements, {"warnings": []})
+    ct = volume_to_node(labels.with_array(array.astype(np.int16)), scene, "CT")
+    _ = mrml.prepare_nodes, mrml.read_segments  # imports what they need
+    print("event loop's thread:")
+    timed("the CT, to be sent", lambda: mrml.volume_from_node(ct, copy=False))
+    fill = timed("memory for two heat maps and uncertainty", lambda: mrml.prepare_nodes(analysis))
+    prepared = fill()
+    steps = mrml.node_steps(analysis, scene, ct, prepared)
+    for name in ("segmentation and table", "heat map 1", "heat map 2", "uncertainty and folder"):
+        timed(name, lambda: next(steps, None))
+    node = mrml.find_results(scene, ct, "segmentation")[0]
+    read = timed("segments, to be sent", lambda: mrml.read_segments(node, ct, spec))
+    timed("overlay", lambda: mrml.show_overlay(scene, ct, mrml.find_results(scene, ct, "heatmap")[0], node))
+    print("another thread:")
+    timed("all voxels", fill)
+    timed("segments put together", read)
 
 
 class Clock:
@@ -88,7 +139,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 512, 512), metavar="N", help="voxels (k, j, i)")
     parser.add_argument("--patient", action="store_true", help="a synthetic patient and the bundled model")
+    parser.add_argument("--steps", action="store_true", help="only the steps of the event loop's thread, no network")
     arguments = parser.parse_args()
+    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    if arguments.steps:
+        qtapplication.start()
+        measure_steps(list(arguments.shape))
+        return
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
     if arguments.patient:
         ct, truth = panel.module.makePhantom(spacingMm=(1.5, 1.5, 3.0))
@@ -99,7 +156,6 @@ def main() -> None:
         panel.ui.modelFolder.currentPath = str(write_model(Path(tempfile.mkdtemp()) / "toy"))
     panel.ui.inputSelector.setCurrentNode(ct)
     clock = Clock(panel)
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     print("CT {}×{}×{}".format(*ct.GetImageData().GetDimensions()))
     clock.measure("Apply", panel.ui.applyButton.click)
     clock.measure("Apply again", panel.ui.applyButton.click)

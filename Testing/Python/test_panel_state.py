@@ -77,7 +77,8 @@ def own_models(panel, monkeypatch, tmp_path):
     downloads, entries = tmp_path / "downloads", tmp_path / "registry.json"
     patch = f"""
         import os, pathlib, runpy, sys
-        import LiverXAILib.models.registry as registry
+        from LiverXAILib.models import registry as listed
+        registry = sys.modules[listed.__module__]
         registry._REGISTRY = pathlib.Path({str(entries)!r})
         registry.download_folder = lambda: pathlib.Path({str(downloads)!r})
         import LiverXAILib.models.store as store
@@ -156,8 +157,11 @@ def test_a_download_that_fails_says_so(panel, own_models, toy_model, tmp_path):
     panel.click(panel.ui.downloadButton)
     wait_idle(panel)
     assert panel.ui.statusLabel.text.startswith("⚠")
+    assert "unexpected" not in panel.ui.statusLabel.text
     assert panel.ui.detailsButton.visible
     assert panel.ui.downloadButton.enabled
+    panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
+    assert "Press Download" in panel.ui.statusLabel.text  # what was said was about something else
 
 
 def test_a_scene_from_elsewhere_may_name_a_model_that_is_not_here(panel, toy_model):
