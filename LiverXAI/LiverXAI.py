@@ -7,7 +7,6 @@ neither torch nor Qt, and installs nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import logging
@@ -16,8 +15,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +42,7 @@ if find_spec("LiverXAILib") is None:
 
 from LiverXAILib import __version__
 from LiverXAILib.errors import Cancelled, LiverXAIError
-from LiverXAILib.models import ModelSpec, registry
+from LiverXAILib.models import ModelSpec, StageSpec, registry
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.worker import WorkerClient
 
@@ -55,6 +54,9 @@ if TYPE_CHECKING:
 REQUIRED_PACKAGES = ("torch", "safetensors", "requests", "platformdirs")
 
 Progress = Callable[[str, float], None]
+#: Work in pieces for the event loop: after each yield the application lives on. A function that is yielded runs in a
+#: thread, where it may touch neither Qt nor MRML, and the yield returns what it returned.
+Steps = Generator[Callable[[], Any] | None, Any, None]
 
 
 class LiverXAI(ScriptedLoadableModule):
@@ -158,8 +160,18 @@ def installPackages(names: Sequence[str], wheelFolder: str = "") -> None:
                 _("PyTorch comes with Slicer's extension 'PyTorch'. Install it in the Extensions Manager, restart.")
             ) from error
         wanted.remove("torch")
-        if PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=">=2.6") is None:
-            raise LiverXAIError(_("PyTorch was not installed. Try again, or install it in the module 'PyTorch Util'."))
+        try:
+            torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=">=2.6")
+        except Exception as error:  # pip's, light-the-torch's or that of the first import
+            raise LiverXAIError(
+                _(
+                    "PyTorch could not be installed ({error}). Slicer's Python console shows why. Is there a proxy or "
+                    "a firewall? Try the module 'PyTorch Utils', or choose a folder with wheels under Advanced > "
+                    "Packages."
+                ).format(error=error)
+            ) from error
+        if torch is None:
+            raise LiverXAIError(_("PyTorch was not installed. Try again, or install it in the module 'PyTorch Utils'."))
     if not wanted:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -386,17 +398,31 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
             slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *hottest_point(heatMapNode))
 
 
-#: Methods of explanation with one line about each; the names are those of LiverXAILib.explain.METHODS.
+#: Methods of explanation with a title and one line about each; names are those of LiverXAILib.explain.METHODS.
 METHODS = {
-    "seg-grad-cam": _("Features that matter for the answer, near it. Smooth, fast, not exact about the place."),
-    "seg-grad-cam++": _("As Seg-Grad-CAM, counting only what speaks for the answer."),
-    "hires-cam": _("What each place contributed to the answer. Exact about the place, grainier."),
-    "seg-xres-cam": _("Between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks."),
-    "layer-cam": _("Places where more of a feature would have strengthened the answer."),
-    "integrated-gradients": _("Voxels whose difference from plain liver made the answer. Slow."),
-    "integrated-gradients-air": _("Voxels whose difference from air made the answer. Slow."),
-    "occlusion": _("How much the answer suffers when a place is blurred away. Slow; needs no layer."),
+    "seg-grad-cam": (
+        "Seg-Grad-CAM",
+        _("Features that matter for the answer, near it. Smooth, fast, not exact about the place."),
+    ),
+    "seg-grad-cam++": ("Seg-Grad-CAM++", _("As Seg-Grad-CAM, counting only what speaks for the answer.")),
+    "hires-cam": ("HiResCAM", _("What each place contributed to the answer. Exact about the place, grainier.")),
+    "seg-xres-cam": (
+        "Seg-XRes-CAM",
+        _("Between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks."),
+    ),
+    "layer-cam": ("LayerCAM", _("Places where more of a feature would have strengthened the answer.")),
+    "integrated-gradients": (
+        _("Integrated gradients"),
+        _("Voxels whose difference from plain liver made the answer. Slow; needs no layer."),
+    ),
+    "integrated-gradients-air": (
+        _("Integrated gradients from air"),
+        _("Voxels whose difference from air made the answer. Slow; needs no layer."),
+    ),
+    "occlusion": (_("Occlusion"), _("How much the answer suffers when a place is blurred away. Slow; needs no layer.")),
 }
+#: What the parameter `model` is when `modelFolder` counts: a folder, or a zip file that is to be imported.
+FROM_FOLDER, FROM_FILE = "", "*.zip"
 #: Colors of heat maps: what the user reads, and the name of the color node.
 COLORS = {"LiverXAI heat map": _("Blue to red"), "Rainbow": _("Rainbow"), "Warm1": _("Warm"), "Grey": _("Gray")}
 
@@ -404,10 +430,11 @@ COLORS = {"LiverXAI heat map": _("Blue to red"), "Rainbow": _("Rainbow"), "Warm1
 class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     """The panel: from a CT to an explained segmentation with one Apply. The engine runs in a child process.
 
-    A timer asks the worker for news and shows results one node at a time, so that Slicer stays responsive.
+    A timer asks the worker for news and shows results one node at a time; voxels are copied by a thread, into images
+    that no node has yet. So Slicer stays responsive.
     """
 
-    POLL_MS = 30
+    POLL_MS = 20
 
     def __init__(self, parent: Any = None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -418,7 +445,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._task = ""
         self._taskVolume: Any = None
         self._taskStart = 0.0
-        self._steps: deque[Callable[[], None]] = deque()
+        self._taskVoxels: Any = None
+        self._steps: Steps | None = None
+        self._work: Future[Any] | None = None
         self._details = ""
         self._notes: list[str] = []
         self._explained: dict[str, tuple[str, str]] = {}
@@ -429,7 +458,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setup(self) -> None:
         super().setup()
-        import qt  # only a panel needs Qt
+        import ctk  # only a panel needs Qt
+        import qt
 
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/LiverXAI.ui"))
         self.layout.addWidget(uiWidget)
@@ -442,9 +472,12 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.client = WorkerClient(
             python=shutil.which("PythonSlicer"), log=Path(slicer.app.temporaryPath) / "LiverXAI-worker.log"
         )
+        self._thread = ThreadPoolExecutor(1, "LiverXAI")
         self.timer = qt.QTimer()
         self.timer.interval = self.POLL_MS
         self.timer.connect("timeout()", self.onTimer)
+        self.ui.wheelFolder.filters = ctk.ctkPathLineEdit.Dirs
+        self._pathFilters = {FROM_FOLDER: ctk.ctkPathLineEdit.Dirs, FROM_FILE: ctk.ctkPathLineEdit.Files}
         self._fillChoices()
         self._connectWidgets()
         scene = slicer.mrmlScene
@@ -464,8 +497,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self) -> None:
         """The module is unloaded or Slicer quits: nothing of it may stay behind."""
         self._forgetTask()
+        self._parameters = None  # after a reload the old widgets are still there, hidden
         self.timer.stop()
         self.client.close()
+        self._thread.shutdown(cancel_futures=True)
         self.removeObservers()
 
     def initializeParameterNode(self) -> None:
@@ -479,6 +514,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._showParameters()
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
+        self._say()
         self._forgetTask()
         self._explained.clear()
         self._parameters = None
@@ -499,9 +535,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _fillChoices(self) -> None:
         ui = self.ui
-        for name, entry in self._registry.items():
-            ui.modelSelector.addItem(entry.description().title, name)
-        ui.modelSelector.addItem(_("From a folder…"), "")
+        self._fillModels()
         for data, text in (
             ("both", _("Liver and all tumors")),
             ("liver", _("Liver")),
@@ -512,19 +546,33 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ("nothing", _("Nothing, only segment")),
         ):
             ui.targetSelector.addItem(text, data)
-        for name in METHODS:
-            ui.methodSelector.addItem(name, name)
+        for name, (title, _hint) in METHODS.items():
+            ui.methodSelector.addItem(title, name)
         for name, text in (("auto", _("Automatic")), ("cpu", _("CPU"))):
             ui.deviceSelector.addItem(text, name)
         for name, text in COLORS.items():
             ui.colorSelector.addItem(text, name)
         ui.lesionTable.setColumnCount(5)
         ui.lesionTable.setHorizontalHeaderLabels(
-            [_("No."), _("Volume\n[ml]"), _("Diameter\n[mm]"), _("Mean\nprobability"), _("Heat map")]
+            [_("No."), _("Volume\n[ml]"), _("Diameter\n[mm]"), _("Mean\nprobability"), _("Heat map\nfaithful")]
         )
         ui.lesionTable.verticalHeader().hide()
-        ui.lesionTable.horizontalHeader().setStretchLastSection(True)
-        ui.lesionTable.horizontalHeader().highlightSections = False
+        header = ui.lesionTable.horizontalHeader()
+        header.setSectionResizeMode(self.qt.QHeaderView.ResizeToContents)
+        header.setStretchLastSection(True)
+        header.highlightSections = False
+
+    def _fillModels(self) -> None:
+        """Named models, models of the user's own, and ways to bring one."""
+        selector, self._filling = self.ui.modelSelector, True
+        selector.clear()
+        for name, entry in self._registry.items():
+            selector.addItem(entry.description().title, name)
+        for name in _ownModels():
+            selector.addItem(name, name)
+        selector.addItem(_("From a folder…"), FROM_FOLDER)
+        selector.addItem(_("From a zip file…"), FROM_FILE)
+        self._filling = False
 
     def _connectWidgets(self) -> None:
         ui = self.ui
@@ -547,8 +595,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.show3DButton.connect("toggled(bool)", self.onShow3D)
         ui.plotButton.connect("clicked(bool)", self.onPlot)
         ui.saveButton.connect("clicked(bool)", self.onSave)
-        ui.lesionTable.connect("cellClicked(int,int)", self.onLesionClicked)
         ui.lesionTable.connect("itemSelectionChanged()", self.onLesionSelected)
+        ui.lesionTable.connect("cellClicked(int,int)", self.onLesionClicked)
         ui.advancedButton.connect("contentsCollapsed(bool)", self.onAdvanced)
 
     def _showParameters(self) -> None:
@@ -556,16 +604,19 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters, ui = self._parameters, self.ui
         self._filling = True
         ui.inputSelector.setCurrentNode(parameters.inputVolume)
+        parameters.target = parameters.target if ui.targetSelector.findData(parameters.target) >= 0 else "both"
+        parameters.method = parameters.method if parameters.method in METHODS else next(iter(METHODS))
+        for combo, value in ((ui.modelSelector, parameters.model), (ui.deviceSelector, parameters.device)):
+            if combo.findData(value) < 0:  # a scene from another computer
+                combo.addItem(value, value)
         for combo, value in (
             (ui.modelSelector, parameters.model),
+            (ui.deviceSelector, parameters.device),
             (ui.targetSelector, parameters.target),
             (ui.methodSelector, parameters.method),
             (ui.colorSelector, parameters.colors),
         ):
             combo.setCurrentIndex(max(0, combo.findData(value)))
-        if ui.deviceSelector.findData(parameters.device) < 0:
-            ui.deviceSelector.addItem(parameters.device, parameters.device)
-        ui.deviceSelector.setCurrentIndex(ui.deviceSelector.findData(parameters.device))
         ui.modelFolder.currentPath = parameters.modelFolder
         ui.wheelFolder.currentPath = parameters.wheelFolder
         ui.checkCheckBox.checked = parameters.check
@@ -582,6 +633,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._filling or self._parameters is None:
             return
         self._parameters.inputVolume = node
+        if not self._task:
+            self._say()  # what was said is about another CT
         self._showResults()
         self._update()
 
@@ -606,20 +659,35 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # --- the model's card ------------------------------------------------------------------------------------------
 
     def _modelName(self) -> str:
-        return self._parameters.model or self._parameters.modelFolder
+        brought = self._parameters.model in (FROM_FOLDER, FROM_FILE)
+        return self._parameters.modelFolder if brought else self._parameters.model
 
     def _entry(self) -> Any:
         """The registered model that is chosen, or None."""
         return self._registry.get(self._parameters.model)
 
+    def _folder(self) -> Path | None:
+        """The folder of the chosen model if it is the user's own; None if it is registered, or not there."""
+        if self._entry() is not None or self._parameters.model == FROM_FILE:
+            return None
+        if self._parameters.model == FROM_FOLDER:
+            folder = Path(self._parameters.modelFolder)
+            return folder if self._parameters.modelFolder and folder.is_dir() else None
+        from LiverXAILib.models.registry import own_folder
+
+        try:
+            return own_folder(self._parameters.model)
+        except ImportError:  # without platformdirs nothing was imported yet
+            return None
+
     def _spec(self) -> ModelSpec | None:
         """The card of the chosen model; None if it has none and was not loaded yet."""
+        entry, folder = self._entry(), self._folder()
         try:
-            entry = self._entry()
             if entry is not None and entry.card is not None:
                 return entry.spec()
-            if entry is None and (Path(self._modelName()) / "card.json").is_file():
-                return ModelSpec.from_json((Path(self._modelName()) / "card.json").read_text(encoding="utf-8"))
+            if folder is not None and (folder / "card.json").is_file():
+                return ModelSpec.from_json((folder / "card.json").read_text(encoding="utf-8"))
         except (LiverXAIError, OSError):
             logging.exception("The model's card cannot be read")
         return self._specs.get(self._modelName())
@@ -628,18 +696,45 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Whether the chosen model is on this computer."""
         entry = self._entry()
         if entry is None:
-            return bool(self._parameters.modelFolder) and Path(self._parameters.modelFolder).is_dir()
+            return self._folder() is not None
         try:
             return entry.installed()
         except ImportError:  # without platformdirs nothing was downloaded yet
             return False
 
+    def _canBeFetched(self) -> bool:
+        """Whether the model can be downloaded, or imported from a zip file."""
+        if self._parameters.model == FROM_FILE:
+            return Path(self._parameters.modelFolder).is_file()
+        return self._entry() is not None and not self._modelReady()
+
+    def _decidingStages(self, spec: ModelSpec | None) -> list[StageSpec]:
+        """The stages of the model that what is to be explained is asked of, each once."""
+        if spec is None:
+            return []
+        labels = [label.name for label in spec.labels]
+        asked = {"both": ["liver", "tumor"], "liver": ["liver"], "crosshair": labels, "nothing": labels}
+        names = [name for name in asked.get(self._parameters.target, ["tumor"]) if name in labels]
+        stages = {stage.name: stage for stage in map(spec.stage_of, names)}
+        return list(stages.values())
+
+    def _layers(self, spec: ModelSpec | None) -> list[str]:
+        """The layers that can be explained: those that every deciding stage has."""
+        stages = [[layer.name for layer in stage.layers] for stage in self._decidingStages(spec)]
+        return [name for name in stages[0] if all(name in other for other in stages)] if stages else []
+
     def _showModel(self) -> None:
         ui, entry, spec = self.ui, self._entry(), self._spec()
-        ui.modelFolderLabel.visible = ui.modelFolder.visible = not self._parameters.model
+        brought = self._parameters.model in self._pathFilters
+        ui.modelFolderLabel.visible = ui.modelFolder.visible = brought
+        if brought:
+            ui.modelFolder.filters = self._pathFilters[self._parameters.model]
+            zipped = self._parameters.model == FROM_FILE
+            ui.modelFolderLabel.text = _("File:") if zipped else _("Folder:")
+        ui.downloadButton.text = _("Import") if self._parameters.model == FROM_FILE else _("Download")
         about = entry.description() if entry is not None else None
         if about is None and spec is None:
-            ui.modelCard.text = _("The folder of a model: with card.json and weights, or of nnU-Net.")
+            ui.modelCard.text = _("A model of your own: of LiverXAI (with card.json), nnU-Net v2, or a MONAI bundle.")
             ui.modelCard.toolTip = ""
         else:
             source = about or spec
@@ -658,36 +753,34 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._filling = True
         ui.layerSelector.clear()
         ui.layerSelector.addItem(_("The model's choice"), "")
-        for stage in spec.stages if spec else ():
-            for layer in stage.layers:
-                ui.layerSelector.addItem(layer.name, layer.name)
+        for layer in self._layers(spec):
+            ui.layerSelector.addItem(layer, layer)
         ui.layerSelector.setCurrentIndex(max(0, ui.layerSelector.findData(self._parameters.layer)))
         self._filling = False
-        ui.methodHint.text = METHODS[ui.methodSelector.currentData]
+        ui.methodHint.text = METHODS[ui.methodSelector.currentData][1]
         ui.layerHint.text = self._layerWords(spec)
 
     def _sizeWords(self, entry: Any, spec: ModelSpec | None) -> str:
         """The size of the model's files, where it is known."""
         files = [file.size for file in (*entry.files.values(), entry.archive) if file] if entry is not None else []
-        folder = Path(self._modelName()) if entry is None else None
-        if entry is not None and entry.bundled:
-            folder = entry.folder()
+        folder = entry.folder() if entry is not None and entry.bundled else self._folder()
         if folder is not None and spec is not None:
-            paths = [folder / name for stage in spec.stages for name in stage.weights]
+            paths = {folder / name for stage in spec.stages for name in stage.weights}
             files = [path.stat().st_size for path in paths if path.is_file()]
         return _(", {size:.1f} MB").format(size=sum(files) / 1e6) if files and None not in files else ""
 
-    def _layerWords(self, spec: Any) -> str:
-        stage = spec.stages[-1] if spec else None
-        if stage is None:
-            return ""
-        name = self._parameters.layer or stage.default_layer
-        for candidate in spec.stages:
-            for layer in candidate.layers:
-                if layer.name == name:
-                    cell = max(layer.stride)
-                    return _("{layer}: one value for every {cell} voxels of the network.").format(layer=name, cell=cell)
-        return _("This model has no layer {layer}; its own choice is taken.").format(layer=name)
+    def _layerWords(self, spec: ModelSpec | None) -> str:
+        """How coarse a heat map of the layer is."""
+        wanted, lines = self._parameters.layer, []
+        if wanted and wanted not in self._layers(spec):
+            lines.append(_("{layer} does not decide this; the model's choice is taken.").format(layer=wanted))
+            wanted = ""
+        for stage in self._decidingStages(spec):
+            for layer in stage.layers:
+                if layer.name == (wanted or stage.default_layer):
+                    words = _("{layer}: one value for {cell} voxels.")
+                    lines.append(words.format(layer=layer.name, cell=" × ".join(map(str, layer.stride))))
+        return "\n".join(lines)
 
     # --- what to do next -------------------------------------------------------------------------------------------
 
@@ -698,8 +791,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui, node, busy = self.ui, self._parameters.inputVolume, bool(self._task)
         ready = self._modelReady()
         ui.applyButton.text = _("Cancel") if busy else _("Apply")
-        ui.applyButton.enabled = busy or (node is not None and not _isResult(node) and ready)
-        ui.downloadButton.visible = not ready and self._entry() is not None
+        showing = self._steps is not None  # it takes a moment, and half of the results would be none
+        ui.applyButton.enabled = not showing if busy else node is not None and not _isResult(node) and ready
+        ui.downloadButton.visible = self._canBeFetched()
         ui.downloadButton.enabled = not busy
         ui.progressBar.visible = busy
         segmentation = self._result("segmentation")
@@ -719,6 +813,12 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             text = _("This volume is a result of LiverXAI. Choose the CT.")
         elif not ready and self._entry() is not None:
             text = _("The model is not on this computer yet. Press Download.")
+        elif self._parameters.model == FROM_FILE:
+            text = _("Press Import.") if self._canBeFetched() else _("Choose the zip file of a model.")
+        elif not ready and self._parameters.model:
+            text = _("The model {name} is not on this computer. Choose another, or bring it in a zip file.").format(
+                name=self._parameters.model
+            )
         elif not ready:
             text = _("Choose the folder of a model.")
         else:
@@ -759,13 +859,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onApply(self) -> None:
         if self._task:
-            self._steps.clear()
-            if self.client.busy:
-                self.client.cancel()
-                self.ui.statusLabel.text = _("Cancelling…")
-                self.ui.applyButton.enabled = False
-            else:
-                self._finish(_("Cancelled."))
+            self.client.cancel()
+            self.ui.statusLabel.text = _("Cancelling…")
+            self.ui.applyButton.enabled = False
             return
         target = self._parameters.target
         if target in ("lesion", "crosshair") and self._result("segmentation") is not None:
@@ -780,6 +876,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._explain([f"lesion:{self._selectedLesion()}"])
 
     def onDownload(self) -> None:
+        if self._parameters.model == FROM_FILE:
+            self._start("import", lambda: self.client.import_model(self._parameters.modelFolder))
+            return
         terms = self._entry().description().licenses.terms
         if terms and not slicer.util.confirmOkCancelDisplay(
             _("The model's license asks you to accept:\n\n{terms}\n\nDo you?").format(terms=terms), "LiverXAI"
@@ -801,7 +900,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onAdvanced(self, collapsed: bool) -> None:
         """Look which devices there are when somebody wants to know: it takes seconds."""
         if not collapsed and not self._task and not self.ui.deviceHint.text and find_spec("torch") is not None:
+            notes = self._notes
             self._start("environment", self.client.environment, ())
+            self._notes = notes
 
     def _questions(self, target: str) -> list[str]:
         """What is asked, as the library's targets."""
@@ -829,6 +930,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.progressBar.value = 0
             self.ui.statusLabel.text = _("Starting…")
             self._taskVolume, self._taskStart = self._parameters.inputVolume, time.monotonic()
+            self._taskVoxels = self._voxels(self._taskVolume)
             ask()
             self._task = task
             self.timer.start()
@@ -856,27 +958,30 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         return f"{volume_token(node)} {self._parameters.force}"
 
+    def _voxels(self, node: Any) -> Any:
+        """Changes when the voxels of a CT do."""
+        image = node.GetImageData() if node is not None else None
+        return image.GetMTime() if image is not None else None
+
     def _askAnalysis(self, questions: list[str]) -> int:
         from LiverXAILib.mrml import volume_from_node
 
         parameters, node = self._parameters, self._parameters.inputVolume
-        spec = self._spec()
-        layers = [layer.name for stage in spec.stages for layer in stage.layers] if spec else []
         return self.client.analyze(
-            volume_from_node(node),
+            volume_from_node(node, copy=False),
             self._token(node),
             model=self._modelName(),
             device=parameters.device,
             force=parameters.force,
             explain=questions,
             method=parameters.method,
-            layer=parameters.layer if parameters.layer in layers else None,
+            layer=parameters.layer if parameters.layer in self._layers(self._spec()) else None,
             check=parameters.check,
         )
 
     def _askExplanation(self, questions: list[str]) -> int:
         """The worker mostly holds the image and the labels already; what it lacks is sent along."""
-        from LiverXAILib.mrml import labels_token, segmentation_from_node, volume_from_node
+        from LiverXAILib.mrml import labels_token, read_segments, volume_from_node
 
         parameters, node = self._parameters, self._parameters.inputVolume
         segmentationNode, token, spec = self._result("segmentation"), self._token(node), self._spec()
@@ -886,8 +991,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         held = self.client.holds(token, labels)
         if spec is None and not held:
             raise LiverXAIError(_("This model has to be loaded first: press Apply."))
-        segmentation = None if held else segmentation_from_node(segmentationNode, node, spec)
-        volume = None if self.client.holds(token) else volume_from_node(node)
+        segmentation = None if held else read_segments(segmentationNode, node, spec)
+        volume = None if self.client.holds(token) else volume_from_node(node, copy=False)
         return self.client.explain(
             questions,
             token,
@@ -895,7 +1000,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             labels=labels,
             segmentation=segmentation,
             method=parameters.method,
-            layer=parameters.layer or None,
+            layer=parameters.layer if parameters.layer in self._layers(spec) else None,
             check=parameters.check,
             model=self._modelName(),
             device=parameters.device,
@@ -904,6 +1009,18 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onTimer(self) -> None:
         """Hear the worker; or show one more result."""
+        try:
+            self._hear()
+            if self._steps is not None and (self._work is None or self._work.done()):
+                self._goOn(self._steps)
+        except Exception as error:
+            self._finish()
+            self._complain(error)
+            self._update()
+        if not self._task:
+            self.timer.stop()
+
+    def _hear(self) -> None:
         for event in self.client.poll():
             if event.kind == "progress":
                 self._showProgress(event)
@@ -911,16 +1028,15 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self._fail(event)
             else:
                 self._receive(event.result)
-        if self._steps:
-            try:
-                self._steps.popleft()()
-            except Exception as error:
-                self._steps.clear()
-                self._task = ""
-                self._complain(error)
-                self._update()
-        if not self._task:
-            self.timer.stop()
+
+    def _goOn(self, steps: Steps) -> None:
+        """One step further: what a thread has found goes in, what is next for a thread comes out."""
+        done, self._work = self._work, None
+        try:
+            work = steps.send(done.result() if done is not None else None)
+        except StopIteration:
+            return
+        self._work = self._thread.submit(work) if work is not None else None
 
     def _showProgress(self, event: Any) -> None:
         if self.ui.applyButton.enabled:  # else: being cancelled
@@ -941,59 +1057,79 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         task, node = self._task, self._taskVolume
         if task == "environment":
             self._showDevices(result)
-            self._finish()
+            self._finish(*self._notes)
         elif task == "download":
             self._showModel()
             self._finish(_("The model is ready. Press Apply."))
+        elif task == "import":
+            self._fillModels()
+            self._parameters.model = result["name"]
+            self._showParameters()
+            self._finish(_("The model is ready. Press Apply."))
         elif task == "write":
             self._finish(_("Saved in {folder}.").format(folder=Path(next(iter(result["files"].values()))).parent))
-        elif node is None or slicer.mrmlScene.GetNodeByID(node.GetID()) is not node:
-            self._finish(_("The CT was removed meanwhile; its result was dropped."))
-        elif task == "analyze":
+        elif task in ("analyze", "explain"):
             self.ui.statusLabel.text = _("Showing the results…")
-            self._steps.extend(self._analysisSteps(result, node))
-        elif task == "explain":
-            self._steps.extend(self._explanationSteps(result, node))
+            self._steps = self._show(result, node)
+            self._update()
 
-    def _analysisSteps(self, analysis: Any, node: Any) -> list[Callable[[], None]]:
-        from LiverXAILib.mrml import analysis_to_nodes, labels_token
+    def _show(self, result: Any, node: Any) -> Steps:
+        """An analysis, or a list of explanations, as nodes: one after the other, while the application lives on."""
+        from LiverXAILib import mrml
 
-        token, model = self._token(node), self._modelName()
+        scene, shown, peak = slicer.mrmlScene, None, None
+        explanations = result if isinstance(result, list) else result.explanations
+        if not self._isThere(node):
+            return
+        if isinstance(result, list):
+            images = yield mrml.prepare_heatmaps(explanations)
+            for explanation, image in zip(explanations, images, strict=True):
+                if not self._isThere(node):
+                    return
+                shown = mrml.explanation_to_node(explanation, scene, node, image=image)
+                yield None
+        else:
+            token, model = self._token(node), self._modelName()
+            prepared = yield mrml.prepare_nodes(result, lesion_segments=self._parameters.lesionSegments)
+            steps = mrml.node_steps(result, scene, node, prepared)
+            while self._isThere(node):
+                try:
+                    next(steps)
+                    yield None
+                except StopIteration as end:
+                    nodes = end.value
+                    break
+            else:
+                return
+            self._explained[nodes.segmentation.GetID()] = (token, mrml.labels_token(nodes.segmentation))
+            self._specs[model] = result.model
+            self._showModel()
+            shown = next(reversed(nodes.heatmaps.values()), None)
+        if shown is not None:
+            peak = yield lambda: mrml.hottest_place(explanations[-1].heatmap)
+        notes = [] if isinstance(result, list) else list(result.provenance["warnings"])
+        notes += [warning for explanation in explanations for warning in explanation.warnings]
+        if self._voxels(node) != self._taskVoxels:
+            notes.insert(0, _("The CT was changed meanwhile; this is the result of what it was. Press Apply again."))
+        if self._isThere(node) and self._parameters.inputVolume is node:
+            self._parameters.heatMap = shown
+            self._showResults()
+            yield None
+            self._showOverlay(peak)
+            yield None
+        seconds = time.monotonic() - self._taskStart
+        self._finish(_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *notes)
 
-        def showSegmentation() -> None:
-            bare = dataclasses.replace(analysis, explanations=())
-            nodes = analysis_to_nodes(bare, slicer.mrmlScene, node, lesion_segments=self._parameters.lesionSegments)
-            self._explained[nodes.segmentation.GetID()] = (token, labels_token(nodes.segmentation))
-            self._notes = list(analysis.provenance["warnings"])
-            self._specs[model] = analysis.model
-
-        return [showSegmentation, *self._explanationSteps(analysis.explanations, node)]
-
-    def _explanationSteps(self, explanations: Sequence[Any], node: Any) -> list[Callable[[], None]]:
-        from LiverXAILib.mrml import explanation_to_node
-
-        shown: list[Any] = []
-
-        def show(explanation: Any) -> Callable[[], None]:
-            def step() -> None:
-                shown.append(explanation_to_node(explanation, slicer.mrmlScene, node))
-                self._notes += explanation.warnings
-
-            return step
-
-        def finish() -> None:
-            if self._parameters.inputVolume is node:
-                self._parameters.heatMap = shown[-1] if shown else None
-                self._showResults()
-                self._showOverlay(jump=bool(shown))
-            seconds = time.monotonic() - self._taskStart
-            self._finish(_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *self._notes)
-
-        return [*(show(explanation) for explanation in explanations), finish]
+    def _isThere(self, node: Any) -> bool:
+        """Whether the CT of the running task is still in the scene; if not, the task ends."""
+        if node is not None and slicer.mrmlScene.GetNodeByID(node.GetID()) is node:
+            return True
+        self._finish(_("The CT was removed meanwhile; its result was dropped."))
+        return False
 
     def _finish(self, *sentences: str) -> None:
         self._task = ""
-        self._steps.clear()
+        self._steps = self._work = None
         self._say(*sentences)
         self._update()
 
@@ -1038,13 +1174,15 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.summaryLabel.text = _summary(table)
         self._filling = True
         display = segmentation.GetDisplayNode() if segmentation is not None else None
-        surfaces = display is not None and segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+        surfaces = display is not None and segmentation.GetSegmentation().ContainsRepresentation(
+            slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        )
         ui.show3DButton.checked = bool(surfaces and display.GetVisibility3D())
         ui.heatMapSelector.clear()
         for heatMap in heatMaps:
-            question = heatMap.GetAttribute("LiverXAI.Question")
-            method = heatMap.GetAttribute("LiverXAI.Method")
-            ui.heatMapSelector.addItem(f"{question} ({method})", heatMap.GetID())
+            question, method = heatMap.GetAttribute("LiverXAI.Question"), heatMap.GetAttribute("LiverXAI.Method")
+            title = METHODS[method][0] if method in METHODS else method
+            ui.heatMapSelector.addItem(f"{question} ({title})", heatMap.GetID())
         ui.heatMapSelector.addItem(_("None"), "")
         chosen = self._parameters.heatMap
         index = ui.heatMapSelector.findData(chosen.GetID()) if chosen is not None else -1
@@ -1055,7 +1193,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _fillLesions(self, rows: list[dict[str, str]], heatMaps: Mapping[str, Any]) -> None:
         lesions = [row for row in rows if row["structure"] == "lesion"]
-        table = self.ui.lesionTable
+        table, self._filling = self.ui.lesionTable, True
+        if lesions != self._lesions:
+            table.clearSelection()
+            table.setCurrentCell(-1, -1)
         table.setRowCount(len(lesions))
         self._lesions = lesions
         for index, row in enumerate(lesions):
@@ -1071,8 +1212,11 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 item = self.qt.QTableWidgetItem(text)
                 item.setTextAlignment(self.qt.Qt.AlignCenter)
                 table.setItem(index, column, item)
-        table.resizeColumnsToContents()
         table.visible = self.ui.explainLesionButton.visible = bool(lesions)
+        if lesions:
+            line = self.qt.QFontMetrics(table.font).lineSpacing()
+            table.setFixedHeight(2 * line + 14 + min(len(lesions), 5) * table.rowHeight(0))  # two lines of titles
+        self._filling = False
 
     def _selectedLesion(self) -> int:
         """The number of the lesion chosen in the table, or 0."""
@@ -1080,18 +1224,24 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         return int(self._lesions[row]["number"]) if 0 <= row < len(self._lesions) else 0
 
     def onLesionSelected(self) -> None:
-        if not self._filling:
-            self._update()
-
-    def onLesionClicked(self, row: int, column: int) -> None:
-        """All slice views go to the lesion; its own heat map is shown if there is one."""
-        lesion = self._lesions[row]
-        left, posterior, superior = (float(lesion[f"centroid_{axis}_mm"]) for axis in "lps")
-        slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, -left, -posterior, superior)
+        """A lesion was chosen, by mouse or by keys: all slice views go there; its own heat map is shown."""
+        if self._filling or self._parameters is None:
+            return
+        self._jumpToLesion()
         for heatMap in self._heatMaps():
-            if heatMap.GetAttribute("LiverXAI.Target") == f"lesion:{lesion['number']}":
+            if heatMap.GetAttribute("LiverXAI.Target") == f"lesion:{self._selectedLesion()}":
                 self.ui.heatMapSelector.setCurrentIndex(self.ui.heatMapSelector.findData(heatMap.GetID()))
         self._update()
+
+    def onLesionClicked(self, row: int, column: int) -> None:
+        """Also when it is chosen already: the user has scrolled away and wants back."""
+        self._jumpToLesion()
+
+    def _jumpToLesion(self) -> None:
+        row = self.ui.lesionTable.currentRow()
+        if 0 <= row < len(self._lesions):
+            left, posterior, superior = (float(self._lesions[row][f"centroid_{axis}_mm"]) for axis in "lps")
+            slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, -left, -posterior, superior)
 
     def _heatMaps(self) -> list[Any]:
         from LiverXAILib.mrml import find_results
@@ -1115,8 +1265,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameters.colors = self.ui.colorSelector.currentData
         self._showOverlay()
 
-    def _showOverlay(self, jump: bool = False) -> None:
-        from LiverXAILib.mrml import hottest_point, show_overlay
+    def _showOverlay(self, place: Sequence[float] | None = None) -> None:
+        """Show the CT with what was chosen over it; with all slice views at `place` (RAS mm) if there is one."""
+        from LiverXAILib.mrml import show_overlay
 
         parameters, heatMap = self._parameters, self._parameters.heatMap
         show_overlay(
@@ -1131,8 +1282,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             colors = slicer.mrmlScene.GetFirstNodeByName(parameters.colors or next(iter(COLORS)))
             if colors is not None:
                 heatMap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
-            if jump:
-                slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *hottest_point(heatMap))
+        if place is not None:
+            slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *place)
 
     def _showFaithfulness(self) -> None:
         heatMap = self._parameters.heatMap
@@ -1155,6 +1306,16 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         chart = curves_to_chart(self._parameters.heatMap, slicer.mrmlScene)
         if chart is not None:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+
+def _ownModels() -> list[str]:
+    """Names of models that the user has imported."""
+    from LiverXAILib.models.registry import own_models
+
+    try:
+        return own_models()
+    except ImportError:  # without platformdirs nothing was imported yet
+        return []
 
 
 def _isResult(node: Any) -> bool:

@@ -15,12 +15,12 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .display import show_overlay, show_surfaces
-    from .heatmaps import explanation_to_node, hottest_point, uncertainty_to_node
+    from .heatmaps import explanation_to_node, hottest_place, hottest_point, uncertainty_to_node
     from .nodes import find_results, input_of
     from .plots import curves_to_chart
-    from .results import AnalysisNodes, analysis_to_nodes
+    from .results import AnalysisNodes, analysis_to_nodes, node_steps, prepare_heatmaps, prepare_nodes
     from .scene import write_scene
-    from .segmentations import segmentation_from_node, segmentation_to_node
+    from .segmentations import read_segments, segmentation_from_node, segmentation_to_node
     from .tables import measurements_to_node
     from .tokens import labels_token, volume_token
     from .volumes import ct_from_node, volume_from_node, volume_to_node
@@ -32,10 +32,15 @@ _HOMES = {
     "curves_to_chart": "plots",
     "explanation_to_node": "heatmaps",
     "find_results": "nodes",
+    "hottest_place": "heatmaps",
     "hottest_point": "heatmaps",
     "input_of": "nodes",
     "labels_token": "tokens",
     "measurements_to_node": "tables",
+    "node_steps": "results",
+    "prepare_heatmaps": "results",
+    "prepare_nodes": "results",
+    "read_segments": "segmentations",
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
     "show_overlay": "display",
@@ -54,10 +59,15 @@ __all__ = [
     "curves_to_chart",
     "explanation_to_node",
     "find_results",
+    "hottest_place",
     "hottest_point",
     "input_of",
     "labels_token",
     "measurements_to_node",
+    "node_steps",
+    "prepare_heatmaps",
+    "prepare_nodes",
+    "read_segments",
     "scene_available",
     "segmentation_from_node",
     "segmentation_to_node",

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
+import vtk
 
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from .nodes import result_node, set_attributes
-from .volumes import check_shape, place_like, set_voxels, volume_from_node
+from .volumes import check_shape, place_like, to_image, volume_from_node
 
 if TYPE_CHECKING:
     from ..explain.explanation import Explanation
@@ -23,10 +24,16 @@ if TYPE_CHECKING:
 
 #: Certain to uncertain, of another family than the heat map's so that they are not taken for each other.
 UNCERTAINTY_COLORS = ((10, 30, 50), (0, 110, 130), (60, 200, 190), (235, 255, 250))
+#: What :func:`LiverXAILib.measure.entropy_map` computes.
+UNCERTAINTY = "entropy of the probability [bit]"
 
 
 def explanation_to_node(
-    explanation: Explanation, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode
+    explanation: Explanation,
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    *,
+    image: vtk.vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """Show an explanation as a heat map node of the CT.
 
@@ -35,11 +42,13 @@ def explanation_to_node(
     ``.Warnings``, ``.Provenance``) say what it answers and how far it can be trusted.
 
     :param volume_node: the CT, on whose grid the heat map lies.
+    :param image: the heat map's voxels as float32, if they were copied already (see
+        :func:`~LiverXAILib.mrml.volumes.blank_image`); the node keeps it.
     :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the heat map.
     """
     check_shape(explanation.heatmap.shape, volume_node)
     scene.SaveStateForUndo()
-    return update_heatmap_node(explanation, scene, volume_node)
+    return update_heatmap_node(explanation, scene, volume_node, image)
 
 
 def heatmap_identity(explanation: Explanation) -> dict[str, str]:
@@ -48,7 +57,10 @@ def heatmap_identity(explanation: Explanation) -> dict[str, str]:
 
 
 def update_heatmap_node(
-    explanation: Explanation, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode
+    explanation: Explanation,
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    image: vtk.vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """:func:`explanation_to_node` without the checks and without a state for undo."""
     question = explanation.target.describe()
@@ -60,7 +72,7 @@ def update_heatmap_node(
         f"{volume_node.GetName()} heat map {question} ({explanation.method})",
         **heatmap_identity(explanation),
     )
-    _fill(node, explanation.heatmap.array, volume_node, created)
+    _fill(node, explanation.heatmap.array if image is None else image, volume_node, created)
     set_attributes(
         node,
         {
@@ -79,26 +91,36 @@ def update_heatmap_node(
 
 
 def uncertainty_to_node(
-    uncertainty: Volume, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode, description: str
+    uncertainty: Volume,
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    description: str = UNCERTAINTY,
+    *,
+    image: vtk.vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """Show a map of uncertainty in [0, 1] (1: undecided) as a node of the CT; an earlier one is updated in place.
 
     :param description: what the values are, e.g. "entropy of the tumor probability".
+    :param image: as in :func:`explanation_to_node`.
     :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the map.
     """
     check_shape(uncertainty.shape, volume_node)
     scene.SaveStateForUndo()
-    return update_uncertainty_node(uncertainty, scene, volume_node, description)
+    return update_uncertainty_node(uncertainty, scene, volume_node, description, image)
 
 
 def update_uncertainty_node(
-    uncertainty: Volume, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode, description: str
+    uncertainty: Volume,
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    description: str = UNCERTAINTY,
+    image: vtk.vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """:func:`uncertainty_to_node` without the checks and without a state for undo."""
     node, created = result_node(
         scene, volume_node, "uncertainty", "vtkMRMLScalarVolumeNode", f"{volume_node.GetName()} uncertainty"
     )
-    _fill(node, uncertainty.array, volume_node, created)
+    _fill(node, uncertainty.array if image is None else image, volume_node, created)
     set_attributes(node, {"Description": description})
     if created:
         colors = _color_table(scene, "LiverXAI uncertainty", UNCERTAINTY_COLORS)
@@ -108,20 +130,29 @@ def update_uncertainty_node(
 
 def hottest_point(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[float, float, float]:
     """The world position (RAS mm) of the most influential voxel of a heat map node."""
-    volume = volume_from_node(node)
-    k, j, i = np.unravel_index(int(volume.array.argmax()), volume.shape)
-    left, posterior, superior = volume.grid.to_lps(np.array([i, j, k]))
+    return hottest_place(volume_from_node(node, copy=False))
+
+
+def hottest_place(heatmap: Volume) -> tuple[float, float, float]:
+    """The world position (RAS mm) of the most influential voxel of a heat map."""
+    k, j, i = np.unravel_index(int(heatmap.array.argmax()), heatmap.shape)
+    left, posterior, superior = heatmap.grid.to_lps(np.array([i, j, k]))
     return -float(left), -float(posterior), float(superior)
 
 
 def _fill(
-    node: slicer.vtkMRMLScalarVolumeNode, values: np.ndarray, volume_node: slicer.vtkMRMLVolumeNode, created: bool
+    node: slicer.vtkMRMLScalarVolumeNode,
+    values: np.ndarray | vtk.vtkImageData,
+    volume_node: slicer.vtkMRMLVolumeNode,
+    created: bool,
 ) -> None:
     if created:
         # Before there are voxels: else Slicer looks through all of them for a window that we do not use.
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().AutoWindowLevelOff()
-    set_voxels(node, values.astype(np.float32, copy=False))
+    if isinstance(values, np.ndarray):
+        values = to_image(values.astype(np.float32, copy=False), vtk.vtkImageData())
+    node.SetAndObserveImageData(values)  # one of its own: states that were saved for undo share the old one
     place_like(node, volume_node)
 
 

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import slicer
+import vtk
 
 from ..measure.uncertainty import entropy_map
 from .heatmaps import heatmap_identity, update_heatmap_node, update_uncertainty_node
 from .nodes import find_results, has_attributes, remove_result, results_folder
-from .segmentations import LABELS_CHECKSUM, update_segmentation_node
+from .segmentations import LABELS_CHECKSUM, SegmentLayers, segment_layers, update_segmentation_node
 from .tables import update_table_node
-from .volumes import check_shape, volume_to_node
+from .volumes import blank_image, check_shape, volume_to_node
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
+    from ..explain.explanation import Explanation
+    from ..volumes.volume import Volume
 
 #: The window in HU in which a CT of the abdomen is usually read: level 40, width 400.
 ABDOMEN_HU = (-160.0, 240.0)
@@ -63,24 +67,83 @@ def analysis_to_nodes(
         display.AutoWindowLevelOff()
         display.SetWindowLevelMinMax(*ABDOMEN_HU)
     check_shape(analysis.segmentation.labels.shape, volume_node)
-    uncertainty = entropy_map(analysis.segmentation)
+    steps = node_steps(analysis, scene, volume_node, prepare_nodes(analysis, lesion_segments=lesion_segments)())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            nodes: AnalysisNodes = end.value
+            return nodes
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedNodes:
+    """The voxels of nodes to be: segments, an image for each heat map, uncertainty."""
+
+    layers: SegmentLayers
+    heatmaps: Sequence[vtk.vtkImageData]
+    uncertainty: tuple[Volume, vtk.vtkImageData] | None
+
+
+def prepare_nodes(analysis: Analysis, *, lesion_segments: bool = False) -> Callable[[], PreparedNodes]:
+    """What takes time in :func:`analysis_to_nodes`: the function that is returned computes and copies all voxels.
+
+    It touches no node, so that it may run in any thread. The parameters are those of :func:`analysis_to_nodes`.
+    """
+    fill_heatmaps = prepare_heatmaps(analysis.explanations)
+    shape = analysis.segmentation.labels.shape
+    blank = blank_image(shape, np.dtype(np.float32)) if analysis.segmentation.probabilities else None
+
+    def prepare() -> PreparedNodes:
+        layers, images = segment_layers(analysis.segmentation, lesion_segments=lesion_segments), fill_heatmaps()
+        entropy = entropy_map(analysis.segmentation)
+        if blank is None or entropy is None:
+            return PreparedNodes(layers, images, None)
+        image, voxels = blank
+        voxels[...] = entropy.array
+        return PreparedNodes(layers, images, (entropy, image))
+
+    return prepare
+
+
+def prepare_heatmaps(explanations: Sequence[Explanation]) -> Callable[[], list[vtk.vtkImageData]]:
+    """As :func:`prepare_nodes`, for the images of :func:`~LiverXAILib.mrml.heatmaps.explanation_to_node`."""
+    blanks = [blank_image(explanation.heatmap.shape, np.dtype(np.float32)) for explanation in explanations]
+
+    def fill() -> list[vtk.vtkImageData]:
+        for explanation, (_, voxels) in zip(explanations, blanks, strict=True):
+            voxels[...] = explanation.heatmap.array
+        return [image for image, _ in blanks]
+
+    return fill
+
+
+def node_steps(
+    analysis: Analysis,
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    prepared: PreparedNodes,
+) -> Generator[None, None, AnalysisNodes]:
+    """:func:`analysis_to_nodes` in steps, one for each node, so that an application can live between them."""
     before = [node.GetAttribute(LABELS_CHECKSUM) for node in find_results(scene, volume_node, "segmentation")]
-    segmentation = update_segmentation_node(analysis.segmentation, scene, volume_node, lesion_segments)
-    if before != [segmentation.GetAttribute(LABELS_CHECKSUM)]:
+    segmentation = update_segmentation_node(analysis.segmentation, scene, volume_node, prepared.layers)
+    if before != [prepared.layers.checksum]:
         renewed = [heatmap_identity(explanation) for explanation in analysis.explanations]
         for node in find_results(scene, volume_node, "heatmap"):
             if not any(has_attributes(node, identity) for identity in renewed):
                 remove_result(node)
         for node in find_results(scene, volume_node, "uncertainty"):
-            if uncertainty is None:
+            if prepared.uncertainty is None:
                 remove_result(node)
-    heatmaps = {
-        str(explanation.target): update_heatmap_node(explanation, scene, volume_node)
-        for explanation in analysis.explanations
-    }
-    uncertainty_node = None
-    if uncertainty is not None:
-        uncertainty_node = update_uncertainty_node(uncertainty, scene, volume_node, "entropy of the probability [bit]")
     table = update_table_node(analysis.measurements, scene, volume_node)
+    yield
+    heatmaps = {}
+    for explanation, image in zip(analysis.explanations, prepared.heatmaps, strict=True):
+        heatmaps[str(explanation.target)] = update_heatmap_node(explanation, scene, volume_node, image)
+        yield
+    uncertainty_node = None
+    if prepared.uncertainty is not None:
+        uncertainty, image = prepared.uncertainty
+        uncertainty_node = update_uncertainty_node(uncertainty, scene, volume_node, image=image)
     folder = results_folder(scene, volume_node)
     return AnalysisNodes(volume_node, segmentation, heatmaps, uncertainty_node, table, folder)

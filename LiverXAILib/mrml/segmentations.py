@@ -8,7 +8,7 @@ measured volume do, and the tumors lie in a second layer above it.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,7 +25,7 @@ from ..inference.segmentation import Segmentation
 from ..models.spec import LabelSpec, ModelSpec
 from ..volumes.volume import Grid, Volume, bounding_box
 from .nodes import get_attribute, result_node, set_attributes
-from .volumes import check_shape, to_image, world_grid
+from .volumes import check_shape, from_vtk_matrix, to_image, voxels_of, world_grid
 
 #: Attribute that tells whether a new result has other voxels.
 LABELS_CHECKSUM = "LiverXAI.LabelsSHA256"
@@ -38,16 +38,32 @@ _SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresent
 _ORGAN_OPACITY = 0.35
 
 
+Box = tuple[slice, slice, slice]
+
+
 @dataclass(frozen=True)
 class _Segment:
-    """A segment to be: `value` is its number in the image `layer`, which it shares with others."""
+    """A segment to be: `value` is its number in the image number `layer`, which it shares with others."""
 
     identifier: str
     name: str
     spec: LabelSpec
     color: tuple[float, float, float]
-    layer: vtk.vtkImageData
+    layer: int
     value: int
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentLayers:
+    """The segments of a segmentation as arrays: what :func:`segment_layers` computes and a node shows.
+
+    :param layers: for each image its voxels (k, j, i) and the box of the CT that they fill; None: no voxels.
+    :param checksum: of all labels.
+    """
+
+    segments: tuple[_Segment, ...]
+    layers: tuple[tuple[np.ndarray, Box] | None, ...]
+    checksum: str
 
 
 def segmentation_to_node(
@@ -65,14 +81,52 @@ def segmentation_to_node(
     """
     check_shape(segmentation.labels.shape, volume_node)
     scene.SaveStateForUndo()
-    return update_segmentation_node(segmentation, scene, volume_node, lesion_segments)
+    return update_segmentation_node(
+        segmentation, scene, volume_node, segment_layers(segmentation, lesion_segments=lesion_segments)
+    )
+
+
+def segment_layers(segmentation: Segmentation, *, lesion_segments: bool = False) -> SegmentLayers:
+    """What takes time in :func:`segmentation_to_node`; touches no scene, so that any thread may compute it."""
+    by_name = {spec.name: spec for spec in segmentation.specs}
+    depths: dict[int, list[LabelSpec]] = {}
+    for spec in segmentation.specs:
+        depth, parent = 0, spec.parent
+        while parent in by_name:
+            depth, parent = depth + 1, by_name[parent].parent
+        depths.setdefault(depth, []).append(spec)
+    segments: list[_Segment] = []
+    layers = []
+    for number, (_, specs) in enumerate(sorted(depths.items())):
+        array = np.zeros(segmentation.labels.shape, dtype=np.uint8)
+        last = 0
+        for spec in specs:
+            if lesion_segments and spec.parent is not None:
+                lesions = lesion_components(segmentation, spec.name)
+                count = int(lesions.max())
+                if last + count > np.iinfo(array.dtype).max:
+                    array = array.astype(np.uint16)
+                array[lesions > 0] = (last + lesions[lesions > 0]).astype(array.dtype)
+                segments += [
+                    _Segment(f"{spec.name}_{n}", f"lesion {n}", spec, _lesion_color(spec, n), number, last + n)
+                    for n in range(1, count + 1)
+                ]
+                last += count
+            else:
+                array[segmentation.mask(spec.name)] = spec.value
+                segments.append(_Segment(spec.name, spec.name, spec, _unit_color(spec), number, spec.value))
+                last = max(last, spec.value)
+        box = bounding_box(array > 0)
+        layers.append(None if box is None else (np.ascontiguousarray(array[box]), box))
+    checksum = sha256(np.ascontiguousarray(segmentation.labels.array).data).hexdigest()
+    return SegmentLayers(tuple(segments), tuple(layers), checksum)
 
 
 def update_segmentation_node(
     segmentation: Segmentation,
     scene: slicer.vtkMRMLScene,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
-    lesion_segments: bool,
+    layers: SegmentLayers,
 ) -> slicer.vtkMRMLSegmentationNode:
     """:func:`segmentation_to_node` without the checks and without a state for undo."""
     node, created = result_node(
@@ -91,7 +145,7 @@ def update_segmentation_node(
             display.SetVisibility2DOutline(True)
             display.SetVisibility2DFill(False)  # the colors inside are those of the CT and of a heat map
             display.SetSliceIntersectionThickness(2)
-        node.SetAttribute(LABELS_CHECKSUM, sha256(np.ascontiguousarray(segmentation.labels.array).data).hexdigest())
+        node.SetAttribute(LABELS_CHECKSUM, layers.checksum)
         model = segmentation.provenance.get("model", {})
         set_attributes(
             node,
@@ -102,9 +156,9 @@ def update_segmentation_node(
                 "Provenance": dict(segmentation.provenance),
             },
         )
-        segments = _layered_segments(segmentation, volume_node, lesion_segments)
         algorithm = f"LiverXAI {__version__} {model.get('name', '')} {model.get('version', '')}".strip()
-        _update_segments(node, segments, algorithm[:64])  # a DICOM long string has 64 characters
+        images = [_labelmap(layer, volume_node) for layer in layers.layers]
+        _update_segments(node, layers.segments, images, algorithm[:64])  # a DICOM long string has 64 characters
     return node
 
 
@@ -120,6 +174,15 @@ def segmentation_from_node(
     :param model: the labels to look for; with its stage grids if the node still is where they were computed.
     :raises LiverXAILib.errors.UsageError: no segment is one of the model's labels.
     """
+    return read_segments(node, volume_node, model)()
+
+
+def read_segments(
+    node: slicer.vtkMRMLSegmentationNode, volume_node: slicer.vtkMRMLScalarVolumeNode, model: ModelSpec
+) -> Callable[[], Segmentation]:
+    """:func:`segmentation_from_node` in two halves: now it takes what is in the scene, which is quick unless segments
+    lie on another grid than the CT; the function that it returns puts it together, and may run in any thread.
+    """
     segments = node.GetSegmentation()
     found: dict[str, list[str]] = {}
     for identifier in segments.GetSegmentIDs():
@@ -133,22 +196,31 @@ def segmentation_from_node(
             f"{names}. Rename the segment of the liver to 'liver'."
         )
     grid = world_grid(volume_node)
-    labels = np.zeros(grid.shape, dtype=np.uint8)
-    for spec in model.labels:  # later labels are parts of earlier ones
-        if spec.name in found:
-            labels[_read_mask(node, found[spec.name], volume_node)] = spec.value
+    copies: dict[str, np.ndarray] = {}
+    pieces = [  # later labels are parts of earlier ones
+        (spec.value, *_read_segment(node, identifier, volume_node, copies))
+        for spec in model.labels
+        for identifier in found.get(spec.name, ())
+    ]
     stage_grids = {}
     made_here = get_attribute(node, "Model") or {}
     if made_here.get("sha256") == [s for stage in model.stages for s in stage.sha256]:
         then = get_attribute(node, "Grid")
         if then is not None and _grid_from_json(then).matches(grid):
             stage_grids = {name: _grid_from_json(x) for name, x in get_attribute(node, "StageGrids").items()}
-    return Segmentation(
-        Volume(labels, grid.ijk_to_lps),
-        model.labels,
-        stage_grids=stage_grids,
-        provenance={"model": made_here, "source": "segmentation node", "warnings": []},
-    )
+
+    def put_together() -> Segmentation:
+        labels = np.zeros(grid.shape, dtype=np.uint8)
+        for value, array, number, box in pieces:
+            labels[box][array == number] = value
+        return Segmentation(
+            Volume(labels, grid.ijk_to_lps),
+            model.labels,
+            stage_grids=stage_grids,
+            provenance={"model": made_here, "source": "segmentation node", "warnings": []},
+        )
+
+    return put_together
 
 
 @contextmanager
@@ -180,47 +252,12 @@ def terminology(spec: LabelSpec) -> str:
     )
 
 
-def _layered_segments(
-    segmentation: Segmentation, volume_node: slicer.vtkMRMLVolumeNode, lesion_segments: bool
-) -> list[_Segment]:
-    """The segments, with one image for each depth of nesting."""
-    by_name = {spec.name: spec for spec in segmentation.specs}
-    depths: dict[int, list[LabelSpec]] = {}
-    for spec in segmentation.specs:
-        depth, parent = 0, spec.parent
-        while parent in by_name:
-            depth, parent = depth + 1, by_name[parent].parent
-        depths.setdefault(depth, []).append(spec)
-    result = []
-    for _, specs in sorted(depths.items()):
-        array = np.zeros(segmentation.labels.shape, dtype=np.uint8)
-        numbered: list[tuple[str, str, LabelSpec, tuple[float, float, float], int]] = []
-        for spec in specs:
-            if lesion_segments and spec.parent is not None:
-                lesions = lesion_components(segmentation, spec.name)
-                count = int(lesions.max())
-                first = max((value for *_, value in numbered), default=0)
-                if first + count > np.iinfo(array.dtype).max:
-                    array = array.astype(np.uint16)
-                array[lesions > 0] = (first + lesions[lesions > 0]).astype(array.dtype)
-                numbered += [
-                    (f"{spec.name}_{n}", f"lesion {n}", spec, _lesion_color(spec, n), first + n)
-                    for n in range(1, count + 1)
-                ]
-            else:
-                array[segmentation.mask(spec.name)] = spec.value
-                numbered.append((spec.name, spec.name, spec, _unit_color(spec), spec.value))
-        layer = _labelmap(array, volume_node)
-        result += [_Segment(*segment[:4], layer, segment[4]) for segment in numbered]
-    return result
-
-
-def _labelmap(array: np.ndarray, volume_node: slicer.vtkMRMLVolumeNode) -> slicer.vtkOrientedImageData:
-    """An image of the part of `array` that is not 0; its extent says where in the CT it lies."""
+def _labelmap(layer: tuple[np.ndarray, Box] | None, volume_node: slicer.vtkMRMLVolumeNode) -> Any:
+    """An image of the voxels of a layer; its extent says where in the CT it lies."""
     image = slicer.vtkOrientedImageData()
-    box = bounding_box(array > 0)
-    if box is not None:
-        to_image(array[box], image)
+    if layer is not None:
+        array, box = layer
+        to_image(array, image)
         image.SetExtent([n for s in reversed(box) for n in (s.start, s.stop - 1)])
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
@@ -228,7 +265,9 @@ def _labelmap(array: np.ndarray, volume_node: slicer.vtkMRMLVolumeNode) -> slice
     return image
 
 
-def _update_segments(node: slicer.vtkMRMLSegmentationNode, wanted: list[_Segment], algorithm: str) -> None:
+def _update_segments(
+    node: slicer.vtkMRMLSegmentationNode, wanted: tuple[_Segment, ...], images: list[Any], algorithm: str
+) -> None:
     segmentation, display = node.GetSegmentation(), node.GetDisplayNode()
     had_surface = segmentation.ContainsRepresentation(_SURFACE)
     if had_surface:
@@ -254,7 +293,7 @@ def _update_segments(node: slicer.vtkMRMLSegmentationNode, wanted: list[_Segment
         segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
         segment.SetTag("DICOM.SegmentAlgorithmName", algorithm)
         segment.SetLabelValue(item.value)
-        segment.AddRepresentation(_BINARY, item.layer)
+        segment.AddRepresentation(_BINARY, images[item.layer])
         if created:
             segmentation.AddSegment(segment, item.identifier)
             if item.spec.parent is None:
@@ -281,18 +320,65 @@ def _label_of(segment: slicer.vtkSegment, model: ModelSpec) -> LabelSpec | None:
     return None
 
 
-def _read_mask(
-    node: slicer.vtkMRMLSegmentationNode, identifiers: list[str], volume_node: slicer.vtkMRMLScalarVolumeNode
+def _read_segment(
+    node: slicer.vtkMRMLSegmentationNode,
+    identifier: str,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    copies: dict[str, np.ndarray],
+) -> tuple[np.ndarray, int, Box]:
+    """A copy of the labels (k, j, i) among which a segment is, its number among them, and their box in the CT.
+
+    :param copies: of images that several segments share.
+    """
+    segment = node.GetSegmentation().GetSegment(identifier)
+    image = segment.GetRepresentation(_BINARY)
+    shift = _shift(node, image, volume_node)
+    if shift is None:
+        array = _resampled(node, identifier, volume_node)
+        k, j, i = array.shape
+        return array, 1, (slice(0, k), slice(0, j), slice(0, i))
+    if image.IsEmpty():
+        return np.zeros((0, 0, 0), np.uint8), 1, (slice(0, 0), slice(0, 0), slice(0, 0))
+    starts = [low + move for low, move in zip(image.GetExtent()[::2], shift, strict=True)]
+    voxels = voxels_of(image)
+    size = volume_node.GetImageData().GetDimensions()
+    inner, outer = [], []  # a segment that was drawn elsewhere may reach beyond the CT
+    for start, length, limit in zip(starts[::-1], voxels.shape, size[::-1], strict=True):
+        low, high = min(max(start, 0), limit), max(min(start + length, limit), 0)
+        outer.append(slice(low, max(low, high)))
+        inner.append(slice(low - start, max(low, high) - start))
+    key = image.GetAddressAsString("")
+    if key not in copies:
+        copies[key] = voxels[tuple(inner)].copy()
+    return copies[key], segment.GetLabelValue(), (outer[0], outer[1], outer[2])
+
+
+def _shift(node: slicer.vtkMRMLSegmentationNode, image: Any, volume_node: slicer.vtkMRMLScalarVolumeNode) -> Any:
+    """By how many voxels (i, j, k) an image of `node` is shifted on the CT's grid; None if it lies on another grid."""
+    if image is None or node.GetTransformNodeID() != volume_node.GetTransformNodeID():
+        return None
+    matrices = [vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()]
+    image.GetImageToWorldMatrix(matrices[0])
+    volume_node.GetIJKToRASMatrix(matrices[1])
+    between = np.linalg.inv(from_vtk_matrix(matrices[1])) @ from_vtk_matrix(matrices[0])
+    shift = np.rint(between[:3, 3])
+    far = max(volume_node.GetImageData().GetDimensions())
+    if np.abs(between[:3, :3] - np.eye(3)).max() * far > 1e-2 or np.abs(between[:3, 3] - shift).max() > 1e-2:
+        return None
+    return shift.astype(int).tolist()
+
+
+def _resampled(
+    node: slicer.vtkMRMLSegmentationNode, identifier: str, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> np.ndarray:
-    """Where any of the segments is, on the CT's grid: bool (k, j, i)."""
+    """1 where a segment is, on the CT's grid: uint8 (k, j, i)."""
     scene = volume_node.GetScene()
     names = vtk.vtkStringArray()
-    for identifier in identifiers:
-        names.InsertNextValue(identifier)
+    names.InsertNextValue(identifier)
     labelmap = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "LiverXAI temporary")
     try:
         slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(node, names, labelmap, volume_node)
-        return slicer.util.arrayFromVolume(labelmap) > 0
+        return (slicer.util.arrayFromVolume(labelmap) > 0).astype(np.uint8)
     finally:
         if labelmap.GetDisplayNode():
             scene.RemoveNode(labelmap.GetDisplayNode().GetColorNode())

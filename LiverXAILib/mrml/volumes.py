@@ -24,12 +24,14 @@ from ..volumes.volume import LPS_TO_RAS, Grid, Volume
 _LINEAR_TOLERANCE_MM = 0.01
 
 
-def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
+def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode, *, copy: bool = True) -> Volume:
     """The voxels of a volume node and where they lie in the world.
 
-    The array is a copy of the node's, of the same type, in the same order. Under a non-linear transform the image
-    is taken as it was acquired, before the transform, and a warning in `metadata` says so.
+    The array has the type and the order of the node's. Under a non-linear transform the image is taken as it was
+    acquired, before the transform, and a warning in `metadata` says so.
 
+    :param copy: False: the array is the node's own memory, which a large CT makes worth while. It stays valid when the
+        node goes, but shows what is later written into its voxels.
     :raises LiverXAILib.errors.InputError: no voxels, several values in each voxel, a slice instead of a volume, or a
         degenerate geometry.
     """
@@ -44,10 +46,10 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
     i, j, k = image.GetDimensions()
     if min(i, j, k) < 2:
         raise InputError(f"The volume {node.GetName()!r} is a single slice ({i}×{j}×{k}). Choose a whole CT.")
-    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i).copy()
+    array = voxels_of(image)
     matrix, warning = _ijk_to_lps(node)
     try:
-        return Volume(array, matrix, {"warnings": [warning]} if warning else {})
+        return Volume(array.copy() if copy else array, matrix, {"warnings": [warning]} if warning else {})
     except ValueError as error:
         raise InputError(
             f"The volume {node.GetName()!r} has a degenerate geometry (spacing, directions or transform): {error}."
@@ -105,16 +107,35 @@ def set_voxels(node: slicer.vtkMRMLVolumeNode, array: np.ndarray) -> None:
     node.SetAndObserveImageData(to_image(array, vtk.vtkImageData()))
 
 
+def blank_image(
+    shape: tuple[int, int, int], dtype: np.dtype[Any], image: vtk.vtkImageData | None = None
+) -> tuple[vtk.vtkImageData, np.ndarray]:
+    """An image for `shape` (k, j, i) voxels, its extent starting at 0, and its voxels as an array to be filled.
+
+    No node has it yet, so that the array may be filled by another thread while the application goes on.
+
+    :param image: the image to be used; None: a new one.
+    """
+    image = vtk.vtkImageData() if image is None else image
+    image.SetDimensions(*reversed(shape))
+    image.AllocateScalars(get_vtk_array_type(dtype), 1)
+    return image, voxels_of(image)
+
+
+def voxels_of(image: vtk.vtkImageData) -> np.ndarray:
+    """The voxels (k, j, i) of an image: its own memory, not a copy."""
+    i, j, k = image.GetDimensions()
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i)
+
+
 def to_image(array: np.ndarray, image: vtk.vtkImageData) -> vtk.vtkImageData:
     """Fill `image` with a copy of `array` (k, j, i); its extent starts at 0."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
     elif array.dtype == np.float16:
         array = array.astype(np.float32)
-    k, j, i = array.shape
-    image.SetDimensions(i, j, k)
-    image.AllocateScalars(get_vtk_array_type(array.dtype), 1)
-    vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape)[...] = array
+    _, voxels = blank_image(array.shape, array.dtype, image)
+    voxels[...] = array
     return image
 
 

@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ class WorkerClient:
         *,
         volume: Volume | None = None,
         labels: str | None = None,
-        segmentation: Segmentation | None = None,
+        segmentation: Segmentation | Callable[[], Segmentation] | None = None,
         method: str = DEFAULT_METHOD,
         layer: str | None = None,
         check: bool = False,
@@ -150,7 +151,7 @@ class WorkerClient:
 
         :param token: of the image; `volume` must be given unless :meth:`holds` it.
         :param labels: of the segmentation, as `token` if it was made by :meth:`analyze`; `segmentation` must be given
-            unless the worker holds it.
+            unless the worker holds it. If it is a function, another thread calls it.
         """
         names = labels or token
         arguments: dict[str, Any] = {
@@ -172,6 +173,10 @@ class WorkerClient:
     def download(self, model: str, *, accept_license: bool = False) -> int:
         """Download a named model; the result holds its "folder"."""
         return self._ask("download", {"model": model, "accept_license": accept_license})
+
+    def import_model(self, source: str) -> int:
+        """Take a model from a folder or zip file into the user's models; the result holds its "name"."""
+        return self._ask("import", {"source": source})
 
     def environment(self) -> int:
         """Ask for versions and devices; the result holds "versions", "devices" and "platform"."""
@@ -219,37 +224,47 @@ class WorkerClient:
         action: str,
         arguments: dict[str, Any],
         volume: Volume | None = None,
-        segmentation: Segmentation | None = None,
+        segmentation: Segmentation | Callable[[], Segmentation] | None = None,
         held: Mapping[str, str] | None = None,
     ) -> int:
         if self._running is not None:
             raise UsageError("The worker is busy. Wait, or cancel what is running.")
         if self._process is None:
             self._start()
-        assert self._folder is not None
-        for stale in self._folder.glob("*.npy"):  # a file that is still mapped stays readable, or (Windows) stays
-            with contextlib.suppress(OSError):
-                stale.unlink()
         self._number += 1
         self._running = _Request(self._number, action, arguments, volume, held=dict(held or {}))
-        # Writing an image takes longer than a window may stand still.
+        # Images take longer than a window may stand still.
         threading.Thread(
             target=self._send, args=(self._process, self._folder, self._running, segmentation), daemon=True
         ).start()
         return self._number
 
     def _send(
-        self, process: subprocess.Popen[bytes], folder: Path, request: _Request, segmentation: Segmentation | None
+        self,
+        process: subprocess.Popen[bytes],
+        folder: Path,
+        request: _Request,
+        segmentation: Segmentation | Callable[[], Segmentation] | None,
     ) -> None:
         arguments = dict(request.arguments)
+        for stale in folder.glob("*.npy"):  # a file that is still mapped stays readable, or (Windows) stays
+            with contextlib.suppress(OSError):
+                stale.unlink()
         try:
             if request.volume is not None and not self.holds(arguments["image"]["token"]):
                 arguments["image"] = {**arguments["image"], **pack_volume(request.volume, folder)}
+            if callable(segmentation):
+                segmentation = segmentation()
             if segmentation is not None:
                 arguments["labels"] = {**arguments["labels"], **pack_segmentation(segmentation, folder)}
-        except OSError as error:
-            reason = f"The image cannot be handed to the worker: {error.strerror or error}. Is the disk full?"
-            failure = {"event": "failed", "id": request.number, "kind": "error", "error": reason, "details": ""}
+        except Exception as error:  # whatever it is, somebody waits for an answer
+            kind = next((name for name, known in KINDS.items() if isinstance(error, known)), "error")
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if not isinstance(error, LiverXAIError):
+                advice = "Is the disk full?" if isinstance(error, OSError) else "Close other programs, or crop the CT."
+                reason = f"The image cannot be handed to the worker: {reason}. {advice}"
+            details = "".join(traceback.format_exception(error))
+            failure = {"event": "failed", "id": request.number, "kind": kind, "error": reason, "details": details}
             self._inbox.put(("said", process, failure))
             return
         say(process, {"id": request.number, "action": request.action, **arguments})

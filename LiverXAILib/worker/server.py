@@ -98,6 +98,7 @@ class Engine:
             "explain": self._explain,
             "write": self._write,
             "download": self._download,
+            "import": self._import,
             "environment": self._environment,
         }
 
@@ -222,6 +223,13 @@ class Engine:
         from ..models import download
 
         return {"folder": str(download(model, progress, cancel, accept_license=accept_license))}
+
+    def _import(self, source: str, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        from ..models import import_model
+
+        report_progress(progress, "Importing", 0.0)
+        name, folder = import_model(source)
+        return {"name": name, "folder": str(folder)}
 
     def _environment(self, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
         """What computes here: versions, and devices by the name that `device` takes."""

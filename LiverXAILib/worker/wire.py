@@ -48,9 +48,10 @@ def unpack_volume(message: Mapping[str, Any], folder: Path) -> Volume:
 
 
 def pack_segmentation(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
-    """Labels, grids and provenance. Probabilities stay where they are: nobody looks at them in a scene."""
+    """Labels, probabilities, grids and provenance."""
     return {
         "labels": pack_volume(segmentation.labels, folder),
+        "probabilities": {name: pack_volume(volume, folder) for name, volume in segmentation.probabilities.items()},
         "stage_grids": {
             name: {"shape": list(grid.shape), "ijk_to_lps": grid.ijk_to_lps.tolist()}
             for name, grid in segmentation.stage_grids.items()
@@ -64,8 +65,13 @@ def unpack_segmentation(message: Mapping[str, Any], folder: Path, model: ModelSp
     grids = {
         name: Grid(tuple(grid["shape"]), np.array(grid["ijk_to_lps"])) for name, grid in message["stage_grids"].items()
     }
-    labels = unpack_volume(message["labels"], folder)
-    return Segmentation(labels, model.labels, stage_grids=grids, provenance=message["provenance"])
+    return Segmentation(
+        unpack_volume(message["labels"], folder),
+        model.labels,
+        {name: unpack_volume(volume, folder) for name, volume in message["probabilities"].items()},
+        grids,
+        message["provenance"],
+    )
 
 
 def pack_explanation(explanation: Explanation, folder: Path) -> dict[str, Any]:

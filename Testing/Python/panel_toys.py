@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
+from LiverXAILib.models import LIVER, ModelSpec
+from LiverXAILib.models.spec import LayerSpec, Region
 from LiverXAILib.mrml import volume_to_node
 from LiverXAILib.volumes.volume import Volume
 
@@ -21,6 +26,26 @@ def choose_model(panel: Any, folder: str) -> None:
     panel.choose(panel.ui.modelSelector, "")
     panel.ui.modelFolder.currentPath = folder
     panel.choose(panel.ui.deviceSelector, "cpu")
+
+
+def write_chain(toy: str, folder: Path) -> str:
+    """The model in the folder `toy` as a chain: it finds the liver, then looks again around it, for liver and tumor.
+
+    The first stage has a layer that the second, which decides, has not.
+    """
+    shutil.copytree(toy, folder)
+    card = folder / "card.json"
+    spec = ModelSpec.from_json(card.read_text(encoding="utf-8"))
+    (fine,) = spec.stages
+    locator = dataclasses.replace(
+        fine,
+        name="locator",
+        labels={LIVER.name: (LIVER.name,)},
+        layers=(*fine.layers, LayerSpec("decoder.0", (1, 1, 1))),
+    )
+    fine = dataclasses.replace(fine, region=Region(LIVER.name, 20.0))
+    card.write_text(dataclasses.replace(spec, name="chain", stages=(locator, fine)).to_json(), encoding="utf-8")
+    return str(folder)
 
 
 def prepare(panel: Any, volume: Volume, folder: str, target: str = "both", name: str = "CT") -> Any:
@@ -59,3 +84,19 @@ def results(node: Any, kind: str) -> list[Any]:
     from LiverXAILib.mrml import find_results
 
     return find_results(slicer.mrmlScene, node, kind)
+
+
+def clipped_texts(panel: Any) -> list[str]:
+    """Labels and buttons that show at this moment and are smaller than their text."""
+    from PySide6 import QtWidgets
+
+    clipped = []
+    for name, widget in vars(panel.ui).items():
+        if not isinstance(widget, (QtWidgets.QLabel, QtWidgets.QAbstractButton)) or not widget.visible:
+            continue
+        wraps = getattr(widget, "wordWrap", False)
+        needed = 0 if wraps else widget.sizeHint().width()
+        height = widget.heightForWidth(widget.width) if wraps else widget.sizeHint().height()
+        if widget.width < needed or widget.height < height:
+            clipped.append(f"{name}: {widget.width}×{widget.height} for {needed}×{height}")
+    return clipped

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from mrml_toys import GEOMETRIES, OBLIQUE, affine, ball_analysis, random_volume
+from mrml_toys import GEOMETRIES, OBLIQUE, add_node, affine, ball_analysis, random_volume
 
 from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.inference import Segmentation
@@ -243,3 +243,38 @@ def test_a_ct_that_was_cropped_meanwhile_is_refused(scene):
     with pytest.raises(InputError, match="analyze it again"):
         segmentation_to_node(segmentation, scene, ct)
     assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+@pytest.mark.parametrize("name", ["LPS", "oblique left-handed", "oblique sheared left-handed"])
+def test_segments_are_read_as_slicer_exports_them(scene, name):
+    """On the CT's grid they are read as arrays, without Slicer's export; also cut, grown beyond the CT, or moved."""
+    import slicer
+
+    from LiverXAILib.mrml.segmentations import _read_segment, _resampled, _shift
+    from LiverXAILib.mrml.volumes import voxels_of
+
+    ct = add_node(scene, np.zeros((9, 10, 11), np.int16), GEOMETRIES[name])
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Segmentation")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(ct)
+    matrix = slicer.util.vtkMatrixFromArray(GEOMETRIES[name] @ np.array(np.eye(4) + np.eye(4, k=3) * -2))
+    large = slicer.vtkOrientedImageData()
+    large.SetDimensions(14, 12, 8)
+    large.AllocateScalars(3, 1)  # unsigned char
+    values = voxels_of(large).reshape(-1)
+    values[:] = np.random.default_rng(0).integers(0, 2, values.size)
+    large.SetImageToWorldMatrix(matrix)
+    segment = slicer.vtkSegment()
+    segment.SetName("large")
+    segment.AddRepresentation("Binary labelmap", large)
+    node.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
+    node.GetSegmentation().AddSegment(segment, "large")
+    assert _shift(node, segment.GetRepresentation("Binary labelmap"), ct) == [-2, 0, 0]
+    array, number, box = _read_segment(node, "large", ct, {})
+    found = np.zeros((9, 10, 11), np.uint8)
+    found[box] = array == number
+    np.testing.assert_array_equal(found, _resampled(node, "large", ct))
+    assert found.any()
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    node.SetAndObserveTransformNodeID(transform.GetID())
+    assert _shift(node, segment.GetRepresentation("Binary labelmap"), ct) is None  # moved: Slicer resamples it

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from batch_toys import phantom
 from mrml_toys import OBLIQUE, affine
-from panel_toys import add_ct, apply_and_wait, prepare, results, wait_idle, wait_running
+from panel_toys import add_ct, apply_and_wait, prepare, results, wait_idle, wait_running, write_chain
 from worker_toys import alive, fine_phantom, until
 
 import LiverXAILib as lx
@@ -122,6 +122,84 @@ def test_a_lesion_is_jumped_to_and_explained_by_two_clicks(panel, toy_model):
     assert table.item(0, 4).text() == ""
 
 
+def test_lesions_are_jumped_to_by_keys(panel, toy_model):
+    from PySide6 import QtCore
+    from PySide6.QtTest import QTest
+
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Yellow")
+    view.SetLayoutName("Yellow")
+    view.SetOrientation("Sagittal")
+    apply_and_wait(panel)
+    table = panel.ui.lesionTable
+    places = []
+    table.setFocus()
+    for _ in range(2):
+        QTest.keyClick(table, QtCore.Qt.Key_Down)
+        places.append(view.GetSliceToRAS().GetElement(0, 3))
+    expected = [-float(lesion["centroid_l_mm"]) for lesion in panel.widget._lesions]
+    np.testing.assert_allclose(places, expected, atol=0.01)
+    assert panel.ui.explainLesionButton.enabled
+    # Scrolled away, a click on the lesion that is chosen already leads back.
+    view.JumpSliceByOffsetting(0, 0, 0)
+    cell = table.visualItemRect(table.item(1, 0)).center()
+    QTest.mouseClick(table.viewport(), QtCore.Qt.LeftButton, QtCore.Qt.NoModifier, cell)
+    np.testing.assert_allclose(view.GetSliceToRAS().GetElement(0, 3), expected[1], atol=0.01)
+
+
+def test_a_chain_of_two_networks_is_explained_by_the_one_that_decides(panel, toy_model, tmp_path):
+    chain = write_chain(toy_model, tmp_path / "chain")
+    volume = phantom(lesions=2)
+    node = prepare(panel, volume, chain)
+    layers = [panel.ui.layerSelector.itemData(index) for index in range(panel.ui.layerSelector.count)]
+    assert layers == ["", "bottleneck", "encoder.0"]  # not the locator's decoder.0
+    apply_and_wait(panel)
+    check_voxels(node, volume, chain)
+    panel.choose(panel.ui.layerSelector, "encoder.0")
+    panel.choose(panel.ui.targetSelector, "versus")
+    panel.click(panel.ui.explainButton)
+    wait_idle(panel)
+    heat = results(node, "heatmap")[-1]
+    assert heat.GetAttribute("LiverXAI.Target") == "tumor-vs-liver"
+    assert heat.GetAttribute("LiverXAI.Layer") == "encoder.0"
+    assert '"stage": "all"' in heat.GetAttribute("LiverXAI.Provenance")
+
+
+def test_why_tumor_and_not_liver_is_a_question_of_its_own(panel, toy_model):
+    node = prepare(panel, phantom(), toy_model, "versus")
+    apply_and_wait(panel)
+    (heat,) = results(node, "heatmap")
+    assert heat.GetAttribute("LiverXAI.Target") == "tumor-vs-liver"
+    assert panel.ui.heatMapSelector.currentText == "tumor rather than liver (Seg-Grad-CAM)"
+
+
+def test_the_panel_shows_what_the_console_shows(panel, toy_model):
+    node = prepare(panel, phantom(), toy_model, "tumor")
+    apply_and_wait(panel)
+    found = {one.GetAttribute("LiverXAI.Result") for one in results(node, "")}
+    values = slicer.util.arrayFromVolume(results(node, "uncertainty")[0]).copy()
+    for one in results(node, ""):
+        slicer.mrmlScene.RemoveNode(one)
+    nodes = panel.module.LiverXAILogic().analyze(node, ["tumor"], model=toy_model, device="cpu")
+    assert {one.GetAttribute("LiverXAI.Result") for one in results(node, "")} == found
+    np.testing.assert_allclose(slicer.util.arrayFromVolume(nodes.uncertainty), values, atol=1e-3)
+
+
+def test_a_second_run_keeps_the_users_colors_and_drops_what_is_stale(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model)
+    apply_and_wait(panel)
+    _, tumor = results(node, "heatmap")
+    panel.choose(panel.ui.colorSelector, "Grey")
+    panel.choose(panel.ui.targetSelector, "tumor")
+    values = slicer.util.arrayFromVolume(node)
+    values[values == 200] = 100
+    values[8, 12:16, 16:20] = 200
+    slicer.util.arrayFromVolumeModified(node)
+    apply_and_wait(panel)
+    assert results(node, "heatmap") == [tumor]  # that of the liver was about labels that are no more
+    assert tumor.GetDisplayNode().GetColorNode().GetName() == "Grey"
+
+
 def test_an_edited_segmentation_is_explained_as_it_is_now(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
     panel.choose(panel.ui.methodSelector, "hires-cam")  # exact about the place, also with two features
@@ -223,6 +301,29 @@ def test_the_ct_may_vanish_during_the_run(panel, toy_model):
     wait_idle(panel)
     assert "was removed" in panel.ui.statusLabel.text
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_a_ct_that_was_changed_during_the_run_is_told(panel, toy_model):
+    node = prepare(panel, fine_phantom(), toy_model, "nothing")
+    panel.click(panel.ui.applyButton)
+    wait_running(panel)
+    slicer.util.arrayFromVolumeModified(node)
+    wait_idle(panel)
+    assert "was changed meanwhile" in panel.ui.statusLabel.text
+    assert len(results(node, "segmentation")) == 1
+
+
+def test_closing_the_scene_while_results_are_being_shown_leaves_nothing(panel, toy_model):
+    prepare(panel, fine_phantom(), toy_model)
+    panel.click(panel.ui.applyButton)
+    qtapplication.wait_until(lambda: panel.widget._steps is not None)
+    assert panel.ui.applyButton.text == "Cancel"
+    assert not panel.ui.applyButton.enabled  # half of the results would be none
+    panel.host.clear()
+    qtapplication.process_events()
+    assert panel.widget._task == ""
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+    assert panel.ui.applyButton.text == "Apply"
 
 
 def test_closing_the_scene_during_the_run_ends_it(panel, toy_model):

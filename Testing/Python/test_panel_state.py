@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
+import os
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from batch_toys import phantom
-from panel_toys import add_ct, apply_and_wait, choose_model, prepare, results, wait_idle
+from model_server import serving
+from panel_toys import add_ct, apply_and_wait, choose_model, clipped_texts, prepare, results, wait_idle
 
 import LiverXAILib as lx
 from LiverXAILib.models import registry
@@ -62,28 +67,134 @@ def test_the_card_tells_what_the_bundled_model_is(panel):
     assert all(limit in panel.ui.modelCard.toolTip for limit in about.limits)
 
 
-def test_a_model_that_is_not_here_is_offered_for_download(panel, monkeypatch, tmp_path):
-    monkeypatch.setenv("LIVERXAI_MODELS", str(tmp_path))
+@pytest.fixture
+def own_models(panel, monkeypatch, tmp_path):
+    """Models of this test alone: the folder for downloads, and a registry; the panel and its worker see both.
+
+    Returns a function that takes the entries of the registry.
+    """
     where = importlib.import_module("LiverXAILib.models.registry")
-    monkeypatch.setattr(where, "download_folder", lambda: tmp_path / "downloads")
-    panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
-    panel.choose(panel.ui.modelSelector, "obelisk")
-    assert panel.ui.downloadButton.visible
-    assert not panel.ui.applyButton.enabled
-    assert "Press Download" in panel.ui.statusLabel.text
-    asked = []
+    downloads, entries = tmp_path / "downloads", tmp_path / "registry.json"
+    patch = f"""
+        import os, pathlib, runpy, sys
+        from LiverXAILib.models import registry as listed
+        registry = sys.modules[listed.__module__]
+        registry._REGISTRY = pathlib.Path({str(entries)!r})
+        registry.download_folder = lambda: pathlib.Path({str(downloads)!r})
+        import LiverXAILib.models.store as store
+        store.download_folder = registry.download_folder
+        sys.argv = ["worker"]
+        runpy.run_module("LiverXAILib.worker.server", run_name="__main__")
+    """
+    python = tmp_path / "python"
+    program = tmp_path / "patched.py"
+    program.write_text(textwrap.dedent(patch))
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {program}\n")
+    python.chmod(0o755)
+    usual = panel.widget._registry
 
-    def download(name, accept_license=False):
-        asked.append(name)
-        return panel.widget.client.environment()
+    def use(models):
+        entries.write_text(json.dumps({"version": 1, "models": models}))
+        panel.widget._registry = registry(entries)
+        panel.widget._fillModels()
+        panel.widget._showParameters()
 
-    monkeypatch.setattr(panel.widget.client, "download", download)
+    monkeypatch.delenv("LIVERXAI_MODELS", raising=False)
+    monkeypatch.setattr(where, "_REGISTRY", entries)
+    monkeypatch.setattr(where, "download_folder", lambda: downloads)
+    panel.widget.client.close()
+    monkeypatch.setattr(panel.widget.client, "_python", str(python))
+    yield use
+    panel.widget.client.close()
+    monkeypatch.undo()
+    panel.widget._registry = usual
+    panel.widget._fillModels()
+    panel.widget._showParameters()
+
+
+def test_a_model_that_is_not_here_is_downloaded_with_progress(panel, own_models, toy_model, tmp_path):
+    weights = Path(toy_model, "weights.safetensors").read_bytes()
+    shutil.copy(Path(toy_model, "card.json"), tmp_path / "card.json")
+    with serving() as server:
+        server.files = {"/weights.safetensors": weights}
+        url = f"{server.address}/weights.safetensors"
+        own_models(
+            {
+                "far": {
+                    "kind": "card",
+                    "card": str(tmp_path / "card.json"),
+                    "files": {"weights.safetensors": {"url": url, "size": len(weights)}},
+                }
+            }
+        )
+        panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
+        panel.choose(panel.ui.modelSelector, "far")
+        assert panel.ui.downloadButton.visible
+        assert panel.ui.downloadButton.text == "Download"
+        assert not panel.ui.applyButton.enabled
+        assert "Press Download" in panel.ui.statusLabel.text
+        seen = []
+        show = panel.widget._showProgress
+        panel.widget._showProgress = lambda event: (show(event), seen.append(panel.ui.statusLabel.text))
+        try:
+            panel.click(panel.ui.downloadButton)
+            assert panel.ui.applyButton.text == "Cancel"
+            wait_idle(panel)
+        finally:
+            del panel.widget._showProgress
+    assert any("ownload" in text and "%" in text for text in seen), seen
+    assert "The model is ready" in panel.ui.statusLabel.text
+    assert panel.ui.applyButton.enabled
+    assert not panel.ui.downloadButton.visible
+    assert (tmp_path / "downloads" / "far" / "weights.safetensors").read_bytes() == weights
+
+
+def test_a_download_that_fails_says_so(panel, own_models, toy_model, tmp_path):
+    shutil.copy(Path(toy_model, "card.json"), tmp_path / "card.json")
+    files = {"weights.safetensors": {"url": "http://127.0.0.1:9/weights.safetensors", "size": 10}}
+    own_models({"far": {"kind": "card", "card": str(tmp_path / "card.json"), "files": files}})
+    panel.choose(panel.ui.modelSelector, "far")
     panel.click(panel.ui.downloadButton)
     wait_idle(panel)
-    assert asked == ["obelisk"]
-    assert "The model is ready" in panel.ui.statusLabel.text
-    panel.choose(panel.ui.modelSelector, "default")
-    assert not panel.ui.downloadButton.visible
+    assert panel.ui.statusLabel.text.startswith("⚠")
+    assert "unexpected" not in panel.ui.statusLabel.text
+    assert panel.ui.detailsButton.visible
+    assert panel.ui.downloadButton.enabled
+    panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
+    assert "Press Download" in panel.ui.statusLabel.text  # what was said was about something else
+
+
+def test_a_scene_from_elsewhere_may_name_a_model_that_is_not_here(panel, toy_model):
+    panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
+    panel.widget._parameters.model = "somebody's own"
+    panel.widget._parameters.method = "a method of tomorrow"
+    panel.widget._showParameters()
+    assert panel.ui.modelSelector.currentText == "somebody's own"
+    assert "somebody's own is not on this computer" in panel.ui.statusLabel.text
+    assert not panel.ui.applyButton.enabled
+    assert panel.widget._parameters.method == panel.ui.methodSelector.currentData == "seg-grad-cam"
+
+
+def test_a_model_is_imported_from_a_zip_file(panel, own_models, toy_model, tmp_path):
+    own_models({})
+    archive = shutil.make_archive(str(tmp_path / "toy"), "zip", toy_model)
+    node = add_ct(phantom())
+    panel.ui.inputSelector.setCurrentNode(node)
+    panel.choose(panel.ui.modelSelector, panel.module.FROM_FILE)
+    assert "Choose the zip file" in panel.ui.statusLabel.text
+    assert panel.ui.modelFolderLabel.text == "File:"
+    panel.ui.modelFolder.currentPath = archive
+    assert panel.ui.downloadButton.text == "Import"
+    assert not panel.ui.applyButton.enabled
+    panel.click(panel.ui.downloadButton)
+    wait_idle(panel)
+    assert panel.ui.modelSelector.currentData == "toy"
+    assert "For tests" in panel.ui.modelCard.text
+    assert "MB" in panel.ui.modelCard.text
+    panel.choose(panel.ui.targetSelector, "nothing")
+    apply_and_wait(panel)
+    assert panel.ui.statusLabel.text.startswith("Done in")
+    assert len(results(node, "segmentation")) == 1
 
 
 @pytest.fixture
@@ -156,6 +267,36 @@ def test_a_failed_installation_says_what_to_try(panel, bare, toy_model, monkeypa
     assert "Packages" in panel.ui.statusLabel.text
 
 
+def test_a_failed_installation_of_torch_says_what_to_try(panel, bare, toy_model, monkeypatch):
+    class Utilities:
+        def installTorch(self, **keywords):
+            raise subprocess.CalledProcessError(1, "light-the-torch")
+
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", SimpleNamespace(PyTorchUtilsLogic=Utilities))
+    prepare(panel, phantom(), toy_model)
+    panel.click(panel.ui.applyButton)
+    assert "PyTorch could not be installed" in panel.ui.statusLabel.text
+    assert "PyTorch Utils" in panel.ui.statusLabel.text
+    assert bare.commands == []
+
+
+def test_where_slicer_can_ensure_packages_it_does(panel, bare, toy_model, monkeypatch):
+    """Slicer 5.12's own function shows the progress of pip; it is not asked to ask again."""
+    ensured = []
+    packaging = ModuleType("slicer.packaging")
+    packaging.pip_ensure = lambda names, **keywords: ensured.append((names, keywords))
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    found = panel.module.find_spec
+    monkeypatch.setattr(panel.module, "find_spec", lambda name: name == "slicer.packaging" or found(name))
+    prepare(panel, phantom(), toy_model, "nothing")
+    apply_and_wait(panel)
+    ((names, keywords),) = ensured
+    assert names == ["safetensors", "requests", "platformdirs"]
+    assert keywords.pop("constraints").name == "constraints.txt"
+    assert keywords == {"prompt_install": False, "requester": "LiverXAI", "skip_in_testing": False}
+    assert bare.commands == []
+
+
 def test_a_missing_extension_is_named(panel, bare, toy_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     prepare(panel, phantom(), toy_model)
@@ -208,6 +349,35 @@ def test_opacity_threshold_and_colors_act_at_once(panel, toy_model):
     assert heat.GetDisplayNode().GetColorNodeID() == before
     panel.choose(panel.ui.heatMapSelector, "")
     assert not composite.GetForegroundVolumeID()
+
+
+def test_the_faithfulness_of_a_heat_map_is_told_in_words_and_plotted(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "liver")
+    panel.ui.advancedButton.collapsed = False
+    wait_idle(panel)
+    panel.click(panel.ui.checkCheckBox)
+    apply_and_wait(panel)
+    (heat,) = results(node, "heatmap")
+    card = json.loads(heat.GetAttribute("LiverXAI.Faithfulness"))
+    assert panel.ui.faithfulnessLabel.text == card["sentence"]
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.explainLesionButton)
+    wait_idle(panel)
+    (heat,) = (node for node in results(node, "heatmap") if node.GetAttribute("LiverXAI.Target") == "lesion:1")
+    card = json.loads(heat.GetAttribute("LiverXAI.Faithfulness"))
+    assert panel.ui.lesionTable.item(0, 4).text() == ("faithful" if card["passed"] else "not faithful")
+    assert panel.ui.lesionTable.item(1, 4).text() == ""
+    panel.click(panel.ui.plotButton)
+    charts = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")
+    (chart,) = (chart for chart in charts if chart.GetNodeReferenceID("LiverXAI.HeatMap") == heat.GetID())
+    assert chart.GetNumberOfPlotSeriesNodes() == 2
+    for number, name in enumerate(("deletion", "insertion")):
+        series = chart.GetNthPlotSeriesNode(number)
+        column = series.GetTableNode().GetTable().GetColumnByName(series.GetYColumnName())
+        assert [column.GetValue(row) for row in range(column.GetNumberOfTuples())] == card["curves"][name]
+    panel.ui.heatMapSelector.setCurrentIndex(panel.ui.heatMapSelector.findData(""))
+    assert not panel.ui.plotButton.enabled
+    panel.ui.advancedButton.collapsed = True
 
 
 def test_surfaces_are_shown_on_demand(panel, toy_model):
@@ -272,21 +442,6 @@ def test_the_panel_is_used_by_keys_alone_from_top_to_bottom(panel, toy_model):
     wait_idle(panel)
 
 
-def clipped_texts(panel):
-    """Labels and buttons that show at this moment and are smaller than their text."""
-    from PySide6 import QtWidgets
-
-    clipped = []
-    for name, widget in vars(panel.ui).items():
-        if not isinstance(widget, (QtWidgets.QLabel, QtWidgets.QAbstractButton)) or not widget.visible:
-            continue
-        needed = widget.sizeHint().width() if not getattr(widget, "wordWrap", False) else 0
-        height = widget.heightForWidth(widget.width) if getattr(widget, "wordWrap", False) else 0
-        if widget.width < needed or widget.height < height:
-            clipped.append(f"{name}: {widget.width}×{widget.height} for {needed}×{height}")
-    return clipped
-
-
 @pytest.mark.parametrize(("width", "scale"), [(330, 1.0), (440, 1.0), (660, 1.5), (880, 2.0)])
 def test_no_text_is_clipped_on_a_small_screen_or_with_large_fonts(panel, toy_model, width, scale):
     """A panel of 330 pixels leaves 950 of a 1280×720 screen to the views; large fonts stand for high-DPI screens."""
@@ -308,9 +463,45 @@ def test_no_text_is_clipped_on_a_small_screen_or_with_large_fonts(panel, toy_mod
         assert not panel.scroll.horizontalScrollBar().visible, "the panel is wider than its place"
         # Labels that wrap ask for their height only after they were given a width: the layout takes a few turns.
         with contextlib.suppress(AssertionError):
-            qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=5)
+            qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=20)
         assert clipped_texts(panel) == []
     finally:
         panel.ui.advancedButton.collapsed = True
         application.setFont(usual)
         panel.scroll.resize(size)
+
+
+@pytest.mark.parametrize("factor", ["1.5", "2"])
+def test_a_high_dpi_screen_shows_the_panel_unclipped_in_as_many_pixels(panel, toy_model, tmp_path, factor):
+    """Qt reads QT_SCALE_FACTOR when it starts, so that the panel is shown by another process."""
+    prepare(panel, phantom(lesions=2), toy_model, "both")
+    apply_and_wait(panel)
+    path = tmp_path / "scene.mrb"
+    assert slicer.util.saveScene(str(path))
+    program = f"""
+        import sys
+        from pathlib import Path
+        root = Path({str(Path(__file__).parents[2])!r})
+        sys.path[:0] = [str(root / "Testing"), str(root / "Testing" / "Python"), str(root)]
+        from slicerhost import pythonqt, qtapplication
+        from panel_toys import clipped_texts
+        import slicer
+        panel = qtapplication.Panel(root / "LiverXAI" / "LiverXAI.py", size=(330, 650))
+        slicer.util.loadScene({str(path)!r})
+        panel.ui.deviceHint.text = "PyTorch 2.13.0; found: CPU, 8 threads; NVIDIA H100, 80 GiB."
+        panel.ui.advancedButton.collapsed = False
+        qtapplication.process_events()
+        assert panel.ui.lesionTable.rowCount == 2
+        assert not panel.scroll.horizontalScrollBar().visible
+        picture = panel.parent.grab()
+        print(picture.width() / panel.parent.width, clipped_texts(panel), pythonqt.problems)
+        panel.close()
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "QT_SCALE_FACTOR": factor, "QT_QPA_PLATFORM": "offscreen"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"{float(factor)} [] []"

@@ -112,6 +112,30 @@ def test_an_edited_segmentation_can_be_explained(shared, model_folder):
     assert shared.holds("ct", "edited")
 
 
+def test_what_goes_wrong_before_the_worker_is_asked_is_told(shared, model_folder):
+    def fail():
+        raise lx.UsageError("There is nothing to be explained.")
+
+    shared.analyze(phantom(), "ct", model=model_folder, explain=[], device="cpu")
+    wait(shared)
+    shared.explain(["liver"], "ct", labels="edited", segmentation=fail, model=model_folder, device="cpu")
+    event = wait(shared)
+    assert type(event.error) is lx.UsageError
+    assert str(event.error) == "There is nothing to be explained."
+    assert not shared.busy
+
+
+def test_probabilities_come_along(shared, model_folder):
+    volume = phantom()
+    shared.analyze(volume, "ct", model=model_folder, explain=[], device="cpu")
+    found = wait(shared).result.segmentation
+    expected = lx.segment(volume, lx.load_model(model_folder), device="cpu")
+    assert list(found.probabilities) == list(expected.probabilities)
+    for name, probability in expected.probabilities.items():
+        np.testing.assert_array_equal(found.probabilities[name].array, probability.array)
+        assert found.probabilities[name].grid.matches(probability.grid)
+
+
 def test_the_last_analysis_is_written_with_the_explanations_asked_for_later(shared, model_folder, tmp_path):
     shared.analyze(phantom(), "ct", model=model_folder, explain=["liver"], device="cpu")
     wait(shared)

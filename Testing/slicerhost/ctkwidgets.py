@@ -20,7 +20,7 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
         self._text, self._collapsed = "", False
         self.setContentsMargins(0, _HEADER, 0, 0)
         self.setFocusPolicy(QtCore.Qt.TabFocus)
-        self.setSizePolicy(QtWidgets.QSizePolicy.Preferred, QtWidgets.QSizePolicy.Maximum)
+        self.setSizePolicy(QtWidgets.QSizePolicy.Preferred, QtWidgets.QSizePolicy.Preferred)
 
     def _get_text(self) -> str:
         return self._text
@@ -105,7 +105,6 @@ class ctkSliderWidget(QtWidgets.QWidget):
     minimum = QtCore.Property(float, lambda self: self._spin.minimum, lambda self, x: self._spin.setMinimum(x))
     maximum = QtCore.Property(float, lambda self: self._spin.maximum, lambda self, x: self._spin.setMaximum(x))
     singleStep = QtCore.Property(float, lambda self: self._spin.singleStep, lambda self, x: self._spin.setSingleStep(x))
-    decimals = QtCore.Property(int, lambda self: self._spin.decimals, lambda self, x: self._spin.setDecimals(x))
     value = QtCore.Property(float, lambda self: self._spin.value, lambda self, x: self._spin.setValue(x))
 
 
@@ -118,7 +117,7 @@ class ctkPathLineEdit(QtWidgets.QWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._edit, self._browse = QtWidgets.QLineEdit(), QtWidgets.QToolButton()
-        self._filters = ""
+        self._filters = self.Files
         self._browse.setText("…")
         row = QtWidgets.QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
@@ -127,8 +126,11 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         self.setFocusProxy(self._edit)
         self._edit.textChanged.connect(self.currentPathChanged.emit)
 
+    def _set_filters(self, filters: int) -> None:
+        self._filters = filters
+
     currentPath = QtCore.Property(str, lambda self: self._edit.text, lambda self, x: self._edit.setText(x))
-    settingKey = QtCore.Property(str, lambda self: "", lambda self, x: None)
+    filters = QtCore.Property(int, lambda self: self._filters, _set_filters)
 
 
 classes = (ctkCollapsibleButton, ctkSliderWidget, ctkPathLineEdit)

@@ -65,13 +65,6 @@ class qMRMLNodeComboBox(qMRMLWidget):
     def setCurrentNode(self, node: Any) -> None:
         self._select(node if node is not None and node in self._nodes else None)
 
-    def setCurrentNodeID(self, identifier: str) -> None:
-        self.setCurrentNode(self._scene.GetNodeByID(identifier) if identifier else None)
-
-    @property
-    def currentNodeID(self) -> str:
-        return self._current.GetID() if self._current is not None else ""
-
     def _scene_changed(self, caller: Any, event: str) -> None:
         if not (self._scene.IsClosing() or self._scene.IsImporting()):
             self._fill()

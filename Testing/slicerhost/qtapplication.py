@@ -32,16 +32,6 @@ class QtApplication(host.Application):
     def processEvents(self, flags: Any = None) -> None:
         QtWidgets.QApplication.processEvents()
 
-    def setOverrideCursor(self, cursor: Any) -> None:
-        QtWidgets.QApplication.setOverrideCursor(cursor)
-
-    def restoreOverrideCursor(self) -> None:
-        QtWidgets.QApplication.restoreOverrideCursor()
-
-    def settings(self) -> Any:
-        """Settings of this process alone."""
-        return QtCore.QSettings(str(host.temporary_folder() / "settings.ini"), QtCore.QSettings.IniFormat)
-
 
 def start() -> host.Host:
     """The host with Qt; the same one on each call."""
@@ -112,7 +102,8 @@ class Panel:
         """Remove the panel as Slicer does when the module is unloaded or reloaded."""
         self.widget.exit()
         self.widget.cleanup()
-        self.parent.setMRMLScene(None)  # C++ widgets stop observing the scene when they are deleted
+        for widget in self.parent.findChildren(slicer.qMRMLWidget):
+            widget.setMRMLScene(None)  # C++ widgets stop observing the scene when they are deleted
         self.scroll.close()
         self.scroll.deleteLater()
         process_events()
@@ -124,7 +115,7 @@ def process_events() -> None:
     QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.DeferredDelete)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Let the event loop run until `condition` holds."""
     end = time.monotonic() + seconds
     while not condition():
