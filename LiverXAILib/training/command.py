@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Train a model as a YAML file says (docs/training.md). A run that was interrupted goes on when the same "
         "command is given again."
     )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, e.g. configs/phantom.yaml")
+    parser.add_argument("source", metavar="CONFIG", type=Path, nargs="?", help="a YAML file, e.g. configs/phantom.yaml")
+    parser.add_argument("--config", metavar="CONFIG", type=Path, help="the same, for Slicer, which opens lone files")
     parser.add_argument("--output", "-o", metavar="FOLDER", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--data", metavar="PATH", help="folder of the data set, or CSV file (data.path)")
     parser.add_argument("--init", metavar="MODEL", help="fine-tune this model: default, another name, or a folder")
@@ -51,7 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai train``; returns the exit code."""
     from .config import read_config
 
-    config = read_config(arguments.config, _changes(arguments))
+    source = arguments.source or arguments.config
+    if source is None or (arguments.source and arguments.config):
+        raise UsageError("Give one CONFIG: a YAML file, e.g. configs/phantom.yaml.")
+    config = read_config(source, _changes(arguments))
     from .run import train, train_by_cases
 
     with _progress() as progress:

@@ -50,7 +50,6 @@ class Network:
     norm: str = "batch"
     spacing: tuple[float | None, float | None, float | None] | None = None
     size: tuple[int | None, int | None, int | None] | None = None
-    patch: tuple[int, ...] | None = None
     intensity: Intensity = field(default_factory=lambda: Intensity(-200.0, 300.0, 50.0, 120.0))
 
 
@@ -59,6 +58,7 @@ class Training:
     """The loop and the loss."""
 
     epochs: int = 100
+    patch: tuple[int, ...] | None = None
     samples_per_case: int = 4
     batch_size: int = 2
     accumulate: int = 1
@@ -244,6 +244,8 @@ def _types(value: str | Sequence[str]) -> str:
 def _contradiction(config: Config, content: Mapping[str, Any]) -> str | None:
     """What no schema can say, as a sentence; None if all is well."""
     network, data = config.network, config.data
+    if math.isclose(config.training.dice_weight + config.training.bce_weight, 0):
+        return "training.dice_weight and training.bce_weight cannot both be 0."
     if config.init is not None:
         if "network" in content:
             return "init brings its own network: leave out 'network', or 'init'."
@@ -253,19 +255,15 @@ def _contradiction(config: Config, content: Mapping[str, Any]) -> str | None:
     if (network.spacing is None) == (network.size is None):
         return "network needs either spacing or size."
     whole = network.size is not None and None not in network.size[3 - network.dimensions :]
-    if network.patch is None and not whole:
-        return "network.patch is needed where images have no fixed size."
-    if network.patch is not None and len(network.patch) != network.dimensions:
-        return f"network.patch must have {network.dimensions} numbers, one for each axis of the network."
-    divisor = 2 ** (len(network.features) - 1)
-    window = network.patch or [n or 0 for n in (network.size or ())[3 - network.dimensions :]]
-    if any(n % divisor for n in window):
-        return (
-            f"a U-Net with {len(network.features)} levels needs sizes divisible by {divisor}: change network.patch, "
-            "network.size or network.features."
-        )
-    if math.isclose(config.training.dice_weight + config.training.bce_weight, 0):
-        return "training.dice_weight and training.bce_weight cannot both be 0."
+    if config.training.patch is None and not whole:
+        return "training.patch is needed where images have no fixed size."
+    if config.training.patch is None:
+        divisor = 2 ** (len(network.features) - 1)
+        if any((n or 0) % divisor for n in (network.size or ())[3 - network.dimensions :]):
+            return (
+                f"a U-Net with {len(network.features)} levels needs sizes divisible by {divisor}: change network.size "
+                "or network.features."
+            )
     if any(axis >= network.dimensions for axis in config.augmentation.flip):
         return f"augmentation.flip names an axis that a {network.dimensions}-D network does not have."
     return _data_contradiction(data)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,19 @@ from ..volumes.volume import Grid, Volume
 from .config import Data
 from .phantom import make_phantom, write_phantom
 
-#: Values of "liver" and, where tumors are labelled, "tumor" in label maps.
-Values = Mapping[str, tuple[int, ...]]
+
+@dataclass(frozen=True)
+class Values:
+    """What label maps mean.
+
+    :param liver: values of liver tissue; tumors belong to the liver in any case.
+    :param tumor: values of tumors; None: tumors are not labelled.
+    :param others: other values are allowed, and background.
+    """
+
+    liver: tuple[int, ...] = (LABELS["liver"],)
+    tumor: tuple[int, ...] | None = (LABELS["tumor"],)
+    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,18 +80,12 @@ def find_data(data: Data, *, progress: Progress | None = None) -> DataSet:
     elif not path.exists():
         raise InputError(f"There is no file or folder {path} (data.path).")
     cases, own_values = _LAYOUTS[data.layout](path)
-    values = own_values
-    if data.labels is not None:
-        values = {
-            name: (value,) if isinstance(value, int) else tuple(value)
-            for name, value in data.labels.items()
-            if value is not None
-        }
+    values = own_values if data.labels is None else _configured(data.labels)
     if data.layout == "phantoms":
         last = data.phantom_seed + (data.phantoms or 0)
         wanted = {f"phantom-{seed}" for seed in range(data.phantom_seed, last)}
         cases = [case for case in cases if case.name in wanted]
-    if "tumor" not in values:
+    if values.tumor is None:
         cases = [_without_tumor(case) for case in cases]
     known = {case.name for case in cases}
     if len(known) < len(cases):
@@ -111,13 +117,15 @@ def read_case(case: TrainingCase, values: Values) -> tuple[Volume, np.ndarray]:
         array = aligned(read_labels(case.label), volume.grid, "label map", "image")
     except InputError as error:
         raise InputError(f"Case {case.name!r}: {error}") from error
-    known = {0, *(value for some in values.values() for value in some)}
-    if strange := sorted(set(np.unique(array).tolist()) - known):
+    tumor = values.tumor or ()
+    strange = sorted(set(np.unique(array).tolist()) - {0, *values.liver, *tumor})
+    if strange and not values.others:
         raise InputError(
-            f"Case {case.name!r}: the label map has the value {strange[0]:g}, which data.labels does not explain."
+            f"Case {case.name!r}: the label map has the value {strange[0]:g}, which is neither liver nor tumor. Say in "
+            "data.labels what it is; with 'others: background' there it counts as background."
         )
-    truth = (array != 0).astype(np.uint8)
-    truth[np.isin(array, values.get("tumor", ()))] = LABELS["tumor"]
+    truth = np.isin(array, (*values.liver, *tumor)).astype(np.uint8)
+    truth[np.isin(array, tumor)] = LABELS["tumor"]
     return volume, truth
 
 
@@ -145,7 +153,7 @@ def _lits(folder: Path) -> tuple[list[TrainingCase], Values]:
         {path.name.removeprefix(prefix).split(".")[0]: path for path in _visible(folder.rglob(f"{prefix}*.nii*"))}
         for prefix in ("volume-", "segmentation-")
     )
-    return _paired(images, labels, folder), {name: (value,) for name, value in LABELS.items()}
+    return _paired(images, labels, folder), Values()
 
 
 def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
@@ -163,7 +171,7 @@ def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
             raise InputError(f"{path}, line {number}: a case needs an image, and either a label or a liver.")
         name = row.get("case") or case_name(image)
         cases.append(TrainingCase(name, image, label, liver, tumor, (), label is not None or tumor is not None))
-    return cases, {name: (value,) for name, value in LABELS.items()}
+    return cases, Values()
 
 
 def _dicom_seg(folder: Path) -> tuple[list[TrainingCase], Values]:
@@ -184,7 +192,7 @@ def _dicom_seg(folder: Path) -> tuple[list[TrainingCase], Values]:
             f"{folder} has no case: each needs a folder with a CT series and a DICOM SEG that has a segment of the "
             "liver (SNOMED CT 10200004, or labelled 'liver')."
         )
-    return cases, {name: () for name in ("liver", "tumor") if name == "liver" or with_tumor}
+    return cases, Values((), () if with_tumor else None)
 
 
 def _phantoms(folder: Path) -> tuple[list[TrainingCase], Values]:
@@ -192,7 +200,7 @@ def _phantoms(folder: Path) -> tuple[list[TrainingCase], Values]:
         TrainingCase(case_name(path), path, path.with_name(f"{case_name(path)}-truth.nrrd"))
         for path in _visible(folder.glob("phantom-*.nii.gz"))
     ]
-    return cases, {name: (value,) for name, value in LABELS.items()}
+    return cases, Values()
 
 
 _LAYOUTS = {
@@ -245,9 +253,8 @@ def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], where: Path)
 def _named_values(folder: Path) -> Values:
     """What ``dataset.json`` says of liver and tumor, in either direction: {"1": "liver"} or {"liver": 1 or [1, 2]}."""
     path = folder / "dataset.json"
-    default = {name: (value,) for name, value in LABELS.items()}
     if not path.is_file():
-        return default
+        return Values()
     try:
         labels = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
         found: dict[str, tuple[int, ...]] = {}
@@ -260,7 +267,17 @@ def _named_values(folder: Path) -> Values:
         raise InputError(f"{path} cannot be understood: {error}.") from error
     if "liver" not in found:
         raise UsageError(f"{path} names no liver: say in data.labels which values are liver and tumor.")
-    return found
+    return Values(found["liver"], found.get("tumor"))
+
+
+def _configured(labels: Mapping[str, Any]) -> Values:
+    """What the configuration says of label maps."""
+    liver, tumor = (_numbers(labels.get(name)) for name in ("liver", "tumor"))
+    return Values(liver or (), tumor, "others" in labels)
+
+
+def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    return (value,) if isinstance(value, int) else value if value is None else tuple(value)
 
 
 def _meaning(segment: Segment) -> str | None:

@@ -27,7 +27,7 @@ from ..progress import Progress, report_progress
 from .config import Config
 from .layouts import DataSet, TrainingCase, find_data, read_case
 from .splits import Split, draw_split, record_split, recorded_split
-from .start import Start, fresh, from_model
+from .start import Start, start
 from .table import header, line, markdown, write_case_curve, write_csv, write_curves
 
 _log = logging.getLogger(__name__)
@@ -126,14 +126,18 @@ def _run(
         split = draw_split(dataset.cases, config.data, config.seed, fold)
         if main:
             record_split(split, splits)
-    labels = ["liver", *(["tumor"] if "tumor" in dataset.values or config.data.synthetic_lesions else [])]
-    start = from_model(config.init, config.stage, labels) if config.init else fresh(config.network, labels, config.seed)
+    labels = ["liver", *(["tumor"] if dataset.values.tumor is not None or config.data.synthetic_lesions else [])]
+    begun = start(config, labels)
     if main:
-        say(f"{len(split.training)} training and {len(split.validation)} validation cases; run in {folder}")
+        what = f"stage {begun.stage.name!r} of {config.init}" if config.init else "a new network"
+        say(
+            f"{len(split.training)} training and {len(split.validation)} validation cases; {what}, taught "
+            f"{' and '.join(begun.labels)}; run in {folder}"
+        )
     finished = folder / "finished.json"
     if not finished.is_file():
         with _quiet():
-            rows = _fit(config, dataset, split, start, folder, say if main else _nothing)
+            rows = _fit(config, dataset, split, begun, folder, say if main else _nothing)
         if not main:
             return None
         with replacing(finished) as temporary:
@@ -141,11 +145,11 @@ def _run(
     elif not main:
         return None
     rows = json.loads(finished.read_text(encoding="utf-8"))["rows"]
-    return _finish(config, dataset, split, start, folder, rows, say, progress)
+    return _finish(config, dataset, split, begun, folder, rows, say, progress)
 
 
 def _fit(
-    config: Config, dataset: DataSet, split: Split, start: Start, folder: Path, say: Say
+    config: Config, dataset: DataSet, split: Split, begun: Start, folder: Path, say: Say
 ) -> list[dict[str, float]]:
     """Train, from the last checkpoint if there is one; returns the rows of all epochs."""
     import lightning.pytorch as pl
@@ -155,10 +159,10 @@ def _fit(
     from .learner import Checkpoints, Learner
     from .samples import Prepare, Samples, ValidationCases, prepared_cases
 
-    settings, hardware, stage = config.training, config.hardware, start.stage
+    settings, hardware, stage = config.training, config.hardware, begun.stage
     cache = folder / "cache" if config.data.cache == "disk" else None
-    window, slices = start.window, stage.dimensions == 2
-    patch = None if window is None else (1, *window) if slices else window
+    slices = stage.dimensions == 2
+    patch = None if begun.patch is None or slices else begun.patch
     show = _is_main_process()
     training = prepared_cases(split.training, Prepare(stage, dataset.values, patch), folder=cache, progress=show)
     validation = prepared_cases(split.validation, Prepare(stage, dataset.values), folder=cache, progress=show)
@@ -167,13 +171,13 @@ def _fit(
     else:
         units = [(n, -1) for n in range(len(split.training)) for _ in range(settings.samples_per_case)]
     freeze = config.init is not None if settings.freeze_norm is None else settings.freeze_norm
-    lesions = config.data.synthetic_lesions and "tumor" in start.labels
+    lesions = config.data.synthetic_lesions and "tumor" in begun.labels
     learner = Learner(
-        start.network,
+        begun.network,
         stage,
-        start.labels,
+        begun.labels,
         settings,
-        Samples(training, stage, window, config.augmentation, synthetic_lesions=lesions),
+        Samples(training, stage, begun.patch, config.augmentation, synthetic_lesions=lesions),
         units,
         ValidationCases(validation, stage, synthetic_lesions=lesions),
         len(split.validation),
@@ -239,7 +243,7 @@ def _finish(
     config: Config,
     dataset: DataSet,
     split: Split,
-    start: Start,
+    begun: Start,
     folder: Path,
     rows: Sequence[Mapping[str, float]],
     say: Say,
@@ -253,21 +257,21 @@ def _finish(
     training = {
         "data": f"layout {config.data.layout}: {len(split.training)} training cases"
         + (", with synthetic lesions in livers without labelled tumors" if config.data.synthetic_lesions else ""),
-        "labels": ", ".join(start.labels),
-        "init": f"{config.init}, stage {start.stage.name}" if config.init else "random weights",
+        "labels": ", ".join(begun.labels),
+        "init": f"{config.init}, stage {begun.stage.name}" if config.init else "random weights",
         "epochs": len([row for row in rows if row["epoch"] > 0]),
         "best_epoch": int(best["epoch"]),
         "recipe": config.recipe(),
     }
     model = folder / "model"
-    start.export(weights, model, config, training=training, quality={"note": "not measured"})
+    begun.export(weights, model, config, training=training, quality={"note": "not measured"})
     results: list[CaseResult] = []
     if config.finish.evaluate:
         results = _evaluate(config, dataset, split.validation, model, progress)
         for ending in ("csv", "json"):
             write_results(results, folder / f"evaluation.{ending}")
         say("\n" + format_results(results))
-        start.export(weights, model, config, training=training, quality=_quality(results, best))
+        begun.export(weights, model, config, training=training, quality=_quality(results, best))
     if config.finish.explain:
         _explain(config, split.validation[: config.finish.examples], model, folder / "examples", progress)
     _write_card(folder, training, rows, results, found_warnings)

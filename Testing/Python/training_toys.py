@@ -22,7 +22,7 @@ def ball_case(number: int) -> tuple[Volume, Volume]:
     image, labels = ball_phantom(Grid((12, 16, 16), matrix), 32.0 + 2 * number, 10.0 + number)
     noise = np.random.default_rng(number).normal(0, 8, image.shape)
     air = np.where(np.arange(16) < 1, -1000, 0)  # as in any CT, something is air
-    return image.with_array((image.array + noise + air).astype(np.int16)), labels
+    return image.with_array((image.array + noise + air).clip(-1024).astype(np.int16)), labels
 
 
 def write_msd(folder: Path, count: int = 4, *, tumors: bool = True) -> Path:
@@ -47,8 +47,8 @@ def tiny(data: Path, output: Path, **changes: Any) -> Config:
         "name": "tiny",
         "output": str(output),
         "data": {"layout": "msd", "path": str(data), "validation": 0.25},
-        "network": {"features": [4, 6], "norm": "instance", "spacing": [8, 8, 8], "patch": [12, 12, 12]},
-        "training": {"epochs": 2, "samples_per_case": 2, "batch_size": 2, "checkpoint_every": 1},
+        "network": {"features": [4, 6], "norm": "instance", "spacing": [8, 8, 8]},
+        "training": {"epochs": 2, "patch": [12, 12, 12], "samples_per_case": 2, "batch_size": 2, "checkpoint_every": 1},
         "hardware": {"accelerator": "cpu"},
         "finish": {"evaluate": False},
     }
