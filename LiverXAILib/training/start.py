@@ -115,7 +115,7 @@ def _fresh(config: Config, labels: Sequence[str]) -> Start:
     divisor, window = network.divisor, patch
     if wanted.norm == "batch" and patch is not None:
         # Batch norm gives the same answer for every crop: large windows need less overlap. Slices are read whole.
-        window = None if wanted.dimensions == 2 else tuple(map(max, patch, _WINDOW))  # type: ignore[arg-type]
+        window = None if wanted.dimensions == 2 else tuple(map(max, patch, _WINDOW))
     if wanted.dimensions == 2:
         stages = [(name, (1, *stride)) for name, stride in stages]
         divisor, window = (1, *divisor), None if window is None else (1, *window)
