@@ -281,10 +281,10 @@ def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def _meaning(segment: Segment) -> str | None:
-    """ "liver", "tumor" or None: by the code, else by the label."""
-    if segment.type == LIVER.type[1]:
+    """Which of our structures a segment is: by its code, of SNOMED CT or the older SNOMED RT, else by its label."""
+    if segment.type in (LIVER.type[1], "T-62000"):
         return "liver"
-    if segment.category == TUMOR.category[1]:
+    if segment.category in (TUMOR.category[1], "M-01000"):
         return "tumor"
     name = our_name(segment.label)
     return name if name in LABELS else None
