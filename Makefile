@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 OUTPUT ?= output
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint benchmark train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python docs/demo.py --output $(OUTPUT)
@@ -23,6 +23,9 @@ benchmark: $(VENV)/.test
 	$(BIN)/liverxai phantom --output $(OUTPUT)/phantom.nii.gz --seed 7
 	$(BIN)/liverxai benchmark cost $(OUTPUT)/phantom.nii.gz
 	$(BIN)/liverxai benchmark speed --output $(OUTPUT)
+
+train: $(VENV)/.test
+	$(BIN)/liverxai train configs/phantom.yaml
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) build *.egg-info

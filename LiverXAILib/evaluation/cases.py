@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,17 @@ _ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: a prediction, and as reference one label map or a liver with or without tumors."""
+    """Files of one case: a prediction, and as reference one label map or a liver with or without tumors.
+
+    :param probabilities: of "liver" (tumors included) and "tumor", where calibration is to be judged.
+    """
 
     name: str
     prediction: Path
     reference: Path | None = None
     liver: Path | None = None
     tumor: Path | None = None
+    probabilities: Mapping[str, Path] = field(default_factory=dict)
 
 
 def read_prediction(path: Path) -> tuple[Volume, dict[str, int]]:
@@ -76,6 +80,17 @@ def read_reference(case: Case, labels: Mapping[str, int] = LABELS) -> tuple[Volu
     return liver.with_array(array), dict(LABELS)
 
 
+def read_probabilities(case: Case) -> dict[str, Volume]:
+    """The probabilities of a case, by structure; refused if they are none."""
+    from ..volumes.io import read_volume
+
+    volumes = {name: read_volume(path, force=True) for name, path in case.probabilities.items()}
+    for name, volume in volumes.items():
+        if volume.array.min() < 0 or volume.array.max() > 1:
+            raise InputError(f"{case.probabilities[name]} holds values outside 0 to 1: these are not probabilities.")
+    return volumes
+
+
 def pair_folders(predictions: Path, references: Path) -> list[Case]:
     """Cases of two folders, paired by name.
 
@@ -110,7 +125,8 @@ def pair_folders(predictions: Path, references: Path) -> list[Case]:
 def read_cases(path: Path) -> list[Case]:
     """Cases from a CSV file with the columns case, prediction, and reference or liver and tumor.
 
-    Relative paths start at the CSV file's folder; a column may be missing or a cell empty.
+    The columns liver_probability and tumor_probability add what calibration is judged by. Relative paths start at the
+    CSV file's folder; a column may be missing or a cell empty.
     """
 
     def resolved(row: Mapping[str, str], column: str) -> Path | None:
@@ -124,7 +140,10 @@ def read_cases(path: Path) -> list[Case]:
         if prediction is None or not (row.get("reference") or row.get("liver")):
             raise UsageError(f"{path}, line {number}: a case needs a prediction, and a reference or a liver.")
         name = row.get("case") or case_name(prediction)
-        cases.append(Case(name, prediction, *(resolved(row, column) for column in ("reference", "liver", "tumor"))))
+        probabilities = {structure: resolved(row, f"{structure}_probability") for structure in LABELS}
+        reference, liver, tumor = (resolved(row, column) for column in ("reference", "liver", "tumor"))
+        found = {structure: file for structure, file in probabilities.items() if file is not None}
+        cases.append(Case(name, prediction, reference, liver, tumor, found))
     if not cases:
         raise UsageError(f"{path} lists no cases.")
     return cases

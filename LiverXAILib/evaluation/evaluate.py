@@ -24,6 +24,7 @@ from .cases import (
     pair_folders,
     read_cases,
     read_prediction,
+    read_probabilities,
     read_reference,
 )
 from .metrics import calibration_error, detect_lesions, overlap, surface_distances
@@ -92,7 +93,6 @@ def evaluate_cases(
     labels: Mapping[str, int] = LABELS,
     *,
     predicted_labels: Mapping[str, int] | None = None,
-    probabilities: Mapping[str, Volume] | None = None,
     surface: bool = True,
     tolerance_mm: float = 2.0,
     progress: Progress | None = None,
@@ -115,7 +115,7 @@ def evaluate_cases(
                     reference,
                     reference_labels,
                     predicted_labels=own_labels if predicted_labels is None else predicted_labels,
-                    probabilities=probabilities,
+                    probabilities=read_probabilities(case),
                     surface=surface,
                     tolerance_mm=tolerance_mm,
                     name=case.name,
@@ -148,7 +148,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tumor", metavar="FILE", type=Path, help="with --liver: the reference's tumors")
     parser.add_argument(
-        "--cases", metavar="CSV", type=Path, help="instead: columns case, prediction, and reference or liver and tumor"
+        "--cases",
+        metavar="CSV",
+        type=Path,
+        help="instead: columns case, prediction, and reference or liver and tumor; with liver_probability and "
+        "tumor_probability calibration is judged",
     )
     for option, text in (("", "in label maps of the reference"), ("predicted-", "in predictions")):
         for name, value in LABELS.items():
@@ -158,7 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 type=int,
                 help=f"value of the {name} {text} (default: {value}; 0: none)",
             )
-    parser.add_argument("--liver-probability", metavar="FILE", type=Path, help="also judge calibration (one case)")
+    parser.add_argument("--liver-probability", metavar="FILE", type=Path, help="also judge calibration")
     parser.add_argument("--tumor-probability", metavar="FILE", type=Path, help="likewise, of tumors")
     parser.add_argument("--no-surface", action="store_true", help="no surface distances (needs no MONAI, faster)")
     parser.add_argument(
@@ -183,9 +187,6 @@ def run(options: argparse.Namespace) -> int:
         if path.suffix not in (".csv", ".json"):
             raise UsageError(f"Cannot write {path}: give it the ending .csv or .json.")
     cases = _chosen_cases(options)
-    probabilities = _probabilities(options)
-    if probabilities and len(cases) > 1:
-        raise UsageError("Probabilities can be given for one case at a time.")
     predicted = None
     if options.predicted_liver_label is not None or options.predicted_tumor_label is not None:
         predicted = _labels(options.predicted_liver_label, options.predicted_tumor_label)
@@ -194,7 +195,6 @@ def run(options: argparse.Namespace) -> int:
             cases,
             _labels(options.liver_label, options.tumor_label),
             predicted_labels=predicted,
-            probabilities=probabilities,
             surface=not options.no_surface,
             tolerance_mm=options.tolerance,
             progress=lambda stage, fraction: bar.update(round(fraction * len(cases)) - bar.n),
@@ -220,9 +220,11 @@ def _chosen_cases(options: argparse.Namespace) -> list[Case]:
     if not options.prediction.exists():
         raise InputError(f"{options.prediction} does not exist.")
     if options.reference is not None and options.reference.is_dir():
+        if _probabilities(options):
+            raise UsageError("For several cases list the files of probabilities in a table (--cases).")
         return pair_folders(options.prediction, options.reference)
     name = case_name(options.prediction)
-    return [Case(name, options.prediction, options.reference, options.liver, options.tumor)]
+    return [Case(name, options.prediction, options.reference, options.liver, options.tumor, _probabilities(options))]
 
 
 def _labels(liver: int | None, tumor: int | None) -> dict[str, int]:
@@ -230,15 +232,9 @@ def _labels(liver: int | None, tumor: int | None) -> dict[str, int]:
     return {name: value for name, value in chosen.items() if value != 0}
 
 
-def _probabilities(options: argparse.Namespace) -> dict[str, Volume]:
-    from ..volumes.io import read_volume
-
+def _probabilities(options: argparse.Namespace) -> dict[str, Path]:
     paths = {"liver": options.liver_probability, "tumor": options.tumor_probability}
-    volumes = {name: read_volume(path, force=True) for name, path in paths.items() if path is not None}
-    for name, volume in volumes.items():
-        if volume.array.min() < 0 or volume.array.max() > 1:
-            raise InputError(f"{paths[name]} holds values outside 0 to 1: these are not probabilities.")
-    return volumes
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def _mask(array: np.ndarray, labels: Mapping[str, int], structure: str) -> np.ndarray:

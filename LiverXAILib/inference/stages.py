@@ -60,7 +60,11 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
             grid = stage_plan(stage, grid).padded_grid(grid)
         return [grid]
     assert stage.size is not None
-    return [resized(part, stage.size) for part in _parts(base, stage.field_of_view_mm)]
+    grids = []
+    for part in _parts(base, stage.field_of_view_mm):
+        k, j, i = (own if n is None else n for own, n in zip(part.shape, stage.size, strict=True))
+        grids.append(resized(part, (k, j, i)))
+    return grids
 
 
 def stage_input(volume: Volume, stage: StageSpec, grid: Grid) -> torch.Tensor:

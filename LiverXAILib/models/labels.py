@@ -34,7 +34,7 @@ def result_labels(
     :return: labels in the order in which they are drawn; and for each the channels whose union it is.
     :raises LiverXAILib.errors.ModelError: a label that `reading` keeps does not exist, or a value is too large.
     """
-    named = {channel: reading.labels.get(channel) or _our_name(channel) for channel in values}
+    named = {channel: reading.labels.get(channel) or our_name(channel) for channel in values}
     if len(set(named.values())) < len(named):
         named = {channel: reading.labels.get(channel, channel) for channel in values}
     if unknown := set(reading.keep) - set(named.values()):
@@ -65,7 +65,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().lower().replace("tumour", "tumor")
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """Ours for what others call the liver or its lesions; any other name as it is."""
     if _plain(name) == LIVER.name:
         return LIVER.name
     return TUMOR.name if _plain(name) in _TUMOR_NAMES else name

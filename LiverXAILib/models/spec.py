@@ -145,7 +145,8 @@ class StageSpec:
     :param axes: what the tensor's axes run toward, e.g. "SPL": axis 0 to superior, 1 to posterior, 2 to left. Or the
         image's own axes in some order, e.g. "kji": as the file has them, for a network trained on such files.
     :param spacing: voxel size in mm along those axes (None for an axis: the image's own), or None if `size` is given.
-    :param size: the field of view is resized to this many voxels, whatever its size in mm; or None.
+    :param size: the field of view is resized to this many voxels, whatever its size in mm (None for an axis: the
+        image's own number); or None.
     :param field_of_view_mm: with `size`: a scan longer than this along an axis is cut into overlapping parts
         (None for an axis: never cut).
     :param crop_to_body: run only in the bounding box of the patient's body.
@@ -178,7 +179,7 @@ class StageSpec:
     default_layer: str
     activation: str = "softmax"
     spacing: tuple[float | None, float | None, float | None] | None = None
-    size: tuple[int, int, int] | None = None
+    size: tuple[int | None, int | None, int | None] | None = None
     field_of_view_mm: tuple[float | None, float | None, float | None] = (None, None, None)
     crop_to_body: bool = False
     intensity: Intensity = Intensity()

@@ -108,6 +108,34 @@ def load_folder(folder: Path, *, name: str | None = None, notes: Notes | None = 
     )
 
 
+def load_states(name_or_path: str | Path) -> tuple[ModelSpec, dict[str, list[dict[str, torch.Tensor]]]]:
+    """The card of a LiverXAI model and its weights as they are stored, to train them further.
+
+    :func:`load_model` gives networks whose batch norms are folded away; training needs them.
+
+    :return: the card, and for each stage name the state dicts of its networks, floating-point weights as float32.
+    :raises LiverXAILib.errors.ModelError: unknown or changed files, or not a model of LiverXAI's own format.
+    """
+    path = Path(name_or_path).expanduser()
+    name = str(name_or_path)
+    folder = path if path.is_dir() else None if name in registry() else own_folder(name)
+    if folder is None:
+        entry = registered(name)
+        folder = entry.folder() if entry.kind == "card" else None
+    if folder is None or not (folder / CARD).is_file():
+        raise ModelError(
+            f"{name} is not a model of LiverXAI's own format on this machine ({CARD} and safetensors), so it cannot be "
+            "trained further here."
+        )
+    spec = ModelSpec.from_json((folder / CARD).read_text(encoding="utf-8"))
+    verify(spec, folder)
+    return spec, {
+        stage.name: [_float_weights(folder / name) for name in stage.weights]
+        for stage in spec.stages
+        if stage.network not in PROGRAMS
+    }
+
+
 def _load_entry(entry: Entry, trust: bool) -> Model:
     if entry.kind == "chain":
         return _load_chain(entry, trust)
@@ -166,12 +194,8 @@ def _load_card(spec: ModelSpec, folder: Path, trust: bool) -> Model:
         members = []
         for name in stage.weights:
             network = build_network(stage.network, stage.arguments)
-            state = {
-                key: value.float() if value.is_floating_point() else value
-                for key, value in _read_weights(folder / name).items()
-            }
             try:
-                network.load_state_dict(state, strict=True)
+                network.load_state_dict(_float_weights(folder / name), strict=True)
             except RuntimeError as error:
                 raise ModelError(
                     f"Model {spec.name!r}: the weights in {name} do not fit the network {stage.network} of the card: "
@@ -180,6 +204,10 @@ def _load_card(spec: ModelSpec, folder: Path, trust: bool) -> Model:
             members.append(fold_batch_norms(network))
         networks[stage.name] = members
     return Model(spec, networks)
+
+
+def _float_weights(path: Path) -> dict[str, torch.Tensor]:
+    return {key: value.float() if value.is_floating_point() else value for key, value in _read_weights(path).items()}
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -192,6 +193,19 @@ def test_calibration_error_equals_its_definition_and_knows_good_from_bad() -> No
     assert calibration_error(np.ones(0), np.ones(0, bool)) is None
 
 
+def test_dice_and_calibration_equal_independent_libraries() -> None:
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    metrics = pytest.importorskip("monai.metrics")
+    a, b = _blob(3), _blob(4)
+    dice = metrics.compute_dice(*(torch.from_numpy(mask)[None, None] for mask in (a, b)))
+    assert overlap(a, b, 1.0).dice == pytest.approx(float(dice))
+    p = np.random.default_rng(5).beta(0.4, 0.6, a.shape).astype(np.float32)
+    expected = functional.binary_calibration_error(
+        torch.from_numpy(p).ravel(), torch.from_numpy(a.astype(np.int64)).ravel(), n_bins=10, norm="l1"
+    )
+    assert calibration_error(p, a) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_bootstrap_intervals_agree_with_scipy() -> None:
     values = np.random.default_rng(1).beta(8, 2, 25)
     low, high = bootstrap_interval(values) or (0, 0)
@@ -329,6 +343,29 @@ def test_cases_can_be_listed_in_a_table(folders: tuple[Path, Path], tmp_path: Pa
     table.write_text("case,prediction\none,predictions/a.nii.gz\n", encoding="utf-8")
     with pytest.raises(UsageError, match="line 2"):
         read_cases(table)
+
+
+def test_calibration_is_judged_over_the_cases_of_a_table(
+    folders: tuple[Path, Path], tmp_path: Path, prediction: Volume, reference: Volume
+) -> None:
+    lines = ["case,prediction,reference,liver_probability,tumor_probability"]
+    expected = []
+    for n, blur in enumerate((1.0, 2.0, 3.0)):
+        probability = ndimage.gaussian_filter((prediction.array > 0).astype(np.float32), blur).clip(0, 1)
+        write_volume(prediction.with_array(probability), tmp_path / f"p{n}.nrrd")
+        lines.append(f"{n},predictions/a.nii.gz,references/a.nii.gz,p{n}.nrrd,")
+        one = evaluate(
+            prediction, reference, surface=False, probabilities={"liver": prediction.with_array(probability)}
+        )
+        expected.append(one.structures[0].ece)
+    (tmp_path / "cases.csv").write_text("\n".join(lines), encoding="utf-8")
+    results = evaluate_cases(read_cases(tmp_path / "cases.csv"), surface=False)
+    assert [result.structures[0].ece for result in results] == pytest.approx(expected, abs=1e-6)
+    assert len(set(expected)) == 3
+    assert results[0].structures[1].ece is None
+    (row,) = [r for r in summarize(results) if (r["structure"], r["metric"]) == ("liver", "ece")]
+    assert row["value"] == pytest.approx(np.mean([result.structures[0].ece for result in results]))
+    assert row["low"] < row["value"] < row["high"]
 
 
 def test_a_model_that_does_not_look_for_tumors_is_not_judged_on_them(tmp_path: Path, prediction: Volume) -> None:

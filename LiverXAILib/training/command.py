@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liverxai train``: train a model on one's own data, or fine-tune one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..progress import Progress, progress_bar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``liverxai train``."""
+    parser.description = (
+        "Train a model as a YAML file says (docs/training.md). A run that was interrupted goes on when the same "
+        "command is given again."
+    )
+    parser.add_argument("source", metavar="CONFIG", type=Path, nargs="?", help="a YAML file, e.g. configs/phantom.yaml")
+    parser.add_argument("--config", metavar="CONFIG", type=Path, help="the same, for Slicer, which opens lone files")
+    parser.add_argument("--output", "-o", metavar="FOLDER", help="folder of the run (default: runs/<name>)")
+    parser.add_argument("--data", metavar="PATH", help="folder of the data set, or CSV file (data.path)")
+    parser.add_argument("--init", metavar="MODEL", help="fine-tune this model: default, another name, or a folder")
+    parser.add_argument("--stage", metavar="NAME", help="with --init: the stage of a chain that is trained")
+    parser.add_argument(
+        "--synthetic-lesions",
+        action="store_true",
+        help="paint synthetic lesions into training livers without labelled tumors",
+    )
+    parser.add_argument("--fold", metavar="N", help="which of data.folds validates, from 0; or all")
+    parser.add_argument(
+        "--cases",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="train once with each of these numbers of cases, and draw the curve",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change any setting of CONFIG, e.g. --set training.epochs=3; may be repeated",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out ``liverxai train``; returns the exit code."""
+    from .config import read_config
+
+    source = arguments.source or arguments.config
+    if source is None or (arguments.source and arguments.config):
+        raise UsageError("Give one CONFIG: a YAML file, e.g. configs/phantom.yaml.")
+    config = read_config(source, _changes(arguments))
+    from .run import train, train_by_cases
+
+    with _progress() as progress:
+        if arguments.cases:
+            rows = train_by_cases(config, arguments.cases, say=_say, progress=progress)
+            for row in rows:
+                _say("  ".join(f"{key} {value:.3g}" for key, value in row.items()))
+            _say(f"The curve is in {config.folder / 'cases-curve.png'}")
+        else:
+            train(config, say=_say, progress=progress)
+    return 0
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line changes in the configuration, by dotted name."""
+    import yaml
+
+    changes: dict[str, Any] = {}
+    for text in arguments.set:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise UsageError(f"--set {text}: give it as NAME=VALUE, e.g. training.epochs=3.")
+        try:
+            changes[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {text}: the value is not YAML.") from error
+    for name in ("output", "init", "stage"):
+        if getattr(arguments, name) is not None:
+            changes[name] = getattr(arguments, name)
+    if arguments.data is not None:
+        changes["data.path"] = arguments.data
+    if arguments.fold is not None:
+        changes["data.fold"] = int(arguments.fold) if arguments.fold.isdigit() else arguments.fold
+    if arguments.synthetic_lesions:
+        changes["data.synthetic_lesions"] = True
+    return changes
+
+
+@contextlib.contextmanager
+def _progress() -> Any:
+    """A bar that is shown only while there is something to show: Lightning has its own."""
+    with contextlib.ExitStack() as stack:
+        shown: list[Progress] = []
+
+        def show(stage: str, fraction: float) -> None:
+            if int(os.environ.get("LOCAL_RANK", "0")):
+                return
+            if not shown:
+                shown.append(stack.enter_context(progress_bar()))
+            shown[0](stage, fraction)
+            if fraction >= 1:
+                stack.pop_all().close()
+                shown.clear()
+
+        yield show
+
+
+def _say(text: str) -> None:
+    from tqdm import tqdm
+
+    # In Slicer on Windows there is no stream; what matters is in the run's folder, too.
+    if sys.stdout is not None:
+        tqdm.write(text, file=sys.stdout)

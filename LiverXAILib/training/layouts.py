@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training data as hospitals and challenges store it: where images and labels are, and how they are read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, UsageError
+from ..evaluation.cases import LABELS, aligned, case_name
+from ..models.labels import our_name
+from ..models.spec import LIVER, TUMOR
+from ..progress import Progress, report_progress
+from ..volumes.dicom_seg import Segment, find_segs, read_segment_masks, read_segments
+from ..volumes.io import read_labels, read_volume
+from ..volumes.volume import Grid, Volume
+from .config import Data
+from .phantom import make_phantom, write_phantom
+
+
+@dataclass(frozen=True)
+class Values:
+    """What label maps mean.
+
+    :param liver: values of liver tissue; tumors belong to the liver in any case.
+    :param tumor: values of tumors; None: tumors are not labelled.
+    :param others: other values are allowed, and background.
+    """
+
+    liver: tuple[int, ...] = (LABELS["liver"],)
+    tumor: tuple[int, ...] | None = (LABELS["tumor"],)
+    others: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """One labelled CT: a label map, or files of liver and tumor, or DICOM segmentations.
+
+    :param tumor_known: whether its tumors are labelled (there may be none).
+    """
+
+    name: str
+    image: Path
+    label: Path | None = None
+    liver: Path | None = None
+    tumor: Path | None = None
+    segs: tuple[Path, ...] = ()
+    tumor_known: bool = True
+
+    @property
+    def files(self) -> list[Path]:
+        """All of its files; the image may be a folder."""
+        return [path for path in (self.image, self.label, self.liver, self.tumor, *self.segs) if path is not None]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The cases of a data set and the meaning of its label maps."""
+
+    cases: tuple[TrainingCase, ...]
+    values: Values
+
+
+def find_data(data: Data, *, progress: Progress | None = None) -> DataSet:
+    """The cases of a configured data set, ordered by name; phantoms are made if they are missing.
+
+    :raises LiverXAILib.errors.InputError: the folder does not look as its layout should.
+    :raises LiverXAILib.errors.UsageError: settings do not fit the data.
+    """
+    path = Path(data.path).expanduser()
+    if data.layout == "phantoms":
+        _make_phantoms(data, path, progress)
+    elif not path.exists():
+        raise InputError(f"There is no file or folder {path} (data.path).")
+    cases, own_values = _LAYOUTS[data.layout](path)
+    values = own_values if data.labels is None else _configured(data.labels)
+    if data.layout == "phantoms":
+        last = data.phantom_seed + (data.phantoms or 0)
+        wanted = {f"phantom-{seed}" for seed in range(data.phantom_seed, last)}
+        cases = [case for case in cases if case.name in wanted]
+    if values.tumor is None:
+        cases = [_without_tumor(case) for case in cases]
+    known = {case.name for case in cases}
+    if len(known) < len(cases):
+        names = [case.name for case in cases]
+        raise InputError(f"{path} has more than one case {next(n for n in names if names.count(n) > 1)!r}.")
+    if wrong := sorted({*data.exclude, *data.validation_cases} - known):
+        raise UsageError(f"There is no case {wrong[0]!r} in {path}, which the configuration names.")
+    cases = [case for case in cases if case.name not in data.exclude]
+    if len(cases) < 2:
+        raise InputError(f"{path} has {len(cases)} usable cases; training and validation need two at least.")
+    return DataSet(tuple(sorted(cases, key=lambda case: _natural(case.name))), values)
+
+
+def read_case(case: TrainingCase, values: Values) -> tuple[Volume, np.ndarray]:
+    """The CT and its truth on the CT's grid: uint8 (k, j, i), 0 background, 1 liver, 2 tumor.
+
+    :raises LiverXAILib.errors.InputError: a file is unreadable, lies elsewhere than the CT, or holds other values.
+    """
+    try:
+        volume = read_volume(case.image)
+        if case.segs:
+            return volume, _read_segs(case, volume.grid)
+        if case.liver is not None:
+            truth = _mask(case.liver, volume.grid, "liver").astype(np.uint8)
+            if case.tumor is not None:
+                truth[_mask(case.tumor, volume.grid, "tumor")] = LABELS["tumor"]
+            return volume, truth
+        assert case.label is not None
+        array = aligned(read_labels(case.label), volume.grid, "label map", "image")
+    except InputError as error:
+        raise InputError(f"Case {case.name!r}: {error}") from error
+    tumor = values.tumor or ()
+    strange = sorted(set(np.unique(array).tolist()) - {0, *values.liver, *tumor})
+    if strange and not values.others:
+        raise InputError(
+            f"Case {case.name!r}: the label map has the value {strange[0]:g}, which is neither liver nor tumor. Say in "
+            "data.labels what it is; with 'others: background' there it counts as background."
+        )
+    truth = np.isin(array, (*values.liver, *tumor)).astype(np.uint8)
+    truth[np.isin(array, tumor)] = LABELS["tumor"]
+    return volume, truth
+
+
+# --- layouts ------------------------------------------------------------------------------------------------------
+
+
+def _msd(folder: Path) -> tuple[list[TrainingCase], Values]:
+    """Medical Segmentation Decathlon: imagesTr/liver_1.nii.gz and labelsTr/liver_1.nii.gz."""
+    images, labels = _files(folder / "imagesTr"), _files(folder / "labelsTr")
+    return _paired(images, labels, folder / "labelsTr"), _named_values(folder)
+
+
+def _nnunet(folder: Path) -> tuple[list[TrainingCase], Values]:
+    """nnU-Net raw: imagesTr/case_0000.nii.gz and labelsTr/case.nii.gz; a CT has the one channel 0000."""
+    images, labels = _files(folder / "imagesTr"), _files(folder / "labelsTr")
+    if extra := [name for name in images if re.search(r"_(?!0000)\d{4}$", name)]:
+        raise InputError(f"{folder} has images with more than one channel ({extra[0]}); a CT has one (_0000).")
+    images = {name.removesuffix("_0000"): path for name, path in images.items()}
+    return _paired(images, labels, folder / "labelsTr"), _named_values(folder)
+
+
+def _lits(folder: Path) -> tuple[list[TrainingCase], Values]:
+    """LiTS: volume-0.nii and segmentation-0.nii, at any depth."""
+    images, labels = (
+        {path.name.removeprefix(prefix).split(".")[0]: path for path in _visible(folder.rglob(f"{prefix}*.nii*"))}
+        for prefix in ("volume-", "segmentation-")
+    )
+    return _paired(images, labels, folder), Values()
+
+
+def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
+    """A table with the columns image, and label or liver (and tumor); case is optional; an empty tumor is unknown."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a CSV file (data.path).")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cases = []
+    for number, row in enumerate(rows, start=2):
+        image, label, liver, tumor = (
+            path.parent / row[column] if row.get(column) else None for column in ("image", "label", "liver", "tumor")
+        )
+        if image is None or (label is None) == (liver is None):
+            raise InputError(f"{path}, line {number}: a case needs an image, and either a label or a liver.")
+        name = row.get("case") or case_name(image)
+        cases.append(TrainingCase(name, image, label, liver, tumor, (), label is not None or tumor is not None))
+    return cases, Values()
+
+
+def _dicom_seg(folder: Path) -> tuple[list[TrainingCase], Values]:
+    """One folder for each case, with a CT series and its segmentation objects somewhere in it."""
+    cases = []
+    with_tumor = False
+    for place in _visible(folder.iterdir() if folder.is_dir() else ()):
+        segs = []
+        for path in find_segs(place) if place.is_dir() else ():
+            meanings = {_meaning(segment) for segment in read_segments(path)}
+            with_tumor = with_tumor or "tumor" in meanings
+            if meanings & {"liver", "tumor"}:
+                segs.append(path)
+        if segs:
+            cases.append(TrainingCase(place.name, place, segs=tuple(segs)))
+    if not cases:
+        raise InputError(
+            f"{folder} has no case: each needs a folder with a CT series and a DICOM SEG that has a segment of the "
+            "liver (SNOMED CT 10200004, or labelled 'liver')."
+        )
+    return cases, Values((), () if with_tumor else None)
+
+
+def _phantoms(folder: Path) -> tuple[list[TrainingCase], Values]:
+    cases = [
+        TrainingCase(case_name(path), path, path.with_name(f"{case_name(path)}-truth.nrrd"))
+        for path in _visible(folder.glob("phantom-*.nii.gz"))
+    ]
+    return cases, Values()
+
+
+_LAYOUTS = {
+    "msd": _msd,
+    "nnunet": _nnunet,
+    "lits": _lits,
+    "csv": _csv,
+    "dicom-seg": _dicom_seg,
+    "phantoms": _phantoms,
+}
+
+
+def _make_phantoms(data: Data, folder: Path, progress: Progress | None) -> None:
+    """Write the phantoms that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = data.phantoms or 0
+    for number in range(count):
+        path = folder / f"phantom-{data.phantom_seed + number}.nii.gz"
+        report_progress(progress, f"Making phantom {number + 1} of {count}", number / count)
+        truth = path.with_name(f"{case_name(path)}-truth.nrrd")
+        if not (path.is_file() and truth.is_file()):
+            write_phantom(make_phantom(data.phantom_seed + number, spacing_mm=data.phantom_spacing), path)
+    report_progress(progress, "Phantoms are there", 1.0)
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Images of a folder by name; the Decathlon's archives hold hidden copies of each, which are none."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}: data.layout does not fit data.path.")
+    return {case_name(path): path for path in _visible(folder.iterdir()) if case_name(path) != path.name}
+
+
+def _visible(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], where: Path) -> list[TrainingCase]:
+    """Labelled images; an image without label is refused, since a mistyped name would otherwise go unnoticed."""
+    if not labels:
+        raise InputError(f"{where} has no label maps: data.layout does not fit data.path.")
+    if missing := sorted(set(labels) ^ set(images), key=_natural):
+        what = "label map" if missing[0] in images else "image"
+        raise InputError(f"Case {missing[0]!r} in {where} has no {what}; add it, or remove the case.")
+    return [TrainingCase(name, images[name], labels[name]) for name in labels]
+
+
+def _named_values(folder: Path) -> Values:
+    """What ``dataset.json`` says of liver and tumor, in either direction: {"1": "liver"} or {"liver": 1 or [1, 2]}."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return Values()
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
+        found: dict[str, tuple[int, ...]] = {}
+        for key, value in labels.items():
+            name, number = (value, int(key)) if isinstance(value, str) else (key, value)
+            values = tuple(number) if isinstance(number, list) else (int(number),)
+            if (ours := our_name(name)) in LABELS and values != (0,):
+                found[ours] = values
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} cannot be understood: {error}.") from error
+    if "liver" not in found:
+        raise UsageError(f"{path} names no liver: say in data.labels which values are liver and tumor.")
+    return Values(found["liver"], found.get("tumor"))
+
+
+def _configured(labels: Mapping[str, Any]) -> Values:
+    """What the configuration says of label maps."""
+    liver, tumor = (_numbers(labels.get(name)) for name in ("liver", "tumor"))
+    return Values(liver or (), tumor, "others" in labels)
+
+
+def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    return (value,) if isinstance(value, int) else value if value is None else tuple(value)
+
+
+def _meaning(segment: Segment) -> str | None:
+    """Which of our structures a segment is: by its code, of SNOMED CT or the older SNOMED RT, else by its label."""
+    if segment.type in (LIVER.type[1], "T-62000"):
+        return "liver"
+    if segment.category in (TUMOR.category[1], "M-01000"):
+        return "tumor"
+    name = our_name(segment.label)
+    return name if name in LABELS else None
+
+
+def _read_segs(case: TrainingCase, grid: Grid) -> np.ndarray:
+    truth = np.zeros(grid.shape, np.uint8)
+    masks: dict[str, list[np.ndarray]] = {"liver": [], "tumor": []}
+    for path in case.segs:
+        segments = {segment.number: _meaning(segment) for segment in read_segments(path)}
+        for number, mask in read_segment_masks(path, grid).items():
+            if (meaning := segments.get(number)) is not None:
+                masks[meaning].append(mask)
+    for name, value in LABELS.items():
+        for mask in masks[name]:
+            truth[mask] = value
+    if not truth.any():
+        raise InputError("its segmentations lie outside the CT series. Is it the series they were drawn on?")
+    return truth
+
+
+def _mask(path: Path, grid: Grid, name: str) -> np.ndarray:
+    return aligned(read_labels(path), grid, f"{name}'s file", "image") != 0
+
+
+def _without_tumor(case: TrainingCase) -> TrainingCase:
+    return TrainingCase(case.name, case.image, case.label, case.liver, None, case.segs, False)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """liver_2 comes before liver_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Lightning module: loss, metrics and optimizer of one stage; and the callback that makes a run resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from monai.losses import DiceLoss
+from monai.metrics import compute_dice
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Sampler
+
+from ..inference.stages import predict_logits, region_margin, stage_plan
+from ..models.spec import StageSpec
+from ..volumes.volume import Grid
+from .config import Training
+from .samples import EpochBatches, Samples, ValidationCases
+
+#: Added above and below the line of Dice, in voxels: keeps it gentle where there is nothing to find.
+_SMOOTH = 20.0
+
+
+class Learner(pl.LightningModule):
+    """Trains one network on the margins (:func:`~LiverXAILib.inference.stages.region_margin`) of a stage's labels.
+
+    A margin is positive where inference will say yes, whatever the channels mean; so networks with nested regions and
+    with classes that exclude each other are trained alike.
+
+    :param labels: "liver" and perhaps "tumor": what the network is taught. The liver includes its tumors.
+    :param units: see :class:`~.samples.EpochBatches`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stage: StageSpec,
+        labels: Sequence[str],
+        settings: Training,
+        samples: Samples,
+        units: Sequence[tuple[int, int]],
+        validation: ValidationCases,
+        validation_count: int,
+        *,
+        seed: int,
+        workers: int = 0,
+        freeze_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.stage, self.labels, self.settings = network, stage, tuple(labels), settings
+        self.samples, self.units = samples, units
+        self.validation, self.validation_count = validation, validation_count
+        self.seed, self.workers, self.freeze_norm = seed, workers, freeze_norm
+        self.dice_loss = DiceLoss(sigmoid=True, reduction="none", smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
+        #: What is known of each epoch so far; the first is of the initial model, where there is one.
+        self.rows: list[dict[str, float]] = []
+        self._training = self._sums()
+        self._validating = self._sums()
+        self.validated: dict[str, float] = {}
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Any:
+        batches = EpochBatches(
+            self.units,
+            self.settings.batch_size,
+            self.seed,
+            self._position,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(
+            self.samples,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            worker_init_fn=_single_threaded if self.workers else None,
+        )
+
+    def val_dataloader(self) -> Any:
+        keys = _Share(self.validation_count, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(self.validation, batch_size=None, sampler=keys)
+
+    def _position(self) -> tuple[int, int]:
+        """The epoch and the batch in it that comes next: after a kill, not the first."""
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready
+        count = math.ceil(len(self.units) / (self.settings.batch_size * self.trainer.world_size))
+        return loop.epoch_progress.current.processed, done if done < count else 0
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def margins(self, logits: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        """(N, labels, …) from the network's output (N, channels, …)."""
+        if isinstance(logits, list):
+            logits = logits[0]  # deep supervision: full size comes first
+        channels_first = logits.float().transpose(0, 1)
+        return torch.stack([region_margin(channels_first, self.stage, label) for label in self.labels], dim=1)
+
+    def truths(self, truth: torch.Tensor) -> torch.Tensor:
+        """Bool (N, labels, …) from labels (N, …)."""
+        return torch.stack([truth > 0 if label == "liver" else truth == 2 for label in self.labels], dim=1)
+
+    def known(self, tumor_known: torch.Tensor) -> torch.Tensor:
+        """Bool (N, labels): what the labels of each case say."""
+        yes = torch.ones_like(tumor_known)
+        return torch.stack([yes if label == "liver" else tumor_known for label in self.labels], dim=1)
+
+    def loss(self, margins: torch.Tensor, truths: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Soft Dice and binary cross-entropy of each known label, and of tumor against the rest of the liver."""
+        settings, target = self.settings, truths.float()
+        dice = self.dice_loss(margins, target).flatten(1)
+        bce = functional.binary_cross_entropy_with_logits(margins, target, reduction="none")
+        parts = settings.dice_weight * dice + settings.bce_weight * bce.flatten(2).mean(2)
+        total = (parts * known).mean()
+        if "tumor" in self.labels and settings.tumor_balance:
+            liver, tumor = (truths[:, self.labels.index(name)] for name in ("liver", "tumor"))
+            own = bce[:, self.labels.index("tumor")]
+            for n in range(len(own)):
+                if known[n, self.labels.index("tumor")] and tumor[n].any():
+                    rest = own[n][liver[n] & ~tumor[n]]
+                    halves = own[n][tumor[n]].mean() + (rest.mean() if len(rest) else 0.0)
+                    total = total + settings.tumor_balance * 0.5 * halves / len(own)
+        return total
+
+    def training_step(self, batch: Mapping[str, torch.Tensor], _: int) -> torch.Tensor:
+        margins = self.margins(self.network(batch["image"]))
+        truths, known = self.truths(batch["truth"][:, 0]), self.known(batch["tumor_known"])
+        loss = self.loss(margins, truths, known)
+        with torch.no_grad():
+            found = margins > 0
+            self._training += self._counts(loss, found, truths, known)
+        return loss
+
+    def train(self, mode: bool = True) -> Learner:
+        """As for any module; frozen batch norms stay as they are."""
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def on_train_epoch_end(self) -> None:
+        row = {"epoch": self.current_epoch + 1.0, **self._measures("training", self._gathered(self._training))}
+        row |= self.validated
+        self.rows.append(row)
+        self._training = self._sums()
+        self.log_dict({name: value for name, value in row.items() if name != "epoch" and not math.isnan(value)})
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, case: Mapping[str, torch.Tensor], _: int) -> None:
+        image, truth = case["image"], case["truth"]
+        k, j, i = image.shape
+        plan = stage_plan(self.stage, Grid((k, j, i), np.eye(4)))
+        logits = predict_logits([self.network], image.cpu(), self.stage, plan, self.device)
+        margins = self.margins(logits[None])
+        truths, known = self.truths(truth[None].cpu()), self.known(case["tumor_known"][None].cpu())
+        counts = self._counts(self.loss(margins, truths, known), margins > 0, truths, known)
+        if case["counts"]:
+            self._validating += counts.to(self._validating.device)
+
+    def on_validation_epoch_start(self) -> None:
+        self._validating = self._sums()
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated = self._measures("validation", self._gathered(self._validating))
+        self.log("validation_score", self.score(self.validated), rank_zero_only=False)
+
+    def score(self, row: Mapping[str, float]) -> float:
+        """Mean validation Dice over the labels that there are: what decides which epoch is best."""
+        dice = [row[f"validation_dice_{label}"] for label in self.labels]
+        dice = [value for value in dice if not math.isnan(value)]
+        return sum(dice) / len(dice) if dice else 0.0
+
+    # -- sums: loss, samples, right voxels, voxels, voxels that are background; for each label Dice's parts ----------
+
+    def _sums(self) -> torch.Tensor:
+        return torch.zeros(5 + 5 * len(self.labels), dtype=torch.float64)
+
+    def _counts(
+        self, loss: torch.Tensor, found: torch.Tensor, truths: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor:
+        """What a batch adds to the sums."""
+        shape = (*known.shape, *[1] * (found.dim() - 2))
+        right = ((found == truths) | ~known.view(shape)).all(dim=1)
+        empty = ~truths.any(dim=1)
+        parts = [float(loss) * len(found), len(found), float(right.sum()), right.numel(), float(empty.sum())]
+        dice = compute_dice(found, truths, ignore_empty=True)  # (N, labels), NaN where there is nothing to find
+        usable = known.to(dice.device) & ~dice.isnan()
+        both, either = (found & truths).flatten(2).sum(2), found.flatten(2).sum(2) + truths.flatten(2).sum(2)
+        for n in range(len(self.labels)):
+            parts += [float(dice[usable[:, n], n].sum()), float(usable[:, n].sum())]
+            parts += [float((both[:, n] * known[:, n]).sum()), float((either[:, n] * known[:, n]).sum())]
+            parts += [float((truths[:, n].flatten(1).sum(1) * known[:, n]).sum())]
+        return torch.tensor(parts, dtype=torch.float64)
+
+    def _measures(self, part: str, sums: torch.Tensor) -> dict[str, float]:
+        """Means; Dice is of all voxels of an epoch's samples in training, and the mean over cases in validation."""
+        loss, samples, right, voxels, empty, *rest = sums.tolist()
+        row = {f"{part}_loss": loss / max(1, samples), f"{part}_accuracy": right / max(1, voxels)}
+        for n, label in enumerate(self.labels):
+            dice, cases, both, either, true = rest[5 * n : 5 * n + 5]
+            value = dice / cases if cases else math.nan
+            if part == "training":
+                value = 2 * both / either if true else math.nan
+            row[f"{part}_dice_{label}"] = value
+        if part == "validation":
+            # What accuracy hides: how often "there is nothing anywhere" is right.
+            row["validation_accuracy_of_nothing"] = empty / max(1, voxels)
+        return row
+
+    def _gathered(self, sums: torch.Tensor) -> torch.Tensor:
+        """The sum over all devices. (MPS knows no float64.)"""
+        if self.trainer.world_size == 1:
+            return sums
+        everywhere = self.all_gather(sums.float().to(self.device))
+        return everywhere.reshape(-1, len(sums)).double().sum(0).cpu()
+
+    # -- optimizer and state ---------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        settings, weights = self.settings, [p for p in self.network.parameters() if p.requires_grad]
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                weights, settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+            )
+        else:
+            kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+            optimizer = kind(weights, settings.learning_rate, weight_decay=settings.weight_decay)
+        if settings.schedule == "constant":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+
+        def cosine(step: int) -> float:
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["liverxai"] = {
+            "rows": self.rows,
+            "training": self._gathered(self._training).tolist(),
+            "validated": self.validated,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["liverxai"]
+        self.rows, self.validated = list(state["rows"]), dict(state["validated"])
+        if self.trainer.is_global_zero:  # the sum over all devices, once
+            self._training = torch.tensor(state["training"], dtype=torch.float64)
+
+
+class Checkpoints(Checkpoint):
+    """``last.ckpt`` to resume from, in mid-epoch too; ``best.ckpt`` with the weights of the best epoch.
+
+    A checkpoint is taken after an optimizer's step, never between the batches of one, nor between an epoch's last step
+    and its validation.
+
+    :param tell: called at the end of each epoch with what is known of all of them.
+    """
+
+    def __init__(self, folder: Path, every: int, tell: Callable[[list[dict[str, float]]], None]) -> None:
+        self.last, self.best, self.every = folder / "last.ckpt", folder / "best.ckpt", every
+        self.tell = tell
+
+    def on_train_batch_end(self, trainer: Any, learner: Any, _outputs: Any, _batch: Any, index: int) -> None:
+        done = index + 1
+        stepped = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
+        if stepped and trainer.global_step % self.every == 0:
+            self._save(trainer, self.last)
+
+    def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
+        scores = [learner.score(row) for row in learner.rows if row["epoch"] > 0]
+        if scores.index(max(scores)) == len(scores) - 1:
+            self._save(trainer, self.best, weights_only=True)
+        if trainer.is_global_zero:
+            self.tell(learner.rows)
+        self._save(trainer, self.last)
+
+    @staticmethod
+    def _save(trainer: Any, path: Path, *, weights_only: bool = False) -> None:
+        temporary = path.with_suffix(".part")
+        trainer.save_checkpoint(temporary, weights_only)
+        if trainer.is_global_zero:
+            temporary.replace(path)
+        trainer.strategy.barrier("checkpoint")
+
+
+class _Share(Sampler[tuple[int, bool]]):
+    """The validation cases of one device: each has the same number, and none counts twice."""
+
+    def __init__(self, count: int, rank: int, world: int) -> None:
+        self._count, self._rank, self._world = count, rank, world
+
+    def __len__(self) -> int:
+        return math.ceil(self._count / self._world)
+
+    def __iter__(self) -> Any:
+        for n in range(self._rank, len(self) * self._world, self._world):
+            yield n % self._count, n < self._count
+
+
+def _single_threaded(_: int) -> None:
+    torch.set_num_threads(1)

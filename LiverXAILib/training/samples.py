@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From cases to training samples: prepared once on the network's grid, then cropped and changed at random (MONAI).
+
+Sample number n of epoch e is the same in every run with that seed, whatever was drawn before and on any number of
+worker processes and devices. This is what makes a resumed run end with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, PersistentDataset
+from monai.transforms import (
+    ClassesToIndices,
+    Compose,
+    RandAffined,
+    RandCropByLabelClassesd,
+    RandFlipd,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Transform,
+)
+from torch.nn import functional
+from torch.utils.data import Dataset, Sampler
+
+from ..errors import InputError, LiverXAIError
+from ..inference.stages import AIR_HU, normalize, stage_grids
+from ..models.spec import StageSpec
+from ..volumes.resample import resample
+from ..volumes.volume import bounding_box
+from .config import Augmentation
+from .layouts import TrainingCase, Values, read_case
+from .synthesis.fields import Rng
+from .synthesis.lesions import add_lesions
+
+#: (number of the case, slice or -1, seed of the sample)
+Key = tuple[int, int, int]
+
+_LIVER, _TUMOR = 1, 2
+#: Part of the samples without labelled tumors into which synthetic lesions are painted, if any are.
+_PAINTED = 0.8
+#: Lesions are painted into this much of a scan around a slice, in mm, for a network that sees single slices.
+_SLAB_MM = 30.0
+#: Voxels whose sides differ by more than this factor are made cubes to paint lesions.
+_CUBE = 1.2
+
+
+class Prepare(Transform):
+    """Read a case and bring it to the grid of `stage`, exactly as inference does.
+
+    :param patch: (k, j, i): pad to it, and remember where each class is, to crop around.
+    """
+
+    def __init__(self, stage: StageSpec, values: Values, patch: Sequence[int] | None = None) -> None:
+        self.stage, self.values, self.patch = stage, values, patch
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """`image`, HU, and `truth`, 0 background, 1 liver, 2 tumor: (1, k, j, i); `spacing` of (k, j, i) in mm."""
+        case: TrainingCase = item["case"]
+        volume, truth = read_case(case, self.values)
+        box = None
+        if self.stage.region is not None:
+            # A later stage runs around what an earlier one found: here, around what it should have found.
+            box = bounding_box(truth == _TUMOR if self.stage.region.label == "tumor" else truth > 0)
+        grid = stage_grids(volume, self.stage, box)[0]
+        image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
+        liver, tumor = (
+            resample(mask.astype(np.float32), volume.grid, grid) > 0.5 for mask in (truth > 0, truth == _TUMOR)
+        )
+        labels = liver.to(torch.uint8)
+        labels[tumor] = _TUMOR
+        prepared: dict[str, Any] = {
+            "spacing": torch.tensor(grid.spacing[::-1]),
+            "tumor_known": torch.tensor(case.tumor_known),
+        }
+        if self.patch is not None:
+            missing = [max(0, wanted - n) for wanted, n in zip(self.patch, image.shape, strict=True)]
+            margins = [part for n in reversed(missing) for part in (n // 2, n - n // 2)]
+            image, labels = functional.pad(image, margins, value=AIR_HU), functional.pad(labels, margins)
+            found = ClassesToIndices(num_classes=3, max_samples_per_class=20_000)(labels[None])
+            prepared["classes"] = [torch.as_tensor(places) for places in found]
+        return {**prepared, "image": image[None], "truth": labels[None]}
+
+
+def prepared_cases(
+    cases: Sequence[TrainingCase],
+    prepare: Prepare,
+    *,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Dataset[dict[str, Any]]:
+    """All cases, prepared and kept in memory, or in `folder`.
+
+    :raises LiverXAILib.errors.InputError: a case cannot be used; the message names it.
+    """
+    items = [
+        {
+            "case": case,
+            # What a stored item depends on: MONAI finds it again by this.
+            "key": (repr(asdict(prepare.stage)), repr(prepare.values), prepare.patch, _stamp(case)),
+        }
+        for case in cases
+    ]
+    try:
+        if folder is None:
+            return CacheDataset(items, prepare, num_workers=1, progress=progress, copy_cache=False)
+        stored = PersistentDataset(items, prepare, folder)
+        for number in range(len(items)):
+            stored[number]
+        return stored
+    except RuntimeError as error:
+        # MONAI wraps what its transforms raise.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, LiverXAIError):
+            cause = cause.__cause__
+        raise (cause or error) from None
+
+
+class Samples(Dataset[dict[str, torch.Tensor]]):
+    """Training samples by :data:`Key`: `image` normalized (1, …), `truth` uint8 (1, …), `tumor_known`.
+
+    :param cases: from :func:`prepared_cases`.
+    :param patch: size of a sample along the network's axes; None: whole slices or volumes.
+    :param synthetic_lesions: paint lesions where no tumors are labelled; such livers then count as healthy otherwise.
+    """
+
+    def __init__(
+        self,
+        cases: Dataset[dict[str, Any]],
+        stage: StageSpec,
+        patch: Sequence[int] | None,
+        augmentation: Augmentation,
+        *,
+        synthetic_lesions: bool = False,
+    ) -> None:
+        self.cases, self.stage, self.patch = cases, stage, patch
+        self.synthetic_lesions = synthetic_lesions
+        self.augmentation = augmentation
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+        number, place, seed = key
+        case = self.cases[number]
+        image, truth, known = case["image"], case["truth"], bool(case["tumor_known"])
+        rng = Rng(seed)
+        paints = self.synthetic_lesions and not (known and bool((truth == _TUMOR).any()))
+        painted = paints and rng.chance(_PAINTED)
+        spacing = case["spacing"].tolist()
+        crop: Any = Compose([])
+        if self.patch is not None:
+            crop = RandCropByLabelClassesd(
+                keys=("image", "truth"),
+                label_key="truth",
+                spatial_size=tuple(self.patch),
+                ratios=[1, 1, 2],
+                num_classes=3,
+                indices_key="classes" if place < 0 else None,
+                warn=False,
+            )
+            crop.set_random_state(seed)
+        if place >= 0:
+            if painted:
+                reach = math.ceil(_SLAB_MM / spacing[0])
+                start = max(0, place - reach)
+                slab = slice(start, place + reach + 1)
+                new, lesions = paint_lesions(rng, image[0, slab], truth[0, slab], spacing)
+                image, truth = new[None, place - start], lesions[None, place - start]
+            else:
+                image, truth = image[:, place], truth[:, place]
+        sample: Any = {"image": image, "truth": truth, "classes": case.get("classes")}
+        cropped = crop(sample)
+        sample = cropped[0] if isinstance(cropped, list) else cropped
+        image, truth = torch.as_tensor(sample["image"]).float(), torch.as_tensor(sample["truth"])
+        if painted and place < 0:
+            new, lesions = paint_lesions(rng, image[0], truth[0], spacing)
+            image, truth = new[None], lesions[None]
+        changed = self._random(seed, image.dim() - 1, spacing)({"image": image, "truth": truth})
+        image, truth = (_plain(changed[name]) for name in ("image", "truth"))
+        return {
+            "image": normalize(image.float(), self.stage),
+            "truth": truth.round().to(torch.uint8),
+            "tumor_known": torch.tensor(known or self.synthetic_lesions),
+        }
+
+    def _random(self, seed: int, dimensions: int, spacing: Sequence[float]) -> Compose:
+        """The augmentation of one sample."""
+        a, both = self.augmentation, ("image", "truth")
+        angle = math.radians(a.rotation)
+        # Out of the plane only where voxels are about as deep as they are wide: rotation knows voxels, not mm.
+        cubes = max(spacing) < 1.5 * min(spacing)
+        turns = (angle,) if dimensions == 2 else (angle, angle, angle) if cubes else (angle, 0.0, 0.0)
+        steps: list[Any] = [RandFlipd(both, prob=a.probability, spatial_axis=axis) for axis in a.flip]
+        if a.rotation or a.scaling:
+            steps.append(
+                RandAffined(
+                    both,
+                    prob=a.probability,
+                    rotate_range=turns,
+                    scale_range=(a.scaling,) * dimensions,
+                    mode=("bilinear", "nearest"),
+                    padding_mode="border",
+                )
+            )
+        if a.contrast:
+            steps.append(RandScaleIntensityd("image", factors=a.contrast, prob=a.probability))
+        if a.brightness:
+            steps.append(RandShiftIntensityd("image", offsets=a.brightness, prob=a.probability))
+        if a.noise:
+            steps.append(RandGaussianNoised("image", prob=a.probability, std=a.noise))
+        return Compose(steps).set_random_state(seed)
+
+
+class ValidationCases(Dataset[dict[str, torch.Tensor]]):
+    """Whole validation cases by (number, counts): normalized `image` and `truth` (k, j, i), `tumor_known`, `counts`.
+
+    :param synthetic_lesions: cases without labelled tumors get synthetic ones, always the same.
+    """
+
+    def __init__(self, cases: Dataset[dict[str, Any]], stage: StageSpec, *, synthetic_lesions: bool = False) -> None:
+        self.cases, self.stage, self.synthetic_lesions = cases, stage, synthetic_lesions
+
+    def __getitem__(self, key: tuple[int, bool]) -> dict[str, torch.Tensor]:
+        number, counts = key
+        case = self.cases[number]
+        image, truth, known = case["image"][0].float(), case["truth"][0], case["tumor_known"]
+        if self.synthetic_lesions and not (bool(known) and bool((truth == _TUMOR).any())):
+            image, truth = paint_lesions(Rng(number), image, truth, case["spacing"].tolist())
+            known = torch.tensor(True)
+        return {
+            "image": normalize(image, self.stage),
+            "truth": truth,
+            "tumor_known": known,
+            "counts": torch.tensor(counts),
+        }
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The batches of an epoch on one of `world` devices, in an order that depends on seed and epoch alone.
+
+    Batch b of all devices together holds consecutive samples, so that two devices with batches of one do the same as
+    one device with batches of two.
+
+    :param units: (case, slice or -1), each drawn once in an epoch.
+    :param position: epoch and number of the first batch: what a resumed run has not seen yet.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[tuple[int, int]],
+        batch: int,
+        seed: int,
+        position: Callable[[], tuple[int, int]],
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.units, self.batch, self.seed, self.position = list(units), batch, seed, position
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.units) / (self.batch * self.world))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, first = self.position()
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.units))
+        # The last batch is filled up from the beginning.
+        order = np.resize(order, len(self) * self.batch * self.world)
+        for number in range(first, len(self)):
+            start = (number * self.world + self.rank) * self.batch
+            yield [
+                (*self.units[order[n]], int(np.random.SeedSequence([self.seed, epoch, n]).generate_state(1)[0]))
+                for n in range(start, start + self.batch)
+            ]
+
+
+def paint_lesions(
+    rng: Rng, image: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Synthetic lesions (:func:`~.synthesis.lesions.add_lesions`) in the liver of a real image of any voxel size.
+
+    :param image: (k, j, i) in HU.
+    :param truth: (k, j, i), 1 liver, 2 tumor.
+    :param spacing: of (k, j, i) in mm.
+    :return: both with the lesions in them.
+    """
+    image = image.float()
+    liver = truth > 0
+    noise = _noise_hu(image, liver)
+    finest = min(spacing)
+    if max(spacing) < _CUBE * finest:
+        painted, lesions = add_lesions(rng, image, liver, finest, noise)
+    else:
+        shape = tuple(image.shape)
+        cubes = [max(1, round(n * mm / finest)) for n, mm in zip(shape, spacing, strict=True)]
+        fine = functional.interpolate(image[None, None], cubes, mode="trilinear")[0, 0]
+        inside = functional.interpolate(liver[None, None].float(), cubes, mode="trilinear")[0, 0] > 0.5
+        new, mask = add_lesions(rng, fine, inside, finest, noise)
+        change = torch.stack([new - fine, mask.float()])[None]
+        # Averages: thick slices show what lies in them.
+        change = functional.interpolate(change, shape, mode="area")[0]
+        painted, lesions = image + change[0], (change[1] > 0.5) & liver
+    result = truth.clone()
+    result[lesions] = _TUMOR
+    return painted, result
+
+
+def _noise_hu(image: torch.Tensor, liver: torch.Tensor) -> float:
+    """Standard deviation of the noise in the liver, from the differences between neighbors in a row."""
+    both = liver[..., 1:] & liver[..., :-1]
+    if int(both.sum()) < 50:
+        return 0.0
+    return float((image[..., 1:] - image[..., :-1])[both].abs().median()) / (0.6745 * math.sqrt(2))
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    """Without MONAI's metadata, which does not collate across transforms."""
+    return value.as_tensor() if hasattr(value, "as_tensor") else value
+
+
+def _stamp(case: TrainingCase) -> tuple[Any, ...]:
+    """Names, sizes and dates of a case's files: another file is another item."""
+    if missing := [path for path in case.files if not path.exists()]:
+        raise InputError(f"Case {case.name!r}: there is no file or folder {missing[0]}.")
+    files = [inner for path in case.files for inner in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return (case.name, case.tumor_known, tuple(stats))

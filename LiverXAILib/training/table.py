@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of each epoch: a table as text, CSV and Markdown, and the learning curves as PNG and SVG."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import replacing
+
+#: One epoch: "epoch" and numbers; NaN where there was nothing to measure. Epoch 0 is before training.
+Row = Mapping[str, float]
+
+#: Columns of the table: key, title, digits.
+COLUMNS = (
+    ("epoch", "epoch", 0),
+    ("training_loss", "loss", 4),
+    ("training_accuracy", "accuracy", 4),
+    ("training_dice_liver", "Dice liver", 3),
+    ("training_dice_tumor", "Dice tumor", 3),
+    ("validation_loss", "val. loss", 4),
+    ("validation_accuracy", "val. accuracy", 4),
+    ("validation_dice_liver", "val. Dice liver", 3),
+    ("validation_dice_tumor", "val. Dice tumor", 3),
+)
+
+
+def header() -> str:
+    """The titles over :func:`line`."""
+    return "  ".join(title.rjust(max(len(title), 6)) for _, title, _ in COLUMNS)
+
+
+def line(row: Row) -> str:
+    """One epoch as a line of text."""
+    return "  ".join(_text(row.get(key, math.nan), digits).rjust(max(len(title), 6)) for key, title, digits in COLUMNS)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """All epochs as a Markdown table."""
+    lines = [" | ".join(title for _, title, _ in COLUMNS), " | ".join("---" for _ in COLUMNS)]
+    lines += [" | ".join(_text(row.get(key, math.nan), digits) for key, _, digits in COLUMNS) for row in rows]
+    return "\n".join(f"| {text} |" for text in lines) + "\n"
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows; the first one names the columns."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_curves(rows: Sequence[Row], folder: Path) -> None:
+    """``learning-curve.png`` and ``.svg``: loss, accuracy and Dice of training and validation by epoch."""
+    panels = (
+        ("loss", (("loss", "loss"),)),
+        ("accuracy", (("accuracy", "accuracy"),)),
+        ("Dice", (("dice_liver", "liver"), ("dice_tumor", "tumor"))),
+    )
+
+    def draw(figure: Any) -> None:
+        for axes, (name, measures) in zip(figure.subplots(1, 3), panels, strict=True):
+            for color, (key, label) in enumerate(measures):
+                for part, style in (("training", "--"), ("validation", "-")):
+                    points = [(row["epoch"], row.get(f"{part}_{key}", math.nan)) for row in rows]
+                    points = [point for point in points if not math.isnan(point[1])]
+                    if points:
+                        axes.plot(
+                            *zip(*points, strict=True),
+                            style,
+                            color=f"C{color}",
+                            label=f"{part} {label}",
+                            marker=".",
+                        )
+            axes.set(xlabel="epoch", ylabel=name)
+            if name == "Dice":
+                axes.set_ylim(0, 1)
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend(fontsize=8)
+
+    _save(draw, folder / "learning-curve", (11, 3.4))
+
+
+def write_case_curve(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
+    """``cases-curve.png`` and ``.svg``: validation Dice by the number of training cases; 0: the initial model."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for color, label in enumerate(("liver", "tumor")):
+            points = [(row["cases"], row[f"validation_dice_{label}"]) for row in rows]
+            points = [point for point in points if not math.isnan(point[1])]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=f"C{color}", label=label, marker="o")
+        axes.set(xlabel="training cases", ylabel="validation Dice", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    _save(draw, folder / "cases-curve", (5, 3.4))
+
+
+def _save(draw: Any, stem: Path, size: tuple[float, float]) -> None:
+    # No pyplot: it would choose a window system, and Slicer has its own.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    for ending in ("png", "svg"):
+        with replacing(stem.with_suffix(f".{ending}")) as temporary:
+            figure.savefig(temporary, dpi=130)
+
+
+def _text(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations of training: what is wrong is said in one sentence that names the setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from LiverXAILib import cli
+from LiverXAILib.errors import UsageError
+from LiverXAILib.models.spec import Intensity
+from LiverXAILib.training import config as module
+from LiverXAILib.training.config import Config, parse_config, read_config
+
+ROOT = Path(__file__).parents[2]
+GOOD: dict[str, Any] = {
+    "data": {"layout": "msd", "path": "somewhere"},
+    "network": {"spacing": [3, 3, 3]},
+    "training": {"patch": [32, 32, 32]},
+}
+
+
+def changed(**groups: Any) -> dict[str, Any]:
+    return {**GOOD, **{name: {**GOOD.get(name, {}), **value} for name, value in groups.items()}}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (changed(training={"epoch": 3}), r"no setting 'epoch' in 'training'\. Did you mean 'epochs'\?"),
+        (changed(training={"epochs": "many"}), r'training\.epochs must be a whole number, not "many"\.'),
+        (changed(training={"epochs": 0}), r"training\.epochs must be at least 1, not 0\."),
+        (changed(training={"optimizer": "lion"}), r'optimizer must be one of adam, adamw, sgd, not "lion"\.'),
+        (changed(data={"validation": 1}), r"data\.validation must be less than 1, not 1\."),
+        (
+            changed(data={"layout": "folders"}),
+            r"data\.layout must be one of msd, nnunet, lits",
+        ),
+        ({"network": GOOD["network"]}, r"the setting data is missing\."),
+        ({"data": {"path": "x"}}, r"the setting data\.layout is missing\."),
+        ({**GOOD, "training": {}, "network": {"dimensions": 2, "size": [None, 66, 66]}}, r"divisible by 8"),
+        (changed(network={"size": [None, 64, 64]}), r"either spacing or size"),
+        ({**GOOD, "training": {}}, r"training\.patch is needed"),
+        ({**GOOD, "init": "default"}, r"init brings its own network"),
+        ({**GOOD, "stage": "liver"}, r"there is no init"),
+        (changed(data={"layout": "phantoms"}), r"data\.phantoms"),
+        (changed(data={"phantoms": 4}), r"data\.phantoms"),
+        (changed(data={"fold": 1}), r"not data\.folds"),
+        (changed(data={"folds": 3, "fold": 3}), r"less than data\.folds \(3\)"),
+        (changed(data={"folds": 3, "validation_cases": ["a"]}), r"exclude each other"),
+        (changed(training={"dice_weight": 0, "bce_weight": 0}), r"cannot both be 0"),
+        (changed(augmentation={"flip": [2]}, network={"dimensions": 2}), r"axis that a 2-D network"),
+    ],
+)
+def test_a_mistake_is_named_in_one_sentence(content: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as caught:
+        parse_config(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Cannot read"):
+        read_config(tmp_path / "missing.yaml")
+    path = tmp_path / "c.yaml"
+    path.write_text("data: [", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"c\.yaml, line 1: this is not YAML"):
+        read_config(path)
+    path.write_text("- data", encoding="utf-8")
+    with pytest.raises(UsageError, match="list of settings"):
+        read_config(path)
+
+
+def test_the_command_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(changed(training={"epoch": 3})), encoding="utf-8")
+    assert cli.main(["train", str(path)]) == 2
+    assert cli.main(["train"]) == 2
+    assert cli.main(["train", str(path), "--set", "training"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "Did you mean 'epochs'?" in errors[0]
+
+
+def test_the_schema_and_the_dataclasses_have_the_same_settings() -> None:
+    schema = json.loads((Path(module.__file__).with_name("config.schema.json")).read_text(encoding="utf-8"))
+
+    def compare(kind: Any, node: dict[str, Any]) -> int:
+        fields = {field.name for field in dataclasses.fields(kind)}
+        assert fields - ({"statistics"} if kind is Intensity else set()) == set(node["properties"])
+        assert node["additionalProperties"] is False
+        groups = {"intensity": Intensity} | {kind.__name__.lower(): kind for kind in GROUPS}
+        inner = [(groups[name], one) for name, one in node["properties"].items() if name in groups]
+        return 1 + sum(compare(*pair) for pair in inner)
+
+    assert compare(Config, schema) == 8
+
+
+GROUPS = (module.Data, module.Network, module.Training, module.Augmentation, module.Hardware, module.Finish)
+
+
+def test_the_command_line_changes_any_setting(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    config = read_config(path, {"training.epochs": 3, "data.path": "elsewhere", "hardware.devices": 2})
+    assert (config.name, config.training.epochs, config.data.path, config.hardware.devices) == (
+        "mine",
+        3,
+        "elsewhere",
+        2,
+    )
+    assert config.folder == Path("runs/mine")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_configurations_of_the_repository_are_right_and_can_be_written_out_and_read_again(path: Path) -> None:
+    config = read_config(path)
+    assert parse_config(config.plain()) == config
+
+
+def test_hardware_may_change_when_a_run_is_resumed_and_the_recipe_may_not() -> None:
+    before = parse_config(GOOD)
+    assert parse_config(changed(hardware={"workers": 2}, finish={"explain": "grad-cam"})).recipe() == before.recipe()
+    assert parse_config(changed(training={"epochs": 7})).recipe() != before.recipe()

@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of training: killed and resumed, on two processes, fine-tuned, with synthetic lesions, ready for analyze."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from training_toys import ball_case, tiny, write_msd
+
+from LiverXAILib import cli
+from LiverXAILib.errors import InputError, UsageError
+from LiverXAILib.models.spec import Region
+from LiverXAILib.models.store import load_model, load_states, save_model
+from LiverXAILib.training import learner as learner_module
+from LiverXAILib.training.config import Augmentation, Config
+from LiverXAILib.training.layouts import find_data
+from LiverXAILib.training.run import train, train_by_cases
+from LiverXAILib.training.samples import EpochBatches, Prepare, Samples, ValidationCases, paint_lesions, prepared_cases
+from LiverXAILib.training.splits import recorded_split
+from LiverXAILib.training.start import start
+from LiverXAILib.training.synthesis.fields import Rng
+from LiverXAILib.volumes.io import write_volume
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[2]
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_msd(tmp_path_factory.mktemp("data") / "Task03_Liver", 4)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run of two epochs that nobody disturbed, evaluated and explained."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    config = tiny(data, output, finish={"evaluate": True, "explain": "seg-grad-cam"})
+    lines: list[str] = []
+    train(config, say=lines.append)
+    (output / "said.txt").write_text("\n".join(lines), encoding="utf-8")
+    return config
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+
+
+def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **tolerance: float) -> None:
+    assert set(one) == set(other)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=tolerance.get("rtol", 0), atol=tolerance.get("atol", 0))
+
+
+# --- killed and resumed -------------------------------------------------------------------------------------------
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_in_step(number: int) -> Callable[[], None]:
+    """Die before the optimizer's step `number` (from 1; three are an epoch)."""
+
+    def prepare() -> None:
+        steps, original = [0], learner_module.Learner.training_step
+
+        def step(self: Any, *arguments: Any) -> Any:
+            steps[0] += 1
+            if steps[0] == number:
+                die()
+            return original(self, *arguments)
+
+        learner_module.Learner.training_step = step  # type: ignore[method-assign]
+
+    return prepare
+
+
+def dies_in_validation() -> None:
+    learner_module.Learner.validation_step = lambda *_: die()  # type: ignore[method-assign]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process that is to be killed")
+@pytest.mark.parametrize("prepare", [dies_in_step(5), dies_in_validation], ids=["in the second epoch", "in validation"])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(
+    prepare: Callable[[], None], data: Path, whole: Config, tmp_path: Path
+) -> None:
+    config = tiny(data, tmp_path / "run")
+
+    def child() -> None:
+        prepare()
+        train(config, say=silent)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "run" / "model").exists()
+    (outcome,) = train(config, say=silent)
+    expected, found = checkpoint(whole.folder), checkpoint(tmp_path / "run")
+    assert_same_weights(expected["state_dict"], found["state_dict"])
+    assert found["liverxai"] == expected["liverxai"]
+    assert list(outcome.rows) == json.loads((whole.folder / "finished.json").read_text(encoding="utf-8"))["rows"]
+    name = "liver.safetensors"
+    assert (tmp_path / "run" / "model" / name).read_bytes() == (whole.folder / "model" / name).read_bytes()
+
+
+def test_training_changes_the_weights(whole: Config) -> None:
+    initial = start(whole, ["liver", "tumor"]).network.state_dict()
+    trained = checkpoint(whole.folder)["state_dict"]
+    assert all(not torch.equal(value, trained[f"network.{name}"]) for name, value in initial.items())
+
+
+def test_a_folder_of_another_run_is_not_touched(data: Path, whole: Config) -> None:
+    with pytest.raises(UsageError, match="other settings \\(training differ"):
+        train(tiny(data, whole.folder, training__epochs=3), say=silent)
+    stored = yaml.safe_load((whole.folder / "config.yaml").read_text(encoding="utf-8"))
+    assert stored == whole.plain()
+
+
+# --- what a run leaves --------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_table_curves_logs_evaluation_card_and_examples(whole: Config) -> None:
+    folder = whole.folder
+    for name in ("learning-curve.png", "learning-curve.svg", "splits.json", "evaluation.json", "card.md"):
+        assert (folder / name).stat().st_size > 100
+    with (folder / "epochs.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows] == [1, 2]
+    for part in ("training", "validation"):
+        for measure in ("loss", "accuracy", "dice_liver", "dice_tumor"):
+            assert all(float(row[f"{part}_{measure}"]) >= 0 for row in rows)
+    assert list((folder / "logs").rglob("events.out.tfevents.*"))
+    assert "validation_dice_liver" in next((folder / "logs").rglob("metrics.csv")).read_text(encoding="utf-8")
+    card = (folder / "card.md").read_text(encoding="utf-8")
+    assert "val. Dice tumor" in card
+    assert "nothing anywhere" in card
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    assert "3 training and 1 validation cases" in said
+    assert "analyze" in said
+    (example,) = (folder / "examples").iterdir()
+    assert (example / "segmentation.seg.nrrd").is_file()
+    split = recorded_split(find_data(whole.data).cases, folder / "splits.json")
+    assert example.name == split.validation[0].name
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert {row["structure"] for row in evaluation["cases"]} == {"liver", "tumor"}
+    assert all(row["ece"] is not None or row["predicted_ml"] == 0 for row in evaluation["cases"])
+    spec = load_model(folder / "model").spec
+    assert spec.training["recipe"]["training"]["epochs"] == 2
+    assert "validation cases" in spec.quality["measured"]
+
+
+def test_the_exported_model_is_ready_for_analyze(whole: Config, tmp_path: Path) -> None:
+    write_volume(ball_case(0)[0], tmp_path / "ct.nii.gz")
+    arguments = ["analyze", str(tmp_path / "ct.nii.gz"), "--model", str(whole.folder / "model")]
+    assert cli.main([*arguments, "--output", str(tmp_path / "out"), "--explain", "liver", "--no-report"]) == 0
+    assert (tmp_path / "out" / "segmentation.seg.nrrd").is_file()
+
+
+def test_a_network_that_is_taught_long_enough_finds_the_ball(data: Path, tmp_path: Path) -> None:
+    changes = {"training__epochs": 12, "training__samples_per_case": 6, "training__learning_rate": 0.02}
+    (outcome,) = train(tiny(data, tmp_path / "run", finish__evaluate=True, **changes), say=silent)
+    best = max(row["validation_dice_liver"] for row in outcome.rows)
+    assert best > 0.9
+    assert outcome.rows[-1]["training_loss"] < 0.7 * outcome.rows[0]["training_loss"]
+    (result,) = outcome.results
+    dice = result.structures[0].overlap.dice
+    assert dice is not None
+    assert dice > 0.85  # on the image's own grid
+    assert result.structures[0].ece is not None
+
+
+def test_slices_train_a_two_dimensional_network(data: Path, tmp_path: Path) -> None:
+    network = {"dimensions": 2, "features": [4, 6], "size": [None, 16, 16]}
+    training = {"epochs": 1, "batch_size": 8, "optimizer": "adam", "schedule": "constant"}
+    config = tiny(data, tmp_path / "run", network=network, training=training, finish__evaluate=True)
+    (outcome,) = train(config, say=silent)
+    stage = load_model(tmp_path / "run" / "model").spec.stages[0]
+    assert (stage.dimensions, stage.size) == (2, (None, 16, 16))
+    assert outcome.results[0].structures[0].overlap.dice is not None
+    assert checkpoint(tmp_path / "run")["global_step"] == 5  # 3 cases of 12 slices in batches of 8
+
+
+def test_accumulated_batches_are_one_step_and_training_stops_early(data: Path, tmp_path: Path) -> None:
+    changes = {"training__batch_size": 1, "training__accumulate": 2, "training__early_stop": 1}
+    config = tiny(data, tmp_path / "run", training__epochs=9, training__learning_rate=1e-9, **changes)
+    (outcome,) = train(config, say=silent)
+    # Six batches are three steps. Nothing is learned at this rate, so the second epoch is no better: the last.
+    assert len(outcome.rows) == 2
+    assert checkpoint(tmp_path / "run")["global_step"] == 6
+
+
+def test_folds_are_trained_one_after_the_other_and_judged_together(data: Path, tmp_path: Path) -> None:
+    changes = {"data__folds": 2, "data__fold": "all", "training__epochs": 1, "finish__evaluate": True}
+    config = tiny(data, tmp_path / "run", data__cache="disk", finish__surface=False, **changes)
+    outcomes = train(config, say=silent)
+    assert [outcome.folder.name for outcome in outcomes] == ["fold-0", "fold-1"]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert sorted({row["case"] for row in evaluation["cases"]}) == [f"liver_{n}" for n in range(4)]
+    assert list((tmp_path / "run" / "fold-0" / "cache").glob("*.pt"))
+
+
+# --- two processes ------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_do_what_one_does_with_batches_twice_as_large(data: Path, tmp_path: Path) -> None:
+    changes = {"training__optimizer": "sgd", "training__epochs": 1}
+    train(tiny(data, tmp_path / "one", **changes), say=silent)
+    two = tiny(data, tmp_path / "two", training__batch_size=1, hardware__devices=2, hardware__strategy="ddp", **changes)
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(two.plain()), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "LiverXAILib", "train"]
+    result = subprocess.run(
+        [sys.executable, *command, str(path)], env=environment, capture_output=True, text=True, check=False, timeout=500
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("training and 1 validation cases") == 1  # only the first process speaks
+    one, both = (checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert both["global_step"] == one["global_step"] == 3
+    assert_same_weights(one["state_dict"], both["state_dict"], rtol=1e-4, atol=1e-5)
+    for row, other in zip(one["liverxai"]["rows"], both["liverxai"]["rows"], strict=True):
+        assert row == pytest.approx(other, rel=1e-4, nan_ok=True)
+
+
+def test_lightning_is_imported_without_torchvision() -> None:
+    code = "import sys, LiverXAILib.training.learner; sys.exit('torchvision' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_sample_of_an_epoch_is_drawn_once_whatever_the_number_of_processes() -> None:
+    units = [(n, -1) for n in range(11)]
+    drawn = [list(EpochBatches(units, 2, 7, lambda: (3, 0), rank=rank, world=2)) for rank in range(2)]
+    alone = list(EpochBatches(units, 4, 7, lambda: (3, 0)))
+    assert [[*a, *b] for a, b in zip(*drawn, strict=True)] == alone
+    assert sorted({key[:2] for batch in alone for key in batch}) == units
+    assert list(EpochBatches(units, 4, 7, lambda: (3, 2))) == alone[2:]
+    assert list(EpochBatches(units, 4, 7, lambda: (4, 0))) != alone
+
+
+# --- fine-tuning --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain(whole: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two stages: where the liver is, and tumors in a box around it."""
+    spec, states = load_states(whole.folder / "model")
+    (stage,) = spec.stages
+    coarse = dataclasses.replace(stage, name="coarse", weights=("coarse.safetensors",), labels={"liver": ("liver",)})
+    fine = dataclasses.replace(stage, name="fine", weights=("fine.safetensors",), region=Region("liver", 10.0))
+    chained = dataclasses.replace(spec, name="chain", stages=(coarse, fine))
+    folder = tmp_path_factory.mktemp("chain") / "model"
+    save_model(chained, {"coarse": states["liver"], "fine": states["liver"]}, folder)
+    return folder
+
+
+def test_one_stage_of_a_chain_is_trained_and_the_others_stay(data: Path, chain: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    (outcome,) = train(tiny(data, tmp_path / "run", init=str(chain), training__epochs=1), say=lines.append)
+    assert "stage 'fine'" in lines[0]  # the one that decides tumors
+    assert outcome.rows[0]["epoch"] == 0  # the initial model, judged before training
+    before, after = load_states(chain), load_states(tmp_path / "run" / "model")
+    assert [stage.name for stage in after[0].stages] == ["coarse", "fine"]
+    assert after[0].stages[1].region == Region("liver", 10.0)
+    assert_same_weights(before[1]["coarse"][0], after[1]["coarse"][0])
+    changed = [
+        name for name, value in before[1]["fine"][0].items() if not torch.equal(value, after[1]["fine"][0][name])
+    ]
+    assert changed
+    assert str(chain) in after[0].training["init"]
+
+    named = tiny(data, tmp_path / "other", init=str(chain), stage="coarse")
+    assert (start(named, ["liver", "tumor"]).stage.name, start(named, ["liver", "tumor"]).labels) == (
+        "coarse",
+        ("liver",),
+    )
+    with pytest.raises(UsageError, match="no stage 'middle'; it has coarse, fine"):
+        start(dataclasses.replace(named, stage="middle"), ["liver"])
+
+
+def test_a_stage_around_the_liver_is_trained_in_the_box_of_the_liver(data: Path, chain: Path) -> None:
+    dataset = find_data(tiny(data, Path("x")).data)
+    coarse, fine = load_states(chain)[0].stages
+    shapes = [Prepare(stage, dataset.values)({"case": dataset.cases[0]})["image"].shape for stage in (coarse, fine)]
+    truth = Prepare(fine, dataset.values)({"case": dataset.cases[0]})["truth"]
+    assert shapes[1][1:] < shapes[0][1:]
+    assert (truth > 0).any()
+
+
+def test_a_warning_says_that_validation_got_worse(data: Path, whole: Config, tmp_path: Path) -> None:
+    changes = {"training__epochs": 1, "training__learning_rate": 5.0, "training__optimizer": "sgd"}
+    good = tmp_path / "good"
+    train(tiny(data, good, training__epochs=8, training__samples_per_case=4, training__learning_rate=0.02), say=silent)
+    lines: list[str] = []
+    (outcome,) = train(tiny(data, tmp_path / "run", init=str(good / "model"), **changes), say=lines.append)
+    assert any(line.startswith("warning: Validation got worse") for line in lines)
+    assert "Validation got worse" in (tmp_path / "run" / "card.md").read_text(encoding="utf-8")
+    assert outcome.rows[0]["validation_dice_liver"] > outcome.rows[1]["validation_dice_liver"]
+
+
+def test_the_curve_over_numbers_of_cases_comes_from_one_command(
+    data: Path, whole: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(data, tmp_path / "run", init=str(whole.folder / "model"), training__epochs=1)
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
+    assert cli.main(["train", str(path), "--cases", "1", "3"]) == 0
+    with (tmp_path / "run" / "cases.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["cases"]) for row in rows] == [0, 1, 3]
+    for ending in ("png", "svg"):
+        assert (tmp_path / "run" / f"cases-curve.{ending}").stat().st_size > 1000
+    splits = [json.loads((tmp_path / "run" / f"cases-{n}" / "splits.json").read_text("utf-8")) for n in (1, 3)]
+    assert splits[0]["validation"] == splits[1]["validation"]
+    assert splits[0]["training"] == splits[1]["training"][:1]
+    with pytest.raises(UsageError, match="there are 1 to 3"):
+        train_by_cases(config, [4], say=silent)
+
+
+def test_a_model_that_cannot_be_trained_further_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ensemble of 4"):
+        start(tiny(data, tmp_path, init=str(_ensemble(tmp_path))), ["liver"])
+    with pytest.raises(InputError, match="no file or folder"):
+        train(tiny(tmp_path / "nowhere", tmp_path / "run"), say=silent)
+
+
+def _ensemble(folder: Path) -> Path:
+    begun = start(tiny(folder, folder), ["liver"])
+    stage = dataclasses.replace(begun.stage, weights=tuple(f"{n}.safetensors" for n in range(4)), sha256=("",) * 4)
+    begun.export(begun.network.state_dict(), folder / "single", tiny(folder, folder))
+    spec = dataclasses.replace(load_states(folder / "single")[0], stages=(stage,))
+    save_model(spec, {stage.name: [begun.network.state_dict()] * 4}, folder / "ensemble")
+    return folder / "ensemble"
+
+
+# --- samples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_msd(tmp_path_factory.mktemp("healthy") / "Task03_Liver", 4, tumors=False)
+
+
+def some_samples(data: Path, *, lesions: bool = False, augmentation: Augmentation | None = None) -> Samples:
+    config = tiny(data, Path("x"))
+    dataset = find_data(config.data)
+    stage = start(config, ["liver", "tumor"]).stage
+    cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values, (12, 12, 12)), progress=False)
+    return Samples(cases, stage, (12, 12, 12), augmentation or Augmentation(0), synthetic_lesions=lesions)
+
+
+def test_a_sample_is_the_same_whenever_it_is_drawn_and_others_differ(data: Path) -> None:
+    samples = some_samples(data, lesions=True, augmentation=Augmentation(1.0, flip=(0, 1, 2)))
+    first = samples[1, -1, 5]
+    assert not torch.equal(samples[1, -1, 6]["image"], first["image"])
+    again = samples[1, -1, 5]
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert first["image"].shape == (1, 12, 12, 12)
+    assert first["truth"].dtype == torch.uint8
+
+
+def test_augmentation_moves_image_and_truth_together(data: Path) -> None:
+    plain = some_samples(data)[3, -1, 1]
+    moved = some_samples(data, augmentation=Augmentation(1.0, (0, 1, 2), 30, 0.2, 0, 0, 0))[3, -1, 1]
+    assert not torch.equal(moved["truth"], plain["truth"])
+    for sample in (plain, moved):
+        # The ball is 100 HU in water and its lesion 200 HU: input (HU - 50) / 120.
+        liver, tumor = ((sample["image"][sample["truth"] == value] * 120 + 50).mean() for value in (1, 2))
+        assert liver == pytest.approx(100, abs=12)
+        assert tumor == pytest.approx(180, abs=25)
+
+
+def test_synthetic_lesions_are_painted_where_none_are_labelled_and_nowhere_else(data: Path, healthy: Path) -> None:
+    samples = [some_samples(healthy, lesions=True)[0, -1, seed] for seed in range(12)]
+    assert sum(bool((sample["truth"] == 2).any()) for sample in samples) > 4
+    assert all(sample["tumor_known"] for sample in samples)
+    unpainted = [some_samples(healthy)[0, -1, seed] for seed in range(4)]
+    assert not any((sample["truth"] == 2).any() or sample["tumor_known"] for sample in unpainted)
+    labelled = [some_samples(data, lesions=kind)[3, -1, 2] for kind in (True, False)]
+    assert torch.equal(labelled[0]["image"], labelled[1]["image"])
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (6.0, 2.0, 2.0)])
+def test_painted_lesions_lie_in_the_liver_and_change_the_image_only_there(spacing: tuple[float, ...]) -> None:
+    truth = torch.zeros(20, 40, 40, dtype=torch.uint8)
+    truth[4:16, 8:32, 8:32] = 1
+    image = torch.full(truth.shape, 100.0) + torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)) * 10
+    new, labels = paint_lesions(Rng(3), image, truth, spacing)
+    assert ((labels == 2) <= (truth == 1)).all()
+    assert 20 < int((labels == 2).sum()) < 0.9 * int((truth == 1).sum())
+    assert ((labels > 0) == (truth > 0)).all()
+    assert (new[labels == 2].mean() - new[labels == 1].mean()).abs() > 8
+    far = torch.nn.functional.max_pool3d((truth > 0).float()[None], 3, 1, 1)[0] == 0
+    assert torch.equal(new[far], image[far])
+
+
+def test_a_hospital_with_liver_labels_alone_trains_a_tumor_model(healthy: Path, tmp_path: Path) -> None:
+    changes = {"data__synthetic_lesions": True, "training__epochs": 1, "finish__evaluate": True}
+    (outcome,) = train(tiny(healthy, tmp_path / "run", **changes), say=silent)
+    assert [label.name for label in load_model(tmp_path / "run" / "model").spec.labels] == ["liver", "tumor"]
+    assert not np.isnan(outcome.rows[0]["validation_dice_tumor"])  # of synthetic lesions
+    assert [structure.structure for structure in outcome.results[0].structures] == ["liver"]  # of real ones: unknown
+    (plain,) = train(tiny(healthy, tmp_path / "plain", training__epochs=1), say=silent)
+    assert [label.name for label in load_model(plain.folder / "model").spec.labels] == ["liver"]
+
+
+def test_validation_cases_are_always_the_same_and_each_counts_once(healthy: Path) -> None:
+    config = tiny(healthy, Path("x"))
+    dataset = find_data(config.data)
+    stage = start(config, ["liver", "tumor"]).stage
+    cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values), progress=False)
+    validation = ValidationCases(cases, stage, synthetic_lesions=True)
+    assert torch.equal(validation[2, True]["image"], validation[2, False]["image"])
+    assert (validation[2, True]["truth"] == 2).any()
+    shares: list[Iterator[Any]] = [list(learner_module._Share(3, rank, 2)) for rank in range(2)]  # type: ignore[misc]
+    assert sorted(number for share in shares for number, counts in share if counts) == [0, 1, 2]
+    assert len(list(shares[0])) == len(list(shares[1]))
+
+
+def test_an_unusable_case_is_named_before_training_begins(data: Path, tmp_path: Path) -> None:
+    broken = write_msd(tmp_path / "data", 4)
+    (broken / "imagesTr" / "liver_2.nii.gz").write_bytes(b"no image at all")
+    with pytest.raises(InputError, match="'liver_2'"):
+        train(tiny(broken, tmp_path / "run"), say=silent)
+
+
+# --- Slicer -------------------------------------------------------------------------------------------------------
+
+
+def test_the_script_for_slicer_trains_and_reports_its_exit_code(data: Path, whole: Config, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(whole.plain()), encoding="utf-8")  # a run that is done: it is only finished again
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "Testing"), "OMP_NUM_THREADS": "1"}
+    script = ROOT / "LiverXAI" / "Scripts" / "train_slicer.py"
+    slicer = ["-m", "slicerhost", "--no-splash", "--no-main-window", "--python-script", str(script)]
+    result = subprocess.run(
+        [sys.executable, *slicer, "--config", str(path)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "The model is in" in result.stdout
+    result = subprocess.run(
+        [sys.executable, str(script), "--config", str(tmp_path / "missing.yaml")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 2
+    assert "Cannot read" in result.stderr
