@@ -30,6 +30,9 @@ class UNet(nn.Module):
         stage's; in evaluation mode always the full-size logits alone.
     :param strides: for each level below the first the stride along each axis; default 2 everywhere. A stride of 1
         keeps an axis with thick slices at full size.
+    :param stem_stride: 1, or 2: the first convolution (then 6 voxels wide) halves the image, and the head answers for
+        each of its voxels with all the image voxels it stands for (sub-pixel convolution, Shi 2016). At full
+        resolution nothing is computed then, which is where a U-Net spends most of its time.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class UNet(nn.Module):
         convolutions_per_stage: int = 2,
         deep_supervision: bool = False,
         strides: Sequence[Sequence[int]] | None = None,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         if dimensions not in (2, 3):
@@ -53,14 +57,17 @@ class UNet(nn.Module):
         steps: list[Any] = [tuple(s) for s in strides] if strides else [(2,) * dimensions] * (len(features) - 1)
         if len(steps) != len(features) - 1 or any(len(s) != dimensions or min(s) < 1 for s in steps):
             raise ValueError(f"strides must hold {len(features) - 1} tuples of {dimensions} positive numbers")
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}")
 
-        def stage(inputs: int, outputs: int, stride: Any) -> nn.Sequential:
+        def stage(inputs: int, outputs: int, stride: Any, *, stem: bool = False) -> nn.Sequential:
             layers: list[nn.Module] = []
             for index in range(convolutions_per_stage):
                 first = index == 0
+                width, padding = (6, 2) if stem and first and stem_stride == 2 else (3, 1)
                 layers += [
                     _CONVOLUTION[dimensions](
-                        inputs if first else outputs, outputs, 3, stride if first else 1, padding=1, bias=False
+                        inputs if first else outputs, outputs, width, stride if first else 1, padding, bias=False
                     ),
                     _norm(norm, dimensions, outputs),
                     nn.LeakyReLU(0.01),
@@ -70,9 +77,10 @@ class UNet(nn.Module):
         one: tuple[int, ...] = (1,) * dimensions
         self.dimensions = dimensions
         self.deep_supervision = deep_supervision
-        self._strides = [one, *steps]
+        self._stem_stride = stem_stride
+        self._strides = [(stem_stride,) * dimensions, *steps]
         self.encoder = nn.ModuleList(
-            stage(features[level - 1] if level else in_channels, features[level], self._strides[level])
+            stage(features[level - 1] if level else in_channels, features[level], self._strides[level], stem=level == 0)
             for level in range(len(features) - 1)
         )
         self.bottleneck = stage(features[-2], features[-1], steps[-1])
@@ -83,7 +91,7 @@ class UNet(nn.Module):
             )
             for level in reversed(range(len(features) - 1))
         )
-        self.head = _CONVOLUTION[dimensions](features[0], out_channels, 1)
+        self.head = _CONVOLUTION[dimensions](features[0], out_channels * stem_stride**dimensions, 1)
         # Coarsest first, like the decoder; the last decoder stage has the head itself.
         self.auxiliary_heads = nn.ModuleList(
             _CONVOLUTION[dimensions](features[level], out_channels, 1)
@@ -120,11 +128,20 @@ class UNet(nn.Module):
         for stage in self.decoder:
             x = stage(x, skips.pop())
             outputs.append(x)
-        logits = self.head(outputs[-1])
+        logits = self._expand(self.head(outputs[-1]))
         if not (self.deep_supervision and self.training):
             return logits
         auxiliary = [head(x) for head, x in zip(self.auxiliary_heads, outputs[:-1], strict=True)]
         return [logits, *reversed(auxiliary)]
+
+    def _expand(self, logits: torch.Tensor) -> torch.Tensor:
+        """Lay the channels (C · 2^dimensions, stem stride 2) out as the image voxels they stand for."""
+        if self._stem_stride == 1:
+            return logits
+        n, size, axes = logits.shape[0], logits.shape[2:], self.dimensions
+        parts = logits.reshape(n, -1, *(2,) * axes, *size)
+        order = [0, 1] + [axis for place in range(axes) for axis in (2 + axes + place, 2 + place)]
+        return parts.permute(order).reshape(n, -1, *(2 * m for m in size))
 
 
 class _DecoderStage(nn.Module):

@@ -6,25 +6,86 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .._version import __version__
-from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, StageSpec
+from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
 from ..models.store import save_model
 from ..networks import UNet, default_stage
+from ..progress import Progress
 from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train, tumor_threshold
 from .sources import AXES, load_sources
 from .synthesis import Generator
+from .synthesis.fields import Size
 
 _log = logging.getLogger(__name__)
 
-SPACING_MM = 3.0
-ARGUMENTS = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "features": [12, 24, 48, 96, 128], "norm": "batch"}
+#: What a part leaves in its folder: weights in full precision, and how they were made.
+WEIGHTS, RUN = "weights.safetensors", "run.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of the model: what it sees and how it is trained.
+
+    :param sizes: of training samples, in voxels, and how often each is drawn; divisible by the network's divisor.
+    :param focus: see :class:`Generator`.
+    :param settings: what differs from the defaults of :class:`Settings`.
+    """
+
+    spacing_mm: float
+    arguments: Mapping[str, Any]
+    sizes: Sequence[tuple[Size, float]]
+    validation_size: Size
+    negatives: float
+    focus: float
+    settings: Settings
+
+
+_ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
+#: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it.
+PARTS = {
+    "locator": Part(
+        spacing_mm=4.0,
+        arguments=_ARGUMENTS | {"features": [16, 32, 64, 96]},
+        sizes=(
+            ((64, 64, 80), 0.35),
+            ((48, 64, 80), 0.25),
+            ((64, 80, 96), 0.2),
+            ((96, 64, 80), 0.1),
+            ((80, 80, 112), 0.1),
+        ),
+        validation_size=(64, 80, 96),
+        negatives=0.18,
+        focus=0.0,
+        settings=Settings(iterations=1000, batch=2),
+    ),
+    "liver": Part(
+        spacing_mm=2.0,
+        arguments=_ARGUMENTS | {"features": [24, 48, 96, 128]},
+        sizes=(
+            ((64, 64, 64), 0.25),
+            ((64, 80, 80), 0.25),
+            ((48, 80, 96), 0.2),
+            ((80, 80, 80), 0.15),
+            ((64, 96, 112), 0.08),
+            ((48, 64, 96), 0.07),
+        ),
+        validation_size=(80, 96, 112),
+        negatives=0.06,
+        focus=0.93,
+        settings=Settings(iterations=2800, batch=2),
+    ),
+}
+#: How far around the located liver the liver network looks: farther than the locator is ever wrong on training data.
+MARGIN_MM = 24.0
 #: Phantoms whose anatomy is never trained on.
 VALIDATION_PHANTOMS = range(2000, 2006)
 
@@ -36,8 +97,8 @@ DATA = (
     "all tumors are synthetic: no real tumor label was used",
 )
 RECIPE = (
-    "3-D U-Net with batch norm at 3 mm; each sample is one of these anatomies deformed, given new intensities and "
-    "lesions, and scanned again; see docs/default-model.md"
+    "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver; each sample is one of these anatomies "
+    "deformed, given new intensities and lesions, and scanned again; see docs/default-model.md"
 )
 LIMITS = (
     "For research use only.",
@@ -46,115 +107,134 @@ LIMITS = (
     "Any focal lesion, cysts included, is called tumor.",
     "Seven real anatomies were seen in training: unusual anatomy (situs inversus, after resection or transplantation, "
     "children, massive ascites) was not.",
-    "The border is that of a 3 mm grid. Not for MR, and not for CT with a resolution worse than about 6 mm.",
+    "The border is that of a 2 mm grid. Not for MR, and not for CT with a resolution worse than about 6 mm.",
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the default model of LiverXAI, from data to exported model.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with ct/, dicom/ and models/obelisk/")
-    parser.add_argument("--output", type=Path, required=True, help="folder for sources, logs, checkpoint and model/")
-    parser.add_argument("--iterations", type=int, default=Settings.iterations)
+    parser.add_argument("part", choices=[*PARTS, "export"], help="which network to train; or write the model")
+    parser.add_argument("--data", type=Path, help="folder with ct/, dicom/ and models/obelisk/")
+    parser.add_argument("--output", type=Path, required=True, help="folder for sources/, a folder per part, and model/")
+    parser.add_argument("--iterations", type=int, help="default: the part's own number")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
-    parser.add_argument("--export-only", action="store_true", help="export the last checkpoint and stop")
-    parser.add_argument("--quality", type=Path, help="JSON with what was measured, for the card")
+    parser.add_argument("--quality", type=Path, help="export: JSON with what was measured, for the card")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-
-    settings = Settings(iterations=options.iterations, seed=options.seed)
-    quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else {}
+    if options.part == "export":
+        quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else {}
+        trained = {name: load_file(options.output / name / WEIGHTS) for name in PARTS}
+        runs = {name: json.loads((options.output / name / RUN).read_text(encoding="utf-8")) for name in PARTS}
+        export(trained, options.output / "model", runs, quality)
+        return
+    if options.data is None:
+        parser.error("--data is needed to train")
+    part = PARTS[options.part]
+    settings = replace(part.settings, iterations=options.iterations or part.settings.iterations, seed=options.seed)
     with tqdm(total=1.0, unit="run", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", mininterval=10) as bar:
 
         def progress(stage: str, fraction: float) -> None:
             bar.set_description(stage, refresh=False)
             bar.update(fraction - bar.n)
 
-        cache = options.output / "sources"
-        sources = load_sources(options.data, cache, spacing_mm=SPACING_MM, progress=progress)
-        unseen = load_sources(options.data, cache, spacing_mm=SPACING_MM, phantoms=VALIDATION_PHANTOMS, real=False)
-        generator = Generator(sources, spacing_mm=SPACING_MM)
-        # Seeds below zero are never trained on.
-        validation = [Generator(unseen, spacing_mm=SPACING_MM).sample(-1 - n, (64, 96, 112)) for n in range(8)]
-        validation += [generator.sample(-101 - n, (64, 96, 112)) for n in range(12)]
-        network = UNet(**ARGUMENTS)  # type: ignore[arg-type]
-        iterations = settings.iterations
-        if options.export_only:
-            state = torch.load(options.output / "checkpoint.pt", map_location="cpu", weights_only=True)
-            weights, iterations = state["average"], state["iteration"]
-        else:
-            weights = train(
-                network,
-                generator,
-                options.output,
-                settings,
-                validation=validation,
-                workers=options.workers,
-                progress=progress,
-            )
+        folder = options.output / options.part
+        train_part(part, options.data, options.output / "sources", folder, settings, options.workers, progress)
+
+
+def train_part(
+    part: Part,
+    data: Path,
+    cache: Path,
+    folder: Path,
+    settings: Settings,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Train one network; its weights, at their operating point, and how they came about are left in `folder`.
+
+    :param cache: where the prepared sources are kept.
+    """
+    sources = load_sources(data, cache, spacing_mm=part.spacing_mm, progress=progress)
+    unseen = load_sources(data, cache, spacing_mm=part.spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
+    arguments: dict[str, Any] = {"spacing_mm": part.spacing_mm, "negatives": part.negatives, "focus": part.focus}
+    generator = Generator(sources, sizes=part.sizes, **arguments)
+    phantoms = Generator(unseen, **arguments)
+    # Seeds below zero are never trained on.
+    validation = [phantoms.sample(-1 - n, part.validation_size) for n in range(6)]
+    validation += [generator.sample(-101 - n, part.validation_size) for n in range(12)]
+    torch.manual_seed(settings.seed)
+    network = UNet(**part.arguments)
+    weights = train(network, generator, folder, settings, validation=validation, workers=workers, progress=progress)
     network.load_state_dict(weights)
     network.eval()
-    threshold = tumor_threshold(network, validation + [generator.sample(-201 - n, (64, 96, 112)) for n in range(20)])
+    more = [generator.sample(-201 - n, part.validation_size) for n in range(16)]
+    threshold = tumor_threshold(network, validation + more)
     _log.info("Tumor begins at logit %.2f, which becomes 0", threshold)
-    weights["head.bias"][1] -= threshold
-    export(weights, options.output / "model", iterations, settings, quality)
+    bias = weights["head.bias"]
+    bias[len(bias) // 2 :] -= threshold  # the second half of the head's outputs is the tumor channel
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    run = {"iterations": settings.iterations, "samples": settings.iterations * settings.batch, "seed": settings.seed}
+    (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
 
 
 def export(
-    weights: dict[str, torch.Tensor],
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
     folder: Path,
-    iterations: int,
-    settings: Settings,
+    runs: Mapping[str, Mapping[str, Any]],
     quality: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """Write the model folder: half-precision weights and the card, as they are bundled.
 
+    :param weights: of each part.
+    :param runs: how each part was trained.
     :param quality: what was measured of these weights; the card says "not measured" without it.
     """
-    network = UNet(**ARGUMENTS)  # type: ignore[arg-type]
-    stages = network.explainable_stages()
-    spacing = (SPACING_MM,) * 3
-    stage = StageSpec(
-        name="liver",
-        network="UNet",
-        arguments=ARGUMENTS,
-        weights=("default.safetensors",),
-        sha256=("",),
-        axes=AXES,
-        spacing=spacing,
-        intensity=Intensity(LOW, HIGH, SHIFT, SCALE),
-        window=(128, 128, 160),
-        divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
-        activation="sigmoid",
-        channels=("liver", "tumor"),
-        labels={"liver": ("liver",), "tumor": ("tumor",)},
-        layers=tuple(LayerSpec(name, stride) for name, stride in stages),
-        default_layer=default_stage(stages, spacing),
-    )
     spec = ModelSpec(
         name="default",
         version=__version__,
         title="LiverXAI default model",
-        description="Liver and liver tumors in CT of the abdomen or trunk, one pass at 3 mm.",
+        description=(
+            "Liver and liver tumors in CT of the abdomen or trunk: the liver is located at 4 mm, then segmented with "
+            "its tumors at 2 mm, one pass each."
+        ),
         labels=(LIVER, TUMOR),
-        stages=(stage,),
+        stages=tuple(_stage(name, part) for name, part in PARTS.items()),
         license="Apache-2.0",
         source="python -m LiverXAILib.training.default_model",
-        training={
-            "data": DATA,
-            "recipe": RECIPE,
-            "iterations": iterations,
-            "planned_iterations": settings.iterations,
-            "seed": settings.seed,
-        },
+        training={"data": DATA, "recipe": RECIPE, "runs": runs},
         quality=quality or {"note": "not measured"},
         limits=LIMITS,
     )
-    return save_model(spec, {"liver": [weights]}, folder)
+    return save_model(spec, {name: [dict(weights[name])] for name in PARTS}, folder)
+
+
+def _stage(name: str, part: Part) -> StageSpec:
+    network = UNet(**part.arguments)
+    layers = network.explainable_stages()
+    spacing = (part.spacing_mm,) * 3
+    locator = name == "locator"
+    return StageSpec(
+        name=name,
+        network="UNet",
+        arguments=part.arguments,
+        weights=(f"{name}.safetensors",),
+        sha256=("",),
+        axes=AXES,
+        spacing=spacing,
+        intensity=Intensity(LOW, HIGH, SHIFT, SCALE),
+        window=(128, 128, 128) if locator else (160, 160, 160),
+        divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
+        activation="sigmoid",
+        channels=("liver", "tumor"),
+        labels={"liver": ("liver",)} if locator else {"liver": ("liver",), "tumor": ("tumor",)},
+        region=None if locator else Region("liver", MARGIN_MM),
+        layers=tuple(LayerSpec(layer, stride) for layer, stride in layers),
+        default_layer=default_stage(layers, spacing),
+    )
 
 
 if __name__ == "__main__":

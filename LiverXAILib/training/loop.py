@@ -31,6 +31,9 @@ _DICE_SMOOTH = 50.0
 class Settings:
     """Everything that decides a run, besides the data.
 
+    :param batch: samples in each iteration, of one size. One at a time, torch computes convolutions of small maps with
+        a slow kernel of its own instead of oneDNN's (torch 2.13 on CPU): two cost hardly more than one.
+    :param ease: fraction of the run over which lesions go from large and clear to what they are.
     :param freeze_norm: fraction of the run after which batch norm uses its running statistics. Batches are single
         volumes, whose own statistics inference cannot know: the rest of the run adapts the weights to the fixed ones.
     :param calibrate: fraction of the run after which tumor voxels weigh less against the rest of the liver: the equal
@@ -40,9 +43,11 @@ class Settings:
 
     iterations: int = 3500
     seed: int = 0
+    batch: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     warmup: int = 100
+    ease: float = 0.4
     freeze_norm: float = 0.35
     calibrate: float = 0.75
     ema: float = 0.995
@@ -51,17 +56,21 @@ class Settings:
     checkpoint_every: int = 100
 
 
-class Samples(Dataset[Sample]):
-    """Sample number n of a run is the same in every run with that seed, on any number of workers."""
+class Batches(Dataset[list[Sample]]):
+    """Batch number n of a run is the same in every run with those settings, on any number of workers."""
 
-    def __init__(self, generator: Generator, seed: int, count: int) -> None:
-        self.generator, self.seed, self.count = generator, seed, count
+    def __init__(self, generator: Generator, settings: Settings) -> None:
+        self.generator, self.settings = generator, settings
 
     def __len__(self) -> int:
-        return self.count
+        return self.settings.iterations
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.generator.sample(self.seed * 10_000_019 + index)
+    def __getitem__(self, index: int) -> list[Sample]:
+        settings = self.settings
+        ease = max(0.0, 1 - index / max(1.0, settings.ease * settings.iterations))
+        first = settings.seed * 10_000_019 + index * settings.batch
+        size = self.generator.size_of(first)
+        return [self.generator.sample(first + n, size, ease) for n in range(settings.batch)]
 
 
 def normalize(hu: torch.Tensor) -> torch.Tensor:
@@ -70,15 +79,15 @@ def normalize(hu: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(logits: torch.Tensor, sample: Sample, tumor_share: float = 0.5) -> tuple[torch.Tensor, dict[str, float]]:
-    """Loss of nested channels ("liver" includes "tumor") and its parts.
+    """Loss of one sample's nested channels ("liver" includes "tumor") and its parts.
 
     For each channel binary cross-entropy and soft Dice; and, inside the liver, cross-entropy of tumor against the
     rest, each half averaged first. Without the last, tumors are not found for a thousand iterations.
 
-    :param logits: (1, 2, D, H, W).
+    :param logits: (2, D, H, W).
     :param tumor_share: weight of the tumor half; the rest of the liver has 1 - `tumor_share`.
     """
-    liver_logit, tumor_logit = logits[0, 0][sample.known], logits[0, 1][sample.known]
+    liver_logit, tumor_logit = logits[0][sample.known], logits[1][sample.known]
     liver, tumor = sample.liver[sample.known].float(), sample.tumor[sample.known].float()
     parts = {
         "liver_ce": functional.binary_cross_entropy_with_logits(liver_logit, liver),
@@ -146,9 +155,7 @@ def train(
     _truncate_log(folder / "validation.csv", start)
 
     loader = DataLoader(
-        torch.utils.data.Subset(
-            Samples(generator, settings.seed, settings.iterations), range(start, settings.iterations)
-        ),
+        torch.utils.data.Subset(Batches(generator, settings), range(start, settings.iterations)),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -156,7 +163,7 @@ def train(
     )
     recent: list[dict[str, float]] = []
     began = time.perf_counter() - seconds
-    for iteration, sample in enumerate(loader, start=start):
+    for iteration, batch in enumerate(loader, start=start):
         check_cancel(cancel)
         network.train()
         if iteration >= settings.freeze_norm * settings.iterations:
@@ -166,11 +173,12 @@ def train(
         rate = learning_rate(iteration, settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        image = normalize(sample.image)[None, None].contiguous(memory_format=torch.channels_last_3d)
+        images = torch.stack([normalize(sample.image)[None] for sample in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            logits = network(image)
-        calibrating = iteration >= settings.calibrate * settings.iterations
-        loss, parts = loss_of(logits.float(), sample, 0.2 if calibrating else 0.5)
+            logits = network(images.contiguous(memory_format=torch.channels_last_3d)).float()
+        share = 0.2 if iteration >= settings.calibrate * settings.iterations else 0.5
+        losses = [loss_of(own, sample, share) for own, sample in zip(logits, batch, strict=True)]
+        loss = torch.stack([total for total, _ in losses]).mean()
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -180,7 +188,7 @@ def train(
             # Batch statistics of an almost constant image can blow a gradient up: leave that sample out.
             _log.warning("Iteration %d has no finite gradient and is left out", iteration + 1)
         _update_average(average, network.state_dict(), min(settings.ema, (1 + iteration) / (10 + iteration)))
-        recent.append({"loss": float(loss.detach()), **parts})
+        recent += [{"loss": float(total.detach()), **parts} for total, parts in losses]
 
         done = iteration + 1
         last = done == settings.iterations

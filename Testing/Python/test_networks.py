@@ -42,7 +42,30 @@ def test_deep_supervision_adds_coarse_logits_in_training_only() -> None:
     assert network.eval()(image).shape == (2, 2, 32, 32)
 
 
-@pytest.mark.parametrize("network", [UNet(3, features=(4, 8, 12, 16)), ObeliskUNet()], ids=["UNet", "ObeliskUNet"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_strided_stem_halves_the_work_and_still_answers_for_every_voxel(dimensions: int) -> None:
+    network = UNet(dimensions, out_channels=3, features=(4, 8, 12), stem_stride=2).eval()
+    assert network.divisor == (8,) * dimensions
+    assert network.explainable_stages()[0] == ("encoder.0", (2,) * dimensions)
+    size = (16, 24, 32)[:dimensions]
+    assert network(torch.randn(1, 1, *size)).shape == (1, 3, *size)
+    with pytest.raises(ValueError, match="stem_stride"):
+        UNet(stem_stride=3)
+
+
+def test_the_strided_stems_head_lays_voxels_out_as_pixel_shuffle_does() -> None:
+    network = UNet(2, out_channels=3, features=(4, 8), stem_stride=2).eval()
+    last: list[torch.Tensor] = []
+    network.head.register_forward_hook(lambda module, inputs, output: last.append(output))
+    logits = network(torch.randn(2, 1, 16, 24))
+    assert torch.equal(logits, torch.nn.functional.pixel_shuffle(last[0], 2))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [UNet(3, features=(4, 8, 12, 16)), UNet(3, features=(4, 8, 12), stem_stride=2), ObeliskUNet()],
+    ids=["UNet", "UNet with a strided stem", "ObeliskUNet"],
+)
 def test_every_named_stage_can_be_hooked_and_has_its_stated_stride(network: UNet | ObeliskUNet) -> None:
     network.eval()
     size = (32, 64, 32)

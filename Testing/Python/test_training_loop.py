@@ -16,13 +16,14 @@ from LiverXAILib.inference.stages import normalize as normalize_by_card
 from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
-from LiverXAILib.training.default_model import ARGUMENTS, export
-from LiverXAILib.training.loop import Settings, learning_rate, loss_of, normalize, train, tumor_threshold
+from LiverXAILib.training.default_model import PARTS, export
+from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train, tumor_threshold
 from LiverXAILib.training.synthesis import Generator, Sample
+from LiverXAILib.training.synthesis.fields import Size
 
 torch.set_num_threads(1)
 
-SETTINGS = Settings(iterations=6, warmup=2, checkpoint_every=2, log_every=2, validate_every=3)
+SETTINGS = Settings(iterations=6, batch=2, warmup=2, checkpoint_every=2, log_every=2, validate_every=3)
 
 
 def small_generator() -> Generator:
@@ -88,14 +89,14 @@ def test_the_loss_is_small_for_the_truth_and_ignores_unknown_voxels() -> None:
     known = torch.ones_like(liver)
     known[:, 14:] = False
     sample = sample_with(liver, tumor, known)
-    truth = torch.stack([liver, tumor]).float()[None] * 40 - 20
+    truth = torch.stack([liver, tumor]).float() * 40 - 20
     right, _ = loss_of(truth, sample)
     wrong, parts = loss_of(-truth, sample)
     assert right < 1e-3 < 10 < wrong
     assert set(parts) == {"liver_ce", "liver_dice", "tumor_ce", "tumor_dice", "tumor_balanced"}
 
     elsewhere = truth.clone()
-    elsewhere[0, :, :, 14:] = 99.0
+    elsewhere[:, :, 14:] = 99.0
     assert loss_of(elsewhere, sample)[0] == right
 
 
@@ -103,7 +104,7 @@ def test_the_balanced_part_weighs_a_small_tumor_as_much_as_the_rest_of_the_liver
     liver = torch.ones(8, 16, 16, dtype=torch.bool)
     tumor = torch.zeros_like(liver)
     tumor[:2, :4, :4] = True
-    nothing_found = torch.full((1, 2, 8, 16, 16), -10.0)
+    nothing_found = torch.full((2, 8, 16, 16), -10.0)
     _, parts = loss_of(nothing_found, sample_with(liver, tumor, liver))
     assert parts["tumor_balanced"] == pytest.approx(5.0, abs=0.01)  # half of 10
     _, parts = loss_of(nothing_found, sample_with(liver, tumor, liver), tumor_share=0.2)
@@ -113,8 +114,8 @@ def test_the_balanced_part_weighs_a_small_tumor_as_much_as_the_rest_of_the_liver
 def test_a_negative_sample_has_a_finite_loss_that_falls_with_fewer_false_voxels() -> None:
     none = torch.zeros(8, 16, 16, dtype=torch.bool)
     sample = sample_with(none, none, ~none)
-    quiet, _ = loss_of(torch.full((1, 2, 8, 16, 16), -8.0), sample)
-    loud, _ = loss_of(torch.full((1, 2, 8, 16, 16), 2.0), sample)
+    quiet, _ = loss_of(torch.full((2, 8, 16, 16), -8.0), sample)
+    loud, _ = loss_of(torch.full((2, 8, 16, 16), 2.0), sample)
     assert quiet < 0.1 < 1 < loud
 
 
@@ -127,21 +128,39 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
 
 
-def test_the_exported_model_gives_the_trained_network_s_answer(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = UNet(**ARGUMENTS).eval()  # type: ignore[arg-type]
-    export(network.state_dict(), tmp_path / "model", 0, Settings())
-    model = load_model(tmp_path / "model")
-    stage = model.spec.stages[0]
+def test_lesions_start_large_and_clear_and_become_what_they_are() -> None:
+    seen: list[float] = []
 
-    hu = torch.linspace(-1024, 1500, 16**3).reshape(16, 16, 16)
-    assert torch.allclose(normalize(hu), normalize_by_card(hu, stage))
-    assert stage.axes == "SPL"
-    assert stage.default_layer == "decoder.1"
-    with torch.inference_mode():
-        image = normalize(hu)[None, None]
-        expected, found = network(image), model.members(stage)[0](image)
-    assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are kept in half precision
+    class Watched(Generator):
+        def sample(self, seed: int, size: Size | None = None, ease: float = 0.0) -> Sample:
+            seen.append(ease)
+            return super().sample(seed, size, ease)
+
+    batches = Batches(Watched([block_of_liver()], sizes=[((16, 24, 24), 0.5), ((24, 16, 24), 0.5)]), SETTINGS)
+    shapes = [{tuple(sample.image.shape) for sample in batches[n]} for n in range(len(batches))]
+    assert all(len(shape) == 1 for shape in shapes), "the samples of a batch have one size"
+    assert seen[:2] == [1.0, 1.0]
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == 0.0
+
+
+def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    networks = {name: UNet(**part.arguments).eval() for name, part in PARTS.items()}
+    export({name: network.state_dict() for name, network in networks.items()}, tmp_path / "model", {})
+    model = load_model(tmp_path / "model")
+    hu = torch.linspace(-1024, 1500, 32**3).reshape(32, 32, 32)
+    for stage in model.spec.stages:
+        assert torch.allclose(normalize(hu), normalize_by_card(hu, stage))
+        assert stage.axes == "SPL"
+        with torch.inference_mode():
+            image = normalize(hu)[None, None]
+            expected, found = networks[stage.name](image), model.members(stage)[0](image)
+        assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are kept in half precision
+    locator, liver = model.spec.stages
+    assert (locator.default_layer, liver.default_layer) == ("decoder.1", "decoder.1")
+    assert liver.region is not None
+    assert model.spec.stage_of("liver") is model.spec.stage_of("tumor") is liver
 
 
 def test_the_tumor_threshold_is_where_dice_is_best() -> None:

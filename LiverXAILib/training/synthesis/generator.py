@@ -70,6 +70,8 @@ class Generator:
     :param spacing_mm: voxel size of all sources.
     :param negatives: share of samples around something that is not liver.
     :param lesions: share of the samples with liver that get lesions.
+    :param focus: share of the other samples whose middle is near a voxel of the liver, wherever it lies in the scan:
+        for a network that sees the liver's surroundings only.
     :param sizes: sizes of the samples in voxels (superior, posterior, left) and how often each is drawn.
     """
 
@@ -80,6 +82,7 @@ class Generator:
         spacing_mm: float = 3.0,
         negatives: float = 0.13,
         lesions: float = 0.85,
+        focus: float = 0.0,
         sizes: Sequence[tuple[Size, float]] = SIZES,
     ) -> None:
         self.sources = list(sources)
@@ -87,6 +90,7 @@ class Generator:
         self.spacing_mm = spacing_mm
         self.negatives = negatives
         self.lesions = lesions
+        self.focus = focus
         self._weights = [s.weight if s.liver.any() else 0.0 for s in self.sources]
         self._tensors = [
             (
@@ -98,11 +102,17 @@ class Generator:
         ]
         self._own_hu = [_median_hu(s) for s in self.sources]
         self._liver_range = [_range(s.liver) for s in self.sources]
+        self._liver_voxels = [torch.from_numpy(np.argwhere(s.liver)[::37].astype(np.int16)) for s in self.sources]
 
-    def sample(self, seed: int, size: Size | None = None) -> Sample:
+    def size_of(self, seed: int) -> Size:
+        """The size that :meth:`sample` draws for `seed`."""
+        return self.sizes[Rng(seed).choose([w for _, w in self.sizes])][0]
+
+    def sample(self, seed: int, size: Size | None = None, ease: float = 0.0) -> Sample:
         """The sample of `seed`.
 
         :param size: (D, H, W) in voxels; drawn if None.
+        :param ease: 0 to 1, how much larger and clearer lesions are than they would be; a beginner learns from these.
         """
         rng = Rng(seed)
         drawn = self.sizes[rng.choose([w for _, w in self.sizes])][0]
@@ -146,7 +156,8 @@ class Generator:
             image = image + liver * rng.uniform(0, 5) * smooth_field(rng, size, rng.uniform(5, 14))
             if rng.chance(self.lesions):
                 grain = 0.0 if synthetic else min(15.0, float(liver_hu.std()))
-                image, tumor = add_lesions(rng, image, liver & (tissues != Tissue.UNKNOWN), self.spacing_mm, grain)
+                healthy = liver & (tissues != Tissue.UNKNOWN)
+                image, tumor = add_lesions(rng, image, healthy, self.spacing_mm, grain, ease)
         image = acquire(rng, image, self.spacing_mm, synthetic=synthetic)
         seen = limit_field_of_view(rng, image) & ~outside
         image = torch.where(seen, image, torch.tensor(_AIR))
@@ -156,6 +167,9 @@ class Generator:
     def _center(self, rng: Rng, number: int, size: Size, negative: bool) -> torch.Tensor:
         """The source voxel (k, j, i) in the middle of the sample."""
         shape = self.sources[number].tissues.shape
+        if not negative and self.focus and rng.chance(self.focus):
+            voxels = self._liver_voxels[number]
+            return voxels[rng.integer(len(voxels))].float() + 12 / self.spacing_mm * rng.normal(3)
         center = torch.tensor([(n - 1) / 2 for n in shape])
         for axis in (1, 2):
             slack = max(0.0, (shape[axis] - size[axis]) / 2)

@@ -11,16 +11,22 @@ from .fields import Rng, rotation_matrix, smooth_field
 
 
 def add_lesions(
-    rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: float, hu_noise: float = 0.0
+    rng: Rng,
+    image: torch.Tensor,
+    liver: torch.Tensor,
+    spacing_mm: float,
+    hu_noise: float = 0.0,
+    ease: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paint one to eight lesions into the liver.
 
-    Deformed ellipsoids of 5.5 to 48 mm radius (small ones more often, and more of them), hypodense (72 %),
+    Deformed ellipsoids of 4 to 48 mm radius (small ones more often, and more of them), hypodense (72 %),
     hyperdense (16 %) or cysts (12 %), with soft edges, texture, and sometimes a necrotic core or a rim. A lesion
     never leaves the liver.
 
     :param image: (D, H, W) in HU, before blur and noise.
     :param liver: bool (D, H, W).
+    :param ease: 0 to 1: how much larger, and different from the liver, the smallest lesions are.
     :return: the new image, and the lesions as bool (D, H, W).
     """
     tumor = torch.zeros_like(liver)
@@ -36,7 +42,9 @@ def add_lesions(
         if painted == count:
             break
         kind = family if rng.chance(0.7) else rng.choose((0.72, 0.16, 0.12))
-        radius = rng.log_uniform(5.5, max(7.0, largest if rng.chance(0.5) else min(largest, 24.0))) / spacing_mm
+        radius = (
+            rng.log_uniform(4 + 5 * ease, max(9.0, largest if rng.chance(0.5) else min(largest, 24.0))) / spacing_mm
+        )
         center = inside[rng.integer(len(inside))]
         reach = math.ceil(radius * 1.9) + 2
         box = tuple(
@@ -47,7 +55,7 @@ def add_lesions(
         core = alpha > 0.5
         if int(core.sum()) < 4:
             continue
-        image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, hu_noise)
+        image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, hu_noise, ease)
         tumor[box] |= core
         painted += 1
     return image, tumor
@@ -76,14 +84,15 @@ def _paint(
     kind: int,
     radius_mm: float,
     hu_noise: float,
+    ease: float,
 ) -> torch.Tensor:
     background = float(image[liver].median())
     if kind == 0:
         # Small lesions are blurred into their surroundings anyway: do not ask for the invisible.
-        least = 18 if radius_mm < 8 else 12
+        least = (22 if radius_mm < 6 else 18 if radius_mm < 9 else 12) + 25 * ease
         hu = background - rng.uniform(least, max(least + 10, min(75, background - 5)))
     elif kind == 1:
-        hu = background + rng.uniform(18, 75)
+        hu = background + rng.uniform(18 + 20 * ease, 75)
     else:
         hu = min(rng.uniform(-4, 22), background - 20)
     size = (image.shape[0], image.shape[1], image.shape[2])
