@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..networks import default_stage
-from .download import checksum
+from .downloads import checksum
 from .labels import result_labels
 from .model import Model
 from .registry import Notes

@@ -24,7 +24,7 @@ from ..files import replacing
 from ..networks import build_network
 from ..networks.folding import fold_batch_norms
 from ..progress import CancelToken, Progress, check_cancel, scaled
-from .download import checksum, fetch, require_space, unpack
+from .downloads import checksum, fetch, require_space, unpack
 from .model import Model
 from .monai_bundle import BUNDLE_FILES, is_bundle, load_bundle
 from .nnunet import find_nnunet, load_nnunet, nnunet_files, write_plain_checkpoints

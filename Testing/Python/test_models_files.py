@@ -25,7 +25,7 @@ from LiverXAILib.cli import main
 from LiverXAILib.errors import Cancelled, ModelError
 from LiverXAILib.models import download_folder, load_model, registry, save_model, verify
 from LiverXAILib.models import registry as registry_function
-from LiverXAILib.models.download import fetch, unpack
+from LiverXAILib.models.downloads import fetch, unpack
 from LiverXAILib.models.nnunet import load_nnunet
 from LiverXAILib.models.registry import own_models
 from LiverXAILib.models.store import download, import_model, remove, verify_model

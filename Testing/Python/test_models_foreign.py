@@ -23,7 +23,7 @@ from LiverXAILib.explain import explain
 from LiverXAILib.inference import Postprocessing, segment
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import load_model, registry
-from LiverXAILib.models.download import checksum
+from LiverXAILib.models.downloads import checksum
 from LiverXAILib.models.store import import_model
 from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.volume import Grid

@@ -100,3 +100,15 @@ def test_loading_the_module_imports_neither_qt_nor_torch():
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             text = ast.unparse(node)
             assert not re.search(r"\b(qt|ctk|torch|SimpleITK)\b", text), text
+
+
+def test_a_function_of_the_library_is_not_hidden_by_a_module_of_its_name():
+    """A module that is imported becomes an attribute of its package, in place of a name that is not there yet."""
+    library = MODULE.parents[1] / "LiverXAILib"
+    for init in library.glob("*/__init__.py"):
+        tree = ast.parse(init.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        lazy = [call for call in calls if ast.unparse(call.func) == "lazy_names"]
+        names = {key.value for call in lazy for node in call.args for key in getattr(node, "keys", ())}
+        modules = {path.stem for path in init.parent.glob("*.py")}
+        assert not names & modules, f"{init.parent.name}: {names & modules}"
