@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ SHAPE, SPACING = (200, 512, 512), (0.75, 0.75, 2.0)
 #: The images of the growth: slices and their distance in mm. The last is a trunk.
 SLICES = ((50, 2.0), (100, 2.0), (200, 2.0), (400, 2.0), (1000, 1.0))
 LESIONS = (0, 1, 4, 16, 64)
-#: Windows along the longest axis.
+#: Windows along the first axis, about: the network's divisor rounds them.
 WINDOWS = (1, 2, 4, 8)
 
 
@@ -325,7 +326,7 @@ def _window_growth(volume: Volume, model: Model, device: torch.device) -> list[d
     rows = []
     for count in WINDOWS:
         share = 1 if count == 1 else 1 / (count - (count - 1) * 0.25)
-        cut = dataclasses.replace(stage, window=(max(1, int(grid.shape[0] * share)), *grid.shape[1:]), overlap=0.25)
+        cut = dataclasses.replace(stage, window=(ceil(grid.shape[0] * share), *grid.shape[1:]), overlap=0.25)
         plan = stage_plan(cut, grid)
         seconds = _seconds(partial(predict_logits, model.members(cut), image, cut, plan, device))
         voxels = len(plan.boxes) * int(np.prod(plan.window))

@@ -327,8 +327,13 @@ def _openvino_forward(network: nn.Module, precision: str) -> Forward:
 
 
 def _convert(network: nn.Module, path: Path) -> None:
-    """Write the network as OpenVINO's files. Both are complete, or the one that is looked for is not there."""
+    """Write the network as OpenVINO's files. Both are complete, or the one that is looked for is not there.
+
+    By the frontend itself: ``openvino.convert_model`` would report its use over the internet.
+    """
     import openvino as ov
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     size = getattr(network, "divisor", (32,) * _dimensions(network))
     # Unequal sides: a size that the tracer mistakes for a constant shows in the self-test.
@@ -337,7 +342,13 @@ def _convert(network: nn.Module, path: Path) -> None:
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The tracer warns of every size that a network checks.
         traced = torch.jit.trace(alone, example, check_trace=False)
-        model = ov.convert_model(traced, example_input=example)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced, example_input=example)  # must live until the model is converted
+        model = frontend.convert(frontend.load(decoder))
+    (image,) = (source.get_node() for source in model.inputs)
+    image.set_element_type(ov.Type.f32)
+    image.set_partial_shape(ov.PartialShape([-1, example.shape[1], *[-1] * len(size)]))
+    model.validate_nodes_and_infer_types()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".converting-") as folder:
         new = Path(folder) / path.name
