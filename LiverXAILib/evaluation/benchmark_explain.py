@@ -35,10 +35,10 @@ from ..progress import CancelToken, Progress, check_cancel, report_progress, sca
 from ..volumes.volume import Volume
 
 #: What is benchmarked by default.
-TARGETS = ("liver", "tumor")
+TARGETS = ("liver", "lesion:1")
 #: Points of a curve, and the size of the box in which maps are examined.
 POINTS = 5
-FIELD_MM = 72.0
+FIELD_MM = 64.0
 #: Methods that read a layer. The others take minutes a map and are benchmarked when they are named.
 LAYER_METHODS = tuple(name for name, method in METHODS.items() if method.layer_maps is not None)
 
@@ -264,7 +264,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cases", metavar="CASE", nargs="+", type=Path, help="CTs: files or DICOM folders")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where table and figure go")
     parser.add_argument("--model", default="default", help="name or folder of a model (default: default)")
-    parser.add_argument("--targets", nargs="+", default=TARGETS, help="questions (default: liver tumor)")
+    parser.add_argument("--targets", nargs="+", default=TARGETS, help="questions (default: liver lesion:1)")
     parser.add_argument(
         "--methods",
         nargs="+",

@@ -130,7 +130,8 @@ class Examination:
         Petsiuk, Das, Saenko, "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421. The n-th point changes the fraction
         (n/N)^3 of the voxels: equal steps in the *width* of what is changed, since in three dimensions a target is a
         small part of the window. Areas are taken over n/N by the trapezoid rule; the gain is insertion minus deletion,
-        in units of f(image) - f(blurred image): at most about 1, and about -0.5 for a map that ranks at random.
+        in units of f(image) - f(blurred image): at most about 1, and about -0.5 for a map that ranks at random;
+        0 where these differ by less than 0.05, since nothing is tested then.
         """
         steps = np.linspace(0, 1, self.points)
         order = self._ranking(values)
@@ -153,7 +154,7 @@ class Examination:
             "insertion": [round(value, 5) for value in insertion],
             "deletion_auc": round(areas[0], 5),
             "insertion_auc": round(areas[1], 5),
-            "gain": round((areas[1] - areas[0]) / span, 4) if span > 0 else 0.0,
+            "gain": round((areas[1] - areas[0]) / span, 4) if span >= _TESTABLE else 0.0,
         }
 
     @cached_property

@@ -139,7 +139,7 @@ def test_the_map_of_the_last_stage_is_the_logit_map_whatever_is_asked():
     """The algebra behind the warning: S = sum of w A over the target, so sum_k alpha_k A_k is w A everywhere."""
     volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
     boxes = ["tumor:box:lps:0,0,0,10,30,30", "tumor:box:lps:20,0,0,30,30,30"]
-    first, second = explain_all(volume, model, segmentation, boxes, layer="decoder", device="cpu")
+    first, second = explain_all(volume, model, segmentation, boxes, "seg-grad-cam", "decoder", device="cpu")
     assert "copy of the network's score" in first.warnings[0]
     assert np.ptp(first.heatmap.array) == 1
     np.testing.assert_allclose(first.heatmap.array, second.heatmap.array, atol=1e-5)

@@ -20,7 +20,7 @@ from LiverXAILib.errors import ModelError
 from LiverXAILib.explain import METHODS, explain
 from LiverXAILib.explain.methods import METHODS as ALL_METHODS
 from LiverXAILib.explain.run import StageRun, ask
-from LiverXAILib.explain.stitching import layer_maps
+from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.explain.targets import Target
 from LiverXAILib.inference import Postprocessing, segment
 from LiverXAILib.models import Model, load_model
@@ -220,7 +220,7 @@ def raw_map(model: Model, volume: Any, segmentation: Any, method: str, layer: st
     stage = model.spec.stages[0]
     run = StageRun.prepare(volume, model, stage, segmentation, torch.device("cpu"))
     question = ask(Target.parse("tumor"), segmentation, model, run)
-    (result,) = layer_maps(run, [question], ALL_METHODS[method], layer)
+    (result,) = stage_maps(run, [question], ALL_METHODS[method], layer)
     return result.values
 
 
