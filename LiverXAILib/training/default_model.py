@@ -65,7 +65,7 @@ PARTS = {
         validation_size=(64, 80, 96),
         negatives=0.18,
         focus=0.0,
-        settings=Settings(iterations=1500, batch=2),
+        settings=Settings(iterations=1000, batch=2),
     ),
     "liver": Part(
         spacing_mm=2.0,
