@@ -23,6 +23,7 @@ from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 from .config import Training
 from .samples import EpochBatches, Samples, ValidationCases
+from .table import score
 
 #: Added above and below the line of Dice, in voxels: keeps it gentle where there is nothing to find.
 _SMOOTH = 20.0
@@ -112,30 +113,35 @@ class Learner(pl.LightningModule):
         yes = torch.ones_like(tumor_known)
         return torch.stack([yes if label == "liver" else tumor_known for label in self.labels], dim=1)
 
-    def loss(self, margins: torch.Tensor, truths: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """Soft Dice and binary cross-entropy of each known label, and of tumor against the rest of the liver."""
-        settings, target = self.settings, truths.float()
+    def loss(self, margins: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Soft Dice and binary cross-entropy of each known label, and of tumor against the rest of the liver.
+
+        :param margins: (N, labels, …).
+        :param truth: (N, …), 0 background, 1 liver, 2 tumor.
+        :param known: bool (N, labels).
+        """
+        settings, target = self.settings, self.truths(truth).float()
         dice = self.dice_loss(margins, target).flatten(1)
         bce = functional.binary_cross_entropy_with_logits(margins, target, reduction="none")
         parts = settings.dice_weight * dice + settings.bce_weight * bce.flatten(2).mean(2)
         total = (parts * known).mean()
         if "tumor" in self.labels and settings.tumor_balance:
-            liver, tumor = (truths[:, self.labels.index(name)] for name in ("liver", "tumor"))
-            own = bce[:, self.labels.index("tumor")]
+            place = self.labels.index("tumor")
+            own = bce[:, place]
             for n in range(len(own)):
-                if known[n, self.labels.index("tumor")] and tumor[n].any():
-                    rest = own[n][liver[n] & ~tumor[n]]
-                    halves = own[n][tumor[n]].mean() + (rest.mean() if len(rest) else 0.0)
+                tumor = truth[n] == 2
+                if known[n, place] and tumor.any():
+                    rest = own[n][truth[n] == 1]
+                    halves = own[n][tumor].mean() + (rest.mean() if len(rest) else 0.0)
                     total = total + settings.tumor_balance * 0.5 * halves / len(own)
         return total
 
     def training_step(self, batch: Mapping[str, torch.Tensor], _: int) -> torch.Tensor:
         margins = self.margins(self.network(batch["image"]))
-        truths, known = self.truths(batch["truth"][:, 0]), self.known(batch["tumor_known"])
-        loss = self.loss(margins, truths, known)
+        truth, known = batch["truth"][:, 0], self.known(batch["tumor_known"])
+        loss = self.loss(margins, truth, known)
         with torch.no_grad():
-            found = margins > 0
-            self._training += self._counts(loss, found, truths, known)
+            self._training += self._counts(loss, margins > 0, self.truths(truth), known)
         return loss
 
     def train(self, mode: bool = True) -> Learner:
@@ -162,23 +168,17 @@ class Learner(pl.LightningModule):
         plan = stage_plan(self.stage, Grid((k, j, i), np.eye(4)))
         logits = predict_logits([self.network], image.cpu(), self.stage, plan, self.device)
         margins = self.margins(logits[None])
-        truths, known = self.truths(truth[None].cpu()), self.known(case["tumor_known"][None].cpu())
-        counts = self._counts(self.loss(margins, truths, known), margins > 0, truths, known)
+        truth, known = truth[None].cpu(), self.known(case["tumor_known"][None].cpu())
+        counts = self._counts(self.loss(margins, truth, known), margins > 0, self.truths(truth), known)
         if case["counts"]:
-            self._validating += counts.to(self._validating.device)
+            self._validating += counts
 
     def on_validation_epoch_start(self) -> None:
         self._validating = self._sums()
 
     def on_validation_epoch_end(self) -> None:
         self.validated = self._measures("validation", self._gathered(self._validating))
-        self.log("validation_score", self.score(self.validated), rank_zero_only=False)
-
-    def score(self, row: Mapping[str, float]) -> float:
-        """Mean validation Dice over the labels that there are: what decides which epoch is best."""
-        dice = [row[f"validation_dice_{label}"] for label in self.labels]
-        dice = [value for value in dice if not math.isnan(value)]
-        return sum(dice) / len(dice) if dice else 0.0
+        self.log("validation_score", score(self.validated), rank_zero_only=False)
 
     # -- sums: loss, samples, right voxels, voxels, voxels that are background; for each label Dice's parts ----------
 
@@ -280,7 +280,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, self.last)
 
     def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
-        scores = [learner.score(row) for row in learner.rows if row["epoch"] > 0]
+        scores = [score(row) for row in learner.rows if row["epoch"] > 0]
         if scores.index(max(scores)) == len(scores) - 1:
             self._save(trainer, self.best, weights_only=True)
         if trainer.is_global_zero:

@@ -28,7 +28,7 @@ from .config import Config
 from .layouts import DataSet, TrainingCase, find_data, read_case
 from .splits import Split, draw_split, record_split, recorded_split
 from .start import Start, start
-from .table import header, line, markdown, write_case_curve, write_csv, write_curves
+from .table import header, line, markdown, score, write_case_curve, write_csv, write_curves
 
 _log = logging.getLogger(__name__)
 
@@ -264,14 +264,14 @@ def _finish(
         "recipe": config.recipe(),
     }
     model = folder / "model"
-    begun.export(weights, model, config, training=training, quality={"note": "not measured"})
+    begun.export(weights, model, config, training, {"note": "not measured"})
     results: list[CaseResult] = []
     if config.finish.evaluate:
         results = _evaluate(config, dataset, split.validation, model, progress)
         for ending in ("csv", "json"):
             write_results(results, folder / f"evaluation.{ending}")
         say("\n" + format_results(results))
-        begun.export(weights, model, config, training=training, quality=_quality(results, best))
+        begun.export(weights, model, config, training, _quality(results, best))
     if config.finish.explain:
         _explain(config, split.validation[: config.finish.examples], model, folder / "examples", progress)
     _write_card(folder, training, rows, results, found_warnings)
@@ -314,8 +314,9 @@ def _explain(
 ) -> None:
     from ..options import Options
 
-    options = Options(method=str(config.finish.explain))
     loaded = load_model(model)
+    targets = tuple(label.name for label in loaded.spec.labels if label.name in ("liver", "tumor"))
+    options = Options(explain=targets, method=str(config.finish.explain))
     for case in cases:
         analysis = options.analyze(options.read(case.image), loaded, device=_device(config), progress=progress)
         options.write(analysis, folder / case.name)
@@ -378,7 +379,7 @@ def _warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """What a user should know of how the training went."""
     if rows[0]["epoch"] != 0:
         return []
-    first, best = _score(rows[0]), _score(_best(rows))
+    first, best = score(rows[0]), score(_best(rows))
     if best < first:
         return [
             f"Validation got worse: the best epoch has a mean Dice of {best:.3f}, the initial model {first:.3f}. Keep "
@@ -389,12 +390,7 @@ def _warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 def _best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
     """The epoch with the best validation; the first of equals."""
-    return max((row for row in rows if row["epoch"] > 0), key=_score)
-
-
-def _score(row: Mapping[str, float]) -> float:
-    dice = [value for key, value in row.items() if key.startswith("validation_dice_") and not math.isnan(value)]
-    return sum(dice) / len(dice) if dice else 0.0
+    return max((row for row in rows if row["epoch"] > 0), key=score)
 
 
 def _claim(folder: Path, config: Config) -> None:

@@ -48,17 +48,28 @@ class Start:
     base: tuple[ModelSpec, dict[str, list[dict[str, torch.Tensor]]]] | None = None
 
     def export(
-        self, weights: Mapping[str, torch.Tensor], folder: Path, config: Config, **notes: Mapping[str, Any]
+        self,
+        weights: Mapping[str, torch.Tensor],
+        folder: Path,
+        config: Config,
+        training: Mapping[str, Any],
+        quality: Mapping[str, Any],
     ) -> ModelSpec:
         """Write the model with `weights` in its place; the other stages of the model it came from stay as they are.
 
-        :param notes: `training` and `quality` of the card.
+        :param training: for the card, which also keeps what is known of the initial model's training.
+        :param quality: for the card.
         """
+        if self.base is not None:
+            before = self.base[0]
+            initial = {"name": before.name, "version": before.version, "training": before.training}
+            training = {**training, "initial_model": initial}
         about = {
             "name": config.name,
             "version": __version__,
             "title": config.title or f"{config.name}, trained with LiverXAI",
-            **notes,
+            "training": training,
+            "quality": quality,
         }
         if self.base is None:
             spec = ModelSpec(

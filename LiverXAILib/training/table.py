@@ -45,6 +45,12 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {text} |" for text in lines) + "\n"
 
 
+def score(row: Row) -> float:
+    """Mean validation Dice over the labels that there are: what decides which epoch is best."""
+    dice = [value for key, value in row.items() if key.startswith("validation_dice_") and not math.isnan(value)]
+    return sum(dice) / len(dice) if dice else 0.0
+
+
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows; the first one names the columns."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -78,9 +84,10 @@ def write_curves(rows: Sequence[Row], folder: Path) -> None:
             axes.set(xlabel="epoch", ylabel=name)
             if name == "Dice":
                 axes.set_ylim(0, 1)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             if axes.lines:
-                axes.legend(fontsize=8)
+                axes.legend(fontsize=8, loc="upper right" if name == "loss" else "lower right")
 
     _save(draw, folder / "learning-curve", (11, 3.4))
 
@@ -96,8 +103,9 @@ def write_case_curve(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), color=f"C{color}", label=label, marker="o")
         axes.set(xlabel="training cases", ylabel="validation Dice", ylim=(0, 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower right")
 
     _save(draw, folder / "cases-curve", (5, 3.4))
 
