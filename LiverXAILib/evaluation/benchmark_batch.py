@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import numpy as np
 from ..errors import LiverXAIError, UsageError
 from ..options import Options
 from ..volumes.io import read_volume, write_volume
+from .machine import describe_machine
 
 #: How often the memory of the processes is looked at.
 _SAMPLE_SECONDS = 0.2
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         images = _images(arguments.images, scratch.folder / "images")
         small = [_cut_out(path, scratch.folder / "small" / f"{n}.nii.gz") for n, path in enumerate(images)]
         result = {
-            "machine": _machine(arguments.device),
+            "machine": describe_machine(arguments.device),
             "model": arguments.model,
             "explained": "as by default" if arguments.explain is None else " ".join(arguments.explain) or "nothing",
             "images": f"{arguments.images or 'four phantoms'}, {_sizes(images)} voxels; for memory {_sizes(small)}",
@@ -297,23 +297,3 @@ def _watch(process: subprocess.Popen[str], output: Path, samples: list[tuple[flo
 
 def _resident_mib(process: Any) -> float:
     return float(process.memory_info().rss) / 2**20
-
-
-def _machine(device: str) -> dict[str, str]:
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    machine = {
-        "CPU": cpu,
-        "cores": str(os.cpu_count()),
-        "torch": torch.__version__,
-        "Python": platform.python_version(),
-    }
-    if device != "cpu" and torch.cuda.is_available():
-        machine["GPU"] = torch.cuda.get_device_name()
-    return machine

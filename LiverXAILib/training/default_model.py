@@ -226,7 +226,6 @@ def _stage(name: str, part: Part) -> StageSpec:
         axes=AXES,
         spacing=spacing,
         intensity=Intensity(LOW, HIGH, SHIFT, SCALE),
-        window=(128, 128, 128) if locator else (160, 160, 160),
         divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
         activation="sigmoid",
         channels=("liver", "tumor"),
