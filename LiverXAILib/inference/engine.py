@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 _MARGIN_MM = 10.0
 #: Logits beyond this are certain enough; clipping keeps them from dominating the interpolation at the border.
 _MAX_LOGIT = 20.0
+#: A liver smaller than this is a slice or two of one, or none.
+_LEAST_ORGAN_ML = 10.0
 #: How a structure is found for a later stage, whatever the user's rules for the result are.
 _LARGEST_PIECE = Postprocessing(fill_holes=False)
 
@@ -279,8 +281,14 @@ def _sanity(masks: dict[str, Mask], model: Model, grid: Grid) -> list[str]:
         if not spec.is_liver:
             continue
         box = masks[spec.name].tight() if spec.name in masks else None
+        volume_ml = masks[spec.name].voxels.sum() * grid.voxel_volume_mm3 / 1000 if box is not None else 0.0
         if box is None:
             warnings.append(f"No {spec.name} was found in this image.")
+        elif volume_ml < _LEAST_ORGAN_ML:
+            warnings.append(
+                f"No {spec.name} was found in this image, or hardly any: what is marked has {volume_ml:.1f} ml. "
+                "Do not trust it without looking."
+            )
         elif any(side.start == 0 or side.stop == n for side, n in zip(box, grid.shape, strict=True)):
             warnings.append(
                 f"The {spec.name} reaches the border of the image: part of it may be missing, "

@@ -170,7 +170,7 @@ def test_why_tumor_and_not_liver_is_a_question_of_its_own(panel, toy_model):
     apply_and_wait(panel)
     (heat,) = results(node, "heatmap")
     assert heat.GetAttribute("LiverXAI.Target") == "tumor-vs-liver"
-    assert panel.ui.heatMapSelector.currentText == "tumor rather than liver (Seg-Grad-CAM)"
+    assert panel.ui.heatMapSelector.currentText == "tumor rather than liver (HiResCAM)"
 
 
 def test_the_panel_shows_what_the_console_shows(panel, toy_model):

@@ -20,6 +20,7 @@ from model_server import serving
 from panel_toys import add_ct, apply_and_wait, choose_model, clipped_texts, prepare, results, wait_idle
 
 import LiverXAILib as lx
+from LiverXAILib.explain import DEFAULT_METHOD
 from LiverXAILib.models import registry
 
 qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
@@ -172,7 +173,7 @@ def test_a_scene_from_elsewhere_may_name_a_model_that_is_not_here(panel, toy_mod
     assert panel.ui.modelSelector.currentText == "somebody's own"
     assert "somebody's own is not on this computer" in panel.ui.statusLabel.text
     assert not panel.ui.applyButton.enabled
-    assert panel.widget._parameters.method == panel.ui.methodSelector.currentData == "seg-grad-cam"
+    assert panel.widget._parameters.method == panel.ui.methodSelector.currentData == DEFAULT_METHOD
 
 
 def test_a_model_is_imported_from_a_zip_file(panel, own_models, toy_model, tmp_path):
@@ -306,20 +307,20 @@ def test_a_missing_extension_is_named(panel, bare, toy_model, monkeypatch):
 
 def test_what_was_chosen_comes_back_with_the_scene_and_can_be_asked_about(panel, toy_model, tmp_path):
     prepare(panel, phantom(lesions=2), toy_model, "tumor", name="CT")
-    panel.choose(panel.ui.methodSelector, "hires-cam")
+    panel.choose(panel.ui.methodSelector, "seg-grad-cam")
     panel.ui.lesionSegmentsCheckBox.checked = True
     panel.ui.opacitySlider.value = 0.35
     apply_and_wait(panel)
     path = str(tmp_path / "scene.mrb")
     assert slicer.util.saveScene(path)
     panel.host.clear()
-    assert panel.ui.methodSelector.currentData == "seg-grad-cam"
+    assert panel.ui.methodSelector.currentData == DEFAULT_METHOD
     slicer.util.loadScene(path)
     qtapplication.process_events()
     ui = panel.ui
     assert ui.inputSelector.currentNode().GetName() == "CT"
     assert ui.modelFolder.currentPath == toy_model
-    assert ui.methodSelector.currentData == "hires-cam"
+    assert ui.methodSelector.currentData == "seg-grad-cam"
     assert ui.targetSelector.currentData == "tumor"
     assert ui.lesionSegmentsCheckBox.checked
     assert abs(ui.opacitySlider.value - 0.35) < 1e-6
