@@ -172,7 +172,7 @@ METHODS: dict[str, Method] = {
         Method(
             "hires-cam",
             "HiResCAM",
-            "what each place contributed to the answer (place-specific, grainier)",
+            "what each place contributed to the answer (grainier)",
             hires_cam,
         ),
         Method(
