@@ -405,7 +405,7 @@ METHODS = {
         _("Features that matter for the answer, near it. Smooth, fast, not exact about the place."),
     ),
     "seg-grad-cam++": ("Seg-Grad-CAM++", _("As Seg-Grad-CAM, counting only what speaks for the answer.")),
-    "hires-cam": ("HiResCAM", _("What each place contributed to the answer. Exact about the place, grainier.")),
+    "hires-cam": ("HiResCAM", _("What each place contributed to the answer; grainy.")),
     "seg-xres-cam": (
         "Seg-XRes-CAM",
         _("Between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks."),
@@ -605,7 +605,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._filling = True
         ui.inputSelector.setCurrentNode(parameters.inputVolume)
         parameters.target = parameters.target if ui.targetSelector.findData(parameters.target) >= 0 else "both"
-        parameters.method = parameters.method if parameters.method in METHODS else next(iter(METHODS))
+        parameters.method = parameters.method if parameters.method in METHODS else "hires-cam"
         for combo, value in ((ui.modelSelector, parameters.model), (ui.deviceSelector, parameters.device)):
             if combo.findData(value) < 0:  # a scene from another computer
                 combo.addItem(value, value)

@@ -149,7 +149,7 @@ def write_analysis(
 
 
 def check_request(
-    model: Model, targets: Sequence[str | Target] | None, method: str = "seg-grad-cam", layer: str | None = None
+    model: Model, targets: Sequence[str | Target] | None, method: str = DEFAULT_METHOD, layer: str | None = None
 ) -> list[Target]:
     """The questions in `targets`, see :func:`analyze`; what no image could answer is refused.
 

@@ -200,7 +200,7 @@ class Question:
             reach, most = round(CONTEXT_MM / run.spacing[axis]), round(limit_mm / run.spacing[axis])
             low, high = max(limits.start, target.start - reach), min(limits.stop, target.stop + reach)
             sizes.append(-(-min(high - low, most) // divisor[axis]) * divisor[axis])
-            centered.append((low + high - sizes[axis]) / 2 - limits.start)
+            centered.append((target.start + target.stop - sizes[axis]) / 2 - limits.start)
         part = _box_means(asked.float(), sizes)
         balance = part * (1 - part)
         best = torch.nonzero(balance >= (1 - 1e-3) * balance.max())

@@ -105,7 +105,8 @@ def stage_plan(stage: StageSpec, grid: Grid) -> WindowPlan:
     if stage.dimensions == 2:
         window = (1, *(window[1:] if window else grid.shape[1:]))
         divisor = (1, divisor[1], divisor[2])
-    elif window is None and (needed := activation_bytes(stage)) is not None:
+    elif window is None and stage.size is None and (needed := activation_bytes(stage)) is not None:
+        # A network that wants its whole field of view at a fixed size is never cut.
         window, overlap = _window_within(grid.shape, divisor, _PASS_BYTES / needed), _HALO
     return WindowPlan.build(grid.shape, window, overlap=overlap, divisor=divisor, pad_to_window=stage.pad_to_window)
 

@@ -97,7 +97,7 @@ def test_a_new_process_finds_everything_in_the_scene(scene_file, tmp_path):
     assert found["shown"]
     assert found["outline"]
     assert found["window"] == [0.0, 1.0, 0.1]
-    np.testing.assert_allclose(found["warmest"][:3], np.array((240, 249, 33)) / 255, atol=2e-3)
+    np.testing.assert_allclose(found["warmest"][:3], np.array((255, 95, 45)) / 255, atol=2e-3)
     assert found["folder"] == "CT LiverXAI"
     assert "tumor" in found["legend"]
     arrays = np.load(tmp_path / "arrays.npz")

@@ -18,6 +18,7 @@ from toys import threshold_model
 
 import LiverXAILib.models
 from LiverXAILib.errors import InputError, LiverXAIError, UsageError
+from LiverXAILib.explain import DEFAULT_METHOD
 from LiverXAILib.mrml import volume_to_node
 from LiverXAILib.progress import CancelToken
 
@@ -98,7 +99,7 @@ def test_missing_packages_are_named_with_what_to_do(module, monkeypatch):
 def test_analyze_puts_all_results_beside_the_ct(logic, ct):
     import slicer.util
 
-    expected = ball_analysis()
+    expected = ball_analysis(DEFAULT_METHOD)
     nodes = logic.analyze(ct, device="cpu", force=True)
     assert nodes.volume is ct
     for label in ("liver", "tumor"):
@@ -116,7 +117,7 @@ def test_analyze_puts_all_results_beside_the_ct(logic, ct):
 def test_segment_then_explain_gives_what_analyze_gives(logic, ct, scene):
     import slicer.util
 
-    expected = ball_analysis()
+    expected = ball_analysis(DEFAULT_METHOD)
     segmentation = logic.segment(ct, device="cpu", force=True)
     heat = logic.explain(ct, segmentation, "tumor", device="cpu", force=True)
     np.testing.assert_allclose(slicer.util.arrayFromVolume(heat), expected.explanations[1].heatmap.array, atol=1e-6)

@@ -177,7 +177,7 @@ def test_the_exported_model_is_ready_for_analyze(whole: Config, tmp_path: Path) 
 
 
 def test_a_network_that_is_taught_long_enough_finds_the_ball(data: Path, tmp_path: Path) -> None:
-    changes = {"training__epochs": 12, "training__samples_per_case": 6, "training__learning_rate": 0.02}
+    changes = {"training__epochs": 30, "training__samples_per_case": 6, "training__learning_rate": 0.02}
     (outcome,) = train(tiny(data, tmp_path / "run", finish__evaluate=True, **changes), say=silent)
     best = max(row["validation_dice_liver"] for row in outcome.rows)
     assert best > 0.9
@@ -301,6 +301,7 @@ def test_one_stage_of_a_chain_is_trained_and_the_others_stay(data: Path, chain: 
 def test_a_stage_around_the_liver_is_trained_in_the_box_of_the_liver(data: Path, chain: Path) -> None:
     dataset = find_data(tiny(data, Path("x")).data)
     coarse, fine = load_states(chain)[0].stages
+    fine = dataclasses.replace(fine, region=Region("liver", 0.0))  # the toy's liver nearly fills its image
     shapes = [Prepare(stage, dataset.values)({"case": dataset.cases[0]})["image"].shape for stage in (coarse, fine)]
     truth = Prepare(fine, dataset.values)({"case": dataset.cases[0]})["truth"]
     assert shapes[1][1:] < shapes[0][1:]
