@@ -35,7 +35,7 @@ def main(folder: Path, check: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
     picture(panel, folder / "panel-empty.png")
-    ct, truth = panel.module.makePhantom(spacingMm=(3.0, 3.0, 5.0))
+    ct, truth = panel.module.makePhantom(seed=7, spacingMm=(2.0, 2.0, 4.0))
     slicer.mrmlScene.RemoveNode(truth)
     panel.ui.inputSelector.setCurrentNode(ct)
     panel.choose(panel.ui.targetSelector, "both")
