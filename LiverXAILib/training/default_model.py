@@ -35,8 +35,11 @@ WEIGHTS, RUN = "weights.safetensors", "run.json"
 class Part:
     """One network of the model: what it sees and how it is trained.
 
-    :param sizes: of training samples, in voxels, and how often each is drawn; divisible by the network's divisor.
-    :param focus: see :class:`Generator`.
+    :param spacing_mm: voxel size of its grid, the same along all axes.
+    :param arguments: of :class:`~LiverXAILib.networks.UNet`.
+    :param sizes: of training samples, in voxels (superior, posterior, left), and how often each is drawn; divisible by
+        the network's divisor.
+    :param negatives: see :class:`Generator`, as for `focus`.
     :param settings: what differs from the defaults of :class:`Settings`.
     """
 
@@ -84,7 +87,7 @@ PARTS = {
         settings=Settings(iterations=2800, batch=2),
     ),
 }
-#: How far around the located liver the liver network looks: farther than the locator is ever wrong on training data.
+#: How far around the located liver the liver network looks, in mm: what the locator misses by less costs nothing.
 MARGIN_MM = 24.0
 #: Phantoms whose anatomy is never trained on.
 VALIDATION_PHANTOMS = range(2000, 2006)
@@ -102,8 +105,9 @@ RECIPE = (
 )
 LIMITS = (
     "For research use only.",
-    "The tumor output is experimental: it was trained on synthetic lesions alone, misses small lesions and marks "
-    "gallbladder, vessels, fissures and fluid at times.",
+    "Bowel, gallbladder and pancreas beside the liver are taken for liver at times: look at the outlines.",
+    "The tumor output is experimental: it was trained on synthetic lesions alone, misses small lesions, marks large "
+    "ones in part, and takes gallbladder, bowel and pleural effusion for tumor at times.",
     "Any focal lesion, cysts included, is called tumor.",
     "Seven real anatomies were seen in training: unusual anatomy (situs inversus, after resection or transplantation, "
     "children, massive ascites) was not.",

@@ -32,7 +32,7 @@ class Settings:
     """Everything that decides a run, besides the data.
 
     :param batch: samples in each iteration, of one size. One at a time, torch computes convolutions of small maps with
-        a slow kernel of its own instead of oneDNN's (torch 2.13 on CPU): two cost hardly more than one.
+        a slow kernel of its own instead of oneDNN's (torch 2.13 on CPU).
     :param ease: fraction of the run over which lesions go from large and clear to what they are.
     :param freeze_norm: fraction of the run after which batch norm uses its running statistics. Batches are single
         volumes, whose own statistics inference cannot know: the rest of the run adapts the weights to the fixed ones.

@@ -239,11 +239,9 @@ class _Region:
     left: tuple[float, float] = (0, 9999)
 
     def box(self, spacing_mm: float) -> tuple[slice, slice, slice]:
-        k, j, i = (slice(round(a / spacing_mm), round(b / spacing_mm)) for a, b in self._ranges())
+        ranges = (self.superior, self.posterior, self.left)
+        k, j, i = (slice(round(a / spacing_mm), round(b / spacing_mm)) for a, b in ranges)
         return k, j, i
-
-    def _ranges(self) -> tuple[tuple[float, float], ...]:
-        return self.superior, self.posterior, self.left
 
 
 #: What looking at every third slice of the overlays showed.
