@@ -464,7 +464,7 @@ def test_no_text_is_clipped_on_a_small_screen_or_with_large_fonts(panel, toy_mod
         assert not panel.scroll.horizontalScrollBar().visible, "the panel is wider than its place"
         # Labels that wrap ask for their height only after they were given a width: the layout takes a few turns.
         with contextlib.suppress(AssertionError):
-            qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=20)
+            qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=5)
         assert clipped_texts(panel) == []
     finally:
         panel.ui.advancedButton.collapsed = True

@@ -115,7 +115,7 @@ def process_events() -> None:
     QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.DeferredDelete)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Let the event loop run until `condition` holds."""
     end = time.monotonic() + seconds
     while not condition():
