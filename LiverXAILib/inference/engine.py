@@ -289,7 +289,7 @@ def _sanity(masks: dict[str, Mask], model: Model, grid: Grid) -> list[str]:
                 f"No {spec.name} was found in this image, or hardly any: what is marked has {volume_ml:.1f} ml. "
                 "Do not trust it without looking."
             )
-        elif any(side.start == 0 or side.stop == n for side, n in zip(box, grid.shape, strict=True)):
+        if box is not None and any(side.start == 0 or side.stop == n for side, n in zip(box, grid.shape, strict=True)):
             warnings.append(
                 f"The {spec.name} reaches the border of the image: part of it may be missing, "
                 "and its volume is a lower bound."

@@ -124,6 +124,16 @@ def test_a_second_stage_runs_only_around_what_the_first_found():
     assert "No liver was found" in nothing.provenance["warnings"][0]
 
 
+def test_a_liver_too_small_to_be_one_is_pointed_out():
+    """A few millilitres, as a network may find them in a head."""
+    grid = a_grid(np.diag(SPACING), np.array([90, 90, 80]))
+    small, _ = ball_phantom(grid, organ_mm=10, lesion_mm=1)
+    usual, _ = ball_phantom(grid)
+    for volume, hint in ((small, True), (usual, False)):
+        warnings = segment(volume, threshold_model(), device="cpu").provenance["warnings"]
+        assert any("hardly any: what is marked has" in warning for warning in warnings) is hint
+
+
 def test_probabilities_are_high_inside_and_agree_with_the_labels():
     volume, _ = ball_phantom(a_grid(np.diag(SPACING)))
     rules = Postprocessing(False, False, False, 0.0)
