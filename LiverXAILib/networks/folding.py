@@ -13,8 +13,31 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 
 
+class _OneDnnConv3d(nn.Conv3d):
+    """A 3-D convolution that oneDNN computes on CPUs.
+
+    torch chooses a slow kernel of its own where one sample's maps are small (torch 2.13: N·C·D·H up to 20480), which
+    are the deep levels of a U-Net.
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if (
+            input.device.type == "cpu"
+            and input.dtype == weight.dtype == torch.float32
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and torch.backends.mkldnn.is_available()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.jit.is_tracing()  # other runtimes know torch's own convolution only
+        ):
+            return torch.mkldnn_convolution(input, weight, bias, self.padding, self.stride, self.dilation, self.groups)
+        return super()._conv_forward(input, weight, bias)
+
+
 def fold_batch_norms(network: nn.Module) -> nn.Module:
     """Merge each batch norm into the convolution before it, in place, and lay weights out channels-last.
+
+    3-D convolutions are left to oneDNN on CPUs.
 
     A batch norm in evaluation mode is an affine map of each channel, so the merged convolution gives the same output;
     the norm is replaced by an identity and module names stay as they are. The memory layout is changed only for
@@ -28,6 +51,9 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
                     setattr(parent, before, torch.nn.utils.fuse_conv_bn_eval(convolution, norm))
                     setattr(parent, after, nn.Identity())
     modules = list(network.modules())
+    for module in modules:
+        if type(module) is nn.Conv3d:
+            module.__class__ = _OneDnnConv3d
     if any(isinstance(module, nn.Conv3d) for module in modules) and not any(
         isinstance(module, _INSTANCE_NORMS) for module in modules
     ):

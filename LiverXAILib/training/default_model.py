@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .._version import __version__
+from ..errors import InputError
 from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
 from ..models.store import save_model
 from ..networks import UNet, default_stage
@@ -41,6 +42,7 @@ class Part:
         the network's divisor.
     :param negatives: see :class:`Generator`, as for `focus`.
     :param settings: what differs from the defaults of :class:`Settings`.
+    :param grown_from: the part whose weights it starts from: the same network with one level less.
     """
 
     spacing_mm: float
@@ -50,10 +52,13 @@ class Part:
     negatives: float
     focus: float
     settings: Settings
+    grown_from: str | None = None
 
 
 _ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
-#: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it.
+#: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
+#: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
+#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver.
 PARTS = {
     "locator": Part(
         spacing_mm=4.0,
@@ -70,7 +75,7 @@ PARTS = {
         focus=0.0,
         settings=Settings(iterations=1000, batch=2),
     ),
-    "liver": Part(
+    "liver-patches": Part(
         spacing_mm=2.0,
         arguments=_ARGUMENTS | {"features": [24, 48, 96, 128]},
         sizes=(
@@ -84,9 +89,27 @@ PARTS = {
         validation_size=(80, 96, 112),
         negatives=0.06,
         focus=0.93,
-        settings=Settings(iterations=2800, batch=2),
+        settings=Settings(iterations=3100, batch=2),
+    ),
+    "liver": Part(
+        spacing_mm=2.0,
+        arguments=_ARGUMENTS | {"features": [24, 48, 96, 128, 128]},
+        sizes=(
+            ((96, 96, 128), 0.40),
+            ((96, 96, 96), 0.35),
+            ((96, 128, 128), 0.10),
+            ((128, 96, 128), 0.10),
+            ((128, 128, 160), 0.05),
+        ),
+        validation_size=(96, 128, 128),
+        negatives=0.08,
+        focus=0.93,
+        settings=Settings(iterations=2000, learning_rate=1.5e-3, ease=0.1, freeze_norm=0.1, calibrate=0.7, ema=0.997),
+        grown_from="liver-patches",
     ),
 }
+#: The parts that are the model's stages, in their order.
+STAGES = ("locator", "liver")
 #: How far around the located liver the liver network looks, in mm: what the locator misses by less costs nothing.
 MARGIN_MM = 24.0
 #: Phantoms whose anatomy is never trained on.
@@ -131,8 +154,12 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     if options.part == "export":
         quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else {}
-        trained = {name: load_file(options.output / name / WEIGHTS) for name in PARTS}
-        runs = {name: json.loads((options.output / name / RUN).read_text(encoding="utf-8")) for name in PARTS}
+        trained = {name: load_file(options.output / name / WEIGHTS) for name in STAGES}
+        runs = {
+            name: json.loads((options.output / name / RUN).read_text(encoding="utf-8"))
+            for name in PARTS
+            if (options.output / name / RUN).is_file()
+        }
         export(trained, options.output / "model", runs, quality)
         return
     if options.data is None:
@@ -145,23 +172,24 @@ def main(arguments: list[str] | None = None) -> None:
             bar.set_description(stage, refresh=False)
             bar.update(fraction - bar.n)
 
-        folder = options.output / options.part
-        train_part(part, options.data, options.output / "sources", folder, settings, options.workers, progress)
+        train_part(options.part, options.data, options.output, settings, options.workers, progress)
 
 
 def train_part(
-    part: Part,
+    name: str,
     data: Path,
-    cache: Path,
-    folder: Path,
+    output: Path,
     settings: Settings,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Train one network; its weights, at their operating point, and how they came about are left in `folder`.
+    """Train the network of :data:`PARTS`; its weights, at their operating point, and how they came about are left.
 
-    :param cache: where the prepared sources are kept.
+    :param output: gets ``sources/``, the prepared anatomy, and a folder of the part's name.
+    :raises LiverXAILib.errors.InputError: training data, or the weights of the part it grows from, are missing.
     """
+    part = PARTS[name]
+    cache, folder = output / "sources", output / name
     sources = load_sources(data, cache, spacing_mm=part.spacing_mm, progress=progress)
     unseen = load_sources(data, cache, spacing_mm=part.spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
     arguments: dict[str, Any] = {"spacing_mm": part.spacing_mm, "negatives": part.negatives, "focus": part.focus}
@@ -172,6 +200,11 @@ def train_part(
     validation += [generator.sample(-101 - n, part.validation_size) for n in range(12)]
     torch.manual_seed(settings.seed)
     network = UNet(**part.arguments)
+    if part.grown_from:
+        start = output / part.grown_from / WEIGHTS
+        if not start.is_file():
+            raise InputError(f"{start} is missing: train {part.grown_from} first.")
+        grow(network, load_file(start))
     weights = train(network, generator, folder, settings, validation=validation, workers=workers, progress=progress)
     network.load_state_dict(weights)
     network.eval()
@@ -183,6 +216,26 @@ def train_part(
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     run = {"iterations": settings.iterations, "samples": settings.iterations * settings.batch, "seed": settings.seed}
     (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
+
+
+def grow(network: UNet, shallower: Mapping[str, torch.Tensor]) -> None:
+    """Give `network` the weights of a trained one that has one level less: its bottleneck becomes an encoder level.
+
+    The new bottleneck and the decoder stage above it keep their initial weights.
+
+    :raises RuntimeError: the networks differ in more than one level.
+    """
+    last = len(network.encoder) - 1
+    state = network.state_dict()
+    for name, value in shallower.items():
+        room, _, rest = name.partition(".")
+        if room == "bottleneck":
+            name = f"encoder.{last}.{rest}"
+        elif room == "decoder":
+            number, _, rest = rest.partition(".")
+            name = f"decoder.{int(number) + 1}.{rest}"
+        state[name] = value
+    network.load_state_dict(state)
 
 
 def export(
@@ -206,14 +259,14 @@ def export(
             "its tumors at 2 mm, one pass each."
         ),
         labels=(LIVER, TUMOR),
-        stages=tuple(_stage(name, part) for name, part in PARTS.items()),
+        stages=tuple(_stage(name, PARTS[name]) for name in STAGES),
         license="Apache-2.0",
         source="python -m LiverXAILib.training.default_model",
         training={"data": DATA, "recipe": RECIPE, "runs": runs},
         quality=quality or {"note": "not measured"},
         limits=LIMITS,
     )
-    return save_model(spec, {name: [dict(weights[name])] for name in PARTS}, folder)
+    return save_model(spec, {name: [dict(weights[name])] for name in STAGES}, folder)
 
 
 def _stage(name: str, part: Part) -> StageSpec:

@@ -42,3 +42,18 @@ def test_a_folded_network_gives_the_same_output_and_stages(dimensions, norm):
 def test_no_batch_norm_is_left():
     folded = fold_batch_norms(a_trained_network(3, "batch"))
     assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm3d)]
+
+
+def test_small_convolutions_and_their_gradients_are_those_of_torchs_own_kernel():
+    network = a_trained_network(3, "batch")
+    folded = fold_batch_norms(copy.deepcopy(network))
+    images = [torch.randn(1, 1, 24, 16, 32, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    for one, image in zip((network, folded), images, strict=True):
+        image.requires_grad_()
+        one(image)[0, 1].square().sum().backward()
+    with torch.profiler.profile() as profile, torch.inference_mode():
+        folded(images[0])
+    ran = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in ran
+    assert "aten::slow_conv3d_forward" not in ran
+    torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-3, atol=1e-4)

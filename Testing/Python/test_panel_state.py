@@ -462,11 +462,14 @@ def test_no_text_is_clipped_on_a_small_screen_or_with_large_fonts(panel, toy_mod
         wait_idle(panel)
         qtapplication.process_events()
         assert not panel.scroll.horizontalScrollBar().visible, "the panel is wider than its place"
-        # Labels that wrap ask for their height only after they were given a width: the layout takes a few turns.
-        with contextlib.suppress(AssertionError):
-            qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=5)
-        assert clipped_texts(panel) == []
+        for method in range(panel.ui.methodSelector.count):  # each has its own hint, of up to three lines
+            panel.ui.methodSelector.setCurrentIndex(method)
+            # Labels that wrap ask for their height only after they were given a width: the layout takes a few turns.
+            with contextlib.suppress(AssertionError):
+                qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=5)
+            assert clipped_texts(panel) == [], panel.ui.methodSelector.currentText
     finally:
+        panel.ui.methodSelector.setCurrentIndex(0)
         panel.ui.advancedButton.collapsed = True
         application.setFont(usual)
         panel.scroll.resize(size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from LiverXAILib.inference.stages import normalize as normalize_by_card
 from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
-from LiverXAILib.training.default_model import PARTS, export
+from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
+from LiverXAILib.training.default_model import PARTS, STAGES, export, grow
 from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train, tumor_threshold
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
@@ -146,7 +148,7 @@ def test_lesions_start_large_and_clear_and_become_what_they_are() -> None:
 
 def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    networks = {name: UNet(**part.arguments).eval() for name, part in PARTS.items()}
+    networks = {name: UNet(**PARTS[name].arguments).eval() for name in STAGES}
     export({name: network.state_dict() for name, network in networks.items()}, tmp_path / "model", {})
     model = load_model(tmp_path / "model")
     hu = torch.linspace(-1024, 1500, 32**3).reshape(32, 32, 32)
@@ -158,9 +160,50 @@ def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -
             expected, found = networks[stage.name](image), model.members(stage)[0](image)
         assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are kept in half precision
     locator, liver = model.spec.stages
-    assert (locator.default_layer, liver.default_layer) == ("decoder.1", "decoder.1")
+    assert (locator.default_layer, liver.default_layer) == ("decoder.1", "decoder.2")
     assert liver.region is not None
     assert model.spec.stage_of("liver") is model.spec.stage_of("tumor") is liver
+
+
+def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
+    torch.manual_seed(0)
+    shallow, grown = UNet(features=(4, 6, 8), stem_stride=2), UNet(features=(4, 6, 8, 8), stem_stride=2)
+    new = {name: value.clone() for name, value in grown.bottleneck.state_dict().items()}
+    grow(grown, shallow.state_dict())
+    kept, state = shallow.state_dict(), grown.state_dict()
+    for place, known in (("encoder.0", "encoder.0"), ("encoder.2", "bottleneck"), ("decoder.2", "decoder.1")):
+        for name, value in shallow.get_submodule(known).state_dict().items():
+            assert torch.equal(state[f"{place}.{name}"], value)
+    assert torch.equal(state["head.weight"], kept["head.weight"])
+    assert all(torch.equal(state[f"bottleneck.{name}"], value) for name, value in new.items())
+    with pytest.raises(RuntimeError):
+        grow(UNet(features=(4, 6, 8, 8, 8), stem_stride=2), shallow.state_dict())
+
+
+def test_every_part_trains_from_what_it_grows_from() -> None:
+    for part in PARTS.values():
+        network = UNet(**part.arguments)
+        for size in [size for size, _ in part.sizes] + [part.validation_size]:
+            assert all(n % d == 0 for n, d in zip(size, network.divisor, strict=True))
+        if part.grown_from:
+            grow(network, UNet(**PARTS[part.grown_from].arguments).state_dict())
+
+
+def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path) -> None:
+    recipes = variants(300, 0)
+    assert len({repr(variant) for variant in recipes.values()}) == len(recipes), "each differs from all others"
+    block, unseen = block_of_liver(), replace(block_of_liver(), name=HELD_OUT)
+    seen: list[str] = []
+
+    def keep(name: str) -> bool:
+        seen.append(name)
+        return True
+
+    variant = Variant(replace(SETTINGS, batch=1), keep=keep, size=(32, 32, 32))
+    row = run(variant, [block, unseen], [block_of_liver(with_ct=False)], tmp_path)
+    assert seen == ["block"]
+    assert set(row) == {"held_out_liver_dice", "liver_dice", "tumor_dice", "false_liver_kvoxels"}
+    assert all(0 <= row[name] <= 1 for name in ("held_out_liver_dice", "liver_dice", "tumor_dice"))
 
 
 def test_the_tumor_threshold_is_where_dice_is_best() -> None:

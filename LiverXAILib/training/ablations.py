@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What parts of the default model's recipe are worth: ``python -m LiverXAILib.training.ablations --help``.
+
+Each variant trains the locator's network for a few minutes, changed in one thing, without ever seeing the CT it is
+judged on. Differences of a few hundredths between single short runs mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from ..networks import UNet
+from .default_model import PARTS, VALIDATION_PHANTOMS
+from .loop import Settings, normalize, train, validate
+from .sources import load_sources
+from .synthesis import Generator, Source
+from .synthesis.fields import Size
+
+_log = logging.getLogger(__name__)
+
+#: The CT that no variant trains on: real, native, its labels by another model than the teacher.
+HELD_OUT = "totalseg_abdomen_3mm"
+#: The only whole liver among the others.
+_WHOLE_LIVER = "cptac_pda"
+_SIZE: Size = (48, 64, 80)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe.
+
+    :param keep: whether a source, by its name, is trained on.
+    :param size: of the samples, in voxels of 4 mm.
+    """
+
+    settings: Settings
+    keep: Callable[[str], bool] = lambda name: True
+    size: Size = _SIZE
+    negatives: float = PARTS["locator"].negatives
+    lesions: float = 0.85
+
+
+def variants(iterations: int, seed: int) -> dict[str, Variant]:
+    """Every recipe by what is different in it."""
+    settings = Settings(iterations=iterations, seed=seed, warmup=50, ema=0.98)
+    full = Variant(settings)
+    return {
+        "the recipe": full,
+        "boxes of 13 cm": replace(full, size=(32, 32, 32), settings=replace(settings, batch=7)),
+        "phantoms only": replace(full, keep=lambda name: name.startswith("phantom")),
+        "no phantoms": replace(full, keep=lambda name: not name.startswith("phantom")),
+        f"without {_WHOLE_LIVER}, the only whole liver": replace(full, keep=lambda name: name != _WHOLE_LIVER),
+        "no samples without liver": replace(full, negatives=0.0),
+        "batch norm never frozen": replace(full, settings=replace(settings, freeze_norm=1.0)),
+        "lesions hard from the start": replace(full, settings=replace(settings, ease=0.0)),
+        "tumor and rest weigh the same to the end": replace(full, settings=replace(settings, calibrate=1.0)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train variants of the default model's recipe and compare them.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with ct/, dicom/ and models/obelisk/")
+    parser.add_argument("--output", type=Path, required=True, help="folder for sources/, the runs and ablations.csv")
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare samples")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    cache = options.output / "sources"
+    spacing = PARTS["locator"].spacing_mm
+    everything = load_sources(options.data, cache, spacing_mm=spacing)
+    unseen = load_sources(options.data, cache, spacing_mm=spacing, phantoms=VALIDATION_PHANTOMS, real=False)
+    rows = []
+    for name, variant in variants(options.iterations, options.seed).items():
+        folder = options.output / name.replace(" ", "-").replace(",", "")
+        rows.append({"variant": name, **run(variant, everything, unseen, folder, options.workers)})
+        _log.info("%s", rows[-1])
+        with (options.output / "ablations.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def run(
+    variant: Variant, sources: Sequence[Source], phantoms: Sequence[Source], folder: Path, workers: int = 0
+) -> dict[str, float]:
+    """Train one variant and judge it.
+
+    :param phantoms: anatomy for synthetic validation, never trained on.
+    :return: Dice of the liver in the held-out CT; Dice of liver and tumor in synthetic samples of the phantoms; and
+        voxels, in thousands, called liver in samples without any.
+    """
+    part = PARTS["locator"]
+    (held_out,) = (source for source in sources if source.name == HELD_OUT)
+    kept = [source for source in sources if source.name != HELD_OUT and variant.keep(source.name)]
+    generator = Generator(
+        kept,
+        spacing_mm=part.spacing_mm,
+        negatives=variant.negatives,
+        lesions=variant.lesions,
+        focus=0.5,
+        sizes=((variant.size, 1.0),),
+    )
+    judge = Generator(phantoms, spacing_mm=part.spacing_mm, negatives=0.3)
+    samples = [judge.sample(-1 - n, _SIZE) for n in range(20)]
+    torch.manual_seed(variant.settings.seed)
+    network = UNet(**part.arguments)
+    weights = train(network, generator, folder, variant.settings, workers=workers)
+    synthetic = validate(network, weights, samples, bfloat16=False)
+    network.load_state_dict(weights)
+    return {
+        "held_out_liver_dice": round(_dice(network.eval(), held_out), 4),
+        **{name: synthetic[name] for name in ("liver_dice", "tumor_dice", "false_liver_kvoxels")},
+    }
+
+
+def _dice(network: UNet, source: Source) -> float:
+    """Dice of the liver in a source's own CT, all of it at once."""
+    assert source.ct is not None
+    image = normalize(torch.from_numpy(source.ct).float())[None, None]
+    pad = [n for size, d in zip(image.shape[:1:-1], network.divisor[::-1], strict=True) for n in (0, -size % d)]
+    with torch.inference_mode():
+        logits = network(functional.pad(image, pad, mode="replicate"))[0, 0]
+    found = logits[tuple(slice(n) for n in source.liver.shape)] > 0
+    truth = torch.from_numpy(source.liver)
+    return float(2 * (found & truth).sum() / (found.sum() + truth.sum()).clamp_min(1))
+
+
+if __name__ == "__main__":
+    main()
