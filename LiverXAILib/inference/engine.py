@@ -250,7 +250,7 @@ def _read_nnunet_scores(
 
 
 def _clean(masks: dict[str, Mask], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> dict[str, Mask]:
-    """Apply the rules: the liver with its lesions first, then the lesions, then its other parts; the rest stays.
+    """Apply the rules: the liver first, then the lesions, which it includes, then its other parts; the rest stays.
 
     All in one box around all masks: what is outside it is outside every structure.
     """
@@ -263,8 +263,7 @@ def _clean(masks: dict[str, Mask], model: Model, rules: Postprocessing, voxel_vo
         mask = voxels[spec.name]
         organ = voxels.get(spec.parent) if spec.parent is not None else None
         if spec.is_liver:
-            lesions = [voxels[part.name] for part in present if part.parent == spec.name and part.is_lesion]
-            voxels[spec.name] = clean_organ(np.logical_or.reduce([mask, *lesions]), rules)
+            voxels[spec.name] = clean_organ(mask, rules)
         elif spec.is_lesion:
             voxels[spec.name] = clean_lesions(mask, mask if organ is None else organ, voxel_volume_mm3, rules)
             if organ is not None and spec.parent is not None:

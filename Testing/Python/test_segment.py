@@ -204,19 +204,23 @@ def test_organ_rules_keep_the_largest_piece_and_fill_it():
     np.testing.assert_array_equal(clean_organ(mask, Postprocessing(False, False)), mask)
 
 
-def test_lesion_rules_drop_what_is_small_or_far_from_the_organ():
+def test_lesion_rules_drop_what_is_small_or_mostly_outside_the_organ():
     organ = np.zeros((30, 30, 30), bool)
     organ[5:20, 5:20, 5:20] = True
     lesions = np.zeros_like(organ)
     lesions[8:12, 8:12, 8:12] = True
-    lesions[20:24, 10:14, 10:14] = True
+    lesions[18:22, 10:14, 10:14] = True
+    lesions[10:14, 19:23, 10:14] = True
     lesions[26:30, 26:30, 26:30] = True
     lesions[15, 15, 15] = True
     kept = clean_lesions(lesions, organ, 1.0, Postprocessing(min_lesion_ml=0.01))
     assert kept[9, 9, 9]
-    assert kept[21, 11, 11]
+    assert kept[21, 11, 11], "half in the organ"
+    assert not kept[12, 19:23, 12].any(), "a quarter in the organ"
     assert not kept[27, 27, 27]
     assert not kept[15, 15, 15]
+    kept = clean_lesions(lesions, organ, 1.0, Postprocessing(lesions_in_liver=False, min_lesion_ml=0.01))
+    assert kept[27, 27, 27]
 
 
 def test_lesions_are_numbered_from_the_largest():
