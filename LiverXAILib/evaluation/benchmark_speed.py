@@ -248,12 +248,14 @@ first = lx.segment(volume, model, device=device)
 done = time.perf_counter()
 second = lx.segment(volume, model, device=device)
 again = time.perf_counter()
-try:
-    import resource
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-except ImportError:  # Windows
-    peak = None
+peak = None
+try:  # Linux; getrusage would tell of the process that started this one, if it was larger
+    with open("/proc/self/status") as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+except OSError:
+    if sys.platform == "darwin":
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({
     "import_seconds": imported - started, "load_seconds": loaded - read, "first_seconds": done - loaded,
     "self_test_seconds": sum(stage.get("seconds", {}).get("self_test", 0) for stage in first.provenance["stages"]),

@@ -13,7 +13,7 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,15 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _strides(patch: Sequence[int], stages: int) -> list[list[int]]:
+    """Of each stage, as nnU-Net plans them: an axis is halved as long as 4 voxels are left of the patch."""
+    sizes, strides = list(patch), [[1] * len(patch)]
+    for _ in range(stages - 1):
+        strides.append([2 if n % 2 == 0 and n >= 8 else 1 for n in sizes])
+        sizes = [n // step for n, step in zip(sizes, strides[-1], strict=True)]
+    return strides
+
+
 def _random_nnunet(
     folder: Path, classes: int, patch: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> Path:
@@ -212,7 +221,7 @@ def _random_nnunet(
         "n_stages": len(features),
         "features_per_stage": features,
         "kernel_sizes": [[3, 3, 3]] * len(features),
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (len(features) - 1),
+        "strides": _strides(patch, len(features)),
         "n_conv_per_stage": [2] * len(features),
         "n_conv_per_stage_decoder": [2] * (len(features) - 1),
         "conv_bias": True,

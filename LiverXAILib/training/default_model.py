@@ -123,12 +123,14 @@ DATA = (
     "all tumors are synthetic: no real tumor label was used",
 )
 RECIPE = (
-    "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver; each sample is one of these anatomies "
-    "deformed, given new intensities and lesions, and scanned again; see docs/default-model.md"
+    "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter first on small boxes, then, a "
+    "level deeper, on large ones; each sample is one of these anatomies deformed, given new intensities and lesions, "
+    "and scanned again; see docs/default-model.md"
 )
 LIMITS = (
     "For research use only.",
-    "Bowel, gallbladder and pancreas beside the liver are taken for liver at times: look at the outlines.",
+    "Thin parts of the liver are cut, and stomach, bowel and the heart's lower surface beside it are taken for liver "
+    "at times: look at the outlines.",
     "The tumor output is experimental: it was trained on synthetic lesions alone, misses small lesions, marks large "
     "ones in part, and takes gallbladder, bowel and pleural effusion for tumor at times.",
     "Any focal lesion, cysts included, is called tumor.",
