@@ -79,18 +79,20 @@ class Parting:
     def _part(
         self, together: list[torch.Tensor], boxes: Sequence[Box | None], strides: Sequence[Stride]
     ) -> list[list[torch.Tensor]] | None:
-        """The gradients of each target; None if they cannot be told apart."""
-        if len(boxes) == 1:
-            return [together]
+        """The gradients of each target; None if they cannot be told apart. A target of its own tells the reach too."""
         parts: list[list[torch.Tensor]] = [[] for _ in boxes]
         for gradient, stride in zip(together, strides, strict=True):
-            distances = torch.stack([_distance(box, stride, gradient.shape[1:]) for box in boxes if box is not None])
-            nearest, owner = distances.min(dim=0)
+            distances = [_distance(box, stride, gradient.shape[1:]) for box in boxes if box is not None]
+            if not distances:  # a question that nothing in this window answers, alone
+                break
+            nearest, owner = torch.stack(distances).min(dim=0)
             alive = (gradient != 0).any(dim=0).cpu()
             if alive.any():
                 self._reach = max(self._reach, float(nearest[alive].max()))
             for number, part in enumerate(parts):
                 part.append(gradient * (owner == number).to(gradient.device))
+        if len(boxes) == 1:
+            return [together]
         clear = all(self._clear(first, second, strides) for n, first in enumerate(boxes) for second in boxes[n + 1 :])
         return parts if clear else None
 

@@ -43,10 +43,11 @@ class Segmentation:
         """Where the structure `name` is, including its parts: bool (k, j, i). The liver includes its tumors."""
         self.spec(name)
         values = [spec.value for spec in self.specs if name in self._ancestry(spec)]
-        # Looked up, which is several times faster than np.isin.
-        member = np.zeros(256, dtype=bool)
-        member[values] = True
-        return member[self.labels.array]
+        labels = self.labels.array
+        mask = labels == values[0]
+        for value in values[1:]:  # one by one: several times faster than np.isin
+            mask |= labels == value
+        return mask
 
     def _ancestry(self, spec: LabelSpec) -> list[str]:
         names = [spec.name]

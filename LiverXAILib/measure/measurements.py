@@ -283,12 +283,17 @@ def _surface_distance(organ: np.ndarray, grid: Grid, kji: np.ndarray) -> np.ndar
         inside = (resample(inside.astype(np.float32), points, upright, antialias=False) >= 0.5).numpy()
         outside = (resample(outside.astype(np.float32), points, upright, antialias=False) > 0.5).numpy()
         points = upright
-    beside = sitk.BinaryDilate(sitk.GetImageFromArray(outside.astype(np.uint8)), [1, 1, 1], sitk.sitkCross)
-    surface = sitk.GetImageFromArray(inside.astype(np.uint8)) & beside
-    surface.SetSpacing(points.spacing)
-    if not sitk.GetArrayViewFromImage(surface).any():
+    beside = np.zeros_like(outside)
+    for axis in range(3):
+        along, away = np.moveaxis(beside, axis, 0), np.moveaxis(outside, axis, 0)
+        along[1:] |= away[:-1]
+        along[:-1] |= away[1:]
+    surface = inside & beside
+    if not surface.any():
         return None
-    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(surface, False, False, True))
+    image = sitk.GetImageFromArray(surface.astype(np.uint8))
+    image.SetSpacing(points.spacing)
+    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True))
     at = np.rint(points.to_ijk(grid.to_lps(kji[:, ::-1]))).astype(int)[:, ::-1]
     return np.maximum(distance[tuple(np.clip(at, 0, np.array(points.shape) - 1).T)], 0.0)
 
