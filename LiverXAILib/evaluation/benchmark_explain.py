@@ -6,8 +6,8 @@ one map: the faithfulness card of :mod:`LiverXAILib.explain.faithfulness` in num
 
 A model of nine stages has 45 maps for a question, so they share what they can: the stages and methods of one network
 come from a single pass forth and back, shuffled weights and noise from one more each. What is left, the deletion and
-insertion curves, have fewer points than in a single map's check, in a smaller box around the target, and the map of
-the shuffled network is compared by rank only.
+insertion curves, have fewer points than in a single map's check, and the map of the shuffled network is compared by
+rank only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from ..errors import UsageError
 from ..explain import METHODS, EmptyTargetError, Target
 from ..explain.faithfulness import Examination, energy_lift, shuffled_networks
-from ..explain.run import StageMap, StageRun, ask
+from ..explain.run import EXAMINED_MM, StageMap, StageRun, ask
 from ..explain.stitching import recorded, stage_maps
 from ..files import replacing
 from ..inference import segment, select_device
@@ -36,9 +36,8 @@ from ..volumes.volume import Volume
 
 #: What is benchmarked by default.
 TARGETS = ("liver", "lesion:1")
-#: Points of a curve, and the size of the box in which maps are examined.
+#: Points of a curve.
 POINTS = 5
-FIELD_MM = 64.0
 #: Methods that read a layer. The others take minutes a map and are benchmarked when they are named.
 LAYER_METHODS = tuple(name for name, method in METHODS.items() if method.layer_maps is not None)
 
@@ -53,7 +52,7 @@ def benchmark_explain(
     methods: Sequence[str] = LAYER_METHODS,
     layers: Sequence[str] | None = None,
     points: int = POINTS,
-    field_mm: float = FIELD_MM,
+    field_mm: float = EXAMINED_MM,
     device: str = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -274,7 +273,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", nargs="+", default=None, help="stages of the network (default: all)")
     parser.add_argument("--points", type=int, default=POINTS, help=f"of each curve (default: {POINTS})")
     parser.add_argument(
-        "--field", type=float, default=FIELD_MM, help=f"mm around the target that are examined (default: {FIELD_MM:g})"
+        "--field",
+        type=float,
+        default=EXAMINED_MM,
+        help=f"mm around the target that are examined (default: {EXAMINED_MM:g})",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
