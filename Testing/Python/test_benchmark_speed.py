@@ -77,8 +77,8 @@ def test_peers_read_as_many_windows_as_their_libraries_would(tmp_path, monkeypat
     # 16 x 32 x 32 voxels: MONAI pads to one window; nnU-Net steps by half of 16.
     assert windows["MONAI sliding window"] == windows["our last network"] == 1
     assert windows["nnU-Net 3d_fullres"] == 1 * 3 * 3
-    # 96 x 128 x 128 mm at 3 mm: 32 x 43 x 43 voxels, in steps of 0.8 windows of 16 x 16 x 32.
-    assert windows["TotalSegmentator-like 3 mm recipe"] == 3 * 4 * 2
+    # 96 x 128 x 128 mm at 3 mm: 32 x 43 x 43 voxels, in steps of 0.8 windows of 12 x 16 x 32.
+    assert windows["TotalSegmentator-like 3 mm recipe"] == 4 * 4 * 2
     assert 1 <= windows["the same nnU-Net by LiverXAI"] <= 9
     zoo = found["MONAI sliding window, model-zoo U-Net"]
     assert zoo.around > 0
