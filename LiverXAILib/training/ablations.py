@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/, dicom/ and models/obelisk/")
     parser.add_argument("--output", type=Path, required=True, help="folder for sources/, the runs and ablations.csv")
     parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--only", nargs="+", metavar="WORDS", help="variants whose name contains one of these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare samples")
     parser.add_argument("--threads", type=int, default=1)
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unseen = load_sources(options.data, cache, spacing_mm=spacing, phantoms=VALIDATION_PHANTOMS, real=False)
     rows = []
     for name, variant in variants(options.iterations, options.seed).items():
+        if options.only and not any(words in name for words in options.only):
+            continue
         folder = options.output / name.replace(" ", "-").replace(",", "")
         rows.append({"variant": name, **run(variant, everything, unseen, folder, options.workers)})
         _log.info("%s", rows[-1])
