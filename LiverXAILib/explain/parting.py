@@ -45,7 +45,9 @@ class Parting:
         :param strides: of the layers.
         :param back: the gradients of a score, (channels, a, b, c) for each layer.
         """
-        boxes = {index: bounding_box(share.abs().sum(dim=0).numpy() > 0) for index, share in shares.items()}
+        if len(scores) == 1:
+            return {index: back(score) for index, score in scores.items()}
+        boxes = {index: bounding_box((share != 0).any(dim=0).numpy()) for index, share in shares.items()}
         found: dict[int, list[torch.Tensor]] = {}
         waiting = list(scores)
         while waiting:

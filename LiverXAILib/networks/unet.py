@@ -147,13 +147,20 @@ class UNet(nn.Module):
 class _DecoderStage(nn.Module):
     """Upsample, concatenate with the encoder's output of that size, convolve."""
 
-    def __init__(self, up: nn.Module, convolutions: nn.Module) -> None:
+    def __init__(self, up: nn.Module, convolutions: nn.Sequential) -> None:
         super().__init__()
         self.up = up
         self.convolutions = convolutions
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return self.convolutions(torch.cat([self.up(x), skip], dim=1))
+        x = self.up(x)
+        if not x.requires_grad or skip.requires_grad:
+            return self.convolutions(torch.cat([x, skip], dim=1))
+        # A deeper stage is explained. With the first convolution in two, the way back leaves the encoder's part out.
+        first, count = self.convolutions[0], x.shape[1]
+        assert isinstance(first, nn.Conv2d | nn.Conv3d)
+        own = first._conv_forward(x, first.weight[:, :count], first.bias)
+        return self.convolutions[1:](own + first._conv_forward(skip, first.weight[:, count:], None))
 
 
 def default_stage(stages: Sequence[tuple[str, tuple[int, ...]]], spacing: Sequence[float]) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What parts of the default model's recipe are worth: ``python -m LiverXAILib.training.ablations --help``.
 
-Each variant trains the locator's network for a few minutes, changed in one thing, without ever seeing the CT it is
-judged on. Differences of a few hundredths between single short runs mean nothing.
+Each variant trains the locator's network, changed in one thing, without ever seeing the CT it is judged on. Runs of a
+few hundred iterations tell nothing; and differences of a few hundredths between single runs mean nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train variants of the default model's recipe and compare them.")
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/, dicom/ and models/obelisk/")
     parser.add_argument("--output", type=Path, required=True, help="folder for sources/, the runs and ablations.csv")
-    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--only", nargs="+", metavar="WORDS", help="variants whose name contains one of these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare samples")

@@ -109,3 +109,31 @@ def test_published_obelisk_weights_load_strictly() -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         assert sum(value.numel() for value in state.values()) == 884_888
         ObeliskUNet().load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_way_back_that_ends_in_the_decoder_gives_the_gradient_of_the_whole_graph(dimensions):
+    """There the network convolves the encoder's part and the decoder's part one by one."""
+    torch.manual_seed(0)
+    network = UNet(dimensions=dimensions, features=(4, 6, 8)).eval()
+    image = torch.randn(1, 1, *[16] * dimensions)
+    held: list[torch.Tensor] = []
+
+    def leaf(_module, _inputs, output):
+        held.append(output.detach().requires_grad_())
+        return held[-1]
+
+    def keep(_module, _inputs, output):
+        held.append(output)
+
+    handle = network.decoder[0].register_forward_hook(keep)
+    whole = network(image)
+    handle.remove()
+    network.requires_grad_(False)
+    network.decoder[0].register_forward_hook(leaf)
+    ended = network(image)
+    torch.testing.assert_close(ended, whole, rtol=1e-5, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(out[0, 1].square().sum(), of)[0] for out, of in zip((whole, ended), held, strict=True)
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
