@@ -192,6 +192,9 @@ def train_part(
     """
     part = PARTS[name]
     cache, folder = output / "sources", output / name
+    start = output / part.grown_from / WEIGHTS if part.grown_from else None
+    if start is not None and not start.is_file():
+        raise InputError(f"{start} is missing: train {part.grown_from} first.")
     sources = load_sources(data, cache, spacing_mm=part.spacing_mm, progress=progress)
     unseen = load_sources(data, cache, spacing_mm=part.spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
     arguments: dict[str, Any] = {"spacing_mm": part.spacing_mm, "negatives": part.negatives, "focus": part.focus}
@@ -202,10 +205,7 @@ def train_part(
     validation += [generator.sample(-101 - n, part.validation_size) for n in range(12)]
     torch.manual_seed(settings.seed)
     network = UNet(**part.arguments)
-    if part.grown_from:
-        start = output / part.grown_from / WEIGHTS
-        if not start.is_file():
-            raise InputError(f"{start} is missing: train {part.grown_from} first.")
+    if start is not None:
         grow(network, load_file(start))
     weights = train(network, generator, folder, settings, validation=validation, workers=workers, progress=progress)
     network.load_state_dict(weights)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from test_training_synthesis import block_of_liver
 
-from LiverXAILib.errors import Cancelled
+from LiverXAILib.errors import Cancelled, InputError
 from LiverXAILib.inference.stages import normalize as normalize_by_card
 from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
-from LiverXAILib.training.default_model import PARTS, STAGES, export, grow
+from LiverXAILib.training.default_model import PARTS, STAGES, export, grow, train_part
 from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train, tumor_threshold
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
@@ -178,6 +178,11 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
     assert all(torch.equal(state[f"bottleneck.{name}"], value) for name, value in new.items())
     with pytest.raises(RuntimeError):
         grow(UNet(features=(4, 6, 8, 8, 8), stem_stride=2), shallow.state_dict())
+
+
+def test_a_part_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train liver-patches first"):
+        train_part("liver", tmp_path / "no-data", tmp_path, PARTS["liver"].settings)
 
 
 def test_every_part_trains_from_what_it_grows_from() -> None:
