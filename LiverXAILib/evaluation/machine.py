@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import platform
 import time
-from pathlib import Path
 
 #: Channels and side of the convolutions from which :func:`convolution_rate` takes the fastest.
 _CONVOLUTIONS = ((32, 64), (64, 32), (128, 32))
@@ -16,14 +15,10 @@ def describe_machine(device: str) -> dict[str, str]:
     """Names and versions, JSON-ready."""
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    from ..inference.device import processor_name
+
     machine = {
-        "CPU": cpu,
+        "CPU": processor_name(),
         "cores": str(os.cpu_count()),
         "torch": torch.__version__,
         "Python": platform.python_version(),

@@ -47,6 +47,7 @@ from ..files import replacing
 from ..models.programs import PROGRAMS
 from ..models.spec import StageSpec
 from .cost import input_channels
+from .device import processor_name
 
 _log = logging.getLogger(__name__)
 
@@ -193,12 +194,7 @@ def _decision_key(network: nn.Module, device: torch.device) -> str:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor_name()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -3,9 +3,21 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 
 from ..errors import DeviceError
+
+
+def processor_name() -> str:
+    """The CPU's model, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or an ARM that does not say
+        return platform.processor() or platform.machine()
 
 
 def select_device(name: str = "auto") -> torch.device:

@@ -45,7 +45,6 @@ class Variant:
     keep: Callable[[str], bool] = lambda name: True
     size: Size = _SIZE
     negatives: float = PARTS["locator"].negatives
-    lesions: float = 0.85
 
 
 def variants(iterations: int, seed: int) -> dict[str, Variant]:
@@ -111,7 +110,6 @@ def run(
         kept,
         spacing_mm=part.spacing_mm,
         negatives=variant.negatives,
-        lesions=variant.lesions,
         focus=0.5,
         sizes=((variant.size, 1.0),),
     )

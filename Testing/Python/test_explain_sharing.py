@@ -16,7 +16,7 @@ from LiverXAILib.explain.parting import Parting
 from LiverXAILib.explain.run import StageRun, ask
 from LiverXAILib.explain.stitching import recorded, stage_maps
 
-BALLS = {"a": (4, 4, 4), "b": (24, 8, 8), "c": (4, 22, 9), "near a": (12, 4, 4)}
+BALLS = {"all": (0, 0, 0), "a": (4, 4, 4), "b": (24, 8, 8), "c": (4, 22, 9), "near a": (12, 4, 4)}
 
 
 class Scores:
@@ -33,6 +33,8 @@ class Scores:
         share = torch.zeros_like(self.logits)
         k, j, i = BALLS[name]
         share[:, k : k + 3, j : j + 2, i : i + 4] = 0.1
+        if name == "all":
+            share[:, 2:-2, 2:-2, 2:-2] = 0.1
         return share
 
     def back(self, score: torch.Tensor) -> list[torch.Tensor]:
@@ -65,6 +67,11 @@ def test_targets_near_each_other_get_passes_of_their_own():
     # The first try cannot know how far the network carries; afterwards it is known.
     assert scores.check(["a", "near a", "b", "c"], parting) == 3
     assert scores.check(["a", "near a", "b", "c"], parting) == 2
+
+
+def test_a_target_that_is_asked_alone_tells_how_far_the_network_carries():
+    # The liver first, which its lesions lie in: the two lesions near each other are then not tried together.
+    assert Scores().check(["all", "a", "near a", "b", "c"], Parting()) == 3
 
 
 def test_nothing_is_parted_where_every_place_depends_on_every_other():

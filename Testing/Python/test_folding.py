@@ -54,6 +54,7 @@ def test_small_convolutions_and_their_gradients_are_those_of_torchs_own_kernel()
     with torch.profiler.profile() as profile, torch.inference_mode():
         folded(images[0])
     ran = {event.key for event in profile.key_averages()}
-    assert "aten::mkldnn_convolution" in ran
-    assert "aten::slow_conv3d_forward" not in ran
+    if torch.backends.mkldnn.is_available():  # not with Apple's processors
+        assert "aten::mkldnn_convolution" in ran
+        assert "aten::slow_conv3d_forward" not in ran
     torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-3, atol=1e-4)
