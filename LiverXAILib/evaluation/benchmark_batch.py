@@ -192,7 +192,7 @@ class _Scratch:
             raise LiverXAIError(
                 "The batch under test was over before its memory could be looked at; use larger images."
             )
-        at_each = [min(samples, key=lambda sample: abs(sample[0] - time_)) for time_ in finished]
+        at_each = [_last_until(time_, samples) for time_ in finished]
         return {
             "seconds": max(finished) - started,
             "parent_mib": [parent for _, parent, _ in at_each],
@@ -293,6 +293,11 @@ def _watch(process: subprocess.Popen[str], output: Path, samples: list[tuple[flo
             # It has just ended.
             pass
         time.sleep(_SAMPLE_SECONDS)
+
+
+def _last_until(time_: float, samples: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The last sample taken until then: a later one may show a worker that is just ending. The first, if none was."""
+    return max((sample for sample in samples if sample[0] <= time_), default=samples[0])
 
 
 def _resident_mib(process: Any) -> float:

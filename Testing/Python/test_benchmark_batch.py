@@ -37,3 +37,9 @@ def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypa
 def test_growth_is_the_slope_of_the_line_through_the_cases():
     assert benchmark_batch._slope([100 + 0.25 * n for n in range(200)]) == pytest.approx(25)
     assert benchmark_batch._slope([400.0] * 50) == 0
+
+
+def test_memory_is_that_of_a_worker_that_still_works():
+    samples = [(1.0, 50.0, 400.0), (2.0, 50.0, 410.0), (3.05, 50.0, 0.0)]  # the last: the worker has just ended
+    assert benchmark_batch._last_until(3.0, samples) == samples[1]
+    assert benchmark_batch._last_until(0.5, samples) == samples[0]
