@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -54,13 +56,13 @@ class DeadNet(Net):
 class StemNet(nn.Module):
     """Works at half size throughout: behind its last stage come a pointwise head and an interpolation."""
 
-    def __init__(self, up: nn.Module) -> None:
+    def __init__(self, up: Callable[[], nn.Module]) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Sequential(nn.Conv3d(1, 4, 3, 2, 1), nn.ReLU())
         self.decoder = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU())
         self.head = nn.Conv3d(4, 3, 1)
-        self.up = up
+        self.up = up()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.up(self.head(self.decoder(self.conv(x))))
@@ -124,7 +126,13 @@ def test_the_last_stage_is_flagged_as_a_copy_of_the_score(target):
 
 
 @pytest.mark.parametrize(
-    "up", [nn.Upsample(scale_factor=2, mode="trilinear"), nn.ConvTranspose3d(3, 3, 2, 2), nn.Upsample(scale_factor=2)]
+    "up",
+    [
+        lambda: nn.Upsample(scale_factor=2, mode="trilinear"),
+        lambda: nn.ConvTranspose3d(3, 3, 2, 2),
+        lambda: nn.Upsample(scale_factor=2),
+    ],
+    ids=["trilinear", "transposed convolution", "nearest"],
 )
 def test_the_last_stage_of_a_network_that_works_at_half_size_is_flagged_as_well(up):
     assert "copy of the network's score" in warning_for(StemNet(up), "decoder")
