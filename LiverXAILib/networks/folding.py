@@ -4,13 +4,59 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv3d_input
+
+from ..volumes.volume import bounding_box
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
+
+
+class _OneDnn(torch.autograd.Function):
+    """A 3-D convolution with constant weights, whose way back costs only what the gradient reaches.
+
+    Explanations ask for the gradients of small targets: zero nearly everywhere. The gradient of a convolution that
+    keeps the size is a convolution with mirrored weights; it is computed where it is not zero, by the same kernel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        padding: tuple[int, ...],
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.geometry = input.shape, (stride, padding, dilation, groups)
+        return torch.mkldnn_convolution(input, weight, bias, padding, stride, dilation, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        keeps_size = all(n == 2 * p + 1 for n, p in zip(weight.shape[2:], padding, strict=True))
+        if not (keeps_size and set(stride) == set(dilation) == {1} and groups == 1):
+            return conv3d_input(ctx.shape, weight, gradient, *ctx.geometry), *[None] * 6
+        result = torch.empty(ctx.shape, memory_format=torch.channels_last_3d).zero_()
+        box = bounding_box(gradient.any(dim=1).any(dim=0).numpy())
+        if box is not None:
+            sides = zip(box, padding, ctx.shape[2:], strict=True)
+            a, b, c = (slice(max(s.start - p, 0), min(s.stop + p, n)) for s, p, n in sides)
+            reach = (slice(None), slice(None), a, b, c)
+            mirrored = weight.flip(2, 3, 4).transpose(0, 1)
+            result[reach] = torch.mkldnn_convolution(gradient[reach], mirrored, None, padding, stride, dilation, 1)
+        return result, *[None] * 6
 
 
 class _OneDnnConv3d(nn.Conv3d):
@@ -30,6 +76,8 @@ class _OneDnnConv3d(nn.Conv3d):
             and not torch.is_autocast_enabled("cpu")
             and not torch.jit.is_tracing()  # other runtimes know torch's own convolution only
         ):
+            if not weight.requires_grad:
+                return _OneDnn.apply(input, weight, bias, self.padding, self.stride, self.dilation, self.groups)
             return torch.mkldnn_convolution(input, weight, bias, self.padding, self.stride, self.dilation, self.groups)
         return super()._conv_forward(input, weight, bias)
 

@@ -58,3 +58,41 @@ def test_small_convolutions_and_their_gradients_are_those_of_torchs_own_kernel()
         assert "aten::mkldnn_convolution" in ran
         assert "aten::slow_conv3d_forward" not in ran
     torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (1, 3, 5), "padding": (0, 1, 2)},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "groups": 2},
+        {"kernel_size": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "target", [(slice(4, 6),) * 3, (slice(0, 1), slice(-2, None), slice(2, 9)), (slice(0, 0),) * 3]
+)
+def test_the_way_back_from_a_small_target_is_that_of_torch(geometry, target):
+    torch.manual_seed(0)
+    plain = nn.Conv3d(4, 6, **geometry).requires_grad_(False)
+    folded = fold_batch_norms(nn.Sequential(copy.deepcopy(plain)))
+    gradients = []
+    for network in (plain, folded):
+        image = torch.randn(1, 4, 11, 12, 13, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        network(image)[0, :, target[0], target[1], target[2]].square().sum().backward()
+        gradients.append(image.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_the_way_back_computes_only_what_the_gradient_reaches():
+    folded = fold_batch_norms(nn.Sequential(nn.Conv3d(1, 5, 3, padding=1)).requires_grad_(False))
+    image = torch.randn(1, 1, 20, 20, 20, requires_grad=True)
+    score = folded(image)[0, :, 8:10, 8:10, 8:10].sum()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        score.backward()
+    shapes = [event.input_shapes[0] for event in profile.events() if event.name == "aten::mkldnn_convolution"]
+    if torch.backends.mkldnn.is_available():  # not with Apple's processors
+        assert shapes == [[1, 5, 4, 4, 4]]
