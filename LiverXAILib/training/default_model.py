@@ -42,7 +42,7 @@ class Part:
         the network's divisor.
     :param negatives: see :class:`Generator`, as for `focus`.
     :param settings: what differs from the defaults of :class:`Settings`.
-    :param grown_from: the part whose weights it starts from: the same network with one level less.
+    :param starts_from: the part whose weights it starts from: the same network, or one with a level less.
     """
 
     spacing_mm: float
@@ -52,10 +52,26 @@ class Part:
     negatives: float
     focus: float
     settings: Settings
-    grown_from: str | None = None
+    starts_from: str | None = None
 
 
 _ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
+_BOXES = Part(
+    spacing_mm=2.0,
+    arguments=_ARGUMENTS | {"features": [24, 48, 96, 128, 128]},
+    sizes=(
+        ((96, 96, 128), 0.40),
+        ((96, 96, 96), 0.35),
+        ((96, 128, 128), 0.10),
+        ((128, 96, 128), 0.10),
+        ((128, 128, 160), 0.05),
+    ),
+    validation_size=(96, 128, 128),
+    negatives=0.08,
+    focus=0.93,
+    settings=Settings(iterations=2000, learning_rate=1.5e-3, ease=0.1, freeze_norm=0.1, calibrate=0.7, ema=0.997),
+    starts_from="liver-patches",
+)
 #: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
 #: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
 #: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver.
@@ -73,7 +89,7 @@ PARTS = {
         validation_size=(64, 80, 96),
         negatives=0.18,
         focus=0.0,
-        settings=Settings(iterations=1000, batch=2),
+        settings=Settings(iterations=3000, batch=2, learning_rate=1e-3),
     ),
     "liver-patches": Part(
         spacing_mm=2.0,
@@ -91,21 +107,11 @@ PARTS = {
         focus=0.93,
         settings=Settings(iterations=3100, batch=2),
     ),
-    "liver": Part(
-        spacing_mm=2.0,
-        arguments=_ARGUMENTS | {"features": [24, 48, 96, 128, 128]},
-        sizes=(
-            ((96, 96, 128), 0.40),
-            ((96, 96, 96), 0.35),
-            ((96, 128, 128), 0.10),
-            ((128, 96, 128), 0.10),
-            ((128, 128, 160), 0.05),
-        ),
-        validation_size=(96, 128, 128),
-        negatives=0.08,
-        focus=0.93,
-        settings=Settings(iterations=2000, learning_rate=1.5e-3, ease=0.1, freeze_norm=0.1, calibrate=0.7, ema=0.997),
-        grown_from="liver-patches",
+    "liver-boxes": _BOXES,
+    "liver": replace(
+        _BOXES,
+        settings=Settings(iterations=5200, learning_rate=5e-4, ease=0.05, freeze_norm=0.0, calibrate=0.4, ema=0.998),
+        starts_from="liver-boxes",
     ),
 }
 #: The parts that are the model's stages, in their order.
@@ -192,9 +198,9 @@ def train_part(
     """
     part = PARTS[name]
     cache, folder = output / "sources", output / name
-    start = output / part.grown_from / WEIGHTS if part.grown_from else None
+    start = output / part.starts_from / WEIGHTS if part.starts_from else None
     if start is not None and not start.is_file():
-        raise InputError(f"{start} is missing: train {part.grown_from} first.")
+        raise InputError(f"{start} is missing: train {part.starts_from} first.")
     sources = load_sources(data, cache, spacing_mm=part.spacing_mm, progress=progress)
     unseen = load_sources(data, cache, spacing_mm=part.spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
     arguments: dict[str, Any] = {"spacing_mm": part.spacing_mm, "negatives": part.negatives, "focus": part.focus}
@@ -206,7 +212,7 @@ def train_part(
     torch.manual_seed(settings.seed)
     network = UNet(**part.arguments)
     if start is not None:
-        grow(network, load_file(start))
+        start_from(network, load_file(start))
     weights = train(network, generator, folder, settings, validation=validation, workers=workers, progress=progress)
     network.load_state_dict(weights)
     network.eval()
@@ -220,16 +226,20 @@ def train_part(
     (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
 
 
-def grow(network: UNet, shallower: Mapping[str, torch.Tensor]) -> None:
-    """Give `network` the weights of a trained one that has one level less: its bottleneck becomes an encoder level.
+def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give `network` the weights of a trained one: the same network, or one that has one level less.
 
-    The new bottleneck and the decoder stage above it keep their initial weights.
+    The bottleneck of the latter becomes an encoder level; the new bottleneck and the decoder stage above it keep their
+    initial weights.
 
     :raises RuntimeError: the networks differ in more than one level.
     """
     last = len(network.encoder) - 1
     state = network.state_dict()
-    for name, value in shallower.items():
+    if weights.keys() == state.keys():
+        network.load_state_dict(weights)
+        return
+    for name, value in weights.items():
         room, _, rest = name.partition(".")
         if room == "bottleneck":
             name = f"encoder.{last}.{rest}"

@@ -291,16 +291,15 @@ def paint_lesions(
     """
     image = image.float()
     liver = truth > 0
-    noise = _noise_hu(image, liver)
     finest = min(spacing)
     if max(spacing) < _CUBE * finest:
-        painted, lesions = add_lesions(rng, image, liver, finest, noise)
+        painted, lesions = add_lesions(rng, image, liver, finest)
     else:
         shape = tuple(image.shape)
         cubes = [max(1, round(n * mm / finest)) for n, mm in zip(shape, spacing, strict=True)]
         fine = functional.interpolate(image[None, None], cubes, mode="trilinear")[0, 0]
         inside = functional.interpolate(liver[None, None].float(), cubes, mode="trilinear")[0, 0] > 0.5
-        new, mask = add_lesions(rng, fine, inside, finest, noise)
+        new, mask = add_lesions(rng, fine, inside, finest)
         change = torch.stack([new - fine, mask.float()])[None]
         # Averages: thick slices show what lies in them.
         change = functional.interpolate(change, shape, mode="area")[0]
@@ -308,14 +307,6 @@ def paint_lesions(
     result = truth.clone()
     result[lesions] = _TUMOR
     return painted, result
-
-
-def _noise_hu(image: torch.Tensor, liver: torch.Tensor) -> float:
-    """Standard deviation of the noise in the liver, from the differences between neighbors in a row."""
-    both = liver[..., 1:] & liver[..., :-1]
-    if int(both.sum()) < 50:
-        return 0.0
-    return float((image[..., 1:] - image[..., :-1])[both].abs().median()) / (0.6745 * math.sqrt(2))
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
-from LiverXAILib.training.default_model import PARTS, STAGES, export, grow, train_part
+from LiverXAILib.training.default_model import PARTS, STAGES, export, start_from, train_part
 from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train, tumor_threshold
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
@@ -169,29 +169,32 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
     torch.manual_seed(0)
     shallow, grown = UNet(features=(4, 6, 8), stem_stride=2), UNet(features=(4, 6, 8, 8), stem_stride=2)
     new = {name: value.clone() for name, value in grown.bottleneck.state_dict().items()}
-    grow(grown, shallow.state_dict())
+    start_from(grown, shallow.state_dict())
     kept, state = shallow.state_dict(), grown.state_dict()
     for place, known in (("encoder.0", "encoder.0"), ("encoder.2", "bottleneck"), ("decoder.2", "decoder.1")):
         for name, value in shallow.get_submodule(known).state_dict().items():
             assert torch.equal(state[f"{place}.{name}"], value)
     assert torch.equal(state["head.weight"], kept["head.weight"])
     assert all(torch.equal(state[f"bottleneck.{name}"], value) for name, value in new.items())
+    same = UNet(features=(4, 6, 8, 8), stem_stride=2)
+    start_from(same, grown.state_dict())
+    assert all(torch.equal(value, state[name]) for name, value in same.state_dict().items())
     with pytest.raises(RuntimeError):
-        grow(UNet(features=(4, 6, 8, 8, 8), stem_stride=2), shallow.state_dict())
+        start_from(UNet(features=(4, 6, 8, 8, 8), stem_stride=2), shallow.state_dict())
 
 
 def test_a_part_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train liver-patches first"):
+    with pytest.raises(InputError, match="train liver-boxes first"):
         train_part("liver", tmp_path / "no-data", tmp_path, PARTS["liver"].settings)
 
 
-def test_every_part_trains_from_what_it_grows_from() -> None:
+def test_every_part_trains_from_what_it_starts_from() -> None:
     for part in PARTS.values():
         network = UNet(**part.arguments)
         for size in [size for size, _ in part.sizes] + [part.validation_size]:
             assert all(n % d == 0 for n, d in zip(size, network.divisor, strict=True))
-        if part.grown_from:
-            grow(network, UNet(**PARTS[part.grown_from].arguments).state_dict())
+        if part.starts_from:
+            start_from(network, UNet(**PARTS[part.starts_from].arguments).state_dict())
 
 
 def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -150,14 +151,12 @@ class Generator:
             keep = (tissues <= Tissue.GAS) | (tissues == Tissue.LUNG) | (tissues == Tissue.BOWEL)
             image = torch.where(keep & ~painted, real, image)
 
-        liver_hu = image[liver]
         tumor = torch.zeros_like(liver)
-        if len(liver_hu) > 0:
+        if liver.any():
             image = image + liver * rng.uniform(0, 5) * smooth_field(rng, size, rng.uniform(5, 14))
             if rng.chance(self.lesions):
-                grain = 0.0 if synthetic else min(15.0, float(liver_hu.std()))
                 healthy = liver & (tissues != Tissue.UNKNOWN)
-                image, tumor = add_lesions(rng, image, healthy, self.spacing_mm, grain, ease)
+                image, tumor = add_lesions(rng, image, healthy, self.spacing_mm, ease)
         image = acquire(rng, image, self.spacing_mm, synthetic=synthetic)
         seen = limit_field_of_view(rng, image) & ~outside
         image = torch.where(seen, image, torch.tensor(_AIR))
@@ -190,20 +189,20 @@ class Generator:
         liver = liver.clone()
         size = (tissues.shape[0], tissues.shape[1], tissues.shape[2])
         if liver.any():
-            if rng.chance(0.3):
+            if rng.chance(0.15):
                 _gallbladder(rng, tissues, liver, self.spacing_mm)
-            if rng.chance(0.22):  # fissures: thin sheets of fat that belong to nobody
+            if rng.chance(0.10):  # fissures: thin sheets of fat that belong to nobody
                 wave = rng.uniform(12, 25)
                 sheet = smooth_field(rng, size, wave).abs() < rng.uniform(0.5, 1.3) / wave * 1.6
                 sheet &= smooth_field(rng, size, 15) > rng.uniform(0.2, 0.9)
                 sheet &= liver
                 tissues[sheet] = int(Tissue.FAT)
                 liver &= ~sheet
-            if rng.chance(0.10):  # ascites around the liver
+            if rng.chance(0.07):  # ascites around the liver
                 shell = dilate(liver, 1 + rng.integer(4)) & ~liver
                 shell &= (tissues == Tissue.FAT) | (tissues == Tissue.SOFT)
                 tissues[shell & (smooth_field(rng, size, 18) > rng.uniform(-1.0, 0.3))] = int(Tissue.FLUID)
-        if rng.chance(0.15):  # pleural effusion: the lungs' lower, posterior parts fill up
+        if rng.chance(0.25):  # pleural effusion: the lungs' lower, posterior parts fill up
             lung = tissues == Tissue.LUNG
             if int(lung.sum()) > 500:
                 side = torch.arange(size[2]) < size[2] / 2
@@ -247,14 +246,17 @@ class Generator:
     def _contrast_shift(self, rng: Rng, number: int, tissues: torch.Tensor, hu: torch.Tensor) -> torch.Tensor:
         """What to add to a real image so that it looks as in another contrast phase."""
         shift = torch.zeros(len(Tissue))
+        own = self._own_hu[number]
         if self.sources[number].detailed and rng.chance(0.55):
-            own = self._own_hu[number]
             for tissue in _ENHANCING:
                 if not torch.isnan(own[tissue]):
                     shift[tissue] = hu[tissue] - own[tissue]
         else:
             shift[Tissue.LIVER] = rng.uniform(-22, 22)
             other = rng.uniform(-10, 10)
+            gap = float(own[Tissue.LIVER] + shift[Tissue.LIVER] - own[Tissue.SOFT])
+            if math.isfinite(gap) and rng.chance(0.25):  # muscle, bowel and heart come near the liver's HU
+                other = gap * rng.uniform(0.3, 1)
             for tissue in (Tissue.SOFT, Tissue.ENHANCED, Tissue.SPLEEN, Tissue.UNKNOWN):
                 shift[tissue] = other + rng.uniform(-8, 8)
             shift[Tissue.UNKNOWN] = shift[Tissue.LIVER]
@@ -296,7 +298,9 @@ _ENHANCING = (
     Tissue.LIVER,
     Tissue.SPLEEN,
     Tissue.KIDNEY,
+    Tissue.STOMACH,
     Tissue.PANCREAS,
+    Tissue.BOWEL,
     Tissue.HEART,
     Tissue.AORTA,
     Tissue.VENA_CAVA,

@@ -7,7 +7,12 @@ import math
 
 import torch
 
-from .fields import Rng, rotation_matrix, smooth_field
+from .fields import Rng, gaussian_blur, rotation_matrix, smooth_field
+
+#: Shares of hypodense and hyperdense lesions and of cysts.
+_KINDS = (0.80, 0.08, 0.12)
+#: Noise is what varies within these standard deviations, in voxels; beyond so many HU it is the edge of a vessel.
+_BLUR, _LOUDEST = (1.5, 1.5, 1.5), 25.0
 
 
 def add_lesions(
@@ -15,14 +20,13 @@ def add_lesions(
     image: torch.Tensor,
     liver: torch.Tensor,
     spacing_mm: float,
-    hu_noise: float = 0.0,
     ease: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paint one to eight lesions into the liver.
 
-    Deformed ellipsoids of 4 to 48 mm radius (small ones more often, and more of them), hypodense (72 %),
-    hyperdense (16 %) or cysts (12 %), with soft edges, texture, and sometimes a necrotic core or a rim. A lesion
-    never leaves the liver.
+    Deformed ellipsoids of 4 to 48 mm radius (small ones more often, and more of them), hypodense, hyperdense or cysts,
+    with soft edges, texture, and sometimes a necrotic core or a rim. The image's noise goes on inside: noise of its
+    own would be the easiest sign of a lesion, and a wrong one. A lesion never leaves the liver.
 
     :param image: (D, H, W) in HU, before blur and noise.
     :param liver: bool (D, H, W).
@@ -36,12 +40,12 @@ def add_lesions(
     image = image.clone()
     largest = min(48.0, 0.5 * (len(inside) * spacing_mm**3) ** (1 / 3))
     count = 1 + rng.choose((0.30, 0.2, 0.15, 0.12, 0.09, 0.07, 0.04, 0.03))
-    family = rng.choose((0.72, 0.16, 0.12))
+    family = rng.choose(_KINDS)
     painted = 0
     for _ in range(3 * count):  # some places have no room
         if painted == count:
             break
-        kind = family if rng.chance(0.7) else rng.choose((0.72, 0.16, 0.12))
+        kind = family if rng.chance(0.7) else rng.choose(_KINDS)
         radius = (
             rng.log_uniform(4 + 5 * ease, max(9.0, largest if rng.chance(0.5) else min(largest, 24.0))) / spacing_mm
         )
@@ -55,7 +59,7 @@ def add_lesions(
         core = alpha > 0.5
         if int(core.sum()) < 4:
             continue
-        image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, hu_noise, ease)
+        image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, ease)
         tumor[box] |= core
         painted += 1
     return image, tumor
@@ -83,22 +87,20 @@ def _paint(
     depth: torch.Tensor,
     kind: int,
     radius_mm: float,
-    hu_noise: float,
     ease: float,
 ) -> torch.Tensor:
     background = float(image[liver].median())
     if kind == 0:
         # Small lesions are blurred into their surroundings anyway: do not ask for the invisible.
-        least = (22 if radius_mm < 6 else 18 if radius_mm < 9 else 12) + 25 * ease
-        hu = background - rng.uniform(least, max(least + 10, min(75, background - 5)))
+        least = (32 if radius_mm < 6 else 26 if radius_mm < 9 else 20) + 20 * ease
+        hu = background - rng.uniform(least, max(least + 10, min(80, background - 5)))
     elif kind == 1:
-        hu = background + rng.uniform(18 + 20 * ease, 75)
+        hu = background + rng.uniform(25 + 15 * ease, 75)
     else:
         hu = min(rng.uniform(-4, 22), background - 20)
     size = (image.shape[0], image.shape[1], image.shape[2])
     texture = rng.uniform(1, 9) * smooth_field(rng, size, rng.uniform(1.3, 4))
-    texture = texture + hu_noise * rng.normal(*size)
-    value = torch.full_like(image, hu) + texture * (0.3 if kind == 2 else 1.0)
+    value = hu + texture * (0.3 if kind == 2 else 1.0) + _noise(image, liver)
     if kind != 2 and radius_mm > 10 and rng.chance(0.3):  # necrosis
         core = ((depth - rng.uniform(0.3, 0.65)) * 6).clamp(0, 1)
         value = value + core * (min(hu, rng.uniform(5, 35)) - hu)
@@ -108,3 +110,10 @@ def _paint(
     if kind == 0 and rng.chance(0.04):  # calcification
         value = value + 200 * ((smooth_field(rng, size, 2.0) - 1.6).clamp(0, 0.6))
     return image + alpha * (value - image)
+
+
+def _noise(image: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:
+    """What a blur over the liver alone takes out of `image`, in HU; 0 outside."""
+    inside = liver.float()
+    smooth = gaussian_blur(image * inside, _BLUR) / gaussian_blur(inside, _BLUR).clamp_min(1e-6)
+    return ((image - smooth) * inside).clamp(-_LOUDEST, _LOUDEST)
