@@ -21,7 +21,7 @@ from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region,
 from ..models.store import save_model
 from ..networks import UNet, default_stage
 from ..progress import Progress
-from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train, tumor_threshold
+from .loop import HIGH, LOW, SCALE, SHIFT, Settings, operating_points, train
 from .sources import AXES, load_sources
 from .synthesis import Generator
 from .synthesis.fields import Size
@@ -217,10 +217,10 @@ def train_part(
     network.load_state_dict(weights)
     network.eval()
     more = [generator.sample(-201 - n, part.validation_size) for n in range(16)]
-    threshold = tumor_threshold(network, validation + more)
-    _log.info("Tumor begins at logit %.2f, which becomes 0", threshold)
-    bias = weights["head.bias"]
-    bias[len(bias) // 2 :] -= threshold  # the second half of the head's outputs is the tumor channel
+    points = operating_points(network, validation + more)
+    _log.info("Liver begins at logit %.2f and tumor at %.2f: these become 0", *points)
+    # The head has several outputs for each channel, the liver's before the tumor's.
+    weights["head.bias"] -= torch.tensor(points).repeat_interleave(len(weights["head.bias"]) // 2)
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     run = {"iterations": settings.iterations, "samples": settings.iterations * settings.batch, "seed": settings.seed}
     (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")

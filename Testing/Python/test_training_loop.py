@@ -19,7 +19,7 @@ from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
 from LiverXAILib.training.default_model import PARTS, STAGES, export, start_from, train_part
-from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train, tumor_threshold
+from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, operating_points, train
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
 
@@ -214,14 +214,16 @@ def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path
     assert all(0 <= row[name] <= 1 for name in ("held_out_liver_dice", "liver_dice", "tumor_dice"))
 
 
-def test_the_tumor_threshold_is_where_dice_is_best() -> None:
+def test_the_operating_points_are_where_dice_is_best() -> None:
     tumor = torch.zeros(8, 16, 16, dtype=torch.bool)
     tumor[:, :4] = True
     liver = torch.ones_like(tumor)
 
     class Overcalls(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            logit = torch.where(tumor, 2.0, 1.1)  # "yes" everywhere, surer where it is right
-            return torch.stack([logit, logit])[None]
+            # "Tumor" everywhere, surer where it is right; "liver" nowhere.
+            return torch.stack([torch.full(tumor.shape, -0.6), torch.where(tumor, 2.0, 1.1)])[None]
 
-    assert 1.1 <= tumor_threshold(Overcalls(), [sample_with(liver, tumor, liver)]) < 2.0
+    of_liver, of_tumor = operating_points(Overcalls(), [sample_with(liver, tumor, liver)])
+    assert of_liver < -0.6
+    assert 1.1 <= of_tumor < 2.0
