@@ -17,6 +17,7 @@ import SimpleITK as sitk
 import torch
 
 from ..errors import InputError
+from ..files import replacing
 from ..inference.stages import AIR_HU, working_grid
 from ..networks import ObeliskUNet
 from ..progress import CancelToken, Progress, check_cancel, report_progress
@@ -141,10 +142,10 @@ def load_sources(
         path = cache / f"{name}-{spacing_mm:g}mm.npz"
         if not path.is_file():
             ct, tissues, liver = make()
-            temporary = path.with_suffix(".part.npz")
             # A phantom's intensities are drawn anew for each sample: it has no CT to keep.
-            np.savez_compressed(temporary, tissues=tissues, liver=liver, ct=np.empty(0, np.int16) if ct is None else ct)
-            temporary.replace(path)
+            kept = np.empty(0, np.int16) if ct is None else ct
+            with replacing(path) as temporary:  # two parts that are trained side by side may both prepare it
+                np.savez_compressed(temporary, tissues=tissues, liver=liver, ct=kept)
         with np.load(path) as stored:
             ct = stored["ct"] if stored["ct"].size else None
             detailed = name.startswith(("totalseg", "phantom"))
