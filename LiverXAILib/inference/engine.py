@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 
 from ..errors import DeviceError
@@ -216,11 +217,21 @@ def _read_scores(
             box = project_box(found, grid, volume.grid, margin_mm=_MARGIN_MM)
             score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
             probability = torch.sigmoid(score).to(torch.float16).numpy()
-            readings[label] = (
-                Mask(box, (score > 0).numpy()),
-                Volume(probability, volume.grid.cropped(box).ijk_to_lps),
-            )
+            mask = score > 0
+            if label in stage.certain_at and (doubtful := _doubtful(margin, stage.certain_at[label])).any():
+                # Voxels between two of the grid belong to one piece: pieces that touch, at corners too, are one.
+                mask &= resample(doubtful.float(), grid, volume.grid.cropped(box)) <= 0
+            readings[label] = Mask(box, mask.numpy()), Volume(probability, volume.grid.cropped(box).ijk_to_lps)
     return readings
+
+
+def _doubtful(margin: torch.Tensor, level: float) -> torch.Tensor:
+    """The pieces of a region (where `margin` is positive) that reach `level` nowhere, as bool (k, j, i)."""
+    region = sitk.GetImageFromArray((margin > 0).numpy().astype(np.uint8))
+    pieces = torch.from_numpy(sitk.GetArrayFromImage(sitk.ConnectedComponent(region, True)).astype(np.int64))
+    certain = torch.zeros(int(pieces.max()) + 1, dtype=torch.bool)
+    certain[pieces[margin >= level]] = True
+    return (pieces > 0) & ~certain[pieces]
 
 
 def _read_nnunet_scores(

@@ -159,6 +159,8 @@ class StageSpec:
     :param channels: names of the output channels, in order.
     :param labels: for each label that this stage decides: the channels whose union is its region. With nested
         regions "liver" includes "tumor".
+    :param certain_at: for a label: a connected piece of its region counts only if the score (a logit; 0 is where the
+        region begins) reaches this somewhere.
     :param region: run only around what an earlier stage found.
     :param layers: stages of the network that may be explained; none for a program whose inside cannot be seen.
     :param default_layer: the one to use when the user names none; "" if there are none.
@@ -187,6 +189,7 @@ class StageSpec:
     divisor: tuple[int, int, int] = (1, 1, 1)
     pad_to_window: bool = False
     overlap: float = 0.5
+    certain_at: Mapping[str, float] = field(default_factory=dict)
     region: Region | None = None
     dimensions: int = 3
     mirror_axes: tuple[int, ...] = ()
@@ -213,6 +216,8 @@ class StageSpec:
             problems.append(f"dimensions {self.dimensions} must be 2 or 3")
         if not set(self.mirror_axes) <= ({0, 1, 2} if self.dimensions == 3 else {1, 2}):
             problems.append(f"mirror_axes {list(self.mirror_axes)} must be axes of the network's window")
+        if not set(self.certain_at) <= set(self.labels) or (self.certain_at and self.nnunet is not None):
+            problems.append("certain_at must name labels of this stage, and does not go with nnunet")
         if self.nnunet is not None and self.spacing is None:
             problems.append("nnunet needs a spacing")
         if problems:

@@ -53,7 +53,7 @@ def variants(iterations: int, seed: int) -> dict[str, Variant]:
     full = Variant(settings)
     return {
         "the recipe": full,
-        "boxes of 13 cm": replace(full, size=(32, 32, 32), settings=replace(settings, batch=15)),
+        "boxes of 19 cm": replace(full, size=(48, 48, 48), settings=replace(settings, batch=4)),
         "phantoms only": replace(full, keep=lambda name: name.startswith("phantom")),
         f"without {_WHOLE_LIVER}, the only whole liver": replace(full, keep=lambda name: name != _WHOLE_LIVER),
         "no samples without liver": replace(full, negatives=0.0),

@@ -21,7 +21,8 @@ from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region,
 from ..models.store import save_model
 from ..networks import UNet, default_stage
 from ..progress import Progress
-from .loop import HIGH, LOW, SCALE, SHIFT, Settings, operating_points, train
+from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train
+from .operating import operating_points
 from .sources import AXES, load_sources
 from .synthesis import Generator
 from .synthesis.fields import Size
@@ -218,11 +219,17 @@ def train_part(
     network.eval()
     more = [generator.sample(-201 - n, part.validation_size) for n in range(16)]
     points = operating_points(network, validation + more)
-    _log.info("Liver begins at logit %.2f and tumor at %.2f: these become 0", *points)
+    _log.info("%s: liver and tumor become 0", points)
     # The head has several outputs for each channel, the liver's before the tumor's.
-    weights["head.bias"] -= torch.tensor(points).repeat_interleave(len(weights["head.bias"]) // 2)
+    shift = torch.tensor([points.liver, points.tumor])
+    weights["head.bias"] -= shift.repeat_interleave(len(weights["head.bias"]) // 2)
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
-    run = {"iterations": settings.iterations, "samples": settings.iterations * settings.batch, "seed": settings.seed}
+    run = {
+        "iterations": settings.iterations,
+        "samples": settings.iterations * settings.batch,
+        "seed": settings.seed,
+        "certain_tumor": points.certain - points.tumor,
+    }
     (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
 
 
@@ -271,7 +278,7 @@ def export(
             "its tumors at 2 mm, one pass each."
         ),
         labels=(LIVER, TUMOR),
-        stages=tuple(_stage(name, PARTS[name]) for name in STAGES),
+        stages=tuple(_stage(name, PARTS[name], runs.get(name, {}).get("certain_tumor")) for name in STAGES),
         license="Apache-2.0",
         source="python -m LiverXAILib.training.default_model",
         training={"data": DATA, "recipe": RECIPE, "runs": runs},
@@ -281,7 +288,7 @@ def export(
     return save_model(spec, {name: [dict(weights[name])] for name in STAGES}, folder)
 
 
-def _stage(name: str, part: Part) -> StageSpec:
+def _stage(name: str, part: Part, certain_tumor: float | None) -> StageSpec:
     network = UNet(**part.arguments)
     layers = network.explainable_stages()
     spacing = (part.spacing_mm,) * 3
@@ -299,6 +306,7 @@ def _stage(name: str, part: Part) -> StageSpec:
         activation="sigmoid",
         channels=("liver", "tumor"),
         labels={"liver": ("liver",)} if locator else {"liver": ("liver",), "tumor": ("tumor",)},
+        certain_at={} if locator or certain_tumor is None else {"tumor": certain_tumor},
         region=None if locator else Region("liver", MARGIN_MM),
         layers=tuple(LayerSpec(layer, stride) for layer, stride in layers),
         default_layer=default_stage(layers, spacing),

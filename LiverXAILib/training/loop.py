@@ -251,29 +251,6 @@ def validate(
     }
 
 
-def operating_points(network: nn.Module, samples: Sequence[Sample]) -> list[float]:
-    """The logits of liver and tumor above which the Dice over all of `samples` together is best, in quarters.
-
-    The loss decides what the network knows, not where its "yes" begins; this does, on synthetic samples alone.
-
-    :param network: in evaluation mode, with the weights to be exported.
-    """
-    thresholds = torch.arange(-2.0, 4.01, 0.25)
-    sums = torch.zeros(2, len(thresholds), 2, dtype=torch.float64)
-    truths = torch.zeros(2, 1, dtype=torch.float64)
-    with torch.inference_mode():
-        for sample in samples:
-            logits = network(normalize(sample.image)[None, None])[0]
-            for channel, whole in enumerate((sample.liver, sample.tumor)):
-                logit, truth = logits[channel][sample.known], whole[sample.known]
-                truths[channel] += truth.sum()
-                for number, threshold in enumerate(thresholds):
-                    found = logit > threshold
-                    sums[channel, number] += torch.stack([(found & truth).sum(), found.sum()])
-    dice = 2 * sums[..., 0] / (sums[..., 1] + truths).clamp_min(1)
-    return [float(thresholds[best]) for best in dice.argmax(dim=1)]
-
-
 def native_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 itself; elsewhere it is a hundred times slower than float32."""
     return any(

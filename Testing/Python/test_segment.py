@@ -11,7 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
-from LiverXAILib.errors import Cancelled, DeviceError
+from LiverXAILib.errors import Cancelled, DeviceError, ModelError
 from LiverXAILib.inference import Postprocessing, lesion_components, segment
 from LiverXAILib.inference.postprocess import clean_lesions, clean_organ
 from LiverXAILib.inference.stages import region_margin
@@ -233,3 +233,25 @@ def test_lesions_are_numbered_from_the_largest():
     sizes = np.bincount(numbers.ravel())[1:]
     assert len(sizes) == 2
     assert sizes[0] > sizes[1]
+
+
+def test_a_lesion_that_the_network_is_nowhere_sure_of_is_dropped_and_the_others_stay():
+    grid = Grid((40, 44, 48), np.diag([1.5, 1.5, 1.5, 1.0]))
+    k, j, i = np.indices(grid.shape)
+    image = np.full(grid.shape, 100, dtype=np.int16)
+    sure, doubtful = ((k - 20) ** 2 + (j - 22) ** 2 + (i - middle) ** 2 < 49 for middle in (14, 32))
+    image[sure], image[doubtful] = 160, 160  # a logit of 1 ...
+    image[18:23, 20:25, 12:17] = 200  # ... and somewhere of nearly 5
+    volume = Volume(image, grid.ijk_to_lps)
+    both = segment(volume, threshold_model(), device="cpu")
+    one = segment(volume, threshold_model(certain_at={"tumor": 3.0}), device="cpu")
+    assert (both.mask("tumor") & doubtful).any()
+    np.testing.assert_array_equal(one.mask("tumor"), both.mask("tumor") & (i < 23))
+    np.testing.assert_array_equal(one.mask("liver") | one.mask("tumor"), both.mask("liver") | both.mask("tumor"))
+    np.testing.assert_array_equal(one.probabilities["tumor"].array, both.probabilities["tumor"].array)
+    assert not segment(volume, threshold_model(certain_at={"tumor": 9.0}), device="cpu").mask("tumor").any()
+
+
+def test_certainty_is_asked_for_labels_of_the_stage_only():
+    with pytest.raises(ModelError, match="certain_at"):
+        threshold_model(certain_at={"vessel": 1.0})

@@ -19,7 +19,7 @@ from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
 from LiverXAILib.training.default_model import PARTS, STAGES, export, start_from, train_part
-from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, operating_points, train
+from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
 
@@ -149,7 +149,8 @@ def test_lesions_start_large_and_clear_and_become_what_they_are() -> None:
 def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     networks = {name: UNet(**PARTS[name].arguments).eval() for name in STAGES}
-    export({name: network.state_dict() for name, network in networks.items()}, tmp_path / "model", {})
+    weights = {name: network.state_dict() for name, network in networks.items()}
+    export(weights, tmp_path / "model", {name: {"certain_tumor": 2.5} for name in STAGES})
     model = load_model(tmp_path / "model")
     hu = torch.linspace(-1024, 1500, 32**3).reshape(32, 32, 32)
     for stage in model.spec.stages:
@@ -162,6 +163,7 @@ def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -
     locator, liver = model.spec.stages
     assert (locator.default_layer, liver.default_layer) == ("decoder.1", "decoder.2")
     assert liver.region is not None
+    assert (locator.certain_at, liver.certain_at) == ({}, {"tumor": 2.5})
     assert model.spec.stage_of("liver") is model.spec.stage_of("tumor") is liver
 
 
@@ -212,18 +214,3 @@ def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path
     assert seen == ["block"]
     assert set(row) == {"held_out_liver_dice", "liver_dice", "tumor_dice", "false_liver_kvoxels"}
     assert all(0 <= row[name] <= 1 for name in ("held_out_liver_dice", "liver_dice", "tumor_dice"))
-
-
-def test_the_operating_points_are_where_dice_is_best() -> None:
-    tumor = torch.zeros(8, 16, 16, dtype=torch.bool)
-    tumor[:, :4] = True
-    liver = torch.ones_like(tumor)
-
-    class Overcalls(torch.nn.Module):
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            # "Tumor" everywhere, surer where it is right; "liver" nowhere.
-            return torch.stack([torch.full(tumor.shape, -0.6), torch.where(tumor, 2.0, 1.1)])[None]
-
-    of_liver, of_tumor = operating_points(Overcalls(), [sample_with(liver, tumor, liver)])
-    assert of_liver < -0.6
-    assert 1.1 <= of_tumor < 2.0

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a trained network's "yes" begins. The loss decides what it knows, not that; synthetic samples do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import SimpleITK as sitk
+import torch
+from torch import nn
+
+from ..evaluation.metrics import COVERED
+from .loop import normalize
+from .synthesis import Sample
+
+_LIVER = torch.arange(-2.0, 2.01, 0.25)
+_TUMOR = torch.arange(0.0, 4.01, 0.5)
+#: How much more than the least must be reached somewhere in a lesion.
+_SURER = torch.arange(0.0, 5.01, 0.5)
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """Logits.
+
+    :param liver: the liver is where its channel is above.
+    :param tumor: a lesion is a connected piece of where its channel is above ...
+    :param certain: ... if it reaches this somewhere (hysteresis, as in Canny's edge detector, 1986).
+    """
+
+    liver: float
+    tumor: float
+    certain: float
+
+
+def operating_points(network: nn.Module, samples: Sequence[Sample]) -> OperatingPoints:
+    """What is best on `samples`: for the liver the Dice of all together, for tumors half that, half lesion-wise F1.
+
+    Lesions count as in :func:`LiverXAILib.evaluation.metrics.detect_lesions`.
+
+    :param network: in evaluation mode, with the weights to be exported.
+    """
+    liver = torch.zeros(len(_LIVER), 3, dtype=torch.float64)
+    # For each pair of tumor points: voxels in both, found, true; lesions of the truth and hit, found and right.
+    tumor = torch.zeros(len(_TUMOR), len(_SURER), 7, dtype=torch.float64)
+    with torch.inference_mode():
+        for sample in samples:
+            logits = network(normalize(sample.image)[None, None])[0]
+            for number, point in enumerate(_LIVER):
+                found = (logits[0] > point) & sample.known
+                truth = sample.liver & sample.known
+                liver[number] += torch.stack([(found & truth).sum(), found.sum(), truth.sum()])
+            tumor += _tumor_counts(logits[1], sample)
+    dice = 2 * liver[:, 0] / (liver[:, 1] + liver[:, 2]).clamp_min(1)
+    both, found, true, lesions, hit, pieces, right = tumor.unbind(-1)
+    quality = 2 * both / (found + true).clamp_min(1)
+    sensitivity, precision = hit / lesions.clamp_min(1), right / pieces.clamp_min(1)
+    quality = quality + 2 * sensitivity * precision / (sensitivity + precision).clamp_min(1e-9)
+    row, column = divmod(int(quality.argmax()), len(_SURER))
+    point = float(_TUMOR[row])
+    return OperatingPoints(float(_LIVER[dice.argmax()]), point, point + float(_SURER[column]))
+
+
+def _tumor_counts(logit: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """The counts of one sample, (tumor points, surer points, 7)."""
+    truth = sample.tumor & sample.known
+    lesions = _pieces(truth)
+    sizes = torch.bincount(lesions.flatten())
+    counts = torch.zeros(len(_TUMOR), len(_SURER), 7, dtype=torch.float64)
+    for row, point in enumerate(_TUMOR):
+        pieces = _pieces((logit > point) & sample.known)
+        number = int(pieces.max()) + 1
+        peaks = torch.full((number,), -torch.inf).scatter_reduce(0, pieces.flatten(), logit.flatten(), "amax")
+        # How many voxels each lesion shares with each piece.
+        shared = torch.bincount((lesions * number + pieces).flatten(), minlength=len(sizes) * number)
+        shared = shared.reshape(len(sizes), number)
+        found, right = shared.sum(dim=0), shared[1:].sum(dim=0) >= COVERED * shared.sum(dim=0)
+        for column, surer in enumerate(_SURER):
+            kept = peaks >= point + surer
+            kept[0] = False
+            covered = shared[:, kept].sum(dim=1)
+            hit = (covered >= COVERED * sizes) & (covered > 0)
+            values = [covered[1:].sum(), found[kept].sum(), truth.sum(), torch.tensor(len(sizes) - 1), hit[1:].sum()]
+            counts[row, column] = torch.stack([*values, kept.sum(), right[kept].sum()])
+    return counts
+
+
+def _pieces(mask: torch.Tensor) -> torch.Tensor:
+    """Connected pieces of (D, H, W), numbered from 1."""
+    image = sitk.GetImageFromArray(mask.numpy().astype("uint8"))
+    return torch.from_numpy(sitk.GetArrayFromImage(sitk.ConnectedComponent(image, True)).astype("int64"))

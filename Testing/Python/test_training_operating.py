@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The points where "yes" begins are those that are best on the samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from LiverXAILib.evaluation.metrics import detect_lesions
+from LiverXAILib.training.operating import _SURER, _TUMOR, _tumor_counts, operating_points
+from LiverXAILib.training.synthesis import Sample
+
+SIZE = (12, 16, 16)
+
+
+def a_sample(tumor: torch.Tensor) -> Sample:
+    whole = torch.ones(SIZE, dtype=torch.bool)
+    return Sample(torch.zeros(SIZE), whole, tumor, whole, "test")
+
+
+class Answers(torch.nn.Module):
+    """The same logits whatever it sees."""
+
+    def __init__(self, liver: torch.Tensor, tumor: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = torch.stack([liver, tumor])[None]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+def test_the_points_lie_between_what_is_right_and_what_is_wrong() -> None:
+    tumor = torch.zeros(SIZE, dtype=torch.bool)
+    tumor[:4, :6, :6] = True
+    logit = torch.where(tumor, 2.2, 0.7)  # "tumor" everywhere, surer where it is right ...
+    logit[1, 2, 2] = 4.7
+    logit[8:11, 8:14, 8:14] = 3.1  # ... and in one place where it is wrong
+    points = operating_points(Answers(torch.full(SIZE, -0.6), logit), [a_sample(tumor)])
+    assert points.liver < -0.6
+    assert 0.7 < points.tumor < 2.2
+    assert 3.1 < points.certain < 4.7
+
+
+def test_lesions_are_counted_as_in_evaluation() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        tumor = torch.from_numpy(random.random(SIZE) < 0.06)
+        logit = torch.from_numpy(random.normal(-2, 2.5, SIZE)).float()
+        row, column = int(random.integers(len(_TUMOR))), 0
+        counts = _tumor_counts(logit, a_sample(tumor))[row, column].tolist()
+        assert _SURER[column] == 0
+        found = logit > _TUMOR[row]
+        expected = detect_lesions(found.numpy(), tumor.numpy(), 1.0)
+        assert counts == [
+            (found & tumor).sum(),
+            found.sum(),
+            tumor.sum(),
+            sum(expected.reference),
+            sum(expected.found),
+            sum(expected.predicted),
+            sum(expected.true),
+        ]
