@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -48,10 +47,11 @@ def benchmark_cost(
 ) -> list[Row]:
     """Time and memory of each way to explain `target`: rows with seconds, times a forward pass, and peak MiB.
 
-    Seconds are the median of `repeats`; MiB are the most above what the process held before (GPU: what torch had
-    allocated; CPU: resident memory, where psutil is installed). The last rows are about the whole image: all windows
-    that the target touches; and the liver with up to four lesions, as maps on the network's grid and as finished heat
-    maps on the image's grid (:func:`~LiverXAILib.explain.explain_all`), beside the stage's pass over the image.
+    All jobs run in turn, `repeats` times after a first one, and the shortest time counts; MiB are the most above what
+    the process held before (GPU: what torch had allocated; CPU: resident memory, where psutil is installed). The last
+    rows are about the whole image: all windows that the target touches; and the liver with up to four lesions, as maps
+    on the network's grid and as finished heat maps on the image's grid
+    (:func:`~LiverXAILib.explain.explain_all`), beside the stage's pass over the image.
     """
     segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
     question_text = Target.parse(target)
@@ -83,12 +83,19 @@ def benchmark_cost(
     jobs["the same on the image's grid"] = lambda: explain_all(
         volume, model, segmentation, texts, layer=layer, device=device
     )
+    for job in jobs.values():
+        check_cancel(cancel)
+        job()
+    measured: dict[str, list[tuple[float, float | None]]] = {name: [] for name in jobs}
+    for turn in range(repeats):
+        for number, (name, job) in enumerate(jobs.items()):
+            check_cancel(cancel)
+            report_progress(progress, f"Measuring: {name}", (turn + number / len(jobs)) / repeats)
+            measured[name].append(_measure(job, run.device))
     rows: list[Row] = []
     base = 0.0
-    for number, (name, job) in enumerate(jobs.items()):
-        check_cancel(cancel)
-        report_progress(progress, f"Measuring: {name}", number / len(jobs))
-        seconds, memory = _measure(job, run.device, repeats)
+    for name, runs in measured.items():
+        seconds = min(one for one, _ in runs)
         # Each row is compared with the pass above it.
         base = seconds if "pass" in name else base
         rows.append(
@@ -97,7 +104,7 @@ def benchmark_cost(
                 "layer": layer,
                 "seconds": seconds,
                 "forward_passes": round(seconds / base, 2),
-                "peak_mib": memory,
+                "peak_mib": max((peak for _, peak in runs if peak is not None), default=None),
             }
         )
     report_progress(progress, "Done", 1.0)
@@ -157,21 +164,16 @@ def _monai(scored: _Score, layer: str, window: torch.Tensor) -> Callable[[], obj
     return lambda: method(window, class_idx=0)
 
 
-def _measure(job: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, float | None]:
-    """Median seconds, and the most MiB above what was held before, of a few runs after a first one."""
-    job()
-    seconds, peaks = [], []
-    for _ in range(repeats):
-        watch = _MemoryWatch(device)
-        with watch:
-            started = time.perf_counter()
-            job()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - started)
-        peaks.append(watch.peak_mib)
-    known = [peak for peak in peaks if peak is not None]
-    return round(median(seconds), 3), round(max(known), 1) if known else None
+def _measure(job: Callable[[], object], device: torch.device) -> tuple[float, float | None]:
+    """Seconds of one run, and the most MiB above what was held before."""
+    watch = _MemoryWatch(device)
+    with watch:
+        started = time.perf_counter()
+        job()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+    return seconds, watch.peak_mib
 
 
 class _MemoryWatch:
@@ -232,7 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="tumor", help="what to explain (default: tumor)")
     parser.add_argument("--layer", default=None, help="stage of the network (default: the model's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts (default: 3)")
 
 
 def run(arguments: argparse.Namespace) -> int:
