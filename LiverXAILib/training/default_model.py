@@ -131,15 +131,16 @@ DATA = (
 )
 RECIPE = (
     "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter first on small boxes, then, a "
-    "level deeper, on large ones; each sample is one of these anatomies deformed, given new intensities and lesions, "
-    "and scanned again; see docs/default-model.md"
+    "level deeper, on large ones, in two runs; each sample is one of these anatomies deformed, given new intensities "
+    "and lesions, and scanned again; see docs/default-model.md"
 )
 LIMITS = (
     "For research use only.",
     "Thin parts of the liver are cut, and stomach, bowel and the heart's lower surface beside it are taken for liver "
     "at times: look at the outlines.",
-    "The tumor output is experimental: it was trained on synthetic lesions alone, misses small lesions, marks large "
-    "ones in part, and takes gallbladder, bowel and pleural effusion for tumor at times.",
+    "The tumor output is experimental: it was trained on synthetic lesions alone, misses most lesions under 20 mm, "
+    "marks large ones in part, and takes wide vessels of native scans for tumor at times. No finding does not mean no "
+    "tumor.",
     "Any focal lesion, cysts included, is called tumor.",
     "Seven real anatomies were seen in training: unusual anatomy (situs inversus, after resection or transplantation, "
     "children, massive ascites) was not.",
