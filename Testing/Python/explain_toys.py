@@ -141,6 +141,12 @@ LESIONS_LPS = ((20, 28, 24), (66, 30, 22))
 
 def two_lesion_case(model: Model) -> tuple[Volume, Segmentation]:
     """An organ with two lesions 46 mm apart and a decoy outside of it, segmented by `model`."""
+    volume, _ = two_lesion_truth()
+    return volume, segment(volume, model, device="cpu")
+
+
+def two_lesion_truth() -> tuple[Volume, Volume]:
+    """The image of :func:`two_lesion_case` and its labels, 1 and 2."""
     grid = Grid((24, 28, 44), np.diag([2.0, 2.0, 2.0, 1.0]))
     k, j, i = np.indices(grid.shape)
     lps = grid.to_lps(np.stack([i, j, k], axis=-1))
@@ -149,7 +155,8 @@ def two_lesion_case(model: Model) -> tuple[Volume, Segmentation]:
         return np.linalg.norm(lps - center, axis=-1) < radius
 
     organ = ball((44, 28, 24), 42)
-    bright = ball(LESIONS_LPS[0], 8) | ball(LESIONS_LPS[1], 6) | ball((84, 50, 44), 5)
+    lesions = ball(LESIONS_LPS[0], 8) | ball(LESIONS_LPS[1], 6)
+    bright = lesions | ball((84, 50, 44), 5)
     image = np.where(bright, 200.0, np.where(organ, 100.0, 0.0)) + np.random.default_rng(1).normal(0, 15, grid.shape)
-    volume = Volume(image.astype(np.float32), grid.ijk_to_lps)
-    return volume, segment(volume, model, device="cpu")
+    labels = np.where(lesions, 2, organ).astype(np.uint8)
+    return Volume(image.astype(np.float32), grid.ijk_to_lps), Volume(labels, grid.ijk_to_lps)

@@ -242,7 +242,7 @@ def test_the_fast_path_is_as_good_as_the_plain_one_on_cases_never_trained_on(cas
     for backend in backends.candidates(CPU):
         fast = segment(volume, load_model("default"), device="cpu", backend=backend)
         assert abs(dice(fast.mask("liver"), truth) - dice(plain.mask("liver"), truth)) < 0.002, backend
-        assert (fast.labels.array == plain.labels.array).mean() > 0.9999, backend
+        assert (fast.labels.array == plain.labels.array).mean() > backends._AGREEMENT[backend.split()[1]], backend
 
 
 # --- foreign chains ------------------------------------------------------------------------------------------------

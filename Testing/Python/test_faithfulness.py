@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from explain_toys import trained_model, two_lesion_case
+from explain_toys import trained_model, two_lesion_case, two_lesion_truth, with_labels
 from scipy.stats import spearmanr
 
 from LiverXAILib.errors import Cancelled
@@ -145,13 +145,18 @@ def test_explanations_come_with_their_card():
 
 
 def test_a_large_target_is_blurred_more_and_examined_in_a_part_of_it():
-    run, question = a_question("liver")
+    # Where the network sees the liver's border depends on the machine that trained it; where it is does not.
+    model = trained_model()
+    volume, labels = two_lesion_truth()
+    segmentation = with_labels(volume, model, labels)
+    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = ask(Target.parse("liver"), segmentation, model, run)
     assert an_examination().blur_mm == 12
     mask = float((question.weights.abs().sum(dim=0) > 0).sum()) * 8
-    exam = Examination(run, question, limit_mm=24)
+    exam = Examination(run, question, limit_mm=16)
     assert exam.blur_mm == pytest.approx(max(12, 0.5 * (mask * 3 / 4 / np.pi) ** (1 / 3)))
-    assert exam.run.plan.shape == (12, 12, 12)
-    assert exam.question.weights.shape[1:] == (12, 12, 12)
+    assert exam.run.plan.shape == (8, 8, 8)
+    assert exam.question.weights.shape[1:] == (8, 8, 8)
     # Half target, half surroundings: what is all liver has nothing to tell it from.
     asked = exam.question.weights.abs().sum(dim=0) > 0
     assert 0.4 < float(asked.float().mean()) < 0.6
