@@ -13,11 +13,13 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import UsageError
 from ..models.spec import StageSpec
+from ..networks.folding import OneDnnConvolution
 from ..volumes.volume import Grid
 
 #: Steps of an autograd graph that are linear whatever they are given.
 _LINEAR = {
-    "Convolution", "MkldnnConvolution", "Clone", "ToCopy", "Contiguous", "Alias", "Select", "Slice", "Split",
+    "Convolution", "MkldnnConvolution", OneDnnConvolution.__name__,
+    "Clone", "ToCopy", "Contiguous", "Alias", "Select", "Slice", "Split",
     "Index", "Cat", "Stack", "Add", "Sub", "Neg", "Sum", "Mean", "View", "UnsafeView", "Reshape", "ReshapeAlias",
     "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Flip", "Roll", "ConstantPadNd", "AvgPool2D", "AvgPool3D",
     "PixelShuffle", "UpsampleBilinear2D", "UpsampleTrilinear3D", "UpsampleNearest2D", "UpsampleNearest3D",

@@ -18,7 +18,7 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 
 
-class _OneDnn(torch.autograd.Function):
+class OneDnnConvolution(torch.autograd.Function):
     """A 3-D convolution with constant weights, whose way back costs only what the gradient reaches.
 
     Explanations ask for the gradients of small targets: zero nearly everywhere. The gradient of a convolution that
@@ -77,7 +77,9 @@ class _OneDnnConv3d(nn.Conv3d):
             and not torch.jit.is_tracing()  # other runtimes know torch's own convolution only
         ):
             if not weight.requires_grad:
-                return _OneDnn.apply(input, weight, bias, self.padding, self.stride, self.dilation, self.groups)
+                return OneDnnConvolution.apply(
+                    input, weight, bias, self.padding, self.stride, self.dilation, self.groups
+                )
             return torch.mkldnn_convolution(input, weight, bias, self.padding, self.stride, self.dilation, self.groups)
         return super()._conv_forward(input, weight, bias)
 

@@ -16,6 +16,7 @@ from LiverXAILib.cli import main
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import explain, explain_all
 from LiverXAILib.models import LayerSpec, load_model
+from LiverXAILib.networks.folding import fold_batch_norms
 from LiverXAILib.volumes.volume import Grid
 
 
@@ -119,8 +120,12 @@ def test_an_in_place_activation_changes_nothing(norm):
 
 
 @pytest.mark.parametrize("target", ["tumor", "liver"])
-def test_the_last_stage_is_flagged_as_a_copy_of_the_score(target):
-    volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_last_stage_is_flagged_as_a_copy_of_the_score(target, folded):
+    network = Net(nn.BatchNorm3d(4))
+    if folded:  # as every model is when it is loaded
+        network = fold_batch_norms(network).requires_grad_(False)
+    volume, model, segmentation = a_case(network)
     (warning,) = explain(volume, model, segmentation, target, layer="decoder", device="cpu").warnings
     assert "copy of the network's score" in warning
 
