@@ -240,8 +240,8 @@ class Examination:
         volume = card["curves"]["fractions"][point] * self._volume_ml
         copied = card["curves"]["gain"] <= card["controls"]["logit map"]["gain"]
         return (
-            f"This map passed: blurring the {volume:.2g} ml that it marks most takes the model's confidence from "
-            f"{card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; image edges, random places and the map "
+            f"This map passed: blurring the {two_digits(volume)} ml that it marks most takes the model's confidence "
+            f"from {card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; image edges, random places and the map "
             f"of a network with shuffled weights explain it less well, and {NOISE_HU:g} HU of noise hardly change it"
             + (", but a plain copy of the model's score explains it as well." if copied else ".")
         )
@@ -283,6 +283,11 @@ class Examination:
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(number)
+
+
+def two_digits(value: float) -> str:
+    """Two significant digits, never with an exponent for what is measured in ml: 0.42, 4.2, 42, 420."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def check_faithfulness(

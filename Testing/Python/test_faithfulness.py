@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from LiverXAILib.errors import Cancelled
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
-from LiverXAILib.explain.faithfulness import Examination, energy_lift, shuffled_networks, spearman
+from LiverXAILib.explain.faithfulness import Examination, energy_lift, shuffled_networks, spearman, two_digits
 from LiverXAILib.explain.run import StageRun, ask
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.models import Model
@@ -105,6 +105,10 @@ def test_the_sentence_says_in_numbers_what_was_tested():
     larger = min(fraction for fraction in card["curves"]["fractions"] if fraction >= target)
     assert volume == pytest.approx(card["examined_ml"] * larger, rel=0.05)
     assert card["examined_ml"] == pytest.approx(np.prod(an_examination().run.image.shape) * 0.008, abs=0.1)
+
+
+def test_volumes_are_written_for_people():
+    assert [two_digits(ml) for ml in (0.4213, 4.213, 42.13, 264.7, 1531.0)] == ["0.42", "4.2", "42", "260", "1500"]
 
 
 def test_a_map_with_a_warning_does_not_pass():
