@@ -241,9 +241,9 @@ class Examination:
         copied = card["curves"]["gain"] <= card["controls"]["logit map"]["gain"]
         return (
             f"This map passed: blurring the {two_digits(volume)} ml that it marks most takes the model's confidence "
-            f"from {card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; image edges, random places and the map "
-            f"of a network with shuffled weights explain it less well, and {NOISE_HU:g} HU of noise hardly change it"
-            + (", but a plain copy of the model's score explains it as well." if copied else ".")
+            f"from {card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; image edges, random places and the "
+            f"map of a network with shuffled weights explain it less well, and {NOISE_HU:g} HU of noise hardly change "
+            "it" + (", but a plain copy of the model's score explains it as well." if copied else ".")
         )
 
     def map(self, method: Method, layer: str, networks: Sequence[nn.Module] | None = None, noise: bool = False) -> Any:
