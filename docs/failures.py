@@ -38,14 +38,14 @@ def main() -> None:
     for seed in SEEDS:
         phantom = make_phantom(seed)
         segmentation = segment(phantom.ct, model)
-        result = evaluate(segmentation.labels, phantom.truth, {"liver": 1, "tumor": 2}, name=f"phantom {seed}")
-        results.append(result)
-        failures.append((phantom, segmentation, result))
+        labels = {"liver": 1, "tumor": 2}
+        results.append(evaluate(segmentation.labels, phantom.truth, labels, name=f"phantom {seed}"))
+        failures.append((phantom, segmentation))
     print(format_results(results))
     draw(failures, options.output)
 
 
-def draw(failures: Sequence[tuple[Phantom, Segmentation, object]], path: Path) -> None:
+def draw(failures: Sequence[tuple[Phantom, Segmentation]], path: Path) -> None:
     """The worst of each kind: liver left out, liver too much, the largest lesion missed, the largest false one."""
     kinds = {
         "liver left out": lambda truth, found: (truth > 0) & (found == 0),
@@ -57,7 +57,7 @@ def draw(failures: Sequence[tuple[Phantom, Segmentation, object]], path: Path) -
     rows = figure.subplots(2, len(kinds))
     for column, (title, wrong) in enumerate(kinds.items()):
         ranked = []
-        for phantom, segmentation, _ in failures:
+        for phantom, segmentation in failures:
             errors = wrong(phantom.truth.array, segmentation.labels.array)
             areas = errors.sum(axis=(1, 2))
             ranked.append((int(areas.max()), int(areas.argmax()), phantom, segmentation))

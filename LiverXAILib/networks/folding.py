@@ -38,6 +38,8 @@ class OneDnnConvolution(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.geometry = input.shape, (stride, padding, dilation, groups)
+        last = input.is_contiguous(memory_format=torch.channels_last_3d)
+        ctx.memory_format = torch.channels_last_3d if last else torch.contiguous_format
         return torch.mkldnn_convolution(input, weight, bias, padding, stride, dilation, groups)
 
     @staticmethod
@@ -48,7 +50,7 @@ class OneDnnConvolution(torch.autograd.Function):
         keeps_size = all(n == 2 * p + 1 for n, p in zip(weight.shape[2:], padding, strict=True))
         if not (keeps_size and set(stride) == set(dilation) == {1} and groups == 1):
             return conv3d_input(ctx.shape, weight, gradient, *ctx.geometry), *[None] * 6
-        result = torch.empty(ctx.shape, memory_format=torch.channels_last_3d).zero_()
+        result = torch.empty(ctx.shape, memory_format=ctx.memory_format).zero_()
         box = bounding_box(gradient.any(dim=1).any(dim=0).numpy())
         if box is not None:
             sides = zip(box, padding, ctx.shape[2:], strict=True)

@@ -75,7 +75,8 @@ _BOXES = Part(
 )
 #: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
 #: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
-#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver.
+#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. The
+#: last part goes on from there, longer and more slowly: tumors are learned late.
 PARTS = {
     "locator": Part(
         spacing_mm=4.0,
