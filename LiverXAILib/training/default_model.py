@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,15 +222,13 @@ def train_part(
     more = [generator.sample(-201 - n, part.validation_size) for n in range(16)]
     points = operating_points(network, validation + more)
     _log.info("%s: liver and tumor become 0", points)
-    # The head has several outputs for each channel, the liver's before the tumor's.
-    shift = torch.tensor([points.liver, points.tumor])
-    weights["head.bias"] -= shift.repeat_interleave(len(weights["head.bias"]) // 2)
+    weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     run = {
         "iterations": settings.iterations,
         "samples": settings.iterations * settings.batch,
         "seed": settings.seed,
-        "certain_tumor": points.certain - points.tumor,
+        "operating_points": asdict(points),
     }
     (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
 
@@ -280,7 +278,7 @@ def export(
             "its tumors at 2 mm, one pass each."
         ),
         labels=(LIVER, TUMOR),
-        stages=tuple(_stage(name, PARTS[name], runs.get(name, {}).get("certain_tumor")) for name in STAGES),
+        stages=tuple(_stage(name, PARTS[name], runs.get(name, {}).get("operating_points")) for name in STAGES),
         license="Apache-2.0",
         source="python -m LiverXAILib.training.default_model",
         training={"data": DATA, "recipe": RECIPE, "runs": runs},
@@ -290,7 +288,7 @@ def export(
     return save_model(spec, {name: [dict(weights[name])] for name in STAGES}, folder)
 
 
-def _stage(name: str, part: Part, certain_tumor: float | None) -> StageSpec:
+def _stage(name: str, part: Part, points: Mapping[str, float] | None) -> StageSpec:
     network = UNet(**part.arguments)
     layers = network.explainable_stages()
     spacing = (part.spacing_mm,) * 3
@@ -308,7 +306,7 @@ def _stage(name: str, part: Part, certain_tumor: float | None) -> StageSpec:
         activation="sigmoid",
         channels=("liver", "tumor"),
         labels={"liver": ("liver",)} if locator else {"liver": ("liver",), "tumor": ("tumor",)},
-        certain_at={} if locator or certain_tumor is None else {"tumor": certain_tumor},
+        certain_at={} if locator or points is None else {"tumor": points["certain"] - points["tumor"]},
         region=None if locator else Region("liver", MARGIN_MM),
         layers=tuple(LayerSpec(layer, stride) for layer, stride in layers),
         default_layer=default_stage(layers, spacing),

@@ -33,6 +33,13 @@ class OperatingPoints:
     tumor: float
     certain: float
 
+    def moved_to_zero(self, bias: torch.Tensor) -> torch.Tensor:
+        """The bias of a head with which liver and tumor begin at a logit of 0.
+
+        :param bias: (2 n,): n outputs for the liver channel, then n for the tumor channel.
+        """
+        return bias - torch.tensor([self.liver, self.tumor]).repeat_interleave(len(bias) // 2)
+
 
 def operating_points(network: nn.Module, samples: Sequence[Sample]) -> OperatingPoints:
     """What is best on `samples`: for the liver the Dice of all together, for tumors half that, half lesion-wise F1.

@@ -43,7 +43,7 @@ def a_body(model_stage):
 @pytest.mark.parametrize("name", candidates(CPU)[1:] or ["nothing beside torch float32 is installed"])
 def test_every_backend_here_gives_the_bundled_models_labels(name):
     if name not in candidates(CPU):
-        pytest.skip(name)
+        pytest.skip(f"no other backend to compare: {name}")
     model = load_model("default")
     for stage in model.spec.stages:
         batch = a_body(stage)[None, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
 from LiverXAILib.training.default_model import PARTS, STAGES, export, start_from, train_part
 from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train
+from LiverXAILib.training.operating import OperatingPoints
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
 
@@ -150,7 +151,8 @@ def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -
     torch.manual_seed(0)
     networks = {name: UNet(**PARTS[name].arguments).eval() for name in STAGES}
     weights = {name: network.state_dict() for name, network in networks.items()}
-    export(weights, tmp_path / "model", {name: {"certain_tumor": 2.5} for name in STAGES})
+    points = asdict(OperatingPoints(liver=0.0, tumor=1.0, certain=3.5))
+    export(weights, tmp_path / "model", {name: {"operating_points": points} for name in STAGES})
     model = load_model(tmp_path / "model")
     hu = torch.linspace(-1024, 1500, 32**3).reshape(32, 32, 32)
     for stage in model.spec.stages:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.ndimage import label
 
 from LiverXAILib.evaluation.metrics import detect_lesions
-from LiverXAILib.training.operating import _SURER, _TUMOR, _tumor_counts, operating_points
+from LiverXAILib.networks import UNet
+from LiverXAILib.training.operating import _SURER, _TUMOR, OperatingPoints, _tumor_counts, operating_points
 from LiverXAILib.training.synthesis import Sample
 
 SIZE = (12, 16, 16)
@@ -41,15 +43,26 @@ def test_the_points_lie_between_what_is_right_and_what_is_wrong() -> None:
     assert 3.1 < points.certain < 4.7
 
 
+def test_the_points_become_zero() -> None:
+    torch.manual_seed(0)
+    network = UNet(features=(4, 6), stem_stride=2).eval()
+    image = torch.randn(1, 1, *SIZE)
+    with torch.inference_mode():
+        before = network(image)
+        network.head.bias.data = OperatingPoints(-0.25, 1.5, 4.0).moved_to_zero(network.head.bias.data)
+        torch.testing.assert_close(network(image), before - torch.tensor([-0.25, 1.5])[None, :, None, None, None])
+
+
 def test_lesions_are_counted_as_in_evaluation() -> None:
     random = np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(12):
         tumor = torch.from_numpy(random.random(SIZE) < 0.06)
         logit = torch.from_numpy(random.normal(-2, 2.5, SIZE)).float()
-        row, column = int(random.integers(len(_TUMOR))), 0
+        row, column = int(random.integers(len(_TUMOR))), int(random.integers(len(_SURER)))
         counts = _tumor_counts(logit, a_sample(tumor))[row, column].tolist()
-        assert _SURER[column] == 0
-        found = logit > _TUMOR[row]
+        pieces, _ = label(logit > _TUMOR[row], np.ones((3, 3, 3)))
+        sure = np.unique(pieces[logit >= _TUMOR[row] + _SURER[column]])
+        found = torch.from_numpy(np.isin(pieces, sure[sure > 0]))
         expected = detect_lesions(found.numpy(), tumor.numpy(), 1.0)
         assert counts == [
             (found & tumor).sum(),

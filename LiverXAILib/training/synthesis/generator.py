@@ -13,7 +13,7 @@ import torch
 from .acquisition import acquire, limit_field_of_view
 from .fields import Rng, Size, deformation, dilate, sample_at, smooth_field
 from .lesions import add_lesions
-from .tissues import Tissue, draw_hu
+from .tissues import NEIGHBORS, Tissue, draw_hu
 
 _AIR = -1024.0
 
@@ -248,7 +248,7 @@ class Generator:
         shift = torch.zeros(len(Tissue))
         own = self._own_hu[number]
         if self.sources[number].detailed and rng.chance(0.55):
-            for tissue in _ENHANCING:
+            for tissue in _SHIFTED:
                 if not torch.isnan(own[tissue]):
                     shift[tissue] = hu[tissue] - own[tissue]
         else:
@@ -293,21 +293,8 @@ class Generator:
         return Sample(image, none, none, torch.ones_like(none), "head or nothing")
 
 
-_ENHANCING = (
-    Tissue.ENHANCED,
-    Tissue.LIVER,
-    Tissue.SPLEEN,
-    Tissue.KIDNEY,
-    Tissue.STOMACH,
-    Tissue.PANCREAS,
-    Tissue.BOWEL,
-    Tissue.HEART,
-    Tissue.AORTA,
-    Tissue.VENA_CAVA,
-    Tissue.PORTAL_VEIN,
-    Tissue.MUSCLE,
-    Tissue.ADRENAL,
-)
+#: What gets another contrast phase's HU in a real image.
+_SHIFTED = (*NEIGHBORS, Tissue.ENHANCED, Tissue.LIVER, Tissue.AORTA, Tissue.PORTAL_VEIN, Tissue.ADRENAL)
 
 
 def _median_hu(source: Source) -> torch.Tensor:

@@ -119,7 +119,9 @@ def draw_hu(rng: Rng, *, broad: bool = False) -> tuple[torch.Tensor, torch.Tenso
         texture = texture * rng.uniform(0.7, 2.0)
     if rng.uniform() < 0.12:  # fatty liver
         hu[Tissue.LIVER] -= rng.uniform(10, 55)
-    hu[Tissue.LIVER] = hu[Tissue.LIVER].clamp_min(15)
+    hu[Tissue.LIVER] = hu[Tissue.LIVER].clamp_min(
+        15
+    )  # darker ones cannot be told from fluid, lesions in them even less
     if rng.chance(0.25):
         for tissue in NEIGHBORS:
             if rng.chance(0.5):
