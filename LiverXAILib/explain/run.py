@@ -76,12 +76,13 @@ class StageRun:
         """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card."""
         grid = segmentation.stage_grids.get(stage.name) or _grid_for(volume, stage, segmentation)
         plan = stage_plan(stage, grid)
-        image = stage_input(volume, stage, grid)
+        center_hu = _center_hu(volume, stage, segmentation)
+        image = stage_input(volume, stage, grid, center_hu)
         organ = segmentation.labels.array == segmentation.specs[0].value
         median = float(np.median(volume.array[organ])) if organ.any() else AIR_HU
         reference = torch.from_numpy(volume.array.astype(np.float32))
-        air, tissue = normalize(torch.tensor([AIR_HU, median]), stage, reference).tolist()
-        padded = plan.pad(image, pad_value(stage))
+        air, tissue = normalize(torch.tensor([AIR_HU, median]), stage.intensity, center_hu, reference).tolist()
+        padded = plan.pad(image, pad_value(stage, center_hu))
         return StageRun(stage, model.members(stage), plan.padded_grid(grid), plan, padded, device, air, tissue)
 
     @property
@@ -347,6 +348,15 @@ def _grid_for(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> G
     grids = stage_grids(volume, stage, box)
     found = segmentation.labels.grid.to_lps(np.argwhere(segmentation.labels.array)[:, ::-1])
     return max(grids, key=lambda grid: _count_inside(grid, found))
+
+
+def _center_hu(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> float:
+    """What the stage's intensity is centered on: as it was, or, if the segmentation was made elsewhere, as it is."""
+    if not stage.intensity.centered or stage.region is None:
+        return 0.0
+    if stage.name in segmentation.stage_centers:
+        return segmentation.stage_centers[stage.name]
+    return float(np.median(volume.array[segmentation.mask(stage.region.label)]))
 
 
 def _count_inside(grid: Grid, points: np.ndarray) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -76,28 +76,31 @@ def segment(
     masks: dict[str, Mask] = {}
     probabilities: dict[str, Volume] = {}
     grids: dict[str, Grid] = {}
+    centers: dict[str, float] = {}
     stages: list[dict[str, Any]] = []
     warnings: list[str] = list(volume.metadata.get("warnings", ()))
-    boxes: dict[str, Box | None] = {}
+    places: dict[str, Place | None] = {}
 
     model.to(target)
     for number, stage in enumerate(model.spec.stages):
         part = scaled(progress, number / len(model.spec.stages), (number + 1) / len(model.spec.stages))
-        box = None if stage.region is None else boxes.get(stage.region.label)
-        if stage.region is not None and box is None:
+        place = None if stage.region is None else places.get(stage.region.label)
+        if stage.region is not None and place is None:
             stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
             continue
         try:
-            grid, logits, report = _run_stage(volume, model, stage, box, target, backend, part, cancel)
+            grid, logits, report = _run_stage(volume, model, stage, place, target, backend, part, cancel)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(f"Device {target} ran out of memory. Use the CPU, or close other programs.") from error
         grids[stage.name] = grid
+        if place is not None and stage.intensity.centered:
+            centers[stage.name] = report["center_hu"] = place.median_hu
         stages.append(report)
         begun = time.perf_counter()
         rest = model.spec.stages[number + 1 :]
         sought = {later.region.label for later in rest if later.region is not None} & set(stage.labels)
-        boxes |= {label: _locate(logits, stage, label, grid, volume, model) for label in sought}
-        final = [label for label in stage.labels if not any(label in x.labels and _will_run(x, boxes) for x in rest)]
+        places |= {label: _locate(logits, stage, label, grid, volume, model) for label in sought}
+        final = [label for label in stage.labels if not any(label in x.labels and _will_run(x, places) for x in rest)]
         read = _read_scores if stage.nnunet is None else _read_nnunet_scores
         for label, (mask, probability) in read(logits, stage, final, grid, volume).items():
             masks[label] = mask
@@ -105,7 +108,7 @@ def segment(
                 probabilities[label] = probability
         if sought & set(final):
             masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
-            boxes |= {label: masks[label].tight() for label in sought & set(final)}
+            places |= {label: _place_of(masks[label], volume) for label in sought & set(final)}
         report["seconds"]["labels"] = round(time.perf_counter() - begun, 3)
 
     begun = time.perf_counter()
@@ -127,14 +130,14 @@ def segment(
         "seconds": round(time.perf_counter() - started, 3),
         "warnings": warnings,
     }
-    return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, provenance)
+    return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, centers, provenance)
 
 
 def _run_stage(
     volume: Volume,
     model: Model,
     stage: StageSpec,
-    box: Box | None,
+    place: Place | None,
     device: torch.device,
     backend: str,
     progress: Progress | None,
@@ -145,14 +148,15 @@ def _run_stage(
     Of several parts of a long scan, the one that shows most of the stage's first label wins.
     """
     begun = time.perf_counter()
-    grids = stage_grids(volume, stage, box)
+    grids = stage_grids(volume, stage, None if place is None else place.box)
+    center_hu = 0.0 if place is None else place.median_hu
     networks = model.members(stage)
     seconds = {"input": time.perf_counter() - begun, "self_test": 0.0, "network": 0.0}
     best: tuple[float, Grid, torch.Tensor] | None = None
     for number, grid in enumerate(grids):
         begun = time.perf_counter()
-        image, plan = stage_input(volume, stage, grid), stage_plan(stage, grid)
-        padded = plan.pad(image, pad_value(stage))
+        image, plan = stage_input(volume, stage, grid, center_hu), stage_plan(stage, grid)
+        padded = plan.pad(image, pad_value(stage, center_hu))
         seconds["input"] += time.perf_counter() - begun
         if number == 0:
             begun = time.perf_counter()
@@ -180,13 +184,22 @@ def _run_stage(
     return best[1], best[2], report
 
 
-def _will_run(stage: StageSpec, boxes: Mapping[str, Box | None]) -> bool:
+class Place(NamedTuple):
+    """Where a later stage will look: the `box` on the image around a structure, and the structure's median HU."""
+
+    box: Box
+    median_hu: float
+
+
+def _will_run(stage: StageSpec, places: Mapping[str, Place | None]) -> bool:
     """Whether what a stage looks into is known to be there."""
-    return stage.region is None or boxes.get(stage.region.label) is not None
+    return stage.region is None or places.get(stage.region.label) is not None
 
 
-def _locate(logits: torch.Tensor, stage: StageSpec, label: str, grid: Grid, volume: Volume, model: Model) -> Box | None:
-    """The box on the image around a structure that a later stage will look into.
+def _locate(
+    logits: torch.Tensor, stage: StageSpec, label: str, grid: Grid, volume: Volume, model: Model
+) -> Place | None:
+    """The place of a structure, on the stage's own grid.
 
     Of the liver its largest piece: a speck at the other end of the body must not blow the box up.
     """
@@ -194,7 +207,16 @@ def _locate(logits: torch.Tensor, stage: StageSpec, label: str, grid: Grid, volu
     if any(spec.is_liver for spec in model.spec.labels if spec.name == label):
         mask = clean_organ(mask, _LARGEST_PIECE)
     box = bounding_box(mask)
-    return None if box is None else project_box(box, grid, volume.grid)
+    if box is None:
+        return None
+    image = resample(volume.array, volume.grid, grid.cropped(box))
+    return Place(project_box(box, grid, volume.grid), float(np.median(image.numpy()[mask[box]])))
+
+
+def _place_of(mask: Mask, volume: Volume) -> Place | None:
+    """The place of a structure, on the image's own grid."""
+    box = mask.tight()
+    return None if box is None else Place(box, float(np.median(volume.array[mask.box][mask.voxels])))
 
 
 #: A region's mask, and its probability in the box around it.

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from ..errors import InputError
-from ..models.spec import StageSpec
+from ..models.spec import Intensity, StageSpec
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.resample import regrid, resample, resized
 from ..volumes.volume import Grid, Volume, bounding_box
@@ -67,20 +67,27 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     return grids
 
 
-def stage_input(volume: Volume, stage: StageSpec, grid: Grid) -> torch.Tensor:
-    """The image as `stage`'s network wants it: float32 (k, j, i) on `grid`, normalized."""
+def stage_input(volume: Volume, stage: StageSpec, grid: Grid, center_hu: float = 0.0) -> torch.Tensor:
+    """The image as `stage`'s network wants it: float32 (k, j, i) on `grid`, normalized.
+
+    :param center_hu: see :func:`normalize`.
+    """
     if stage.nnunet is not None:
         return nnunet_input(volume, stage, grid)
     image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
-    return normalize(image, stage)
+    return normalize(image, stage.intensity, center_hu)
 
 
-def normalize(image: torch.Tensor, stage: StageSpec, reference: torch.Tensor | None = None) -> torch.Tensor:
+def normalize(
+    image: torch.Tensor, intensity: Intensity, center_hu: float = 0.0, reference: torch.Tensor | None = None
+) -> torch.Tensor:
     """HU to network input, by the card's intensity.
 
+    :param center_hu: median of what the stage looks around, for an intensity that is centered on it.
     :param reference: the image whose statistics count where the card asks for them; default: `image` itself.
     """
-    intensity = stage.intensity
+    if intensity.centered:
+        image = image - center_hu
     if intensity.statistics is not None:
         reference = (image if reference is None else reference).float()
         if intensity.statistics == "z-score":
@@ -92,11 +99,11 @@ def normalize(image: torch.Tensor, stage: StageSpec, reference: torch.Tensor | N
     return (image - intensity.shift) / intensity.scale
 
 
-def pad_value(stage: StageSpec) -> float:
+def pad_value(stage: StageSpec, center_hu: float = 0.0) -> float:
     """What surrounds an image that is smaller than its padded windows, as the network sees it."""
     if stage.nnunet is not None or stage.intensity.statistics is not None:
         return 0.0
-    return float(normalize(torch.tensor(AIR_HU), stage))
+    return float(normalize(torch.tensor(AIR_HU), stage.intensity, center_hu))
 
 
 def stage_plan(stage: StageSpec, grid: Grid) -> WindowPlan:

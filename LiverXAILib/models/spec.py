@@ -71,6 +71,9 @@ class Intensity:
 
     With `statistics` "z-score" x is instead the distance from the image's mean in standard deviations, with "range"
     the place between its smallest (0) and largest value (1): for networks trained so.
+
+    :param centered: HU count from the median of what an earlier stage found (the stage's `region`), so that `low`,
+        `high` and `shift` do too: contrast phase and fat move a liver by 100 HU, and its tumors with it.
     """
 
     low: float | None = None
@@ -78,12 +81,15 @@ class Intensity:
     shift: float = 0.0
     scale: float = 1.0
     statistics: str | None = None
+    centered: bool = False
 
     def __post_init__(self) -> None:
         if self.statistics not in (None, "z-score", "range"):
             raise ValueError(f"statistics {self.statistics!r} must be 'z-score', 'range' or null")
         if self.scale == 0:
             raise ValueError("scale must not be 0")
+        if self.centered and self.statistics is not None:
+            raise ValueError("centered does not go with statistics")
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,8 @@ class StageSpec:
             problems.append(f"mirror_axes {list(self.mirror_axes)} must be axes of the network's window")
         if not set(self.certain_at) <= set(self.labels) or (self.certain_at and self.nnunet is not None):
             problems.append("certain_at must name labels of this stage, and does not go with nnunet")
+        if self.intensity.centered and (self.region is None or self.nnunet is not None):
+            problems.append("a centered intensity needs a region, and does not go with nnunet")
         if self.nnunet is not None and self.spacing is None:
             problems.append("nnunet needs a spacing")
         if problems:

@@ -153,6 +153,7 @@ def update_segmentation_node(
                 "Model": model,
                 "Grid": _grid_to_json(world_grid(volume_node)),
                 "StageGrids": {name: _grid_to_json(grid) for name, grid in segmentation.stage_grids.items()},
+                "StageCenters": dict(segmentation.stage_centers),
                 "Provenance": dict(segmentation.provenance),
             },
         )
@@ -202,12 +203,14 @@ def read_segments(
         for spec in model.labels
         for identifier in found.get(spec.name, ())
     ]
-    stage_grids = {}
+    stage_grids: dict[str, Grid] = {}
+    stage_centers: dict[str, float] = {}
     made_here = get_attribute(node, "Model") or {}
     if made_here.get("sha256") == [s for stage in model.stages for s in stage.sha256]:
         then = get_attribute(node, "Grid")
         if then is not None and _grid_from_json(then).matches(grid):
             stage_grids = {name: _grid_from_json(x) for name, x in get_attribute(node, "StageGrids").items()}
+            stage_centers = get_attribute(node, "StageCenters") or {}
 
     def put_together() -> Segmentation:
         labels = np.zeros(grid.shape, dtype=np.uint8)
@@ -217,6 +220,7 @@ def read_segments(
             Volume(labels, grid.ijk_to_lps),
             model.labels,
             stage_grids=stage_grids,
+            stage_centers=stage_centers,
             provenance={"model": made_here, "source": "segmentation node", "warnings": []},
         )
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from ..inference.stages import normalize
 from ..networks import UNet
 from .default_model import PARTS, VALIDATION_PHANTOMS
-from .loop import Settings, normalize, train, validate
+from .loop import Settings, train, validate
 from .sources import load_sources
 from .synthesis import Generator, Source
 from .synthesis.fields import Size
@@ -115,8 +116,8 @@ def run(
     samples = [judge.sample(-1 - n, _SIZE) for n in range(20)]
     torch.manual_seed(variant.settings.seed)
     network = UNet(**part.arguments)
-    weights = train(network, generator, folder, variant.settings, workers=workers)
-    synthetic = validate(network, weights, samples, bfloat16=False)
+    weights = train(network, generator, folder, variant.settings, intensity=part.intensity, workers=workers)
+    synthetic = validate(network, weights, samples, part.intensity, bfloat16=False)
     network.load_state_dict(weights)
     return {
         "held_out_liver_dice": round(_dice(network.eval(), held_out), 4),
@@ -127,7 +128,7 @@ def run(
 def _dice(network: UNet, source: Source) -> float:
     """Dice of the liver in a source's own CT, all of it at once."""
     assert source.ct is not None
-    image = normalize(torch.from_numpy(source.ct).float())[None, None]
+    image = normalize(torch.from_numpy(source.ct).float(), PARTS["locator"].intensity)[None, None]
     pad = [n for size, d in zip(image.shape[:1:-1], network.divisor[::-1], strict=True) for n in (0, -size % d)]
     with torch.inference_mode():
         logits = network(functional.pad(image, pad, mode="replicate"))[0, 0]

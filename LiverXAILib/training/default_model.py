@@ -21,7 +21,7 @@ from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region,
 from ..models.store import save_model
 from ..networks import UNet, default_stage
 from ..progress import Progress
-from .loop import HIGH, LOW, SCALE, SHIFT, Settings, train
+from .loop import Settings, train
 from .operating import operating_points
 from .sources import AXES, load_sources
 from .synthesis import Generator
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 #: What a part leaves in its folder: weights in full precision, and how they were made.
 WEIGHTS, RUN = "weights.safetensors", "run.json"
+
+_ABSOLUTE = Intensity(-200.0, 300.0, 50.0, 120.0)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Part:
         the network's divisor.
     :param negatives: see :class:`Generator`, as for `focus`.
     :param settings: what differs from the defaults of :class:`Settings`.
+    :param intensity: HU to network input.
     :param starts_from: the part whose weights it starts from: the same network, or one with a level less.
     """
 
@@ -53,6 +56,7 @@ class Part:
     negatives: float
     focus: float
     settings: Settings
+    intensity: Intensity = _ABSOLUTE
     starts_from: str | None = None
 
 
@@ -73,10 +77,11 @@ _BOXES = Part(
     settings=Settings(iterations=2000, learning_rate=1.5e-3, ease=0.1, freeze_norm=0.1, calibrate=0.7, ema=0.997),
     starts_from="liver-patches",
 )
+_LONG = Settings(iterations=5200, learning_rate=5e-4, ease=0.05, freeze_norm=0.0, calibrate=0.4, ema=0.998)
 #: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
 #: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
-#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. The
-#: last part goes on from there, longer and more slowly: tumors are learned late.
+#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. Two
+#: long parts go on from there, more slowly, since tumors are learned late; in the last HU count from the liver's own.
 PARTS = {
     "locator": Part(
         spacing_mm=4.0,
@@ -110,10 +115,13 @@ PARTS = {
         settings=Settings(iterations=3100, batch=2),
     ),
     "liver-boxes": _BOXES,
+    "liver-long": replace(_BOXES, settings=_LONG, starts_from="liver-boxes"),
     "liver": replace(
         _BOXES,
-        settings=Settings(iterations=5200, learning_rate=5e-4, ease=0.05, freeze_norm=0.0, calibrate=0.4, ema=0.998),
-        starts_from="liver-boxes",
+        settings=replace(_LONG, batch=2, ease=0.0, calibrate=0.0),
+        # A liver of 90 HU looks as it did before.
+        intensity=Intensity(-290.0, 210.0, -40.0, 120.0, centered=True),
+        starts_from="liver-long",
     ),
 }
 #: The parts that are the model's stages, in their order.
@@ -216,11 +224,20 @@ def train_part(
     network = UNet(**part.arguments)
     if start is not None:
         start_from(network, load_file(start))
-    weights = train(network, generator, folder, settings, validation=validation, workers=workers, progress=progress)
+    weights = train(
+        network,
+        generator,
+        folder,
+        settings,
+        intensity=part.intensity,
+        validation=validation,
+        workers=workers,
+        progress=progress,
+    )
     network.load_state_dict(weights)
     network.eval()
     more = [generator.sample(-201 - n, part.validation_size) for n in range(16)]
-    points = operating_points(network, validation + more)
+    points = operating_points(network, validation + more, part.intensity)
     _log.info("%s: liver and tumor become 0", points)
     weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
@@ -301,7 +318,7 @@ def _stage(name: str, part: Part, points: Mapping[str, float] | None) -> StageSp
         sha256=("",),
         axes=AXES,
         spacing=spacing,
-        intensity=Intensity(LOW, HIGH, SHIFT, SCALE),
+        intensity=part.intensity,
         divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
         activation="sigmoid",
         channels=("liver", "tumor"),

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..evaluation.metrics import COVERED
-from .loop import normalize
+from ..inference.stages import normalize
+from ..models.spec import Intensity
 from .synthesis import Sample
 
 _LIVER = torch.arange(-2.0, 2.01, 0.25)
@@ -41,19 +42,20 @@ class OperatingPoints:
         return bias - torch.tensor([self.liver, self.tumor]).repeat_interleave(len(bias) // 2)
 
 
-def operating_points(network: nn.Module, samples: Sequence[Sample]) -> OperatingPoints:
+def operating_points(network: nn.Module, samples: Sequence[Sample], intensity: Intensity) -> OperatingPoints:
     """What is best on `samples`: for the liver the Dice of all together, for tumors half that, half lesion-wise F1.
 
     Lesions count as in :func:`LiverXAILib.evaluation.metrics.detect_lesions`.
 
     :param network: in evaluation mode, with the weights to be exported.
+    :param intensity: HU to its input.
     """
     liver = torch.zeros(len(_LIVER), 3, dtype=torch.float64)
     # For each pair of tumor points: voxels in both, found, true; lesions of the truth and hit, found and right.
     tumor = torch.zeros(len(_TUMOR), len(_SURER), 7, dtype=torch.float64)
     with torch.inference_mode():
         for sample in samples:
-            logits = network(normalize(sample.image)[None, None])[0]
+            logits = network(normalize(sample.image, intensity, sample.liver_hu)[None, None])[0]
             for number, point in enumerate(_LIVER):
                 found = (logits[0] > point) & sample.known
                 truth = sample.liver & sample.known

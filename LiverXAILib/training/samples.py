@@ -62,13 +62,16 @@ class Prepare(Transform):
         self.stage, self.values, self.patch = stage, values, patch
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """`image`, HU, and `truth`, 0 background, 1 liver, 2 tumor: (1, k, j, i); `spacing` of (k, j, i) in mm."""
+        """`image`, HU, and `truth`, 0 background, 1 liver, 2 tumor: (1, k, j, i); `spacing` of (k, j, i) in mm;
+        `center_hu` of what the stage looks around."""
         case: TrainingCase = item["case"]
         volume, truth = read_case(case, self.values)
-        box = None
+        box, center_hu = None, 0.0
         if self.stage.region is not None:
             # A later stage runs around what an earlier one found: here, around what it should have found.
-            box = bounding_box(truth == _TUMOR if self.stage.region.label == "tumor" else truth > 0)
+            region = truth == _TUMOR if self.stage.region.label == "tumor" else truth > 0
+            box = bounding_box(region)
+            center_hu = float(np.median(volume.array[region])) if box is not None else 0.0
         grid = stage_grids(volume, self.stage, box)[0]
         image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
         liver, tumor = (
@@ -78,6 +81,7 @@ class Prepare(Transform):
         labels[tumor] = _TUMOR
         prepared: dict[str, Any] = {
             "spacing": torch.tensor(grid.spacing[::-1]),
+            "center_hu": torch.tensor(center_hu),
             "tumor_known": torch.tensor(case.tumor_known),
         }
         if self.patch is not None:
@@ -183,7 +187,7 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
         changed = self._random(seed, image.dim() - 1, spacing)({"image": image, "truth": truth})
         image, truth = (_plain(changed[name]) for name in ("image", "truth"))
         return {
-            "image": normalize(image.float(), self.stage),
+            "image": normalize(image.float(), self.stage.intensity, float(case["center_hu"])),
             "truth": truth.round().to(torch.uint8),
             "tumor_known": torch.tensor(known or self.synthetic_lesions),
         }
@@ -233,7 +237,7 @@ class ValidationCases(Dataset[dict[str, torch.Tensor]]):
             image, truth = paint_lesions(Rng(number), image, truth, case["spacing"].tolist())
             known = torch.tensor(True)
         return {
-            "image": normalize(image, self.stage),
+            "image": normalize(image, self.stage.intensity, float(case["center_hu"])),
             "truth": truth,
             "tumor_known": known,
             "counts": torch.tensor(counts),

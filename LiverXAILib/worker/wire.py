@@ -56,6 +56,7 @@ def pack_segmentation(segmentation: Segmentation, folder: Path) -> dict[str, Any
             name: {"shape": list(grid.shape), "ijk_to_lps": grid.ijk_to_lps.tolist()}
             for name, grid in segmentation.stage_grids.items()
         },
+        "stage_centers": dict(segmentation.stage_centers),
         "provenance": dict(segmentation.provenance),
     }
 
@@ -70,6 +71,7 @@ def unpack_segmentation(message: Mapping[str, Any], folder: Path, model: ModelSp
         model.labels,
         {name: unpack_volume(volume, folder) for name, volume in message["probabilities"].items()},
         grids,
+        message["stage_centers"],
         message["provenance"],
     )
 

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
+from LiverXAILib.errors import ModelError
+from LiverXAILib.explain.run import StageRun
 from LiverXAILib.inference import Postprocessing, backends, segment, stages
 from LiverXAILib.inference.cost import activation_bytes, operations
 from LiverXAILib.inference.geometry import project_box
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
-from LiverXAILib.models import LayerSpec, Model, Region, StageSpec, load_model
+from LiverXAILib.models import Intensity, LayerSpec, Model, Region, StageSpec, load_model
 from LiverXAILib.models.nnunet import load_nnunet
 from LiverXAILib.models.registry import registered
 from LiverXAILib.networks import UNet, build_network
@@ -75,6 +77,53 @@ def test_each_stage_runs_once_on_no_more_than_it_needs():
     assert all(55 <= n <= 72 and n % 8 == 0 for n in fine.seen[0])
     assert dice(result.mask("liver"), truth.array >= 1) > 0.98
     assert dice(result.mask("tumor"), truth.array == 2) > 0.95
+
+
+def centered_chain() -> Model:
+    """The fine stage counts HU from the liver that the locator found."""
+    model, _, _ = chain()
+    fine = replace(model.spec.stages[1], intensity=Intensity(-300.0, 400.0, -100.0, centered=True))
+    spec = replace(model.spec, stages=(model.spec.stages[0], fine))
+    return Model(spec, model.networks)
+
+
+def test_a_centered_stage_answers_the_same_whatever_the_livers_hu():
+    model = centered_chain()
+    volume, truth = ball_phantom(GRID)
+    darker = volume.with_array((volume.array - 35).astype(np.int16))
+    one, other = (segment(image, model, device="cpu", postprocessing=RAW) for image in (volume, darker))
+    assert one.stage_centers == {"liver": pytest.approx(float(np.median(volume.array[truth.array >= 1])), abs=1)}
+    assert other.stage_centers["liver"] == pytest.approx(one.stage_centers["liver"] - 35, abs=1)
+    assert one.provenance["stages"][1]["center_hu"] == one.stage_centers["liver"]
+    assert "center_hu" not in one.provenance["stages"][0]
+    assert dice(other.mask("tumor"), truth.array == 2) > 0.95
+    assert dice(one.mask("tumor"), other.mask("tumor")) > 0.99
+    plain, _, _ = chain()
+    assert dice(segment(darker, plain, device="cpu").mask("tumor"), truth.array == 2) < 0.95
+    assert not segment(darker, plain, device="cpu").stage_centers
+
+
+def test_explanations_are_of_what_the_centered_stage_saw():
+    model = centered_chain()
+    volume, _ = ball_phantom(GRID)
+    result = segment(volume, model, device="cpu")
+    stage = model.spec.stages[1]
+    run = StageRun.prepare(volume, model, stage, result, CPU)
+    seen = stage_input(volume, stage, result.stage_grids["liver"], result.stage_centers["liver"])
+    torch.testing.assert_close(run.image[run.plan.image_box], seen)
+    # Made elsewhere, or edited: the liver that is marked decides.
+    stranger = replace(result, stage_centers={}, stage_grids={})
+    again = StageRun.prepare(volume, model, stage, stranger, CPU)
+    assert abs(float(run.image.max() - again.image.max())) < 2
+    assert again.air == run.air == -200.0
+
+
+def test_a_card_that_centers_on_nothing_is_refused():
+    centered = Intensity(centered=True)
+    with pytest.raises(ModelError, match="centered intensity needs a region"):
+        threshold_model(intensity=centered)
+    with pytest.raises(ValueError, match="does not go with statistics"):
+        Intensity(statistics="z-score", centered=True)
 
 
 def test_what_rounds_the_box_up_is_image_and_not_air():

@@ -203,9 +203,11 @@ def test_the_grids_of_the_stages_come_back_only_for_the_same_model_and_place(sce
 
     analysis = ball_analysis()
     ct = volume_to_node(analysis.volume, scene, "CT")
-    node = segmentation_to_node(analysis.segmentation, scene, ct)
+    segmentation = dataclasses.replace(analysis.segmentation, stage_centers={"all": 93.25})
+    node = segmentation_to_node(segmentation, scene, ct)
     back = segmentation_from_node(node, ct, analysis.model)
-    assert back.stage_grids["all"].matches(analysis.segmentation.stage_grids["all"], 1e-9)
+    assert back.stage_grids["all"].matches(segmentation.stage_grids["all"], 1e-9)
+    assert back.stage_centers == {"all": 93.25}
     stage = dataclasses.replace(analysis.model.stages[0], sha256=("1",))
     other = dataclasses.replace(analysis.model, stages=(stage,))
     assert not segmentation_from_node(node, ct, other).stage_grids
@@ -213,7 +215,9 @@ def test_the_grids_of_the_stages_come_back_only_for_the_same_model_and_place(sce
     slicer.util.updateTransformMatrixFromArray(transform, np.diag([-1.0, -1.0, 1.0, 1.0]))
     for moved in (ct, node):
         moved.SetAndObserveTransformNodeID(transform.GetID())
-    assert not segmentation_from_node(node, ct, analysis.model).stage_grids
+    elsewhere = segmentation_from_node(node, ct, analysis.model)
+    assert not elsewhere.stage_grids
+    assert not elsewhere.stage_centers
 
 
 def test_somebody_elses_segmentation_is_read_by_name_or_terminology_on_the_cts_grid(scene):

@@ -23,11 +23,11 @@ from training_toys import ball_case, tiny, write_msd
 
 from LiverXAILib import cli
 from LiverXAILib.errors import InputError, UsageError
-from LiverXAILib.models.spec import Region
+from LiverXAILib.models.spec import Intensity, Region
 from LiverXAILib.models.store import load_model, load_states, save_model
 from LiverXAILib.training import learner as learner_module
 from LiverXAILib.training.config import Augmentation, Config
-from LiverXAILib.training.layouts import find_data
+from LiverXAILib.training.layouts import find_data, read_case
 from LiverXAILib.training.run import train, train_by_cases
 from LiverXAILib.training.samples import EpochBatches, Prepare, Samples, ValidationCases, paint_lesions, prepared_cases
 from LiverXAILib.training.splits import recorded_split
@@ -306,6 +306,20 @@ def test_a_stage_around_the_liver_is_trained_in_the_box_of_the_liver(data: Path,
     truth = Prepare(fine, dataset.values)({"case": dataset.cases[0]})["truth"]
     assert shapes[1][1:] < shapes[0][1:]
     assert (truth > 0).any()
+
+
+def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Path, chain: Path) -> None:
+    dataset = find_data(tiny(data, Path("x")).data)
+    _, fine = load_states(chain)[0].stages
+    intensity = Intensity(-3000.0, 3000.0, 0.0, 1.0, centered=True)
+    fine = dataclasses.replace(fine, region=Region("liver", 0.0), intensity=intensity)
+    cases = prepared_cases(dataset.cases[:1], Prepare(fine, dataset.values), progress=False)
+    volume, truth = read_case(dataset.cases[0], dataset.values)
+    assert float(cases[0]["center_hu"]) == pytest.approx(np.median(volume.array[truth > 0]))
+    (sample,) = (Samples(cases, fine, None, Augmentation(0))[0, -1, 1],)
+    whole = ValidationCases(cases, fine)[0, True]
+    for image, labels in ((sample["image"], sample["truth"]), (whole["image"], whole["truth"])):
+        assert abs(float(image[labels > 0].median())) < 5
 
 
 def test_a_warning_says_that_validation_got_worse(data: Path, whole: Config, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import itertools
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ import torch
 from test_training_synthesis import block_of_liver
 
 from LiverXAILib.errors import Cancelled, InputError
-from LiverXAILib.inference.stages import normalize as normalize_by_card
+from LiverXAILib.inference.stages import normalize
+from LiverXAILib.models import Intensity
 from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
 from LiverXAILib.training.default_model import PARTS, STAGES, export, start_from, train_part
-from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of, normalize, train
+from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of
+from LiverXAILib.training.loop import train as train_on
 from LiverXAILib.training.operating import OperatingPoints
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
@@ -27,6 +30,10 @@ from LiverXAILib.training.synthesis.fields import Size
 torch.set_num_threads(1)
 
 SETTINGS = Settings(iterations=6, batch=2, warmup=2, checkpoint_every=2, log_every=2, validate_every=3)
+
+
+INTENSITY = Intensity(-200.0, 300.0, 50.0, 120.0)
+train = partial(train_on, intensity=INTENSITY)
 
 
 def small_generator() -> Generator:
@@ -81,7 +88,7 @@ def test_samples_from_a_worker_process_train_the_same_weights(tmp_path: Path) ->
 
 
 def sample_with(liver: torch.Tensor, tumor: torch.Tensor, known: torch.Tensor) -> Sample:
-    return Sample(torch.zeros(liver.shape), liver, tumor, known, "test")
+    return Sample(torch.zeros(liver.shape), liver, tumor, known, 100.0, "test")
 
 
 def test_the_loss_is_small_for_the_truth_and_ignores_unknown_voxels() -> None:
@@ -101,6 +108,41 @@ def test_the_loss_is_small_for_the_truth_and_ignores_unknown_voxels() -> None:
     elsewhere = truth.clone()
     elsewhere[:, :, 14:] = 99.0
     assert loss_of(elsewhere, sample)[0] == right
+
+
+def test_the_loss_is_what_selections_by_masks_give() -> None:
+    torch.manual_seed(0)
+    liver, known = torch.rand(8, 16, 16) > 0.5, torch.rand(8, 16, 16) > 0.2
+    tumor = liver & (torch.rand(8, 16, 16) > 0.6)
+    logits = torch.randn(2, 8, 16, 16)
+    _, parts = loss_of(logits, sample_with(liver, tumor, known), tumor_share=0.3)
+    ce = torch.nn.functional.binary_cross_entropy_with_logits
+    for channel, name, truth in ((0, "liver", liver), (1, "tumor", tumor)):
+        own, target = logits[channel][known], truth[known].float()
+        assert parts[f"{name}_ce"] == pytest.approx(float(ce(own, target)), abs=1e-6)
+        overlap, total = (own.sigmoid() * target).sum(), own.sigmoid().sum() + target.sum()
+        assert parts[f"{name}_dice"] == pytest.approx(float(1 - (2 * overlap + 50) / (total + 50)), abs=1e-6)
+    ill, healthy = logits[1][known & tumor], logits[1][known & liver & ~tumor]
+    expected = 0.3 * ce(ill, torch.ones_like(ill)) + 0.7 * ce(healthy, torch.zeros_like(healthy))
+    assert parts["tumor_balanced"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_centered_network_sees_the_same_whatever_the_livers_hu(tmp_path: Path) -> None:
+    class Shifted(Generator):
+        def sample(self, seed: int, size: Size | None = None, ease: float = 0.0) -> Sample:
+            sample = super().sample(seed, size, ease)
+            return replace(sample, image=sample.image + 40, liver_hu=sample.liver_hu + 40)
+
+    shifted = Shifted([block_of_liver()], sizes=[((16, 24, 24), 1.0)])
+    far = Intensity(-3000.0, 3000.0, 0.0, 120.0, centered=True)  # nothing is clipped
+    plain = replace(far, centered=False)
+    runs = {"one": (small_generator(), far), "other": (shifted, far), "plain": (shifted, plain)}
+    losses = {}
+    for name, (generator, intensity) in runs.items():
+        train_on(small_network(), generator, tmp_path / name, SETTINGS, intensity=intensity, bfloat16=False)
+        losses[name] = [float(row["loss"]) for row in rows(tmp_path / name / "log.csv")]
+    assert losses["one"] == pytest.approx(losses["other"], rel=1e-3)
+    assert losses["plain"] != pytest.approx(losses["other"], rel=1e-3)
 
 
 def test_the_balanced_part_weighs_a_small_tumor_as_much_as_the_rest_of_the_liver() -> None:
@@ -156,10 +198,10 @@ def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -
     model = load_model(tmp_path / "model")
     hu = torch.linspace(-1024, 1500, 32**3).reshape(32, 32, 32)
     for stage in model.spec.stages:
-        assert torch.allclose(normalize(hu), normalize_by_card(hu, stage))
+        assert stage.intensity == PARTS[stage.name].intensity
         assert stage.axes == "SPL"
         with torch.inference_mode():
-            image = normalize(hu)[None, None]
+            image = normalize(hu, stage.intensity, 90.0)[None, None]
             expected, found = networks[stage.name](image), model.members(stage)[0](image)
         assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are kept in half precision
     locator, liver = model.spec.stages
@@ -188,7 +230,7 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 
 
 def test_a_part_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train liver-boxes first"):
+    with pytest.raises(InputError, match="train liver-long first"):
         train_part("liver", tmp_path / "no-data", tmp_path, PARTS["liver"].settings)
 
 

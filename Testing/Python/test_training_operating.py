@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import label
 
 from LiverXAILib.evaluation.metrics import detect_lesions
+from LiverXAILib.models import Intensity
 from LiverXAILib.networks import UNet
 from LiverXAILib.training.operating import _SURER, _TUMOR, OperatingPoints, _tumor_counts, operating_points
 from LiverXAILib.training.synthesis import Sample
@@ -17,7 +18,7 @@ SIZE = (12, 16, 16)
 
 def a_sample(tumor: torch.Tensor) -> Sample:
     whole = torch.ones(SIZE, dtype=torch.bool)
-    return Sample(torch.zeros(SIZE), whole, tumor, whole, "test")
+    return Sample(torch.zeros(SIZE), whole, tumor, whole, 100.0, "test")
 
 
 class Answers(torch.nn.Module):
@@ -37,7 +38,7 @@ def test_the_points_lie_between_what_is_right_and_what_is_wrong() -> None:
     logit = torch.where(tumor, 2.2, 0.7)  # "tumor" everywhere, surer where it is right ...
     logit[1, 2, 2] = 4.7
     logit[8:11, 8:14, 8:14] = 3.1  # ... and in one place where it is wrong
-    points = operating_points(Answers(torch.full(SIZE, -0.6), logit), [a_sample(tumor)])
+    points = operating_points(Answers(torch.full(SIZE, -0.6), logit), [a_sample(tumor)], Intensity())
     assert points.liver < -0.6
     assert 0.7 < points.tumor < 2.2
     assert 3.1 < points.certain < 4.7

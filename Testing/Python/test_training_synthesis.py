@@ -95,6 +95,19 @@ def test_unknown_tissue_is_excluded() -> None:
     assert all((sample.known | ~sample.tumor).all() for sample in samples)
 
 
+def test_a_locator_would_find_about_the_livers_median_hu() -> None:
+    generator = Generator([block_of_liver()], negatives=0.0, sizes=[(SIZE, 1.0)])
+    samples = [sample for sample in map(generator.sample, range(40)) if sample.liver.sum() > 1000]
+    errors = np.array([sample.liver_hu - float(sample.image[sample.liver].median()) for sample in samples])
+    assert len(errors) > 20
+    assert 2 < errors.std() < 15
+    assert np.abs(errors).max() < 80
+    heads = Generator([block_of_liver()], negatives=1.0, sizes=[(SIZE, 1.0)])
+    guesses = {sample.liver_hu for sample in map(heads.sample, range(40)) if not sample.liver.any()}
+    assert len(guesses) > 5
+    assert all(30 <= guess <= 150 for guess in guesses)
+
+
 def test_negatives_include_heads_without_liver() -> None:
     generator = Generator([block_of_liver()], negatives=1.0, sizes=[(SIZE, 1.0)])
     samples = [generator.sample(seed) for seed in range(16)]

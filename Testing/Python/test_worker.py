@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from worker_toys import SLOW, alive, children, until, wait, wait_for_progress
 
 import LiverXAILib as lx
 from LiverXAILib.worker import WorkerClient, WorkerError
+from LiverXAILib.worker.wire import pack_segmentation, unpack_segmentation
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +64,14 @@ def test_the_worker_finds_what_the_library_finds(shared, model_folder):
         assert ours.faithfulness["sentence"] == theirs.faithfulness["sentence"]
     for name, grid in expected.segmentation.stage_grids.items():
         assert found.segmentation.stage_grids[name].matches(grid)
+
+
+def test_what_stages_were_centered_on_travels_with_the_segmentation(tmp_path, model_folder):
+    model = lx.load_model(model_folder)
+    segmentation = dataclasses.replace(lx.segment(phantom(), model, device="cpu"), stage_centers={"liver": 93.25})
+    back = unpack_segmentation(pack_segmentation(segmentation, tmp_path), tmp_path, model.spec)
+    assert back.stage_centers == {"liver": 93.25}
+    assert back.provenance == segmentation.provenance
 
 
 def test_progress_names_the_stage_rises_and_estimates_the_rest(shared, model_folder):

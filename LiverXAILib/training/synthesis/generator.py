@@ -16,6 +16,8 @@ from .lesions import add_lesions
 from .tissues import NEIGHBORS, Tissue, draw_hu
 
 _AIR = -1024.0
+#: A liver of less than so many voxels says little about its HU.
+_LEAST_LIVER = 300
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training example: `image` float32 in HU; `liver` (lesions included), `tumor`, `known` bool; (D, H, W)."""
+    """One training example: `image` float32 in HU; `liver` (lesions included), `tumor`, `known` bool; (D, H, W).
+
+    :param liver_hu: what the locator would say: the liver's median HU, not quite.
+    """
 
     image: torch.Tensor
     liver: torch.Tensor
     tumor: torch.Tensor
     known: torch.Tensor
+    liver_hu: float
     kind: str
 
 
@@ -161,7 +167,8 @@ class Generator:
         seen = limit_field_of_view(rng, image) & ~outside
         image = torch.where(seen, image, torch.tensor(_AIR))
         kind = f"{source.name}, {'synthetic' if synthetic else 'real'}{', negative' if negative else ''}"
-        return Sample(image, liver & seen, tumor & seen, (tissues != Tissue.UNKNOWN) | ~seen, kind)
+        liver_hu = _located_hu(rng, image[liver & seen])
+        return Sample(image, liver & seen, tumor & seen, (tissues != Tissue.UNKNOWN) | ~seen, liver_hu, kind)
 
     def _center(self, rng: Rng, number: int, size: Size, negative: bool) -> torch.Tensor:
         """The source voxel (k, j, i) in the middle of the sample."""
@@ -232,7 +239,10 @@ class Generator:
                 # Vessels: tubes around the curves where two smooth random fields vanish together. In native and
                 # fatty livers they are darker or brighter than the liver, and never a lesion.
                 contrast = float(hu[Tissue.PORTAL_VEIN] - hu[Tissue.LIVER])
-                for wave, radius in ((rng.uniform(11, 18), rng.uniform(0.5, 1.6)), (7.0, rng.uniform(0.3, 0.7))):
+                tubes = [(rng.uniform(11, 18), rng.uniform(0.5, 1.6)), (7.0, rng.uniform(0.3, 0.7))]
+                if rng.chance(0.4):  # as wide as the portal vein and the hepatic veins near the vena cava
+                    tubes.append((rng.uniform(24, 36), rng.uniform(1.5, 3.0)))
+                for wave, radius in tubes:
                     first, second = smooth_field(rng, size, wave), smooth_field(rng, size, wave)
                     distance = (first**2 + second**2).sqrt() * wave / 1.6
                     tube = ((radius - distance) + 0.5).clamp(0, 1) * plain_liver
@@ -290,11 +300,21 @@ class Generator:
         none = torch.zeros(size, dtype=torch.bool)
         image = acquire(rng, self._synthesize(rng, tissues, none, hu, texture), self.spacing_mm, synthetic=True)
         image = torch.where(limit_field_of_view(rng, image), image, torch.tensor(_AIR))
-        return Sample(image, none, none, torch.ones_like(none), "head or nothing")
+        return Sample(image, none, none, torch.ones_like(none), _located_hu(rng, image[none]), "head or nothing")
 
 
 #: What gets another contrast phase's HU in a real image.
 _SHIFTED = (*NEIGHBORS, Tissue.ENHANCED, Tissue.LIVER, Tissue.AORTA, Tissue.PORTAL_VEIN, Tissue.ADRENAL)
+
+
+def _located_hu(rng: Rng, liver: torch.Tensor) -> float:
+    """The median of the voxels of a liver as a locator that errs would find it; of hardly any liver it says anything.
+
+    :param liver: (voxels,) in HU.
+    """
+    if len(liver) < _LEAST_LIVER:
+        return rng.uniform(30, 150)
+    return float(liver[:: 1 + len(liver) // 20_000].median()) + (20 if rng.chance(0.1) else 6) * float(rng.normal(1))
 
 
 def _median_hu(source: Source) -> torch.Tensor:

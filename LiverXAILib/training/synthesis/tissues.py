@@ -95,19 +95,20 @@ _TEXTURE = torch.tensor([PRIORS[tissue][2] for tissue in Tissue], dtype=torch.fl
 def draw_hu(rng: Rng, *, broad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """One patient's mean HU and texture for every tissue, at a time between native and portal.
 
-    The phase is a random mixture of two neighboring ones, because scanners do not wait for textbooks. In a quarter of
-    the patients half of the :data:`NEIGHBORS` look like the liver.
+    The phase is a random mixture of two neighboring ones, because scanners do not wait for textbooks; most often it is
+    the portal venous one, in which livers are searched for tumors. In a quarter of the patients half of the
+    :data:`NEIGHBORS` look like the liver.
 
     :param broad: soft tissues drawn from far wider ranges.
     :return: two tensors (tissues,).
     """
     pick = rng.uniform()
     mix = rng.uniform()
-    if pick < 0.22:
+    if pick < 0.12:
         means = _MEANS[:, 0]
-    elif pick < 0.30:
+    elif pick < 0.20:
         means = torch.lerp(_MEANS[:, 0], _MEANS[:, 2], mix)
-    elif pick < 0.50:
+    elif pick < 0.40:
         means = torch.lerp(_MEANS[:, 1], _MEANS[:, 2], mix)
     else:
         means = _MEANS[:, 2]
@@ -117,11 +118,10 @@ def draw_hu(rng: Rng, *, broad: bool = False) -> tuple[torch.Tensor, torch.Tenso
         soft = (means > -50) & (means < 250)
         hu = torch.where(soft, hu + 25 * rng.normal(len(Tissue)), hu)
         texture = texture * rng.uniform(0.7, 2.0)
-    if rng.uniform() < 0.12:  # fatty liver
+    if rng.uniform() < 0.08:  # fatty liver
         hu[Tissue.LIVER] -= rng.uniform(10, 55)
-    hu[Tissue.LIVER] = hu[Tissue.LIVER].clamp_min(
-        15
-    )  # darker ones cannot be told from fluid, lesions in them even less
+    # Darker ones cannot be told from fluid, lesions in them even less.
+    hu[Tissue.LIVER] = hu[Tissue.LIVER].clamp_min(30)
     if rng.chance(0.25):
         for tissue in NEIGHBORS:
             if rng.chance(0.5):
