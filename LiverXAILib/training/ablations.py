@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from ..inference.stages import normalize
+from ..models.spec import Intensity
 from ..networks import UNet
 from .default_model import PARTS, VALIDATION_PHANTOMS
 from .loop import Settings, train, validate
@@ -40,12 +42,14 @@ class Variant:
 
     :param keep: whether a source, by its name, is trained on.
     :param size: of the samples, in voxels of 4 mm.
+    :param intensity: HU to network input; if it is centered, the truth's liver stands for the located one.
     """
 
     settings: Settings
     keep: Callable[[str], bool] = lambda name: True
     size: Size = _SIZE
     negatives: float = PARTS["locator"].negatives
+    intensity: Intensity = PARTS["locator"].intensity
 
 
 def variants(iterations: int, seed: int) -> dict[str, Variant]:
@@ -60,6 +64,7 @@ def variants(iterations: int, seed: int) -> dict[str, Variant]:
         "no samples without liver": replace(full, negatives=0.0),
         "batch norm never frozen": replace(full, settings=replace(settings, freeze_norm=1.0)),
         "lesions hard from the start": replace(full, settings=replace(settings, ease=0.0)),
+        "HU from the liver's own": replace(full, intensity=PARTS["liver"].intensity),
     }
 
 
@@ -116,19 +121,20 @@ def run(
     samples = [judge.sample(-1 - n, _SIZE) for n in range(20)]
     torch.manual_seed(variant.settings.seed)
     network = UNet(**part.arguments)
-    weights = train(network, generator, folder, variant.settings, intensity=part.intensity, workers=workers)
-    synthetic = validate(network, weights, samples, part.intensity, bfloat16=False)
+    weights = train(network, generator, folder, variant.settings, intensity=variant.intensity, workers=workers)
+    synthetic = validate(network, weights, samples, variant.intensity, bfloat16=False)
     network.load_state_dict(weights)
     return {
-        "held_out_liver_dice": round(_dice(network.eval(), held_out), 4),
+        "held_out_liver_dice": round(_dice(network.eval(), held_out, variant.intensity), 4),
         **{name: synthetic[name] for name in ("liver_dice", "tumor_dice", "false_liver_kvoxels")},
     }
 
 
-def _dice(network: UNet, source: Source) -> float:
+def _dice(network: UNet, source: Source, intensity: Intensity) -> float:
     """Dice of the liver in a source's own CT, all of it at once."""
     assert source.ct is not None
-    image = normalize(torch.from_numpy(source.ct).float(), PARTS["locator"].intensity)[None, None]
+    center_hu = float(np.median(source.ct[source.liver]))
+    image = normalize(torch.from_numpy(source.ct).float(), intensity, center_hu)[None, None]
     pad = [n for size, d in zip(image.shape[:1:-1], network.divisor[::-1], strict=True) for n in (0, -size % d)]
     with torch.inference_mode():
         logits = network(functional.pad(image, pad, mode="replicate"))[0, 0]

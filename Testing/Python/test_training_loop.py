@@ -254,6 +254,7 @@ def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path
         return True
 
     variant = Variant(replace(SETTINGS, batch=1), keep=keep, size=(32, 32, 32))
+    variant = replace(variant, intensity=recipes["HU from the liver's own"].intensity)
     row = run(variant, [block, unseen], [block_of_liver(with_ct=False)], tmp_path)
     assert seen == ["block"]
     assert set(row) == {"held_out_liver_dice", "liver_dice", "tumor_dice", "false_liver_kvoxels"}
