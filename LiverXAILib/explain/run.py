@@ -73,7 +73,10 @@ class StageRun:
     def prepare(
         volume: Volume, model: Model, stage: StageSpec, segmentation: Segmentation, device: torch.device
     ) -> StageRun:
-        """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card."""
+        """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card.
+
+        :raises EmptyTargetError: the stage counts HU from a structure that is not there.
+        """
         grid = segmentation.stage_grids.get(stage.name) or _grid_for(volume, stage, segmentation)
         plan = stage_plan(stage, grid)
         center_hu = _center_hu(volume, stage, segmentation)
@@ -356,7 +359,11 @@ def _center_hu(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> 
         return 0.0
     if stage.name in segmentation.stage_centers:
         return segmentation.stage_centers[stage.name]
-    return float(np.median(volume.array[segmentation.mask(stage.region.label)]))
+    label = stage.region.label
+    region = segmentation.mask(label)
+    if not region.any():
+        raise EmptyTargetError(f"No {label} is marked, from which stage {stage.name!r} of the model counts HU.")
+    return float(np.median(volume.array[region]))
 
 
 def _count_inside(grid: Grid, points: np.ndarray) -> int:

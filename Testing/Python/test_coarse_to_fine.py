@@ -17,6 +17,7 @@ from torch import nn
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 from LiverXAILib.errors import ModelError
+from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.explain.run import StageRun
 from LiverXAILib.inference import Postprocessing, backends, segment, stages
 from LiverXAILib.inference.cost import activation_bytes, operations
@@ -116,6 +117,9 @@ def test_explanations_are_of_what_the_centered_stage_saw():
     again = StageRun.prepare(volume, model, stage, stranger, CPU)
     assert abs(float(run.image.max() - again.image.max())) < 2
     assert again.air == run.air == -200.0
+    nobody = replace(stranger, labels=volume.with_array(np.zeros(volume.shape, np.uint8)))
+    with pytest.raises(EmptyTargetError, match="No liver is marked"):
+        StageRun.prepare(volume, model, stage, nobody, CPU)
 
 
 def test_a_card_that_centers_on_nothing_is_refused():
