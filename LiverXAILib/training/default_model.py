@@ -11,20 +11,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .._version import __version__
 from ..errors import InputError
+from ..inference.geometry import AIR_HU
+from ..inference.stages import stage_grids, stage_plan
 from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
 from ..models.store import save_model
 from ..networks import UNet, default_stage
 from ..progress import Progress
+from ..volumes.resample import resample
+from ..volumes.volume import bounding_box
 from .loop import Settings, train
 from .operating import operating_points
+from .phantom import make_phantom
 from .sources import AXES, load_sources
-from .synthesis import Generator
+from .synthesis import Generator, Sample
 from .synthesis.fields import Size
 
 _log = logging.getLogger(__name__)
@@ -130,6 +136,8 @@ STAGES = ("locator", "liver")
 MARGIN_MM = 24.0
 #: Phantoms whose anatomy is never trained on.
 VALIDATION_PHANTOMS = range(2000, 2006)
+#: Phantoms whose whole scans say where the liver begins; none is trained on.
+SCANNED_PHANTOMS = range(2000, 2012)
 
 DATA = (
     "TotalSegmentator test CT, abdomen and slab (CC BY 4.0): organ labels made by a model",
@@ -140,16 +148,17 @@ DATA = (
 )
 RECIPE = (
     "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter first on small boxes, then, a "
-    "level deeper, on large ones, in two runs; each sample is one of these anatomies deformed, given new intensities "
-    "and lesions, and scanned again; see docs/default-model.md"
+    "level deeper, on large ones, in three runs, in the last with HU counted from the liver's own median; each sample "
+    "is one of these anatomies deformed, given new intensities and lesions, and scanned again; see "
+    "docs/default-model.md"
 )
 LIMITS = (
     "For research use only.",
-    "Thin parts of the liver are cut, and stomach, bowel and the heart's lower surface beside it are taken for liver "
-    "at times: look at the outlines.",
-    "The tumor output is experimental: it was trained on synthetic lesions alone, misses most lesions under 20 mm, "
-    "marks large ones in part, and takes wide vessels of native scans for tumor at times. No finding does not mean no "
-    "tumor.",
+    "Thin parts of the liver are cut, and stomach, bowel and kidney beside it are taken for liver at times: look at "
+    "the outlines.",
+    "The tumor output is experimental: it was trained on synthetic lesions alone, misses most lesions under 20 mm and "
+    "those in very dark livers, leaves out the rims of large ones, and takes fluid beside the liver for tumor at "
+    "times. No finding does not mean no tumor.",
     "Any focal lesion, cysts included, is called tumor.",
     "Seven real anatomies were seen in training: unusual anatomy (situs inversus, after resection or transplantation, "
     "children, massive ascites) was not.",
@@ -237,7 +246,7 @@ def train_part(
     network.load_state_dict(weights)
     network.eval()
     more = [generator.sample(-201 - n, part.validation_size) for n in range(16)]
-    points = operating_points(network, validation + more, part.intensity)
+    points = operating_points(network, _whole_scans(name), validation + more, part.intensity)
     _log.info("%s: liver and tumor become 0", points)
     weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
@@ -248,6 +257,25 @@ def train_part(
         "operating_points": asdict(points),
     }
     (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
+
+
+def _whole_scans(name: str) -> list[Sample]:
+    """What the part's network sees of :data:`SCANNED_PHANTOMS`, where the locator finds all of the liver."""
+    stage = _stage(name, PARTS[name], None)
+    scans = []
+    for seed in SCANNED_PHANTOMS:
+        phantom = make_phantom(seed)
+        ct, truth = phantom.ct, phantom.truth.array
+        (grid,) = stage_grids(ct, stage, bounding_box(truth > 0) if stage.region is not None else None)
+        plan = stage_plan(stage, grid)
+        grid = plan.padded_grid(grid)
+        liver, tumor = (
+            resample(mask.astype(np.float32), ct.grid, grid) > 0.5 for mask in (truth > 0, truth == TUMOR.value)
+        )
+        image = resample(ct.array, ct.grid, grid, fill=AIR_HU)
+        liver_hu = float(np.median(ct.array[truth > 0]))
+        scans.append(Sample(image, liver, tumor, torch.ones_like(liver), liver_hu, f"phantom_{seed}"))
+    return scans
 
 
 def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:

@@ -42,28 +42,36 @@ class OperatingPoints:
         return bias - torch.tensor([self.liver, self.tumor]).repeat_interleave(len(bias) // 2)
 
 
-def operating_points(network: nn.Module, samples: Sequence[Sample], intensity: Intensity) -> OperatingPoints:
-    """What is best on `samples`: for the liver the Dice of all together, for tumors half that, half lesion-wise F1.
+def operating_points(
+    network: nn.Module, scans: Sequence[Sample], samples: Sequence[Sample], intensity: Intensity
+) -> OperatingPoints:
+    """What is best: for the liver its mean Dice in `scans`, for tumors half Dice, half lesion-wise F1 in `samples`.
 
-    Lesions count as in :func:`LiverXAILib.evaluation.metrics.detect_lesions`.
+    Samples are harder than scans: what they hold beside the liver would push the liver's border inward. The Dice of
+    tumors is the mean over the samples that have some: of all together, it would be decided by the one sample in which
+    most is wrong. Lesions count as in :func:`LiverXAILib.evaluation.metrics.detect_lesions`.
 
     :param network: in evaluation mode, with the weights to be exported.
+    :param scans: what it sees of whole scans.
+    :param samples: as it is trained on.
     :param intensity: HU to its input.
     """
-    liver = torch.zeros(len(_LIVER), 3, dtype=torch.float64)
-    # For each pair of tumor points: voxels in both, found, true; lesions of the truth and hit, found and right.
-    tumor = torch.zeros(len(_TUMOR), len(_SURER), 7, dtype=torch.float64)
+    dice = torch.zeros(len(_LIVER), dtype=torch.float64)
+    # For each sample and pair of tumor points: voxels in both, found, true; lesions of the truth and hit, found and
+    # right.
+    tumor = torch.zeros(len(samples), len(_TUMOR), len(_SURER), 7, dtype=torch.float64)
     with torch.inference_mode():
-        for sample in samples:
-            logits = network(normalize(sample.image, intensity, sample.liver_hu)[None, None])[0]
+        for scan in scans:
+            logits = network(normalize(scan.image, intensity, scan.liver_hu)[None, None])[0]
             for number, point in enumerate(_LIVER):
-                found = (logits[0] > point) & sample.known
-                truth = sample.liver & sample.known
-                liver[number] += torch.stack([(found & truth).sum(), found.sum(), truth.sum()])
-            tumor += _tumor_counts(logits[1], sample)
-    dice = 2 * liver[:, 0] / (liver[:, 1] + liver[:, 2]).clamp_min(1)
-    both, found, true, lesions, hit, pieces, right = tumor.unbind(-1)
-    quality = 2 * both / (found + true).clamp_min(1)
+                found = logits[0] > point
+                dice[number] += 2 * (found & scan.liver).sum() / (found.sum() + scan.liver.sum()).clamp_min(1)
+        for which, sample in enumerate(samples):
+            logits = network(normalize(sample.image, intensity, sample.liver_hu)[None, None])[0]
+            tumor[which] = _tumor_counts(logits[1], sample)
+    both, found, true = tumor[tumor[:, 0, 0, 2] > 0].unbind(-1)[:3]
+    quality = (2 * both / (found + true)).sum(dim=0) / max(1, len(true))
+    lesions, hit, pieces, right = tumor.sum(dim=0).unbind(-1)[3:]
     sensitivity, precision = hit / lesions.clamp_min(1), right / pieces.clamp_min(1)
     quality = quality + 2 * sensitivity * precision / (sensitivity + precision).clamp_min(1e-9)
     row, column = divmod(int(quality.argmax()), len(_SURER))

@@ -38,7 +38,8 @@ def test_the_points_lie_between_what_is_right_and_what_is_wrong() -> None:
     logit = torch.where(tumor, 2.2, 0.7)  # "tumor" everywhere, surer where it is right ...
     logit[1, 2, 2] = 4.7
     logit[8:11, 8:14, 8:14] = 3.1  # ... and in one place where it is wrong
-    points = operating_points(Answers(torch.full(SIZE, -0.6), logit), [a_sample(tumor)], Intensity())
+    samples = [a_sample(tumor)]
+    points = operating_points(Answers(torch.full(SIZE, -0.6), logit), samples * 2, samples, Intensity())
     assert points.liver < -0.6
     assert 0.7 < points.tumor < 2.2
     assert 3.1 < points.certain < 4.7
