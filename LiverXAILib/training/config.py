@@ -136,6 +136,9 @@ class Config:
         plain = _pruned(json.loads(json.dumps(dataclasses.asdict(self))))
         if self.init is not None:
             del plain["network"]
+        else:
+            # A network from nothing is the only stage: there is nothing that it could count HU from.
+            del plain["network"]["intensity"]["centered"]
         return plain
 
     def recipe(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_the_schema_and_the_dataclasses_have_the_same_settings() -> None:
 
     def compare(kind: Any, node: dict[str, Any]) -> int:
         fields = {field.name for field in dataclasses.fields(kind)}
-        assert fields - ({"statistics"} if kind is Intensity else set()) == set(node["properties"])
+        assert fields - ({"statistics", "centered"} if kind is Intensity else set()) == set(node["properties"])
         assert node["additionalProperties"] is False
         groups = {"intensity": Intensity} | {kind.__name__.lower(): kind for kind in GROUPS}
         inner = [(groups[name], one) for name, one in node["properties"].items() if name in groups]
