@@ -130,7 +130,7 @@ def segment(
         "seconds": round(time.perf_counter() - started, 3),
         "warnings": warnings,
     }
-    return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, centers, provenance)
+    return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, provenance, centers)
 
 
 def _run_stage(

@@ -23,17 +23,17 @@ class Segmentation:
     :param probabilities: for each label a float16 :class:`Volume` in [0, 1] cropped to where the label may be;
         outside it the probability is (nearly) 0. Above 0.5 the network prefers the label to every rival.
     :param stage_grids: the grids on which the model's stages ran: explanations run there again.
+    :param provenance: JSON-ready: model, settings, device, what happened on the way.
     :param stage_centers: for the stages whose intensity is centered (:class:`~LiverXAILib.models.spec.Intensity`): on
         which HU it was.
-    :param provenance: JSON-ready: model, settings, device, what happened on the way.
     """
 
     labels: Volume
     specs: tuple[LabelSpec, ...]
     probabilities: Mapping[str, Volume] = field(default_factory=dict)
     stage_grids: Mapping[str, Grid] = field(default_factory=dict)
-    stage_centers: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    stage_centers: Mapping[str, float] = field(default_factory=dict)
 
     def spec(self, name: str) -> LabelSpec:
         """The label called `name`; raises :class:`~LiverXAILib.errors.UsageError` if there is none."""

@@ -18,14 +18,13 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..errors import InputError
-from ..inference.geometry import AIR_HU
 from ..inference.stages import stage_grids, stage_plan
 from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
 from ..models.store import save_model
 from ..networks import UNet, default_stage
 from ..progress import Progress
-from ..volumes.resample import resample
 from ..volumes.volume import bounding_box
+from .layouts import on_grid
 from .loop import Settings, train
 from .operating import operating_points
 from .phantom import make_phantom
@@ -38,6 +37,7 @@ _log = logging.getLogger(__name__)
 #: What a part leaves in its folder: weights in full precision, and how they were made.
 WEIGHTS, RUN = "weights.safetensors", "run.json"
 
+#: HU as they are: for a network that has yet to find the liver, or was trained before it could count from it.
 _ABSOLUTE = Intensity(-200.0, 300.0, 50.0, 120.0)
 
 
@@ -267,12 +267,7 @@ def _whole_scans(name: str) -> list[Sample]:
         phantom = make_phantom(seed)
         ct, truth = phantom.ct, phantom.truth.array
         (grid,) = stage_grids(ct, stage, bounding_box(truth > 0) if stage.region is not None else None)
-        plan = stage_plan(stage, grid)
-        grid = plan.padded_grid(grid)
-        liver, tumor = (
-            resample(mask.astype(np.float32), ct.grid, grid) > 0.5 for mask in (truth > 0, truth == TUMOR.value)
-        )
-        image = resample(ct.array, ct.grid, grid, fill=AIR_HU)
+        image, liver, tumor = on_grid(ct, truth, stage_plan(stage, grid).padded_grid(grid))
         liver_hu = float(np.median(ct.array[truth > 0]))
         scans.append(Sample(image, liver, tumor, torch.ones_like(liver), liver_hu, f"phantom_{seed}"))
     return scans

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import InputError, UsageError
 from ..evaluation.cases import LABELS, aligned, case_name
+from ..inference.geometry import AIR_HU
 from ..models.labels import our_name
 from ..models.spec import LIVER, TUMOR
 from ..progress import Progress, report_progress
 from ..volumes.dicom_seg import Segment, find_segs, read_segment_masks, read_segments
 from ..volumes.io import read_labels, read_volume
+from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .config import Data
 from .phantom import make_phantom, write_phantom
@@ -127,6 +130,18 @@ def read_case(case: TrainingCase, values: Values) -> tuple[Volume, np.ndarray]:
     truth = np.isin(array, (*values.liver, *tumor)).astype(np.uint8)
     truth[np.isin(array, tumor)] = LABELS["tumor"]
     return volume, truth
+
+
+def on_grid(volume: Volume, truth: np.ndarray, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A case as a network's grid shows it: HU (float32), liver with its tumors, and tumor (bool), all (k, j, i).
+
+    :param truth: (k, j, i) on the volume's grid, 0 background, 1 liver, 2 tumor.
+    """
+    image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
+    liver, tumor = (
+        resample(mask.astype(np.float32), volume.grid, grid) > 0.5 for mask in (truth > 0, truth == LABELS["tumor"])
+    )
+    return image, liver, tumor
 
 
 # --- layouts ------------------------------------------------------------------------------------------------------

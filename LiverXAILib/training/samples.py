@@ -33,10 +33,9 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import InputError, LiverXAIError
 from ..inference.stages import AIR_HU, normalize, stage_grids
 from ..models.spec import StageSpec
-from ..volumes.resample import resample
 from ..volumes.volume import bounding_box
 from .config import Augmentation
-from .layouts import TrainingCase, Values, read_case
+from .layouts import TrainingCase, Values, on_grid, read_case
 from .synthesis.fields import Rng
 from .synthesis.lesions import add_lesions
 
@@ -63,7 +62,10 @@ class Prepare(Transform):
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """`image`, HU, and `truth`, 0 background, 1 liver, 2 tumor: (1, k, j, i); `spacing` of (k, j, i) in mm;
-        `center_hu` of what the stage looks around."""
+        `center_hu` of what the stage looks around.
+
+        :raises LiverXAILib.errors.InputError: the case cannot be read, or shows nothing that HU could count from.
+        """
         case: TrainingCase = item["case"]
         volume, truth = read_case(case, self.values)
         box, center_hu = None, 0.0
@@ -71,12 +73,15 @@ class Prepare(Transform):
             # A later stage runs around what an earlier one found: here, around what it should have found.
             region = truth == _TUMOR if self.stage.region.label == "tumor" else truth > 0
             box = bounding_box(region)
-            center_hu = float(np.median(volume.array[region])) if box is not None else 0.0
+            if box is not None:
+                center_hu = float(np.median(volume.array[region]))
+            elif self.stage.intensity.centered:
+                raise InputError(
+                    f"Case {case.name!r}: no {self.stage.region.label} is labelled, from which stage "
+                    f"{self.stage.name!r} counts HU. Leave the case out (data.exclude)."
+                )
         grid = stage_grids(volume, self.stage, box)[0]
-        image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
-        liver, tumor = (
-            resample(mask.astype(np.float32), volume.grid, grid) > 0.5 for mask in (truth > 0, truth == _TUMOR)
-        )
+        image, liver, tumor = on_grid(volume, truth, grid)
         labels = liver.to(torch.uint8)
         labels[tumor] = _TUMOR
         prepared: dict[str, Any] = {

@@ -71,8 +71,8 @@ def unpack_segmentation(message: Mapping[str, Any], folder: Path, model: ModelSp
         model.labels,
         {name: unpack_volume(volume, folder) for name, volume in message["probabilities"].items()},
         grids,
-        message["stage_centers"],
         message["provenance"],
+        message["stage_centers"],
     )
 
 

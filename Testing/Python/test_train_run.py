@@ -316,10 +316,13 @@ def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Pa
     cases = prepared_cases(dataset.cases[:1], Prepare(fine, dataset.values), progress=False)
     volume, truth = read_case(dataset.cases[0], dataset.values)
     assert float(cases[0]["center_hu"]) == pytest.approx(np.median(volume.array[truth > 0]))
-    (sample,) = (Samples(cases, fine, None, Augmentation(0))[0, -1, 1],)
+    sample = Samples(cases, fine, None, Augmentation(0))[0, -1, 1]
     whole = ValidationCases(cases, fine)[0, True]
     for image, labels in ((sample["image"], sample["truth"]), (whole["image"], whole["truth"])):
         assert abs(float(image[labels > 0].median())) < 5
+    nothing = dataclasses.replace(dataset.values, liver=(77,), tumor=(78,), others=True)
+    with pytest.raises(InputError, match="no liver is labelled, from which stage"):
+        prepared_cases(dataset.cases[:1], Prepare(fine, nothing), progress=False)
 
 
 def test_a_warning_says_that_validation_got_worse(data: Path, whole: Config, tmp_path: Path) -> None:

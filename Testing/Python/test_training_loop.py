@@ -19,19 +19,19 @@ from LiverXAILib.models import Intensity
 from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
+from LiverXAILib.training import default_model
 from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
 from LiverXAILib.training.default_model import PARTS, STAGES, export, start_from, train_part
 from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of
 from LiverXAILib.training.loop import train as train_on
 from LiverXAILib.training.operating import OperatingPoints
+from LiverXAILib.training.phantom import make_phantom
 from LiverXAILib.training.synthesis import Generator, Sample
 from LiverXAILib.training.synthesis.fields import Size
 
 torch.set_num_threads(1)
 
 SETTINGS = Settings(iterations=6, batch=2, warmup=2, checkpoint_every=2, log_every=2, validate_every=3)
-
-
 INTENSITY = Intensity(-200.0, 300.0, 50.0, 120.0)
 train = partial(train_on, intensity=INTENSITY)
 
@@ -241,6 +241,22 @@ def test_every_part_trains_from_what_it_starts_from() -> None:
             assert all(n % d == 0 for n, d in zip(size, network.divisor, strict=True))
         if part.starts_from:
             start_from(network, UNet(**PARTS[part.starts_from].arguments).state_dict())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default_model, "SCANNED_PHANTOMS", range(2000, 2001))
+    (scan,) = default_model._whole_scans(name)
+    divisor = UNet(**PARTS[name].arguments).divisor
+    assert all(n % d == 0 for n, d in zip(scan.image.shape, divisor, strict=True))
+    assert scan.known.all()
+    assert (scan.liver | ~scan.tumor).all()
+    phantom = make_phantom(2000)
+    volume_mm3 = float(scan.liver.sum()) * PARTS[name].spacing_mm ** 3
+    assert volume_mm3 == pytest.approx((phantom.truth.array > 0).sum() * phantom.ct.grid.voxel_volume_mm3, rel=0.03)
+    assert float(scan.image[scan.liver].median()) == pytest.approx(scan.liver_hu, abs=5)
+    share = float(scan.liver.float().mean())
+    assert share > 0.05 if name == "liver" else share < 0.05, "the liver network sees the liver's box, not the scan"
 
 
 def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy.ndimage import label
@@ -43,6 +45,29 @@ def test_the_points_lie_between_what_is_right_and_what_is_wrong() -> None:
     assert points.liver < -0.6
     assert 0.7 < points.tumor < 2.2
     assert 3.1 < points.certain < 4.7
+
+
+def test_the_livers_point_comes_from_scans_and_no_single_sample_decides_the_tumors() -> None:
+    truth = torch.zeros(SIZE, dtype=torch.bool)
+    truth[:4, :6, :6] = True
+    logits = torch.where(truth, 1.2, -4.0)
+    logits[2:4, :6, :6] = 0.2  # half of each tumor is hardly seen ...
+    bad = logits.clone()
+    bad[6:] = 0.4  # ... and one sample of five is full of what is none, and sure of it
+    bad[8, 8, 8] = 4.8
+
+    class Other(Answers):
+        """Answers otherwise to an image of other HU."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            liver = torch.where(image[:, 0] > 50, 0.6, -0.6)
+            return torch.stack([liver, bad[None] if image.max() > 0 else logits[None]], dim=1)
+
+    good, worst = a_sample(truth), replace(a_sample(truth), image=torch.ones(SIZE))
+    scan = replace(good, liver=truth, image=torch.where(truth, 100.0, 0.0))
+    points = operating_points(Other(logits, logits), [scan], [good] * 4 + [worst], Intensity())
+    assert -0.6 <= points.liver < 0.6, "the samples, which are liver everywhere, would want it lower"
+    assert points.tumor == 0.0
 
 
 def test_the_points_become_zero() -> None:
