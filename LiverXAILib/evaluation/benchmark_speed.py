@@ -104,7 +104,7 @@ def benchmark_speed(
             for peer in others:
                 windows[peer.name].append(_seconds(peer.window))
         rate = max(rates)
-        result["limit_gflops"] = round(rate / 1e9, 1)
+        result["limit_gflops"] = rate / 1e9
         result["backends"] = {backend: _our_row(model, runs, rate) for backend, runs in segmentations.items()}
         result["chosen"] = [stage.get("backend", stage) for stage in chosen.provenance["stages"]]
         best = min(row["seconds"] for row in result["backends"].values())
@@ -199,19 +199,20 @@ def _our_row(model: Model, runs: Sequence[Segmentation], rate: float) -> dict[st
                 "shape": reports[0]["shape"],
                 "windows": len(plan.boxes),
                 "seconds": seconds,
-                "gflop": round(count / 1e9, 1),
-                "gflops": round(count / seconds["network"] / 1e9, 1),
-                "percent_of_limit": round(100 * count / seconds["network"] / rate, 1),
+                "gflop": count / 1e9,
+                "gflops": count / seconds["network"] / 1e9,
+                "percent_of_limit": 100 * count / seconds["network"] / rate,
             }
         )
     timed = [stage for stage in stages if "gflop" in stage]
     network = sum(stage["seconds"]["network"] for stage in timed)
+    gflop = sum(stage["gflop"] for stage in timed)
     return {
         "seconds": min(run.provenance["seconds"] for run in runs),
-        "network_seconds": round(network, 3),
+        "network_seconds": network,
         "rules_seconds": min(run.provenance["seconds_of_rules"] for run in runs),
-        "gflop": round(sum(stage["gflop"] for stage in timed), 1),
-        "percent_of_limit": round(100e9 * sum(stage["gflop"] for stage in timed) / network / rate, 1),
+        "gflop": gflop,
+        "percent_of_limit": 100e9 * gflop / network / rate,
         "stages": stages,
     }
 
@@ -314,7 +315,7 @@ def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Pa
         seconds["write a heat map (.nrrd)"] = _seconds(partial(write_volume, volume.with_array(heat), heat_file))
     for path in (ct, heat_file):
         path.unlink(missing_ok=True)
-    return {name: round(value, 3) for name, value in seconds.items()}
+    return seconds
 
 
 # --- growth -------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def segment(
         if sought & set(final):
             masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
             places |= {label: _place_of(masks[label], volume) for label in sought & set(final)}
-        report["seconds"]["labels"] = round(time.perf_counter() - begun, 3)
+        report["seconds"]["labels"] = round(time.perf_counter() - begun, 6)
 
     begun = time.perf_counter()
     masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
@@ -126,8 +126,8 @@ def segment(
         "threads": torch.get_num_threads(),
         "postprocessing": asdict(rules),
         "stages": stages,
-        "seconds_of_rules": round(time.perf_counter() - begun, 3),
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds_of_rules": round(time.perf_counter() - begun, 6),
+        "seconds": round(time.perf_counter() - started, 6),
         "warnings": warnings,
     }
     return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, provenance, centers)
@@ -179,7 +179,7 @@ def _run_stage(
         "spacing_mm": list(best[1].spacing),
         "windows": len(plan.boxes),
         "backend": asdict(choice),
-        "seconds": {what: round(value, 3) for what, value in seconds.items()},
+        "seconds": {what: round(value, 6) for what, value in seconds.items()},
     }
     return best[1], best[2], report
 
