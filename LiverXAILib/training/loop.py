@@ -77,7 +77,9 @@ def loss_of(logits: torch.Tensor, sample: Sample, tumor_share: float = 0.5) -> t
     """Loss of one sample's nested channels ("liver" includes "tumor") and its parts.
 
     For each channel binary cross-entropy and soft Dice; and, inside the liver, cross-entropy of tumor against the
-    rest, each half averaged first. Without the last, tumors are not found for a thousand iterations.
+    rest, each half averaged first. Without the last, tumors are not found for a thousand iterations. In it a lesion
+    weighs as the root of its size: else only the largest would count (the concern of "blob loss", Kofler et al., IPMI
+    2023, which weighs all alike).
 
     :param logits: (2, D, H, W).
     :param tumor_share: weight of the tumor half; the rest of the liver has 1 - `tumor_share`.
@@ -93,9 +95,12 @@ def loss_of(logits: torch.Tensor, sample: Sample, tumor_share: float = 0.5) -> t
         parts["tumor_dice"] = _dice_loss(probability[1], truth[1])
     liver_size, tumor_size = truth.flatten(1).sum(dim=1)
     if tumor_size > 0:
-        in_tumor, in_liver = (ce[1] * truth[1]).sum(), (ce[1] * truth[0]).sum()
-        rest = (in_liver - in_tumor) / (liver_size - tumor_size).clamp_min(1)
-        parts["tumor_balanced"] = tumor_share * in_tumor / tumor_size + (1 - tumor_share) * rest
+        lesions = sample.lesions.int() * sample.known
+        weights = torch.bincount(lesions.flatten()).clamp_min(1).float().rsqrt()[lesions] * truth[1]
+        in_lesions = (ce[1] * weights).sum() / weights.sum()
+        healthy = truth[0] - truth[1]
+        rest = (ce[1] * healthy).sum() / (liver_size - tumor_size).clamp_min(1)
+        parts["tumor_balanced"] = tumor_share * in_lesions + (1 - tumor_share) * rest
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}
 

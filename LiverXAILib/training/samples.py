@@ -308,13 +308,13 @@ def paint_lesions(
         cubes = [max(1, round(n * mm / finest)) for n, mm in zip(shape, spacing, strict=True)]
         fine = functional.interpolate(image[None, None], cubes, mode="trilinear")[0, 0]
         inside = functional.interpolate(liver[None, None].float(), cubes, mode="trilinear")[0, 0] > 0.5
-        new, mask = add_lesions(rng, fine, inside, finest)
-        change = torch.stack([new - fine, mask.float()])[None]
+        new, numbered = add_lesions(rng, fine, inside, finest)
+        change = torch.stack([new - fine, (numbered > 0).float()])[None]
         # Averages: thick slices show what lies in them.
         change = functional.interpolate(change, shape, mode="area")[0]
         painted, lesions = image + change[0], (change[1] > 0.5) & liver
     result = truth.clone()
-    result[lesions] = _TUMOR
+    result[lesions > 0] = _TUMOR
     return painted, result
 
 

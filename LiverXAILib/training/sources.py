@@ -109,7 +109,7 @@ def load_sources(
     cache: Path,
     *,
     spacing_mm: float = 3.0,
-    phantoms: Sequence[int] = range(1000, 1016),
+    phantoms: Sequence[int] = range(1000, 1064),
     real: bool = True,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -131,7 +131,7 @@ def load_sources(
         "cmb_crc_01068": (lambda: _taught(data, "ct/cmb_crc_01068/image.nii.gz", spacing_mm, 200), 0.01),
     }
     phantom_makers = {
-        f"phantom_{seed}": ((lambda seed=seed: _phantom(seed, spacing_mm)), 0.07 / len(phantoms)) for seed in phantoms
+        f"phantom_{seed}": ((lambda seed=seed: _phantom(seed, spacing_mm)), 0.31 / len(phantoms)) for seed in phantoms
     }
     makers = (real_makers if real else {}) | phantom_makers
     cache.mkdir(parents=True, exist_ok=True)
@@ -213,14 +213,7 @@ def _taught(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = 
     liver = _teacher_liver(volume, grid, data / "models" / "obelisk", lowest_mm)
     tissues = _tissues_by_hu(ct)
     liver, unknown = _correct(ct, liver, tissues, spacing_mm)
-    for region in _LOOKED_AT.get(Path(path).parts[1], ()):
-        box = region.box(spacing_mm)
-        soft = (ct[box] > -30) & (ct[box] < 160)
-        if region.verdict == "no liver":
-            unknown[box] &= ~(soft | liver[box])
-            liver[box] = False
-        else:
-            unknown[box] |= soft
+    _correct_by_eye(_LOOKED_AT.get(Path(path).parts[1], ()), ct, tissues, liver, unknown, spacing_mm)
     tissues[liver] = int(Tissue.LIVER)
     # Where somebody saw the teacher fail, its positives are as doubtful as its negatives.
     tissues[unknown] = int(Tissue.UNKNOWN)
@@ -231,7 +224,8 @@ def _taught(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = 
 class _Region:
     """A box of a CT, in mm from its inferior, anterior, right corner, where the teacher's overlay was seen to be wrong.
 
-    :param verdict: "no liver", or "unknown": all soft tissue there is left out.
+    :param verdict: "no liver"; "unknown": all soft tissue there is left out; or "fluid": what is darker than any liver
+        is fluid, the rest is left out.
     """
 
     verdict: str
@@ -245,6 +239,35 @@ class _Region:
         return k, j, i
 
 
+def _correct_by_eye(
+    regions: Sequence[_Region],
+    ct: np.ndarray,
+    tissues: np.ndarray,
+    liver: np.ndarray,
+    unknown: np.ndarray,
+    spacing_mm: float,
+) -> None:
+    """Change `tissues`, `liver` and `unknown` (k, j, i) where the regions say so, in place."""
+    for region in regions:
+        box = region.box(spacing_mm)
+        soft = (ct[box] > -30) & (ct[box] < 160)
+        if region.verdict == "unknown":
+            unknown[box] |= soft
+        elif region.verdict == "no liver":
+            unknown[box] &= ~(soft | liver[box])
+            liver[box] = False
+        else:
+            fluid = soft & (_smoothed(ct, spacing_mm)[box] < _DARKEST_LIVER_HU)
+            tissues[box][fluid] = int(Tissue.FLUID)
+            liver[box] &= ~fluid
+            unknown[box] = (unknown[box] | soft) & ~fluid
+
+
+#: Native livers are brighter, after smoothing, and effusions darker.
+_DARKEST_LIVER_HU = 32.0
+
+_FAT_HU = -100.0
+
 #: What looking at every third slice of the overlays showed.
 _LOOKED_AT: dict[str, tuple[_Region, ...]] = {
     "cptac_pda": (
@@ -253,8 +276,8 @@ _LOOKED_AT: dict[str, tuple[_Region, ...]] = {
         _Region("unknown", superior=(139, 9999), left=(188, 206)),  # vena cava and right atrium
     ),
     "lidc_0314": (
-        _Region("unknown", superior=(16, 70), posterior=(230, 312), left=(60, 172)),  # liver behind the effusion
-        _Region("no liver", superior=(76, 9999), posterior=(214, 9999)),  # the effusion above it
+        _Region("fluid", superior=(16, 76), posterior=(230, 312), left=(60, 172)),  # liver, and effusion behind it
+        _Region("fluid", superior=(76, 9999), posterior=(214, 9999)),  # the effusion above it
     ),
     "acrin_013": (
         _Region("unknown", superior=(22, 56), left=(322, 9999)),  # left lobe and stomach, told apart by nobody
@@ -273,20 +296,27 @@ def _correct(
 
     The vena cava, which it includes where it is enhanced, is taken out: liver labels of the field leave it out.
 
-    :return: the liver, and a band 3 mm around it that looks like liver too: neither is certain there.
+    :return: the liver, and a band 5 mm around it of what may be liver too, or its border's partial volume with fat or
+        lung: neither is certain there.
     """
     liver = _largest(liver)
-    smooth = sitk.GetArrayFromImage(
-        sitk.SmoothingRecursiveGaussian(_image(ct.astype(np.float32)), 2.4 / spacing_mm)  # voxels: no spacing is set
-    )
+    smooth = _smoothed(ct, spacing_mm)
     median = float(np.median(ct[liver]))
     spread = float(np.clip(smooth[liver].std(), 8, 25))
     bright = liver & (smooth > median + max(30.0, 2 * spread))
     cava = _dilate(_ball_open(bright, round(5 / spacing_mm)), 1)
     alike = (np.abs(smooth - median) < 1.8 * spread) & (tissues != Tissue.BONE)
     grown = (liver | (_dilate(liver, max(1, round(2 / spacing_mm))) & alike)) & ~cava
-    band = _dilate(grown, max(1, round(3 / spacing_mm))) & ~grown & ~cava & alike
+    # Above the middle between liver and fat, where a reader would draw the outline.
+    perhaps = (ct > (median + _FAT_HU) / 2) & (smooth < median + 1.8 * spread)
+    band = _dilate(grown, max(1, round(5 / spacing_mm))) & ~grown & ~cava & perhaps & (tissues != Tissue.BONE)
     return grown, band
+
+
+def _smoothed(ct: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """`ct` without its noise: a Gaussian of 2.4 mm."""
+    image = _image(ct.astype(np.float32))
+    return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, 2.4 / spacing_mm))  # voxels: no spacing is set
 
 
 def _teacher_liver(volume: Volume, grid: Grid, weights: Path, lowest_mm: float | None) -> np.ndarray:

@@ -87,8 +87,8 @@ def test_samples_from_a_worker_process_train_the_same_weights(tmp_path: Path) ->
         assert torch.equal(value, helped[name]), name
 
 
-def sample_with(liver: torch.Tensor, tumor: torch.Tensor, known: torch.Tensor) -> Sample:
-    return Sample(torch.zeros(liver.shape), liver, tumor, known, 100.0, "test")
+def sample_with(liver: torch.Tensor, lesions: torch.Tensor, known: torch.Tensor) -> Sample:
+    return Sample(torch.zeros(liver.shape), liver, lesions, known, 100.0, "test")
 
 
 def test_the_loss_is_small_for_the_truth_and_ignores_unknown_voxels() -> None:
@@ -154,6 +154,23 @@ def test_the_balanced_part_weighs_a_small_tumor_as_much_as_the_rest_of_the_liver
     assert parts["tumor_balanced"] == pytest.approx(5.0, abs=0.01)  # half of 10
     _, parts = loss_of(nothing_found, sample_with(liver, tumor, liver), tumor_share=0.2)
     assert parts["tumor_balanced"] == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_lesion_weighs_as_the_root_of_its_size() -> None:
+    liver = torch.ones(8, 16, 16, dtype=torch.bool)
+    lesions = torch.zeros(8, 16, 16, dtype=torch.uint8)
+    lesions[:1, :2, :2] = 1
+    lesions[2:6, 4:8, 4:8] = 2  # 16 times as large
+    logits = torch.full((2, 8, 16, 16), -10.0)
+    logits[1][lesions > 0] = 10.0
+    found = {"both": logits, "large": logits.clone(), "small": logits.clone()}
+    found["large"][1][lesions == 1] = -10.0
+    found["small"][1][lesions == 2] = -10.0
+    sample = sample_with(liver, lesions, liver)
+    parts = {name: loss_of(value, sample)[1]["tumor_balanced"] for name, value in found.items()}
+    assert parts["both"] < 1e-3
+    assert parts["large"] == pytest.approx(0.5 * 10 * 1 / 5, abs=0.01)
+    assert parts["small"] == pytest.approx(0.5 * 10 * 4 / 5, abs=0.01)
 
 
 def test_a_negative_sample_has_a_finite_loss_that_falls_with_fewer_false_voxels() -> None:
@@ -230,7 +247,7 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 
 
 def test_a_part_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train liver-long first"):
+    with pytest.raises(InputError, match="train liver-centered first"):
         train_part("liver", tmp_path / "no-data", tmp_path, PARTS["liver"].settings)
 
 

@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_sample_in_any_order() -> None:
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a.image, b.image)
         assert torch.equal(a.liver, b.liver)
-        assert torch.equal(a.tumor, b.tumor)
+        assert torch.equal(a.lesions, b.lesions)
     assert not torch.equal(first[0].image, first[1].image)
 
 
@@ -66,12 +66,27 @@ def test_lesions_stay_in_the_liver_and_change_nothing_else() -> None:
     image = torch.where(liver, 110.0, -100.0)
     sizes = []
     for seed in range(12):
-        result, tumor = add_lesions(Rng(seed), image, liver, 3.0)
+        result, lesions = add_lesions(Rng(seed), image, liver, 3.0)
+        tumor = lesions > 0
+        assert set(lesions.unique().tolist()) <= set(range(9))
         assert not (tumor & ~liver).any()
         assert torch.equal(result[~liver], image[~liver])
         assert ((result - image).abs()[tumor] > 5).float().mean() > 0.8
         sizes.append(int(tumor.sum()))
     assert max(sizes) > 10 * min(sizes)
+
+
+def test_an_outline_holds_what_is_seen_of_a_lesion_that_goes_over_into_the_liver() -> None:
+    liver = torch.ones(48, 48, 48, dtype=torch.bool)
+    image = torch.full((48, 48, 48), 110.0)
+    faint = []
+    for seed in range(40):
+        result, lesions = add_lesions(Rng(seed), image, liver, 2.0)
+        tumor = lesions > 0
+        change = (result - image).abs()
+        assert float(change[tumor].sum() / change.sum()) > 0.9
+        faint.append(float((change[tumor] < 15).float().mean()))
+    assert max(faint) > 0.1  # some do go over
 
 
 def test_every_sample_nests_tumor_in_liver_and_hides_what_is_not_scanned() -> None:
@@ -121,9 +136,9 @@ def test_an_undeformed_sample_is_the_source() -> None:
     source = torch.randn(9, 11, 13)
     center = torch.tensor([4.0, 5.0, 6.0])
     points = deformation(Rng(0), (9, 11, 13), center, 3.0, strength=0.0)
-    assert torch.allclose(sample_at(source, points, fill=-5.0), source, atol=1e-4)
-    outside = sample_at(source, points + 100, fill=-5.0)
-    assert torch.equal(outside, torch.full_like(outside, -5.0))
+    assert torch.allclose(sample_at(source, points), source, atol=1e-4)
+    outside = sample_at(source, points + 100)
+    assert torch.allclose(outside, source[-1, -1, -1].expand_as(outside))
 
 
 def test_blurs_keep_the_mean_and_match_a_direct_sum() -> None:
@@ -154,6 +169,19 @@ def test_drawn_patients_are_plausible() -> None:
     assert 40 < patients[:, Tissue.LIVER].median() < 120
     assert (patients[:, Tissue.BONE] > patients[:, Tissue.FAT]).all()
     assert patients[:, Tissue.AORTA].std() > 30  # contrast phases differ
+
+
+def test_a_liver_that_the_scan_cuts_is_no_darker_at_the_cut() -> None:
+    source = block_of_liver()
+    cut = Source("cut", source.ct[14:26], source.tissues[14:26], source.liver[14:26], detailed=False, weight=1.0)
+    generator = Generator([cut], negatives=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
+    ends = []
+    for sample in map(generator.sample, range(12)):
+        middle = sample.liver & ~dilate(~sample.liver & (sample.image > -1024), 3)  # not where it borders on fat
+        ends.append(sample.image[middle & dilate(sample.image == -1024, 1)])
+    values = torch.cat(ends)
+    assert len(values) > 500
+    assert float((values < 0).float().mean()) < 0.02
 
 
 def test_some_scans_are_cut_short() -> None:

@@ -137,15 +137,12 @@ def deformation(rng: Rng, size: Size, center: torch.Tensor, spacing_mm: float, s
     return upsample(result.permute(3, 0, 1, 2)[None], size)[0].permute(1, 2, 3, 0)
 
 
-def sample_at(image: torch.Tensor, points: torch.Tensor, *, fill: float, nearest: bool = False) -> torch.Tensor:
-    """Values of `image` (D, H, W) at `points` (…, 3) in voxels (k, j, i); `fill` outside."""
+def sample_at(image: torch.Tensor, points: torch.Tensor, *, nearest: bool = False) -> torch.Tensor:
+    """Values of `image` (D, H, W) at `points` (…, 3) in voxels (k, j, i); outside, those of the nearest voxel."""
     sizes = torch.tensor([max(n - 1, 1) for n in image.shape], dtype=torch.float32)
     unit = (points * (2 / sizes) - 1).flip(-1)[None]
+    mode = "nearest" if nearest else "bilinear"
     values = functional.grid_sample(
-        (image.float() - fill)[None, None],
-        unit,
-        mode="nearest" if nearest else "bilinear",
-        padding_mode="zeros",
-        align_corners=True,
+        image.float()[None, None], unit, mode=mode, padding_mode="border", align_corners=True
     )
-    return values[0, 0] + fill
+    return values[0, 0]

@@ -41,17 +41,23 @@ class Source:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training example: `image` float32 in HU; `liver` (lesions included), `tumor`, `known` bool; (D, H, W).
+    """One training example: `image` float32 in HU; `liver` (lesions included) and `known` bool; all (D, H, W).
 
+    :param lesions: uint8, lesions numbered from 1; or bool, all of them as one.
     :param liver_hu: what the locator would say: the liver's median HU, not quite.
     """
 
     image: torch.Tensor
     liver: torch.Tensor
-    tumor: torch.Tensor
+    lesions: torch.Tensor
     known: torch.Tensor
     liver_hu: float
     kind: str
+
+    @property
+    def tumor(self) -> torch.Tensor:
+        """Bool (D, H, W)."""
+        return self.lesions > 0
 
 
 #: The default model's sizes, divisible by 16. No axis is 16 or 32 long:
@@ -132,8 +138,9 @@ class Generator:
         source = self.sources[number]
         points = deformation(rng, size, self._center(rng, number, size, negative), self.spacing_mm)
         ct, tissue_map, liver_map = self._tensors[number]
-        tissues = sample_at(tissue_map, points, fill=float(Tissue.AIR), nearest=True).round().long()
-        liver = sample_at(liver_map, points, fill=0.0) > 0.5
+        # The body goes on beyond the source's scan until this one ends there, too: no scanner blurs air into an end.
+        tissues = sample_at(tissue_map, points, nearest=True).round().long()
+        liver = sample_at(liver_map, points) > 0.5
         # The smooth liver border decides; nearest-neighbor tissues follow it.
         tissues = torch.where(~liver & (tissues == Tissue.LIVER), torch.tensor(int(Tissue.SOFT)), tissues)
         last = torch.tensor(liver_map.shape) - 0.5
@@ -141,7 +148,7 @@ class Generator:
 
         real = None
         if ct is not None:
-            real = sample_at(ct, points, fill=_AIR)
+            real = sample_at(ct, points)
         before = tissues
         tissues, liver = self._anatomy(rng, tissues, liver)
         painted = tissues != before
@@ -157,18 +164,18 @@ class Generator:
             keep = (tissues <= Tissue.GAS) | (tissues == Tissue.LUNG) | (tissues == Tissue.BOWEL)
             image = torch.where(keep & ~painted, real, image)
 
-        tumor = torch.zeros_like(liver)
+        lesions = torch.zeros(size, dtype=torch.uint8)
         if liver.any():
             image = image + liver * rng.uniform(0, 5) * smooth_field(rng, size, rng.uniform(5, 14))
             if rng.chance(self.lesions):
-                healthy = liver & (tissues != Tissue.UNKNOWN)
-                image, tumor = add_lesions(rng, image, healthy, self.spacing_mm, ease)
+                healthy = liver & (tissues != Tissue.UNKNOWN) & ~outside
+                image, lesions = add_lesions(rng, image, healthy, self.spacing_mm, ease)
         image = acquire(rng, image, self.spacing_mm, synthetic=synthetic)
         seen = limit_field_of_view(rng, image) & ~outside
         image = torch.where(seen, image, torch.tensor(_AIR))
         kind = f"{source.name}, {'synthetic' if synthetic else 'real'}{', negative' if negative else ''}"
         liver_hu = _located_hu(rng, image[liver & seen])
-        return Sample(image, liver & seen, tumor & seen, (tissues != Tissue.UNKNOWN) | ~seen, liver_hu, kind)
+        return Sample(image, liver & seen, lesions * seen, (tissues != Tissue.UNKNOWN) | ~seen, liver_hu, kind)
 
     def _center(self, rng: Rng, number: int, size: Size, negative: bool) -> torch.Tensor:
         """The source voxel (k, j, i) in the middle of the sample."""
@@ -205,7 +212,7 @@ class Generator:
                 sheet &= liver
                 tissues[sheet] = int(Tissue.FAT)
                 liver &= ~sheet
-            if rng.chance(0.07):  # ascites around the liver
+            if rng.chance(0.12):  # ascites around the liver
                 shell = dilate(liver, 1 + rng.integer(4)) & ~liver
                 shell &= (tissues == Tissue.FAT) | (tissues == Tissue.SOFT)
                 tissues[shell & (smooth_field(rng, size, 18) > rng.uniform(-1.0, 0.3))] = int(Tissue.FLUID)

@@ -11,6 +11,8 @@ from .fields import Rng, gaussian_blur, rotation_matrix, smooth_field
 
 #: Shares of hypodense and hyperdense lesions and of cysts.
 _KINDS = (0.80, 0.08, 0.12)
+#: Where a reader draws the outline: a little outside the middle of the edge, around all that differs from the liver.
+_OUTLINE = 0.3
 #: Noise is what varies within these standard deviations, in voxels; beyond so many HU it is the edge of a vessel.
 _BLUR, _LOUDEST = (1.5, 1.5, 1.5), 25.0
 
@@ -25,18 +27,19 @@ def add_lesions(
     """Paint one to eight lesions into the liver.
 
     Deformed ellipsoids of 4 to 48 mm radius (small ones more often, and more of them), hypodense, hyperdense or cysts,
-    with soft edges, texture, and sometimes a necrotic core or a rim. The image's noise goes on inside: noise of its
-    own would be the easiest sign of a lesion, and a wrong one. A lesion never leaves the liver.
+    with texture, edges that are sharp or go over into the liver, and sometimes a necrotic core, a rim, or a fainter
+    outer zone. The image's noise goes on inside: noise of its own would be the easiest sign of a lesion, and a wrong
+    one. A lesion never leaves the liver.
 
     :param image: (D, H, W) in HU, before blur and noise.
     :param liver: bool (D, H, W).
     :param ease: 0 to 1: how much larger, and different from the liver, the smallest lesions are.
-    :return: the new image, and the lesions as bool (D, H, W).
+    :return: the new image, and the lesions, numbered from 1, as uint8 (D, H, W).
     """
-    tumor = torch.zeros_like(liver)
+    lesions = torch.zeros(liver.shape, dtype=torch.uint8)
     inside = liver.nonzero()
     if len(inside) < 200:
-        return image, tumor
+        return image, lesions
     image = image.clone()
     largest = min(48.0, 0.5 * (len(inside) * spacing_mm**3) ** (1 / 3))
     count = 1 + rng.choose((0.30, 0.2, 0.15, 0.12, 0.09, 0.07, 0.04, 0.03))
@@ -54,19 +57,24 @@ def add_lesions(
         box = tuple(
             slice(max(0, int(c) - reach), min(n, int(c) + reach + 1)) for c, n in zip(center, image.shape, strict=True)
         )
-        alpha, depth = _shape(rng, box, center, radius)
+        alpha, depth = _shape(rng, box, center, radius, sharp=kind == 2)
         alpha = alpha * liver[box]
-        core = alpha > 0.5
-        if int(core.sum()) < 4:
+        inner = alpha > _OUTLINE
+        if int(inner.sum()) < 4:
             continue
         image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, ease)
-        tumor[box] |= core
         painted += 1
-    return image, tumor
+        lesions[box][inner] = painted
+    return image, lesions
 
 
-def _shape(rng: Rng, box: tuple[slice, ...], center: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Soft membership (0 to 1) and depth below the surface in units of the radius (1 in the middle)."""
+def _shape(
+    rng: Rng, box: tuple[slice, ...], center: torch.Tensor, radius: float, *, sharp: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft membership (0 to 1) and depth below the surface in units of the radius (1 in the middle).
+
+    :param sharp: the edge is; else it may be as wide as half of the radius.
+    """
     axes = [torch.arange(s.start, s.stop, dtype=torch.float32) - float(c) for s, c in zip(box, center, strict=True)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     turn = rotation_matrix([rng.uniform(0, 180) for _ in range(3)])
@@ -74,8 +82,10 @@ def _shape(rng: Rng, box: tuple[slice, ...], center: torch.Tensor, radius: float
     distance = ((points @ turn.T) * stretch).norm(dim=-1) / radius
     size = (distance.shape[0], distance.shape[1], distance.shape[2])
     bumps = smooth_field(rng, size, max(2.0, 0.8 * radius))
-    distance = distance * (1 + rng.uniform(0.03, 0.2) * bumps)
+    distance = distance * (1 + rng.uniform(0.03, 0.28) * bumps)
     soft = rng.uniform(0.3, 1.4) / radius  # width of the edge in voxels, in units of the radius
+    if not sharp and rng.chance(0.5):
+        soft = rng.uniform(soft, max(soft, 0.5))
     return ((1 - distance) / soft + 0.5).clamp(0, 1), 1 - distance
 
 
@@ -101,6 +111,11 @@ def _paint(
     size = (image.shape[0], image.shape[1], image.shape[2])
     texture = rng.uniform(1, 9) * smooth_field(rng, size, rng.uniform(1.3, 4))
     value = hu + texture * (0.3 if kind == 2 else 1.0) + _noise(image, liver)
+    if kind == 0 and radius_mm > 8 and rng.chance(0.4):  # the outer zone differs less from the liver
+        contrast = background - hu
+        fainter = min(rng.uniform(0.25, 0.7) * contrast, contrast - 10)  # and is still to be seen
+        zone = ((rng.uniform(0.15, 0.4) - depth) * 8 + 0.5).clamp(0, 1)
+        value = value + zone * fainter
     if kind != 2 and radius_mm > 10 and rng.chance(0.3):  # necrosis
         core = ((depth - rng.uniform(0.3, 0.65)) * 6).clamp(0, 1)
         value = value + core * (min(hu, rng.uniform(5, 35)) - hu)
