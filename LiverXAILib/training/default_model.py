@@ -139,8 +139,8 @@ STAGES = ("locator", "liver")
 MARGIN_MM = 24.0
 #: Phantoms whose anatomy is never trained on.
 VALIDATION_PHANTOMS = range(2000, 2006)
-#: Phantoms whose whole scans say where the liver begins; none is trained on.
-SCANNED_PHANTOMS = range(2000, 2012)
+#: Phantoms whose whole scans say where liver and tumors begin; none is trained on.
+SCANNED_PHANTOMS = range(2000, 2024)
 
 DATA = (
     "TotalSegmentator test CT, abdomen and slab (CC BY 4.0): organ labels made by a model",
@@ -248,8 +248,7 @@ def train_part(
     )
     network.load_state_dict(weights)
     network.eval()
-    more = [generator.sample(-201 - n, part.validation_size) for n in range(16)]
-    points = operating_points(network, _whole_scans(name), validation + more, part.intensity)
+    points = operating_points(network, _whole_scans(name), part.intensity)
     _log.info("%s: liver and tumor become 0", points)
     weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a trained network's "yes" begins. The loss decides what it knows, not that; synthetic samples do."""
+"""Where a trained network's "yes" begins. The loss decides what it knows, not that; scans of phantoms do."""
 
 from __future__ import annotations
 
@@ -42,51 +42,48 @@ class OperatingPoints:
         return bias - torch.tensor([self.liver, self.tumor]).repeat_interleave(len(bias) // 2)
 
 
-def operating_points(
-    network: nn.Module, scans: Sequence[Sample], samples: Sequence[Sample], intensity: Intensity
-) -> OperatingPoints:
-    """What is best: for the liver its mean Dice in `scans`, for tumors half Dice, half lesion-wise F1 in `samples`.
+def operating_points(network: nn.Module, scans: Sequence[Sample], intensity: Intensity) -> OperatingPoints:
+    """What is best in `scans`: for the liver its mean Dice, for tumors half lesion-wise F1, half outlines.
 
-    Samples are harder than scans: what they hold beside the liver would push the liver's border inward. The Dice of
-    tumors is the mean over the samples that have some: of all together, it would be decided by the one sample in which
-    most is wrong. Lesions count as in :func:`LiverXAILib.evaluation.metrics.detect_lesions`.
+    Training samples will not do: they are harder. What they hold beside the liver would push its border inward, and
+    their noise would ask for more certainty than a scan gives. Lesions count as in
+    :func:`LiverXAILib.evaluation.metrics.detect_lesions`; outlines are the mean Dice of those that are found.
 
     :param network: in evaluation mode, with the weights to be exported.
     :param scans: what it sees of whole scans.
-    :param samples: as it is trained on.
     :param intensity: HU to its input.
     """
     dice = torch.zeros(len(_LIVER), dtype=torch.float64)
-    # For each sample and pair of tumor points: voxels in both, found, true; lesions of the truth and hit, found and
-    # right.
-    tumor = torch.zeros(len(samples), len(_TUMOR), len(_SURER), 7, dtype=torch.float64)
+    counts = []
     with torch.inference_mode():
         for scan in scans:
             logits = network(normalize(scan.image, intensity, scan.liver_hu)[None, None])[0]
             for number, point in enumerate(_LIVER):
                 found = logits[0] > point
                 dice[number] += 2 * (found & scan.liver).sum() / (found.sum() + scan.liver.sum()).clamp_min(1)
-        for which, sample in enumerate(samples):
-            logits = network(normalize(sample.image, intensity, sample.liver_hu)[None, None])[0]
-            tumor[which] = _tumor_counts(logits[1], sample)
-    both, found, true = tumor[tumor[:, 0, 0, 2] > 0].unbind(-1)[:3]
-    quality = (2 * both / (found + true)).sum(dim=0) / max(1, len(true))
-    lesions, hit, pieces, right = tumor.sum(dim=0).unbind(-1)[3:]
+            counts.append(_tumor_counts(logits[1], scan))
+    both, found, true, lesions, hit, pieces, right = torch.stack(counts).unbind(-1)
+    outlines = (2 * both / (found + true).clamp_min(1)).sum(dim=0) / (hit > 0).sum(dim=0).clamp_min(1)
+    lesions, hit, pieces, right = (part.sum(dim=0) for part in (lesions, hit, pieces, right))
     sensitivity, precision = hit / lesions.clamp_min(1), right / pieces.clamp_min(1)
-    quality = quality + 2 * sensitivity * precision / (sensitivity + precision).clamp_min(1e-9)
+    quality = outlines + 2 * sensitivity * precision / (sensitivity + precision).clamp_min(1e-9)
     row, column = divmod(int(quality.argmax()), len(_SURER))
     point = float(_TUMOR[row])
     return OperatingPoints(float(_LIVER[dice.argmax()]), point, point + float(_SURER[column]))
 
 
-def _tumor_counts(logit: torch.Tensor, sample: Sample) -> torch.Tensor:
-    """The counts of one sample, (tumor points, surer points, 7)."""
-    truth = sample.tumor & sample.known
+def _tumor_counts(logit: torch.Tensor, scan: Sample) -> torch.Tensor:
+    """For each pair of tumor points (tumor points, surer points, 7).
+
+    Of the lesions that are hit and the pieces that touch them: voxels in both, in the pieces, in the lesions. Then
+    lesions, and how many are hit; pieces, and how many are right.
+    """
+    truth = scan.tumor & scan.known
     lesions = _pieces(truth)
     sizes = torch.bincount(lesions.flatten())
     counts = torch.zeros(len(_TUMOR), len(_SURER), 7, dtype=torch.float64)
     for row, point in enumerate(_TUMOR):
-        pieces = _pieces((logit > point) & sample.known)
+        pieces = _pieces((logit > point) & scan.known)
         number = int(pieces.max()) + 1
         peaks = torch.full((number,), -torch.inf).scatter_reduce(0, pieces.flatten(), logit.flatten(), "amax")
         # How many voxels each lesion shares with each piece.
@@ -98,8 +95,10 @@ def _tumor_counts(logit: torch.Tensor, sample: Sample) -> torch.Tensor:
             kept[0] = False
             covered = shared[:, kept].sum(dim=1)
             hit = (covered >= COVERED * sizes) & (covered > 0)
-            values = [covered[1:].sum(), found[kept].sum(), truth.sum(), torch.tensor(len(sizes) - 1), hit[1:].sum()]
-            counts[row, column] = torch.stack([*values, kept.sum(), right[kept].sum()])
+            hit[0] = False
+            touching = kept & (shared[hit].sum(dim=0) > 0)
+            values = [covered[hit].sum(), found[touching].sum(), sizes[hit].sum(), torch.tensor(len(sizes) - 1)]
+            counts[row, column] = torch.stack([*values, hit.sum(), kept.sum(), right[kept].sum()])
     return counts
 
 
