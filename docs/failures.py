@@ -23,7 +23,7 @@ from LiverXAILib.models import load_model
 from LiverXAILib.training.phantom import Phantom, make_phantom
 
 IMAGES = Path(__file__).resolve().parent / "images"
-#: Not among the phantoms of training (1000 to 1015) and validation (2000 to 2005).
+#: Not among the phantoms of training (1000 to 1063) and of operating points and validation (2000 to 2023).
 SEEDS = range(3000, 3012)
 _TRUTH, _MODEL = "#ffd54f", "#4dd0e1"
 
