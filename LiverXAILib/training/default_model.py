@@ -157,7 +157,7 @@ RECIPE = (
 )
 LIMITS = (
     "For research use only.",
-    "Thin parts of the liver and parts of the caudate lobe are cut, wide veins inside it are left out, and heart, "
+    "Thin parts of the liver and parts of the caudate lobe are cut, bright veins inside it are left out, and heart, "
     "kidney and bowel beside it are taken for liver at times: look at the outlines.",
     "The tumor output is experimental: it was trained on synthetic lesions alone, misses most lesions under 20 mm and "
     "those in very dark livers, and leaves out the rims of large ones. No finding does not mean no tumor.",
