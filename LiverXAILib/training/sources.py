@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 #: Axes of every source and of the network: superior, posterior, left.
 AXES = "SPL"
+#: Native livers are brighter, after smoothing, and effusions darker.
+_DARKEST_LIVER_HU = 32.0
+_FAT_HU = -100.0
 
 #: Organ names of the labelled CT (TotalSegmentator's) by tissue; names are matched at their beginning.
 _ORGANS: dict[str, Tissue] = {
@@ -142,6 +146,7 @@ def load_sources(
         path = cache / f"{name}-{spacing_mm:g}mm.npz"
         if not path.is_file():
             ct, tissues, liver = make()
+            _log.info("%s at %g mm: %.0f ml of liver", name, spacing_mm, liver.sum() * spacing_mm**3 / 1000)
             # A phantom's intensities are drawn anew for each sample: it has no CT to keep.
             kept = np.empty(0, np.int16) if ct is None else ct
             with replacing(path) as temporary:  # two parts that are trained side by side may both prepare it
@@ -228,7 +233,7 @@ class _Region:
         is fluid, the rest is left out.
     """
 
-    verdict: str
+    verdict: Literal["no liver", "unknown", "fluid"]
     superior: tuple[float, float] = (0, 9999)
     posterior: tuple[float, float] = (0, 9999)
     left: tuple[float, float] = (0, 9999)
@@ -262,11 +267,6 @@ def _correct_by_eye(
             liver[box] &= ~fluid
             unknown[box] = (unknown[box] | soft) & ~fluid
 
-
-#: Native livers are brighter, after smoothing, and effusions darker.
-_DARKEST_LIVER_HU = 32.0
-
-_FAT_HU = -100.0
 
 #: What looking at every third slice of the overlays showed.
 _LOOKED_AT: dict[str, tuple[_Region, ...]] = {
