@@ -271,8 +271,8 @@ def _correct_by_eye(
 #: What looking at every third slice of the overlays showed.
 _LOOKED_AT: dict[str, tuple[_Region, ...]] = {
     "cptac_pda": (
-        _Region("unknown", superior=(129, 136), left=(206, 9999)),  # the heart's lower surface on the left lobe
-        _Region("no liver", superior=(137, 9999), left=(204, 9999)),  # the heart
+        _Region("unknown", superior=(127, 133), left=(206, 9999)),  # the heart's lower surface on the left lobe
+        _Region("no liver", superior=(133, 9999), left=(206, 9999)),  # the heart
         _Region("unknown", superior=(139, 9999), left=(188, 206)),  # vena cava and right atrium
     ),
     "lidc_0314": (
@@ -284,7 +284,11 @@ _LOOKED_AT: dict[str, tuple[_Region, ...]] = {
         _Region("unknown", superior=(50, 62), left=(290, 9999)),
         _Region("no liver", superior=(62, 9999), left=(296, 9999)),  # the heart
     ),
-    "kits_00072": (_Region("unknown", superior=(14, 9999), left=(202, 9999)),),  # the heart's lower surface
+    "kits_00072": (
+        _Region("unknown", superior=(14, 17), left=(202, 9999)),  # the heart's lower surface
+        _Region("unknown", superior=(17, 20), left=(156, 9999)),
+        _Region("no liver", superior=(20, 9999), left=(116, 9999)),  # the heart
+    ),
     "cmb_crc_01068": (_Region("unknown", superior=(0, 39)),),  # half of the dome is found: only fat and air are sure
 }
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 
 from LiverXAILib.training.synthesis import Generator, Source, Tissue
+from LiverXAILib.training.synthesis import generator as generator_module
 from LiverXAILib.training.synthesis.acquisition import limit_field_of_view
 from LiverXAILib.training.synthesis.fields import (
     Rng,
@@ -74,6 +76,33 @@ def test_lesions_stay_in_the_liver_and_change_nothing_else() -> None:
         assert ((result - image).abs()[tumor] > 5).float().mean() > 0.8
         sizes.append(int(tumor.sum()))
     assert max(sizes) > 10 * min(sizes)
+
+
+def test_a_lesion_is_one_piece() -> None:
+    liver = torch.ones(48, 48, 48, dtype=torch.bool)
+    image = torch.full((48, 48, 48), 110.0)
+    for seed in range(40):
+        _, lesions = add_lesions(Rng(seed), image, liver, 2.0)
+        _, pieces = label(lesions.numpy() > 0)
+        assert 1 <= pieces <= int(lesions.max())  # they may touch
+
+
+def test_vessels_run_inside_the_liver_and_nowhere_else() -> None:
+    liver = torch.zeros(48, 64, 64, dtype=torch.bool)
+    liver[8:40, 8:56, 8:56] = True
+    for seed in range(12):
+        added = generator_module._vessels(Rng(seed), liver, 80.0)
+        assert not added[~liver].any()
+        assert 0 <= float(added.min()) < float(added.max()) <= 80
+        assert 0.005 < float((added[liver] > 40).float().mean()) < 0.1
+
+
+def test_some_real_images_get_brighter_vessels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator_module, "_vessels", lambda rng, liver, contrast: 20 * contrast * liver)
+    generator = Generator([block_of_liver()], negatives=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
+    real = [sample for sample in map(generator.sample, range(40)) if sample.kind == "block, real"]
+    bright = [bool(sample.image[sample.liver].median() > 400) for sample in real]
+    assert 0.1 < np.mean(bright) < 0.7
 
 
 def test_an_outline_holds_what_is_seen_of_a_lesion_that_goes_over_into_the_liver() -> None:

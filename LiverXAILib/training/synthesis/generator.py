@@ -136,7 +136,8 @@ class Generator:
         weights = [s.weight for s in self.sources] if negative else self._weights
         number = rng.choose(weights)
         source = self.sources[number]
-        points = deformation(rng, size, self._center(rng, number, size, negative), self.spacing_mm)
+        strength = rng.uniform(0.7, 1.6)
+        points = deformation(rng, size, self._center(rng, number, size, negative), self.spacing_mm, strength)
         ct, tissue_map, liver_map = self._tensors[number]
         # The body goes on beyond the source's scan until this one ends there, too: no scanner blurs air into an end.
         tissues = sample_at(tissue_map, points, nearest=True).round().long()
@@ -159,6 +160,8 @@ class Generator:
         if not synthetic:
             assert real is not None
             shifted = real + self._contrast_shift(rng, number, tissues, hu)
+            if liver.any() and rng.chance(0.35):  # few of the scans show veins as bright as they can be
+                shifted = shifted + _vessels(rng, liver, rng.uniform(20, 110))
             image = torch.where(painted, image, shifted)
         elif real is not None and source.detailed and rng.chance(0.4):
             keep = (tissues <= Tissue.GAS) | (tissues == Tissue.LUNG) | (tissues == Tissue.BOWEL)
@@ -205,7 +208,7 @@ class Generator:
         if liver.any():
             if rng.chance(0.15):
                 _gallbladder(rng, tissues, liver, self.spacing_mm)
-            if rng.chance(0.10):  # fissures: thin sheets of fat that belong to nobody
+            if rng.chance(0.2):  # fissures: thin sheets of fat that belong to nobody
                 wave = rng.uniform(12, 25)
                 sheet = smooth_field(rng, size, wave).abs() < rng.uniform(0.5, 1.3) / wave * 1.6
                 sheet &= smooth_field(rng, size, 15) > rng.uniform(0.2, 0.9)
@@ -243,17 +246,7 @@ class Generator:
             parenchyma = float(texture[Tissue.LIVER]) * smooth_field(rng, size, rng.uniform(2, 8))
             image = torch.where(plain_liver, image + parenchyma, image)
             if rng.chance(0.75):
-                # Vessels: tubes around the curves where two smooth random fields vanish together. In native and
-                # fatty livers they are darker or brighter than the liver, and never a lesion.
-                contrast = float(hu[Tissue.PORTAL_VEIN] - hu[Tissue.LIVER])
-                tubes = [(rng.uniform(11, 18), rng.uniform(0.5, 1.6)), (7.0, rng.uniform(0.3, 0.7))]
-                if rng.chance(0.4):  # as wide as the portal vein and the hepatic veins near the vena cava
-                    tubes.append((rng.uniform(24, 36), rng.uniform(1.5, 3.0)))
-                for wave, radius in tubes:
-                    first, second = smooth_field(rng, size, wave), smooth_field(rng, size, wave)
-                    distance = (first**2 + second**2).sqrt() * wave / 1.6
-                    tube = ((radius - distance) + 0.5).clamp(0, 1) * plain_liver
-                    image = image + tube * contrast
+                image = image + _vessels(rng, plain_liver, float(hu[Tissue.PORTAL_VEIN] - hu[Tissue.LIVER]))
         oral = (tissues == Tissue.STOMACH) | (tissues == Tissue.BOWEL)
         if rng.chance(0.25) and oral.any():
             filled = oral & (smooth_field(rng, size, 8) > rng.uniform(-0.5, 1))
@@ -339,6 +332,24 @@ def _range(mask: np.ndarray) -> tuple[int, int] | None:
     """First and last slice of `mask`."""
     hit = np.flatnonzero(mask.any(axis=(1, 2)))
     return (int(hit[0]), int(hit[-1])) if hit.size else None
+
+
+def _vessels(rng: Rng, liver: torch.Tensor, contrast: float) -> torch.Tensor:
+    """What the liver's vessels add to an image, in HU: `contrast` inside them.
+
+    Tubes around the curves where two smooth random fields vanish together. In native and fatty livers they are darker
+    or brighter than the liver, and never a lesion.
+    """
+    size = (liver.shape[0], liver.shape[1], liver.shape[2])
+    tubes = [(rng.uniform(11, 18), rng.uniform(0.5, 1.6)), (7.0, rng.uniform(0.3, 0.7))]
+    if rng.chance(0.4):  # as wide as the portal vein and the hepatic veins near the vena cava
+        tubes.append((rng.uniform(24, 36), rng.uniform(1.5, 3.0)))
+    added = torch.zeros(size)
+    for wave, radius in tubes:
+        first, second = smooth_field(rng, size, wave), smooth_field(rng, size, wave)
+        distance = (first**2 + second**2).sqrt() * wave / 1.6
+        added = torch.maximum(added, ((radius - distance) + 0.5).clamp(0, 1) * liver)
+    return contrast * added
 
 
 def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import SimpleITK as sitk
 import torch
 
 from .fields import Rng, gaussian_blur, rotation_matrix, smooth_field
@@ -59,9 +61,10 @@ def add_lesions(
         )
         alpha, depth = _shape(rng, box, center, radius, sharp=kind == 2)
         alpha = alpha * liver[box]
-        inner = alpha > _OUTLINE
+        inner = _largest(alpha > _OUTLINE)
         if int(inner.sum()) < 4:
             continue
+        alpha = alpha * (inner | (alpha <= _OUTLINE))
         image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, ease)
         painted += 1
         lesions[box][inner] = painted
@@ -125,6 +128,12 @@ def _paint(
     if kind == 0 and rng.chance(0.04):  # calcification
         value = value + 200 * ((smooth_field(rng, size, 2.0) - 1.6).clamp(0, 0.6))
     return image + alpha * (value - image)
+
+
+def _largest(mask: torch.Tensor) -> torch.Tensor:
+    """The largest connected piece: a bumpy surface leaves crumbs around it, which no reader would call lesions."""
+    pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.numpy().astype(np.uint8)))
+    return torch.from_numpy(sitk.GetArrayFromImage(sitk.RelabelComponent(pieces)) == 1)
 
 
 def _noise(image: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:

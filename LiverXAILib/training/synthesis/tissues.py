@@ -65,7 +65,7 @@ PRIORS: dict[Tissue, tuple[tuple[float, float, float], float, float]] = {
     Tissue.HEART: ((42, 180, 125), 25, 10),
     Tissue.AORTA: ((42, 290, 150), 35, 7),
     Tissue.VENA_CAVA: ((38, 85, 130), 25, 9),
-    Tissue.PORTAL_VEIN: ((40, 100, 160), 22, 7),
+    Tissue.PORTAL_VEIN: ((40, 100, 165), 30, 7),
     Tissue.BLADDER: ((8, 8, 15), 8, 4),
     Tissue.FLUID: ((9, 9, 10), 8, 4),
     Tissue.MUSCLE: ((52, 57, 62), 8, 9),
