@@ -11,25 +11,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .._version import __version__
 from ..errors import InputError
-from ..inference.stages import stage_grids, stage_plan
 from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
 from ..models.store import save_model
 from ..networks import UNet, default_stage
 from ..progress import Progress
-from ..volumes.volume import bounding_box
-from .layouts import on_grid
 from .loop import Settings, train
 from .operating import operating_points
-from .phantom import make_phantom
+from .scans import phantom_scans, source_scans
 from .sources import AXES, load_sources
-from .synthesis import Generator, Sample
+from .synthesis import Generator
 from .synthesis.fields import Size
 
 _log = logging.getLogger(__name__)
@@ -91,10 +87,11 @@ _CENTERED = replace(
     intensity=Intensity(-290.0, 210.0, -40.0, 120.0, centered=True),
     starts_from="liver-long",
 )
+_LAST = replace(_CENTERED.settings, iterations=6500)
 #: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
 #: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
-#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. Three
-#: long parts go on from there, more slowly, since tumors are learned late; in the last two HU count from the liver's
+#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. Four
+#: long parts go on from there, more slowly, since tumors are learned late; in the last three HU count from the liver's
 #: own.
 PARTS = {
     "locator": Part(
@@ -131,7 +128,8 @@ PARTS = {
     "liver-boxes": _BOXES,
     "liver-long": replace(_BOXES, settings=_LONG, starts_from="liver-boxes"),
     "liver-centered": _CENTERED,
-    "liver": replace(_CENTERED, settings=replace(_CENTERED.settings, iterations=6500), starts_from="liver-centered"),
+    "liver-outlined": replace(_CENTERED, settings=_LAST, starts_from="liver-centered"),
+    "liver": replace(_CENTERED, settings=_LAST, starts_from="liver-outlined"),
 }
 #: The parts that are the model's stages, in their order.
 STAGES = ("locator", "liver")
@@ -139,8 +137,10 @@ STAGES = ("locator", "liver")
 MARGIN_MM = 24.0
 #: Phantoms whose anatomy is never trained on.
 VALIDATION_PHANTOMS = range(2000, 2006)
-#: Phantoms whose whole scans say where liver and tumors begin; none is trained on.
-SCANNED_PHANTOMS = range(2000, 2024)
+#: Phantoms whose whole scans, with lesions painted into them, say where liver and tumors begin; none is trained on.
+#: So do the real scans, trained on as they are, with lesions painted into each so many times: phantoms have neither
+#: their noise nor their fissures.
+SCANNED_PHANTOMS, PAINTINGS = range(2000, 2024), 4
 
 DATA = (
     "TotalSegmentator test CT, abdomen and slab (CC BY 4.0): organ labels made by a model",
@@ -151,7 +151,7 @@ DATA = (
 )
 RECIPE = (
     "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter first on small boxes, then, a "
-    "level deeper, on large ones, in four runs, in the last two with HU counted from the liver's own median; each "
+    "level deeper, on large ones, in five runs, in the last three with HU counted from the liver's own median; each "
     "sample is one of these anatomies deformed, given new intensities and lesions, and scanned again; see "
     "docs/default-model.md"
 )
@@ -247,7 +247,10 @@ def train_part(
     )
     network.load_state_dict(weights)
     network.eval()
-    points = operating_points(network, _whole_scans(name), part.intensity)
+    stage = _stage(name, part, None)
+    scans = phantom_scans(stage, part.spacing_mm, SCANNED_PHANTOMS)
+    scans += source_scans(stage, part.spacing_mm, sources, PAINTINGS)
+    points = operating_points(network, scans, part.intensity)
     _log.info("%s: liver and tumor become 0", points)
     weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
@@ -258,20 +261,6 @@ def train_part(
         "operating_points": asdict(points),
     }
     (folder / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
-
-
-def _whole_scans(name: str) -> list[Sample]:
-    """What the part's network sees of :data:`SCANNED_PHANTOMS`, where the locator finds all of the liver."""
-    stage = _stage(name, PARTS[name], None)
-    scans = []
-    for seed in SCANNED_PHANTOMS:
-        phantom = make_phantom(seed)
-        ct, truth = phantom.ct, phantom.truth.array
-        (grid,) = stage_grids(ct, stage, bounding_box(truth > 0) if stage.region is not None else None)
-        image, liver, tumor = on_grid(ct, truth, stage_plan(stage, grid).padded_grid(grid))
-        liver_hu = float(np.median(ct.array[truth > 0]))
-        scans.append(Sample(image, liver, tumor, torch.ones_like(liver), liver_hu, f"phantom_{seed}"))
-    return scans
 
 
 def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a trained network's "yes" begins. The loss decides what it knows, not that; scans of phantoms do."""
+"""Where a trained network's "yes" begins. The loss decides what it knows, not that; whole scans do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..models.spec import Intensity
 from .synthesis import Sample
 
 _LIVER = torch.arange(-2.0, 2.01, 0.25)
-_TUMOR = torch.arange(0.0, 4.01, 0.5)
+_TUMOR = torch.arange(-1.0, 4.01, 0.5)
 #: How much more than the least must be reached somewhere in a lesion.
-_SURER = torch.arange(0.0, 5.01, 0.5)
+_SURER = torch.arange(0.0, 6.01, 0.5)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ def operating_points(network: nn.Module, scans: Sequence[Sample], intensity: Int
     with torch.inference_mode():
         for scan in scans:
             logits = network(normalize(scan.image, intensity, scan.liver_hu)[None, None])[0]
+            liver = scan.liver & scan.known
             for number, point in enumerate(_LIVER):
-                found = logits[0] > point
-                dice[number] += 2 * (found & scan.liver).sum() / (found.sum() + scan.liver.sum()).clamp_min(1)
+                found = (logits[0] > point) & scan.known
+                dice[number] += 2 * (found & liver).sum() / (found.sum() + liver.sum()).clamp_min(1)
             counts.append(_tumor_counts(logits[1], scan))
     both, found, true, lesions, hit, pieces, right = torch.stack(counts).unbind(-1)
     outlines = (2 * both / (found + true).clamp_min(1)).sum(dim=0) / (hit > 0).sum(dim=0).clamp_min(1)

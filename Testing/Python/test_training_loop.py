@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_training_synthesis import block_of_liver
@@ -26,7 +27,8 @@ from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of
 from LiverXAILib.training.loop import train as train_on
 from LiverXAILib.training.operating import OperatingPoints
 from LiverXAILib.training.phantom import make_phantom
-from LiverXAILib.training.synthesis import Generator, Sample
+from LiverXAILib.training.scans import phantom_scans, source_scans
+from LiverXAILib.training.synthesis import Generator, Sample, Tissue
 from LiverXAILib.training.synthesis.fields import Size
 
 torch.set_num_threads(1)
@@ -247,7 +249,7 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 
 
 def test_a_part_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train liver-centered first"):
+    with pytest.raises(InputError, match="train liver-outlined first"):
         train_part("liver", tmp_path / "no-data", tmp_path, PARTS["liver"].settings)
 
 
@@ -261,19 +263,39 @@ def test_every_part_trains_from_what_it_starts_from() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(default_model, "SCANNED_PHANTOMS", range(2000, 2001))
-    (scan,) = default_model._whole_scans(name)
-    divisor = UNet(**PARTS[name].arguments).divisor
-    assert all(n % d == 0 for n, d in zip(scan.image.shape, divisor, strict=True))
+def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str) -> None:
+    part = PARTS[name]
+    stage = default_model._stage(name, part, None)
+    (scan,) = phantom_scans(stage, part.spacing_mm, [2000])
+    assert all(n % d == 0 for n, d in zip(scan.image.shape, stage.divisor, strict=True))
     assert scan.known.all()
+    assert scan.tumor.any(), "lesions are painted in"
     assert (scan.liver | ~scan.tumor).all()
     phantom = make_phantom(2000)
-    volume_mm3 = float(scan.liver.sum()) * PARTS[name].spacing_mm ** 3
+    volume_mm3 = float(scan.liver.sum()) * part.spacing_mm**3
     assert volume_mm3 == pytest.approx((phantom.truth.array > 0).sum() * phantom.ct.grid.voxel_volume_mm3, rel=0.03)
-    assert float(scan.image[scan.liver].median()) == pytest.approx(scan.liver_hu, abs=5)
+    assert float(scan.image[scan.liver].median()) == scan.liver_hu
     share = float(scan.liver.float().mean())
     assert share > 0.05 if name == "liver" else share < 0.05, "the liver network sees the liver's box, not the scan"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_whole_scans_of_real_sources_keep_what_is_unknown(name: str) -> None:
+    part = PARTS[name]
+    stage = default_model._stage(name, part, None)
+    block = block_of_liver()
+    block.tissues[10:30, 40:44, 15:45] = int(Tissue.UNKNOWN)
+    sources = [block, block_of_liver(with_ct=False), replace(block, liver=np.zeros_like(block.liver))]
+    first, second = source_scans(stage, part.spacing_mm, sources, 2)
+    assert not torch.equal(first.lesions, second.lesions), "each painting is another"
+    for scan in (first, second):
+        assert all(n % d == 0 for n, d in zip(scan.image.shape, stage.divisor, strict=True))
+        assert int(scan.liver.sum()) == block.liver.sum(), "nothing of the liver is cut"
+        assert int((~scan.known).sum()) == (block.tissues == Tissue.UNKNOWN).sum()
+        assert scan.tumor.any()
+        assert not (scan.tumor & ~(scan.liver & scan.known)).any()
+        healthy = scan.liver & ~scan.tumor
+        assert float(scan.image[healthy].median()) == pytest.approx(100, abs=2)
 
 
 def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path) -> None:

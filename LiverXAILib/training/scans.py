@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole scans with lesions painted into them: what a network of the default model will see, where all is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ..inference.stages import AIR_HU, stage_grids, stage_plan
+from ..models.spec import StageSpec
+from ..volumes.volume import bounding_box
+from .layouts import on_grid
+from .phantom import make_phantom
+from .synthesis import Sample, Source, Tissue
+from .synthesis.fields import Rng
+from .synthesis.lesions import add_lesions
+
+
+def phantom_scans(stage: StageSpec, spacing_mm: float, seeds: Iterable[int]) -> list[Sample]:
+    """What `stage` sees of phantoms of these seeds, where all of the liver is found; one for each.
+
+    Their lesions are those of training, half of which fade into the liver and whose label is what a reader would
+    outline. A phantom's own all end sharply: judged by them, an outline had better cut the rims of the others.
+
+    :param spacing_mm: voxel size of the stage's grid, the same along all axes.
+    """
+    scans = []
+    for seed in seeds:
+        phantom = make_phantom(seed, lesions=False)
+        ct, truth = phantom.ct, phantom.truth.array
+        (grid,) = stage_grids(ct, stage, bounding_box(truth > 0) if stage.region is not None else None)
+        image, liver, _ = on_grid(ct, truth, stage_plan(stage, grid).padded_grid(grid))
+        scans.append(_painted(image, liver, torch.ones_like(liver), spacing_mm, seed, f"phantom_{seed}"))
+    return scans
+
+
+def source_scans(stage: StageSpec, spacing_mm: float, sources: Iterable[Source], paintings: int) -> list[Sample]:
+    """What `stage` sees of the real ones among `sources`; each so many times, with other lesions.
+
+    :param spacing_mm: voxel size of the stage's grid and of the sources.
+    :param sources: those without a CT or a liver are left out.
+    """
+    scans: list[Sample] = []
+    for source in sources:
+        box = bounding_box(source.liver)
+        if source.ct is None or box is None:
+            continue
+        if stage.region is not None:
+            margin = round(stage.region.margin_mm / spacing_mm)
+            inner = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
+        else:
+            inner = (slice(None),) * 3
+        known = source.tissues[inner] != int(Tissue.UNKNOWN)
+        missing = [-n % d for n, d in zip(known.shape, stage.divisor, strict=True)]
+        after = [part for n in reversed(missing) for part in (0, n)]
+        image = functional.pad(torch.from_numpy(source.ct[inner]).float(), after, value=AIR_HU)
+        liver = functional.pad(torch.from_numpy(source.liver[inner]), after)
+        certain = functional.pad(torch.from_numpy(np.ascontiguousarray(known)), after, value=True)
+        for _ in range(paintings):
+            scans.append(_painted(image, liver, certain, spacing_mm, len(scans), source.name))
+    return scans
+
+
+def _painted(
+    image: torch.Tensor, liver: torch.Tensor, known: torch.Tensor, spacing_mm: float, seed: int, name: str
+) -> Sample:
+    image, lesions = add_lesions(Rng(seed), image, liver & known, spacing_mm)
+    return Sample(image, liver, lesions, known, float(image[liver].median()), name)
