@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from batch_toys import phantom, write_model
-from worker_toys import SLOW, alive, children, until, wait, wait_for_progress
+from worker_toys import SLOW, alive, children, roomy_phantom, until, wait, wait_for_progress
 
 import LiverXAILib as lx
 from LiverXAILib.worker import WorkerClient, WorkerError
@@ -203,7 +203,7 @@ def test_the_environment_names_versions_and_devices(shared):
 
 
 def test_cancel_ends_the_request_and_keeps_the_worker(shared, model_folder):
-    shared.analyze(phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    shared.analyze(roomy_phantom(), "ct", model=model_folder, device="cpu", **SLOW)
     wait_for_progress(shared)
     pid = shared.pid
     shared.cancel()
@@ -245,7 +245,7 @@ def test_the_log_tells_what_happened_but_nothing_of_the_patient(shared, model_fo
 
 
 def test_a_killed_worker_is_told_and_replaced(shared, model_folder):
-    shared.analyze(phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    shared.analyze(roomy_phantom(), "ct", model=model_folder, device="cpu", **SLOW)
     wait_for_progress(shared)
     pid = shared.pid
     os.kill(pid, signal.SIGKILL)
@@ -271,7 +271,7 @@ def test_close_leaves_neither_process_nor_files(shared, model_folder):
 
 def test_a_worker_that_does_not_hear_cancel_is_ended(own, model_folder, monkeypatch):
     monkeypatch.setattr("LiverXAILib.worker.client.CANCEL_GRACE_S", 0.2)
-    own.analyze(phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    own.analyze(roomy_phantom(), "ct", model=model_folder, device="cpu", **SLOW)
     wait_for_progress(own)
     pid = own.pid
     os.kill(pid, signal.SIGSTOP)
@@ -284,10 +284,10 @@ def test_a_killed_host_leaves_no_worker_and_no_files(model_folder, tmp_path):
     program = f"""
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from batch_toys import phantom
+        from worker_toys import roomy_phantom
         from LiverXAILib.worker import WorkerClient
         client = WorkerClient(threads=1)
-        client.analyze(phantom(), "ct", model={model_folder!r}, explain=["liver"], method="occlusion")
+        client.analyze(roomy_phantom(), "ct", model={model_folder!r}, explain=["liver"], method="occlusion")
         while not any(event.kind == "progress" for event in client.poll()):
             time.sleep(0.05)
         print(client.pid, flush=True)

@@ -15,7 +15,7 @@ from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Grid, Volume
 from LiverXAILib.worker import Event, WorkerClient
 
-#: A question that takes the tiny model many windows: time enough to cancel, to kill, to close.
+#: A question that takes the tiny model many runs; of a :func:`roomy_phantom`, time enough to cancel, to kill, to close.
 SLOW = {"explain": ["liver", "tumor"], "method": "occlusion"}
 
 
@@ -83,3 +83,9 @@ def fine_phantom(factor: int = 2) -> Volume:
     matrix = volume.ijk_to_lps @ np.diag([1 / factor] * 3 + [1])
     fine = resample(volume.array.astype(np.float32), volume.grid, Grid(shape, matrix), antialias=False)
     return Volume(np.rint(fine.numpy()).astype(np.int16), matrix)
+
+
+def roomy_phantom(air: int = 32) -> Volume:
+    """The same patient with so many voxels of air on each side: to occlude all of it takes a minute."""
+    volume = phantom()
+    return Volume(np.pad(volume.array, air, constant_values=-1000), volume.ijk_to_lps)
