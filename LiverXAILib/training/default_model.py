@@ -138,8 +138,8 @@ MARGIN_MM = 24.0
 #: Phantoms whose anatomy is never trained on.
 VALIDATION_PHANTOMS = range(2000, 2006)
 #: Phantoms whose whole scans, with lesions painted into them, say where liver and tumors begin; none is trained on.
-#: So do the real scans, trained on as they are, with lesions painted into each so many times: phantoms have neither
-#: their noise nor their fissures.
+#: The real scans, with lesions painted into each so many times, have a say about tumors, although they are trained on:
+#: phantoms have neither their noise nor their fissures.
 SCANNED_PHANTOMS, PAINTINGS = range(2000, 2024), 4
 
 DATA = (
@@ -248,9 +248,9 @@ def train_part(
     network.load_state_dict(weights)
     network.eval()
     stage = _stage(name, part, None)
-    scans = phantom_scans(stage, part.spacing_mm, SCANNED_PHANTOMS)
-    scans += source_scans(stage, part.spacing_mm, sources, PAINTINGS)
-    points = operating_points(network, scans, part.intensity)
+    scanned = phantom_scans(stage, part.spacing_mm, SCANNED_PHANTOMS)
+    real = source_scans(stage, part.spacing_mm, sources, PAINTINGS)
+    points = operating_points(network, scanned, real, part.intensity)
     _log.info("%s: liver and tumor become 0", points)
     weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)

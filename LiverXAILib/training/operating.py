@@ -42,27 +42,30 @@ class OperatingPoints:
         return bias - torch.tensor([self.liver, self.tumor]).repeat_interleave(len(bias) // 2)
 
 
-def operating_points(network: nn.Module, scans: Sequence[Sample], intensity: Intensity) -> OperatingPoints:
-    """What is best in `scans`: for the liver its mean Dice, for tumors half lesion-wise F1, half outlines.
+def operating_points(
+    network: nn.Module, phantoms: Sequence[Sample], real: Sequence[Sample], intensity: Intensity
+) -> OperatingPoints:
+    """What is best in whole scans: for the liver its mean Dice, for tumors half lesion-wise F1, half outlines.
 
     Training samples will not do: they are harder. What they hold beside the liver would push its border inward, and
     their noise would ask for more certainty than a scan gives. Lesions count as in
     :func:`LiverXAILib.evaluation.metrics.detect_lesions`; outlines are the mean Dice of those that are found.
 
     :param network: in evaluation mode, with the weights to be exported.
-    :param scans: what it sees of whole scans.
+    :param phantoms: what it sees of whole phantoms, whose border is exact: these decide about the liver.
+    :param real: what it sees of real scans, whose border is a model's: these count for tumors, too.
     :param intensity: HU to its input.
     """
     dice = torch.zeros(len(_LIVER), dtype=torch.float64)
     counts = []
     with torch.inference_mode():
-        for scan in scans:
+        for number, scan in enumerate([*phantoms, *real]):
             logits = network(normalize(scan.image, intensity, scan.liver_hu)[None, None])[0]
-            liver = scan.liver & scan.known
-            for number, point in enumerate(_LIVER):
-                found = (logits[0] > point) & scan.known
-                dice[number] += 2 * (found & liver).sum() / (found.sum() + liver.sum()).clamp_min(1)
             counts.append(_tumor_counts(logits[1], scan))
+            if number < len(phantoms):
+                for row, point in enumerate(_LIVER):
+                    inside = logits[0] > point
+                    dice[row] += 2 * (inside & scan.liver).sum() / (inside.sum() + scan.liver.sum()).clamp_min(1)
     both, found, true, lesions, hit, pieces, right = torch.stack(counts).unbind(-1)
     outlines = (2 * both / (found + true).clamp_min(1)).sum(dim=0) / (hit > 0).sum(dim=0).clamp_min(1)
     lesions, hit, pieces, right = (part.sum(dim=0) for part in (lesions, hit, pieces, right))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -41,24 +40,24 @@ def source_scans(stage: StageSpec, spacing_mm: float, sources: Iterable[Source],
     """What `stage` sees of the real ones among `sources`; each so many times, with other lesions.
 
     :param spacing_mm: voxel size of the stage's grid and of the sources.
-    :param sources: those without a CT or a liver are left out.
+    :param sources: those without a CT, or without a liver that is known to be one, are left out.
     """
     scans: list[Sample] = []
     for source in sources:
+        known = source.tissues != int(Tissue.UNKNOWN)
         box = bounding_box(source.liver)
-        if source.ct is None or box is None:
+        if source.ct is None or box is None or not (source.liver & known).any():
             continue
         if stage.region is not None:
             margin = round(stage.region.margin_mm / spacing_mm)
             inner = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
         else:
             inner = (slice(None),) * 3
-        known = source.tissues[inner] != int(Tissue.UNKNOWN)
-        missing = [-n % d for n, d in zip(known.shape, stage.divisor, strict=True)]
+        missing = [-n % d for n, d in zip(known[inner].shape, stage.divisor, strict=True)]
         after = [part for n in reversed(missing) for part in (0, n)]
         image = functional.pad(torch.from_numpy(source.ct[inner]).float(), after, value=AIR_HU)
         liver = functional.pad(torch.from_numpy(source.liver[inner]), after)
-        certain = functional.pad(torch.from_numpy(np.ascontiguousarray(known)), after, value=True)
+        certain = functional.pad(torch.from_numpy(known[inner]), after, value=True)
         for _ in range(paintings):
             scans.append(_painted(image, liver, certain, spacing_mm, len(scans), source.name))
     return scans

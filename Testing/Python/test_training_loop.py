@@ -285,7 +285,8 @@ def test_whole_scans_of_real_sources_keep_what_is_unknown(name: str) -> None:
     stage = default_model._stage(name, part, None)
     block = block_of_liver()
     block.tissues[10:30, 40:44, 15:45] = int(Tissue.UNKNOWN)
-    sources = [block, block_of_liver(with_ct=False), replace(block, liver=np.zeros_like(block.liver))]
+    doubtful = replace(block, tissues=np.where(block.liver, int(Tissue.UNKNOWN), block.tissues).astype(np.uint8))
+    sources = [block, block_of_liver(with_ct=False), replace(block, liver=np.zeros_like(block.liver)), doubtful]
     first, second = source_scans(stage, part.spacing_mm, sources, 2)
     assert not torch.equal(first.lesions, second.lesions), "each painting is another"
     for scan in (first, second):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy.ndimage import label
@@ -38,10 +40,21 @@ def test_the_points_lie_between_what_is_right_and_what_is_wrong() -> None:
     logit = torch.where(tumor, 2.2, 0.7)  # "tumor" everywhere, surer where it is right ...
     logit[1, 2, 2] = 4.7
     logit[8:11, 8:14, 8:14] = 3.1  # ... and in one place where it is wrong
-    points = operating_points(Answers(torch.full(SIZE, -0.6), logit), [a_sample(tumor)] * 2, Intensity())
+    points = operating_points(Answers(torch.full(SIZE, -0.6), logit), [a_sample(tumor)], [a_sample(tumor)], Intensity())
     assert points.liver < -0.6
     assert 0.7 < points.tumor < 2.2
     assert 3.1 < points.certain < 4.7
+
+
+def test_real_scans_decide_about_tumors_alone() -> None:
+    tumor = torch.zeros(SIZE, dtype=torch.bool)
+    tumor[:4, :6, :6] = True
+    phantom = a_sample(torch.zeros_like(tumor))
+    half = replace(a_sample(tumor), liver=torch.arange(SIZE[0])[:, None, None].expand(SIZE) < 6)
+    network = Answers(torch.where(half.liver, 1.2, 0.7), torch.where(tumor, 2.2, 0.7))
+    points = operating_points(network, [phantom], [half], Intensity())
+    assert points.liver < 0.7  # where the phantom's liver is whole, not where the other's border is
+    assert 0.7 < points.tumor < 2.2
 
 
 def test_what_is_missed_or_false_does_not_move_the_outlines_of_what_is_found() -> None:
@@ -55,7 +68,7 @@ def test_what_is_missed_or_false_does_not_move_the_outlines_of_what_is_found() -
     false[6:, :8, :8] = 0.7  # without this, which a higher point would shrink, all tumor voxels would agree better
     false[8, 4, 4] = 3.2  # and nothing drops it
     for answer in (logits, false):
-        points = operating_points(Answers(answer, answer), [a_sample(seen | missed)], Intensity())
+        points = operating_points(Answers(answer, answer), [a_sample(seen | missed)], [], Intensity())
         assert points.tumor <= 0.5
 
 
