@@ -57,7 +57,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
         grid = regrid(base, (i, j, k))
         if box is not None and not stage.pad_to_window:
             # What the network's divisor adds to the box is image as well, not air.
-            grid = stage_plan(stage, grid).padded_grid(grid)
+            grid = _moved_into(working_grid(volume.grid, stage.axes), stage_plan(stage, grid).padded_grid(grid))
         return [grid]
     assert stage.size is not None
     grids = []
@@ -65,6 +65,22 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
         k, j, i = (own if n is None else n for own, n in zip(part.shape, stage.size, strict=True))
         grids.append(resized(part, (k, j, i)))
     return grids
+
+
+def _moved_into(image: Grid, grid: Grid) -> Grid:
+    """`grid`, moved by whole voxels to where less of it lies outside `image`, whose axes it shares.
+
+    A slice of air at the border of what a network sees, where the scan goes on at the other, costs the liver there.
+    """
+    first, last = (image.to_ijk(grid.to_lps(corner)) for corner in (np.zeros(3), np.array(grid.shape[::-1]) - 1))
+    sizes, step = np.array(image.shape[::-1]), np.array(grid.spacing) / np.array(image.spacing)
+    # In voxels of `grid`, how far its ends are inside the image (positive) or outside.
+    start, end = (first + 0.5) / step, (sizes - 0.5 - last) / step
+    forward = np.clip(np.minimum(np.ceil(-start), np.floor(end)), 0, None)
+    backward = np.clip(np.minimum(np.ceil(-end), np.floor(start)), 0, None)
+    matrix = grid.ijk_to_lps.copy()
+    matrix[:3, 3] = grid.to_lps(forward - backward)
+    return Grid(grid.shape, matrix)
 
 
 def stage_input(volume: Volume, stage: StageSpec, grid: Grid, center_hu: float = 0.0) -> torch.Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -135,10 +136,20 @@ def test_what_rounds_the_box_up_is_image_and_not_air():
     volume, _ = ball_phantom(GRID)
     stage = model.spec.stages[1]
     water = volume.with_array(np.zeros_like(volume.array))
-    (grid,) = stage_grids(water, stage, (slice(40, 51), slice(40, 51), slice(40, 51)))
-    plan = stage_plan(stage, grid)
-    assert plan.padded_shape == plan.shape == grid.shape
-    assert float(stage_input(water, stage, grid).min()) == 0.0
+    sides = [(slice(0, 9), slice(40, 51), slice(n - 9, n)) for n in GRID.shape]
+    boxes = [
+        tuple(side[part] for side, part in zip(sides, parts, strict=True))
+        for parts in itertools.product(range(3), repeat=3)
+    ]
+    for box in boxes:  # at a border of the scan the box is rounded up toward its inside
+        (grid,) = stage_grids(water, stage, box)
+        plan = stage_plan(stage, grid)
+        assert plan.padded_shape == plan.shape == grid.shape
+        assert float(stage_input(water, stage, grid).min()) == 0.0
+        corners = np.array(list(itertools.product(*((s.start, s.stop - 1) for s in box))))[:, ::-1]
+        inside = grid.to_ijk(GRID.to_lps(corners))
+        assert (inside > -0.5).all()
+        assert (inside < np.array(grid.shape[::-1]) - 0.5).all()
 
 
 @pytest.mark.parametrize("side", ["superior", "inferior", "left", "right", "anterior", "posterior"])
