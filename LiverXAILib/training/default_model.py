@@ -157,8 +157,8 @@ RECIPE = (
 )
 LIMITS = (
     "For research use only.",
-    "Thin parts of the liver and parts of the caudate lobe are cut, wide bright veins inside it are left out, and heart, "
-    "kidney and bowel beside it are taken for liver at times: look at the outlines.",
+    "Thin parts of the liver and parts of the caudate lobe are cut, wide bright veins inside it are left out, and "
+    "heart, kidney and bowel beside it are taken for liver at times: look at the outlines.",
     "The tumor output is experimental: it was trained on synthetic lesions alone, misses most lesions under 20 mm and "
     "those in very dark livers, and leaves out parts of large ones. No finding does not mean no tumor.",
     "Any focal lesion, cysts included, is called tumor.",
