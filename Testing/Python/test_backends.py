@@ -36,8 +36,9 @@ def own_cache(tmp_path, monkeypatch):
 
 def a_body(model_stage):
     """A ball of liver with a lesion, as the stage sees it: 64 voxels along each side."""
-    volume, _ = ball_phantom(Grid((64, 64, 64), np.diag([3.0, 3.0, 3.0, 1.0])), organ_mm=70, lesion_mm=20)
-    return stage_input(volume, model_stage, stage_grids(volume, model_stage)[0])[:64, :64, :64]
+    volume, truth = ball_phantom(Grid((64, 64, 64), np.diag([3.0, 3.0, 3.0, 1.0])), organ_mm=70, lesion_mm=20)
+    center_hu = float(np.median(volume.array[truth.array > 0]))
+    return stage_input(volume, model_stage, stage_grids(volume, model_stage)[0], center_hu)[:64, :64, :64]
 
 
 @pytest.mark.parametrize("name", candidates(CPU)[1:] or ["nothing beside torch float32 is installed"])
