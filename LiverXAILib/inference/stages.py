@@ -44,7 +44,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
 
     :param box: (k, j, i) box on the *input* image around what an earlier stage found; None for the whole image.
     """
-    base = working_grid(volume.grid, stage.axes)
+    base = scan = working_grid(volume.grid, stage.axes)
     if box is not None:
         base = base.cropped(project_box(box, volume.grid, base, stage.region.margin_mm if stage.region else 0.0))
     if stage.crop_to_body:
@@ -57,7 +57,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
         grid = regrid(base, (i, j, k))
         if box is not None and not stage.pad_to_window:
             # What the network's divisor adds to the box is image as well, not air.
-            grid = _moved_into(working_grid(volume.grid, stage.axes), stage_plan(stage, grid).padded_grid(grid))
+            grid = _moved_into(scan, stage_plan(stage, grid).padded_grid(grid))
         return [grid]
     assert stage.size is not None
     grids = []
@@ -67,14 +67,14 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     return grids
 
 
-def _moved_into(image: Grid, grid: Grid) -> Grid:
-    """`grid`, moved by whole voxels to where less of it lies outside `image`, whose axes it shares.
+def _moved_into(scan: Grid, grid: Grid) -> Grid:
+    """`grid`, moved by whole voxels of its own to where less of it lies outside `scan`, whose axes it shares.
 
-    A slice of air at the border of what a network sees, where the scan goes on at the other, costs the liver there.
+    Networks lose the liver's last slice where the scan ends and a single slice of air follows, then nothing.
     """
-    first, last = (image.to_ijk(grid.to_lps(corner)) for corner in (np.zeros(3), np.array(grid.shape[::-1]) - 1))
-    sizes, step = np.array(image.shape[::-1]), np.array(grid.spacing) / np.array(image.spacing)
-    # In voxels of `grid`, how far its ends are inside the image (positive) or outside.
+    first, last = (scan.to_ijk(grid.to_lps(corner)) for corner in (np.zeros(3), np.array(grid.shape[::-1]) - 1))
+    sizes, step = np.array(scan.shape[::-1]), np.array(grid.spacing) / np.array(scan.spacing)
+    # In voxels of `grid`, how far its ends are inside the scan (positive) or outside.
     start, end = (first + 0.5) / step, (sizes - 0.5 - last) / step
     forward = np.clip(np.minimum(np.ceil(-start), np.floor(end)), 0, None)
     backward = np.clip(np.minimum(np.ceil(-end), np.floor(start)), 0, None)

@@ -44,22 +44,22 @@ def source_scans(stage: StageSpec, spacing_mm: float, sources: Iterable[Source],
     """
     scans: list[Sample] = []
     for source in sources:
-        known = source.tissues != int(Tissue.UNKNOWN)
+        known_in_source = source.tissues != int(Tissue.UNKNOWN)
         box = bounding_box(source.liver)
-        if source.ct is None or box is None or not (source.liver & known).any():
+        if source.ct is None or box is None or not (source.liver & known_in_source).any():
             continue
         if stage.region is not None:
             margin = round(stage.region.margin_mm / spacing_mm)
             inner = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
         else:
             inner = (slice(None),) * 3
-        missing = [-n % d for n, d in zip(known[inner].shape, stage.divisor, strict=True)]
+        missing = [-n % d for n, d in zip(known_in_source[inner].shape, stage.divisor, strict=True)]
         after = [part for n in reversed(missing) for part in (0, n)]
         image = functional.pad(torch.from_numpy(source.ct[inner]).float(), after, value=AIR_HU)
         liver = functional.pad(torch.from_numpy(source.liver[inner]), after)
-        certain = functional.pad(torch.from_numpy(known[inner]), after, value=True)
+        known = functional.pad(torch.from_numpy(known_in_source[inner]), after, value=True)
         for _ in range(paintings):
-            scans.append(_painted(image, liver, certain, spacing_mm, len(scans), source.name))
+            scans.append(_painted(image, liver, known, spacing_mm, len(scans), source.name))
     return scans
 
 

@@ -52,7 +52,7 @@ def test_real_scans_decide_about_tumors_alone() -> None:
     phantom = a_sample(torch.zeros_like(tumor))
     half = replace(a_sample(tumor), liver=torch.arange(SIZE[0])[:, None, None].expand(SIZE) < 6)
     network = Answers(torch.where(half.liver, 1.2, 0.7), torch.where(tumor, 2.2, 0.7))
-    points = operating_points(network, [phantom], [half], Intensity())
+    points = operating_points(network, [phantom], [half] * 3, Intensity())
     assert points.liver < 0.7  # where the phantom's liver is whole, not where the other's border is
     assert 0.7 < points.tumor < 2.2
 
