@@ -126,7 +126,7 @@ BAD = {
     "no image at all.nii": ("input", "NIfTI"),
     "Bauch groß, Frau Müller (Kopie 2).nii.gz": ("input", "damaged"),
     "scanner/one slice [series 1]": ("input", "single slice"),
-    "hang.nii.gz": ("time limit", "12 s"),
+    "patient 2/hang.nii.gz": ("time limit", "12 s"),
     "crash.nrrd": ("crash", "SIGSEGV"),
 }
 
@@ -156,26 +156,32 @@ def make_tree(folder: Path) -> list[str]:
     sitk.WriteImage(sitk.Image(32, 32, sitk.sitkInt16), str(folder / "flat.nrrd"))
     (folder / "no image at all.nii").write_text("Dies ist kein Bild.")
     (folder / "Bauch groß, Frau Müller (Kopie 2).nii.gz").write_bytes(whole[:-20])
-    os.mkfifo(folder / "hang.nii.gz")
+    write_good(folder / "patient 2" / "hang.nii.gz")
     write_good(folder / "crash.nrrd")
     (folder / "notes.txt").write_text("not a case")
     (folder / "._case00.nii.gz").write_bytes(b"hidden")
     return good
 
 
-#: Put on the path of worker processes: reading an image whose name has "crash" in it ends the process with SIGSEGV,
-#: as a damaged file may do to a C++ library; "slow" takes a second.
+#: Put on the path of worker processes: reading a file whose name has "crash" in it ends the process with SIGSEGV,
+#: as a damaged file may do to a C++ library; "slow" takes a second; "hang" takes for ever, as a dead network drive may,
+#: and an empty file beside this one tells which process hangs, and that process's parent.
 SABOTAGE = """
-import ctypes, time
+import ctypes, os, time
+from pathlib import Path
 from LiverXAILib.options import Options
 
 read = Options.read
 
 def sabotaged(self, path, files=None):
-    if "crash" in str(path):
+    name = Path(path).name
+    if "crash" in name:
         ctypes.string_at(0)
-    if "slow" in str(path):
+    if "slow" in name:
         time.sleep(1.0)
+    if "hang" in name:
+        Path(__file__).with_name(f"hangs {os.getppid()} {os.getpid()}").touch()
+        time.sleep(1e6)
     return read(self, path, files)
 
 Options.read = sabotaged
