@@ -5,9 +5,9 @@ A default method should be the one that measures best on the model at hand, not 
 one map: the faithfulness card of :mod:`LiverXAILib.explain.faithfulness` in numbers, beside the controls.
 
 A model of nine stages has 45 maps for a question, so they share what they can: the stages and methods of one network
-come from a single pass forth and back, shuffled weights and noise from one more each. What is left, the deletion and
-insertion curves, have fewer points than in a single map's check, and the map of the shuffled network is compared by
-rank only.
+come from a single pass forth and back, noise and each draw of shuffled weights from one more. What is left, the
+deletion and insertion curves, have fewer points than in a single map's check, and the maps of shuffled networks are
+compared by rank only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..explain import METHODS, EmptyTargetError, Target
-from ..explain.faithfulness import Examination, energy_lift, shuffled_networks
+from ..explain.faithfulness import DRAWS, Examination, energy_lift, shuffled_networks
 from ..explain.run import EXAMINED_MM, StageMap, StageRun, ask
 from ..explain.stitching import recorded, stage_maps
 from ..files import replacing
@@ -86,12 +86,12 @@ def benchmark_explain(
             for count, (method, layer, maps) in enumerate(_maps(exam, methods, read)):
                 check_cancel(cancel)
                 report_progress(inner, f"{name}: {text}, {method} {layer}", count / total)
-                result, noisy, shuffled = maps
+                result, noisy, *shuffled = maps
                 trained = result.values.clamp_min(0)
                 card = exam.card(
                     result.values,
                     trained,
-                    {1.0: shuffled.values.clamp_min(0)},
+                    {1.0: [other.values.clamp_min(0) for other in shuffled]},
                     noisy.values.clamp_min(0),
                     energy_lift(result.values, exam.run, exam.question),
                     bool(result.warnings),
@@ -104,10 +104,15 @@ def benchmark_explain(
 
 def _maps(
     exam: Examination, methods: Sequence[str], layers: Sequence[str]
-) -> Iterator[tuple[str, str, tuple[StageMap, StageMap, StageMap]]]:
-    """Each method and layer with its maps in the window: of the network, under noise, and with shuffled weights."""
-    ((_, networks),) = shuffled_networks(exam.run, 1)
-    runs = (exam.run, exam.noisy_run, replace(exam.run, networks=networks))
+) -> Iterator[tuple[str, str, list[StageMap]]]:
+    """Each method and layer with its maps in the window: of the network, under noise, and of shuffled networks.
+
+    Of the latter as many as in a single map's check: one where the method reads no layer.
+    """
+    runs = [exam.run, exam.noisy_run]
+    for draw in range(DRAWS):
+        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
+        runs.append(replace(exam.run, networks=networks))
     with ExitStack() as stack:
         recordings = []
         if any(METHODS[name].layer_maps for name in methods):
@@ -118,11 +123,9 @@ def _maps(
             method = METHODS[name]
             if method.layer_maps is not None:
                 for layer in layers:
-                    a, b, c = (recording.map(0, method, layer) for recording in recordings)
-                    yield name, layer, (a, b, c)
+                    yield name, layer, [recording.map(0, method, layer) for recording in recordings]
             else:
-                a, b, c = (next(stage_maps(run, [exam.question], method, cancel=exam.cancel)) for run in runs)
-                yield name, "", (a, b, c)
+                yield name, "", [next(stage_maps(run, [exam.question], method, cancel=exam.cancel)) for run in runs[:3]]
 
 
 def _row(card: Mapping[str, Any]) -> Row:

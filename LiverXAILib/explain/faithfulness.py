@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,15 @@ from .stitching import stage_maps
 POINTS = 8
 #: Parts into which the network's layers are divided for the cascading randomization.
 LEVELS = 4
+#: How often all weights are shuffled: a single shuffled network may give a similar map, or an opposite one, by chance.
+#: Odd, so that the median is one of them.
+DRAWS = 5
 #: Standard deviation of the noise of the stability check.
 NOISE_HU = 10.0
 #: A map is stable if its rank correlation with that of the noisy image is at least this.
 STABLE = 0.8
-#: A map depends on what was learned if its rank correlation after shuffling all weights is at most this.
+#: A map depends on what was learned if its rank correlation after shuffling all weights, the median over the draws,
+#: is at most this.
 SHUFFLED = 0.5
 #: Confidence that must be lost when everything is blurred, or deletion and insertion test nothing.
 _TESTABLE = 0.05
@@ -90,7 +95,7 @@ class Examination:
         self._blurred = _blurred(run, self.box, self.blur_mm)
         self._volume_ml = float(np.prod(self.run.plan.shape)) * voxel / 1000
         # Almost all of what a card takes, for the progress.
-        self._expected = 10 * (points - 2) + LEVELS + 6
+        self._expected = 10 * (points - 2) + LEVELS + DRAWS + 5
 
     @cached_property
     def intact(self) -> float:
@@ -175,7 +180,7 @@ class Examination:
         self,
         values: torch.Tensor,
         trained: torch.Tensor,
-        shuffled: Mapping[float, torch.Tensor],
+        shuffled: Mapping[float, Sequence[torch.Tensor]],
         noisy: torch.Tensor,
         lift: float,
         warned: bool = False,
@@ -185,7 +190,7 @@ class Examination:
 
         :param values: the map in the window, as it is shown.
         :param trained: the same method's map of the window alone; `noisy`: under noise; `shuffled`: by the fraction
-            of layers, last ones first, whose weights were shuffled, up to 1.
+            of layers, last ones first, whose weights were shuffled, up to 1; of each, as many as were drawn.
         :param lift: :func:`energy_lift`.
         :param warned: whether the map came with a warning (degenerate layer …); then it cannot pass.
         :param controls: curves of further controls.
@@ -198,14 +203,16 @@ class Examination:
           same everywhere (energy-based pointing game, Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279);
         * ``context``: :attr:`context`;
         * ``randomization``: Spearman correlation with the map after the weights were shuffled, from the last layers
-          to the first (cascading; Adebayo et al. 2018, https://arxiv.org/abs/1810.03292), beside that of
-          ``random_pairs``, the map against its own mirror images: what maps have in common that have nothing in
-          common (after Arun et al. 2021, https://arxiv.org/abs/2008.02766);
+          to the first (cascading; Adebayo et al. 2018, https://arxiv.org/abs/1810.03292); the last is the median of
+          ``draws``, all ways in which all weights were shuffled. Beside them that of ``random_pairs``, the map
+          against its own mirror images: what maps have in common that have nothing in common (after Arun et al. 2021,
+          https://arxiv.org/abs/2008.02766);
         * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` under noise of 10 HU (a draw of
           sensitivity-max, Yeh et al. 2019, https://arxiv.org/abs/1901.09392);
         * ``passed`` and ``sentence``.
         """
         values, norm = values.clamp_min(0), float(trained.norm())
+        alike = [[spearman(trained, other) for other in draws] for draws in shuffled.values()]
         card: dict[str, Any] = {
             "score": round(self.intact, 5),
             "score_blurred": round(self.erased, 5),
@@ -215,7 +222,8 @@ class Examination:
             "context": self.context,
             "randomization": {
                 "shuffled_layers": list(shuffled),
-                "spearman": [spearman(trained, other) for other in shuffled.values()],
+                "spearman": [median(draws) for draws in alike],
+                "draws": alike[-1],
                 "random_pairs": _mirror_correlations(trained),
             },
             "stability": {
@@ -304,15 +312,19 @@ def check_faithfulness(
     :param result: the map on the padded grid of `run`.
 
     Beside what :meth:`Examination.card` says, the controls hold the curves of the map of a network with shuffled
-    weights. Methods that read no layer take so many passes that all layers are shuffled at once.
+    weights: of the one whose likeness is the median. Methods that read no layer take so many passes that all layers
+    are shuffled at once, and once.
     """
     started = time.perf_counter()
     exam = Examination(run, question, progress, cancel)
-    shuffled: dict[float, torch.Tensor] = {}
-    for share, networks in shuffled_networks(exam.run, LEVELS if method.layer_maps is not None else 1):
-        shuffled[share] = exam.map(method, layer, networks)
-    controls = {"shuffled network": exam.curves(shuffled[1.0])}
     trained, noisy = exam.map(method, layer), exam.map(method, layer, noise=True)
+    levels, draws = (LEVELS, DRAWS) if method.layer_maps is not None else (1, 1)
+    shuffled: dict[float, list[torch.Tensor]] = {}
+    for draw in range(draws):
+        for share, networks in shuffled_networks(exam.run, levels if draw == 0 else 1, draw):
+            shuffled.setdefault(share, []).append(exam.map(method, layer, networks))
+    typical = sorted(shuffled[1.0], key=lambda other: spearman(trained, other))[draws // 2]
+    controls = {"shuffled network": exam.curves(typical)}
     lift = energy_lift(result.values, run, question)
     warned = bool(result.warnings)
     card = exam.card(result.values[exam.box], trained, shuffled, noisy, lift, warned, controls)
@@ -356,8 +368,8 @@ def _mirror_correlations(values: torch.Tensor) -> list[float]:
     return [spearman(values, values.flip(flip)) for flip in flips]
 
 
-def shuffled_networks(run: StageRun, levels: int) -> Iterator[tuple[float, list[nn.Module]]]:
-    """Yield (fraction of layers shuffled, networks), from the last layers to all of them.
+def shuffled_networks(run: StageRun, levels: int, draw: int = 0) -> Iterator[tuple[float, list[nn.Module]]]:
+    """Yield (fraction of layers shuffled, networks), from the last layers to all of them; another way for each `draw`.
 
     Shuffling a layer permutes the values of its weights: as good as random, but of the right scale, so that the
     network stays alive. Statistics of normalizations are kept.
@@ -368,7 +380,7 @@ def shuffled_networks(run: StageRun, levels: int) -> Iterator[tuple[float, list[
         for member, order in enumerate(orders):
             start, stop = (round(len(order) * n / levels) for n in (level, level + 1))
             for number, module in enumerate(order[start:stop]):
-                generator = torch.Generator().manual_seed(1000 * member + start + number)
+                generator = torch.Generator().manual_seed(100_000 * draw + 1000 * member + start + number)
                 for parameter in module.parameters(recurse=False):
                     values = parameter.detach().flatten()
                     shuffle = torch.randperm(values.numel(), generator=generator).to(values.device)

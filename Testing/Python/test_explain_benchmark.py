@@ -52,9 +52,11 @@ def test_each_map_is_examined_and_written_to_a_table_and_a_picture(tmp_path):
     alone = exam.map(METHODS["hires-cam"], "decoder.0")
     assert rows[1]["gain"] == pytest.approx(exam.curves(alone)["gain"], abs=1e-3)
     assert rows[1]["gain_edges"] == exam.controls["edges"]["gain"]
-    ((_, networks),) = shuffled_networks(exam.run, 1)
-    shuffled = exam.map(METHODS["hires-cam"], "decoder.0", networks)
-    assert rows[1]["spearman_shuffled"] == pytest.approx(spearman(alone, shuffled), abs=1e-3)
+    alike = []
+    for draw in range(5):
+        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
+        alike.append(spearman(alone, exam.map(METHODS["hires-cam"], "decoder.0", networks)))
+    assert rows[1]["spearman_shuffled"] == pytest.approx(sorted(alike)[2], abs=1e-3)
     noisy = exam.map(METHODS["hires-cam"], "decoder.0", noise=True)
     assert rows[1]["spearman_noise"] == pytest.approx(spearman(alone, noisy), abs=1e-3)
 

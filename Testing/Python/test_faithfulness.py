@@ -38,9 +38,12 @@ def an_examination():
 def examined(exam, method, layer="decoder.0"):
     """The card of one map of the window, as the benchmark makes it."""
     method = METHODS[method]
-    shuffled = {share: exam.map(method, layer, networks) for share, networks in shuffled_networks(exam.run, 2)}
+    shuffled = {share: [exam.map(method, layer, networks)] for share, networks in shuffled_networks(exam.run, 2)}
+    for draw in range(1, 3):
+        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
+        shuffled[1.0].append(exam.map(method, layer, networks))
     trained, noisy = exam.map(method, layer), exam.map(method, layer, noise=True)
-    controls = {"shuffled network": exam.curves(shuffled[1.0])}
+    controls = {"shuffled network": exam.curves(shuffled[1.0][0])}
     lift = energy_lift(trained, exam.run, exam.question)
     return exam.card(trained, trained, shuffled, noisy, lift, controls=controls)
 
@@ -118,7 +121,7 @@ def test_a_map_with_a_warning_does_not_pass():
     assert "copy of the network's score" in result.warnings[0]
     values = result.values.clamp_min(0)
     lift = energy_lift(values, exam.run, exam.question)
-    card = exam.card(values, values, {1.0: -values}, values, lift, warned=True)
+    card = exam.card(values, values, {1.0: [-values]}, values, lift, warned=True)
     assert not card["passed"]
     assert "warning" in card["sentence"]
 
@@ -142,6 +145,8 @@ def test_explanations_come_with_their_card():
     assert json.loads(json.dumps(card)) == card
     assert set(card["controls"]) == {"logit map", "edges", "smooth noise", "shuffled network"}
     assert card["randomization"]["shuffled_layers"] == [0.25, 0.5, 0.75, 1.0]
+    assert len(set(card["randomization"]["draws"])) == 5
+    assert card["randomization"]["spearman"][-1] == np.median(card["randomization"]["draws"])
     assert card["curves"]["gain"] == pytest.approx(a_card("hires-cam")["curves"]["gain"], abs=0.1)
     assert seen == sorted(seen)
     assert seen[-1] == 1
