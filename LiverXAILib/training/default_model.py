@@ -90,8 +90,8 @@ _CENTERED = replace(
 _LAST = replace(_CENTERED.settings, iterations=6500)
 #: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
 #: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
-#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. Four
-#: long parts go on from there, more slowly, since tumors are learned late; in the last three HU count from the liver's
+#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. Five
+#: long parts go on from there, more slowly, since tumors are learned late; in the last four HU count from the liver's
 #: own.
 PARTS = {
     "locator": Part(
@@ -129,7 +129,8 @@ PARTS = {
     "liver-long": replace(_BOXES, settings=_LONG, starts_from="liver-boxes"),
     "liver-centered": _CENTERED,
     "liver-outlined": replace(_CENTERED, settings=_LAST, starts_from="liver-centered"),
-    "liver": replace(_CENTERED, settings=_LAST, starts_from="liver-outlined"),
+    "liver-veined": replace(_CENTERED, settings=_LAST, starts_from="liver-outlined"),
+    "liver": replace(_CENTERED, settings=replace(_LAST, iterations=3000), starts_from="liver-veined"),
 }
 #: The parts that are the model's stages, in their order.
 STAGES = ("locator", "liver")
@@ -151,7 +152,7 @@ DATA = (
 )
 RECIPE = (
     "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter first on small boxes, then, a "
-    "level deeper, on large ones, in five runs, in the last three with HU counted from the liver's own median; each "
+    "level deeper, on large ones, in six runs, in the last four with HU counted from the liver's own median; each "
     "sample is one of these anatomies deformed, given new intensities and lesions, and scanned again; see "
     "docs/default-model.md"
 )

@@ -249,7 +249,7 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 
 
 def test_a_part_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train liver-outlined first"):
+    with pytest.raises(InputError, match="train liver-veined first"):
         train_part("liver", tmp_path / "no-data", tmp_path, PARTS["liver"].settings)
 
 

@@ -97,12 +97,13 @@ def test_vessels_run_inside_the_liver_and_nowhere_else() -> None:
         assert 0.005 < float((added[liver] > 40).float().mean()) < 0.1
 
 
-def test_some_real_images_get_brighter_vessels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_real_images_get_brighter_vessels_and_some_darker_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator_module, "_vessels", lambda rng, liver, contrast: 20 * contrast * liver)
     generator = Generator([block_of_liver()], negatives=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
-    real = [sample for sample in map(generator.sample, range(40)) if sample.kind == "block, real"]
-    bright = [bool(sample.image[sample.liver].median() > 400) for sample in real]
-    assert 0.1 < np.mean(bright) < 0.7
+    real = [sample for sample in map(generator.sample, range(90)) if sample.kind == "block, real"]
+    medians = np.array([float(sample.image[sample.liver].median()) for sample in real])
+    assert 0.1 < np.mean(medians > 400) < 0.5
+    assert 0.02 < np.mean(medians < -150) < 0.3
 
 
 def test_an_outline_holds_what_is_seen_of_a_lesion_that_goes_over_into_the_liver() -> None:

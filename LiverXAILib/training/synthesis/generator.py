@@ -160,8 +160,9 @@ class Generator:
         if not synthetic:
             assert real is not None
             shifted = real + self._contrast_shift(rng, number, tissues, hu)
-            if liver.any() and rng.chance(0.35):  # few of the scans show veins as bright as they can be
-                shifted = shifted + _vessels(rng, liver, rng.uniform(20, 110))
+            if liver.any() and rng.chance(0.4):  # few of the scans show veins as bright, or as dark, as they can be
+                contrast = rng.uniform(20, 110) if rng.chance(0.65) else rng.uniform(-60, -15)
+                shifted = shifted + _vessels(rng, liver, contrast)
             image = torch.where(painted, image, shifted)
         elif real is not None and source.detailed and rng.chance(0.4):
             keep = (tissues <= Tissue.GAS) | (tissues == Tissue.LUNG) | (tissues == Tissue.BOWEL)
