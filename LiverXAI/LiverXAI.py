@@ -1367,7 +1367,8 @@ def _timeWords(seconds: float | None) -> str:
 def _words(value: Any) -> str:
     """A card's free-form entry in one line."""
     if isinstance(value, Mapping):
-        return "; ".join(_words(item) if key == "note" else f"{key} {_words(item)}" for key, item in value.items())
+        parts = ((key.replace("_", " "), _words(item)) for key, item in value.items())
+        return "; ".join(item if key == "note" else f"{key} {item}" for key, item in parts)
     return "; ".join(map(_words, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

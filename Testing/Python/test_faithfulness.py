@@ -15,7 +15,14 @@ from scipy.stats import spearmanr
 
 from LiverXAILib.errors import Cancelled
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
-from LiverXAILib.explain.faithfulness import Examination, energy_lift, shuffled_networks, spearman, two_digits
+from LiverXAILib.explain.faithfulness import (
+    DRAWS,
+    Examination,
+    energy_lift,
+    shuffled_networks,
+    spearman,
+    two_digits,
+)
 from LiverXAILib.explain.run import StageRun, ask
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.models import Model
@@ -151,6 +158,25 @@ def test_explanations_come_with_their_card():
     assert seen == sorted(seen)
     assert seen[-1] == 1
     assert len(seen) > 50
+
+
+def test_a_map_must_beat_the_map_of_a_typical_shuffled_network():
+    """Neither that of one which happens to be like it, nor that of one which happens to be its opposite."""
+    model = trained_model()
+    volume, segmentation = two_lesion_case(model)
+    card = explain(
+        volume, model, segmentation, "lesion:1", "hires-cam", "decoder.0", device="cpu", check=True
+    ).faithfulness
+    exam = Examination(*a_question())
+    method = METHODS["hires-cam"]
+    trained, gains = exam.map(method, "decoder.0"), {}
+    for draw in range(DRAWS):
+        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
+        values = exam.map(method, "decoder.0", networks)
+        gains[spearman(trained, values)] = exam.curves(values)["gain"]
+    assert card["randomization"]["draws"] == pytest.approx(list(gains), abs=1e-3)
+    assert card["controls"]["shuffled network"]["gain"] == pytest.approx(gains[np.median(list(gains))], abs=1e-3)
+    assert len(set(gains.values())) > 1
 
 
 def test_a_large_target_is_blurred_more_and_examined_in_a_part_of_it():

@@ -66,6 +66,7 @@ def test_the_card_tells_what_the_bundled_model_is(panel):
         assert word in text
     assert about.task.rstrip(".") in text
     assert all(limit in panel.ui.modelCard.toolTip for limit in about.limits)
+    assert "liver dice 0." in text
 
 
 @pytest.fixture
