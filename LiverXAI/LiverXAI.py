@@ -116,7 +116,7 @@ def makePhantom(source: Any = None, seed: int = 1, spacingMm: Sequence[float] = 
     from LiverXAILib.inference import Segmentation
     from LiverXAILib.models import LIVER, TUMOR
     from LiverXAILib.mrml import segmentation_to_node, volume_to_node
-    from LiverXAILib.training.phantom import make_phantom
+    from LiverXAILib.phantoms import make_phantom
 
     phantom = make_phantom(seed, spacing_mm=tuple(spacingMm))
     volumeNode = volume_to_node(phantom.ct, slicer.mrmlScene, "LiverXAIPhantom")

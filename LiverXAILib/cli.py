@@ -133,7 +133,7 @@ def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _phantom(options: argparse.Namespace) -> int:
     """Make a synthetic abdominal CT; its ground truth (1 liver, 2 tumor) is written beside it."""
-    from .training.phantom import make_phantom, write_phantom
+    from .phantoms import make_phantom, write_phantom
 
     with progress_bar() as progress:
         progress("Making the phantom", 0.0)

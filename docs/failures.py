@@ -20,7 +20,7 @@ from LiverXAILib.evaluation.evaluate import evaluate
 from LiverXAILib.evaluation.results import format_results
 from LiverXAILib.inference import Segmentation, segment
 from LiverXAILib.models import load_model
-from LiverXAILib.training.phantom import Phantom, make_phantom
+from LiverXAILib.phantoms import Phantom, make_phantom
 
 IMAGES = Path(__file__).resolve().parent / "images"
 #: Not among the phantoms of training (1000 to 1063) and of operating points and validation (2000 to 2023).

@@ -19,13 +19,13 @@ from ..evaluation.cases import LABELS, aligned, case_name
 from ..inference.geometry import AIR_HU
 from ..models.labels import our_name
 from ..models.spec import LIVER, TUMOR
+from ..phantoms import make_phantom, write_phantom
 from ..progress import Progress, report_progress
 from ..volumes.dicom_seg import Segment, find_segs, read_segment_masks, read_segments
 from ..volumes.io import read_labels, read_volume
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .config import Data
-from .phantom import make_phantom, write_phantom
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from ..models.spec import StageSpec
 from ..volumes.volume import bounding_box
 from .config import Augmentation
 from .layouts import TrainingCase, Values, on_grid, read_case
-from .synthesis.fields import Rng
-from .synthesis.lesions import add_lesions
+from .lesion_painting import add_lesions
+from .random_fields import Rng
 
 #: (number of the case, slice or -1, seed of the sample)
 Key = tuple[int, int, int]
@@ -291,7 +291,7 @@ class EpochBatches(Sampler[list[Key]]):
 def paint_lesions(
     rng: Rng, image: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Synthetic lesions (:func:`~.synthesis.lesions.add_lesions`) in the liver of a real image of any voxel size.
+    """Synthetic lesions (:func:`~.lesion_painting.add_lesions`) in the liver of a real image of any voxel size.
 
     :param image: (k, j, i) in HU.
     :param truth: (k, j, i), 1 liver, 2 tumor.

@@ -33,6 +33,7 @@ ORDER = [
     "mrml",
     "worker",
     "batch",
+    "phantoms",
     "evaluation",
     "training",
     "cli",

@@ -12,10 +12,10 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.training.phantom import PHASES, TISSUES, Phantom, make_phantom, write_phantom
-from LiverXAILib.training.phantom.canvas import LATTICE_MM, Canvas, smooth_noise
-from LiverXAILib.training.phantom.scanner import scanner_noise
-from LiverXAILib.training.phantom.shapes import capsule, ellipsoid, interpolation, rotation
+from LiverXAILib.phantoms import PHASES, TISSUES, Phantom, make_phantom, write_phantom
+from LiverXAILib.phantoms.canvas import LATTICE_MM, Canvas, smooth_noise
+from LiverXAILib.phantoms.scanner import scanner_noise
+from LiverXAILib.phantoms.shapes import capsule, ellipsoid, interpolation, rotation
 
 COARSE = (4.0, 4.0, 4.0)
 SEEDS = (0, 1, 2)

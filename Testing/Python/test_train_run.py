@@ -28,11 +28,11 @@ from LiverXAILib.models.store import load_model, load_states, save_model
 from LiverXAILib.training import learner as learner_module
 from LiverXAILib.training.config import Augmentation, Config
 from LiverXAILib.training.layouts import find_data, read_case
+from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.training.run import train, train_by_cases
 from LiverXAILib.training.samples import EpochBatches, Prepare, Samples, ValidationCases, paint_lesions, prepared_cases
 from LiverXAILib.training.splits import recorded_split
 from LiverXAILib.training.start import start
-from LiverXAILib.training.synthesis.fields import Rng
 from LiverXAILib.volumes.io import write_volume
 
 torch.set_num_threads(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning curves of a training run: ``python -m LiverXAILib.training.curves RUN FIGURE``."""
+"""Learning curves of a training run: ``python -m recipes.default_model.curves RUN FIGURE``."""
 
 from __future__ import annotations
 

@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from ..inference.stages import normalize
-from ..models.spec import Intensity
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from LiverXAILib.inference.stages import normalize
+from LiverXAILib.models.spec import Intensity
+from LiverXAILib.progress import CancelToken, Progress, check_cancel, report_progress
+
 from .synthesis import Generator, Sample
 
 _log = logging.getLogger(__name__)

@@ -8,21 +8,14 @@ import pytest
 import torch
 from scipy.ndimage import label
 
-from LiverXAILib.training.synthesis import Generator, Source, Tissue
-from LiverXAILib.training.synthesis import generator as generator_module
-from LiverXAILib.training.synthesis.acquisition import limit_field_of_view
-from LiverXAILib.training.synthesis.fields import (
-    Rng,
-    box_blur,
-    deformation,
-    dilate,
-    gaussian_blur,
-    rotation_matrix,
-    sample_at,
-    smooth_field,
-)
-from LiverXAILib.training.synthesis.lesions import add_lesions
-from LiverXAILib.training.synthesis.tissues import draw_hu
+from LiverXAILib.training.lesion_painting import add_lesions
+from LiverXAILib.training.random_fields import Rng, gaussian_blur, rotation_matrix, smooth_field
+from recipes.default_model.synthesis import Generator, Source, Tissue
+from recipes.default_model.synthesis import generator as generator_module
+from recipes.default_model.synthesis.acquisition import box_blur, limit_field_of_view
+from recipes.default_model.synthesis.deformation import deformation, sample_at
+from recipes.default_model.synthesis.generator import dilate
+from recipes.default_model.synthesis.tissues import draw_hu
 
 torch.set_num_threads(1)
 

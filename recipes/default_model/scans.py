@@ -8,14 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional
 
-from ..inference.stages import AIR_HU, stage_grids, stage_plan
-from ..models.spec import StageSpec
-from ..volumes.volume import bounding_box
-from .layouts import on_grid
-from .phantom import make_phantom
+from LiverXAILib.inference.stages import AIR_HU, stage_grids, stage_plan
+from LiverXAILib.models.spec import StageSpec
+from LiverXAILib.phantoms import make_phantom
+from LiverXAILib.training.layouts import on_grid
+from LiverXAILib.training.lesion_painting import add_lesions
+from LiverXAILib.training.random_fields import Rng
+from LiverXAILib.volumes.volume import bounding_box
+
 from .synthesis import Sample, Source, Tissue
-from .synthesis.fields import Rng
-from .synthesis.lesions import add_lesions
 
 
 def phantom_scans(stage: StageSpec, spacing_mm: float, seeds: Iterable[int]) -> list[Sample]:

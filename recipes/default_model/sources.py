@@ -17,15 +17,16 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from ..errors import InputError
-from ..files import replacing
-from ..inference.stages import AIR_HU, working_grid
-from ..networks import ObeliskUNet
-from ..progress import CancelToken, Progress, check_cancel, report_progress
-from ..volumes.io import read_labels, read_volume
-from ..volumes.resample import regrid, resample, resized
-from ..volumes.volume import Grid, Volume
-from .phantom import TISSUES, make_phantom
+from LiverXAILib.errors import InputError
+from LiverXAILib.files import replacing
+from LiverXAILib.inference.stages import AIR_HU, working_grid
+from LiverXAILib.networks import ObeliskUNet
+from LiverXAILib.phantoms import TISSUES, make_phantom
+from LiverXAILib.progress import CancelToken, Progress, check_cancel, report_progress
+from LiverXAILib.volumes.io import read_labels, read_volume
+from LiverXAILib.volumes.resample import regrid, resample, resized
+from LiverXAILib.volumes.volume import Grid, Volume
+
 from .synthesis import Source, Tissue
 
 _log = logging.getLogger(__name__)

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
+
+from LiverXAILib.training.lesion_painting import add_lesions
+from LiverXAILib.training.random_fields import Rng, Size, smooth_field
 
 from .acquisition import acquire, limit_field_of_view
-from .fields import Rng, Size, deformation, dilate, sample_at, smooth_field
-from .lesions import add_lesions
+from .deformation import deformation, sample_at
 from .tissues import NEIGHBORS, Tissue, draw_hu
 
 _AIR = -1024.0
@@ -351,6 +354,19 @@ def _vessels(rng: Rng, liver: torch.Tensor, contrast: float) -> torch.Tensor:
         distance = (first**2 + second**2).sqrt() * wave / 1.6
         added = torch.maximum(added, ((radius - distance) + 0.5).clamp(0, 1) * liver)
     return contrast * added
+
+
+def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """Boolean (D, H, W) grown by `radius` voxels (a cube)."""
+    width = 2 * radius + 1
+    grown = mask.half().float()[None, None]
+    for axis in range(3):
+        kernel = [1, 1, 1]
+        kernel[axis] = width
+        padding = [0, 0, 0]
+        padding[axis] = radius
+        grown = functional.max_pool3d(grown, kernel, stride=1, padding=padding)
+    return grown[0, 0] > 0.5
 
 
 def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train and export the bundled default model: ``python -m LiverXAILib.training.default_model --help``."""
+"""Train and export the bundled default model: ``python -m recipes.default_model --help``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from .._version import __version__
-from ..errors import InputError
-from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
-from ..models.store import save_model
-from ..networks import UNet, default_stage
-from ..progress import Progress
+from LiverXAILib._version import __version__
+from LiverXAILib.errors import InputError
+from LiverXAILib.models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
+from LiverXAILib.models.store import save_model
+from LiverXAILib.networks import UNet, default_stage
+from LiverXAILib.progress import Progress
+from LiverXAILib.training.random_fields import Size
+
 from .loop import Settings, train
 from .operating import operating_points
 from .scans import phantom_scans, source_scans
 from .sources import AXES, load_sources
 from .synthesis import Generator
-from .synthesis.fields import Size
 
 _log = logging.getLogger(__name__)
 
@@ -311,7 +312,7 @@ def export(
         labels=(LIVER, TUMOR),
         stages=tuple(_stage(name, PARTS[name], runs.get(name, {}).get("operating_points")) for name in STAGES),
         license="Apache-2.0",
-        source="python -m LiverXAILib.training.default_model",
+        source="python -m recipes.default_model",
         training={"data": DATA, "recipe": RECIPE, "runs": runs},
         quality=quality or {"note": "not measured"},
         limits=LIMITS,

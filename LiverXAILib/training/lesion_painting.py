@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from .fields import Rng, gaussian_blur, rotation_matrix, smooth_field
+from .random_fields import Rng, gaussian_blur, rotation_matrix, smooth_field
 
 #: Shares of hypodense and hyperdense lesions and of cysts.
 _KINDS = (0.80, 0.08, 0.12)

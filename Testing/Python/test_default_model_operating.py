@@ -12,8 +12,8 @@ from scipy.ndimage import label
 from LiverXAILib.evaluation.metrics import detect_lesions
 from LiverXAILib.models import Intensity
 from LiverXAILib.networks import UNet
-from LiverXAILib.training.operating import _SURER, _TUMOR, OperatingPoints, _tumor_counts, operating_points
-from LiverXAILib.training.synthesis import Sample
+from recipes.default_model.operating import _SURER, _TUMOR, OperatingPoints, _tumor_counts, operating_points
+from recipes.default_model.synthesis import Sample
 
 SIZE = (12, 16, 16)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from LiverXAILib.training.sources import _correct, _correct_by_eye, _Region, _tissues_by_hu
-from LiverXAILib.training.synthesis import Tissue
+from recipes.default_model.sources import _correct, _correct_by_eye, _Region, _tissues_by_hu
+from recipes.default_model.synthesis import Tissue
 
 MM = 2.0
 SIZE = (48, 60, 60)

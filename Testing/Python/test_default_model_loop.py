@@ -12,24 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training_synthesis import block_of_liver
+from test_default_model_synthesis import block_of_liver
 
 from LiverXAILib.errors import Cancelled, InputError
 from LiverXAILib.inference.stages import normalize
 from LiverXAILib.models import Intensity
 from LiverXAILib.models.store import load_model
 from LiverXAILib.networks import UNet
+from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.progress import CancelToken
-from LiverXAILib.training import default_model
-from LiverXAILib.training.ablations import HELD_OUT, Variant, run, variants
-from LiverXAILib.training.default_model import PARTS, STAGES, export, start_from, train_part
-from LiverXAILib.training.loop import Batches, Settings, learning_rate, loss_of
-from LiverXAILib.training.loop import train as train_on
-from LiverXAILib.training.operating import OperatingPoints
-from LiverXAILib.training.phantom import make_phantom
-from LiverXAILib.training.scans import phantom_scans, source_scans
-from LiverXAILib.training.synthesis import Generator, Sample, Tissue
-from LiverXAILib.training.synthesis.fields import Size
+from LiverXAILib.training.random_fields import Size
+from recipes.default_model import build as default_model
+from recipes.default_model.ablations import HELD_OUT, Variant, run, variants
+from recipes.default_model.build import PARTS, STAGES, export, start_from, train_part
+from recipes.default_model.loop import Batches, Settings, learning_rate, loss_of
+from recipes.default_model.loop import train as train_on
+from recipes.default_model.operating import OperatingPoints
+from recipes.default_model.scans import phantom_scans, source_scans
+from recipes.default_model.synthesis import Generator, Sample, Tissue
 
 torch.set_num_threads(1)
 

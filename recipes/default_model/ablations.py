@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parts of the default model's recipe are worth: ``python -m LiverXAILib.training.ablations --help``.
+"""What parts of the default model's recipe are worth: ``python -m recipes.default_model.ablations --help``.
 
 Each variant trains the locator's network, changed in one thing, without ever seeing the CT it is judged on. Runs of a
 few hundred iterations tell nothing; and differences of a few hundredths between single runs mean nothing.
@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ..inference.stages import normalize
-from ..models.spec import Intensity
-from ..networks import UNet
-from .default_model import PARTS, VALIDATION_PHANTOMS
+from LiverXAILib.inference.stages import normalize
+from LiverXAILib.models.spec import Intensity
+from LiverXAILib.networks import UNet
+from LiverXAILib.training.random_fields import Size
+
+from .build import PARTS, VALIDATION_PHANTOMS
 from .loop import Settings, train, validate
 from .sources import load_sources
 from .synthesis import Generator, Source
-from .synthesis.fields import Size
 
 _log = logging.getLogger(__name__)
 

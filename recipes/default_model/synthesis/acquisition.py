@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from .fields import Rng, box_blur, gaussian_blur, smooth_field
+from LiverXAILib.training.random_fields import Rng, convolve, gaussian_blur, smooth_field
 
 _AIR = -1024.0
 
@@ -41,6 +41,14 @@ def acquire(rng: Rng, image: torch.Tensor, spacing_mm: float, *, synthetic: bool
     if rng.chance(0.15):
         image = image + rng.uniform(2, 8) * smooth_field(rng, size, rng.uniform(12, 40))
     return image * rng.uniform(0.97, 1.03) + rng.uniform(-6, 6)
+
+
+def box_blur(image: torch.Tensor, width: float, axis: int) -> torch.Tensor:
+    """Mean over `width` voxels (may be fractional) along `axis`: a slice profile."""
+    radius = max(1, math.ceil((width - 1) / 2))
+    taps = torch.ones(2 * radius + 1)
+    taps[0] = taps[-1] = max(0.0, (width - (2 * radius - 1)) / 2)
+    return convolve(image, taps / taps.sum(), axis)
 
 
 def _streaks(rng: Rng, size: tuple[int, int, int]) -> torch.Tensor:

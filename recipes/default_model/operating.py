@@ -10,9 +10,10 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
-from ..evaluation.metrics import COVERED
-from ..inference.stages import normalize
-from ..models.spec import Intensity
+from LiverXAILib.evaluation.metrics import COVERED
+from LiverXAILib.inference.stages import normalize
+from LiverXAILib.models.spec import Intensity
+
 from .synthesis import Sample
 
 _LIVER = torch.arange(-2.0, 2.01, 0.25)

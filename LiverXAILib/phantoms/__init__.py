@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import UsageError
-from ...volumes.volume import Volume
+from ..errors import UsageError
+from ..volumes.volume import Volume
 from .canvas import LATTICE_MM, Canvas, smooth_noise
 from .lesions import paint_lesion, plan_lesions
 from .organs import Organs
@@ -147,7 +147,7 @@ def write_phantom(phantom: Phantom, path: str | Path) -> tuple[Path, Path]:
 
     :returns: both paths.
     """
-    from ...volumes.io import write_volume
+    from ..volumes.io import write_volume
 
     path = Path(path)
     truth = path.with_name(f"{Path(path.name.removesuffix('.gz')).stem}-truth.nrrd")

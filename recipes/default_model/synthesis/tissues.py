@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import torch
 
-from .fields import Rng
+from LiverXAILib.training.random_fields import Rng
 
 #: Contrast phases, the columns of :data:`PRIORS`.
 PHASES = ("native", "arterial", "portal")
