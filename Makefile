@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 OUTPUT ?= output
 
-.PHONY: demo test lint benchmark train clean
+.PHONY: demo test lint docs benchmark train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python docs/demo.py --output $(OUTPUT)
@@ -17,6 +17,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs $(OUTPUT)/docs
+	@echo "The site is in $(OUTPUT)/docs/index.html"
 
 benchmark: $(VENV)/.test
 	mkdir -p $(OUTPUT)
@@ -44,4 +48,8 @@ $(VENV)/.test: $(VENV)/.demo Testing/requirements-nnunet.txt
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(PIP) --editable ".[docs]"
 	@touch $@

@@ -51,7 +51,7 @@ from .device import processor_name
 
 _log = logging.getLogger(__name__)
 
-#: A network as a function: a batch (N, C, *window) on the device → float32 logits.
+#: A network as a function: a batch ``(N, C, *window)`` on the device → float32 logits.
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 #: Names a backend for every stage, without a self-test: "torch float32", "openvino float32" …

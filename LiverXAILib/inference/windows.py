@@ -114,14 +114,14 @@ class WindowPlan:
         return Grid(self.padded_shape, matrix)
 
     def pad(self, image: torch.Tensor, value: float) -> torch.Tensor:
-        """Extend (..., *shape) to (..., *padded_shape)."""
+        """Extend ``(..., *shape)`` to ``(..., *padded_shape)``."""
         if self.shape == self.padded_shape:
             return image
         ends = [(s.start, p - s.stop) for s, p in zip(self.image_box, self.padded_shape, strict=True)]
         return torch.nn.functional.pad(image, (*ends[2], *ends[1], *ends[0]), value=value)
 
     def unpad(self, image: torch.Tensor) -> torch.Tensor:
-        """Cut (..., *padded_shape) back to (..., *shape)."""
+        """Cut ``(..., *padded_shape)`` back to ``(..., *shape)``."""
         k, j, i = self.image_box
         return image[..., k, j, i]
 

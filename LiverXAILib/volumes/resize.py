@@ -26,7 +26,7 @@ def resize(
     orders: Sequence[int] = (1, 1, 1),
     box: tuple[slice, slice, slice] | None = None,
 ) -> torch.Tensor:
-    """Resize (..., k, j, i) to (..., *shape).
+    """Resize ``(..., k, j, i)`` to ``(..., *shape)``.
 
     :param orders: of the spline along (k, j, i): 0 nearest, 1 linear, 3 cubic.
     :param box: compute only this part of the result; by slices with explicit start and stop.

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sphinx configuration of the documentation site: the pages of this folder and an API reference from the docstrings.
+
+``make docs`` builds it; every warning (a dead link, an unknown reference, a broken docstring) is an error.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from LiverXAILib import __version__  # noqa: E402
+
+project = "LiverXAI"
+author = "LiverXAI contributors"
+copyright = "LiverXAI contributors"
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+# Pages link to files of the repository (a script, the license), which are not pages of the site.
+myst_url_schemes = {"http": None, "https": None}
+exclude_patterns = ["generated"]
+
+apidoc_modules = [
+    {
+        "path": "../LiverXAILib",
+        "destination": "reference/",
+        "separate_modules": False,
+        "module_first": True,
+        "include_private": False,
+    }
+]
+autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
+# Methods that override a library's without a docstring of their own would repeat that library's, with its links.
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+# Only Slicer has these, or only some machines.
+autodoc_mock_imports = ["slicer", "vtk", "qt", "ctk", "nnunetv2", "ray", "openvino"]
+# One class is named in several packages (``LiverXAILib.Volume`` and ``LiverXAILib.volumes.Volume``).
+suppress_warnings = ["ref.python"]
+
+html_theme = "furo"
+html_title = f"LiverXAI {release}"
+html_static_path: list[str] = []
+html_theme_options = {
+    "announcement": "For research use only. Not a medical device; not for diagnosis or treatment.",
+}
+
+
+def write_help_texts(app: Any) -> None:
+    """Keep what the command line says of itself in docs/generated, where docs/command-line.md includes it."""
+    folder = Path(app.srcdir) / "generated"
+    folder.mkdir(exist_ok=True)
+    for command in ("", "analyze", "batch", "evaluate", "models", "train", "phantom", "benchmark"):
+        words = [sys.executable, "-m", "LiverXAILib", *command.split(), "--help"]
+        text = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        (folder / f"help-{command or 'liverxai'}.txt").write_text(text, encoding="utf-8")
+
+
+def setup(app: Any) -> None:
+    app.connect("builder-inited", write_help_texts)
