@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from LiverXAILib import __version__  # noqa: E402
+from LiverXAILib import __version__
 
 project = "LiverXAI"
 author = "LiverXAI contributors"
