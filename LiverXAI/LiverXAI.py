@@ -673,10 +673,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameters.model == FROM_FOLDER:
             folder = Path(self._parameters.modelFolder)
             return folder if self._parameters.modelFolder and folder.is_dir() else None
-        from LiverXAILib.models.registry import own_folder
+        from LiverXAILib.models.registry import imported_folder
 
         try:
-            return own_folder(self._parameters.model)
+            return imported_folder(self._parameters.model)
         except ImportError:  # without platformdirs nothing was imported yet
             return None
 
@@ -1310,10 +1310,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 def _ownModels() -> list[str]:
     """Names of models that the user has imported."""
-    from LiverXAILib.models.registry import own_models
+    from LiverXAILib.models.registry import imported_models
 
     try:
-        return own_models()
+        return imported_models()
     except ImportError:  # without platformdirs nothing was imported yet
         return []
 

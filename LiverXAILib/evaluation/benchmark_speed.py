@@ -30,7 +30,7 @@ import torch
 
 from ..errors import LiverXAIError
 from ..inference import Segmentation, segment, select_device
-from ..inference.backends import candidates
+from ..inference.backends import available_backends
 from ..inference.cost import operations
 from ..inference.postprocess import Postprocessing, clean_lesions
 from ..inference.stages import predict_logits, stage_grids, stage_input, stage_plan
@@ -92,7 +92,7 @@ def benchmark_speed(
                     others.append(peer)
                 else:
                     skipped.append(peer)
-        backends = candidates(target)
+        backends = available_backends(target)
         segmentations: dict[str, list[Segmentation]] = {backend: [] for backend in backends}
         rates: list[float] = []
         windows: dict[str, list[float]] = {peer.name: [] for peer in others}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..inference.backends import choose_backend, forward, pages_kept
+from ..inference.backends import choose_backend, forward, keep_freed_memory
 from ..inference.stages import sample_box, stage_grids, stage_plan
 from ..inference.windows import Box
 from ..models import Model, Region
@@ -125,7 +125,7 @@ def _nnunet_box(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     network_of = forward(choice.backend, network, cpu)
 
     def run() -> object:
-        with pages_kept(cpu):
+        with keep_freed_memory(cpu):
             return network_of(image[None, None])
 
     return Peer(NNUNET_BOX, run, len(plan.boxes), None, f"network only, {choice.backend}")

@@ -9,10 +9,10 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .device import select_device
-    from .engine import segment
     from .lesions import lesion_components
     from .postprocess import Postprocessing
     from .segmentation import Segmentation
+    from .segmenter import segment
 
 __all__ = ["Postprocessing", "Segmentation", "lesion_components", "segment", "select_device"]
 
@@ -22,7 +22,7 @@ __getattr__ = lazy_names(
         "Postprocessing": "postprocess",
         "Segmentation": "segmentation",
         "lesion_components": "lesions",
-        "segment": "engine",
+        "segment": "segmenter",
         "select_device": "device",
     },
 )

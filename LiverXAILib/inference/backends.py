@@ -44,7 +44,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import replacing
-from ..models.programs import PROGRAMS
+from ..models.compiled import COMPILED_NETWORKS
 from ..models.spec import StageSpec
 from .cost import input_channels
 from .device import processor_name
@@ -68,7 +68,7 @@ _ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """Which backend computes a stage, and why: `reason` and the `tests` are JSON-ready, for the provenance."""
 
     backend: str
@@ -76,7 +76,7 @@ class Choice:
     tests: dict[str, Any] = field(default_factory=dict)
 
 
-def candidates(device: torch.device) -> list[str]:
+def available_backends(device: torch.device) -> list[str]:
     """The backends that can work on `device`, the reference first."""
     names = [REFERENCE]
     if device.type in ("cuda", "mps"):
@@ -93,31 +93,36 @@ def candidates(device: torch.device) -> list[str]:
 
 
 def choose_backend(
-    network: nn.Module, stage: StageSpec, device: torch.device, sample: torch.Tensor, voxels: int, asked: str = "auto"
-) -> Choice:
+    network: nn.Module,
+    stage: StageSpec,
+    device: torch.device,
+    sample: torch.Tensor,
+    voxels: int,
+    requested: str = "auto",
+) -> BackendChoice:
     """The backend for a stage whose first network is `network`.
 
     :param sample: a part (a, b, c) of the stage's input that the network accepts, on the CPU.
     :param voxels: how many voxels the network will read in all.
-    :param asked: a backend's name, which leaves no choice; "auto": what :data:`BACKEND_VARIABLE` names, or the best.
+    :param requested: a backend's name; "auto": what :data:`BACKEND_VARIABLE` names, or the fastest that agrees.
     :raises LiverXAILib.errors.UsageError: no such backend here.
     """
-    asked = os.environ.get(BACKEND_VARIABLE, "auto") if asked == "auto" else asked
-    if asked != "auto":
-        if asked != REFERENCE and asked not in candidates(device):
-            possible = ", ".join(candidates(device))
-            raise UsageError(f"The backend {asked!r} is not possible on {device}; use one of: {possible}.")
-        return Choice(asked, "asked for")
+    requested = os.environ.get(BACKEND_VARIABLE, "auto") if requested == "auto" else requested
+    if requested != "auto":
+        if requested != REFERENCE and requested not in available_backends(device):
+            possible = ", ".join(available_backends(device))
+            raise UsageError(f"The backend {requested!r} is not possible on {device}; use one of: {possible}.")
+        return BackendChoice(requested, "requested")
     if voxels < _WORTH_VOXELS:
-        return Choice(REFERENCE, "too little work for a self-test")
-    if stage.network in PROGRAMS:
-        return Choice(REFERENCE, "the network is a program")
+        return BackendChoice(REFERENCE, "too little work for a self-test")
+    if stage.network in COMPILED_NETWORKS:
+        return BackendChoice(REFERENCE, "the model is compiled")
     key = _decision_key(network, device)
     if (known := _decisions().get(key)) is not None:
-        return Choice(known["backend"], "self-test, earlier on this machine", known["tests"])
-    names = candidates(device)
+        return BackendChoice(known["backend"], "self-test, earlier on this machine", known["tests"])
+    names = available_backends(device)
     if len(names) == 1:
-        return Choice(REFERENCE, "nothing else is available here")
+        return BackendChoice(REFERENCE, "nothing else is available here")
     batch = sample[:, None] if stage.dimensions == 2 else sample[None, None]
     choice = _self_test(names, network, stage, device, batch)
     _keep_decision(key, choice)
@@ -145,7 +150,7 @@ _compiled: WeakKeyDictionary[nn.Module, dict[tuple[str, int], Forward]] = WeakKe
 
 def _self_test(
     names: list[str], network: nn.Module, stage: StageSpec, device: torch.device, batch: torch.Tensor
-) -> Choice:
+) -> BackendChoice:
     """Run all backends in turn, several times, so that what else the machine does hits all of them; the best counts."""
     logits: dict[str, torch.Tensor] = {}
     seconds: dict[str, float] = {}
@@ -154,7 +159,7 @@ def _self_test(
         for name in [name for name in names if "failed" not in tests[name]]:
             started = time.perf_counter()
             try:
-                with torch.inference_mode(), pages_kept(device):
+                with torch.inference_mode(), keep_freed_memory(device):
                     logits[name] = forward(name, network, device)(batch.to(device)).float().cpu()
             except Exception as error:
                 # A backend is an extra: whatever is wrong with it, torch still computes.
@@ -173,7 +178,7 @@ def _self_test(
         gain = seconds[best] / passed
         if agreement >= _AGREEMENT[name.split()[1]] and gain > (_GAIN if best == REFERENCE else 1.0):
             best = name
-    return Choice(best, "self-test", tests)
+    return BackendChoice(best, "self-test", tests)
 
 
 def label_agreement(logits: torch.Tensor, expected: torch.Tensor, stage: StageSpec) -> float:
@@ -220,7 +225,7 @@ def _decisions() -> dict[str, Any]:
         return {}  # Not there or damaged: a cache may be lost at any time.
 
 
-def _keep_decision(key: str, choice: Choice) -> None:
+def _keep_decision(key: str, choice: BackendChoice) -> None:
     path = _cache_folder() / "backends.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +261,7 @@ _TRIM_DEFAULT, _MMAP_DEFAULT = 128 * 1024, 65536
 
 
 @contextlib.contextmanager
-def pages_kept(device: torch.device) -> Iterator[None]:
+def keep_freed_memory(device: torch.device) -> Iterator[None]:
     """Within the block glibc keeps freed memory for the next layer; at its end it is given back to the system.
 
     Otherwise each activation of a large window is mapped anew, and the kernel spends up to a third of the time of a

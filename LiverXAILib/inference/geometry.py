@@ -18,7 +18,7 @@ AIR_HU = -1024.0
 _MAX_TILT_DEGREES = 10.0
 
 
-def working_grid(grid: Grid, axes: str) -> Grid:
+def network_orientation_grid(grid: Grid, axes: str) -> Grid:
     """The image's voxel grid with its axes in the order `axes` ("SPL": superior, posterior, left).
 
     Voxels stay where they are unless the scan is sheared or oblique by more than 10 degrees, as with a tilted
@@ -26,7 +26,7 @@ def working_grid(grid: Grid, axes: str) -> Grid:
     like "kji" the image's own axes are only reordered, whatever they run toward.
     """
     canonical = _reorientation(grid, axes).grid
-    if _keeps_voxels(canonical, axes):
+    if _is_axis_aligned(canonical, axes):
         return canonical
     upright = _axis_vectors(axes)
     spacing = np.array(canonical.spacing)
@@ -40,22 +40,22 @@ def working_grid(grid: Grid, axes: str) -> Grid:
     return Grid((n_k, n_j, n_i), matrix)
 
 
-def working_image(volume: Volume, axes: str) -> Volume:
-    """The image on its :func:`working_grid`: the same voxels in another order, or resampled upright."""
+def network_orientation_image(volume: Volume, axes: str) -> Volume:
+    """The image on its :func:`network_orientation_grid`: the same voxels in another order, or resampled upright."""
     turn = _reorientation(volume.grid, axes)
-    if _keeps_voxels(turn.grid, axes):
+    if _is_axis_aligned(turn.grid, axes):
         return Volume(turn.apply(volume.array), turn.grid.ijk_to_lps)
-    grid = working_grid(volume.grid, axes)
+    grid = network_orientation_grid(volume.grid, axes)
     return Volume(resample(volume.array, volume.grid, grid, fill=AIR_HU).numpy(), grid.ijk_to_lps)
 
 
-def from_working_grid(mask: np.ndarray, source: Grid, grid: Grid, axes: str) -> np.ndarray:
-    """A mask on `source`, a part of a :func:`working_grid`, on the same part of the image, `grid`.
+def from_network_orientation(mask: np.ndarray, source: Grid, grid: Grid, axes: str) -> np.ndarray:
+    """A mask on `source`, a part of a :func:`network_orientation_grid`, on the same part of the image, `grid`.
 
-    The exact inverse of :func:`working_image` where voxels are kept.
+    The exact inverse of :func:`network_orientation_image` where voxels are kept.
     """
     turn = _reorientation(grid, axes)
-    if _keeps_voxels(turn.grid, axes):
+    if _is_axis_aligned(turn.grid, axes):
         return turn.invert(mask)
     return (resample(mask.astype(np.float32), source, grid, antialias=False) > 0.5).numpy()
 
@@ -85,7 +85,7 @@ def _reorientation(grid: Grid, axes: str) -> Reorientation:
     return Reorientation.to(grid, axes)
 
 
-def _keeps_voxels(canonical: Grid, axes: str) -> bool:
+def _is_axis_aligned(canonical: Grid, axes: str) -> bool:
     if set(axes) == set("kji"):
         return True
     cosines = np.abs(np.sum(canonical.direction * _axis_vectors(axes), axis=0))

@@ -18,7 +18,7 @@ from ..models.spec import NnUNet, Resampling, StageSpec
 from ..volumes.resample import resized
 from ..volumes.resize import resize
 from ..volumes.volume import Grid, Volume, bounding_box
-from .geometry import project_box, whole, working_image
+from .geometry import network_orientation_image, project_box, whole
 from .windows import Box, WindowPlan
 
 #: Scores are resized in blocks of at most this many numbers: bounds the memory of models with many channels.
@@ -29,7 +29,7 @@ _GAUSSIAN_MAXIMUM = 10.0
 
 def nnunet_grid(volume: Volume, stage: StageSpec, base: Grid) -> Grid:
     """The grid nnU-Net resizes to: `base` cut to where the image is not 0, at the stage's spacing."""
-    image = working_image(volume, stage.axes)
+    image = network_orientation_image(volume, stage.axes)
     box = project_box(whole(base), base, image.grid)
     nonzero = bounding_box(image.array[box] != 0) or whole(base)
     crop = base.cropped(nonzero)
@@ -115,7 +115,7 @@ def _shifted(box: Box, origin: Box) -> Box:
 
 def _source(volume: Volume, stage: StageSpec, grid: Grid) -> tuple[Volume, Box]:
     """The image in the order of the network's axes, and the box on it whose field of view `grid` divides anew."""
-    image = working_image(volume, stage.axes)
+    image = network_orientation_image(volume, stage.axes)
     return image, project_box(whole(grid), grid, image.grid)
 
 

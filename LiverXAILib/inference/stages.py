@@ -20,9 +20,9 @@ from ..models.spec import Intensity, StageSpec
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.resample import regrid, resample, resized
 from ..volumes.volume import Grid, Volume, bounding_box
-from .backends import Forward, pages_kept
+from .backends import Forward, keep_freed_memory
 from .cost import activation_bytes
-from .geometry import AIR_HU, project_box, working_grid
+from .geometry import AIR_HU, network_orientation_grid, project_box
 from .nnunet import HalfBlend, nnunet_grid, nnunet_input
 from .windows import Box, WindowPlan
 
@@ -44,7 +44,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
 
     :param box: (k, j, i) box on the *input* image around what an earlier stage found; None for the whole image.
     """
-    base = scan = working_grid(volume.grid, stage.axes)
+    base = scan = network_orientation_grid(volume.grid, stage.axes)
     if box is not None:
         base = base.cropped(project_box(box, volume.grid, base, stage.region.margin_mm if stage.region else 0.0))
     if stage.crop_to_body:
@@ -57,7 +57,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
         grid = regrid(base, (i, j, k))
         if box is not None and not stage.pad_to_window:
             # What the network's divisor adds to the box is image as well, not air.
-            grid = _moved_into(scan, stage_plan(stage, grid).padded_grid(grid))
+            grid = _shift_inside_scan(scan, stage_plan(stage, grid).padded_grid(grid))
         return [grid]
     assert stage.size is not None
     grids = []
@@ -67,7 +67,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     return grids
 
 
-def _moved_into(scan: Grid, grid: Grid) -> Grid:
+def _shift_inside_scan(scan: Grid, grid: Grid) -> Grid:
     """`grid`, moved by whole voxels of its own to where less of it lies outside `scan`, whose axes it shares.
 
     Networks lose the liver's last slice where the scan ends and a single slice of air follows, then nothing.
@@ -184,7 +184,7 @@ def predict_logits(
     """
     padded = plan.pad(image, pad_value(stage))
     blend = Blend(plan) if stage.nnunet is None else HalfBlend(plan)
-    with torch.inference_mode(), pages_kept(device):
+    with torch.inference_mode(), keep_freed_memory(device):
         for number, box in enumerate(plan.boxes):
             window = padded[box].to(device)
             for member, network in enumerate(networks):
@@ -234,7 +234,7 @@ class Blend:
         return self._sum / len(self._members)
 
 
-def region_margin(logits: torch.Tensor, stage: StageSpec, label: str) -> torch.Tensor:
+def logit_margin(logits: torch.Tensor, stage: StageSpec, label: str) -> torch.Tensor:
     """How much more the network believes in `label` than in its best rival: positive inside the region.
 
     With softmax channels: largest logit of the label's channels minus largest logit of the others, so that

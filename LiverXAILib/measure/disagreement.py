@@ -17,7 +17,7 @@ from ..explain.targets import Target
 from ..inference.device import select_device
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
-from ..inference.stages import mirrorings, region_margin
+from ..inference.stages import logit_margin, mirrorings
 from ..models.model import Model
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.resample import resample
@@ -120,7 +120,7 @@ def measure_uncertainty(
                 check_cancel(cancel)
                 done = (step + member / len(run.passes)) / len(question.windows)
                 report_progress(progress, f"Comparing passes: window {step + 1} of {len(question.windows)}", done)
-                margin = region_margin(run.forward(member, box).cpu(), stage, label).clamp(-_MAX_MARGIN, _MAX_MARGIN)
+                margin = logit_margin(run.forward(member, box).cpu(), stage, label).clamp(-_MAX_MARGIN, _MAX_MARGIN)
                 probability = torch.sigmoid(margin)
                 moments[0][box] += weight * probability / len(run.passes)
                 moments[1][box] += weight * probability**2 / len(run.passes)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import progress_bar
-from .plain import words
-from .registry import About, Entry, own_folder, own_models, registered, registry
+from ..text import humanize_key
+from .registry import About, Entry, imported_folder, imported_models, registered, registry
 from .spec import ModelSpec
 
 #: Columns of text.
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "show":
             one.add_argument("--card", action="store_true", help="print the card as JSON (loads the model if need be)")
             one.add_argument(
-                "--layers", action="store_true", help="list the stages that can be explained, with their size in mm"
+                "--layers", action="store_true", help="list the layers that can be explained, with their size in mm"
             )
     one = actions.add_parser("import", help="take a model from a folder or zip file, for machines without internet")
     one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path)
@@ -58,12 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     entries = registry()
-    width = max(map(len, [*entries, *own_models()]))
+    width = max(map(len, [*entries, *imported_models()]))
     for name, entry in entries.items():
         state = "bundled" if entry.bundled else "on this machine" if entry.installed() else "to download"
         print(f"{name:<{width}}  {state:<15}  {entry.description().title}")
-    for name in own_models():
-        print(f"{name:<{width}}  imported         {own_folder(name)}")
+    for name in imported_models():
+        print(f"{name:<{width}}  imported         {imported_folder(name)}")
     return 0
 
 
@@ -83,7 +83,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _card(name: str, entry: Entry | None) -> ModelSpec:
     if entry is not None and entry.card is not None:
         return entry.spec()
-    if entry is None and own_folder(name) is None:
+    if entry is None and imported_folder(name) is None:
         registered(name)
     from .store import load_model
 
@@ -91,12 +91,12 @@ def _card(name: str, entry: Entry | None) -> ModelSpec:
 
 
 def layer_lines(spec: ModelSpec) -> list[str]:
-    """The explainable stages of each network: name, stride in voxels, size of a cell in mm (tensor's axes)."""
+    """The explainable layers of each network: name, stride in voxels, size of a cell in mm (tensor's axes)."""
     lines = []
     for stage in spec.stages:
         lines.append(f"{stage.name} ({', '.join(stage.labels)})")
         if not stage.layers:
-            lines.append("  none: its inside cannot be seen; explain it by occlusion")
+            lines.append("  none: a compiled model has no inspectable layers; explain it by occlusion")
         for layer in stage.layers:
             spacing = (stage.spacing or (None,) * 3)[3 - len(layer.stride) :]
             cells = ["any" if mm is None else f"{n * mm:.3g}" for n, mm in zip(layer.stride, spacing, strict=True)]
@@ -146,12 +146,12 @@ def _text(value: Any) -> list[str]:
         for key, item in value.items():
             flat = isinstance(item, Mapping) and not any(isinstance(x, (Mapping, list, tuple)) for x in item.values())
             if flat:
-                item = ", ".join(f"{words(name)} {number}" for name, number in item.items())
+                item = ", ".join(f"{humanize_key(name)} {number}" for name, number in item.items())
             inner = _text(item)
             if isinstance(item, (Mapping, list, tuple)):
-                lines += [f"{words(key)}:", *(f"  {line}" for line in inner)]
+                lines += [f"{humanize_key(key)}:", *(f"  {line}" for line in inner)]
             else:
-                lines += _wrapped(f"{words(key)}: {item}")
+                lines += _wrapped(f"{humanize_key(key)}: {item}")
         return lines
     if isinstance(value, (list, tuple)):
         return [line for item in value for line in _dashed(_text(item))]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from ..errors import ModelError
-from .registry import Reading
+from .registry import ImportOptions
 from .spec import LIVER, TUMOR, LabelSpec
 
 _TUMOR_NAMES = {
@@ -23,7 +23,7 @@ _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 
 
 def result_labels(
-    values: Mapping[str, int], *, overlapping: bool, reading: Reading
+    values: Mapping[str, int], *, overlapping: bool, reading: ImportOptions
 ) -> tuple[tuple[LabelSpec, ...], dict[str, tuple[str, ...]]]:
     """The labels of a model's result, and the channels that make each.
 

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
-from ..networks import default_stage
+from ..networks import default_layer
 from .downloads import checksum
 from .labels import result_labels
 from .model import Model
-from .registry import Notes
+from .registry import ModelNotes
 from .spec import Intensity, LayerSpec, ModelSpec, StageSpec
 
 _METADATA, _WEIGHTS = "configs/metadata.json", "models/model.pt"
@@ -54,7 +54,7 @@ def is_bundle(folder: Path) -> bool:
     return (folder / _METADATA).is_file()
 
 
-def load_bundle(folder: Path, *, name: str | None = None, notes: Notes | None = None) -> Model:
+def load_bundle(folder: Path, *, name: str | None = None, notes: ModelNotes | None = None) -> Model:
     """Load a MONAI bundle that segments one CT.
 
     Read are ``network_def`` (a network of a list), ``preprocessing`` (orientation, spacing, intensity),
@@ -63,7 +63,7 @@ def load_bundle(folder: Path, *, name: str | None = None, notes: Notes | None = 
 
     :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or says something that is not supported.
     """
-    notes = Notes.beside(folder) if notes is None else notes
+    notes = ModelNotes.beside(folder) if notes is None else notes
     metadata, config = _read(folder / _METADATA), _Configuration(_inference(folder))
     try:
         return _model(folder, name, notes, metadata, config)
@@ -71,7 +71,9 @@ def load_bundle(folder: Path, *, name: str | None = None, notes: Notes | None = 
         raise ModelError(f"The MONAI bundle in {folder} cannot be understood: {error!r}.") from error
 
 
-def _model(folder: Path, name: str | None, notes: Notes, metadata: Mapping[str, Any], config: _Configuration) -> Model:
+def _model(
+    folder: Path, name: str | None, notes: ModelNotes, metadata: Mapping[str, Any], config: _Configuration
+) -> Model:
     inputs = metadata["network_data_format"]["inputs"]
     outputs = metadata["network_data_format"]["outputs"]
     (image,), (prediction,) = inputs.values(), outputs.values()
@@ -318,7 +320,7 @@ def _layers(
         for n, (name, stride) in enumerate(kept)
     ]
     roles = [(f"{layer.description}.{layer.name}", layer.stride) for layer in layers]
-    chosen = default_stage(roles, [mm or 1.0 for mm in spacing])
+    chosen = default_layer(roles, [mm or 1.0 for mm in spacing])
     return tuple(layers), layers[deepest].name if chosen == "bottleneck" else chosen.removeprefix("decoder.")
 
 

@@ -22,11 +22,11 @@ from torch import nn
 
 from ..errors import ModelError
 from ..files import replacing
-from ..networks import default_stage
+from ..networks import default_layer
 from .downloads import checksum
 from .labels import result_labels
 from .model import Model
-from .registry import NOTES, Notes, Reading
+from .registry import NOTES, ImportOptions, ModelNotes
 from .spec import Intensity, LayerSpec, ModelSpec, NnUNet, Resampling, StageSpec
 
 PLANS, DATASET = "plans.json", "dataset.json"
@@ -89,7 +89,9 @@ def find_nnunet(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def load_nnunet(folder: Path, *, name: str | None = None, notes: Notes | None = None, trust: bool = False) -> Model:
+def load_nnunet(
+    folder: Path, *, name: str | None = None, notes: ModelNotes | None = None, trust: bool = False
+) -> Model:
     """Load a trained nnU-Net v2 folder.
 
     :param folder: holds ``plans.json``, ``dataset.json`` and folders ``fold_*``; all folds found make an ensemble.
@@ -99,7 +101,7 @@ def load_nnunet(folder: Path, *, name: str | None = None, notes: Notes | None = 
         file**: only for files you made yourself or whose maker you trust.
     :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or of a kind that is not supported.
     """
-    notes = Notes.beside(folder) if notes is None else notes
+    notes = ModelNotes.beside(folder) if notes is None else notes
     plans, dataset = _read_json(folder / PLANS), _read_json(folder / DATASET)
     files = _checkpoints(folder)
     checkpoints = [read_checkpoint(folder / file, trust=trust) for file in files]
@@ -165,7 +167,7 @@ def _safe_numpy() -> list[Any]:
 def _model(
     folder: Path,
     name: str | None,
-    notes: Notes,
+    notes: ModelNotes,
     plans: Mapping[str, Any],
     dataset: Mapping[str, Any],
     files: Sequence[str],
@@ -266,7 +268,7 @@ def _configuration(plans: Mapping[str, Any], name: str, seen: tuple[str, ...] = 
 def _stage(
     plans: Mapping[str, Any],
     configuration: Mapping[str, Any],
-    reading: Reading,
+    reading: ImportOptions,
     mirror_axes: Sequence[int] | None,
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -418,7 +420,7 @@ def _layers(arguments: Mapping[str, Any], spacing: Sequence[float | None]) -> tu
     layers = [LayerSpec(f"encoder.stages.{n}", stride, "encoder") for n, stride in enumerate(strides[:-1])]
     layers.append(LayerSpec(f"encoder.stages.{len(strides) - 1}", strides[-1], "bottleneck"))
     layers += [LayerSpec(f"decoder.stages.{n}", stride, "decoder") for n, stride in enumerate(strides[-2::-1])]
-    default = default_stage([(layer.name, layer.stride) for layer in layers], [mm for mm in spacing if mm is not None])
+    default = default_layer([(layer.name, layer.stride) for layer in layers], [mm for mm in spacing if mm is not None])
     return tuple(layers), layers[len(strides) - 1].name if default == "bottleneck" else default
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from .plain import from_plain
+from .serialization import from_json_value
 from .spec import LabelSpec, ModelSpec, Region
 
 #: A folder with one sub-folder per model, e.g. on a share behind a hospital's firewall.
 MODELS_VARIABLE = "LIVERXAI_MODELS"
 #: Written beside the files of a model that was downloaded or imported: from where, and their checksums.
-ORIGIN = "origin.json"
+IMPORT_RECORD = "origin.json"
 #: What a user knows of a foreign model, beside its files.
 NOTES = "liverxai.json"
 
@@ -76,7 +76,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImportOptions:
     """What the files of an nnU-Net do not say.
 
     :param axes: what the axes of training images (slowest first) ran toward if they were all alike, e.g. "SAR" for
@@ -93,10 +93,10 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Notes:
+class ModelNotes:
     """What a user may write about a foreign model into ``liverxai.json`` beside its files."""
 
-    reading: Reading = Reading()
+    reading: ImportOptions = ImportOptions()
     title: str = ""
     license: str = "unknown; ask whoever trained it"
     source: str = ""
@@ -105,19 +105,19 @@ class Notes:
     quality: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def beside(folder: Path) -> Notes:
+    def beside(folder: Path) -> ModelNotes:
         """The notes in `folder`, or empty ones; raises :class:`~LiverXAILib.errors.ModelError` on unknown fields."""
         path = folder / NOTES
         if not path.is_file():
-            return Notes()
+            return ModelNotes()
         try:
-            return from_plain(Notes, json.loads(path.read_text(encoding="utf-8")))
+            return from_json_value(ModelNotes, json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be understood: {error}.") from error
 
 
 @dataclass(frozen=True)
-class Link:
+class ChainLink:
     """One model of a chain: which of its labels are used, and around which earlier one it looks (None: everywhere)."""
 
     model: str
@@ -140,8 +140,8 @@ class Entry:
     card: str | None = None
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
     archive: RemoteFile | None = None
-    reading: Reading | None = None
-    chain: tuple[Link, ...] = ()
+    reading: ImportOptions | None = None
+    chain: tuple[ChainLink, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -183,11 +183,11 @@ class Entry:
             limits=spec.limits,
         )
 
-    def notes(self) -> Notes:
+    def notes(self) -> ModelNotes:
         """What is known of the model, as for one that a user brought."""
         about = self.description()
-        return Notes(
-            self.reading or Reading(),
+        return ModelNotes(
+            self.reading or ImportOptions(),
             about.title,
             about.licenses.weights,
             about.source,
@@ -243,7 +243,8 @@ def registry(path: Path | None = None) -> dict[str, Entry]:
         raise ModelError(f"{path.name} must have exactly 'version': {_VERSION} and 'models'; get a newer LiverXAI.")
     try:
         entries = {
-            name: from_plain(Entry, {**entry, "name": name}, f"models.{name}") for name, entry in data["models"].items()
+            name: from_json_value(Entry, {**entry, "name": name}, f"models.{name}")
+            for name, entry in data["models"].items()
         }
     except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path.name} has something this version does not understand: {error}.") from error
@@ -261,15 +262,15 @@ def registered(name: str) -> Entry:
     return entries[name]
 
 
-def own_models() -> list[str]:
+def imported_models() -> list[str]:
     """Names of imported models that are not in the registry."""
-    found = {path.parent.name for folder in _model_roots() for path in folder.glob(f"*/{ORIGIN}")}
+    found = {path.parent.name for folder in _model_roots() for path in folder.glob(f"*/{IMPORT_RECORD}")}
     return sorted(found - set(registry()))
 
 
-def own_folder(name: str) -> Path | None:
+def imported_folder(name: str) -> Path | None:
     """Where the imported model `name` lies, or None."""
-    return next((root / name for root in _model_roots() if (root / name / ORIGIN).is_file()), None)
+    return next((root / name for root in _model_roots() if (root / name / IMPORT_RECORD).is_file()), None)
 
 
 def _model_roots() -> list[Path]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelError
-from .plain import from_plain
+from .serialization import from_json_value
 
 #: Version of the JSON card. Raised when a reader of the old format could misunderstand the new one.
 FORMAT_VERSION = 1
@@ -102,7 +102,7 @@ class Region:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A stage of the network that may be explained: a dotted module path and its stride in voxels of the grid."""
+    """A layer of a network that may be explained: a dotted module path and its stride in voxels of the grid."""
 
     name: str
     stride: tuple[int, ...]
@@ -165,10 +165,10 @@ class StageSpec:
     :param channels: names of the output channels, in order.
     :param labels: for each label that this stage decides: the channels whose union is its region. With nested
         regions "liver" includes "tumor".
-    :param certain_at: for a label: a connected piece of its region counts only if the score (a logit; 0 is where the
-        region begins) reaches this somewhere.
+    :param peak_threshold: hysteresis thresholding, for a label: a connected component of its region (score above 0)
+        counts only if the score, a logit, reaches this somewhere.
     :param region: run only around what an earlier stage found.
-    :param layers: stages of the network that may be explained; none for a program whose inside cannot be seen.
+    :param layers: layers of the network that may be explained; none for a compiled model.
     :param default_layer: the one to use when the user names none; "" if there are none.
     :param dimensions: 3, or 2 for a network that reads single slices along axis 0.
     :param mirror_axes: the logits are averaged over all mirrorings of a window along these tensor axes.
@@ -195,7 +195,7 @@ class StageSpec:
     divisor: tuple[int, int, int] = (1, 1, 1)
     pad_to_window: bool = False
     overlap: float = 0.5
-    certain_at: Mapping[str, float] = field(default_factory=dict)
+    peak_threshold: Mapping[str, float] = field(default_factory=dict)
     region: Region | None = None
     dimensions: int = 3
     mirror_axes: tuple[int, ...] = ()
@@ -222,8 +222,8 @@ class StageSpec:
             problems.append(f"dimensions {self.dimensions} must be 2 or 3")
         if not set(self.mirror_axes) <= ({0, 1, 2} if self.dimensions == 3 else {1, 2}):
             problems.append(f"mirror_axes {list(self.mirror_axes)} must be axes of the network's window")
-        if not set(self.certain_at) <= set(self.labels) or (self.certain_at and self.nnunet is not None):
-            problems.append("certain_at must name labels of this stage, and does not go with nnunet")
+        if not set(self.peak_threshold) <= set(self.labels) or (self.peak_threshold and self.nnunet is not None):
+            problems.append("peak_threshold must name labels of this stage, and does not go with nnunet")
         if self.intensity.centered and (self.region is None or self.nnunet is not None):
             problems.append("a centered intensity needs a region, and does not go with nnunet")
         if self.nnunet is not None and self.spacing is None:
@@ -301,7 +301,11 @@ class ModelSpec:
             raise ModelError(f"The model card is not JSON: {error}.") from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT_VERSION:
             raise ModelError(f'The model card must have "format": {FORMAT_VERSION}; get a newer LiverXAI or model.')
+        for stage in data.get("stages", ()):
+            # Older cards call it so.
+            if isinstance(stage, dict) and "certain_at" in stage:
+                stage.setdefault("peak_threshold", stage.pop("certain_at"))
         try:
-            return from_plain(ModelSpec, data)
+            return from_json_value(ModelSpec, data)
         except ValueError as error:
             raise ModelError(f"The model card cannot be understood: {error}.") from error

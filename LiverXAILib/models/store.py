@@ -24,23 +24,23 @@ from ..files import replacing
 from ..networks import build_network
 from ..networks.folding import fold_batch_norms
 from ..progress import CancelToken, Progress, check_cancel, scaled
+from .compiled import COMPILED_NETWORKS, load_compiled
 from .downloads import checksum, fetch, require_space, unpack
 from .model import Model
 from .monai_bundle import BUNDLE_FILES, is_bundle, load_bundle
 from .nnunet import find_nnunet, load_nnunet, nnunet_files, write_plain_checkpoints
-from .plain import from_plain
-from .programs import PROGRAMS, load_program
 from .registry import (
+    IMPORT_RECORD,
     MODELS_VARIABLE,
     NOTES,
-    ORIGIN,
     Entry,
-    Notes,
+    ModelNotes,
     download_folder,
-    own_folder,
+    imported_folder,
     registered,
     registry,
 )
+from .serialization import from_json_value
 from .spec import ModelSpec
 
 #: The card's file name in a model's folder.
@@ -51,7 +51,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class Origin:
+class ImportRecord:
     """Where a model's files came from, and what they were then.
 
     :param trusted: the user said that the files may be opened although they can hold code.
@@ -85,12 +85,14 @@ def load_model(name_or_path: str | Path = "default", *, trust: bool = False) -> 
             f"{path} is not a model folder. Import a zip file with 'liverxai models import'; a single weights file "
             f"needs a {CARD} beside it (see docs/models.md)."
         )
-    if name not in registry() and (own := own_folder(name)):
+    if name not in registry() and (own := imported_folder(name)):
         return load_folder(own, name=name, trust=trust)
     return _load_entry(registered(name), trust)
 
 
-def load_folder(folder: Path, *, name: str | None = None, notes: Notes | None = None, trust: bool = False) -> Model:
+def load_folder(
+    folder: Path, *, name: str | None = None, notes: ModelNotes | None = None, trust: bool = False
+) -> Model:
     """Load whatever kind of model lies in `folder`; see :func:`load_model`."""
     origin = _read_origin(folder)
     if origin is not None:
@@ -118,7 +120,7 @@ def load_states(name_or_path: str | Path) -> tuple[ModelSpec, dict[str, list[dic
     """
     path = Path(name_or_path).expanduser()
     name = str(name_or_path)
-    folder = path if path.is_dir() else None if name in registry() else own_folder(name)
+    folder = path if path.is_dir() else None if name in registry() else imported_folder(name)
     if folder is None:
         entry = registered(name)
         folder = entry.folder() if entry.kind == "card" else None
@@ -132,7 +134,7 @@ def load_states(name_or_path: str | Path) -> tuple[ModelSpec, dict[str, list[dic
     return spec, {
         stage.name: [_float_weights(folder / name) for name in stage.weights]
         for stage in spec.stages
-        if stage.network not in PROGRAMS
+        if stage.network not in COMPILED_NETWORKS
     }
 
 
@@ -188,8 +190,8 @@ def _load_card(spec: ModelSpec, folder: Path, trust: bool) -> Model:
     verify(spec, folder)
     networks = {}
     for stage in spec.stages:
-        if stage.network in PROGRAMS:
-            networks[stage.name] = [load_program(folder / name, stage, trust=trust) for name in stage.weights]
+        if stage.network in COMPILED_NETWORKS:
+            networks[stage.name] = [load_compiled(folder / name, stage, trust=trust) for name in stage.weights]
             continue
         members = []
         for name in stage.weights:
@@ -268,7 +270,7 @@ def verify_model(name: str) -> Path:
 
     :raises LiverXAILib.errors.ModelError: they are not here, changed, or there is nothing to check them against.
     """
-    own = own_folder(name) if name not in registry() else None
+    own = imported_folder(name) if name not in registry() else None
     entry = None if own else registered(name)
     if entry is not None and entry.kind == "chain":
         folders = [verify_model(link.model) for link in entry.chain]
@@ -440,13 +442,13 @@ def _install(source: Path, name: str | None, origin: str, *, check: bool, trust:
             raise ModelError(f"{name!r} cannot be a model's name: use letters, digits, '.', '_' and '-'.")
         if (root / name).exists():
             raise ModelError(f"There is already a model {name!r}; remove it first, or give another name.")
-        record = Origin(
+        record = ImportRecord(
             source=origin,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             files={relative: checksum(new / relative) for relative in files},
             trusted=trust,
         )
-        (new / ORIGIN).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
+        (new / IMPORT_RECORD).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
         new.rename(root / name)
     return root / name
 
@@ -491,11 +493,11 @@ def _known_name(source: Path, folder: Path) -> str | None:
     return None
 
 
-def _read_origin(folder: Path) -> Origin | None:
-    path = folder / ORIGIN
+def _read_origin(folder: Path) -> ImportRecord | None:
+    path = folder / IMPORT_RECORD
     if not path.is_file():
         return None
     try:
-        return from_plain(Origin, json.loads(path.read_text(encoding="utf-8")))
+        return from_json_value(ImportRecord, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be understood: {error}. Import the model again.") from error

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import ModelError
 from .obelisk import ObeliskUNet
-from .unet import UNet, default_stage
+from .unet import UNet, default_layer
 
 #: What a model card may name. A card is data: it never names code outside this list.
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {"UNet": UNet, "ObeliskUNet": ObeliskUNet}
@@ -31,4 +31,4 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise ModelError(f"The network {name} cannot be made with {dict(arguments)}: {error}") from error
 
 
-__all__ = ["NETWORKS", "ObeliskUNet", "UNet", "build_network", "default_stage"]
+__all__ = ["NETWORKS", "ObeliskUNet", "UNet", "build_network", "default_layer"]

@@ -48,8 +48,8 @@ class ObeliskUNet(nn.Module):
         """Sizes are best divisible by this; other sizes work, because upsampling goes to the skip's size."""
         return 32, 32, 32
 
-    def explainable_stages(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names of the stages and their strides in input voxels, in the order they run."""
+    def explainable_layers(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names of the network's levels and their strides in input voxels, in the order they run."""
         levels = len(_ENCODER)
         encoder: list[tuple[str, tuple[int, ...]]] = [(f"encoder.{i}", (2**i,) * 3) for i in range(levels)]
         decoder: list[tuple[str, tuple[int, ...]]] = [(f"decoder.{i}", (2 ** (levels - 1 - i),) * 3) for i in range(5)]

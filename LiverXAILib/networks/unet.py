@@ -92,7 +92,7 @@ class UNet(nn.Module):
             for level in reversed(range(len(features) - 1))
         )
         self.head = _CONVOLUTION[dimensions](features[0], out_channels * stem_stride**dimensions, 1)
-        # Coarsest first, like the decoder; the last decoder stage has the head itself.
+        # Coarsest first, like the decoder; the last decoder level has the head itself.
         self.auxiliary_heads = nn.ModuleList(
             _CONVOLUTION[dimensions](features[level], out_channels, 1)
             for level in reversed(range(1, len(features) - 1))
@@ -104,8 +104,8 @@ class UNet(nn.Module):
         """What the input's size must be divisible by, along each axis."""
         return _product(self._strides)
 
-    def explainable_stages(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names of the stages and their strides in input voxels, in the order they run."""
+    def explainable_layers(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names of the network's levels and their strides in input voxels, in the order they run."""
         down = [_product(self._strides[: level + 1]) for level in range(len(self._strides))]
         names = [f"encoder.{level}" for level in range(len(down) - 1)]
         up = [(f"decoder.{i}", stride) for i, stride in enumerate(reversed(down[:-1]))]
@@ -120,8 +120,8 @@ class UNet(nn.Module):
             raise ValueError(f"the size {tuple(image.shape[2:])} must be divisible by {self.divisor}; pad the image")
         skips = []
         x = image
-        for stage in self.encoder:
-            x = stage(x)
+        for level in self.encoder:
+            x = level(x)
             skips.append(x)
         x = self.bottleneck(x)
         outputs = []
@@ -163,16 +163,16 @@ class _DecoderStage(nn.Module):
         return self.convolutions[1:](own + first._conv_forward(skip, first.weight[:, count:], None))
 
 
-def default_stage(stages: Sequence[tuple[str, tuple[int, ...]]], spacing: Sequence[float]) -> str:
-    """The stage to explain when the user names none: in the decoder, at stride 4, or 2 if that is over 12 mm.
+def default_layer(layers: Sequence[tuple[str, tuple[int, ...]]], spacing: Sequence[float]) -> str:
+    """The layer to explain when the user names none: in the decoder, at stride 4, or 2 if that is over 12 mm.
 
-    The last decoder stage is never chosen: under a 1x1 head its Grad-CAM is the logit map whatever is asked. Deeper
-    stages see further but blur lesions. Falls back to the bottleneck for a network of two levels.
+    The last decoder layer is never chosen: under a 1x1 head its Grad-CAM is the logit map whatever is asked. Deeper
+    layers see further but blur lesions. Falls back to the bottleneck for a network of two levels.
 
-    :param stages: as from ``explainable_stages()``.
+    :param layers: as from ``explainable_layers()``.
     :param spacing: voxel size of the network's grid in mm, along the tensor's axes.
     """
-    candidates = [(name, stride) for name, stride in stages if name.startswith("decoder.")][:-1]
+    candidates = [(name, stride) for name, stride in layers if name.startswith("decoder.")][:-1]
     if not candidates:
         return "bottleneck"
     fits = [

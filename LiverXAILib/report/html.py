@@ -17,8 +17,8 @@ from ..analysis import Analysis
 from ..errors import UsageError
 from ..explain.explanation import Explanation
 from ..files import replacing
-from ..models.plain import words
 from ..models.spec import LayerSpec, StageSpec
+from ..text import humanize_key
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     environment.filters["number"] = _number
     environment.filters["amount"] = _amount
     environment.filters["duration"] = _duration
-    environment.filters["words"] = words
+    environment.filters["words"] = humanize_key
     return environment.get_template(template.name).render(context)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..models.plain import from_plain
+from ..models.serialization import from_json_value
 from ..models.spec import Intensity
 
 #: What may change when a run is resumed.
@@ -180,7 +180,7 @@ def parse_config(content: Mapping[str, Any], source: str = "the configuration") 
     if error is not None:
         raise UsageError(f"{source}: {_sentence(error)}")
     try:
-        config = from_plain(Config, content)
+        config = from_json_value(Config, content)
     except ValueError as problem:
         raise UsageError(f"{source}: {problem}.") from problem
     if sentence := _contradiction(config, content):

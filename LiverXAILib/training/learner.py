@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 
-from ..inference.stages import predict_logits, region_margin, stage_plan
+from ..inference.stages import logit_margin, predict_logits, stage_plan
 from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 from .config import Training
@@ -30,7 +30,7 @@ _SMOOTH = 20.0
 
 
 class Learner(pl.LightningModule):
-    """Trains one network on the margins (:func:`~LiverXAILib.inference.stages.region_margin`) of a stage's labels.
+    """Trains one network on the margins (:func:`~LiverXAILib.inference.stages.logit_margin`) of a stage's labels.
 
     A margin is positive where inference will say yes, whatever the channels mean; so networks with nested regions and
     with classes that exclude each other are trained alike.
@@ -102,7 +102,7 @@ class Learner(pl.LightningModule):
         if isinstance(logits, list):
             logits = logits[0]  # deep supervision: full size comes first
         channels_first = logits.float().transpose(0, 1)
-        return torch.stack([region_margin(channels_first, self.stage, label) for label in self.labels], dim=1)
+        return torch.stack([logit_margin(channels_first, self.stage, label) for label in self.labels], dim=1)
 
     def truths(self, truth: torch.Tensor) -> torch.Tensor:
         """Bool (N, labels, …) from labels (N, …)."""

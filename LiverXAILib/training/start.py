@@ -16,7 +16,7 @@ from .._version import __version__
 from ..errors import UsageError
 from ..models.spec import LIVER, TUMOR, LayerSpec, ModelSpec, StageSpec
 from ..models.store import load_states, save_model
-from ..networks import NETWORKS, UNet, build_network, default_stage
+from ..networks import NETWORKS, UNet, build_network, default_layer
 from .config import Config
 
 #: Axes of networks that are trained here: superior, posterior, left.
@@ -121,7 +121,7 @@ def _fresh(config: Config, labels: Sequence[str]) -> Start:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = UNet(**arguments)  # type: ignore[arg-type]
-    stages = network.explainable_stages()
+    stages = network.explainable_layers()
     spacing = [mm or 1.0 for mm in wanted.spacing or (1.0, 1.0, 1.0)]
     divisor, window = network.divisor, patch
     if wanted.norm == "batch" and patch is not None:
@@ -146,7 +146,7 @@ def _fresh(config: Config, labels: Sequence[str]) -> Start:
         channels=tuple(labels),
         labels={label: (label,) for label in labels},
         layers=tuple(LayerSpec(name, stride) for name, stride in stages),
-        default_layer=default_stage(stages, spacing),
+        default_layer=default_layer(stages, spacing),
         dimensions=wanted.dimensions,
     )
     return Start(network, stage, tuple(labels), patch)

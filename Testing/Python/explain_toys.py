@@ -113,7 +113,7 @@ def trained_model() -> Model:
         network="UNet",
         window=(24, 28, 28),
         divisor=(4, 4, 4),
-        layers=tuple(LayerSpec(name, stride) for name, stride in network.explainable_stages()),
+        layers=tuple(LayerSpec(name, stride) for name, stride in network.explainable_layers()),
         default_layer="decoder.0",
     )
     return model_of([stage], {"all": [network]})

@@ -19,6 +19,7 @@ ORDER = [
     "_lazy",
     "colors",
     "files",
+    "text",
     "subprocesses",
     "volumes",
     "networks",

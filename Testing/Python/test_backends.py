@@ -13,7 +13,14 @@ from toys import ball_phantom, threshold_model
 
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference import backends, segment
-from LiverXAILib.inference.backends import REFERENCE, Choice, candidates, choose_backend, forward, label_agreement
+from LiverXAILib.inference.backends import (
+    REFERENCE,
+    BackendChoice,
+    available_backends,
+    choose_backend,
+    forward,
+    label_agreement,
+)
 from LiverXAILib.inference.stages import stage_grids, stage_input
 from LiverXAILib.models import load_model
 from LiverXAILib.networks import UNet
@@ -41,9 +48,9 @@ def a_body(model_stage):
     return stage_input(volume, model_stage, stage_grids(volume, model_stage)[0], center_hu)[:64, :64, :64]
 
 
-@pytest.mark.parametrize("name", candidates(CPU)[1:] or ["nothing beside torch float32 is installed"])
+@pytest.mark.parametrize("name", available_backends(CPU)[1:] or ["nothing beside torch float32 is installed"])
 def test_every_backend_here_gives_the_bundled_models_labels(name):
-    if name not in candidates(CPU):
+    if name not in available_backends(CPU):
         pytest.skip(f"no other backend to compare: {name}")
     model = load_model("default")
     for stage in model.spec.stages:
@@ -56,7 +63,7 @@ def test_every_backend_here_gives_the_bundled_models_labels(name):
             assert label_agreement(logits, expected, stage) >= AGREEMENT[name.split()[1]]
 
 
-@pytest.mark.skipif("openvino float32" not in candidates(CPU), reason="the extra openvino is not installed")
+@pytest.mark.skipif("openvino float32" not in available_backends(CPU), reason="the extra openvino is not installed")
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_openvino_computes_any_norm_dimension_and_size(norm, dimensions, own_cache):
@@ -80,7 +87,7 @@ def a_stage_and_network():
 
 def with_another(monkeypatch, another, slowness: float = 0.02):
     """A machine with a slow reference and `another` backend."""
-    monkeypatch.setattr(backends, "candidates", lambda device: [REFERENCE, "openvino float32"])
+    monkeypatch.setattr(backends, "available_backends", lambda device: [REFERENCE, "openvino float32"])
 
     def fake(name, network, device):
         def slow(batch):
@@ -92,9 +99,9 @@ def with_another(monkeypatch, another, slowness: float = 0.02):
     monkeypatch.setattr(backends, "forward", fake)
 
 
-def choose(stage, network, voxels=BEYOND_THE_THRESHOLD, asked="auto") -> Choice:
+def choose(stage, network, voxels=BEYOND_THE_THRESHOLD, requested="auto") -> BackendChoice:
     sample = torch.linspace(-200, 300, 8**3).reshape(8, 8, 8)
-    return choose_backend(network, stage, CPU, sample, voxels, asked)
+    return choose_backend(network, stage, CPU, sample, voxels, requested)
 
 
 def test_the_faster_backend_that_agrees_is_chosen_once_for_this_machine(monkeypatch, own_cache):
@@ -140,7 +147,7 @@ def test_a_backend_that_is_wrong_or_slow_is_not_chosen(fault, monkeypatch):
 def test_small_images_are_not_tested_and_a_damaged_cache_is_none(monkeypatch, own_cache):
     stage, network = a_stage_and_network()
     with_another(monkeypatch, lambda network, batch: network(batch))
-    assert choose(stage, network, voxels=1000) == Choice(REFERENCE, "too little work for a self-test")
+    assert choose(stage, network, voxels=1000) == BackendChoice(REFERENCE, "too little work for a self-test")
     for damage in ("{", "[]", '{"x": 1}', '{"x": {"backend": ""}}'):
         (own_cache / "backends.json").write_text(damage)
         assert choose(stage, network).reason == "self-test"
@@ -148,10 +155,10 @@ def test_small_images_are_not_tested_and_a_damaged_cache_is_none(monkeypatch, ow
 
 def test_what_is_asked_for_is_taken_or_refused_in_words(monkeypatch):
     stage, network = a_stage_and_network()
-    assert choose(stage, network, asked=REFERENCE).reason == "asked for"
+    assert choose(stage, network, requested=REFERENCE).reason == "requested"
     with pytest.raises(UsageError, match="use one of: torch float32"):
-        choose(stage, network, asked="abacus float32")
-    monkeypatch.setattr(backends, "candidates", lambda device: [REFERENCE, "openvino float32"])
+        choose(stage, network, requested="abacus float32")
+    monkeypatch.setattr(backends, "available_backends", lambda device: [REFERENCE, "openvino float32"])
     monkeypatch.setenv(backends.BACKEND_VARIABLE, "openvino float32")
     assert choose(stage, network).backend == "openvino float32"
 
@@ -160,11 +167,15 @@ def test_what_is_asked_for_is_taken_or_refused_in_words(monkeypatch):
 def test_bfloat16_is_tried_only_where_the_cpu_has_it(supported, monkeypatch):
     for unit in ("amx_tile", "avx512_bf16"):
         monkeypatch.setattr(torch.cpu, f"_is_{unit}_supported", lambda: supported, raising=False)
-    assert ("torch bfloat16" in candidates(CPU)) == supported
+    assert ("torch bfloat16" in available_backends(CPU)) == supported
 
 
 def test_graphics_cards_are_offered_half_precision():
-    assert candidates(torch.device("cuda")) == candidates(torch.device("mps")) == [REFERENCE, "torch float16"]
+    assert (
+        available_backends(torch.device("cuda"))
+        == available_backends(torch.device("mps"))
+        == [REFERENCE, "torch float16"]
+    )
 
 
 def test_half_precision_by_autocast_gives_the_labels_of_single_precision():
@@ -182,5 +193,5 @@ def test_the_provenance_says_what_computed():
     assert stage["backend"]["backend"] == REFERENCE
     assert stage["backend"]["reason"]
     assert set(stage["seconds"]) == {"input", "self_test", "network", "labels"}
-    (asked,) = segment(volume, threshold_model(), device="cpu", backend=REFERENCE).provenance["stages"]
-    assert asked["backend"]["reason"] == "asked for"
+    (requested,) = segment(volume, threshold_model(), device="cpu", backend=REFERENCE).provenance["stages"]
+    assert requested["backend"]["reason"] == "requested"

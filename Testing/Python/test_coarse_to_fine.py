@@ -306,7 +306,7 @@ def test_the_fast_path_is_as_good_as_the_plain_one_on_cases_never_trained_on(cas
     if (folder / "tumor.nii.gz").exists():  # a lesion that is just sure enough must not hang on the backend
         truths["tumor"] = read_labels(folder / "tumor.nii.gz").array > 0
     plain = segment(volume, plain_default(), device="cpu")
-    for backend in backends.candidates(CPU):
+    for backend in backends.available_backends(CPU):
         fast = segment(volume, load_model("default"), device="cpu", backend=backend)
         for name, truth in truths.items():
             assert abs(dice(fast.mask(name), truth) - dice(plain.mask(name), truth)) < 0.002, (backend, name)

@@ -226,7 +226,7 @@ def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -
     locator, liver = model.spec.stages
     assert (locator.default_layer, liver.default_layer) == ("decoder.1", "decoder.2")
     assert liver.region is not None
-    assert (locator.certain_at, liver.certain_at) == ({}, {"tumor": 2.5})
+    assert (locator.peak_threshold, liver.peak_threshold) == ({}, {"tumor": 2.5})
     assert model.spec.stage_of("liver") is model.spec.stage_of("tumor") is liver
 
 

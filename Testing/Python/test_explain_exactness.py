@@ -20,7 +20,7 @@ from LiverXAILib.explain.engine import to_input_grid
 from LiverXAILib.explain.layers import LayerTap, lattice_grid
 from LiverXAILib.explain.run import StageRun, ask
 from LiverXAILib.explain.stitching import stage_maps
-from LiverXAILib.inference.stages import mirrorings, region_margin, run_network, stage_input, stage_plan
+from LiverXAILib.inference.stages import logit_margin, mirrorings, run_network, stage_input, stage_plan
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -167,7 +167,7 @@ SCORES = {
     ),
     "tumor-vs-liver": lambda logits, to_input, masks: to_input(logits[2] - logits[1])[masks["tumor"]].mean(),
     "why-not-tumor:box:lps:20,10,20,34,30,30": lambda logits, to_input, masks: to_input(
-        -region_margin(logits, masks["stage"], "tumor")
+        -logit_margin(logits, masks["stage"], "tumor")
     )[masks["box"]].mean(),
     "lesion:1-vs-liver": lambda logits, to_input, masks: to_input(logits[2] - logits[1])[masks["tumor"]].mean(),
 }

@@ -29,7 +29,7 @@ def test_a_folded_network_gives_the_same_output_and_stages(dimensions, norm):
     image = torch.randn(1, 1, *[24] * dimensions)
     seen: dict[str, list[torch.Tensor]] = {}
     for one in (network, folded):
-        for name, _ in network.explainable_stages():
+        for name, _ in network.explainable_layers():
             one.get_submodule(name).register_forward_hook(
                 lambda module, inputs, output, name=name: seen.setdefault(name, []).append(output)
             )

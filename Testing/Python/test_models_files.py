@@ -27,7 +27,7 @@ from LiverXAILib.models import download_folder, load_model, registry, save_model
 from LiverXAILib.models import registry as registry_function
 from LiverXAILib.models.downloads import fetch, unpack
 from LiverXAILib.models.nnunet import load_nnunet
-from LiverXAILib.models.registry import own_models
+from LiverXAILib.models.registry import imported_models
 from LiverXAILib.models.store import download, import_model, remove, verify_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
@@ -320,7 +320,7 @@ def test_a_trusted_checkpoint_is_imported_once_and_harmless_afterwards(trained, 
     assert mark.exists()
     mark.rmdir()
     assert name == "mine"
-    assert own_models() == ["mine"]
+    assert imported_models() == ["mine"]
     x = torch.randn(1, 1, 16, 16, 16)
     expected = load_nnunet(trained).networks["nnunet"][0](x)
     torch.testing.assert_close(load_model("mine").networks["nnunet"][0](x), expected)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from LiverXAILib.errors import ModelError
-from LiverXAILib.networks import ObeliskUNet, UNet, build_network, default_stage
+from LiverXAILib.networks import ObeliskUNet, UNet, build_network, default_layer
 
 torch.set_num_threads(1)
 
@@ -32,7 +32,7 @@ def test_anisotropic_strides_keep_the_thick_axis() -> None:
     network = UNet(3, features=(4, 8, 8), strides=[(1, 2, 2), (2, 2, 2)]).eval()
     assert network.divisor == (2, 4, 4)
     assert network(torch.zeros(1, 1, 2, 8, 8)).shape == (1, 2, 2, 8, 8)
-    assert ("decoder.0", (1, 2, 2)) in network.explainable_stages()
+    assert ("decoder.0", (1, 2, 2)) in network.explainable_layers()
 
 
 def test_deep_supervision_adds_coarse_logits_in_training_only() -> None:
@@ -46,7 +46,7 @@ def test_deep_supervision_adds_coarse_logits_in_training_only() -> None:
 def test_a_strided_stem_halves_the_work_and_still_answers_for_every_voxel(dimensions: int) -> None:
     network = UNet(dimensions, out_channels=3, features=(4, 8, 12), stem_stride=2).eval()
     assert network.divisor == (8,) * dimensions
-    assert network.explainable_stages()[0] == ("encoder.0", (2,) * dimensions)
+    assert network.explainable_layers()[0] == ("encoder.0", (2,) * dimensions)
     size = (16, 24, 32)[:dimensions]
     assert network(torch.randn(1, 1, *size)).shape == (1, 3, *size)
     with pytest.raises(ValueError, match="stem_stride"):
@@ -70,12 +70,12 @@ def test_every_named_stage_can_be_hooked_and_has_its_stated_stride(network: UNet
     network.eval()
     size = (32, 64, 32)
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for name, _ in network.explainable_stages():
+    for name, _ in network.explainable_layers():
         network.get_submodule(name).register_forward_hook(
             lambda module, inputs, output, name=name: seen.__setitem__(name, (output, output.detach().clone()))
         )
     network(torch.randn(1, 1, *size)).sum().backward()
-    for name, stride in network.explainable_stages():
+    for name, stride in network.explainable_layers():
         output, at_the_time = seen[name]
         assert tuple(output.shape[2:]) == tuple(n // s for n, s in zip(size, stride, strict=True)), name
         assert torch.equal(output, at_the_time), f"{name} was changed in place after it was hooked"
@@ -87,10 +87,10 @@ def test_no_module_works_in_place() -> None:
 
 
 def test_the_default_stage_is_mid_decoder_and_never_the_last() -> None:
-    stages = UNet(features=(4, 8, 12, 16, 16)).explainable_stages()
-    assert default_stage(stages, (3.0, 3.0, 3.0)) == "decoder.1"
-    assert default_stage(stages, (5.0, 3.0, 3.0)) == "decoder.2"
-    assert default_stage(UNet(features=(4, 8)).explainable_stages(), (1.0, 1.0, 1.0)) == "bottleneck"
+    stages = UNet(features=(4, 8, 12, 16, 16)).explainable_layers()
+    assert default_layer(stages, (3.0, 3.0, 3.0)) == "decoder.1"
+    assert default_layer(stages, (5.0, 3.0, 3.0)) == "decoder.2"
+    assert default_layer(UNet(features=(4, 8)).explainable_layers(), (1.0, 1.0, 1.0)) == "bottleneck"
 
 
 def test_only_listed_networks_are_built() -> None:

@@ -18,7 +18,7 @@ from LiverXAILib.inference import Postprocessing, segment
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Model
 from LiverXAILib.models.nnunet import load_nnunet
-from LiverXAILib.models.registry import Notes, Reading
+from LiverXAILib.models.registry import ImportOptions, ModelNotes
 from LiverXAILib.volumes.orientation import Reorientation
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -155,18 +155,18 @@ def test_a_model_trained_on_canonical_images_sees_any_image_canonically(tmp_path
     turn = Reorientation.to(volume.grid, "SAR")
     canonical = Volume(turn.apply(volume.array), turn.grid.ijk_to_lps)
     *theirs, labels = nnunet_says(folder, canonical)
-    ours = we_say(load_nnunet(folder, notes=Notes(Reading(axes="SAR"))), volume)
+    ours = we_say(load_nnunet(folder, notes=ModelNotes(ImportOptions(axes="SAR"))), volume)
     assert_equal_answers(ours, (*theirs, turn.invert(labels)))
 
 
 def test_averaging_mirrored_windows_can_be_left_out(tmp_path):
     folder = make_folder(tmp_path, plans(), mirror_axes=(0, 1, 2))
     assert load_nnunet(folder).spec.stages[0].mirror_axes == (0, 1, 2)
-    assert load_nnunet(folder, notes=Notes(Reading(mirroring=False))).spec.stages[0].mirror_axes == ()
+    assert load_nnunet(folder, notes=ModelNotes(ImportOptions(mirroring=False))).spec.stages[0].mirror_axes == ()
 
 
 def test_a_tilted_scan_is_straightened_for_a_model_of_canonical_images(tmp_path):
-    model = load_nnunet(make_folder(tmp_path, plans()), notes=Notes(Reading(axes="SAR")))
+    model = load_nnunet(make_folder(tmp_path, plans()), notes=ModelNotes(ImportOptions(axes="SAR")))
     straight = noisy_ct()
     angle = np.radians(20)
     turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])

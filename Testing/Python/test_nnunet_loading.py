@@ -25,7 +25,7 @@ from LiverXAILib.explain.targets import Target
 from LiverXAILib.inference import Postprocessing, segment
 from LiverXAILib.models import Model, load_model
 from LiverXAILib.models.nnunet import load_nnunet
-from LiverXAILib.models.registry import Notes, Reading
+from LiverXAILib.models.registry import ImportOptions, ModelNotes
 from LiverXAILib.volumes.io import write_volume
 
 RAW = Postprocessing(False, False, False, 0.0)
@@ -168,7 +168,7 @@ def test_names_of_liver_and_lesions_become_ours(changed):
         ("tumor", 2, "liver"),
     ]
     assert spec.stages[0].labels == {"liver": ("Liver", "Liver_Lesions"), "tumor": ("Liver_Lesions",)}
-    own = load_nnunet(folder, notes=Notes(Reading(labels={"Liver_Lesions": "cyst"}, keep=("cyst",)))).spec
+    own = load_nnunet(folder, notes=ModelNotes(ImportOptions(labels={"Liver_Lesions": "cyst"}, keep=("cyst",)))).spec
     assert [(label.name, label.parent) for label in own.labels] == [("cyst", None)]
 
 
@@ -228,7 +228,7 @@ def raw_map(model: Model, volume: Any, segmentation: Any, method: str, layer: st
 def test_averaging_mirrored_windows_averages_their_explanations(method, trained):
     # One window of the size of the image, and a layer as fine as it: mirroring then moves cells onto cells.
     volume = noisy_ct((16, 16, 16), (4.0, 4.0, 4.0))
-    plain = load_nnunet(trained, notes=Notes(Reading(mirroring=False)))
+    plain = load_nnunet(trained, notes=ModelNotes(ImportOptions(mirroring=False)))
     both = Model(_with_mirroring(plain.spec, (2,)), plain.networks)
     segmentation = segment(volume, both, device="cpu", postprocessing=RAW)
     flipped = volume.with_array(volume.array[:, :, ::-1].copy())

@@ -14,7 +14,7 @@ from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 from LiverXAILib.errors import Cancelled, DeviceError, ModelError
 from LiverXAILib.inference import Postprocessing, lesion_components, segment
 from LiverXAILib.inference.postprocess import clean_lesions, clean_organ
-from LiverXAILib.inference.stages import region_margin
+from LiverXAILib.inference.stages import logit_margin
 from LiverXAILib.models import Region
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.volume import Grid, Volume
@@ -189,8 +189,8 @@ def test_softmax_margin_is_positive_exactly_where_the_argmax_is_in_the_region():
     ).spec.stages[0]
     logits = torch.randn(3, 9, 9, 9)
     best = logits.argmax(0)
-    assert torch.equal(region_margin(logits, stage, "liver") > 0, best >= 1)
-    assert torch.equal(region_margin(logits, stage, "tumor") > 0, best == 2)
+    assert torch.equal(logit_margin(logits, stage, "liver") > 0, best >= 1)
+    assert torch.equal(logit_margin(logits, stage, "tumor") > 0, best == 2)
 
 
 def test_organ_rules_keep_the_largest_piece_and_fill_it():
@@ -244,14 +244,14 @@ def test_a_lesion_that_the_network_is_nowhere_sure_of_is_dropped_and_the_others_
     image[18:23, 20:25, 12:17] = 200  # ... and somewhere of nearly 5
     volume = Volume(image, grid.ijk_to_lps)
     both = segment(volume, threshold_model(), device="cpu")
-    one = segment(volume, threshold_model(certain_at={"tumor": 3.0}), device="cpu")
+    one = segment(volume, threshold_model(peak_threshold={"tumor": 3.0}), device="cpu")
     assert (both.mask("tumor") & doubtful).any()
     np.testing.assert_array_equal(one.mask("tumor"), both.mask("tumor") & (i < 23))
     np.testing.assert_array_equal(one.mask("liver") | one.mask("tumor"), both.mask("liver") | both.mask("tumor"))
     np.testing.assert_array_equal(one.probabilities["tumor"].array, both.probabilities["tumor"].array)
-    assert not segment(volume, threshold_model(certain_at={"tumor": 9.0}), device="cpu").mask("tumor").any()
+    assert not segment(volume, threshold_model(peak_threshold={"tumor": 9.0}), device="cpu").mask("tumor").any()
 
 
 def test_certainty_is_asked_for_labels_of_the_stage_only():
-    with pytest.raises(ModelError, match="certain_at"):
-        threshold_model(certain_at={"vessel": 1.0})
+    with pytest.raises(ModelError, match="peak_threshold"):
+        threshold_model(peak_threshold={"vessel": 1.0})

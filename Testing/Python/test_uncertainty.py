@@ -16,7 +16,7 @@ from LiverXAILib import analyze
 from LiverXAILib.errors import Cancelled, UsageError
 from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.inference import Segmentation, lesion_components, segment
-from LiverXAILib.inference.stages import region_margin, run_network, stage_input, stage_plan
+from LiverXAILib.inference.stages import logit_margin, run_network, stage_input, stage_plan
 from LiverXAILib.measure import measure_uncertainty
 from LiverXAILib.models import Model
 from LiverXAILib.progress import CancelToken
@@ -68,7 +68,7 @@ def test_windows_disagree_where_they_overlap():
     total, square = torch.zeros(plan.padded_shape), torch.zeros(plan.padded_shape)
     for box in plan.boxes:
         with torch.no_grad():
-            p = torch.sigmoid(region_margin(run_network(model.members(stage)[0], image[box], stage), stage, "liver"))
+            p = torch.sigmoid(logit_margin(run_network(model.members(stage)[0], image[box], stage), stage, "liver"))
         total[box] += plan.weight(box) * p
         square[box] += plan.weight(box) * p**2
     expected = plan.unpad((square - total**2).clamp_min(0).sqrt())
@@ -88,7 +88,7 @@ def test_networks_that_disagree_are_compared_lesion_by_lesion():
         alone = segment(volume, changed(model, [network]), device="cpu")
         image = stage_input(volume, stage, alone.stage_grids["all"])
         with torch.no_grad():
-            masks.append((region_margin(run_network(network, image, stage), stage, "tumor") > 0).numpy())
+            masks.append((logit_margin(run_network(network, image, stage), stage, "tumor") > 0).numpy())
     expected = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
     assert result.pairwise_dice == pytest.approx(expected, abs=1e-3)
     assert 0.2 < result.pairwise_dice < 1

@@ -19,7 +19,7 @@ from LiverXAILib._version import __version__
 from LiverXAILib.errors import InputError
 from LiverXAILib.models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
 from LiverXAILib.models.store import save_model
-from LiverXAILib.networks import UNet, default_stage
+from LiverXAILib.networks import UNet, default_layer
 from LiverXAILib.progress import Progress
 from LiverXAILib.training.random_fields import Size
 
@@ -322,7 +322,7 @@ def export(
 
 def _stage(name: str, part: Part, points: Mapping[str, float] | None) -> StageSpec:
     network = UNet(**part.arguments)
-    layers = network.explainable_stages()
+    layers = network.explainable_layers()
     spacing = (part.spacing_mm,) * 3
     locator = name == "locator"
     return StageSpec(
@@ -338,10 +338,10 @@ def _stage(name: str, part: Part, points: Mapping[str, float] | None) -> StageSp
         activation="sigmoid",
         channels=("liver", "tumor"),
         labels={"liver": ("liver",)} if locator else {"liver": ("liver",), "tumor": ("tumor",)},
-        certain_at={} if locator or points is None else {"tumor": points["certain"] - points["tumor"]},
+        peak_threshold={} if locator or points is None else {"tumor": points["certain"] - points["tumor"]},
         region=None if locator else Region("liver", MARGIN_MM),
         layers=tuple(LayerSpec(layer, stride) for layer, stride in layers),
-        default_layer=default_stage(layers, spacing),
+        default_layer=default_layer(layers, spacing),
     )
 
 

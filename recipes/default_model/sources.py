@@ -19,7 +19,7 @@ import torch
 
 from LiverXAILib.errors import InputError
 from LiverXAILib.files import replacing
-from LiverXAILib.inference.stages import AIR_HU, working_grid
+from LiverXAILib.inference.stages import AIR_HU, network_orientation_grid
 from LiverXAILib.networks import ObeliskUNet
 from LiverXAILib.phantoms import TISSUES, make_phantom
 from LiverXAILib.progress import CancelToken, Progress, check_cancel, report_progress
@@ -163,7 +163,7 @@ Prepared = tuple[np.ndarray | None, np.ndarray, np.ndarray]
 
 
 def _to_grid(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, Grid]:
-    grid = regrid(working_grid(volume.grid, AXES), (spacing_mm,) * 3)
+    grid = regrid(network_orientation_grid(volume.grid, AXES), (spacing_mm,) * 3)
     ct = resample(volume.array, volume.grid, grid, fill=AIR_HU).clamp(-1024, 3071).round()
     return ct.numpy().astype(np.int16), grid
 
@@ -326,7 +326,7 @@ def _smoothed(ct: np.ndarray, spacing_mm: float) -> np.ndarray:
 
 def _teacher_liver(volume: Volume, grid: Grid, weights: Path, lowest_mm: float | None) -> np.ndarray:
     """Liver of the OBELISK ensemble (mean softmax of the folds) on `grid`; see :class:`ObeliskUNet`."""
-    base = working_grid(volume.grid, "LAI")
+    base = network_orientation_grid(volume.grid, "LAI")
     dense = resample(volume.array, volume.grid, base, fill=AIR_HU).numpy() > -300
     body = _largest(_open(dense))
     rows = [np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(2)]

@@ -22,12 +22,12 @@ from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume, bounding_box
 from .backends import choose_backend, forward
 from .device import select_device
-from .geometry import from_working_grid, project_box, whole
+from .geometry import from_network_orientation, project_box, whole
 from .masks import Mask, around
 from .nnunet import nnunet_scores
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
-from .stages import pad_value, predict_logits, region_margin, sample_box, stage_grids, stage_input, stage_plan
+from .stages import logit_margin, pad_value, predict_logits, sample_box, stage_grids, stage_input, stage_plan
 from .windows import Box
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def segment(
 
     :param volume: CT in HU, any orientation.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-    :param backend: "auto", or one of :func:`LiverXAILib.inference.backends.candidates` for all stages.
+    :param backend: "auto", or one of :func:`LiverXAILib.inference.backends.available_backends` for all stages.
     :param postprocessing: defaults to :class:`Postprocessing` as it is documented.
     :param progress: called after each window.
     :param cancel: asked before each window.
@@ -79,28 +79,28 @@ def segment(
     centers: dict[str, float] = {}
     stages: list[dict[str, Any]] = []
     warnings: list[str] = list(volume.metadata.get("warnings", ()))
-    places: dict[str, Place | None] = {}
+    regions: dict[str, RegionOfInterest | None] = {}
 
     model.to(target)
     for number, stage in enumerate(model.spec.stages):
         part = scaled(progress, number / len(model.spec.stages), (number + 1) / len(model.spec.stages))
-        place = None if stage.region is None else places.get(stage.region.label)
-        if stage.region is not None and place is None:
+        roi = None if stage.region is None else regions.get(stage.region.label)
+        if stage.region is not None and roi is None:
             stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
             continue
         try:
-            grid, logits, report = _run_stage(volume, model, stage, place, target, backend, part, cancel)
+            grid, logits, report = _run_stage(volume, model, stage, roi, target, backend, part, cancel)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(f"Device {target} ran out of memory. Use the CPU, or close other programs.") from error
         grids[stage.name] = grid
-        if place is not None and stage.intensity.centered:
-            centers[stage.name] = report["center_hu"] = place.median_hu
+        if roi is not None and stage.intensity.centered:
+            centers[stage.name] = report["center_hu"] = roi.median_hu
         stages.append(report)
         begun = time.perf_counter()
         rest = model.spec.stages[number + 1 :]
         sought = {later.region.label for later in rest if later.region is not None} & set(stage.labels)
-        places |= {label: _locate(logits, stage, label, grid, volume, model) for label in sought}
-        final = [label for label in stage.labels if not any(label in x.labels and _will_run(x, places) for x in rest)]
+        regions |= {label: _roi_from_logits(logits, stage, label, grid, volume, model) for label in sought}
+        final = [label for label in stage.labels if not any(label in x.labels and _roi_found(x, regions) for x in rest)]
         read = _read_scores if stage.nnunet is None else _read_nnunet_scores
         for label, (mask, probability) in read(logits, stage, final, grid, volume).items():
             masks[label] = mask
@@ -108,7 +108,7 @@ def segment(
                 probabilities[label] = probability
         if sought & set(final):
             masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
-            places |= {label: _place_of(masks[label], volume) for label in sought & set(final)}
+            regions |= {label: _roi_from_mask(masks[label], volume) for label in sought & set(final)}
         report["seconds"]["labels"] = round(time.perf_counter() - begun, 6)
 
     begun = time.perf_counter()
@@ -137,7 +137,7 @@ def _run_stage(
     volume: Volume,
     model: Model,
     stage: StageSpec,
-    place: Place | None,
+    roi: RegionOfInterest | None,
     device: torch.device,
     backend: str,
     progress: Progress | None,
@@ -148,8 +148,8 @@ def _run_stage(
     Of several parts of a long scan, the one that shows most of the stage's first label wins.
     """
     begun = time.perf_counter()
-    grids = stage_grids(volume, stage, None if place is None else place.box)
-    center_hu = 0.0 if place is None else place.median_hu
+    grids = stage_grids(volume, stage, None if roi is None else roi.box)
+    center_hu = 0.0 if roi is None else roi.median_hu
     networks = model.members(stage)
     seconds = {"input": time.perf_counter() - begun, "self_test": 0.0, "network": 0.0}
     best: tuple[float, Grid, torch.Tensor] | None = None
@@ -169,7 +169,7 @@ def _run_stage(
         logits = predict_logits(forwards, image, stage, plan, device, part, cancel)
         seconds["network"] += time.perf_counter() - begun
         first = next(iter(stage.labels))
-        found = float((region_margin(logits, stage, first) > 0).sum()) * grid.voxel_volume_mm3
+        found = float((logit_margin(logits, stage, first) > 0).sum()) * grid.voxel_volume_mm3
         if best is None or found > best[0]:
             best = found, grid, logits
     assert best is not None
@@ -184,26 +184,26 @@ def _run_stage(
     return best[1], best[2], report
 
 
-class Place(NamedTuple):
+class RegionOfInterest(NamedTuple):
     """Where a later stage will look: the `box` on the image around a structure, and the structure's median HU."""
 
     box: Box
     median_hu: float
 
 
-def _will_run(stage: StageSpec, places: Mapping[str, Place | None]) -> bool:
+def _roi_found(stage: StageSpec, regions: Mapping[str, RegionOfInterest | None]) -> bool:
     """Whether what a stage looks into is known to be there."""
-    return stage.region is None or places.get(stage.region.label) is not None
+    return stage.region is None or regions.get(stage.region.label) is not None
 
 
-def _locate(
+def _roi_from_logits(
     logits: torch.Tensor, stage: StageSpec, label: str, grid: Grid, volume: Volume, model: Model
-) -> Place | None:
-    """The place of a structure, on the stage's own grid.
+) -> RegionOfInterest | None:
+    """The region of interest around a structure, on the stage's own grid.
 
     Of the liver its largest piece: a speck at the other end of the body must not blow the box up.
     """
-    mask = (region_margin(logits, stage, label) > 0).numpy()
+    mask = (logit_margin(logits, stage, label) > 0).numpy()
     if any(spec.is_liver for spec in model.spec.labels if spec.name == label):
         mask = clean_organ(mask, _LARGEST_PIECE)
     box = bounding_box(mask)
@@ -212,29 +212,29 @@ def _locate(
     # The image's voxels nearest to the structure's: their median is not better for being interpolated.
     nearest = np.rint(volume.grid.to_ijk(grid.to_lps(np.argwhere(mask)[:, ::-1])))[:, ::-1]
     k, j, i = nearest.clip(0, np.array(volume.shape) - 1).astype(int).T
-    return Place(project_box(box, grid, volume.grid), float(np.median(volume.array[k, j, i])))
+    return RegionOfInterest(project_box(box, grid, volume.grid), float(np.median(volume.array[k, j, i])))
 
 
-def _place_of(mask: Mask, volume: Volume) -> Place | None:
-    """The place of a structure, on the image's own grid."""
+def _roi_from_mask(mask: Mask, volume: Volume) -> RegionOfInterest | None:
+    """The region of interest around a structure, on the image's own grid."""
     box = mask.tight()
-    return None if box is None else Place(box, float(np.median(volume.array[mask.box][mask.voxels])))
+    return None if box is None else RegionOfInterest(box, float(np.median(volume.array[mask.box][mask.voxels])))
 
 
 #: A region's mask, and its probability in the box around it.
-_Reading = tuple[Mask, "Volume | None"]
+_RegionScores = tuple[Mask, "Volume | None"]
 
 
 def _read_scores(
     logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
-) -> dict[str, _Reading]:
+) -> dict[str, _RegionScores]:
     """The regions of `labels` on the input grid: a score is interpolated, and the region is where it is positive.
 
     Scores are interpolated only where the region may be: on a full CT that is a tenth of the work.
     """
-    readings: dict[str, _Reading] = {}
+    readings: dict[str, _RegionScores] = {}
     for label in labels:
-        margin = region_margin(logits, stage, label).clamp(-_MAX_LOGIT, _MAX_LOGIT)
+        margin = logit_margin(logits, stage, label).clamp(-_MAX_LOGIT, _MAX_LOGIT)
         readings[label] = Mask.empty(), None
         found = bounding_box((margin > 0).numpy())
         if found is not None:
@@ -242,14 +242,14 @@ def _read_scores(
             score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
             probability = torch.sigmoid(score).to(torch.float16).numpy()
             mask = score > 0
-            if label in stage.certain_at and (doubtful := _doubtful(margin, stage.certain_at[label])).any():
+            if label in stage.peak_threshold and (doubtful := _below_peak(margin, stage.peak_threshold[label])).any():
                 # Voxels between two of the grid belong to one piece: pieces that touch, at corners too, are one.
                 mask &= resample(doubtful.float(), grid, volume.grid.cropped(box)) <= 0
             readings[label] = Mask(box, mask.numpy()), Volume(probability, volume.grid.cropped(box).ijk_to_lps)
     return readings
 
 
-def _doubtful(margin: torch.Tensor, level: float) -> torch.Tensor:
+def _below_peak(margin: torch.Tensor, level: float) -> torch.Tensor:
     """The pieces of a region (where `margin` is positive) that reach `level` nowhere, as bool (k, j, i)."""
     region = sitk.GetImageFromArray((margin > 0).numpy().astype(np.uint8))
     pieces = torch.from_numpy(sitk.GetArrayFromImage(sitk.ConnectedComponent(region, True)).astype(np.int64))
@@ -260,25 +260,25 @@ def _doubtful(margin: torch.Tensor, level: float) -> torch.Tensor:
 
 def _read_nnunet_scores(
     logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
-) -> dict[str, _Reading]:
+) -> dict[str, _RegionScores]:
     """The same as nnU-Net does it: every channel is resized to the image, then the best one wins."""
-    boxes = [bounding_box((region_margin(logits, stage, label) > 0).numpy()) for label in labels]
+    boxes = [bounding_box((logit_margin(logits, stage, label) > 0).numpy()) for label in labels]
     if not any(boxes):
         return {label: (Mask.empty(), None) for label in labels}
     working, box, blocks = nnunet_scores(logits, stage, grid, volume, around(boxes), _MARGIN_MM)
-    place = working.cropped(box)
-    masks = {label: np.zeros(place.shape, dtype=bool) for label in labels}
-    probabilities = {label: np.zeros(place.shape, dtype=np.float16) for label in labels}
+    kept = working.cropped(box)
+    masks = {label: np.zeros(kept.shape, dtype=bool) for label in labels}
+    probabilities = {label: np.zeros(kept.shape, dtype=np.float16) for label in labels}
     for part, block in blocks:
         for label in labels:
-            score = region_margin(block, stage, label)
+            score = logit_margin(block, stage, label)
             masks[label][part] = (score > 0).numpy()
             probabilities[label][part] = torch.sigmoid(score).to(torch.float16).numpy()
-    target = project_box(whole(place), place, volume.grid)
+    target = project_box(whole(kept), kept, volume.grid)
     return {
         label: (
-            Mask(target, from_working_grid(masks[label], place, volume.grid.cropped(target), stage.axes)),
-            Volume(probabilities[label], place.ijk_to_lps),
+            Mask(target, from_network_orientation(masks[label], kept, volume.grid.cropped(target), stage.axes)),
+            Volume(probabilities[label], kept.ijk_to_lps),
         )
         for label in labels
     }

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
-def from_plain(kind: Any, data: Any, where: str = "") -> Any:
+def from_json_value(kind: Any, data: Any, where: str = "") -> Any:
     """Build a value of type `kind` from `data` as :mod:`json` gives it: lists become tuples, objects dataclasses.
 
     :param where: path of `data` in the document, for messages.
@@ -22,7 +22,7 @@ def from_plain(kind: Any, data: Any, where: str = "") -> Any:
         if data is None and type(None) in arguments:
             return None
         (kind,) = [option for option in arguments if option is not type(None)]
-        return from_plain(kind, data, where)
+        return from_json_value(kind, data, where)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, data, where)
     if origin is tuple:
@@ -31,11 +31,13 @@ def from_plain(kind: Any, data: Any, where: str = "") -> Any:
         kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(data):
             raise ValueError(f"{where or 'it'} must have {len(kinds)} entries, not {len(data)}")
-        return tuple(from_plain(k, item, f"{where}[{n}]") for n, (k, item) in enumerate(zip(kinds, data, strict=True)))
+        return tuple(
+            from_json_value(k, item, f"{where}[{n}]") for n, (k, item) in enumerate(zip(kinds, data, strict=True))
+        )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(data, Mapping):
             raise ValueError(f"{where or 'it'} must be an object")
-        return {key: from_plain(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
+        return {key: from_json_value(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
     allowed = (int, float) if kind is float else kind
     if not isinstance(data, allowed) or (isinstance(data, bool) and kind is not bool):
         raise ValueError(f"{where or 'it'} must be of type {kind.__name__}, not {data!r}")
@@ -57,28 +59,10 @@ def _dataclass(kind: Any, data: Any, where: str) -> Any:
     if missing := set(fields) - optional - set(data):
         raise ValueError(f"{where or 'it'} lacks: {', '.join(sorted(missing))}")
     prefix = f"{where}." if where else ""
-    return kind(**{name: from_plain(hints[name], value, prefix + name) for name, value in data.items()})
+    return kind(**{name: from_json_value(hints[name], value, prefix + name) for name, value in data.items()})
 
 
 def _tuples(data: Any) -> Any:
     if isinstance(data, list):
         return tuple(_tuples(item) for item in data)
     return data
-
-
-#: How parts of the names of measured quantities are written.
-_WRITTEN = {"assd": "ASSD", "hd95": "HD95", "dice": "Dice", "hu": "HU", "ct": "CT"}
-_UNITS = {"mm": "mm", "ml": "ml", "hu": "HU", "percent": "%", "seconds": "s"}
-
-
-def words(key: str) -> str:
-    """A key of a card as a person reads it: "liver_assd_mm" is "liver ASSD (mm)"; what has spaces stays as it is."""
-    parts = key.split("_")
-    if " " in key or len(parts) == 1:
-        return key
-    unit = _UNITS.get(parts[-1], "")
-    if unit:
-        parts.pop()
-        # "over_20_mm" is a size, "liver_ml" a quantity.
-        unit = f" {unit}" if parts[-1].isdigit() else f" ({unit})"
-    return " ".join(_WRITTEN.get(part, part) for part in parts) + unit

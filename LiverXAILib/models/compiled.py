@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that come as programs: TorchScript files and exported programs. They can be run, but not looked into.
+"""Compiled models: TorchScript files and exported programs. They can be run, but have no inspectable layers.
 
 A model folder with a card names them as its stage's `network`; the card says everything else (see ``docs/models.md``).
 """
@@ -15,7 +15,7 @@ from ..errors import ModelError
 from .spec import StageSpec
 
 #: What a card's `network` is called for such files.
-PROGRAMS = ("TorchScript", "ExportedProgram")
+COMPILED_NETWORKS = ("TorchScript", "ExportedProgram")
 
 
 class ExportedProgram(nn.Module):
@@ -30,18 +30,18 @@ class ExportedProgram(nn.Module):
         return self._program[0](image.cpu()).to(image.device)
 
 
-def load_program(path: Path, stage: StageSpec, *, trust: bool) -> nn.Module:
+def load_compiled(path: Path, stage: StageSpec, *, trust: bool) -> nn.Module:
     """Load a TorchScript file or an exported program.
 
-    :raises LiverXAILib.errors.ModelError: not trusted, damaged, or layers are promised that cannot be seen.
+    :raises LiverXAILib.errors.ModelError: not trusted, damaged, or the card lists layers.
     """
     if not trust:
         raise ModelError(
-            f"{path.name} is a program ({stage.network}), and opening it can run code. If you trust whoever made it, "
-            "import the model once with 'liverxai models import --trust'."
+            f"{path.name} is a compiled model ({stage.network}), and opening it can run code. If you trust whoever made "
+            "it, import the model once with 'liverxai models import --trust'."
         )
     if stage.layers:
-        raise ModelError(f"The card lists layers of {path.name}, but a {stage.network} cannot be looked into.")
+        raise ModelError(f"The card lists layers of {path.name}, but a {stage.network} has no inspectable layers.")
     try:
         if stage.network == "TorchScript":
             return torch.jit.load(path, map_location="cpu")

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and words as people read them."""
+
+from __future__ import annotations
+
+#: How parts of the names of measured quantities are written.
+_WRITTEN = {"assd": "ASSD", "hd95": "HD95", "dice": "Dice", "hu": "HU", "ct": "CT"}
+_UNITS = {"mm": "mm", "ml": "ml", "hu": "HU", "percent": "%", "seconds": "s"}
+
+
+def humanize_key(key: str) -> str:
+    """A key of a card as a person reads it: "liver_assd_mm" is "liver ASSD (mm)"; what has spaces stays as it is."""
+    parts = key.split("_")
+    if " " in key or len(parts) == 1:
+        return key
+    unit = _UNITS.get(parts[-1], "")
+    if unit:
+        parts.pop()
+        # "over_20_mm" is a size, "liver_ml" a quantity.
+        unit = f" {unit}" if parts[-1].isdigit() else f" ({unit})"
+    return " ".join(_WRITTEN.get(part, part) for part in parts) + unit
