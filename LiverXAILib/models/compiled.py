@@ -37,8 +37,8 @@ def load_compiled(path: Path, stage: StageSpec, *, trust: bool) -> nn.Module:
     """
     if not trust:
         raise ModelError(
-            f"{path.name} is a compiled model ({stage.network}), and opening it can run code. If you trust whoever made "
-            "it, import the model once with 'liverxai models import --trust'."
+            f"{path.name} is a compiled model ({stage.network}), and opening it can run code. If you trust whoever "
+            "made it, import the model once with 'liverxai models import --trust'."
         )
     if stage.layers:
         raise ModelError(f"The card lists layers of {path.name}, but a {stage.network} has no inspectable layers.")
