@@ -32,6 +32,7 @@ from batch_toys import phantom, write_model  # noqa: E402
 from slicerhost import qtapplication  # noqa: E402
 
 from LiverXAILib.mrml import volume_to_node  # noqa: E402
+from LiverXAILib.volumes.box import Box  # noqa: E402
 from LiverXAILib.volumes.volume import Volume  # noqa: E402
 
 
@@ -71,11 +72,11 @@ def measure_steps(shape: list[int]) -> None:
 
     scene, spec = slicer.mrmlScene, registry()["default"].spec()
     array, random = np.zeros(shape, np.uint8), np.random.default_rng(0)
-    k, j, i = (slice(n // 4, 3 * n // 4) for n in shape)
-    array[k, j, i] = 1
-    array[k, j, i][: shape[0] // 8, : shape[1] // 8, : shape[2] // 8] = 2
+    box = Box(*(slice(n // 4, 3 * n // 4) for n in shape))
+    array[box] = 1
+    array[box][: shape[0] // 8, : shape[1] // 8, : shape[2] // 8] = 2
     labels = Volume(array, np.diag([0.7, 0.7, 1.2, 1.0]))
-    probability = Volume(np.full(array[k, j, i].shape, 0.3, np.float16), labels.cropped((k, j, i)).ijk_to_lps)
+    probability = Volume(np.full(array[box].shape, 0.3, np.float16), labels.cropped(box).ijk_to_lps)
     provenance = {"model": {"name": "none", "version": "1", "sha256": []}, "warnings": []}
     segmentation = Segmentation(labels, (LIVER, TUMOR), {"liver": probability}, {}, provenance)
     heat = labels.with_array(random.random(shape, dtype=np.float32))

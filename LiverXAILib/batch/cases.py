@@ -19,9 +19,8 @@ from typing import Any
 from ..errors import UsageError
 from ..options import Options
 from ..progress import Progress, report_progress
+from ..volumes.formats import image_ending, is_segmentation, without_ending
 
-#: Endings of image files, see :mod:`LiverXAILib.volumes.io`; the longest first.
-_IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 #: An image whose voxels lie in another file: where its header names it.
 _DETACHED = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 #: Modalities of DICOM objects that are no images.
@@ -108,9 +107,9 @@ def _searched(root: Path, exclude: Path | None, progress: Progress | None) -> Fo
         report_progress(progress, f"Searching {folder.name}", 0.0)
         for name in names:
             path = folder / name
-            if name.lower().endswith((".seg.nrrd", ".seg.nhdr")):
+            if is_segmentation(path):
                 passed_over.append((_label(root, path), "a segmentation"))
-            elif name.lower().endswith(_IMAGES):
+            elif image_ending(path):
                 images.append(path)
             else:
                 others.append(path)
@@ -269,7 +268,7 @@ def _case(
     # The same characters can be encoded in two ways; a copy on another system may have the other one.
     identity = unicodedata.normalize("NFC", "\0".join([_label(root, path), series or "", name]))
     case_id = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    readable = safe_name(name or name_hint or _without_ending(label))
+    readable = safe_name(name or name_hint or without_ending(label))
     folder = name if name and name == readable else f"{readable}-{case_id[:8]}"
     own = {} if options is None else dict(options)
     return Case(case_id, name or label, folder, path, series, tuple(files), own)
@@ -278,13 +277,6 @@ def _case(
 def _label(root: Path, path: Path) -> str:
     """The path within `root`, or the whole path if it lies elsewhere, in the same way on each system."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
-def _without_ending(name: str) -> str:
-    for ending in _IMAGES:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
 
 
 def safe_name(text: str) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 
 from ..errors import LiverXAIError, UsageError
 from ..options import Options
+from ..volumes.box import Box
 from ..volumes.io import read_volume, write_volume
 from .machine import describe_machine
 
@@ -246,9 +247,8 @@ def _cut_out(image: Path, small: Path) -> Path:
     first, last = np.sort(volume.grid.to_ijk(corners), axis=0)[:, ::-1]
     low = np.clip(np.floor(first).astype(int), 0, np.array(volume.shape) - 1)
     high = np.clip(np.ceil(last).astype(int), low + 1, volume.shape)
-    k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     small.parent.mkdir(parents=True, exist_ok=True)
-    write_volume(volume.cropped((k, j, i)), small)
+    write_volume(volume.cropped(Box.between(low, high)), small)
     return small
 
 

@@ -38,10 +38,11 @@ from ..measure import measure
 from ..models import Model, load_model
 from ..progress import Progress, progress_bar, report_progress
 from ..report import write_segmentation_file
+from ..volumes.box import Box, bounding_box
 from ..volumes.io import read_volume, write_volume
 from ..volumes.itk import to_itk
 from ..volumes.resample import resample
-from ..volumes.volume import Grid, Volume, bounding_box
+from ..volumes.volume import Grid, Volume
 from .machine import convolution_rate, describe_machine
 from .speed_peers import NNUNET_BOX, NNUNET_FULL, Peer, peers
 
@@ -85,8 +86,7 @@ def benchmark_speed(
         skipped: list[tuple[str, str]] = []
         if compare:
             report_progress(progress, "Preparing other pipelines", 0.02)
-            liver = bounding_box(chosen.mask("liver")) or bounding_box(np.ones(volume.shape, dtype=bool))
-            assert liver is not None
+            liver = bounding_box(chosen.mask("liver")) or Box.full(volume.shape)
             for peer in peers(volume, model, liver, folder):
                 if isinstance(peer, Peer):
                     others.append(peer)
@@ -306,10 +306,10 @@ def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Pa
         values = resample(found.array, found.grid, grid)
         heat = np.zeros(volume.shape, dtype=np.float32)
         start = np.rint(volume.grid.to_ijk(found.grid.origin)).astype(int)[::-1]
-        k, j, i = (slice(int(a), int(a) + n) for a, n in zip(start, found.shape, strict=True))
+        part = Box.full(found.shape).shifted(start)
 
         def to_image() -> None:
-            heat[k, j, i] = resample(values, grid, found.grid).numpy()
+            heat[part] = resample(values, grid, found.grid).numpy()
 
         seconds["bring a heat map to the CT's voxels"] = _seconds(to_image)
         seconds["write a heat map (.nrrd)"] = _seconds(partial(write_volume, volume.with_array(heat), heat_file))
@@ -351,7 +351,7 @@ def _lesion_growth(volume: Volume, segmentation: Segmentation) -> list[dict[str,
         labels[~liver] = 0
         painted = dataclasses.replace(segmentation, labels=volume.with_array(labels))
         mask = labels == tumor
-        box = bounding_box(liver) or (slice(0, 1),) * 3
+        box = bounding_box(liver) or Box.full((1, 1, 1))
         volume_mm3 = volume.grid.voxel_volume_mm3
         rules = _seconds(partial(clean_lesions, mask[box], liver[box], volume_mm3, Postprocessing()))
         rows.append(
@@ -367,9 +367,8 @@ def _lesion_growth(volume: Volume, segmentation: Segmentation) -> list[dict[str,
 def _paint_ball(labels: np.ndarray, center: np.ndarray, grid: Grid, radius_mm: float, value: int) -> None:
     spacing = np.array(grid.spacing[::-1])
     reach = np.ceil(radius_mm / spacing).astype(int)
-    low, high = np.maximum(center - reach, 0), np.minimum(center + reach + 1, labels.shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    offsets = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1)
+    box = Box.full((1, 1, 1)).shifted(center).grown(reach, labels.shape)
+    offsets = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), -1)
     labels[box][np.linalg.norm((offsets - center) * spacing, axis=-1) <= radius_mm] = value
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, UsageError
+from ..volumes.formats import image_ending, is_segmentation, without_ending
 from ..volumes.orientation import axis_codes, reorient
 from ..volumes.volume import Grid, Volume
 
@@ -21,8 +22,6 @@ LABELS = {"liver": 1, "tumor": 2}
 SEGMENTATION_FILE = "segmentation.seg.nrrd"
 #: Grids count as one if no voxel is misplaced by more than this fraction of the shortest side of a voxel.
 GRID_TOLERANCE = 0.1
-
-_ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def read_prediction(path: Path) -> tuple[Volume, dict[str, int]]:
     if path.is_dir():
         path = path / SEGMENTATION_FILE
     volume = read_labels(path)
-    if not path.name.endswith(".seg.nrrd"):
+    if not is_segmentation(path):
         return volume, dict(LABELS)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -152,8 +151,7 @@ def read_cases(path: Path) -> list[Case]:
 def case_name(path: Path) -> str:
     """The name without the ending of an image."""
     path = path.resolve()
-    ending = "" if path.is_dir() else next((ending for ending in _ENDINGS if path.name.endswith(ending)), "")
-    return path.name.removesuffix(ending)
+    return path.name if path.is_dir() else without_ending(path.name)
 
 
 def aligned(volume: Volume, grid: Grid, name: str = "prediction", other: str = "reference") -> np.ndarray:
@@ -177,11 +175,14 @@ def _entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, but a folder of references was given.")
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in entries if path.is_dir() or path.name.endswith(_ENDINGS)]
+    return [path for path in entries if path.is_dir() or image_ending(path)]
 
 
 def _file_called(folder: Path, name: str) -> Path | None:
-    return next((folder / f"{name}{ending}" for ending in _ENDINGS if (folder / f"{name}{ending}").is_file()), None)
+    if not folder.is_dir():
+        return None
+    images = sorted(path for path in folder.iterdir() if image_ending(path) and path.is_file())
+    return next((path for path in images if without_ending(path.name).lower() == name), None)
 
 
 def _size(grid: Grid) -> str:

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from ..errors import InputError, UsageError
 from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.box import Box
 from ..volumes.orientation import axis_codes, reorient
 from ..volumes.volume import Grid, Volume
 from .cases import (
@@ -246,9 +247,9 @@ def _placed(cropped: Volume, grid: Grid) -> np.ndarray:
     """A part of an image in its place on `grid`, 0 elsewhere."""
     cropped = reorient(cropped, axis_codes(grid))
     start = np.rint(grid.to_ijk(cropped.grid.origin)).astype(int)[::-1]
-    box = tuple(slice(int(a), int(a) + n) for a, n in zip(start, cropped.shape, strict=True))
+    box = Box.full(cropped.shape).shifted(start)
     inside = (start >= 0).all() and (start + cropped.shape <= grid.shape).all()
-    if not inside or not grid.cropped(box).matches(cropped.grid, GRID_TOLERANCE * min(grid.spacing)):  # type: ignore[arg-type]
+    if not inside or not grid.cropped(box).matches(cropped.grid, GRID_TOLERANCE * min(grid.spacing)):
         raise InputError("The probabilities do not lie on the grid of the reference.")
     placed = np.zeros(grid.shape, np.float32)
     placed[box] = cropped.array

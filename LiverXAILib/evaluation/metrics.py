@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..errors import UsageError
+from ..volumes.box import components
 
 #: Upper ends in mm of the size classes of lesions (diameter of the ball of the same volume), and their names.
 SIZE_LIMITS_MM = (10.0, 20.0)
@@ -143,9 +143,9 @@ def _hits(
     lesions: np.ndarray, other: np.ndarray, voxel_volume_mm3: float
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Numbers of lesions by size class: all, and those that `other` covers well enough."""
-    components = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(lesions.astype(np.uint8)), True))
-    sizes = np.bincount(components.ravel())[1:]
-    covered = np.bincount(components[other], minlength=len(sizes) + 1)[1:]
+    numbers = components(lesions, corners=True)
+    sizes = np.bincount(numbers.ravel())[1:]
+    covered = np.bincount(numbers[other], minlength=len(sizes) + 1)[1:]
     diameters = np.cbrt(6 * sizes * voxel_volume_mm3 / np.pi)
     classes = np.searchsorted(SIZE_LIMITS_MM, diameters, side="right")
     hit = (covered >= COVERED * sizes) & (covered > 0)

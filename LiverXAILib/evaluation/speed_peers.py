@@ -23,9 +23,9 @@ from torch import nn
 
 from ..inference.backends import choose_backend, forward, keep_freed_memory
 from ..inference.stages import sample_box, stage_grids, stage_plan
-from ..inference.windows import Box
 from ..models import Model, Region
 from ..models.nnunet import load_nnunet
+from ..volumes.box import Box
 from ..volumes.resample import regrid
 from ..volumes.volume import Volume
 
@@ -120,7 +120,7 @@ def _nnunet_box(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     image = torch.randn(plan.window)
     cpu = torch.device("cpu")
     voxels = len(plan.boxes) * image.numel()
-    sample = torch.randn([s.stop - s.start for s in sample_box(plan, stage)])
+    sample = torch.randn(sample_box(plan, stage).shape)
     choice = choose_backend(network, stage, cpu, sample, voxels)
     network_of = forward(choice.backend, network, cpu)
 

@@ -12,10 +12,10 @@ import torch
 from ..errors import DeviceError, UsageError
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
-from ..inference.stages import bounding_box, project_box
 from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, report_progress, scaled
+from ..volumes.box import bounding_box
 from ..volumes.resample import resample
 from ..volumes.volume import Volume
 from .explanation import DEFAULT_METHOD, Explanation
@@ -177,7 +177,7 @@ def to_input_grid(values: torch.Tensor, run: StageRun, volume: Volume) -> tuple[
     found = bounding_box((values > 0).numpy())
     if found is None:
         return Volume(heat, volume.ijk_to_lps), 0.0
-    box = project_box(found, run.grid, volume.grid, margin_mm=max(run.spacing))
+    box = found.projected(run.grid, volume.grid, margin_mm=max(run.spacing))
     heat[box] = resample(values, run.grid, volume.grid.cropped(box)).numpy()
     maximum = float(heat.max())
     if maximum > 0:

@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..inference.windows import Box
 from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.box import Box
 from .methods import Method
 from .run import BLUR_MM, EXAMINED_MM, Question, StageMap, StageRun, gaussian
 from .stitching import stage_maps
@@ -435,8 +435,5 @@ def _complaints(card: dict[str, Any]) -> list[str]:
 def _blurred(run: StageRun, box: Box, sigma_mm: float) -> torch.Tensor:
     """The part of the image at `box` after a Gaussian, without blurring all of it."""
     reach = [round(3 * sigma_mm / size) for size in run.spacing]
-    around = [
-        slice(max(0, s.start - r), min(n, s.stop + r)) for s, r, n in zip(box, reach, run.image.shape, strict=True)
-    ]
-    a, b, c = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, around, strict=True))
-    return gaussian(run.image[around[0], around[1], around[2]], [sigma_mm / size for size in run.spacing])[a, b, c]
+    around = box.grown(reach, run.image.shape)
+    return gaussian(run.image[around], [sigma_mm / size for size in run.spacing])[box.relative_to(around)]

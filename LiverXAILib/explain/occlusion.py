@@ -15,12 +15,12 @@ from math import ceil
 
 import torch
 
-from ..inference.windows import Box
 from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.box import Box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid
 from .layers import lattice_grid
-from .run import Question, StageMap, StageRun, overlap
+from .run import Question, StageMap, StageRun
 
 #: The most often that a network may run for one question.
 BUDGET = 250
@@ -41,7 +41,7 @@ def occlusion(
     windows are run only for cubes that lie in them.
     """
     boxes = [run.plan.boxes[number] for number in question.windows]
-    region = _around(boxes)
+    region = Box.union(boxes)
     runs_left = max(1, budget - len(boxes) * len(run.passes)) // len(run.passes)
     side_mm = _SMALLEST_MM
     while _count(boxes, region, _edges(run, side_mm)) > runs_left:
@@ -57,18 +57,19 @@ def occlusion(
             window, blurred = run.image[box], run.blurred[box]
             intact = _logits(run, question, window, cancel)
             for number, cube in enumerate(cubes):
-                common = overlap(box, cube)
+                common = box.intersection(cube)
                 if common is None:
                     continue
                 report_progress(
                     progress, f"Explaining ({run.stage.name}): occluding {done + 1} of {total}", done / total
                 )
                 occluded = window.clone()
-                occluded[common[0]] = blurred[common[0]]
+                hidden = common.relative_to(box)
+                occluded[hidden] = blurred[hidden]
                 # Subtracting logits before summing keeps small drops of a large score.
                 drops[number] += float(((intact - _logits(run, question, occluded, cancel)) * share).sum())
                 done += 1
-    a, b, c = (ceil((s.stop - s.start) / edge) for s, edge in zip(region, edges, strict=True))
+    a, b, c = (ceil(n / edge) for n, edge in zip(region.shape, edges, strict=True))
     part = run.grid.cropped(region)
     lattice: Grid = lattice_grid(part, edges, (a, b, c))
     values = torch.zeros(run.plan.padded_shape)
@@ -86,11 +87,6 @@ def _logits(run: StageRun, question: Question, window: torch.Tensor, cancel: Can
     return total
 
 
-def _around(boxes: list[Box]) -> Box:
-    a, b, c = (slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-    return a, b, c
-
-
 def _edges(run: StageRun, side_mm: float) -> tuple[int, int, int]:
     a, b, c = (max(1, round(side_mm / size)) for size in run.spacing)
     return a, b, c
@@ -99,8 +95,7 @@ def _edges(run: StageRun, side_mm: float) -> tuple[int, int, int]:
 def _cubes(region: Box, edges: tuple[int, int, int]) -> Iterator[Box]:
     starts = [range(s.start, s.stop, edge) for s, edge in zip(region, edges, strict=True)]
     for corner in product(*starts):
-        a, b, c = (slice(low, low + edge) for low, edge in zip(corner, edges, strict=True))
-        yield a, b, c
+        yield Box.full(edges).shifted(corner)
 
 
 def _count(boxes: list[Box], region: Box, edges: tuple[int, int, int]) -> int:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from ..inference.windows import Box
-from ..volumes.volume import bounding_box
+from ..volumes.box import Box, bounding_box
 
 Stride = tuple[int, int, int]
 Back = Callable[[torch.Tensor], list[torch.Tensor]]

@@ -24,7 +24,6 @@ from torch import nn
 from ..inference.segmentation import Segmentation
 from ..inference.stages import (
     AIR_HU,
-    bounding_box,
     mirrorings,
     normalize,
     pad_value,
@@ -33,10 +32,11 @@ from ..inference.stages import (
     stage_input,
     stage_plan,
 )
-from ..inference.windows import Box, WindowPlan
+from ..inference.windows import WindowPlan
 from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, check_cancel
+from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample_adjoint
 from ..volumes.volume import Grid, Volume
 from .targets import EmptyTargetError, Target, Term, contest, score_terms
@@ -155,9 +155,9 @@ class Question:
     def share(self, box: Box, weight: torch.Tensor) -> torch.Tensor:
         """T_c W_p in the window at `box`: float32 (channels, \\*window)."""
         share = torch.zeros((len(self.channels), *weight.shape))
-        if (common := overlap(box, self.box)) is not None:
-            here, there = common
-            share[:, here[0], here[1], here[2]] = self.weights[:, there[0], there[1], there[2]] * weight[here]
+        if (common := box.intersection(self.box)) is not None:
+            here, there = common.relative_to(box), common.relative_to(self.box)
+            share[:, here.k, here.j, here.i] = self.weights[:, there.k, there.j, there.i] * weight[here]
         return share
 
     def score(self, logits: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -189,9 +189,9 @@ class Question:
         box = window
         if run.stage.size is None and not run.stage.pad_to_window:
             box = self._surroundings(run, window, limit_mm)
-        share = self.share(box, run.plan.weight(window)[_within(window, box)])
+        share = self.share(box, run.plan.weight(window)[box.relative_to(window)])
         size = share.shape[1], share.shape[2], share.shape[3]
-        whole: Box = (slice(0, size[0]), slice(0, size[1]), slice(0, size[2]))
+        whole = Box.full(size)
         plan = WindowPlan(size, size, size, (whole,))
         alone = replace(run, grid=run.grid.cropped(box), plan=plan, image=run.image[box])
         return alone, replace(self, weights=share, box=whole, windows={0: float(share.abs().sum())}), box
@@ -209,11 +209,7 @@ class Question:
         balance = part * (1 - part)
         best = torch.nonzero(balance >= (1 - 1e-3) * balance.max())
         corner = best[(best - torch.tensor(centered)).square().sum(dim=1).argmin()].tolist()
-        a, b, c = (
-            slice(limits.start + low, limits.start + low + size)
-            for limits, low, size in zip(window, corner, sizes, strict=True)
-        )
-        return a, b, c
+        return Box.full(sizes).shifted(np.add(window.start, corner))
 
 
 def _box_means(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -286,16 +282,16 @@ def blended_logits(run: StageRun, question: Question, cancel: CancelToken | None
     with torch.inference_mode():
         for number in _shares(question, run.plan):
             box = run.plan.boxes[number]
-            common = overlap(box, question.box)
+            common = box.intersection(question.box)
             assert common is not None
-            here, there = common
+            here, there = common.relative_to(box), common.relative_to(question.box)
             for member in range(len(run.passes)):
                 check_cancel(cancel)
                 output = run.forward(member, box).cpu() / len(run.passes)
                 if logits is None:
                     logits = torch.zeros((output.shape[0], *question.weights.shape[1:]))
-                part = (output * run.plan.weight(box))[:, here[0], here[1], here[2]]
-                logits[:, there[0], there[1], there[2]] += part
+                part = (output * run.plan.weight(box))[:, here.k, here.j, here.i]
+                logits[:, there.k, there.j, there.i] += part
     assert logits is not None
     return logits
 
@@ -304,7 +300,7 @@ def _shares(question: Question, plan: WindowPlan) -> dict[int, float]:
     """The share of each window in `question`, for the windows that matter, in the order of the plan."""
     shares = {}
     for number, box in enumerate(plan.boxes):
-        if overlap(box, question.box) is not None:
+        if box.intersection(question.box) is not None:
             shares[number] = float(question.share(box, plan.weight(box)).abs().sum())
     allowance = _NEGLIGIBLE * sum(shares.values())
     for number in sorted(shares, key=lambda number: shares[number]):
@@ -313,23 +309,6 @@ def _shares(question: Question, plan: WindowPlan) -> dict[int, float]:
             break
         del shares[number]
     return shares
-
-
-def _within(outer: Box, inner: Box) -> Box:
-    a, b, c = (slice(i.start - o.start, i.stop - o.start) for o, i in zip(outer, inner, strict=True))
-    return a, b, c
-
-
-def overlap(first: Box, second: Box) -> tuple[Box, Box] | None:
-    """What two boxes share, seen from the corner of each; None if they are apart."""
-    common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True)]
-    if any(low >= high for low, high in common):
-        return None
-    (a, b, c), (d, e, f) = (
-        [slice(low - s.start, high - s.start) for (low, high), s in zip(common, box, strict=True)]
-        for box in (first, second)
-    )
-    return (a, b, c), (d, e, f)
 
 
 def _on_stage(term: Term, grid: Grid, run: StageRun, count: float) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The voxel grid a network's axes see, and boxes carried from one grid to another."""
+"""The voxel grid a network's axes see."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from ..volumes.orientation import Reorientation
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
-from .windows import Box
 
 #: Hounsfield units of what lies outside an image.
 AIR_HU = -1024.0
@@ -58,24 +57,6 @@ def from_network_orientation(mask: np.ndarray, source: Grid, grid: Grid, axes: s
     if _is_axis_aligned(turn.grid, axes):
         return turn.invert(mask)
     return (resample(mask.astype(np.float32), source, grid, antialias=False) > 0.5).numpy()
-
-
-def whole(grid: Grid) -> Box:
-    """The box of all voxels of `grid`."""
-    k, j, i = (slice(0, n) for n in grid.shape)
-    return k, j, i
-
-
-def project_box(box: Box, source: Grid, target: Grid, margin_mm: float = 0.0) -> Box:
-    """The smallest box on `target` around `box` on `source`, grown by `margin_mm` and clipped to `target`."""
-    ends = [(s.start - 0.5, s.stop - 0.5) for s in box[::-1]]
-    ijk = target.to_ijk(source.to_lps(np.array(list(product(*ends)))))
-    margin = margin_mm / np.array(target.spacing)
-    sizes = np.array(target.shape[::-1])
-    low = np.clip(np.floor(ijk.min(axis=0) - margin + 0.5 + 1e-3), 0, sizes - 1).astype(int)
-    high = np.clip(np.ceil(ijk.max(axis=0) + margin + 0.5 - 1e-3), low + 1, sizes).astype(int)
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return k, j, i
 
 
 def _reorientation(grid: Grid, axes: str) -> Reorientation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..volumes.volume import bounding_box
+from ..volumes.box import components
 from .segmentation import Segmentation
 
 
@@ -15,12 +15,4 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
     Voxels that touch by a face, edge or corner (26-neighbors) belong to one lesion. Lesions of equal size are
     numbered in scan order, so that the numbers are the same in table, heat maps and report.
     """
-    import SimpleITK as sitk  # Slicer's module needs this package's names at start, SimpleITK only later
-
-    mask = segmentation.mask(label)
-    numbers = np.zeros(mask.shape, dtype=np.int32)
-    box = bounding_box(mask)
-    if box is not None:
-        components = sitk.ConnectedComponent(sitk.GetImageFromArray(mask[box].astype(np.uint8)), True)
-        numbers[box] = sitk.GetArrayFromImage(sitk.RelabelComponent(components, sortByObjectSize=True))
-    return numbers
+    return components(segmentation.mask(label), corners=True, largest_first=True)

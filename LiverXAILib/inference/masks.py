@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from ..volumes.volume import bounding_box
-from .windows import Box
+from ..volumes.box import Box, bounding_box
 
 
 class Mask(NamedTuple):
@@ -21,28 +19,17 @@ class Mask(NamedTuple):
     @staticmethod
     def empty() -> Mask:
         """A structure that was looked for and not found."""
-        return Mask((slice(0, 1), slice(0, 1), slice(0, 1)), np.zeros((1, 1, 1), dtype=bool))
+        return Mask(Box.full((1, 1, 1)), np.zeros((1, 1, 1), dtype=bool))
 
-    def tight(self) -> Box | None:
+    def bounding_box(self) -> Box | None:
         """The smallest box of the image around the structure, or None."""
         found = bounding_box(self.voxels)
-        if found is None:
-            return None
-        k, j, i = (slice(o.start + s.start, o.start + s.stop) for o, s in zip(self.box, found, strict=True))
-        return k, j, i
+        return None if found is None else found.shifted(self.box.start)
 
-    def within(self, box: Box) -> np.ndarray:
+    def on(self, box: Box) -> np.ndarray:
         """The mask in a `box` of the image that holds its own."""
         if box == self.box:
             return self.voxels
-        result = np.zeros([s.stop - s.start for s in box], dtype=bool)
-        k, j, i = (slice(s.start - o.start, s.stop - o.start) for o, s in zip(box, self.box, strict=True))
-        result[k, j, i] = self.voxels
+        result = np.zeros(box.shape, dtype=bool)
+        result[self.box.relative_to(box)] = self.voxels
         return result
-
-
-def around(boxes: Iterable[Box | None]) -> Box:
-    """The smallest box around all `boxes`, of which at least one is not None."""
-    found = [box for box in boxes if box is not None]
-    k, j, i = (slice(min(b[axis].start for b in found), max(b[axis].stop for b in found)) for axis in range(3))
-    return k, j, i

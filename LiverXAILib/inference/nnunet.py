@@ -9,17 +9,19 @@ all channels are resized to the image before labels are taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 
 from ..models.spec import NnUNet, Resampling, StageSpec
+from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resized
 from ..volumes.resize import resize
-from ..volumes.volume import Grid, Volume, bounding_box
-from .geometry import network_orientation_image, project_box, whole
-from .windows import Box, WindowPlan
+from ..volumes.volume import Grid, Volume
+from .geometry import network_orientation_image
+from .windows import WindowPlan
 
 #: Scores are resized in blocks of at most this many numbers: bounds the memory of models with many channels.
 _BLOCK = 50_000_000
@@ -30,8 +32,8 @@ _GAUSSIAN_MAXIMUM = 10.0
 def nnunet_grid(volume: Volume, stage: StageSpec, base: Grid) -> Grid:
     """The grid nnU-Net resizes to: `base` cut to where the image is not 0, at the stage's spacing."""
     image = network_orientation_image(volume, stage.axes)
-    box = project_box(whole(base), base, image.grid)
-    nonzero = bounding_box(image.array[box] != 0) or whole(base)
+    box = Box.full(base.shape).projected(base, image.grid)
+    nonzero = bounding_box(image.array[box] != 0) or Box.full(base.shape)
     crop = base.cropped(nonzero)
     before, after = _spacings(crop, stage)
     k, j, i = (round(old / new * n) for old, new, n in zip(before, after, crop.shape, strict=True))
@@ -91,32 +93,25 @@ def nnunet_scores(
     rule = stage.nnunet.scores
     image, crop = _source(volume, stage, grid)
     source = image.grid.cropped(crop)
-    inner = project_box(found, grid, source, max(margin_mm, *grid.spacing))
-    k, j, i = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(crop, inner, strict=True))
+    inner = found.projected(grid, source, max(margin_mm, *grid.spacing))
     shape = source.shape
     before, after = _spacings(image.grid, stage)
 
     def blocks() -> Iterator[tuple[Box, torch.Tensor]]:
-        columns = (inner[1].stop - inner[1].start) * (inner[2].stop - inner[2].start)
-        thickness = max(1, _BLOCK // (columns * logits.shape[0]))
-        for start in range(inner[0].start, inner[0].stop, thickness):
-            rows = slice(start, min(start + thickness, inner[0].stop))
-            block = _resize(logits, shape, after, before, rule, (rows, *inner[1:]))
+        thickness = max(1, _BLOCK // (prod(inner.shape[1:]) * logits.shape[0]))
+        for start in range(inner.k.start, inner.k.stop, thickness):
+            part = inner._replace(k=slice(start, min(start + thickness, inner.k.stop)))
+            block = _resize(logits, shape, after, before, rule, part)
             # In half precision, scores can be equal, and then the first channel wins.
-            yield _shifted((rows, *inner[1:]), inner), block.half().float() if rule.half else block
+            yield part.relative_to(inner), block.half().float() if rule.half else block
 
-    return image.grid, (k, j, i), blocks()
-
-
-def _shifted(box: Box, origin: Box) -> Box:
-    k, j, i = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, origin, strict=True))
-    return k, j, i
+    return image.grid, inner.shifted(crop.start), blocks()
 
 
 def _source(volume: Volume, stage: StageSpec, grid: Grid) -> tuple[Volume, Box]:
     """The image in the order of the network's axes, and the box on it whose field of view `grid` divides anew."""
     image = network_orientation_image(volume, stage.axes)
-    return image, project_box(whole(grid), grid, image.grid)
+    return image, Box.full(grid.shape).projected(grid, image.grid)
 
 
 def _spacings(grid: Grid, stage: StageSpec) -> tuple[list[float], list[float]]:
@@ -164,13 +159,13 @@ def _resize(
     flat, part = list(shape), list(box) if box is not None else [slice(0, n) for n in shape]
     flat[thick], part[thick] = image.shape[thick - 3], slice(0, image.shape[thick - 3])
     clip = _range(image, tuple(axis - 3 for axis in range(3) if axis != thick))
-    planes = clip(resize(image, (flat[0], flat[1], flat[2]), (rule.order,) * 3, (part[0], part[1], part[2])))
+    planes = clip(resize(image, (flat[0], flat[1], flat[2]), (rule.order,) * 3, Box(*part)))
     flat = list(planes.shape[-3:])
     flat[thick] = shape[thick]
     kept = [slice(0, n) for n in flat]
     if box is not None:
         kept[thick] = box[thick]
-    return resize(planes, (flat[0], flat[1], flat[2]), (rule.order_z,) * 3, (kept[0], kept[1], kept[2]))
+    return resize(planes, (flat[0], flat[1], flat[2]), (rule.order_z,) * 3, Box(*kept))
 
 
 def _range(image: torch.Tensor, axes: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from ..volumes.box import components, largest_component
+
 
 @dataclass(frozen=True)
 class Postprocessing:
@@ -32,13 +34,11 @@ def clean_organ(mask: np.ndarray, rules: Postprocessing) -> np.ndarray:
     """The organ's mask (k, j, i), bool, after the rules for organs."""
     if not mask.any():
         return mask
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
     if rules.largest_component:
-        components = sitk.RelabelComponent(sitk.ConnectedComponent(image), sortByObjectSize=True)
-        image = sitk.Cast(components == 1, sitk.sitkUInt8)
+        mask = largest_component(mask)
     if rules.fill_holes:
-        image = sitk.BinaryFillhole(image)
-    return sitk.GetArrayFromImage(image).astype(bool)
+        mask = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(mask.astype(np.uint8)))) > 0
+    return mask
 
 
 def clean_lesions(lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: float, rules: Postprocessing) -> np.ndarray:
@@ -48,8 +48,7 @@ def clean_lesions(lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: floa
     """
     if not lesions.any():
         return lesions
-    components = sitk.ConnectedComponent(sitk.GetImageFromArray(lesions.astype(np.uint8)), True)
-    labels = sitk.GetArrayFromImage(components)
+    labels = components(lesions, corners=True)
     sizes = np.bincount(labels.ravel())
     keep = sizes * voxel_volume_mm3 >= rules.min_lesion_ml * 1000.0
     if rules.lesions_in_liver:

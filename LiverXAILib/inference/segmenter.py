@@ -11,24 +11,23 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 
 from ..errors import DeviceError
 from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, report_progress, scaled
+from ..volumes.box import Box, bounding_box, components
 from ..volumes.resample import resample
-from ..volumes.volume import Grid, Volume, bounding_box
+from ..volumes.volume import Grid, Volume
 from .backends import choose_backend, forward
 from .device import select_device
-from .geometry import from_network_orientation, project_box, whole
-from .masks import Mask, around
+from .geometry import from_network_orientation
+from .masks import Mask
 from .nnunet import nnunet_scores
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
 from .stages import logit_margin, pad_value, predict_logits, sample_box, stage_grids, stage_input, stage_plan
-from .windows import Box
 
 _log = logging.getLogger(__name__)
 
@@ -212,12 +211,12 @@ def _roi_from_logits(
     # The image's voxels nearest to the structure's: their median is not better for being interpolated.
     nearest = np.rint(volume.grid.to_ijk(grid.to_lps(np.argwhere(mask)[:, ::-1])))[:, ::-1]
     k, j, i = nearest.clip(0, np.array(volume.shape) - 1).astype(int).T
-    return RegionOfInterest(project_box(box, grid, volume.grid), float(np.median(volume.array[k, j, i])))
+    return RegionOfInterest(box.projected(grid, volume.grid), float(np.median(volume.array[k, j, i])))
 
 
 def _roi_from_mask(mask: Mask, volume: Volume) -> RegionOfInterest | None:
     """The region of interest around a structure, on the image's own grid."""
-    box = mask.tight()
+    box = mask.bounding_box()
     return None if box is None else RegionOfInterest(box, float(np.median(volume.array[mask.box][mask.voxels])))
 
 
@@ -238,7 +237,7 @@ def _read_scores(
         readings[label] = Mask.empty(), None
         found = bounding_box((margin > 0).numpy())
         if found is not None:
-            box = project_box(found, grid, volume.grid, margin_mm=_MARGIN_MM)
+            box = found.projected(grid, volume.grid, margin_mm=_MARGIN_MM)
             score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
             probability = torch.sigmoid(score).to(torch.float16).numpy()
             mask = score > 0
@@ -251,8 +250,7 @@ def _read_scores(
 
 def _below_peak(margin: torch.Tensor, level: float) -> torch.Tensor:
     """The pieces of a region (where `margin` is positive) that reach `level` nowhere, as bool (k, j, i)."""
-    region = sitk.GetImageFromArray((margin > 0).numpy().astype(np.uint8))
-    pieces = torch.from_numpy(sitk.GetArrayFromImage(sitk.ConnectedComponent(region, True)).astype(np.int64))
+    pieces = torch.from_numpy(components((margin > 0).numpy(), corners=True)).long()
     certain = torch.zeros(int(pieces.max()) + 1, dtype=torch.bool)
     certain[pieces[margin >= level]] = True
     return (pieces > 0) & ~certain[pieces]
@@ -265,7 +263,7 @@ def _read_nnunet_scores(
     boxes = [bounding_box((logit_margin(logits, stage, label) > 0).numpy()) for label in labels]
     if not any(boxes):
         return {label: (Mask.empty(), None) for label in labels}
-    working, box, blocks = nnunet_scores(logits, stage, grid, volume, around(boxes), _MARGIN_MM)
+    working, box, blocks = nnunet_scores(logits, stage, grid, volume, Box.union(boxes), _MARGIN_MM)
     kept = working.cropped(box)
     masks = {label: np.zeros(kept.shape, dtype=bool) for label in labels}
     probabilities = {label: np.zeros(kept.shape, dtype=np.float16) for label in labels}
@@ -274,7 +272,7 @@ def _read_nnunet_scores(
             score = logit_margin(block, stage, label)
             masks[label][part] = (score > 0).numpy()
             probabilities[label][part] = torch.sigmoid(score).to(torch.float16).numpy()
-    target = project_box(whole(kept), kept, volume.grid)
+    target = Box.full(kept.shape).projected(kept, volume.grid)
     return {
         label: (
             Mask(target, from_network_orientation(masks[label], kept, volume.grid.cropped(target), stage.axes)),
@@ -291,8 +289,8 @@ def _clean(masks: dict[str, Mask], model: Model, rules: Postprocessing, voxel_vo
     """
     if not masks:
         return {}
-    box = around(mask.box for mask in masks.values())
-    voxels = {name: mask.within(box) for name, mask in masks.items()}
+    box = Box.union(mask.box for mask in masks.values())
+    voxels = {name: mask.on(box) for name, mask in masks.items()}
     present = [spec for spec in model.spec.labels if spec.name in voxels]
     for spec in sorted(present, key=lambda spec: (not spec.is_liver, not spec.is_lesion)):
         mask = voxels[spec.name]
@@ -314,7 +312,7 @@ def _sanity(masks: dict[str, Mask], model: Model, grid: Grid) -> list[str]:
     for spec in model.spec.labels:
         if not spec.is_liver:
             continue
-        box = masks[spec.name].tight() if spec.name in masks else None
+        box = masks[spec.name].bounding_box() if spec.name in masks else None
         volume_ml = masks[spec.name].voxels.sum() * grid.voxel_volume_mm3 / 1000 if box is not None else 0.0
         if box is None:
             warnings.append(f"No {spec.name} was found in this image.")

@@ -18,13 +18,14 @@ import torch
 from ..errors import InputError
 from ..models.spec import Intensity, StageSpec
 from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..volumes.box import Box, bounding_box, largest_component
 from ..volumes.resample import regrid, resample, resized
-from ..volumes.volume import Grid, Volume, bounding_box
+from ..volumes.volume import Grid, Volume
 from .backends import Forward, keep_freed_memory
 from .cost import activation_bytes
-from .geometry import AIR_HU, network_orientation_grid, project_box
+from .geometry import AIR_HU, network_orientation_grid
 from .nnunet import HalfBlend, nnunet_grid, nnunet_input
-from .windows import Box, WindowPlan
+from .windows import WindowPlan
 
 #: The body: everything denser than this that hangs together.
 _BODY_HU = -300.0
@@ -46,7 +47,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     """
     base = scan = network_orientation_grid(volume.grid, stage.axes)
     if box is not None:
-        base = base.cropped(project_box(box, volume.grid, base, stage.region.margin_mm if stage.region else 0.0))
+        base = base.cropped(box.projected(volume.grid, base, stage.region.margin_mm if stage.region else 0.0))
     if stage.crop_to_body:
         base = base.cropped(_body_box(volume, base))
     if stage.nnunet is not None:
@@ -151,13 +152,13 @@ def _window_within(shape: tuple[int, int, int], divisor: tuple[int, int, int], m
 
 def sample_box(plan: WindowPlan, stage: StageSpec) -> Box:
     """A small box in the middle of the padded image that the network accepts, to try something out on."""
-    sides = []
+    start, shape = [], []
     for axis, (n, window) in enumerate(zip(plan.padded_shape, plan.window, strict=True)):
         divisor = 1 if stage.dimensions == 2 and axis == 0 else stage.divisor[axis]
         size = min(window, max(1, _SAMPLE_SIDE // divisor) * divisor)
-        start = (n - size) // 2
-        sides.append(slice(start, start + size))
-    return sides[0], sides[1], sides[2]
+        start.append((n - size) // 2)
+        shape.append(size)
+    return Box.full(shape).shifted(start)
 
 
 def run_network(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
@@ -258,11 +259,10 @@ def _body_box(volume: Volume, base: Grid) -> Box:
     image = sitk.GetImageFromArray(dense)
     # Opening by a voxel cuts the thin contacts between the back and the table.
     opened = sitk.BinaryMorphologicalOpening(image, [1, 1, 0])
-    components = sitk.RelabelComponent(sitk.ConnectedComponent(opened))
-    box = bounding_box(sitk.GetArrayViewFromImage(components) == 1)
+    box = bounding_box(largest_component(sitk.GetArrayViewFromImage(opened)))
     if box is None:
         raise InputError("The image shows no body: nothing in it is denser than -300 HU. Is it really a CT in HU?")
-    return project_box(box, coarse, base)
+    return box.projected(coarse, base)
 
 
 def _parts(base: Grid, limits_mm: tuple[float | None, float | None, float | None]) -> list[Grid]:
@@ -273,4 +273,4 @@ def _parts(base: Grid, limits_mm: tuple[float | None, float | None, float | None
         count = 1 if size == n else int(np.ceil((n - size) / (size * (1 - _PART_OVERLAP)))) + 1
         starts = np.linspace(0, n - size, count).round().astype(int)
         choices.append([slice(int(start), int(start) + size) for start in starts])
-    return [base.cropped((k, j, i)) for k, j, i in product(*choices)]
+    return [base.cropped(Box(k, j, i)) for k, j, i in product(*choices)]

@@ -13,15 +13,13 @@ from functools import cached_property
 from itertools import product
 from math import ceil
 
-import numpy as np
 import torch
 
+from ..volumes.box import Box
 from ..volumes.volume import Grid
 
 #: Standard deviation of the Gaussian as a fraction of the window, as in nnU-Net (Isensee et al. 2021).
 _SIGMA = 1 / 8
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ class WindowPlan:
             sizes.append(size)
             padded.append(total)
             starts.append([round(index * step) for index in range(steps)])
-        boxes = tuple(
-            (slice(a, a + sizes[0]), slice(b, b + sizes[1]), slice(c, c + sizes[2])) for a, b, c in product(*starts)
-        )
+        boxes = tuple(Box.full(sizes).shifted(start) for start in product(*starts))
         return WindowPlan(shape, _triple(padded), _triple(sizes), boxes)
 
     @cached_property
@@ -103,15 +99,11 @@ class WindowPlan:
     def image_box(self) -> Box:
         """Where the image lies in the padded image."""
         starts = [(p - n) // 2 for n, p in zip(self.shape, self.padded_shape, strict=True)]
-        k, j, i = (slice(start, start + n) for start, n in zip(starts, self.shape, strict=True))
-        return k, j, i
+        return Box.full(self.shape).shifted(starts)
 
     def padded_grid(self, grid: Grid) -> Grid:
         """Where the voxels of the padded image lie if those of the image lie on `grid`."""
-        before = [s.start for s in self.image_box]
-        matrix = grid.ijk_to_lps.copy()
-        matrix[:3, 3] = grid.to_lps(-np.array(before[::-1]))
-        return Grid(self.padded_shape, matrix)
+        return grid.cropped(Box.full(self.padded_shape).relative_to(self.image_box))
 
     def pad(self, image: torch.Tensor, value: float) -> torch.Tensor:
         """Extend ``(..., *shape)`` to ``(..., *padded_shape)``."""

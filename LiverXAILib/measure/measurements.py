@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import UsageError
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
-from ..volumes.volume import Grid, Volume, bounding_box
+from ..volumes.box import Box, bounding_box
+from ..volumes.volume import Grid, Volume
 from .diameters import AxialDiameters, Point, axial_diameters, feret_diameter_mm
 
 
@@ -143,7 +144,6 @@ class Measurements:
 
 
 #: (k, j, i) slices with explicit start and stop.
-Box = tuple[slice, slice, slice]
 
 #: The columns of :meth:`Measurements.rows`.
 COLUMNS = (
@@ -186,7 +186,7 @@ def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
     components = lesion_components(segmentation) if looks_for_tumors else np.zeros(grid.shape, np.int32)
     ml = grid.voxel_volume_mm3 / 1000
     # Everything that is measured lies in this box: a tenth of a CT.
-    box = bounding_box(liver) or (slice(0, 0), slice(0, 0), slice(0, 0))
+    box = bounding_box(liver) or Box.full((0, 0, 0))
     parenchyma = volume.array[box][liver[box] & (components[box] == 0)].astype(np.float64)
     liver_ml = float(np.count_nonzero(liver[box])) * ml
     tumor_ml = float(np.count_nonzero(components[box])) * ml
@@ -206,7 +206,7 @@ def _lesions(
     volume: Volume, segmentation: Segmentation, components: np.ndarray, liver: np.ndarray, box: Box
 ) -> tuple[LesionMeasurements, ...]:
     """Each lesion's measurements. `components` numbers the lesions, `liver` includes them; all lie in `box`."""
-    kji = np.argwhere(components[box]) + [side.start for side in box]
+    kji = np.argwhere(components[box]) + box.start
     numbers = components[tuple(kji.T)]
     probability = segmentation.probabilities.get("tumor")
     depths = _surface_distance(liver, volume.grid, kji)
@@ -216,8 +216,8 @@ def _lesions(
         voxels = kji[chosen]
         hu = volume.array[tuple(voxels.T)].astype(np.float64)
         low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
-        k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        mask, grid = components[k, j, i] == number, volume.grid.cropped((k, j, i))
+        extent = Box.between(low, high)
+        mask, grid = components[extent] == number, volume.grid.cropped(extent)
         axial = axial_diameters(mask, grid)
         start = int(low[2 - "ijk".index(axial.slice_axis)])
         x, y, z = volume.grid.to_lps(voxels[:, ::-1].mean(axis=0))
@@ -270,10 +270,10 @@ def _surface_distance(organ: np.ndarray, grid: Grid, kji: np.ndarray) -> np.ndar
     found = bounding_box(organ)
     if found is None:
         return None
-    low = np.maximum(np.minimum([side.start for side in found], kji.min(axis=0)) - 1, 0)
-    high = np.minimum(np.maximum([side.stop for side in found], kji.max(axis=0) + 1) + 1, organ.shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    points, inside = grid.cropped(box), organ[box]  # type: ignore[arg-type]
+    low = np.maximum(np.minimum(found.start, kji.min(axis=0)) - 1, 0)
+    high = np.minimum(np.maximum(found.stop, kji.max(axis=0) + 1) + 1, organ.shape)
+    box = Box.between(low, high)
+    points, inside = grid.cropped(box), organ[box]
     outside = ~inside
     if not np.allclose(points.direction.T @ points.direction, np.eye(3), atol=1e-4):
         # The distance transform knows right angles only: a sheared image is measured on an upright lattice.

@@ -23,7 +23,8 @@ from ..errors import UsageError
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
 from ..models.spec import LabelSpec, ModelSpec
-from ..volumes.volume import Grid, Volume, bounding_box
+from ..volumes.box import Box, bounding_box
+from ..volumes.volume import Grid, Volume
 from .nodes import get_attribute, result_node, set_attributes
 from .volumes import check_shape, from_vtk_matrix, to_image, voxels_of, world_grid
 
@@ -36,9 +37,6 @@ _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresent
 _SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
 #: How solid an organ is drawn in 3-D, so that the lesions in it are seen.
 _ORGAN_OPACITY = 0.35
-
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -339,22 +337,19 @@ def _read_segment(
     shift = _shift(node, image, volume_node)
     if shift is None:
         array = _resampled(node, identifier, volume_node)
-        k, j, i = array.shape
-        return array, 1, (slice(0, k), slice(0, j), slice(0, i))
+        return array, 1, Box.full(array.shape)
     if image.IsEmpty():
-        return np.zeros((0, 0, 0), np.uint8), 1, (slice(0, 0), slice(0, 0), slice(0, 0))
+        return np.zeros((0, 0, 0), np.uint8), 1, Box.full((0, 0, 0))
     starts = [low + move for low, move in zip(image.GetExtent()[::2], shift, strict=True)]
     voxels = voxels_of(image)
     size = volume_node.GetImageData().GetDimensions()
-    inner, outer = [], []  # a segment that was drawn elsewhere may reach beyond the CT
-    for start, length, limit in zip(starts[::-1], voxels.shape, size[::-1], strict=True):
-        low, high = min(max(start, 0), limit), max(min(start + length, limit), 0)
-        outer.append(slice(low, max(low, high)))
-        inner.append(slice(low - start, max(low, high) - start))
+    drawn = Box.full(voxels.shape).shifted(starts[::-1])
+    # A segment that was drawn elsewhere may reach beyond the CT, or lie beside it.
+    inside = drawn.intersection(Box.full(size[::-1])) or Box.full((0, 0, 0)).shifted(drawn.start)
     key = image.GetAddressAsString("")
     if key not in copies:
-        copies[key] = voxels[tuple(inner)].copy()
-    return copies[key], segment.GetLabelValue(), (outer[0], outer[1], outer[2])
+        copies[key] = voxels[inside.relative_to(drawn)].copy()
+    return copies[key], segment.GetLabelValue(), inside
 
 
 def _shift(node: slicer.vtkMRMLSegmentationNode, image: Any, volume_node: slicer.vtkMRMLScalarVolumeNode) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv3d_input
 
-from ..volumes.volume import bounding_box
+from ..volumes.box import bounding_box
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
@@ -53,9 +53,7 @@ class OneDnnConvolution(torch.autograd.Function):
         result = torch.empty(ctx.shape, memory_format=ctx.memory_format).zero_()
         box = bounding_box(gradient.any(dim=1).any(dim=0).numpy())
         if box is not None:
-            sides = zip(box, padding, ctx.shape[2:], strict=True)
-            a, b, c = (slice(max(s.start - p, 0), min(s.stop + p, n)) for s, p, n in sides)
-            reach = (slice(None), slice(None), a, b, c)
+            reach = (slice(None), slice(None), *box.grown(padding, ctx.shape[2:]))
             mirrored = weight.flip(2, 3, 4).transpose(0, 1)
             result[reach] = torch.mkldnn_convolution(gradient[reach], mirrored, None, padding, stride, dilation, 1)
         return result, *[None] * 6

@@ -8,10 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..volumes.box import Box
 from .shapes import Coordinates, Point, Vector, capsule, interpolation, resample, rotation, union
 from .tissues import TISSUES
-
-Box = tuple[slice, slice, slice]
 
 LATTICE_MM = 6.0
 # x, y, z in mm in the scanner: room for the largest body
@@ -55,14 +54,7 @@ def _boxes(axes: Coordinates, a: np.ndarray, b: np.ndarray, margin: float) -> It
         stops.append(np.searchsorted(axis, np.maximum(a[:, n], b[:, n]) + reach))
     full = np.logical_and.reduce([stop > start for start, stop in zip(starts, stops, strict=True)])
     for n in np.flatnonzero(full).tolist():
-        yield (
-            n,
-            (
-                slice(int(starts[2][n]), int(stops[2][n])),
-                slice(int(starts[1][n]), int(stops[1][n])),
-                slice(int(starts[0][n]), int(stops[0][n])),
-            ),
-        )
+        yield n, Box.between([side[n] for side in starts[::-1]], [side[n] for side in stops[::-1]])
 
 
 def _positions(axes: Coordinates, box: Box) -> Coordinates:
@@ -98,7 +90,7 @@ class Canvas:
         scale = 1 / (rng.normal(1, 0.05) * rng.normal(1, [0.03, 0.03, 0.05], 3))
         matrix = np.diag(scale) @ rotation((0, 0, 1), rng.normal(0, 2.5)) @ rotation((1, 0, 0), rng.normal(0, 2))
         self._matrix = matrix = matrix @ rotation((0, 1, 0), rng.normal(0, 1.5))
-        x, y, z = (a.astype(np.float32) for a in _positions(_AXES, (slice(None),) * 3))
+        x, y, z = (a.astype(np.float32) for a in _positions(_AXES, Box.full(_SHAPE)))
         bent = []
         for row in matrix.astype(np.float32):
             p = row[0] * x + row[1] * y + row[2] * z
@@ -120,8 +112,7 @@ class Canvas:
 
     @property
     def whole(self) -> Box:
-        k, j, i = self.hu.shape
-        return slice(0, k), slice(0, j), slice(0, i)
+        return Box.full(self.hu.shape)
 
     def noise(self, scale_mm: float) -> np.ndarray:
         """:func:`smooth_noise` of this body; the same field each time (organs lie in different parts of it)."""
@@ -138,7 +129,7 @@ class Canvas:
             inside = np.flatnonzero((most >= a) & (least <= b))
             first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, 0)
             found.append(slice(max(first - 1, 0), min(last + 2, len(least))))
-        return found[2], found[1], found[0]
+        return Box(*found[::-1])
 
     def field(self, lo: Vector, hi: Vector, shape: Callable[[Coordinates], np.ndarray]) -> np.ndarray:
         """`shape` evaluated between the atlas positions; far outside elsewhere."""
@@ -196,14 +187,14 @@ class Canvas:
             start = np.searchsorted(at, axis[nodes.start]) if nodes.start else 0
             stop = np.searchsorted(at, axis[nodes.stop - 1], side="right") if nodes.stop < len(axis) else len(at)
             found.append(slice(int(start), int(stop)))
-        return found[0], found[1], found[2]
+        return Box(*found)
 
     def sample(self, field: np.ndarray, voxels: Box) -> np.ndarray:
         """The lattice field at a box of voxels, by cubic interpolation."""
         pad, matrices = [], []
         for rows, axis, at, matrix in zip(voxels, _AXES[::-1], self.axes[::-1], self._to_voxels, strict=True):
             if rows.stop <= rows.start:
-                return np.zeros([max(v.stop - v.start, 0) for v in voxels], np.float32)
+                return np.zeros([max(n, 0) for n in voxels.shape], np.float32)
             first = min(max(int((at[rows.start] - axis[0]) // LATTICE_MM) - 1, 0), len(axis) - 1)
             last = min(max(int((at[rows.stop - 1] - axis[0]) // LATTICE_MM) + 3, first + 1), len(axis))
             pad.append(slice(first, last))
@@ -226,13 +217,14 @@ class Canvas:
             found = np.flatnonzero(row)
             first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
             box.append(slice(max(first - 2, 0), min(last + 3, _SHAPE[n])))
-        part = np.clip(field[box[0], box[1], box[2]], -4 * LATTICE_MM, 4 * LATTICE_MM)
+        nodes = Box(*box)
+        part = np.clip(field[nodes], -4 * LATTICE_MM, 4 * LATTICE_MM)
         width = np.full(part.shape, 0.0, np.float32)
         for axis, mm in enumerate(self.spacing[::-1]):
             width += np.abs(np.gradient(part, LATTICE_MM / mm, axis=axis))
         ratio = np.full(_SHAPE, -8, np.float32)
-        ratio[box[0], box[1], box[2]] = np.clip(-part / np.maximum(width, 0.4 * min(self.spacing)), -8, 8)
-        voxels = self.voxels((box[0], box[1], box[2]))
+        ratio[nodes] = np.clip(-part / np.maximum(width, 0.4 * min(self.spacing)), -8, 8)
+        voxels = self.voxels(nodes)
         return voxels, self.sample(ratio, voxels)
 
     # -- painting -----------------------------------------------------------------------------------------------

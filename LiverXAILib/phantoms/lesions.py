@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import Box, Canvas, smooth_noise
+from ..volumes.box import Box
+from .canvas import Canvas, smooth_noise
 from .shapes import ellipsoid, rotation
 from .tissues import CYST_HU, LESION_CONTRAST, TISSUES
 

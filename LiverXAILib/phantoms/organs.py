@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import Box, Canvas
+from ..volumes.box import Box
+from .canvas import Canvas
 from .shapes import ellipsoid, grow, intersection, rotation, spline, union, without
 from .tissues import TISSUES
 from .torso import Torso

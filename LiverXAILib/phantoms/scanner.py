@@ -24,7 +24,7 @@ def paint_table(canvas: Canvas, rng: np.random.Generator, back: float, middle: f
             continue
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         depth = np.where(np.abs(x - middle) < 215, depth, np.float32(-1))[part]
-        box = (canvas.whole[0], part, canvas.whole[2])
+        box = canvas.whole._replace(j=part)
         canvas.paint(box, np.broadcast_to(depth, canvas.hu[box].shape), "table", where=air[box])
         canvas.tissue[box][air[box] & (depth > -0.3)] = TISSUES["table"]  # thinner than a coarse voxel
 

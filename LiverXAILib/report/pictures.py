@@ -24,6 +24,7 @@ from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..explain.explanation import Explanation
 from ..measure.measurements import LesionMeasurements
 from ..models.spec import LabelSpec
+from ..volumes.box import Box
 from ..volumes.resample import resample
 from ..volumes.volume import LPS_TO_RAS, Grid, Volume
 
@@ -246,8 +247,7 @@ def _sample(volume: Volume, grid: Grid, fill: float) -> np.ndarray:
     high = np.minimum(np.ceil(kji.max(axis=0)) + margin + 1, volume.shape).astype(int)
     if (low >= high).any():
         return np.full((rows, columns), fill, np.float32)
-    k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    part = volume.cropped((k, j, i))
+    part = volume.cropped(Box.between(low, high))
     return resample(part.array, part.grid, grid, fill=fill)[0].numpy()
 
 

@@ -11,8 +11,8 @@ import SimpleITK as sitk
 from ..files import replacing
 from ..inference.segmentation import Segmentation
 from ..models.spec import LabelSpec
+from ..volumes.box import bounding_box
 from ..volumes.itk import to_itk
-from ..volumes.volume import bounding_box
 
 
 def write_segmentation_file(segmentation: Segmentation, path: str | os.PathLike[str]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import SimpleITK as sitk
 import torch
 
+from ..volumes.box import Box, largest_component
 from .random_fields import Rng, gaussian_blur, rotation_matrix, smooth_field
 
 #: Shares of hypodense and hyperdense lesions and of cysts.
@@ -56,12 +55,11 @@ def add_lesions(
         )
         center = inside[rng.integer(len(inside))]
         reach = math.ceil(radius * 1.9) + 2
-        box = tuple(
-            slice(max(0, int(c) - reach), min(n, int(c) + reach + 1)) for c, n in zip(center, image.shape, strict=True)
-        )
+        box = Box.full((1, 1, 1)).shifted([int(c) for c in center]).grown((reach,) * 3, image.shape)
         alpha, depth = _shape(rng, box, center, radius, sharp=kind == 2)
         alpha = alpha * liver[box]
-        inner = _largest(alpha > _OUTLINE)
+        # A bumpy surface leaves crumbs around the lesion, which no reader would call lesions.
+        inner = torch.from_numpy(largest_component((alpha > _OUTLINE).numpy()))
         if int(inner.sum()) < 4:
             continue
         alpha = alpha * (inner | (alpha <= _OUTLINE))
@@ -128,12 +126,6 @@ def _paint(
     if kind == 0 and rng.chance(0.04):  # calcification
         value = value + 200 * ((smooth_field(rng, size, 2.0) - 1.6).clamp(0, 0.6))
     return image + alpha * (value - image)
-
-
-def _largest(mask: torch.Tensor) -> torch.Tensor:
-    """The largest connected piece: a bumpy surface leaves crumbs around it, which no reader would call lesions."""
-    pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.numpy().astype(np.uint8)))
-    return torch.from_numpy(sitk.GetArrayFromImage(sitk.RelabelComponent(pieces)) == 1)
 
 
 def _noise(image: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import InputError, LiverXAIError
 from ..inference.stages import AIR_HU, normalize, stage_grids
 from ..models.spec import StageSpec
-from ..volumes.volume import bounding_box
+from ..volumes.box import bounding_box
 from .config import Augmentation
 from .layouts import TrainingCase, Values, on_grid, read_case
 from .lesion_painting import add_lesions

@@ -27,6 +27,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import InputError, UsageError
 from ..progress import CancelToken, Progress, check_cancel, report_progress
+from .formats import image_ending
 from .intensities import PADDING_HU, checked, compact, looks_like_hu
 from .itk import itk_warnings_hidden
 from .orientation import axis_codes
@@ -446,7 +447,7 @@ def _series_among(
 
 
 def _nothing_found(path: Path, files: Sequence[Path]) -> str:
-    other = [file.name for file in files if file.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".mhd"))]
+    other = [file.name for file in files if image_ending(file)]
     if other:
         return f"There are no DICOM images in {path}. To read {other[0]}, name the file itself."
     return f"There are no DICOM images in {path}."

@@ -19,22 +19,11 @@ from ..errors import InputError, UsageError
 from ..progress import CancelToken, Progress, report_progress
 from . import dicom
 from .dicom import SeriesInfo
+from .formats import FILE_FORMATS, WRITABLE, image_ending
 from .intensities import checked, compact, looks_like_hu
 from .itk import from_itk, itk_warnings_hidden, to_itk
 from .nifti import read_nifti
 from .volume import Grid, Volume
-
-#: What can be read, by the end of the name (DICOM needs none).
-FILE_FORMATS = {
-    ".nii": "NIfTI",
-    ".nii.gz": "NIfTI",
-    ".nrrd": "NRRD",
-    ".nhdr": "NRRD",
-    ".mha": "MetaImage",
-    ".mhd": "MetaImage",
-}
-#: What can be written: the formats that are one file.
-_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 
 def read_volume(
@@ -112,9 +101,9 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
     :raises LiverXAILib.errors.InputError: the file cannot be written there.
     """
     path = Path(path)
-    ending = _ending(path)
-    if ending not in _WRITABLE:
-        raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(_WRITABLE)}.")
+    ending = image_ending(path)
+    if ending not in WRITABLE:
+        raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(WRITABLE)}.")
     if FILE_FORMATS[ending] == "NIfTI" and _is_sheared(volume.grid):
         raise UsageError(f"Cannot write {path}: NIfTI cannot hold a sheared image (gantry tilt). Use .nrrd or .mha.")
     image = to_itk(volume)
@@ -150,14 +139,8 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _ending(path: Path) -> str | None:
-    """The longest ending of the name that is a known format's."""
-    name = path.name.lower()
-    return max((ending for ending in FILE_FORMATS if name.endswith(ending)), key=len, default=None)
-
-
 def _format_of(path: Path) -> str | None:
-    ending = _ending(path)
+    ending = image_ending(path)
     return FILE_FORMATS[ending] if ending else None
 
 

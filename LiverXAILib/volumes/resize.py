@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .box import Box
+
 #: Edge voxels repeated on each side before a cubic spline is fitted, as in SciPy: its influence there is below 1e-6.
 _EDGE = 12
 #: A cubic spline's weights fade by a factor of 3.7 a voxel; smaller ones than this are as good as 0.
@@ -24,12 +26,12 @@ def resize(
     image: torch.Tensor,
     shape: tuple[int, int, int],
     orders: Sequence[int] = (1, 1, 1),
-    box: tuple[slice, slice, slice] | None = None,
+    box: Box | None = None,
 ) -> torch.Tensor:
     """Resize ``(..., k, j, i)`` to ``(..., *shape)``.
 
     :param orders: of the spline along (k, j, i): 0 nearest, 1 linear, 3 cubic.
-    :param box: compute only this part of the result; by slices with explicit start and stop.
+    :param box: compute only this part of the result.
     :return: float32.
     """
     result = image.to(torch.float32)

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .box import Box
+
 #: Multiplying a point or the rows of a matrix with this converts LPS to RAS and back.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -75,13 +77,11 @@ class Grid:
         """LPS mm (..., 3) → continuous voxel coordinates in (i, j, k) order."""
         return (np.asarray(lps, dtype=np.float64) - self.ijk_to_lps[:3, 3]) @ np.linalg.inv(self.ijk_to_lps[:3, :3]).T
 
-    def cropped(self, box: tuple[slice, slice, slice]) -> Grid:
-        """The grid of ``array[box]``; `box` is (k, j, i) slices with explicit start and stop, step 1."""
-        start_kji = [s.start for s in box]
+    def cropped(self, box: Box) -> Grid:
+        """The grid of ``array[box]``."""
         matrix = self.ijk_to_lps.copy()
-        matrix[:3, 3] = self.to_lps(np.array(start_kji[::-1]))
-        k, j, i = (s.stop - s.start for s in box)
-        return Grid((k, j, i), matrix)
+        matrix[:3, 3] = self.to_lps(np.array(box.start[::-1]))
+        return Grid(box.shape, matrix)
 
     def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
         """Same shape, and no voxel center further than `tolerance_mm` from its counterpart."""
@@ -141,17 +141,6 @@ class Volume:
             raise ValueError(f"expected shape {self.array.shape}, got {array.shape}")
         return Volume(array, self.ijk_to_lps, self.metadata)
 
-    def cropped(self, box: tuple[slice, slice, slice]) -> Volume:
-        """The part of the image in `box` ((k, j, i) slices with explicit start and stop)."""
+    def cropped(self, box: Box) -> Volume:
+        """The part of the image in `box`."""
         return Volume(self.array[box], self.grid.cropped(box).ijk_to_lps, self.metadata)
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """The smallest (k, j, i) box around the nonzero voxels of `mask`, or None if there are none."""
-    ranges = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if hit.size == 0:
-            return None
-        ranges.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return ranges[0], ranges[1], ranges[2]

@@ -16,8 +16,9 @@ from LiverXAILib.evaluation import speed_peers
 from LiverXAILib.evaluation.machine import convolution_rate
 from LiverXAILib.inference import segment
 from LiverXAILib.models import load_model
+from LiverXAILib.volumes.box import bounding_box
 from LiverXAILib.volumes.io import write_volume
-from LiverXAILib.volumes.volume import Grid, Volume, bounding_box
+from LiverXAILib.volumes.volume import Grid, Volume
 
 
 def test_one_run_measures_stages_a_fresh_process_and_says_so_in_a_table(tmp_path, capsys):

@@ -22,15 +22,15 @@ from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.explain.run import StageRun
 from LiverXAILib.inference import Postprocessing, backends, segment, stages
 from LiverXAILib.inference.cost import activation_bytes, operations
-from LiverXAILib.inference.geometry import project_box
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Intensity, LayerSpec, Model, Region, StageSpec, load_model
 from LiverXAILib.models.nnunet import load_nnunet
 from LiverXAILib.models.registry import registered
 from LiverXAILib.networks import UNet, build_network
 from LiverXAILib.networks.folding import fold_batch_norms
+from LiverXAILib.volumes.box import Box, bounding_box
 from LiverXAILib.volumes.io import read_labels, read_volume
-from LiverXAILib.volumes.volume import Grid, Volume, bounding_box
+from LiverXAILib.volumes.volume import Grid, Volume
 
 CPU = torch.device("cpu")
 RAW = Postprocessing(False, False, False, 0.0)
@@ -138,7 +138,7 @@ def test_what_rounds_the_box_up_is_image_and_not_air():
     water = volume.with_array(np.zeros_like(volume.array))
     sides = [(slice(0, 9), slice(40, 51), slice(n - 9, n)) for n in GRID.shape]
     boxes = [
-        tuple(side[part] for side, part in zip(sides, parts, strict=True))
+        Box(*(side[part] for side, part in zip(sides, parts, strict=True)))
         for parts in itertools.product(range(3), repeat=3)
     ]
     for box in boxes:  # at a border of the scan the box is rounded up toward its inside
@@ -161,7 +161,7 @@ def test_a_liver_at_the_border_of_the_field_of_view_is_segmented_up_to_it(side):
     box = [slice(0, n) for n in GRID.shape]
     middle = GRID.shape[axis] // 2
     box[axis] = slice(0, middle) if end else slice(middle, GRID.shape[axis])
-    cut, expected = volume.cropped(tuple(box)), truth.array[tuple(box)] >= 1
+    cut, expected = volume.cropped(Box(*box)), truth.array[tuple(box)] >= 1
     model, _, _ = chain()
     result = segment(cut, model, device="cpu")
     assert dice(result.mask("liver"), expected) > 0.97
@@ -337,7 +337,7 @@ def test_an_nnunet_in_the_livers_box_says_what_nnunet_says_of_that_box_and_reads
     result = segment(volume, model, device="cpu", postprocessing=RAW)
     stage = model.spec.stages[1]
     grid = result.stage_grids[stage.name]
-    box = project_box(tuple(slice(0, n) for n in grid.shape), grid, volume.grid)
+    box = Box.full(grid.shape).projected(grid, volume.grid)
     _, _, theirs = nnunet_says(folder, volume.cropped(box))
     assert len(np.unique(theirs)) > 1
     assert (result.labels.array[box] == theirs).mean() >= 0.9999
@@ -379,7 +379,7 @@ def test_in_the_box_labels_are_those_of_the_whole_field_of_view():
     boxed = segment(volume, model, device="cpu", postprocessing=RAW)
     whole = segment(volume, everywhere, device="cpu", postprocessing=RAW)
     grid = boxed.stage_grids["liver"]
-    box = project_box(tuple(slice(0, n) for n in grid.shape), grid, volume.grid)
+    box = Box.full(grid.shape).projected(grid, volume.grid)
     # The outermost voxels see the padding of the convolution instead of their neighbors.
     inner = tuple(slice(s.start + 2, s.stop - 2) for s in box)
     assert bounding_box(whole.labels.array[inner]) is not None

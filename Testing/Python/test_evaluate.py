@@ -33,6 +33,7 @@ from LiverXAILib.evaluation.results import format_results, summarize, write_resu
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.models.spec import LIVER, TUMOR
 from LiverXAILib.report import write_segmentation_file
+from LiverXAILib.volumes.box import bounding_box
 from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.orientation import reorient
 from LiverXAILib.volumes.volume import Volume
@@ -276,7 +277,7 @@ def test_calibration_is_judged_around_the_liver_and_a_crop_counts_as_zero_outsid
     rng = np.random.default_rng(0)
     probability = np.where(prediction.array == 2, rng.uniform(0.6, 1, SHAPE), 0).astype(np.float32)
     whole = prediction.with_array(probability)
-    box = tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(probability))
+    box = bounding_box(probability)
     results = [
         evaluate(prediction, reference, surface=False, probabilities={"tumor": p}).structures[1].ece
         for p in (whole, whole.cropped(box), reorient(whole.cropped(box), "ILA"))

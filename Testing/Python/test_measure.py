@@ -18,6 +18,7 @@ from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.measure.diameters import axial_axis, axial_diameters, feret_diameter_mm
 from LiverXAILib.models.spec import LIVER, TUMOR
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Grid, Volume
 
 OBLIQUE = Rotation.from_euler("xyz", (14, -9, 21), degrees=True).as_matrix()
@@ -238,7 +239,7 @@ def test_statistics_equal_numpy_and_lesions_are_left_out_of_the_liver() -> None:
     grid = GRIDS["oblique"]
     image = rng.normal(100, 20, grid.shape).astype(np.float32)
     liver, tumor = _ball(grid, 30), _ball(grid, 9) | _ball(grid, 5, (-18, 0, 0))
-    cropped = tuple(slice(5, n - 5) for n in grid.shape)
+    cropped = Box(*(slice(5, n - 5) for n in grid.shape))
     probability = Volume(np.full(grid.cropped(cropped).shape, 0.25, np.float16), grid.cropped(cropped).ijk_to_lps)
     measured = measure(
         Volume(image, grid.ijk_to_lps), _segmentation(grid, liver, tumor, probabilities={"tumor": probability})
@@ -257,7 +258,7 @@ def test_a_probability_outside_its_crop_counts_as_zero() -> None:
     grid = Grid((8, 8, 8), np.eye(4))
     liver, tumor = np.ones(grid.shape, bool), np.zeros(grid.shape, bool)
     tumor[3:5, 3:5, 2:6] = True
-    box = (slice(0, 8), slice(0, 8), slice(4, 8))
+    box = Box(slice(0, 8), slice(0, 8), slice(4, 8))
     half = Volume(np.ones(grid.cropped(box).shape, np.float16), grid.cropped(box).ijk_to_lps)
     segmentation = _segmentation(grid, liver, tumor, probabilities={"tumor": half})
     (lesion,) = measure(Volume(np.zeros(grid.shape), np.eye(4)), segmentation).lesions

@@ -24,6 +24,7 @@ from LiverXAILib.mrml import (
     volume_to_node,
 )
 from LiverXAILib.report.pictures import HEAT_MAP
+from LiverXAILib.volumes.box import Box
 
 
 def hierarchy_of(scene):
@@ -312,7 +313,7 @@ def test_surfaces_are_made_when_they_are_shown(scene):
 
 def test_an_analysis_of_another_ct_is_refused_and_leaves_the_scene_as_it_was(scene):
     analysis = ball_analysis()
-    ct = volume_to_node(analysis.volume.cropped((slice(0, 9), slice(0, 9), slice(0, 9))), scene, "CT")
+    ct = volume_to_node(analysis.volume.cropped(Box.full((9, 9, 9))), scene, "CT")
     before = visible_nodes(scene)
     with pytest.raises(InputError, match="analyze it again"):
         analysis_to_nodes(analysis, scene, ct)

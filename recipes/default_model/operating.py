@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import SimpleITK as sitk
 import torch
 from torch import nn
 
 from LiverXAILib.evaluation.metrics import COVERED
 from LiverXAILib.inference.stages import normalize
 from LiverXAILib.models.spec import Intensity
+from LiverXAILib.volumes.box import components
 
 from .synthesis import Sample
 
@@ -109,5 +109,4 @@ def _tumor_counts(logit: torch.Tensor, scan: Sample) -> torch.Tensor:
 
 def _pieces(mask: torch.Tensor) -> torch.Tensor:
     """Connected pieces of (D, H, W), numbered from 1."""
-    image = sitk.GetImageFromArray(mask.numpy().astype("uint8"))
-    return torch.from_numpy(sitk.GetArrayFromImage(sitk.ConnectedComponent(image, True)).astype("int64"))
+    return torch.from_numpy(components(mask.numpy(), corners=True)).long()

@@ -14,7 +14,7 @@ from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.training.layouts import on_grid
 from LiverXAILib.training.lesion_painting import add_lesions
 from LiverXAILib.training.random_fields import Rng
-from LiverXAILib.volumes.volume import bounding_box
+from LiverXAILib.volumes.box import Box, bounding_box
 
 from .synthesis import Sample, Source, Tissue
 
@@ -51,9 +51,9 @@ def source_scans(stage: StageSpec, spacing_mm: float, sources: Iterable[Source],
             continue
         if stage.region is not None:
             margin = round(stage.region.margin_mm / spacing_mm)
-            inner = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
+            inner = box.grown((margin,) * 3, source.liver.shape)
         else:
-            inner = (slice(None),) * 3
+            inner = Box.full(source.liver.shape)
         missing = [-n % d for n, d in zip(known_in_source[inner].shape, stage.divisor, strict=True)]
         after = [part for n in reversed(missing) for part in (0, n)]
         image = functional.pad(torch.from_numpy(source.ct[inner]).float(), after, value=AIR_HU)

@@ -23,6 +23,7 @@ from LiverXAILib.inference.stages import AIR_HU, network_orientation_grid
 from LiverXAILib.networks import ObeliskUNet
 from LiverXAILib.phantoms import TISSUES, make_phantom
 from LiverXAILib.progress import CancelToken, Progress, check_cancel, report_progress
+from LiverXAILib.volumes.box import bounding_box, components, largest_component
 from LiverXAILib.volumes.io import read_labels, read_volume
 from LiverXAILib.volumes.resample import regrid, resample, resized
 from LiverXAILib.volumes.volume import Grid, Volume
@@ -304,7 +305,7 @@ def _correct(
     :return: the liver, and a band 5 mm around it of what may be liver too, or its border's partial volume with fat or
         lung: neither is certain there.
     """
-    liver = _largest(liver)
+    liver = largest_component(liver)
     smooth = _smoothed(ct, spacing_mm)
     median = float(np.median(ct[liver]))
     spread = float(np.clip(smooth[liver].std(), 8, 25))
@@ -328,15 +329,12 @@ def _teacher_liver(volume: Volume, grid: Grid, weights: Path, lowest_mm: float |
     """Liver of the OBELISK ensemble (mean softmax of the folds) on `grid`; see :class:`ObeliskUNet`."""
     base = network_orientation_grid(volume.grid, "LAI")
     dense = resample(volume.array, volume.grid, base, fill=AIR_HU).numpy() > -300
-    body = _largest(_open(dense))
-    rows = [np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(2)]
+    body = largest_component(_open(dense))
+    body_box = bounding_box(body)
+    assert body_box is not None
     depth = base.shape[2]
     keep = depth if lowest_mm is None else min(depth, int(lowest_mm / base.spacing[0]))
-    box = (
-        slice(int(rows[0][0]), int(rows[0][-1]) + 1),
-        slice(int(rows[1][0]), int(rows[1][-1]) + 1),
-        slice(depth - keep, depth),
-    )
+    box = body_box._replace(i=slice(depth - keep, depth))
     target = resized(base.cropped(box), (144, 144, 144))
     image = resample(volume.array, volume.grid, target, fill=AIR_HU)[None, None]
     files = sorted(weights.glob("allconvunet_tcia_fold*.pth"))
@@ -369,19 +367,16 @@ def _tissues_by_hu(ct: np.ndarray) -> np.ndarray:
 
 def _body(ct: np.ndarray) -> np.ndarray:
     """The patient, lungs and bowel gas included: the largest dense component, filled slice by slice."""
-    body = _largest(_open(ct > -300))
+    body = largest_component(_open(ct > -300))
     filled = [sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(plane.astype(np.uint8)))) for plane in body]
     return np.stack(filled) > 0
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
-    components = sitk.RelabelComponent(sitk.ConnectedComponent(_image(mask.astype(np.uint8))))
-    return sitk.GetArrayFromImage(components) == 1
-
-
 def _large(mask: np.ndarray, voxels: int) -> np.ndarray:
-    components = sitk.ConnectedComponent(_image(mask.astype(np.uint8)))
-    return sitk.GetArrayFromImage(sitk.RelabelComponent(components, minimumObjectSize=voxels)) > 0
+    numbers = components(mask)
+    large = np.bincount(numbers.ravel()) >= voxels
+    large[0] = False
+    return large[numbers]
 
 
 def _open(mask: np.ndarray) -> np.ndarray:

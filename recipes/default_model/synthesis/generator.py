@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from LiverXAILib.training.lesion_painting import add_lesions
 from LiverXAILib.training.random_fields import Rng, Size, smooth_field
+from LiverXAILib.volumes.box import Box
 
 from .acquisition import acquire, limit_field_of_view
 from .deformation import deformation, sample_at
@@ -379,9 +380,7 @@ def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_m
     center = places[rng.integer(len(places))].float()
     radius = rng.uniform(8, 19) / spacing_mm
     reach = int(3 * radius) + 2
-    box = tuple(
-        slice(max(0, int(c) - reach), min(n, int(c) + reach + 1)) for c, n in zip(center, liver.shape, strict=True)
-    )
+    box = Box.full((1, 1, 1)).shifted([int(c) for c in center]).grown((reach,) * 3, liver.shape)
     axes = [torch.arange(s.start, s.stop, dtype=torch.float32) - float(c) for s, c in zip(box, center, strict=True)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     direction = rng.normal(3)

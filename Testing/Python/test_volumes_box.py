@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boxes and connected components, against plain array indexing and SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+
+from LiverXAILib.volumes.box import Box, bounding_box, components, largest_component
+from LiverXAILib.volumes.volume import Grid
+
+sizes = st.tuples(*[st.integers(1, 9)] * 3)
+masks = hnp.arrays(bool, sizes)
+
+
+@st.composite
+def boxes_of(draw: st.DrawFn, shape: tuple[int, int, int]) -> Box:
+    starts = [draw(st.integers(0, n - 1)) for n in shape]
+    return Box.between(starts, [draw(st.integers(low + 1, n)) for low, n in zip(starts, shape, strict=True)])
+
+
+@st.composite
+def images_with_two_boxes(draw: st.DrawFn) -> tuple[np.ndarray, Box, Box]:
+    shape = draw(sizes)
+    return np.arange(np.prod(shape)).reshape(shape), draw(boxes_of(shape)), draw(boxes_of(shape))
+
+
+@given(masks)
+def test_a_bounding_box_is_what_scipy_finds(mask):
+    found = ndimage.find_objects(mask.astype(int))
+    assert bounding_box(mask) == (tuple(found[0]) if mask.any() else None)
+
+
+@given(images_with_two_boxes())
+def test_the_intersection_holds_the_voxels_of_both(case):
+    image, first, second = case
+    both = set(image[first].flat) & set(image[second].flat)
+    common = first.intersection(second)
+    assert (set() if common is None else set(image[common].flat)) == both
+    if common is not None:
+        np.testing.assert_array_equal(image[first][common.relative_to(first)], image[common])
+        assert common.relative_to(first).shifted(first.start) == common
+
+
+@given(images_with_two_boxes(), st.tuples(*[st.integers(0, 4)] * 3))
+def test_union_and_growth_are_the_smallest_boxes_around_their_voxels(case, margins):
+    image, first, second = case
+    mask = np.zeros(image.shape, bool)
+    mask[first] = mask[second] = True
+    assert Box.union([first, None, second]) == bounding_box(mask)
+    padded = np.zeros([n + 2 * m for n, m in zip(image.shape, margins, strict=True)], bool)
+    padded[first.shifted(margins)] = True
+    padded = ndimage.binary_dilation(padded, np.ones([2 * m + 1 for m in margins], bool))
+    inner = Box.full(image.shape).shifted(margins)
+    assert first.grown(margins, image.shape) == bounding_box(padded[inner])
+
+
+@given(images_with_two_boxes())
+def test_a_box_says_its_size_and_indexes_arrays(case):
+    image, box, _ = case
+    assert image[box].shape == box.shape
+    assert image[box].flat[0] == image[box.start]
+    assert image[box].flat[-1] == image[tuple(np.array(box.stop) - 1)]
+    np.testing.assert_array_equal(image[Box.full(image.shape)], image)
+
+
+@given(images_with_two_boxes(), st.tuples(*[st.floats(0.3, 3)] * 3), st.floats(0, 4))
+def test_a_projected_box_holds_all_of_the_box_but_no_layer_too_many(case, spacing, margin):
+    image, box, _ = case
+    source = Grid(image.shape, np.diag([0.9, 1.1, 1.7, 1.0]))
+    matrix = np.diag([*spacing, 1.0])
+    matrix[:3, 3] = -3.2, 0.4, -1.0
+    target = Grid((12, 10, 8), matrix)
+    projected = box.projected(source, target, margin)
+    # Faces of the box in voxels of the target, axis by axis: the grids are parallel.
+    low = (np.array(source.to_lps(np.array(box.start[::-1]) - 0.5)) - margin - target.origin) / spacing + 0.5
+    high = (np.array(source.to_lps(np.array(box.stop[::-1]) - 0.5)) + margin - target.origin) / spacing + 0.5
+    for axis, n in enumerate(target.shape[::-1]):
+        inside = [v for v in range(n) if v + 1 > low[axis] + 2e-3 and v < high[axis] - 2e-3]
+        side = projected[::-1][axis]
+        assert set(inside) <= set(range(side.start, side.stop))
+        assert side.stop - side.start <= max(len(inside), 1) + 2
+
+
+@settings(max_examples=60)
+@given(masks, st.booleans())
+def test_components_are_those_of_scipy(mask, corners):
+    expected, count = ndimage.label(mask, np.ones((3, 3, 3)) if corners else None)
+    found = components(mask, corners=corners)
+    pairs = {(a, b) for a, b in zip(found[mask], expected[mask], strict=True)}
+    assert len(pairs) == count == found.max(initial=0)
+    assert not found[~mask].any()
+
+
+@given(masks)
+def test_the_largest_component_comes_first(mask):
+    sizes = np.bincount(components(mask, largest_first=True).ravel())[1:]
+    assert list(sizes) == sorted(sizes, reverse=True)
+    assert largest_component(mask).sum() == (sizes[0] if len(sizes) else 0)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_touching_at_a_corner_connects_only_where_it_is_asked(corners):
+    mask = np.zeros((2, 2, 2))
+    mask[0, 0, 0] = mask[1, 1, 1] = 5
+    assert components(mask, corners=corners).max() == (1 if corners else 2)
