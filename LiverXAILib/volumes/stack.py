@@ -28,7 +28,7 @@ class Stack:
 
     `order` lists the slices' indices along `depths`, their ascending positions along the normal in mm.
     `ijk_to_lps` is the regular grid of `count` slices that fits them. `problem` says in words what is wrong, or is
-    None; `bridgeable` tells whether interpolation along the depth may mend it.
+    None; `can_be_resampled` tells whether interpolation along the depth may mend it.
     """
 
     order: np.ndarray
@@ -36,7 +36,7 @@ class Stack:
     count: int
     ijk_to_lps: np.ndarray
     problem: str | None = None
-    bridgeable: bool = False
+    can_be_resampled: bool = False
 
     @property
     def spacing(self) -> float:
@@ -51,7 +51,7 @@ class Stack:
         return float(np.degrees(np.arccos(min(1.0, cosine))))
 
 
-def arrange(positions: np.ndarray, row: np.ndarray, column: np.ndarray) -> Stack | str:
+def sort_slices(positions: np.ndarray, row: np.ndarray, column: np.ndarray) -> Stack | str:
     """Arrange at least two parallel slices.
 
     :param positions: (n, 3) LPS mm of the center of each slice's first pixel.
@@ -79,7 +79,7 @@ def arrange(positions: np.ndarray, row: np.ndarray, column: np.ndarray) -> Stack
         return f"its slices are shifted sideways against each other by up to {sideways:.1f} mm"
 
     regular = np.linspace(depths[0], depths[-1], len(depths))
-    problem, bridgeable, count = None, False, len(depths)
+    problem, can_be_resampled, count = None, False, len(depths)
     if np.abs(depths - regular).max() > tolerance:
         steps = np.round(gaps / median)
         if steps.min() >= 1 and np.abs(gaps - steps * median).max() <= tolerance:
@@ -87,13 +87,13 @@ def arrange(positions: np.ndarray, row: np.ndarray, column: np.ndarray) -> Stack
             problem = f"{missing} (a gap of {gaps.max():.1f} mm between slices {median:.1f} mm apart)"
         else:
             problem = f"its slices are not evenly spaced ({gaps.min():.2f} to {gaps.max():.2f} mm apart)"
-        bridgeable = bool(gaps.max() <= WIDEST_GAP_MM)
+        can_be_resampled = bool(gaps.max() <= WIDEST_GAP_MM)
         count = round((depths[-1] - depths[0]) / median) + 1
     matrix = np.eye(4)
     matrix[:3, 0], matrix[:3, 1] = row, column
     matrix[:3, 2] = (positions[-1] - positions[0]) / (count - 1)
     matrix[:3, 3] = positions[0]
-    return Stack(order, depths, count, matrix, problem, bridgeable)
+    return Stack(order, depths, count, matrix, problem, can_be_resampled)
 
 
 def resample_to_regular(array: np.ndarray, stack: Stack) -> np.ndarray:
