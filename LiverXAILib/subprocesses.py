@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,15 @@ class Channel:
         with self._lock:
             self._file.write(json.dumps({"event": event, **values}) + "\n")
             self._file.flush()
+
+
+def slicer_python() -> str:
+    """The Python interpreter for child processes: Slicer's own inside Slicer, elsewhere this one.
+
+    Slicer's ``sys.executable`` is the launcher PythonSlicer, which starts ``python-real`` in the environment that a
+    running Slicer has already; and on some systems it does not pass pipes on.
+    """
+    return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
 
 
 def start_child(python: str, module: str, *, threads: int, log: IO[bytes]) -> subprocess.Popen[bytes]:

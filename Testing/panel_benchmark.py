@@ -32,6 +32,8 @@ from batch_toys import phantom, write_model  # noqa: E402
 from slicerhost import qtapplication  # noqa: E402
 
 from LiverXAILib.mrml import volume_to_node  # noqa: E402
+from LiverXAILib.panel.model_choice import FROM_FOLDER  # noqa: E402
+from LiverXAILib.panel.sample_data import make_phantom  # noqa: E402
 from LiverXAILib.volumes.box import Box  # noqa: E402
 from LiverXAILib.volumes.volume import Volume  # noqa: E402
 
@@ -120,7 +122,7 @@ class Clock:
         self.ticks.clear()
         self.tick()
         action()
-        qtapplication.wait_until(lambda: not self.panel.widget._task, 3600)
+        qtapplication.wait_until(lambda: not self.panel.widget.runner.busy, 3600)
         qtapplication.process_events()
         self.timer.stop()
         moments, waited, _ = zip(*self.ticks, strict=True)
@@ -149,18 +151,18 @@ def main() -> None:
         return
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
     if arguments.patient:
-        ct, truth = panel.module.makePhantom(spacingMm=(1.5, 1.5, 3.0))
+        ct, truth = make_phantom(spacing_mm=(1.5, 1.5, 3.0))
         slicer.mrmlScene.RemoveNode(truth)
     else:
         ct = volume_to_node(make_ball(arguments.shape), slicer.mrmlScene, "CT")
-        panel.choose(panel.ui.modelSelector, panel.module.FROM_FOLDER)
+        panel.choose(panel.ui.modelSelector, FROM_FOLDER)
         panel.ui.modelFolder.currentPath = str(write_model(Path(tempfile.mkdtemp()) / "toy"))
     panel.ui.inputSelector.setCurrentNode(ct)
     clock = Clock(panel)
     print("CT {}×{}×{}".format(*ct.GetImageData().GetDimensions()))
     clock.measure("Apply", panel.ui.applyButton.click)
     clock.measure("Apply again", panel.ui.applyButton.click)
-    segmentation = panel.widget._result("segmentation")
+    segmentation = panel.widget.state.result("segmentation")
     liver = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "liver", ct)
     liver[:, :, : liver.shape[2] // 3] = 0
     slicer.util.updateSegmentBinaryLabelmapFromArray(liver, segmentation, "liver", ct)

@@ -17,6 +17,8 @@ sys.path[:0] = [str(ROOT / "Testing"), str(ROOT)]
 
 from slicerhost import pythonqt, qtapplication  # noqa: E402
 
+from LiverXAILib.panel.sample_data import make_phantom  # noqa: E402
+
 WIDTH = 440
 
 
@@ -35,7 +37,7 @@ def main(folder: Path, check: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
     picture(panel, folder / "panel-empty.png")
-    ct, truth = panel.module.makePhantom(seed=7, spacingMm=(2.0, 2.0, 4.0))
+    ct, truth = make_phantom(seed=7, spacing_mm=(2.0, 2.0, 4.0))
     slicer.mrmlScene.RemoveNode(truth)
     panel.ui.inputSelector.setCurrentNode(ct)
     panel.choose(panel.ui.targetSelector, "both")
@@ -43,22 +45,22 @@ def main(folder: Path, check: bool) -> None:
     panel.click(panel.ui.applyButton)
     qtapplication.wait_until(lambda: panel.ui.progressBar.value > 300, 600)
     picture(panel, folder / "panel-running.png")
-    qtapplication.wait_until(lambda: not panel.widget._task, 1200)
+    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 1200)
     if panel.ui.lesionTable.rowCount:
         panel.ui.lesionTable.selectRow(0)
         panel.click(panel.ui.explainLesionButton)
-        qtapplication.wait_until(lambda: not panel.widget._task, 600)
+        qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     panel.ui.heatMapSelector.setCurrentIndex(min(1, panel.ui.heatMapSelector.count - 1))
     picture(panel, folder / "panel-results.png")
     panel.ui.advancedButton.collapsed = False
-    qtapplication.wait_until(lambda: not panel.widget._task, 600)
+    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     picture(panel, folder / "panel-advanced.png")
     panel.ui.advancedButton.collapsed = True
     other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "MR of the abdomen")
     slicer.util.updateVolumeFromArray(other, abs(slicer.util.arrayFromVolume(ct)))
     panel.ui.inputSelector.setCurrentNode(other)
     panel.click(panel.ui.applyButton)
-    qtapplication.wait_until(lambda: not panel.widget._task, 600)
+    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     picture(panel, folder / "panel-error.png")
     panel.close()
     if pythonqt.problems:

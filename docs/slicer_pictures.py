@@ -29,6 +29,7 @@ from slicerhost.rendering import FourUp
 
 from LiverXAILib import mrml
 from LiverXAILib.colors import HEAT_COLORS
+from LiverXAILib.panel.sample_data import make_phantom
 
 ICONS = ROOT / "LiverXAI" / "Resources" / "Icons"
 IMAGES = ROOT / "docs" / "images"
@@ -49,7 +50,7 @@ def main() -> None:
     if options.input:
         volumeNode = slicer.util.loadVolume(str(options.input), {})
     else:
-        volumeNode, truthNode = module.makePhantom(seed=SEED)
+        volumeNode, truthNode = make_phantom(seed=SEED)
     display = volumeNode.GetDisplayNode()
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(-160, 240)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ def main(arguments: list[str]) -> int:
     """Run a batch; returns the exit code."""
     from LiverXAILib.batch import command
     from LiverXAILib.errors import LiverXAIError, UsageError
+    from LiverXAILib.subprocesses import slicer_python
 
     # Slicer takes --help for itself, and a shortened name might be one of Slicer's.
     parser = argparse.ArgumentParser(prog="batch_slicer.py", add_help=False, allow_abbrev=False)
@@ -40,18 +40,10 @@ def main(arguments: list[str]) -> int:
         parser.print_help()
         return 0 if arguments else 2
     try:
-        return command.run(parser.parse_args(arguments), python=python())
+        return command.run(parser.parse_args(arguments), python=slicer_python())
     except LiverXAIError as error:
         logging.error("batch_slicer: %s", error)
         return 2 if isinstance(error, UsageError) else 1
-
-
-def python() -> str:
-    """The interpreter for worker processes, as in Slicer's own environment.
-
-    Not sys.executable: in Slicer that is the launcher PythonSlicer, which does not pass pipes on on every system.
-    """
-    return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
 
 
 if __name__ == "__main__":

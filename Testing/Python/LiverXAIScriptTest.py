@@ -24,10 +24,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--model", default="default")
     options = parser.parse_args(arguments)
 
-    from LiverXAI import LiverXAILogic, makePhantom
+    from LiverXAI import LiverXAILogic
+    from LiverXAILib.panel.sample_data import make_phantom
 
     if options.input == "phantom":
-        volumeNode, _ = makePhantom(spacingMm=(3.0, 3.0, 5.0))
+        volumeNode, _ = make_phantom(spacing_mm=(3.0, 3.0, 5.0))
     else:
         volumeNode = slicer.util.loadVolume(options.input, {})
     logic = LiverXAILogic()

@@ -50,7 +50,7 @@ def panel(opened_panel):
     opened_panel.host.clear()
     pythonqt.problems.clear()
     yield opened_panel
-    if opened_panel.widget._task:
+    if opened_panel.widget.runner.busy:
         opened_panel.host.clear()  # closing the scene ends what runs
     assert pythonqt.problems == []
 

@@ -67,7 +67,7 @@ def wait_idle(panel: Any) -> None:
     """Wait until nothing runs any more."""
     from slicerhost.qtapplication import wait_until
 
-    wait_until(lambda: not panel.widget._task)
+    wait_until(lambda: not panel.widget.runner.busy)
 
 
 def wait_running(panel: Any) -> None:

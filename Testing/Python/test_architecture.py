@@ -37,15 +37,16 @@ ORDER = [
     "phantoms",
     "evaluation",
     "training",
+    "panel",
     "cli",
 ]
-FRONT_ENDS = {"mrml", "worker", "batch", "evaluation", "training"}
-ALLOWED_BETWEEN_FRONT_ENDS = {("batch", "mrml"), ("training", "evaluation")}
+FRONT_ENDS = {"mrml", "worker", "batch", "evaluation", "training", "panel"}
+ALLOWED_BETWEEN_FRONT_ENDS = {("batch", "mrml"), ("training", "evaluation"), ("panel", "mrml"), ("panel", "worker")}
 RESERVED = {
-    "slicer": ("mrml",),
-    "vtk": ("mrml",),
-    "qt": (),
-    "ctk": (),
+    "slicer": ("mrml", "panel"),
+    "vtk": ("mrml", "panel"),
+    "qt": ("panel",),
+    "ctk": ("panel",),
     "monai": ("training", "evaluation", "models/monai_bundle.py"),
     "lightning": ("training",),
     "torchvision": (),

@@ -10,17 +10,28 @@ from xml.etree import ElementTree
 
 MODULE = Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py"
 UI = MODULE.parent / "Resources" / "UI" / "LiverXAI.ui"
-SOURCE = MODULE.read_text(encoding="utf-8")
-TREE = ast.parse(SOURCE)
+PANEL = MODULE.parents[1] / "LiverXAILib" / "panel"
+SOURCES = {path: path.read_text(encoding="utf-8") for path in [MODULE, *sorted(PANEL.glob("*.py"))]}
+SOURCE = "\n".join(SOURCES.values())
+TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
+
+
+def nodes():
+    """All nodes of the module and the parts of its panel, with the place in the source."""
+    return [
+        (node, f"{path.name}, line {getattr(node, 'lineno', 0)}")
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+    ]
 
 
 def calls():
-    return [node for node in ast.walk(TREE) if isinstance(node, ast.Call)]
+    return [(node, place) for node, place in nodes() if isinstance(node, ast.Call)]
 
 
 def test_every_widget_that_the_module_uses_is_in_the_ui_file():
     names = {element.get("name") for element in ElementTree.parse(UI).iter("widget")}
-    used = set(re.findall(r"\bui\.(\w+)", SOURCE)) - {"modelSelector.addItem"}
+    used = set(re.findall(r"\b_?ui\.(\w+)", SOURCE))
     assert used <= names, used - names
     buttons = {name for name in names if name.endswith(("Button", "Selector", "CheckBox", "Slider", "Table"))}
     assert buttons <= used | {"advancedButton"}, "a control that does nothing"
@@ -39,10 +50,10 @@ def test_every_widget_that_can_be_focused_has_a_tool_tip_and_a_place_in_the_tab_
 
 
 def test_slots_are_plain_methods():
-    for call in calls():
+    for call, place in calls():
         if isinstance(call.func, ast.Attribute) and call.func.attr == "connect":
             slot = call.args[-1]
-            assert isinstance(slot, (ast.Attribute, ast.Name)), f"line {call.lineno}: {ast.unparse(slot)}"
+            assert isinstance(slot, (ast.Attribute, ast.Name)), f"{place}: {ast.unparse(slot)}"
             assert len(call.args) == 2
 
 
@@ -59,35 +70,35 @@ def test_nothing_is_used_that_differs_between_pythonqt_and_pyside():
     )
     for word in forbidden:
         assert word not in SOURCE, word
-    for call in calls():
+    for call, place in calls():
         function = ast.unparse(call.func)
-        if re.match(r"(self\.)?qt\.", function):
-            assert not call.keywords, f"line {call.lineno}: keywords in {function}"
-    for node in ast.walk(TREE):
+        if re.match(r"(self\._?)?qt\.", function):
+            assert not call.keywords, f"{place}: keywords in {function}"
+    for node, _ in nodes():
         if isinstance(node, ast.ClassDef):
             assert not any(ast.unparse(base).startswith(("qt.", "ctk.")) for base in node.bases)
 
 
 def test_strings_that_the_user_reads_are_translated():
-    """Every sentence in the module goes through _(), but for names of nodes and what a bug report holds."""
+    """Every sentence of the panel goes through _(), but for names of nodes and what a bug report holds."""
     translated = set()
-    for call in calls():
+    for call, _ in calls():
         name = ast.unparse(call.func)
         if name in ("_", "translate") or name.startswith("logging."):
             translated |= set(ast.walk(call))
-    for node in ast.walk(TREE):
+    for node, _ in nodes():
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):  # documentation
             translated |= set(ast.walk(body[0]))
-        if isinstance(node, ast.FunctionDef) and node.name == "onCopyDetails":
+        if isinstance(node, ast.FunctionDef) and node.name in ("onCopyDetails", "copy_details"):
             translated |= set(ast.walk(node))
         if isinstance(node, ast.ClassDef) and node.name == "LiverXAITest":
             translated |= set(ast.walk(node))
         if isinstance(node, ast.Dict):
             translated |= set(node.keys)
     bare = [
-        f"line {node.lineno}: {node.value!r}"
-        for node in ast.walk(TREE)
+        f"{place}: {node.value!r}"
+        for node, place in nodes()
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in translated
         if re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", node.value)
     ]
@@ -95,11 +106,21 @@ def test_strings_that_the_user_reads_are_translated():
     assert [text for text in bare if text.split(": ", 1)[1].strip("'") not in names] == []
 
 
-def test_loading_the_module_imports_neither_qt_nor_torch():
-    for node in TREE.body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            text = ast.unparse(node)
-            assert not re.search(r"\b(qt|ctk|torch|SimpleITK)\b", text), text
+def test_loading_the_module_and_its_panel_imports_neither_qt_nor_torch():
+    for tree in TREES.values():
+        for node in tree.body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                text = ast.unparse(node)
+                assert not re.search(r"\b(qt|ctk|torch|SimpleITK)\b", text), text
+
+
+def test_the_module_holds_only_what_slicer_looks_for_in_it():
+    classes = {node.name for node in TREES[MODULE].body if isinstance(node, ast.ClassDef)}
+    roles = ("LiverXAI", "LiverXAIWidget", "LiverXAILogic", "LiverXAITest", "LiverXAIParameters")
+    assert classes == set(roles)
+    for path, source in SOURCES.items():
+        if path != MODULE:
+            assert len(source.splitlines()) <= 350, path.name
 
 
 def test_a_function_of_the_library_is_not_hidden_by_a_module_of_its_name():

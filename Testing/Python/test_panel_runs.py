@@ -61,13 +61,13 @@ def test_the_event_loop_turns_during_the_run(panel, toy_model):
         ticks[0] += 1
 
     timer.connect("timeout()", tick)
-    show_progress = panel.widget._showProgress
+    show_progress = panel.widget.runner.show_progress
 
     def count(event):
         ticks_at_progress.append(ticks[0])
         show_progress(event)
 
-    panel.widget._showProgress = count
+    panel.widget.runner.show_progress = count
     timer.start()
     try:
         panel.click(panel.ui.applyButton)
@@ -77,7 +77,7 @@ def test_the_event_loop_turns_during_the_run(panel, toy_model):
         wait_idle(panel)
     finally:
         timer.stop()
-        del panel.widget._showProgress
+        del panel.widget.runner.show_progress
 
 
 def test_an_oblique_left_handed_ct_gets_its_results_in_place(panel, toy_model):
@@ -119,10 +119,10 @@ def test_a_lesion_is_jumped_to_and_explained_by_two_clicks(panel, toy_model):
     measured = lx.measure(phantom(lesions=2), lx.segment(phantom(lesions=2), lx.load_model(toy_model), device="cpu"))
     superior = measured.lesions[1].centroid_lps_mm[2]
     np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), superior, atol=0.01)
-    pid = panel.widget.client.pid
+    pid = panel.widget.runner.client.pid
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
-    assert panel.widget.client.pid == pid
+    assert panel.widget.runner.client.pid == pid
     (heat,) = results(node, "heatmap")
     assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
     assert table.item(1, 4).text() == "not checked"
@@ -144,7 +144,7 @@ def test_lesions_are_jumped_to_by_keys(panel, toy_model):
     for _ in range(2):
         QTest.keyClick(table, QtCore.Qt.Key_Down)
         places.append(view.GetSliceToRAS().GetElement(0, 3))
-    expected = [-float(lesion["centroid_l_mm"]) for lesion in panel.widget._lesions]
+    expected = [-float(lesion["centroid_l_mm"]) for lesion in panel.widget.results.lesions]
     np.testing.assert_allclose(places, expected, atol=0.01)
     assert panel.ui.explainLesionButton.enabled
     # Scrolled away, a click on the lesion that is chosen already leads back.
@@ -253,7 +253,7 @@ def test_a_killed_worker_gives_a_message_and_a_usable_panel(panel, toy_model):
     panel.choose(panel.ui.methodSelector, "occlusion")
     panel.click(panel.ui.applyButton)
     wait_running(panel)
-    os.kill(panel.widget.client.pid, signal.SIGKILL)
+    os.kill(panel.widget.runner.client.pid, signal.SIGKILL)
     wait_idle(panel)
     assert "ended unexpectedly" in panel.ui.statusLabel.text
     assert panel.ui.detailsButton.visible
@@ -278,8 +278,8 @@ def test_an_error_is_told_in_words_and_details_are_copied_without_the_patient(pa
 
 def test_a_missing_gpu_is_told_with_what_to_do(panel, toy_model):
     prepare(panel, phantom(), toy_model)
-    panel.widget._parameters.device = "cuda:7"
-    panel.widget._showParameters()
+    panel.widget.state.parameters.device = "cuda:7"
+    panel.widget.showParameters()
     apply_and_wait(panel)
     assert "cuda:7" in panel.ui.statusLabel.text
 
@@ -323,12 +323,12 @@ def test_a_ct_that_was_changed_during_the_run_is_told(panel, toy_model):
 def test_closing_the_scene_while_results_are_being_shown_leaves_nothing(panel, toy_model):
     prepare(panel, fine_phantom(), toy_model)
     panel.click(panel.ui.applyButton)
-    qtapplication.wait_until(lambda: panel.widget._steps is not None)
+    qtapplication.wait_until(lambda: panel.widget.runner.showing)
     assert panel.ui.applyButton.text == "Cancel"
     assert not panel.ui.applyButton.enabled  # half of the results would be none
     panel.host.clear()
     qtapplication.process_events()
-    assert panel.widget._task == ""
+    assert not panel.widget.runner.busy
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
     assert panel.ui.applyButton.text == "Apply"
 
@@ -338,7 +338,7 @@ def test_closing_the_scene_during_the_run_ends_it(panel, toy_model):
     panel.choose(panel.ui.methodSelector, "occlusion")
     panel.click(panel.ui.applyButton)
     wait_running(panel)
-    pid = panel.widget.client.pid
+    pid = panel.widget.runner.client.pid
     panel.host.clear()
     qtapplication.process_events()
     assert until(lambda: not alive(pid))
@@ -359,7 +359,7 @@ def test_unloading_the_module_during_the_run_leaves_no_process(toy_model):
     first.choose(first.ui.methodSelector, "occlusion")
     first.click(first.ui.applyButton)
     wait_running(first)
-    pid = first.widget.client.pid
+    pid = first.widget.runner.client.pid
     first.close()
     assert not alive(pid)
     second = qtapplication.Panel(MODULE)

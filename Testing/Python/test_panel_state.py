@@ -53,8 +53,8 @@ def test_a_result_is_not_taken_for_a_ct(panel, toy_model):
     apply_and_wait(panel)
     panel.ui.inputSelector.setCurrentNode(results(node, "heatmap")[0])
     assert not panel.ui.applyButton.enabled
-    panel.widget._say()
-    panel.widget._update()
+    panel.widget.status.show()
+    panel.widget.update()
     assert "Choose the CT" in panel.ui.statusLabel.text
 
 
@@ -93,25 +93,25 @@ def own_models(panel, monkeypatch, tmp_path):
     program.write_text(textwrap.dedent(patch))
     python.write_text(f"#!/bin/sh\nexec {sys.executable} {program}\n")
     python.chmod(0o755)
-    usual = panel.widget._registry
+    usual = panel.widget.models.registry
 
     def use(models):
         entries.write_text(json.dumps({"version": 1, "models": models}))
-        panel.widget._registry = registry(entries)
-        panel.widget._fillModels()
-        panel.widget._showParameters()
+        panel.widget.models.registry = registry(entries)
+        panel.widget.models.fill()
+        panel.widget.showParameters()
 
     monkeypatch.delenv("LIVERXAI_MODELS", raising=False)
     monkeypatch.setattr(where, "_REGISTRY", entries)
     monkeypatch.setattr(where, "download_folder", lambda: downloads)
-    panel.widget.client.close()
-    monkeypatch.setattr(panel.widget.client, "_python", str(python))
+    panel.widget.runner.client.close()
+    monkeypatch.setattr(panel.widget.runner.client, "_python", str(python))
     yield use
-    panel.widget.client.close()
+    panel.widget.runner.client.close()
     monkeypatch.undo()
-    panel.widget._registry = usual
-    panel.widget._fillModels()
-    panel.widget._showParameters()
+    panel.widget.models.registry = usual
+    panel.widget.models.fill()
+    panel.widget.showParameters()
 
 
 def test_a_model_that_is_not_here_is_downloaded_with_progress(panel, own_models, toy_model, tmp_path):
@@ -136,14 +136,14 @@ def test_a_model_that_is_not_here_is_downloaded_with_progress(panel, own_models,
         assert not panel.ui.applyButton.enabled
         assert "Press Download" in panel.ui.statusLabel.text
         seen = []
-        show = panel.widget._showProgress
-        panel.widget._showProgress = lambda event: (show(event), seen.append(panel.ui.statusLabel.text))
+        show = panel.widget.runner.show_progress
+        panel.widget.runner.show_progress = lambda event: (show(event), seen.append(panel.ui.statusLabel.text))
         try:
             panel.click(panel.ui.downloadButton)
             assert panel.ui.applyButton.text == "Cancel"
             wait_idle(panel)
         finally:
-            del panel.widget._showProgress
+            del panel.widget.runner.show_progress
     assert any("ownload" in text and "%" in text for text in seen), seen
     assert "The model is ready" in panel.ui.statusLabel.text
     assert panel.ui.applyButton.enabled
@@ -168,21 +168,23 @@ def test_a_download_that_fails_says_so(panel, own_models, toy_model, tmp_path):
 
 def test_a_scene_from_elsewhere_may_name_a_model_that_is_not_here(panel, toy_model):
     panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
-    panel.widget._parameters.model = "somebody's own"
-    panel.widget._parameters.method = "a method of tomorrow"
-    panel.widget._showParameters()
+    panel.widget.state.parameters.model = "somebody's own"
+    panel.widget.state.parameters.method = "a method of tomorrow"
+    panel.widget.showParameters()
     assert panel.ui.modelSelector.currentText == "somebody's own"
     assert "somebody's own is not on this computer" in panel.ui.statusLabel.text
     assert not panel.ui.applyButton.enabled
-    assert panel.widget._parameters.method == panel.ui.methodSelector.currentData == DEFAULT_METHOD
+    assert panel.widget.state.parameters.method == panel.ui.methodSelector.currentData == DEFAULT_METHOD
 
 
 def test_a_model_is_imported_from_a_zip_file(panel, own_models, toy_model, tmp_path):
+    from LiverXAILib.panel.model_choice import FROM_FILE
+
     own_models({})
     archive = shutil.make_archive(str(tmp_path / "toy"), "zip", toy_model)
     node = add_ct(phantom())
     panel.ui.inputSelector.setCurrentNode(node)
-    panel.choose(panel.ui.modelSelector, panel.module.FROM_FILE)
+    panel.choose(panel.ui.modelSelector, FROM_FILE)
     assert "Choose the zip file" in panel.ui.statusLabel.text
     assert panel.ui.modelFolderLabel.text == "File:"
     panel.ui.modelFolder.currentPath = archive
@@ -202,7 +204,6 @@ def test_a_model_is_imported_from_a_zip_file(panel, own_models, toy_model, tmp_p
 @pytest.fixture
 def bare(panel, monkeypatch):
     """A Slicer without any of our packages; returns what was asked and installed."""
-    module = panel.module
     record = SimpleNamespace(questions=[], commands=[], torch=[], agrees=True)
 
     def confirm(text, title=None):
@@ -217,9 +218,11 @@ def bare(panel, monkeypatch):
             record.torch.append(keywords)
             return ModuleType("torch")
 
+    from LiverXAILib.panel import installation
+
     absent = {"torch", "safetensors", "requests", "platformdirs"}
-    real = module.find_spec
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name in absent else real(name))
+    real = installation.find_spec
+    monkeypatch.setattr(installation, "find_spec", lambda name: None if name in absent else real(name))
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", confirm)
     monkeypatch.setattr(slicer.util, "pip_install", pip_install)
     monkeypatch.setitem(sys.modules, "PyTorchUtils", SimpleNamespace(PyTorchUtilsLogic=Utilities))
@@ -284,12 +287,14 @@ def test_a_failed_installation_of_torch_says_what_to_try(panel, bare, toy_model,
 
 def test_where_slicer_can_ensure_packages_it_does(panel, bare, toy_model, monkeypatch):
     """Slicer 5.12's own function shows the progress of pip; it is not asked to ask again."""
+    from LiverXAILib.panel import installation
+
     ensured = []
     packaging = ModuleType("slicer.packaging")
     packaging.pip_ensure = lambda names, **keywords: ensured.append((names, keywords))
     monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
-    found = panel.module.find_spec
-    monkeypatch.setattr(panel.module, "find_spec", lambda name: name == "slicer.packaging" or found(name))
+    found = installation.find_spec
+    monkeypatch.setattr(installation, "find_spec", lambda name: name == "slicer.packaging" or found(name))
     prepare(panel, phantom(), toy_model, "nothing")
     apply_and_wait(panel)
     ((names, keywords),) = ensured
@@ -417,7 +422,9 @@ def test_devices_are_looked_for_when_advanced_is_opened(panel, toy_model):
 
 
 def test_every_method_of_the_library_is_offered(panel):
-    assert list(panel.module.METHODS) == list(lx.METHODS)
+    from LiverXAILib.panel.questions import METHODS
+
+    assert list(METHODS) == list(lx.METHODS)
 
 
 def test_the_panel_is_used_by_keys_alone_from_top_to_bottom(panel, toy_model):

@@ -18,8 +18,10 @@ def test_the_console_examples_run_one_after_the_other(scene, tmp_path, monkeypat
     import slicer
     import slicer.util
 
-    module = load_module(slicerhost.start(), ROOT / "LiverXAI" / "LiverXAI.py")
-    volume_node, truth = module.makePhantom(seed=7, spacingMm=(3.0, 3.0, 5.0))
+    load_module(slicerhost.start(), ROOT / "LiverXAI" / "LiverXAI.py")
+    from LiverXAILib.panel.sample_data import make_phantom
+
+    volume_node, truth = make_phantom(seed=7, spacing_mm=(3.0, 3.0, 5.0))
     scene.RemoveNode(truth)
     volume_node.SetName("CTLiver")
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,8 @@ import vtk
 
 from .iomanager import CoreIOManager
 
-_STANDINS = Path(__file__).parent / "standins"
+# Modules of Slicer's Python package that the wheel lacks, after those that it has.
+slicer.__path__.append(str(Path(__file__).parent / "standins" / "slicer"))
 
 #: Slicer's name of a module and the class of its logic, in the order in which Slicer makes them.
 _LOGICS = {
@@ -102,8 +103,6 @@ class Host:
         slicer.mrmlScene = self.scene
         slicer.modules = self.modules
         slicer.app = self.app
-        # Modules of Slicer's Python package that the wheel lacks, after those that it has.
-        slicer.__path__.append(str(_STANDINS / "slicer"))
 
     def _add_logic(self, name: str, logic: Any) -> None:
         if name == "Colors":

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which heat map lies over the CT, how it looks, and what is known about its faithfulness."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..mrml import curves_to_chart, show_overlay
+from .questions import METHODS
+from .state import PanelState
+
+#: Colors of heat maps: what the user reads, and the name of the color node.
+COLORS = {"LiverXAI heat map": _("Blue to red"), "Rainbow": _("Rainbow"), "Warm1": _("Warm"), "Grey": _("Gray")}
+
+
+class HeatMaps:
+    """The heat maps of the chosen CT: list, opacity, threshold, colors, faithfulness."""
+
+    def __init__(self, state: PanelState) -> None:
+        self._state, self._ui = state, state.ui
+        with state.filling():
+            for name, text in COLORS.items():
+                self._ui.colorSelector.addItem(text, name)
+
+    def show(self) -> None:
+        """The list of the CT's heat maps, and what is known about the chosen one."""
+        ui, heat_maps = self._ui, self._state.results("heatmap")
+        ui.heatMapButton.visible = bool(heat_maps)
+        with self._state.filling():
+            ui.heatMapSelector.clear()
+            for heat_map in heat_maps:
+                question, method = heat_map.GetAttribute("LiverXAI.Question"), heat_map.GetAttribute("LiverXAI.Method")
+                title = METHODS[method][0] if method in METHODS else method
+                ui.heatMapSelector.addItem(f"{question} ({title})", heat_map.GetID())
+            ui.heatMapSelector.addItem(_("None"), "")
+            chosen = self._state.parameters.heatMap
+            index = ui.heatMapSelector.findData(chosen.GetID()) if chosen is not None else -1
+            ui.heatMapSelector.setCurrentIndex(index if index >= 0 else ui.heatMapSelector.count - 1)
+        self._show_faithfulness()
+
+    def choose(self, target: str) -> None:
+        """Show the heat map that answers for a target, if there is one."""
+        for heat_map in self._state.results("heatmap"):
+            if heat_map.GetAttribute("LiverXAI.Target") == target:
+                self._ui.heatMapSelector.setCurrentIndex(self._ui.heatMapSelector.findData(heat_map.GetID()))
+
+    def on_chosen(self) -> None:
+        """A heat map was chosen from the list."""
+        if self._state.listens:
+            identifier = self._ui.heatMapSelector.currentData
+            node = self._state.scene.GetNodeByID(identifier) if identifier else None
+            self._state.parameters.heatMap = node
+            self._show_faithfulness()
+            self.overlay()
+
+    def on_display_changed(self) -> None:
+        """Opacity, threshold or colors were changed: act at once."""
+        if self._state.listens:
+            parameters = self._state.parameters
+            parameters.opacity = self._ui.opacitySlider.value
+            parameters.threshold = self._ui.thresholdSlider.value
+            parameters.colors = self._ui.colorSelector.currentData
+            self.overlay()
+
+    def overlay(self, place: Sequence[float] | None = None) -> None:
+        """Show the CT with what was chosen over it; with all slice views at `place` (RAS mm) if there is one."""
+        parameters, scene = self._state.parameters, self._state.scene
+        show_overlay(
+            scene,
+            parameters.inputVolume,
+            parameters.heatMap,
+            self._state.result("segmentation"),
+            opacity=parameters.opacity,
+            threshold=parameters.threshold,
+        )
+        if parameters.heatMap is not None:
+            colors = scene.GetFirstNodeByName(parameters.colors or next(iter(COLORS)))
+            if colors is not None:
+                parameters.heatMap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
+        if place is not None:
+            slicer.vtkMRMLSliceNode.JumpAllSlices(scene, *place)
+
+    def on_plot(self) -> None:
+        """Plot the curves of deletion and insertion of the chosen heat map."""
+        chart = curves_to_chart(self._state.parameters.heatMap, self._state.scene)
+        if chart is not None:
+            slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+    def _show_faithfulness(self) -> None:
+        heat_map = self._state.parameters.heatMap
+        card = _faithfulness(heat_map)
+        self._ui.plotButton.enabled = card is not None
+        self._ui.faithfulnessLabel.text = (
+            "" if heat_map is None else card["sentence"] if card else _("How faithful this map is was not checked.")
+        )
+
+
+def faithfulness_word(heat_map: Any) -> str:
+    """What is known about the faithfulness of a heat map, in a word; "" without a heat map."""
+    if heat_map is None:
+        return ""
+    card = _faithfulness(heat_map)
+    return _("not checked") if card is None else _("faithful") if card["passed"] else _("not faithful")
+
+
+def _faithfulness(heat_map: Any) -> Any:
+    text = heat_map.GetAttribute("LiverXAI.Faithfulness") if heat_map is not None else None
+    return json.loads(text) if text else None

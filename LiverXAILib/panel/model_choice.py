@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of a model (named, the user's own, from a folder or a zip file), and the card of the chosen one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from ..errors import LiverXAIError
+from ..models import ModelSpec, StageSpec, registry
+from ..models.registry import imported_folder, imported_models
+from .state import PanelState
+from .words import one_line, shortened
+
+#: What the parameter `model` is when `modelFolder` counts: a folder, or a zip file that is to be imported.
+FROM_FOLDER, FROM_FILE = "", "*.zip"
+
+
+class ModelChoice:
+    """Fills the widgets that choose a model, and knows what is known about the chosen one."""
+
+    def __init__(self, state: PanelState) -> None:
+        import ctk
+
+        self._state, self._ui = state, state.ui
+        self.registry = registry()
+        self._loaded: dict[str, ModelSpec] = {}
+        self._filters = {FROM_FOLDER: ctk.ctkPathLineEdit.Dirs, FROM_FILE: ctk.ctkPathLineEdit.Files}
+
+    def fill(self) -> None:
+        """Named models, models of the user's own, and ways to bring one."""
+        selector = self._ui.modelSelector
+        with self._state.filling():
+            selector.clear()
+            for name, entry in self.registry.items():
+                selector.addItem(entry.description().title, name)
+            for name in _own_models():
+                selector.addItem(name, name)
+            selector.addItem(_("From a folder…"), FROM_FOLDER)
+            selector.addItem(_("From a zip file…"), FROM_FILE)
+
+    @property
+    def name(self) -> str:
+        """What the library loads: a name or the path of a folder."""
+        parameters = self._state.parameters
+        return parameters.modelFolder if parameters.model in self._filters else parameters.model
+
+    @property
+    def entry(self) -> Any:
+        """The registered model that is chosen, or None."""
+        return self.registry.get(self._state.parameters.model)
+
+    @property
+    def is_zip_file(self) -> bool:
+        """Whether a zip file is to be imported."""
+        return bool(self._state.parameters.model == FROM_FILE)
+
+    def folder(self) -> Path | None:
+        """The folder of the chosen model if it is the user's own; None if it is registered, or not there."""
+        parameters = self._state.parameters
+        if self.entry is not None or self.is_zip_file:
+            return None
+        if parameters.model == FROM_FOLDER:
+            folder = Path(parameters.modelFolder)
+            return folder if parameters.modelFolder and folder.is_dir() else None
+        try:
+            return imported_folder(parameters.model)
+        except ImportError:  # without platformdirs nothing was imported yet
+            return None
+
+    def spec(self) -> ModelSpec | None:
+        """The card of the chosen model; None if it has none and was not loaded yet."""
+        entry, folder = self.entry, self.folder()
+        try:
+            if entry is not None and entry.card is not None:
+                return entry.spec()
+            if folder is not None and (folder / "card.json").is_file():
+                return ModelSpec.from_json((folder / "card.json").read_text(encoding="utf-8"))
+        except (LiverXAIError, OSError):
+            logging.exception("The model's card cannot be read")
+        return self._loaded.get(self.name)
+
+    def remember(self, name: str, spec: ModelSpec) -> None:
+        """A model was loaded: it may have no card of its own in its folder."""
+        self._loaded[name] = spec
+
+    def is_ready(self) -> bool:
+        """Whether the chosen model is on this computer."""
+        entry = self.entry
+        if entry is None:
+            return self.folder() is not None
+        try:
+            return bool(entry.installed())
+        except ImportError:  # without platformdirs nothing was downloaded yet
+            return False
+
+    def can_be_fetched(self) -> bool:
+        """Whether the model can be downloaded, or imported from a zip file."""
+        if self.is_zip_file:
+            return Path(self._state.parameters.modelFolder).is_file()
+        return self.entry is not None and not self.is_ready()
+
+    def license_terms(self) -> str:
+        """What the user has to accept before the model is downloaded; "" for nothing."""
+        return self.entry.description().licenses.terms or ""
+
+    def labels(self) -> list[str]:
+        """The names of the model's labels; those of the bundled one if the card is not known yet."""
+        known = self.entry.description() if self.entry is not None else self.spec()
+        return [label.name for label in known.labels] if known is not None else ["liver", "tumor"]
+
+    def layer(self) -> str | None:
+        """The chosen layer, if the stage that decides has it; None: the model's default."""
+        layer = self._state.parameters.layer
+        return layer if layer in self.layers() else None
+
+    def layers(self) -> list[str]:
+        """The layers that can be explained: those that every deciding stage has."""
+        stages = [[layer.name for layer in stage.layers] for stage in self._deciding_stages(self.spec())]
+        return [name for name in stages[0] if all(name in other for other in stages)] if stages else []
+
+    def _deciding_stages(self, spec: ModelSpec | None) -> list[StageSpec]:
+        """The stages of the model that what is to be explained is asked of, each once."""
+        if spec is None:
+            return []
+        labels = [label.name for label in spec.labels]
+        asked = {"both": ["liver", "tumor"], "liver": ["liver"], "crosshair": labels, "nothing": labels}
+        names = [name for name in asked.get(self._state.parameters.target, ["tumor"]) if name in labels]
+        stages = {stage.name: stage for stage in map(spec.stage_of, names)}
+        return list(stages.values())
+
+    # --- the card --------------------------------------------------------------------------------------------------
+
+    def show(self) -> None:
+        """The card of the chosen model, and the layers of it that can be explained."""
+        ui, parameters, entry, spec = self._ui, self._state.parameters, self.entry, self.spec()
+        brought = parameters.model in self._filters
+        ui.modelFolderLabel.visible = ui.modelFolder.visible = brought
+        if brought:
+            ui.modelFolder.filters = self._filters[parameters.model]
+            ui.modelFolderLabel.text = _("File:") if self.is_zip_file else _("Folder:")
+        ui.downloadButton.text = _("Import") if self.is_zip_file else _("Download")
+        self._show_card(entry, spec)
+        with self._state.filling():
+            ui.layerSelector.clear()
+            ui.layerSelector.addItem(_("The model's choice"), "")
+            for layer in self.layers():
+                ui.layerSelector.addItem(layer, layer)
+            ui.layerSelector.setCurrentIndex(max(0, ui.layerSelector.findData(parameters.layer)))
+        ui.layerHint.text = self._layer_words(spec)
+
+    def _show_card(self, entry: Any, spec: ModelSpec | None) -> None:
+        ui, about = self._ui, entry.description() if entry is not None else None
+        source: Any = about or spec
+        if source is None:
+            ui.modelCard.text = _("A model of your own: of LiverXAI (with card.json), nnU-Net v2, or a MONAI bundle.")
+            ui.modelCard.toolTip = ""
+            return
+        does = source.description if about is None else about.task
+        license = source.license if about is None else about.licenses.weights
+        trained, quality = one_line(source.training.get("data", "")), one_line(source.quality)
+        ui.modelCard.text = "\n".join(
+            [
+                does.rstrip(".") + ".",
+                _("Trained on: {data}").format(data=shortened(trained, 100) or _("not stated")),
+                _("Quality: {quality}").format(quality=shortened(quality, 100) or _("not stated")),
+                _("License: {license}").format(license=shortened(license, 60)) + self._size_words(entry, spec),
+            ]
+        )
+        ui.modelCard.toolTip = "\n".join([source.title, trained, quality, license, *source.limits, source.source])
+
+    def _size_words(self, entry: Any, spec: ModelSpec | None) -> str:
+        """The size of the model's files, where it is known."""
+        files = [file.size for file in (*entry.files.values(), entry.archive) if file] if entry is not None else []
+        folder = entry.folder() if entry is not None and entry.bundled else self.folder()
+        if folder is not None and spec is not None:
+            paths = {folder / name for stage in spec.stages for name in stage.weights}
+            files = [path.stat().st_size for path in paths if path.is_file()]
+        return _(", {size:.1f} MB").format(size=sum(files) / 1e6) if files and None not in files else ""
+
+    def _layer_words(self, spec: ModelSpec | None) -> str:
+        """How coarse a heat map of the layer is."""
+        wanted, lines = self._state.parameters.layer, []
+        if wanted and wanted not in self.layers():
+            lines.append(_("{layer} does not decide this; the model's choice is taken.").format(layer=wanted))
+            wanted = ""
+        for stage in self._deciding_stages(spec):
+            for layer in stage.layers:
+                if layer.name == (wanted or stage.default_layer):
+                    words = _("{layer}: one value for {cell} voxels.")
+                    lines.append(words.format(layer=layer.name, cell=" × ".join(map(str, layer.stride))))
+        return "\n".join(lines)
+
+
+def _own_models() -> list[str]:
+    """Names of models that the user has imported."""
+    try:
+        return imported_models()
+    except ImportError:  # without platformdirs nothing was imported yet
+        return []

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user asks to be explained, and by which method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from .model_choice import ModelChoice
+from .state import PanelState
+
+DEFAULT_METHOD = "hires-cam"
+
+#: Methods of explanation with a title and one line about each; names are those of LiverXAILib.explain.METHODS.
+METHODS = {
+    "seg-grad-cam": (
+        "Seg-Grad-CAM",
+        _("Features that matter for the answer, near it. Smooth, fast, not exact about the place."),
+    ),
+    "seg-grad-cam++": ("Seg-Grad-CAM++", _("As Seg-Grad-CAM, counting only what speaks for the answer.")),
+    "hires-cam": ("HiResCAM", _("What each place contributed to the answer; grainy.")),
+    "seg-xres-cam": (
+        "Seg-XRes-CAM",
+        _("Between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks."),
+    ),
+    "layer-cam": ("LayerCAM", _("Places where more of a feature would have strengthened the answer.")),
+    "integrated-gradients": (
+        _("Integrated gradients"),
+        _("Voxels whose difference from plain liver made the answer. Slow; needs no layer."),
+    ),
+    "integrated-gradients-air": (
+        _("Integrated gradients from air"),
+        _("Voxels whose difference from air made the answer. Slow; needs no layer."),
+    ),
+    "occlusion": (_("Occlusion"), _("How much the answer suffers when a place is blurred away. Slow; needs no layer.")),
+}
+
+#: What can be asked, by the value of the parameter `target`.
+TARGETS = {
+    "both": _("Liver and all tumors"),
+    "liver": _("Liver"),
+    "tumor": _("All tumors"),
+    "lesion": _("The lesion chosen in the table"),
+    "crosshair": _("The position of the crosshair"),
+    "versus": _("Why tumor, not liver"),
+    "nothing": _("Nothing, only segment"),
+}
+
+
+class Questions:
+    """The choice of target and method, and the questions that follow from it."""
+
+    def __init__(self, state: PanelState, models: ModelChoice) -> None:
+        self._state, self._ui, self._models = state, state.ui, models
+        with state.filling():
+            for target, text in TARGETS.items():
+                self._ui.targetSelector.addItem(text, target)
+            for method, (title, _hint) in METHODS.items():
+                self._ui.methodSelector.addItem(title, method)
+
+    def show(self) -> None:
+        """What the parameter node says; a target or method of another version becomes the usual one."""
+        parameters, ui = self._state.parameters, self._ui
+        parameters.target = parameters.target if parameters.target in TARGETS else "both"
+        parameters.method = parameters.method if parameters.method in METHODS else DEFAULT_METHOD
+        with self._state.filling():
+            ui.targetSelector.setCurrentIndex(ui.targetSelector.findData(parameters.target))
+            ui.methodSelector.setCurrentIndex(ui.methodSelector.findData(parameters.method))
+        self.show_hint()
+
+    def show_hint(self) -> None:
+        """One line about the chosen method."""
+        self._ui.methodHint.text = METHODS[self._ui.methodSelector.currentData][1]
+
+    def asked(self, lesion: int) -> list[str]:
+        """What is asked, as the library's targets.
+
+        :param lesion: the number of the lesion that is chosen in the table; 0: none.
+        """
+        target = self._state.parameters.target
+        if target == "lesion":
+            return [f"lesion:{lesion or 1}"]
+        if target == "crosshair":
+            crosshair: Any = self._state.scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
+            r, a, s = crosshair.GetCrosshairRAS()
+            return [f"voxel:ras:{r:.3f},{a:.3f},{s:.3f}"]
+        if target == "both":
+            labels = self._models.labels()
+            return [name for name in ("liver", "tumor") if name in labels]
+        return {"versus": ["tumor-vs-liver"], "nothing": []}.get(target, [target])

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of the panel share: the widgets, the scene, what the user chose, and whose results are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..mrml import find_results
+from ..mrml.nodes import RESULT
+
+
+class PanelState:
+    """The widgets of the panel and the parameter node that they show.
+
+    :param ui: the widgets of ``LiverXAI.ui`` by name.
+    :param scene: Slicer's scene.
+    """
+
+    def __init__(self, ui: Any, scene: Any) -> None:
+        self.ui = ui
+        self.scene = scene
+        #: What the user chose, saved with the scene; None while a scene is closed.
+        self.parameters: Any = None
+        self._filling = 0
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """While the panel fills its own widgets: what they report then is not the user's doing."""
+        self._filling += 1
+        try:
+            yield
+        finally:
+            self._filling -= 1
+
+    @property
+    def listens(self) -> bool:
+        """Whether what a widget reports comes from the user."""
+        return not self._filling and self.parameters is not None
+
+    @property
+    def volume_node(self) -> Any:
+        """The chosen CT, or None."""
+        return self.parameters.inputVolume if self.parameters is not None else None
+
+    def results(self, kind: str) -> list[Any]:
+        """The result nodes of the chosen CT of a kind; see :func:`LiverXAILib.mrml.find_results`."""
+        node = self.volume_node
+        return find_results(self.scene, node, kind) if node is not None else []
+
+    def result(self, kind: str) -> Any:
+        """The chosen CT's result node of a kind, or None."""
+        return next(iter(self.results(kind)), None)
+
+    def contains(self, node: Any) -> bool:
+        """Whether a node is (still) in the scene."""
+        return node is not None and self.scene.GetNodeByID(node.GetID()) is node
+
+
+def is_result(node: Any) -> bool:
+    """Whether a node is one that LiverXAI made."""
+    return bool(node.GetAttribute(RESULT))

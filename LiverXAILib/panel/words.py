@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values as words for labels and table cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slicer.i18n import tr as _
+
+
+def number(text: str, digits: int) -> str:
+    """A number given as text, rounded; "–" for none."""
+    return f"{float(text):.{digits}f}" if text else "–"
+
+
+def remaining_time(seconds: float | None) -> str:
+    """The end of a progress line: how long it will still take, if that is known."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return _(", about {seconds:.0f} s left").format(seconds=seconds)
+    return _(", about {minutes:.0f} min left").format(minutes=seconds / 60)
+
+
+def one_line(value: Any) -> str:
+    """A free-form entry of a model's card in one line."""
+    if isinstance(value, Mapping):
+        parts = ((key.replace("_", " "), one_line(item)) for key, item in value.items())
+        return "; ".join(item if key == "note" else f"{key} {item}" for key, item in parts)
+    return "; ".join(map(one_line, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def shortened(text: str, length: int) -> str:
+    """`text`, cut after a word if it has more than `length` characters."""
+    return text if len(text) <= length else f"{text[:length].rsplit(' ', 1)[0].rstrip(';,:')}…"
