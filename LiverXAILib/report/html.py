@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..analysis import Analysis
+from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..errors import UsageError
 from ..explain.explanation import Explanation
 from ..files import replacing
@@ -21,6 +22,7 @@ from ..models.spec import LayerSpec, StageSpec
 from ..text import humanize_key
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 #: What the image's metadata may tell in a report. DICOM UIDs and series names can identify a patient.
@@ -36,13 +38,14 @@ def require_report_extra() -> None:
         )
 
 
-def write_report(analysis: Analysis, path: str | os.PathLike[str]) -> None:
+def write_report(analysis: Analysis, path: str | os.PathLike[str], *, viewer: bool = True) -> None:
     """Write the report of one analysis to `path`.
 
+    :param viewer: put an interactive viewer of the CT, outlines and heat maps into the page (adds 2 to 6 MB).
     :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
     :raises OSError: the file cannot be written.
     """
-    text = render_page(Path(__file__).with_name("template.html"), _context(analysis))
+    text = render_page(Path(__file__).with_name("template.html"), _context(analysis, viewer))
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -69,25 +72,37 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     return environment.get_template(template.name).render(context)
 
 
-def _context(analysis: Analysis) -> dict[str, Any]:
+def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
     from . import pictures
+    from .viewer import viewer_data
 
     spacing = " × ".join(f"{value:.3g}" for value in analysis.volume.spacing)
     size = " × ".join(str(n) for n in analysis.volume.shape[::-1])
     image = [analysis.volume.metadata.get(key) for key in _TELLABLE]
     made = str(analysis.provenance.get("started", ""))[:16].replace("T", " ")
-    lesions = pictures.render_lesions(analysis)
+    pictured = analysis.measurements.lesions[: pictures.MAX_LESIONS]
+    liver_low, liver_high = pictures.liver_window_hu(analysis.measurements)
     return {
+        "case_label": analysis.volume.metadata.get("case_label"),
         "image_text": ", ".join([*filter(None, image), f"{size} voxels of {spacing} mm"]),
         "made_text": f"{analysis.model.title} {analysis.model.version}, LiverXAI {__version__}, {made}".strip(", "),
         "warnings": _warnings(analysis),
         "measurements": analysis.measurements,
+        # The sum of what the table shows, so that a reader who adds it up gets the same.
+        "lesions_ml": sum(round(lesion.volume_ml, 2) for lesion in analysis.measurements.lesions),
         "model": analysis.model,
-        "overview": _embedded(pictures.render_overview(analysis)),
+        "overview": _planes(analysis),
         "overview_text": _overview_text(analysis),
-        "lesions": _embedded(lesions) if lesions is not None else None,
-        "shown_lesions": pictures.MAX_LESIONS,
+        "label_colors": [
+            (spec.name, "#{:02x}{:02x}{:02x}".format(*spec.color)) for spec in analysis.segmentation.specs
+        ],
+        "lesion_pictures": [(lesion, _embedded(pictures.render_lesion(analysis, lesion))) for lesion in pictured],
+        "slices": dict(zip("kji", analysis.volume.shape, strict=True)),
         "window": pictures.WINDOW_HU,
+        "liver_window": (liver_low, liver_high),
+        "heat_colors": ", ".join("rgb({}, {}, {})".format(*color) for color in HEAT_COLORS),
+        "heat_threshold": VISIBLE_HEAT,
+        "viewer": _json_in_script(viewer_data(analysis)) if viewer else None,
         "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
         "provenance": json.dumps(_without_identity(analysis.provenance), indent=2, ensure_ascii=False),
     }
@@ -125,7 +140,7 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "empty": explanation.raw_maximum == 0,
         "raw_maximum": explanation.raw_maximum,
         "warnings": list(explanation.warnings),
-        "picture": _embedded(pictures.render_overview(analysis, explanation)),
+        "planes": _planes(analysis, explanation),
         "picture_text": f"Axial, coronal and sagittal slices with the heat map for {description} over the CT: "
         "red places were influential, blue ones hardly, uncolored ones not.",
         "faithfulness": faithfulness,
@@ -190,6 +205,24 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _planes(analysis: Analysis, explanation: Explanation | None = None) -> list[dict[str, Any]]:
+    """The three slices of an overview, with the widths that give them the same scale side by side."""
+    from . import pictures
+
+    figures = pictures.render_planes(analysis, explanation)
+    return [
+        {"name": name, "width": round(figure.get_figwidth(), 3), "picture": _embedded(figure)}
+        for name, figure in figures.items()
+    ]
+
+
+def _json_in_script(value: Mapping[str, Any]) -> Markup:
+    """JSON as the content of a ``<script type="application/json">`` element, which no text in it can end."""
+    from markupsafe import Markup
+
+    return Markup(json.dumps(value, ensure_ascii=True).replace("<", "\\u003c"))
 
 
 def _embedded(figure: Figure) -> str:

@@ -11,18 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ..analysis import Analysis
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..explain.explanation import Explanation
-from ..measure.measurements import LesionMeasurements
+from ..measure.measurements import LesionMeasurements, Measurements
 from ..models.spec import LabelSpec
 from ..volumes.box import Box
 from ..volumes.resample import resample
@@ -40,6 +38,7 @@ _LESION_FIELD_MM = 60.0
 _AIR_HU = -1024.0
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("S", "I"))
 _HALO = [withStroke(linewidth=2.2, foreground="black", alpha=0.75)]
+_TEXT: dict[str, Any] = {"color": "white", "fontsize": 8.5, "fontweight": "bold", "path_effects": _HALO}
 
 
 @dataclass(frozen=True)
@@ -97,63 +96,60 @@ class _View:
         return float(self.low[0]), float(self.low[0] + width), float(self.low[1] + height), float(self.low[1])
 
 
-def render_overview(analysis: Analysis, explanation: Explanation | None = None) -> Figure:
+def render_planes(analysis: Analysis, explanation: Explanation | None = None) -> dict[str, Figure]:
     """Axial, coronal and sagittal slices with the outlines of all labels; with `explanation`, its heat map over them.
 
     The slices meet in the largest lesion, or in the liver's center if there is none; those of an explanation of one
-    lesion or place meet there.
+    lesion or place meet there. All have the same scale. Lesions that a slice cuts bear their numbers.
+
+    :return: the figures by plane; each is as large as its slice, without a frame.
     """
     views = _overview(analysis, explanation)
-    widths = [float(view.high[0] - view.low[0]) for view in views]
-    height = max(float(view.high[1] - view.low[1]) for view in views)
-    scale = 10.0 / sum(widths)
-    figure = Figure(figsize=(10.0, height * scale + 0.68), dpi=150, facecolor="white")
-    panels = figure.subplots(1, 3, width_ratios=widths, squeeze=True)
-    top = 1 - 0.25 / figure.get_figheight()
-    figure.subplots_adjust(0.002, 0.42 / figure.get_figheight(), 0.998, top, wspace=0.02)
-    masks = {
-        spec.name: _volume_of(analysis.segmentation.mask(spec.name), analysis) for spec in analysis.segmentation.specs
-    }
-    for axes, view in zip(panels, views, strict=True):
-        _draw_ct(axes, view, analysis.volume)
+    inches_per_mm = 10.0 / sum(float(view.high[0] - view.low[0]) for view in views)
+    specs = analysis.segmentation.specs
+    masks = {spec.name: _volume_of(analysis.segmentation.mask(spec.name), analysis) for spec in specs}
+    figures = {}
+    for view in views:
+        width, height = (view.high - view.low) * inches_per_mm
+        figure = Figure(figsize=(float(width), float(height)), dpi=150)
+        axes = figure.add_axes((0, 0, 1, 1))
+        _draw_ct(axes, view, analysis.volume, WINDOW_HU)
         if explanation is not None:
             _draw_heat(axes, view, explanation.heatmap)
-        for spec in analysis.segmentation.specs:
+        for spec in specs:
             _draw_outline(axes, view, masks[spec.name], spec)
         _draw_other_planes(axes, view)
         _draw_letters(axes, view)
         _draw_scale_bar(axes, view)
-        axes.set_title(f"{view.plane.name.capitalize()}  {_depth(view)}", fontsize=9, pad=4, loc="left")
-    _draw_legend(figure, analysis.segmentation.specs)
-    if explanation is not None:
-        _draw_color_bar(figure)
-    return figure
+        _draw_lesion_numbers(axes, view, analysis.measurements.lesions)
+        axes.text(0.02, 0.98, _depth(view), transform=axes.transAxes, va="top", **_TEXT)
+        figures[view.plane.name] = figure
+    return figures
 
 
-def render_lesions(analysis: Analysis, limit: int = MAX_LESIONS) -> Figure | None:
-    """The largest lesions with calipers, each in the slice of its longest axial diameter; None without lesions."""
-    lesions = analysis.measurements.lesions[:limit]
-    if not lesions:
-        return None
-    columns = min(4, len(lesions))
-    rows = -(-len(lesions) // columns)
-    figure = Figure(figsize=(10.0, 2.72 * rows), dpi=150, facecolor="white")
-    figure.subplots_adjust(0.002, 0.002, 0.998, 1 - 0.22 / (2.72 * rows), wspace=0.02, hspace=0.1)
-    tumor = analysis.segmentation.spec("tumor")
-    mask = _volume_of(analysis.segmentation.mask("tumor"), analysis)
-    for number, lesion in enumerate(lesions):
-        axes = figure.add_subplot(rows, 4, number + 1)
-        view = _lesion_view(analysis.volume.grid, lesion)
-        _draw_ct(axes, view, analysis.volume)
-        _draw_outline(axes, view, mask, tumor)
-        for ends, style in ((lesion.axial.long_ends_lps_mm, "-"), (lesion.axial.short_ends_lps_mm, "--")):
-            x, y = view.plane.flat(np.array(ends)).T
-            axes.plot(x, y, style, color="white", linewidth=1.1, path_effects=_HALO)
-        _draw_letters(axes, view)
+def render_lesion(analysis: Analysis, lesion: LesionMeasurements) -> Figure:
+    """A lesion in the slice of its longest axial diameter, twice: in the abdominal window with outline and calipers,
+    and without them in a narrow window centered on the liver's own HU, in which faint lesions can be seen."""
+    view = _lesion_view(analysis.volume.grid, lesion)
+    figure = Figure(figsize=(5.0, 2.5), dpi=150)
+    tumor = next(spec for spec in analysis.segmentation.specs if spec.is_lesion)
+    for column, window in enumerate((WINDOW_HU, liver_window_hu(analysis.measurements))):
+        axes = figure.add_axes((0.5 * column, 0, 0.5, 1))
+        _draw_ct(axes, view, analysis.volume, window)
+        if column == 0:
+            _draw_outline(axes, view, _volume_of(analysis.segmentation.mask(tumor.name), analysis), tumor)
+            for ends, style in ((lesion.axial.long_ends_lps_mm, "-"), (lesion.axial.short_ends_lps_mm, "--")):
+                x, y = view.plane.flat(np.array(ends)).T
+                axes.plot(x, y, style, color="white", linewidth=1.1, path_effects=_HALO)
+            _draw_letters(axes, view)
         _draw_scale_bar(axes, view)
-        size = f"{lesion.axial.long_mm:.1f} × {lesion.axial.short_mm:.1f} mm"
-        axes.set_title(f"Lesion {lesion.number}:  {size}", fontsize=9, pad=4, loc="left")
     return figure
+
+
+def liver_window_hu(measurements: Measurements) -> tuple[float, float]:
+    """A display window in HU, 150 wide and centered on this patient's liver."""
+    center = measurements.liver_mean_hu if measurements.liver_mean_hu is not None else sum(WINDOW_HU) / 2
+    return center - 75.0, center + 75.0
 
 
 def render_curves(curves: Mapping[str, Any]) -> Figure:
@@ -251,8 +247,8 @@ def _sample(volume: Volume, grid: Grid, fill: float) -> np.ndarray:
     return resample(part.array, part.grid, grid, fill=fill)[0].numpy()
 
 
-def _draw_ct(axes: Axes, view: _View, volume: Volume) -> None:
-    low, high = WINDOW_HU
+def _draw_ct(axes: Axes, view: _View, volume: Volume, window_hu: tuple[float, float]) -> None:
+    low, high = window_hu
     slice_hu = _sample(volume, view.grid, _AIR_HU)
     axes.imshow(slice_hu, cmap="gray", vmin=low, vmax=high, extent=view.extent, interpolation="bilinear")
     axes.set_axis_off()
@@ -326,26 +322,18 @@ def _draw_other_planes(axes: Axes, view: _View) -> None:
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def _draw_legend(figure: Figure, specs: Sequence[LabelSpec]) -> None:
-    lines = [Line2D([], [], color=_color(spec), linewidth=2.5) for spec in specs]
-    figure.legend(
-        lines, [spec.name for spec in specs], loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=len(specs),
-        frameon=False, fontsize=9, handlelength=1.6, borderaxespad=0.2,
-    )  # fmt: skip
-
-
-def _draw_color_bar(figure: Figure) -> None:
-    height = figure.get_figheight()
-    axes = figure.add_axes((0.56, 0.2 / height, 0.24, 0.13 / height))
-    figure.colorbar(
-        matplotlib.cm.ScalarMappable(Normalize(0, 1), HEAT_MAP), cax=axes, orientation="horizontal", ticks=[]
-    )
-    axes.axvline(VISIBLE_HEAT, color="white", linewidth=1)
-    axes.text(-0.03, 0.5, "not influential", transform=axes.transAxes, ha="right", va="center", fontsize=9)
-    axes.text(1.03, 0.5, "influential", transform=axes.transAxes, ha="left", va="center", fontsize=9)
-    axes.text(
-        VISIBLE_HEAT, -0.35, f"shown from {VISIBLE_HEAT:g}", transform=axes.transAxes, ha="center", va="top", fontsize=7
-    )
+def _draw_lesion_numbers(axes: Axes, view: _View, lesions: Sequence[LesionMeasurements]) -> None:
+    """The number beside each lesion that the slice cuts, as far as its longest diameter tells."""
+    for lesion in lesions[:MAX_LESIONS]:
+        center = np.array(lesion.centroid_lps_mm)
+        radius = lesion.feret_mm / 2
+        if abs(float((center - view.center) @ view.plane.normal)) > radius:
+            continue
+        x, y = view.plane.flat(center)
+        axes.annotate(
+            str(lesion.number), (float(x) + 0.7 * radius, float(y) - 0.7 * radius), xytext=(2, 2),
+            textcoords="offset points", annotation_clip=True, **_TEXT,
+        )  # fmt: skip
 
 
 def _color(spec: LabelSpec) -> tuple[float, float, float]:

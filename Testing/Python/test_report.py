@@ -84,7 +84,7 @@ class _Page(HTMLParser):
         if tag == "img":
             self.images.append(attributes)
         self.links += [value for name, value in attrs if name in ("src", "href") and value is not None]
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe")
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -114,7 +114,8 @@ def page(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> _Page:
 @functools.cache
 def _panels(name: str) -> list[AxesImage]:
     """The three CT slices of an overview of an image that lies as `name` says, as matplotlib was given them."""
-    return [axes.get_images()[0] for axes in pictures.render_overview(_analysis(DIRECTIONS[name])).axes[:3]]
+    figures = pictures.render_planes(_analysis(DIRECTIONS[name])).values()
+    return [figure.axes[0].get_images()[0] for figure in figures]
 
 
 def _middle(mask: np.ndarray) -> np.ndarray:
@@ -147,7 +148,7 @@ def test_pictures_have_the_same_scale_everywhere_and_balls_stay_round(name: str)
 
 def test_heat_is_painted_only_where_there_is_some_and_warm_is_influential() -> None:
     analysis = _analysis()
-    figure = pictures.render_overview(analysis, analysis.explanations[0])
+    figure = pictures.render_planes(analysis, analysis.explanations[0])["axial"]
     hu, rgba = (np.asarray(image.get_array()) for image in figure.axes[0].get_images())
     assert (rgba[hu < 120, 3] == 0).mean() > 0.98
     inside = hu > 195
@@ -177,31 +178,46 @@ def test_colors_run_from_cold_to_warm_and_more_influence_is_always_lighter(visio
 
 def test_an_explanation_of_a_place_is_shown_at_that_place() -> None:
     analysis = _analysis(target="voxel:ras:20,330,60")
-    titles = [axes.get_title(loc="left") for axes in pictures.render_overview(analysis, analysis.explanations[0]).axes]
-    assert titles[:3] == ["Axial  S 60 mm", "Coronal  A 330 mm", "Sagittal  R 20 mm"]
+    figures = pictures.render_planes(analysis, analysis.explanations[0])
+    places = {name: {text.get_text() for text in figure.axes[0].texts} for name, figure in figures.items()}
+    assert "S 60 mm" in places["axial"]
+    assert "A 330 mm" in places["coronal"]
+    assert "R 20 mm" in places["sagittal"]
+
+
+def test_lesions_bear_their_numbers_in_the_slices_that_cut_them() -> None:
+    for figure in pictures.render_planes(_analysis()).values():
+        assert "1" in {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_a_faint_lesion_can_be_seen_in_the_window_centered_on_the_liver() -> None:
+    analysis = _analysis()
+    abdomen, liver = (
+        axes.get_images()[0] for axes in pictures.render_lesion(analysis, analysis.measurements.lesions[0]).axes
+    )
+    assert abdomen.get_clim() == (-160, 240)
+    mean = analysis.measurements.liver_mean_hu
+    assert liver.get_clim() == (pytest.approx(mean - 75), pytest.approx(mean + 75))
 
 
 def test_the_calipers_end_where_the_measurement_ends() -> None:
     analysis = _analysis(OBLIQUE)
-    figure = pictures.render_lesions(analysis)
-    assert figure is not None
-    axes = figure.axes[0]
-    long_axis, short_axis = (np.array(line.get_xydata()) for line in axes.lines[:2])
     lesion = analysis.measurements.lesions[0]
+    axes = pictures.render_lesion(analysis, lesion).axes[0]
+    long_axis, short_axis = (np.array(line.get_xydata()) for line in axes.lines[:2])
     assert np.linalg.norm(long_axis[1] - long_axis[0]) == pytest.approx(lesion.axial.long_mm, abs=1e-3)
     assert np.linalg.norm(short_axis[1] - short_axis[0]) == pytest.approx(lesion.axial.short_mm, abs=1e-3)
-    assert pictures.render_lesions(_analysis(tumor=False)) is None
 
 
 def test_the_report_is_one_file_that_needs_no_network(page: _Page) -> None:
-    assert page.links
+    assert page.links  # scripts are inline, or they would be among the links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "url(" not in page.text
     assert "@import" not in page.text
 
 
 def test_every_picture_has_a_text_for_those_who_cannot_see_it(page: _Page) -> None:
-    assert len(page.images) == 4  # slices, lesions, heat map, curves
+    assert len(page.images) == 8  # three slices, a lesion, three slices with the heat map, curves
     assert all(len(image["alt"] or "") > 30 for image in page.images)
 
 
@@ -217,7 +233,6 @@ def test_the_report_says_what_it_must(page: _Page, analysis: Analysis) -> None:
         FAITHFULNESS["sentence"],
         "this map 0.21, edges −0.04.",
         "A warning.",
-        "case <1>",
         "Not for children.",
         "Apache-2.0",
         f"{lesion.volume_ml:.2f}",
@@ -233,10 +248,34 @@ def test_what_could_identify_the_patient_stays_out_of_the_report(page: _Page) ->
         assert secret not in page.text
 
 
-def test_a_model_without_tumors_does_not_report_zero_tumors(tmp_path: Path) -> None:
-    page = _report(_analysis(tumor=False, target="liver"), tmp_path)
-    assert "this model does not look for tumors" in page.plain
-    assert "0 lesions" not in page.plain
+def test_the_report_of_a_model_without_tumors_says_nothing_of_them(tmp_path: Path) -> None:
+    analysis = _analysis(tumor=False, target="liver")
+    analysis = dataclasses.replace(analysis, model=dataclasses.replace(analysis.model, title="Liver", description=""))
+    page = _report(analysis, tmp_path)
+    said = page.plain[: page.plain.index("Model card")].lower()
+    assert "tumor" not in said
+    assert "lesion" not in said
+
+
+def test_the_volumes_of_the_lesions_add_up_to_the_total_that_is_shown(tmp_path: Path) -> None:
+    analysis = _analysis()
+    one = analysis.measurements.lesions[0]
+    three = tuple(dataclasses.replace(one, number=n, volume_ml=1.004) for n in (1, 2, 3))
+    measured = dataclasses.replace(analysis.measurements, lesions=three, lesion_count=3, tumor_volume_ml=3.012)
+    page = _report(dataclasses.replace(analysis, measurements=measured), tmp_path)
+    assert "All lesions (3) 3.00" in page.plain
+    assert page.plain.count("1.00 ") == 3
+
+
+def test_the_case_is_named_in_title_and_heading_if_it_has_a_label(tmp_path: Path) -> None:
+    page = _report(_analysis(case_label="Study 7 <b>"), tmp_path)
+    assert "<title>Study 7 &lt;b&gt; – LiverXAI report" in page.text
+    assert "Study 7 <b>: liver CT" in page.plain
+
+
+def test_the_model_card_is_closed_and_tells_nothing_of_training_runs(page: _Page) -> None:
+    assert "<details>\n  <summary>Model card</summary>" in page.text
+    assert "<dt>Training</dt>" not in page.text
 
 
 def test_an_empty_result_is_said_plainly(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report's viewer shows: the CT around the liver, outlines and heat maps, small enough to be embedded.
+
+The image is resampled to an upright grid, cut to the liver and its surroundings, and kept in steps of 2 HU; the viewer
+is for looking, not for measuring.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..analysis import Analysis
+from ..colors import HEAT_COLORS, VISIBLE_HEAT
+from ..models.spec import LabelSpec
+from ..volumes.resample import resample
+from ..volumes.volume import Grid
+
+#: HU of the stored values 0 and 1: one byte holds -220 to 290 HU, which all presets lie within.
+LOWEST_HU, STEP_HU = -220.0, 2.0
+#: Upper limit of the embedded voxels. With 8 heat maps a page of this size stays under 10 MB.
+MAX_VOXELS = 2_400_000
+_MARGIN_MM = 25.0
+_FINEST_MM = (1.0, 1.0, 1.5)
+_AIR_HU = -1024.0
+
+
+def viewer_data(analysis: Analysis) -> dict[str, Any]:
+    """The data of the viewer, JSON-ready. Images are gzip-compressed bytes in base64, in the order (k, j, i).
+
+    The grid is upright in LPS: i runs to the patient's left, j to posterior, k to superior; ``origin`` is the center
+    of the first voxel and ``spacing`` its size, (x, y, z) in mm.
+    """
+    grid = viewer_grid(analysis)
+    volume, specs = analysis.volume, analysis.segmentation.specs
+    hu = resample(volume.array, volume.grid, grid, fill=_AIR_HU).numpy()
+    return {
+        "shape": list(grid.shape),
+        "spacing": list(grid.spacing),
+        "origin": grid.origin.tolist(),
+        "lowest_hu": LOWEST_HU,
+        "step_hu": STEP_HU,
+        "image": _packed(np.rint((hu - LOWEST_HU) / STEP_HU)),
+        "labels": _packed(_labels_on(grid, analysis)),
+        "names": {
+            spec.value: {"name": spec.name, "color": list(spec.color), "values": sorted(_values_of(spec, specs))}
+            for spec in specs
+        },
+        "maps": [
+            {
+                "title": explanation.target.describe(),
+                "data": _packed(255 * resample(explanation.heatmap.array, volume.grid, grid).numpy()),
+            }
+            for explanation in analysis.explanations
+        ],
+        "lesions": {lesion.number: list(lesion.centroid_lps_mm) for lesion in analysis.measurements.lesions},
+        "presets": presets(analysis),
+        "heat_colors": [list(color) for color in HEAT_COLORS],
+        "heat_threshold": VISIBLE_HEAT,
+    }
+
+
+def presets(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
+    """Display windows by name: level and width in HU. The narrow one is centered on this patient's liver."""
+    chosen = {"Abdomen": (40.0, 400.0)}
+    if analysis.measurements.liver_mean_hu is not None:
+        chosen["Liver"] = (float(round(analysis.measurements.liver_mean_hu)), 150.0)
+    return chosen
+
+
+def viewer_grid(analysis: Analysis) -> Grid:
+    """An upright grid around what was found (around the whole image, if nothing was), of :data:`MAX_VOXELS` at most."""
+    grid = analysis.volume.grid
+    found = np.argwhere(analysis.segmentation.labels.array)
+    image_low, image_high = _extent(grid, np.zeros(3), np.array(grid.shape) - 1)
+    low, high = image_low, image_high
+    if len(found):
+        box_low, box_high = _extent(grid, found.min(axis=0), found.max(axis=0))
+        low, high = np.maximum(low, box_low - _MARGIN_MM), np.minimum(high, box_high + _MARGIN_MM)
+    spacing = np.maximum(_FINEST_MM, np.abs(grid.ijk_to_lps[:3, :3]).max(axis=1))
+    voxels = float(np.prod(np.ceil((high - low) / spacing)))
+    spacing = spacing * max(1.0, (voxels / MAX_VOXELS) ** (1 / 3))
+    size = np.maximum(1, np.floor((high - low) / spacing)).astype(int)
+    matrix = np.diag([*spacing, 1.0])
+    matrix[:3, 3] = (low + high) / 2 - spacing * (size - 1) / 2
+    i, j, k = (int(n) for n in size)
+    return Grid((k, j, i), matrix)
+
+
+def _labels_on(grid: Grid, analysis: Analysis) -> np.ndarray:
+    """The label map on `grid`: in each voxel the value that fills most of it."""
+    labels = analysis.segmentation.labels
+    best = resample((labels.array == 0).astype(np.float32), labels.grid, grid, fill=1.0).numpy()
+    result = np.zeros(grid.shape, np.uint8)
+    for spec in analysis.segmentation.specs:
+        share = resample((labels.array == spec.value).astype(np.float32), labels.grid, grid).numpy()
+        result[share > best] = spec.value
+        best = np.maximum(share, best)
+    return result
+
+
+def _values_of(spec: LabelSpec, specs: Sequence[LabelSpec]) -> set[int]:
+    """The values of a label and of the labels inside it."""
+    parts = [_values_of(part, specs) for part in specs if part.parent == spec.name]
+    return {spec.value}.union(*parts)
+
+
+def _extent(grid: Grid, low_kji: np.ndarray, high_kji: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The upright box in LPS mm around the voxels from `low_kji` to `high_kji`, faces included."""
+    (k0, j0, i0), (k1, j1, i1) = low_kji - 0.5, high_kji + 0.5
+    corners = grid.to_lps(np.array([(i, j, k) for i in (i0, i1) for j in (j0, j1) for k in (k0, k1)]))
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _packed(values: np.ndarray) -> str:
+    data = np.clip(values, 0, 255).astype(np.uint8).tobytes()
+    return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode("ascii")
