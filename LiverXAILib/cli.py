@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import options
 from ._version import __version__
+from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError
 from .progress import progress_bar
 
@@ -100,7 +101,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         progress("Reading the image", 0.0)
         require_writable(arguments.output)
         volume = chosen.read(arguments.input)
-        analysis = chosen.analyze(volume, model, device=arguments.device, progress=progress)
+        analysis = chosen.analyze(volume, model, RunContext(progress, device=arguments.device))
         scene = arguments.output / "scene.mrb"
         scene.unlink(missing_ok=True)
         files = chosen.write(analysis, arguments.output)

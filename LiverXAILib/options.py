@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .progress import CancelToken, Progress
 
 if TYPE_CHECKING:
     from .analysis import Analysis
+    from .context import RunContext
     from .models import Model
     from .volumes.volume import Volume
 
@@ -84,10 +84,7 @@ class Options:
         self,
         volume: Volume,
         model: Model,
-        *,
-        device: str = "auto",
-        progress: Progress | None = None,
-        cancel: CancelToken | None = None,
+        context: RunContext,
     ) -> Analysis:
         """Segment, explain and measure `volume`."""
         from .inference import Postprocessing
@@ -103,10 +100,8 @@ class Options:
             method=self.method,
             layer=self.layer,
             check=self.check,
-            device=device,
             postprocessing=rules,
-            progress=progress,
-            cancel=cancel,
+            **context.keywords,
         )
 
     def write(self, analysis: Analysis, folder: Path) -> dict[str, Path]:

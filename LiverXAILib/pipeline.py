@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ._version import __version__
 from .analysis import Analysis
+from .context import RunContext
 from .errors import InputError, UsageError
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
 from .explain.layers import find_layer
@@ -19,7 +20,7 @@ from .explain.targets import LESION_LABEL
 from .inference import Postprocessing, segment
 from .measure import measure, measure_uncertainty
 from .models import Model
-from .progress import CancelToken, Progress, report_progress, scaled
+from .progress import CancelToken, Progress
 from .report import write_dicom_segmentation, write_report, write_segmentation_file, write_tables
 from .volumes.io import write_volume
 from .volumes.volume import Volume
@@ -55,14 +56,13 @@ def analyze(
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
     started = time.time()
+    context = RunContext(progress, cancel, device)
     questions = check_request(model, targets, method, layer)
     segmentation = segment(
         volume,
         model,
-        device=device,
         postprocessing=postprocessing,
-        progress=scaled(progress, 0.0, 0.4 if questions else 0.9),
-        cancel=cancel,
+        **context.part(0.0, 0.4 if questions else 0.9).keywords,
     )
     warnings = list(segmentation.provenance["warnings"])
     answerable = []
@@ -80,16 +80,12 @@ def analyze(
         method=method,
         layer=layer,
         check=check,
-        device=device,
-        progress=scaled(progress, 0.4, 0.9),
-        cancel=cancel,
+        **context.part(0.4, 0.9).keywords,
     )
     uncertainty = None
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
-        uncertainty = measure_uncertainty(
-            volume, model, segmentation, device=device, progress=scaled(progress, 0.9, 0.95), cancel=cancel
-        )
-    report_progress(progress, "Measuring", 0.95)
+        uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
+    context.report("Measuring", 0.95)
     measurements = measure(volume, segmentation)
     # Paths may hold the names of patients.
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
@@ -115,7 +111,7 @@ def analyze(
         "seconds": round(time.time() - started, 2),
         "notice": "For research use only. Not for diagnosis or treatment.",
     }
-    report_progress(progress, "Done", 1.0)
+    context.report("Done", 1.0)
     return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance)
 
 

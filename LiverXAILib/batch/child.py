@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..context import RunContext
 from ..errors import InputError, LiverXAIError, UsageError
 from ..options import Options
 from ..progress import Progress
@@ -80,14 +81,11 @@ def identity(model: Model) -> dict[str, Any]:
 
 def _load(config: Mapping[str, Any]) -> Model:
     """The model, ready on the device; options that no image could satisfy are refused here."""
-    import torch
-
     from ..inference import select_device
     from ..models import load_model
     from ..pipeline import check_request
 
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
+    RunContext(threads=config["threads"]).limit_threads()
     options = Options.from_mapping(config["options"])
     options.require_extras()
     device = select_device(config["device"])
@@ -145,9 +143,8 @@ class _Worker:
 
     def _analyze(self, case: dict[str, Any], options: Options, volume: Volume, record: dict[str, Any]) -> None:
         started = time.time()
-        analysis = options.analyze(
-            volume, self._model, device=self._config["device"], progress=self._progress(case["id"])
-        )
+        context = RunContext(self._progress(case["id"]), device=self._config["device"])
+        analysis = options.analyze(volume, self._model, context)
         analyzed = time.time()
         self._phase = "writing"
         part = self._store.part(case["folder"])

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from ..context import RunContext
 from ..errors import LiverXAIError, UsageError
 from ..options import Options
 from ..volumes.box import Box
@@ -221,7 +222,7 @@ def bare_loop(listed: str, output: str, model_name: str, device: str, explain: l
     rows = json.loads(Path(listed).read_text(encoding="utf-8"))
     started = time.perf_counter()
     for row in rows:
-        analysis = options.analyze(options.read(Path(row["input"])), model, device=device)
+        analysis = options.analyze(options.read(Path(row["input"])), model, RunContext(device=device))
         options.write(analysis, Path(output) / row["case"])
     sys.stdout.write(f"{time.perf_counter() - started}\n")
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..context import RunContext
 from ..errors import LiverXAIError
 from ..inference import Segmentation, segment, select_device
 from ..inference.backends import available_backends
@@ -331,7 +332,7 @@ def _window_growth(volume: Volume, model: Model, device: torch.device) -> list[d
         share = 1 if count == 1 else 1 / (count - (count - 1) * 0.25)
         cut = dataclasses.replace(stage, window=(ceil(grid.shape[0] * share), *grid.shape[1:]), overlap=0.25)
         plan = stage_plan(cut, grid)
-        seconds = _seconds(partial(predict_logits, model.members(cut), image, cut, plan, device))
+        seconds = _seconds(partial(predict_logits, model.members(cut), image, cut, plan, RunContext(device=device)))
         voxels = len(plan.boxes) * int(np.prod(plan.window))
         rows.append({"windows": len(plan.boxes), "voxels_read": voxels, "network_seconds": round(seconds, 3)})
     return rows

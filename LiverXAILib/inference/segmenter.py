@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..context import RunContext
 from ..errors import DeviceError
 from ..models.model import Model
 from ..models.spec import StageSpec
-from ..progress import CancelToken, Progress, report_progress, scaled
+from ..progress import CancelToken, Progress
 from ..volumes.box import Box, bounding_box, components
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
@@ -71,6 +72,7 @@ def segment(
     """
     rules = postprocessing or Postprocessing()
     target = select_device(device)
+    context = RunContext(progress, cancel, target)
     started = time.perf_counter()
     masks: dict[str, Mask] = {}
     probabilities: dict[str, Volume] = {}
@@ -82,13 +84,13 @@ def segment(
 
     model.to(target)
     for number, stage in enumerate(model.spec.stages):
-        part = scaled(progress, number / len(model.spec.stages), (number + 1) / len(model.spec.stages))
+        part = context.step(number, len(model.spec.stages))
         roi = None if stage.region is None else regions.get(stage.region.label)
         if stage.region is not None and roi is None:
             stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
             continue
         try:
-            grid, logits, report = _run_stage(volume, model, stage, roi, target, backend, part, cancel)
+            grid, logits, report = _run_stage(volume, model, stage, roi, backend, part)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(f"Device {target} ran out of memory. Use the CPU, or close other programs.") from error
         grids[stage.name] = grid
@@ -117,7 +119,7 @@ def segment(
         if spec.name in masks:
             labels[masks[spec.name].box][masks[spec.name].voxels] = spec.value
     warnings += _sanity(masks, model, volume.grid)
-    report_progress(progress, "Segmented", 1.0)
+    context.report("Segmented", 1.0)
     provenance = {
         "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
         "device": str(target),
@@ -137,16 +139,15 @@ def _run_stage(
     model: Model,
     stage: StageSpec,
     roi: RegionOfInterest | None,
-    device: torch.device,
     backend: str,
-    progress: Progress | None,
-    cancel: CancelToken | None,
+    context: RunContext,
 ) -> tuple[Grid, torch.Tensor, dict[str, Any]]:
     """Run one stage: its grid, its logits, and the report for the provenance.
 
     Of several parts of a long scan, the one that shows most of the stage's first label wins.
     """
     begun = time.perf_counter()
+    device = torch.device(context.device)
     grids = stage_grids(volume, stage, None if roi is None else roi.box)
     center_hu = 0.0 if roi is None else roi.median_hu
     networks = model.members(stage)
@@ -164,8 +165,7 @@ def _run_stage(
             forwards = [forward(choice.backend, network, device) for network in networks]
             seconds["self_test"] = time.perf_counter() - begun
         begun = time.perf_counter()
-        part = scaled(progress, number / len(grids), (number + 1) / len(grids))
-        logits = predict_logits(forwards, image, stage, plan, device, part, cancel)
+        logits = predict_logits(forwards, image, stage, plan, context.step(number, len(grids)))
         seconds["network"] += time.perf_counter() - begun
         first = next(iter(stage.labels))
         found = float((logit_margin(logits, stage, first) > 0).sum()) * grid.voxel_volume_mm3

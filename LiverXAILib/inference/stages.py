@@ -15,9 +15,9 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from ..context import RunContext
 from ..errors import InputError
 from ..models.spec import Intensity, StageSpec
-from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.box import Box, bounding_box, largest_component
 from ..volumes.resample import regrid, resample, resized
 from ..volumes.volume import Grid, Volume
@@ -173,25 +173,22 @@ def predict_logits(
     image: torch.Tensor,
     stage: StageSpec,
     plan: WindowPlan,
-    device: torch.device,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    context: RunContext,
 ) -> torch.Tensor:
     """Blended logits of a whole image: the mean over the ensemble of the windows' weighted sum.
 
-    :param networks: modules on `device`, or what a backend makes of them.
+    :param networks: modules on the context's device, or what a backend makes of them.
     :param image: normalized, (k, j, i) as in ``plan.shape``.
     :return: (channels, k, j, i) on the CPU; float32, or half precision for an nnU-Net.
     """
     padded = plan.pad(image, pad_value(stage))
     blend = Blend(plan) if stage.nnunet is None else HalfBlend(plan)
-    with torch.inference_mode(), keep_freed_memory(device):
+    with torch.inference_mode(), keep_freed_memory(torch.device(context.device)):
         for number, box in enumerate(plan.boxes):
-            window = padded[box].to(device)
+            window = padded[box].to(context.device)
             for member, network in enumerate(networks):
-                check_cancel(cancel)
-                report_progress(
-                    progress,
+                context.check()
+                context.report(
                     f"Segmenting ({stage.name}): window {number + 1} of {len(plan.boxes)}",
                     (number + member / len(networks)) / len(plan.boxes),
                 )

@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from ..context import RunContext
 from ..errors import UsageError
 from ..explain.run import StageRun, ask
 from ..explain.targets import Target
@@ -19,7 +20,7 @@ from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
 from ..inference.stages import logit_margin, mirrorings
 from ..models.model import Model
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..progress import CancelToken, Progress
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .uncertainty import binary_entropy
@@ -105,6 +106,7 @@ def measure_uncertainty(
     target = Target.parse(label)
     stage = model.spec.stage_of(label)
     torch_device = select_device(device)
+    context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
     run = StageRun.prepare(volume, model, stage, segmentation, torch_device)
     question = ask(target, segmentation, model, run, cancel)
@@ -117,9 +119,9 @@ def measure_uncertainty(
             weight = run.plan.weight(box)
             covered[box] += weight
             for member in range(len(run.passes)):
-                check_cancel(cancel)
+                context.check()
                 done = (step + member / len(run.passes)) / len(question.windows)
-                report_progress(progress, f"Comparing passes: window {step + 1} of {len(question.windows)}", done)
+                context.report(f"Comparing passes: window {step + 1} of {len(question.windows)}", done)
                 margin = logit_margin(run.forward(member, box).cpu(), stage, label).clamp(-_MAX_MARGIN, _MAX_MARGIN)
                 probability = torch.sigmoid(margin)
                 moments[0][box] += weight * probability / len(run.passes)
@@ -131,7 +133,7 @@ def measure_uncertainty(
     place = segmentation.probabilities[label].grid
     names = {"windows": len(question.windows), "networks": len(run.networks), "mirrorings": len(mirrorings(stage))}
     votes = (masks > 0).numpy()
-    report_progress(progress, "Compared", 1.0)
+    context.report("Compared", 1.0)
     return Uncertainty(
         label,
         Volume(resample(deviation, run.grid, place).numpy(), place.ijk_to_lps),

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 
+from ..context import RunContext
 from ..inference.stages import logit_margin, predict_logits, stage_plan
 from ..models.spec import StageSpec
 from ..volumes.volume import Grid
@@ -166,7 +167,7 @@ class Learner(pl.LightningModule):
         image, truth = case["image"], case["truth"]
         k, j, i = image.shape
         plan = stage_plan(self.stage, Grid((k, j, i), np.eye(4)))
-        logits = predict_logits([self.network], image.cpu(), self.stage, plan, self.device)
+        logits = predict_logits([self.network], image.cpu(), self.stage, plan, RunContext(device=self.device))
         margins = self.margins(logits[None])
         truth, known = truth[None].cpu(), self.known(case["tumor_known"][None].cpu())
         counts = self._counts(self.loss(margins, truth, known), margins > 0, self.truths(truth), known)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..context import RunContext
 from ..errors import Cancelled, InputError, UsageError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.results import CaseResult, format_results, summarize, write_results
@@ -318,7 +319,7 @@ def _explain(
     targets = tuple(label.name for label in loaded.spec.labels if label.name in ("liver", "tumor"))
     options = Options(explain=targets, method=str(config.finish.explain))
     for case in cases:
-        analysis = options.analyze(options.read(case.image), loaded, device=_device(config), progress=progress)
+        analysis = options.analyze(options.read(case.image), loaded, RunContext(progress, device=_device(config)))
         options.write(analysis, folder / case.name)
 
 

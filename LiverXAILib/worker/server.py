@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..context import RunContext
 from ..errors import DeviceError, InputError, UsageError
-from ..progress import CancelToken, Progress, report_progress, scaled
+from ..progress import CancelToken, Progress
 from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
 from .wire import KINDS, pack_analysis, pack_explanation, unpack_segmentation, unpack_volume
 
@@ -58,10 +59,7 @@ def main() -> int:
     engine = Engine(Path(config["folder"]), channel)
     threading.Thread(target=_listen, args=(requests, engine), daemon=True).start()
     _log.info("LiverXAI %s, Python %s, %s", __version__, platform.python_version(), platform.platform())
-    if config["threads"]:
-        import torch
-
-        torch.set_num_threads(config["threads"])
+    RunContext(threads=config["threads"]).limit_threads()
     while True:
         engine.answer(requests.get())
 
@@ -113,7 +111,7 @@ class Engine:
         token, started = self._token(number), time.monotonic()
         try:
             token.check()
-            result = self._actions[action](**arguments, progress=self._progress(number), cancel=token)
+            result = self._actions[action](**arguments, context=RunContext(self._progress(number), token))
         except BaseException as error:
             kind, sentence, details = _judge(error)
             _log.info("%s: %s (%s) after %.2f s", action, kind, type(error).__name__, time.monotonic() - started)
@@ -153,15 +151,14 @@ class Engine:
         options: Mapping[str, Any],
         model: str,
         device: str,
-        progress: Progress,
-        cancel: CancelToken,
+        context: RunContext,
     ) -> dict[str, Any]:
         from ..options import Options
 
         volume = self._get_volume(image)
-        loaded = self._get_model(model, progress)
+        loaded = self._get_model(model, context)
         chosen = Options.from_mapping(options)
-        analysis = chosen.analyze(volume, loaded, device=device, progress=scaled(progress, 0.02, 1.0), cancel=cancel)
+        analysis = chosen.analyze(volume, loaded, context.part(0.02, 1.0).on(device))
         self._segmentation = (image["token"], analysis.segmentation)
         self._analysis = (image["token"], analysis)
         return pack_analysis(analysis, self.folder)
@@ -176,13 +173,12 @@ class Engine:
         check: bool,
         model: str,
         device: str,
-        progress: Progress,
-        cancel: CancelToken,
+        context: RunContext,
     ) -> dict[str, Any]:
         from ..explain import explain_all
 
         volume = self._get_volume(image)
-        loaded = self._get_model(model, progress)
+        loaded = self._get_model(model, context)
         if "labels" in labels:
             self._segmentation = (labels["token"], unpack_segmentation(labels, self.folder, loaded.spec))
         held = self._segmentation
@@ -196,9 +192,7 @@ class Engine:
             method,
             layer,
             check=check,
-            device=device,
-            progress=scaled(progress, 0.02, 1.0),
-            cancel=cancel,
+            **context.part(0.02, 1.0).on(device).keywords,
         )
         if self._analysis is not None and self._analysis[1].segmentation is held[1]:
             analysis = self._analysis[1]
@@ -210,28 +204,28 @@ class Engine:
             )
         return {"explanations": [pack_explanation(explanation, self.folder) for explanation in explanations]}
 
-    def _write(self, token: str, folder: str, report: bool, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+    def _write(self, token: str, folder: str, report: bool, context: RunContext) -> dict[str, Any]:
         from ..pipeline import write_analysis
 
         if self._analysis is None or self._analysis[0] != token:
             raise UsageError("The analysis is no longer held, so it cannot be written. Press Apply again.")
-        report_progress(progress, "Writing", 0.5)
+        context.report("Writing", 0.5)
         files = write_analysis(self._analysis[1], folder, report=report)
         return {"files": {role: str(path) for role, path in files.items()}}
 
-    def _download(self, model: str, accept_license: bool, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+    def _download(self, model: str, accept_license: bool, context: RunContext) -> dict[str, Any]:
         from ..models import download
 
-        return {"folder": str(download(model, progress, cancel, accept_license=accept_license))}
+        return {"folder": str(download(model, context.progress, context.cancel, accept_license=accept_license))}
 
-    def _import(self, source: str, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+    def _import(self, source: str, context: RunContext) -> dict[str, Any]:
         from ..models import import_model
 
-        report_progress(progress, "Importing", 0.0)
+        context.report("Importing", 0.0)
         name, folder = import_model(source)
         return {"name": name, "folder": str(folder)}
 
-    def _environment(self, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+    def _environment(self, context: RunContext) -> dict[str, Any]:
         """What computes here: versions, and devices by the name that `device` takes."""
         import torch
 
@@ -248,11 +242,11 @@ class Engine:
 
     # --- what stays loaded -------------------------------------------------------------------------------------------
 
-    def _get_model(self, name: str, progress: Progress) -> Model:
+    def _get_model(self, name: str, context: RunContext) -> Model:
         if self._model is None or self._model[0] != name:
             from ..models import load_model
 
-            report_progress(progress, "Loading the model", 0.0)
+            context.report("Loading the model", 0.0)
             self._model = None
             self._model = (name, load_model(name))
         return self._model[1]

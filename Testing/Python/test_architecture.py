@@ -15,6 +15,7 @@ LIBRARY = Path(__file__).parents[2] / "LiverXAILib"
 ORDER = [
     "errors",
     "progress",
+    "context",
     "_version",
     "_lazy",
     "colors",

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
+from LiverXAILib.context import RunContext
 from LiverXAILib.errors import ModelError
 from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.explain.run import StageRun
@@ -239,13 +240,18 @@ def test_cut_images_give_the_labels_of_one_pass(monkeypatch):
     image = noisy_ct((64, 32, 32)).array.astype(np.float32) / 120
     grid = Grid(image.shape, np.diag([2.0, 2.0, 2.0, 1.0]))
     whole = stage_plan(UNET_STAGE, grid)
-    middle = predict_logits([network], torch.from_numpy(image), UNET_STAGE, whole, CPU).flatten(1).median(dim=1).values
+    middle = (
+        predict_logits([network], torch.from_numpy(image), UNET_STAGE, whole, RunContext(device=CPU))
+        .flatten(1)
+        .median(dim=1)
+        .values
+    )
     network.head.bias.data -= middle
-    one = predict_logits([network], torch.from_numpy(image), UNET_STAGE, whole, CPU)
+    one = predict_logits([network], torch.from_numpy(image), UNET_STAGE, whole, RunContext(device=CPU))
     monkeypatch.setattr(stages, "_PASS_BYTES", activation_bytes(UNET_STAGE) * 40 * 32 * 32)
     plan = stage_plan(UNET_STAGE, grid)
     assert len(plan.boxes) == 2
-    two = predict_logits([network], torch.from_numpy(image), UNET_STAGE, plan, CPU)
+    two = predict_logits([network], torch.from_numpy(image), UNET_STAGE, plan, RunContext(device=CPU))
     assert 0.05 < float((one > 0).float().mean()) < 0.95
     assert float(((one > 0) == (two > 0)).float().mean()) > 0.999
 

@@ -18,6 +18,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from nnunet_folders import make_folder, noisy_ct, plans
 from toys import Thresholds, ball_phantom, dice, threshold_model
 
+from LiverXAILib.context import RunContext
 from LiverXAILib.errors import ModelError, UsageError
 from LiverXAILib.explain import explain
 from LiverXAILib.inference import Postprocessing, segment
@@ -150,7 +151,7 @@ def test_a_bundle_sees_the_image_and_scores_it_as_monai_does(tmp_path):
     inferer = SlidingWindowInferer((32, 32, 32), overlap=0.5, mode="gaussian")
     with torch.inference_mode():
         expected = inferer(ours[None, None], model.networks["bundle"][0])[0]
-    logits = predict_logits(model.members(stage), ours, stage, stage_plan(stage, grid), torch.device("cpu"))
+    logits = predict_logits(model.members(stage), ours, stage, stage_plan(stage, grid), RunContext(device="cpu"))
     # Windows lie a little differently where they do not divide the image evenly.
     agreement = (logits.argmax(0) == expected.argmax(0)).float().mean()
     assert agreement > 0.97

@@ -14,6 +14,7 @@ from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from LiverXAILib.context import RunContext
 from LiverXAILib.inference import Postprocessing, segment
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Model
@@ -60,7 +61,7 @@ def we_say(model: Model, volume: Volume):
     stage = model.spec.stages[0]
     (grid,) = stage_grids(volume, stage)
     data = stage_input(volume, stage, grid)
-    logits = predict_logits(model.members(stage), data, stage, stage_plan(stage, grid), CPU)
+    logits = predict_logits(model.members(stage), data, stage, stage_plan(stage, grid), RunContext(device=CPU))
     return data, logits, segment(volume, model, device="cpu", postprocessing=RAW).labels.array
 
 

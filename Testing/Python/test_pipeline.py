@@ -15,6 +15,7 @@ from batch_toys import write_dicom, write_good, write_model
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 from LiverXAILib import pipeline
+from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, InputError, UsageError
 from LiverXAILib.models import LIVER, LayerSpec, load_model
 from LiverXAILib.models.spec import Region
@@ -100,7 +101,7 @@ def test_a_dicom_series_gets_a_dicom_segmentation_that_lies_on_its_slices(tmp_pa
     write_dicom(tmp_path / "scan")
     options = Options(explain=(), report=False, dicom=True)
     volume = options.read(tmp_path / "scan")
-    result = options.analyze(volume, load_model(write_model(tmp_path / "model")), device="cpu")
+    result = options.analyze(volume, load_model(write_model(tmp_path / "model")), RunContext(device="cpu"))
     files = options.write(result, tmp_path / "out")
     assert str(tmp_path) not in files["provenance"].read_text(encoding="utf-8")
     dicom = highdicom.seg.segread(files["dicom"])

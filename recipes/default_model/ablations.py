@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from LiverXAILib.context import RunContext
 from LiverXAILib.inference.stages import normalize
 from LiverXAILib.models.spec import Intensity
 from LiverXAILib.networks import UNet
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
+    RunContext(threads=options.threads).limit_threads()
     cache = options.output / "sources"
     spacing = PARTS["locator"].spacing_mm
     everything = load_sources(options.data, cache, spacing_mm=spacing)

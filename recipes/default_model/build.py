@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from LiverXAILib._version import __version__
+from LiverXAILib.context import RunContext
 from LiverXAILib.errors import InputError
 from LiverXAILib.models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
 from LiverXAILib.models.store import save_model
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quality", type=Path, help="export: JSON with what was measured, for the card")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
+    RunContext(threads=options.threads).limit_threads()
     if options.part == "export":
         quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else {}
         trained = {name: load_file(options.output / name / WEIGHTS) for name in STAGES}
