@@ -252,7 +252,7 @@ def test_the_report_of_a_model_without_tumors_says_nothing_of_them(tmp_path: Pat
     analysis = _analysis(tumor=False, target="liver")
     analysis = dataclasses.replace(analysis, model=dataclasses.replace(analysis.model, title="Liver", description=""))
     page = _report(analysis, tmp_path)
-    said = page.plain[: page.plain.index("Model card")].lower()
+    said = page.plain[page.plain.index("Liver CT") : page.plain.index("Model card")].lower()
     assert "tumor" not in said
     assert "lesion" not in said
 
