@@ -4,24 +4,21 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import InputError, UsageError
-from ..volumes.formats import image_ending, is_segmentation, without_ending
-from ..volumes.orientation import axis_codes, reorient
-from ..volumes.volume import Grid, Volume
+from ..labels.label_map import LabelMap, Values, aligned, read_label_map, read_mask
+from ..labels.vocabulary import STRUCTURES
+from ..volumes.formats import image_ending, without_ending
+from ..volumes.volume import Volume
 
-#: Values of the structures in label maps, where nothing else is said.
-LABELS = {"liver": 1, "tumor": 2}
 #: What ``analyze`` calls its segmentation.
 SEGMENTATION_FILE = "segmentation.seg.nrrd"
-#: Grids count as one if no voxel is misplaced by more than this fraction of the shortest side of a voxel.
-GRID_TOLERANCE = 0.1
+_ADVICE = (
+    "Say what it is by --{0}liver-label and --{0}tumor-label, or that others are background (--ignore-other-labels)."
+)
 
 
 @dataclass(frozen=True)
@@ -39,44 +36,28 @@ class Case:
     probabilities: Mapping[str, Path] = field(default_factory=dict)
 
 
-def read_prediction(path: Path) -> tuple[Volume, dict[str, int]]:
-    """A predicted label map and the values of its structures. `path` is a file or a folder that ``analyze`` wrote."""
-    import SimpleITK as sitk
+def read_prediction(path: Path, values: Values | None = None, *, others: bool = False) -> LabelMap:
+    """What a prediction says. `path` is a segmentation file or a folder that ``analyze`` wrote.
 
-    from ..volumes.io import read_labels
-
+    :param values, others: see :func:`LiverXAILib.labels.label_map.read_label_map`.
+    """
     if path.is_dir():
         path = path / SEGMENTATION_FILE
-    volume = read_labels(path)
-    if not is_segmentation(path):
-        return volume, dict(LABELS)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    header = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
-    names = {
-        re.sub("_Name$", "", key): text.lower() for key, text in header.items() if re.match(r"Segment\d+_Name$", key)
-    }
-    return volume, {text: int(header[f"{key}_LabelValue"]) for key, text in names.items() if text in LABELS}
+    return read_label_map(path, values, others=others, advice=_ADVICE.format("predicted-"))
 
 
-def read_reference(case: Case, labels: Mapping[str, int] = LABELS) -> tuple[Volume, dict[str, int]]:
-    """The reference of a case as one label map, and the values of its structures.
-
-    Separate files of liver and tumor are put together: everything that is not 0 counts.
-    """
-    from ..volumes.io import read_labels
-
+def read_reference(case: Case, values: Values | None = None, *, others: bool = False) -> LabelMap:
+    """The reference of a case, from one file or from separate ones of liver and tumor."""
     if case.reference is not None:
-        return read_labels(case.reference), dict(labels)
+        return read_label_map(case.reference, values, others=others, advice=_ADVICE.format(""))
     if case.liver is None:
         raise UsageError(f"Case {case.name!r} has no reference.")
-    liver = read_labels(case.liver)
-    array = (liver.array != 0).astype(np.uint8) * LABELS["liver"]
+    liver = read_mask(case.liver, "liver")
     if case.tumor is None:
-        return liver.with_array(array), {"liver": LABELS["liver"]}
-    array[aligned(read_labels(case.tumor), liver.grid, "tumor's file", "liver's") != 0] = LABELS["tumor"]
-    return liver.with_array(array), dict(LABELS)
+        return LabelMap(liver, ("liver",))
+    array = liver.array.copy()
+    array[aligned(read_mask(case.tumor, "tumor"), liver.grid, "tumor's file", "liver's") != 0] = STRUCTURES["tumor"]
+    return LabelMap(liver.with_array(array), tuple(STRUCTURES))
 
 
 def read_probabilities(case: Case) -> dict[str, Volume]:
@@ -139,7 +120,7 @@ def read_cases(path: Path) -> list[Case]:
         if prediction is None or not (row.get("reference") or row.get("liver")):
             raise UsageError(f"{path}, line {number}: a case needs a prediction, and a reference or a liver.")
         name = row.get("case") or case_name(prediction)
-        probabilities = {structure: resolved(row, f"{structure}_probability") for structure in LABELS}
+        probabilities = {structure: resolved(row, f"{structure}_probability") for structure in STRUCTURES}
         reference, liver, tumor = (resolved(row, column) for column in ("reference", "liver", "tumor"))
         found = {structure: file for structure, file in probabilities.items() if file is not None}
         cases.append(Case(name, prediction, reference, liver, tumor, found))
@@ -152,22 +133,6 @@ def case_name(path: Path) -> str:
     """The name without the ending of an image."""
     path = path.resolve()
     return path.name if path.is_dir() else without_ending(path.name)
-
-
-def aligned(volume: Volume, grid: Grid, name: str = "prediction", other: str = "reference") -> np.ndarray:
-    """The array of `volume` in the axis order of `grid`; refused if its voxels lie elsewhere."""
-    volume = reorient(volume, axis_codes(grid))
-    if volume.shape != grid.shape:
-        raise InputError(
-            f"The {name} has {_size(volume.grid)} voxels, the {other} {_size(grid)}. Evaluation does not resample: "
-            "bring both to the grid of the CT."
-        )
-    if not volume.grid.matches(grid, GRID_TOLERANCE * min(grid.spacing)):
-        raise InputError(
-            f"The {name} and the {other} have the same size but lie in different places (origin, direction or "
-            "spacing differ). Evaluation does not resample: bring both to the grid of the CT."
-        )
-    return volume.array
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -183,7 +148,3 @@ def _file_called(folder: Path, name: str) -> Path | None:
         return None
     images = sorted(path for path in folder.iterdir() if image_ending(path) and path.is_file())
     return next((path for path in images if without_ending(path.name).lower() == name), None)
-
-
-def _size(grid: Grid) -> str:
-    return " x ".join(str(n) for n in grid.shape[::-1])

@@ -12,15 +12,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, UsageError
+from ..labels.label_map import GRID_TOLERANCE, LabelMap, Values, label_map, on_common_grid
+from ..labels.vocabulary import STRUCTURES
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.box import Box
 from ..volumes.orientation import axis_codes, reorient
 from ..volumes.volume import Grid, Volume
 from .cases import (
-    GRID_TOLERANCE,
-    LABELS,
     Case,
-    aligned,
     case_name,
     pair_folders,
     read_cases,
@@ -38,9 +37,9 @@ CALIBRATION_MARGIN_MM = 10.0
 def evaluate(
     prediction: Volume,
     reference: Volume,
-    labels: Mapping[str, int] = LABELS,
+    labels: Values | None = None,
     *,
-    predicted_labels: Mapping[str, int] | None = None,
+    predicted_labels: Values | None = None,
     probabilities: Mapping[str, Volume] | None = None,
     surface: bool = True,
     tolerance_mm: float = 2.0,
@@ -52,28 +51,50 @@ def evaluate(
 
     :param prediction: label map on the reference's grid. Its axes may be in another order: it is reoriented, never
         resampled.
-    :param labels: values of "liver" and, if the reference has it, "tumor" in `reference`.
-    :param predicted_labels: likewise in `prediction`; None: the same. What is missing on one side is not compared.
+    :param labels: values of "liver" and, if the reference has it, "tumor" in `reference`. None: 1 is liver, 2 is
+        tumor, and a map without 2 says nothing of tumors.
+    :param predicted_labels: likewise in `prediction`; None: as `labels`. What is missing on one side is not compared.
     :param probabilities: of "liver" (tumors included) or "tumor", whole or cropped (0 outside): adds the ECE.
     :param surface: also compute surface distances (needs the extra ``evaluate``).
     :param tolerance_mm: of the normalized surface Dice.
-    :raises LiverXAILib.errors.InputError: the grids differ.
+    :raises LiverXAILib.errors.InputError: the grids differ, or a value is not explained.
     :raises LiverXAILib.errors.UsageError: no structure is in both, or the extra is missing.
     """
-    grid = reference.grid
-    predicted = aligned(prediction, grid)
-    predicted_labels = labels if predicted_labels is None else predicted_labels
-    structures = [name for name in ("liver", "tumor") if name in labels and name in predicted_labels]
+    return compare(
+        label_map(prediction, labels if predicted_labels is None else predicted_labels),
+        label_map(reference, labels),
+        probabilities=probabilities,
+        surface=surface,
+        tolerance_mm=tolerance_mm,
+        name=name,
+    )
+
+
+def compare(
+    prediction: LabelMap,
+    reference: LabelMap,
+    *,
+    probabilities: Mapping[str, Volume] | None = None,
+    surface: bool = True,
+    tolerance_mm: float = 2.0,
+    name: str = "",
+) -> CaseResult:
+    """:func:`evaluate` for segmentations that say what they describe."""
+    structures = [name for name in STRUCTURES if name in prediction.structures and name in reference.structures]
     if not structures:
-        raise UsageError("The prediction and the reference have no structure in common (liver, tumor).")
+        raise UsageError(
+            f"The prediction describes {' and '.join(prediction.structures)}, the reference "
+            f"{' and '.join(reference.structures)}: they have no structure in common."
+        )
+    prediction, reference = on_common_grid(prediction, reference)
+    grid = reference.volume.grid
     right_angled = np.allclose(grid.direction.T @ grid.direction, np.eye(3), atol=1e-4)
     region = None
     if probabilities:
-        region = _grown(_mask(reference.array, labels, "liver"), grid, CALIBRATION_MARGIN_MM)
+        region = _grown(reference.mask("liver"), grid, CALIBRATION_MARGIN_MM)
     results = []
     for structure in structures:
-        found = _mask(predicted, predicted_labels, structure)
-        truth = _mask(reference.array, labels, structure)
+        found, truth = prediction.mask(structure), reference.mask(structure)
         ece = None
         if region is not None and probabilities and structure in probabilities:
             ece = calibration_error(_placed(probabilities[structure], grid)[region], truth[region])
@@ -86,14 +107,27 @@ def evaluate(
                 detect_lesions(found, truth, grid.voxel_volume_mm3) if structure == "tumor" else None,
             )
         )
-    return CaseResult(name, tuple(results))
+    return CaseResult(name, tuple(results), _left_out(prediction, reference))
+
+
+def _left_out(prediction: LabelMap, reference: LabelMap) -> tuple[str, ...]:
+    """Sentences about structures that only one side describes."""
+    sides = (("prediction", prediction, reference), ("reference", reference, prediction))
+    return tuple(
+        f"The {what} says nothing of the {structure}, so it is not compared. If it was looked for and not found, say "
+        f"so by --{'predicted-' if what == 'prediction' else ''}{structure}-label."
+        for what, own, other in sides
+        for structure in other.structures
+        if structure not in own.structures
+    )
 
 
 def evaluate_cases(
     cases: Sequence[Case],
-    labels: Mapping[str, int] = LABELS,
+    labels: Values | None = None,
     *,
-    predicted_labels: Mapping[str, int] | None = None,
+    predicted_labels: Values | None = None,
+    others: bool = False,
     surface: bool = True,
     tolerance_mm: float = 2.0,
     progress: Progress | None = None,
@@ -101,21 +135,19 @@ def evaluate_cases(
 ) -> list[CaseResult]:
     """Read and evaluate cases one after the other; arguments as in :func:`evaluate`.
 
-    :param predicted_labels: None: what a ``.seg.nrrd`` says about itself, else 1 liver, 2 tumor.
+    :param labels: None: what each file says of itself (:func:`LiverXAILib.labels.label_map.read_label_map`).
+    :param predicted_labels: likewise, of predictions.
+    :param others: values that are not explained are background.
     """
     results = []
     for number, case in enumerate(cases):
         check_cancel(cancel)
         report_progress(progress, f"Evaluating {case.name}", number / len(cases))
-        reference, reference_labels = read_reference(case, labels)
-        prediction, own_labels = read_prediction(case.prediction)
         try:
             results.append(
-                evaluate(
-                    prediction,
-                    reference,
-                    reference_labels,
-                    predicted_labels=own_labels if predicted_labels is None else predicted_labels,
+                compare(
+                    read_prediction(case.prediction, predicted_labels, others=others),
+                    read_reference(case, labels, others=others),
                     probabilities=read_probabilities(case),
                     surface=surface,
                     tolerance_mm=tolerance_mm,
@@ -156,13 +188,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tumor_probability calibration is judged",
     )
     for option, text in (("", "in label maps of the reference"), ("predicted-", "in predictions")):
-        for name, value in LABELS.items():
+        for name, value in STRUCTURES.items():
             parser.add_argument(
                 f"--{option}{name}-label",
                 metavar="N",
                 type=int,
-                help=f"value of the {name} {text} (default: {value}; 0: none)",
+                nargs="+",
+                help=f"value of the {name} {text} (default: what the file says of itself, else {value}; 0: none)",
             )
+    parser.add_argument(
+        "--ignore-other-labels", action="store_true", help="other values in label maps are background, not an error"
+    )
     parser.add_argument("--liver-probability", metavar="FILE", type=Path, help="also judge calibration")
     parser.add_argument("--tumor-probability", metavar="FILE", type=Path, help="likewise, of tumors")
     parser.add_argument("--no-surface", action="store_true", help="no surface distances (needs no MONAI, faster)")
@@ -188,14 +224,12 @@ def run(options: argparse.Namespace) -> int:
         if path.suffix not in (".csv", ".json"):
             raise UsageError(f"Cannot write {path}: give it the ending .csv or .json.")
     cases = _chosen_cases(options)
-    predicted = None
-    if options.predicted_liver_label is not None or options.predicted_tumor_label is not None:
-        predicted = _labels(options.predicted_liver_label, options.predicted_tumor_label)
     with tqdm(total=len(cases), unit="case", leave=False, disable=None if len(cases) > 1 else True) as bar:
         results = evaluate_cases(
             cases,
             _labels(options.liver_label, options.tumor_label),
-            predicted_labels=predicted,
+            predicted_labels=_labels(options.predicted_liver_label, options.predicted_tumor_label),
+            others=options.ignore_other_labels,
             surface=not options.no_surface,
             tolerance_mm=options.tolerance,
             progress=lambda stage, fraction: bar.update(round(fraction * len(cases)) - bar.n),
@@ -228,19 +262,18 @@ def _chosen_cases(options: argparse.Namespace) -> list[Case]:
     return [Case(name, options.prediction, options.reference, options.liver, options.tumor, _probabilities(options))]
 
 
-def _labels(liver: int | None, tumor: int | None) -> dict[str, int]:
-    chosen = {name: LABELS[name] if value is None else value for name, value in (("liver", liver), ("tumor", tumor))}
-    return {name: value for name, value in chosen.items() if value != 0}
+def _labels(liver: list[int] | None, tumor: list[int] | None) -> dict[str, list[int]] | None:
+    """Values as options name them; None if they name none."""
+    if liver is None and tumor is None:
+        return None
+    named = (("liver", liver), ("tumor", tumor))
+    chosen = {name: [STRUCTURES[name]] if values is None else values for name, values in named}
+    return {name: values for name, values in chosen.items() if values != [0]}
 
 
 def _probabilities(options: argparse.Namespace) -> dict[str, Path]:
     paths = {"liver": options.liver_probability, "tumor": options.tumor_probability}
     return {name: path for name, path in paths.items() if path is not None}
-
-
-def _mask(array: np.ndarray, labels: Mapping[str, int], structure: str) -> np.ndarray:
-    """Where a structure is; the liver includes the tumor."""
-    return np.isin(array, list(labels.values()) if structure == "liver" else [labels[structure]])
 
 
 def _placed(cropped: Volume, grid: Grid) -> np.ndarray:

@@ -57,10 +57,11 @@ class StructureResult:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The structures of one case."""
+    """The structures of one case, and sentences about what was not compared."""
 
     case: str
     structures: tuple[StructureResult, ...]
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each structure."""
@@ -117,7 +118,8 @@ def write_results(results: Sequence[CaseResult], path: Path) -> None:
             writer.writeheader()
             writer.writerows(rows)
         else:
-            json.dump({"cases": rows, "summary": summarize(results)}, file, indent=2, allow_nan=False)
+            notes = {result.case: list(result.notes) for result in results if result.notes}
+            json.dump({"cases": rows, "summary": summarize(results), "notes": notes}, file, indent=2, allow_nan=False)
 
 
 def format_results(results: Sequence[CaseResult]) -> str:
@@ -139,7 +141,8 @@ def format_results(results: Sequence[CaseResult]) -> str:
             (row["structure"], row["metric"], _text(row["value"], 3), _interval(row), str(row["n"])) for row in summary
         ]
         text += "\n\n" + _table([("structure", "metric", "value", "95 % interval", "n"), *shown])
-    return text
+    notes = [f"{result.case}: {note}" for result in results for note in result.notes]
+    return "\n".join([text, *notes])
 
 
 def _text(value: float | None, digits: int) -> str:

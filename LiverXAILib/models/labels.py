@@ -5,21 +5,13 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-import re
 from collections.abc import Mapping
 
 from ..errors import ModelError
+from ..labels import terminology
+from ..labels.vocabulary import STRUCTURES, is_liver_vessel, liver_segment, structure_of_name
 from .registry import ImportOptions
 from .spec import LIVER, TUMOR, LabelSpec
-
-_TUMOR_NAMES = {
-    *("tumor", "tumors", "lesion", "lesions", "cancer", "mass", "liver cancer"),
-    *(f"{organ} {what}" for organ in ("liver", "hepatic") for what in ("tumor", "tumors", "lesion", "lesions", "mass")),
-}
-_PART_OF_LIVER = re.compile(r"(?:liver|hepatic) (vessels?|veins?|segment ([1-8]))")
-#: SNOMED CT codes of the Couinaud segments I to VIII (DICOM PS3.16, CID 7170).
-_SEGMENTS = ("71133005", "277956007", "277957003", "277958008", "277959000", "277960005", "277961009", "277962002")
-_ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 
 
 def result_labels(
@@ -61,15 +53,10 @@ def result_labels(
     return tuple(specs), made
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().lower().replace("tumour", "tumor")
-
-
 def our_name(name: str) -> str:
     """Ours for what others call the liver or its lesions; any other name as it is."""
-    if _plain(name) == LIVER.name:
-        return LIVER.name
-    return TUMOR.name if _plain(name) in _TUMOR_NAMES else name
+    structure = structure_of_name(name)
+    return structure if structure in STRUCTURES else name
 
 
 def _label(name: str, value: int, has_liver: bool) -> LabelSpec:
@@ -81,10 +68,8 @@ def _label(name: str, value: int, has_liver: bool) -> LabelSpec:
         return dataclasses.replace(TUMOR, value=value, parent=parent)
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(value * 0.618 % 1.0, 0.55, 0.85))
     label = LabelSpec(name, value, (red, green, blue))
-    if (part := _PART_OF_LIVER.fullmatch(_plain(name))) is None:
-        return label
-    if part[2]:
-        number = int(part[2]) - 1
-        meaning = "SCT", _SEGMENTS[number], f"Couinaud hepatic segment {_ROMAN[number]}"
-        return dataclasses.replace(label, parent=parent, type=meaning)
-    return dataclasses.replace(label, parent=parent, type=("SCT", "59820001", "Blood vessel"), region=TUMOR.region)
+    if (number := liver_segment(name)) is not None:
+        return dataclasses.replace(label, parent=parent, type=terminology.LIVER_SEGMENTS[number - 1])
+    if is_liver_vessel(name):
+        return dataclasses.replace(label, parent=parent, type=terminology.BLOOD_VESSEL, region=terminology.LIVER)
+    return label

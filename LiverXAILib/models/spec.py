@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelError
+from ..labels import terminology
+from ..labels.terminology import Code
+from ..labels.vocabulary import STRUCTURES
 from .serialization import from_json_value
 
 #: Version of the JSON card. Raised when a reader of the old format could misunderstand the new one.
@@ -36,32 +39,36 @@ class LabelSpec:
     value: int
     color: tuple[int, int, int]
     parent: str | None = None
-    category: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
-    type: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
-    region: tuple[str, str, str] | None = None
+    category: Code = terminology.ANATOMICAL_STRUCTURE
+    type: Code = terminology.ANATOMICAL_STRUCTURE
+    region: Code | None = None
+
+    @property
+    def terminology_entry(self) -> str:
+        """Category, type and region as 3D Slicer stores them."""
+        return terminology.terminology_entry(self.category, self.type, self.region)
 
     @property
     def is_liver(self) -> bool:
         """Whether this is the whole liver."""
-        return self.type[1] == "10200004"
+        return self.type[:2] == terminology.LIVER[:2]
 
     @property
     def is_lesion(self) -> bool:
         """Whether this is something ill, of which there may be any number."""
-        return self.category[1] == "49755003"
+        return self.category[:2] == terminology.MORPHOLOGICALLY_ALTERED[:2]
 
 
-#: The two labels that every liver model of this project ends in. "Mass" rather than "Neoplasm": a CT alone does
-#: not prove what a lesion is.
-LIVER = LabelSpec("liver", 1, (221, 130, 101), type=("SCT", "10200004", "Liver"))
+#: The two labels that every liver model of this project ends in.
+LIVER = LabelSpec("liver", STRUCTURES["liver"], (221, 130, 101), type=terminology.LIVER)
 TUMOR = LabelSpec(
     "tumor",
-    2,
+    STRUCTURES["tumor"],
     (144, 238, 144),
     parent="liver",
-    category=("SCT", "49755003", "Morphologically Altered Structure"),
-    type=("SCT", "4147007", "Mass"),
-    region=("SCT", "10200004", "Liver"),
+    category=terminology.MORPHOLOGICALLY_ALTERED,
+    type=terminology.MASS,
+    region=terminology.LIVER,
 )
 
 

@@ -22,6 +22,8 @@ from .._version import __version__
 from ..errors import UsageError
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
+from ..labels.terminology import parse_terminology_entry
+from ..labels.vocabulary import STRUCTURES, structure_of
 from ..models.spec import LabelSpec, ModelSpec
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume
@@ -31,8 +33,6 @@ from .volumes import check_shape, from_vtk_matrix, to_image, voxels_of, world_gr
 #: Attribute that tells whether a new result has other voxels.
 LABELS_CHECKSUM = "LiverXAI.LabelsSHA256"
 _LABEL_TAG, _COLOR_TAG = "LiverXAI.Label", "LiverXAI.Color"
-_TYPE_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
-_REGION_CONTEXT = "Anatomic codes - DICOM master list"
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 _SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
 #: How solid an organ is drawn in 3-D, so that the lesions in it are seen.
@@ -235,25 +235,6 @@ def modified_at_end(node: Any) -> Iterator[None]:
         node.EndModify(previous)
 
 
-def terminology(spec: LabelSpec) -> str:
-    """The terminology entry of a label, as Slicer stores it in a segment's tag."""
-
-    def triplet(code: tuple[str, str, str] | None) -> str:
-        return "^".join(code or ("", "", ""))
-
-    return "~".join(
-        (
-            _TYPE_CONTEXT,
-            triplet(spec.category),
-            triplet(spec.type),
-            triplet(None),
-            _REGION_CONTEXT,
-            triplet(spec.region),
-            triplet(None),
-        )
-    )
-
-
 def _labelmap(layer: tuple[np.ndarray, Box] | None, volume_node: slicer.vtkMRMLVolumeNode) -> Any:
     """An image of the voxels of a layer; its extent says where in the CT it lies."""
     image = slicer.vtkOrientedImageData()
@@ -285,7 +266,10 @@ def _update_segments(
         if created:
             segment = slicer.vtkSegment()
             segment.SetName(item.name)
-            segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology(item.spec))
+            segment.SetTag(
+                slicer.vtkSegment.GetTerminologyEntryTagName(),
+                item.spec.terminology_entry,
+            )
         color = " ".join(f"{part:.6f}" for part in item.color)
         unchanged = created or " ".join(f"{part:.6f}" for part in segment.GetColor()) == _tag(segment, _COLOR_TAG)
         if unchanged:
@@ -311,15 +295,18 @@ def _tag(segment: slicer.vtkSegment, name: str) -> str:
 
 def _label_of(segment: slicer.vtkSegment, model: ModelSpec) -> LabelSpec | None:
     """The model's label that a segment stands for."""
-    for name in (_tag(segment, _LABEL_TAG), segment.GetName().strip().lower()):
-        for spec in model.labels:
-            if spec.name == name:
-                return spec
-    fields = _tag(segment, slicer.vtkSegment.GetTerminologyEntryTagName()).split("~")
-    for spec in model.labels:
-        if len(fields) == 7 and fields[2].split("^")[:2] == list(spec.type[:2]):
-            return spec
-    return None
+    category, kind, region = parse_terminology_entry(_tag(segment, slicer.vtkSegment.GetTerminologyEntryTagName()))
+    by_name = {spec.name: spec for spec in model.labels}
+    own, name = _tag(segment, _LABEL_TAG), segment.GetName().strip().lower()
+    if own in by_name:
+        return by_name[own]
+    if name in by_name and name not in STRUCTURES:
+        return by_name[name]
+    structure = structure_of(segment.GetName(), category, kind, (region,) if region else ())
+    if structure in by_name:
+        return by_name[structure]
+    same = (spec for spec in model.labels if spec.name not in STRUCTURES and kind and spec.type[:2] == kind[:2])
+    return next(same, None)
 
 
 def _read_segment(

@@ -48,14 +48,5 @@ def _segment(spec: LabelSpec, labels: np.ndarray) -> dict[str, str]:
         "LabelValue": str(spec.value),
         "Layer": "0",
         "Extent": " ".join(str(int(value)) for pair in extent for value in pair),
-        "Tags": f"Segmentation.Status:completed|TerminologyEntry:{_terminology(spec)}|",
+        "Tags": f"Segmentation.Status:completed|TerminologyEntry:{spec.terminology_entry}|",
     }
-
-
-def _terminology(spec: LabelSpec) -> str:
-    """Slicer's text form of category, type and region of a segment."""
-    kind = "~".join("^".join(code) for code in (spec.category, spec.type))
-    region = "^".join(spec.region) if spec.region else "^^"
-    return (
-        f"Segmentation category and type - DICOM master list~{kind}~^^~Anatomic codes - DICOM master list~{region}~^^"
-    )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,26 @@ import numpy as np
 import torch
 
 from ..errors import InputError, UsageError
-from ..evaluation.cases import LABELS, aligned, case_name
+from ..evaluation.cases import case_name
 from ..inference.geometry import AIR_HU
-from ..models.labels import our_name
-from ..models.spec import LIVER, TUMOR
+from ..labels.label_map import (
+    aligned,
+    dataset_labels,
+    described_structures,
+    read_label_map,
+    read_mask,
+    values_of_names,
+)
+from ..labels.vocabulary import STRUCTURES, structure_of
 from ..phantoms import make_phantom, write_phantom
 from ..progress import Progress, report_progress
 from ..volumes.dicom_seg import Segment, find_segs, read_segment_masks, read_segments
-from ..volumes.io import read_labels, read_volume
+from ..volumes.io import read_volume
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .config import Data
+
+_ADVICE = "Say in data.labels what it is; with 'others: background' there it counts as background."
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,19 @@ class Values:
     :param liver: values of liver tissue; tumors belong to the liver in any case.
     :param tumor: values of tumors; None: tumors are not labelled.
     :param others: other values are allowed, and background.
+    :param assumed: nobody said it: what a file says of itself counts first.
     """
 
-    liver: tuple[int, ...] = (LABELS["liver"],)
-    tumor: tuple[int, ...] | None = (LABELS["tumor"],)
+    liver: tuple[int, ...] = (STRUCTURES["liver"],)
+    tumor: tuple[int, ...] | None = (STRUCTURES["tumor"],)
     others: bool = False
+    assumed: bool = False
+
+    def mapping(self) -> dict[str, tuple[int, ...]] | None:
+        """As :func:`LiverXAILib.labels.label_map.read_label_map` takes it."""
+        if self.assumed:
+            return None
+        return {"liver": self.liver, **({} if self.tumor is None else {"tumor": self.tumor})}
 
 
 @dataclass(frozen=True)
@@ -112,24 +128,15 @@ def read_case(case: TrainingCase, values: Values) -> tuple[Volume, np.ndarray]:
         if case.segs:
             return volume, _read_segs(case, volume.grid)
         if case.liver is not None:
-            truth = _mask(case.liver, volume.grid, "liver").astype(np.uint8)
+            truth = _mask(case.liver, volume.grid, "liver").copy()
             if case.tumor is not None:
-                truth[_mask(case.tumor, volume.grid, "tumor")] = LABELS["tumor"]
+                truth[_mask(case.tumor, volume.grid, "tumor") != 0] = STRUCTURES["tumor"]
             return volume, truth
         assert case.label is not None
-        array = aligned(read_labels(case.label), volume.grid, "label map", "image")
+        labels = read_label_map(case.label, values.mapping(), others=values.others, grid=volume.grid, advice=_ADVICE)
+        return volume, labels.on(volume.grid, "label map").volume.array
     except InputError as error:
         raise InputError(f"Case {case.name!r}: {error}") from error
-    tumor = values.tumor or ()
-    strange = sorted(set(np.unique(array).tolist()) - {0, *values.liver, *tumor})
-    if strange and not values.others:
-        raise InputError(
-            f"Case {case.name!r}: the label map has the value {strange[0]:g}, which is neither liver nor tumor. Say in "
-            "data.labels what it is; with 'others: background' there it counts as background."
-        )
-    truth = np.isin(array, (*values.liver, *tumor)).astype(np.uint8)
-    truth[np.isin(array, tumor)] = LABELS["tumor"]
-    return volume, truth
 
 
 def on_grid(volume: Volume, truth: np.ndarray, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -139,7 +146,7 @@ def on_grid(volume: Volume, truth: np.ndarray, grid: Grid) -> tuple[torch.Tensor
     """
     image = resample(volume.array, volume.grid, grid, fill=AIR_HU)
     liver, tumor = (
-        resample(mask.astype(np.float32), volume.grid, grid) > 0.5 for mask in (truth > 0, truth == LABELS["tumor"])
+        resample(mask.astype(np.float32), volume.grid, grid) > 0.5 for mask in (truth > 0, truth == STRUCTURES["tumor"])
     )
     return image, liver, tumor
 
@@ -168,7 +175,7 @@ def _lits(folder: Path) -> tuple[list[TrainingCase], Values]:
         {path.name.removeprefix(prefix).split(".")[0]: path for path in _visible(folder.rglob(f"{prefix}*.nii*"))}
         for prefix in ("volume-", "segmentation-")
     )
-    return _paired(images, labels, folder), Values()
+    return _paired(images, labels, folder), Values(assumed=True)
 
 
 def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
@@ -185,8 +192,9 @@ def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
         if image is None or (label is None) == (liver is None):
             raise InputError(f"{path}, line {number}: a case needs an image, and either a label or a liver.")
         name = row.get("case") or case_name(image)
-        cases.append(TrainingCase(name, image, label, liver, tumor, (), label is not None or tumor is not None))
-    return cases, Values()
+        known = tumor is not None or (label is not None and described_structures(label) != {"liver"})
+        cases.append(TrainingCase(name, image, label, liver, tumor, (), known))
+    return cases, Values(assumed=True)
 
 
 def _dicom_seg(folder: Path) -> tuple[list[TrainingCase], Values]:
@@ -198,7 +206,7 @@ def _dicom_seg(folder: Path) -> tuple[list[TrainingCase], Values]:
         for path in find_segs(place) if place.is_dir() else ():
             meanings = {_meaning(segment) for segment in read_segments(path)}
             with_tumor = with_tumor or "tumor" in meanings
-            if meanings & {"liver", "tumor"}:
+            if meanings & set(STRUCTURES):
                 segs.append(path)
         if segs:
             cases.append(TrainingCase(place.name, place, segs=tuple(segs)))
@@ -266,22 +274,15 @@ def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], where: Path)
 
 
 def _named_values(folder: Path) -> Values:
-    """What ``dataset.json`` says of liver and tumor, in either direction: {"1": "liver"} or {"liver": 1 or [1, 2]}."""
-    path = folder / "dataset.json"
-    if not path.is_file():
-        return Values()
-    try:
-        labels = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
-        found: dict[str, tuple[int, ...]] = {}
-        for key, value in labels.items():
-            name, number = (value, int(key)) if isinstance(value, str) else (key, value)
-            values = tuple(number) if isinstance(number, list) else (int(number),)
-            if (ours := our_name(name)) in LABELS and values != (0,):
-                found[ours] = values
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} cannot be understood: {error}.") from error
+    """What ``dataset.json`` says of liver and tumor."""
+    names = dataset_labels(folder)
+    if names is None:
+        return Values(assumed=True)
+    found, _ = values_of_names(names)
     if "liver" not in found:
-        raise UsageError(f"{path} names no liver: say in data.labels which values are liver and tumor.")
+        raise UsageError(
+            f"{folder / 'dataset.json'} names no liver: say in data.labels which values are liver and tumor."
+        )
     return Values(found["liver"], found.get("tumor"))
 
 
@@ -296,13 +297,8 @@ def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def _meaning(segment: Segment) -> str | None:
-    """Which of our structures a segment is: by its code, of SNOMED CT or the older SNOMED RT, else by its label."""
-    if segment.type in (LIVER.type[1], "T-62000"):
-        return "liver"
-    if segment.category in (TUMOR.category[1], "M-01000"):
-        return "tumor"
-    name = our_name(segment.label)
-    return name if name in LABELS else None
+    """Which of our structures a segment is."""
+    return structure_of(segment.label, segment.category, segment.type, segment.regions)
 
 
 def _read_segs(case: TrainingCase, grid: Grid) -> np.ndarray:
@@ -311,9 +307,9 @@ def _read_segs(case: TrainingCase, grid: Grid) -> np.ndarray:
     for path in case.segs:
         segments = {segment.number: _meaning(segment) for segment in read_segments(path)}
         for number, mask in read_segment_masks(path, grid).items():
-            if (meaning := segments.get(number)) is not None:
+            if (meaning := segments.get(number)) in STRUCTURES:
                 masks[meaning].append(mask)
-    for name, value in LABELS.items():
+    for name, value in STRUCTURES.items():
         for mask in masks[name]:
             truth[mask] = value
     if not truth.any():
@@ -322,7 +318,7 @@ def _read_segs(case: TrainingCase, grid: Grid) -> np.ndarray:
 
 
 def _mask(path: Path, grid: Grid, name: str) -> np.ndarray:
-    return aligned(read_labels(path), grid, f"{name}'s file", "image") != 0
+    return aligned(read_mask(path, name), grid, f"{name}'s file", "image")
 
 
 def _without_tumor(case: TrainingCase) -> TrainingCase:

@@ -23,6 +23,7 @@ ORDER = [
     "text",
     "subprocesses",
     "volumes",
+    "labels",
     "networks",
     "models",
     "inference",

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that name what is in them: ``.seg.nrrd`` of 3D Slicer, DICOM SEG, and NIfTI with a table of labels."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError
+from ..volumes.itk import itk_warnings_hidden
+from ..volumes.volume import Grid
+from .terminology import Code, parse_terminology_entry
+
+#: A table of labels as TotalSegmentator and the Connectome Workbench write it into a NIfTI header.
+_NIFTI_LABEL = re.compile(r'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>', re.DOTALL)
+
+
+@dataclass(frozen=True, eq=False)
+class NamedMask:
+    """One segment of a file: what it is called, how it is coded, and where it is (bool (k, j, i)).
+
+    `place` is what an NRRD header says of the layer and the value, as text.
+    """
+
+    name: str
+    mask: np.ndarray
+    category: Code | None = None
+    kind: Code | None = None
+    regions: tuple[Code, ...] = ()
+    place: tuple[str | None, str | None] = (None, None)
+
+
+def nrrd_segments(path: Path) -> tuple[Grid, list[NamedMask]] | None:
+    """The segments that an NRRD file's header names, in one layer or several; None if it names none.
+
+    Files of Slicer before 4.11 have no label values: there each segment is a component of its own.
+
+    :raises LiverXAILib.errors.InputError: the file is damaged, or has voxels that belong to no segment.
+    """
+    descriptions = nrrd_segment_names(path)
+    if descriptions is None:
+        return None
+    try:
+        with itk_warnings_hidden():
+            image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise _damaged(path) from error
+    if image.GetDimension() != 3:
+        raise InputError(f"{path} has {image.GetDimension()} dimensions; a segmentation has three.")
+    array = sitk.GetArrayFromImage(image)
+    layers = np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None]
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    matrix[:3, 3] = image.GetOrigin()
+    segments = []
+    explained = layers == 0
+    for number, description in enumerate(descriptions):
+        layer, value = _place(description, number, len(layers), path)
+        mask = layers[layer] == value
+        explained[layer] |= mask
+        segments.append(replace(description, mask=mask))
+    if not explained.all():
+        raise InputError(
+            f"{path} has voxels of the value {layers[~explained][0]:g}, which belongs to none of its segments. Save "
+            "the segmentation again with 3D Slicer."
+        )
+    k, j, i = layers.shape[1:]
+    return Grid((k, j, i), matrix), segments
+
+
+def nrrd_segment_names(path: Path) -> list[NamedMask] | None:
+    """The segments that an NRRD file's header names, without their voxels; None if it names none.
+
+    :raises LiverXAILib.errors.InputError: the header is damaged.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with itk_warnings_hidden():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _damaged(path) from error
+    found: dict[int, dict[str, str]] = {}
+    for key in reader.GetMetaDataKeys():
+        if match := re.fullmatch(r"Segment(\d+)_(\w+)", key):
+            found.setdefault(int(match[1]), {})[match[2]] = reader.GetMetaData(key)
+    segments = []
+    for number, fields in sorted(found.items()):
+        tag = re.search(r"(?:^|\|)TerminologyEntry:([^|]*)", fields.get("Tags", ""))
+        category, kind, region = parse_terminology_entry(tag[1] if tag else "")
+        name = fields.get("Name") or fields.get("ID") or f"Segment {number + 1}"
+        place = (fields.get("Layer"), fields.get("LabelValue"))
+        segments.append(NamedMask(name, np.zeros((0, 0, 0), bool), category, kind, (region,) if region else (), place))
+    return segments or None
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged or incomplete and cannot be read. Copy or export it again.")
+
+
+def _place(segment: NamedMask, number: int, count: int, path: Path) -> tuple[int, int]:
+    """The layer of the segment with this number, and its value there."""
+    layer_text, value_text = segment.place
+    try:
+        layer, value = (number, 1) if value_text is None else (int(layer_text or 0), int(value_text))
+    except ValueError as error:
+        raise InputError(
+            f"{path} has a segment {segment.name!r} without a value. Save it again with Slicer."
+        ) from error
+    if not 0 <= layer < count:
+        raise InputError(
+            f"{path} does not say which of its values is {segment.name!r}. Save the segmentation again with a newer "
+            "3D Slicer."
+        )
+    return layer, value
+
+
+def nifti_label_names(path: Path) -> dict[int, str]:
+    """The names of values that a NIfTI header has in an extension (Connectome Workbench's ``LabelTable``)."""
+    import nibabel
+
+    try:
+        extensions = nibabel.load(path).header.extensions  # type: ignore[attr-defined]
+        texts = [extension.get_content() for extension in extensions]
+    except (OSError, ValueError, AttributeError, nibabel.filebasedimages.ImageFileError):
+        return {}  # the reader of the voxels says what is wrong
+    names: dict[int, str] = {}
+    for content in texts:
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        names |= {int(key): (quoted or plain).strip() for key, quoted, plain in _NIFTI_LABEL.findall(text)}
+    return names
+
+
+def dicom_segments(path: Path, grid: Grid | None) -> tuple[Grid, list[NamedMask]]:
+    """The segments of a DICOM SEG on `grid`; None: on its own.
+
+    :raises LiverXAILib.errors.LiverXAIError: see :func:`LiverXAILib.volumes.dicom_seg.read_segment_masks`.
+    """
+    # Resampling needs torch, which label maps on their image's grid do not.
+    from ..volumes.dicom_seg import read_segment_masks, read_segments, segmentation_grid
+
+    grid = grid or segmentation_grid(path)
+    masks = read_segment_masks(path, grid)
+    return grid, [
+        NamedMask(segment.label, masks[segment.number], segment.category, segment.type, segment.regions)
+        for segment in read_segments(path)
+        if segment.number in masks
+    ]
