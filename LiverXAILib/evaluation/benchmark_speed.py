@@ -34,7 +34,7 @@ from ..inference import Segmentation, segment, select_device
 from ..inference.backends import available_backends
 from ..inference.cost import operations
 from ..inference.postprocess import Postprocessing, clean_lesions
-from ..inference.stages import predict_logits, stage_grids, stage_input, stage_plan
+from ..inference.stages import padded_input, predict_logits, stage_grids, stage_plan
 from ..measure import measure
 from ..models import Model, load_model
 from ..progress import Progress, progress_bar, report_progress
@@ -326,12 +326,12 @@ def _window_growth(volume: Volume, model: Model, device: torch.device) -> list[d
     """The first stage's network on the same grid in more and more windows that share a quarter with the next."""
     stage = model.spec.stages[0]
     grid = stage_grids(volume, stage)[0]
-    image = stage_input(volume, stage, grid)
     rows = []
     for count in WINDOWS:
         share = 1 if count == 1 else 1 / (count - (count - 1) * 0.25)
         cut = dataclasses.replace(stage, window=(ceil(grid.shape[0] * share), *grid.shape[1:]), overlap=0.25)
         plan = stage_plan(cut, grid)
+        image = padded_input(volume, cut, grid, plan)
         seconds = _seconds(partial(predict_logits, model.members(cut), image, cut, plan, RunContext(device=device)))
         voxels = len(plan.boxes) * int(np.prod(plan.window))
         rows.append({"windows": len(plan.boxes), "voxels_read": voxels, "network_seconds": round(seconds, 3)})

@@ -21,15 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..inference.geometry import AIR_HU
 from ..inference.segmentation import Segmentation
 from ..inference.stages import (
-    AIR_HU,
     mirrorings,
     normalize,
-    pad_value,
+    padded_input,
     run_network,
     stage_grids,
-    stage_input,
     stage_plan,
 )
 from ..inference.windows import WindowPlan
@@ -80,13 +79,12 @@ class StageRun:
         grid = segmentation.stage_grids.get(stage.name) or _grid_for(volume, stage, segmentation)
         plan = stage_plan(stage, grid)
         center_hu = _center_hu(volume, stage, segmentation)
-        image = stage_input(volume, stage, grid, center_hu)
+        image = padded_input(volume, stage, grid, plan, center_hu)
         organ = segmentation.labels.array == segmentation.specs[0].value
         median = float(np.median(volume.array[organ])) if organ.any() else AIR_HU
         reference = torch.from_numpy(volume.array.astype(np.float32))
         air, tissue = normalize(torch.tensor([AIR_HU, median]), stage.intensity, center_hu, reference).tolist()
-        padded = plan.pad(image, pad_value(stage, center_hu))
-        return StageRun(stage, model.members(stage), plan.padded_grid(grid), plan, padded, device, air, tissue)
+        return StageRun(stage, model.members(stage), plan.padded_grid(grid), plan, image, device, air, tissue)
 
     @property
     def spacing(self) -> tuple[float, float, float]:

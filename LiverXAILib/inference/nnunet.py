@@ -20,7 +20,11 @@ from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resized
 from ..volumes.resize import resize
 from ..volumes.volume import Grid, Volume
-from .geometry import network_orientation_image
+from .geometry import from_network_orientation, network_orientation_image
+from .masks import Mask
+from .preprocessing import RegionScores, StageArea
+from .scores import logit_margin
+from .standard import MARGIN_MM, body_box
 from .windows import WindowPlan
 
 #: Scores are resized in blocks of at most this many numbers: bounds the memory of models with many channels.
@@ -29,24 +33,91 @@ _BLOCK = 50_000_000
 _GAUSSIAN_MAXIMUM = 10.0
 
 
-def nnunet_grid(volume: Volume, stage: StageSpec, base: Grid) -> Grid:
-    """The grid nnU-Net resizes to: `base` cut to where the image is not 0, at the stage's spacing."""
-    image = network_orientation_image(volume, stage.axes)
-    box = Box.full(base.shape).projected(base, image.grid)
-    nonzero = bounding_box(image.array[box] != 0) or Box.full(base.shape)
-    crop = base.cropped(nonzero)
-    before, after = _spacings(crop, stage)
-    k, j, i = (round(old / new * n) for old, new, n in zip(before, after, crop.shape, strict=True))
-    return resized(crop, (max(k, 1), max(j, 1), max(i, 1)))
+class NnUNetPreprocessing:
+    """The :class:`~LiverXAILib.inference.preprocessing.Preprocessing` of nnU-Nets.
 
+    :param rules: what the plans say.
+    """
 
-def nnunet_input(volume: Volume, stage: StageSpec, grid: Grid) -> torch.Tensor:
-    """The image as an nnU-Net wants it: float32 (k, j, i) on `grid`, normalized."""
-    assert stage.nnunet is not None
-    image, box = _source(volume, stage, grid)
-    pixels = _normalize(image.array[box].astype(np.float32), stage, stage.nnunet)
-    before, after = _spacings(image.grid, stage)
-    return _resize(torch.from_numpy(pixels), grid.shape, before, after, stage.nnunet.image)
+    def __init__(self, rules: NnUNet) -> None:
+        self._rules = rules
+
+    def grids(self, volume: Volume, stage: StageSpec, area: StageArea) -> list[Grid]:
+        """One: the area, cut to where the image is not 0, at the stage's spacing."""
+        base = area.grid
+        if stage.crop_to_body:
+            base = base.cropped(body_box(volume, base))
+        image = network_orientation_image(volume, stage.axes)
+        box = Box.full(base.shape).projected(base, image.grid)
+        nonzero = bounding_box(image.array[box] != 0) or Box.full(base.shape)
+        crop = base.cropped(nonzero)
+        before, after = _spacings(crop, stage)
+        k, j, i = (round(old / new * n) for old, new, n in zip(before, after, crop.shape, strict=True))
+        return [resized(crop, (max(k, 1), max(j, 1), max(i, 1)))]
+
+    def image(self, volume: Volume, stage: StageSpec, grid: Grid, center_hu: float) -> torch.Tensor:
+        image, box = _source(volume, stage, grid)
+        pixels = _normalize(image.array[box].astype(np.float32), stage, self._rules)
+        before, after = _spacings(image.grid, stage)
+        return _resize(torch.from_numpy(pixels), grid.shape, before, after, self._rules.image)
+
+    def pad_value(self, stage: StageSpec, center_hu: float) -> float:
+        return 0.0
+
+    def blend(self, plan: WindowPlan) -> HalfBlend:
+        return HalfBlend(plan)
+
+    def read_scores(
+        self, logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
+    ) -> dict[str, RegionScores]:
+        """As nnU-Net does it: every channel is resized to the image, then the best one wins."""
+        boxes = [bounding_box((logit_margin(logits, stage, label) > 0).numpy()) for label in labels]
+        if not any(boxes):
+            return {label: (Mask.empty(), None) for label in labels}
+        working, box, blocks = self._blocks(logits, stage, grid, volume, Box.union(boxes))
+        kept = working.cropped(box)
+        masks = {label: np.zeros(kept.shape, dtype=bool) for label in labels}
+        probabilities = {label: np.zeros(kept.shape, dtype=np.float16) for label in labels}
+        for part, block in blocks:
+            for label in labels:
+                score = logit_margin(block, stage, label)
+                masks[label][part] = (score > 0).numpy()
+                probabilities[label][part] = torch.sigmoid(score).to(torch.float16).numpy()
+        target = Box.full(kept.shape).projected(kept, volume.grid)
+        return {
+            label: (
+                Mask(target, from_network_orientation(masks[label], kept, volume.grid.cropped(target), stage.axes)),
+                Volume(probabilities[label], kept.ijk_to_lps),
+            )
+            for label in labels
+        }
+
+    def _blocks(
+        self, logits: torch.Tensor, stage: StageSpec, grid: Grid, volume: Volume, found: Box
+    ) -> tuple[Grid, Box, Iterator[tuple[Box, torch.Tensor]]]:
+        """All channels' scores on the voxels of the image around `found`, in blocks.
+
+        :param logits: (channels, k, j, i) on `grid`.
+        :param found: box on `grid`.
+        :return: the working grid of the image (its voxels in the order of the network's axes), the box on it that the
+            blocks fill, and the blocks: their place in that box, and float32 (channels, \\*block).
+        """
+        rule = self._rules.scores
+        image, crop = _source(volume, stage, grid)
+        source = image.grid.cropped(crop)
+        inner = found.projected(grid, source, max(MARGIN_MM, *grid.spacing))
+        shape = source.shape
+        before, after = _spacings(image.grid, stage)
+
+        def blocks() -> Iterator[tuple[Box, torch.Tensor]]:
+            thickness = max(1, _BLOCK // (prod(inner.shape[1:]) * logits.shape[0]))
+            for start in range(inner.k.start, inner.k.stop, thickness):
+                part = inner._replace(k=slice(start, min(start + thickness, inner.k.stop)))
+                block = _resize(logits, shape, after, before, rule, part)
+                # In half precision, scores can be equal, and then the first channel wins.
+                yield part.relative_to(inner), block.half().float() if rule.half else block
+
+        return image.grid, inner.shifted(crop.start), blocks()
 
 
 class HalfBlend:
@@ -77,35 +148,6 @@ class HalfBlend:
         for other in self._sums[1:]:
             result += other.div_(self._total)
         return result / len(self._sums) if len(self._sums) > 1 else result
-
-
-def nnunet_scores(
-    logits: torch.Tensor, stage: StageSpec, grid: Grid, volume: Volume, found: Box, margin_mm: float
-) -> tuple[Grid, Box, Iterator[tuple[Box, torch.Tensor]]]:
-    """All channels' scores on the voxels of the image around `found`, in blocks.
-
-    :param logits: (channels, k, j, i) on `grid`.
-    :param found: box on `grid`.
-    :return: the working grid of the image (its voxels in the order of the network's axes), the box on it that the
-        blocks fill, and the blocks: their place in that box, and float32 (channels, \\*block).
-    """
-    assert stage.nnunet is not None
-    rule = stage.nnunet.scores
-    image, crop = _source(volume, stage, grid)
-    source = image.grid.cropped(crop)
-    inner = found.projected(grid, source, max(margin_mm, *grid.spacing))
-    shape = source.shape
-    before, after = _spacings(image.grid, stage)
-
-    def blocks() -> Iterator[tuple[Box, torch.Tensor]]:
-        thickness = max(1, _BLOCK // (prod(inner.shape[1:]) * logits.shape[0]))
-        for start in range(inner.k.start, inner.k.stop, thickness):
-            part = inner._replace(k=slice(start, min(start + thickness, inner.k.stop)))
-            block = _resize(logits, shape, after, before, rule, part)
-            # In half precision, scores can be equal, and then the first channel wins.
-            yield part.relative_to(inner), block.half().float() if rule.half else block
-
-    return image.grid, inner.shifted(crop.start), blocks()
 
 
 def _source(volume: Volume, stage: StageSpec, grid: Grid) -> tuple[Volume, Box]:

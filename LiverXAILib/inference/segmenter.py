@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
 from typing import Any, NamedTuple
@@ -18,24 +18,17 @@ from ..errors import DeviceError
 from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress
-from ..volumes.box import Box, bounding_box, components
-from ..volumes.resample import resample
+from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume
 from .backends import choose_backend, forward
 from .device import select_device
-from .geometry import from_network_orientation
 from .masks import Mask
-from .nnunet import nnunet_scores
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
-from .stages import logit_margin, pad_value, predict_logits, sample_box, stage_grids, stage_input, stage_plan
+from .stages import logit_margin, padded_input, predict_logits, preprocessing_of, sample_box, stage_grids, stage_plan
 
 _log = logging.getLogger(__name__)
 
-#: How far around a structure its probabilities are kept.
-_MARGIN_MM = 10.0
-#: Logits beyond this are certain enough; clipping keeps them from dominating the interpolation at the border.
-_MAX_LOGIT = 20.0
 #: A liver smaller than this is a slice or two of one, or none.
 _LEAST_ORGAN_ML = 10.0
 #: How a structure is found for a later stage, whatever the user's rules for the result are.
@@ -102,8 +95,8 @@ def segment(
         sought = {later.region.label for later in rest if later.region is not None} & set(stage.labels)
         regions |= {label: _roi_from_logits(logits, stage, label, grid, volume, model) for label in sought}
         final = [label for label in stage.labels if not any(label in x.labels and _roi_found(x, regions) for x in rest)]
-        read = _read_scores if stage.nnunet is None else _read_nnunet_scores
-        for label, (mask, probability) in read(logits, stage, final, grid, volume).items():
+        read = preprocessing_of(stage).read_scores(logits, stage, final, grid, volume)
+        for label, (mask, probability) in read.items():
             masks[label] = mask
             if probability is not None:
                 probabilities[label] = probability
@@ -155,13 +148,13 @@ def _run_stage(
     best: tuple[float, Grid, torch.Tensor] | None = None
     for number, grid in enumerate(grids):
         begun = time.perf_counter()
-        image, plan = stage_input(volume, stage, grid, center_hu), stage_plan(stage, grid)
-        padded = plan.pad(image, pad_value(stage, center_hu))
+        plan = stage_plan(stage, grid)
+        image = padded_input(volume, stage, grid, plan, center_hu)
         seconds["input"] += time.perf_counter() - begun
         if number == 0:
             begun = time.perf_counter()
             voxels = prod(plan.window) * len(plan.boxes) * len(grids)
-            choice = choose_backend(networks[0], stage, device, padded[sample_box(plan, stage)], voxels, backend)
+            choice = choose_backend(networks[0], stage, device, image[sample_box(plan, stage)], voxels, backend)
             forwards = [forward(choice.backend, network, device) for network in networks]
             seconds["self_test"] = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -218,68 +211,6 @@ def _roi_from_mask(mask: Mask, volume: Volume) -> RegionOfInterest | None:
     """The region of interest around a structure, on the image's own grid."""
     box = mask.bounding_box()
     return None if box is None else RegionOfInterest(box, float(np.median(volume.array[mask.box][mask.voxels])))
-
-
-#: A region's mask, and its probability in the box around it.
-_RegionScores = tuple[Mask, "Volume | None"]
-
-
-def _read_scores(
-    logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
-) -> dict[str, _RegionScores]:
-    """The regions of `labels` on the input grid: a score is interpolated, and the region is where it is positive.
-
-    Scores are interpolated only where the region may be: on a full CT that is a tenth of the work.
-    """
-    readings: dict[str, _RegionScores] = {}
-    for label in labels:
-        margin = logit_margin(logits, stage, label).clamp(-_MAX_LOGIT, _MAX_LOGIT)
-        readings[label] = Mask.empty(), None
-        found = bounding_box((margin > 0).numpy())
-        if found is not None:
-            box = found.projected(grid, volume.grid, margin_mm=_MARGIN_MM)
-            score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
-            probability = torch.sigmoid(score).to(torch.float16).numpy()
-            mask = score > 0
-            if label in stage.peak_threshold and (doubtful := _below_peak(margin, stage.peak_threshold[label])).any():
-                # Voxels between two of the grid belong to one piece: pieces that touch, at corners too, are one.
-                mask &= resample(doubtful.float(), grid, volume.grid.cropped(box)) <= 0
-            readings[label] = Mask(box, mask.numpy()), Volume(probability, volume.grid.cropped(box).ijk_to_lps)
-    return readings
-
-
-def _below_peak(margin: torch.Tensor, level: float) -> torch.Tensor:
-    """The pieces of a region (where `margin` is positive) that reach `level` nowhere, as bool (k, j, i)."""
-    pieces = torch.from_numpy(components((margin > 0).numpy(), corners=True)).long()
-    certain = torch.zeros(int(pieces.max()) + 1, dtype=torch.bool)
-    certain[pieces[margin >= level]] = True
-    return (pieces > 0) & ~certain[pieces]
-
-
-def _read_nnunet_scores(
-    logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
-) -> dict[str, _RegionScores]:
-    """The same as nnU-Net does it: every channel is resized to the image, then the best one wins."""
-    boxes = [bounding_box((logit_margin(logits, stage, label) > 0).numpy()) for label in labels]
-    if not any(boxes):
-        return {label: (Mask.empty(), None) for label in labels}
-    working, box, blocks = nnunet_scores(logits, stage, grid, volume, Box.union(boxes), _MARGIN_MM)
-    kept = working.cropped(box)
-    masks = {label: np.zeros(kept.shape, dtype=bool) for label in labels}
-    probabilities = {label: np.zeros(kept.shape, dtype=np.float16) for label in labels}
-    for part, block in blocks:
-        for label in labels:
-            score = logit_margin(block, stage, label)
-            masks[label][part] = (score > 0).numpy()
-            probabilities[label][part] = torch.sigmoid(score).to(torch.float16).numpy()
-    target = Box.full(kept.shape).projected(kept, volume.grid)
-    return {
-        label: (
-            Mask(target, from_network_orientation(masks[label], kept, volume.grid.cropped(target), stage.axes)),
-            Volume(probabilities[label], kept.ijk_to_lps),
-        )
-        for label in labels
-    }
 
 
 def _clean(masks: dict[str, Mask], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> dict[str, Mask]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 
 from ..context import RunContext
-from ..inference.stages import logit_margin, predict_logits, stage_plan
+from ..inference.stages import logit_margin, pad_value, predict_logits, stage_plan
 from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 from .config import Training
@@ -167,7 +167,8 @@ class Learner(pl.LightningModule):
         image, truth = case["image"], case["truth"]
         k, j, i = image.shape
         plan = stage_plan(self.stage, Grid((k, j, i), np.eye(4)))
-        logits = predict_logits([self.network], image.cpu(), self.stage, plan, RunContext(device=self.device))
+        image = plan.pad(image.cpu(), pad_value(self.stage))
+        logits = predict_logits([self.network], image, self.stage, plan, RunContext(device=self.device))
         margins = self.margins(logits[None])
         truth, known = truth[None].cpu(), self.known(case["tumor_known"][None].cpu())
         counts = self._counts(self.loss(margins, truth, known), margins > 0, self.truths(truth), known)

@@ -31,7 +31,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import InputError, LiverXAIError
-from ..inference.stages import AIR_HU, normalize, stage_grids
+from ..inference.geometry import AIR_HU
+from ..inference.stages import normalize, stage_grids
 from ..models.spec import StageSpec
 from ..volumes.box import bounding_box
 from .config import Augmentation

@@ -14,6 +14,8 @@ from torch import nn
 
 from .._version import __version__
 from ..errors import UsageError
+from ..inference.stages import preprocessing_of
+from ..inference.standard import StandardPreprocessing
 from ..models.spec import LIVER, TUMOR, LayerSpec, ModelSpec, StageSpec
 from ..models.store import load_states, save_model
 from ..networks import NETWORKS, UNet, build_network, default_layer
@@ -164,7 +166,7 @@ def _from_model(config: Config, labels: Sequence[str]) -> Start:
         raise UsageError(f"Model {name} has no stage {stage_name!r}; it has {', '.join(names)}.")
     taught = tuple(label for label in ("liver", "tumor") if label in stage.labels and label in labels)
     problem = None
-    if stage.network not in NETWORKS or stage.nnunet is not None:
+    if stage.network not in NETWORKS or not isinstance(preprocessing_of(stage), StandardPreprocessing):
         problem = "is not a network of LiverXAI's own"
     elif len(stage.weights) > 1:
         problem = f"is an ensemble of {len(stage.weights)} networks"

@@ -21,7 +21,7 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.errors import ModelError
 from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.explain.run import StageRun
-from LiverXAILib.inference import Postprocessing, backends, segment, stages
+from LiverXAILib.inference import Postprocessing, backends, segment, stage_windows
 from LiverXAILib.inference.cost import activation_bytes, operations
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Intensity, LayerSpec, Model, Region, StageSpec, load_model
@@ -226,12 +226,12 @@ def test_an_image_is_cut_only_where_its_activations_would_not_fit(monkeypatch):
     grid = Grid((60, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0]))
     assert len(stage_plan(UNET_STAGE, grid).boxes) == 1
     needed = activation_bytes(UNET_STAGE) * 60 * 40 * 40
-    monkeypatch.setattr(stages, "_PASS_BYTES", needed * 0.7)
+    monkeypatch.setattr(stage_windows, "_PASS_BYTES", needed * 0.7)
     plan = stage_plan(UNET_STAGE, grid)
     assert [box[0] for box in plan.boxes] == [slice(0, 36), slice(24, 60)]
     assert plan.window == (36, 40, 40)
     # Where even the smallest window is too large, the smallest is taken.
-    monkeypatch.setattr(stages, "_PASS_BYTES", 1.0)
+    monkeypatch.setattr(stage_windows, "_PASS_BYTES", 1.0)
     assert stage_plan(UNET_STAGE, grid).window == (4, 4, 4)
 
 
@@ -248,7 +248,7 @@ def test_cut_images_give_the_labels_of_one_pass(monkeypatch):
     )
     network.head.bias.data -= middle
     one = predict_logits([network], torch.from_numpy(image), UNET_STAGE, whole, RunContext(device=CPU))
-    monkeypatch.setattr(stages, "_PASS_BYTES", activation_bytes(UNET_STAGE) * 40 * 32 * 32)
+    monkeypatch.setattr(stage_windows, "_PASS_BYTES", activation_bytes(UNET_STAGE) * 40 * 32 * 32)
     plan = stage_plan(UNET_STAGE, grid)
     assert len(plan.boxes) == 2
     two = predict_logits([network], torch.from_numpy(image), UNET_STAGE, plan, RunContext(device=CPU))

@@ -22,7 +22,7 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.errors import ModelError, UsageError
 from LiverXAILib.explain import explain
 from LiverXAILib.inference import Postprocessing, segment
-from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
+from LiverXAILib.inference.stages import padded_input, predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import load_model, registry
 from LiverXAILib.models.downloads import checksum
 from LiverXAILib.models.store import import_model
@@ -151,7 +151,9 @@ def test_a_bundle_sees_the_image_and_scores_it_as_monai_does(tmp_path):
     inferer = SlidingWindowInferer((32, 32, 32), overlap=0.5, mode="gaussian")
     with torch.inference_mode():
         expected = inferer(ours[None, None], model.networks["bundle"][0])[0]
-    logits = predict_logits(model.members(stage), ours, stage, stage_plan(stage, grid), RunContext(device="cpu"))
+    plan = stage_plan(stage, grid)
+    image = padded_input(volume, stage, grid, plan)
+    logits = predict_logits(model.members(stage), image, stage, plan, RunContext(device="cpu"))
     # Windows lie a little differently where they do not divide the image evenly.
     agreement = (logits.argmax(0) == expected.argmax(0)).float().mean()
     assert agreement > 0.97

@@ -16,7 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from LiverXAILib.context import RunContext
 from LiverXAILib.inference import Postprocessing, segment
-from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
+from LiverXAILib.inference.stages import padded_input, predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Model
 from LiverXAILib.models.nnunet import load_nnunet
 from LiverXAILib.models.registry import ImportOptions, ModelNotes
@@ -61,7 +61,9 @@ def we_say(model: Model, volume: Volume):
     stage = model.spec.stages[0]
     (grid,) = stage_grids(volume, stage)
     data = stage_input(volume, stage, grid)
-    logits = predict_logits(model.members(stage), data, stage, stage_plan(stage, grid), RunContext(device=CPU))
+    plan = stage_plan(stage, grid)
+    image = padded_input(volume, stage, grid, plan)
+    logits = predict_logits(model.members(stage), image, stage, plan, RunContext(device=CPU))
     return data, logits, segment(volume, model, device="cpu", postprocessing=RAW).labels.array
 
 

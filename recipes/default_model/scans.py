@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional
 
-from LiverXAILib.inference.stages import AIR_HU, stage_grids, stage_plan
+from LiverXAILib.inference.geometry import AIR_HU
+from LiverXAILib.inference.stages import stage_grids, stage_plan
 from LiverXAILib.models.spec import StageSpec
 from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.training.layouts import on_grid

@@ -19,7 +19,7 @@ import torch
 
 from LiverXAILib.errors import InputError
 from LiverXAILib.files import replacing
-from LiverXAILib.inference.stages import AIR_HU, network_orientation_grid
+from LiverXAILib.inference.geometry import AIR_HU, network_orientation_grid
 from LiverXAILib.networks import ObeliskUNet
 from LiverXAILib.phantoms import TISSUES, make_phantom
 from LiverXAILib.progress import CancelToken, Progress, check_cancel, report_progress
