@@ -60,6 +60,7 @@ class Training:
     epochs: int = 100
     patch: tuple[int, ...] | None = None
     samples_per_case: int = 4
+    slices_per_case: int | None = None
     batch_size: int = 2
     accumulate: int = 1
     optimizer: str = "adamw"
@@ -68,6 +69,7 @@ class Training:
     schedule: str = "cosine"
     dice_weight: float = 1.0
     bce_weight: float = 1.0
+    batch_dice: bool | None = None
     tumor_balance: float = 1.0
     freeze_norm: bool | None = None
     early_stop: int | None = None

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from monai.losses import DiceLoss
-from monai.metrics import compute_dice
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
@@ -23,6 +22,7 @@ from ..inference.stages import logit_margin, pad_value, predict_logits, stage_pl
 from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 from .config import Training
+from .metrics import EpochSums
 from .samples import EpochBatches, Samples, ValidationCases
 from .table import score
 
@@ -60,11 +60,11 @@ class Learner(pl.LightningModule):
         self.samples, self.units = samples, units
         self.validation, self.validation_count = validation, validation_count
         self.seed, self.workers, self.freeze_norm = seed, workers, freeze_norm
-        self.dice_loss = DiceLoss(sigmoid=True, reduction="none", smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
+        self.batch_dice = stage.dimensions == 2 if settings.batch_dice is None else settings.batch_dice
+        self.dice_loss = DiceLoss(batch=self.batch_dice, reduction="none", smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
         #: What is known of each epoch so far; the first is of the initial model, where there is one.
         self.rows: list[dict[str, float]] = []
-        self._training = self._sums()
-        self._validating = self._sums()
+        self._training, self._validating = EpochSums(labels), EpochSums(labels)
         self.validated: dict[str, float] = {}
 
     # -- data ------------------------------------------------------------------------------------------------------
@@ -75,6 +75,7 @@ class Learner(pl.LightningModule):
             self.settings.batch_size,
             self.seed,
             self._position,
+            per_case=self.settings.slices_per_case if self.stage.dimensions == 2 else None,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
@@ -93,7 +94,7 @@ class Learner(pl.LightningModule):
         """The epoch and the batch in it that comes next: after a kill, not the first."""
         loop = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.ready
-        count = math.ceil(len(self.units) / (self.settings.batch_size * self.trainer.world_size))
+        count = self.trainer.num_training_batches
         return loop.epoch_progress.current.processed, done if done < count else 0
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -117,15 +118,20 @@ class Learner(pl.LightningModule):
     def loss(self, margins: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Soft Dice and binary cross-entropy of each known label, and of tumor against the rest of the liver.
 
+        Dice is of each sample, or of all samples of the batch together (nnU-Net's "batch Dice"): of slices, many show
+        neither liver nor tumor, and have no Dice of their own.
+
         :param margins: (N, labels, …).
         :param truth: (N, …), 0 background, 1 liver, 2 tumor.
         :param known: bool (N, labels).
         """
         settings, target = self.settings, self.truths(truth).float()
-        dice = self.dice_loss(margins, target).flatten(1)
         bce = functional.binary_cross_entropy_with_logits(margins, target, reduction="none")
-        parts = settings.dice_weight * dice + settings.bce_weight * bce.flatten(2).mean(2)
-        total = (parts * known).mean()
+        weight = known.to(margins.device).view(*known.shape, *[1] * (margins.dim() - 2)).float()
+        dice = self.dice_loss(margins.sigmoid() * weight, target * weight)
+        dice = dice.flatten() if self.batch_dice else (dice.flatten(1) * weight.flatten(1)).mean(0)
+        cross_entropy = (bce * weight).transpose(0, 1).flatten(1).mean(1)
+        total = (settings.dice_weight * dice + settings.bce_weight * cross_entropy).mean()
         if "tumor" in self.labels and settings.tumor_balance:
             place = self.labels.index("tumor")
             own = bce[:, place]
@@ -141,8 +147,7 @@ class Learner(pl.LightningModule):
         margins = self.margins(self.network(batch["image"]))
         truth, known = batch["truth"][:, 0], self.known(batch["tumor_known"])
         loss = self.loss(margins, truth, known)
-        with torch.no_grad():
-            self._training += self._counts(loss, margins > 0, self.truths(truth), known)
+        self._training.add(margins, self.truths(truth), known)
         return loss
 
     def train(self, mode: bool = True) -> Learner:
@@ -155,10 +160,10 @@ class Learner(pl.LightningModule):
         return self
 
     def on_train_epoch_end(self) -> None:
-        row = {"epoch": self.current_epoch + 1.0, **self._measures("training", self._gathered(self._training))}
+        row = {"epoch": self.current_epoch + 1.0, **self._training.measures("training", self._gathered(self._training))}
         row |= self.validated
         self.rows.append(row)
-        self._training = self._sums()
+        self._training = EpochSums(self.labels)
         self.log_dict({name: value for name, value in row.items() if name != "epoch" and not math.isnan(value)})
 
     # -- validation ------------------------------------------------------------------------------------------------
@@ -170,61 +175,23 @@ class Learner(pl.LightningModule):
         image = plan.pad(image.cpu(), pad_value(self.stage))
         logits = predict_logits([self.network], image, self.stage, plan, RunContext(device=self.device))
         margins = self.margins(logits[None])
-        truth, known = truth[None].cpu(), self.known(case["tumor_known"][None].cpu())
-        counts = self._counts(self.loss(margins, truth, known), margins > 0, self.truths(truth), known)
         if case["counts"]:
-            self._validating += counts
+            known = self.known(case["tumor_known"][None].cpu())
+            self._validating.add(margins, self.truths(truth[None].cpu()), known)
 
     def on_validation_epoch_start(self) -> None:
-        self._validating = self._sums()
+        self._validating = EpochSums(self.labels)
 
     def on_validation_epoch_end(self) -> None:
-        self.validated = self._measures("validation", self._gathered(self._validating))
+        self.validated = self._validating.measures("validation", self._gathered(self._validating))
         self.log("validation_score", score(self.validated), rank_zero_only=False)
 
-    # -- sums: loss, samples, right voxels, voxels, voxels that are background; for each label Dice's parts ----------
-
-    def _sums(self) -> torch.Tensor:
-        return torch.zeros(5 + 5 * len(self.labels), dtype=torch.float64)
-
-    def _counts(
-        self, loss: torch.Tensor, found: torch.Tensor, truths: torch.Tensor, known: torch.Tensor
-    ) -> torch.Tensor:
-        """What a batch adds to the sums."""
-        shape = (*known.shape, *[1] * (found.dim() - 2))
-        right = ((found == truths) | ~known.view(shape)).all(dim=1)
-        empty = ~truths.any(dim=1)
-        parts = [float(loss) * len(found), len(found), float(right.sum()), right.numel(), float(empty.sum())]
-        dice = compute_dice(found, truths, ignore_empty=True)  # (N, labels), NaN where there is nothing to find
-        usable = known.to(dice.device) & ~dice.isnan()
-        both, either = (found & truths).flatten(2).sum(2), found.flatten(2).sum(2) + truths.flatten(2).sum(2)
-        for n in range(len(self.labels)):
-            parts += [float(dice[usable[:, n], n].sum()), float(usable[:, n].sum())]
-            parts += [float((both[:, n] * known[:, n]).sum()), float((either[:, n] * known[:, n]).sum())]
-            parts += [float((truths[:, n].flatten(1).sum(1) * known[:, n]).sum())]
-        return torch.tensor(parts, dtype=torch.float64)
-
-    def _measures(self, part: str, sums: torch.Tensor) -> dict[str, float]:
-        """Means; Dice is of all voxels of an epoch's samples in training, and the mean over cases in validation."""
-        loss, samples, right, voxels, empty, *rest = sums.tolist()
-        row = {f"{part}_loss": loss / max(1, samples), f"{part}_accuracy": right / max(1, voxels)}
-        for n, label in enumerate(self.labels):
-            dice, cases, both, either, true = rest[5 * n : 5 * n + 5]
-            value = dice / cases if cases else math.nan
-            if part == "training":
-                value = 2 * both / either if true else math.nan
-            row[f"{part}_dice_{label}"] = value
-        if part == "validation":
-            # What accuracy hides: how often "there is nothing anywhere" is right.
-            row["validation_accuracy_of_nothing"] = empty / max(1, voxels)
-        return row
-
-    def _gathered(self, sums: torch.Tensor) -> torch.Tensor:
-        """The sum over all devices. (MPS knows no float64.)"""
+    def _gathered(self, sums: EpochSums) -> torch.Tensor:
+        """The sums over all devices. (MPS knows no float64.)"""
         if self.trainer.world_size == 1:
-            return sums
-        everywhere = self.all_gather(sums.float().to(self.device))
-        return everywhere.reshape(-1, len(sums)).double().sum(0).cpu()
+            return sums.values
+        everywhere = self.all_gather(sums.values.float().to(self.device))
+        return everywhere.reshape(-1, len(sums.values)).double().sum(0).cpu()
 
     # -- optimizer and state ---------------------------------------------------------------------------------------
 
@@ -259,7 +226,7 @@ class Learner(pl.LightningModule):
         state = checkpoint["liverxai"]
         self.rows, self.validated = list(state["rows"]), dict(state["validated"])
         if self.trainer.is_global_zero:  # the sum over all devices, once
-            self._training = torch.tensor(state["training"], dtype=torch.float64)
+            self._training.values = torch.tensor(state["training"], dtype=torch.float64)
 
 
 class Checkpoints(Checkpoint):

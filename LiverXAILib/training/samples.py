@@ -8,6 +8,7 @@ worker processes and devices. This is what makes a resumed run end with the same
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -257,6 +258,7 @@ class EpochBatches(Sampler[list[Key]]):
     one device with batches of two.
 
     :param units: (case, slice or -1), each drawn once in an epoch.
+    :param per_case: draw only so many units of each case, others in each epoch.
     :param position: epoch and number of the first batch: what a resumed run has not seen yet.
     """
 
@@ -267,18 +269,29 @@ class EpochBatches(Sampler[list[Key]]):
         seed: int,
         position: Callable[[], tuple[int, int]],
         *,
+        per_case: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.units, self.batch, self.seed, self.position = list(units), batch, seed, position
-        self.rank, self.world = rank, world
+        self.per_case, self.rank, self.world = per_case, rank, world
 
     def __len__(self) -> int:
-        return math.ceil(len(self.units) / (self.batch * self.world))
+        of_case = Counter(case for case, _ in self.units).values()
+        drawn = sum(count if self.per_case is None else min(count, self.per_case) for count in of_case)
+        return math.ceil(drawn / (self.batch * self.world))
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, first = self.position()
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.units))
+        if self.per_case is not None:
+            drawn: Counter[int] = Counter()
+            kept = []
+            for unit in order.tolist():
+                drawn[self.units[unit][0]] += 1
+                if drawn[self.units[unit][0]] <= self.per_case:
+                    kept.append(unit)
+            order = np.array(kept)
         # The last batch is filled up from the beginning.
         order = np.resize(order, len(self) * self.batch * self.world)
         for number in range(first, len(self)):

@@ -163,13 +163,13 @@ def load_sources(
 Prepared = tuple[np.ndarray | None, np.ndarray, np.ndarray]
 
 
-def _to_grid(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, Grid]:
+def to_grid(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, Grid]:
     grid = regrid(network_orientation_grid(volume.grid, AXES), (spacing_mm,) * 3)
     ct = resample(volume.array, volume.grid, grid, fill=AIR_HU).clamp(-1024, 3071).round()
     return ct.numpy().astype(np.int16), grid
 
 
-def _read(path: Path) -> Volume:
+def read_ct(path: Path) -> Volume:
     if not path.exists():
         raise InputError(f"The training data has no {path}. See docs/default-model.md for the layout it needs.")
     volume = read_volume(path)
@@ -178,11 +178,11 @@ def _read(path: Path) -> Volume:
 
 def _labelled(data: Path, name: str, spacing_mm: float) -> Prepared:
     """A CT with organ labels beside it."""
-    volume = _read(data / "ct" / name / "image.nii.gz")
+    volume = read_ct(data / "ct" / name / "image.nii.gz")
     organs = read_labels(data / "ct" / name / "organs.nii.gz")
     names = json.loads((data / "ct" / "totalseg_labels.json").read_text(encoding="utf-8"))
-    ct, grid = _to_grid(volume, spacing_mm)
-    tissues = _tissues_by_hu(ct)
+    ct, grid = to_grid(volume, spacing_mm)
+    tissues = tissues_by_hu(ct)
     best = np.full(grid.shape, 0.5, dtype=np.float32)
     liver = np.zeros(grid.shape, dtype=bool)
     for value in np.unique(organs.array[organs.array > 0]):
@@ -215,10 +215,10 @@ def _taught(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = 
 
     :param lowest_mm: show the teacher only this much of the scan, from its lower end (it knows abdomens, not trunks).
     """
-    volume = _read(data / path)
-    ct, grid = _to_grid(volume, spacing_mm)
+    volume = read_ct(data / path)
+    ct, grid = to_grid(volume, spacing_mm)
     liver = _teacher_liver(volume, grid, data / "models" / "obelisk", lowest_mm)
-    tissues = _tissues_by_hu(ct)
+    tissues = tissues_by_hu(ct)
     liver, unknown = _correct(ct, liver, tissues, spacing_mm)
     _correct_by_eye(_LOOKED_AT.get(Path(path).parts[1], ()), ct, tissues, liver, unknown, spacing_mm)
     tissues[liver] = int(Tissue.LIVER)
@@ -350,7 +350,7 @@ def _teacher_liver(volume: Volume, grid: Grid, weights: Path, lowest_mm: float |
     return resample(margin, target, grid, fill=-1.0).numpy() > 0
 
 
-def _tissues_by_hu(ct: np.ndarray) -> np.ndarray:
+def tissues_by_hu(ct: np.ndarray) -> np.ndarray:
     """Tissue classes that intensity alone tells: air, table, fat, soft tissue, enhanced, bone, gas, lung."""
     body = _body(ct)
     tissues = np.full(ct.shape, int(Tissue.SOFT), dtype=np.uint8)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss, accuracy, Dice, sensitivity and precision of an epoch, from sums over its batches or cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from monai.metrics import compute_dice
+from torch.nn import functional
+
+#: Sums for each label, in this order in the state of a checkpoint.
+_OF_LABEL = (
+    "voxels",  # whose label is known
+    "bce",
+    "soft_both",  # of probability and truth
+    "soft_total",
+    "both",  # of what is found and truth
+    "found",
+    "true",
+    "case_dice",  # sum of each sample's Dice, and of how many it is defined
+    "cases",
+)
+_OF_ALL = ("right", "voxels", "empty")
+
+
+class EpochSums:
+    """What an epoch's measures are made from; adds up over batches, cases and devices.
+
+    The logged loss is soft Dice + binary cross-entropy over all voxels of an epoch's samples (training) or of all
+    validation cases, 0 where every probability is right. It does not depend on the batch size, and a slice, or a
+    case, without liver or tumor counts by what is wrongly found in it.
+
+    :param labels: of channels, as in :class:`~.learner.Learner`.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self.values = torch.zeros(len(_OF_ALL) + len(_OF_LABEL) * len(self.labels), dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, margins: torch.Tensor, truths: torch.Tensor, known: torch.Tensor) -> None:
+        """Add samples.
+
+        :param margins: float (N, labels, …), positive where the label is found.
+        :param truths: bool (N, labels, …).
+        :param known: bool (N, labels): whether the sample's labels say anything about the label.
+        """
+        known = known.to(margins.device)
+        found, shape = margins > 0, (*known.shape, *[1] * (margins.dim() - 2))
+        right = ((found == truths) | ~known.view(shape)).all(dim=1)
+        empty = ~truths.any(dim=1)
+        sums = [float(right.sum()), float(right.numel()), float(empty.sum())]
+        probability, target = margins.sigmoid(), truths.float()
+        bce = functional.binary_cross_entropy_with_logits(margins, target, reduction="none")
+        dice = compute_dice(found, truths, ignore_empty=True)  # (N, labels), NaN where there is nothing to find
+        for n in range(len(self.labels)):
+            rows = known[:, n]
+            own = [values[rows, n].double() for values in (bce, probability, target, found, truths)]
+            loss, soft, true, hit, is_true = own
+            of_cases = dice[rows.to(dice.device), n]
+            of_cases = of_cases[~of_cases.isnan()]
+            sums += [float(part) for part in (loss.numel(), loss.sum(), (soft * true).sum(), soft.sum() + true.sum())]
+            sums += [float(part) for part in ((hit * is_true).sum(), hit.sum(), is_true.sum())]
+            sums += [float(of_cases.sum()), float(len(of_cases))]
+        self.values += torch.tensor(sums, dtype=torch.float64)
+
+    def measures(self, part: str, values: torch.Tensor | None = None) -> dict[str, float]:
+        """Rows of the table: loss (the mean over labels) and accuracy; and of each label loss, its parts, Dice,
+        sensitivity and precision over all voxels. NaN where there was nothing to measure.
+
+        :param part: "training" or "validation". Dice is over all voxels in training, the mean over cases in validation.
+        :param values: sums over all devices; default: these.
+        """
+        sums = (self.values if values is None else values).tolist()
+        right, voxels, empty = sums[: len(_OF_ALL)]
+        rows: dict[str, float] = {}
+        losses = []
+        for n, label in enumerate(self.labels):
+            start = len(_OF_ALL) + n * len(_OF_LABEL)
+            own = dict(zip(_OF_LABEL, sums[start : start + len(_OF_LABEL)], strict=True))
+            dice_loss = 1 - _ratio(2 * own["soft_both"], own["soft_total"])
+            bce = _ratio(own["bce"], own["voxels"])
+            losses.append(dice_loss + bce)
+            over_voxels = _ratio(2 * own["both"], own["found"] + own["true"]) if own["true"] else math.nan
+            rows |= {
+                f"{part}_loss_{label}": dice_loss + bce,
+                f"{part}_dice_loss_{label}": dice_loss,
+                f"{part}_bce_{label}": bce,
+                f"{part}_dice_{label}": over_voxels if part == "training" else _ratio(own["case_dice"], own["cases"]),
+                f"{part}_sensitivity_{label}": _ratio(own["both"], own["true"]),
+                f"{part}_precision_{label}": _ratio(own["both"], own["found"]),
+            }
+        defined = [loss for loss in losses if not math.isnan(loss)]
+        first = {
+            f"{part}_loss": sum(defined) / len(defined) if defined else math.nan,
+            f"{part}_accuracy": _ratio(right, voxels),
+        }
+        if part == "validation":
+            # What accuracy hides: how often "there is nothing anywhere" is right.
+            rows["validation_accuracy_of_nothing"] = _ratio(empty, voxels)
+        return first | rows
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many synthetic patients from few real ones: slabs of each anatomy, deformed, redrawn and scanned again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from LiverXAILib.progress import Progress, report_progress
+from LiverXAILib.volumes.io import read_labels, write_volume
+from LiverXAILib.volumes.resample import resample
+from LiverXAILib.volumes.volume import Volume
+
+from ..default_model.sources import read_ct, tissues_by_hu, to_grid
+from ..default_model.synthesis import Generator, Sample, Source, Tissue
+
+SPACING_MM = 2.0
+#: A slab is so many planes thick, of which every fourth is kept: eight slices 8 mm apart.
+_PLANES, _STEP = 32, 4
+#: Fields of view in voxels, and how often each is drawn: 300 to 560 mm.
+_SIZES = tuple(
+    ((_PLANES, n, n), weight)
+    for n, weight in ((152, 0.15), (168, 0.2), (184, 0.2), (200, 0.2), (220, 0.15), (280, 0.1))
+)
+#: Shares of slabs that are away from the liver, and of those with liver that get synthetic lesions.
+_NEGATIVES, _LESIONS = 0.15, 0.5
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A CT to learn from.
+
+    :param tumors: "labelled" in ``tumor.nii.gz``; "none" are there; or "unknown".
+    :param liver_value: of the liver in ``organs.nii.gz``; None: ``liver.nii.gz`` has it.
+    """
+
+    name: str
+    tumors: Literal["labelled", "none", "unknown"]
+    liver_value: int | None = None
+
+
+def _hcc(name: str, *scans: str) -> tuple[Scan, ...]:
+    return tuple(Scan(f"{name}_{scan}", "labelled") for scan in scans)
+
+
+#: Every anatomy (a patient) with a labelled liver that may be trained on, and its scans. Those that are evaluated are
+#: not among them.
+ANATOMIES: Mapping[str, tuple[Scan, ...]] = {
+    "hcc002": (Scan("hcc002_b", "unknown"),),
+    "hcc005": (*_hcc("hcc005", "a1", "a3"), Scan("hcc005_pre", "unknown")),
+    "hcc006": (Scan("hcc006_p", "unknown"),),
+    "hcc007": _hcc("hcc007", "b2", "b3"),
+    "hcc009": _hcc("hcc009", "a1", "a3"),
+    "hcc011": (Scan("hcc011_2", "unknown"),),
+    "hcc013": _hcc("hcc013", "a1", "a2"),
+    "hcc015": _hcc("hcc015", "1", "3"),
+    "crlm1004": (Scan("crlm1004", "unknown"),),
+    "crlm1006": (Scan("crlm1006", "unknown"),),
+    "lidc0001": (Scan("lidc0001", "none"),),
+    "pancreas_cb001": (Scan("pancreas_cb001", "none"),),
+    "totalseg_abdomen": (Scan("totalseg_abdomen_3mm", "none", 5),),
+    "totalseg_slab": (Scan("totalseg_slab", "none", 5),),
+}
+
+
+def read_scan(data: Path, scan: Scan) -> tuple[Volume, np.ndarray, np.ndarray]:
+    """The CT, and bool (k, j, i) on its grid: the liver with its tumors, and what is labelled tumor.
+
+    :raises LiverXAILib.errors.InputError: a file is missing or unreadable.
+    """
+    folder = data / "ct" / scan.name
+    volume = read_ct(folder / "image.nii.gz")
+    if scan.liver_value is None:
+        liver = read_labels(folder / "liver.nii.gz").array > 0
+    else:
+        liver = read_labels(folder / "organs.nii.gz").array == scan.liver_value
+    tumor = np.zeros_like(liver)
+    if scan.tumors == "labelled":
+        tumor = read_labels(folder / "tumor.nii.gz").array > 0
+    return volume, liver | tumor, tumor
+
+
+def source(data: Path, scan: Scan) -> Source:
+    """A scan for the generator; labelled tumors are *unknown* tissue, which the generator leaves as it is."""
+    volume, liver, tumor = read_scan(data, scan)
+    ct, grid = to_grid(volume, SPACING_MM)
+    liver, tumor = (resample(mask.astype(np.float32), volume.grid, grid).numpy() > 0.5 for mask in (liver, tumor))
+    tissues = tissues_by_hu(ct)
+    tissues[liver] = int(Tissue.LIVER)
+    tissues[tumor] = int(Tissue.UNKNOWN)
+    return Source(scan.name, ct, tissues, liver, False, 1.0)
+
+
+def write_patients(data: Path, folder: Path, anatomy: str, count: int, seed: int) -> list[dict[str, str]]:
+    """Write synthetic patients of an anatomy that are not there yet; their rows for a CSV data set.
+
+    :param folder: gets ``<anatomy>-<n>.nii.gz`` and its label map, and ``<anatomy>.json``, written last.
+    """
+    record = folder / f"{anatomy}.json"
+    if record.is_file():
+        rows: list[dict[str, str]] = json.loads(record.read_text(encoding="utf-8"))
+        if len(rows) == count:
+            return rows
+    scans = ANATOMIES[anatomy]
+    generators = [
+        Generator([source(data, scan)], spacing_mm=SPACING_MM, negatives=_NEGATIVES, lesions=_LESIONS, sizes=_SIZES)
+        for scan in scans
+    ]
+    rows = []
+    for number in range(count):
+        scan, generator = scans[number % len(scans)], generators[number % len(scans)]
+        sample = generator.sample(seed * 10_000_019 + number)
+        ct, truth = _slices(sample, scan)
+        name = f"{anatomy}-{number:03}"
+        write_volume(ct, folder / f"{name}.nii.gz")
+        write_volume(truth, folder / f"{name}-label.nii.gz")
+        known = scan.tumors != "unknown"
+        rows.append({"case": name, "image": f"patients/{name}.nii.gz"})
+        rows[-1]["label" if known else "liver"] = f"patients/{name}-label.nii.gz"
+    record.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def _slices(sample: Sample, scan: Scan) -> tuple[Volume, Volume]:
+    """Every fourth plane of a sample, without those beyond the scan's ends; and its labels."""
+    tumor = sample.tumor
+    if scan.tumors == "labelled" and ", real" in sample.kind:
+        # A redrawn liver has the liver's HU everywhere; a real one keeps its tumors.
+        tumor = tumor | (sample.liver & ~sample.known)
+    labels = sample.liver.numpy().astype(np.uint8)
+    labels[(tumor & sample.liver).numpy()] = 2
+    planes = [k for k in range(_STEP // 2, _PLANES, _STEP) if float(sample.image[k].max()) > -900]
+    planes = planes or [_PLANES // 2]
+    matrix = np.diag([SPACING_MM, SPACING_MM, SPACING_MM * _STEP, 1.0])
+    image = sample.image.numpy()[planes].clip(-1024, 3071).round().astype(np.int16)
+    return Volume(image, matrix, {"modality": "CT"}), Volume(labels[planes], matrix)
+
+
+def validation_rows(data: Path, folder: Path, anatomy: str) -> list[dict[str, str]]:
+    """Rows of a CSV data set for the real scans of an anatomy, all of their slices."""
+    rows = []
+    for scan in ANATOMIES[anatomy]:
+        place = (data / "ct" / scan.name).resolve()
+        row = {"case": scan.name, "image": str(place / "image.nii.gz"), "liver": str(place / "liver.nii.gz")}
+        if scan.liver_value is not None:
+            path = folder / f"{scan.name}-liver.nii.gz"
+            if not path.is_file():
+                volume, liver, _ = read_scan(data, scan)
+                write_volume(volume.with_array(liver.astype(np.uint8)), path)
+            row["liver"] = str(path.resolve())
+        if scan.tumors == "labelled":
+            row["tumor"] = str(place / "tumor.nii.gz")
+        rows.append(row)
+    return rows
+
+
+def prepare(
+    data: Path, output: Path, anatomies: Sequence[str], count: int, seed: int, progress: Progress | None = None
+) -> tuple[dict[str, list[dict[str, str]]], dict[str, list[dict[str, str]]]]:
+    """Synthetic patients for training and real scans for validation of each anatomy, as rows by its name."""
+    folder = output / "patients"
+    folder.mkdir(parents=True, exist_ok=True)
+    training, validation = {}, {}
+    for number, anatomy in enumerate(anatomies):
+        report_progress(progress, f"Synthetic patients of {anatomy}", number / len(anatomies))
+        # An own seed for each anatomy, whatever others there are.
+        own = seed + 1 + list(ANATOMIES).index(anatomy)
+        training[anatomy] = write_patients(data, folder, anatomy, count, own)
+        validation[anatomy] = validation_rows(data, folder, anatomy)
+    report_progress(progress, "Synthetic patients are there", 1.0)
+    return training, validation
