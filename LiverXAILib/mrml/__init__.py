@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .display import show_overlay, show_surfaces
+    from .display import set_heat_opacity, set_heat_threshold, show_overlay, show_surfaces
     from .heatmaps import explanation_to_node, hottest_place, hottest_point, uncertainty_to_node
-    from .nodes import find_results, input_of
+    from .nodes import find_results, input_of, place_results
     from .plots import curves_to_chart
     from .results import AnalysisNodes, analysis_to_nodes, node_steps, prepare_heatmaps, prepare_nodes
     from .scene import write_scene
-    from .segmentations import read_segments, segmentation_from_node, segmentation_to_node
+    from .segmentations import read_segments, require_segment, segmentation_from_node, segmentation_to_node
     from .tables import measurements_to_node
     from .tokens import labels_token, volume_token
     from .volumes import ct_from_node, volume_from_node, volume_to_node
@@ -38,11 +38,15 @@ _HOMES = {
     "labels_token": "tokens",
     "measurements_to_node": "tables",
     "node_steps": "results",
+    "place_results": "nodes",
     "prepare_heatmaps": "results",
     "prepare_nodes": "results",
     "read_segments": "segmentations",
+    "require_segment": "segmentations",
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
+    "set_heat_opacity": "display",
+    "set_heat_threshold": "display",
     "show_overlay": "display",
     "show_surfaces": "display",
     "uncertainty_to_node": "heatmaps",
@@ -65,12 +69,16 @@ __all__ = [
     "labels_token",
     "measurements_to_node",
     "node_steps",
+    "place_results",
     "prepare_heatmaps",
     "prepare_nodes",
     "read_segments",
+    "require_segment",
     "scene_available",
     "segmentation_from_node",
     "segmentation_to_node",
+    "set_heat_opacity",
+    "set_heat_threshold",
     "show_overlay",
     "show_surfaces",
     "uncertainty_to_node",

@@ -24,8 +24,7 @@ def show_overlay(
     :param opacity: of the heat map where it is not transparent, 0 to 1.
     :param threshold: heat below it is transparent; None: as the node has it.
     """
-    for index in range(scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):
-        composite = scene.GetNthNodeByClass(index, "vtkMRMLSliceCompositeNode")
+    for composite in _composites(scene):
         previous = composite.StartModify()
         composite.SetBackgroundVolumeID(volume_node.GetID())
         composite.SetForegroundVolumeID(heatmap_node.GetID() if heatmap_node else None)
@@ -33,9 +32,7 @@ def show_overlay(
         composite.SetCompositing(slicer.vtkMRMLSliceCompositeNode.Alpha)
         composite.EndModify(previous)
     if heatmap_node is not None and threshold is not None:
-        display = heatmap_node.GetDisplayNode()
-        display.SetThreshold(threshold, 1.0)
-        display.SetApplyThreshold(threshold > 0)
+        set_heat_threshold(heatmap_node, threshold)
     for index in range(scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")):
         # A legend does not notice by itself that its volume came into a view, or left it.
         scene.GetNthNodeByClass(index, "vtkMRMLColorLegendDisplayNode").Modified()
@@ -44,6 +41,26 @@ def show_overlay(
         display.SetVisibility(True)
         display.SetVisibility2D(True)
         display.SetVisibility2DOutline(True)
+
+
+def set_heat_opacity(heatmap_node: slicer.vtkMRMLScalarVolumeNode, opacity: float) -> None:
+    """Set the opacity (0 to 1) of a heat map in the slice views that show it; nothing else in them changes."""
+    for composite in _composites(heatmap_node.GetScene()):
+        if composite.GetForegroundVolumeID() == heatmap_node.GetID():
+            composite.SetForegroundOpacity(opacity)
+
+
+def set_heat_threshold(heatmap_node: slicer.vtkMRMLScalarVolumeNode, threshold: float) -> None:
+    """Make heat below `threshold` (0 to 1) transparent."""
+    display = heatmap_node.GetDisplayNode()
+    display.SetThreshold(threshold, 1.0)
+    display.SetApplyThreshold(threshold > 0)
+
+
+def _composites(scene: slicer.vtkMRMLScene) -> list[slicer.vtkMRMLSliceCompositeNode]:
+    """What each slice view of the scene shows."""
+    count = scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")
+    return [scene.GetNthNodeByClass(index, "vtkMRMLSliceCompositeNode") for index in range(count)]
 
 
 def show_surfaces(segmentation_node: slicer.vtkMRMLSegmentationNode, visible: bool = True) -> None:

@@ -52,6 +52,13 @@ def input_of(node: Any) -> slicer.vtkMRMLScalarVolumeNode:
     return volume_node
 
 
+def place_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> None:
+    """Put all results of a CT under the transform that the CT is under now."""
+    for node in find_results(scene, volume_node):
+        if node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() != volume_node.GetTransformNodeID():
+            node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+
+
 def has_attributes(node: Any, attributes: Mapping[str, str]) -> bool:
     """Whether all attributes ``LiverXAI.<name>`` have these values."""
     return all(node.GetAttribute(f"LiverXAI.{name}") == value for name, value in attributes.items())

@@ -225,6 +225,24 @@ def read_segments(
     return put_together
 
 
+def require_segment(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec, label: str) -> None:
+    """Raise an error unless a segmentation node has a segment for one of the model's labels.
+
+    Without it the label would be taken for what is left of its parts: "liver" for the tumors alone.
+
+    :raises LiverXAILib.errors.UsageError: it has none.
+    """
+    segments = node.GetSegmentation()
+    for identifier in segments.GetSegmentIDs():
+        spec = _label_of(segments.GetSegment(identifier), model)
+        if spec is not None and spec.name == label:
+            return
+    raise UsageError(
+        f"The segmentation {node.GetName()!r} has no segment {label!r}, so nothing can be said about it. Undo its "
+        f"deletion, name a segment {label!r}, or press Apply to segment again."
+    )
+
+
 @contextmanager
 def modified_at_end(node: Any) -> Iterator[None]:
     """Collect a node's modified events into one at the end."""

@@ -11,6 +11,8 @@ from slicer.i18n import tr as _
 
 from .. import mrml
 from ..errors import LiverXAIError
+from ..explain.targets import Target
+from ..models import ModelSpec
 from .installation import REPORT_PACKAGES
 from .model_choice import ModelChoice
 from .state import PanelState
@@ -90,6 +92,7 @@ class Analyses:
         if not client.holds(token, labels):
             if spec is None:
                 raise LiverXAIError(_("This model has to be loaded first: press Apply."))
+            self._require_segments(segmentation_node, spec, questions)
             segmentation = mrml.read_segments(segmentation_node, node, spec)
         return client.explain(
             questions,
@@ -104,6 +107,13 @@ class Analyses:
             device=parameters.device,
             force=parameters.force,
         )
+
+    def _require_segments(self, segmentation_node: Any, spec: ModelSpec, questions: Sequence[str]) -> None:
+        """What is asked about must still have a segment."""
+        for question in questions:
+            label = Target.parse(question).label
+            if label:
+                mrml.require_segment(segmentation_node, spec, label)
 
     def _labels_token(self, segmentation_node: Any) -> str:
         """Under which name the worker holds the segmentation, if it does."""

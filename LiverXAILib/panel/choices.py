@@ -50,17 +50,18 @@ class Choices:
 
     def take(self) -> None:
         """From the widgets to the parameter node."""
-        parameters, ui = self._state.parameters, self._ui
-        parameters.model = ui.modelSelector.currentData
-        parameters.modelFolder = ui.modelFolder.currentPath
-        parameters.target = ui.targetSelector.currentData
-        parameters.method = ui.methodSelector.currentData
-        parameters.layer = ui.layerSelector.currentData or ""
-        parameters.device = ui.deviceSelector.currentData
-        parameters.wheelFolder = ui.wheelFolder.currentPath
-        parameters.check = ui.checkCheckBox.checked
-        parameters.lesionSegments = ui.lesionSegmentsCheckBox.checked
-        parameters.force = ui.forceCheckBox.checked
+        ui = self._ui
+        with self._state.writing() as parameters:
+            parameters.model = ui.modelSelector.currentData
+            parameters.modelFolder = ui.modelFolder.currentPath
+            parameters.target = ui.targetSelector.currentData
+            parameters.method = ui.methodSelector.currentData
+            parameters.layer = ui.layerSelector.currentData or ""
+            parameters.device = ui.deviceSelector.currentData
+            parameters.wheelFolder = ui.wheelFolder.currentPath
+            parameters.check = ui.checkCheckBox.checked
+            parameters.lesionSegments = ui.lesionSegmentsCheckBox.checked
+            parameters.force = ui.forceCheckBox.checked
         self._questions.show_hint()
         self._models.show()
 

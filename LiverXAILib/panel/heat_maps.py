@@ -10,7 +10,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..mrml import curves_to_chart, show_overlay
+from ..mrml import curves_to_chart, set_heat_opacity, set_heat_threshold, show_overlay
 from .questions import METHODS
 from .state import PanelState
 
@@ -54,18 +54,33 @@ class HeatMaps:
         if self._state.listens:
             identifier = self._ui.heatMapSelector.currentData
             node = self._state.scene.GetNodeByID(identifier) if identifier else None
-            self._state.parameters.heatMap = node
+            with self._state.writing() as parameters:
+                parameters.heatMap = node
             self._show_faithfulness()
             self.overlay()
 
-    def on_display_changed(self) -> None:
-        """Opacity, threshold or colors were changed: act at once."""
+    def on_opacity(self) -> None:
+        """The opacity was changed: act at once, and on nothing else."""
         if self._state.listens:
-            parameters = self._state.parameters
-            parameters.opacity = self._ui.opacitySlider.value
-            parameters.threshold = self._ui.thresholdSlider.value
-            parameters.colors = self._ui.colorSelector.currentData
-            self.overlay()
+            with self._state.writing() as parameters:
+                parameters.opacity = self._ui.opacitySlider.value
+            if parameters.heatMap is not None:
+                set_heat_opacity(parameters.heatMap, parameters.opacity)
+
+    def on_threshold(self) -> None:
+        """The threshold was changed."""
+        if self._state.listens:
+            with self._state.writing() as parameters:
+                parameters.threshold = self._ui.thresholdSlider.value
+            if parameters.heatMap is not None:
+                set_heat_threshold(parameters.heatMap, parameters.threshold)
+
+    def on_colors(self) -> None:
+        """Other colors were chosen."""
+        if self._state.listens:
+            with self._state.writing() as parameters:
+                parameters.colors = self._ui.colorSelector.currentData
+            self._color()
 
     def overlay(self, place: Sequence[float] | None = None) -> None:
         """Show the CT with what was chosen over it; with all slice views at `place` (RAS mm) if there is one."""
@@ -78,12 +93,15 @@ class HeatMaps:
             opacity=parameters.opacity,
             threshold=parameters.threshold,
         )
-        if parameters.heatMap is not None:
-            colors = scene.GetFirstNodeByName(parameters.colors or next(iter(COLORS)))
-            if colors is not None:
-                parameters.heatMap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
+        self._color()
         if place is not None:
             slicer.vtkMRMLSliceNode.JumpAllSlices(scene, *place)
+
+    def _color(self) -> None:
+        parameters = self._state.parameters
+        colors = self._state.scene.GetFirstNodeByName(parameters.colors or next(iter(COLORS)))
+        if parameters.heatMap is not None and colors is not None:
+            parameters.heatMap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
 
     def on_plot(self) -> None:
         """Plot the curves of deletion and insertion of the chosen heat map."""

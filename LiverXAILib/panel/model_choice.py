@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class ModelChoice:
         self._state, self._ui = state, state.ui
         self.registry = registry()
         self._loaded: dict[str, ModelSpec] = {}
+        self._cards: dict[Any, Any] = {}
         self._filters = {FROM_FOLDER: ctk.ctkPathLineEdit.Dirs, FROM_FILE: ctk.ctkPathLineEdit.Files}
 
     def fill(self) -> None:
@@ -36,7 +38,7 @@ class ModelChoice:
         with self._state.filling():
             selector.clear()
             for name, entry in self.registry.items():
-                selector.addItem(entry.description().title, name)
+                selector.addItem(self._description(entry).title, name)
             for name in _own_models():
                 selector.addItem(name, name)
             selector.addItem(_("From a folder…"), FROM_FOLDER)
@@ -76,12 +78,24 @@ class ModelChoice:
         entry, folder = self.entry, self.folder()
         try:
             if entry is not None and entry.card is not None:
-                return entry.spec()
+                return self._parsed((id(entry), "card"), entry.spec)
             if folder is not None and (folder / "card.json").is_file():
-                return ModelSpec.from_json((folder / "card.json").read_text(encoding="utf-8"))
+                card = folder / "card.json"
+                state = (card, card.stat().st_mtime_ns, card.stat().st_size)
+                return self._parsed(state, lambda: ModelSpec.from_json(card.read_text(encoding="utf-8")))
         except (LiverXAIError, OSError):
             logging.exception("The model's card cannot be read")
         return self._loaded.get(self.name)
+
+    def _parsed(self, state: Any, parse: Callable[[], Any]) -> Any:
+        """What `parse` returns; it is called once for each state of a file."""
+        if state not in self._cards:
+            self._cards[state] = parse()
+        return self._cards[state]
+
+    def _description(self, entry: Any) -> Any:
+        """What the registry or the card says about a registered model."""
+        return self._parsed((id(entry), "description"), entry.description)
 
     def remember(self, name: str, spec: ModelSpec) -> None:
         """A model was loaded: it may have no card of its own in its folder."""
@@ -105,11 +119,11 @@ class ModelChoice:
 
     def license_terms(self) -> str:
         """What the user has to accept before the model is downloaded; "" for nothing."""
-        return self.entry.description().licenses.terms or ""
+        return self._description(self.entry).licenses.terms or ""
 
     def labels(self) -> list[str]:
         """The names of the model's labels; those of the bundled one if the card is not known yet."""
-        known = self.entry.description() if self.entry is not None else self.spec()
+        known = self._description(self.entry) if self.entry is not None else self.spec()
         return [label.name for label in known.labels] if known is not None else ["liver", "tumor"]
 
     def layer(self) -> str | None:
@@ -153,7 +167,7 @@ class ModelChoice:
         ui.layerHint.text = self._layer_words(spec)
 
     def _show_card(self, entry: Any, spec: ModelSpec | None) -> None:
-        ui, about = self._ui, entry.description() if entry is not None else None
+        ui, about = self._ui, self._description(entry) if entry is not None else None
         source: Any = about or spec
         if source is None:
             ui.modelCard.text = _("A model of your own: of LiverXAI (with card.json), nnU-Net v2, or a MONAI bundle.")

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from slicer.i18n import tr as _
 
+from ..errors import LiverXAIError
+from ..mrml.volumes import world_grid
 from .model_choice import ModelChoice
 from .state import PanelState
 
@@ -62,8 +65,10 @@ class Questions:
     def show(self) -> None:
         """What the parameter node says; a target or method of another version becomes the usual one."""
         parameters, ui = self._state.parameters, self._ui
-        parameters.target = parameters.target if parameters.target in TARGETS else "both"
-        parameters.method = parameters.method if parameters.method in METHODS else DEFAULT_METHOD
+        if parameters.target not in TARGETS or parameters.method not in METHODS:
+            with self._state.writing():
+                parameters.target = parameters.target if parameters.target in TARGETS else "both"
+                parameters.method = parameters.method if parameters.method in METHODS else DEFAULT_METHOD
         with self._state.filling():
             ui.targetSelector.setCurrentIndex(ui.targetSelector.findData(parameters.target))
             ui.methodSelector.setCurrentIndex(ui.methodSelector.findData(parameters.method))
@@ -77,15 +82,33 @@ class Questions:
         """What is asked, as the library's targets.
 
         :param lesion: the number of the lesion that is chosen in the table; 0: none.
+        :raises LiverXAILib.errors.LiverXAIError: the place that is asked about is not in the CT.
         """
         target = self._state.parameters.target
         if target == "lesion":
             return [f"lesion:{lesion or 1}"]
         if target == "crosshair":
-            crosshair: Any = self._state.scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
-            r, a, s = crosshair.GetCrosshairRAS()
-            return [f"voxel:ras:{r:.3f},{a:.3f},{s:.3f}"]
+            return ["voxel:ras:{:.3f},{:.3f},{:.3f}".format(*self._crosshair())]
         if target == "both":
             labels = self._models.labels()
             return [name for name in ("liver", "tumor") if name in labels]
         return {"versus": ["tumor-vs-liver"], "nothing": []}.get(target, [target])
+
+    def _crosshair(self) -> tuple[float, float, float]:
+        """Where the crosshair is (RAS mm).
+
+        :raises LiverXAILib.errors.LiverXAIError: it was never moved, or is outside the CT.
+        """
+        crosshair: Any = self._state.scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
+        r, a, s = crosshair.GetCrosshairRAS()
+        grid = world_grid(self._state.volume_node)
+        index = np.rint(grid.to_ijk(np.array([-r, -a, s])))
+        inside = (index >= 0).all() and (index < grid.shape[::-1]).all()
+        if not inside or (r, a, s) == (0.0, 0.0, 0.0):  # where a new crosshair is
+            raise LiverXAIError(
+                _(
+                    "The crosshair is not in this CT yet. Hold Shift and move the mouse to the place in a slice view, "
+                    "then ask again."
+                )
+            )
+        return r, a, s

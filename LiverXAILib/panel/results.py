@@ -8,12 +8,9 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..mrml import show_surfaces
 from .heat_maps import HeatMaps, faithfulness_word
 from .state import PanelState
 from .words import number
-
-_SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
 
 
 class ResultsView:
@@ -42,8 +39,8 @@ class ResultsView:
         ui.resultsButton.visible = ui.saveButton.visible = segmentation is not None
         ui.segmentsTable.setSegmentationNode(segmentation)
         ui.summaryLabel.text = _summary(table)
+        ui.show3DButton.setSegmentationNode(segmentation)
         with self._state.filling():
-            ui.show3DButton.checked = _shows_surfaces(segmentation)
             self._fill_lesions([row for row in _rows(table) if row["structure"] == "lesion"])
         self._heat_maps.show()
 
@@ -95,16 +92,13 @@ class ResultsView:
             slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)
 
     def on_show_3d(self, shown: bool) -> None:
-        """Show or hide the segments as surfaces."""
-        segmentation = self._state.result("segmentation")
-        if segmentation is not None and self._state.listens:
-            show_surfaces(segmentation, shown)
-
-
-def _shows_surfaces(segmentation: Any) -> bool:
-    if segmentation is None or not segmentation.GetSegmentation().ContainsRepresentation(_SURFACE):
-        return False
-    return bool(segmentation.GetDisplayNode().GetVisibility3D())
+        """Surfaces were switched on or off by Slicer's own button: they are of use only where they can be seen."""
+        segmentation, layout = self._state.result("segmentation"), slicer.app.layoutManager()
+        if not shown or segmentation is None:
+            return
+        segmentation.GetDisplayNode().SetVisibility3D(True)
+        for index in range(layout.threeDViewCount if layout is not None else 0):
+            layout.threeDWidget(index).threeDView().resetFocalPoint()
 
 
 def _rows(table_node: Any) -> list[dict[str, str]]:

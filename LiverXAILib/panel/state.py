@@ -24,6 +24,7 @@ class PanelState:
         #: What the user chose, saved with the scene; None while a scene is closed.
         self.parameters: Any = None
         self._filling = 0
+        self._writing = 0
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -33,6 +34,22 @@ class PanelState:
             yield
         finally:
             self._filling -= 1
+
+    @contextmanager
+    def writing(self) -> Iterator[Any]:
+        """While the panel writes into the parameter node: the widgets show it already. Yields the parameters."""
+        self._writing += 1
+        previous = self.parameters.StartModify()
+        try:
+            yield self.parameters
+        finally:
+            self.parameters.EndModify(previous)
+            self._writing -= 1
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a change of the parameter node comes from the panel itself."""
+        return self._writing > 0
 
     @property
     def listens(self) -> bool:

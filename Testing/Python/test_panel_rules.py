@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -133,3 +134,19 @@ def test_a_function_of_the_library_is_not_hidden_by_a_module_of_its_name():
         names = {key.value for call in lazy for node in call.args for key in getattr(node, "keys", ())}
         modules = {path.stem for path in init.parent.glob("*.py")}
         assert not names & modules, f"{init.parent.name}: {names & modules}"
+
+
+def test_slicers_interpreter_is_looked_for_in_one_place(monkeypatch):
+    from LiverXAILib.subprocesses import slicer_python
+
+    there = {"python-real": "/slicer/bin/python-real", "PythonSlicer": "/slicer/bin/PythonSlicer"}
+    monkeypatch.setattr("shutil.which", there.get)
+    assert slicer_python() == "/slicer/bin/python-real"
+    there.pop("python-real")
+    assert slicer_python() == "/slicer/bin/PythonSlicer"
+    there.clear()
+    assert slicer_python() == sys.executable
+    library = MODULE.parents[1] / "LiverXAILib"
+    sources = [*library.rglob("*.py"), *MODULE.parent.rglob("*.py")]
+    naming = [path.name for path in sources if "PythonSlicer" in path.read_text(encoding="utf-8")]
+    assert naming == ["subprocesses.py"]

@@ -146,12 +146,40 @@ class Modules:
         raise AttributeError(f"module {name!r} is not in the test host")
 
 
+class ModuleManager:
+    """What ``slicer.app.moduleManager()`` does when a module is unloaded."""
+
+    def __init__(self) -> None:
+        self._slots: list[Callable[[str], None]] = []
+
+    def connect(self, signal: str, slot: Callable[[str], None]) -> bool:
+        _require_signal(signal, "moduleAboutToBeUnloaded(QString)")
+        self._slots.append(slot)
+        return True
+
+    def disconnect(self, signal: str, slot: Callable[[str], None]) -> bool:
+        _require_signal(signal, "moduleAboutToBeUnloaded(QString)")
+        self._slots.remove(slot)
+        return True
+
+    def unload(self, name: str) -> None:
+        """Tell the module's panel that it is about to be unloaded."""
+        for slot in list(self._slots):
+            slot(name)
+
+
+def _require_signal(signal: str, known: str) -> None:
+    if signal != known:
+        raise NotImplementedError(f"the test host has no signal {signal!r}")
+
+
 class Application:
     """What is published as ``slicer.app``: only what the host really does."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._io = CoreIOManager(host)
+        self._module_manager = ModuleManager()
         self._startup_completed: list[Callable[[], None]] = []
         self._options = SimpleNamespace(runPythonAndExit=False)
         self.testing = False
@@ -165,6 +193,9 @@ class Application:
 
     def coreIOManager(self) -> CoreIOManager:
         return self._io
+
+    def moduleManager(self) -> ModuleManager:
+        return self._module_manager
 
     def layoutManager(self) -> None:
         """None, as in Slicer without a main window."""
@@ -190,8 +221,7 @@ class Application:
         """Nothing waits: there is no event loop."""
 
     def connect(self, signal: str, slot: Callable[[], None]) -> bool:
-        if signal != "startupCompleted()":
-            raise NotImplementedError(f"the test host has no signal {signal!r}")
+        _require_signal(signal, "startupCompleted()")
         self._startup_completed.append(slot)
         return True
 

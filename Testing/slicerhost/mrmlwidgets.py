@@ -167,4 +167,52 @@ class qMRMLSegmentsTableView(qMRMLWidget):
             self._node.GetDisplayNode().SetSegmentVisibility(item.data(QtCore.Qt.UserRole), shown)
 
 
-classes = (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentsTableView)
+class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
+    """Pressed while the segmentation has surfaces; a press makes them, another removes them, as in Slicer."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._node: Any = None
+        self._tags: list[int] = []
+        self.setText("Show 3D")
+        self.setCheckable(True)
+        self.setEnabled(False)
+        QtCore.QObject.connect(self, QtCore.SIGNAL("toggled(bool)"), self._toggled)
+
+    def segmentationNode(self) -> Any:
+        return self._node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        if node is self._node:
+            return
+        for tag in self._tags:
+            self._node.RemoveObserver(tag)
+        self._node, self._tags = node, []
+        if node is not None:
+            segmentation = slicer.vtkSegmentation
+            events = (segmentation.SegmentAdded, segmentation.SegmentRemoved)
+            for event in ("ModifiedEvent", *events, segmentation.ContainedRepresentationNamesModified):
+                self._tags.append(node.AddObserver(event, self._update_from_mrml))
+        self._update_from_mrml()
+
+    def _update_from_mrml(self, caller: Any = None, event: str = "") -> None:
+        segmentation = self._node.GetSegmentation() if self._node is not None else None
+        surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        self.setEnabled(segmentation is not None and segmentation.GetNumberOfSegments() > 0)
+        if segmentation is not None:
+            blocked = self.blockSignals(True)
+            self.setChecked(segmentation.ContainsRepresentation(surface))
+            self.blockSignals(blocked)
+
+    def _toggled(self, on: bool) -> None:
+        if self._node is None:
+            return
+        segmentation, display = self._node.GetSegmentation(), self._node.GetDisplayNode()
+        surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        if not on:
+            segmentation.RemoveRepresentation(surface)
+        elif segmentation.CreateRepresentation(surface) and display is not None:
+            display.SetPreferredDisplayRepresentationName3D(surface)
+
+
+classes = (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentsTableView, qMRMLSegmentationShow3DButton)

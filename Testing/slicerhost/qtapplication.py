@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from . import pythonqt
 
 qt = pythonqt.install()
 
+import PySide6  # noqa: E402
 import slicer  # noqa: E402
 from PySide6 import QtCore, QtWidgets  # noqa: E402
 from PySide6.QtTest import QTest  # noqa: E402
@@ -23,6 +25,10 @@ from . import host, modules  # noqa: E402
 
 class QtApplication(host.Application):
     """``slicer.app`` with what Qt gives it."""
+
+    def __init__(self, started: host.Host) -> None:
+        super().__init__(started)
+        self._module_manager = started.app.moduleManager()
 
     applicationName = "Slicer"
 
@@ -101,12 +107,33 @@ class Panel:
     def close(self) -> None:
         """Remove the panel as Slicer does when the module is unloaded or reloaded."""
         self.widget.exit()
-        self.widget.cleanup()
+        self.host.app.moduleManager().unload(self.widget.moduleName)
         for widget in self.parent.findChildren(slicer.qMRMLWidget):
             widget.setMRMLScene(None)  # C++ widgets stop observing the scene when they are deleted
         self.scroll.close()
         self.scroll.deleteLater()
         process_events()
+
+
+def run_event_loop_holding_the_gil(until: Callable[[], bool], seconds: float = 120) -> None:
+    """Run the event loop until `until` holds, as Slicer does: its main loop keeps Python's global lock.
+
+    CTK starts Qt's loop from C++ and never releases the lock, other than PySide. Threads of Python run only while the
+    main thread runs Python code: in slots, such as those of timers.
+    """
+    library = Path(PySide6.__file__).parent / "Qt" / "lib" / "libQt6Core.so.6"
+    run = ctypes.PyDLL(str(library))._ZN16QCoreApplication4execEv  # QCoreApplication::exec()
+    end, timer = time.monotonic() + seconds, QtCore.QTimer()
+
+    def check() -> None:
+        if until() or time.monotonic() > end:
+            QtCore.QCoreApplication.quit()
+
+    timer.timeout.connect(check)
+    timer.start(50)
+    run()
+    timer.stop()
+    assert until(), f"waited {seconds} s in vain"
 
 
 def process_events() -> None:

@@ -26,6 +26,7 @@ class ScriptedLoadableModule:
     def __init__(self, parent: Any) -> None:
         self.parent = parent
         self.moduleName = type(self).__name__
+        parent.title, parent.categories, parent.dependencies = "", [], []
         if not hasattr(slicer, "selfTests"):
             slicer.selfTests = {}
         slicer.selfTests[self.moduleName] = self.runTest
@@ -45,19 +46,31 @@ class ScriptedLoadableModuleWidget:
     def __init__(self, parent: Any = None) -> None:
         if "qt" not in sys.modules:
             raise NotImplementedError("the test host has no Qt: it cannot show a panel")
+        if parent is None:
+            raise NotImplementedError("the test host shows no panel without a parent")
         self.parent = parent
         self.layout = parent.layout()
         self.moduleName = type(self).__name__.removesuffix("Widget")
         self.developerMode = False
+        slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
     def resourcePath(self, filename: str) -> str:
-        return str(Path(sys.modules[self.__module__].__file__ or "").parent / "Resources" / filename)
+        return str(Path(getattr(slicer.modules, self.moduleName.lower()).path).parent / "Resources" / filename)
 
     def setup(self) -> None:
         """Slicer adds the buttons of the developer mode here."""
 
     def cleanup(self) -> None:
         pass
+
+    def _onModuleAboutToBeUnloaded(self, moduleName: str) -> None:
+        if moduleName == self.moduleName:
+            self.cleanup()
+            slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
+
+    def onReload(self) -> None:
+        """Slicer's button "Reload": the widget goes, the file is loaded again, a new widget comes."""
+        slicer.app.moduleManager().unload(self.moduleName)
 
     def enter(self) -> None:
         pass
@@ -76,6 +89,8 @@ class ScriptedLoadableModuleLogic:
     def getParameterNode(self) -> Any:
         """The module's node in the scene that keeps what the user chose; made when there is none."""
         node = slicer.mrmlScene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
+        if node is not None and node.GetAttribute("ModuleName") != self.moduleName:
+            node.SetAttribute("ModuleName", self.moduleName)
         if node is None:
             node = slicer.vtkMRMLScriptedModuleNode()
             node.SetSingletonTag(self.moduleName)

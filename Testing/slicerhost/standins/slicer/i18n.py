@@ -1,12 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for ``slicer.i18n``: no translation, the English text."""
+"""Stand-in for ``slicer.i18n``: no translation, the English text; but the context is looked for as Slicer does."""
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 
 def tr(text: str) -> str:
-    return text
+    """The text; its context is the file of the caller, as the translators' files name it."""
+    frame = inspect.currentframe()
+    assert frame is not None
+    assert frame.f_back is not None
+    return translate(_context(inspect.getsourcefile(frame.f_back) or inspect.getfile(frame.f_back)), text)
 
 
 def translate(context: str, text: str) -> str:
+    if not context or not isinstance(text, str):
+        raise TypeError("a context and a text are needed")
     return text
+
+
+def _context(source: str) -> str:
+    path = Path(source)
+    return f"{path.parent.name}.{path.stem}" if (path.parent / "__init__.py").is_file() else path.stem

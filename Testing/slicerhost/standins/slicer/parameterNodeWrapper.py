@@ -16,9 +16,12 @@ _PLAIN = {bool, int, float, str}
 
 def parameterNodeWrapper(cls: type) -> type:
     """Make each annotated attribute of `cls` a property over a parameter node; the constructor takes that node."""
+    defaults = {}
     for name, kind in typing.get_type_hints(cls).items():
         if kind in _PLAIN:
-            setattr(cls, name, _plain(name, kind, getattr(cls, name, kind())))
+            defaults[name] = getattr(cls, name, kind())
+        if kind in _PLAIN:
+            setattr(cls, name, _plain(name, kind))
         elif isinstance(kind, type) and kind.__name__.startswith("vtkMRML"):
             setattr(cls, name, _node(name, kind))
         else:
@@ -28,6 +31,9 @@ def parameterNodeWrapper(cls: type) -> type:
         if not isinstance(parameterNode, slicer.vtkMRMLScriptedModuleNode):
             raise TypeError("a parameter node is needed")
         object.__setattr__(self, "parameterNode", parameterNode)
+        for name, default in defaults.items():  # Slicer writes them at once, too
+            if not _has(parameterNode, name):
+                parameterNode.SetParameter(name, str(default))
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         if not isinstance(getattr(type(self), name, None), property):
@@ -40,16 +46,24 @@ def parameterNodeWrapper(cls: type) -> type:
     def RemoveObserver(self: Any, tag: int) -> None:
         self.parameterNode.RemoveObserver(tag)
 
-    for function in (__init__, __setattr__, AddObserver, RemoveObserver):
+    def StartModify(self: Any) -> int:
+        return self.parameterNode.StartModify()
+
+    def EndModify(self: Any, wasModified: int) -> int:
+        return self.parameterNode.EndModify(wasModified)
+
+    for function in (__init__, __setattr__, AddObserver, RemoveObserver, StartModify, EndModify):
         setattr(cls, function.__name__, function)
     return cls
 
 
-def _plain(name: str, kind: type, default: Any) -> property:
+def _has(parameterNode: Any, name: str) -> bool:
+    return name in parameterNode.GetParameterNames()
+
+
+def _plain(name: str, kind: type) -> property:
     def get(self: Any) -> Any:
         text = self.parameterNode.GetParameter(name)
-        if not self.parameterNode.HasParameter(name) if hasattr(self.parameterNode, "HasParameter") else not text:
-            return default
         return text == "True" if kind is bool else kind(text)
 
     def put(self: Any, value: Any) -> None:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hears what happens in the scene, and tells the panel once a turn of the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import slicer
+import vtk
+from slicer.util import VTKObservationMixin
+
+from ..mrml import input_of, place_results
+from ..mrml.nodes import INPUT_ROLE
+from .state import PanelState, is_result
+
+
+class SceneWatch(VTKObservationMixin):
+    """Observes the scene, the parameter node, and the CTs that have results.
+
+    :param parameters: returns the scene's parameter node in its wrapper.
+    :param closing: called when the scene is about to be closed.
+    :param changed: called when the panel has to show the parameter node and the scene anew.
+    """
+
+    def __init__(
+        self,
+        state: PanelState,
+        parameters: Callable[[], Any],
+        closing: Callable[[], None],
+        changed: Callable[[], None],
+    ) -> None:
+        import qt
+
+        super().__init__()
+        self._state, self._get_parameters, self._closing, self._changed = state, parameters, closing, changed
+        self._input_before_import: Any = None
+        # However many nodes come and go in one turn of the event loop, the panel is filled once.
+        self._timer = qt.QTimer()
+        self._timer.singleShot = True
+        self._timer.interval = 0
+        self._timer.connect("timeout()", self.refresh)
+        scene = state.scene
+        for event, observer in (
+            (scene.StartCloseEvent, self._on_start_close),
+            (scene.EndCloseEvent, self._on_end_close),
+            (scene.StartImportEvent, self._on_start_import),
+            (scene.EndImportEvent, self._on_end_import),
+            (scene.NodeAddedEvent, self._on_nodes_changed),
+            (scene.NodeRemovedEvent, self._on_nodes_changed),
+        ):
+            self.addObserver(scene, event, observer)
+
+    def close(self) -> None:
+        """Observe nothing any more."""
+        self._timer.stop()
+        self.removeObservers()
+
+    def take_over(self, keep: Any = None) -> None:
+        """Take over what was chosen in this scene, at first use or when the scene was loaded.
+
+        :param keep: the CT that was chosen before, which stays chosen.
+        """
+        if self._state.parameters is not None:
+            self.removeObserver(self._state.parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self._on_parameters)
+        self._state.parameters = self._get_parameters()
+        self.addObserver(self._state.parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self._on_parameters)
+        if self._state.contains(keep):
+            with self._state.writing() as parameters:
+                parameters.inputVolume = keep
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the parameter node and the scene as they are now."""
+        if self._state.parameters is None:
+            return
+        self._timer.stop()
+        if self._state.volume_node is None:
+            self._choose_first_ct()
+        self._observe_analyzed()
+        self._changed()
+
+    def _choose_first_ct(self) -> None:
+        for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+            if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not is_result(node) and node.GetImageData():
+                with self._state.writing() as parameters:
+                    parameters.inputVolume = node
+                return
+
+    def _observe_analyzed(self) -> None:
+        """Results follow the transforms that their CTs get later."""
+        scene = self._state.scene
+        for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())):
+            if is_result(node) and node.GetNodeReference(INPUT_ROLE) is not None:
+                event = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
+                if not self.hasObserver(input_of(node), event, self._on_transform):
+                    self.addObserver(input_of(node), event, self._on_transform)
+
+    def _on_transform(self, caller: Any, event: Any) -> None:
+        place_results(self._state.scene, caller)
+
+    def _on_nodes_changed(self, caller: Any, event: Any) -> None:
+        if not caller.IsClosing() and not caller.IsImporting():
+            self._timer.start()
+
+    def _on_parameters(self, caller: Any, event: Any) -> None:
+        if not self._state.is_writing:
+            self._timer.start()
+
+    def _on_start_close(self, caller: Any, event: Any) -> None:
+        self._closing()
+        self.removeObserver(self._state.parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self._on_parameters)
+        self._state.parameters = None
+
+    def _on_end_close(self, caller: Any, event: Any) -> None:
+        self.take_over()
+
+    def _on_start_import(self, caller: Any, event: Any) -> None:
+        self._input_before_import = self._state.volume_node
+
+    def _on_end_import(self, caller: Any, event: Any) -> None:
+        self.take_over(self._input_before_import)
