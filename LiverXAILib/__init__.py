@@ -11,9 +11,7 @@ Importing this package is cheap: torch and the image libraries are loaded when a
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._lazy import lazy_names
 from ._version import __version__
@@ -90,16 +88,6 @@ __all__ = [
     "write_volume",
 ]
 
-
-class _Package(ModuleType):
-    """Keeps ``lx.explain`` and ``lx.measure`` functions when the packages of the same name are imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 __getattr__ = lazy_names(__name__, _HOMES)
 

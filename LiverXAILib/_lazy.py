@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages whose public names are imported when they are first used (PEP 562).
+"""Packages whose public names are imported when they are first used (PEP 562), and packages that can be called.
 
 Slicer's main process, which shows results, thus never loads torch; it may not even be installed there yet.
 """
@@ -7,19 +7,49 @@ Slicer's main process, which shows results, thus never loads torch; it may not e
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A ``__getattr__`` for `package`; `homes` says in which of its modules each public name lives."""
+    """A ``__getattr__`` for `package`; `homes` says in which of its modules each public name lives.
+
+    A name that lives in a module of the same name is that module: see :func:`make_callable`.
+    """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{homes[name]}", package), name)
+        module = importlib.import_module(f".{homes[name]}", package)
+        value = module if homes[name] == name else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 
     return get
+
+
+class _CallablePackage(ModuleType):
+    """A package that is called as its function of the same name, so that both can be had under one name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(self, self.__name__.rpartition(".")[2])
+        return function
+
+
+def make_callable(package: str) -> None:
+    """Let calling `package` call its function of the same name: ``lx.explain(...)`` is ``lx.explain.explain(...)``.
+
+    ``import LiverXAILib.explain as x`` is then the package, as with any other, and ``x(...)`` works as well.
+    """
+    sys.modules[package].__class__ = _CallablePackage

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
+from .explain.catalog import CATALOG, DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from .analysis import Analysis
     from .context import RunContext
     from .models import Model
     from .volumes.volume import Volume
-
-#: :data:`LiverXAILib.explain.DEFAULT_METHOD`, without importing what it needs (a test compares).
-_METHOD = "hires-cam"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Options:
     """
 
     explain: tuple[str, ...] | None = None
-    method: str = _METHOD
+    method: str = DEFAULT_METHOD
     layer: str | None = None
     check: bool = False
     report: bool = True
@@ -133,8 +131,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="what to explain: liver, tumor, lesion:N, … (default: liver tumor; nothing after it: no explanation)",
     )
-    parser.add_argument("--method", default=_METHOD, help="explanation method (default: %(default)s)")
-    parser.add_argument("--layer", default=None, help="stage of the network to explain (default: the model's)")
+    parser.add_argument(
+        "--method",
+        default=DEFAULT_METHOD,
+        metavar="NAME",
+        help=f"explanation method: {'; '.join(f'{m.name}: {m.description}' for m in CATALOG.values())} "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--layer", default=None, help="layer of the network to explain (default: the model's)")
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
     parser.add_argument(
         "--report", action=argparse.BooleanOptionalAction, default=True, help="write report.html (default: yes)"

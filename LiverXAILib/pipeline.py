@@ -49,7 +49,7 @@ def analyze(
         "lesion:1" …). A question about something that was not found is skipped with a warning. None: those of
         :data:`DEFAULT_TARGETS` that the model knows.
     :param method: explanation method, see :data:`LiverXAILib.explain.METHODS`.
-    :param layer: stage of the network to explain; None: the model's default.
+    :param layer: layer of the network to explain; None: the model's default.
     :param check: also compute how faithful each explanation is, and how sure the model is of each lesion (takes
         several times longer).
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".

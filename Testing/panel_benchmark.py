@@ -82,7 +82,7 @@ def measure_steps(shape: list[int]) -> None:
     provenance = {"model": {"name": "none", "version": "1", "sha256": []}, "warnings": []}
     segmentation = Segmentation(labels, (LIVER, TUMOR), {"liver": probability}, {}, provenance)
     heat = labels.with_array(random.random(shape, dtype=np.float32))
-    explanations = tuple(Explanation(heat, 1.0, Target(name), "seg-grad-cam", "") for name in ("liver", "tumor"))
+    explanations = tuple(Explanation(heat, 1.0, Target.parse(name), "seg-grad-cam", "") for name in ("liver", "tumor"))
     measurements = Measurements(1.0, None, None, (), None, None, None, ())
     analysis = Analysis(labels, spec, segmentation, explanations, measurements, {"warnings": []})
     ct = volume_to_node(labels.with_array(array.astype(np.int16)), scene, "CT")

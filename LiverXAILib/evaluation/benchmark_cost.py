@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from ..explain import METHODS, Target, explain_all
-from ..explain.run import Question, StageRun, ask
+from ..explain.score import ScoreTarget, build_score
+from ..explain.stage_context import StageContext
 from ..explain.stitching import stage_maps
 from ..inference import Segmentation, lesion_components, segment, select_device
 from ..models import Model, load_model
@@ -54,31 +55,31 @@ def benchmark_cost(
     (:func:`~LiverXAILib.explain.explain_all`), beside the stage's pass over the image.
     """
     segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
-    question_text = Target.parse(target)
-    stage = model.spec.stage_of(question_text.resolve(segmentation).label)
-    run = StageRun.prepare(volume, model, stage, segmentation, select_device(device))
-    question = ask(question_text, segmentation, model, run, cancel)
+    asked = Target.parse(target)
+    stage = model.spec.stage_of(asked.resolve(segmentation).label)
+    run = StageContext.prepare(volume, model, stage, segmentation, select_device(device))
+    score_target = build_score(asked, segmentation, model, run, cancel)
     layer = layer or stage.default_layer
-    box = run.plan.boxes[question.focus]
-    alone = replace(question, windows={question.focus: question.windows[question.focus]})
+    box = run.plan.boxes[score_target.focus]
+    alone = replace(score_target, windows={score_target.focus: score_target.windows[score_target.focus]})
     jobs: dict[str, Callable[[], object]] = {
-        "forward pass": lambda: _forward(run, question, [question.focus]),
+        "forward pass": lambda: _forward(run, score_target, [score_target.focus]),
         "LiverXAI, one question": lambda: _maps(run, [alone], layer),
         "LiverXAI, four questions": lambda: _maps(run, [alone] * 4, layer),
     }
-    share = question.share(box, run.plan.weight(box))
-    scored = _Score(run, question, share).to(run.device)
+    share = score_target.window_weights(box, run.plan.weight(box))
+    scored = _Score(run, score_target, share).to(run.device)
     window = run.image[box][None, None].to(run.device)
     if (job := _captum(scored, layer, window)) is not None:
         jobs["captum LayerGradCam"] = job
     if (job := _monai(scored, layer, window)) is not None:
         jobs["MONAI GradCAM"] = job
-    touched, every = list(question.windows), list(range(len(run.plan.boxes)))
-    jobs[f"forward pass, {len(touched)} windows"] = lambda: _forward(run, question, touched)
-    jobs[f"LiverXAI, {len(touched)} windows"] = lambda: _maps(run, [question], layer)
+    touched, every = list(score_target.windows), list(range(len(run.plan.boxes)))
+    jobs[f"forward pass, {len(touched)} windows"] = lambda: _forward(run, score_target, touched)
+    jobs[f"LiverXAI, {len(touched)} windows"] = lambda: _maps(run, [score_target], layer)
     texts = _liver_and_lesions(segmentation, stage.labels)
-    several = [ask(Target.parse(text), segmentation, model, run, cancel) for text in texts]
-    jobs[f"segmentation's pass, {len(every)} windows"] = lambda: _forward(run, question, every)
+    several = [build_score(Target.parse(text), segmentation, model, run, cancel) for text in texts]
+    jobs[f"segmentation's pass, {len(every)} windows"] = lambda: _forward(run, score_target, every)
     jobs[f"LiverXAI, {', '.join(texts)}"] = lambda: _maps(run, several, layer)
     jobs["the same on the image's grid"] = lambda: explain_all(
         volume, model, segmentation, texts, layer=layer, device=device
@@ -121,10 +122,10 @@ def _liver_and_lesions(segmentation: Segmentation, labels: Collection[str]) -> l
 class _Score(nn.Module):
     """The stage's first network with the question's score as its output: what a library for classifiers expects."""
 
-    def __init__(self, run: StageRun, question: Question, share: torch.Tensor) -> None:
+    def __init__(self, run: StageContext, score_target: ScoreTarget, share: torch.Tensor) -> None:
         super().__init__()
         self.network = run.networks[0]
-        self.channels = list(question.channels)
+        self.channels = list(score_target.channels)
         self.register_buffer("share", share)
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
@@ -132,14 +133,14 @@ class _Score(nn.Module):
         return (self.network(window)[0, self.channels] * self.share).sum().reshape(1, 1)
 
 
-def _forward(run: StageRun, question: Question, windows: Sequence[int]) -> None:
+def _forward(run: StageContext, score_target: ScoreTarget, windows: Sequence[int]) -> None:
     with torch.inference_mode():
         for number in windows:
             run.forward(0, run.plan.boxes[number])
 
 
-def _maps(run: StageRun, questions: list[Question], layer: str) -> None:
-    for _ in stage_maps(replace(run, networks=run.networks[:1]), questions, METHODS["seg-grad-cam"], layer):
+def _maps(run: StageContext, score_targets: list[ScoreTarget], layer: str) -> None:
+    for _ in stage_maps(replace(run, networks=run.networks[:1]), score_targets, METHODS["seg-grad-cam"], layer):
         pass
 
 
@@ -232,7 +233,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", metavar="CASE", type=Path, help="a CT: file or DICOM folder")
     parser.add_argument("--model", default="default", help="name or folder of a model (default: default)")
     parser.add_argument("--target", default="tumor", help="what to explain (default: tumor)")
-    parser.add_argument("--layer", default=None, help="stage of the network (default: the model's)")
+    parser.add_argument("--layer", default=None, help="layer of the network (default: the model's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts (default: 3)")
 

@@ -5,7 +5,7 @@ A default method should be the one that measures best on the model at hand, not 
 one map: the faithfulness card of :mod:`LiverXAILib.explain.faithfulness` in numbers, beside the controls.
 
 A model of nine stages has 45 maps for a question, so they share what they can: the stages and methods of one network
-come from a single pass forth and back, noise and each draw of shuffled weights from one more. What is left, the
+come from a single forward and backward pass, noise and each draw of shuffled weights from one more. What is left, the
 deletion and insertion curves, have fewer points than in a single map's check, and the maps of shuffled networks are
 compared by rank only.
 """
@@ -25,8 +25,9 @@ from typing import Any
 
 from ..errors import UsageError
 from ..explain import METHODS, EmptyTargetError, Target
-from ..explain.faithfulness import DRAWS, Examination, energy_lift, shuffled_networks
-from ..explain.run import EXAMINED_MM, StageMap, StageRun, ask
+from ..explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift, shuffled_networks
+from ..explain.score import EXAMINED_MM, build_score
+from ..explain.stage_context import StageContext, StageMap
 from ..explain.stitching import recorded, stage_maps
 from ..files import replacing
 from ..inference import segment, select_device
@@ -75,25 +76,25 @@ def benchmark_explain(
             inner = scaled(part, 0.1 + 0.9 * index / len(targets), 0.1 + 0.9 * (index + 1) / len(targets))
             target = Target.parse(text)
             stage = model.spec.stage_of(target.resolve(segmentation).label)
-            run = StageRun.prepare(volume, model, stage, segmentation, select_device(device))
+            run = StageContext.prepare(volume, model, stage, segmentation, select_device(device))
             try:
-                question = ask(target, segmentation, model, run, cancel)
+                score_target = build_score(target, segmentation, model, run, cancel)
             except EmptyTargetError:
                 continue
-            exam = Examination(run, question, cancel=cancel, points=points, limit_mm=field_mm)
+            evaluator = FaithfulnessEvaluator(run, score_target, cancel=cancel, points=points, limit_mm=field_mm)
             read = [layer.name for layer in stage.layers] if layers is None else list(layers)
             total = sum(len(read) if METHODS[method].layer_maps else 1 for method in methods)
-            for count, (method, layer, maps) in enumerate(_maps(exam, methods, read)):
+            for count, (method, layer, maps) in enumerate(_maps(evaluator, methods, read)):
                 check_cancel(cancel)
                 report_progress(inner, f"{name}: {text}, {method} {layer}", count / total)
                 result, noisy, *shuffled = maps
                 trained = result.values.clamp_min(0)
-                card = exam.card(
+                card = evaluator.evaluate(
                     result.values,
                     trained,
                     {1.0: [other.values.clamp_min(0) for other in shuffled]},
                     noisy.values.clamp_min(0),
-                    energy_lift(result.values, exam.run, exam.question),
+                    energy_lift(result.values, evaluator.run, evaluator.score_target),
                     bool(result.warnings),
                 )
                 rows.append({"case": name, "target": text, "method": method, "layer": layer} | _row(card))
@@ -103,21 +104,22 @@ def benchmark_explain(
 
 
 def _maps(
-    exam: Examination, methods: Sequence[str], layers: Sequence[str]
+    evaluator: FaithfulnessEvaluator, methods: Sequence[str], layers: Sequence[str]
 ) -> Iterator[tuple[str, str, list[StageMap]]]:
     """Each method and layer with its maps in the window: of the network, under noise, and of shuffled networks.
 
     Of the latter as many as in a single map's check: one where the method reads no layer.
     """
-    runs = [exam.run, exam.noisy_run]
+    runs = [evaluator.run, evaluator.noisy_run]
     for draw in range(DRAWS):
-        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
-        runs.append(replace(exam.run, networks=networks))
+        ((_, networks),) = shuffled_networks(evaluator.run, 1, draw)
+        runs.append(replace(evaluator.run, networks=networks))
     with ExitStack() as stack:
         recordings = []
         if any(METHODS[name].layer_maps for name in methods):
             recordings = [
-                stack.enter_context(recorded(run, [exam.question], layers, cancel=exam.cancel)) for run in runs
+                stack.enter_context(recorded(run, [evaluator.score_target], layers, cancel=evaluator.cancel))
+                for run in runs
             ]
         for name in methods:
             method = METHODS[name]
@@ -125,7 +127,14 @@ def _maps(
                 for layer in layers:
                     yield name, layer, [recording.map(0, method, layer) for recording in recordings]
             else:
-                yield name, "", [next(stage_maps(run, [exam.question], method, cancel=exam.cancel)) for run in runs[:3]]
+                yield (
+                    name,
+                    "",
+                    [
+                        next(stage_maps(run, [evaluator.score_target], method, cancel=evaluator.cancel))
+                        for run in runs[:3]
+                    ],
+                )
 
 
 def _row(card: Mapping[str, Any]) -> Row:

@@ -1,21 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why the model answered as it did: questions, methods, exact maps from windows, and checks of their faithfulness."""
+"""Why the model answered as it did: targets, methods, exact maps from windows, and checks of their faithfulness.
+
+The package itself can be called: ``LiverXAILib.explain(volume, model, segmentation)`` is :func:`explain`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._lazy import lazy_names
-from .explanation import DEFAULT_METHOD, Explanation
-from .targets import EmptyTargetError, Target
+from .._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
-    from .engine import explain, explain_all
+    from .catalog import CATALOG, DEFAULT_METHOD, MethodInfo
+    from .explainer import explain, explain_all
+    from .explanation import Explanation
     from .methods import METHODS, Method
+    from .targets import (
+        BoxTarget,
+        Contrast,
+        EmptyTargetError,
+        LabelTarget,
+        LesionTarget,
+        PlaceTarget,
+        PointTarget,
+        Target,
+        WhyNot,
+    )
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "EmptyTargetError", "Explanation", "Method", "Target", "explain", "explain_all"]
+__all__ = [
+    "CATALOG",
+    "DEFAULT_METHOD",
+    "METHODS",
+    "BoxTarget",
+    "Contrast",
+    "EmptyTargetError",
+    "Explanation",
+    "LabelTarget",
+    "LesionTarget",
+    "Method",
+    "MethodInfo",
+    "PlaceTarget",
+    "PointTarget",
+    "Target",
+    "WhyNot",
+    "explain",
+    "explain_all",
+]
 
 # What needs torch is imported when it is first used: Slicer's main process shows heat maps and never loads torch.
 __getattr__ = lazy_names(
-    __name__, {"METHODS": "methods", "Method": "methods", "explain": "engine", "explain_all": "engine"}
-)
+    __name__,
+    {
+        **dict.fromkeys(("CATALOG", "DEFAULT_METHOD", "MethodInfo"), "catalog"),
+        **dict.fromkeys(("explain", "explain_all"), "explainer"),
+        "Explanation": "explanation",
+        **dict.fromkeys(("METHODS", "Method"), "methods"),
+        **dict.fromkeys(
+            (
+                "BoxTarget", "Contrast", "EmptyTargetError", "LabelTarget", "LesionTarget", "PlaceTarget",
+                "PointTarget", "Target", "WhyNot",
+            ),
+            "targets",
+        ),
+    },
+)  # fmt: skip
+make_callable(__name__)

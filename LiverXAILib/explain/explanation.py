@@ -10,9 +10,6 @@ from typing import Any
 from ..volumes.volume import Volume
 from .targets import Target
 
-#: The method that measures best: see docs/explanations.md.
-DEFAULT_METHOD = "hires-cam"
-
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -23,7 +20,7 @@ class Explanation:
         compared with it. 0 means that the map is empty.
     :param target: the question.
     :param method: name of the method, e.g. "hires-cam".
-    :param layer: dotted name of the explained stage of the network, or "" for methods that need none.
+    :param layer: dotted name of the explained layer of the network, or "" for methods that need none.
     :param faithfulness: JSON-ready result of the checks, or None if they were not run.
     :param warnings: sentences for the user (degenerate layer, empty map …).
     :param provenance: JSON-ready: model, stage, windows, time.

@@ -2,15 +2,15 @@
 """How far a heat map can be trusted: checks of one explanation, each with its formula, its source and its controls.
 
 All checks run in one window, the one that decides most of the question, or in the part of it around the target (see
-:meth:`LiverXAILib.explain.run.Question.in_focus`), on the grid of the network. There
+:meth:`LiverXAILib.explain.score.ScoreTarget.in_focus`), on the grid of the network. There
 
     f(x) = sum_y T(y) p(y; x) / sum_y T(y),
 
 the mean probability p of the answer over the target's share T of the window, for an image x. To "delete" a voxel is to
 replace it by the blurred CT: an image without the structure that a scanner could have made. Air or zeros would be
 answered for their edges (Hase et al. 2021, "The Out-of-Distribution Problem in Explainability"). The blur is a
-Gaussian of :data:`~LiverXAILib.explain.run.BLUR_MM`, or, since a large organ outlasts that, of half the radius of a
-ball with the target's volume.
+Gaussian of :data:`~LiverXAILib.explain.stage_context.BLUR_MM`, or, since a large organ outlasts that, of half the
+radius of a ball with the target's volume.
 
 A number alone says little, so the same is computed for maps that explain nothing: the network's own score ("logit
 map"), the CT's edges, smooth noise, and the map of the same method for a network whose weights were shuffled.
@@ -33,7 +33,8 @@ from torch import nn
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.box import Box
 from .methods import Method
-from .run import BLUR_MM, EXAMINED_MM, Question, StageMap, StageRun, gaussian
+from .score import EXAMINED_MM, ScoreTarget
+from .stage_context import BLUR_MM, StageContext, StageMap, gaussian
 from .stitching import stage_maps
 
 #: Points of the deletion and insertion curves, including both ends.
@@ -64,7 +65,7 @@ _RIM_MM = 5.0
 _SAMPLE = 60_000
 
 
-class Examination:
+class FaithfulnessEvaluator:
     """The window in which a question is examined, and what does not depend on the map: scores and controls.
 
     Deterministic: all random numbers come from a fixed seed.
@@ -75,22 +76,22 @@ class Examination:
 
     def __init__(
         self,
-        run: StageRun,
-        question: Question,
+        run: StageContext,
+        score_target: ScoreTarget,
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
         points: int = POINTS,
         limit_mm: float = EXAMINED_MM,
     ) -> None:
-        self.run, self.question, self.box = question.in_focus(run, limit_mm)
+        self.run, self.score_target, self.box = score_target.in_focus(run, limit_mm)
         self.progress = progress
         self.cancel = cancel
         self.points = points
         self.passes = 0
-        self._weights = self.question.weights.abs().sum(dim=0)
+        self._weights = self.score_target.weights.abs().sum(dim=0)
         self._weights = self._weights / self._weights.sum()
         voxel = float(np.prod(run.spacing))
-        radius = (float((question.weights.abs().sum(dim=0) > 0).sum()) * voxel * 0.75 / np.pi) ** (1 / 3)
+        radius = (float((score_target.weights.abs().sum(dim=0) > 0).sum()) * voxel * 0.75 / np.pi) ** (1 / 3)
         self.blur_mm = max(BLUR_MM, radius / 2)
         self._blurred = _blurred(run, self.box, self.blur_mm)
         self._volume_ml = float(np.prod(self.run.plan.shape)) * voxel / 1000
@@ -176,7 +177,7 @@ class Examination:
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
         }
 
-    def card(
+    def evaluate(
         self,
         values: torch.Tensor,
         trained: torch.Tensor,
@@ -234,14 +235,14 @@ class Examination:
             "baseline": f"the CT after a Gaussian of {self.blur_mm:.3g} mm",
             "examined_ml": round(self._volume_ml, 1),
         }
-        complaints = ["it is empty"] if float(values.max()) <= 0 else _complaints(card)
+        failed = ["it is empty"] if float(values.max()) <= 0 else _failed_checks(card)
         if warned:
-            complaints.append("there is a warning about it")
-        card["passed"] = not complaints
-        card["sentence"] = f"This map did not pass: {'; '.join(complaints)}." if complaints else self._praise(card)
+            failed.append("there is a warning about it")
+        card["passed"] = not failed
+        card["sentence"] = f"This map did not pass: {'; '.join(failed)}." if failed else self._pass_sentence(card)
         return card
 
-    def _praise(self, card: dict[str, Any]) -> str:
+    def _pass_sentence(self, card: dict[str, Any]) -> str:
         """What a reader who trusts the map should know of how it was tested."""
         target = float((self._weights > 0).float().mean())
         point = next(n for n, fraction in enumerate(card["curves"]["fractions"]) if fraction >= target)
@@ -262,11 +263,11 @@ class Examination:
         if noise:
             run = self.noisy_run
         self._count()
-        (result,) = stage_maps(run, [self.question], method, layer, None, self.cancel)
+        (result,) = stage_maps(run, [self.score_target], method, layer, None, self.cancel)
         return result.values.clamp_min(0)
 
     @property
-    def noisy_run(self) -> StageRun:
+    def noisy_run(self) -> StageContext:
         """The window under white noise of :data:`NOISE_HU`."""
         scale = NOISE_HU / self.run.stage.intensity.scale
         noise = torch.randn(self.run.image.shape, generator=self._generator(2))
@@ -277,8 +278,8 @@ class Examination:
         self._count()
         with torch.inference_mode():
             window = image.to(self.run.device)
-            logits = torch.stack([self.run.network(member, window) for member in range(len(self.run.passes))])
-            return self.question.evidence(logits.mean(dim=0)).cpu()
+            logits = torch.stack([self.run.network(pass_index, window) for pass_index in range(len(self.run.passes))])
+            return self.score_target.evidence(logits.mean(dim=0)).cpu()
 
     def _count(self) -> None:
         self.passes += 1
@@ -299,8 +300,8 @@ def two_digits(value: float) -> str:
 
 
 def check_faithfulness(
-    run: StageRun,
-    question: Question,
+    run: StageContext,
+    score_target: ScoreTarget,
     method: Method,
     layer: str,
     result: StageMap,
@@ -311,31 +312,31 @@ def check_faithfulness(
 
     :param result: the map on the padded grid of `run`.
 
-    Beside what :meth:`Examination.card` says, the controls hold the curves of the map of a network with shuffled
-    weights: of the one whose likeness is the median. Methods that read no layer take so many passes that all layers
-    are shuffled at once, and once.
+    Beside what :meth:`FaithfulnessEvaluator.evaluate` says, the controls hold the curves of the map of a network with
+    shuffled weights: of the one whose likeness is the median. Methods that read no layer take so many passes that all
+    layers are shuffled at once, and once.
     """
     started = time.perf_counter()
-    exam = Examination(run, question, progress, cancel)
-    trained, noisy = exam.map(method, layer), exam.map(method, layer, noise=True)
+    evaluator = FaithfulnessEvaluator(run, score_target, progress, cancel)
+    trained, noisy = evaluator.map(method, layer), evaluator.map(method, layer, noise=True)
     levels, draws = (LEVELS, DRAWS) if method.layer_maps is not None else (1, 1)
     shuffled: dict[float, list[torch.Tensor]] = {}
     for draw in range(draws):
-        for share, networks in shuffled_networks(exam.run, levels if draw == 0 else 1, draw):
-            shuffled.setdefault(share, []).append(exam.map(method, layer, networks))
+        for share, networks in shuffled_networks(evaluator.run, levels if draw == 0 else 1, draw):
+            shuffled.setdefault(share, []).append(evaluator.map(method, layer, networks))
     typical = sorted(shuffled[1.0], key=lambda other: spearman(trained, other))[draws // 2]
-    controls = {"shuffled network": exam.curves(typical)}
-    lift = energy_lift(result.values, run, question)
+    controls = {"shuffled network": evaluator.curves(typical)}
+    lift = energy_lift(result.values, run, score_target)
     warned = bool(result.warnings)
-    card = exam.card(result.values[exam.box], trained, shuffled, noisy, lift, warned, controls)
-    return {**card, "passes": exam.passes, "seconds": round(time.perf_counter() - started, 1)}
+    card = evaluator.evaluate(result.values[evaluator.box], trained, shuffled, noisy, lift, warned, controls)
+    return {**card, "passes": evaluator.passes, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def energy_lift(values: torch.Tensor, run: StageRun, question: Question) -> float:
+def energy_lift(values: torch.Tensor, run: StageContext, score_target: ScoreTarget) -> float:
     """The target's part of the positive map's sum, over the target's part of the image's voxels."""
     positive = run.plan.unpad(values.clamp_min(0))
     target = torch.zeros(run.plan.padded_shape, dtype=torch.bool)
-    target[question.box] = question.weights.abs().sum(dim=0) > 0
+    target[score_target.box] = score_target.weights.abs().sum(dim=0) > 0
     target = run.plan.unpad(target)
     total = float(positive.sum())
     if total == 0:
@@ -368,7 +369,7 @@ def _mirror_correlations(values: torch.Tensor) -> list[float]:
     return [spearman(values, values.flip(flip)) for flip in flips]
 
 
-def shuffled_networks(run: StageRun, levels: int, draw: int = 0) -> Iterator[tuple[float, list[nn.Module]]]:
+def shuffled_networks(run: StageContext, levels: int, draw: int = 0) -> Iterator[tuple[float, list[nn.Module]]]:
     """Yield (fraction of layers shuffled, networks), from the last layers to all of them; another way for each `draw`.
 
     Shuffling a layer permutes the values of its weights: as good as random, but of the right scale, so that the
@@ -377,10 +378,10 @@ def shuffled_networks(run: StageRun, levels: int, draw: int = 0) -> Iterator[tup
     networks = [copy.deepcopy(network) for network in run.networks]
     orders = [_weighted_layers(network, run) for network in networks]
     for level in range(levels):
-        for member, order in enumerate(orders):
+        for pass_index, order in enumerate(orders):
             start, stop = (round(len(order) * n / levels) for n in (level, level + 1))
             for number, module in enumerate(order[start:stop]):
-                generator = torch.Generator().manual_seed(100_000 * draw + 1000 * member + start + number)
+                generator = torch.Generator().manual_seed(100_000 * draw + 1000 * pass_index + start + number)
                 for parameter in module.parameters(recurse=False):
                     values = parameter.detach().flatten()
                     shuffle = torch.randperm(values.numel(), generator=generator).to(values.device)
@@ -388,7 +389,7 @@ def shuffled_networks(run: StageRun, levels: int, draw: int = 0) -> Iterator[tup
         yield round((level + 1) / levels, 3), networks
 
 
-def _weighted_layers(network: nn.Module, run: StageRun) -> list[nn.Module]:
+def _weighted_layers(network: nn.Module, run: StageContext) -> list[nn.Module]:
     """The modules that hold parameters, in the order in which they run, last first."""
     order: list[nn.Module] = []
     handles = [
@@ -403,7 +404,7 @@ def _weighted_layers(network: nn.Module, run: StageRun) -> list[nn.Module]:
     return list(dict.fromkeys(reversed(order)))
 
 
-def _complaints(card: dict[str, Any]) -> list[str]:
+def _failed_checks(card: dict[str, Any]) -> list[str]:
     """Why a map does not pass, in words."""
     gain = card["curves"]["gain"]
     found = []
@@ -432,7 +433,7 @@ def _complaints(card: dict[str, Any]) -> list[str]:
     return found
 
 
-def _blurred(run: StageRun, box: Box, sigma_mm: float) -> torch.Tensor:
+def _blurred(run: StageContext, box: Box, sigma_mm: float) -> torch.Tensor:
     """The part of the image at `box` after a Gaussian, without blurring all of it."""
     reach = [round(3 * sigma_mm / size) for size in run.spacing]
     around = box.grown(reach, run.image.shape)

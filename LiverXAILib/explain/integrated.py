@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 
 from ..progress import CancelToken, Progress, check_cancel, report_progress
-from .run import Question, StageMap, StageRun
+from .score import ScoreTarget
+from .stage_context import StageContext, StageMap
 
 #: Steps of the path.
 STEPS = 16
@@ -26,19 +27,23 @@ STEPS = 16
 _TOLERANCE = 0.1
 
 
-def from_tissue(run: StageRun, question: Question, progress: Progress | None, cancel: CancelToken | None) -> StageMap:
+def from_tissue(
+    run: StageContext, score_target: ScoreTarget, progress: Progress | None, cancel: CancelToken | None
+) -> StageMap:
     """Integrated gradients from an image that is plain tissue of the target's organ everywhere."""
-    return integrated_gradients(run, question, run.tissue, STEPS, progress, cancel)
+    return integrated_gradients(run, score_target, run.tissue, STEPS, progress, cancel)
 
 
-def from_air(run: StageRun, question: Question, progress: Progress | None, cancel: CancelToken | None) -> StageMap:
+def from_air(
+    run: StageContext, score_target: ScoreTarget, progress: Progress | None, cancel: CancelToken | None
+) -> StageMap:
     """Integrated gradients from an image that is air everywhere."""
-    return integrated_gradients(run, question, run.air, STEPS, progress, cancel)
+    return integrated_gradients(run, score_target, run.air, STEPS, progress, cancel)
 
 
 def integrated_gradients(
-    run: StageRun,
-    question: Question,
+    run: StageContext,
+    score_target: ScoreTarget,
     baseline: float,
     steps: int,
     progress: Progress | None = None,
@@ -51,27 +56,27 @@ def integrated_gradients(
     difference = run.image - baseline
     total = torch.zeros_like(run.image)
     ends = torch.zeros(2, dtype=torch.float64)
-    members = range(len(run.passes))
-    for done, number in enumerate(question.windows):
+    passes = range(len(run.passes))
+    for done, number in enumerate(score_target.windows):
         box = run.plan.boxes[number]
-        share = question.share(box, run.plan.weight(box)).to(run.device)
+        share = score_target.window_weights(box, run.plan.weight(box)).to(run.device)
         part = difference[box].to(run.device)
-        for member in members:
+        for pass_index in passes:
             for step in range(steps):
                 check_cancel(cancel)
                 report_progress(
                     progress,
-                    f"Explaining ({run.stage.name}): window {done + 1} of {len(question.windows)}",
-                    (done + (member + step / steps) / len(members)) / len(question.windows),
+                    f"Explaining ({run.stage.name}): window {done + 1} of {len(score_target.windows)}",
+                    (done + (pass_index + step / steps) / len(passes)) / len(score_target.windows),
                 )
                 point = (baseline + (step + 0.5) / steps * part).requires_grad_()
                 with torch.enable_grad():
-                    score = question.score(run.network(member, point), share) / len(members)
+                    score = score_target.score(run.network(pass_index, point), share) / len(passes)
                 (gradient,) = torch.autograd.grad(score, point)
                 total[box] += gradient.cpu() / steps
             with torch.inference_mode():
                 for end, point in enumerate((torch.full_like(part, baseline), baseline + part)):
-                    ends[end] += question.score(run.network(member, point), share).cpu() / len(members)
+                    ends[end] += score_target.score(run.network(pass_index, point), share).cpu() / len(passes)
     values = total * difference
     change = float(ends[1] - ends[0])
     error = abs(float(values.double().sum()) - change)
@@ -79,13 +84,14 @@ def integrated_gradients(
     if error > _TOLERANCE * abs(change):
         warnings.append(
             f"Integrated gradients are incomplete: they sum to {float(values.sum()):.3g} where the score changes by "
-            f"{change:.3g}. The network is too crooked along the path for {steps} steps; read the map with care."
+            f"{change:.3g}. The gradient varies too strongly along the integration path for {steps} "
+            "steps; read the map with care."
         )
     details = {
         "steps": steps,
         "score_change": change,
         "completeness_error": error,
-        "windows_run": len(question.windows),
+        "windows_run": len(score_target.windows),
         "windows": len(run.plan.boxes),
     }
     return StageMap(values, warnings, details)

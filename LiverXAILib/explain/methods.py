@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods by name, and those that turn a layer's activations and gradients into a map.
 
-A new method is one function here, or one in its own file that maps a whole image, and a line in :data:`METHODS`. Each
-function here gets a :class:`Record` of every window that the question touches and yields one map a window, on the
-layer's own lattice. `S` is the score of the question, `A_k` the activation of channel k, `g_k = dS/dA_k` its gradient,
-`j` a cell of the layer, `p` a window. Sums over `p` make the result that of one graph over the whole image.
+A new method is one function here, or one in its own file that maps a whole image, and an entry in
+:data:`LiverXAILib.explain.catalog.CATALOG`. Each function here gets a :class:`Record` of every window that the question
+touches and yields one map a window, on the layer's own lattice. `S` is the score of the question, `A_k` the activation
+of channel k, `g_k = dS/dA_k` its gradient, `j` a cell of the layer, `p` a window. Sums over `p` make the result that of
+one graph over the whole image.
 
 What is left to :mod:`LiverXAILib.explain.stitching`: blending the windows, keeping the positive part, resampling,
 normalizing.
@@ -22,9 +23,11 @@ import torch
 from torch.nn import functional
 
 from ..progress import CancelToken, Progress
+from .catalog import CATALOG, MethodInfo
 from .integrated import from_air, from_tissue
 from .occlusion import occlusion
-from .run import Question, StageMap, StageRun
+from .score import ScoreTarget
+from .stage_context import StageContext, StageMap
 
 #: Seg-XRes-CAM averages the gradient over blocks of this many cells along each axis.
 _POOL = 4
@@ -67,6 +70,54 @@ class TensorFile:
         return torch.frombuffer(bytearray(self._file.read(size)), dtype=torch.float32).reshape(self._shape)
 
 
+LayerMaps = Callable[[Record], Iterator[torch.Tensor]]
+ImageMap = Callable[[StageContext, ScoreTarget, Progress | None, CancelToken | None], StageMap]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method of :data:`~LiverXAILib.explain.catalog.CATALOG` is computed.
+
+    :param info: its name and what users read about it.
+    :param layer_maps: for methods that read a layer: activations and gradients in, a map for each window out.
+    :param image_map: for methods that change the image: the run and the score in, the whole map out.
+    :param blended: whether a window's map is a *state* of the network (blended with the windows' known weights) or a
+        *share* of the score (summed).
+    """
+
+    info: MethodInfo
+    layer_maps: LayerMaps | None = None
+    image_map: ImageMap | None = None
+    blended: bool = False
+
+    @property
+    def name(self) -> str:
+        """As users write it."""
+        return self.info.name
+
+
+#: Methods that read a layer are entered by :func:`_layer_method`.
+_METHODS: dict[str, Method] = {
+    name: Method(CATALOG[name], image_map=function)
+    for name, function in (
+        ("integrated-gradients", from_tissue),
+        ("integrated-gradients-air", from_air),
+        ("occlusion", occlusion),
+    )
+}
+
+
+def _layer_method(name: str, blended: bool = False) -> Callable[[LayerMaps], LayerMaps]:
+    """Enter the function below as the method that the catalog calls `name`."""
+
+    def enter(function: LayerMaps) -> LayerMaps:
+        _METHODS[name] = Method(CATALOG[name], function, blended=blended)
+        return function
+
+    return enter
+
+
+@_layer_method("seg-grad-cam", blended=True)
 def seg_grad_cam(record: Record) -> Iterator[torch.Tensor]:
     """``sum_k alpha_k A_k`` with ``alpha_k = 1/N sum_p sum_j g_k(j)``: which channels matter for S, and where they are.
 
@@ -78,6 +129,7 @@ def seg_grad_cam(record: Record) -> Iterator[torch.Tensor]:
         yield torch.tensordot(alpha, activation, dims=1)
 
 
+@_layer_method("seg-grad-cam++", blended=True)
 def seg_grad_cam_plus_plus(record: Record) -> Iterator[torch.Tensor]:
     """``sum_k w_k A_k`` with ``w_k = sum_pj g_k^2 / (2 g_k^2 + g_k^3 sum A_k) * relu(g_k)``.
 
@@ -101,6 +153,7 @@ def _plus_plus_weights(gradient: torch.Tensor, total: torch.Tensor) -> torch.Ten
     return (positive / (2 + positive * total[:, None])).sum(dim=1)
 
 
+@_layer_method("hires-cam")
 def hires_cam(record: Record) -> Iterator[torch.Tensor]:
     """``sum_k g_k(j) A_k(j)``: faithful to the place.
 
@@ -110,6 +163,7 @@ def hires_cam(record: Record) -> Iterator[torch.Tensor]:
         yield (activation * gradient).sum(dim=0)
 
 
+@_layer_method("seg-xres-cam")
 def seg_xres_cam(record: Record) -> Iterator[torch.Tensor]:
     """HiResCAM with the gradient averaged over blocks of 4 cells, linear between them: midway to Seg-Grad-CAM.
 
@@ -124,6 +178,7 @@ def seg_xres_cam(record: Record) -> Iterator[torch.Tensor]:
         yield (activation * smooth[0, :, :a, :b, :c]).sum(dim=0)
 
 
+@_layer_method("layer-cam")
 def layer_cam(record: Record) -> Iterator[torch.Tensor]:
     """``sum_k relu(g_k(j)) A_k(j)``. Jiang et al., IEEE TIP 2021, "LayerCAM: Exploring Hierarchical Class Activation
     Maps for Localization"."""
@@ -131,79 +186,5 @@ def layer_cam(record: Record) -> Iterator[torch.Tensor]:
         yield (activation * gradient.clamp_min(0)).sum(dim=0)
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to answer a question.
-
-    :param name: as users write it.
-    :param title: as reports print it.
-    :param description: one line in plain words.
-    :param layer_maps: for methods that read a layer: activations and gradients in, a map for each window out.
-    :param image_map: for methods that change the image: the run and the question in, the whole map out.
-    :param blended: whether a window's map is a *state* of the network (blended with the windows' known weights) or a
-        *share* of the score (summed).
-    """
-
-    name: str
-    title: str
-    description: str
-    layer_maps: Callable[[Record], Iterator[torch.Tensor]] | None = None
-    image_map: Callable[[StageRun, Question, Progress | None, CancelToken | None], StageMap] | None = None
-    blended: bool = False
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "seg-grad-cam",
-            "Seg-Grad-CAM",
-            "features that matter for the answer, wherever they are near it (smooth, not place-specific)",
-            seg_grad_cam,
-            blended=True,
-        ),
-        Method(
-            "seg-grad-cam++",
-            "Seg-Grad-CAM++",
-            "as Seg-Grad-CAM, counting only what speaks for the answer",
-            seg_grad_cam_plus_plus,
-            blended=True,
-        ),
-        Method(
-            "hires-cam",
-            "HiResCAM",
-            "what each place contributed to the answer (grainier)",
-            hires_cam,
-        ),
-        Method(
-            "seg-xres-cam",
-            "Seg-XRes-CAM",
-            "between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks",
-            seg_xres_cam,
-        ),
-        Method(
-            "layer-cam",
-            "LayerCAM",
-            "places where more of a feature would have strengthened the answer",
-            layer_cam,
-        ),
-        Method(
-            "integrated-gradients",
-            "Integrated gradients (from liver density)",
-            "voxels whose difference from plain liver tissue made the answer (slow)",
-            image_map=from_tissue,
-        ),
-        Method(
-            "integrated-gradients-air",
-            "Integrated gradients (from air)",
-            "voxels whose difference from air made the answer (slow)",
-            image_map=from_air,
-        ),
-        Method(
-            "occlusion",
-            "Occlusion",
-            "how much the answer suffers when a place is blurred away (model-agnostic, slow)",
-            image_map=occlusion,
-        ),
-    )
-}
+#: The methods by name, in the order of the catalog.
+METHODS: dict[str, Method] = {name: _METHODS[name] for name in CATALOG}

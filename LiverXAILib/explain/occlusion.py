@@ -3,8 +3,8 @@
 
 Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014. Occluders are cubes that tile the
 windows which the question touches. Inside a cube the image is replaced by its blurred self (see
-:data:`LiverXAILib.explain.run.BLUR_MM`), an image that a scanner could have made; black cubes would be answered for
-their edges.
+:data:`LiverXAILib.explain.stage_context.BLUR_MM`), an image that a scanner could have made; black cubes would be
+answered for their edges.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ..volumes.box import Box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid
 from .layers import lattice_grid
-from .run import Question, StageMap, StageRun
+from .score import ScoreTarget
+from .stage_context import StageContext, StageMap
 
 #: The most often that a network may run for one question.
 BUDGET = 250
@@ -29,8 +30,8 @@ _SMALLEST_MM = 6.0
 
 
 def occlusion(
-    run: StageRun,
-    question: Question,
+    run: StageContext,
+    score_target: ScoreTarget,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     budget: int = BUDGET,
@@ -40,7 +41,7 @@ def occlusion(
     The cubes are the smallest (not below 6 mm) for which no more than about `budget` runs of a network are needed;
     windows are run only for cubes that lie in them.
     """
-    boxes = [run.plan.boxes[number] for number in question.windows]
+    boxes = [run.plan.boxes[number] for number in score_target.windows]
     region = Box.union(boxes)
     runs_left = max(1, budget - len(boxes) * len(run.passes)) // len(run.passes)
     side_mm = _SMALLEST_MM
@@ -53,9 +54,9 @@ def occlusion(
     done = 0
     with torch.inference_mode():
         for box in boxes:
-            share = question.share(box, run.plan.weight(box)).to(run.device)
+            share = score_target.window_weights(box, run.plan.weight(box)).to(run.device)
             window, blurred = run.image[box], run.blurred[box]
-            intact = _logits(run, question, window, cancel)
+            intact = _logits(run, score_target, window, cancel)
             for number, cube in enumerate(cubes):
                 common = box.intersection(cube)
                 if common is None:
@@ -67,7 +68,7 @@ def occlusion(
                 hidden = common.relative_to(box)
                 occluded[hidden] = blurred[hidden]
                 # Subtracting logits before summing keeps small drops of a large score.
-                drops[number] += float(((intact - _logits(run, question, occluded, cancel)) * share).sum())
+                drops[number] += float(((intact - _logits(run, score_target, occluded, cancel)) * share).sum())
                 done += 1
     a, b, c = (ceil(n / edge) for n, edge in zip(region.shape, edges, strict=True))
     part = run.grid.cropped(region)
@@ -78,16 +79,18 @@ def occlusion(
     return StageMap(values, [], {"occluder_mm": size, "network_runs": (total + len(boxes)) * len(run.passes)})
 
 
-def _logits(run: StageRun, question: Question, window: torch.Tensor, cancel: CancelToken | None) -> torch.Tensor:
+def _logits(
+    run: StageContext, score_target: ScoreTarget, window: torch.Tensor, cancel: CancelToken | None
+) -> torch.Tensor:
     """The ensemble's mean logits in the channels that the question asks about."""
     total = torch.zeros((), device=run.device)
-    for member in range(len(run.passes)):
+    for pass_index in range(len(run.passes)):
         check_cancel(cancel)
-        total = total + run.network(member, window.to(run.device))[list(question.channels)] / len(run.passes)
+        total = total + run.network(pass_index, window.to(run.device))[list(score_target.channels)] / len(run.passes)
     return total
 
 
-def _edges(run: StageRun, side_mm: float) -> tuple[int, int, int]:
+def _edges(run: StageContext, side_mm: float) -> tuple[int, int, int]:
     a, b, c = (max(1, round(side_mm / size)) for size in run.spacing)
     return a, b, c
 

@@ -27,8 +27,9 @@ from ..progress import CancelToken, Progress, check_cancel, report_progress, sca
 from ..volumes.resample import resample
 from .layers import LayerTap, lattice_grid, layer_stride, layer_warnings
 from .methods import Method, TensorFile
-from .parting import Parting
-from .run import Question, StageMap, StageRun
+from .score import ScoreTarget
+from .shared_backward import SharedBackward
+from .stage_context import StageContext, StageMap
 
 #: Activations and gradients of all windows together beyond this many bytes go to temporary files.
 _SPOOL_BYTES = 256 * 1024**2
@@ -50,8 +51,8 @@ class _Record:
 
 
 def stage_maps(
-    run: StageRun,
-    questions: Sequence[Question],
+    run: StageContext,
+    score_targets: Sequence[ScoreTarget],
     method: Method,
     layer: str = "",
     progress: Progress | None = None,
@@ -59,27 +60,27 @@ def stage_maps(
 ) -> Iterator[StageMap]:
     """Yield the map of each question by `method`, at `layer` if the method reads one."""
     if method.layer_maps is not None:
-        with recorded(run, questions, [layer], progress, cancel) as recording:
-            for number in range(len(questions)):
+        with recorded(run, score_targets, [layer], progress, cancel) as recording:
+            for number in range(len(score_targets)):
                 yield recording.map(number, method, layer)
         return
     assert method.image_map is not None
-    for number, question in enumerate(questions):
-        part = scaled(progress, number / len(questions), (number + 1) / len(questions))
-        yield method.image_map(run, question, part, cancel)
+    for number, score_target in enumerate(score_targets):
+        part = scaled(progress, number / len(score_targets), (number + 1) / len(score_targets))
+        yield method.image_map(run, score_target, part, cancel)
 
 
 @contextmanager
 def recorded(
-    run: StageRun,
-    questions: Sequence[Question],
+    run: StageContext,
+    score_targets: Sequence[ScoreTarget],
     layers: Sequence[str],
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Iterator[Recording]:
     """Run the windows that `questions` touch, once, and keep what maps at `layers` need while the block runs."""
     with ExitStack() as files:
-        recording = Recording(run, questions, layers, files)
+        recording = Recording(run, score_targets, layers, files)
         with ExitStack() as stack:
             # One tap for each layer, by network: several passes (mirrorings) may use one network.
             taps = [
@@ -94,20 +95,23 @@ class Recording:
     """Activations and gradients at some layers, for some questions, in every window that these touch.
 
     In each window all questions share one forward pass of each network, and those whose targets lie far apart share
-    the way back as well (see :class:`LiverXAILib.explain.parting.Parting`). What is kept goes to temporary files.
+    the backward pass as well (see :class:`LiverXAILib.explain.shared_backward.SharedBackward`). What is kept goes to
+    temporary files.
     """
 
-    def __init__(self, run: StageRun, questions: Sequence[Question], layers: Sequence[str], files: ExitStack) -> None:
+    def __init__(
+        self, run: StageContext, score_targets: Sequence[ScoreTarget], layers: Sequence[str], files: ExitStack
+    ) -> None:
         self._run = run
-        self._questions = questions
-        self._parting = Parting()
+        self._score_targets = score_targets
+        self._backward = SharedBackward()
         self._warnings: dict[tuple[str, int], list[str]] = {}
         self._records: dict[str, list[list[_Record]]] = {}
-        share = _SPOOL_BYTES // (len(layers) * len(run.passes) * (1 + len(questions)))
+        share = _SPOOL_BYTES // (len(layers) * len(run.passes) * (1 + len(score_targets)))
         for layer in layers:
             self._records[layer] = []
             for _ in run.passes:
-                shared, *own = (_temporary(files, share) for _ in range(1 + len(questions)))
+                shared, *own = (_temporary(files, share) for _ in range(1 + len(score_targets)))
                 self._records[layer].append([_Record(shared, gradients) for gradients in own])
 
     def map(self, number: int, method: Method, layer: str) -> StageMap:
@@ -115,61 +119,64 @@ class Recording:
         values = torch.zeros(self._run.plan.padded_shape)
         for records in self._records[layer]:
             _stitch(self._run, layer, method, records[number], values)
-        question = self._questions[number]
+        score_target = self._score_targets[number]
         found = self._warnings[layer, number]
         if not found and float(values.max()) <= 0:
-            found = [f"Nothing at layer {layer!r} speaks for {question.target.describe()}: the map is empty."]
-        details = {"windows_run": len(question.windows), "windows": len(self._run.plan.boxes)}
+            found = [
+                f"No feature at layer {layer!r} increases the score of {score_target.target.describe()}: "
+                "the map is empty."
+            ]
+        details = {"windows_run": len(score_target.windows), "windows": len(self._run.plan.boxes)}
         return StageMap(values, found, details)
 
     def fill(self, taps: list[list[LayerTap]], progress: Progress | None, cancel: CancelToken | None) -> None:
         """Run the windows."""
         run = self._run
-        windows = sorted({number for question in self._questions for number in question.windows})
+        windows = sorted({number for score_target in self._score_targets for number in score_target.windows})
         for step, number in enumerate(windows):
-            for member, (network, _) in enumerate(run.passes):
+            for pass_index, (network, _) in enumerate(run.passes):
                 check_cancel(cancel)
                 report_progress(
                     progress,
                     f"Explaining ({run.stage.name}): window {step + 1} of {len(windows)}",
-                    (step + member / len(run.passes)) / len(windows),
+                    (step + pass_index / len(run.passes)) / len(windows),
                 )
-                self._read(number, member, taps[network])
+                self._read(number, pass_index, taps[network])
 
-    def _read(self, number: int, member: int, taps: list[LayerTap]) -> None:
-        """One network in one window, forth and back."""
+    def _read(self, number: int, pass_index: int, taps: list[LayerTap]) -> None:
+        """One network in one window: the forward and the backward pass."""
         run, layers = self._run, list(self._records)
         box = run.plan.boxes[number]
         weight = run.plan.weight(box)
-        asking = [index for index, question in enumerate(self._questions) if number in question.windows]
-        shares = {index: self._questions[index].share(box, weight) for index in asking}
+        asking = [index for index, score_target in enumerate(self._score_targets) if number in score_target.windows]
+        shares = {index: self._score_targets[index].window_weights(box, weight) for index in asking}
         with torch.enable_grad():
-            logits = run.forward(member, box)
+            logits = run.forward(pass_index, box)
             scores = {
-                index: self._questions[index].score(logits, shares[index].to(run.device)) / len(run.passes)
+                index: self._score_targets[index].score(logits, shares[index].to(run.device)) / len(run.passes)
                 for index in asking
             }
         held = [tap.take() for tap in taps]
-        kept = [run.upright(member, channels_first(activation, run.stage)) for activation in held]
+        kept = [run.undo_mirroring(pass_index, channels_first(activation, run.stage)) for activation in held]
         strides = [
             layer_stride(run.stage, layer, weight.shape, a.shape[1:]) for layer, a in zip(layers, kept, strict=True)
         ]
 
         def back(score: torch.Tensor) -> list[torch.Tensor]:
             gradients = _gradients(score, held)
-            return [run.upright(member, channels_first(gradient, run.stage)) for gradient in gradients]
+            return [run.undo_mirroring(pass_index, channels_first(gradient, run.stage)) for gradient in gradients]
 
-        gradients = self._parting.gradients(scores, shares, strides, back)
+        gradients = self._backward.gradients(scores, shares, strides, back)
         for place, layer in enumerate(layers):
-            self._records[layer][member][0].activations.append(kept[place])
+            self._records[layer][pass_index][0].activations.append(kept[place])
             for index in asking:
-                record = self._records[layer][member][index]
+                record = self._records[layer][pass_index][index]
                 gradient = gradients[index][place]
                 record.gradients.append(gradient)
                 record.windows.append(number)
                 record.positions.append(len(record.activations) - 1)
                 record.cells = kept[place][0].numel() * len(run.plan.boxes)
-                if number == self._questions[index].focus and member == 0:
+                if number == self._score_targets[index].focus and pass_index == 0:
                     self._warnings[layer, index] = layer_warnings(
                         layer, taps[place].consumer, kept[place], gradient, scores[index], held[place]
                     )
@@ -192,7 +199,7 @@ def _gradients(score: torch.Tensor, held: list[torch.Tensor]) -> list[torch.Tens
     return [torch.zeros_like(a) if gradient is None else gradient for a, gradient in zip(held, found, strict=True)]
 
 
-def _stitch(run: StageRun, layer: str, method: Method, record: _Record, values: torch.Tensor) -> None:
+def _stitch(run: StageContext, layer: str, method: Method, record: _Record, values: torch.Tensor) -> None:
     """Add one network's map, on the padded stage grid, to `values`."""
     assert method.layer_maps is not None
     for number, lattice in zip(record.windows, method.layer_maps(record), strict=True):

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The question put to an explanation, and what it means for the scores of a network.
+"""What can be explained: a label, a lesion, a place, and contrasts between answers.
 
-A question asks for a *score*: the mean, over the voxels that the question is about, of the logit that decided there.
-A score is linear in the network's blended logits, and that makes explanations of windowed predictions exact (see
-:mod:`LiverXAILib.explain.stitching`).
+A new kind of target is one class here with a line in :func:`_parse_plain`. What a target means for the scores of a
+network follows from its label and its voxels, see :mod:`LiverXAILib.explain.score`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import UsageError
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
-from ..models.spec import ModelSpec, StageSpec
 from ..volumes.volume import LPS_TO_RAS, Grid
 
 #: The label whose connected components are the lesions.
@@ -27,7 +25,8 @@ _PLACE = re.compile(r"(?:(?P<label>[^:]+):)?(?P<kind>voxel|box):(?P<frame>ras|lp
 _WHY_NOT = "why-not-"
 _VERSUS = "-vs-"
 
-_GRAMMAR = (
+#: What users can write, in a sentence.
+GRAMMAR = (
     "Write a label ('liver', 'tumor'), 'lesion:2', 'voxel:lps:x,y,z' or 'box:ras:x0,y0,z0,x1,y1,z1' (mm, LPS or RAS "
     "stated), one of these with '-vs-liver' behind it, or 'why-not-tumor:box:lps:x0,y0,z0,x1,y1,z1'."
 )
@@ -37,64 +36,62 @@ class EmptyTargetError(UsageError):
     """The question has no voxels to be asked about: nothing of the kind was found. Nothing is broken."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is to be explained. JSON-ready: ``Target.parse(str(target)) == target``.
+class Target(ABC):
+    """What is to be explained. ``Target.parse(str(target)) == target``; equal targets are one key of a dictionary.
 
-    :param label: name of a label; "" with a place means "whatever the segmentation says there".
-    :param lesion: number of one lesion as in the table (1 is the largest), or 0 for all of the label.
-    :param point: empty, or the mm coordinates of one voxel (3 numbers) or of two opposite corners of a box (6).
-    :param frame: the coordinate system of `point`: "lps" or "ras".
-    :param rival: explain why `label` rather than this label; "" for the plain question.
-    :param why_not: explain why the voxels at `point` are *not* `label`.
+    :ivar label: the label that is asked about; "" with a place: whatever the segmentation says there.
     """
 
-    label: str = ""
-    lesion: int = 0
-    point: tuple[float, ...] = ()
-    frame: str = "lps"
-    rival: str = ""
-    why_not: bool = False
+    label: str
 
     @staticmethod
     def parse(text: str | Target) -> Target:
         """Read a target from text; a :class:`Target` is returned as it is.
 
-        Raises :class:`~LiverXAILib.errors.UsageError` for text that is not a target.
+        :raises LiverXAILib.errors.UsageError: the text is not a target.
         """
         if isinstance(text, Target):
             return text
         rest = text.strip()
         why_not = rest.startswith(_WHY_NOT)
-        rest = rest.removeprefix(_WHY_NOT)
-        rest, _, rival = rest.partition(_VERSUS)
-        place = _PLACE.fullmatch(rest)
+        rest, versus, rival = rest.removeprefix(_WHY_NOT).partition(_VERSUS)
         try:
-            if place:
-                point = tuple(float(number) for number in place["numbers"].split(","))
-                target = Target(place["label"] or "", 0, point, place["frame"], rival, why_not)
-                well_formed = len(point) == (3 if place["kind"] == "voxel" else 6) and bool(np.isfinite(point).all())
-            elif rest.startswith("lesion:"):
-                target = Target(LESION_LABEL, int(rest.removeprefix("lesion:")), rival=rival)
-                well_formed = target.lesion > 0 and not why_not
-            else:
-                target = Target(rest, rival=rival)
-                well_formed = bool(rest) and ":" not in rest and not why_not
-        except ValueError:
-            well_formed = False
-        if not well_formed or (why_not and (rival or not target.label)):
-            raise UsageError(f"{text!r} is not something that can be explained. {_GRAMMAR}")
-        return target
+            target = _parse_plain(rest)
+            if why_not:
+                if versus or not isinstance(target, PlaceTarget):
+                    raise ValueError(rest)
+                return WhyNot(target)
+            return Contrast(target, rival) if versus else target
+        except (ValueError, UsageError):
+            raise UsageError(f"{text!r} is not something that can be explained. {GRAMMAR}") from None
 
+    @abstractmethod
     def __str__(self) -> str:
-        if self.point:
-            numbers = ",".join(f"{number:g}" for number in self.point)
-            kind = "voxel" if len(self.point) == 3 else "box"
-            text = f"{self.label}:{kind}" if self.label else kind
-            text = f"{text}:{self.frame}:{numbers}"
-        else:
-            text = f"lesion:{self.lesion}" if self.lesion else self.label
-        return (_WHY_NOT if self.why_not else "") + text + (_VERSUS + self.rival if self.rival else "")
+        """The target as users write it."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The target in plain words, e.g. "lesion 2 rather than liver" or "why no tumor at LPS (1, 2, 3) mm"."""
+
+    @abstractmethod
+    def mask(self, segmentation: Segmentation) -> np.ndarray:
+        """The voxels that the question is about: bool (k, j, i) on the grid of `segmentation`.
+
+        :raises EmptyTargetError: there are none, in words for the user.
+        :raises LiverXAILib.errors.UsageError: the label does not exist or the place lies outside the image.
+        """
+
+    def question(self) -> str:
+        """The whole question, as a heading."""
+        return f"What made the model say “{self.describe()}”?"
+
+    def resolve(self, segmentation: Segmentation) -> Target:
+        """The same target with its label filled in: the most specific one that was found at the place."""
+        return self
+
+    def focus(self, segmentation: Segmentation) -> np.ndarray | None:
+        """Where to look: a point in LPS mm, (3,); None if the target is nowhere in particular, as a whole label."""
+        return None
 
     @property
     def slug(self) -> str:
@@ -102,154 +99,262 @@ class Target:
         text = re.sub(r"(?<=[:,])-", "m", str(self)).replace(":", "-").replace(",", "_")
         return re.sub(r"[^A-Za-z0-9._-]", "_", text)
 
+
+@dataclass(frozen=True)
+class LabelTarget(Target):
+    """All voxels of a label."""
+
+    label: str
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            raise UsageError("A target needs the name of a label.")
+        _check_label(self.label)
+
+    def __str__(self) -> str:
+        return self.label
+
     def describe(self) -> str:
-        """The question in plain words, e.g. "lesion 2 rather than liver" or "why no tumor at LPS (1, 2, 3) mm"."""
-        name = f"lesion {self.lesion}" if self.lesion else self.label or "what was found"
-        if len(self.point) == 3:
-            name += f" at {self._words(self.point)}"
-        elif self.point:
-            name += f" in the box from {self._words(self.point[:3])} to {self._words(self.point[3:])}"
-        return ("why no " if self.why_not else "") + name + (f" rather than {self.rival}" if self.rival else "")
+        return self.label
+
+    def mask(self, segmentation: Segmentation) -> np.ndarray:
+        return _not_empty(segmentation.mask(self.label), f"No {self.label} was found, so there is nothing to explain.")
+
+
+@dataclass(frozen=True)
+class LesionTarget(Target):
+    """One lesion.
+
+    :param number: as in the table of measurements: 1 is the largest.
+    """
+
+    number: int
+
+    label = LESION_LABEL
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise UsageError(f"Lesions are numbered from 1; there is no lesion {self.number}.")
+
+    def __str__(self) -> str:
+        return f"lesion:{self.number}"
+
+    def describe(self) -> str:
+        return f"lesion {self.number}"
+
+    def mask(self, segmentation: Segmentation) -> np.ndarray:
+        components = lesion_components(segmentation, self.label)
+        return _not_empty(
+            components == self.number, f"There is no lesion {self.number}: {int(components.max())} were found."
+        )
+
+    def focus(self, segmentation: Segmentation) -> np.ndarray:
+        return segmentation.labels.grid.to_lps(np.argwhere(self.mask(segmentation)).mean(axis=0)[::-1])
+
+
+@dataclass(frozen=True)
+class PlaceTarget(Target):
+    """What is found at a place. Base of :class:`PointTarget` and :class:`BoxTarget`.
+
+    :param numbers: mm, in the coordinate system `frame`, "lps" or "ras".
+    :param label: "": whatever the segmentation says there.
+    """
+
+    numbers: tuple[float, ...]
+    frame: str = "lps"
+    label: str = ""
+
+    kind = ""
+    _count = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", tuple(float(number) for number in self.numbers))
+        if len(self.numbers) != self._count or not np.isfinite(self.numbers).all():
+            raise UsageError(f"A {self.kind} takes {self._count} finite numbers, in mm; got {self.numbers}.")
+        if self.frame not in ("lps", "ras"):
+            raise UsageError(f"There is no coordinate system {self.frame!r}. Choose 'lps' or 'ras'.")
+        _check_label(self.label)
+
+    @abstractmethod
+    def place(self, grid: Grid) -> np.ndarray:
+        """The voxels of the place whatever was found there: bool (k, j, i).
+
+        :raises LiverXAILib.errors.UsageError: the place lies outside the image.
+        """
+
+    def __str__(self) -> str:
+        text = f"{self.kind}:{self.frame}:{','.join(map(_exact, self.numbers))}"
+        return f"{self.label}:{text}" if self.label else text
+
+    def mask(self, segmentation: Segmentation) -> np.ndarray:
+        label = self.resolve(segmentation).label
+        return _not_empty(
+            self.place(segmentation.labels.grid) & segmentation.mask(label),
+            f"No {label} was found there. Ask '{_WHY_NOT}{label}:…' instead.",
+        )
+
+    def resolve(self, segmentation: Segmentation) -> PlaceTarget:
+        if self.label:
+            return self
+        found = segmentation.labels.array[self.place(segmentation.labels.grid)]
+        for spec in reversed(segmentation.specs):
+            if (found == spec.value).any():
+                return replace(self, label=spec.name)
+        raise EmptyTargetError(
+            f"Nothing was found at {self._words(self.numbers[:3])}. Ask '{_WHY_NOT}{LESION_LABEL}:…' instead."
+        )
+
+    def focus(self, segmentation: Segmentation) -> np.ndarray:
+        return self.corners.mean(axis=0)
+
+    @property
+    def corners(self) -> np.ndarray:
+        """The points of the place in LPS mm: (points, 3)."""
+        corners = np.array(self.numbers, dtype=float).reshape(-1, 3)
+        return corners * np.diag(LPS_TO_RAS)[:3] if self.frame == "ras" else corners
 
     def _words(self, point: tuple[float, ...]) -> str:
         return f"{self.frame.upper()} ({', '.join(f'{number:g}' for number in point)}) mm"
 
-    def mask(self, segmentation: Segmentation) -> np.ndarray:
-        """The voxels that the question is about: bool (k, j, i) on the grid of `segmentation`.
 
-        :raises EmptyTargetError: there are none, in words for the user.
-        :raises LiverXAILib.errors.UsageError: the label does not exist or the place lies outside the image.
-        """
-        if self.point:
-            inside = self._place(segmentation.labels.grid)
-            if self.why_not:
-                mask = inside & ~segmentation.mask(self.label)
-                complaint = f"All of it is {self.label}: there is nothing to ask 'why not' about."
-            else:
-                mask = inside & segmentation.mask(self.resolve(segmentation).label)
-                complaint = f"No {self.label} was found there. Ask '{_WHY_NOT}{self.label}:…' instead."
-        elif self.lesion:
-            components = lesion_components(segmentation, self.label)
-            mask = components == self.lesion
-            complaint = f"There is no lesion {self.lesion}: {int(components.max())} were found."
-        else:
-            mask = segmentation.mask(self.label)
-            complaint = f"No {self.label} was found, so there is nothing to explain."
-        if not mask.any():
-            raise EmptyTargetError(complaint)
+@dataclass(frozen=True)
+class PointTarget(PlaceTarget):
+    """What is found at one voxel, the one nearest to a point."""
+
+    kind = "voxel"
+    _count = 3
+
+    def describe(self) -> str:
+        return f"{self.label or 'what was found'} at {self._words(self.numbers)}"
+
+    def place(self, grid: Grid) -> np.ndarray:
+        mask = np.zeros(grid.shape, dtype=bool)
+        i, j, k = np.rint(grid.to_ijk(self.corners[0])).astype(int)
+        if not all(0 <= index < size for index, size in zip((k, j, i), grid.shape, strict=True)):
+            raise UsageError(f"{self._words(self.numbers)} lies outside the image.")
+        mask[k, j, i] = True
         return mask
 
-    def resolve(self, segmentation: Segmentation) -> Target:
-        """The same question with its label filled in: the most specific one that was found at the place."""
-        if self.label:
-            return self
-        found = segmentation.labels.array[self._place(segmentation.labels.grid)]
-        for spec in reversed(segmentation.specs):
-            if (found == spec.value).any():
-                return Target(spec.name, self.lesion, self.point, self.frame, self.rival, self.why_not)
-        raise EmptyTargetError(
-            f"Nothing was found at {self._words(self.point[:3])}. Ask '{_WHY_NOT}{LESION_LABEL}:…' instead."
+
+@dataclass(frozen=True)
+class BoxTarget(PlaceTarget):
+    """What is found in a box that is upright in the patient, given by two opposite corners."""
+
+    kind = "box"
+    _count = 6
+
+    def describe(self) -> str:
+        first, second = self._words(self.numbers[:3]), self._words(self.numbers[3:])
+        return f"{self.label or 'what was found'} in the box from {first} to {second}"
+
+    def place(self, grid: Grid) -> np.ndarray:
+        mask = np.zeros(grid.shape, dtype=bool)
+        low, high = self.corners.min(axis=0), self.corners.max(axis=0)
+        # The grid may be oblique: ask every voxel where it is.
+        j, i = np.indices(grid.shape[1:])
+        for k in range(grid.shape[0]):
+            lps = grid.to_lps(np.stack((i, j, np.full_like(i, k)), axis=-1))
+            mask[k] = ((lps >= low) & (lps <= high)).all(axis=-1)
+        if not mask.any():
+            raise UsageError(
+                f"The box at {self._words(self.numbers[:3])} lies outside the image, or it holds no voxel center."
+            )
+        return mask
+
+
+@dataclass(frozen=True)
+class Contrast(Target):
+    """Why `target` rather than the label `rival`?"""
+
+    target: Target
+    rival: str
+
+    def __post_init__(self) -> None:
+        if not self.rival or ":" in self.rival:
+            raise UsageError(f"{self.rival!r} is not a label that {self.target} can be compared with.")
+        if isinstance(self.target, (Contrast, WhyNot)):
+            raise UsageError(f"{self.target} cannot be compared with {self.rival}: it is a comparison already.")
+
+    @property
+    def label(self) -> str:  # type: ignore[override]  # read-only is enough for users of Target
+        """The label that is asked about, against the rival."""
+        return self.target.label
+
+    def __str__(self) -> str:
+        return f"{self.target}{_VERSUS}{self.rival}"
+
+    def describe(self) -> str:
+        return f"{self.target.describe()} rather than {self.rival}"
+
+    def mask(self, segmentation: Segmentation) -> np.ndarray:
+        return self.target.mask(segmentation)
+
+    def resolve(self, segmentation: Segmentation) -> Contrast:
+        return replace(self, target=self.target.resolve(segmentation))
+
+    def focus(self, segmentation: Segmentation) -> np.ndarray | None:
+        return self.target.focus(segmentation)
+
+
+@dataclass(frozen=True)
+class WhyNot(Target):
+    """Why is what lies at a place *not* the label that `target` names?"""
+
+    target: PlaceTarget
+
+    def __post_init__(self) -> None:
+        if not self.target.label:
+            raise UsageError("'why not' needs a label, as in 'why-not-tumor:voxel:lps:x,y,z'.")
+
+    @property
+    def label(self) -> str:  # type: ignore[override]  # read-only is enough for users of Target
+        """The label that was not given."""
+        return self.target.label
+
+    def __str__(self) -> str:
+        return f"{_WHY_NOT}{self.target}"
+
+    def describe(self) -> str:
+        return f"why no {self.target.describe()}"
+
+    def question(self) -> str:
+        description = self.describe()
+        return f"{description[0].upper()}{description[1:]}?"
+
+    def mask(self, segmentation: Segmentation) -> np.ndarray:
+        return _not_empty(
+            self.target.place(segmentation.labels.grid) & ~segmentation.mask(self.label),
+            f"All of it is {self.label}: there is nothing to ask 'why not' about.",
         )
 
-    def _place(self, grid: Grid) -> np.ndarray:
-        corners = np.array(self.point).reshape(-1, 3)
-        if self.frame == "ras":
-            corners = corners * np.diag(LPS_TO_RAS)[:3]
-        mask = np.zeros(grid.shape, dtype=bool)
-        if len(corners) == 1:
-            i, j, k = np.rint(grid.to_ijk(corners[0])).astype(int)
-            if all(0 <= index < size for index, size in zip((k, j, i), grid.shape, strict=True)):
-                mask[k, j, i] = True
-        else:
-            # The box is upright in the patient, the grid may be oblique: ask every voxel where it is.
-            low, high = corners.min(axis=0), corners.max(axis=0)
-            j, i = np.indices(grid.shape[1:])
-            for k in range(grid.shape[0]):
-                lps = grid.to_lps(np.stack((i, j, np.full_like(i, k)), axis=-1))
-                mask[k] = ((lps >= low) & (lps <= high)).all(axis=-1)
-        if not mask.any():
-            raise UsageError(f"{self._words(self.point[:3])} lies outside the image, or the box holds no voxel center.")
-        return mask
+    def focus(self, segmentation: Segmentation) -> np.ndarray:
+        return self.target.focus(segmentation)
 
 
-@dataclass(frozen=True, eq=False)
-class Term:
-    """One summand of a score: `sign` times the sum over `mask` of the largest logit among `channels`.
-
-    `mask` is bool (k, j, i) on the input's grid.
-    """
-
-    channels: tuple[int, ...]
-    sign: float
-    mask: np.ndarray
-
-
-def score_terms(
-    target: Target, mask: np.ndarray, segmentation: Segmentation, model: ModelSpec, stage: StageSpec
-) -> list[Term]:
-    """What `target` means for the logits of `stage`, for the voxels `mask` on the input's grid.
-
-    * a label: the logit of the channel that decided. Where the label has parts that exclude each other (liver =
-      healthy liver + tumor), the segmentation tells which channel that was;
-    * a label against a rival: that, minus the rival's logit (see :func:`contest`);
-    * why not: the best other logit minus the label's.
-    """
-    own, rivals = contest(target, model, stage)
-    if target.why_not:
-        return [Term(channels, sign, mask) for channels, sign in ((own, 1.0), (rivals, -1.0)) if channels]
-    terms = list(_deciding_channels(target.label, own, mask, segmentation, model, stage))
-    if target.rival and rivals:
-        terms.append(Term(rivals, -1.0, mask))
-    return terms
+def _parse_plain(text: str) -> Target:
+    """A target without contrast; ValueError if `text` is none."""
+    if place := _PLACE.fullmatch(text):
+        numbers = tuple(float(number) for number in place["numbers"].split(","))
+        kind = PointTarget if place["kind"] == "voxel" else BoxTarget
+        return kind(numbers, place["frame"], place["label"] or "")
+    if text.startswith("lesion:"):
+        return LesionTarget(int(text.removeprefix("lesion:")))
+    return LabelTarget(text)
 
 
-def contest(target: Target, model: ModelSpec, stage: StageSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The output channels that speak for the answer to `target`, and those that speak against it.
-
-    Against a label speak, if the channels exclude each other (softmax), all others; nested channels (sigmoid) have
-    no opponents. Against a label and its rival speak the rival's own channels; if the stage does not know the rival,
-    again all others. For "why not", the two change sides.
-    """
-    own = _channels(stage, target.label)
-    others = tuple(index for index in range(len(stage.channels)) if index not in own)
-    rivals = others if stage.activation == "softmax" else ()
-    if target.rival:
-        model.label(target.rival)
-        if target.rival in stage.labels and (rivals or not _is_part(target.label, target.rival, model)):
-            rivals = tuple(index for index in _channels(stage, target.rival) if index not in own)
-            if not rivals:
-                raise UsageError(f"{target.label} cannot be told from {target.rival}: they share all channels.")
-    return (rivals, own) if target.why_not else (own, rivals)
+def _check_label(label: str) -> None:
+    if ":" in label or _VERSUS in label or label.startswith(_WHY_NOT) or label != label.strip():
+        raise UsageError(
+            f"{label!r} cannot be the label of a target: targets are written with ':', '{_VERSUS}' and so on."
+        )
 
 
-def _channels(stage: StageSpec, label: str) -> tuple[int, ...]:
-    return tuple(index for index, name in enumerate(stage.channels) if name in stage.labels[label])
+def _exact(number: float) -> str:
+    """The shortest decimal text that reads as the same number, without an exponent."""
+    return np.format_float_positional(number, trim="-")
 
 
-def _is_part(label: str, whole: str, model: ModelSpec) -> bool:
-    parent = model.label(label).parent
-    return parent is not None and (parent == whole or _is_part(parent, whole, model))
-
-
-def _deciding_channels(
-    label: str,
-    channels: tuple[int, ...],
-    mask: np.ndarray,
-    segmentation: Segmentation,
-    model: ModelSpec,
-    stage: StageSpec,
-) -> Iterator[Term]:
-    if stage.activation == "softmax":
-        for part in model.labels:
-            if part.parent != label or part.name not in stage.labels:
-                continue
-            shared = tuple(index for index in _channels(stage, part.name) if index in channels)
-            rest = tuple(index for index in channels if index not in shared)
-            inside = mask & segmentation.mask(part.name)
-            if shared and rest and inside.any():
-                yield Term(shared, 1.0, inside)
-                mask = mask & ~inside
-            if rest:
-                channels = rest
-    if mask.any():
-        yield Term(channels, 1.0, mask)
+def _not_empty(mask: np.ndarray, complaint: str) -> np.ndarray:
+    if not mask.any():
+        raise EmptyTargetError(complaint)
+    return mask

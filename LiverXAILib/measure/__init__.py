@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""measure(): quantities of liver and lesions; entropy_map(), measure_uncertainty(): where the model hesitates."""
+"""measure(): quantities of liver and lesions; entropy_map(), measure_uncertainty(): where the model hesitates.
+
+The package itself can be called: ``LiverXAILib.measure(volume, segmentation)`` is :func:`measure`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._lazy import lazy_names
+from .._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
     from .diameters import AxialDiameters
@@ -37,3 +40,4 @@ __getattr__ = lazy_names(
         "measure_uncertainty": "disagreement",
     },
 )
+make_callable(__name__)

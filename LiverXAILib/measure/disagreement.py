@@ -13,7 +13,8 @@ import torch
 
 from ..context import RunContext
 from ..errors import UsageError
-from ..explain.run import StageRun, ask
+from ..explain.score import build_score
+from ..explain.stage_context import StageContext
 from ..explain.targets import Target
 from ..inference.device import select_device
 from ..inference.lesions import lesion_components
@@ -108,30 +109,31 @@ def measure_uncertainty(
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
-    run = StageRun.prepare(volume, model, stage, segmentation, torch_device)
-    question = ask(target, segmentation, model, run, cancel)
+    run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+    score_target = build_score(target, segmentation, model, run, cancel)
     moments = torch.zeros((2, *run.plan.padded_shape))
     masks = torch.zeros((len(run.passes), *run.plan.padded_shape), dtype=torch.float16)
     covered = torch.zeros(run.plan.padded_shape)
     with torch.inference_mode():
-        for step, number in enumerate(question.windows):
+        for step, number in enumerate(score_target.windows):
             box = run.plan.boxes[number]
             weight = run.plan.weight(box)
             covered[box] += weight
-            for member in range(len(run.passes)):
+            for pass_index in range(len(run.passes)):
                 context.check()
-                done = (step + member / len(run.passes)) / len(question.windows)
-                context.report(f"Comparing passes: window {step + 1} of {len(question.windows)}", done)
-                margin = logit_margin(run.forward(member, box).cpu(), stage, label).clamp(-_MAX_MARGIN, _MAX_MARGIN)
+                done = (step + pass_index / len(run.passes)) / len(score_target.windows)
+                context.report(f"Comparing passes: window {step + 1} of {len(score_target.windows)}", done)
+                margin = logit_margin(run.forward(pass_index, box).cpu(), stage, label)
+                margin = margin.clamp(-_MAX_MARGIN, _MAX_MARGIN)
                 probability = torch.sigmoid(margin)
                 moments[0][box] += weight * probability / len(run.passes)
                 moments[1][box] += weight * probability**2 / len(run.passes)
-                masks[member][box] += (weight * margin).half()
+                masks[pass_index][box] += (weight * margin).half()
     # Where windows are left out that the question does not touch, the weights do not sum to 1.
     mean, square = moments / covered.clamp_min(1e-6)
     deviation = (square - mean**2).clamp_min(0).sqrt()
     place = segmentation.probabilities[label].grid
-    names = {"windows": len(question.windows), "networks": len(run.networks), "mirrorings": len(mirrorings(stage))}
+    names = {"windows": len(score_target.windows), "networks": len(run.networks), "mirrorings": len(mirrorings(stage))}
     votes = (masks > 0).numpy()
     context.report("Compared", 1.0)
     return Uncertainty(

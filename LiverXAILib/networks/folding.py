@@ -19,7 +19,7 @@ _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 
 
 class OneDnnConvolution(torch.autograd.Function):
-    """A 3-D convolution with constant weights, whose way back costs only what the gradient reaches.
+    """A 3-D convolution with constant weights, whose backward pass costs only what the gradient reaches.
 
     Explanations ask for the gradients of small targets: zero nearly everywhere. The gradient of a convolution that
     keeps the size is a convolution with mirrored weights; it is computed where it is not zero, by the same kernel.

@@ -156,7 +156,7 @@ class _DecoderStage(nn.Module):
         x = self.up(x)
         if not x.requires_grad or skip.requires_grad:
             return self.convolutions(torch.cat([x, skip], dim=1))
-        # A deeper stage is explained. With the first convolution in two, the way back leaves the encoder's part out.
+        # A deeper layer is explained. With the first convolution in two, the backward pass skips the encoder's part.
         first, count = self.convolutions[0], x.shape[1]
         assert isinstance(first, nn.Conv2d | nn.Conv3d)
         own = first._conv_forward(x, first.weight[:, :count], first.bias)

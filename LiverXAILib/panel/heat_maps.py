@@ -10,8 +10,8 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from ..explain.catalog import CATALOG
 from ..mrml import curves_to_chart, set_heat_opacity, set_heat_threshold, show_overlay
-from .questions import METHODS
 from .state import PanelState
 
 #: Colors of heat maps: what the user reads, and the name of the color node.
@@ -35,7 +35,7 @@ class HeatMaps:
             ui.heatMapSelector.clear()
             for heat_map in heat_maps:
                 question, method = heat_map.GetAttribute("LiverXAI.Question"), heat_map.GetAttribute("LiverXAI.Method")
-                title = METHODS[method][0] if method in METHODS else method
+                title = _(CATALOG[method].title) if method in CATALOG else method
                 ui.heatMapSelector.addItem(f"{question} ({title})", heat_map.GetID())
             ui.heatMapSelector.addItem(_("None"), "")
             chosen = self._state.parameters.heatMap

@@ -9,35 +9,10 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from ..errors import LiverXAIError
+from ..explain.catalog import CATALOG, DEFAULT_METHOD
 from ..mrml.volumes import world_grid
 from .model_choice import ModelChoice
 from .state import PanelState
-
-DEFAULT_METHOD = "hires-cam"
-
-#: Methods of explanation with a title and one line about each; names are those of LiverXAILib.explain.METHODS.
-METHODS = {
-    "seg-grad-cam": (
-        "Seg-Grad-CAM",
-        _("Features that matter for the answer, near it. Smooth, fast, not exact about the place."),
-    ),
-    "seg-grad-cam++": ("Seg-Grad-CAM++", _("As Seg-Grad-CAM, counting only what speaks for the answer.")),
-    "hires-cam": ("HiResCAM", _("What each place contributed to the answer; grainy.")),
-    "seg-xres-cam": (
-        "Seg-XRes-CAM",
-        _("Between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks."),
-    ),
-    "layer-cam": ("LayerCAM", _("Places where more of a feature would have strengthened the answer.")),
-    "integrated-gradients": (
-        _("Integrated gradients"),
-        _("Voxels whose difference from plain liver made the answer. Slow; needs no layer."),
-    ),
-    "integrated-gradients-air": (
-        _("Integrated gradients from air"),
-        _("Voxels whose difference from air made the answer. Slow; needs no layer."),
-    ),
-    "occlusion": (_("Occlusion"), _("How much the answer suffers when a place is blurred away. Slow; needs no layer.")),
-}
 
 #: What can be asked, by the value of the parameter `target`.
 TARGETS = {
@@ -59,16 +34,16 @@ class Questions:
         with state.filling():
             for target, text in TARGETS.items():
                 self._ui.targetSelector.addItem(text, target)
-            for method, (title, _hint) in METHODS.items():
-                self._ui.methodSelector.addItem(title, method)
+            for name, method in CATALOG.items():
+                self._ui.methodSelector.addItem(_(method.title), name)
 
     def show(self) -> None:
         """What the parameter node says; a target or method of another version becomes the usual one."""
         parameters, ui = self._state.parameters, self._ui
-        if parameters.target not in TARGETS or parameters.method not in METHODS:
+        if parameters.target not in TARGETS or parameters.method not in CATALOG:
             with self._state.writing():
                 parameters.target = parameters.target if parameters.target in TARGETS else "both"
-                parameters.method = parameters.method if parameters.method in METHODS else DEFAULT_METHOD
+                parameters.method = parameters.method if parameters.method in CATALOG else DEFAULT_METHOD
         with self._state.filling():
             ui.targetSelector.setCurrentIndex(ui.targetSelector.findData(parameters.target))
             ui.methodSelector.setCurrentIndex(ui.methodSelector.findData(parameters.method))
@@ -76,7 +51,7 @@ class Questions:
 
     def show_hint(self) -> None:
         """One line about the chosen method."""
-        self._ui.methodHint.text = METHODS[self._ui.methodSelector.currentData][1]
+        self._ui.methodHint.text = _(CATALOG[self._ui.methodSelector.currentData].hint)
 
     def asked(self, lesion: int) -> list[str]:
         """What is asked, as the library's targets.

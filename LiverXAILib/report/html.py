@@ -130,9 +130,7 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
     faithfulness = explanation.faithfulness
     curves = faithfulness.get("curves") if faithfulness else None
     return {
-        "question": f"{description[0].upper()}{description[1:]}?"
-        if explanation.target.why_not
-        else f"What made the model say “{description}”?",
+        "question": explanation.target.question(),
         "method": explanation.method,
         "layer": explanation.layer,
         "stage": explanation.provenance.get("stage") if len(analysis.model.stages) > 1 else None,

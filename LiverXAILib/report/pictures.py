@@ -24,7 +24,7 @@ from ..measure.measurements import LesionMeasurements, Measurements
 from ..models.spec import LabelSpec
 from ..volumes.box import Box
 from ..volumes.resample import resample
-from ..volumes.volume import LPS_TO_RAS, Grid, Volume
+from ..volumes.volume import Grid, Volume
 
 #: Display window in HU: level 40, width 400, the usual one for the abdomen.
 WINDOW_HU = (-160.0, 240.0)
@@ -190,13 +190,8 @@ def _overview(analysis: Analysis, explanation: Explanation | None) -> list[_View
         center = analysis.volume.grid.to_lps(liver.mean(axis=0)[::-1])
     if analysis.measurements.lesions:
         center = np.array(analysis.measurements.lesions[0].centroid_lps_mm)
-    if explanation is not None and explanation.target.point:
-        target = explanation.target
-        center = np.array(target.point).reshape(-1, 3).mean(axis=0)
-        if target.frame == "ras":
-            center = center * np.diag(LPS_TO_RAS)[:3]
-    elif explanation is not None and explanation.target.lesion:
-        center = np.array(analysis.measurements.lesions[explanation.target.lesion - 1].centroid_lps_mm)
+    if explanation is not None and (focus := explanation.target.focus(analysis.segmentation)) is not None:
+        center = focus
     low, high = np.minimum(low, center - _MARGIN_MM), np.maximum(high, center + _MARGIN_MM)
     pixel_mm = float((high - low).max()) / 480
     views = []

@@ -20,7 +20,8 @@ from typing import Any
 
 from ..analysis import Analysis
 from ..errors import Cancelled, LiverXAIError, UsageError
-from ..explain.explanation import DEFAULT_METHOD, Explanation
+from ..explain.catalog import DEFAULT_METHOD
+from ..explain.explanation import Explanation
 from ..inference.segmentation import Segmentation
 from ..subprocesses import describe_end, kill_tree, messages, say, start_child
 from ..volumes.volume import Volume

@@ -65,7 +65,7 @@ def add_case(scene, axes: np.ndarray, turn: np.ndarray | None):
         slicer.util.updateTransformMatrixFromArray(transform, to_world)
         ct.SetAndObserveTransformNodeID(transform.GetID())
     values = Volume(heat(ras).astype(np.float32), matrix)
-    return ct, mrml.explanation_to_node(Explanation(values, 1.0, Target("liver"), "m", "l"), scene, ct)
+    return ct, mrml.explanation_to_node(Explanation(values, 1.0, Target.parse("liver"), "m", "l"), scene, ct)
 
 
 def main(path: str) -> None:

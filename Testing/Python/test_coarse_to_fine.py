@@ -20,7 +20,7 @@ from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import ModelError
 from LiverXAILib.explain import EmptyTargetError
-from LiverXAILib.explain.run import StageRun
+from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.inference import Postprocessing, backends, segment, stage_windows
 from LiverXAILib.inference.cost import activation_bytes, operations
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
@@ -111,17 +111,17 @@ def test_explanations_are_of_what_the_centered_stage_saw():
     volume, _ = ball_phantom(GRID)
     result = segment(volume, model, device="cpu")
     stage = model.spec.stages[1]
-    run = StageRun.prepare(volume, model, stage, result, CPU)
+    run = StageContext.prepare(volume, model, stage, result, CPU)
     seen = stage_input(volume, stage, result.stage_grids["liver"], result.stage_centers["liver"])
     torch.testing.assert_close(run.image[run.plan.image_box], seen)
     # Made elsewhere, or edited: the liver that is marked decides.
     stranger = replace(result, stage_centers={}, stage_grids={})
-    again = StageRun.prepare(volume, model, stage, stranger, CPU)
+    again = StageContext.prepare(volume, model, stage, stranger, CPU)
     assert abs(float(run.image.max() - again.image.max())) < 2
     assert again.air == run.air == -200.0
     nobody = replace(stranger, labels=volume.with_array(np.zeros(volume.shape, np.uint8)))
     with pytest.raises(EmptyTargetError, match="No liver is marked"):
-        StageRun.prepare(volume, model, stage, nobody, CPU)
+        StageContext.prepare(volume, model, stage, nobody, CPU)
 
 
 def test_a_card_that_centers_on_nothing_is_refused():

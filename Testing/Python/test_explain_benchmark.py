@@ -20,8 +20,9 @@ from LiverXAILib.evaluation.benchmark_explain import (
     write_benchmark,
 )
 from LiverXAILib.explain import METHODS, Target
-from LiverXAILib.explain.faithfulness import Examination, shuffled_networks, spearman
-from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.faithfulness import FaithfulnessEvaluator, shuffled_networks, spearman
+from LiverXAILib.explain.score import build_score
+from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.volumes.volume import Volume
 
 
@@ -46,18 +47,18 @@ def test_each_map_is_examined_and_written_to_a_table_and_a_picture(tmp_path):
         ("two", method, layer) for method in methods for layer in layers
     ]
     # The same as examining each map on its own.
-    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
-    question = ask(Target.parse("lesion:1"), segmentation, model, run)
-    exam = Examination(run, question, points=4, limit_mm=60)
-    alone = exam.map(METHODS["hires-cam"], "decoder.0")
-    assert rows[1]["gain"] == pytest.approx(exam.curves(alone)["gain"], abs=1e-3)
-    assert rows[1]["gain_edges"] == exam.controls["edges"]["gain"]
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("lesion:1"), segmentation, model, run)
+    evaluator = FaithfulnessEvaluator(run, question, points=4, limit_mm=60)
+    alone = evaluator.map(METHODS["hires-cam"], "decoder.0")
+    assert rows[1]["gain"] == pytest.approx(evaluator.curves(alone)["gain"], abs=1e-3)
+    assert rows[1]["gain_edges"] == evaluator.controls["edges"]["gain"]
     alike = []
     for draw in range(5):
-        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
-        alike.append(spearman(alone, exam.map(METHODS["hires-cam"], "decoder.0", networks)))
+        ((_, networks),) = shuffled_networks(evaluator.run, 1, draw)
+        alike.append(spearman(alone, evaluator.map(METHODS["hires-cam"], "decoder.0", networks)))
     assert rows[1]["spearman_shuffled"] == pytest.approx(sorted(alike)[2], abs=1e-3)
-    noisy = exam.map(METHODS["hires-cam"], "decoder.0", noise=True)
+    noisy = evaluator.map(METHODS["hires-cam"], "decoder.0", noise=True)
     assert rows[1]["spearman_noise"] == pytest.approx(spearman(alone, noisy), abs=1e-3)
 
     table, text, picture = write_benchmark(rows, tmp_path / "new")

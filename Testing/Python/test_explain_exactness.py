@@ -16,9 +16,10 @@ from explain_toys import tiny_model, with_labels
 from toys import ball_phantom
 
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
-from LiverXAILib.explain.engine import to_input_grid
+from LiverXAILib.explain.explainer import to_input_grid
 from LiverXAILib.explain.layers import LayerTap, lattice_grid
-from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.score import build_score
+from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.inference.stages import logit_margin, mirrorings, run_network, stage_input, stage_plan
 from LiverXAILib.volumes.resample import resample
@@ -84,8 +85,8 @@ def tumor_score(segmentation):
 
 def library_maps(volume, model, segmentation, target, method, layer="bottleneck"):
     (stage,) = model.spec.stages
-    run = StageRun.prepare(volume, model, stage, segmentation, torch.device("cpu"))
-    question = ask(Target.parse(target), segmentation, model, run)
+    run = StageContext.prepare(volume, model, stage, segmentation, torch.device("cpu"))
+    question = build_score(Target.parse(target), segmentation, model, run)
     (result,) = stage_maps(run, [question], METHODS[method], layer)
     return run, question, result.values
 
@@ -106,9 +107,9 @@ def test_the_stitched_map_is_that_of_one_graph(case, method):
     _, question, values = library_maps(volume, model, segmentation, "tumor", method)
     count = len(plan.boxes)
     expected = torch.zeros(plan.padded_shape)
-    for member in range(members):
-        a = torch.stack(activations[member * count : (member + 1) * count]).detach()
-        g = torch.stack(gradients[member * count : (member + 1) * count])
+    for pass_index in range(members):
+        a = torch.stack(activations[pass_index * count : (pass_index + 1) * count]).detach()
+        g = torch.stack(gradients[pass_index * count : (pass_index + 1) * count])
         for number, box in enumerate(plan.boxes):
             weight = plan.weight(box) if method.startswith("seg-grad-cam") else 1.0
             if method == "seg-grad-cam":
@@ -223,7 +224,7 @@ def test_the_heat_map_is_where_the_influence_is():
     cells = torch.zeros(8, 8, 8)
     cells[6, 2, 5] = 1.0
     volume, model, segmentation = a_case()
-    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
     run = replace(run, grid=stage_grid)
     matrix = np.eye(4)
     matrix[:3, :3] = np.array([[0.96, 0.28, 0], [-0.28, 0.96, 0], [0, 0, 1.0]]) * 1.5

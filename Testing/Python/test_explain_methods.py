@@ -17,11 +17,12 @@ from torchcam.methods import GradCAM, LayerCAM
 from toys import ball_phantom
 
 import LiverXAILib as lx
-from LiverXAILib.explain import DEFAULT_METHOD, METHODS, Target
+from LiverXAILib.explain import CATALOG, DEFAULT_METHOD, METHODS, Target
 from LiverXAILib.explain.integrated import integrated_gradients
 from LiverXAILib.explain.methods import TensorFile, seg_grad_cam_plus_plus
 from LiverXAILib.explain.occlusion import occlusion
-from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.score import build_score
+from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.options import Options
 from LiverXAILib.volumes.volume import Grid
@@ -38,8 +39,12 @@ def a_run(dimensions):
     volume, labels = ball_phantom(Grid(shape, np.diag([2.0, 2.0, 2.0, 1.0])), 20.0, 26.0)
     model = tiny_model(**STAGES[dimensions])
     segmentation = with_labels(volume, model, labels)
-    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
-    return run, ask(Target.parse("tumor"), segmentation, model, run), torch.from_numpy(segmentation.mask("tumor"))
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    return (
+        run,
+        build_score(Target.parse("tumor"), segmentation, model, run),
+        torch.from_numpy(segmentation.mask("tumor")),
+    )
 
 
 def as_batch(run):
@@ -176,6 +181,21 @@ def test_occlusion_keeps_to_its_budget():
     result = occlusion(run, question, budget=100)
     handle.remove()
     assert len(calls) == result.details["network_runs"] <= 101
+
+
+def test_every_method_of_the_catalog_is_computed_in_the_way_it_says():
+    assert list(METHODS) == list(CATALOG)
+    for name, method in METHODS.items():
+        assert method.info is CATALOG[name]
+        assert (method.layer_maps is not None) == (method.info.kind == "layer")
+        assert (method.image_map is not None) == (method.info.kind == "image")
+
+
+def test_the_table_of_methods_in_the_docs_is_the_catalog():
+    page = (Path(__file__).parents[2] / "docs" / "explanations.md").read_text(encoding="utf-8")
+    for info in CATALOG.values():
+        default = " (default)" if info.name == DEFAULT_METHOD else ""
+        assert f"| `{info.name}`{default} | {info.description} | {info.place_specific} |" in page
 
 
 def test_everybody_explains_by_the_method_that_measures_best():

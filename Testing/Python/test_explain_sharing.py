@@ -12,8 +12,9 @@ from torch import nn
 from toys import model_of
 
 from LiverXAILib.explain import METHODS, Target, explain_all, stitching
-from LiverXAILib.explain.parting import Parting
-from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.score import build_score
+from LiverXAILib.explain.shared_backward import SharedBackward
+from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import recorded, stage_maps
 
 BALLS = {"all": (0, 0, 0), "a": (4, 4, 4), "b": (24, 8, 8), "c": (4, 22, 9), "near a": (12, 4, 4)}
@@ -29,7 +30,7 @@ class Scores:
         self.logits = nn.Sequential(*steps, nn.Conv3d(3, 1, 3, padding=1)).requires_grad_(False)(self.layer)[0]
         self.passes = 0
 
-    def share(self, name: str) -> torch.Tensor:
+    def window_weights(self, name: str) -> torch.Tensor:
         share = torch.zeros_like(self.logits)
         k, j, i = BALLS[name]
         share[:, k : k + 3, j : j + 2, i : i + 4] = 0.1
@@ -41,17 +42,17 @@ class Scores:
         self.passes += 1
         return [torch.autograd.grad(score, self.layer, retain_graph=True)[0][0]]
 
-    def gradients(self, names: list[str], parting: Parting) -> dict[int, list[torch.Tensor]]:
-        shares = {index: self.share(name) for index, name in enumerate(names)}
+    def gradients(self, names: list[str], shared: SharedBackward) -> dict[int, list[torch.Tensor]]:
+        shares = {index: self.window_weights(name) for index, name in enumerate(names)}
         scores = {index: (self.logits * share).sum() for index, share in shares.items()}
-        return parting.gradients(scores, shares, [(2, 2, 2)], self.back)
+        return shared.gradients(scores, shares, [(2, 2, 2)], self.back)
 
-    def check(self, names: list[str], parting: Parting) -> int:
+    def check(self, names: list[str], shared: SharedBackward) -> int:
         """The number of passes back that all answers took; they are those of one pass for each, to the last bit."""
-        together = self.gradients(names, parting)
+        together = self.gradients(names, shared)
         passes, self.passes = self.passes, 0
         for index, name in enumerate(names):
-            (alone,) = self.back((self.logits * self.share(name)).sum())
+            (alone,) = self.back((self.logits * self.window_weights(name)).sum())
             assert float(alone.abs().max()) > 0
             assert torch.equal(together[index][0], alone)
         self.passes = 0
@@ -59,31 +60,31 @@ class Scores:
 
 
 def test_targets_far_apart_share_one_pass_back():
-    assert Scores().check(["a", "b", "c"], Parting()) == 1
+    assert Scores().check(["a", "b", "c"], SharedBackward()) == 1
 
 
 def test_targets_near_each_other_get_passes_of_their_own():
-    scores, parting = Scores(), Parting()
+    scores, shared = Scores(), SharedBackward()
     # The first try cannot know how far the network carries; afterwards it is known.
-    assert scores.check(["a", "near a", "b", "c"], parting) == 3
-    assert scores.check(["a", "near a", "b", "c"], parting) == 2
+    assert scores.check(["a", "near a", "b", "c"], shared) == 3
+    assert scores.check(["a", "near a", "b", "c"], shared) == 2
 
 
 def test_a_target_that_is_asked_alone_tells_how_far_the_network_carries():
     # The liver first, which its lesions lie in: the two lesions near each other are then not tried together.
-    assert Scores().check(["all", "a", "near a", "b", "c"], Parting()) == 3
+    assert Scores().check(["all", "a", "near a", "b", "c"], SharedBackward()) == 3
 
 
 def test_nothing_is_parted_where_every_place_depends_on_every_other():
-    scores, parting = Scores(nn.InstanceNorm3d(3)), Parting()
-    assert scores.check(["a", "b", "c"], parting) == 4
-    assert scores.check(["a", "b", "c"], parting) == 3
+    scores, shared = Scores(nn.InstanceNorm3d(3)), SharedBackward()
+    assert scores.check(["a", "b", "c"], shared) == 4
+    assert scores.check(["a", "b", "c"], shared) == 3
 
 
 def test_one_pass_serves_several_layers():
     volume, model, segmentation = a_case(window=(16, 20, 24))
-    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
-    question = ask(Target.parse("tumor"), segmentation, model, run)
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("tumor"), segmentation, model, run)
     layers = ["encoder", "bottleneck", "decoder"]
     passes = []
     handle = run.networks[0].register_forward_hook(lambda *_: passes.append(1))

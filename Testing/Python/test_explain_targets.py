@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 
@@ -13,8 +12,17 @@ from explain_toys import tiny_model, tiny_stage
 from toys import ball_phantom, model_of
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.explain import EmptyTargetError, Target
-from LiverXAILib.explain.targets import contest, score_terms
+from LiverXAILib.explain import (
+    BoxTarget,
+    Contrast,
+    EmptyTargetError,
+    LabelTarget,
+    LesionTarget,
+    PointTarget,
+    Target,
+    WhyNot,
+)
+from LiverXAILib.explain.score import positive_and_negative_channels, score_terms
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.volumes.volume import Grid
@@ -40,8 +48,41 @@ def test_a_target_survives_text_and_json(text):
     target = Target.parse(text)
     assert str(target) == text
     assert Target.parse(target) is target
-    fields = json.loads(json.dumps(dataclasses.asdict(target)))
-    assert Target(**{**fields, "point": tuple(fields["point"])}) == target
+    assert Target.parse(json.loads(json.dumps(str(target)))) == target
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_place_survives_text_to_the_last_bit(seed):
+    scale = 10.0 ** np.random.default_rng(seed).integers(-9, 9)
+    numbers = tuple(np.random.default_rng(seed).normal(0, scale, 6))
+    for place in (BoxTarget(numbers, "ras"), PointTarget(numbers[:3], "lps", "tumor")):
+        for target in (place, Contrast(place, "liver"), *([WhyNot(place)] if place.label else [])):
+            assert Target.parse(str(target)) == target
+            assert hash(Target.parse(str(target))) == hash(target)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LabelTarget(""),
+        lambda: LabelTarget("a:b"),
+        lambda: LabelTarget("tumor-vs-liver"),
+        lambda: LabelTarget("why-not-tumor"),
+        lambda: LabelTarget(" tumor"),
+        lambda: LesionTarget(0),
+        lambda: PointTarget((1, 2)),
+        lambda: PointTarget((1, 2, float("inf"))),
+        lambda: BoxTarget((1, 2, 3)),
+        lambda: PointTarget((1, 2, 3), "mni"),
+        lambda: PointTarget((1, 2, 3), "lps", "lesion:1"),
+        lambda: Contrast(LabelTarget("tumor"), ""),
+        lambda: Contrast(Contrast(LabelTarget("tumor"), "liver"), "liver"),
+        lambda: WhyNot(PointTarget((1, 2, 3))),
+    ],
+)
+def test_a_target_that_no_text_could_say_cannot_be_made(make):
+    with pytest.raises(UsageError, match=r"\w \w+"):
+        make()
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -81,6 +122,23 @@ def test_questions_are_described_in_plain_words():
         "why no tumor in the box from LPS (0, 0, 0) mm to"
         in Target.parse("why-not-tumor:box:lps:0,0,0,9,9,9").describe()
     )
+
+
+def test_each_target_asks_its_question_in_words():
+    assert Target.parse("lesion:2").question() == "What made the model say “lesion 2”?"
+    assert Target.parse("why-not-tumor:voxel:lps:1,2,3").question() == "Why no tumor at LPS (1, 2, 3) mm?"
+
+
+def test_pictures_look_where_the_target_is():
+    labels = np.ones((40, 44, 48), np.uint8)
+    labels[20:25, 10:15, 30:35] = 2
+    segmentation = a_segmentation(labels)
+    center = segmentation.labels.grid.to_lps((32, 12, 22))
+    np.testing.assert_allclose(Target.parse("lesion:1").focus(segmentation), center)
+    np.testing.assert_allclose(Target.parse("lesion:1-vs-liver").focus(segmentation), center)
+    np.testing.assert_allclose(Target.parse("voxel:ras:1,2,3").focus(segmentation), (-1, -2, 3))
+    np.testing.assert_allclose(Target.parse("why-not-tumor:box:lps:0,0,0,4,6,8").focus(segmentation), (2, 3, 4))
+    assert Target.parse("liver").focus(segmentation) is None
 
 
 def a_segmentation(labels=None):
@@ -190,5 +248,10 @@ def test_a_rival_the_stage_does_not_know_is_everything_else():
     stage = tiny_stage(channels=("background", "lesion"), labels={"tumor": ("lesion",)}, name="lesions")
     other = tiny_stage(name="liver", labels={"liver": ("liver", "tumor")})
     model = model_of([other, stage], {"lesions": [], "liver": []})
-    assert contest(Target.parse("tumor-vs-liver"), model.spec, model.spec.stages[1]) == ((1,), (0,))
-    assert contest(Target.parse("why-not-tumor:voxel:lps:0,0,0"), model.spec, model.spec.stages[1]) == ((0,), (1,))
+    assert positive_and_negative_channels(Target.parse("tumor-vs-liver"), model.spec, model.spec.stages[1]) == (
+        (1,),
+        (0,),
+    )
+    assert positive_and_negative_channels(
+        Target.parse("why-not-tumor:voxel:lps:0,0,0"), model.spec, model.spec.stages[1]
+    ) == ((0,), (1,))

@@ -17,13 +17,14 @@ from LiverXAILib.errors import Cancelled
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
 from LiverXAILib.explain.faithfulness import (
     DRAWS,
-    Examination,
+    FaithfulnessEvaluator,
     energy_lift,
     shuffled_networks,
     spearman,
     two_digits,
 )
-from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.score import build_score
+from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.models import Model
 from LiverXAILib.progress import CancelToken
@@ -33,26 +34,28 @@ from LiverXAILib.progress import CancelToken
 def a_question(text="lesion:1"):
     model = trained_model()
     volume, segmentation = two_lesion_case(model)
-    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
-    return run, ask(Target.parse(text), segmentation, model, run)
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    return run, build_score(Target.parse(text), segmentation, model, run)
 
 
 @cache
 def an_examination():
-    return Examination(*a_question(), points=5)
+    return FaithfulnessEvaluator(*a_question(), points=5)
 
 
-def examined(exam, method, layer="decoder.0"):
+def examined(evaluator, method, layer="decoder.0"):
     """The card of one map of the window, as the benchmark makes it."""
     method = METHODS[method]
-    shuffled = {share: [exam.map(method, layer, networks)] for share, networks in shuffled_networks(exam.run, 2)}
+    shuffled = {
+        share: [evaluator.map(method, layer, networks)] for share, networks in shuffled_networks(evaluator.run, 2)
+    }
     for draw in range(1, 3):
-        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
-        shuffled[1.0].append(exam.map(method, layer, networks))
-    trained, noisy = exam.map(method, layer), exam.map(method, layer, noise=True)
-    controls = {"shuffled network": exam.curves(shuffled[1.0][0])}
-    lift = energy_lift(trained, exam.run, exam.question)
-    return exam.card(trained, trained, shuffled, noisy, lift, controls=controls)
+        ((_, networks),) = shuffled_networks(evaluator.run, 1, draw)
+        shuffled[1.0].append(evaluator.map(method, layer, networks))
+    trained, noisy = evaluator.map(method, layer), evaluator.map(method, layer, noise=True)
+    controls = {"shuffled network": evaluator.curves(shuffled[1.0][0])}
+    lift = energy_lift(trained, evaluator.run, evaluator.score_target)
+    return evaluator.evaluate(trained, trained, shuffled, noisy, lift, controls=controls)
 
 
 @cache
@@ -96,10 +99,10 @@ def test_no_map_of_a_network_that_learned_nothing_passes():
     _, segmentation = two_lesion_case(trained_model())
     volume, _ = two_lesion_case(trained_model())
     model = shuffled_model()
-    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
-    exam = Examination(run, ask(Target.parse("lesion:1"), segmentation, model, run), points=4)
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    evaluator = FaithfulnessEvaluator(run, build_score(Target.parse("lesion:1"), segmentation, model, run), points=4)
     for method in ("hires-cam", "seg-xres-cam", "layer-cam"):
-        card = examined(exam, method)
+        card = examined(evaluator, method)
         assert not card["passed"]
         assert card["sentence"].startswith("This map did not pass: ")
 
@@ -111,7 +114,7 @@ def test_the_sentence_says_in_numbers_what_was_tested():
     assert f"takes the model's confidence from {first:.2f} to " in card["sentence"]
     volume = float(card["sentence"].split("blurring the ")[1].split(" ml")[0])
     # As much as the target takes of the box, or the next larger point of the curve.
-    target = float((an_examination().question.weights.abs().sum(dim=0) > 0).float().mean())
+    target = float((an_examination().score_target.weights.abs().sum(dim=0) > 0).float().mean())
     larger = min(fraction for fraction in card["curves"]["fractions"] if fraction >= target)
     assert volume == pytest.approx(card["examined_ml"] * larger, rel=0.05)
     assert card["examined_ml"] == pytest.approx(np.prod(an_examination().run.image.shape) * 0.008, abs=0.1)
@@ -122,13 +125,13 @@ def test_volumes_are_written_for_people():
 
 
 def test_a_map_with_a_warning_does_not_pass():
-    exam = an_examination()
+    evaluator = an_examination()
     method = METHODS["seg-grad-cam"]
-    (result,) = stage_maps(exam.run, [exam.question], method, "decoder.1")
+    (result,) = stage_maps(evaluator.run, [evaluator.score_target], method, "decoder.1")
     assert "copy of the network's score" in result.warnings[0]
     values = result.values.clamp_min(0)
-    lift = energy_lift(values, exam.run, exam.question)
-    card = exam.card(values, values, {1.0: [-values]}, values, lift, warned=True)
+    lift = energy_lift(values, evaluator.run, evaluator.score_target)
+    card = evaluator.evaluate(values, values, {1.0: [-values]}, values, lift, warned=True)
     assert not card["passed"]
     assert "warning" in card["sentence"]
 
@@ -167,13 +170,13 @@ def test_a_map_must_beat_the_map_of_a_typical_shuffled_network():
     card = explain(
         volume, model, segmentation, "lesion:1", "hires-cam", "decoder.0", device="cpu", check=True
     ).faithfulness
-    exam = Examination(*a_question())
+    evaluator = FaithfulnessEvaluator(*a_question())
     method = METHODS["hires-cam"]
-    trained, gains = exam.map(method, "decoder.0"), {}
+    trained, gains = evaluator.map(method, "decoder.0"), {}
     for draw in range(DRAWS):
-        ((_, networks),) = shuffled_networks(exam.run, 1, draw)
-        values = exam.map(method, "decoder.0", networks)
-        gains[spearman(trained, values)] = exam.curves(values)["gain"]
+        ((_, networks),) = shuffled_networks(evaluator.run, 1, draw)
+        values = evaluator.map(method, "decoder.0", networks)
+        gains[spearman(trained, values)] = evaluator.curves(values)["gain"]
     assert card["randomization"]["draws"] == pytest.approx(list(gains), abs=1e-3)
     assert card["controls"]["shuffled network"]["gain"] == pytest.approx(gains[np.median(list(gains))], abs=1e-3)
     assert len(set(gains.values())) > 1
@@ -184,30 +187,32 @@ def test_a_large_target_is_blurred_more_and_examined_in_a_part_of_it():
     model = trained_model()
     volume, labels = two_lesion_truth()
     segmentation = with_labels(volume, model, labels)
-    run = StageRun.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
-    question = ask(Target.parse("liver"), segmentation, model, run)
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("liver"), segmentation, model, run)
     assert an_examination().blur_mm == 12
     mask = float((question.weights.abs().sum(dim=0) > 0).sum()) * 8
-    exam = Examination(run, question, limit_mm=16)
-    assert exam.blur_mm == pytest.approx(max(12, 0.5 * (mask * 3 / 4 / np.pi) ** (1 / 3)))
-    assert exam.run.plan.shape == (8, 8, 8)
-    assert exam.question.weights.shape[1:] == (8, 8, 8)
+    evaluator = FaithfulnessEvaluator(run, question, limit_mm=16)
+    assert evaluator.blur_mm == pytest.approx(max(12, 0.5 * (mask * 3 / 4 / np.pi) ** (1 / 3)))
+    assert evaluator.run.plan.shape == (8, 8, 8)
+    assert evaluator.score_target.weights.shape[1:] == (8, 8, 8)
     # Half target, half surroundings: what is all liver has nothing to tell it from.
-    asked = exam.question.weights.abs().sum(dim=0) > 0
+    asked = evaluator.score_target.weights.abs().sum(dim=0) > 0
     assert 0.4 < float(asked.float().mean()) < 0.6
-    assert torch.equal(exam.run.image, run.image[exam.box])
+    assert torch.equal(evaluator.run.image, run.image[evaluator.box])
     # A small target lies in the middle.
     run, question = a_question()
-    exam = Examination(run, question, limit_mm=40)
-    place = torch.nonzero(exam.question.weights[0] > 0).double().mean(dim=0)
+    evaluator = FaithfulnessEvaluator(run, question, limit_mm=40)
+    place = torch.nonzero(evaluator.score_target.weights[0] > 0).double().mean(dim=0)
     assert float((place - 9.5).abs().max()) < 3
 
 
 def test_the_examination_is_the_same_every_time():
-    first, second = (Examination(*a_question(), points=4) for _ in range(2))
+    first, second = (FaithfulnessEvaluator(*a_question(), points=4) for _ in range(2))
     assert first.controls == second.controls
     assert torch.equal(first.noisy_run.image, second.noisy_run.image)
-    shuffled = [next(shuffled_networks(exam.run, 1))[1][0].bottleneck[0].weight.detach() for exam in (first, second)]
+    shuffled = [
+        next(shuffled_networks(evaluator.run, 1))[1][0].bottleneck[0].weight.detach() for evaluator in (first, second)
+    ]
     assert torch.equal(*shuffled)
 
 
@@ -221,23 +226,23 @@ def test_the_examined_network_is_left_as_it_was():
 
 
 def test_deletion_and_insertion_change_the_highest_ranked_voxels():
-    exam = an_examination()
-    values = torch.rand(exam.run.image.shape, generator=torch.Generator().manual_seed(3))
-    curves = exam.curves(values)
+    evaluator = an_examination()
+    values = torch.rand(evaluator.run.image.shape, generator=torch.Generator().manual_seed(3))
+    curves = evaluator.curves(values)
     assert len(curves["fractions"]) == len(curves["deletion"]) == len(curves["insertion"])
     assert curves["fractions"][0] == 0
     assert curves["fractions"][-1] == 1
     np.testing.assert_allclose(curves["fractions"], np.linspace(0, 1, len(curves["fractions"])) ** 3, atol=1e-6)
-    assert curves["deletion"][0] == curves["insertion"][-1] == pytest.approx(exam.intact, abs=1e-5)
-    assert curves["deletion"][-1] == curves["insertion"][0] == pytest.approx(exam.erased, abs=1e-5)
+    assert curves["deletion"][0] == curves["insertion"][-1] == pytest.approx(evaluator.intact, abs=1e-5)
+    assert curves["deletion"][-1] == curves["insertion"][0] == pytest.approx(evaluator.erased, abs=1e-5)
     # One point of each, by hand: the voxels above the quantile, the mean tumor probability over the target.
     point = 2
     limit = np.quantile(values.numpy(), 1 - curves["fractions"][point])
     top = values.numpy() > limit
     run, question = a_question()
-    blurred = run.blurred[exam.box].numpy()
-    image = exam.run.image.numpy()
-    weights = exam.question.weights[0].numpy() / float(exam.question.weights.sum())
+    blurred = run.blurred[evaluator.box].numpy()
+    image = evaluator.run.image.numpy()
+    weights = evaluator.score_target.weights[0].numpy() / float(evaluator.score_target.weights.sum())
     for name, changed in (("deletion", np.where(top, blurred, image)), ("insertion", np.where(top, image, blurred))):
         with torch.no_grad():
             logits = run.networks[0](torch.from_numpy(changed)[None, None])[0].numpy()
@@ -250,11 +255,11 @@ def test_deletion_and_insertion_change_the_highest_ranked_voxels():
 
 
 def test_a_perfect_map_gains_more_than_a_reversed_one():
-    exam = an_examination()
-    target = exam.question.weights[0]
+    evaluator = an_examination()
+    target = evaluator.score_target.weights[0]
     nearby = -torch.nn.functional.avg_pool3d(-target[None], 5, 1, 2)[0]
-    assert exam.curves(nearby)["gain"] > 0.3
-    assert exam.curves(-nearby)["gain"] < -0.3
+    assert evaluator.curves(nearby)["gain"] > 0.3
+    assert evaluator.curves(-nearby)["gain"] < -0.3
 
 
 def test_rank_correlation_agrees_with_scipy():

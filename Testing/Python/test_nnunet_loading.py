@@ -19,7 +19,8 @@ from LiverXAILib.cli import main
 from LiverXAILib.errors import ModelError
 from LiverXAILib.explain import METHODS, explain
 from LiverXAILib.explain.methods import METHODS as ALL_METHODS
-from LiverXAILib.explain.run import StageRun, ask
+from LiverXAILib.explain.score import build_score
+from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.explain.targets import Target
 from LiverXAILib.inference import Postprocessing, segment
@@ -218,8 +219,8 @@ def test_every_method_explains_an_nnunet(method, analyzed):
 
 def raw_map(model: Model, volume: Any, segmentation: Any, method: str, layer: str) -> torch.Tensor:
     stage = model.spec.stages[0]
-    run = StageRun.prepare(volume, model, stage, segmentation, torch.device("cpu"))
-    question = ask(Target.parse("tumor"), segmentation, model, run)
+    run = StageContext.prepare(volume, model, stage, segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("tumor"), segmentation, model, run)
     (result,) = stage_maps(run, [question], ALL_METHODS[method], layer)
     return result.values
 
@@ -259,7 +260,7 @@ def test_checkpoints_written_with_an_older_numpy_are_read(changed):
     folder = changed()
     path = folder / "fold_0" / "checkpoint_final.pth"
     with zipfile.ZipFile(path) as file:
-        members = {member.filename: file.read(member) for member in file.infolist()}
+        members = {pass_index.filename: file.read(pass_index) for pass_index in file.infolist()}
     (pickled,) = (name for name in members if name.endswith("data.pkl"))
     old = members[pickled].replace(b"cnumpy._core.multiarray\nscalar", b"cnumpy.core.multiarray\nscalar")
     assert old != members[pickled]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One way back for several questions: gradients of targets that lie far apart, from the gradient of their sum.
+"""One backward pass for several targets: their gradients are separated by the receptive field.
 
 At the explained layer the gradient of a score is 0 but for the cells that the rest of the network can carry to the
 target: a few voxels around it, if only convolutions follow. Where the targets lie further apart than that, the
-gradient of the sum of their scores is each one's own gradient, side by side, and one pass back serves them all.
+gradient of the sum of their scores is each one's own gradient, side by side, and one backward pass serves them all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Stride = tuple[int, int, int]
 Back = Callable[[torch.Tensor], list[torch.Tensor]]
 
 
-class Parting:
+class SharedBackward:
     """Computes the gradients of several scores in few passes; learns how far the network carries.
 
     The *reach* is the largest (Chebyshev) distance of a cell with a gradient to the nearest target. If the targets'

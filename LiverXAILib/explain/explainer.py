@@ -18,11 +18,13 @@ from ..progress import CancelToken, Progress, report_progress, scaled
 from ..volumes.box import bounding_box
 from ..volumes.resample import resample
 from ..volumes.volume import Volume
-from .explanation import DEFAULT_METHOD, Explanation
+from .catalog import DEFAULT_METHOD
+from .explanation import Explanation
 from .faithfulness import check_faithfulness
 from .layers import cell_mm, find_layer
 from .methods import METHODS, Method
-from .run import Question, StageRun, ask
+from .score import ScoreTarget, build_score
+from .stage_context import StageContext
 from .stitching import stage_maps
 from .targets import Target
 
@@ -76,12 +78,12 @@ def explain_all(
 
     The stage of the model that decides a target's label runs again, with gradients, in the windows that the target
     touches; several targets share each window's forward pass. Maps are stitched exactly (see
-    :mod:`LiverXAILib.explain.run`), resampled to the grid of `volume` and normalized once.
+    :mod:`LiverXAILib.explain.score`), resampled to the grid of `volume` and normalized once.
 
     :param volume: the CT in HU from which `segmentation` was made, or on whose grid it was drawn.
     :param targets: see :class:`~LiverXAILib.explain.targets.Target`.
     :param method: a name from :data:`~LiverXAILib.explain.methods.METHODS`.
-    :param layer: a stage of the network; None for the model's default.
+    :param layer: a layer of the network; None for the model's default.
     :param check: also test how faithful each map is (see :mod:`LiverXAILib.explain.faithfulness`); takes minutes.
     :return: heat maps on the grid of `volume`, float32 in [0, 1], in the order of `targets`.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target has no voxels (no tumor was found …).
@@ -107,9 +109,11 @@ def explain_all(
             continue
         part = scaled(progress, len(answers) / len(resolved), (len(answers) + len(numbers)) / len(resolved))
         try:
-            run = StageRun.prepare(volume, model, stage, segmentation, torch_device)
-            questions = [ask(resolved[number], segmentation, model, run, cancel, masks[number]) for number in numbers]
-            explained = _explain_stage(volume, model, run, questions, METHODS[method], layer, check, part, cancel)
+            run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+            score_targets = [
+                build_score(resolved[number], segmentation, model, run, cancel, masks[number]) for number in numbers
+            ]
+            explained = _explain_stage(volume, model, run, score_targets, METHODS[method], layer, check, part, cancel)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(
                 f"Device {torch_device} ran out of memory. Use the CPU, or close other programs."
@@ -122,8 +126,8 @@ def explain_all(
 def _explain_stage(
     volume: Volume,
     model: Model,
-    run: StageRun,
-    questions: list[Question],
+    run: StageContext,
+    score_targets: list[ScoreTarget],
     method: Method,
     layer: str | None,
     check: bool,
@@ -136,20 +140,20 @@ def _explain_stage(
         find_layer(run.networks[0], layer, run.stage)
     explanations = []
     share = _MAP_SHARE if check else 1.0
-    maps = stage_maps(run, questions, method, layer, scaled(progress, 0, share), cancel)
-    for number, (question, result) in enumerate(zip(questions, maps, strict=True)):
+    maps = stage_maps(run, score_targets, method, layer, scaled(progress, 0, share), cancel)
+    for number, (score_target, result) in enumerate(zip(score_targets, maps, strict=True)):
         heatmap, maximum = to_input_grid(result.values.clamp_min(0), run, volume)
         seconds = time.perf_counter() - started
         card = None
         if check:
-            begin, length = share + (1 - share) * number / len(questions), (1 - share) / len(questions)
+            begin, length = share + (1 - share) * number / len(score_targets), (1 - share) / len(score_targets)
             part = scaled(progress, begin, begin + length)
-            card = check_faithfulness(run, question, method, layer, result, part, cancel)
+            card = check_faithfulness(run, score_target, method, layer, result, part, cancel)
         explanations.append(
             Explanation(
                 heatmap=heatmap,
                 raw_maximum=maximum,
-                target=question.target,
+                target=score_target.target,
                 method=method.name,
                 layer=layer,
                 faithfulness=card,
@@ -168,7 +172,7 @@ def _explain_stage(
     return explanations
 
 
-def to_input_grid(values: torch.Tensor, run: StageRun, volume: Volume) -> tuple[Volume, float]:
+def to_input_grid(values: torch.Tensor, run: StageContext, volume: Volume) -> tuple[Volume, float]:
     """A map (>= 0) on the padded grid of a stage → a heat map in [0, 1] on the grid of `volume`, and what became 1.
 
     A place outside the stage's grid, at which the stage never looked, gets 0.

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods by name, in words: what the panel, the command line, reports and the docs say about each.
+
+Needs no torch, so that Slicer's main process can read it. What computes a method is found under the same name in
+:data:`LiverXAILib.explain.methods.METHODS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: The method that measures best: see docs/explanations.md.
+DEFAULT_METHOD = "hires-cam"
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What users read about a method.
+
+    :param name: as users write it.
+    :param title: as reports print it.
+    :param description: one line in plain words.
+    :param hint: one or two sentences for a panel: what the map shows, and what it costs.
+    :param kind: "layer": it reads a layer of the network; "image": it changes the image, needs no layer and takes many
+        passes of the network.
+    :param place_specific: in a word, whether the map is about the place that was asked about.
+    """
+
+    name: str
+    title: str
+    description: str
+    hint: str
+    kind: Literal["layer", "image"] = "layer"
+    place_specific: Literal["yes", "partly", "no"] = "yes"
+
+
+CATALOG: dict[str, MethodInfo] = {
+    method.name: method
+    for method in (
+        MethodInfo(
+            "seg-grad-cam",
+            "Seg-Grad-CAM",
+            "features that matter for the answer, wherever they are near it (smooth, not place-specific)",
+            "Features that matter for the answer, near it. Smooth, fast, not exact about the place.",
+            place_specific="no",
+        ),
+        MethodInfo(
+            "seg-grad-cam++",
+            "Seg-Grad-CAM++",
+            "as Seg-Grad-CAM, counting only what increases the score",
+            "As Seg-Grad-CAM, counting only what increases the score.",
+            place_specific="no",
+        ),
+        MethodInfo(
+            "hires-cam",
+            "HiResCAM",
+            "what each place contributed to the answer (grainier)",
+            "What each place contributed to the answer; grainy.",
+        ),
+        MethodInfo(
+            "seg-xres-cam",
+            "Seg-XRes-CAM",
+            "between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks",
+            "Between Seg-Grad-CAM and HiResCAM: contributions averaged over small blocks.",
+            place_specific="partly",
+        ),
+        MethodInfo(
+            "layer-cam",
+            "LayerCAM",
+            "places where more of a feature would have strengthened the answer",
+            "Places where more of a feature would have strengthened the answer.",
+        ),
+        MethodInfo(
+            "integrated-gradients",
+            "Integrated gradients (from liver density)",
+            "voxels whose difference from plain liver tissue made the answer (slow)",
+            "Voxels whose difference from plain liver made the answer. Slow; needs no layer.",
+            kind="image",
+        ),
+        MethodInfo(
+            "integrated-gradients-air",
+            "Integrated gradients (from air)",
+            "voxels whose difference from air made the answer (slow)",
+            "Voxels whose difference from air made the answer. Slow; needs no layer.",
+            kind="image",
+        ),
+        MethodInfo(
+            "occlusion",
+            "Occlusion",
+            "how much the answer suffers when a place is blurred away (model-agnostic, slow)",
+            "How much the answer suffers when a place is blurred away. Slow; needs no layer.",
+            kind="image",
+        ),
+    )
+}

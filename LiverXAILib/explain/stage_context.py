@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The computation that is explained: one stage of a model on one image, as the segmentation ran it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..inference.geometry import AIR_HU
+from ..inference.segmentation import Segmentation
+from ..inference.stages import (
+    mirrorings,
+    normalize,
+    padded_input,
+    run_network,
+    stage_grids,
+    stage_plan,
+)
+from ..inference.windows import WindowPlan
+from ..models.model import Model
+from ..models.spec import StageSpec
+from ..volumes.box import Box, bounding_box
+from ..volumes.volume import Grid, Volume
+from .targets import EmptyTargetError
+
+#: Standard deviation in mm of the Gaussian that takes a structure out of an image without leaving an edge.
+BLUR_MM = 12.0
+
+
+@dataclass(frozen=True, eq=False)
+class StageContext:
+    """A stage's networks, the image as they see it, and the windows.
+
+    :param grid: of the padded image: where each of its voxels lies.
+    :param image: float32, normalized, (k, j, i) as in ``plan.padded_shape``.
+    :param air: what air is in the network's input.
+    :param tissue: what plain tissue of the target's organ is: its median in this patient.
+    """
+
+    stage: StageSpec
+    networks: Sequence[nn.Module]
+    grid: Grid
+    plan: WindowPlan
+    image: torch.Tensor
+    device: torch.device
+    air: float
+    tissue: float
+
+    @staticmethod
+    def prepare(
+        volume: Volume, model: Model, stage: StageSpec, segmentation: Segmentation, device: torch.device
+    ) -> StageContext:
+        """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card.
+
+        :raises EmptyTargetError: the stage counts HU from a structure that is not there.
+        """
+        grid = segmentation.stage_grids.get(stage.name) or _grid_for(volume, stage, segmentation)
+        plan = stage_plan(stage, grid)
+        center_hu = _center_hu(volume, stage, segmentation)
+        image = padded_input(volume, stage, grid, plan, center_hu)
+        organ = segmentation.labels.array == segmentation.specs[0].value
+        median = float(np.median(volume.array[organ])) if organ.any() else AIR_HU
+        reference = torch.from_numpy(volume.array.astype(np.float32))
+        air, tissue = normalize(torch.tensor([AIR_HU, median]), stage.intensity, center_hu, reference).tolist()
+        return StageContext(stage, model.members(stage), plan.padded_grid(grid), plan, image, device, air, tissue)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """mm along the tensor's axes (k, j, i)."""
+        i, j, k = self.grid.spacing
+        return k, j, i
+
+    @cached_property
+    def passes(self) -> list[tuple[int, tuple[int, ...]]]:
+        """What is averaged: each network, and each set of axes along which it sees windows mirrored."""
+        return [(number, axes) for number in range(len(self.networks)) for axes in mirrorings(self.stage)]
+
+    def network(self, pass_index: int, window: torch.Tensor) -> torch.Tensor:
+        """Logits (channels, a, b, c) of pass number `pass_index` for one window (a, b, c), on the device."""
+        number, axes = self.passes[pass_index]
+        return self.undo_mirroring(
+            pass_index, run_network(self.networks[number], window.flip(axes), self.stage).float()
+        )
+
+    def undo_mirroring(self, pass_index: int, values: torch.Tensor) -> torch.Tensor:
+        """What pass number `pass_index` computed, (channels, a, b, c), mirrored back."""
+        return values.flip([axis + 1 for axis in self.passes[pass_index][1]])
+
+    def forward(self, pass_index: int, box: Box) -> torch.Tensor:
+        """Logits (channels, a, b, c) of one network in the window at `box` of the image, on the device."""
+        return self.network(pass_index, self.image[box].to(self.device))
+
+    @cached_property
+    def blurred(self) -> torch.Tensor:
+        """The image after a Gaussian of :data:`BLUR_MM`: what "nothing special here" looks like in this patient."""
+        return gaussian(self.image, [BLUR_MM / size for size in self.spacing])
+
+
+def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    """Gaussian smoothing of (k, j, i) with standard deviations in voxels along each axis; edges are repeated."""
+    for axis, sigma in enumerate(sigmas):
+        reach = min(max(1, round(3 * sigma)), image.shape[axis] - 1)
+        if sigma <= 0 or reach < 1:
+            continue
+        offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        rows = image.movedim(axis, -1)
+        padded = torch.nn.functional.pad(rows.flatten(0, 1)[:, None], (reach, reach), mode="replicate")
+        smooth = torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])
+        image = smooth[:, 0].unflatten(0, rows.shape[:2]).movedim(-1, axis)
+    return image
+
+
+@dataclass(eq=False)
+class StageMap:
+    """A signed map on the padded grid of a stage, before normalization.
+
+    :param values: float32 (k, j, i).
+    :param warnings: why the map may say nothing.
+    :param details: JSON-ready, for the provenance.
+    """
+
+    values: torch.Tensor
+    warnings: list[str] = field(default_factory=list)
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+def _grid_for(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> Grid:
+    """The stage's grid for a segmentation that does not say on which it ran.
+
+    Of several parts of a long scan, the one that holds most of what was found.
+    """
+    region = stage.region.label if stage.region else None
+    box = bounding_box(segmentation.mask(region)) if region else None
+    grids = stage_grids(volume, stage, box)
+    found = segmentation.labels.grid.to_lps(np.argwhere(segmentation.labels.array)[:, ::-1])
+    return max(grids, key=lambda grid: _count_inside(grid, found))
+
+
+def _center_hu(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> float:
+    """What the stage's intensity is centered on: as it was, or, if the segmentation was made elsewhere, as it is."""
+    if not stage.intensity.centered or stage.region is None:
+        return 0.0
+    if stage.name in segmentation.stage_centers:
+        return segmentation.stage_centers[stage.name]
+    label = stage.region.label
+    region = segmentation.mask(label)
+    if not region.any():
+        raise EmptyTargetError(f"No {label} is marked, from which stage {stage.name!r} of the model counts HU.")
+    return float(np.median(volume.array[region]))
+
+
+def _count_inside(grid: Grid, points: np.ndarray) -> int:
+    ijk = grid.to_ijk(points)
+    return int(((ijk >= -0.5) & (ijk < np.array(grid.shape[::-1]) - 0.5)).all(axis=1).sum())
