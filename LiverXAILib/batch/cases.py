@@ -127,10 +127,11 @@ def _series(root: Path, files: Sequence[Path], progress: Progress | None) -> tup
     from ..volumes.dicom import Series, find_series
 
     studies: dict[str, list[Series]] = {}
-    for series in find_series(files, progress=progress):
+    found = find_series(files, progress=progress)
+    for series in found.series:
         if series.info.modality not in _NO_IMAGES:
             studies.setdefault(series.study or str(_common_folder(series.files)), []).append(series)
-    cases, passed_over = [], []
+    cases, passed_over = [], [(_label(root, path), reason) for path, reason in found.damaged]
     for study in studies.values():
         taken = [one for one in study if one.places >= _FEWEST_SLICES] or [max(study, key=lambda one: len(one.files))]
         for one in study:
@@ -141,7 +142,9 @@ def _series(root: Path, files: Sequence[Path], progress: Progress | None) -> tup
                 number = "" if one.info.series_number is None else f"_series_{one.info.series_number}"
                 files_of = tuple(sorted(one.files))
                 cases.append(
-                    _case(root, folder, series=one.info.uid, files=files_of, label=label, name_hint=where + number)
+                    _case(
+                        root, folder, series=one.info.lasting_key, files=files_of, label=label, name_hint=where + number
+                    )
                 )
             else:
                 passed_over.append((label, one.info.problem or f"only {one.places} slices"))

@@ -64,10 +64,11 @@ def write_series(
     `edit` may change the data set of each slice before it is written; `tags` are set on all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    series, frame_of_reference = generate_uid(), generate_uid()
+    series, study, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
     stored = np.rint((array - intercept) / slope).astype(np.int16 if signed else np.uint16)
     for k, pixels in enumerate(stored):
         dataset = a_slice(pixels, syntax, signed)
+        dataset.StudyInstanceUID = study
         dataset.SeriesInstanceUID = series
         dataset.FrameOfReferenceUID = frame_of_reference
         dataset.InstanceNumber = instance_numbers[k] if instance_numbers else k + 1

@@ -4,19 +4,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pydicom
-from pydicom.dataset import Dataset
 
 from ...errors import InputError
 from ...progress import CancelToken, Progress, check_cancel, report_progress
 from ..formats import image_ending
-from .headers import HEADER_TAGS, is_dicom, pydicom_warnings_hidden, sop_class
+from .headers import DicomFile, is_dicom, read_header
 from .series import Series, SeriesInfo, arrange_series, rank
 
-_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+#: Endings of DICOM files, where they have one: such a file is damaged if it does not start like DICOM.
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+#: So many damaged files are named in a message.
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class FoundSeries:
+    """The series among files, numbered, the best first; and the files that were passed over, each with the reason."""
+
+    series: tuple[Series, ...]
+    damaged: tuple[tuple[Path, str], ...] = ()
+
+    def notes(self) -> list[str]:
+        """What the user should know of the damaged files."""
+        return [damage_note(self.damaged)] if self.damaged else []
+
+
+def damage_note(damaged: Sequence[tuple[Path, str]]) -> str:
+    """A sentence that names damaged files and says what is wrong with them."""
+    named = "; ".join(f"{path.name}: {reason}" for path, reason in damaged[:_NAMED])
+    more = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    if len(damaged) == 1:
+        return f"1 damaged DICOM file was passed over ({named})."
+    return f"{len(damaged)} damaged DICOM files were passed over ({named}{more})."
 
 
 def list_series(path: Path, *, progress: Progress | None = None, cancel: CancelToken | None = None) -> list[SeriesInfo]:
@@ -24,20 +45,45 @@ def list_series(path: Path, *, progress: Progress | None = None, cancel: CancelT
 
     :raises LiverXAILib.errors.InputError: there is no DICOM image.
     """
-    return [series.info for series in series_at(path, None, progress, cancel)[0]]
+    return [series.info for series in series_at(path, None, progress, cancel).series]
 
 
 def find_series(
     files: Sequence[Path], *, progress: Progress | None = None, cancel: CancelToken | None = None
-) -> list[Series]:
+) -> FoundSeries:
     """All series among `files`, with the files of each; the best CT first, as :func:`rank` says. May be empty."""
-    return _series_among(files, progress, cancel)[0]
+    groups: dict[str, list[DicomFile]] = {}
+    damaged: list[tuple[Path, str]] = []
+    for done, path in enumerate(files):
+        check_cancel(cancel)
+        report_progress(progress, "Looking for DICOM series", done / len(files))
+        if not is_dicom(path):
+            if path.name.lower().endswith(_DICOM_ENDINGS):
+                damaged.append((path, "it is empty" if path.stat().st_size == 0 else "it does not start like DICOM"))
+            continue
+        try:
+            file = read_header(path)
+        except InputError as error:
+            damaged.append((path, str(error)))
+            continue
+        if file is not None:
+            # Files without a UID belong together if they lie together.
+            groups.setdefault(file.series or f"without UID in {path.parent}", []).append(file)
+    parts = sorted((arrange_series(members) for members in groups.values()), key=lambda parts: rank(parts[0].info))
+    return FoundSeries(
+        tuple(
+            replace(one, info=replace(one.info, number=number))
+            for number, series in enumerate(parts, start=1)
+            for one in series
+        ),
+        tuple(damaged),
+    )
 
 
 def series_at(
     path: Path, files: Sequence[Path] | None, progress: Progress | None, cancel: CancelToken | None
-) -> tuple[list[Series], list[str]]:
-    """All series in a folder, or in that of a file, or among `files`; numbered, the best first, and notes for the user.
+) -> FoundSeries:
+    """All series in a folder, or in that of a file, or among `files`.
 
     :raises LiverXAILib.errors.InputError: there is none.
     """
@@ -48,40 +94,10 @@ def series_at(
             files = sorted(file for file in path.parent.rglob("*") if file.is_file())
         else:
             files = sorted(file for file in path.parent.iterdir() if file.is_file())
-    found, notes = _series_among(files, progress, cancel)
-    if not found:
-        raise InputError(_nothing_found(path, files))
-    return found, notes
-
-
-def _series_among(
-    files: Sequence[Path], progress: Progress | None, cancel: CancelToken | None
-) -> tuple[list[Series], list[str]]:
-    groups: dict[str, list[tuple[Path, Dataset]]] = {}
-    unreadable = 0
-    with pydicom_warnings_hidden():
-        for done, file in enumerate(files):
-            check_cancel(cancel)
-            report_progress(progress, "Looking for DICOM series", done / len(files))
-            if not is_dicom(file):
-                continue
-            try:
-                header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=HEADER_TAGS)
-                if sop_class(header) == _DIRECTORY_CLASS or not (sop_class(header) or header.get("Modality")):
-                    continue
-                if "SeriesInstanceUID" not in header and "Rows" not in header:
-                    unreadable += 1
-                    continue
-                # Files without a UID belong together if they lie together.
-                key = str(header.get("SeriesInstanceUID") or "") or f"without UID in {file.parent}"
-                groups.setdefault(key, []).append((file, header))
-            except Exception:  # pydicom raises nearly every kind; one damaged file must not hide the others
-                unreadable += 1
-        found = [arrange_series(members) for members in groups.values()]
-    found.sort(key=lambda series: rank(series.info))
-    found = [replace(one, info=replace(one.info, number=number)) for number, one in enumerate(found, start=1)]
-    notes = [f"{unreadable} damaged DICOM files were passed over."] if unreadable else []
-    return found, notes
+    found = find_series(files, progress=progress, cancel=cancel)
+    if not found.series:
+        raise InputError(" ".join([_nothing_found(path, files), *found.notes()]))
+    return found
 
 
 def _nothing_found(path: Path, files: Sequence[Path]) -> str:

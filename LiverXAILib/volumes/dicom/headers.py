@@ -1,52 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DICOM file's header says of its pictures: whether they are slices of a CT, and where they lie."""
+"""What a DICOM file's header says of its pictures: whether they are slices of a CT, where they lie, whose they are.
+
+The only place that takes values out of the headers of input files. Whatever pydicom raises about a file leaves it as
+an :class:`~LiverXAILib.errors.InputError` that names the file. Values that only describe (a series number, a kernel)
+are left out where they cannot be read; without those that decide what a voxel is or where it lies the file is damaged.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from ...errors import InputError
 
 #: CT Image, Enhanced CT Image and Legacy Converted Enhanced CT Image Storage.
 _CT_CLASSES = {"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 #: Values of Image Type of pictures that are not slices of a scan.
 _NOT_SLICE_TYPES = {"LOCALIZER", "SCREEN SAVE", "CT_SOM5 PROT", "DOSE", "DOSE_INFO"}
 #: Values of Rescale Type under which a CT holds Hounsfield units ("US" is unspecified).
 _HU_TYPES = {"", "HU", "HU_MOD", "US"}
-HEADER_TAGS = [
-    "SOPClassUID",
-    "StudyInstanceUID",
-    "Modality",
-    "ImageType",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDescription",
-    "ConvolutionKernel",
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "NumberOfFrames",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
+#: Wider or higher CT images do not exist; a header that says so is damaged.
+_LARGEST_MATRIX = 8192
+#: Deflate makes nothing smaller than by this factor.
+_DEFLATE_FACTOR = 1032
+#: Each compressed frame has at least the header of one item.
+_SMALLEST_FRAME_BYTES = 8
+
+_HEADER_TAGS = [
+    *("SOPClassUID", "Modality", "ImageType", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("SeriesNumber", "SeriesDescription", "ConvolutionKernel", "InstanceNumber", "SliceThickness", "KVP"),
+    *("AcquisitionNumber", "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ContrastBolusAgent"),
+    *("TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfCardiacPhase"),
+    *("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 
 
 @dataclass(frozen=True, eq=False)
 class CtSlice:
-    """One frame of one file; geometry is None where the header has none."""
+    """One frame of one file.
+
+    :param size: rows, columns.
+    :param position: LPS mm of the center of the first pixel; geometry is None where the header has none.
+    :param rescaled: whether the header says how stored values become HU.
+    :param instance: Instance Number, then the frame.
+    :param time: when it was acquired, in seconds; None if unknown.
+    :param identity: what slices of one scan have in common: values by the names that
+        :mod:`LiverXAILib.volumes.dicom.identity` knows; absent if unknown.
+    """
 
     path: Path
     frame: int
@@ -54,8 +70,32 @@ class CtSlice:
     position: np.ndarray | None
     orientation: np.ndarray | None
     pixel_spacing: np.ndarray | None
-    slope: float
-    intercept: float
+    slope: float = 1.0
+    intercept: float = 0.0
+    rescaled: bool = True
+    instance: tuple[int, int] = (0, 0)
+    time: float | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class DicomFile:
+    """What is needed of one file to sort it into a series.
+
+    :param series: Series Instance UID; "" if there is none. :param study: likewise.
+    :param not_a_slice: in words why it does not show slices of a CT scan; None if it does.
+    """
+
+    path: Path
+    series: str
+    study: str
+    series_number: int | None
+    modality: str
+    description: str
+    kernel: str
+    image_type: str
+    not_a_slice: str | None
+    slices: tuple[CtSlice, ...]
 
 
 def is_dicom(path: Path) -> bool:
@@ -69,59 +109,200 @@ def is_dicom(path: Path) -> bool:
     return start[128:] == b"DICM" or (len(start) >= 8 and start[0] in (2, 8) and start[1] == 0 and start[3] == 0)
 
 
-def why_not_a_ct_slice(header: Dataset) -> str | None:
-    """Why a file is not a slice of a CT scan, in words; None if it is one."""
-    modality, storage = str(header.get("Modality") or ""), sop_class(header)
+def read_header(path: Path) -> DicomFile | None:
+    """What a file says of itself; None if it is a DICOM directory or holds no object at all.
+
+    :raises LiverXAILib.errors.InputError: it is damaged; the message says how, without the path.
+    """
+    try:
+        with pydicom_warnings_hidden(), path.open("rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_HEADER_TAGS)
+            return _described(path, header, _pixel_bytes(file, header))
+    except InputError:
+        raise
+    except Exception as error:  # pydicom raises nearly every kind
+        raise InputError("its header is damaged") from error
+
+
+def _pixel_bytes(file: BinaryIO, header: Dataset) -> int:
+    """How many bytes of pixels follow in the file: as many as their length says, but not more than there are."""
+    start, begin = file.read(12), file.tell()
+    rest = file.seek(0, os.SEEK_END) - begin
+    implicit, little = header.original_encoding
+    order: Literal["little", "big"] = "big" if little is False else "little"
+    length = int.from_bytes(start[4:8] if implicit else start[8:12], order)
+    # 0xFFFFFFFF means: until the end of the compressed frames.
+    return min(length, rest + 4 * bool(implicit))
+
+
+def _described(path: Path, header: Dataset, pixel_bytes: int) -> DicomFile | None:
+    if _sop_class(header) == _DIRECTORY_CLASS or not (_sop_class(header) or header.get("Modality")):
+        return None
+    if "SeriesInstanceUID" not in header and "Rows" not in header:
+        raise InputError("its header is incomplete")
+    reason = _why_not_a_ct_slice(header)
+    number = _lenient(header, "SeriesNumber", int)
+    return DicomFile(
+        path=path,
+        series=_lenient(header, "SeriesInstanceUID", str) or "",
+        study=_lenient(header, "StudyInstanceUID", str) or "",
+        series_number=number,
+        modality=_text(header, "Modality") or "CT",
+        description=_text(header, "SeriesDescription"),
+        kernel=_text(header, "ConvolutionKernel"),
+        image_type="\\".join(_strings(header.get("ImageType"))),
+        not_a_slice=reason,
+        slices=() if reason else tuple(_slices(path, header, pixel_bytes)),
+    )
+
+
+def _why_not_a_ct_slice(header: Dataset) -> str | None:
+    modality, storage = str(header.get("Modality") or ""), _sop_class(header)
     if modality not in ("CT", ""):
         return f"it is {modality}, not CT"
     if storage and storage not in _CT_CLASSES:
         return f"it is not a CT image ({UID(storage).name})"
-    image_types = {value.upper() for value in strings(header.get("ImageType"))}
+    image_types = {value.upper() for value in _strings(header.get("ImageType"))}
     if "LOCALIZER" in image_types:
         return "it is a localizer (scout)"
     if image_types & _NOT_SLICE_TYPES:
         return "it is a saved screen, not a slice"
     if "Rows" not in header or "Columns" not in header:
+        if storage in _CT_CLASSES:
+            raise InputError("its header is incomplete")
         return "it does not hold an image"
     if int(header.get("SamplesPerPixel") or 1) != 1:
         return "it is a color picture"
-    rescale_type = text(header.get("RescaleType")).upper()
+    rescale_type = _text(header, "RescaleType").upper()
     if rescale_type not in _HU_TYPES:
         return f"its values are {rescale_type}, not Hounsfield units"
     return None
 
 
-def slices_in(path: Path, header: Dataset) -> Iterator[CtSlice]:
+def _slices(path: Path, header: Dataset, pixel_bytes: int) -> Iterator[CtSlice]:
     """The frames of a file with what their functional groups say, or its only frame."""
+    count = int(header.get("NumberOfFrames") or 1)
+    _check_pixel_size(header, count, pixel_bytes)
     shared = next(iter(header.get("SharedFunctionalGroupsSequence") or []), Dataset())
-    frames = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * int(header.get("NumberOfFrames") or 1)
-
-    def value(frame: Dataset, group: str, keyword: str) -> Any:
-        for source in (frame, shared):
-            for item in source.get(group) or []:
-                if keyword in item:
-                    return item[keyword].value
-        return header.get(keyword)
-
+    frames = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * count
+    if len(frames) != count:
+        raise InputError(f"it has {count} frames and descriptions of {len(frames)}")
     for index, frame in enumerate(frames):
-        slope = value(frame, "PixelValueTransformationSequence", "RescaleSlope")
-        intercept = value(frame, "PixelValueTransformationSequence", "RescaleIntercept")
+        found = _FrameValues(header, shared, frame)
+        slope = _finite(found.value("RescaleSlope", "PixelValueTransformationSequence"))
+        intercept = _finite(found.value("RescaleIntercept", "PixelValueTransformationSequence"))
         yield CtSlice(
             path=path,
             frame=index,
             size=(int(header.Rows), int(header.Columns)),
-            position=_numbers(value(frame, "PlanePositionSequence", "ImagePositionPatient"), 3),
-            orientation=_numbers(value(frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-            pixel_spacing=_numbers(value(frame, "PixelMeasuresSequence", "PixelSpacing"), 2),
+            position=_numbers(found.value("ImagePositionPatient", "PlanePositionSequence"), 3),
+            orientation=_numbers(found.value("ImageOrientationPatient", "PlaneOrientationSequence"), 6),
+            pixel_spacing=_numbers(found.value("PixelSpacing", "PixelMeasuresSequence"), 2),
             # A slope of 0 would wipe out the image; it stands for "none".
-            slope=float(slope or 1.0),
-            intercept=float(intercept or 0.0),
+            slope=slope or 1.0,
+            intercept=intercept or 0.0,
+            rescaled=slope is not None or intercept is not None,
+            instance=(_lenient(header, "InstanceNumber", int) or 0, index),
+            time=found.seconds(),
+            identity=found.identity(),
         )
 
 
-def sop_class(header: Dataset) -> str:
+class _FrameValues:
+    """The values of one frame: from its own functional groups, the shared ones, or the file's header."""
+
+    def __init__(self, header: Dataset, shared: Dataset, frame: Dataset) -> None:
+        self._header, self._groups = header, (frame, shared)
+
+    def value(self, keyword: str, group: str) -> Any:
+        for source in self._groups:
+            for item in source.get(group) or []:
+                if keyword in item:
+                    return item[keyword].value
+        return self._header.get(keyword)
+
+    def text(self, keyword: str, group: str = "") -> str:
+        try:
+            return " ".join(_strings(self.value(keyword, group) if group else self._header.get(keyword))).strip()
+        except Exception:  # pydicom raises nearly every kind; what only describes may be missing
+            return ""
+
+    def seconds(self) -> float | None:
+        """When it was acquired, in seconds since the first of January of year 0, or since midnight."""
+        stamp = self.text("FrameAcquisitionDateTime", "FrameContentSequence") or self.text("AcquisitionDateTime")
+        date, time = (stamp[:8], stamp[8:]) if stamp else (self.text("AcquisitionDate"), self.text("AcquisitionTime"))
+        time = time.replace(":", "")
+        try:
+            day = np.datetime64(f"{date[:4]}-{date[4:6]}-{date[6:8]}", "D").astype(int) if len(date) >= 8 else 0
+            return 86400.0 * int(day) + 3600 * int(time[:2]) + 60 * int(time[2:4] or 0) + float(time[4:13] or 0)
+        except ValueError:
+            return None
+
+    def identity(self) -> dict[str, str]:
+        position = self.text("TemporalPositionIndex", "FrameContentSequence")
+        values = {
+            "patient": "^".join(self.text(k) for k in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")),
+            "study": self.text("StudyInstanceUID"),
+            "frame of reference": self.text("FrameOfReferenceUID"),
+            "series number": self.text("SeriesNumber"),
+            "description": self.text("SeriesDescription"),
+            "kernel": self.text("ConvolutionKernel", "CTReconstructionSequence"),
+            "contrast agent": self.text("ContrastBolusAgent"),
+            "temporal position": position or self.text("TemporalPositionIdentifier"),
+            "cardiac phase": self.text("NominalPercentageOfCardiacPhase", "CardiacSynchronizationSequence"),
+            "acquisition": self.text("FrameAcquisitionNumber", "FrameContentSequence")
+            or self.text("AcquisitionNumber"),
+            "slice thickness": _plain(self.text("SliceThickness", "PixelMeasuresSequence"), "mm"),
+            "tube voltage": _plain(self.text("KVP", "CTXRayDetailsSequence"), "kV"),
+            "image type": self.text("ImageType"),
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+def _check_pixel_size(header: Dataset, frames: int, pixel_bytes: int) -> None:
+    """Refuse a file that cannot hold the pixels that its header promises."""
+    rows, columns, bits = int(header.Rows), int(header.Columns), int(header.get("BitsAllocated") or 16)
+    if not (1 <= rows <= _LARGEST_MATRIX and 1 <= columns <= _LARGEST_MATRIX and frames >= 1 and bits in (8, 16, 32)):
+        raise InputError(f"its size makes no sense ({columns} x {rows} pixels of {bits} bits, {frames} frames)")
+    # Before anything is made room for.
+    promised = rows * columns * frames * bits // 8
+    syntax = UID(header.file_meta.get("TransferSyntaxUID", ""))
+    if syntax.is_valid and syntax.is_transfer_syntax and syntax.is_encapsulated:
+        fits = frames * _SMALLEST_FRAME_BYTES <= pixel_bytes
+    elif syntax == DeflatedExplicitVRLittleEndian:
+        fits = promised <= _DEFLATE_FACTOR * Path(header.filename).stat().st_size if header.filename else True
+    else:
+        # One byte may fill up an odd length. Anything else means that the size or the pixels are damaged.
+        fits = pixel_bytes in (promised, promised + 1)
+    if not fits:
+        raise InputError("its pixels are incomplete, or not of the size that it says")
+
+
+def _sop_class(header: Dataset) -> str:
     """The SOP class, from the file's meta header where the data set lost it."""
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+
+
+def _lenient(header: Dataset, keyword: str, convert: Callable[[Any], Any]) -> Any:
+    """A value that only describes; None if it is missing or cannot be read."""
+    try:
+        value = header.get(keyword)
+        return None if value is None or value == "" else convert(value)
+    except Exception:  # pydicom raises nearly every kind
+        return None
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    return " ".join(_lenient(header, keyword, _strings) or []).strip()
+
+
+def _finite(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    number = float(value)
+    if not np.isfinite(number):
+        raise InputError("its rescaling to Hounsfield units is not a number")
+    return number
 
 
 def _numbers(value: Any, count: int) -> np.ndarray | None:
@@ -132,23 +313,31 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
-def integer(value: Any) -> int | None:
-    return None if value is None or value == "" else int(value)
+def _plain(number: str, unit: str) -> str:
+    """The same text for the same number ("5.0" and "5.000"); "" if it is none."""
+    try:
+        return f"{float(number):g} {unit}"
+    except ValueError:
+        return ""
 
 
-def strings(value: Any) -> list[str]:
+def _strings(value: Any) -> list[str]:
     if value is None or value == "":
         return []
-    return [value] if isinstance(value, str) else [str(one) for one in value]
-
-
-def text(value: Any) -> str:
-    return " ".join(strings(value)).strip()
+    return (
+        [str(one) for one in value] if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [str(value)]
+    )
 
 
 @contextmanager
 def pydicom_warnings_hidden() -> Iterator[None]:
-    """Keep pydicom from warning about deviations from the standard that do not matter here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep pydicom from telling of deviations from the standard that do not matter here, with the patient's values."""
+    logger = logging.getLogger("pydicom")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -8,13 +8,16 @@ SimpleITK, which needs no plugins. Intensities always come from the header.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ...errors import InputError
@@ -26,18 +29,22 @@ from .headers import CtSlice, pydicom_warnings_hidden
 _GRAY_FRAMES_CLASS = UID("1.2.840.10008.5.1.4.1.1.7.3")
 #: A padding value that means soft tissue would punch holes into organs: it is not believed.
 _TISSUE_HU = (-200.0, 300.0)
+_PIXEL_KEYWORDS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData")
 
 
 class StoredPixels:
-    """The stored values of one file."""
+    """The stored values of one file.
+
+    :raises LiverXAILib.errors.InputError: the file is damaged; the message says how, without the path.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with pydicom_warnings_hidden():
                 self._dataset = pydicom.dcmread(path, force=True)
-        except Exception as error:
-            raise InputError(f"{path} is damaged and cannot be read. Copy or export it again.") from error
+        except Exception as error:  # pydicom, and zlib for deflated files, raise nearly every kind
+            raise InputError("it is damaged and cannot be read") from error
 
     @cached_property
     def _frames(self) -> np.ndarray:
@@ -50,46 +57,64 @@ class StoredPixels:
         syntax = dataset.file_meta.TransferSyntaxUID
         try:
             with pydicom_warnings_hidden(), itk_warnings_hidden():
-                frames = _unpacked_by_gdcm(dataset, syntax) if syntax.is_encapsulated else dataset.pixel_array
+                if syntax.is_encapsulated:
+                    frames = _unpacked_by_gdcm(dataset, syntax)
+                else:
+                    _check_length(dataset)
+                    frames = dataset.pixel_array
                 return frames.reshape(-1, dataset.Rows, dataset.Columns)
         except Exception as error:  # the two libraries raise nearly every kind
-            raise InputError(
-                f"The pixels of {self.path} are damaged, incomplete or compressed in an unknown way. Copy or export "
-                "the series again."
-            ) from error
+            raise InputError("its pixels are damaged, incomplete or compressed in an unknown way") from error
 
-    def hounsfield(self, one: CtSlice) -> tuple[np.ndarray, bool]:
-        """A slice in HU with its padding set to air, and whether its padding value was distrusted instead."""
+    def hounsfield(self, one: CtSlice) -> tuple[np.ndarray, str | None]:
+        """A slice in HU with its padding set to air, and what was wrong with its padding value, in a sentence."""
         if one.frame >= len(self._frames):
-            raise InputError(f"The pixels of {self.path} are incomplete. Copy or export the series again.")
+            raise InputError("its pixels are incomplete")
         stored = self._frames[one.frame]
         image = stored * one.slope + one.intercept
-        padding = self._padding()
-        if padding is None:
-            return image, False
-        low, high = sorted(value * one.slope + one.intercept for value in padding)
-        if high >= _TISSUE_HU[0] and low <= _TISSUE_HU[1]:
-            return image, True
-        image[(stored >= padding[0]) & (stored <= padding[1])] = PADDING_HU
-        return image, False
+        try:
+            ranges = list(self._padding())
+        except Exception:  # pydicom raises nearly every kind about odd values
+            return image, "The padding value of the series cannot be read and was ignored."
+        note = None
+        for first, last in ranges:
+            low, high = sorted((first * one.slope + one.intercept, last * one.slope + one.intercept))
+            if high >= _TISSUE_HU[0] and low <= _TISSUE_HU[1]:
+                note = "The padding value of the series lies within soft tissue and was ignored."
+            else:
+                image[(stored >= first) & (stored <= last)] = PADDING_HU
+        return image, note
 
-    def _padding(self) -> tuple[int, int] | None:
-        """Lowest and highest stored value that mean padding."""
-        first = self._stored_number("PixelPaddingValue")
-        if first is None:
-            return None
-        limit = self._stored_number("PixelPaddingRangeLimit")
-        last = first if limit is None else limit
-        return min(first, last), max(first, last)
+    def _padding(self) -> Iterator[tuple[int, int]]:
+        """Ranges of stored values that mean padding."""
+        values, limits = self._stored_numbers("PixelPaddingValue"), self._stored_numbers("PixelPaddingRangeLimit")
+        if len(values) == len(limits) == 1:
+            yield min(values + limits), max(values + limits)
+        else:
+            yield from ((value, value) for value in values)
 
-    def _stored_number(self, keyword: str) -> int | None:
+    def _stored_numbers(self, keyword: str) -> list[int]:
         value = self._dataset.get(keyword)
         if value is None or value == "":
-            return None
-        # The header may hold a signed value as unsigned, as in 63536 for -2000.
+            return []
+        # The header may hold a signed value as unsigned, as in 63536 for -2000, or as bytes.
         bits, signed = int(self._dataset.BitsAllocated), bool(self._dataset.PixelRepresentation)
-        number = int(value) % (1 << bits)
-        return number - (1 << bits) if signed and number >= 1 << (bits - 1) else number
+        numbers = [int(one) % (1 << bits) for one in self._plain_numbers(value, bits)]
+        return sorted({one - (1 << bits) if signed and one >= 1 << (bits - 1) else one for one in numbers})
+
+    def _plain_numbers(self, value: Any, bits: int) -> list[Any]:
+        if isinstance(value, bytes):
+            order = "<" if self._dataset.original_encoding[1] is not False else ">"
+            return np.frombuffer(value, f"{order}u{bits // 8}").tolist()
+        return list(value) if isinstance(value, (list, MultiValue)) else [value]
+
+
+def _check_length(dataset: Dataset) -> None:
+    """Uncompressed pixels must be exactly as many as the header says: damage to either would shift all lines."""
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    promised = dataset.Rows * dataset.Columns * frames * dataset.BitsAllocated // 8
+    if len(dataset.PixelData) not in (promised, promised + 1):
+        raise ValueError(f"{len(dataset.PixelData)} bytes of pixels instead of {promised}")
 
 
 def _unpacked_by_gdcm(dataset: Dataset, syntax: UID) -> np.ndarray:
@@ -101,7 +126,7 @@ def _unpacked_by_gdcm(dataset: Dataset, syntax: UID) -> np.ndarray:
     bare.SOPInstanceUID = bare.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
     bare.Modality = "OT"
     bare.PhotometricInterpretation = "MONOCHROME2"
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"):
+    for keyword in _PIXEL_KEYWORDS:
         bare[keyword] = dataset[keyword]
     bare.SamplesPerPixel = 1
     bare.NumberOfFrames = dataset.get("NumberOfFrames") or 1

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import InputError, UsageError
-from ...progress import CancelToken, Progress
-from ..intensities import checked, looks_like_hu
+from ...progress import CancelToken, Progress, check_cancel, report_progress
+from ..intensities import checked, compact, looks_like_hu
 from ..stack import resample_to_regular
 from ..volume import Volume
-from .finding import series_at
+from .finding import FoundSeries, damage_note, series_at
+from .pixels import StoredPixels
 from .series import Series
 
 _logger = logging.getLogger(__name__)
@@ -29,29 +32,22 @@ def read_dicom(
     cancel: CancelToken | None = None,
 ) -> Volume:
     """Read a CT series; see :func:`LiverXAILib.volumes.io.read_volume`."""
-    found, notes = series_at(path, files, progress, cancel)
+    found = series_at(path, files, progress, cancel)
     if series is None and path.is_file() and path.name.upper() != "DICOMDIR":
-        chosen = next((one for one in found if path in one.files), None)
-        if chosen is None:
-            raise InputError(f"{path} does not hold an image.")
+        chosen = _series_of(path, found)
     else:
         chosen = _choose(found, series, path)
-    info = chosen.info
-    if info.problem and not (allow_irregular and info.can_be_resampled):
-        others = sum(one.info.problem is None for one in found)
-        hint = " It can be resampled to even spacing: --allow-irregular (allow_irregular=True)." * info.can_be_resampled
-        hint += f" {others} other series here can be read: choose one with --series (series=)." * bool(others)
-        raise InputError(f"Cannot use {info.name}: {info.problem}.{hint}")
-    _logger.info("Reading DICOM series %d of %d: %d slices", info.number, len(found), info.slices)
-    array, pixel_notes = chosen.read(progress, cancel)
-    stack = chosen.stack
+    _check_usable(chosen, found, allow_irregular)
+    _logger.info("Reading DICOM series %d of %d: %d slices", chosen.info.number, len(found.series), chosen.info.slices)
+    chosen, array, notes = _decoded(chosen, found, allow_irregular, progress, cancel)
+    info, stack = chosen.info, chosen.stack
+    notes = [*found.notes(), *chosen.notes, *notes]
     if stack.problem:
         array = resample_to_regular(array, stack)
         notes.append(
             f"Resampled along the slices to an even {stack.spacing:.2f} mm, because {stack.problem}. Sizes along this "
             "direction are less certain."
         )
-    notes += pixel_notes
     array = checked(array, info.name)
     if not looks_like_hu(array):
         notes.append("The intensities do not look like Hounsfield units, although the series says that it is CT.")
@@ -59,13 +55,13 @@ def read_dicom(
         notes.append(
             f"{info.n_skipped} files of the series are not slices (localizers, saved screens) and were left out."
         )
-    if series is None:
-        notes += _choice_notes(chosen, found)
+    others = [one for one in found.series if one.info.key != info.key]
+    notes += _choice_notes(chosen, others, series)
     metadata: dict[str, Any] = {
         "source_format": "DICOM",
         "modality": info.modality,
         "series": info.summary(),
-        "other_series": [one.info.summary() for one in found if one is not chosen],
+        "other_series": [one.info.summary() for one in others],
         "series_instance_uid": info.uid or None,
         "warnings": notes,
     }
@@ -75,28 +71,99 @@ def read_dicom(
     return Volume(array, stack.ijk_to_lps, metadata)
 
 
-def _choice_notes(chosen: Series, found: list[Series]) -> list[str]:
-    """What the user should know about the series that were not taken."""
-    notes = []
-    usable = sum(one.info.problem is None for one in found)
-    if usable > 1:
-        notes.append(f"{chosen.info.name} was chosen of {usable} usable CT series; --series (series=) takes another.")
-    for one in found:
-        if one is not chosen and one.info.problem and len(one.slices) > 1:
-            notes.append(f"{one.info.name}, {one.info.slices} slices, was passed over: {one.info.problem}.")
-    return notes
+def _series_of(path: Path, found: FoundSeries) -> Series:
+    """The series, or the part of one, that a file belongs to."""
+    damaged = dict(found.damaged)
+    if path in damaged:
+        raise InputError(f"{path} is damaged: {damaged[path]}. Copy or export it again.")
+    chosen = next((one for one in found.series if any(path == slice_.path for slice_ in one.slices)), None)
+    chosen = chosen or next((one for one in found.series if path in one.files), None)
+    if chosen is None:
+        raise InputError(f"{path} does not hold an image.")
+    return chosen
 
 
-def _choose(found: list[Series], series: str | int | None, path: Path) -> Series:
-    """The series named by the user, or the best.
+def _choose(found: FoundSeries, series: str | int | None, path: Path) -> Series:
+    """The series named by the user, or the best; of a series with several parts without saying which, its best part.
 
     :raises LiverXAILib.errors.UsageError: no series has that number or UID.
     """
     if series is None:
-        return found[0]
+        return found.series[0]
     wanted = str(series).strip()
-    for one in found:
-        if wanted in (str(one.info.number), one.info.uid):
+    for one in found.series:
+        if wanted in (one.info.key, one.info.lasting_key, str(one.info.number), one.info.uid):
             return one
-    listed = "; ".join(f"{one.info.number}: {one.info.name}" for one in found)
+    listed = "; ".join(f"{one.info.key}: {one.info.name}" for one in found.series)
     raise UsageError(f"There is no series {wanted} in {path}. There are {listed}.")
+
+
+def _check_usable(chosen: Series, found: FoundSeries, allow_irregular: bool) -> None:
+    """Raise :class:`~LiverXAILib.errors.InputError` if the series makes no volume, with what else can be done."""
+    info = chosen.info
+    if not info.problem or (allow_irregular and info.can_be_resampled):
+        return
+    others = sum(one.info.problem is None for one in found.series)
+    hints = [f"Cannot use {info.name}: {info.problem}.", *found.notes()]
+    if info.can_be_resampled:
+        hints.append("It can be resampled to even spacing: --allow-irregular (allow_irregular=True).")
+    if others:
+        hints.append(f"{others} other series here can be read: choose one with --series (series=).")
+    raise InputError(" ".join(hints))
+
+
+def _decoded(
+    chosen: Series, found: FoundSeries, allow_irregular: bool, progress: Progress | None, cancel: CancelToken | None
+) -> tuple[Series, np.ndarray, list[str]]:
+    """The series, its voxels in HU (n, j, i) in the order of the stack, and notes for the user.
+
+    A file whose pixels are damaged is passed over; what is left must still make a volume.
+    """
+    images: dict[int, np.ndarray] = {}
+    notes: dict[str, None] = {}
+    damaged: dict[Path, str] = {}
+    opened: StoredPixels | None = None
+    for done, index in enumerate(chosen.stack.order):
+        check_cancel(cancel)
+        report_progress(progress, "Reading the image", done / len(chosen.slices))
+        one = chosen.slices[index]
+        if one.path in damaged:
+            continue
+        try:
+            if opened is None or opened.path != one.path:
+                opened = StoredPixels(one.path)
+            image, note = opened.hounsfield(one)
+        except InputError as error:
+            damaged[one.path] = str(error)
+            continue
+        if note:
+            notes[note] = None
+        images[id(one)] = compact(image, chosen.info.name)
+    if damaged:
+        chosen = chosen.without(damaged)
+        note = damage_note(list(damaged.items()))
+        if not chosen.slices or (chosen.info.problem and not (allow_irregular and chosen.info.can_be_resampled)):
+            raise InputError(f"Cannot use {chosen.info.name}: {note} Copy or export the series again.")
+        notes[note] = None
+    report_progress(progress, "Reading the image", 1.0)
+    return chosen, np.stack([images[id(chosen.slices[index])] for index in chosen.stack.order]), list(notes)
+
+
+def _choice_notes(chosen: Series, others: list[Series], asked: str | int | None) -> list[str]:
+    """What the user should know about the series that were not taken."""
+    notes = []
+    usable = [one for one in others if one.info.problem is None]
+    siblings = [one for one in others if one.info.number == chosen.info.number]
+    if siblings and str(asked) not in (chosen.info.key, chosen.info.lasting_key):
+        listed = "; ".join(f"--series {one.info.key}: {one.info.distinction}" for one in siblings)
+        notes.append(f"The series holds {len(siblings) + 1} scans, of which {chosen.info.name} was taken ({listed}).")
+    if asked is not None:
+        return notes
+    if usable:
+        notes.append(
+            f"{chosen.info.name} was chosen of {len(usable) + 1} usable CT series; --series (series=) takes another."
+        )
+    for one in others:
+        if one.info.problem and len(one.slices) > 1:
+            notes.append(f"{one.info.name}, {one.info.slices} slices, was passed over: {one.info.problem}.")
+    return notes

@@ -4,24 +4,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from ...errors import InputError
-from ...progress import CancelToken, Progress, check_cancel, report_progress
-from ..intensities import compact
 from ..orientation import axis_codes
 from ..stack import Stack, sort_slices
 from ..volume import Grid
-from .headers import CtSlice, integer, slices_in, strings, text, why_not_a_ct_slice
-from .pixels import StoredPixels
+from .headers import CtSlice, DicomFile
+from .identity import SAME_DIRECTION, SAME_SPACING, split
 
-#: Cosines, and relative pixel spacings, that differ by less than this are the same.
-_SAME_DIRECTION, _SAME_SPACING = 1e-3, 1e-3
 #: A series at least this long may show a whole liver.
 _LIVER_MM = 100.0
 _SHARP_WORDS = re.compile(r"lung|bone|edge|sharp|inner ?ear", re.IGNORECASE)
@@ -34,10 +30,11 @@ _PORTAL_VENOUS = re.compile(r"portal|ven(ous|ös|oes|eus|ose)|(?<![a-z])(pv|pvp)
 class SeriesInfo:
     """What a list of series shows; nothing in it identifies the patient.
 
-    `number` counts from 1, the best first, and is what ``series=`` takes. `size` is voxels along (i, j, k), `spacing`
-    mm. `axes` is where the array's axes (k, j, i) run. `n_skipped` counts pictures of the series that are not slices.
-    `problem` says in words why the series cannot be read as CT; `can_be_resampled` that ``allow_irregular=True`` reads
-    it anyway.
+    `number` counts from 1, the best first. A series that holds several scans is listed as several parts: `part`
+    counts them, the best first, and `distinction` says what tells them apart. :attr:`key` is what ``series=`` takes.
+    `size` is voxels along (i, j, k), `spacing` mm. `axes` is where the array's axes (k, j, i) run. `n_skipped` counts
+    pictures of the series that are not slices. `problem` says in words why the series cannot be read as CT;
+    `can_be_resampled` that ``allow_irregular=True`` reads it anyway.
     """
 
     number: int
@@ -55,16 +52,30 @@ class SeriesInfo:
     tilt_degrees: float = 0.0
     problem: str | None = None
     can_be_resampled: bool = False
+    part: int | None = None
+    distinction: str = ""
+
+    @property
+    def key(self) -> str:
+        """What ``--series`` takes: "3", or "3/2" for the second part of the third series."""
+        return str(self.number) if self.part is None else f"{self.number}/{self.part}"
+
+    @property
+    def lasting_key(self) -> str:
+        """The same with the Series Instance UID, which does not depend on what else lies in the folder."""
+        return self.uid if self.part is None else f"{self.uid}/{self.part}"
 
     @property
     def name(self) -> str:
         """What a message calls the series."""
         number = f"series {self.series_number}" if self.series_number is not None else "series without a number"
-        return f'DICOM {number} ("{self.description}")' if self.description else f"DICOM {number}"
+        described = f' ("{self.description}")' * bool(self.description)
+        return f"DICOM {number}{described}" + f", {self.distinction}" * bool(self.distinction)
 
     def summary(self) -> dict[str, Any]:
         """For :attr:`Volume.metadata`: everything but the UID."""
-        return {"name": self.name, **{name: value for name, value in asdict(self).items() if name != "uid"}}
+        facts = {name: value for name, value in asdict(self).items() if name != "uid"}
+        return {"name": self.name, "key": self.key, **facts}
 
 
 def rank(info: SeriesInfo) -> tuple[Any, ...]:
@@ -97,9 +108,11 @@ def rank(info: SeriesInfo) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The files of a series, arranged as far as possible.
+    """The files of a series, or of a part of one, arranged as far as possible.
 
+    :param files: all files of the series: what its parts are depends on each of them.
     :param study: Study Instance UID; "" if there is none.
+    :param notes: sentences for the user about what was decided when the slices were arranged.
     """
 
     files: frozenset[Path]
@@ -107,6 +120,7 @@ class Series:
     arranged: Stack | None
     info: SeriesInfo
     study: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def places(self) -> int:
@@ -120,55 +134,70 @@ class Series:
             raise InputError(f"Cannot use {self.info.name}: {self.info.problem}.")
         return self.arranged
 
-    def read(self, progress: Progress | None, cancel: CancelToken | None) -> tuple[np.ndarray, list[str]]:
-        """Voxels in HU (n, j, i) in the order of the stack, and notes for the user."""
-        images: list[np.ndarray] = []
-        distrusted = False
-        opened: StoredPixels | None = None
-        for done, index in enumerate(self.stack.order):
-            check_cancel(cancel)
-            report_progress(progress, "Reading the image", done / len(self.slices))
-            one = self.slices[index]
-            if opened is None or opened.path != one.path:
-                opened = StoredPixels(one.path)
-            image, ignored_padding = opened.hounsfield(one)
-            distrusted |= ignored_padding
-            images.append(compact(image, self.info.name))
-        report_progress(progress, "Reading the image", 1.0)
-        notes = ["The padding value of the series lies within soft tissue and was ignored."] * distrusted
-        return np.stack(images), notes
+    def without(self, damaged: Collection[Path]) -> Series:
+        """The same series without the slices of some files, arranged anew."""
+        slices = tuple(one for one in self.slices if one.path not in damaged)
+        return _arranged(replace(self, files=self.files - set(damaged)), slices)
 
 
-def arrange_series(members: list[tuple[Path, Dataset]]) -> Series:
-    """Describe a series and arrange its slices; localizers and the like among them are left out."""
-    reasons = [why_not_a_ct_slice(header) for _, header in members]
-    kept = [member for member, reason in zip(members, reasons, strict=True) if reason is None]
-    first = (kept or members)[0][1]
+def arrange_series(files: Sequence[DicomFile]) -> list[Series]:
+    """The series that `files`, which have one Series Instance UID, are of; several if they hold more than one scan.
+
+    Localizers and the like among them are left out. The best part comes first.
+    """
+    kept = [file for file in files if file.not_a_slice is None]
+    first = (kept or files)[0]
     info = SeriesInfo(
         number=0,
-        uid=str(first.get("SeriesInstanceUID") or ""),
-        series_number=integer(first.get("SeriesNumber")),
-        modality=str(first.get("Modality") or "CT"),
-        description=text(first.get("SeriesDescription")),
-        kernel=text(first.get("ConvolutionKernel")),
-        image_type="\\".join(strings(first.get("ImageType"))),
-        slices=len(kept),
-        n_skipped=len(members) - len(kept),
+        uid=first.series,
+        series_number=first.series_number,
+        modality=first.modality,
+        description=first.description,
+        kernel=first.kernel,
+        image_type=first.image_type,
+        slices=sum(len(file.slices) for file in kept),
+        n_skipped=len(files) - len(kept),
     )
-    files = frozenset(path for path, _ in members)
-    study = str(members[0][1].get("StudyInstanceUID") or "")
+    paths = frozenset(file.path for file in files)
     if not kept:
-        return Series(files, (), None, replace(info, problem=reasons[0]), study)
+        return [Series(paths, (), None, replace(info, problem=first.not_a_slice), first.study)]
+    parts = split([one for file in kept for one in file.slices], arrange_slices)
+    if len(parts) == 1:
+        whole = Series(paths, (), None, info, first.study, parts[0].notes)
+        return [_arranged(whole, parts[0].slices)]
+    by_path = {file.path: file for file in kept}
+    found = []
+    for part in parts:
+        file = by_path[part.slices[0].path]
+        of_part = replace(
+            info,
+            series_number=file.series_number,
+            description=file.description,
+            kernel=file.kernel,
+            image_type=file.image_type,
+            distinction=", ".join(part.distinction),
+        )
+        found.append(_arranged(Series(paths, (), None, of_part, file.study, part.notes), part.slices))
+    found.sort(key=lambda series: rank(series.info))
+    return [replace(one, info=replace(one.info, part=number)) for number, one in enumerate(found, start=1)]
+
+
+def _arranged(series: Series, slices: tuple[CtSlice, ...]) -> Series:
+    """The series with its slices in a stack, or with the reason why they make none."""
+    info = replace(series.info, slices=len(slices), problem=None, can_be_resampled=False)
+    if not all(one.rescaled for one in slices):
+        note = "The series does not say how its values become Hounsfield units; they were taken as they are."
+        series = replace(series, notes=tuple({**dict.fromkeys(series.notes), note: None}))
     try:
-        slices = tuple(one for path, header in kept for one in slices_in(path, header))
-        stack = _arrange_slices(slices)
-    except (ValueError, TypeError, AttributeError):
-        return Series(files, (), None, replace(info, problem="its headers are damaged"), study)
-    info = replace(info, slices=len(slices))
-    if isinstance(stack, str):
-        return Series(files, slices, None, replace(info, problem=stack), study)
-    rows, columns = slices[0].size
-    grid = Grid((stack.count, rows, columns), stack.ijk_to_lps)
+        stack = arrange_slices(slices)
+        if isinstance(stack, str):
+            return replace(series, slices=slices, arranged=None, info=replace(info, problem=stack))
+        rows, columns = slices[0].size
+        grid = Grid((stack.count, rows, columns), stack.ijk_to_lps)
+    except (ValueError, ArithmeticError):
+        # Positions that are numbers, but no geometry: 1e300 mm, for example.
+        problem = "its orientation or pixel size makes no sense"
+        return replace(series, slices=slices, arranged=None, info=replace(info, problem=problem))
     info = replace(
         info,
         size=(columns, rows, stack.count),
@@ -178,10 +207,10 @@ def arrange_series(members: list[tuple[Path, Dataset]]) -> Series:
         problem=stack.problem,
         can_be_resampled=stack.can_be_resampled,
     )
-    return Series(files, slices, stack, info, study)
+    return replace(series, slices=slices, arranged=stack, info=info)
 
 
-def _arrange_slices(slices: tuple[CtSlice, ...]) -> Stack | str:
+def arrange_slices(slices: Sequence[CtSlice]) -> Stack | str:
     """The stack of slices that agree in size, orientation and pixel spacing; or why there is none, in words."""
     sizes = {one.size for one in slices}
     if len(sizes) > 1:
@@ -198,8 +227,8 @@ def _arrange_slices(slices: tuple[CtSlice, ...]) -> Stack | str:
     skew = abs(row @ column) + abs(np.linalg.norm(row) - 1) + abs(np.linalg.norm(column) - 1)
     if not skew < 0.01 or not (spacings[0] > 0).all():
         return "its orientation or pixel size makes no sense"
-    if np.abs(np.array(orientations) - orientations[0]).max() > _SAME_DIRECTION:
+    if np.abs(np.array(orientations) - orientations[0]).max() > SAME_DIRECTION:
         return "its slices differ in orientation"
-    if np.abs(np.array(spacings) / spacings[0] - 1).max() > _SAME_SPACING:
+    if np.abs(np.array(spacings) / spacings[0] - 1).max() > SAME_SPACING:
         return "its slices differ in pixel size"
     return sort_slices(np.array(positions), row * spacings[0][1], column * spacings[0][0])
