@@ -26,7 +26,9 @@ FAILED, USAGE = 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser(next((word for word in words if word in _COMMANDS), None)).parse_args(words)
+    parsed = _parser(next((word for word in words if word in _COMMANDS), None)).parse_args(
+        options.separate_lists(words)
+    )
     logging.basicConfig(
         level=logging.DEBUG if parsed.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
@@ -88,7 +90,6 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
 def _analyze(arguments: argparse.Namespace) -> int:
     from .inference import select_device
     from .models import load_model
-    from .mrml import scene_available
     from .pipeline import check_request, require_writable
 
     chosen = options.Options.from_arguments(arguments)
@@ -102,19 +103,13 @@ def _analyze(arguments: argparse.Namespace) -> int:
         require_writable(arguments.output)
         volume = chosen.read(arguments.input)
         analysis = chosen.analyze(volume, model, RunContext(progress, device=arguments.device))
-        scene = arguments.output / "scene.mrb"
-        scene.unlink(missing_ok=True)
-        files = chosen.write(analysis, arguments.output)
-        if scene_available():
-            from .mrml import write_scene
-
-            progress("Writing the scene for Slicer", 1.0)
-            files["scene"] = write_scene(analysis, scene)
+        progress("Writing", 1.0)
+        written = chosen.save(analysis, arguments.output)
     print(f"Image   {volume.summary()}")
-    for warning in analysis.provenance["warnings"]:
+    for warning in [*analysis.provenance["warnings"], *written.warnings]:
         print(f"warning: {warning}")
     print(analysis.measurements.summary())
-    for role, path in files.items():
+    for role, path in written.files.items():
         print(f"{role:>20}  {path}")
     print("For research use only. Not for diagnosis or treatment.")
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from .analysis import Analysis
     from .context import RunContext
     from .models import Model
+    from .pipeline import Written
+    from .report.writers import Writer
     from .volumes.volume import Volume
+
+#: Options that add an output or leave it out.
+_SHORTCUTS = {
+    "report": "write report.html (default: yes)",
+    "dicom": "write segmentation.dcm, a DICOM SEG of the series (extra 'dicom'; default: no)",
+    "scene": "write scene.mrb (in Slicer or with the extra 'slicer'; default: analyze where it can, batch not)",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Options:
     """The options of one analysis, JSON-ready. Names are those of the command line.
 
     :param explain: what to explain, as text; None: :data:`LiverXAILib.pipeline.DEFAULT_TARGETS`; empty: nothing.
+    :param write: what to write, see :data:`LiverXAILib.report.writers.WRITERS`; None: what is written by default.
+    :param report: add or leave out this output; so do `dicom` and `scene`. None: as `write` says.
     :param min_lesion_ml: drop smaller lesions; None: the default of
         :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
     """
@@ -36,8 +48,10 @@ class Options:
     method: str = DEFAULT_METHOD
     layer: str | None = None
     check: bool = False
-    report: bool = True
-    dicom: bool = False
+    write: tuple[str, ...] | None = None
+    report: bool | None = None
+    dicom: bool | None = None
+    scene: bool | None = None
     series: str | None = None
     allow_irregular: bool = False
     force: bool = False
@@ -65,17 +79,29 @@ class Options:
             {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
         )
 
+    def writers(self) -> list[Writer]:
+        """What is to be written.
+
+        :raises LiverXAILib.errors.UsageError: there is no such output.
+        """
+        from .report.writers import choose_writers
+
+        shortcuts = {name: getattr(self, name) for name in _SHORTCUTS}
+        return choose_writers(
+            self.write,
+            add=[name for name, value in shortcuts.items() if value],
+            leave_out=[name for name, value in shortcuts.items() if value is False],
+        )
+
     def read(self, path: Path, files: Sequence[Path] | None = None) -> Volume:
         """Read the image at `path`; for `files` see :func:`LiverXAILib.volumes.io.read_volume`."""
-        from .report import dicom_headers
         from .volumes.io import read_volume
 
         volume = read_volume(
             path, series=self.series, allow_irregular=self.allow_irregular, force=self.force, files=files
         )
-        if self.dicom:
-            # What cannot become a DICOM object is refused before minutes are spent on it.
-            dicom_headers(volume)
+        for writer in self.writers():
+            writer.check(volume)
         return volume
 
     def analyze(
@@ -102,24 +128,24 @@ class Options:
             **context.keywords,
         )
 
-    def write(self, analysis: Analysis, folder: Path) -> dict[str, Path]:
-        """Write all files of `analysis` into `folder`; returns them by role."""
-        from .pipeline import write_analysis
+    def save(self, analysis: Analysis, folder: Path) -> Written:
+        """Write the chosen files of `analysis` into `folder`; older results there are replaced."""
+        from .pipeline import write_outputs
 
-        return write_analysis(analysis, folder, report=self.report, dicom=self.dicom)
+        return write_outputs(analysis, folder, self.writers())
 
     def require_extras(self) -> None:
-        """Raise :class:`~LiverXAILib.errors.UsageError` if what the chosen files need is not installed."""
-        from .report import require_dicom_extra, require_report_extra
-
-        if self.report:
-            require_report_extra()
-        if self.dicom:
-            require_dicom_extra()
+        """Raise :class:`~LiverXAILib.errors.UsageError` if what was asked for needs what is not installed."""
+        asked = {*(self.write or ()), *(name for name in _SHORTCUTS if getattr(self, name))}
+        for writer in self.writers():
+            if writer.name in asked:
+                writer.requirement()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the device and all :class:`Options` to `parser`."""
+    from .report.writers import WRITERS
+
     parser.add_argument(
         "--model", default="default", metavar="NAME", help="a model's name or folder (default: default)"
     )
@@ -128,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--explain",
         metavar="TARGET",
         nargs="*",
-        default=None,
+        action=_Words,
         help="what to explain: liver, tumor, lesion:N, … (default: liver tumor; nothing after it: no explanation)",
     )
     parser.add_argument(
@@ -141,13 +167,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", default=None, help="layer of the network to explain (default: the model's)")
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
     parser.add_argument(
-        "--report", action=argparse.BooleanOptionalAction, default=True, help="write report.html (default: yes)"
+        "--write",
+        metavar="OUTPUT",
+        nargs="*",
+        action=_Words,
+        help=f"what to write: {', '.join(WRITERS)} (labels, tables and provenance are always written)",
     )
-    parser.add_argument(
-        "--dicom", action="store_true", help="also write segmentation.dcm, a DICOM SEG of the series (extra 'dicom')"
-    )
+    for name, text in _SHORTCUTS.items():
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
     parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
     parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
+
+
+class _Words(argparse.Action):
+    """Collects words, also of an option that is given several times; without a word the list is empty."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        words = [word for word in values if word]
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *words])
+
+
+def separate_lists(words: Sequence[str]) -> list[str]:
+    """Command line `words` in which ``--explain`` and ``--write`` do not swallow an INPUT that comes after them.
+
+    Each of their words is tied to the option: ``--explain liver CT`` becomes ``--explain=liver CT``.
+    """
+    result: list[str] = []
+    option = ""
+    for word in words:
+        if word in _LISTS:
+            option = word
+            result.append(f"{option}=")
+        elif option and not word.startswith("-") and not _is_input(word, option):
+            result.append(f"{option}={word}")
+        else:
+            option = ""
+            result.append(word)
+    return result
+
+
+#: Options of several words, with the words that are never taken for a file.
+_LISTS = {"--explain": re.compile(r"liver|tumor|[a-z-]+:[^/\\]*"), "--write": re.compile("[a-z]+")}
+
+
+def _is_input(word: str, option: str) -> bool:
+    """Whether a word after an option of several words is the INPUT rather than one of them."""
+    return not _LISTS[option].fullmatch(word) and (
+        bool(re.search(r"[/\\]|\.[A-Za-z]", word)) or word in (".", "..") or Path(word).exists()
+    )

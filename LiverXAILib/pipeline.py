@@ -3,31 +3,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
+import os
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._version import __version__
 from .analysis import Analysis
 from .context import RunContext
-from .errors import InputError, UsageError
+from .errors import Cancelled, InputError, LiverXAIError, UsageError
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
 from .explain.layers import find_layer
 from .explain.targets import LESION_LABEL
+from .files import put_folder, staging_folder
 from .inference import Postprocessing, segment
 from .measure import measure, measure_uncertainty
 from .models import Model
 from .progress import CancelToken, Progress
-from .report import write_dicom_segmentation, write_report, write_segmentation_file, write_tables
-from .volumes.io import write_volume
+from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_output
+from .subprocesses import is_memory
 from .volumes.volume import Volume
 
 #: What is explained when nobody asks for something else, where the model knows it.
 DEFAULT_TARGETS = ("liver", "tumor")
-_DICOM_SEGMENTATION = "segmentation.dcm"
+
+_log = logging.getLogger(__name__)
 
 
 def analyze(
@@ -115,33 +121,105 @@ def analyze(
     return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What was written: the `files` by role, and what could not be, by writer, with the reason."""
+
+    files: Mapping[str, Path]
+    failures: Mapping[str, Exception] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence about each failure, without names of files."""
+        return [_failure(WRITERS[name], error) for name, error in self.failures.items()]
+
+
 def write_analysis(
-    analysis: Analysis, folder: str | Path, *, report: bool = True, dicom: bool = False
+    analysis: Analysis,
+    folder: str | Path,
+    *,
+    write: Sequence[str] | None = None,
+    report: bool = True,
+    dicom: bool = False,
 ) -> dict[str, Path]:
-    """Write an analysis into `folder`; files of an earlier analysis there are replaced.
+    """Write an analysis into `folder`; files of an earlier analysis there are replaced, all others stay.
 
-    Everything is first written to a hidden folder beside it, so that nobody ever reads half a result.
+    Everything is first written to a hidden folder beside it, and then takes the place of the old files, in one step
+    where the file system can do that (see :func:`LiverXAILib.files.put_folder`). Whatever is not required and cannot
+    be written is left out, with a warning in ``provenance.json``, in the report and in the log.
 
-    :param report: also write ``report.html`` (needs the extra ``report``).
+    :param write: names of outputs, see :data:`LiverXAILib.report.writers.WRITERS`; None: those written by default,
+        without a scene. Labels, tables and provenance are always written.
+    :param report: False: no ``report.html`` (it needs the extra ``report``).
     :param dicom: also write ``segmentation.dcm``, if anything was found; see
         :func:`LiverXAILib.report.write_dicom_segmentation`.
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
-    :raises LiverXAILib.errors.InputError: the folder cannot be written.
+    :raises LiverXAILib.errors.UsageError: there is no such output.
+    :raises LiverXAILib.errors.InputError: the folder, or a required file in it, cannot be written.
     """
-    folder = Path(folder)
+    leave_out = {"report": not report, "scene": write is None}
+    writers = choose_writers(
+        write, add=["dicom"] if dicom else [], leave_out=[name for name, yes in leave_out.items() if yes]
+    )
+    written = write_outputs(analysis, folder, writers)
+    for sentence in written.warnings:
+        _log.warning("%s", sentence)
+    return dict(written.files)
+
+
+def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writer]) -> Written:
+    """What :func:`write_analysis` does, with chosen writers."""
+    folder = Path(os.path.realpath(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            names = _write_files(analysis, Path(temporary), report, dicom)
-            folder.mkdir(exist_ok=True)
-            for stale in (*folder.glob("heatmap-*.nrrd"), folder / _DICOM_SEGMENTATION):
-                stale.unlink(missing_ok=True)
-            # The provenance comes last: where it is, the result is whole.
-            for name in names.values():
-                (Path(temporary) / name).replace(folder / name)
+        with staging_folder(folder) as draft:
+            written = write_files(analysis, draft, writers)
+            put_folder(draft, folder, is_ours=is_output, last=PROVENANCE)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    return {role: folder / name for role, name in names.items()}
+    files = {role: folder / path.name for role, path in written.files.items()}
+    return Written(files, written.failures)
+
+
+def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> Written:
+    """Write the files of an analysis into an empty folder that nobody looks at yet; `writers` as they were chosen.
+
+    :raises OSError: a required file cannot be written.
+    """
+    files: dict[str, Path] = {}
+    failures: dict[str, Exception] = {}
+    for writer in writers:
+        # In a folder of its own, so that a failure leaves nothing of it behind.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
+            try:
+                names = writer.write(analysis, Path(own))
+            except Cancelled:
+                raise
+            except Exception as error:
+                if writer.required:
+                    raise
+                _log.debug("%s", writer.name, exc_info=True)
+                failures[writer.name] = error
+                warnings = [*analysis.provenance.get("warnings", ()), _failure(writer, error)]
+                analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, "warnings": warnings})
+                continue
+            for role, name in names.items():
+                files[role] = (Path(own) / name).rename(folder / name)
+    files["provenance"] = folder / PROVENANCE
+    text = json.dumps(analysis.provenance, indent=2, ensure_ascii=False)
+    files["provenance"].write_text(text + "\n", encoding="utf-8")
+    return Written(files, failures)
+
+
+def _failure(writer: Writer, error: Exception) -> str:
+    """Why an output is missing. What other libraries say may name files, and with them patients."""
+    if is_memory(error):
+        reason = "There was not enough memory."
+    elif isinstance(error, OSError) and error.strerror:
+        reason = f"{error.strerror}."
+    else:
+        reason = str(error) if isinstance(error, LiverXAIError) else f"Unexpected error ({type(error).__name__})."
+    return f"Not written: {writer.title}. {reason}"
 
 
 def check_request(
@@ -181,25 +259,3 @@ def require_writable(folder: str | Path) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> InputError:
     return InputError(f"Cannot write the results to {folder}: {error.strerror or error}.")
-
-
-def _write_files(analysis: Analysis, folder: Path, report: bool, dicom: bool) -> dict[str, str]:
-    """Write all files of an analysis into `folder`; returns their names by role."""
-    names = {"segmentation": "segmentation.seg.nrrd"}
-    write_segmentation_file(analysis.segmentation, folder / names["segmentation"])
-    if dicom and analysis.segmentation.labels.array.any():
-        names["dicom"] = _DICOM_SEGMENTATION
-        write_dicom_segmentation(analysis.segmentation, folder / names["dicom"])
-    for explanation in analysis.explanations:
-        role = f"heatmap-{explanation.target.slug}"
-        names[role] = f"{role}.nrrd"
-        write_volume(explanation.heatmap, folder / names[role])
-    names["measurements"], names["table"] = "measurements.json", "measurements.csv"
-    write_tables(analysis.measurements, folder / names["measurements"], folder / names["table"])
-    if report:
-        names["report"] = "report.html"
-        write_report(analysis, folder / names["report"])
-    names["provenance"] = "provenance.json"
-    text = json.dumps(analysis.provenance, indent=2, ensure_ascii=False)
-    (folder / names["provenance"]).write_text(text + "\n", encoding="utf-8")
-    return names

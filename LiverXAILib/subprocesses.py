@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -126,3 +127,32 @@ def volunteer_for_the_oom_killer() -> None:
     """On Linux: if memory runs out, let the system kill this process rather than its parent."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def host_name() -> str:
+    """This machine, or this container on it: process numbers mean something only within it."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return socket.gethostname() + (f" {space}" if space else "")
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    if os.name == "nt":
+        import ctypes
+
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)  # type: ignore[attr-defined]
+        if handle:
+            ctypes.windll.kernel32.CloseHandle(handle)  # type: ignore[attr-defined]
+        return bool(handle)
+    if pid <= 0:  # To os.kill() these mean groups of processes.
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

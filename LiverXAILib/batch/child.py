@@ -142,6 +142,8 @@ class _Worker:
             del volume
 
     def _analyze(self, case: dict[str, Any], options: Options, volume: Volume, record: dict[str, Any]) -> None:
+        from ..pipeline import write_files
+
         started = time.time()
         context = RunContext(self._progress(case["id"]), device=self._config["device"])
         analysis = options.analyze(volume, self._model, context)
@@ -151,11 +153,10 @@ class _Worker:
         self._store.discard(case["folder"])
         # Without parents: if the drive is gone, its mount point must not be filled.
         part.mkdir()
-        options.write(analysis, part)
-        if self._config["scene"]:
-            from ..mrml import write_scene
-
-            write_scene(analysis, part / "scene.mrb")
+        written = write_files(analysis, part, options.writers())
+        for error in written.failures.values():
+            if is_lost_place(error):
+                raise error
         self._store.probe()
         record = {
             "case": case["id"],
@@ -175,7 +176,7 @@ class _Worker:
                 "writing": round(time.time() - analyzed, 3),
                 "finished": round(time.time(), 3),
             },
-            "warnings": list(analysis.provenance.get("warnings", ())),
+            "warnings": [*analysis.provenance.get("warnings", ()), *written.warnings],
         }
         self._store.commit(part, case["folder"], record)
         self._channel.send("done", case=case["id"], record=record)

@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pattern", metavar="GLOB", help="take only images whose path in INPUT matches, e.g. '*/ct.*'")
     parser.add_argument("--dry-run", action="store_true", help="list what would be done, and do nothing")
     options.add_arguments(parser)
-    parser.add_argument(
-        "--scene", action="store_true", help="also write scene.mrb (needs Slicer or the extra 'slicer')"
-    )
+    parser.set_defaults(scene=False)
     group = parser.add_argument_group("running")
     group.add_argument(
         "--resume",
@@ -99,8 +97,6 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         if not mine:
             screen.say("Nothing to do.")
             return NOTHING_TO_DO
-        if settings.scene:
-            _require_scenes()
         if arguments.dry_run:
             return _dry_run(found, store, settings, screen, python)
         store.open()
@@ -126,7 +122,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     model = str(Path(arguments.model).absolute()) if Path(arguments.model).is_dir() else arguments.model
     return Settings(
         options=options.Options.from_arguments(arguments),
-        scene=arguments.scene,
         model=model,
         devices=tuple(arguments.device.split(",")),
         workers=workers,
@@ -151,13 +146,6 @@ def _engine(arguments: argparse.Namespace, store: Store, settings: Settings, pyt
         )
     configs = [settings.config(store, number) for number in range(settings.workers)]
     return lambda emit: LocalEngine(store, configs, emit, time_limit=settings.time_limit, python=python)
-
-
-def _require_scenes() -> None:
-    from ..mrml import scene_available
-
-    if not scene_available():
-        raise UsageError("Scenes need Slicer, or: pip install 'liverxai[slicer]'. Or leave out --scene.")
 
 
 def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, python: str) -> int:

@@ -88,7 +88,6 @@ class Settings:
     """What is asked of each case, JSON-ready, and what is not part of the result (device, workers, limits)."""
 
     options: Options = field(default_factory=Options)
-    scene: bool = False
     model: str = "default"
     devices: tuple[str, ...] = ("auto",)
     workers: int = 1
@@ -100,7 +99,7 @@ class Settings:
     def of(self, case: Case) -> dict[str, Any]:
         """The settings that decide a case's result."""
         merged = asdict(Options.from_mapping(case.options, self.options))
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in merged.items()} | {"scene": self.scene}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in merged.items()}
 
     def config(self, store: Store, worker: int = 0) -> dict[str, Any]:
         """The configuration of a worker process."""
@@ -111,7 +110,6 @@ class Settings:
             "device": self.devices[worker % len(self.devices)],
             "threads": self.threads,
             "options": asdict(self.options),
-            "scene": self.scene,
         }
 
 

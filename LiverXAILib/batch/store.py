@@ -22,7 +22,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LiverXAIError
+from ..subprocesses import host_name, process_exists
 
 #: The record of a finished case, in its folder: the input, model, settings and times behind the result.
 RECORD = "case.json"
@@ -198,7 +198,7 @@ class Store:
         here = lock.get("host") == host_name()
         if here:
             pid = int(lock.get("pid", 0))
-            if pid == os.getpid() or not _process_exists(pid):
+            if pid == os.getpid() or not process_exists(pid):
                 return False
         try:
             touched = path.stat().st_mtime_ns
@@ -305,15 +305,6 @@ def same_result(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     ).get("sha256") == wanted.get("input", {}).get("sha256")
 
 
-def host_name() -> str:
-    """This machine, or this container on it: process numbers mean something only within it."""
-    try:
-        space = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        space = ""
-    return socket.gethostname() + (f" {space}" if space else "")
-
-
 def is_lost_place(error: BaseException | None) -> bool:
     """Whether `error`, or what caused it, says that a place is full, read-only or gone."""
     while error is not None:
@@ -340,23 +331,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     # File names need not be Unicode; those that are not come back as they were.
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
-
-
-def _process_exists(pid: int) -> bool:
-    if os.name == "nt":
-        import ctypes
-
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)  # type: ignore[attr-defined]
-        if handle:
-            ctypes.windll.kernel32.CloseHandle(handle)  # type: ignore[attr-defined]
-        return bool(handle)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0
 
 
 def _fsync(path: Path) -> None:

@@ -217,13 +217,13 @@ def bare_loop(listed: str, output: str, model_name: str, device: str, explain: l
     """Read, analyze and write each case of a list; prints the seconds that it took after the model was loaded."""
     from ..models import load_model
 
-    options = Options(explain=None if explain is None else tuple(explain), report=False)
+    options = Options(explain=None if explain is None else tuple(explain), report=False, scene=False)
     model = load_model(model_name)
     rows = json.loads(Path(listed).read_text(encoding="utf-8"))
     started = time.perf_counter()
     for row in rows:
         analysis = options.analyze(options.read(Path(row["input"])), model, RunContext(device=device))
-        options.write(analysis, Path(output) / row["case"])
+        options.save(analysis, Path(output) / row["case"])
     sys.stdout.write(f"{time.perf_counter() - started}\n")
 
 

@@ -317,10 +317,10 @@ def _explain(
 
     loaded = load_model(model)
     targets = tuple(label.name for label in loaded.spec.labels if label.name in ("liver", "tumor"))
-    options = Options(explain=targets, method=str(config.finish.explain))
+    options = Options(explain=targets, method=str(config.finish.explain), scene=False)
     for case in cases:
         analysis = options.analyze(options.read(case.image), loaded, RunContext(progress, device=_device(config)))
-        options.write(analysis, folder / case.name)
+        options.save(analysis, folder / case.name)
 
 
 def _quality(results: Sequence[CaseResult], best: Mapping[str, float]) -> dict[str, Any]:

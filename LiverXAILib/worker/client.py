@@ -167,9 +167,12 @@ class WorkerClient:
         }
         return self._ask("explain", arguments, volume, segmentation, held={"image": token, "labels": names})
 
-    def write(self, token: str, folder: str | Path, *, report: bool = True) -> int:
-        """Write the files of the last analysis; the result holds "files" by role."""
-        return self._ask("write", {"token": token, "folder": str(folder), "report": report})
+    def write(self, token: str, folder: str | Path, **options: Any) -> int:
+        """Write the files of the last analysis; the result holds "files" by role, and "warnings".
+
+        :param options: `write`, `report`, `dicom` and `scene` of :class:`LiverXAILib.options.Options`.
+        """
+        return self._ask("write", {"token": token, "folder": str(folder), "options": options})
 
     def download(self, model: str, *, accept_license: bool = False) -> int:
         """Download a named model; the result holds its "folder"."""

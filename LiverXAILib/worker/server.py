@@ -204,14 +204,20 @@ class Engine:
             )
         return {"explanations": [pack_explanation(explanation, self.folder) for explanation in explanations]}
 
-    def _write(self, token: str, folder: str, report: bool, context: RunContext) -> dict[str, Any]:
-        from ..pipeline import write_analysis
+    def _write(self, token: str, folder: str, options: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+        from ..options import Options
+
+        chosen = Options.from_mapping({"scene": False, **options})
+        chosen.require_extras()
 
         if self._analysis is None or self._analysis[0] != token:
             raise UsageError("The analysis is no longer held, so it cannot be written. Press Apply again.")
         context.report("Writing", 0.5)
-        files = write_analysis(self._analysis[1], folder, report=report)
-        return {"files": {role: str(path) for role, path in files.items()}}
+        for writer in chosen.writers():
+            writer.check(self._analysis[1].volume)
+        written = chosen.save(self._analysis[1], Path(folder))
+        files = {role: str(path) for role, path in written.files.items()}
+        return {"files": files, "warnings": written.warnings}
 
     def _download(self, model: str, accept_license: bool, context: RunContext) -> dict[str, Any]:
         from ..models import download

@@ -70,7 +70,7 @@ def test_the_same_image_model_and_settings_are_finished(done):
     [
         ({"settings": Settings(options=Options(min_lesion_ml=1.0))}, "other settings"),
         ({"settings": Settings(options=Options(explain=("liver",)))}, "other settings"),
-        ({"settings": Settings(scene=True)}, "other settings"),
+        ({"settings": Settings(options=Options(scene=True))}, "other settings"),
         ({"settings": Settings(resume=False)}, "again"),
         ({"model": {**MODEL, "weights_sha256": ["2"]}}, "other model"),
     ],
@@ -110,7 +110,7 @@ def test_what_failed_is_tried_again_unless_one_does_not_want_it(done):
     assert verdict(done, state=state).finished is False
     assert verdict(done, settings=keep, state=state).finished
     assert not verdict(done, settings=keep, state=state, model={"name": "other"}).finished
-    assert not verdict(done, settings=Settings(keep_failed=True, scene=True), state=state).finished
+    assert not verdict(done, settings=Settings(keep_failed=True, options=Options(scene=True)), state=state).finished
 
 
 # --- real runs ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import SimpleITK as sitk
 from batch_toys import write_dicom, write_good, write_model
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
-from LiverXAILib import pipeline
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, InputError, UsageError
 from LiverXAILib.models import LIVER, LayerSpec, load_model
@@ -99,10 +98,10 @@ def test_a_model_that_knows_no_tumors_is_asked_about_the_liver_alone(volume_and_
 
 def test_a_dicom_series_gets_a_dicom_segmentation_that_lies_on_its_slices(tmp_path):
     write_dicom(tmp_path / "scan")
-    options = Options(explain=(), report=False, dicom=True)
+    options = Options(explain=(), report=False, scene=False, dicom=True)
     volume = options.read(tmp_path / "scan")
     result = options.analyze(volume, load_model(write_model(tmp_path / "model")), RunContext(device="cpu"))
-    files = options.write(result, tmp_path / "out")
+    files = options.save(result, tmp_path / "out").files
     assert str(tmp_path) not in files["provenance"].read_text(encoding="utf-8")
     dicom = highdicom.seg.segread(files["dicom"])
     source = pydicom.dcmread(volume.metadata["files"][0], stop_before_pixels=True)
@@ -115,7 +114,7 @@ def test_a_dicom_series_gets_a_dicom_segmentation_that_lies_on_its_slices(tmp_pa
         assert description.segmented_property_type.value == result.segmentation.spec(name).type[1]
         np.testing.assert_array_equal(masks[..., number - 1], result.segmentation.mask(name))
     options = dataclasses.replace(options, dicom=False)
-    options.write(result, tmp_path / "out")
+    options.save(result, tmp_path / "out")
     assert not (tmp_path / "out" / "segmentation.dcm").exists()
 
 
@@ -177,7 +176,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(analysis, tmp_path, monke
     def full_disk(*arguments: object, **named: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "write_tables", full_disk)
+    monkeypatch.setattr("LiverXAILib.report.tables.write_tables", full_disk)
     with pytest.raises(InputError, match="No space left"):
         write_analysis(analysis, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

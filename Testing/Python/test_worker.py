@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch_toys import phantom, write_model
+from batch_toys import phantom, write_dicom, write_model
 from worker_toys import SLOW, alive, children, roomy_phantom, until, wait, wait_for_progress
 
 import LiverXAILib as lx
@@ -306,3 +306,16 @@ def test_a_killed_host_leaves_no_worker_and_no_files(model_folder, tmp_path):
     host.stdout.close()
     assert until(lambda: not alive(worker))
     assert not list(tmp_path.glob("liverxai-*"))
+
+
+def test_the_worker_writes_every_output_that_the_command_line_writes(shared, model_folder, tmp_path):
+    write_dicom(tmp_path / "scan")
+    shared.analyze(lx.read_volume(tmp_path / "scan"), "scan", model=model_folder, explain=["liver"], device="cpu")
+    assert wait(shared).kind == "done"
+    shared.write("scan", tmp_path / "result", write=["dicom", "probabilities"])
+    event = wait(shared)
+    assert event.kind == "done", event.details
+    assert event.result["warnings"] == []
+    assert {"segmentation.dcm", "probability-liver.nrrd", "segmentation.seg.nrrd"} <= {
+        path.name for path in (tmp_path / "result").iterdir()
+    }

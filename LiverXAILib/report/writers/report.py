@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``report.html``: one page for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._writer import Writer
+
+if TYPE_CHECKING:
+    from ...analysis import Analysis
+
+_NAME = "report.html"
+
+
+def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
+    from ..html import write_report
+
+    write_report(analysis, folder / _NAME)
+    return {"report": _NAME}
+
+
+def _require() -> None:
+    from ..html import require_report_extra
+
+    require_report_extra()
+
+
+WRITER = Writer("report", "page to read", (_NAME,), _write, default=True, requirement=_require, shows_warnings=True)
