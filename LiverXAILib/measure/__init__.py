@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
-    from .diameters import AxialDiameters
     from .disagreement import LesionUncertainty, Uncertainty, measure_uncertainty
-    from .measurements import LesionMeasurements, Measurements, measure
+    from .measurements import AxialDiameters, LesionMeasurements, Measurements
+    from .measuring import measure
     from .uncertainty import entropy_map
 
 __all__ = [
@@ -30,13 +30,13 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "AxialDiameters": "diameters",
+        "AxialDiameters": "measurements",
         "LesionMeasurements": "measurements",
         "LesionUncertainty": "disagreement",
         "Measurements": "measurements",
         "Uncertainty": "disagreement",
         "entropy_map": "uncertainty",
-        "measure": "measurements",
+        "measure": "measuring",
         "measure_uncertainty": "disagreement",
     },
 )

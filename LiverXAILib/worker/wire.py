@@ -19,8 +19,8 @@ from ..errors import Cancelled, DeviceError, InputError, LiverXAIError, ModelErr
 from ..explain.explanation import Explanation
 from ..explain.targets import Target
 from ..inference.segmentation import Segmentation
-from ..measure.diameters import AxialDiameters
-from ..measure.measurements import LesionMeasurements, Measurements
+from ..measure.measurements import Measurements
+from ..models.serialization import from_json_value
 from ..models.spec import ModelSpec
 from ..volumes.volume import Grid, Volume
 
@@ -121,21 +121,6 @@ def unpack_analysis(message: Mapping[str, Any], folder: Path, volume: Volume) ->
         model,
         unpack_segmentation(message["segmentation"], folder, model),
         tuple(unpack_explanation(explanation, folder) for explanation in message["explanations"]),
-        _measurements(message["measurements"]),
+        from_json_value(Measurements, message["measurements"]),
         message["provenance"],
     )
-
-
-def _measurements(values: Mapping[str, Any]) -> Measurements:
-    lesions = tuple(
-        LesionMeasurements(**{**lesion, "axial": AxialDiameters(**lesion["axial"])})
-        for lesion in _tuples(values["lesions"])
-    )
-    return Measurements(**{**values, "liver_cut_at": tuple(values["liver_cut_at"]), "lesions": lesions})
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
