@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/study.md from the logs of runs of configs/study-2d.yaml, so that no number in it is typed by hand.
+"""The study's table, curves, figures and page again, from runs of configs/study-2d.yaml: no number is typed by hand.
 
 ::
 
-    liverxai train configs/study-2d.yaml
-    liverxai train configs/study-2d.yaml --output runs/study-2d-ct --set "data={layout: csv, path: CT.csv, …}"
-    python docs/study.py --phantoms runs/study-2d --ct runs/study-2d-ct
+    liverxai train configs/study-2d.yaml                             # phantoms: runs/study-2d
+    python -m recipes.study_2d --data FOLDER                         # real CT: runs/study-2d-ct
+    python docs/study.py --phantoms runs/study-2d --ct runs/study-2d-ct --data FOLDER
+
+The last command keeps what the page needs of the runs as small CSV files in ``docs/study``. Without arguments it
+writes the page and the curves from these alone. Figures of real CT stay in the run's folder.
 """
 
 from __future__ import annotations
@@ -14,148 +17,222 @@ import argparse
 import csv
 import json
 import math
-import shutil
+import os
+import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).parent
-NOTHING = "validation_accuracy_of_nothing"
+from LiverXAILib.training.table import write_csv, write_curves
 
-TEXT = """# The study's recipe, run again
+HERE = Path(__file__).resolve().parent
+KEPT = HERE / "study"
+RUNS = {"phantoms": "phantoms", "ct": "real CT left out"}
+#: Columns of docs/study/*-cases.csv, of those of evaluation.csv.
+CASES = ("fold", "case", "structure", "dice", "predicted_ml", "reference_ml", "hd95_mm", "assd_mm")
 
-A published study trained a 2-D U-Net on resized and normalized slices of labelled CT (Dice + binary cross-entropy,
-Adam, five epochs, flips, scaling, rotation) and looked at it with Grad-CAM.
-[`configs/study-2d.yaml`](../configs/study-2d.yaml) is that recipe, for any data set that `liverxai train` reads:
-```
-liverxai train configs/study-2d.yaml                                                           # phantoms
-liverxai train configs/study-2d.yaml --set "data={{layout: msd, path: Task03_Liver}}" --output runs/study-2d-msd
-```
-This page is written by `python docs/study.py` from the logs of such runs. It is not a reproduction of the study's
-numbers: its data were not at hand, and on a CPU the slices here are 64 x 64 and the network is small.
-
-## First and last epoch
-| | training loss | training accuracy | validation loss | validation accuracy | Dice |
-|---|---|---|---|---|---|
-| the study, first → last epoch | 0.278 → 0.011 | 93.45 → 99.21 % | 2.812 → 0.045 | 84.23 → 99.56 % | > 0.92 |
-{rows}
-
-Dice here is that of validation cases, liver and (where there are labels) tumor apart, all slices of a case together.
-{data}
-
-## Every epoch, phantoms
-{phantoms}
-![Learning curve, phantoms](images/study-phantoms.png)
-{ct}
-## What pixel accuracy hides
-Most pixels of an abdominal CT are not liver. An answer of "nothing anywhere" has an accuracy of **{nothing}** on the
-validation cases above, with a Dice of 0. The accuracies of the table begin from there, not from 0 or 50 %. Between a
-useless and a useful model lie a few percent, and between a model that finds tumors and one that finds none far less:
-a tumor of 5 ml is about 0.02 % of the pixels of a scan. A model can show 99.5 % and miss every tumor{proof}.
-Nor does accuracy, or Dice over all voxels, say whether small lesions were found. `liverxai evaluate` and the end of
-each run therefore report Dice for each structure and case, surface distances, and lesions found and invented by size.
-
-Slices of one case are alike: a split by slice instead of by case would put neighbors of training slices into
-validation. Splits here are by case.
-
-## Cases at the end, on their own grid
-```
-{evaluation}
-```
-
-Machine: AMD EPYC (Zen 3 class), 2 virtual CPUs shared with other work, no AVX-512, no GPU; one thread.
-"""
+Row = Mapping[str, str]
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Write docs/study.md from runs of configs/study-2d.yaml.")
-    parser.add_argument("--phantoms", type=Path, required=True, help="run on phantoms")
-    parser.add_argument("--ct", type=Path, help="run on real CT")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phantoms", type=Path, help="run on phantoms")
+    parser.add_argument("--ct", type=Path, help="run on real CT (recipes.study_2d)")
+    parser.add_argument("--data", type=Path, help="folder with ct/, for the figure of a real CT")
     options = parser.parse_args()
-    runs = {"phantoms": options.phantoms, **({"CT": options.ct} if options.ct else {})}
-    rows = {name: read_rows(run) for name, run in runs.items()}
-    for name, run in runs.items():
-        shutil.copyfile(run / "learning-curve.png", HERE / "images" / f"study-{name.lower()}.png")
-    last = rows["phantoms"][-1]
-    proof = ""
-    if last.get("validation_dice_tumor", math.nan) < 0.5:
-        proof = (
-            f": the last epoch on phantoms has an accuracy of {percent(last['validation_accuracy'])} and a tumor Dice "
-            f"of {number(last['validation_dice_tumor'], 2)}"
-        )
-    ct = ""
-    if options.ct:
-        ct = f"\n## Every epoch, CT\n{table(rows['CT'])}\n![Learning curve, CT](images/study-ct.png)\n"
-    text = TEXT.format(
-        rows="\n".join(summary(name, run) for name, run in rows.items()),
-        data=" ".join(describe(name, run) for name, run in runs.items()),
-        phantoms=table(rows["phantoms"]),
-        ct=ct,
-        nothing=" / ".join(
-            f"{percent(run[-1]['validation_accuracy_of_nothing'])} ({name})" for name, run in rows.items()
-        ),
-        proof=proof,
-        evaluation="\n".join(evaluation(name, run) for name, run in runs.items()),
-    )
-    (HERE / "study.md").write_text(text, encoding="utf-8")
+    KEPT.mkdir(exist_ok=True)
+    for name, run in (("phantoms", options.phantoms), ("ct", options.ct)):
+        if run is not None:
+            keep(name, run)
+    if options.phantoms:
+        from study_figures import figure_of_phantom
+
+        explained("phantoms", figure_of_phantom(options.phantoms, HERE / "images" / "study-figure.png"))
+    if options.ct and options.data:
+        from study_figures import figure_of_ct
+
+        explained("ct", figure_of_ct(options.ct, options.data))
+    for name in RUNS:
+        if (rows := epochs(name)) and (options.phantoms or options.ct):
+            write_curves(rows, HERE / "images", f"study-{name}")
+    (HERE / "study.md").write_text(page(), encoding="utf-8")
 
 
-def read_rows(run: Path) -> list[dict[str, float]]:
-    """The epochs of a run."""
+# --- what is kept of a run ------------------------------------------------------------------------------------------
+
+
+def keep(name: str, run: Path) -> None:
+    """Copy the epochs, the cases at the end and what was trained on, rounded, into ``docs/study``."""
     with (run / "epochs.csv").open(encoding="utf-8", newline="") as file:
-        return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{key: _rounded(value, 5) for key, value in row.items()} for row in csv.DictReader(file)]
+    write_csv(rows, KEPT / f"{name}-epochs.csv")
+    with (run / "evaluation.csv").open(encoding="utf-8", newline="") as file:
+        cases = [{key: _rounded(row.get(key, ""), 3) for key in CASES} for row in csv.DictReader(file)]
+    write_csv(cases, KEPT / f"{name}-cases.csv")
+    splits = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("**/splits.json"))]
+    facts = {
+        "runs": len(splits),
+        "training": [len(split["training"]) for split in splits],
+        "validation": [len(split["validation"]) for split in splits],
+        "machine": machine(),
+    }
+    (KEPT / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def summary(name: str, rows: list[dict[str, float]]) -> str:
-    """First → last epoch, as a row of the table."""
+def explained(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep what the checks said about the maps of a figure."""
+    write_csv(rows, KEPT / f"{name}-explanations.csv")
+
+
+def machine() -> str:
+    """The processor this runs on."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} virtual CPUs, no GPU"
+
+
+def read(name: str, what: str) -> list[dict[str, str]]:
+    """Rows of a kept table; none if the run has not been kept."""
+    path = KEPT / f"{name}-{what}.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epochs(name: str) -> list[dict[str, float]]:
+    """The epochs of a kept run."""
+    return [{key: float(value or "nan") for key, value in row.items()} for row in read(name, "epochs")]
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def page() -> str:
+    """``docs/study.md``."""
+    text = (HERE / "study-template.md").read_text(encoding="utf-8")
+    values: dict[str, str] = {}
+    for name in RUNS:
+        rows, facts = epochs(name), KEPT / f"{name}.json"
+        if not rows:
+            raise SystemExit(f"docs/study has no run on {RUNS[name]}: give --{name}.")
+        about = json.loads(facts.read_text(encoding="utf-8"))
+        values |= {
+            f"{name}_first_last": first_last(rows),
+            f"{name}_table": table(rows),
+            f"{name}_cases": cases(read(name, "cases")),
+            f"{name}_mean": means(read(name, "cases")),
+            f"{name}_nothing": percent(rows[-1]["validation_accuracy_of_nothing"]),
+            f"{name}_accuracy": percent(rows[-1]["validation_accuracy"]),
+            f"{name}_reached": reached(rows[-1]),
+            f"{name}_explanations": explanations(read(name, "explanations")),
+            f"{name}_machine": about["machine"],
+            f"{name}_training": spread(about["training"]),
+            f"{name}_validation": spread(about["validation"]),
+        }
+    for key, value in values.items():
+        text = text.replace("{{" + key + "}}", value)
+    return text
+
+
+def first_last(rows: Sequence[Mapping[str, float]]) -> str:
+    """First → last epoch: loss and accuracy of training and validation, Dice."""
     first, last = rows[0], rows[-1]
     cells = []
     for part in ("training", "validation"):
-        cells.append(f"{first[f'{part}_loss']:.3f} → {last[f'{part}_loss']:.3f}")
-        cells.append(f"{100 * first[f'{part}_accuracy']:.2f} → {percent(last[f'{part}_accuracy'])}")
-    dice = [f"{what} {number(last.get(f'validation_dice_{what}', math.nan), 3)}" for what in ("liver", "tumor")]
-    return f"| ours, {name} | {' | '.join(cells)} | {', '.join(dice)} |"
+        for label in ("liver", "tumor"):
+            key = f"{part}_loss_{label}"
+            cells.append(f"{label} {number(first[key], 3)} → {number(last[key], 3)}")
+        cells[-2:] = ["; ".join(cells[-2:])]
+        cells.append(f"{percent(first[f'{part}_accuracy'])} → {percent(last[f'{part}_accuracy'])}")
+    dice = [f"{label} {number(last[f'validation_dice_{label}'], 3)}" for label in ("liver", "tumor")]
+    return " | ".join([*cells, ", ".join(dice)])
 
 
-def table(rows: list[dict[str, float]]) -> str:
-    """All epochs."""
-    columns = ["loss", "accuracy", "dice_liver", "dice_tumor"]
-    names = [f"{part}_{column}" for part in ("training", "validation") for column in columns]
-    names = [name for name in names if name in rows[0]]
-    lines = [
-        "| epoch | " + " | ".join(name.replace("_", " ") for name in names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
+def table(rows: Sequence[Mapping[str, float]]) -> str:
+    """All epochs: one table for the losses and accuracy, one for Dice, sensitivity and precision."""
+    losses = ["loss", *(f"{kind}_{label}" for label in ("liver", "tumor") for kind in ("loss", "dice_loss", "bce"))]
+    rates = [f"{kind}_{label}" for label in ("liver", "tumor") for kind in ("dice", "sensitivity", "precision")]
+    parts = []
+    for columns in ([*losses, "accuracy"], rates):
+        parts.append("| epoch | | " + " | ".join(column.replace("_", " ") for column in columns) + " |")
+        parts.append("|---" * (len(columns) + 2) + "|")
+        for row in rows:
+            for part in ("training", "validation"):
+                cells = [number(row.get(f"{part}_{column}", math.nan), 4) for column in columns]
+                parts.append(f"| {row['epoch']:.0f} | {part} | " + " | ".join(cells) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def cases(rows: Sequence[Row]) -> str:
+    """Every case at the end, on its own grid."""
+    lines = ["| case | structure | Dice | ml | reference ml | HD95 mm | ASSD mm |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        lines.append(f"| {row['epoch']:.0f} | " + " | ".join(number(row[name], 4) for name in names) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def describe(name: str, run: Path) -> str:
-    """What a run was trained on."""
-    split = json.loads((run / "splits.json").read_text(encoding="utf-8"))
-    counts = {part: len(split[part]) for part in ("training", "validation")}
-    return f"{name[0].upper()}{name[1:]}: {counts['training']} training and {counts['validation']} validation cases."
-
-
-def evaluation(name: str, run: Path) -> str:
-    """Per-case numbers."""
-    content = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    lines = [f"{name}: case, structure, Dice, volume ml, reference ml, HD95 mm, ASSD mm"]
-    for row in content["cases"]:
-        cells = [number(row[key], digits) for key, digits in (("dice", 3), ("predicted_ml", 1), ("reference_ml", 1))]
-        cells += [number(row[key], 1) for key in ("hd95_mm", "assd_mm")]
-        lines.append("  ".join(text.rjust(12) for text in (row["case"], row["structure"], *cells)))
+        cells = [row["case"], row["structure"], *(row[key] or "–" for key in CASES[3:])]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def means(rows: Sequence[Row]) -> str:
+    """Mean Dice of the cases at the end, for each structure."""
+    parts = []
+    for structure in ("liver", "tumor"):
+        values = [float(row["dice"]) for row in rows if row["structure"] == structure and row["dice"]]
+        if values:
+            parts.append(f"{structure} {sum(values) / len(values):.3f} (mean of {len(values)})")
+    return ", ".join(parts)
+
+
+def reached(last: Mapping[str, float]) -> str:
+    """The aims, and whether they were reached."""
+    aims = (
+        ("liver Dice", last["validation_dice_liver"], 0.92, True),
+        ("loss of the liver", last["validation_loss_liver"], 0.1, False),
+        ("accuracy", last["validation_accuracy"], 0.995, True),
+    )
+    parts = []
+    for name, value, aim, more in aims:
+        met = value >= aim if more else value <= aim
+        bound = f"{'≥' if more else '≤'} {aim:g}"
+        parts.append(f"{name} {value:.4f} ({bound}: {'reached' if met else '**not reached**'})")
+    return ", ".join(parts)
+
+
+def explanations(rows: Sequence[Row]) -> str:
+    """What the checks said about each map of the figure."""
+    lines = ["| target | layer | passed | what the check says |", "|---|---|---|---|"]
+    for row in rows:
+        said = " ".join([row["sentence"], *filter(None, [row["warnings"]])])
+        lines.append(f"| {row['target']} | `{row['layer']}` | {row['passed']} | {said} |")
+    return "\n".join(lines) if rows else ""
+
+
+def spread(counts: Sequence[int]) -> str:
+    """ "96", or "220 to 288" for folds."""
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def number(value: float | None, digits: int) -> str:
     """Digits, or a dash where nothing could be measured."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def percent(value: float) -> str:
     """A fraction in percent."""
     return f"{100 * value:.2f} %"
+
+
+def _rounded(text: str, digits: int) -> str:
+    try:
+        return f"{float(text):.{digits}f}".rstrip("0").rstrip(".") if text else ""
+    except ValueError:
+        return text
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train once with each of these numbers of cases, and draw the curve",
     )
     parser.add_argument(
+        "--schema", action="store_true", help="print the JSON schema of CONFIG, for editors that complete and check it"
+    )
+    parser.add_argument(
         "--set",
         metavar="NAME=VALUE",
         action="append",
@@ -50,8 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai train``; returns the exit code."""
-    from .config import read_config
+    try:
+        from .config import json_schema
+        from .config_file import read_config
+    except ImportError as error:
+        raise UsageError(f"Training needs {error.name}: run 'pip install \"liverxai[train]\"'.") from error
 
+    if arguments.schema:
+        _say(json.dumps(json_schema(), indent=2))
+        return 0
     source = arguments.source or arguments.config
     if source is None or (arguments.source and arguments.config):
         raise UsageError("Give one CONFIG: a YAML file, e.g. configs/phantom.yaml.")

@@ -1,132 +1,260 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a training run: YAML, checked by ``config.schema.json``, as dataclasses with defaults."""
+"""The configuration of a training run: every setting with its type, bounds, default and meaning (pydantic)."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ..errors import UsageError
-from ..models.serialization import from_json_value
-from ..models.spec import Intensity
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 #: What may change when a run is resumed.
 _NOT_RECIPE = ("name", "title", "output", "hardware", "finish")
-_SCHEMA = Path(__file__).with_name("config.schema.json")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
+def _not_bool(value: Any) -> Any:
+    """True and false are not numbers, although Python counts with them."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+_NUMERIC = BeforeValidator(_not_bool)  # comes after bounds, which would be missing in the schema otherwise
+Number = Annotated[float, _NUMERIC]
+Positive = Annotated[int, Field(ge=1), _NUMERIC]
+Count = Annotated[int, Field(ge=0), _NUMERIC]
+Amount = Annotated[float, Field(ge=0), _NUMERIC]
+Share = Annotated[float, Field(ge=0, lt=1), _NUMERIC]
+Several = Annotated[int, Field(ge=2), _NUMERIC]
+AboveZero = Annotated[float, Field(gt=0), _NUMERIC]
+Millimeters = Annotated[float, Field(ge=0.3, le=20), _NUMERIC]
+Axis = Annotated[int, Field(ge=0, le=2), _NUMERIC]
+Values = Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Labels:
+    """What label maps mean; default: what the data set says of itself, else 1 liver and 2 tumor."""
+
+    liver: Annotated[Values, Field(description="Values of liver tissue in the label maps.")]
+    tumor: Annotated[
+        Values | None,
+        Field(description="Values of tumors; left out: the tumors of these cases are not labelled."),
+    ] = None
+    others: Annotated[
+        Literal["background"] | None, Field(description="Other values are allowed, and count as background.")
+    ] = None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Data:
-    """What is trained on. Fields are described in the schema, here and below."""
+    """What is trained on."""
 
-    layout: str
-    path: str
-    labels: Mapping[str, Any] | None = None
-    validation: float = 0.2
-    validation_cases: tuple[str, ...] = ()
-    folds: int | None = None
-    fold: Any = 0
-    exclude: tuple[str, ...] = ()
-    training_cases: int | None = None
-    phantoms: int | None = None
-    phantom_seed: int = 3000
-    phantom_spacing: tuple[float, float, float] = (3.0, 3.0, 3.0)
-    synthetic_lesions: bool = False
-    cache: str = "memory"
+    layout: Annotated[
+        Literal["msd", "nnunet", "lits", "csv", "dicom-seg", "phantoms"],
+        Field(description="How images and labels are stored; see docs/training.md."),
+    ]
+    path: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Folder of the data set, or the CSV file. Relative paths start at the current folder.",
+        ),
+    ]
+    labels: Labels | None = None
+    validation: Annotated[
+        float, Field(gt=0, lt=1, description="Share of the cases that is kept for validation."), _NUMERIC
+    ] = 0.2
+    validation_cases: Annotated[tuple[str, ...], Field(description="Instead: the names of these cases.")] = ()
+    folds: Annotated[Several | None, Field(description="Instead: k-fold cross-validation with so many parts.")] = None
+    fold: Annotated[
+        Count | Literal["all"],
+        Field(description="Which part validates, from 0; or all, one after the other."),
+    ] = 0
+    exclude: Annotated[tuple[str, ...], Field(description="Names of cases to leave out.")] = ()
+    training_cases: Annotated[
+        Positive | None, Field(description="Train on only so many cases (the first of the shuffled split).")
+    ] = None
+    phantoms: Annotated[
+        Several | None,
+        Field(description="Layout phantoms: how many to make in path, if they are not there."),
+    ] = None
+    phantom_seed: Annotated[Count, Field(description="Seed of the first phantom.")] = 3000
+    phantom_spacing: Annotated[
+        tuple[Millimeters, Millimeters, Millimeters], Field(description="Voxel size (i, j, k) in mm.")
+    ] = (3.0, 3.0, 3.0)
+    synthetic_lesions: Annotated[
+        bool, Field(description="Paint synthetic lesions into training livers without labelled tumors.")
+    ] = False
+    cache: Annotated[Literal["memory", "disk"], Field(description="Where prepared cases are kept.")] = "memory"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
+class IntensityRange:
+    """HU to network input: (clip(HU, low, high) - shift) / scale."""
+
+    low: Number | None = None
+    high: Number | None = None
+    shift: Number = 0.0
+    scale: AboveZero = 1.0
+
+
+_Spacing = AboveZero | None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Network:
-    """The U-Net to train from nothing."""
+    """The U-Net to train from nothing; not with init, which brings its own."""
 
-    dimensions: int = 3
-    features: tuple[int, ...] = (16, 32, 64, 96)
-    norm: str = "batch"
-    spacing: tuple[float | None, float | None, float | None] | None = None
-    size: tuple[int | None, int | None, int | None] | None = None
-    intensity: Intensity = field(default_factory=lambda: Intensity(-200.0, 300.0, 50.0, 120.0))
+    dimensions: Literal[2, 3] = 3
+    features: Annotated[
+        tuple[Positive, ...], Field(min_length=2, description="Channels of each level of the U-Net.")
+    ] = (16, 32, 64, 96)
+    norm: Literal["batch", "instance", "group"] = "batch"
+    stem_stride: Annotated[
+        Literal[1, 2],
+        Field(
+            description="2: the first convolution halves the image, and the head answers for each of its voxels "
+            "(sub-pixel convolution): a quarter of the time for slices, an eighth for volumes."
+        ),
+    ] = 1
+    spacing: Annotated[
+        tuple[_Spacing, _Spacing, _Spacing] | None,
+        Field(description="Voxel size in mm along (superior, posterior, left); null: the image's own."),
+    ] = None
+    size: Annotated[
+        tuple[Positive | None, Positive | None, Positive | None] | None,
+        Field(description="Instead: resize to so many voxels along these axes; null: the image's own number."),
+    ] = None
+    intensity: IntensityRange = IntensityRange(-200.0, 300.0, 50.0, 120.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Training:
     """The loop and the loss."""
 
-    epochs: int = 100
-    patch: tuple[int, ...] | None = None
-    samples_per_case: int = 4
-    slices_per_case: int | None = None
-    batch_size: int = 2
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    dice_weight: float = 1.0
-    bce_weight: float = 1.0
-    batch_dice: bool | None = None
-    tumor_balance: float = 1.0
-    freeze_norm: bool | None = None
-    early_stop: int | None = None
-    checkpoint_every: int = 50
+    epochs: Positive = 100
+    patch: Annotated[
+        tuple[Positive, ...] | None,
+        Field(
+            min_length=2,
+            max_length=3,
+            description="Size of a sample in voxels along the network's axes; null: whole slices (or volumes) of a "
+            "fixed size; with init: what the model's window allows.",
+        ),
+    ] = None
+    samples_per_case: Annotated[
+        Positive, Field(description="Random patches of each case in an epoch; a 2-D network sees slices instead.")
+    ] = 4
+    slices_per_case: Annotated[
+        Positive | None,
+        Field(
+            description="Slices of each case in an epoch, drawn at random, for a 2-D network; default: each slice once."
+        ),
+    ] = None
+    batch_size: Positive = 2
+    accumulate: Annotated[Positive, Field(description="Batches whose gradients are added up before a step.")] = 1
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    learning_rate: AboveZero = 1e-3
+    weight_decay: Amount = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    dice_weight: Amount = 1.0
+    bce_weight: Amount = 1.0
+    batch_dice: Annotated[
+        bool | None,
+        Field(
+            description="Soft Dice of all samples of a batch together instead of each sample's; default: for slices, "
+            "many of which show nothing."
+        ),
+    ] = None
+    tumor_balance: Annotated[
+        Amount,
+        Field(
+            description="Weight of the cross-entropy of tumor against liver, each half averaged first; it wakes the "
+            "tumor output up."
+        ),
+    ] = 1.0
+    freeze_norm: Annotated[bool | None, Field(description="Batch norms keep their statistics; default: with init.")] = (
+        None
+    )
+    early_stop: Annotated[
+        Positive | None, Field(description="Stop after so many epochs without a better validation Dice.")
+    ] = None
+    checkpoint_every: Annotated[Positive, Field(description="Steps between checkpoints within an epoch.")] = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Augmentation:
     """What happens to a sample at random."""
 
-    probability: float = 0.5
-    flip: tuple[int, ...] = ()
-    rotation: float = 15.0
-    scaling: float = 0.15
-    noise: float = 15.0
-    brightness: float = 15.0
-    contrast: float = 0.1
+    probability: Annotated[float, Field(ge=0, le=1, description="Of each of the following."), _NUMERIC] = 0.5
+    flip: Annotated[
+        tuple[Axis, ...],
+        Field(description="Axes of the network's input to mirror along."),
+    ] = ()
+    rotation: Annotated[float, Field(ge=0, le=180, description="Degrees."), _NUMERIC] = 15.0
+    scaling: Annotated[Share, Field(description="0.15: between 0.85 and 1.15.")] = 0.15
+    noise: Annotated[Amount, Field(description="Standard deviation in HU, at most.")] = 15.0
+    brightness: Annotated[Amount, Field(description="HU added, at most.")] = 15.0
+    contrast: Annotated[Share, Field(description="0.1: HU times 0.9 to 1.1.")] = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Hardware:
     """Where it runs; may change when a run is resumed."""
 
-    accelerator: str = "auto"
-    devices: Any = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    workers: int = 0
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: Positive | Literal["auto"] = 1
+    nodes: Positive = 1
+    strategy: Annotated[str, Field(description="A strategy of Lightning: auto, ddp, fsdp, …")] = "auto"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    workers: Annotated[Count, Field(description="Processes that prepare samples.")] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Finish:
     """What comes after training; may change when a run is resumed."""
 
-    evaluate: bool = True
-    surface: bool = True
-    explain: str | None = None
-    examples: int = 1
+    evaluate: Annotated[bool, Field(description="Measure each validation case at the end, on its own grid.")] = True
+    surface: Annotated[bool, Field(description="With surface distances.")] = True
+    explain: Annotated[
+        str | None,
+        Field(description="Analyze some validation cases with this explanation method, e.g. seg-grad-cam."),
+    ] = None
+    examples: Annotated[Count, Field(description="How many.")] = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Config:
-    """A whole run."""
+    """A training run of LiverXAI."""
 
     data: Data
-    name: str = "model"
-    title: str = ""
-    output: str | None = None
-    seed: int = 0
-    init: str | None = None
-    stage: str | None = None
-    network: Network = field(default_factory=Network)
-    training: Training = field(default_factory=Training)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    hardware: Hardware = field(default_factory=Hardware)
-    finish: Finish = field(default_factory=Finish)
+    name: Annotated[
+        str,
+        Field(
+            pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            description="Name of the run and of its model; default: the file's name.",
+        ),
+    ] = "model"
+    title: Annotated[str, Field(description="One line for the model card.")] = ""
+    output: Annotated[
+        str | None, Field(description="Folder of the run; default: runs/<name> in the current folder.")
+    ] = None
+    seed: Count = 0
+    init: Annotated[
+        str | None, Field(description="Start from this model: a name such as default, or a model folder.")
+    ] = None
+    stage: Annotated[
+        str | None,
+        Field(description="With init: which stage of that model to train; default: the one that decides tumors."),
+    ] = None
+    network: Network = Network()
+    training: Training = Training()
+    augmentation: Augmentation = Augmentation()
+    hardware: Hardware = Hardware()
+    finish: Finish = Finish()
 
     @property
     def folder(self) -> Path:
@@ -135,12 +263,9 @@ class Config:
 
     def plain(self) -> dict[str, Any]:
         """What YAML would give for this configuration, with its defaults written out."""
-        plain = _pruned(json.loads(json.dumps(dataclasses.asdict(self))))
+        plain: dict[str, Any] = _pruned(json.loads(json.dumps(dataclasses.asdict(self))))
         if self.init is not None:
             del plain["network"]
-        else:
-            # A network from nothing is the only stage: there is nothing that it could count HU from.
-            del plain["network"]["intensity"]["centered"]
         return plain
 
     def recipe(self) -> dict[str, Any]:
@@ -149,45 +274,9 @@ class Config:
         return {key: value for key, value in plain.items() if key not in _NOT_RECIPE}
 
 
-def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML file, apply `changes` (dotted names such as "training.epochs"), and check the whole.
-
-    :raises LiverXAILib.errors.UsageError: one sentence says which setting is wrong, why, and what it may be.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise UsageError("Training needs more packages: run 'pip install \"liverxai[train]\"'.") from error
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where}: this is not YAML: {getattr(error, 'problem', None) or error}.") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: a configuration is a list of settings such as 'data: …', and this is none.")
-    for dotted, value in (changes or {}).items():
-        _set(content, dotted.split("."), value)
-    return parse_config({"name": path.stem, **content}, str(path))
-
-
-def parse_config(content: Mapping[str, Any], source: str = "the configuration") -> Config:
-    """Check parsed YAML; see :func:`read_config`."""
-    import jsonschema
-
-    schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
-    if error is not None:
-        raise UsageError(f"{source}: {_sentence(error)}")
-    try:
-        config = from_json_value(Config, content)
-    except ValueError as problem:
-        raise UsageError(f"{source}: {problem}.") from problem
-    if sentence := _contradiction(config, content):
-        raise UsageError(f"{source}: {sentence}")
-    return config
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration, for editors that complete and check YAML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Config).json_schema()}
 
 
 def _pruned(value: Any) -> Any:
@@ -195,92 +284,3 @@ def _pruned(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: _pruned(inner) for key, inner in value.items() if inner is not None and inner != []}
-
-
-def _set(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        inner = content.get(key)
-        content[key] = inner = dict(inner) if isinstance(inner, dict) else {}
-        content = inner
-    content[keys[-1]] = value
-
-
-def _sentence(error: Any) -> str:
-    """What jsonschema found, for people."""
-    where = ".".join(str(part) for part in error.absolute_path)
-    if error.validator == "additionalProperties":
-        known = list(error.schema["properties"])
-        wrong = sorted(set(error.instance) - set(known))[0]
-        near = difflib.get_close_matches(str(wrong), known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}."
-        return f"there is no setting {wrong!r}{f' in {where!r}' if where else ''}. {hint}"
-    if error.validator == "required":
-        missing = sorted(set(error.validator_value) - set(error.instance))[0]
-        return f"the setting {f'{where}.' if where else ''}{missing} is missing."
-    rules = {
-        "enum": lambda value: f"must be one of {', '.join(map(str, value))}",
-        "type": lambda value: f"must be {_types(value)}",
-        "minimum": lambda value: f"must be at least {value}",
-        "maximum": lambda value: f"must be at most {value}",
-        "exclusiveMinimum": lambda value: f"must be more than {value}",
-        "exclusiveMaximum": lambda value: f"must be less than {value}",
-        "minItems": lambda value: f"must have at least {value} entries",
-        "maxItems": lambda value: f"must have at most {value} entries",
-    }
-    rule = rules.get(error.validator)
-    text = rule(error.validator_value) if rule else f"is wrong: {error.message}"
-    given = json.dumps(error.instance, ensure_ascii=False) if not isinstance(error.instance, dict) else "these settings"
-    return f"{where or 'it'} {text}, not {given}."
-
-
-def _types(value: str | Sequence[str]) -> str:
-    words = {
-        "array": "a list",
-        "boolean": "true or false",
-        "integer": "a whole number",
-        "null": "null",
-        "number": "a number",
-        "object": "a group of settings",
-        "string": "text",
-    }
-    return " or ".join(words[name] for name in ([value] if isinstance(value, str) else value))
-
-
-def _contradiction(config: Config, content: Mapping[str, Any]) -> str | None:
-    """What no schema can say, as a sentence; None if all is well."""
-    network, data = config.network, config.data
-    if math.isclose(config.training.dice_weight + config.training.bce_weight, 0):
-        return "training.dice_weight and training.bce_weight cannot both be 0."
-    if config.init is not None:
-        if "network" in content:
-            return "init brings its own network: leave out 'network', or 'init'."
-        return _data_contradiction(data)
-    if config.stage is not None:
-        return "stage names a stage of the model that init names, but there is no init."
-    if (network.spacing is None) == (network.size is None):
-        return "network needs either spacing or size."
-    whole = network.size is not None and None not in network.size[3 - network.dimensions :]
-    if config.training.patch is None and not whole:
-        return "training.patch is needed where images have no fixed size."
-    if config.training.patch is None:
-        divisor = 2 ** (len(network.features) - 1)
-        if any((n or 0) % divisor for n in (network.size or ())[3 - network.dimensions :]):
-            return (
-                f"a U-Net with {len(network.features)} levels needs sizes divisible by {divisor}: change network.size "
-                "or network.features."
-            )
-    if any(axis >= network.dimensions for axis in config.augmentation.flip):
-        return f"augmentation.flip names an axis that a {network.dimensions}-D network does not have."
-    return _data_contradiction(data)
-
-
-def _data_contradiction(data: Data) -> str | None:
-    if (data.layout == "phantoms") != (data.phantoms is not None):
-        return "data.phantoms (how many) goes with the layout 'phantoms', and only with it."
-    if data.folds is None and data.fold != 0:
-        return "data.fold is given, but not data.folds."
-    if data.folds is not None and data.fold != "all" and data.fold >= data.folds:
-        return f"data.fold must be less than data.folds ({data.folds}): parts are counted from 0."
-    if data.folds is not None and data.validation_cases:
-        return "data.folds and data.validation_cases exclude each other."
-    return None

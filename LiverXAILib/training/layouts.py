@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from ..volumes.dicom_seg import Segment, find_segs, read_segment_masks, read_seg
 from ..volumes.io import read_volume
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
-from .config import Data
+from .config import Data, Labels
 
 _ADVICE = "Say in data.labels what it is; with 'others: background' there it counts as background."
 
@@ -286,10 +285,9 @@ def _named_values(folder: Path) -> Values:
     return Values(found["liver"], found.get("tumor"))
 
 
-def _configured(labels: Mapping[str, Any]) -> Values:
+def _configured(labels: Labels) -> Values:
     """What the configuration says of label maps."""
-    liver, tumor = (_numbers(labels.get(name)) for name in ("liver", "tumor"))
-    return Values(liver or (), tumor, "others" in labels)
+    return Values(_numbers(labels.liver) or (), _numbers(labels.tumor), labels.others is not None)
 
 
 def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...] | None:

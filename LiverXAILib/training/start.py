@@ -16,7 +16,7 @@ from .._version import __version__
 from ..errors import UsageError
 from ..inference.stages import preprocessing_of
 from ..inference.standard import StandardPreprocessing
-from ..models.spec import LIVER, TUMOR, LayerSpec, ModelSpec, StageSpec
+from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, StageSpec
 from ..models.store import load_states, save_model
 from ..networks import NETWORKS, UNet, build_network, default_layer
 from .config import Config
@@ -119,6 +119,7 @@ def _fresh(config: Config, labels: Sequence[str]) -> Start:
         "out_channels": len(labels),
         "features": list(wanted.features),
         "norm": wanted.norm,
+        "stem_stride": wanted.stem_stride,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -141,7 +142,7 @@ def _fresh(config: Config, labels: Sequence[str]) -> Start:
         axes=AXES,
         spacing=wanted.spacing,
         size=wanted.size,
-        intensity=wanted.intensity,
+        intensity=Intensity(**dataclasses.asdict(wanted.intensity)),
         window=window,  # type: ignore[arg-type]
         divisor=divisor,  # type: ignore[arg-type]
         activation="sigmoid",

@@ -14,6 +14,7 @@ from ..files import replacing
 #: One epoch: "epoch" and numbers; NaN where there was nothing to measure. Epoch 0 is before training.
 Row = Mapping[str, float]
 
+_RATES = ("sensitivity", "precision")
 #: Columns of the table: key, title, digits.
 COLUMNS = (
     ("epoch", "epoch", 0),
@@ -25,6 +26,17 @@ COLUMNS = (
     ("validation_accuracy", "val. accuracy", 4),
     ("validation_dice_liver", "val. Dice liver", 3),
     ("validation_dice_tumor", "val. Dice tumor", 3),
+)
+
+#: Panels of the learning curves: title, and what is drawn in it.
+_PANELS = (
+    ("loss", (("loss", "mean"), ("loss_liver", "liver"), ("loss_tumor", "tumor"))),
+    ("accuracy", (("accuracy", "accuracy"),)),
+    ("Dice", (("dice_liver", "liver"), ("dice_tumor", "tumor"))),
+    (
+        "sensitivity, precision",
+        tuple((f"{measure}_{label}", f"{measure} {label}") for label in ("liver", "tumor") for measure in _RATES),
+    ),
 )
 
 
@@ -59,37 +71,27 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def write_curves(rows: Sequence[Row], folder: Path) -> None:
-    """``learning-curve.png`` and ``.svg``: loss, accuracy and Dice of training and validation by epoch."""
-    panels = (
-        ("loss", (("loss", "loss"),)),
-        ("accuracy", (("accuracy", "accuracy"),)),
-        ("Dice", (("dice_liver", "liver"), ("dice_tumor", "tumor"))),
-    )
+def write_curves(rows: Sequence[Row], folder: Path, name: str = "learning-curve") -> None:
+    """``<name>.png`` and ``.svg``: the columns of :data:`_PANELS` by epoch, training dashed, validation solid."""
 
     def draw(figure: Any) -> None:
-        for axes, (name, measures) in zip(figure.subplots(1, 3), panels, strict=True):
+        for axes, (title, measures) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
             for color, (key, label) in enumerate(measures):
                 for part, style in (("training", "--"), ("validation", "-")):
                     points = [(row["epoch"], row.get(f"{part}_{key}", math.nan)) for row in rows]
                     points = [point for point in points if not math.isnan(point[1])]
                     if points:
-                        axes.plot(
-                            *zip(*points, strict=True),
-                            style,
-                            color=f"C{color}",
-                            label=f"{part} {label}",
-                            marker=".",
-                        )
-            axes.set(xlabel="epoch", ylabel=name)
-            if name == "Dice":
+                        x, y = zip(*points, strict=True)
+                        axes.plot(x, y, style, color=f"C{color}", label=f"{part} {label}", marker=".")
+            axes.set(xlabel="epoch", ylabel=title)
+            if title not in ("loss", "accuracy"):
                 axes.set_ylim(0, 1)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             if axes.lines:
-                axes.legend(fontsize=8, loc="upper right" if name == "loss" else "lower right")
+                axes.legend(fontsize=7, loc="upper right" if title == "loss" else "lower right")
 
-    _save(draw, folder / "learning-curve", (11, 3.4))
+    _save(draw, folder / name, (15, 3.6))
 
 
 def write_case_curve(rows: Sequence[Mapping[str, float]], folder: Path) -> None:

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from LiverXAILib import cli
 from LiverXAILib.errors import UsageError
-from LiverXAILib.models.spec import Intensity
-from LiverXAILib.training import config as module
-from LiverXAILib.training.config import Config, parse_config, read_config
+from LiverXAILib.training.config import json_schema
+from LiverXAILib.training.config_file import parse_config, read_config
 
 ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {
@@ -86,21 +85,58 @@ def test_the_command_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Did you mean 'epochs'?" in errors[0]
 
 
-def test_the_schema_and_the_dataclasses_have_the_same_settings() -> None:
-    schema = json.loads((Path(module.__file__).with_name("config.schema.json")).read_text(encoding="utf-8"))
-
-    def compare(kind: Any, node: dict[str, Any]) -> int:
-        fields = {field.name for field in dataclasses.fields(kind)}
-        assert fields - ({"statistics", "centered"} if kind is Intensity else set()) == set(node["properties"])
-        assert node["additionalProperties"] is False
-        groups = {"intensity": Intensity} | {kind.__name__.lower(): kind for kind in GROUPS}
-        inner = [(groups[name], one) for name, one in node["properties"].items() if name in groups]
-        return 1 + sum(compare(*pair) for pair in inner)
-
-    assert compare(Config, schema) == 8
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1e-3", 1e-3), (1e-3, 1e-3), ("2.5E-4", 2.5e-4), ("1", 1.0)], ids=repr
+)
+def test_a_number_may_be_written_as_yaml_reads_it_or_not(value: Any, expected: float) -> None:
+    # YAML 1.1 takes 1e-3, which has no dot, for text.
+    assert parse_config(changed(training={"learning_rate": value})).training.learning_rate == expected
 
 
-GROUPS = (module.Data, module.Network, module.Training, module.Augmentation, module.Hardware, module.Finish)
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({"training": {"learning_rate": "fast"}}, r'learning_rate must be a number, not "fast"\.'),
+        ({"training": {"learning_rate": float("nan")}}, r"learning_rate must be (a number|more than 0)"),
+        ({"training": {"learning_rate": True}}, r"learning_rate must be a number"),
+        ({"training": {"epochs": 2.5}}, r"training\.epochs must be a whole number, not 2\.5\."),
+        ({"training": {"freeze_norm": "perhaps"}}, r"freeze_norm must be true or false"),
+        ({"training": 3}, r"training must be a group of settings, not 3\."),
+        ({"training": {"patch": [3]}}, r"training\.patch must have at least 2 entries, not \[3\]\."),
+        ({"network": {"spacing": [3, 3]}}, r"network\.spacing"),
+        ({"network": {"spacing": [3, 3, "x"]}}, r"network\.spacing\.2 must be a number"),
+        ({"network": {"intensity": {"scale": 0}}}, r"network\.intensity\.scale must be more than 0, not 0\."),
+        ({"network": {"intensity": {"hight": 0}}}, r"in 'network\.intensity'\. Did you mean 'high'\?"),
+        ({"data": {"fold": "some"}}, r'data\.fold must be a whole number or one of all, not "some"\.'),
+        ({"data": {"fold": -1}}, r"data\.fold must be at least 0"),
+        ({"data": {"labels": {"liver": "x"}}}, r"data\.labels\.liver must be a whole number or a list"),
+        ({"data": {"labels": {"liver": [1, 0]}}}, r"data\.labels\.liver"),
+        ({"data": {"labels": {}}}, r"the setting data\.labels\.liver is missing\."),
+        ({"data": {"labels": {"liver": 1, "tumour": 2}}}, r"in 'data\.labels'\. Did you mean 'tumor'\?"),
+        ({"data": {"exclude": "case"}}, r"data\.exclude must be a list"),
+        ({"hardware": {"devices": 0}}, r"hardware\.devices must be at least 1"),
+    ],
+)
+def test_wrong_values_of_every_kind_are_named(groups: dict[str, Any], sentence: str) -> None:
+    content = {**GOOD, **{name: value for name, value in groups.items() if not isinstance(value, dict)}}
+    content |= changed(**{name: value for name, value in groups.items() if isinstance(value, dict)}) if groups else {}
+    content |= {name: value for name, value in groups.items() if not isinstance(value, dict)}
+    with pytest.raises(UsageError, match=sentence) as caught:
+        parse_config(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_schema_for_editors_agrees_with_the_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema == json_schema()
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        validator.validate(read_config(path).plain())
+    for wrong in (changed(training={"epoch": 3}), changed(training={"epochs": 0}), {"network": GOOD["network"]}):
+        assert not validator.is_valid(wrong)
 
 
 def test_the_command_line_changes_any_setting(tmp_path: Path) -> None:

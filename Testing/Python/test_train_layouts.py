@@ -236,14 +236,14 @@ def test_phantoms_are_made_once_and_only_those_that_are_missing(tmp_path: Path) 
 
 def test_folds_share_no_validation_case_and_cover_all(tmp_path: Path) -> None:
     cases = find_data(Data("msd", str(write_msd(tmp_path / "data", 7)))).cases
-    data = Data("msd", "", folds=3)
+    data = Data("msd", "anywhere", folds=3)
     splits = [draw_split(cases, data, 5, fold) for fold in range(3)]
     judged = [case.name for split in splits for case in split.validation]
     assert sorted(judged) == sorted(case.name for case in cases)
     for split in splits:
         assert not {c.name for c in split.training} & {c.name for c in split.validation}
         assert len(split.training) + len(split.validation) == 7
-    few = draw_split(cases, Data("msd", "", folds=3, training_cases=2), 5, 0)
+    few = draw_split(cases, Data("msd", "anywhere", folds=3, training_cases=2), 5, 0)
     assert few.training == splits[0].training[:2]
     assert few.validation == splits[0].validation
 

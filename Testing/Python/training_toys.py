@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from toys import ball_phantom
 
-from LiverXAILib.training.config import Config, parse_config
+from LiverXAILib.training.config import Config
+from LiverXAILib.training.config_file import parse_config
 from LiverXAILib.training.start import start
 from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.volume import Grid, Volume

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from LiverXAILib.errors import InputError
 from LiverXAILib.progress import Progress, report_progress
 from LiverXAILib.volumes.io import read_labels, write_volume
 from LiverXAILib.volumes.resample import resample
@@ -29,6 +30,8 @@ _SIZES = tuple(
 )
 #: Shares of slabs that are away from the liver, and of those with liver that get synthetic lesions.
 _NEGATIVES, _LESIONS = 0.15, 0.5
+#: Part of a slab that is tissue, at least: empty scanners teach nothing here.
+_LEAST_BODY = 0.03
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,7 @@ def write_patients(data: Path, folder: Path, anatomy: str, count: int, seed: int
     rows = []
     for number in range(count):
         scan, generator = scans[number % len(scans)], generators[number % len(scans)]
-        sample = generator.sample(seed * 10_000_019 + number)
-        ct, truth = _slices(sample, scan)
+        ct, truth = _patient(generator, scan, seed * 10_000_019 + number)
         name = f"{anatomy}-{number:03}"
         write_volume(ct, folder / f"{name}.nii.gz")
         write_volume(truth, folder / f"{name}-label.nii.gz")
@@ -124,6 +126,16 @@ def write_patients(data: Path, folder: Path, anatomy: str, count: int, seed: int
         rows[-1]["label" if known else "liver"] = f"patients/{name}-label.nii.gz"
     record.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return rows
+
+
+def _patient(generator: Generator, scan: Scan, seed: int) -> tuple[Volume, Volume]:
+    """A synthetic patient and the labels: the first of the seed's samples that shows a body."""
+    for attempt in range(100):
+        sample = generator.sample(seed + 1000 * attempt)
+        ct, truth = _slices(sample, scan)
+        if (ct.array > -100).mean() > _LEAST_BODY:
+            return ct, truth
+    raise InputError(f"{scan.name} shows hardly any body.")
 
 
 def _slices(sample: Sample, scan: Scan) -> tuple[Volume, Volume]:
