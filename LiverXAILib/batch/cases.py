@@ -20,9 +20,8 @@ from ..errors import UsageError
 from ..options import Options
 from ..progress import Progress, report_progress
 from ..volumes.formats import image_ending, is_segmentation, without_ending
+from ..volumes.image_file import image_files
 
-#: An image whose voxels lie in another file: where its header names it.
-_DETACHED = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 #: Modalities of DICOM objects that are no images.
 _NO_IMAGES = frozenset(
     ["SR", "PR", "KO", "SEG", "REG", "FID", "DOC", "ANN", "RWV", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PLAN"]
@@ -302,18 +301,6 @@ def _check_unique(cases: Sequence[Case]) -> None:
 
 
 # --- has it changed? ----------------------------------------------------------------------------------------------
-
-
-def image_files(path: Path) -> tuple[Path, ...]:
-    """The file itself, and the file with its voxels if it is only a header."""
-    if path.suffix.lower() not in (".mhd", ".nhdr") or not path.is_file():
-        return (path,)
-    try:
-        named = _DETACHED.search(path.read_bytes()[:65536])
-    except OSError:
-        return (path,)
-    data = path.parent / os.fsdecode(named[1]) if named else None
-    return (path, data) if data is not None and data.is_file() else (path,)
 
 
 def stamp(files: Sequence[Path]) -> str:

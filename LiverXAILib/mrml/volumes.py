@@ -16,7 +16,7 @@ import vtk
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from ..errors import InputError
-from ..volumes.intensities import checked, looks_like_hu
+from ..volumes.intensities import validate_ct
 from ..volumes.volume import LPS_TO_RAS, Grid, Volume
 
 #: A non-linear transform counts as linear if no voxel of the image lies further than this from the linear place:
@@ -64,13 +64,8 @@ def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode, *, force: bool = False) -
     :raises LiverXAILib.errors.InputError: it is no CT; the message says why.
     """
     volume = volume_from_node(node)
-    name = f"The volume {node.GetName()!r}"
-    array = checked(volume.array, name)
-    if not force and not looks_like_hu(array):
-        raise InputError(
-            f"{name} does not look like CT: its intensities ({array.min():g} to {array.max():g}) cannot be Hounsfield "
-            "units, in which air is -1000, fat -100 and water 0. If you know better, use force=True."
-        )
+    advice = "If you know better, use force=True."
+    array = validate_ct(volume.array, volume.grid, f"The volume {node.GetName()!r}", force=force, advice=advice)
     metadata = {"source_format": "Slicer scene", "modality": None, "warnings": [], **volume.metadata}
     return Volume(array, volume.ijk_to_lps, metadata)
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..files import replacing
 from ..inference.segmentation import Segmentation
 from ..models.spec import LabelSpec
 from ..volumes.box import bounding_box
-from ..volumes.itk import to_itk
+from ..volumes.nrrd import write_nrrd
 
 
 def write_segmentation_file(segmentation: Segmentation, path: str | os.PathLike[str]) -> None:
@@ -22,16 +21,16 @@ def write_segmentation_file(segmentation: Segmentation, path: str | os.PathLike[
     RuntimeError if the file cannot be written.
     """
     labels = segmentation.labels
-    image = to_itk(labels)
-    image.SetMetaData("Segmentation_MasterRepresentation", "Binary labelmap")
-    image.SetMetaData("Segmentation_SourceRepresentation", "Binary labelmap")
-    image.SetMetaData("Segmentation_ContainedRepresentationNames", "Binary labelmap|")
-    image.SetMetaData("Segmentation_ReferenceImageExtentOffset", "0 0 0")
+    fields = {
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_SourceRepresentation": "Binary labelmap",
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+    }
     for number, spec in enumerate(segmentation.specs):
-        for key, value in _segment(spec, labels.array).items():
-            image.SetMetaData(f"Segment{number}_{key}", value)
-    with replacing(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        fields |= {f"Segment{number}_{key}": value for key, value in _segment(spec, labels.array).items()}
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        write_nrrd(labels, file, fields)
 
 
 def _segment(spec: LabelSpec, labels: np.ndarray) -> dict[str, str]:

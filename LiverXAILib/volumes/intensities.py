@@ -6,50 +6,92 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
+from .size import check_size
+from .volume import Grid
 
 #: Hounsfield units of air; what DICOM marks as padding becomes this, just below it.
 PADDING_HU = -1024
-#: Every CT of a body shows fat, lung or air: at least this fraction of its voxels lies below this value ...
-_FAT_HU, _FAT_FRACTION = -50.0, 1e-3
-#: ... and at least this fraction lies within the range of soft tissue.
+#: Every CT of a body shows fat, lung or air: at least this fraction of its voxels lies in this range, padding left out.
+#: (On 26 real CTs of the abdomen and chest it is at least 0.48.)
+_DARK_HU, _DARK_FRACTION = (-1200.0, -50.0), 1e-3
+#: A lowest value that many voxels share is air cut off by the scanner if it lies here, else it is padding.
+_AIR_HU = (-1050.0, -900.0)
+#: At least this fraction lies within the range of soft tissue (on the same, at least 0.088).
 _SOFT_TISSUE_HU, _SOFT_TISSUE_FRACTION = (-200.0, 300.0), 5e-3
+#: Of what is denser than lung, at most this fraction is as dense as cortical bone (on the same, at most 0.010). In a CT
+#: stored as value + 1024, soft tissue is.
+_DENSE_HU, _DENSE_FRACTION = (850.0, 1250.0), 0.1
+#: Nothing that a scanner measures is below this; a value that many voxels share is padding, the rest is a wrong scale.
+_LOWEST_HU, _LOWEST_FRACTION = -1200.0, 0.01
+_LUNG_HU = -300.0
 
 
-def compact(array: np.ndarray, name: str) -> np.ndarray:
+def to_smallest_dtype(array: np.ndarray, name: str) -> np.ndarray:
     """The same values as int16 if they are whole numbers that fit, else float32.
 
-    :raises LiverXAILib.errors.InputError: a value is NaN or infinite.
+    :raises LiverXAILib.errors.InputError: a value is NaN or infinite, or too large for float32.
     """
     if array.dtype.kind == "f":
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
         if bad:
             raise InputError(f"{name} holds {bad} voxels without a number (NaN or infinite). Export it again.")
+    low, high = array.min(), array.max()
+    if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
+        raise InputError(f"{name} holds values of up to {max(abs(float(low)), abs(float(high))):g}. Export it again.")
     limits = np.iinfo(np.int16)
-    fits = array.min() >= limits.min and array.max() <= limits.max
-    whole = array.dtype.kind in "iub" or bool((array == np.rint(array)).all())
+    fits = low >= limits.min and high <= limits.max
+    whole = array.dtype.kind in "iub" or (fits and bool((array == np.rint(array)).all()))
     return np.ascontiguousarray(array, dtype=np.int16 if fits and whole else np.float32)
 
 
-def checked(array: np.ndarray, name: str) -> np.ndarray:
-    """The array (k, j, i) in a compact type, if it can be an image of something.
+def validate_ct(array: np.ndarray, grid: Grid, name: str, *, force: bool = False, advice: str = "") -> np.ndarray:
+    """The array (k, j, i) in its smallest type, if it can be a CT of a body.
 
-    :raises LiverXAILib.errors.InputError: it is a single slice, has no contrast, or holds NaN.
+    :param name: of the image, as the start of a sentence.
+    :param force: intensities need not look like Hounsfield units.
+    :param advice: what to do if they do not and the user knows better.
+    :raises LiverXAILib.errors.InputError: it is a single slice, has no contrast, holds NaN, has voxels of another size
+        than a CT's, or intensities that are not Hounsfield units.
     """
     if min(array.shape) < 2:
         raise InputError(f"{name} is a single slice; a CT volume is needed.")
-    array = compact(array, name)
-    if array.min() == array.max():
-        raise InputError(f"{name} is empty: every voxel has the value {array.flat[0]:g}.")
+    check_size(grid, name)
+    array = to_smallest_dtype(array, name)
+    low, high = array.min(), array.max()
+    if low == high:
+        raise InputError(f"{name} is empty: every voxel has the value {low:g}.")
+    if not force and not looks_like_hu(array):
+        raise InputError(
+            f"{name} does not look like CT: its intensities ({low:g} to {high:g}) cannot be Hounsfield units, in which "
+            f"air is -1000, fat -100 and water 0. {advice or 'If you know better, use --force (force=True).'}"
+        )
     return array
 
 
 def looks_like_hu(array: np.ndarray) -> bool:
     """Whether intensities can be Hounsfield units of a body.
 
-    True if at least 0.1 % of the voxels lie below -50 (fat, lung, air) and at least 0.5 % within -200 to 300 (soft
-    tissue). MR, labels, heat maps, normalized images and CT stored with an offset of 1024 have nothing below zero.
+    Judged without padding: the lowest value unless it is that of air, and what is below -1200 and shared by many
+    voxels. True if there is fat, lung or air, and soft tissue, not more bone than a body has, and nothing darker than
+    air. MR, labels, heat maps, normalized images and CT stored with an offset fail one of these, whatever surrounds
+    the body.
     """
-    dark = np.count_nonzero(array < _FAT_HU)
-    low, high = _SOFT_TISSUE_HU
-    soft = np.count_nonzero((array >= low) & (array <= high))
-    return bool(dark >= _FAT_FRACTION * array.size and soft >= _SOFT_TISSUE_FRACTION * array.size)
+    low = array.min()
+    padded = (array <= low) & (not _AIR_HU[0] <= low <= _AIR_HU[1])
+    below = array < _LOWEST_HU
+    if below.any():
+        values, counts = np.unique(array[below], return_counts=True)
+        padding = values[counts >= _LOWEST_FRACTION * array.size]
+        if counts[~np.isin(values, padding)].sum() > _LOWEST_FRACTION * array.size:
+            return False
+        padded |= np.isin(array, padding)
+
+    def count(limits: tuple[float, float]) -> int:
+        return int(np.count_nonzero((array >= limits[0]) & (array <= limits[1]) & ~padded))
+
+    dense, body = count(_DENSE_HU), count((_LUNG_HU, np.inf))
+    return (
+        count(_DARK_HU) >= _DARK_FRACTION * array.size
+        and count(_SOFT_TISSUE_HU) >= _SOFT_TISSUE_FRACTION * array.size
+        and dense <= _DENSE_FRACTION * body
+    )

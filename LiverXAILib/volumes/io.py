@@ -8,7 +8,6 @@ to ask again.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +15,17 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, UsageError
+from ..files import replacing
 from ..progress import CancelToken, Progress, report_progress
 from . import dicom
 from .dicom import SeriesInfo
-from .formats import FILE_FORMATS, WRITABLE, image_ending
-from .intensities import checked, compact, looks_like_hu
-from .itk import from_itk, itk_warnings_hidden, to_itk
-from .nifti import read_nifti
+from .formats import FILE_FORMATS, WRITABLE, format_of, image_ending, why_not_read
+from .image_file import existing, read_image_file
+from .intensities import to_smallest_dtype, validate_ct
+from .itk import to_itk
+from .metaimage import write_metaimage
+from .nrrd import write_nrrd
+from .stream import open_regular, reading
 from .volume import Grid, Volume
 
 
@@ -56,7 +59,7 @@ def read_volume(
     :raises LiverXAILib.errors.UsageError: `series` names none of the series, or `path` is not DICOM.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
-    path = _existing(path)
+    path = existing(path)
     if _may_be_dicom(path):
         return dicom.read_dicom(
             path, series=series, allow_irregular=allow_irregular, files=files, progress=progress, cancel=cancel
@@ -64,15 +67,15 @@ def read_volume(
     if series is not None:
         raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is none.")
     report_progress(progress, "Reading the image", 0.0)
-    volume, warnings = _read_file(path)
-    array = checked(volume.array, str(path))
-    if not force and not looks_like_hu(array):
+    image = read_image_file(path)
+    if len(image.layers) > 1:
         raise InputError(
-            f"{path} does not look like CT: its intensities ({array.min():g} to {array.max():g}) cannot be Hounsfield "
-            "units, in which air is -1000, fat -100 and water 0. If you know better, use --force (force=True)."
+            f"{path} has {len(image.layers)} values in each voxel (colors or a vector); a CT image has one."
         )
+    array = validate_ct(image.layers[0], image.grid, str(path), force=force)
     report_progress(progress, "Reading the image", 1.0)
-    return Volume(array, volume.ijk_to_lps, {"source_format": _format_of(path), "modality": None, "warnings": warnings})
+    metadata = {"source_format": format_of(path), "modality": None, "warnings": list(image.warnings)}
+    return Volume(array, image.grid.ijk_to_lps, metadata)
 
 
 def read_labels(path: str | os.PathLike[str]) -> Volume:
@@ -81,14 +84,15 @@ def read_labels(path: str | os.PathLike[str]) -> Volume:
     :return: whole numbers as int16 (float32 if some are too large for that); may be empty or constant.
     :raises LiverXAILib.errors.InputError: it is not a readable three-dimensional label map.
     """
-    path = _existing(path)
-    if _may_be_dicom(path):
-        raise InputError(f"{path} is not a NIfTI, NRRD or MetaImage file, so no labels can be read from it.")
-    volume, warnings = _read_file(path)
-    array = compact(volume.array, str(path))
+    path = existing(path)
+    image = read_image_file(path)
+    if len(image.layers) > 1:
+        raise InputError(f"{path} holds {len(image.layers)} layers of labels; here one is needed.")
+    array = to_smallest_dtype(image.layers[0], str(path))
     if array.dtype.kind == "f" and not (array == np.rint(array)).all():
         raise InputError(f"{path} is not a label map: it holds fractions.")
-    return Volume(array, volume.ijk_to_lps, {"source_format": _format_of(path), "warnings": warnings})
+    metadata = {"source_format": format_of(path), "warnings": list(image.warnings)}
+    return Volume(array, image.grid.ijk_to_lps, metadata)
 
 
 def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
@@ -106,13 +110,13 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
         raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(WRITABLE)}.")
     if FILE_FORMATS[ending] == "NIfTI" and _is_sheared(volume.grid):
         raise UsageError(f"Cannot write {path}: NIfTI cannot hold a sheared image (gantry tilt). Use .nrrd or .mha.")
-    image = to_itk(volume)
     try:
-        # In a folder of its own, since ITK takes the format from the temporary file's ending.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            temporary = Path(folder) / path.name
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-            temporary.replace(path)
+        with replacing(path) as temporary:
+            if FILE_FORMATS[ending] == "NIfTI":
+                sitk.WriteImage(to_itk(volume), str(temporary), useCompression=True)
+            else:
+                with temporary.open("xb") as file:
+                    write_nrrd(volume, file) if ending == ".nrrd" else write_metaimage(volume, file)
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
     except RuntimeError as error:
@@ -126,22 +130,10 @@ def list_series(
 
     :raises LiverXAILib.errors.InputError: there is no DICOM image.
     """
-    path = _existing(path)
+    path = existing(path)
     if not _may_be_dicom(path):
-        raise InputError(f"{path} is a {_format_of(path)} file, not a folder of DICOM files.")
+        raise InputError(f"{path} is a {format_of(path)} file, not a folder of DICOM files.")
     return dicom.list_series(path, progress=progress, cancel=cancel)
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"There is no file or folder {path}.")
-    return path
-
-
-def _format_of(path: Path) -> str | None:
-    ending = image_ending(path)
-    return FILE_FORMATS[ending] if ending else None
 
 
 def _may_be_dicom(path: Path) -> bool:
@@ -151,44 +143,15 @@ def _may_be_dicom(path: Path) -> bool:
     """
     if path.is_dir():
         return True
-    if _format_of(path) is None and not dicom.is_dicom(path):
+    if format_of(path) is not None:
+        return False
+    if (reason := why_not_read(path)) is not None:
+        raise InputError(f"{path} {reason}.")
+    with reading(path), open_regular(path):
+        pass  # neither a pipe nor a device, which would never end
+    if not dicom.is_dicom(path):
         raise InputError(f"{path} is neither DICOM nor a file that ends in {', '.join(FILE_FORMATS)}.")
-    return _format_of(path) is None
-
-
-def _read_file(path: Path) -> tuple[Volume, list[str]]:
-    """The image in its own type, and warnings for the user."""
-    try:
-        if _format_of(path) == "NIfTI":
-            array, matrix, warnings = read_nifti(path)
-            return Volume(array, matrix), warnings
-        return _read_itk(path), []
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-
-
-def _read_itk(path: Path) -> Volume:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with itk_warnings_hidden():
-            reader.ReadImageInformation()
-            _check_axes(reader.GetSize(), reader.GetNumberOfComponents(), path)
-            image = reader.Execute()
-        while image.GetDimension() > 3:
-            image = image[..., 0]
-        return from_itk(image)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is damaged or incomplete and cannot be read. Copy or export it again.") from error
-
-
-def _check_axes(size: tuple[int, ...], components: int, path: Path) -> None:
-    if components != 1:
-        raise InputError(f"{path} has {components} values in each voxel (colors or a vector); a CT image has one.")
-    if min(size) < 1:
-        raise InputError(f"{path} is empty: its size is {' x '.join(map(str, size))} voxels.")
-    if len(size) < 3 or any(n > 1 for n in size[3:]):
-        raise InputError(f"{path} has {len(size)} dimensions; a CT volume with exactly three is needed.")
+    return True
 
 
 def _is_sheared(grid: Grid) -> bool:

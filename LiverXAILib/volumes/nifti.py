@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading NIfTI-1 and NIfTI-2 (.nii, .nii.gz): https://nifti.nimh.nih.gov.
+"""Reading NIfTI-1 and NIfTI-2 (.nii, .nii.gz, .nii.bz2, and pairs .hdr/.img): https://nifti.nimh.nih.gov.
 
 ITK is not used for this format because it reads a truncated file as if zeros followed, and refuses or straightens
-sheared geometry (gantry tilt), which the format's sform matrix holds well. Where a file holds two positions, the
-same one is used as in ITK and 3D Slicer.
+sheared geometry (gantry tilt), which the format's sform matrix holds well. Where a file holds two usable positions,
+the same one is used as in ITK and 3D Slicer.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import InputError
+from .header import NO_ORIENTATION, Header, three_axes
+from .stream import GZIP_MAGIC, ByteStream, Compression, HeaderError, open_regular
 from .volume import LPS_TO_RAS, Grid
 
 
@@ -34,6 +33,7 @@ _HEADERS = {
         {
             "dim": ("8I", 40),
             "datatype": ("i2", 70),
+            "bitpix": ("i2", 72),
             "pixdim": ("8R", 76),
             "vox_offset": ("f4", 108),
             "scl_slope": ("R", 112),
@@ -44,6 +44,7 @@ _HEADERS = {
             "quatern": ("3R", 256),
             "qoffset": ("3R", 268),
             "srow": ("(3,4)R", 280),
+            "magic": ("V4", 344),
         },
     ),
     540: _header_type(
@@ -51,7 +52,9 @@ _HEADERS = {
         "i8",
         "f8",
         {
+            "magic": ("V4", 4),
             "datatype": ("i2", 12),
+            "bitpix": ("i2", 14),
             "dim": ("8I", 16),
             "pixdim": ("8R", 104),
             "vox_offset": ("i8", 168),
@@ -83,95 +86,146 @@ _DATA_TYPES = {
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 #: Two positions in one file that agree better than this are the same one, rounded.
 _SAME_PLACE_MM = 0.1
+#: Extensions between header and voxels are not longer than this.
+_MOST_OFFSET = 2**26
+_EXPORT = "Export it again."
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Read voxels and geometry of a three-dimensional NIfTI file.
+def nifti_header(path: Path) -> Header:
+    """What a NIfTI file's header says. `path` is a .nii file or the .hdr of a pair, compressed or not.
 
-    :return: array (k, j, i) with the file's scaling applied, ijk_to_lps (4x4, mm), warnings for the user.
-    :raises LiverXAILib.errors.InputError: the file is damaged, incomplete, or not three-dimensional.
+    :raises LiverXAILib.volumes.stream.HeaderError: it is damaged, or describes something that is not a volume.
     """
-    content = _content(path)
-    header = _header(content, path)
-    shape = _shape(header["dim"], path)
+    with open_regular(path) as file:
+        compression = _compression(file.read(3))
+        file.seek(0)
+        content = ByteStream(file, compression).read(max(_HEADERS))
+    header = _header(content)
+    sizes = [int(n) for n in header["dim"][1 : header["dim"][0] + 1]]
+    # Some writers leave the unused sizes at 0.
+    shape = three_axes([*sizes[:3], *(n or 1 for n in sizes[3:])])
     code = _DATA_TYPES.get(int(header["datatype"]))
     if code is None:
-        raise InputError(f"{path} holds colors or complex numbers, not a CT image.")
-    data_type = np.dtype(code).newbyteorder(header.dtype["datatype"].byteorder)
-    header_size, offset = header.dtype.itemsize, float(header["vox_offset"])
-    start = int(offset) if offset >= header_size else header_size + 4
-    count = int(np.prod(shape))
-    if len(content) < start + count * data_type.itemsize:
-        raise InputError(f"{path} is incomplete: it ends before its last voxel. Copy or export it again.")
-    array = np.frombuffer(content, data_type, count, start).reshape(shape)
+        raise HeaderError("holds colors or complex numbers, not a CT image.")
+    dtype = np.dtype(code).newbyteorder(header.dtype["datatype"].byteorder)
+    if header["bitpix"] not in (0, 8 * dtype.itemsize):
+        raise HeaderError(f"is damaged: its header says {header['bitpix']} bits for a {dtype.name} voxel. {_EXPORT}")
+    matrix, warnings = _ijk_to_lps(header, shape)
+    data, offset = _data_file(path, header), _offset(header)
+    if data != path:
+        with open_regular(data) as file:
+            compression = _compression(file.read(3))
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if np.isfinite(slope) and slope != 0 and (slope, intercept) != (1.0, 0.0):
-        array = array.astype(np.float64) * slope + intercept
-    matrix, warnings = _ijk_to_lps(header, shape, path)
-    return array, matrix, warnings
+    scaled = np.isfinite(slope) and slope != 0
+    return Header(
+        shape,
+        dtype,
+        matrix,
+        data,
+        start=0 if compression else offset,
+        offset=offset if compression else 0,
+        scaling=(slope, intercept) if scaled else (1.0, 0.0),
+        compression=compression,
+        warnings=tuple(warnings),
+    )
 
 
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is damaged or incomplete and cannot be unpacked. Copy or export it again.") from error
+def _compression(first: bytes) -> Compression | None:
+    if first.startswith(GZIP_MAGIC):
+        return "gzip"
+    return "bzip2" if first == b"BZh" else None
 
 
-def _header(content: bytes, path: Path) -> Any:
+def _header(content: bytes) -> Any:
     """The header as a structured scalar; the header's own size tells the version and the byte order."""
     orders: tuple[Literal["<"], Literal[">"]] = ("<", ">")
     for order in orders:
         size = int(np.frombuffer(content, order + "i4", 1)[0]) if len(content) >= 4 else 0
         if size in _HEADERS and len(content) >= size:
-            return np.frombuffer(content, _HEADERS[size].newbyteorder(order), 1)[0]
-    raise InputError(f"{path} is not a NIfTI file, or it is damaged.")
+            header = np.frombuffer(content, _HEADERS[size].newbyteorder(order), 1)[0]
+            if bytes(header["magic"])[:3] == bytes(3) and size == 348:
+                raise HeaderError("is an ANALYZE 7.5 file, which does not say what is left. Convert it to NIfTI.")
+            if bytes(header["magic"])[:3] in (b"n+1", b"n+2", b"ni1", b"ni2") and 1 <= header["dim"][0] <= 7:
+                return header
+    raise HeaderError("is not a NIfTI file, or it is damaged.")
 
 
-def _shape(dim: np.ndarray, path: Path) -> tuple[int, int, int]:
-    """(k, j, i); trailing axes of length 1 do not count."""
-    if not 1 <= dim[0] <= 7:
-        raise InputError(f"{path} is not a NIfTI file, or it is damaged.")
-    sizes = [int(n) for n in dim[1 : dim[0] + 1]]
-    while len(sizes) > 3 and sizes[-1] == 1:
-        sizes.pop()
-    if len(sizes) != 3:
-        raise InputError(f"{path} has {len(sizes)} dimensions; a CT volume with exactly three is needed.")
-    if min(sizes) < 1:
-        raise InputError(f"{path} is empty: its size is {' x '.join(map(str, sizes))} voxels.")
-    i, j, k = sizes
-    return k, j, i
+def _data_file(path: Path, header: Any) -> Path:
+    """The file with the voxels: the same, or the other one of a pair."""
+    if bytes(header["magic"])[1:2] == b"+":
+        return path
+    name = path.name.lower()
+    stem = path.name[: name.rindex(".hdr")] if ".hdr" in name else path.stem
+    for ending in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
+        if (other := path.with_name(stem + ending)).exists():
+            return other
+    raise HeaderError(f"is the header of a pair, and its voxels, {stem}.img, are not in the same folder.")
 
 
-def _ijk_to_lps(header: Any, shape: tuple[int, int, int], path: Path) -> tuple[np.ndarray, list[str]]:
-    has_qform, has_sform = header["qform_code"] > 0, header["sform_code"] > 0
-    scale = np.diag([_MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)] * 3 + [1.0])
+def _offset(header: Any) -> int:
+    """Where the voxels begin."""
+    single = bytes(header["magic"])[1:2] == b"+"
+    least = header.dtype.itemsize + 4 if single else 0
+    offset = float(header["vox_offset"])
+    if offset == 0:
+        return least
+    if not least <= offset <= _MOST_OFFSET or offset % 1:
+        raise HeaderError(f"is damaged: its header says that the voxels begin at byte {offset:g}. {_EXPORT}")
+    return int(offset)
+
+
+def _ijk_to_lps(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[str]]:
+    """The position by ITK's rule, of the usable ones, and warnings.
+
+    The sform with code 1 (scanner) wins, then the qform, then an sform of another kind.
+    """
+    unit = int(header["xyzt_units"]) & 7
+    scale = np.diag([_MM_PER_UNIT.get(unit, 1.0)] * 3 + [1.0])
     warnings = []
-    try:
-        if not has_qform and not has_sform:
-            warnings.append("The file does not say how the patient lies: left and right may be swapped.")
+    if unit in _MM_PER_UNIT:
+        warnings.append(f"The file counts lengths in {'m' if unit == 1 else 'µm'}; they were converted to mm.")
+    elif unit > 3:
+        warnings.append("The file counts lengths in a unit that does not exist; mm was taken.")
+    grids: dict[str, Grid] = {}
+    unusable = []
+    for name, code in (("sform", header["sform_code"]), ("qform", header["qform_code"])):
+        if code > 0:
+            try:
+                matrix, notes = _sform(header) if name == "sform" else _qform(header)
+                grids[name] = Grid(shape, scale @ matrix)
+                warnings += notes
+            except ValueError:
+                unusable.append(name)
+    if not grids:
+        if unusable:
+            raise HeaderError(f"has no usable position and voxel size. {_EXPORT}")
+        try:
             # ITK takes the voxel axes for L, P and S.
-            return Grid(shape, scale @ np.diag([*np.abs(header["pixdim"][1:4]), 1.0])).ijk_to_lps, warnings
-        # ITK's rule: sform code 1 (scanner) wins, then the qform, then an sform of another kind.
-        name = "sform" if has_sform and (header["sform_code"] == 1 or not has_qform) else "qform"
-        grids = {"sform": Grid(shape, scale @ _sform(header))} if has_sform else {}
-        if has_qform:
-            grids["qform"] = Grid(shape, scale @ _qform(header))
-    except ValueError as error:
-        raise InputError(f"{path} has no usable position and voxel size. Export it again.") from error
+            grid = Grid(shape, scale @ np.diag([*np.abs(header["pixdim"][1:4].astype(np.float64)), 1.0]))
+        except ValueError as error:
+            raise HeaderError(f"has no usable position and voxel size. {_EXPORT}") from error
+        return grid.ijk_to_lps, [*warnings, NO_ORIENTATION]
+    chosen = "sform" if "sform" in grids and (header["sform_code"] == 1 or "qform" not in grids) else "qform"
+    if unusable:
+        warnings.append(f"The file's {unusable[0]} is not a position; the {chosen} was used.")
     if len(grids) == 2 and not grids["sform"].matches(grids["qform"], _SAME_PLACE_MM):
-        warnings.append(f"The file gives two different positions (sform and qform); the {name} was used.")
-    return LPS_TO_RAS @ grids[name].ijk_to_lps, warnings
+        warnings.append(f"The file gives two different positions (sform and qform); the {chosen} was used.")
+    return LPS_TO_RAS @ grids[chosen].ijk_to_lps, warnings
 
 
-def _sform(header: Any) -> np.ndarray:
-    return np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]])
+def _sform(header: Any) -> tuple[np.ndarray, list[str]]:
+    """The sform matrix; one of directions only takes its sizes from pixdim, as in ITK."""
+    matrix = np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]])
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    sizes = np.abs(header["pixdim"][1:4].astype(np.float64))
+    given = np.isfinite(sizes).all() and (sizes > 0).all() and not np.allclose(sizes, 1, atol=1e-3)
+    if given and np.allclose(lengths, 1, atol=1e-3):
+        matrix[:3, :3] *= sizes / lengths
+        return matrix, ["The file's sform holds directions only; the voxel size was taken from pixdim, as in ITK."]
+    return matrix, []
 
 
-def _qform(header: Any) -> np.ndarray:
+def _qform(header: Any) -> tuple[np.ndarray, list[str]]:
     """The rotation of the unit quaternion (a, b, c, d), the third axis reversed where pixdim[0] is negative."""
     b, c, d = header["quatern"].astype(np.float64)
     a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
@@ -186,4 +240,4 @@ def _qform(header: Any) -> np.ndarray:
     spacing = np.abs(header["pixdim"][1:4].astype(np.float64))
     matrix[:3, :3] *= spacing * (1, 1, -1 if header["pixdim"][0] < 0 else 1)
     matrix[:3, 3] = header["qoffset"]
-    return matrix
+    return matrix, []

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..context import RunContext
-from ..errors import DeviceError, InputError, UsageError
+from ..errors import DeviceError, UsageError
 from ..progress import CancelToken, Progress
 from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
 from .wire import KINDS, pack_analysis, pack_explanation, unpack_segmentation, unpack_volume
@@ -260,16 +260,11 @@ class Engine:
     def _get_volume(self, image: Mapping[str, Any]) -> Volume:
         """The image of the request; its voxels come along only if they are not held already."""
         if "file" in image:
-            from ..volumes.intensities import checked, looks_like_hu
+            from ..volumes.intensities import validate_ct
 
             volume = unpack_volume(image, self.folder)
-            array = checked(volume.array, "The image")
-            if not image["force"] and not looks_like_hu(array):
-                raise InputError(
-                    f"The image does not look like CT: its intensities ({array.min():g} to {array.max():g}) cannot be "
-                    "Hounsfield units, in which air is -1000, fat -100 and water 0. Choose another volume; or, if you "
-                    "know better, tick 'Accept any intensities' under Advanced."
-                )
+            advice = "Choose another volume; or, if you know better, tick 'Accept any intensities' under Advanced."
+            array = validate_ct(volume.array, volume.grid, "The image", force=image["force"], advice=advice)
             self._segmentation = self._analysis = None
             self._volume = (image["token"], volume.with_array(array))
         if self._volume is None or self._volume[0] != image["token"]:

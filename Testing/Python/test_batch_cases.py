@@ -11,7 +11,9 @@ import string
 import textwrap
 import unicodedata
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from batch_toys import ROOT, write_dicom, write_good
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,15 +43,14 @@ def test_images_are_found_at_any_depth_and_other_files_are_not(tmp_path):
 
 
 def test_a_header_and_its_voxels_are_one_case_that_both_decide(tmp_path):
-    touch(tmp_path, "ct.raw", "other.raw")
-    (tmp_path / "ct.mhd").write_text("NDims = 3\nElementDataFile = ct.raw\n")
-    (tmp_path / "n.nhdr").write_text("NRRD0004\ndata file: other.raw\n")
+    for name in ("ct.mhd", "n.nhdr"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)), str(tmp_path / name))
     found = find_cases(tmp_path)
     assert labels(found) == ["ct.mhd", "n.nhdr"]
     assert found.cases[0].files == (tmp_path / "ct.mhd", tmp_path / "ct.raw")
-    assert found.cases[1].files == (tmp_path / "n.nhdr", tmp_path / "other.raw")
+    assert found.cases[1].files == (tmp_path / "n.nhdr", tmp_path / "n.raw")
     before = stamp(found.cases[0].files), content_hash(found.cases[0].files)
-    (tmp_path / "ct.raw").write_bytes(b"changed")
+    (tmp_path / "ct.raw").write_bytes(b"changed in size")
     assert (stamp(found.cases[0].files), content_hash(found.cases[0].files)) != before
 
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from dicom_series import a_body
 from scipy.spatial.transform import Rotation
 
 from LiverXAILib.errors import InputError, UsageError
+from LiverXAILib.volumes import io
 from LiverXAILib.volumes.io import list_series, read_labels, read_volume, write_volume
 from LiverXAILib.volumes.volume import LPS_TO_RAS, Volume
 
@@ -190,8 +194,12 @@ def test_a_half_turn_in_the_qform_is_read_like_itk(tmp_path):
 @pytest.mark.parametrize(("units", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (10, 1)])
 def test_niftis_unit_of_length_is_honored(tmp_path, units, factor):
     path = tmp_path / "ct.nii"
-    nifti(path, a_body(), sform=LPS_TO_RAS @ an_affine(np.eye(3)), sform_code=1, units=units)
-    np.testing.assert_allclose(read_volume(path).spacing, np.array([0.7, 1.3, 2.9]) * factor, rtol=1e-6)
+    sform = LPS_TO_RAS @ an_affine(np.eye(3))
+    sform[:3] /= factor
+    nifti(path, a_body(), sform=sform, sform_code=1, units=units)
+    volume = read_volume(path)
+    np.testing.assert_allclose(volume.ijk_to_lps, an_affine(np.eye(3)), rtol=1e-6)
+    assert any("converted to mm" in one for one in volume.metadata["warnings"]) == (factor != 1)
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -216,7 +224,7 @@ def test_niftis_scaling_is_honored(tmp_path, scaling):
     path = tmp_path / "ct.nii.gz"
     nifti(path, a_body(), sform=np.eye(4), sform_code=1, scaling=scaling)
     slope, intercept = scaling if np.isfinite(scaling[0]) and scaling[0] != 0 else (1, 0)
-    volume = read_volume(path)
+    volume = read_volume(path, force=True)
     np.testing.assert_allclose(volume.array, a_body() * slope + intercept)
     assert volume.array.dtype == (np.float32 if slope == 2.5 else np.int16)
 
@@ -267,11 +275,11 @@ def test_an_older_file_is_replaced_and_a_failure_leaves_it_whole(tmp_path, monke
     write_volume(a_volume(), path)
     before = path.read_bytes()
 
-    def full_disk(image: sitk.Image, name: str, **options: object) -> None:
-        Path(name).write_bytes(b"half")
-        raise RuntimeError("no space left")
+    def full_disk(volume: Volume, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(sitk, "WriteImage", full_disk)
+    monkeypatch.setattr(io, "write_nrrd", full_disk)
     with pytest.raises(InputError, match="Cannot write"):
         write_volume(a_volume(ROTATION), path)
     assert path.read_bytes() == before

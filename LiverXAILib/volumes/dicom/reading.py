@@ -12,9 +12,9 @@ import numpy as np
 
 from ...errors import InputError, UsageError
 from ...progress import CancelToken, Progress, check_cancel, report_progress
-from ..intensities import checked, compact, looks_like_hu
+from ..intensities import looks_like_hu, to_smallest_dtype, validate_ct
 from ..stack import resample_to_regular
-from ..volume import Volume
+from ..volume import Grid, Volume
 from .finding import FoundSeries, damage_note, series_at
 from .pixels import StoredPixels
 from .series import Series
@@ -48,7 +48,7 @@ def read_dicom(
             f"Resampled along the slices to an even {stack.spacing:.2f} mm, because {stack.problem}. Sizes along this "
             "direction are less certain."
         )
-    array = checked(array, info.name)
+    array = validate_ct(array, Grid(array.shape, stack.ijk_to_lps), info.name, force=True)
     if not looks_like_hu(array):
         notes.append("The intensities do not look like Hounsfield units, although the series says that it is CT.")
     if info.n_skipped:
@@ -138,7 +138,7 @@ def _decoded(
             continue
         if note:
             notes[note] = None
-        images[id(one)] = compact(image, chosen.info.name)
+        images[id(one)] = to_smallest_dtype(image, chosen.info.name)
     if damaged:
         chosen = chosen.without(damaged)
         note = damage_note(list(damaged.items()))

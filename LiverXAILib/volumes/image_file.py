@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The content of an image file, before anybody judges whether it is a CT or a label map."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .formats import format_of
+from .header import Header
+from .metaimage import metaimage_header
+from .nifti import nifti_header
+from .nrrd import nrrd_header
+from .stream import ByteStream, HeaderError, check_promise, open_regular, parse_text, read_array, reading
+from .volume import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """The content of an image file: `layers` (layers, k, j, i) in the file's own type, on `grid`.
+
+    `fields` are the header's other entries as text (the segments of a ``.seg.nrrd``, for example).
+    """
+
+    layers: np.ndarray
+    grid: Grid
+    fields: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
+    """The content of a NIfTI, NRRD or MetaImage file as it is: all layers, their grid, and the header's other fields.
+
+    What a ``.seg.nrrd`` says of its segments is among these fields, by the names that 3D Slicer gives them.
+
+    :raises LiverXAILib.errors.InputError: it is damaged or incomplete, has not three dimensions, or needs more memory
+        than may be used.
+    """
+    path = existing(path)
+    with reading(path):
+        return _read_voxels(_header(path), path)
+
+
+def read_image_fields(path: str | os.PathLike[str]) -> Mapping[str, str]:
+    """The fields of :func:`read_image_file` without the voxels; raises the same."""
+    path = existing(path)
+    with reading(path):
+        return _header(path).fields
+
+
+def image_files(path: Path) -> tuple[Path, ...]:
+    """All files of an image: its own, and the one with its voxels if it is only a header. Never raises."""
+    try:
+        with reading(path):
+            return tuple(dict.fromkeys((path, _header(path).data)))
+    except InputError:
+        return (path,)
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """The path; of a pair .hdr/.img always the header's."""
+    path = Path(path)
+    if "\0" in str(path) or not path.exists():
+        raise InputError(f"There is no file or folder {path}.")
+    if (match := re.fullmatch(r"(.*)\.img(?:\.gz)?", path.name, re.IGNORECASE)) is not None:
+        headers = [path.with_name(match[1] + ending) for ending in (".hdr", ".HDR")]
+        path = next((header for header in headers if header.is_file()), path)
+    return path
+
+
+def _header(path: Path) -> Header:
+    readers = {"NIfTI": nifti_header, "NRRD": nrrd_header, "MetaImage": metaimage_header}
+    name = format_of(path)
+    if name is None:
+        raise InputError(f"{path} is not a NIfTI, NRRD or MetaImage file, so no labels can be read from it.")
+    return readers[name](path)
+
+
+def _read_voxels(header: Header, path: Path) -> ImageFile:
+    """The voxels that belong to a header.
+
+    :raises HeaderError: the file with them is damaged, incomplete, or not what the header promises.
+    :raises LiverXAILib.errors.InputError: they need too much memory.
+    """
+    shape = (*header.shape, header.layers) if header.interleaved else (header.layers, *header.shape)
+    count = prod(shape)
+    size = count * header.dtype.itemsize
+    voxels = " x ".join(str(n) for n in (*header.shape[::-1], *[header.layers] * (header.layers > 1)))
+    warnings = list(header.warnings)
+    with open_regular(header.data) as file:
+        length = file.seek(0, 2)
+        start = length - size if header.start < 0 else header.start
+        if start < 0 or start > length:
+            raise HeaderError("is incomplete: it ends before its first voxel. Copy or export it again.")
+        available = length - start
+        if header.limit is not None and header.limit > available:
+            raise HeaderError("is incomplete: it ends before its last voxel. Copy or export it again.")
+        file.seek(start)
+        if header.text:
+            check_promise(40 * available, 40 * available, None, voxels, path)
+            stream = ByteStream(file, header.compression)
+            array = parse_text(stream.read(available), header.dtype, count)
+        else:
+            check_promise(size + header.offset, available, header.compression, voxels, path)
+            stream = ByteStream(file, header.compression, header.limit)
+            stream.read(header.offset)
+            array = read_array(stream, header.dtype, count)
+        trailing = stream.trailing + (available - header.limit if header.limit is not None else 0)
+        if trailing:
+            warnings.append(f"{trailing:,} bytes follow the compressed voxels in the file; they were left out.")
+    array = array.reshape(shape)
+    if header.interleaved:
+        array = np.moveaxis(array, -1, 0)
+    slope, intercept = header.scaling
+    if (slope, intercept) != (1.0, 0.0):
+        array = array.astype(np.float64) * slope + intercept
+    return ImageFile(array, header.grid, header.fields, tuple(warnings))

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes of image files: from regular files only, decompressed here, checked by the stream's own checksum and length.
+
+No C++ library sees a file before its size and its compressed data have been found to be what the header promises.
+"""
+
+from __future__ import annotations
+
+import bz2
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from ..errors import InputError, LiverXAIError
+from .memory import require_memory
+
+fast_zlib: Any = zlib
+with suppress(ImportError):  # the same results, in less time
+    from isal import isal_zlib
+
+    fast_zlib = isal_zlib
+
+Compression = Literal["gzip", "zlib", "bzip2"]
+
+_CHUNK = 1 << 20
+#: What a byte of the compressed stream can become, at most. Deflate: 1032 (zlib's documentation). bzip2: runs
+#: of zeros, measured 900,000.
+_MOST_EXPANSION = {"gzip": 1032, "zlib": 1032, "bzip2": 2_000_000}
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+class HeaderError(ValueError):
+    """What is wrong with a file, as the rest of a sentence that begins with its name."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """The one place where whatever goes wrong while a file is read becomes an :class:`~LiverXAILib.errors.InputError`
+    with the file's name and a sentence."""
+    try:
+        yield
+    except LiverXAIError:
+        raise
+    except HeaderError as error:
+        raise InputError(f"{path} {error}") from error
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except MemoryError as error:
+        raise InputError(f"{path} needs more memory than is free. Close other programs or crop the image.") from error
+    except Exception as error:
+        raise InputError(
+            f"{path} is damaged or incomplete and cannot be read ({type(error).__name__}). Copy or export it again."
+        ) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is a file: not a folder, pipe, socket or device, which could block or never end.
+
+    :raises LiverXAILib.errors.InputError: it is something else.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is not a regular file (but a folder, pipe or device).")
+    return os.fdopen(descriptor, "rb")
+
+
+def detached_file(header: Path, name: str) -> Path:
+    """The file with the voxels that a header names: a plain name, in the header's own folder.
+
+    :raises HeaderError: it is elsewhere, or is a pattern or list of several files.
+    """
+    if name.split(None, 1)[:1] == ["LIST"] or "%" in name:
+        raise HeaderError("spreads its voxels over several files. Convert it to a single file.")
+    if not name or name in (".", "..") or name != Path(name).name or "\\" in name or ":" in name or "\0" in name:
+        raise HeaderError(f"names the file {shown(name)} for its voxels: only a file in the same folder is read.")
+    path = header.parent / name
+    if path.is_symlink() and path.resolve().parent != header.parent.resolve():
+        raise HeaderError(f"names the file {shown(name)} for its voxels, which is a link to another folder.")
+    return path
+
+
+def shown(text: str) -> str:
+    """Text of a file for a message: shortened, and without characters that could disturb a terminal."""
+    return ascii(text if len(text) <= 60 else text[:57] + "...")
+
+
+class ByteStream:
+    """The bytes of an open file from its current position on, decompressed.
+
+    After :meth:`finish`, :attr:`trailing` is the number of bytes that follow the end of the compressed stream.
+    """
+
+    def __init__(self, file: BinaryIO, compression: Compression | None, limit: int | None = None) -> None:
+        """`limit`: only so many bytes of the file belong to the stream; None: all of them."""
+        self.trailing = 0
+        self._file, self._limit = file, limit
+        self._blocks = self._raw() if compression is None else self._decompressed(compression)
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, or fewer at the end of the stream."""
+        buffer = bytearray(size)
+        return bytes(buffer[: self.read_into(memoryview(buffer))])
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer`, as far as there are bytes; their number."""
+        done = 0
+        while done < len(buffer):
+            block = self._rest or next(self._blocks, b"")
+            if not block:
+                break
+            part = block[: len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            done += len(part)
+            self._rest = block[len(part) :]
+        return done
+
+    def finish(self) -> None:
+        """Read on to the end of the stream, so that its checksum is verified.
+
+        :raises HeaderError: there is more in it, or its checksum does not fit.
+        """
+        if self._rest or any(self._blocks):
+            raise HeaderError("holds more voxels than its header says: it is damaged. Copy or export it again.")
+
+    def _chunks(self) -> Iterator[bytes]:
+        left = self._limit
+        while chunk := self._file.read(_CHUNK if left is None else min(_CHUNK, left)):
+            if left is not None:
+                left -= len(chunk)
+            yield chunk
+
+    def _raw(self) -> Iterator[bytes]:
+        yield from self._chunks()
+
+    def _decompressed(self, compression: Compression) -> Iterator[bytes]:
+        chunks = self._chunks()
+        data = next(chunks, b"")
+        while True:  # a stream may have several members
+            decompressor = _decompressor(compression)
+            while not decompressor.eof:
+                if not data and not (data := next(chunks, b"")):
+                    raise HeaderError("is incomplete: its compressed voxels end too early. Copy or export it again.")
+                try:
+                    block = decompressor.decompress(data, _CHUNK)
+                except (zlib.error, fast_zlib.error, OSError, EOFError, ValueError) as error:
+                    raise HeaderError(
+                        "is damaged: its compressed voxels cannot be unpacked. Copy or export it again."
+                    ) from error
+                data = getattr(decompressor, "unconsumed_tail", b"")
+                if compression == "bzip2":
+                    while not decompressor.eof and not decompressor.needs_input:
+                        if block:
+                            yield block
+                        block = decompressor.decompress(b"", _CHUNK)
+                if block:
+                    yield block
+            data = decompressor.unused_data
+            if len(data) < 2:
+                data += next(chunks, b"")
+            another = compression != "zlib" and data.startswith(GZIP_MAGIC if compression == "gzip" else b"BZh")
+            if not another:
+                self.trailing = len(data) + sum(map(len, chunks))
+                return
+
+
+def _decompressor(compression: Compression) -> Any:
+    if compression == "bzip2":
+        return bz2.BZ2Decompressor()
+    return fast_zlib.decompressobj(wbits=31 if compression == "gzip" else 15)
+
+
+def check_promise(size: int, available: int, compression: Compression | None, voxels: str, path: Path) -> None:
+    """Refuse a file that cannot hold what its header promises, before memory is taken for it.
+
+    :param size: promised bytes of voxels.
+    :param available: bytes of the file that may hold them.
+    :param voxels: their number in words, for the message.
+    :raises HeaderError: too few or (uncompressed) too many.
+    :raises LiverXAILib.errors.InputError: there is not enough memory.
+    """
+    if compression is None and size != available:
+        problem = "is incomplete" if size > available else "is damaged"
+        raise HeaderError(
+            f"{problem}: its header promises {voxels} voxels, {size:,} bytes, and {available:,} are there. Copy or "
+            "export it again."
+        )
+    if compression is not None and size > available * _MOST_EXPANSION[compression]:
+        raise HeaderError(
+            f"is damaged: its header promises {voxels} voxels, more than {available:,} compressed bytes can hold. "
+            "Copy or export it again."
+        )
+    require_memory(3 * size, f"{path} ({voxels} voxels)")
+
+
+def read_array(stream: ByteStream, dtype: np.dtype, count: int) -> np.ndarray:
+    """The next `count` numbers, to the end of the stream.
+
+    :raises HeaderError: there are fewer or more.
+    """
+    buffer = np.empty(count * dtype.itemsize, np.uint8)
+    if stream.read_into(buffer.data) < buffer.size:
+        raise HeaderError("is incomplete: it ends before its last voxel. Copy or export it again.")
+    stream.finish()
+    return buffer.view(dtype)
+
+
+def parse_text(content: bytes, dtype: np.dtype, count: int) -> np.ndarray:
+    """Numbers written as text, separated by white space or commas.
+
+    :raises HeaderError: it is something else, or another number of them.
+    """
+    try:
+        numbers = np.array(content.replace(b",", b" ").split(), dtype=np.float64)
+    except ValueError as error:
+        raise HeaderError("is damaged: what should be numbers is other text. Copy or export it again.") from error
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    if numbers.size != count:
+        raise HeaderError(f"promises {count:,} voxels and holds {numbers.size:,}: it is incomplete or damaged.")
+    if limits is not None and not ((numbers >= limits.min) & (numbers <= limits.max) & (numbers % 1 == 0)).all():
+        raise HeaderError("is damaged: it holds numbers that its type of voxels cannot have.")
+    return numbers.astype(dtype)
