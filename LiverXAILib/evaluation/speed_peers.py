@@ -24,7 +24,7 @@ from torch import nn
 from ..inference.backends import choose_backend, forward, keep_freed_memory
 from ..inference.stages import sample_box, stage_grids, stage_plan
 from ..models import Model, Region
-from ..models.nnunet import load_nnunet
+from ..models.formats.nnunet import load_nnunet
 from ..volumes.box import Box
 from ..volumes.resample import regrid
 from ..volumes.volume import Volume

@@ -44,8 +44,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import replacing
-from ..models.compiled import COMPILED_NETWORKS
-from ..models.spec import StageSpec
+from ..models.spec import COMPILED_NETWORKS, StageSpec
 from .cost import input_channels
 from .device import processor_name
 

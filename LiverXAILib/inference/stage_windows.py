@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from math import ceil, prod
 
+from ..errors import ModelError
 from ..models.spec import StageSpec
 from ..volumes.box import Box
 from ..volumes.volume import Grid
@@ -16,6 +17,8 @@ from .windows import WindowPlan
 _PASS_BYTES = 2**30
 #: Fraction of such a window that it shares with its neighbor: the halo in which the two are blended.
 _HALO = 0.25
+#: Most windows of an image: hours of computing.
+_MOST_WINDOWS = 100_000
 #: Largest side of :func:`sample_box`, in voxels.
 _SAMPLE_SIDE = 64
 
@@ -29,7 +32,18 @@ def stage_plan(stage: StageSpec, grid: Grid) -> WindowPlan:
     elif window is None and stage.size is None and (needed := activation_bytes(stage)) is not None:
         # A network that wants its whole field of view at a fixed size is never cut.
         window, overlap = _window_within(grid.shape, divisor, _PASS_BYTES / needed), _HALO
+    if window is not None and (count := _count(grid.shape, window, overlap)) > _MOST_WINDOWS:
+        raise ModelError(
+            f"Stage {stage.name!r} of the model would read the image in {count:.2g} windows, over {_MOST_WINDOWS}: "
+            "the window of its card is too small."
+        )
     return WindowPlan.build(grid.shape, window, overlap=overlap, divisor=divisor, pad_to_window=stage.pad_to_window)
+
+
+def _count(shape: tuple[int, int, int], window: tuple[int, int, int], overlap: float) -> int:
+    """About how many windows cover `shape`."""
+    steps = (ceil(max(0, n - w) / max(1.0, w * (1 - overlap))) + 1 for n, w in zip(shape, window, strict=True))
+    return prod(steps)
 
 
 def _window_within(shape: tuple[int, int, int], divisor: tuple[int, int, int], most: float) -> tuple[int, int, int]:

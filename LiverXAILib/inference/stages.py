@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from math import prod
 
 import torch
 
 from ..context import RunContext
+from ..errors import ModelError
 from ..models.spec import StageSpec
 from ..volumes.box import Box
 from ..volumes.volume import Grid, Volume
@@ -42,6 +44,10 @@ __all__ = [
 ]
 
 
+#: Largest grid of a stage. A CT of 1000 slices has a quarter of that at half its voxel size.
+_MOST_VOXELS = 2**31
+
+
 def preprocessing_of(stage: StageSpec) -> Preprocessing:
     """How the stage's card wants images prepared and scores read."""
     return StandardPreprocessing() if stage.nnunet is None else NnUNetPreprocessing(stage.nnunet)
@@ -55,7 +61,13 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     scan = grid = network_orientation_grid(volume.grid, stage.axes)
     if box is not None:
         grid = scan.cropped(box.projected(volume.grid, scan, stage.region.margin_mm if stage.region else 0.0))
-    return preprocessing_of(stage).grids(volume, stage, StageArea(scan, grid))
+    grids = preprocessing_of(stage).grids(volume, stage, StageArea(scan, grid))
+    if (voxels := max(prod(grid.shape) for grid in grids)) > _MOST_VOXELS:
+        raise ModelError(
+            f"Stage {stage.name!r} of the model would read the image with {voxels:.2g} voxels, more than "
+            f"{_MOST_VOXELS:.2g}: the voxel size of its card ({stage.spacing} mm) or of the image is wrong."
+        )
+    return grids
 
 
 def stage_input(volume: Volume, stage: StageSpec, grid: Grid, center_hu: float = 0.0) -> torch.Tensor:
@@ -111,13 +123,23 @@ def predict_logits(
                     (number + member / len(networks)) / len(plan.boxes),
                 )
                 blend.add(member, box, run_mirrored(network, window, stage).float().cpu())
-        return plan.unpad(blend.mean())
+        logits = plan.unpad(blend.mean())
+    low, high = logits.aminmax()
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise ModelError(f"The network of stage {stage.name!r} answers with values that are not finite numbers.")
+    return logits
 
 
 def run_mirrored(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
     """:func:`run_network`, averaged over the mirrorings of the stage's card."""
     axes = mirrorings(stage)
     logits = run_network(network, window, stage)
+    expected = (len(stage.channels), *window.shape)
+    if logits.shape != expected:
+        raise ModelError(
+            f"The network of stage {stage.name!r} answers a window with {tuple(logits.shape)} numbers; by the model "
+            f"card it must be {expected}."
+        )
     for flip in axes[1:]:
         logits = logits + run_network(network, window.flip(flip), stage).flip([axis + 1 for axis in flip])
     return logits / len(axes)

@@ -10,8 +10,10 @@ from .registry import MODELS_VARIABLE, download_folder, registered, registry
 from .spec import LIVER, TUMOR, Intensity, LabelSpec, LayerSpec, ModelSpec, Region, StageSpec
 
 if TYPE_CHECKING:
+    from .formats.liverxai import save_model
+    from .loading import load_model
     from .model import Model
-    from .store import download, import_model, load_model, save_model, verify
+    from .store import download, import_model, verify_model
 
 __all__ = [
     "LIVER",
@@ -31,7 +33,7 @@ __all__ = [
     "registered",
     "registry",
     "save_model",
-    "verify",
+    "verify_model",
 ]
 
 # What needs torch is imported when it is first used: Slicer shows the cards of models before torch is installed.
@@ -41,8 +43,8 @@ __getattr__ = lazy_names(
         "Model": "model",
         "download": "store",
         "import_model": "store",
-        "load_model": "store",
-        "save_model": "store",
-        "verify": "store",
+        "load_model": "loading",
+        "save_model": "formats.liverxai",
+        "verify_model": "store",
     },
 )

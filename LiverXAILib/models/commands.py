@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai models``: list, show, download, import, verify and remove models."""
+"""``liverxai models``: list, show, download, import, trust, verify and remove models."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..progress import progress_bar
 from ..text import humanize_key
 from .registry import About, Entry, imported_folder, imported_models, registered, registry
@@ -40,19 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             one.add_argument(
                 "--layers", action="store_true", help="list the layers that can be explained, with their size in mm"
             )
+    one = actions.add_parser("trust", help="allow the code in a compiled model's files, as they are now, to be run")
+    one.add_argument("name", metavar="NAME_OR_FOLDER")
+    one.add_argument("--yes", action="store_true", help="do not ask: you trust whoever made these files")
+    one.add_argument("--revoke", action="store_true", help="no longer trust this model")
+    one.set_defaults(action=_trust)
     one = actions.add_parser("import", help="take a model from a folder or zip file, for machines without internet")
     one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path)
     one.add_argument("--name", default=None, help="under which to find it (default: its own, or the registry's)")
     one.add_argument(
         "--trust",
         action="store_true",
-        help="open files that can hold code (and run it, once); only if you trust whoever made them",
+        help="allow the code in a compiled model's files to be run (see 'trust'); only if you trust whoever made them",
     )
     one.set_defaults(action=_import)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List, show, download, import, verify and remove models."""
+    """List, show, download, import, trust, verify and remove models."""
     return arguments.action(arguments)
 
 
@@ -85,7 +92,7 @@ def _card(name: str, entry: Entry | None) -> ModelSpec:
         return entry.spec()
     if entry is None and imported_folder(name) is None:
         registered(name)
-    from .store import load_model
+    from .loading import load_model
 
     return load_model(name).spec
 
@@ -182,6 +189,32 @@ def _import(arguments: argparse.Namespace) -> int:
 
     name, folder = import_model(arguments.source, arguments.name, trust=arguments.trust)
     print(f"{name}: {folder}")
+    return 0
+
+
+def _trust(arguments: argparse.Namespace) -> int:
+    from .store import model_files, revoke_trust, trust_model
+
+    if arguments.revoke:
+        known = revoke_trust(arguments.name)
+        print(f"{arguments.name} is no longer trusted." if known else f"{arguments.name} was not trusted.")
+        return 0
+    folder, files = model_files(arguments.name)
+    print(f"The model in {folder} has these files:")
+    for name, sha256 in files.items():
+        print(f"  {sha256}  {name}")
+    print(
+        "If you trust it, code in these files runs on this computer with all your rights whenever the model is used. "
+        "It can read, change and send your data. When a file changes, you are asked again."
+    )
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise UsageError("Nothing was changed. Run this in a terminal, or add --yes if you trust whoever made it.")
+        if input("Do you trust whoever made these files? Type yes: ").strip().lower() != "yes":
+            print("The model is not trusted.")
+            return 1
+    trust_model(arguments.name)
+    print("The model is trusted.")
     return 0
 
 

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import ModelError
@@ -15,8 +18,24 @@ from ..progress import CancelToken, Progress, check_cancel, report_progress
 _CHUNK = 1 << 20
 #: Seconds to wait for a connection, and for the next bytes.
 _TIMEOUT = (15, 60)
-#: What the rest of the disk needs to breathe.
+#: What is left free on the disk.
 _RESERVE = 100e6
+#: Most files of an archive; and how many times its own size it may unfold to, beyond some bytes: weights hardly shrink.
+_MOST_MEMBERS, _MOST_RATIO, _SMALL = 5000, 50, 10_000_000
+#: What :mod:`zipfile` raises for archives that are damaged, encrypted, or have names that the system does not allow.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def checksum(path: Path) -> str:
@@ -133,19 +152,28 @@ def _reason(error: Exception) -> str:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip file into the new folder `folder`.
 
-    :raises LiverXAILib.errors.ModelError: it is no zip file, is damaged, does not fit on the disk, or wants to write
-        outside the folder. Nothing is unpacked then.
+    :raises LiverXAILib.errors.ModelError: it is not a zip file, is damaged, does not fit on the disk, wants to write
+        outside the folder, or unfolds to far more files or bytes than any model has. Nothing is unpacked then.
     """
+    if not archive.is_file():
+        raise ModelError(f"{archive} is missing, or is not a regular file.")
     try:
         with zipfile.ZipFile(archive) as file:
             members = file.infolist()
             for member in members:
                 _check_member(archive, member)
-            require_space(folder.parent, sum(member.file_size for member in members))
+            size = sum(member.file_size for member in members)
+            if len(members) > _MOST_MEMBERS or size > _SMALL + _MOST_RATIO * archive.stat().st_size:
+                raise ModelError(
+                    f"{archive.name} is refused: it unfolds to {len(members)} files of {size / 1e6:.0f} MB, which no "
+                    "model does."
+                )
+            require_space(folder.parent, size)
             folder.mkdir()
             file.extractall(folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"{archive.name} is no intact zip file: {error}.") from error
+    except _ZIP_ERRORS as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ModelError(f"{archive.name} is not an intact zip file: {error}.") from error
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:

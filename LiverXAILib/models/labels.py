@@ -31,8 +31,8 @@ def result_labels(
         named = {channel: reading.labels.get(channel, channel) for channel in values}
     if unknown := set(reading.keep) - set(named.values()):
         raise ModelError(f"The model has no label {', '.join(sorted(unknown))}; it has {', '.join(named.values())}.")
-    if max(values.values()) > 255:
-        raise ModelError("The model has labels above 255, which LiverXAI's label maps cannot hold.")
+    if not values or not all(1 <= value <= 255 for value in values.values()):
+        raise ModelError("The model's labels must have values from 1 to 255: LiverXAI's label maps hold no others.")
     chosen = [
         (named[channel], value)
         for channel, value in values.items()

@@ -7,15 +7,15 @@ it is installed.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from .serialization import from_json_value
+from .serialization import from_json_value, read_json
 from .spec import LabelSpec, ModelSpec, Region
 
 #: A folder with one sub-folder per model, e.g. on a share behind a hospital's firewall.
@@ -25,11 +25,14 @@ IMPORT_RECORD = "origin.json"
 #: What a user knows of a foreign model, beside its files.
 NOTES = "liverxai.json"
 
+#: What a model may be called, and its folder.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
 _HERE = Path(__file__).parent
 _REGISTRY = _HERE / "registry.json"
 _VERSION = 1
 #: What an entry must have besides its name, by kind.
-_KINDS = {"card": ("card",), "nnunet": ("about", "archive", "reading"), "chain": ("about", "chain")}
+_KINDS = {"card": ("card",), "archive": ("about", "archive"), "chain": ("about", "chain")}
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,7 @@ class ModelNotes:
         path = folder / NOTES
         if not path.is_file():
             return ModelNotes()
-        try:
-            return from_json_value(ModelNotes, json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be understood: {error}.") from error
+        return read_json(path, ModelNotes, "the notes about the model")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ChainLink:
 class Entry:
     """One named model.
 
-    :param kind: "card": a LiverXAI model; "nnunet": a trained nnU-Net v2 folder in a zip file; "chain": other named
+    :param kind: "card": a LiverXAI model; "archive": a model folder of any kind in a zip file; "chain": other named
         models, one after the other.
     :param card: path of the card, relative to the folder of the registry.
     :param files: the files to download, beside the card; empty for a bundled model.
@@ -216,8 +216,8 @@ class Entry:
         return self.folder() is not None
 
     def _complete(self, folder: Path) -> bool:
-        if self.kind == "nnunet":
-            return any(folder.glob("**/plans.json"))
+        if self.kind == "archive":
+            return folder.is_dir() and any(folder.iterdir())
         return all((folder / name).is_file() for stage in self.spec().stages for name in stage.weights)
 
 
@@ -235,11 +235,8 @@ def registry(path: Path | None = None) -> dict[str, Entry]:
     :raises LiverXAILib.errors.ModelError: unknown fields or another version.
     """
     path = path or _REGISTRY
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The registry {path} cannot be read: {error}.") from error
-    if not isinstance(data, dict) or set(data) != {"version", "models"} or data["version"] != _VERSION:
+    data = read_json(path, dict, "the registry")
+    if set(data) != {"version", "models"} or data["version"] != _VERSION:
         raise ModelError(f"{path.name} must have exactly 'version': {_VERSION} and 'models'; get a newer LiverXAI.")
     try:
         entries = {
@@ -265,11 +262,13 @@ def registered(name: str) -> Entry:
 def imported_models() -> list[str]:
     """Names of imported models that are not in the registry."""
     found = {path.parent.name for folder in _model_roots() for path in folder.glob(f"*/{IMPORT_RECORD}")}
-    return sorted(found - set(registry()))
+    return sorted(name for name in found - set(registry()) if MODEL_NAME.fullmatch(name))
 
 
 def imported_folder(name: str) -> Path | None:
     """Where the imported model `name` lies, or None."""
+    if not MODEL_NAME.fullmatch(name):
+        return None
     return next((root / name for root in _model_roots() if (root / name / IMPORT_RECORD).is_file()), None)
 
 

@@ -1,12 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataclasses from parsed JSON, strictly: no unknown field, no missing field, no value of another type."""
+"""JSON that others wrote, strictly: bounded, finite numbers, no field that is twice, unknown or of another type."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import types
 from collections.abc import Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..errors import ModelError
+
+T = TypeVar("T")
+
+#: Largest JSON file that is read, in bytes: nnU-Net lists all training cases in one.
+_MOST_BYTES = 32_000_000
+
+
+def read_json(path: Path, kind: type[T], what: str) -> T:
+    """Read a JSON file as a value of type `kind`.
+
+    :param what: what the file is, for messages: "the model card".
+    :raises LiverXAILib.errors.ModelError: it cannot be read, or is not such a value.
+    """
+    return parse_json(read_text(path, what), kind, f"{what} {path}")
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file of bounded size; raises :class:`~LiverXAILib.errors.ModelError` if it cannot be read."""
+    try:
+        # Neither a pipe nor a device, which may never end.
+        if not path.is_file():
+            raise ModelError(f"{what[:1].upper()}{what[1:]} {path} is missing, or is not a regular file.")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ModelError(f"{path} has more than {_MOST_BYTES // 1_000_000} MB, which is too much for {what}.")
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{what[:1].upper()}{what[1:]} {path} cannot be read: {error}.") from error
+
+
+def parse_json(text: str, kind: type[T], what: str) -> T:
+    """`text` as a value of type `kind`; ``dict`` takes any JSON object as it is.
+
+    :raises LiverXAILib.errors.ModelError: it is not such a value; the message says where.
+    """
+    try:
+        data = json.loads(text, parse_constant=_not_finite, parse_float=_finite, object_pairs_hook=_object)
+        if kind is dict:
+            if not isinstance(data, dict):
+                raise ValueError("it must be an object")
+            return data  # type: ignore[return-value]
+        return from_json_value(kind, data)
+    except ModelError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else _shortened(str(error))
+        raise ModelError(f"{what[:1].upper()}{what[1:]} cannot be understood: {reason}.") from error
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[:most] + " …"
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{_shortened(text, 40)} is not a finite number")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the field {_shortened(next(n for n in names if names.count(n) > 1), 40)!r} is there twice")
+    return data
 
 
 def from_json_value(kind: Any, data: Any, where: str = "") -> Any:
@@ -40,7 +116,7 @@ def from_json_value(kind: Any, data: Any, where: str = "") -> Any:
         return {key: from_json_value(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
     allowed = (int, float) if kind is float else kind
     if not isinstance(data, allowed) or (isinstance(data, bool) and kind is not bool):
-        raise ValueError(f"{where or 'it'} must be of type {kind.__name__}, not {data!r}")
+        raise ValueError(f"{where or 'it'} must be of type {kind.__name__}, not {_shortened(repr(data), 80)}")
     return data
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,20 @@ from ..errors import ModelError
 from ..labels import terminology
 from ..labels.terminology import Code
 from ..labels.vocabulary import STRUCTURES
-from .serialization import from_json_value
+from .checks import intensity_problems, label_problems, model_problems, resampling_problems, stage_problems
+from .serialization import from_json_value, parse_json
 
 #: Version of the JSON card. Raised when a reader of the old format could misunderstand the new one.
 FORMAT_VERSION = 1
 
-_AXIS_PAIRS = ({"L", "R"}, {"P", "A"}, {"S", "I"})
+#: What a card's `network` is called for compiled models, whose files hold code.
+COMPILED_NETWORKS = ("TorchScript", "ExportedProgram")
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """Raise :class:`ValueError` if there are problems: a card's reader says where in the card."""
+    if problems := list(problems):
+        raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class LabelSpec:
     def terminology_entry(self) -> str:
         """Category, type and region as 3D Slicer stores them."""
         return terminology.terminology_entry(self.category, self.type, self.region)
+
+    def __post_init__(self) -> None:
+        _refuse(label_problems(self))
 
     @property
     def is_liver(self) -> bool:
@@ -91,12 +102,7 @@ class Intensity:
     centered: bool = False
 
     def __post_init__(self) -> None:
-        if self.statistics not in (None, "z-score", "range"):
-            raise ValueError(f"statistics {self.statistics!r} must be 'z-score', 'range' or null")
-        if self.scale == 0:
-            raise ValueError("scale must not be 0")
-        if self.centered and self.statistics is not None:
-            raise ValueError("centered does not go with statistics")
+        _refuse(intensity_problems(self))
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,9 @@ class Resampling:
     separate_z: bool | None = None
     anisotropy: float = 3.0
     half: bool = True
+
+    def __post_init__(self) -> None:
+        _refuse(resampling_problems(self))
 
 
 @dataclass(frozen=True)
@@ -209,34 +218,8 @@ class StageSpec:
     nnunet: NnUNet | None = None
 
     def __post_init__(self) -> None:
-        problems = []
-        anatomical = all(len(pair & set(self.axes)) == 1 for pair in _AXIS_PAIRS)
-        if len(self.axes) != 3 or not (anatomical or set(self.axes) == set("kji")):
-            problems.append(f"axes {self.axes!r} must name each of L/R, P/A and S/I once, or each of k, j and i")
-        if (self.spacing is None) == (self.size is None):
-            problems.append("exactly one of spacing and size must be given")
-        if self.activation not in ("softmax", "sigmoid"):
-            problems.append(f"activation {self.activation!r} must be 'softmax' or 'sigmoid'")
-        if len(self.weights) != len(self.sha256) or not self.weights:
-            problems.append("weights and sha256 must list the same, at least one, files")
-        if unknown := {c for cs in self.labels.values() for c in cs} - set(self.channels):
-            problems.append(f"labels name channels that do not exist: {sorted(unknown)}")
-        if self.default_layer not in ({layer.name for layer in self.layers} or {""}):
-            problems.append(f"default_layer {self.default_layer!r} is not among the layers")
-        if not 0 <= self.overlap < 1:
-            problems.append(f"overlap {self.overlap} must be in [0, 1)")
-        if self.dimensions not in (2, 3):
-            problems.append(f"dimensions {self.dimensions} must be 2 or 3")
-        if not set(self.mirror_axes) <= ({0, 1, 2} if self.dimensions == 3 else {1, 2}):
-            problems.append(f"mirror_axes {list(self.mirror_axes)} must be axes of the network's window")
-        if not set(self.peak_threshold) <= set(self.labels) or (self.peak_threshold and self.nnunet is not None):
-            problems.append("peak_threshold must name labels of this stage, and does not go with nnunet")
-        if self.intensity.centered and (self.region is None or self.nnunet is not None):
-            problems.append("a centered intensity needs a region, and does not go with nnunet")
-        if self.nnunet is not None and self.spacing is None:
-            problems.append("nnunet needs a spacing")
-        if problems:
-            raise ModelError(f"The model card's stage {self.name!r} is wrong: " + "; ".join(problems) + ".")
+        if problems := stage_problems(self):
+            raise ModelError(f"The model card's stage {self.name[:40]!r} is wrong: {'; '.join(problems)}.")
 
     def summary(self) -> str:
         """The network, its grid, where it looks and what it finds, in a line of text."""
@@ -268,18 +251,8 @@ class ModelSpec:
     limits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        made: set[str] = set()
-        for number, stage in enumerate(self.stages):
-            if stage.name in {other.name for other in self.stages[:number]}:
-                raise ModelError(f"The model card of {self.name!r} has two stages called {stage.name!r}.")
-            if stage.region is not None and stage.region.label not in made:
-                raise ModelError(
-                    f"The model card's stage {stage.name!r} looks around {stage.region.label!r}, which no stage before "
-                    "it finds."
-                )
-            made.update(stage.labels)
-        if missing := [label.name for label in self.labels if label.name not in made]:
-            raise ModelError(f"The model card of {self.name!r} promises labels that no stage makes: {missing}.")
+        if problems := model_problems(self):
+            raise ModelError(f"The model card of {self.name[:40]!r} is wrong: {'; '.join(problems)}.")
 
     def label(self, name: str) -> LabelSpec:
         """The label called `name`; raises :class:`~LiverXAILib.errors.ModelError` if there is none."""
@@ -302,17 +275,15 @@ class ModelSpec:
     @staticmethod
     def from_json(text: str) -> ModelSpec:
         """Read a card. Unknown or missing fields raise :class:`~LiverXAILib.errors.ModelError`."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ModelError(f"The model card is not JSON: {error}.") from error
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT_VERSION:
+        data = parse_json(text, dict, "the model card")
+        if data.pop("format", None) != FORMAT_VERSION:
             raise ModelError(f'The model card must have "format": {FORMAT_VERSION}; get a newer LiverXAI or model.')
-        for stage in data.get("stages", ()):
+        stages = data.get("stages")
+        for stage in stages if isinstance(stages, list) else ():
             # Older cards call it so.
             if isinstance(stage, dict) and "certain_at" in stage:
                 stage.setdefault("peak_threshold", stage.pop("certain_at"))
         try:
             return from_json_value(ModelSpec, data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"The model card cannot be understood: {error}.") from error

@@ -76,6 +76,7 @@ class UNet(nn.Module):
 
         one: tuple[int, ...] = (1,) * dimensions
         self.dimensions = dimensions
+        self.channels = in_channels, out_channels
         self.deep_supervision = deep_supervision
         self._stem_stride = stem_stride
         self._strides = [(stem_stride,) * dimensions, *steps]

@@ -23,7 +23,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.results import CaseResult, format_results, summarize, write_results
 from ..files import replacing
 from ..inference import segment
-from ..models.store import load_model
+from ..models.loading import load_model
 from ..progress import Progress, report_progress
 from .config import Config
 from .layouts import DataSet, TrainingCase, find_data, read_case

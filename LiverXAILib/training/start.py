@@ -16,8 +16,9 @@ from .._version import __version__
 from ..errors import UsageError
 from ..inference.stages import preprocessing_of
 from ..inference.standard import StandardPreprocessing
+from ..models.formats.liverxai import save_model
+from ..models.loading import load_states
 from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, StageSpec
-from ..models.store import load_states, save_model
 from ..networks import NETWORKS, UNet, build_network, default_layer
 from .config import Config
 

@@ -16,6 +16,14 @@ def reference_backend():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def settings_of_nobody(tmp_path_factory):
+    """Tests neither read nor write the settings of the user who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
+        yield
+
+
 @pytest.fixture
 def scene():
     """Slicer's scene in the test host, empty before and after the test."""

@@ -49,7 +49,7 @@ RESERVED = {
     "vtk": ("mrml", "panel"),
     "qt": ("panel",),
     "ctk": ("panel",),
-    "monai": ("training", "evaluation", "models/monai_bundle.py"),
+    "monai": ("training", "evaluation", "models/formats/monai.py"),
     "lightning": ("training",),
     "torchvision": (),
     "shap": (),

@@ -25,7 +25,7 @@ from LiverXAILib.inference import Postprocessing, backends, segment, stage_windo
 from LiverXAILib.inference.cost import activation_bytes, operations
 from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Intensity, LayerSpec, Model, Region, StageSpec, load_model
-from LiverXAILib.models.nnunet import load_nnunet
+from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import registered
 from LiverXAILib.networks import UNet, build_network
 from LiverXAILib.networks.folding import fold_batch_norms

@@ -17,7 +17,7 @@ from test_default_model_synthesis import block_of_liver
 from LiverXAILib.errors import Cancelled, InputError
 from LiverXAILib.inference.stages import normalize
 from LiverXAILib.models import Intensity
-from LiverXAILib.models.store import load_model
+from LiverXAILib.models.loading import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.progress import CancelToken

@@ -23,12 +23,12 @@ from toys import threshold_model
 
 from LiverXAILib.cli import main
 from LiverXAILib.errors import Cancelled, ModelError
-from LiverXAILib.models import download_folder, load_model, registry, save_model, verify
+from LiverXAILib.models import download_folder, load_model, registry, save_model
 from LiverXAILib.models import registry as registry_function
-from LiverXAILib.models.downloads import fetch, unpack
-from LiverXAILib.models.nnunet import load_nnunet
+from LiverXAILib.models.downloads import checksum, fetch, unpack
+from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import imported_models
-from LiverXAILib.models.store import download, import_model, remove, verify_model
+from LiverXAILib.models.store import download, import_model, remove, trust_model, verify_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.progress import CancelToken
 
@@ -79,7 +79,7 @@ def an_entry(url: str, **changes: Any) -> dict[str, Any]:
         "source": "here",
     }
     archive = {"url": url, **changes.pop("archive", {})}
-    return {"kind": "nnunet", "about": {**about, **changes}, "archive": archive, "reading": {"mirroring": False}}
+    return {"kind": "archive", "about": {**about, **changes}, "archive": archive, "reading": {"mirroring": False}}
 
 
 def zipped(folder: Path, target: Path) -> bytes:
@@ -215,7 +215,7 @@ def test_a_file_with_another_checksum_or_size_is_not_kept(server, tmp_path):
 def test_a_truncated_archive_leaves_nothing_behind(server, trained, tmp_path, monkeypatch, home):
     server.files["/toy.zip"] = zipped(trained, tmp_path / "toy.zip")[:5000]
     a_registry(tmp_path, monkeypatch, {"toy": an_entry(f"{server.address}/toy.zip")})
-    with pytest.raises(ModelError, match="no intact zip file"):
+    with pytest.raises(ModelError, match="not an intact zip file"):
         download("toy")
     assert left_behind(home) == []
 
@@ -313,26 +313,43 @@ def test_code_in_a_checkpoint_is_not_run(trained, tmp_path, home):
     assert left_behind(home) == []
 
 
-def test_a_trusted_checkpoint_is_imported_once_and_harmless_afterwards(trained, tmp_path, home):
+def test_a_checkpoint_with_code_is_refused_whoever_vouches_for_it(trained, tmp_path, home):
     mark = tmp_path / MARK
     folder = poisoned(trained, tmp_path / "bad", mark)
-    name, imported = import_model(folder, "mine", trust=True)
-    assert mark.exists()
-    mark.rmdir()
-    assert name == "mine"
-    assert imported_models() == ["mine"]
+    for files in ({}, {"fold_0/checkpoint_final.pth": checksum(folder / "fold_0" / "checkpoint_final.pth")}):
+        record = {"source": "x", "date": "y", "files": files, "trusted": True}
+        (folder / "origin.json").write_text(json.dumps(record))
+        with pytest.raises(ModelError, match="could run code"):
+            load_model(folder)
+    for use in (load_model, import_model):
+        with pytest.raises(ModelError, match="could run code"):
+            use(folder, trust=True)
+    trust_model(folder)
+    with pytest.raises(ModelError, match="could run code"):
+        load_model(folder)
+    assert not mark.exists()
+
+
+def test_an_imported_checkpoint_leaves_out_what_only_training_needs(trained, tmp_path, home):
+    source = tmp_path / "whole"
+    shutil.copytree(trained, source)
+    path = source / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save({**checkpoint, "optimizer_state": {"momentum": torch.zeros(500_000)}}, path)
+    name, imported = import_model(source, "mine")
+    assert imported_models() == [name]
+    assert (imported / "fold_0" / path.name).stat().st_size < path.stat().st_size - 1_500_000
     x = torch.randn(1, 1, 16, 16, 16)
     expected = load_nnunet(trained).networks["nnunet"][0](x)
     torch.testing.assert_close(load_model("mine").networks["nnunet"][0](x), expected)
-    torch.testing.assert_close(load_model(imported).networks["nnunet"][0](x), expected)
-    assert not mark.exists()
+    verify_model("mine")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(trained, tmp_path):
     folder = tmp_path / "bad"
     shutil.copytree(trained, folder)
     (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(ModelError, match="damaged or no nnU-Net checkpoint"):
+    with pytest.raises(ModelError, match="is damaged"):
         load_nnunet(folder)
 
 
@@ -369,7 +386,8 @@ def test_a_model_folder_of_our_own_can_be_imported(tmp_path):
     name, folder = import_model(tmp_path / "model")
     assert name == "toy"
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", "origin.json", "w.safetensors"]
-    verify(load_model("toy").spec, folder)
+    assert load_model("toy").spec.labels == spec.labels
+    assert verify_model("toy") == folder
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])
@@ -384,7 +402,7 @@ def test_a_name_that_is_no_plain_word_is_refused(name, trained, home):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for use in (load_model, import_model):
-        with pytest.raises(ModelError, match="holds no model"):
+        with pytest.raises(ModelError, match="does not hold a model"):
             use(tmp_path / "empty")
 
 

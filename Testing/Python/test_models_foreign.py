@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI bundles, compiled programs and chains of models: loaded without running code, and explained where possible."""
+"""MONAI bundles, compiled models and chains of models: loaded without running code, and explained where possible."""
 
 from __future__ import annotations
 
@@ -221,11 +221,11 @@ def test_a_bundle_can_be_imported(tmp_path):
     assert load_model(name).spec.version == "0.1.0"
 
 
-# --- compiled programs --------------------------------------------------------------------------------------------
+# --- compiled models -----------------------------------------------------------------------------------------------
 
 
-def make_program(folder: Path, kind: str, **changes: Any) -> Path:
-    """A model folder whose network is a compiled program."""
+def make_compiled(folder: Path, kind: str, **changes: Any) -> Path:
+    """A model folder with a compiled model."""
     folder.mkdir()
     path = folder / ("network.ts" if kind == "TorchScript" else "network.pt2")
     network = Thresholds().eval()
@@ -252,11 +252,11 @@ def make_program(folder: Path, kind: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["TorchScript", "ExportedProgram"])
-def test_a_program_segments_and_is_explained_by_occlusion_alone(kind, tmp_path):
-    folder = make_program(tmp_path / "program", kind)
-    with pytest.raises(ModelError, match="can run code"):
+def test_a_compiled_model_segments_and_is_explained_by_occlusion_alone(kind, tmp_path):
+    folder = make_compiled(tmp_path / "program", kind)
+    with pytest.raises(ModelError, match="runs whatever code"):
         load_model(folder)
-    with pytest.raises(ModelError, match="can run code"):
+    with pytest.raises(ModelError, match="runs whatever code"):
         import_model(folder)
     import_model(folder, trust=True)
     model = load_model(kind)
@@ -269,16 +269,16 @@ def test_a_program_segments_and_is_explained_by_occlusion_alone(kind, tmp_path):
     assert heat.heatmap.array.max() == pytest.approx(1.0)
 
 
-def test_a_program_that_changed_after_its_import_is_not_opened(tmp_path):
-    import_model(make_program(tmp_path / "program", "TorchScript"), "mine", trust=True)
+def test_a_compiled_model_that_changed_after_its_import_is_not_opened(tmp_path):
+    import_model(make_compiled(tmp_path / "program", "TorchScript"), "mine", trust=True)
     (path,) = (tmp_path / "home").rglob("network.ts")
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ModelError, match="SHA-256"):
         load_model("mine")
 
 
-def test_a_program_that_is_none_is_refused(tmp_path):
-    folder = make_program(tmp_path / "program", "TorchScript")
+def test_a_file_that_is_not_a_compiled_model_is_refused(tmp_path):
+    folder = make_compiled(tmp_path / "program", "TorchScript")
     (folder / "network.ts").write_bytes(b"nothing")
     card = json.loads((folder / "card.json").read_text())
     card["stages"][0]["sha256"] = [checksum(folder / "network.ts")]
@@ -300,7 +300,7 @@ def test_a_chain_looks_for_lesions_where_the_liver_was_found(tmp_path, monkeypat
             "source": "here",
         }
         archive = {"url": "https://example.org/x.zip"}
-        return {"kind": "nnunet", "about": about, "archive": archive, "reading": {"axes": "SAR", **reading}}
+        return {"kind": "archive", "about": about, "archive": archive, "reading": {"axes": "SAR", **reading}}
 
     liver = {"name": "liver", "value": 1, "color": [1, 2, 3], "type": ["SCT", "10200004", "Liver"]}
     tumor = {

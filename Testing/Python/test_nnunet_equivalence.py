@@ -18,7 +18,7 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.inference import Postprocessing, segment
 from LiverXAILib.inference.stages import padded_input, predict_logits, stage_grids, stage_input, stage_plan
 from LiverXAILib.models import Model
-from LiverXAILib.models.nnunet import load_nnunet
+from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import ImportOptions, ModelNotes
 from LiverXAILib.volumes.orientation import Reorientation
 from LiverXAILib.volumes.volume import Grid, Volume

@@ -23,8 +23,9 @@ from training_toys import ball_case, threshold_model, tiny, write_msd
 
 from LiverXAILib import cli
 from LiverXAILib.errors import InputError, UsageError
+from LiverXAILib.models.formats.liverxai import save_model
+from LiverXAILib.models.loading import load_model, load_states
 from LiverXAILib.models.spec import Intensity, Region
-from LiverXAILib.models.store import load_model, load_states, save_model
 from LiverXAILib.training import learner as learner_module
 from LiverXAILib.training.config import Augmentation, Config
 from LiverXAILib.training.layouts import find_data, read_case

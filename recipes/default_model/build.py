@@ -18,8 +18,8 @@ from tqdm import tqdm
 from LiverXAILib._version import __version__
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import InputError
+from LiverXAILib.models.formats.liverxai import save_model
 from LiverXAILib.models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, Region, StageSpec
-from LiverXAILib.models.store import save_model
 from LiverXAILib.networks import UNet, default_layer
 from LiverXAILib.progress import Progress
 from LiverXAILib.training.random_fields import Size

@@ -2,49 +2,49 @@
 """Compiled models: TorchScript files and exported programs. They can be run, but have no inspectable layers.
 
 A model folder with a card names them as its stage's `network`; the card says everything else (see ``docs/models.md``).
+Opening one runs whatever code is in it, so the user must have agreed (:mod:`LiverXAILib.models.trust`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..errors import ModelError
-from .spec import StageSpec
-
-#: What a card's `network` is called for such files.
-COMPILED_NETWORKS = ("TorchScript", "ExportedProgram")
+from ...errors import ModelError
+from ..spec import StageSpec
 
 
 class ExportedProgram(nn.Module):
     """An exported program as a module. It computes on the CPU, for which it was exported."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: io.BytesIO) -> None:
         super().__init__()
         # Kept out of the module tree: exported modules refuse eval() and to().
-        self._program = (torch.export.load(path).module(),)
+        self._program = (torch.export.load(file).module(),)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self._program[0](image.cpu()).to(image.device)
 
 
-def load_compiled(path: Path, stage: StageSpec, *, trust: bool) -> nn.Module:
-    """Load a TorchScript file or an exported program.
+def load_compiled(path: Path, stage: StageSpec, sha256: str) -> nn.Module:
+    """Load a TorchScript file or an exported program that the user trusts. **Code in it is run.**
 
-    :raises LiverXAILib.errors.ModelError: not trusted, damaged, or the card lists layers.
+    :param sha256: of the file that is trusted. What is opened are the very bytes that were compared with it, so that
+        nobody can exchange the file in between.
+    :raises LiverXAILib.errors.ModelError: another file, damaged, or the card lists layers.
     """
-    if not trust:
-        raise ModelError(
-            f"{path.name} is a compiled model ({stage.network}), and opening it can run code. If you trust whoever "
-            "made it, import the model once with 'liverxai models import --trust'."
-        )
     if stage.layers:
         raise ModelError(f"The card lists layers of {path.name}, but a {stage.network} has no inspectable layers.")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256.lower():
+        raise ModelError(f"{path} has changed while it was opened; it is not run.")
     try:
         if stage.network == "TorchScript":
-            return torch.jit.load(path, map_location="cpu")
-        return ExportedProgram(path)
+            return torch.jit.load(io.BytesIO(data), map_location="cpu")
+        return ExportedProgram(io.BytesIO(data))
     except Exception as error:
         raise ModelError(f"{path.name} cannot be loaded as {stage.network}: {error}") from error

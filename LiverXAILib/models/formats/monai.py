@@ -8,30 +8,34 @@ numbers and lists, and nothing else; classes are taken from a list. What is not 
 from __future__ import annotations
 
 import ast
-import json
+import math
 import operator
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ModelError
-from ..networks import default_layer
-from .downloads import checksum
-from .labels import result_labels
-from .model import Model
-from .registry import ModelNotes
-from .spec import Intensity, LayerSpec, ModelSpec, StageSpec
+from ...errors import ModelError
+from ...networks import default_layer
+from ..checks import check_arguments
+from ..downloads import checksum
+from ..labels import result_labels
+from ..model import Model
+from ..registry import NOTES, ModelNotes
+from ..serialization import parse_json, read_text
+from ..spec import Intensity, LayerSpec, ModelSpec, StageSpec
+from .weights import build_with_weights, checked_state, load_torch_file
 
 _METADATA, _WEIGHTS = "configs/metadata.json", "models/model.pt"
 _CONFIGURATIONS = tuple(f"configs/inference.{suffix}" for suffix in ("json", "yaml", "yml"))
 #: What of a bundle is needed to use it.
-BUNDLE_FILES = (_METADATA, *_CONFIGURATIONS, _WEIGHTS, "LICENSE*")
+_FILES = (_METADATA, *_CONFIGURATIONS, _WEIGHTS, "LICENSE*", NOTES)
+#: Bounds of what a configuration may unfold to: values, characters of an expression, items of a list, an integer.
+_MOST_VALUES, _LONGEST_EXPRESSION, _LONGEST_LIST, _LARGEST_INTEGER = 20_000, 1000, 10_000, 2**53
 
 _NETWORKS = (
     "AttentionUnet",
@@ -49,9 +53,25 @@ _NETWORKS = (
 _NEUTRAL = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "ToTensord", "CastToTyped")
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether `folder` looks like a MONAI bundle."""
-    return (folder / _METADATA).is_file()
+class MonaiFormat:
+    """MONAI bundles (see :class:`~LiverXAILib.models.formats.Format`)."""
+
+    name = "MONAI bundle"
+    marker = f"{_METADATA}, {_CONFIGURATIONS[0]} and {_WEIGHTS}"
+
+    def find(self, folder: Path) -> Path | None:
+        return folder if (folder / _METADATA).is_file() else None
+
+    def files(self, folder: Path) -> list[Path]:
+        return [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
+
+    def load(
+        self, folder: Path, *, name: str | None = None, notes: ModelNotes | None = None, trust: bool = False
+    ) -> Model:
+        return load_bundle(folder, name=name, notes=notes)
+
+    def sanitize(self, folder: Path) -> None:
+        """Nothing: the weights are all that is in a bundle's file."""
 
 
 def load_bundle(folder: Path, *, name: str | None = None, notes: ModelNotes | None = None) -> Model:
@@ -67,8 +87,11 @@ def load_bundle(folder: Path, *, name: str | None = None, notes: ModelNotes | No
     metadata, config = _read(folder / _METADATA), _Configuration(_inference(folder))
     try:
         return _model(folder, name, notes, metadata, config)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise ModelError(f"The MONAI bundle in {folder} cannot be understood: {error!r}.") from error
+    except ModelError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ModelError(f"The MONAI bundle in {folder} cannot be understood: {reason}.") from error
 
 
 def _model(
@@ -134,6 +157,7 @@ class _Configuration:
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._data = data
+        self._left = _MOST_VALUES
 
     def get(self, *path: str) -> Any:
         """The value at `path`, unresolved."""
@@ -144,8 +168,9 @@ class _Configuration:
 
     def resolve(self, value: Any, depth: int = 0) -> Any:
         """`value` without references and expressions."""
-        if depth > 20:
-            raise ModelError("The bundle's configuration refers to itself.")
+        self._left -= 1
+        if depth > 20 or self._left < 0:
+            raise ModelError("The bundle's configuration refers to itself, or unfolds to too many values.")
         if isinstance(value, Mapping):
             return {key: self.resolve(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list):
@@ -159,6 +184,8 @@ class _Configuration:
         return value
 
     def _evaluate(self, expression: str, depth: int) -> Any:
+        if len(expression) > _LONGEST_EXPRESSION:
+            raise ModelError("The bundle's configuration has an expression that is too long.")
         references: dict[str, str] = {}
 
         def name(match: re.Match[str]) -> str:
@@ -171,6 +198,10 @@ class _Configuration:
         except (SyntaxError, KeyError, _NotPlainError) as error:
             raise ModelError(
                 f"The bundle's configuration would run Python ({'$' + expression!r}); only arithmetic is read."
+            ) from error
+        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
+            raise ModelError(
+                f"The bundle's expression {'$' + expression!r} has no value: {type(error).__name__}: {error}"
             ) from error
 
 
@@ -194,6 +225,8 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 def _compute(node: ast.AST, lookup: Callable[[str], Any]) -> Any:
     """The value of an expression of numbers, texts, lists, references, arithmetic and a few functions."""
     if isinstance(node, ast.Constant):
+        if not isinstance(node.value, (int, float, str, bool, type(None))):
+            raise _NotPlainError
         return node.value
     if isinstance(node, ast.Name):
         return lookup(node.id)
@@ -203,38 +236,51 @@ def _compute(node: ast.AST, lookup: Callable[[str], Any]) -> Any:
         return -_compute(node.operand, lookup)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = _compute(node.left, lookup), _compute(node.right, lookup)
-        if isinstance(node.op, ast.Mult) and not all(isinstance(side, (int, float)) for side in (left, right)):
+        # Texts and lists can be joined; their other operators format, or repeat a billion times.
+        joined = isinstance(node.op, ast.Add) and type(left) is type(right) and isinstance(left, (str, list))
+        if not joined and not all(isinstance(side, (int, float)) for side in (left, right)):
             raise _NotPlainError
-        return _OPERATORS[type(node.op)](left, right)
+        return _bounded(_OPERATORS[type(node.op)](left, right))
     if isinstance(node, ast.Subscript):
         return _compute(node.value, lookup)[_compute(node.slice, lookup)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
         if node.keywords:
             raise _NotPlainError
-        return _FUNCTIONS[node.func.id](*(_compute(item, lookup) for item in node.args))
+        return _bounded(_FUNCTIONS[node.func.id](*(_compute(item, lookup) for item in node.args)))
     raise _NotPlainError
 
 
+def _bounded(value: Any) -> Any:
+    """`value`, if it is a finite number, or a text or list of moderate length."""
+    if isinstance(value, (str, list, tuple)) and len(value) > _LONGEST_LIST:
+        raise ValueError("it is too long")
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        raise ValueError("it is too large a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("it is not a finite number")
+    return value
+
+
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else _yaml(text)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.") from error
+    what = "the bundle's configuration"
+    text = read_text(path, what)
+    if path.suffix == ".json":
+        return parse_json(text, dict, f"{what} {path}")
+    data = _yaml(text, path)
     if not isinstance(data, dict):
         raise ModelError(f"{path} must hold an object.")
     return data
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str, path: Path) -> Any:
     try:
         import yaml
     except ImportError as error:
         raise ModelError("The bundle's configuration is YAML, which needs: pip install PyYAML.") from error
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be understood: {str(error)[:300]}.") from error
 
 
 def _inference(folder: Path) -> dict[str, Any]:
@@ -269,20 +315,21 @@ def _network(folder: Path, config: _Configuration) -> nn.Module:
     if name not in _NETWORKS:
         raise ModelError(f"The bundle's network {name!r} is not supported; supported are {', '.join(_NETWORKS)}.")
     path = folder / _WEIGHTS
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("model", "state_dict", "network"):
-            if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-                state = state[key]
-        network = getattr(nets, name)(**_arguments(config, component))
-        network.load_state_dict(state, strict=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(f"{path} is not opened: it holds more than tensors, and opening it could run code.") from error
-    except FileNotFoundError as error:
-        raise ModelError(f"The MONAI bundle in {folder} has no {_WEIGHTS}: download its weights first.") from error
-    except (RuntimeError, TypeError, ValueError, EOFError) as error:
-        raise ModelError(f"The weights in {path} do not fit the bundle's network {name}: {error}") from error
-    return network
+    if not path.is_file():
+        raise ModelError(f"The MONAI bundle in {folder} has no {_WEIGHTS}: download its weights first.")
+    state = load_torch_file(path)
+    for key in ("model", "state_dict", "network"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    arguments = _without_downloads(_arguments(config, component))
+    check_arguments(arguments)
+    build = partial(getattr(nets, name), **arguments)
+    return build_with_weights(build, checked_state(state, path), path, f"of the bundle ({name})")
+
+
+def _without_downloads(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments under which no network fetches weights from the internet: the bundle's own replace them anyway."""
+    return {key: False if "pretrained" in key.lower() else value for key, value in arguments.items()}
 
 
 def _layers(
@@ -300,12 +347,15 @@ def _layers(
     def note(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, torch.Tensor) and output.ndim == 5:
             cells = output.shape[2:]
-            ended.append((names[module], tuple(ceil(n / m) for n, m in zip(size, cells, strict=True))))
+            ended.append((names[module], tuple(math.ceil(n / m) for n, m in zip(size, cells, strict=True))))
 
     handles = [module.register_forward_hook(note) for module in names]
     try:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, 1, *size))
+    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ModelError(f"The bundle's network does not take a CT: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -3,15 +3,14 @@
 
 Read from the files alone: nnU-Net itself is not needed, only its network classes (extra ``nnunet``). Whatever is not
 understood completely is refused, because a wrong guess gives wrong organs without an error. Checkpoints are unpickled
-as plain tensors and numbers; see :func:`load_nnunet` for files that need more.
+as plain tensors and numbers, never as more.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ModelError
-from ..files import replacing
-from ..networks import default_layer
-from .downloads import checksum
-from .labels import result_labels
-from .model import Model
-from .registry import NOTES, ImportOptions, ModelNotes
-from .spec import Intensity, LayerSpec, ModelSpec, NnUNet, Resampling, StageSpec
+from ...errors import ModelError
+from ...files import replacing
+from ...networks import default_layer
+from ..checks import check_arguments
+from ..downloads import checksum
+from ..labels import result_labels
+from ..model import Model
+from ..registry import NOTES, ImportOptions, ModelNotes
+from ..serialization import read_json
+from ..spec import Intensity, LayerSpec, ModelSpec, NnUNet, Resampling, StageSpec
+from .weights import build_with_weights, checked_state, load_torch_file
 
 PLANS, DATASET = "plans.json", "dataset.json"
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
@@ -72,84 +74,79 @@ _NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 _NETWORK_MODULES = tuple(f"dynamic_network_architectures.architectures.{name}." for name in ("unet", "residual_unet"))
 
 
-def find_nnunet(folder: Path) -> Path | None:
-    """The trained-model folder in or below `folder` (three levels), or None.
+class NnUNetFormat:
+    """Folders of trained nnU-Nets (see :class:`~LiverXAILib.models.formats.Format`)."""
 
-    :raises LiverXAILib.errors.ModelError: there are several to choose from.
-    """
-    found = sorted(
-        path.parent
-        for depth in range(4)
-        for path in folder.glob("*/" * depth + PLANS)
-        if (path.parent / DATASET).is_file()
-    )
-    if len(found) > 1:
-        listed = ", ".join(str(path.relative_to(folder)) for path in found)
-        raise ModelError(f"{folder} holds several nnU-Net models; name one of: {listed}.")
-    return found[0] if found else None
+    name = "trained nnU-Net v2 folder"
+    marker = f"{PLANS}, {DATASET} and fold_*"
+
+    def find(self, folder: Path) -> Path | None:
+        """The trained-model folder in or below `folder` (three levels), or None."""
+        found = sorted(
+            path.parent
+            for depth in range(4)
+            for path in folder.glob("*/" * depth + PLANS)
+            if (path.parent / DATASET).is_file()
+        )
+        if len(found) > 1:
+            listed = ", ".join(str(path.relative_to(folder)) for path in found[:5])
+            raise ModelError(f"{folder} holds several nnU-Net models; name one of: {listed}.")
+        return found[0] if found else None
+
+    def files(self, folder: Path) -> list[Path]:
+        notes = [folder / NOTES] if (folder / NOTES).is_file() else []
+        return [folder / PLANS, folder / DATASET, *(folder / file for file in _checkpoints(folder)), *notes]
+
+    def load(
+        self, folder: Path, *, name: str | None = None, notes: ModelNotes | None = None, trust: bool = False
+    ) -> Model:
+        return load_nnunet(folder, name=name, notes=notes)
+
+    def sanitize(self, folder: Path) -> None:
+        """Leave out of the checkpoints what is only there to continue the training."""
+        for file in _checkpoints(folder):
+            checkpoint = read_checkpoint(folder / file)
+            configuration = checkpoint["init_args"].get("configuration")
+            checkpoint["init_args"] = {"configuration": str(configuration)}
+            # Clones, since a tensor is saved with all numbers of the storage that it may be a small part of.
+            weights = {key: value.clone() for key, value in checkpoint["network_weights"].items()}
+            with replacing(folder / file) as path:
+                torch.save({**checkpoint, "network_weights": weights}, path)
 
 
-def load_nnunet(
-    folder: Path, *, name: str | None = None, notes: ModelNotes | None = None, trust: bool = False
-) -> Model:
+def load_nnunet(folder: Path, *, name: str | None = None, notes: ModelNotes | None = None) -> Model:
     """Load a trained nnU-Net v2 folder.
 
     :param folder: holds ``plans.json``, ``dataset.json`` and folders ``fold_*``; all folds found make an ensemble.
     :param name: the model's name in results; default: the data set's.
     :param notes: what the files do not say; default: ``liverxai.json`` in the folder, if it is there.
-    :param trust: unpickle checkpoints that hold more than tensors and numbers. **This runs whatever code is in the
-        file**: only for files you made yourself or whose maker you trust.
     :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or of a kind that is not supported.
     """
     notes = ModelNotes.beside(folder) if notes is None else notes
-    plans, dataset = _read_json(folder / PLANS), _read_json(folder / DATASET)
+    plans = read_json(folder / PLANS, dict, "the nnU-Net plans")
+    dataset = read_json(folder / DATASET, dict, "the nnU-Net data set")
     files = _checkpoints(folder)
-    checkpoints = [read_checkpoint(folder / file, trust=trust) for file in files]
+    checkpoints = [read_checkpoint(folder / file) for file in files]
     try:
         return _model(folder, name, notes, plans, dataset, files, checkpoints)
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise ModelError(f"The nnU-Net model in {folder} cannot be understood: {error!r}.") from error
+    except ModelError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ModelError(f"The nnU-Net model in {folder} cannot be understood: {reason}.") from error
 
 
-def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
-    """The entries :data:`NEEDED` of a checkpoint. Nothing but tensors and numbers is unpickled unless `trust`."""
-    try:
-        if trust:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        else:
-            with torch.serialization.safe_globals(_safe_numpy()):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|global|class|type) ([\w.]+)", str(error))
-        raise ModelError(
-            f"{path} is not opened: it holds more than tensors and numbers{f' ({wanted[1]})' if wanted else ''}, and "
-            "opening it could run code. If you trust whoever made it, import it once with "
-            "'liverxai models import --trust'."
-        ) from error
-    except Exception as error:
-        raise ModelError(f"{path} is damaged or no nnU-Net checkpoint: {error}") from error
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The entries :data:`NEEDED` of a checkpoint. Nothing but tensors and numbers is unpickled."""
+    checkpoint = load_torch_file(path, _safe_numpy())
     missing = [key for key in NEEDED[:3] if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
-        raise ModelError(f"{path} is no nnU-Net v2 checkpoint: it lacks {', '.join(missing)}.")
-    return {key: checkpoint.get(key) for key in NEEDED}
-
-
-def write_plain_checkpoints(folder: Path) -> None:
-    """Rewrite trusted checkpoints so that they hold tensors and numbers only. **Code in them is run, once.**"""
-    for file in _checkpoints(folder):
-        checkpoint = read_checkpoint(folder / file, trust=True)
-        checkpoint["init_args"] = {"configuration": str(checkpoint["init_args"]["configuration"])}
-        checkpoint["network_weights"] = {
-            key: torch.as_tensor(value).clone() for key, value in checkpoint["network_weights"].items()
-        }
-        with replacing(folder / file) as path:
-            torch.save(checkpoint, path)
-
-
-def nnunet_files(folder: Path) -> list[Path]:
-    """The files of a trained-model folder that are needed to use it."""
-    notes = [folder / NOTES] if (folder / NOTES).is_file() else []
-    return [folder / PLANS, folder / DATASET, *(folder / file for file in _checkpoints(folder)), *notes]
+        raise ModelError(f"{path} is not an nnU-Net v2 checkpoint: it lacks {', '.join(missing)}.")
+    if not isinstance(checkpoint["init_args"], Mapping):
+        raise ModelError(f"{path} is not an nnU-Net v2 checkpoint: init_args is not a mapping.")
+    result = {key: checkpoint.get(key) for key in NEEDED}
+    result["network_weights"] = checked_state(checkpoint["network_weights"], path)
+    return result
 
 
 def _safe_numpy() -> list[Any]:
@@ -397,14 +394,9 @@ def _network(
             built[key] = _MODULES[wanted]
     # Explanations hold on to what a layer put out: nothing may overwrite it.
     built["nonlin_kwargs"] = {**(built.get("nonlin_kwargs") or {}), "inplace": False}
-    try:
-        network = getattr(unet, class_name)(input_channels=1, num_classes=channels, deep_supervision=False, **built)
-        network.load_state_dict(weights, strict=True)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ModelError(
-            f"The weights in {path} do not fit the network of the plans ({class_name}): {error}"
-        ) from error
-    return network
+    check_arguments(arguments)
+    make = partial(getattr(unet, class_name), input_channels=1, num_classes=channels, deep_supervision=False, **built)
+    return build_with_weights(make, weights, path, f"of the plans ({class_name})")
 
 
 def _strides(arguments: Mapping[str, Any]) -> list[list[int]]:
@@ -422,18 +414,6 @@ def _layers(arguments: Mapping[str, Any], spacing: Sequence[float | None]) -> tu
     layers += [LayerSpec(f"decoder.stages.{n}", stride, "decoder") for n, stride in enumerate(strides[-2::-1])]
     default = default_layer([(layer.name, layer.stride) for layer in layers], [mm for mm in spacing if mm is not None])
     return tuple(layers), layers[len(strides) - 1].name if default == "bottleneck" else default
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} is no nnU-Net v2 folder: {path.name} is missing.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return data
 
 
 def _checkpoints(folder: Path) -> list[str]:
