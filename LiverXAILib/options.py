@@ -40,6 +40,8 @@ class Options:
     :param explain: what to explain, as text; None: :data:`LiverXAILib.pipeline.DEFAULT_TARGETS`; empty: nothing.
     :param write: what to write, see :data:`LiverXAILib.report.writers.WRITERS`; None: what is written by default.
     :param report: add or leave out this output; so do `dicom` and `scene`. None: as `write` says.
+    :param viewer: put an interactive viewer into the report.
+    :param case_label: what the report calls the case, for example a pseudonym; None: it has no name.
     :param min_lesion_ml: drop smaller lesions; None: the default of
         :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
     """
@@ -52,6 +54,8 @@ class Options:
     report: bool | None = None
     dicom: bool | None = None
     scene: bool | None = None
+    viewer: bool = True
+    case_label: str | None = None
     series: str | None = None
     allow_irregular: bool = False
     force: bool = False
@@ -85,13 +89,17 @@ class Options:
         :raises LiverXAILib.errors.UsageError: there is no such output.
         """
         from .report.writers import choose_writers
+        from .report.writers.report import WITHOUT_VIEWER
 
         shortcuts = {name: getattr(self, name) for name in _SHORTCUTS}
-        return choose_writers(
+        chosen = choose_writers(
             self.write,
             add=[name for name, value in shortcuts.items() if value],
             leave_out=[name for name, value in shortcuts.items() if value is False],
         )
+        if self.viewer:
+            return chosen
+        return [WITHOUT_VIEWER if writer.name == WITHOUT_VIEWER.name else writer for writer in chosen]
 
     def read(self, path: Path, files: Sequence[Path] | None = None) -> Volume:
         """Read the image at `path`; for `files` see :func:`LiverXAILib.volumes.io.read_volume`."""
@@ -102,6 +110,9 @@ class Options:
         )
         for writer in self.writers():
             writer.check(volume)
+        if self.case_label is not None:
+            metadata = {**volume.metadata, "case_label": self.case_label}
+            volume = dataclasses.replace(volume, metadata=metadata)
         return volume
 
     def analyze(
@@ -175,6 +186,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, text in _SHORTCUTS.items():
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
+    parser.add_argument(
+        "--viewer",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="put an interactive viewer into the report (default: yes)",
+    )
+    parser.add_argument("--case-label", metavar="TEXT", help="what the report calls the case, for example a pseudonym")
     parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import shutil
 from collections.abc import Iterator
@@ -262,3 +263,16 @@ def test_the_page_stays_under_ten_megabytes_and_the_viewer_can_be_left_out(
     text = (tmp_path / "plain.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "<canvas" not in text
+
+
+def test_viewer_and_case_label_are_options_of_an_analysis(analysis: Analysis, tmp_path: Path) -> None:
+    from LiverXAILib.options import Options
+    from LiverXAILib.volumes.io import write_volume
+
+    write_volume(analysis.volume, tmp_path / "ct.nrrd")
+    options = Options(viewer=False, case_label="Study 7", write=("report",))
+    volume = options.read(tmp_path / "ct.nrrd")
+    options.save(dataclasses.replace(analysis, volume=volume), tmp_path / "result")
+    text = (tmp_path / "result" / "report.html").read_text(encoding="utf-8")
+    assert "<canvas" not in text
+    assert "<title>Study 7 – LiverXAI report" in text

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,13 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return {"report": _NAME}
 
 
+def _write_without_viewer(analysis: Analysis, folder: Path) -> dict[str, str]:
+    from ..html import write_report
+
+    write_report(analysis, folder / _NAME, viewer=False)
+    return {"report": _NAME}
+
+
 def _require() -> None:
     from ..html import require_report_extra
 
@@ -28,3 +36,5 @@ def _require() -> None:
 
 
 WRITER = Writer("report", "page to read", (_NAME,), _write, default=True, requirement=_require, shows_warnings=True)
+#: The same page without the interactive viewer, some megabytes smaller.
+WITHOUT_VIEWER = dataclasses.replace(WRITER, write=_write_without_viewer)
