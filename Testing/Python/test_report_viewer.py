@@ -270,7 +270,7 @@ def test_viewer_and_case_label_are_options_of_an_analysis(analysis: Analysis, tm
     from LiverXAILib.volumes.io import write_volume
 
     write_volume(analysis.volume, tmp_path / "ct.nrrd")
-    options = Options(viewer=False, case_label="Study 7", write=("report",))
+    options = Options(viewer=False, case_label="Study 7", write=("report",), force=True)
     volume = options.read(tmp_path / "ct.nrrd")
     options.save(dataclasses.replace(analysis, volume=volume), tmp_path / "result")
     text = (tmp_path / "result" / "report.html").read_text(encoding="utf-8")
