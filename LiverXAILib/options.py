@@ -228,7 +228,7 @@ def separate_lists(words: Sequence[str]) -> list[str]:
 
 
 #: Options of several words, with the words that are never taken for a file.
-_LISTS = {"--explain": re.compile(r"liver|tumor|[a-z-]+:[^/\\]*"), "--write": re.compile("[a-z]+")}
+_LISTS = {"--explain": re.compile(r"liver|tumor|[a-z-]+:[^/\\]*"), "--write": re.compile("[a-z-]+")}
 
 
 def _is_input(word: str, option: str) -> bool:

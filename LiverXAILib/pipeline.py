@@ -193,6 +193,9 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
             try:
                 names = writer.write(analysis, Path(own))
+                warnings = list(
+                    dict.fromkeys([*analysis.provenance.get("warnings", ()), *writer.remarks(analysis.volume)])
+                )
             except Cancelled:
                 raise
             except Exception as error:
@@ -200,11 +203,11 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
                     raise
                 _log.debug("%s", writer.name, exc_info=True)
                 failures[writer.name] = error
+                names = {}
                 warnings = [*analysis.provenance.get("warnings", ()), _failure(writer, error)]
-                analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, "warnings": warnings})
-                continue
             for role, name in names.items():
                 files[role] = (Path(own) / name).rename(folder / name)
+        analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, "warnings": warnings})
     files["provenance"] = folder / PROVENANCE
     text = json.dumps(analysis.provenance, indent=2, ensure_ascii=False)
     files["provenance"].write_text(text + "\n", encoding="utf-8")

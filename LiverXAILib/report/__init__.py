@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .dicom_segmentation import dicom_headers, require_dicom_extra, write_dicom_segmentation
+    from .dicom_objects import require_dicom_extra
+    from .dicom_segmentation import write_dicom_segmentation
+    from .dicom_source import read_source
     from .html import require_report_extra, write_report
     from .segmentation_file import write_segmentation_file
     from .tables import write_tables
 
 __all__ = [
-    "dicom_headers",
+    "read_source",
     "require_dicom_extra",
     "require_report_extra",
     "write_dicom_segmentation",
@@ -26,8 +28,8 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "dicom_headers": "dicom_segmentation",
-        "require_dicom_extra": "dicom_segmentation",
+        "read_source": "dicom_source",
+        "require_dicom_extra": "dicom_objects",
         "require_report_extra": "html",
         "write_dicom_segmentation": "dicom_segmentation",
         "write_report": "html",

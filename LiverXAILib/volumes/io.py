@@ -53,8 +53,8 @@ def read_volume(
     :param files: DICOM only: look into these files alone, if it is known which ones belong to the series.
     :return: HU as int16 if they are whole numbers, else float32. ``metadata`` has "source_format", "modality"
         (None if the format has none), "warnings" (a list of sentences) and for DICOM "series" (the chosen one, as
-        a dictionary), "other_series" (the alternatives, and why they are not usable), "series_instance_uid" and, if
-        each slice is a file of its own, "files" (their paths in the order of the slices).
+        a dictionary), "other_series" (the alternatives, and why they are not usable), "series_instance_uid" and
+        "files" (their paths; where each slice is a file of its own, in the order of the slices).
     :raises LiverXAILib.errors.InputError: it is not a readable, regular, three-dimensional CT; the message says why.
     :raises LiverXAILib.errors.UsageError: `series` names none of the series, or `path` is not DICOM.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.

@@ -120,15 +120,8 @@ def test_a_dicom_series_gets_a_dicom_segmentation_that_lies_on_its_slices(tmp_pa
 
 def test_a_dicom_segmentation_of_something_else_is_refused_before_any_work(tmp_path):
     write_good(tmp_path / "ct.nrrd")
-    with pytest.raises(UsageError, match="DICOM series"):
+    with pytest.raises(UsageError, match="read from DICOM"):
         Options(dicom=True).read(tmp_path / "ct.nrrd")
-    write_dicom(tmp_path / "scan")
-    paths = sorted((tmp_path / "scan").iterdir())
-    first, second = (pydicom.dcmread(path) for path in paths[:2])
-    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
-    second.save_as(paths[1])
-    with pytest.raises(InputError, match="share SOP Instance UIDs"):
-        Options(dicom=True).read(tmp_path / "scan")
 
 
 def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth):

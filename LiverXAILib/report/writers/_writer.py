@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 def nothing_more(*_: object) -> None:
     """The requirement of what can always be written."""
+
+
+def no_remarks(_: object) -> tuple[str, ...]:
+    """Of what is written as it is."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Writer:
     :param requirement: raises :class:`~LiverXAILib.errors.UsageError` if what it needs is not installed.
     :param check: raises a :class:`~LiverXAILib.errors.LiverXAIError` if it cannot be made of an image; asked before
         minutes are spent on it.
+    :param remarks: sentences about what of the image's source was repaired or left out; they join the warnings.
     :param shows_warnings: is written after the others, so that it can say what could not be written.
     """
 
@@ -42,6 +48,7 @@ class Writer:
     default: bool | str = False
     requirement: Callable[[], None] = nothing_more
     check: Callable[[Volume], None] = nothing_more
+    remarks: Callable[[Volume], Sequence[str]] = no_remarks
     shows_warnings: bool = False
 
     def owns(self, name: str) -> bool:

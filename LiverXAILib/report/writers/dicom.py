@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._dicom import check_source, remarks_on_source, require_extra
 from ._writer import Writer
 
 if TYPE_CHECKING:
     from ...analysis import Analysis
-    from ...volumes.volume import Volume
 
 _NAME = "segmentation.dcm"
 
@@ -24,16 +24,12 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return {"dicom": _NAME}
 
 
-def _require() -> None:
-    from ..dicom_segmentation import require_dicom_extra
-
-    require_dicom_extra()
-
-
-def _check(volume: Volume) -> None:
-    from ..dicom_segmentation import dicom_headers
-
-    dicom_headers(volume)
-
-
-WRITER = Writer("dicom", "DICOM SEG of the series", (_NAME,), _write, requirement=_require, check=_check)
+WRITER = Writer(
+    "dicom",
+    "DICOM SEG of the series",
+    (_NAME,),
+    _write,
+    requirement=require_extra,
+    check=check_source,
+    remarks=remarks_on_source,
+)

@@ -64,10 +64,8 @@ def read_dicom(
         "other_series": [one.info.summary() for one in others],
         "series_instance_uid": info.uid or None,
         "warnings": notes,
+        "files": list(dict.fromkeys(str(chosen.slices[index].path) for index in stack.order)),
     }
-    paths = [str(chosen.slices[index].path) for index in stack.order]
-    if stack.problem is None and len(set(paths)) == len(array):
-        metadata["files"] = paths
     return Volume(array, stack.ijk_to_lps, metadata)
 
 

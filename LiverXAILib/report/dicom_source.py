@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a DICOM object that is made from a CT series takes over of it: patient, study, frame of reference, slices.
+
+Hospitals' and anonymizers' headers break the standard in many ways, and a derived object that copied them would too.
+So nothing is copied as it is: each value is read, brought into the standard's form, or left empty. What was repaired or
+left out is said in a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, CTImageStorage, generate_uid
+
+from ..errors import InputError, UsageError
+from ..volumes.dicom.headers import pydicom_warnings_hidden
+from ..volumes.volume import Volume
+
+_TAGS = [
+    *("SpecificCharacterSet", "PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber"),
+    *("ReferringPhysicianName", "SeriesInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator"),
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "Rows", "Columns", "SliceThickness", "InstanceNumber"),
+]
+#: The most characters of each text, by its value representation.
+_LONGEST = {"SH": 16, "LO": 64, "PN": 64}
+_SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
+#: 16 characters are the most of a DICOM decimal string.
+_DECIMALS = 9
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSource:
+    """The series that derived objects belong to.
+
+    :param headers: one for each slice of the volume, in their order: what derived objects need of it, all in the form
+        that the standard demands. Positions are those of the volume's grid.
+    :param can_be_referenced: the headers' instances exist, so that an object may refer to them. Otherwise their UIDs
+        were made up (multi-frame files, slices that were resampled, missing UIDs).
+    :param notes: sentences about what was repaired or left out.
+    """
+
+    headers: tuple[Dataset, ...]
+    can_be_referenced: bool
+    notes: tuple[str, ...]
+
+    @property
+    def first(self) -> Dataset:
+        return self.headers[0]
+
+
+def read_source(volume: Volume) -> DicomSource:
+    """The source of a CT that was read from DICOM.
+
+    :raises LiverXAILib.errors.UsageError: it was not read from DICOM.
+    :raises LiverXAILib.errors.InputError: a file of the series cannot be read any more.
+    """
+    files = volume.metadata.get("files")
+    if not files:
+        raise UsageError("DICOM objects can only be made of a CT that was read from DICOM files.")
+    cleaned = _Cleaned([_header(Path(name)) for name in files])
+    resampled = (volume.metadata.get("series") or {}).get("problem") is not None
+    instances = cleaned.instances() if len(files) == volume.shape[0] and not resampled else None
+    common = cleaned.common(volume)
+    referenced = instances is not None
+    if instances is None:
+        note = "The object refers to no images: the series does not have an instance with valid UIDs for each slice."
+        cleaned.notes[note] = None
+        instances = [generate_uid(entropy_srcs=[cleaned.series, str(k)]) for k in range(volume.shape[0])]
+        common.SOPClassUID = CTImageStorage
+    headers = []
+    for k, instance in enumerate(instances):
+        header = Dataset()
+        header.update(common)
+        header.SOPInstanceUID, header.InstanceNumber = instance, k + 1
+        header.ImagePositionPatient = _decimals(volume.grid.to_lps(np.array([0.0, 0.0, float(k)])))
+        headers.append(header)
+    return DicomSource(tuple(headers), referenced, tuple(cleaned.notes))
+
+
+def _header(path: Path) -> Dataset:
+    try:
+        with pydicom_warnings_hidden():
+            return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+    except Exception as error:  # pydicom raises nearly every kind
+        raise InputError(f"{path} cannot be read any more, so that no DICOM object can refer to it.") from error
+
+
+@dataclass
+class _Cleaned:
+    """The values of a series in the standard's form; `notes` keeps the order in which they were made."""
+
+    raw: Sequence[Dataset]
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def common(self, volume: Volume) -> Dataset:
+        """What all slices share. Texts are Unicode, and become UTF-8 in the file, whatever they were before."""
+        header = Dataset()
+        header.SpecificCharacterSet = "ISO_IR 192"
+        for keyword, kind in (("PatientID", "LO"), ("StudyID", "SH"), ("AccessionNumber", "SH")):
+            setattr(header, keyword, self._text(keyword, kind))
+        for keyword in ("PatientName", "ReferringPhysicianName"):
+            setattr(header, keyword, self._text(keyword, "PN"))
+        header.PatientBirthDate = self._converted("PatientBirthDate", _date)
+        header.PatientSex = self._converted("PatientSex", lambda text: _SEXES.get(text.upper()))
+        header.StudyDate, header.StudyTime = self._converted("StudyDate", _date), self._converted("StudyTime", _time)
+        if description := self._text("StudyDescription", "LO"):
+            header.StudyDescription = description
+        header.StudyInstanceUID, header.SeriesInstanceUID = self._uid("StudyInstanceUID"), self.series
+        header.FrameOfReferenceUID = self._uid("FrameOfReferenceUID")
+        header.PositionReferenceIndicator = self._text("PositionReferenceIndicator", "LO")
+        header.SOPClassUID, header.Modality = self._storage(), "CT"
+        header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        _, header.Rows, header.Columns = volume.shape
+        i, j, _ = volume.spacing
+        across = np.cross(*volume.grid.direction.T[:2])
+        between = abs(float(volume.ijk_to_lps[:3, 2] @ across / np.linalg.norm(across)))
+        header.PixelSpacing = _decimals([j, i])
+        header.ImageOrientationPatient = _decimals(_orthonormal(volume.grid.direction))
+        header.SliceThickness = _decimals([self._thickness() or between])[0]
+        header.SpacingBetweenSlices = _decimals([between])[0]
+        return header
+
+    @property
+    def series(self) -> str:
+        return self._uid("SeriesInstanceUID")
+
+    def instances(self) -> list[str] | None:
+        """The SOP Instance UIDs of the files; None if they cannot serve as references."""
+        found = [
+            _valid_uid(_value(raw, "SOPInstanceUID")) or _valid_uid(raw.file_meta.get("MediaStorageSOPInstanceUID"))
+            for raw in self.raw
+        ]
+        uids = [uid for uid in found if uid]
+        known = _valid_uid(_value(self.raw[0], "SeriesInstanceUID"))
+        return uids if known and len(set(uids)) == len(self.raw) else None
+
+    def _uid(self, keyword: str) -> str:
+        """The UID that all files should share; a new one, always the same, if there is none."""
+        found = Counter(uid for raw in self.raw if (uid := _valid_uid(_value(raw, keyword))))
+        name = keyword.removesuffix("UID").replace("OfReference", " of Reference").replace("Instance", " Instance")
+        if not found:
+            self.notes[f"The series has no valid {name} UID; a new one was made for the object."] = None
+            names = sorted(str(_value(raw, "SOPInstanceUID") or raw.filename) for raw in self.raw)
+            return generate_uid(entropy_srcs=[keyword, *names])
+        if len(found) > 1:
+            self.notes[f"The slices have different {name} UIDs; the most common one was taken."] = None
+        return min(found, key=lambda uid: (-found[uid], uid))
+
+    def _storage(self) -> str:
+        return _valid_uid(_value(self.raw[0], "SOPClassUID")) or str(CTImageStorage)
+
+    def _thickness(self) -> float | None:
+        try:
+            thickness = float(_value(self.raw[0], "SliceThickness"))
+        except (TypeError, ValueError):
+            return None
+        return thickness if np.isfinite(thickness) and thickness > 0 else None
+
+    def _text(self, keyword: str, kind: str) -> str:
+        value = _value(self.raw[0], keyword)
+        if isinstance(value, (list, pydicom.multival.MultiValue)):
+            value = value[0] if value else None
+        if value is None and self.raw[0].get_item(keyword) is not None:
+            self.notes[f"{_words(keyword)} cannot be read and was left empty."] = None
+        text = "".join(one for one in str(value or "") if one.isprintable() and one != "\\").strip()
+        if kind == "PN":
+            groups = text.split("=")[:3]
+            short = "=".join("^".join(group.split("^")[:5])[: _LONGEST[kind]] for group in groups)
+        else:
+            short = text[: _LONGEST[kind]]
+        if short != text:
+            self.notes[f"{_words(keyword)} is longer than DICOM allows and was cut."] = None
+        return short
+
+    def _converted(self, keyword: str, convert: Callable[[str], str | None]) -> str:
+        value = _value(self.raw[0], keyword)
+        text = str(value if value is not None else "").strip()
+        converted = convert(text) if text else ""
+        if converted is None or (value is None and self.raw[0].get_item(keyword) is not None):
+            self.notes[f"{_words(keyword)} is not what DICOM allows and was left empty."] = None
+        return converted or ""
+
+
+def _value(header: Dataset, keyword: str) -> Any:
+    try:
+        with pydicom_warnings_hidden():
+            value = header.get(keyword)
+            # Names are decoded only when they are looked at.
+            str(value)
+            return value
+    except Exception:  # pydicom raises nearly every kind
+        return None
+
+
+def _valid_uid(value: Any) -> str | None:
+    text = str(value or "").strip()
+    return text if len(text) <= 64 and UID(text).is_valid and "." in text else None
+
+
+def _date(text: str) -> str | None:
+    """YYYYMMDD; also from YYYY.MM.DD, as before 1993, and YYYY-MM-DD."""
+    match = re.fullmatch(r"(\d{4})([.\-/]?)(\d\d)\2(\d\d)", text)
+    if match is None:
+        return None
+    try:
+        np.datetime64(f"{match[1]}-{match[3]}-{match[4]}", "D")
+    except ValueError:
+        return None
+    return match[1] + match[3] + match[4]
+
+
+def _time(text: str) -> str | None:
+    """HHMMSS.FFFFFF, or as much of it as there is; also from HH:MM:SS."""
+    match = re.fullmatch(r"([01]\d|2[0-3])(?::?([0-5]\d)(?::?([0-5]\d)(\.\d{1,6})?)?)?", text)
+    return "".join(part or "" for part in match.groups()) if match else None
+
+
+def _words(keyword: str) -> str:
+    """The keyword as words: "Patient Birth Date"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", keyword)
+
+
+def _orthonormal(direction: np.ndarray) -> np.ndarray:
+    """Six cosines at right angles, nearest to the first two columns of a direction."""
+    row = direction[:, 0] / np.linalg.norm(direction[:, 0])
+    column = direction[:, 1] - (direction[:, 1] @ row) * row
+    return np.concatenate([row, column / np.linalg.norm(column)])
+
+
+def _decimals(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Numbers that fit into decimal strings."""
+    return [float(f"{value:.{_DECIMALS}g}") + 0.0 for value in values]

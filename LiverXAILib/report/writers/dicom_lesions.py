@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``segmentation-lesions.dcm``: a DICOM SEG with one segment for each lesion, tracked as in the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._dicom import check_source, remarks_on_source, require_extra
+from ._writer import Writer
+
+if TYPE_CHECKING:
+    from ...analysis import Analysis
+
+_NAME = "segmentation-lesions.dcm"
+
+
+def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
+    from ..dicom_segmentation import write_dicom_segmentation
+
+    if not analysis.segmentation.labels.array.any():
+        return {}
+    write_dicom_segmentation(analysis.segmentation, folder / _NAME, lesions=True)
+    return {"dicom-lesions": _NAME}
+
+
+WRITER = Writer(
+    "dicom-lesions",
+    "DICOM SEG with one segment for each lesion",
+    (_NAME,),
+    _write,
+    requirement=require_extra,
+    check=check_source,
+    remarks=remarks_on_source,
+)
