@@ -38,12 +38,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def staging_folder(target: Path) -> Iterator[Path]:
+def staging_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
     """A new hidden folder beside `target`, or in it if it is a folder beside which nothing can be written.
 
     It is removed at the end of the block unless it was renamed. What killed processes left there for the same target
     is removed at the start.
 
+    :param private: nobody else may look into it.
     :raises OSError: it cannot be made.
     """
     name = target.name if len(os.fsencode(target.name)) < 150 else hashlib.sha256(os.fsencode(target.name)).hexdigest()
@@ -55,7 +56,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
         if leftover.name not in _in_use and _is_abandoned(leftover, prefix):
             remove(leftover)
     folder = place / f"{prefix}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir()
+    folder.mkdir(mode=0o700 if private else 0o777)
     _in_use.add(folder.name)
     try:
         yield folder
@@ -86,8 +87,12 @@ def put_folder(new: Path, folder: Path, *, is_ours: Callable[[str], bool], last:
     :raises OSError: it cannot be done.
     """
     if not folder.exists():
-        new.rename(folder)
-        return
+        try:
+            new.rename(folder)
+            return
+        except OSError:
+            if not folder.is_dir():  # else somebody was faster
+                raise
     entries = list(os.scandir(folder))
     others = [entry for entry in entries if entry.name != new.name and (_is_folder(entry) or not is_ours(entry.name))]
     if clashing := {entry.name for entry in others} & {path.name for path in new.iterdir()}:

@@ -6,19 +6,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import DeviceError
 
 _ROOT = Path(__file__).resolve().parents[1]
+#: Longer messages are not ours: images go through files.
+_LONGEST_LINE = 64 << 20
 
 
 class Channel:
@@ -46,59 +48,109 @@ def slicer_python() -> str:
     return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
 
 
-def start_child(python: str, module: str, *, threads: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start ``python -m module`` in a process group of its own, with pipes for input and output, errors into `log`.
+class ChildProcess:
+    """A child process that talks JSON lines: it runs until it ends by itself or is killed.
 
+    What it says and how it ends goes to `inbox` as ``(kind, child, value)``, in this order: any number of "message"
+    (a mapping with "event"), at most one "garbage" (what it said instead, as text; the child is then killed), and
+    exactly one "ended" (its exit code), always last.
+
+    :param module: run as ``python -m module``, in a process group of its own.
     :param threads: computing threads of numerical libraries; 0: theirs to decide.
+    :param log: for its errors.
     :raises OSError: it cannot be started.
     """
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    if threads:
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-    isolation: dict[str, Any] = (
-        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
-        if os.name == "nt"
-        else {"start_new_session": True}
-    )
-    return subprocess.Popen(
-        [python, "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env=environment,
-        **isolation,
-    )
 
+    def __init__(
+        self, python: str, module: str, *, threads: int, log: IO[bytes], inbox: queue.Queue[tuple[Any, ...]]
+    ) -> None:
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        if threads:
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        isolation: dict[str, Any] = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
+            if os.name == "nt"
+            else {"start_new_session": True}
+        )
+        self._process = subprocess.Popen(
+            [python, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            **isolation,
+        )
+        self._inbox = inbox
+        self._outbox: queue.Queue[bytes | None] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._write, daemon=True).start()
 
-def messages(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
-    """What a child says, until it ends."""
-    assert process.stdout is not None
-    for line in process.stdout:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: Any) -> None:
+        """Send one message; never waits. If the child has died, nothing happens: its end is in the inbox.
+
+        :raises ValueError: the message cannot be said in JSON.
+        """
         try:
-            yield json.loads(line)
-        except ValueError:
-            return  # Cut short by a kill; the end of the process is what counts.
+            line = json.dumps(message)
+        except (TypeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+        self._outbox.put(line.encode() + b"\n")
+
+    def kill(self) -> None:
+        """End the child and everything that it has started; returns when it is gone. It may be gone already.
+
+        A launcher's death alone would leave what it launched: Slicer's `PythonSlicer` is one.
+        """
+        self._outbox.put(None)
+        if os.name == "nt":
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.pid)], capture_output=True, check=False)
+        else:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            while line := self._process.stdout.readline(_LONGEST_LINE):
+                message = _parse(line)
+                if message is not None:
+                    self._inbox.put(("message", self, message))
+                elif line.endswith(b"\n") or len(line) == _LONGEST_LINE:
+                    self._inbox.put(("garbage", self, line[:200].decode("utf-8", "backslashreplace")))
+                    self.kill()
+                    break
+                # A line cut short by a kill; the end of the process is what counts.
+        finally:
+            self._process.stdout.close()
+            code = self._process.wait()
+            self._outbox.put(None)
+            self._inbox.put(("ended", self, code))
+
+    def _write(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        # Of a broken pipe the end of the process will tell.
+        with contextlib.suppress(OSError, ValueError):
+            while (line := self._outbox.get()) is not None:
+                pipe.write(line)
+                pipe.flush()
+        with contextlib.suppress(OSError, ValueError):
+            pipe.close()
 
 
-def say(process: subprocess.Popen[bytes], message: Any) -> None:
-    """Send one message to a child. If it has died, nothing happens: its end is told by :func:`messages`."""
-    assert process.stdin is not None
-    with contextlib.suppress(OSError, ValueError):
-        process.stdin.write((json.dumps(message) + "\n").encode())
-        process.stdin.flush()
-
-
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a child of :func:`start_child` and everything that it has started; returns when it is gone.
-
-    A launcher's death alone would leave what it launched: Slicer's `PythonSlicer` is one.
-    """
-    if os.name == "nt":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
-    elif process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The message in a line; None if there is none."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("event"), str) else None
 
 
 def describe_end(code: int) -> str:

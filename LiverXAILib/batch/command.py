@@ -20,7 +20,7 @@ from .. import options
 from ..errors import LiverXAIError, UsageError
 from .cases import Found, find_cases
 from .manifest import last_states, read_manifest
-from .run import Batch, LocalEngine, MakeEngine, Settings, Tally, judge
+from .run import Batch, LocalWorkerPool, MakePool, RunSummary, Settings, resume_decision
 from .store import Shard, Store
 from .summary import write_summary
 
@@ -99,16 +99,16 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
             return NOTHING_TO_DO
         if arguments.dry_run:
             return _dry_run(found, store, settings, screen, python)
-        store.open()
+        store.open(lambda text: screen.note(text, 0.0))
         try:
             screen.open_log(store.logs / f"{store.name}.log")
-            tally = Batch(found, store, settings, screen).run(_engine(arguments, store, settings, python))
+            summary = Batch(found, store, settings, screen).run(_engine(arguments, store, settings, python))
             screen.note("Summing up", 0.0)
             files = write_summary(store, found)
         finally:
             store.close()
-    _tell(tally, screen, files)
-    return tally.exit_code
+    _tell(summary, screen, files, store.damage)
+    return summary.exit_code
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -132,11 +132,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _engine(arguments: argparse.Namespace, store: Store, settings: Settings, python: str) -> MakeEngine:
+def _engine(arguments: argparse.Namespace, store: Store, settings: Settings, python: str) -> MakePool:
     if arguments.engine == "ray":
-        from .ray_engine import RayEngine
+        from .ray_pool import RayWorkerPool
 
-        return lambda emit: RayEngine(
+        return lambda emit: RayWorkerPool(
             store,
             settings,
             emit,
@@ -145,7 +145,7 @@ def _engine(arguments: argparse.Namespace, store: Store, settings: Settings, pyt
             cpus_per_worker=arguments.cpus_per_worker,
         )
     configs = [settings.config(store, number) for number in range(settings.workers)]
-    return lambda emit: LocalEngine(store, configs, emit, time_limit=settings.time_limit, python=python)
+    return lambda emit: LocalWorkerPool(store, configs, emit, time_limit=settings.time_limit, python=python)
 
 
 def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, python: str) -> int:
@@ -158,9 +158,10 @@ def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, pyt
     for case in found.cases:
         if not store.shard.holds(case.id):
             continue
-        verdict = judge(case, store, model, settings, before.get(case.id, {}))
-        todo += not verdict.finished
-        screen.say(f"{'skip' if verdict.finished else 'do':<4}  {verdict.reason:<14}  {case.folder:<40}  {case.label}")
+        decision = resume_decision(case, store, model, settings, before.get(case.id, {}))
+        todo += not decision.finished
+        what = "skip" if decision.finished else "do"
+        screen.say(f"{what:<4}  {decision.reason:<14}  {case.folder:<40}  {case.label}")
     for label, reason in found.passed_over:
         screen.say(f"{'-':<4}  {'passed over':<14}  {label}: {reason}")
     screen.say(f"{todo} cases would be done. Nothing was done.")
@@ -191,20 +192,22 @@ def _identify(store: Store, settings: Settings, screen: Screen, python: str) -> 
             session.stop()
 
 
-def _tell(tally: Tally, screen: Screen, files: Sequence[Path]) -> None:
+def _tell(summary: RunSummary, screen: Screen, files: Sequence[Path], damage: Sequence[str]) -> None:
     """The end of a run in a few lines."""
-    done, failed = len(tally.done), len(tally.failed)
-    before = f", {tally.done_before} were done before" if tally.done_before else ""
-    before += f", {tally.failed_before} had failed before" if tally.failed_before else ""
+    done, failed = len(summary.done), len(summary.failed)
+    before = f", {summary.done_before} were done before" if summary.done_before else ""
+    before += f", {summary.failed_before} had failed before" if summary.failed_before else ""
     screen.say(f"{done} done, {failed} failed{before}.")
-    if tally.exit_code == NOTHING_TO_DO:
+    if summary.exit_code == NOTHING_TO_DO:
         screen.say("Nothing to do.")
-    if tally.signal:
+    if summary.signal:
         screen.say("Stopped. What was done is complete; run the same command again to go on.")
-    elif tally.stopped:
-        screen.say(f"Stopped: {tally.stopped}")
+    elif summary.stopped:
+        screen.say(f"Stopped: {summary.stopped}")
     elif failed:
         screen.say("Run the same command again to try the failed cases again.")
+    for sentence in dict.fromkeys(damage):
+        screen.say(sentence)
     for path in files:
         screen.say(f"  {path}")
 

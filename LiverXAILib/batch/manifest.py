@@ -21,10 +21,10 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from .records import is_event
 from .store import OutputError, Store
 
 #: Why a case can fail.
@@ -68,15 +68,19 @@ class Manifest:
             self._file.close()
 
 
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
+def read_manifest(folder: Path, damage: list[str] | None = None) -> list[dict[str, Any]]:
     """All whole lines of all runs in `folder`, in the order of their times.
 
+    :param damage: gets a sentence about each file with lines that cannot be understood; they stay in their files.
     :raises OutputError: a file cannot be read.
     """
     lines = []
     try:
         for path in sorted(folder.glob("*.jsonl")):
-            lines += list(_whole_lines(path))
+            whole, damaged = _split_lines(path)
+            lines += whole
+            if damaged and damage is not None:
+                damage.append(f"Damaged: {damaged} lines of manifest/{path.name} cannot be understood and are ignored.")
     except OSError as error:
         raise OutputError(f"The manifest in {folder} cannot be read: {error.strerror or error}.") from error
     return sorted(lines, key=lambda line: line["time"])
@@ -87,11 +91,16 @@ def last_states(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {line["case"]: line for line in lines if line["event"] == "case"}
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+def _split_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that are whole, and how many are not. A last line without an end was cut short by a kill: no damage."""
+    texts = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    whole = []
+    for text in texts:
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and {"event", "time", "run"} <= set(line):
-            yield line
+        if is_event(line):
+            whole.append(line)
+    ended = [text for text in texts[:-1] if text]
+    return whole, max(0, len(ended) - len(whole))

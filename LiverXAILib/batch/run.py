@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batch itself: hands cases to an engine, keeps the manifest, and stops in good order."""
+"""The batch itself: hands cases to a pool of workers, keeps the manifest, and stops in good order."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..errors import LiverXAIError, UsageError
 from ..options import Options
 from .cases import Case, Found, content_hash, stamp
 from .manifest import Manifest, last_states, read_manifest
+from .records import RECORD
 from .session import DEPTH, Emit, Session
 from .store import Store, host_name
 
@@ -29,19 +30,19 @@ _log = logging.getLogger(__name__)
 _SAMPLE = 5
 
 
-class Engine(Protocol):
+class WorkerPool(Protocol):
     """Runs cases somewhere and tells what becomes of them through the events of :class:`Session`."""
 
     #: How many "ended" events there will be.
     ends: int
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many more cases it takes now: the queue in front of the workers is short (back-pressure)."""
 
     def submit(self, case: dict[str, Any]) -> None:
         """Take a case, JSON-ready."""
 
-    def heard(self, event: Mapping[str, Any]) -> None:
+    def acknowledge(self, event: Mapping[str, Any]) -> None:
         """The batch has taken note of an event."""
 
     def wind_down(self) -> None:
@@ -51,7 +52,7 @@ class Engine(Protocol):
         """End all workers at once."""
 
 
-class LocalEngine:
+class LocalWorkerPool:
     """Worker processes on this machine."""
 
     def __init__(
@@ -61,7 +62,7 @@ class LocalEngine:
         self._inside: dict[str, int] = {}
         self._sessions = [Session(store, config, emit, time_limit=time_limit, python=python) for config in configs]
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return DEPTH * len(self._sessions) - len(self._inside)
 
     def submit(self, case: dict[str, Any]) -> None:
@@ -70,7 +71,7 @@ class LocalEngine:
         self._inside[case["id"]] = number
         self._sessions[number].submit(case)
 
-    def heard(self, event: Mapping[str, Any]) -> None:
+    def acknowledge(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "finished":
             self._inside.pop(event["case"], None)
 
@@ -113,7 +114,7 @@ class Settings:
         }
 
 
-class Watcher(Protocol):
+class Reporter(Protocol):
     """Where the batch says what it does."""
 
     def say(self, text: str) -> None:
@@ -124,7 +125,7 @@ class Watcher(Protocol):
 
 
 @dataclass
-class Tally:
+class RunSummary:
     """What has become of the cases of a run."""
 
     done: list[str] = field(default_factory=list)
@@ -144,26 +145,26 @@ class Tally:
         return 0 if self.done else 3
 
 
-#: Makes an engine that emits events to the given function.
-MakeEngine = Callable[[Emit], Engine]
+#: Makes a pool that emits events to the given function.
+MakePool = Callable[[Emit], WorkerPool]
 
 
 class Batch:
     """One run over the cases of `found` that belong to the store's shard."""
 
-    def __init__(self, found: Found, store: Store, settings: Settings, watcher: Watcher) -> None:
+    def __init__(self, found: Found, store: Store, settings: Settings, reporter: Reporter) -> None:
         self._found = found
         self._store = store
         self._settings = settings
-        self._watcher = watcher
+        self._reporter = reporter
         self._cases = {case.id: case for case in found.cases if store.shard.holds(case.id)}
-        self._tally = Tally()
+        self._summary = RunSummary()
         self._fractions: dict[str, tuple[str, float]] = {}
         self._signals: list[int] = []
         self._total = 0
         self._started = 0.0
 
-    def run(self, make_engine: MakeEngine) -> Tally:
+    def run(self, make_pool: MakePool) -> RunSummary:
         """Do what is to be done; the store must be open.
 
         :raises LiverXAILib.batch.store.OutputError: the output cannot be written.
@@ -171,7 +172,7 @@ class Batch:
         """
         manifest = Manifest(self._store)
         inbox: queue.Queue[dict[str, Any]] = queue.Queue()
-        before = last_states(read_manifest(self._store.manifest))
+        before = last_states(read_manifest(self._store.manifest, self._store.damage))
         manifest.append(
             "run",
             software=__version__,
@@ -180,19 +181,19 @@ class Batch:
             cases=len(self._cases),
             passed_over=[list(item) for item in self._found.passed_over],
         )
-        engine = make_engine(inbox.put)
+        pool = make_pool(inbox.put)
         try:
             with self._catch_signals():
-                model = self._wait_until_ready(engine, inbox, manifest)
+                model = self._wait_until_ready(pool, inbox, manifest)
                 if model is not None:
                     todo = self._plan(model, before, manifest)
-                    self._work(engine, inbox, manifest, todo, model)
+                    self._work(pool, inbox, manifest, todo, model)
         finally:
-            engine.stop()
+            pool.stop()
             for case_id in list(self._fractions):
                 self._store.discard(self._cases[case_id].folder)
             manifest.close()
-        return self._tally
+        return self._summary
 
     def _message(self, case: Case) -> dict[str, Any]:
         """A case as a worker gets it, JSON-ready."""
@@ -210,18 +211,18 @@ class Batch:
     # --- what is to be done ------------------------------------------------------------------------------------
 
     def _wait_until_ready(
-        self, engine: Engine, inbox: queue.Queue[dict[str, Any]], manifest: Manifest
+        self, pool: WorkerPool, inbox: queue.Queue[dict[str, Any]], manifest: Manifest
     ) -> dict[str, Any] | None:
         """The identity of the model, from the first worker that has loaded it; None if the user has stopped."""
         while True:
-            self._watcher.show(0, 0, "Loading the model")
+            self._reporter.show(0, 0, "Loading the model")
             event = self._next(inbox)
             if self._signals:
-                self._tally.signal = self._signals[0]
+                self._summary.signal = self._signals[0]
                 return None
             if event is None:
                 continue
-            engine.heard(event)
+            pool.acknowledge(event)
             if event["event"] == "fatal":
                 raise (UsageError if event.get("usage") else LiverXAIError)(event["error"])
             if event["event"] == "worker":
@@ -235,18 +236,18 @@ class Batch:
         """The cases to do, those last that were at work when an earlier run died: they may have been the reason."""
         todo, last = [], []
         for number, case in enumerate(self._cases.values()):
-            self._watcher.show(0, 0, f"Looking at case {number + 1} of {len(self._cases)}")
+            self._reporter.show(0, 0, f"Looking at case {number + 1} of {len(self._cases)}")
             self._store.check()
             if self._signals:
                 break
             state = before.get(case.id, {})
-            verdict = judge(case, self._store, model, self._settings, state, refresh=True)
-            if verdict.finished:
-                if verdict.reason == "done":
-                    self._tally.done_before += 1
+            decision = resume_decision(case, self._store, model, self._settings, state, refresh=True)
+            if decision.finished:
+                if decision.reason == "done":
+                    self._summary.done_before += 1
                 else:
-                    self._tally.failed_before += 1
-                if verdict.reason == "done" and state.get("state") != "done":
+                    self._summary.failed_before += 1
+                if decision.reason == "done" and state.get("state") != "done":
                     # Its folder was in place, but the run died before it could say so.
                     manifest.append("case", case=case.id, state="done", label=case.label, folder=case.folder)
             elif state.get("state") == "running":
@@ -259,7 +260,7 @@ class Batch:
 
     def _work(
         self,
-        engine: Engine,
+        pool: WorkerPool,
         inbox: queue.Queue[dict[str, Any]],
         manifest: Manifest,
         todo: list[Case],
@@ -271,40 +272,41 @@ class Batch:
         winding_down = False
         ends = 0
         self._started = time.monotonic()
-        while (pending or inside or self._signals) and not self._tally.stopped:
+        while (pending or inside or self._signals) and not self._summary.stopped:
             self._store.check()
             if self._signals and not winding_down:
                 winding_down = True
-                self._tally.signal = self._signals[0]
+                self._summary.signal = self._signals[0]
                 if signal.SIGTERM in self._signals:
                     break
-                self._watcher.say("Stopping after the current case. Press Ctrl+C again to drop it.")
-                engine.wind_down()
+                self._reporter.say("Stopping after the current case. Press Ctrl+C again to drop it.")
+                pool.wind_down()
             elif len(self._signals) > 1:
                 break
-            while not winding_down and pending and engine.room() > 0:
+            while not winding_down and pending and pool.free_slots() > 0:
                 case = pending.pop()
                 inside.add(case.id)
-                engine.submit(self._message(case))
+                pool.submit(self._message(case))
             event = self._next(inbox)
             if event is None:
                 continue
-            engine.heard(event)
+            pool.acknowledge(event)
             self._note(event, manifest, inside, model)
             ends += event["event"] == "ended"
-            if ends == engine.ends:
+            if ends == pool.ends:
                 break
         for case in (self._cases[case_id] for case_id in inside):
             manifest.append("case", case=case.id, label=case.label, folder=case.folder, state="dropped")
-        manifest.append("end", done=len(self._tally.done), failed=len(self._tally.failed), reason=self._tally.stopped)
+        summary = self._summary
+        manifest.append("end", done=len(summary.done), failed=len(summary.failed), reason=summary.stopped)
 
     def _note(self, event: dict[str, Any], manifest: Manifest, inside: set[str], model: Mapping[str, Any]) -> None:
         """Write down what an event tells."""
         name = event["event"]
         if name == "fatal":
-            self._tally.stopped = event["error"]
+            self._summary.stopped = event["error"]
         elif name == "ready" and event["model"] != model:
-            self._tally.stopped = "The model's files were changed during the run. Run the same command again."
+            self._summary.stopped = "The model's files were changed during the run. Run the same command again."
         elif name == "worker":
             manifest.append("worker", pid=event["pid"], host=event["host"])
         elif name == "running":
@@ -326,11 +328,11 @@ class Batch:
             record = event["record"]
             kept = {key: record[key] for key in ("input", "model", "settings", "software", "host", "times", "warnings")}
             manifest.append("case", **about, state="done", **kept)
-            self._tally.done.append(case.id)
-            self._watcher.say(f"done    {case.label} ({self._outlook()})")
+            self._summary.done.append(case.id)
+            self._reporter.say(f"done    {case.label} ({self._outlook()})")
             return
         if event.get("unreachable") and self._drive_is_gone(case):
-            self._tally.stopped = (
+            self._summary.stopped = (
                 f"The images in {self._found.root} cannot be reached any more. "
                 "Bring the drive back, then run the same command again."
             )
@@ -346,8 +348,8 @@ class Batch:
             settings=self._settings.of(case),
             model=dict(model),
         )
-        self._tally.failed[case.id] = event["error"]
-        self._watcher.say(f"FAILED  {case.label}: {event['error']} ({self._outlook()})")
+        self._summary.failed[case.id] = event["error"]
+        self._reporter.say(f"FAILED  {case.label}: {event['error']} ({self._outlook()})")
 
     def _drive_is_gone(self, case: Case) -> bool:
         """Whether not only the image of `case` but also others that were found cannot be reached."""
@@ -356,7 +358,7 @@ class Batch:
 
     def _outlook(self) -> str:
         """How far the batch is, and about how long it will take."""
-        finished = len(self._tally.done) + len(self._tally.failed)
+        finished = len(self._summary.done) + len(self._summary.failed)
         if finished == self._total:
             return f"{finished} of {self._total}"
         minutes = (time.monotonic() - self._started) / finished * (self._total - finished) / 60
@@ -364,12 +366,12 @@ class Batch:
         return f"{finished} of {self._total}, {left or f'about {minutes / 60:.1f} h'} left"
 
     def _show(self) -> None:
-        finished = len(self._tally.done) + len(self._tally.failed)
+        finished = len(self._summary.done) + len(self._summary.failed)
         current = ", ".join(
             f"{Path(self._cases[case_id].label).name}: {stage}" for case_id, (stage, _) in self._fractions.items()
         )
         fraction = sum(part for _, part in self._fractions.values())
-        self._watcher.show(finished + fraction, self._total, current)
+        self._reporter.show(finished + fraction, self._total, current)
 
     # --- signals -------------------------------------------------------------------------------------------------
 
@@ -396,14 +398,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ResumeDecision:
     """Whether a case is finished already, and if not, why it is to be done, in a word or two."""
 
     finished: bool
     reason: str
 
 
-def judge(
+def resume_decision(
     case: Case,
     store: Store,
     model: Mapping[str, Any],
@@ -411,7 +413,7 @@ def judge(
     state: Mapping[str, Any],
     *,
     refresh: bool = False,
-) -> Verdict:
+) -> ResumeDecision:
     """Whether `case` has a result of the same image, model and settings.
 
     The image's files are read only if their sizes or times are not those on record.
@@ -420,26 +422,29 @@ def judge(
     :param refresh: note new times of unchanged files, so that they need not be read again.
     """
     if not settings.resume:
-        return Verdict(False, "again")
-    record = store.record(case.folder)
+        return ResumeDecision(False, "again")
+    result = store.result(case.folder)
+    if result is None and refresh and (store.cases / case.folder / RECORD).exists():
+        store.set_aside(case.folder)
+    record = None if result is None else result.record
     wanted = settings.of(case)
     if state.get("state") == "failed" and (record is None or record.get("settings") != wanted):
         same = state.get("settings") == wanted and state.get("model") == model
-        return Verdict(same and settings.keep_failed, "failed before")
+        return ResumeDecision(same and settings.keep_failed, "failed before")
     if record is None:
-        return Verdict(False, "new")
+        return ResumeDecision(False, "new")
     if record.get("model") != model:
-        return Verdict(False, "other model")
+        return ResumeDecision(False, "other model")
     if record.get("settings") != wanted:
-        return Verdict(False, "other settings")
+        return ResumeDecision(False, "other settings")
     source = record.get("input", {})
     try:
         now = stamp(case.files)
         if now != source.get("stamp"):
             if content_hash(case.files) != source.get("sha256"):
-                return Verdict(False, "image changed")
+                return ResumeDecision(False, "image changed")
             if refresh:
                 store.update_record(case.folder, {**record, "input": {**source, "stamp": now}})
     except OSError:
-        return Verdict(False, "image changed")
-    return Verdict(True, "done")
+        return ResumeDecision(False, "image changed")
+    return ResumeDecision(True, "done")

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import logging
 import queue
-import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..subprocesses import describe_end, kill_tree, messages, say, start_child
+from ..subprocesses import ChildProcess, describe_end
 from .store import Store
 
 _log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class Session:
         self._waiting: deque[dict[str, Any]] = deque()
         self._inside: dict[str, _Clock] = {}
         self._crashes: dict[str, int] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
         self._ready = False
         self._deadline = 0.0
         self._failed_starts = 0
@@ -105,38 +104,27 @@ class Session:
                 self._over = not any(clock.phase == "analyzing" for clock in self._inside.values())
             elif kind == "stop":
                 break
-            elif message[1] is self._process:
-                if kind == "said":
-                    self._hear(message[2])
-                else:
-                    self._bury(message[2])
-            self._feed()
+            elif self._process is not None and message[1] is self._process:
+                self._on_news(kind, self._process, message[2])
+            self._dispatch()
             self._check_limits()
 
     def _start(self) -> None:
         try:
             with (self._store.logs / f"{self._store.name}-workers.log").open("ab") as log:
-                process = start_child(self._python, "LiverXAILib.batch.child", threads=self._config["threads"], log=log)
+                self._process = ChildProcess(
+                    self._python, "LiverXAILib.batch.child", threads=self._config["threads"], log=log, inbox=self._inbox
+                )
         except OSError as error:
             self._give_up(f"The worker process cannot be started: {error.strerror or error}.")
             return
-        self._process, self._ready, self._inside = process, False, {}
+        self._ready, self._inside = False, {}
         self._deadline = time.monotonic() + _START_LIMIT
-        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
-        self._say(self._config)
+        self._process.send(self._config)
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        for message in messages(process):
-            self._inbox.put(("said", process, message))
-        self._inbox.put(("ended", process, process.wait()))
-
-    def _say(self, message: Mapping[str, Any]) -> None:
-        assert self._process is not None
-        say(self._process, message)
-
-    def _feed(self) -> None:
+    def _dispatch(self) -> None:
         """Hand waiting cases to the worker: two at a time, but a suspect of a crash alone."""
-        while self._ready and self._waiting and not self._over:
+        while self._process is not None and self._ready and self._waiting and not self._over:
             case = self._waiting[0]
             suspects = self._crashes.keys() & {case["id"], *self._inside}
             if len(self._inside) >= (1 if suspects else DEPTH):
@@ -145,7 +133,7 @@ class Session:
             if self._committed(case):
                 continue
             self._inside[case["id"]] = _Clock(case)
-            self._say(case)
+            self._process.send(case)
 
     def _committed(self, case: dict[str, Any]) -> bool:
         """Whether this run has this case's result in place; then it is done, whatever became of its worker."""
@@ -155,7 +143,19 @@ class Session:
         self._emit({"event": "finished", "case": case["id"], "state": "done", "record": record})
         return True
 
-    def _hear(self, said: dict[str, Any]) -> None:
+    def _on_news(self, kind: str, process: ChildProcess, news: Any) -> None:
+        """What the process said, or that it has ended. If it talks nonsense it is ended, and its cases start again."""
+        if kind == "ended":
+            self._on_exit(news)
+        elif kind == "message":
+            try:
+                self._on_message(news)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                _log.exception("The worker process sent a message without meaning")
+                process.kill()
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        said = dict(message)
         event = said.pop("event")
         if event == "ready":
             self._ready = True
@@ -182,13 +182,13 @@ class Session:
         elif event == "failed" and said["kind"] == "memory":
             # A fresh process, without a second image in memory, may do.
             self._kill()
-            self._blame([said["case"]], "memory", said["error"])
+            self._requeue_or_fail([said["case"]], "memory", said["error"])
             self._restart()
         elif event == "failed" and said["kind"] == "error":
             # After an error that nobody foresaw, the state of the process (or of its GPU) is not to be trusted.
             self._finish(said["case"], state="failed", kind="error", error=said["error"])
             self._kill()
-            self._blame([], "", "")
+            self._requeue_or_fail([], "", "")
             self._restart()
         elif event == "failed":
             self._finish(said["case"], state="failed", **{key: said[key] for key in ("kind", "error", "unreachable")})
@@ -199,9 +199,9 @@ class Session:
         clock = self._inside.pop(case_id)
         self._emit({"event": "finished", "case": case_id, "seconds": round(clock.seconds, 3), **outcome})
 
-    def _bury(self, code: int) -> None:
+    def _on_exit(self, code: int) -> None:
         """The process has ended by itself."""
-        self._process = None
+        self._kill()
         self._failed_starts += 1
         if self._failed_starts >= _MAX_FAILED_STARTS:
             self._give_up(
@@ -210,14 +210,14 @@ class Session:
             )
             return
         active = [case_id for case_id, clock in self._inside.items() if clock.running]
-        self._blame(
+        self._requeue_or_fail(
             active or list(self._inside),
             "crash",
             f"The worker process ended while it worked on this case: {describe_end(code)}.",
         )
         self._restart()
 
-    def _blame(self, suspects: list[str], kind: str, error: str) -> None:
+    def _requeue_or_fail(self, suspects: list[str], kind: str, error: str) -> None:
         """Put what is inside back to the front of the queue, except a case that has done it before."""
         for case_id, clock in reversed(list(self._inside.items())):
             if self._committed(clock.case):
@@ -248,7 +248,7 @@ class Session:
             if clock.running and clock.seconds > self._time_limit:
                 self._kill()
                 late = self._inside.pop(clock.case["id"])
-                self._blame([], "", "")
+                self._requeue_or_fail([], "", "")
                 self._store.discard(late.case["folder"])
                 if not self._committed(late.case):
                     error = f"It took longer than the limit of {self._time_limit:g} s, while {late.phase}."
@@ -272,7 +272,7 @@ class Session:
         process, self._process = self._process, None
         if process is None:
             return
-        kill_tree(process)
+        process.kill()
         for case_id in self._inside:
             self._store.discard(self._inside[case_id].case["folder"])
 

@@ -24,16 +24,15 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import LiverXAIError
+from ..files import put_folder
 from ..subprocesses import host_name, process_exists
-
-#: The record of a finished case, in its folder: the input, model, settings and times behind the result.
-RECORD = "case.json"
+from .records import RECORD, DamagedError, Result, read_json, read_record, read_result
 
 #: A run whose lock was not touched for so long is dead (if its machine cannot be asked).
 _STALE_SECONDS = 60.0
@@ -90,6 +89,8 @@ class Store:
     def __post_init__(self) -> None:
         self._closed = threading.Event()
         self._trouble: OutputError | None = None
+        #: Damaged records that were met, in words.
+        self.damage: list[str] = []
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.name = f"{stamp}-{self.token}"
 
@@ -107,16 +108,17 @@ class Store:
 
     # --- one writer at a time ------------------------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, note: Callable[[str], None] = lambda text: None) -> None:
         """Make the folders, take the lock, and remove what dead runs left half done.
 
+        :param note: told what is waited for.
         :raises OutputError: the folder cannot be written.
         :raises BusyError: another run is at work on some of the same cases.
         """
         try:
             for folder in (self.cases, self.manifest, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self._lock(note)
             self._sweep()
         except OSError as error:
             raise self.unusable(error) from error
@@ -138,7 +140,7 @@ class Store:
     def heartbeat(self) -> None:
         """Show other machines that this run is alive; raises :class:`OutputError` if the folder or the lock is gone."""
         try:
-            if _read_json(self._lock_path).get("token") != self.token:
+            if _read_lock(self._lock_path).get("token") != self.token:
                 raise OutputError("Stopped: another run has taken over this output folder, since this one seemed dead.")
             os.utime(self._lock_path)
         except OSError as error:
@@ -149,21 +151,21 @@ class Store:
         self._closed.set()
         # If the folder is gone: a lock that nobody touches is dead in a minute.
         with contextlib.suppress(OSError):
-            if _read_json(self._lock_path).get("token") == self.token:
+            if _read_lock(self._lock_path).get("token") == self.token:
                 self._lock_path.unlink()
 
     @property
     def _lock_path(self) -> Path:
         return self.manifest / f"lock-{self.shard.index}-of-{self.shard.count}.json"
 
-    def _lock(self) -> None:
+    def _lock(self, note: Callable[[str], None]) -> None:
         content = {"token": self.token, "host": host_name(), "pid": os.getpid(), "shard": str(self.shard)}
         stolen = False
         while True:
             try:
                 descriptor = os.open(self._lock_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             except FileExistsError:
-                self._refuse_if_alive(self._lock_path)
+                self._refuse_if_alive(self._lock_path, note)
                 self._lock_path.unlink(missing_ok=True)
                 stolen = True
                 continue
@@ -175,36 +177,42 @@ class Store:
         if stolen:
             # Two runs may have found the same dead lock; the one whose lock is there after a while has it.
             time.sleep(1.0)
-            if _read_json(self._lock_path).get("token") != self.token:
+            if _read_lock(self._lock_path).get("token") != self.token:
                 raise BusyError("Another run has just started on this output folder. Wait until it has finished.")
         try:
             for path in self.manifest.glob("lock-*.json"):
                 if path != self._lock_path and self.shard.overlaps(_shard_of(path)):
-                    self._refuse_if_alive(path)
+                    self._refuse_if_alive(path, note)
+                    path.unlink(missing_ok=True)
         except BusyError:
             self.close()
             raise
 
-    def _refuse_if_alive(self, path: Path) -> None:
-        lock = _read_json(path)
-        if self._alive(path, lock):
-            raise BusyError(
-                f"Another run (part {lock.get('shard')}, process {lock.get('pid')} on {lock.get('host')}) works on "
-                f"these cases in {self.output}. Wait for it, or stop it."
-            )
+    def _refuse_if_alive(self, path: Path, note: Callable[[str], None]) -> None:
+        lock = _read_lock(path)
+        who = f"part {lock.get('shard', '?')}, process {lock.get('pid', '?')} on {lock.get('host', '?')}"
+        if self._alive(path, lock, lambda seconds: note(f"Is another run alive ({who})? Waiting {seconds:.0f} s")):
+            raise BusyError(f"Another run ({who}) works on these cases in {self.output}. Wait for it, or stop it.")
 
-    def _alive(self, path: Path, lock: Mapping[str, Any]) -> bool:
-        """Whether the run behind a lock lives. That of another machine is watched until it is touched or stale."""
+    def _alive(self, path: Path, lock: Mapping[str, Any], waiting: Callable[[float], None]) -> bool:
+        """Whether the run behind a lock lives. What cannot be asked is watched until it is touched, or stale.
+
+        That are the locks of other machines, locks from the future (clocks differ) and such that say nothing.
+        """
         here = lock.get("host") == host_name()
-        if here:
-            pid = int(lock.get("pid", 0))
-            if pid == os.getpid() or not process_exists(pid):
-                return False
+        pid = lock.get("pid") if here else None
+        if isinstance(pid, int) and (pid == os.getpid() or not process_exists(pid)):
+            return False
         try:
             touched = path.stat().st_mtime_ns
-            while self._age(path) < _STALE_SECONDS:
-                if here or path.stat().st_mtime_ns != touched:
+            age = self._age(path)
+            if isinstance(pid, int) and -_HEARTBEAT_SECONDS < age < _STALE_SECONDS:
+                return True
+            until = time.monotonic() + _STALE_SECONDS - max(0.0, age)
+            while (left := until - time.monotonic()) > 0:
+                if path.stat().st_mtime_ns != touched:
                     return True
+                waiting(left)
                 time.sleep(0.5)
         except FileNotFoundError:
             pass
@@ -225,9 +233,34 @@ class Store:
         return self.cases / f".part-{self.token}-{folder}"
 
     def record(self, folder: str) -> dict[str, Any] | None:
-        """The record of a finished case, or None if it is not finished."""
-        record = _read_json(self.cases / folder / RECORD)
-        return record or None
+        """The record of a finished case, or None if it is not finished, or damaged."""
+        try:
+            return read_record(self.cases / folder)
+        except DamagedError as error:
+            self._note_damage(folder, error)
+            return None
+
+    def result(self, folder: str) -> Result | None:
+        """A finished case; None if it is not finished, or damaged."""
+        try:
+            return read_result(self.cases / folder)
+        except DamagedError as error:
+            self._note_damage(folder, error)
+            return None
+
+    def _note_damage(self, folder: str, error: DamagedError) -> None:
+        sentence = f"Damaged: {folder}/{error}. The case is open again."
+        if sentence not in self.damage:
+            self.damage.append(sentence)
+
+    def set_aside(self, folder: str) -> None:
+        """Move the folder of a damaged case out of the way, to ``manifest/damaged``."""
+        place = self.manifest / "damaged"
+        try:
+            place.mkdir(exist_ok=True)
+            (self.cases / folder).rename(place / f"{folder}-{self.token}")
+        except OSError as error:
+            raise self.unusable(error) from error
 
     def commit(self, part: Path, folder: str, record: Mapping[str, Any]) -> bool:
         """Make the files in `part` the result of a case, with `record`, at once and for good.
@@ -239,25 +272,13 @@ class Store:
             if path.is_file():
                 _fsync(path)
         _fsync(part)
-        final = self.cases / folder
-        for attempt in (1, 2):
-            old = self.record(folder)
-            if old is not None and old.get("run") == record["run"] and same_result(old, record):
-                shutil.rmtree(part, ignore_errors=True)
-                return False
-            if final.exists():
-                trash = self.cases / f".part-{self.token}-old-{secrets.token_hex(4)}"
-                final.rename(trash)
-                shutil.rmtree(trash, ignore_errors=True)
-            try:
-                part.rename(final)
-                break
-            except OSError:
-                # Another worker, believed lost, may have committed between the two lines above.
-                if attempt == 2 or not final.exists():
-                    raise
-        _fsync(self.cases)
-        return True
+        old = self.record(folder)
+        if old is None or old.get("run") != record["run"] or not same_result(old, record):
+            put_folder(part, self.cases / folder, is_ours=lambda name: True, last=RECORD)
+            _fsync(self.cases)
+            old = None
+        shutil.rmtree(part, ignore_errors=True)
+        return old is None
 
     def update_record(self, folder: str, record: Mapping[str, Any]) -> None:
         """Replace the record of a finished case."""
@@ -292,7 +313,7 @@ class Store:
         )
 
     def _sweep(self) -> None:
-        live = {_read_json(path).get("token") for path in self.manifest.glob("lock-*.json")}
+        live = {_read_lock(path).get("token") for path in self.manifest.glob("lock-*.json")}
         for path in self.cases.glob("*.part-*"):
             if path.name.split("-")[1] not in live:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -315,17 +336,21 @@ def is_lost_place(error: BaseException | None) -> bool:
 
 
 def _shard_of(path: Path) -> Shard:
-    index, count = path.stem.removeprefix("lock-").split("-of-")
-    return Shard(int(index), int(count))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if the file does not exist or is not whole."""
+    """The part of a lock's name; a name without meaning may stand for any part."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        index, count = (int(number) for number in path.stem.removeprefix("lock-").split("-of-"))
+    except ValueError:
+        return Shard(count=0)
+    return Shard(index, count)
+
+
+def _read_lock(path: Path) -> dict[str, Any]:
+    """What a lock says; nothing if it is gone, or damaged."""
+    try:
+        lock = read_json(path)
+    except (FileNotFoundError, NotADirectoryError, DamagedError):
         return {}
-    return data if isinstance(data, dict) else {}
+    return lock if isinstance(lock, dict) else {}
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

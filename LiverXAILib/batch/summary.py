@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +93,7 @@ class CaseSummary:
 
 def collect(store: Store, found: Found) -> list[CaseSummary]:
     """Every case that was found or is in the manifest."""
-    states = last_states(read_manifest(store.manifest))
+    states = last_states(read_manifest(store.manifest, store.damage))
     for case in found.cases:
         states.setdefault(case.id, {"label": case.label, "folder": case.folder, "state": "open"})
     summaries = [_summarize(store, state) for state in states.values()]
@@ -105,16 +104,14 @@ def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
     row: dict[str, Any] = dict.fromkeys(CASE_COLUMNS)
     row |= {"case": state["label"], "folder": state.get("folder"), "state": state["state"]}
     if state["state"] == "failed":
-        row |= {"reason": state["kind"], "error": state["error"], "seconds": state.get("seconds")}
-    record = store.record(state["folder"]) if state["state"] == "done" else None
-    if record is None:
+        kind = state["kind"] if state["kind"] in KINDS else "error"
+        row |= {"reason": kind, "error": state["error"], "seconds": state.get("seconds")}
+    result = store.result(state["folder"]) if state["state"] == "done" else None
+    if result is None:
         # "running" and "dropped" are of interest to the program; for the user the case is still to be done.
         row["state"] = "failed" if state["state"] == "failed" else "open"
         return CaseSummary(row)
-    folder = store.cases / state["folder"]
-    measured = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    checked = [one for one in provenance.get("explanations", ()) if one.get("faithfulness")]
+    measured, record, checked = result.measurements, result.record, result.explanations
     longest = max((lesion["axial"]["long_mm"] for lesion in measured["lesions"]), default=None)
     times = record["times"]
     row |= {name: measured.get(name) for name in CASE_COLUMNS if name in measured}
@@ -129,9 +126,7 @@ def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
         "image": record["input"]["path"],
         "image_sha256": record["input"]["sha256"],
     }
-    with (folder / "measurements.csv").open(encoding="utf-8", newline="") as file:
-        lesions = [line for line in csv.DictReader(file) if line["structure"] == "lesion"]
-    return CaseSummary(row, lesions, checked)
+    return CaseSummary(row, result.lesions, checked)
 
 
 def _gain(explanation: Mapping[str, Any]) -> float:

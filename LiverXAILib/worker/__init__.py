@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine in a child process: a program with a window starts it, asks, and never waits.
+"""The computation in a child process: a program with a window starts it, asks, and never waits.
 
 :class:`~LiverXAILib.worker.client.WorkerClient` is the side of the window; it needs neither Qt nor torch.
 :mod:`LiverXAILib.worker.server` is the child process; :mod:`LiverXAILib.worker.wire` says what goes between them.

@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,11 +20,14 @@ from ..analysis import Analysis
 from ..errors import Cancelled, LiverXAIError, UsageError
 from ..explain.catalog import DEFAULT_METHOD
 from ..explain.explanation import Explanation
+from ..files import staging_folder
 from ..inference.segmentation import Segmentation
-from ..subprocesses import describe_end, kill_tree, messages, say, start_child
+from ..subprocesses import ChildProcess, describe_end, is_memory
 from ..volumes.volume import Volume
 from .wire import KINDS, pack_segmentation, pack_volume, unpack_analysis, unpack_explanation
 
+#: What the child process runs.
+SERVER = "LiverXAILib.worker.server"
 #: A request that does not end within this time after it was cancelled is ended with its process.
 CANCEL_GRACE_S = 5.0
 
@@ -89,8 +90,9 @@ class WorkerClient:
         self._python = python or sys.executable
         self._threads = threads or max(1, _cores() - 1)
         self.log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
         self._folder: Path | None = None
+        self._resources = contextlib.ExitStack()
         self._inbox: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self._running: _Request | None = None
         self._number = 0
@@ -194,10 +196,13 @@ class WorkerClient:
         if self._running is not None and self._running.cancel_deadline is None:
             self._running.cancel_deadline = time.monotonic() + CANCEL_GRACE_S
             if self._process is not None:
-                say(self._process, {"cancel": self._running.number})
+                self._process.send({"cancel": self._running.number})
 
     def poll(self) -> list[Event]:
-        """What has happened since the last call. Call it some ten times a second."""
+        """What has happened since the last call. Call it some ten times a second.
+
+        Never raises: each request ends in exactly one "done" or "failed", whatever the worker does or says.
+        """
         events = []
         while True:
             try:
@@ -206,7 +211,7 @@ class WorkerClient:
                 break
             if process is not self._process:
                 continue
-            event = self._hear(message) if kind == "said" else self._bury(message)
+            event = self._on_news(kind, message)
             if event is not None:
                 events.append(event)
         running = self._running
@@ -245,7 +250,7 @@ class WorkerClient:
 
     def _send(
         self,
-        process: subprocess.Popen[bytes],
+        process: ChildProcess,
         folder: Path,
         request: _Request,
         segmentation: Segmentation | Callable[[], Segmentation] | None,
@@ -261,46 +266,53 @@ class WorkerClient:
                 segmentation = segmentation()
             if segmentation is not None:
                 arguments["labels"] = {**arguments["labels"], **pack_segmentation(segmentation, folder)}
+            process.send({"id": request.number, "action": request.action, **arguments})
         except Exception as error:  # whatever it is, somebody waits for an answer
-            kind = next((name for name, known in KINDS.items() if isinstance(error, known)), "error")
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            if not isinstance(error, LiverXAIError):
-                advice = "Is the disk full?" if isinstance(error, OSError) else "Close other programs, or crop the CT."
-                reason = f"The image cannot be handed to the worker: {reason}. {advice}"
-            details = "".join(traceback.format_exception(error))
-            failure = {"event": "failed", "id": request.number, "kind": kind, "error": reason, "details": details}
-            self._inbox.put(("said", process, failure))
-            return
-        say(process, {"id": request.number, "action": request.action, **arguments})
+            self._inbox.put(("unsent", process, _unsent(request, error)))
 
     def _start(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="liverxai-"))
         try:
+            self._folder = self._resources.enter_context(
+                staging_folder(Path(tempfile.gettempdir()) / "liverxai-worker", private=True)
+            )
             with (self.log or Path(os.devnull)).open("ab") as log:
-                process = start_child(self._python, "LiverXAILib.worker.server", threads=self._threads, log=log)
+                self._process = ChildProcess(self._python, SERVER, threads=self._threads, log=log, inbox=self._inbox)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._end()
             raise WorkerError(f"The worker process cannot be started: {error.strerror or error}.") from error
-        self._process, self._folder, self._held = process, folder, {}
-        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
-        say(process, {"folder": str(folder), "threads": self._threads})
+        self._held = {}
+        self._process.send({"folder": str(self._folder), "threads": self._threads})
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        for message in messages(process):
-            self._inbox.put(("said", process, message))
-        self._inbox.put(("ended", process, process.wait()))
+    def _on_news(self, kind: str, news: Any) -> Event | None:
+        """The event that follows from what was heard of the worker; None: none of interest."""
+        if kind == "unsent":
+            return self._on_message(news)
+        if kind == "ended":
+            return self._on_exit(news)
+        if kind == "message":
+            try:
+                return self._on_message(news)
+            except Exception as error:
+                # The answer, or a file that came with it, is not what it should be.
+                return self._fail_and_end("".join(traceback.format_exception(error)))
+        return self._fail_and_end(f"The worker said: {news}")
 
-    def _hear(self, message: Mapping[str, Any]) -> Event | None:
+    def _on_message(self, message: Mapping[str, Any]) -> Event | None:
         running = self._running
         if running is None or message.get("id") != running.number:
             return None
         if message["event"] == "progress":
-            return Event("progress", running.number, message["stage"], message["fraction"], message["remaining_s"])
-        self._running = None
+            fraction, remaining = float(message["fraction"]), message["remaining_s"]
+            seconds = None if remaining is None else float(remaining)
+            return Event("progress", running.number, str(message["stage"]), fraction, seconds)
         if message["event"] == "failed":
-            return Event("failed", running.number, error=_error(message), details=message["details"])
-        self._held.update(running.held)
-        return Event("done", running.number, fraction=1.0, result=self._unpack(running, message["result"]))
+            event = Event("failed", running.number, error=_error(message), details=str(message["details"]))
+        else:
+            result = self._unpack(running, message["result"])
+            self._held.update(running.held)
+            event = Event("done", running.number, fraction=1.0, result=result)
+        self._running = None
+        return event
 
     def _unpack(self, request: _Request, result: Mapping[str, Any]) -> Analysis | list[Explanation] | Mapping[str, Any]:
         assert self._folder is not None
@@ -309,31 +321,54 @@ class WorkerClient:
             return unpack_analysis(result, self._folder, request.volume)
         if request.action == "explain":
             return [unpack_explanation(explanation, self._folder) for explanation in result["explanations"]]
+        if not isinstance(result, dict):
+            raise TypeError(f"{type(result).__name__} instead of a mapping")
         return result
 
-    def _bury(self, code: int) -> Event | None:
+    def _on_exit(self, code: int) -> Event | None:
         """The process has ended by itself."""
-        running, self._running = self._running, None
-        self._end()
-        if running is None:
-            return None
         where = f" See {self.log}." if self.log else ""
         sentence = f"The computation ended unexpectedly: {describe_end(code)}. Nothing was changed; try again.{where}"
-        return Event("failed", running.number, error=WorkerError(sentence), details=sentence)
+        return self._fail_and_end(sentence, sentence)
+
+    def _fail_and_end(
+        self,
+        details: str,
+        sentence: str = "The computation gave an answer without meaning. Try again.",
+    ) -> Event | None:
+        """End the worker; the running request, if there is one, has failed."""
+        running, self._running = self._running, None
+        self._end()
+        return (
+            None if running is None else Event("failed", running.number, error=WorkerError(sentence), details=details)
+        )
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        folder, self._folder, self._held = self._folder, None, {}
-        if process is not None:
-            kill_tree(process)
-            assert process.stdin is not None
-            process.stdin.close()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        self._folder, self._held = None, {}
+        with self._resources.pop_all():  # the folder goes, whatever happens
+            if process is not None:
+                process.kill()
+
+
+def _unsent(request: _Request, error: Exception) -> dict[str, Any]:
+    """The failure of a request that could not be handed to the worker."""
+    kind = next((name for name, known in KINDS.items() if isinstance(error, known)), "error")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if not isinstance(error, LiverXAIError):
+        if isinstance(error, OSError):
+            advice = "Is the disk full?"
+        elif is_memory(error):
+            advice = "Close other programs, or crop the CT."
+        else:
+            advice = "Please report this."
+        reason = f"The image cannot be handed to the worker: {reason}. {advice}"
+    details = "".join(traceback.format_exception(error))
+    return {"event": "failed", "id": request.number, "kind": kind, "error": reason, "details": details}
 
 
 def _error(message: Mapping[str, Any]) -> LiverXAIError:
-    return KINDS.get(message["kind"], WorkerError)(message["error"])
+    return KINDS.get(str(message["kind"]), WorkerError)(str(message["error"]))
 
 
 def _cores() -> int:

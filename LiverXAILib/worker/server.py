@@ -56,27 +56,32 @@ def main() -> int:
     config = json.loads(sys.stdin.buffer.readline())
     volunteer_for_the_oom_killer()
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    engine = Engine(Path(config["folder"]), channel)
-    threading.Thread(target=_listen, args=(requests, engine), daemon=True).start()
+    handler = RequestHandler(Path(config["folder"]), channel)
+    threading.Thread(target=_listen, args=(requests, handler), daemon=True).start()
     _log.info("LiverXAI %s, Python %s, %s", __version__, platform.python_version(), platform.platform())
     RunContext(threads=config["threads"]).limit_threads()
     while True:
-        engine.answer(requests.get())
+        handler.answer(requests.get())
 
 
-def _listen(requests: queue.Queue[dict[str, Any]], engine: Engine) -> None:
+def _listen(requests: queue.Queue[dict[str, Any]], handler: RequestHandler) -> None:
     """Take requests; end the process, whatever it is doing, when there is no parent any more."""
-    for line in sys.stdin.buffer:
-        message = json.loads(line)
-        if "cancel" in message:
-            engine.cancel(message["cancel"])
-        else:
-            requests.put(message)
-    shutil.rmtree(engine.folder, ignore_errors=True)
-    os._exit(0)
+    code = 0
+    try:
+        for line in sys.stdin.buffer:
+            message = json.loads(line)
+            if "cancel" in message:
+                handler.cancel(message["cancel"])
+            else:
+                requests.put({"id": message["id"], "action": message["action"], **message})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        _log.error("A request without meaning: this process ends")
+        code = 2
+    shutil.rmtree(handler.folder, ignore_errors=True)
+    os._exit(code)
 
 
-class Engine:
+class RequestHandler:
     """What stays loaded between requests, and the requests themselves.
 
     :param folder: where images are exchanged.

@@ -258,3 +258,32 @@ def assert_whole(folder: Path, expected: Sequence[str] = ("segmentation.seg.nrrd
         assert (folder / name).stat().st_size > 0, f"{folder / name} is missing or empty"
     for path in folder.glob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
+
+
+#: What a finished case's folder holds, as far as summaries read it.
+RESULT_RECORD = {
+    "case": "ab",
+    "run": "r",
+    "times": {"reading": 1, "analyzing": 1, "writing": 1},
+    "warnings": [],
+    "model": {"name": "a", "version": "1"},
+    "software": "1",
+    "input": {"path": "p", "sha256": "s"},
+}
+RESULT_MEASUREMENTS = {
+    "liver_volume_ml": 1500.0,
+    "liver_complete": True,
+    "liver_mean_hu": 100.0,
+    "tumor_volume_ml": None,
+    "tumor_burden_percent": None,
+    "lesions": [{"axial": {"long_mm": 12.0}}],
+}
+
+
+def write_result_files(folder: Path) -> None:
+    """The files of a finished case beside its record."""
+    (folder / "measurements.json").write_text(json.dumps(RESULT_MEASUREMENTS), encoding="utf-8")
+    (folder / "measurements.csv").write_text("structure,volume_ml\nliver,1500\nlesion,2\n", encoding="utf-8")
+    check = {"passed": True, "sentence": "Good.", "curves": {"gain": 0.5}}
+    provenance = {"explanations": [{"target": "liver", "faithfulness": check}, {}]}
+    (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from batch_toys import (
+    RESULT_RECORD,
     ROOT,
     assert_whole,
     batch_command,
@@ -26,15 +27,16 @@ from batch_toys import (
     wait_for,
     write_good,
     write_model,
+    write_result_files,
 )
 
 from LiverXAILib.batch.cases import content_hash, find_cases, stamp
-from LiverXAILib.batch.run import Settings, judge
+from LiverXAILib.batch.run import Settings, resume_decision
 from LiverXAILib.batch.store import RECORD, Store
 from LiverXAILib.options import Options
 
 FAST = ("--explain", "--no-report")
-MODEL = {"name": "m", "weights_sha256": ["1"]}
+MODEL = {"name": "m", "version": "1", "weights_sha256": ["1"]}
 
 
 # --- what counts as the same --------------------------------------------------------------------------------------
@@ -48,21 +50,22 @@ def done(tmp_path):
     store = Store(tmp_path / "out")
     store.open()
     settings = Settings()
-    source = {"stamp": stamp(case.files), "sha256": content_hash(case.files)}
-    record = {"case": case.id, "run": "r", "model": MODEL, "settings": settings.of(case), "input": source}
+    source = {"path": "a.nrrd", "stamp": stamp(case.files), "sha256": content_hash(case.files)}
+    record = RESULT_RECORD | {"case": case.id, "model": MODEL, "settings": settings.of(case), "input": source}
     part = store.part(case.folder)
     part.mkdir()
+    write_result_files(part)
     store.commit(part, case.folder, record)
     yield SimpleNamespace(path=path, case=case, store=store, settings=settings)
     store.close()
 
 
-def verdict(done, *, settings=None, model=MODEL, state=None, refresh=False):
-    return judge(done.case, done.store, model, settings or done.settings, state or {}, refresh=refresh)
+def decision(done, *, settings=None, model=MODEL, state=None, refresh=False):
+    return resume_decision(done.case, done.store, model, settings or done.settings, state or {}, refresh=refresh)
 
 
 def test_the_same_image_model_and_settings_are_finished(done):
-    assert verdict(done).finished
+    assert decision(done).finished
 
 
 @pytest.mark.parametrize(
@@ -76,41 +79,41 @@ def test_the_same_image_model_and_settings_are_finished(done):
     ],
 )
 def test_other_settings_or_another_model_are_not(done, changes, reason):
-    result = verdict(done, **changes)
+    result = decision(done, **changes)
     assert (result.finished, result.reason) == (False, reason)
 
 
 def test_device_workers_and_limits_do_not_change_a_result(done):
     settings = Settings(devices=("cuda:1",), workers=4, threads=2, time_limit=1.0)
-    assert verdict(done, settings=settings).finished
+    assert decision(done, settings=settings).finished
 
 
 def test_another_image_under_the_same_name_is_done_again(done):
     write_good(done.path, 2)
-    assert verdict(done).reason == "image changed"
+    assert decision(done).reason == "image changed"
     done.path.unlink()
-    assert verdict(done).reason == "image changed"
+    assert decision(done).reason == "image changed"
 
 
 def test_a_copied_image_with_a_new_time_is_recognized_and_then_not_read_again(done):
     os.utime(done.path, ns=(5, 5))
-    assert verdict(done, refresh=True).finished
+    assert decision(done, refresh=True).finished
     assert done.store.record(done.case.folder)["input"]["stamp"] == stamp(done.case.files)
 
 
 def test_a_result_that_was_deleted_is_made_again(done):
     (done.store.cases / done.case.folder / RECORD).unlink()
-    assert verdict(done, state={"state": "done"}).reason == "new"
+    assert decision(done, state={"state": "done"}).reason == "new"
 
 
 def test_what_failed_is_tried_again_unless_one_does_not_want_it(done):
     (done.store.cases / done.case.folder / RECORD).unlink()
     state = {"state": "failed", "settings": done.settings.of(done.case), "model": MODEL}
     keep = Settings(keep_failed=True)
-    assert verdict(done, state=state).finished is False
-    assert verdict(done, settings=keep, state=state).finished
-    assert not verdict(done, settings=keep, state=state, model={"name": "other"}).finished
-    assert not verdict(done, settings=Settings(keep_failed=True, options=Options(scene=True)), state=state).finished
+    assert decision(done, state=state).finished is False
+    assert decision(done, settings=keep, state=state).finished
+    assert not decision(done, settings=keep, state=state, model={"name": "other"}).finished
+    assert not decision(done, settings=Settings(keep_failed=True, options=Options(scene=True)), state=state).finished
 
 
 # --- real runs ----------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_names_that_are_not_unicode_survive(store):
     store.commit(a_part(store, "one"), "one", record)
     assert store.record("one") == record
     manifest = Manifest(store)
-    manifest.append("case", case="1", state="done", label=record["label"])
+    manifest.append("case", case="1", state="done", label=record["label"], folder="x")
     manifest.close()
     assert read_manifest(store.manifest)[0]["label"] == record["label"]
 
@@ -174,7 +174,7 @@ def test_errors_of_the_place_are_told_from_errors_of_the_case(error, lost):
 def test_a_torn_last_line_is_ignored_and_all_others_are_read(store):
     manifest = Manifest(store)
     for number in range(3):
-        manifest.append("case", case=str(number), state="done", label=f"Fall {number} ü\u2028x")
+        manifest.append("case", case=str(number), state="done", label=f"Fall {number} ü\u2028x", folder="x")
     manifest.close()
     path = next(store.manifest.glob("*.jsonl"))
     whole = path.read_bytes()
@@ -186,11 +186,11 @@ def test_a_torn_last_line_is_ignored_and_all_others_are_read(store):
 
 def test_the_last_line_about_a_case_counts_whichever_run_wrote_it(store):
     first, second = Manifest(store), Manifest(Store(store.output))
-    first.append("case", case="1", state="running")
-    second.append("case", case="1", state="running")
-    second.append("case", case="1", state="done")
+    first.append("case", case="1", state="running", label="x", folder="x")
+    second.append("case", case="1", state="running", label="x", folder="x")
+    second.append("case", case="1", state="done", label="x", folder="x")
     time.sleep(0.01)
-    first.append("case", case="1", state="failed")
+    first.append("case", case="1", state="failed", label="x", folder="x", kind="input", error="e")
     assert last_states(read_manifest(store.manifest))["1"]["state"] == "failed"
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_is_reported_and_leaves_no_half_line_that_counts(tmp_path):
         "store = Store(Path(sys.argv[1])); store.open(); manifest = Manifest(store)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "try:\n"
-        "    while True: manifest.append('case', case='1', state='done', label='x' * 100)\n"
+        "    while True: manifest.append('case', case='1', state='done', label='x' * 100, folder='x')\n"
         "except OutputError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -300,12 +300,12 @@ def test_a_killed_host_leaves_no_worker_and_no_files(model_folder, tmp_path):
     )
     worker = int(host.stdout.readline())
     assert worker in children(host.pid)
-    assert list(tmp_path.glob("liverxai-*"))
+    assert list(tmp_path.glob(".liverxai-*"))
     host.kill()
     host.wait()
     host.stdout.close()
     assert until(lambda: not alive(worker))
-    assert not list(tmp_path.glob("liverxai-*"))
+    assert not list(tmp_path.glob(".liverxai-*"))
 
 
 def test_the_worker_writes_every_output_that_the_command_line_writes(shared, model_folder, tmp_path):

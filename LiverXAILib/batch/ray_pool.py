@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Ray cluster as the engine: actors on its nodes hold the model, the driver keeps the manifest.
+"""A Ray cluster as the pool of workers: actors on its nodes hold the model, the driver keeps the manifest.
 
 Each actor has a :class:`~LiverXAILib.batch.session.Session` of its own, so that the two ways to lose a worker are told
 apart: a *case* that crashes or hangs takes down only the process inside the session and is recorded as its own failure;
@@ -36,7 +36,7 @@ _OBJECT_STORE_BYTES = 100 << 20
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-class RayEngine:
+class RayWorkerPool:
     """Spreads cases over actors: one per GPU of the cluster, or one per `cpus_per_worker` cores if it has no GPU.
 
     :param address: of a running cluster; None: that in RAY_ADDRESS, or a new one on this machine.
@@ -56,9 +56,7 @@ class RayEngine:
         try:
             import ray
         except ImportError as error:
-            raise UsageError(
-                "The Ray engine needs: pip install 'liverxai[scale]'. Or leave out --engine ray."
-            ) from error
+            raise UsageError("Ray needs: pip install 'liverxai[scale]'. Or leave out --engine ray.") from error
         self.ends = 1
         self._ray = ray
         self._store = store
@@ -101,16 +99,16 @@ class RayEngine:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    # --- the driver's side: see run.Engine ---------------------------------------------------------------------
+    # --- the driver's side: see run.WorkerPool ---------------------------------------------------------------------
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return DEPTH * self._workers - self._outstanding
 
     def submit(self, case: dict[str, Any]) -> None:
         self._outstanding += 1
         self._inbox.put(("submit", case))
 
-    def heard(self, event: Mapping[str, Any]) -> None:
+    def acknowledge(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "finished":
             self._outstanding -= 1
 
@@ -124,13 +122,13 @@ class RayEngine:
             self._ray.kill(actor)
         self._ray.shutdown()
 
-    # --- the engine's thread -------------------------------------------------------------------------------------
+    # --- the pool's thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._serve()
         except Exception as error:
-            _log.exception("The engine has failed")
+            _log.exception("The pool has failed")
             self._emit({"event": "fatal", "error": f"{type(error).__name__}: {error}"})
         self._emit({"event": "ended"})
 
@@ -150,10 +148,10 @@ class RayEngine:
                         actor.wind_down.remote()
                 else:
                     self._waiting.append(case)
-            self._feed()
+            self._dispatch()
             finished, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=0.1) if self._calls else ([], [])
             for call in finished:
-                self._hear(call, restart=not winding_down)
+                self._on_message(call, restart=not winding_down)
             if winding_down and not any(case for _, case in self._calls.values()):
                 self._over = True
 
@@ -162,7 +160,7 @@ class RayEngine:
         # Only an actor that has loaded its model gets cases: one that finds no free node keeps none waiting.
         self._calls[actor.ready.remote()] = (actor, None)
 
-    def _feed(self) -> None:
+    def _dispatch(self) -> None:
         while self._waiting and self._actors:
             actor = min(self._actors, key=lambda one: len(self._actors[one]))
             if len(self._actors[actor]) >= DEPTH:
@@ -180,7 +178,7 @@ class RayEngine:
         record = self._store.record(case["folder"])
         return record if record is not None and record.get("run") == self._store.token else None
 
-    def _hear(self, call: Any, restart: bool) -> None:
+    def _on_message(self, call: Any, restart: bool) -> None:
         actor, case = self._calls.pop(call)
         try:
             said = self._ray.get(call)

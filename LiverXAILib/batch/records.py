@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is on record of cases, read with care: disks, editors and killed machines damage files.
+
+Whatever reads a record asks here. What is not as this program writes it raises :class:`DamagedError`, and the case is
+done again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..report.writers import PROVENANCE
+
+#: The record of a finished case, in its folder: the input, model, settings and times behind the result.
+RECORD = "case.json"
+_MEASUREMENTS, _TABLE = "measurements.json", "measurements.csv"
+
+_NUMBER = (int, float)
+#: What each kind of record must have, and of which type; "?": it may be null.
+_IDENTITY_SHAPE = {"case": str, "run": str}
+_RECORD_SHAPE = {
+    **_IDENTITY_SHAPE,
+    "model": {"name": str, "version": str},
+    "input": {"path": str, "sha256": str},
+    "software": str,
+    "times": {"reading": _NUMBER, "analyzing": _NUMBER, "writing": _NUMBER},
+    "warnings": [str],
+}
+_MEASUREMENTS_SHAPE = {
+    "liver_volume_ml": _NUMBER,
+    "liver_complete": bool,
+    "?liver_mean_hu": _NUMBER,
+    "?tumor_volume_ml": _NUMBER,
+    "?tumor_burden_percent": _NUMBER,
+    "?lesion_count": _NUMBER,
+    "lesions": [{"axial": {"long_mm": _NUMBER}}],
+}
+_CHECK_SHAPE = {"target": str, "faithfulness": {"passed": bool, "sentence": str, "curves": {"gain": _NUMBER}}}
+_EVENT_SHAPES: dict[str, dict[str, Any]] = {
+    "": {"event": str, "time": _NUMBER, "run": str},
+    "case": {"case": str, "label": str, "folder": str, "state": str},
+    "failed": {"kind": str, "error": str},
+}
+
+
+class DamagedError(Exception):
+    """A record is not as this program writes it; `path` is its file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path.name}: {reason}")
+        self.path = path
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished case as its folder tells it."""
+
+    record: Mapping[str, Any]
+    measurements: Mapping[str, Any]
+    explanations: Sequence[Mapping[str, Any]]
+    lesions: Sequence[Mapping[str, str]]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises :class:`DamagedError`, or OSError if it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(path, "not JSON") from error
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the case in `folder`, as far as it says which result this is; None if it is not finished.
+
+    :raises DamagedError: it does not say that.
+    """
+    path = folder / RECORD
+    try:
+        record = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    _require(path, record, _IDENTITY_SHAPE)
+    return dict(record)
+
+
+def read_result(folder: Path) -> Result | None:
+    """All that summaries need of a finished case; None if it is not finished; raises :class:`DamagedError`."""
+    record = read_record(folder)
+    if record is None:
+        return None
+    _require(folder / RECORD, record, _RECORD_SHAPE)
+    try:
+        measurements, provenance = read_json(folder / _MEASUREMENTS), read_json(folder / PROVENANCE)
+        _require(folder / _MEASUREMENTS, measurements, _MEASUREMENTS_SHAPE)
+        _require(folder / PROVENANCE, provenance, {})
+        explanations = provenance.get("explanations", [])
+        _require(folder / PROVENANCE, explanations, [{}])
+        checked = [one for one in explanations if one.get("faithfulness")]
+        _require(folder / PROVENANCE, checked, [_CHECK_SHAPE])
+        with (folder / _TABLE).open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except FileNotFoundError as error:
+        raise DamagedError(Path(error.filename), "missing") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DamagedError(folder / _TABLE, "not a table") from error
+    if "structure" not in columns or any(None in row or None in row.values() for row in rows):
+        raise DamagedError(folder / _TABLE, "not the table of measurements")
+    return Result(record, measurements, checked, [row for row in rows if row["structure"] == "lesion"])
+
+
+def is_event(line: Any) -> bool:
+    """Whether a line of a manifest is as this program writes it."""
+    kinds = ["", *(["case"] if isinstance(line, dict) and line.get("event") == "case" else [])]
+    kinds += ["failed"] if isinstance(line, dict) and line.get("state") == "failed" else []
+    try:
+        for kind in kinds:
+            _require(Path(), line, _EVENT_SHAPES[kind])
+    except DamagedError:
+        return False
+    return "folder" not in line or is_plain_name(line["folder"])
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can be that of a folder of results, and leads nowhere else."""
+    return bool(name) and name == Path(name).name and "\0" not in name
+
+
+def _require(path: Path, value: Any, shape: Any, where: str = "") -> None:
+    """Raise :class:`DamagedError` unless `value` has `shape`: types, and lists and mappings of shapes."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise DamagedError(path, f"{where or 'all of it'} is not a mapping")
+        for key, inner in shape.items():
+            name = key.removeprefix("?")
+            if key != name and value.get(name) is None:
+                continue
+            if name not in value:
+                raise DamagedError(path, f"{where}{name} is missing")
+            _require(path, value[name], inner, f"{where}{name} ")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise DamagedError(path, f"{where or 'all of it'} is not a list")
+        for item in value:
+            _require(path, item, shape[0], where)
+    elif not isinstance(value, shape) or (shape is _NUMBER and (isinstance(value, bool) or not math.isfinite(value))):
+        raise DamagedError(path, f"{where}has a wrong value")
