@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .explain.answers import Answer
     from .explain.explanation import Explanation
     from .inference.segmentation import Segmentation
     from .measure.measurements import Measurements
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class Analysis:
     """One CT, its segmentation, the explanations, the measurements, and how they came about.
 
-    `provenance` is JSON-ready and complete: with the image, the model file and it, the result can be made again.
+    `explanations` are heat maps; `answers` are those answers to "why?" that are numbers and a sentence. `provenance` is
+    JSON-ready and complete: with the image, the model file and it, the result can be made again.
     """
 
     volume: Volume
@@ -28,3 +30,4 @@ class Analysis:
     explanations: tuple[Explanation, ...]
     measurements: Measurements
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    answers: tuple[Answer, ...] = ()

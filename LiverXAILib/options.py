@@ -50,6 +50,7 @@ class Options:
     method: str = DEFAULT_METHOD
     layer: str | None = None
     check: bool = False
+    answers: bool = True
     write: tuple[str, ...] | None = None
     report: bool | None = None
     dicom: bool | None = None
@@ -135,6 +136,7 @@ class Options:
             method=self.method,
             layer=self.layer,
             check=self.check,
+            answers=self.answers,
             postprocessing=rules,
             **context.keywords,
         )
@@ -177,6 +179,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layer", default=None, help="layer of the network to explain (default: the model's)")
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
+    parser.add_argument(
+        "--answers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask the model what it would say without each lesion (default: yes, if anything is explained)",
+    )
     parser.add_argument(
         "--write",
         metavar="OUTPUT",

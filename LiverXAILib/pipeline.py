@@ -19,10 +19,12 @@ from .analysis import Analysis
 from .context import RunContext
 from .errors import Cancelled, InputError, LiverXAIError, UsageError
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
+from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
-from .explain.targets import LESION_LABEL
+from .explain.targets import LESION_LABEL, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
-from .inference import Postprocessing, segment
+from .inference import Postprocessing, Segmentation, segment
+from .inference.lesions import lesion_components
 from .measure import measure, measure_uncertainty
 from .models import Model
 from .progress import CancelToken, Progress
@@ -32,6 +34,10 @@ from .volumes.volume import Volume
 
 #: What is explained when nobody asks for something else, where the model knows it.
 DEFAULT_TARGETS = ("liver", "tumor")
+#: So many lesions, the largest first, are removed from the CT without being asked for.
+ANSWERED_LESIONS = 10
+#: With `check`, each lesion is replaced in so many ways.
+CHECK_DRAWS = 3
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +50,7 @@ def analyze(
     method: str = DEFAULT_METHOD,
     layer: str | None = None,
     check: bool = False,
+    answers: bool = True,
     device: str = "auto",
     postprocessing: Postprocessing | None = None,
     progress: Progress | None = None,
@@ -58,6 +65,8 @@ def analyze(
     :param layer: layer of the network to explain; None: the model's default.
     :param check: also compute how faithful each explanation is, and how sure the model is of each lesion (takes
         several times longer).
+    :param answers: if anything is explained, also ask the model what it would say without each lesion (up to the
+        :data:`ANSWERED_LESIONS` largest), see :func:`~LiverXAILib.explain.counterfactual.explain_lesions`.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
@@ -86,7 +95,16 @@ def analyze(
         method=method,
         layer=layer,
         check=check,
-        **context.part(0.4, 0.9).keywords,
+        **context.part(0.4, 0.85).keywords,
+    )
+    found = explain_lesions(
+        volume,
+        model,
+        segmentation,
+        _asked_without(answerable, segmentation) if answers else [],
+        draws=CHECK_DRAWS if check else DRAWS,
+        refusals=warnings,
+        **context.part(0.85, 0.9).keywords,
     )
     uncertainty = None
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
@@ -111,6 +129,7 @@ def analyze(
             }
             for explanation in explanations
         ],
+        "answers": [answer.to_dict() for answer in found],
         "uncertainty": None if uncertainty is None else uncertainty.to_dict(),
         "warnings": warnings,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
@@ -118,7 +137,19 @@ def analyze(
         "notice": "For research use only. Not for diagnosis or treatment.",
     }
     context.report("Done", 1.0)
-    return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance)
+    return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance, tuple(found))
+
+
+def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> list[Target]:
+    """What the model is asked about in a changed CT.
+
+    Every "why not", every lesion that is asked about, and, if anything is explained, the largest lesions.
+    """
+    asked = [question for question in questions if isinstance(question, WhyNot | LesionTarget)]
+    if questions and any(spec.name == LESION_LABEL for spec in segmentation.specs):
+        count = min(ANSWERED_LESIONS, int(lesion_components(segmentation).max()))
+        asked = [*(LesionTarget(number + 1) for number in range(count)), *asked]
+    return list(dict.fromkeys(asked))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
+    from .answers import Answer, Counterfactual, NeededChange
     from .catalog import CATALOG, DEFAULT_METHOD, MethodInfo
+    from .counterfactual import explain_lesions
     from .explainer import explain, explain_all
     from .explanation import Explanation
     from .methods import METHODS, Method
@@ -31,27 +33,33 @@ __all__ = [
     "CATALOG",
     "DEFAULT_METHOD",
     "METHODS",
+    "Answer",
     "BoxTarget",
     "Contrast",
+    "Counterfactual",
     "EmptyTargetError",
     "Explanation",
     "LabelTarget",
     "LesionTarget",
     "Method",
     "MethodInfo",
+    "NeededChange",
     "PlaceTarget",
     "PointTarget",
     "Target",
     "WhyNot",
     "explain",
     "explain_all",
+    "explain_lesions",
 ]
 
 # What needs torch is imported when it is first used: Slicer's main process shows heat maps and never loads torch.
 __getattr__ = lazy_names(
     __name__,
     {
+        **dict.fromkeys(("Answer", "Counterfactual", "NeededChange"), "answers"),
         **dict.fromkeys(("CATALOG", "DEFAULT_METHOD", "MethodInfo"), "catalog"),
+        "explain_lesions": "counterfactual",
         **dict.fromkeys(("explain", "explain_all"), "explainer"),
         "Explanation": "explanation",
         **dict.fromkeys(("METHODS", "Method"), "methods"),

@@ -165,22 +165,29 @@ class ScoreTarget:
             odds = odds - logits[list(self.rivals)].logsumexp(dim=0)
         return odds
 
+    def turned(self) -> ScoreTarget:
+        """The opposite question: what raises the answer lowers it, and the reverse."""
+        return replace(self, own=self.rivals, rivals=self.own)
+
     @property
     def focus(self) -> int:
         """The window with the largest share."""
         return max(self.windows, key=lambda number: self.windows[number])
 
-    def in_focus(self, run: StageContext, limit_mm: float = EXAMINED_MM) -> tuple[StageContext, ScoreTarget, Box]:
+    def in_focus(
+        self, run: StageContext, limit_mm: float | None = EXAMINED_MM, context_mm: float = CONTEXT_MM
+    ) -> tuple[StageContext, ScoreTarget, Box]:
         """The run and the question cut down to one window, as if there were nothing else, and where it lies.
 
         It is the window that matters most, or, if the stage reads images of any size, the part of it within
-        :data:`CONTEXT_MM` of the target: much cheaper to run many times. Where that is more than `limit_mm` along an
+        `context_mm` of the target: much cheaper to run many times. Where that is more than `limit_mm` along an
         axis, it is the box of that size which holds target and surroundings in the best balance, up to half and half.
+        Without `limit_mm` it is the window.
         """
         window = run.plan.boxes[self.focus]
         box = window
-        if run.stage.size is None and not run.stage.pad_to_window:
-            box = self._surroundings(run, window, limit_mm)
+        if limit_mm is not None and run.stage.size is None and not run.stage.pad_to_window:
+            box = self._surroundings(run, window, limit_mm, context_mm)
         share = self.window_weights(box, run.plan.weight(window)[box.relative_to(window)])
         size = share.shape[1], share.shape[2], share.shape[3]
         whole = Box.full(size)
@@ -188,12 +195,12 @@ class ScoreTarget:
         alone = replace(run, grid=run.grid.cropped(box), plan=plan, image=run.image[box])
         return alone, replace(self, weights=share, box=whole, windows={0: float(share.abs().sum())}), box
 
-    def _surroundings(self, run: StageContext, window: Box, limit_mm: float) -> Box:
+    def _surroundings(self, run: StageContext, window: Box, limit_mm: float, context_mm: float) -> Box:
         divisor = (1, *run.stage.divisor[1:]) if run.stage.dimensions == 2 else run.stage.divisor
         asked = self.window_weights(window, run.plan.weight(window)).abs().sum(dim=0) > 0
         sizes, centered = [], []
         for axis, (limits, target) in enumerate(zip(window, self.box, strict=True)):
-            reach, most = round(CONTEXT_MM / run.spacing[axis]), round(limit_mm / run.spacing[axis])
+            reach, most = round(context_mm / run.spacing[axis]), round(limit_mm / run.spacing[axis])
             low, high = max(limits.start, target.start - reach), min(limits.stop, target.stop + reach)
             sizes.append(-(-min(high - low, most) // divisor[axis]) * divisor[axis])
             centered.append((target.start + target.stop - sizes[axis]) / 2 - limits.start)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..inference.windows import WindowPlan
 from ..models.model import Model
 from ..models.spec import StageSpec
 from ..volumes.box import Box, bounding_box
+from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .targets import EmptyTargetError
 
@@ -40,6 +41,8 @@ class StageContext:
     :param image: float32, normalized, (k, j, i) as in ``plan.padded_shape``.
     :param air: what air is in the network's input.
     :param tissue: what plain tissue of the target's organ is: its median in this patient.
+    :param water: what water, 0 HU, would be if nothing were clipped, and `unit_hu`: HU for each unit of the input.
+    :param segmentation: the result that is explained.
     """
 
     stage: StageSpec
@@ -50,6 +53,9 @@ class StageContext:
     device: torch.device
     air: float
     tissue: float
+    water: float
+    unit_hu: float
+    segmentation: Segmentation
 
     @staticmethod
     def prepare(
@@ -65,9 +71,23 @@ class StageContext:
         image = padded_input(volume, stage, grid, plan, center_hu)
         organ = segmentation.labels.array == segmentation.specs[0].value
         median = float(np.median(volume.array[organ])) if organ.any() else AIR_HU
-        reference = torch.from_numpy(volume.array.astype(np.float32))
+        reference = torch.from_numpy(volume.array.astype(np.float32)) if stage.intensity.statistics else None
         air, tissue = normalize(torch.tensor([AIR_HU, median]), stage.intensity, center_hu, reference).tolist()
-        return StageContext(stage, model.members(stage), plan.padded_grid(grid), plan, image, device, air, tissue)
+        unclipped = replace(stage.intensity, low=None, high=None)
+        water, denser = normalize(torch.tensor([0.0, 1000.0]), unclipped, center_hu, reference).tolist()
+        return StageContext(
+            stage=stage,
+            networks=model.members(stage),
+            grid=plan.padded_grid(grid),
+            plan=plan,
+            image=image,
+            device=device,
+            air=air,
+            tissue=tissue,
+            water=water,
+            unit_hu=1000.0 / (denser - water),
+            segmentation=segmentation,
+        )
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -94,6 +114,26 @@ class StageContext:
     def forward(self, pass_index: int, box: Box) -> torch.Tensor:
         """Logits (channels, a, b, c) of one network in the window at `box` of the image, on the device."""
         return self.network(pass_index, self.image[box].to(self.device))
+
+    @property
+    def hu(self) -> torch.Tensor:
+        """The image in HU, within the range that the network sees."""
+        return self.to_hu(self.image)
+
+    def to_hu(self, values: torch.Tensor) -> torch.Tensor:
+        """Network input → HU."""
+        return (values - self.water) * self.unit_hu
+
+    def from_hu(self, hu: torch.Tensor) -> torch.Tensor:
+        """HU → network input, for HU within the range that the network sees."""
+        return hu / self.unit_hu + self.water
+
+    def mask(self, label: str) -> torch.Tensor:
+        """Where `label` was found: bool (k, j, i), as in `image`."""
+        labels = self.segmentation.labels
+        box = Box.full(self.grid.shape).projected(self.grid, labels.grid, margin_mm=2 * max(self.spacing))
+        part = replace(self.segmentation, labels=labels.cropped(box))
+        return resample(part.mask(label).astype(np.float32), part.labels.grid, self.grid, antialias=False) > 0.5
 
     @cached_property
     def blurred(self) -> torch.Tensor:

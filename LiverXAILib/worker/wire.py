@@ -16,6 +16,7 @@ import numpy as np
 
 from ..analysis import Analysis
 from ..errors import Cancelled, DeviceError, InputError, LiverXAIError, ModelError, UsageError
+from ..explain.answers import Answer
 from ..explain.explanation import Explanation
 from ..explain.targets import Target
 from ..inference.segmentation import Segmentation
@@ -102,6 +103,18 @@ def unpack_explanation(message: Mapping[str, Any], folder: Path) -> Explanation:
     )
 
 
+def pack_answer(answer: Answer, folder: Path) -> dict[str, Any]:
+    """An answer with its images."""
+    volumes = {name: pack_volume(volume, folder) for name, volume in answer.volumes.items()}
+    return {"answer": answer.to_dict(), "volumes": volumes}
+
+
+def unpack_answer(message: Mapping[str, Any], folder: Path) -> Answer:
+    """The reverse of :func:`pack_answer`."""
+    volumes = {name: unpack_volume(volume, folder) for name, volume in message["volumes"].items()}
+    return Answer.from_dict(message["answer"], volumes)
+
+
 def pack_analysis(analysis: Analysis, folder: Path) -> dict[str, Any]:
     """All of an analysis but the image, which the client has."""
     return {
@@ -110,6 +123,7 @@ def pack_analysis(analysis: Analysis, folder: Path) -> dict[str, Any]:
         "explanations": [pack_explanation(explanation, folder) for explanation in analysis.explanations],
         "measurements": dataclasses.asdict(analysis.measurements),
         "provenance": dict(analysis.provenance),
+        "answers": [pack_answer(answer, folder) for answer in analysis.answers],
     }
 
 
@@ -123,4 +137,5 @@ def unpack_analysis(message: Mapping[str, Any], folder: Path, volume: Volume) ->
         tuple(unpack_explanation(explanation, folder) for explanation in message["explanations"]),
         from_json_value(Measurements, message["measurements"]),
         message["provenance"],
+        tuple(unpack_answer(answer, folder) for answer in message["answers"]),
     )

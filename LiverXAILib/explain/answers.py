@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers to "why?" that are numbers and a sentence rather than a heat map. Needs no torch.
+
+Every answer has a kind, the target that was asked about, the evidence (numbers, JSON-ready) and a sentence that is made
+from that evidence and nothing else, so that what is read and what was measured cannot differ. A new kind of answer is
+one class here; how it is computed is found in a module of its own (:mod:`LiverXAILib.explain.counterfactual` …).
+Heat maps are :class:`~LiverXAILib.explain.explanation.Explanation`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import InputError
+from ..volumes.volume import Volume
+from .targets import Target
+
+#: The classes of answers by their kind.
+_KINDS: dict[str, type[Answer]] = {}
+#: Below this a change of the model's confidence is called none.
+_NO_CHANGE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Answer(ABC):
+    """One answer to one question.
+
+    :param target: what was asked about.
+    :param evidence: JSON-ready numbers; each class says which.
+    :param volumes: images that belong to the answer, by name; each class says which.
+    :param warnings: sentences for the user.
+    :param provenance: JSON-ready: model, stage, passes, time.
+    """
+
+    target: Target
+    evidence: Mapping[str, Any]
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    #: What kind of answer it is, as files and the worker's messages say it.
+    kind: ClassVar[str]
+    #: The heading of the answer in a report.
+    title: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.kind] = cls
+
+    @property
+    @abstractmethod
+    def sentence(self) -> str:
+        """The answer in words, made from the evidence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the volumes, JSON-ready."""
+        return {
+            "kind": self.kind,
+            "target": str(self.target),
+            "evidence": dict(self.evidence),
+            "sentence": self.sentence,
+            "warnings": list(self.warnings),
+            "provenance": dict(self.provenance),
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], volumes: Mapping[str, Volume] | None = None) -> Answer:
+        """The answer that :meth:`to_dict` wrote.
+
+        :raises LiverXAILib.errors.InputError: an answer of a kind that this version does not know.
+        """
+        if values["kind"] not in _KINDS:
+            raise InputError(
+                f"This version of LiverXAI knows no answer of the kind {values['kind']!r}. Install the newer version "
+                "that wrote it."
+            )
+        return _KINDS[values["kind"]](
+            Target.parse(values["target"]),
+            values["evidence"],
+            volumes or {},
+            tuple(values["warnings"]),
+            values["provenance"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactual(Answer):
+    """What the model says when a lesion is removed, moved, or left without its surroundings.
+
+    The evidence holds, each a mean probability of the lesion's label over the lesion's voxels:
+
+    * ``probability``: of the CT as it is;
+    * ``without``: where the lesion was, after it was replaced by this patient's own liver; the median over ``draws``,
+      and the ``draws`` themselves;
+    * ``elsewhere``: where the same lesion was put, in healthy liver, and ``elsewhere_lps_mm``, the place; None if it
+      fits nowhere;
+    * ``alone``: of the lesion in plain liver that replaces all of its surroundings in the examined box.
+
+    ``level_hu`` is the HU of the liver that replaces the lesion; ``fill`` says where its texture was taken from
+    (see :mod:`LiverXAILib.explain.fill`). Volumes, in HU, cropped to where something was changed:
+    "without" and "elsewhere" on the CT's grid, "alone" on the network's.
+    """
+
+    kind = "counterfactual"
+    title = "If the lesion were not there"
+
+    @property
+    def sentence(self) -> str:
+        e = self.evidence
+        before, after = e["probability"], e["without"]
+        text = (
+            f"Without {self.target.describe()}, replaced by this patient's own liver, the model's confidence goes from "
+            f"{_p(before)} to {_p(after)}"
+        )
+        if before - after < _NO_CHANGE:
+            text += ": the model says tumor here for another reason than this lesion"
+        elif after > 0.5:
+            text += ": part of the reason lies elsewhere"
+        text += "."
+        if e["elsewhere"] is not None:
+            moved = e["elsewhere"]
+            verdict = "is recognized there as well" if moved > 0.5 else "is not recognized there: the place matters"
+            text += f" Moved to another place in the liver, it {verdict} ({_p(moved)})."
+        alone = e["alone"]
+        verdict = "is enough" if alone > 0.5 else "is not enough: the model needs its surroundings"
+        return f"{text} By itself, in plain liver, it {verdict} ({_p(alone)})."
+
+
+@dataclass(frozen=True, eq=False)
+class NeededChange(Answer):
+    """What would have to change at a place for the model to find a lesion there: the counterpart of "why not?".
+
+    A ball of liver is made darker (or brighter) by an amount of HU. The evidence holds ``diameters_mm``,
+    ``contrasts_hu`` (negative: darker) and ``probabilities``, a row for each diameter: the mean probability over the
+    ball; ``probability``, that of the place as it is; ``level_hu``, the liver's HU around the place; ``needed``: the
+    smallest change that was found at each diameter, or None.
+    """
+
+    kind = "needed-change"
+    title = "What would have to change"
+
+    @property
+    def sentence(self) -> str:
+        found: list[tuple[float, float]] = []
+        for diameter, contrast in zip(self.evidence["diameters_mm"], self.evidence["needed"], strict=True):
+            # A larger ball is an answer only if less contrast is enough.
+            if contrast is not None and (not found or abs(contrast) < abs(found[-1][1])):
+                found.append((diameter, contrast))
+        place, label = self.target.describe().removeprefix("why no "), self.target.label
+        least = f"{self.evidence['diameters_mm'][-1]:g} mm"
+        now = f"The model's confidence in {place} is {_p(self.evidence['probability'])}. "
+        if not found:
+            hardest = max(abs(contrast) for contrast in self.evidence["contrasts_hu"])
+            return (
+                f"{now}No ball up to {least} and {hardest:g} HU darker than the liver would make it say {label} here."
+            )
+        options = " or ".join(
+            f"{abs(contrast):g} HU {'darker' if contrast < 0 else 'brighter'} over {diameter:g} mm"
+            for diameter, contrast in found
+        )
+        return f"{now}It would say {label} if the liver here were {options}."
+
+
+def _p(probability: float) -> str:
+    """A probability with as many digits as tell it from 0 and 1."""
+    if probability < 0.0005:
+        return "below 0.001"
+    return f"{probability:.2f}" if 0.005 <= probability < 0.995 else f"{probability:.3f}"

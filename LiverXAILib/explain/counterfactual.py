@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model would say if the CT were different: a lesion removed, moved, alone; a place made to look like one.
+
+Each question costs a few passes of the network on a box around the lesion, a fraction of a second, and what it says is
+exact: the model was asked. The images are made by :mod:`LiverXAILib.explain.fill`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+
+import numpy as np
+import torch
+
+from ..context import RunContext
+from ..errors import UsageError
+from ..inference.device import select_device
+from ..inference.segmentation import Segmentation
+from ..models.model import Model
+from ..progress import CancelToken, Progress
+from ..volumes.box import Box, bounding_box
+from ..volumes.resample import resample
+from ..volumes.volume import Volume
+from .answers import Answer, Counterfactual, NeededChange
+from .fill import healthy_liver, isolate, plausible_fill, transplant
+from .score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits, build_score
+from .stage_context import StageContext
+from .targets import Contrast, Target, WhyNot
+
+#: Fills of a lesion, each with texture from another place, where nothing else is said.
+DRAWS = 1
+#: Boxes around a target that are tried, the smallest first: their size at most (None: the whole window), and how far
+#: they reach around the target.
+_BOXES_MM = ((EXAMINED_MM, CONTEXT_MM), (200.0, 90.0), (None, 0.0))
+#: In the box the model must give the target a probability within this of the whole image's.
+AGREEMENT = 0.15
+#: How much of the CT around an edit is kept to be looked at.
+_SHOWN_MM = 20.0
+#: Balls that are tried where no lesion was found: diameters, and HU relative to the liver around.
+DIAMETERS_MM = (10.0, 20.0, 30.0)
+CONTRASTS_HU = (-15.0, -30.0, -45.0, -60.0, -90.0)
+
+
+class FarContextError(UsageError):
+    """What the model says of a target depends on what lies further away than can be examined."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExaminedBox:
+    """The part of the image around a target in which the network is asked again.
+
+    :param run: the network and the image there, as if there were nothing else.
+    :param score_target: the target there.
+    :param box: on the padded image of the stage.
+    :param probability: mean probability of the answer over the target, in the box; `in_image`: in the whole image.
+    """
+
+    run: StageContext
+    score_target: ScoreTarget
+    box: Box
+    probability: float
+    in_image: float
+
+    @staticmethod
+    def around(
+        score_target: ScoreTarget,
+        run: StageContext,
+        mask: np.ndarray,
+        context: RunContext,
+    ) -> ExaminedBox:
+        """The smallest box in which the model says of the target what it says in the whole image.
+
+        :param mask: the target's voxels, on the input's grid.
+        :raises FarContextError: none does.
+        """
+        whole = _in_image(score_target, run, mask, context)
+        for limit, reach in _BOXES_MM:
+            alone, inside, box = score_target.in_focus(run, limit, reach)
+            examined = ExaminedBox(alone, inside, box, 0.0, whole)
+            examined = replace(examined, probability=examined.ask(alone.image, context))
+            if abs(examined.probability - whole) <= AGREEMENT:
+                return examined
+        raise FarContextError(
+            f"The model's confidence in {score_target.target.describe()} depends on what lies far away: it is "
+            f"{whole:.2f} in the whole image, but {examined.probability:.2f} in the part of it that can be examined."
+        )
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """The target in the box: float32 (k, j, i), sum 1."""
+        weights = self.score_target.weights.abs().sum(dim=0)
+        return weights / weights.sum()
+
+    def ask(self, image: torch.Tensor, context: RunContext, weights: torch.Tensor | None = None) -> float:
+        """The model's mean probability of the answer over the target (or by other `weights`) for another image.
+
+        :param image: network input, of the box's size.
+        """
+        context.check()
+        with torch.inference_mode():
+            window = image.to(self.run.device)
+            logits = torch.stack([self.run.network(number, window) for number in range(len(self.run.passes))])
+            odds = self.score_target.evidence(logits.mean(dim=0)).cpu()
+        return float((torch.sigmoid(odds) * (self.weights if weights is None else weights)).sum())
+
+
+def explain_lesions(
+    volume: Volume,
+    model: Model,
+    segmentation: Segmentation,
+    targets: Sequence[str | Target],
+    *,
+    draws: int = DRAWS,
+    refusals: list[str] | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> list[Answer]:
+    """Ask the model about each target in a changed CT.
+
+    A "why not" gets a :class:`~LiverXAILib.explain.answers.NeededChange`, any other target of lesions a
+    :class:`~LiverXAILib.explain.answers.Counterfactual`.
+
+    :param volume: the CT in HU from which `segmentation` was made.
+    :param draws: fills of each target, with texture from another place each.
+    :param refusals: gets a sentence about each target that cannot be examined, in place of an error.
+    :return: in the order of `targets`. Deterministic.
+    :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
+    :raises FarContextError: the model's answer depends on what lies further away than can be examined.
+    :raises LiverXAILib.errors.UsageError: there is no healthy liver with which a lesion could be replaced.
+    """
+    torch_device = select_device(device)
+    context = RunContext(progress, cancel, torch_device)
+    model.to(torch_device)
+    runs: dict[str, StageContext] = {}
+    answers = []
+    for number, text in enumerate(targets):
+        target = Target.parse(text)
+        context.report(f"Changing {target.describe()}", number / len(targets))
+        try:
+            target = target.resolve(segmentation)
+            stage = model.spec.stage_of(target.label)
+            if stage.name not in runs:
+                runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+            answers.append(explain_change(target, volume, model, runs[stage.name], draws, context))
+        except UsageError as error:
+            if refusals is None:
+                raise
+            refusals.append(f"Not examined without it: {target.describe()}. {error}")
+    context.report("Changed", 1.0)
+    return answers
+
+
+def explain_change(
+    target: Target, volume: Volume, model: Model, run: StageContext, draws: int, context: RunContext
+) -> Answer:
+    """One answer of :func:`explain_lesions`, for a run that is prepared."""
+    started = time.perf_counter()
+    mask = target.mask(run.segmentation)
+    score_target = build_score(target, run.segmentation, model, run, context.cancel, mask)
+    examined = ExaminedBox.around(score_target, run, mask, context)
+    answer: Answer
+    if isinstance(target, WhyNot):
+        answer = _needed_change(target, examined, context)
+    else:
+        answer = _counterfactual(target, examined, volume, draws, context)
+    provenance = {
+        "stage": run.stage.name,
+        "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+        "box_mm": [round(n * size, 1) for n, size in zip(examined.box.shape, run.spacing, strict=True)],
+        "probability_in_image": round(examined.in_image, 5),
+        "device": str(run.device),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return replace(answer, provenance=provenance)
+
+
+def _counterfactual(
+    target: Target, examined: ExaminedBox, volume: Volume, draws: int, context: RunContext
+) -> Counterfactual:
+    run, hu, donor = examined.run, examined.run.hu, healthy_liver(examined.run)
+    fills = [plausible_fill(hu, examined.weights > 0, donor, run.spacing, seed) for seed in range(draws)]
+    without = [examined.ask(run.from_hu(fill.image), context) for fill in fills]
+    alone = isolate(hu, fills[0], donor)
+    volumes = {
+        "without": _edited(volume, run, fills[0].image, fills[0].weight > 0),
+        "alone": _as_seen(run, alone, fills[0].weight > 0),
+    }
+    elsewhere, place = None, None
+    if (moved := transplant(hu, fills[0], donor, run.spacing)) is not None:
+        image, offset = moved
+        weights = examined.weights.roll(offset, (0, 1, 2))
+        elsewhere = round(examined.ask(run.from_hu(image), context, weights), 5)
+        place = _center_lps(run, weights)
+        volumes["elsewhere"] = _edited(volume, run, image, weights > 0)
+    evidence = {
+        "probability": round(examined.probability, 5),
+        "without": round(median(without), 5),
+        "draws": [round(value, 5) for value in without],
+        "elsewhere": elsewhere,
+        "elsewhere_lps_mm": place,
+        "alone": round(examined.ask(run.from_hu(alone), context), 5),
+        "level_hu": round(fills[0].level_hu, 1),
+        "fill": {"level": "ring" if fills[0].ring else "liver", "fitted": round(fills[0].fitted, 3)},
+    }
+    return Counterfactual(target, evidence, volumes)
+
+
+def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, context: RunContext) -> float:
+    """The model's mean probability of the answer over the target, in the whole image."""
+    target, probability = score_target.target, run.segmentation.probabilities.get(score_target.target.label)
+    plain = not isinstance(target, WhyNot | Contrast) and len(score_target.own) == 1 and len(score_target.rivals) <= 1
+    if plain and probability is not None:
+        # What the segmentation says is the same, and costs no pass.
+        box = Box.full(probability.shape).projected(probability.grid, run.segmentation.labels.grid)
+        return float((probability.array.astype(np.float32) * mask[box]).sum() / mask.sum())
+    weights = score_target.weights.abs().sum(dim=0)
+    logits = blended_logits(run, score_target, context.cancel)
+    return float((torch.sigmoid(score_target.evidence(logits)) * weights).sum() / weights.sum())
+
+
+def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -> NeededChange:
+    run, hu, donor = examined.run, examined.run.hu, healthy_liver(examined.run)
+    center = torch.tensor(_center_kji(examined.weights))
+    steps = torch.stack(torch.meshgrid(*(torch.arange(n) for n in hu.shape), indexing="ij"), dim=-1) - center
+    distance = (steps * torch.tensor(run.spacing)).norm(dim=-1)
+    # The score of a "why not" has its sign turned: what is asked of the ball is the label itself.
+    label = replace(examined, score_target=examined.score_target.turned())
+    rows, needed, level = [], [], 0.0
+    for number, diameter in enumerate(DIAMETERS_MM):
+        ball = distance <= diameter / 2
+        fill = plausible_fill(hu, ball, donor & ~ball, run.spacing)
+        level, weights = fill.level_hu, ball / ball.sum()
+        row = []
+        for step, contrast in enumerate(CONTRASTS_HU):
+            done = (number + step / len(CONTRASTS_HU)) / len(DIAMETERS_MM)
+            context.report(f"Darkening {diameter:g} mm by {-contrast:g} HU", done)
+            row.append(round(label.ask(run.from_hu(fill.image + contrast * fill.weight), context, weights), 5))
+        rows.append(row)
+        enough = (contrast for contrast, value in zip(CONTRASTS_HU, row, strict=True) if value >= 0.5)
+        needed.append(next(enough, None))
+    evidence = {
+        "probability": round(1 - examined.probability, 5),
+        "level_hu": round(level, 1),
+        "diameters_mm": list(DIAMETERS_MM),
+        "contrasts_hu": list(CONTRASTS_HU),
+        "probabilities": rows,
+        "needed": needed,
+    }
+    return NeededChange(target, evidence)
+
+
+def _edited(volume: Volume, run: StageContext, image: torch.Tensor, changed: torch.Tensor) -> Volume:
+    """The CT with the change that `image` (HU, on the grid of `run`) makes, cropped to the surroundings of `changed`.
+
+    The *difference* is carried to the CT's grid, so that what is finer than the network's voxels stays.
+    """
+    around = bounding_box(changed.numpy())
+    assert around is not None
+    box = around.projected(run.grid, volume.grid, margin_mm=_SHOWN_MM)
+    part = volume.cropped(box)
+    difference = resample(image - run.hu, run.grid, part.grid, antialias=False).numpy()
+    return Volume(np.rint(part.array + difference).astype(np.int16), part.ijk_to_lps)
+
+
+def _as_seen(run: StageContext, image: torch.Tensor, changed: torch.Tensor) -> Volume:
+    """What the network sees, cropped to the surroundings of `changed`: where all is replaced, the CT's own detail would
+    give away what was there."""
+    around = bounding_box(changed.numpy())
+    assert around is not None
+    box = around.grown([round(_SHOWN_MM / size) for size in run.spacing], image.shape)
+    return Volume(image[box].round().numpy().astype(np.int16), run.grid.cropped(box).ijk_to_lps)
+
+
+def _center_kji(weights: torch.Tensor) -> list[float]:
+    return [float(axis.mean()) for axis in (weights > 0).nonzero().float().T]
+
+
+def _center_lps(run: StageContext, weights: torch.Tensor) -> list[float]:
+    x, y, z = run.grid.to_lps(np.array(_center_kji(weights)[::-1]))
+    return [round(float(x), 1), round(float(y), 1), round(float(z), 1)]

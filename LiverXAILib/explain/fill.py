@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plausible fill: a region of a CT is replaced by what the same patient has instead.
+
+A blurred lesion is still a lesion: it is darker than the liver, only softer. To ask what a network would say *without*
+it, the lesion is replaced by healthy liver of the same patient: at the level (median HU) of the healthy liver around
+it, with the texture and the noise of a place of the same shape elsewhere in the healthy liver, blended in with a soft
+edge. Other regions are replaced by the tissue that prevails at their border (air, fat or soft tissue).
+
+Replacing by tissue of the same image follows counterfactual inpainting (COIN, https://arxiv.org/abs/2404.12832); a
+generative model is not needed, since plain liver is available in nearly every patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..errors import UsageError
+from .stage_context import StageContext, gaussian
+
+#: HU ranges of what can prevail at a region's border.
+TISSUES_HU = {"air": (-1100.0, -300.0), "fat": (-200.0, -20.0), "soft tissue": (-20.0, 200.0)}
+#: The level is taken from donor tissue within this distance of the region.
+_RING_MM = 12.0
+#: A ring with fewer voxels says nothing; all donor voxels do instead.
+_RING_VOXELS = 50
+#: Standard deviation of the soft edge, in voxels.
+_FEATHER = 0.7
+#: Where the soft edge has less weight than this, nothing is replaced.
+_EDGE = 0.05
+#: So many places are tried to cover a region that fits nowhere as a whole; the rest is drawn.
+_PATCHES = 4
+#: Of all places into which a region fits equally well, one of so many nearest is chosen.
+_NEAREST = 64
+#: Places that differ by no more than this part of the region fit equally well.
+_FIT = 0.01
+#: Liver that differs by more robust standard deviations than this after smoothing is not plain liver.
+_OUTLIER, _SMOOTH_MM = 2.5, 2.0
+#: Standard deviation of a normal distribution, in median absolute deviations.
+_MAD = 1.4826
+#: Fewest donor voxels from which texture can be taken.
+_DONORS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Fill:
+    """An image without a region.
+
+    :param image: float32 (k, j, i), HU.
+    :param weight: float32 in [0, 1]: how much of each voxel was replaced.
+    :param level_hu: of the tissue that replaces the region.
+    :param ring: whether the level is that of the region's surroundings; otherwise that of all donor tissue.
+    :param fitted: the part of the region whose texture was found in one piece elsewhere.
+    """
+
+    image: torch.Tensor
+    weight: torch.Tensor
+    level_hu: float
+    ring: bool
+    fitted: float
+
+
+def plausible_fill(
+    image: torch.Tensor, region: torch.Tensor, donor: torch.Tensor, spacing_mm: Sequence[float], seed: int = 0
+) -> Fill:
+    """Replace `region` of `image` by tissue as it is found in `donor`.
+
+    :param image: float32 (k, j, i), HU.
+    :param region: bool (k, j, i): what is to be removed; it is grown by one voxel, since borders are partial volume.
+    :param donor: bool (k, j, i): tissue that may replace it; voxels within two voxels of the region do not count.
+    :param spacing_mm: along the tensor's axes (k, j, i).
+    :param seed: another seed takes the texture from another place.
+    :raises LiverXAILib.errors.UsageError: there is no tissue that could replace the region.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    distance = _distance_mm(region, spacing_mm)
+    voxel = max(spacing_mm)
+    grown = distance <= voxel * 1.01
+    weight = torch.maximum(gaussian(grown.float(), [_FEATHER] * 3), region.float())
+    weight = torch.where(weight > _EDGE, weight, 0.0)
+    donor = donor & (distance > 2.01 * voxel)
+    if int(donor.sum()) < _DONORS:
+        raise UsageError("There is too little healthy tissue in this image to replace the region by.")
+    ring = donor & (distance <= _RING_MM + voxel)
+    enough = int(ring.sum()) >= _RING_VOXELS
+    level = float(image[ring if enough else donor].median())
+    residual, fitted = _texture(image, weight > 0, donor, generator)
+    filled = image + weight * (level + residual - image)
+    return Fill(filled, weight, level, enough, fitted)
+
+
+def healthy_liver(run: StageContext) -> torch.Tensor:
+    """The donors for lesions: plain liver, bool (k, j, i), as in ``run.image``.
+
+    It lies at least one voxel inside the organ and two from every lesion, and it looks like the rest of the liver:
+    large vessels, and lesions that were not found, differ from the median by more than 2.5 standard deviations after
+    smoothing.
+    """
+    organ, *parts = (spec.name for spec in run.segmentation.specs)
+    voxel = max(run.spacing)
+    healthy = _distance_mm(~run.mask(organ), run.spacing) > 1.01 * voxel
+    for name in parts:
+        healthy &= _distance_mm(run.mask(name), run.spacing) > 2.01 * voxel
+    if healthy.any():
+        smooth = gaussian(run.hu, [_SMOOTH_MM / size for size in run.spacing])
+        difference = (smooth - smooth[healthy].median()).abs()
+        healthy &= difference <= _OUTLIER * _MAD * difference[healthy].median()
+    return healthy
+
+
+def border_tissue(image: torch.Tensor, region: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
+    """The donors for a region outside the liver: the tissue of :data:`TISSUES_HU` that prevails at its border.
+
+    :return: bool (k, j, i): that tissue, wherever it is in `image`.
+    """
+    distance = _distance_mm(region, spacing_mm)
+    around = (distance > 2.01 * max(spacing_mm)) & (distance <= _RING_MM)
+    masks = [(image >= low) & (image < high) for low, high in TISSUES_HU.values()]
+    return max(masks, key=lambda mask: int((mask & around).sum()))
+
+
+def transplant(
+    image: torch.Tensor, fill: Fill, donor: torch.Tensor, spacing_mm: Sequence[float]
+) -> tuple[torch.Tensor, tuple[int, int, int]] | None:
+    """Put the region that `fill` removed from `image` to the deepest place in `donor` where it fits.
+
+    Deepest: furthest from everything that is not donor tissue. The region keeps its difference from the level of its
+    old surroundings and takes on the level of the new.
+
+    :return: the image with the region there and not at its old place, and the offset (k, j, i) in voxels; None if it
+        fits nowhere.
+    """
+    shape = fill.weight > 0
+    box, offsets, misfit = _places(shape, donor & ~shape)
+    if misfit.min() > _FIT * float(shape.sum()):
+        return None
+    depth = -_distance_mm(donor, spacing_mm)
+    deepest = _correlate(shape[box].float(), depth)
+    deepest = torch.where(misfit <= _FIT * float(shape.sum()), deepest, -torch.inf)
+    index = int(deepest.argmax())
+    target = np.unravel_index(index, deepest.shape)
+    there = tuple(slice(int(start), int(start) + n) for start, n in zip(target, shape[box].shape, strict=True))
+    weight = fill.weight[box]
+    level = float(fill.image[there][weight > 0.5].median())
+    moved = fill.image.clone()
+    moved[there] += weight * (level + (image[box] - fill.level_hu) - moved[there])
+    k, j, i = (int(start) - offset for start, offset in zip(target, offsets, strict=True))
+    return moved, (k, j, i)
+
+
+def isolate(image: torch.Tensor, fill: Fill, donor: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """The region that `fill` removed from `image`, in plain liver: everything that is not `donor` tissue is replaced.
+
+    :return: float32 (k, j, i), HU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    residual, _ = _texture(image, torch.ones_like(donor), donor & (fill.weight == 0), generator)
+    plain = fill.level_hu + residual
+    return plain + fill.weight * (image - plain)
+
+
+def _texture(
+    image: torch.Tensor, shape: torch.Tensor, donor: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, float]:
+    """Differences from the level for the voxels of `shape`, and the part of them that was found in one piece."""
+    residual = torch.zeros_like(image)
+    missing, total, fitted = shape.clone(), float(shape.sum()), 0.0
+    for turn in range(_PATCHES):
+        box, offsets, misfit = _places(missing, donor)
+        best = (misfit <= misfit.min() + _FIT * total).nonzero()
+        nearest = (best - torch.tensor(offsets)).square().sum(dim=1).argsort(stable=True)[:_NEAREST]
+        start = best[nearest[int(torch.randint(len(nearest), (1,), generator=generator))]].tolist()
+        there = tuple(slice(low, low + n) for low, n in zip(start, missing[box].shape, strict=True))
+        usable = missing[box] & donor[there]
+        if not usable.any():
+            break
+        values = image[there][usable]
+        residual[box][usable] = values - values.median()
+        missing[box] &= ~usable
+        if turn == 0:
+            fitted = float(usable.sum()) / total
+        if not missing.any():
+            return residual, fitted
+    values = image[donor]
+    noise = gaussian(torch.randn(image.shape, generator=generator), [_FEATHER] * 3)
+    spread = float((values - values.median()).abs().median()) * _MAD
+    residual[missing] = (noise / noise.std() * spread)[missing]
+    return residual, fitted
+
+
+def _places(shape: torch.Tensor, donor: torch.Tensor) -> tuple[tuple[slice, ...], list[int], torch.Tensor]:
+    """The box of `shape`, its first voxel, and how many voxels of `shape` are not `donor` when its box starts there."""
+    sides = [shape.any(dim=tuple(a for a in range(3) if a != axis)).nonzero() for axis in range(3)]
+    box = tuple(slice(int(side.min()), int(side.max()) + 1) for side in sides)
+    return box, [side.start for side in box], _correlate(shape[box].float(), (~donor).float())
+
+
+def _correlate(pattern: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """``sum_x pattern(x) image(s + x)`` for every s at which the pattern lies inside `image`, by FFT."""
+    # Sides without large prime factors are several times faster.
+    sizes = [_fast_size(n) for n in image.shape]
+    spectrum = torch.fft.rfftn(image, sizes) * torch.fft.rfftn(pattern, sizes).conj()
+    a, b, c = (n - m + 1 for n, m in zip(image.shape, pattern.shape, strict=True))
+    return torch.fft.irfftn(spectrum, sizes)[:a, :b, :c]
+
+
+def _fast_size(n: int) -> int:
+    """The next multiple of 16."""
+    return 16 * ceil(n / 16)
+
+
+def _distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
+    """Distance in mm of each voxel's center from the nearest voxel of `mask`; negative inside, from the outside."""
+    if not mask.any():
+        return torch.full(mask.shape, torch.inf)
+    image = sitk.GetImageFromArray(mask.numpy().astype(np.uint8))
+    image.SetSpacing(tuple(float(size) for size in reversed(spacing_mm)))
+    return torch.from_numpy(sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True)))

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A region is replaced by what the same patient has instead, so that neither statistics nor the eye tell it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from LiverXAILib.errors import UsageError
+from LiverXAILib.explain.fill import border_tissue, isolate, plausible_fill, transplant
+
+SPACING = (2.0, 2.0, 2.0)
+SIZE = 48
+
+
+def ball(center, radius):
+    index = np.stack(np.indices((SIZE,) * 3), axis=-1)
+    return torch.from_numpy(np.linalg.norm(index - np.array(center), axis=-1) < radius)
+
+
+def a_liver(level=100.0, spread=12.0):
+    """Noisy liver in fat, with a dark lesion: the image in HU, liver away from the lesion, and the lesion."""
+    organ, lesion = ball((24, 24, 24), 20), ball((24, 24, 18), 5)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, spread, (SIZE,) * 3).astype(np.float32))
+    image = torch.where(lesion, 40.0, torch.where(organ, level, -90.0)) + noise
+    return image, ball((24, 24, 24), 18) & ~ball((24, 24, 18), 8), lesion
+
+
+def test_inside_a_filled_lesion_hu_are_those_of_healthy_liver():
+    image, healthy, lesion = a_liver()
+    filled = plausible_fill(image, lesion, healthy, SPACING).image
+    assert stats.ks_2samp(filled[lesion], image[healthy]).pvalue > 0.05
+    # The same test tells the lesion itself, and a blurred one.
+    assert stats.ks_2samp(image[lesion], image[healthy]).pvalue < 1e-6
+    assert stats.ks_2samp((image[lesion] + filled[lesion]) / 2, image[healthy]).pvalue < 1e-6
+
+
+def test_the_texture_is_that_of_the_liver_and_not_of_independent_voxels():
+    image, healthy, lesion = a_liver(spread=0.0)
+    stripes = 10 * torch.sin(torch.arange(SIZE) * np.pi / 3).reshape(1, 1, -1)
+    filled = plausible_fill(image + stripes, lesion, healthy, SPACING).image[ball((24, 24, 18), 4)]
+    inner = torch.zeros((SIZE,) * 3)
+    inner[ball((24, 24, 18), 4)] = filled
+    rows = inner[24, 24, 15:22] - 100
+    assert float(rows.abs().max()) > 8
+    # Waves with the period of the stripes: three voxels on, the sign is the opposite.
+    np.testing.assert_allclose(rows[3:], -rows[:-3], atol=1.5)
+
+
+def test_what_lies_further_than_the_soft_edge_is_not_touched():
+    image, healthy, lesion = a_liver()
+    fill = plausible_fill(image, lesion, healthy, SPACING)
+    untouched = ~ball((24, 24, 18), 9)
+    assert torch.equal(fill.image[untouched], image[untouched])
+    assert float(fill.weight[untouched].max()) == 0
+    assert float(fill.weight[lesion].min()) == 1
+
+
+def test_the_level_is_that_of_the_surroundings_and_not_of_the_whole_liver():
+    image, healthy, lesion = a_liver(spread=3.0)
+    slope = torch.arange(SIZE).reshape(1, 1, -1) * 2.0
+    fill = plausible_fill(image + slope, lesion, healthy, SPACING)
+    assert fill.ring
+    # The ring's middle lies where the lesion does, 12 HU below the middle of the liver.
+    assert fill.level_hu == pytest.approx(100 + 18 * 2, abs=5)
+    far = healthy & ~ball((24, 24, 18), 14)
+    whole = plausible_fill(image + slope, lesion, far, SPACING)
+    assert not whole.ring
+    assert whole.level_hu == (image + slope)[far].median()
+
+
+def test_draws_differ_in_texture_and_agree_in_level_and_a_seed_repeats_itself():
+    image, healthy, lesion = a_liver()
+    first, again, other = (plausible_fill(image, lesion, healthy, SPACING, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.image, again.image)
+    assert first.level_hu == other.level_hu
+    assert float((first.image - other.image)[lesion].abs().mean()) > 5
+
+
+def test_a_lesion_too_large_for_any_place_is_pieced_together():
+    image, _, _ = a_liver()
+    lesion = ball((24, 24, 18), 12)
+    healthy = ball((24, 24, 24), 18) & ~ball((24, 24, 18), 14)
+    fill = plausible_fill(image, lesion, healthy, SPACING)
+    assert fill.fitted < 0.9
+    assert fill.image[lesion].median() == pytest.approx(100, abs=2)
+    assert fill.image[lesion].std() == pytest.approx(12, abs=3)
+
+
+def test_without_healthy_tissue_nothing_is_made_up():
+    image, healthy, lesion = a_liver()
+    with pytest.raises(UsageError, match="too little healthy tissue"):
+        plausible_fill(image, lesion, healthy & False, SPACING)
+
+
+@pytest.mark.parametrize(("hu", "name"), [(-1000.0, "air"), (-100.0, "fat"), (60.0, "muscle")])
+def test_other_regions_are_replaced_by_what_prevails_at_their_border(hu, name):
+    noise = torch.from_numpy(np.random.default_rng(1).normal(0, 5, (SIZE,) * 3).astype(np.float32))
+    region = ball((24, 24, 24), 5)
+    image = torch.where(ball((24, 24, 24), 14), hu, 30.0 if hu < 0 else -800.0) + noise
+    image[region] = 400.0
+    donor = border_tissue(image, region, SPACING)
+    fill = plausible_fill(image, region, donor, SPACING)
+    assert fill.image[region].median() == pytest.approx(hu, abs=2), name
+
+
+def test_a_transplanted_lesion_keeps_its_contrast_and_leaves_its_old_place():
+    image, healthy, lesion = a_liver()
+    fill = plausible_fill(image, lesion, healthy, SPACING)
+    moved, offset = transplant(image, fill, healthy, SPACING)
+    there = torch.from_numpy(np.roll(lesion.numpy(), offset, (0, 1, 2)))
+    assert not (there & lesion).any()
+    assert moved[there].median() == pytest.approx(40, abs=4)
+    assert moved[lesion].median() == pytest.approx(100, abs=4)
+    assert (healthy[there]).float().mean() > 0.99
+
+
+def test_a_lesion_that_fits_nowhere_is_not_transplanted():
+    image, _, _ = a_liver()
+    lesion = ball((24, 24, 18), 12)
+    healthy = ball((24, 24, 24), 18) & ~ball((24, 24, 18), 14)
+    assert transplant(image, plausible_fill(image, lesion, healthy, SPACING), healthy, SPACING) is None
+
+
+def test_an_isolated_lesion_has_plain_liver_around_it():
+    image, healthy, lesion = a_liver()
+    alone = isolate(image, plausible_fill(image, lesion, healthy, SPACING), healthy)
+    torch.testing.assert_close(alone[lesion], image[lesion])
+    fat = ~ball((24, 24, 24), 22)
+    assert image[fat].median() == pytest.approx(-90, abs=2)
+    assert alone[fat].median() == pytest.approx(100, abs=3)
+    assert alone[fat].std() == pytest.approx(12, abs=4)
