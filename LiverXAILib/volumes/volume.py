@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from .box import Box
+from .box import Box, bounding_box
+
+#: ``bounding_box`` moved to :mod:`LiverXAILib.volumes.box`; importing it from here goes on working.
+__all__ = ["LPS_TO_RAS", "Grid", "Volume", "bounding_box"]
 
 #: Multiplying a point or the rows of a matrix with this converts LPS to RAS and back.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
