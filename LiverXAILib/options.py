@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .explain.catalog import CATALOG, DEFAULT_METHOD
+from .volumes.memory import MAX_MEMORY, parse_memory
 
 if TYPE_CHECKING:
     from .analysis import Analysis
@@ -206,6 +208,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
     parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
+    parser.add_argument(
+        "--max-memory",
+        action=_MaxMemory,
+        default=argparse.SUPPRESS,
+        metavar="SIZE",
+        help="refuse images that need more, e.g. 8G (default: what the machine has)",
+    )
+
+
+class _MaxMemory(argparse.Action):
+    """Sets the limit for this process and its children."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        parse_memory(values)
+        os.environ[MAX_MEMORY] = values
 
 
 class _Words(argparse.Action):

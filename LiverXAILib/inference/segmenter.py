@@ -19,6 +19,8 @@ from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress
 from ..volumes.box import Box, bounding_box
+from ..volumes.memory import require_memory
+from ..volumes.size import check_size
 from ..volumes.volume import Grid, Volume
 from .backends import choose_backend, forward
 from .device import select_device
@@ -26,6 +28,7 @@ from .masks import Mask
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
 from .stages import logit_margin, padded_input, predict_logits, preprocessing_of, sample_box, stage_grids, stage_plan
+from .windows import WindowPlan
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +62,13 @@ def segment(
     :param progress: called after each window.
     :param cancel: asked before each window.
     :return: labels on the input's grid.
+    :raises LiverXAILib.errors.InputError: the image is not as large as a CT of a body, or needs more memory than may be
+        used.
     :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
     :raises LiverXAILib.errors.UsageError: `backend` is not possible here.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
+    check_size(volume.grid, "The image")
     rules = postprocessing or Postprocessing()
     target = select_device(device)
     context = RunContext(progress, cancel, target)
@@ -149,6 +155,7 @@ def _run_stage(
     for number, grid in enumerate(grids):
         begun = time.perf_counter()
         plan = stage_plan(stage, grid)
+        _require_memory(stage, plan)
         image = padded_input(volume, stage, grid, plan, center_hu)
         seconds["input"] += time.perf_counter() - begun
         if number == 0:
@@ -174,6 +181,13 @@ def _run_stage(
         "seconds": {what: round(value, 6) for what, value in seconds.items()},
     }
     return best[1], best[2], report
+
+
+def _require_memory(stage: StageSpec, plan: WindowPlan) -> None:
+    """Refuse an image whose logits, kept for the best of several parts and made for the next, cannot fit."""
+    voxels = " x ".join(str(n) for n in plan.shape[::-1])
+    size = 4 * prod(plan.padded_shape) * (2 * len(stage.channels) + 2)
+    require_memory(size, f"Stage {stage.name!r} of the model, on {voxels} voxels,")
 
 
 class RegionOfInterest(NamedTuple):

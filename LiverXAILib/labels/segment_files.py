@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..errors import InputError
-from ..volumes.itk import itk_warnings_hidden
+from ..volumes.image_file import read_image_fields, read_image_file
 from ..volumes.volume import Grid
 from .terminology import Code, parse_terminology_entry
 
@@ -44,18 +43,8 @@ def nrrd_segments(path: Path) -> tuple[Grid, list[NamedMask]] | None:
     descriptions = nrrd_segment_names(path)
     if descriptions is None:
         return None
-    try:
-        with itk_warnings_hidden():
-            image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise _damaged(path) from error
-    if image.GetDimension() != 3:
-        raise InputError(f"{path} has {image.GetDimension()} dimensions; a segmentation has three.")
-    array = sitk.GetArrayFromImage(image)
-    layers = np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None]
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    matrix[:3, 3] = image.GetOrigin()
+    image = read_image_file(path)
+    layers = image.layers
     segments = []
     explained = layers == 0
     for number, description in enumerate(descriptions):
@@ -68,8 +57,7 @@ def nrrd_segments(path: Path) -> tuple[Grid, list[NamedMask]] | None:
             f"{path} has voxels of the value {layers[~explained][0]:g}, which belongs to none of its segments. Save "
             "the segmentation again with 3D Slicer."
         )
-    k, j, i = layers.shape[1:]
-    return Grid((k, j, i), matrix), segments
+    return image.grid, segments
 
 
 def nrrd_segment_names(path: Path) -> list[NamedMask] | None:
@@ -77,17 +65,10 @@ def nrrd_segment_names(path: Path) -> list[NamedMask] | None:
 
     :raises LiverXAILib.errors.InputError: the header is damaged.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with itk_warnings_hidden():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _damaged(path) from error
     found: dict[int, dict[str, str]] = {}
-    for key in reader.GetMetaDataKeys():
-        if match := re.fullmatch(r"Segment(\d+)_(\w+)", key):
-            found.setdefault(int(match[1]), {})[match[2]] = reader.GetMetaData(key)
+    for key, value in read_image_fields(path).items():
+        if match := re.fullmatch(r"Segment(\d{1,6})_(\w+)", key):
+            found.setdefault(int(match[1]), {})[match[2]] = value
     segments = []
     for number, fields in sorted(found.items()):
         tag = re.search(r"(?:^|\|)TerminologyEntry:([^|]*)", fields.get("Tags", ""))
@@ -96,10 +77,6 @@ def nrrd_segment_names(path: Path) -> list[NamedMask] | None:
         place = (fields.get("Layer"), fields.get("LabelValue"))
         segments.append(NamedMask(name, np.zeros((0, 0, 0), bool), category, kind, (region,) if region else (), place))
     return segments or None
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged or incomplete and cannot be read. Copy or export it again.")
 
 
 def _place(segment: NamedMask, number: int, count: int, path: Path) -> tuple[int, int]:
