@@ -51,7 +51,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of everything, with the details of `command` alone: those of others would import their rooms."""
+    """The parser of everything, with the details of `command` alone: those of others would import their packages."""
     parser = argparse.ArgumentParser(
         prog="liverxai",
         description="Segment the liver and its tumors in CT and explain the result. For research use only.",

@@ -22,11 +22,11 @@ from ..progress import Progress, report_progress
 from ..volumes.formats import image_ending, is_segmentation, without_ending
 from ..volumes.image_file import image_files
 
-#: Modalities of DICOM objects that are no images.
+#: Modalities of DICOM objects that are not images.
 _NO_IMAGES = frozenset(
     ["SR", "PR", "KO", "SEG", "REG", "FID", "DOC", "ANN", "RWV", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PLAN"]
 )
-#: A series that shows fewer places is no scan of a liver, but a bolus tracking, a biopsy check or the like.
+#: A series that shows fewer places is not a scan of a liver, but a bolus tracking, a biopsy check or the like.
 _FEWEST_SLICES = 10
 _LONGEST_NAME = 60
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bridge to 3D Slicer's scene: nodes to nouns, nouns to nodes, and a scene as a file.
+"""The bridge to 3D Slicer's scene: nodes to data types and back, and a scene as a file.
 
 The scene is always an argument, so that the same code serves Slicer, its batch scripts and plain Python with the
 `slicer-core` wheel. Importing this package loads neither: a function's module is imported when it is first used.

@@ -61,7 +61,7 @@ def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode, *, force: bool = False) -
 
     :param force: accept intensities that do not look like Hounsfield units.
     :return: HU as int16 if they are whole numbers, else float32.
-    :raises LiverXAILib.errors.InputError: it is no CT; the message says why.
+    :raises LiverXAILib.errors.InputError: it is not a CT; the message says why.
     """
     volume = volume_from_node(node)
     advice = "If you know better, use force=True."

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and where they lie: the nouns, their geometry, reading and writing."""
+"""Images and where they lie: data types, geometry, reading and writing."""

@@ -139,7 +139,7 @@ def list_series(
 def _may_be_dicom(path: Path) -> bool:
     """True for folders and DICOM files, False for the other formats.
 
-    :raises LiverXAILib.errors.InputError: it is no known format.
+    :raises LiverXAILib.errors.InputError: it is not a known format.
     """
     if path.is_dir():
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image noun: voxels and where they lie in the patient.
+"""Volume: voxels and where they lie in the patient.
 
 Conventions, everywhere in LiverXAI:
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules between rooms of docs/architecture.md, checked on the source."""
+"""The dependency rules of docs/architecture.md, checked on the source."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def sources() -> list[Path]:
     return [path for path in sorted(LIBRARY.rglob("*.py")) if path.name not in ("__main__.py",)]
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     parts = path.relative_to(LIBRARY).parts
     return parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(LIBRARY)))
-def test_a_room_imports_only_from_rooms_above_it(path):
-    own = room(path)
+def test_a_package_imports_only_from_packages_above_it(path):
+    own = package_of(path)
     if own == "__init__":
         return
     for name, line in imports(path):
@@ -102,7 +102,7 @@ def test_a_room_imports_only_from_rooms_above_it(path):
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(LIBRARY)))
-def test_heavy_and_foreign_packages_stay_in_their_rooms(path):
+def test_heavy_and_foreign_packages_stay_in_their_packages(path):
     where = str(path.relative_to(LIBRARY))
     for name, line in imports(path):
         allowed = RESERVED.get(name.split(".")[0])
