@@ -16,6 +16,7 @@ from .._version import __version__
 from ..analysis import Analysis
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..errors import UsageError
+from ..explain.answers import Answer
 from ..explain.explanation import Explanation
 from ..files import replacing
 from ..models.spec import LayerSpec, StageSpec
@@ -103,6 +104,7 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
         "heat_colors": ", ".join("rgb({}, {}, {})".format(*color) for color in HEAT_COLORS),
         "heat_threshold": VISIBLE_HEAT,
         "viewer": _json_in_script(viewer_data(analysis)) if viewer else None,
+        "answers": [_answer(analysis, answer) for answer in analysis.answers],
         "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
         "provenance": json.dumps(_without_identity(analysis.provenance), indent=2, ensure_ascii=False),
     }
@@ -144,6 +146,20 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "faithfulness": faithfulness,
         "gains": _gains(faithfulness),
         "curves": _embedded(pictures.render_curves(curves)) if curves else None,
+    }
+
+
+def _answer(analysis: Analysis, answer: Answer) -> dict[str, Any]:
+    from .answer_pictures import answer_pictures
+
+    name = answer.target.describe()
+    pictures = [(caption, _embedded(figure)) for caption, figure in answer_pictures(analysis, answer)]
+    return {
+        "heading": f"{answer.title} ({name})",
+        "sentence": answer.sentence,
+        "warnings": list(answer.warnings),
+        "pictures": [{"caption": caption, "source": source} for caption, source in pictures],
+        "picture_text": f"{answer.title}, {name}",
     }
 
 

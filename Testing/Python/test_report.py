@@ -20,12 +20,14 @@ from toys import ball_phantom, threshold_model
 
 from LiverXAILib.analysis import Analysis
 from LiverXAILib.errors import UsageError
+from LiverXAILib.explain.answers import Counterfactual, NeededChange
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.explain.targets import Target
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models.spec import LIVER, TUMOR
 from LiverXAILib.report import pictures, write_report, write_segmentation_file, write_tables
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Grid, Volume
 
 OBLIQUE = Rotation.from_euler("xyz", (12, -8, 20), degrees=True).as_matrix()
@@ -327,3 +329,32 @@ def test_the_segmentation_file_keeps_place_labels_and_meaning(name: str, tmp_pat
     inside = segmentation.labels.array[k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] == 2
     assert inside.sum() == (segmentation.labels.array == 2).sum()
     assert all(np.take(inside, end, axis).any() for axis in range(3) for end in (0, -1))
+
+
+def test_the_report_shows_the_changed_cts_with_the_sentence_about_them(tmp_path):
+    analysis = _analysis()
+    part = analysis.volume.cropped(Box.between((10, 10, 10), (35, 35, 35)))
+    evidence = {
+        "probability": 0.94, "without": 0.003, "draws": [0.003], "elsewhere": 0.96, "alone": 0.2,
+        "elsewhere_lps_mm": [20.0, -250.0, 120.0], "level_hu": 100.0, "fill": {"level": "ring", "fitted": 1.0},
+    }  # fmt: skip
+    answers = (
+        Counterfactual(Target.parse("lesion:1"), evidence, dict.fromkeys(("without", "elsewhere", "alone"), part)),
+        NeededChange(
+            Target.parse("why-not-tumor:voxel:lps:50,-250,120"),
+            {
+                "probability": 0.02, "level_hu": 100.0, "diameters_mm": [10.0, 20.0], "contrasts_hu": [-15.0, -30.0],
+                "probabilities": [[0.1, 0.2], [0.3, 0.8]], "needed": [None, -30.0],
+            },
+        ),
+    )  # fmt: skip
+    write_report(dataclasses.replace(analysis, answers=answers), tmp_path / "report.html", viewer=False)
+    page = _Page(tmp_path / "report.html")
+    text = " ".join(" ".join(page.words).split())
+    for answer in answers:
+        assert answer.sentence in text
+    for caption in ("as it is: 0.94", "without it: 0.00", "moved elsewhere: 0.96", "alone in plain liver: 0.20"):
+        assert caption in text
+    assert sum("If the lesion were not there" in str(image["alt"]) for image in page.images) == 4
+    write_report(analysis, tmp_path / "none.html", viewer=False)
+    assert "if the CT were different" not in (tmp_path / "none.html").read_text(encoding="utf-8")

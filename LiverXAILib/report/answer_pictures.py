@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of answers: a lesion as it is, and the changed CTs that the model was shown. Needs the extra ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..analysis import Analysis
+from ..explain.answers import Answer, Counterfactual, NeededChange
+from ..volumes.volume import Volume
+from .pictures import _PLANES, WINDOW_HU, _draw_letters, _draw_scale_bar, _sample, _View
+
+#: What a changed CT shows, in the order of the pictures.
+_CAPTIONS = {"without": "without it", "elsewhere": "moved elsewhere", "alone": "alone in plain liver"}
+_SMALLEST_FIELD_MM = 60.0
+_NOWHERE = -10_000.0
+
+
+def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, Figure]]:
+    """Each picture of an answer with its caption."""
+    if isinstance(answer, Counterfactual):
+        yield from _changed_cts(analysis, answer)
+    if isinstance(answer, NeededChange):
+        yield "Confidence of the model", _needed_change(answer)
+
+
+def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[str, Figure]]:
+    """Axial slices through the lesion's center, where it is or where it was moved to; all at one scale."""
+    center = answer.target.focus(analysis.segmentation)
+    if center is None:  # a whole label: its largest lesion
+        center = np.array(analysis.measurements.lesions[0].centroid_lps_mm)
+    sizes = [max(n * mm for n, mm in zip(v.shape[::-1], v.spacing, strict=True)) for v in answer.volumes.values()]
+    field = max(_SMALLEST_FIELD_MM, *sizes)
+    yield f"as it is: {answer.evidence['probability']:.2f}", _axial(analysis.volume, None, center, field)
+    for name, caption in _CAPTIONS.items():
+        if name in answer.volumes:
+            where = answer.evidence["elsewhere_lps_mm"] if name == "elsewhere" else center
+            picture = _axial(analysis.volume, answer.volumes[name], np.array(where), field)
+            yield f"{caption}: {answer.evidence[name]:.2f}", picture
+
+
+def _axial(volume: Volume, changed: Volume | None, center: np.ndarray, field_mm: float) -> Figure:
+    """A slice of `volume`, and of `changed` where that is."""
+    plane = _PLANES[0]
+    middle = plane.flat(center)
+    view = _View(plane, center, middle - field_mm / 2, middle + field_mm / 2, field_mm / 240)
+    picture = _sample(volume, view.grid, -1024.0)
+    if changed is not None:
+        edited = _sample(changed, view.grid, _NOWHERE)
+        picture = np.where(edited > _NOWHERE / 2, edited, picture)
+    figure = Figure(figsize=(2.4, 2.4), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))
+    low, high = WINDOW_HU
+    axes.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=view.extent, interpolation="bilinear")
+    axes.set_axis_off()
+    _draw_letters(axes, view)
+    _draw_scale_bar(axes, view)
+    return figure
+
+
+def _needed_change(answer: NeededChange) -> Figure:
+    figure = Figure(figsize=(4.4, 2.7), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    evidence = answer.evidence
+    for diameter, row in zip(evidence["diameters_mm"], evidence["probabilities"], strict=True):
+        axes.plot(np.abs(evidence["contrasts_hu"]), row, marker="o", markersize=3, label=f"{diameter:g} mm across")
+    axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("darker than the liver around it, HU", fontsize=8)
+    axes.set_ylabel(f"model's confidence in {answer.target.label}", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
