@@ -25,7 +25,9 @@ from .explain.targets import LESION_LABEL, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
 from .inference import Postprocessing, Segmentation, segment
 from .inference.lesions import lesion_components
-from .measure import measure, measure_uncertainty
+from .inference.mirrored import find_mirrored_liver
+from .measure import Measurements, measure, measure_uncertainty
+from .measure.plausibility import USUAL_ML
 from .models import Model
 from .progress import CancelToken, Progress
 from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_output
@@ -53,6 +55,9 @@ def analyze(
     answers: bool = True,
     device: str = "auto",
     postprocessing: Postprocessing | None = None,
+    height_cm: float | None = None,
+    weight_kg: float | None = None,
+    recist_targets: Sequence[int] | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Analysis:
@@ -68,6 +73,7 @@ def analyze(
     :param answers: if anything is explained, also ask the model what it would say without each lesion (up to the
         :data:`ANSWERED_LESIONS` largest), see :func:`~LiverXAILib.explain.counterfactual.explain_lesions`.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
     started = time.time()
@@ -110,7 +116,11 @@ def analyze(
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
-    measurements = measure(volume, segmentation)
+    measurements = check_orientation(
+        measure(volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets),
+        volume, model, context.part(0.95, 0.99),
+    )  # fmt: skip
+    warnings = [f"Implausible: {reason}" for reason in measurements.implausible_because] + warnings
     # Paths may hold the names of patients.
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
@@ -150,6 +160,21 @@ def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> l
         count = min(ANSWERED_LESIONS, int(lesion_components(segmentation).max()))
         asked = [*(LesionTarget(number + 1) for number in range(count)), *asked]
     return list(dict.fromkeys(asked))
+
+
+def check_orientation(measurements: Measurements, volume: Volume, model: Model, context: RunContext) -> Measurements:
+    """The measurements, with what a second look at mirrored copies of the image says.
+
+    It is taken only where the first look is implausible, found nothing, or found less than most livers have.
+    """
+    if measurements.plausible and measurements.liver_volume_ml >= USUAL_ML:
+        return measurements
+    context.report("Looking at the mirrored image", 0.0)
+    found = find_mirrored_liver(volume, model, context, sure=measurements.plausible is False)
+    if found is None:
+        return measurements
+    reasons = (found.describe(), *measurements.implausible_because)
+    return dataclasses.replace(measurements, plausible=False, implausible_because=reasons)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ CASE_COLUMNS = (
     "state",
     "reason",
     "error",
+    "plausible",
     "liver_volume_ml",
     "liver_complete",
     "liver_mean_hu",

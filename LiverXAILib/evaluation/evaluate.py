@@ -88,7 +88,7 @@ def compare(
         )
     prediction, reference = on_common_grid(prediction, reference)
     grid = reference.volume.grid
-    right_angled = np.allclose(grid.direction.T @ grid.direction, np.eye(3), atol=1e-4)
+    right_angled = not grid.is_sheared
     region = None
     if probabilities:
         region = _grown(reference.mask("liver"), grid, CALIBRATION_MARGIN_MM)

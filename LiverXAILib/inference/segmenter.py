@@ -89,7 +89,7 @@ def segment(
             stages.append({"name": stage.name, "skipped": f"no {stage.region.label} was found"})
             continue
         try:
-            grid, logits, report = _run_stage(volume, model, stage, roi, backend, part)
+            grid, logits, report = run_stage(volume, model, stage, roi, backend, part)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(f"Device {target} ran out of memory. Use the CPU, or close other programs.") from error
         grids[stage.name] = grid
@@ -133,7 +133,7 @@ def segment(
     return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, provenance, centers)
 
 
-def _run_stage(
+def run_stage(
     volume: Volume,
     model: Model,
     stage: StageSpec,

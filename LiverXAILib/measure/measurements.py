@@ -4,9 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from .recist import Recist
+
+#: Of ``measurements.json``; the schema is ``LiverXAILib/report/measurements.schema.json``.
+SCHEMA_VERSION = 2
+#: Below this probability a contrast phase is called uncertain.
+CERTAIN = 0.8
 #: LPS mm.
 Point = tuple[float, float, float]
 
@@ -44,6 +51,14 @@ class LesionMeasurements:
     :param surface_distance_mm: from the lesion to the nearest voxel at the liver's surface; 0: it reaches the
         surface. None if the liver has no surface in the image.
     :param touches_image_border: the lesion may go on outside the image.
+    :param contrast_hu: the lesion's mean HU minus the liver's without lesions; None if all of the liver is lesion.
+    :param enhancement: "hypo", "iso" or "hyper" against the liver (apart by more than
+        :data:`LiverXAILib.measure.lesions.ISO_HU`) and the phase in which it is so; None where the phase is uncertain.
+    :param sphericity: surface of the ball of the same volume over the lesion's surface: 1 for a ball; None on sheared
+        grids.
+    :param location: the hepatic segments that it lies in, where the labels have segments; otherwise on which side of
+        the body's middle plane, which is said.
+    :param instance_number: DICOM: of the slice with the axial diameters; None if the image was not read from DICOM.
     """
 
     number: int
@@ -57,6 +72,47 @@ class LesionMeasurements:
     centroid_lps_mm: Point
     surface_distance_mm: float | None
     touches_image_border: bool
+    contrast_hu: float | None = None
+    enhancement: str | None = None
+    sphericity: float | None = None
+    location: str | None = None
+    instance_number: int | None = None
+
+
+@dataclass(frozen=True)
+class ContrastPhase:
+    """An estimate, not a measurement.
+
+    :param phase: "native", "arterial", "portal venous" or "delayed": the most probable one.
+    :param probability: of it, if these four are all there are and equally frequent; below :data:`CERTAIN` the phase is
+        uncertain.
+    :param aorta_hu: mean in the brightest even disc of 12 mm before the spine, over slices; None: slices disagree,
+        and the aorta was not used.
+    :param liver_vessels_hu: 99th percentile of the smoothed liver, where portal and hepatic veins are.
+    """
+
+    phase: str
+    probability: float
+    aorta_hu: float | None
+    liver_vessels_hu: float
+
+    @property
+    def certain(self) -> bool:
+        """The phase is more than a guess."""
+        return self.probability >= CERTAIN
+
+
+@dataclass(frozen=True)
+class Remnant:
+    """What a resection of whole hepatic segments would leave, without lesions.
+
+    :param percent: of the functional volume, or of the standard volume where height and weight are known.
+    """
+
+    resection: str
+    remaining_segments: tuple[str, ...]
+    volume_ml: float
+    percent: float
 
 
 @dataclass(frozen=True)
@@ -70,6 +126,16 @@ class Measurements:
     :param tumor_volume_ml: of all lesions; None if the model does not look for tumors.
     :param tumor_burden_percent: tumor volume in percent of the liver's, tumors included.
     :param lesions: in the order of their numbers; empty if there are none or the model does not look for tumors.
+    :param plausible: whether this can be a liver (:mod:`LiverXAILib.measure.plausibility`); None if none was found.
+    :param implausible_because: sentences that say why not.
+    :param functional_volume_ml: of the liver without lesions; None if lesions were not looked for.
+    :param standard_volume_ml: of a person of this height and weight; None where these are not known.
+    :param standard_volume_ratio: functional volume (the liver's where lesions were not looked for) to standard volume.
+    :param phase: contrast phase, estimated; None if there is too little liver to tell.
+    :param steatosis: what the HU of a native CT say of fat; None in other phases, and where the phase is uncertain.
+    :param segment_volumes_ml: functional volume by hepatic segment ("I" to "VIII"), where the labels have segments.
+    :param remnants: what typical resections would leave, where the labels have all segments.
+    :param recist: None if lesions were not looked for.
     """
 
     liver_volume_ml: float
@@ -80,6 +146,16 @@ class Measurements:
     tumor_burden_percent: float | None
     lesion_count: int | None
     lesions: tuple[LesionMeasurements, ...]
+    plausible: bool | None = None
+    implausible_because: tuple[str, ...] = ()
+    functional_volume_ml: float | None = None
+    standard_volume_ml: float | None = None
+    standard_volume_ratio: float | None = None
+    phase: ContrastPhase | None = None
+    steatosis: str | None = None
+    segment_volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    remnants: tuple[Remnant, ...] = ()
+    recist: Recist | None = None
 
     @property
     def liver_complete(self) -> bool:
@@ -88,7 +164,7 @@ class Measurements:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, everything."""
-        return {**dataclasses.asdict(self), "liver_complete": self.liver_complete}
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "liver_complete": self.liver_complete}
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for the liver, one for all tumors (if the model looks for them), one for each lesion.
@@ -104,6 +180,7 @@ class Measurements:
                 "mean_hu": self.liver_mean_hu,
                 "sd_hu": self.liver_sd_hu,
                 "touches_image_border": bool(self.liver_cut_at),
+                "plausible": self.plausible,
             }
         ]
         if self.tumor_volume_ml is not None:
@@ -127,6 +204,7 @@ class Measurements:
                     "axial_long_mm": lesion.axial.long_mm,
                     "axial_short_mm": lesion.axial.short_mm,
                     "axial_slice": lesion.axial.slice_index,
+                    "recist_target": self.recist is not None and lesion.number in self.recist.targets,
                     "centroid_l_mm": x,
                     "centroid_p_mm": y,
                     "centroid_s_mm": z,
@@ -143,7 +221,8 @@ class Measurements:
             liver += f", {self.liver_mean_hu:.0f} ± {self.liver_sd_hu:.0f} HU"
         if self.liver_cut_at:
             liver += f"; incomplete, cut at the image's {' and '.join(self.liver_cut_at)} border"
-        lines = [liver]
+        lines = [f"IMPLAUSIBLE: {reason}" for reason in self.implausible_because]
+        lines.append(liver)
         if self.tumor_volume_ml is None:
             lines.append("Tumor   not looked for by this model")
         else:
@@ -155,6 +234,9 @@ class Measurements:
             f"{x.mean_hu:.0f} ± {x.sd_hu:.0f} HU"
             for x in self.lesions
         ]
+        if self.recist is not None and self.recist.targets:
+            numbers = ", ".join(str(number) for number in self.recist.targets)
+            lines.append(f"RECIST  {self.recist.sum_mm:5d} mm, sum of diameters of target lesion(s) {numbers}")
         return "\n".join(lines)
 
 
@@ -180,4 +262,11 @@ COLUMNS = (
     "touches_image_border",
     "tumor_burden_percent",
     "lesion_count",
+    "contrast_hu",
+    "enhancement",
+    "sphericity",
+    "location",
+    "instance_number",
+    "recist_target",
+    "plausible",
 )

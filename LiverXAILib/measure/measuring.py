@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -15,10 +16,22 @@ from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume
 from .diameters import axial_diameters, feret_diameter_mm
-from .measurements import LesionMeasurements, Measurements
+from .lesions import enhancement, location, slice_instance_number, sphericity
+from .liver import remnants, segment_masks, standard_volume_ml, steatosis_hint
+from .measurements import ContrastPhase, LesionMeasurements, Measurements
+from .phase import estimate_phase
+from .plausibility import implausibilities, liver_position
+from .recist import Recist, recist
 
 
-def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
+def measure(
+    volume: Volume,
+    segmentation: Segmentation,
+    *,
+    height_cm: float | None = None,
+    weight_kg: float | None = None,
+    targets: Sequence[int] | None = None,
+) -> Measurements:
     """Measure the liver and its lesions.
 
     Volumes are numbers of voxels times the determinant of the grid, so they hold for oblique, left-handed and
@@ -26,40 +39,93 @@ def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
 
     :param volume: the CT in HU.
     :param segmentation: on the same grid, with a label "liver" and perhaps "tumor".
-    :raises LiverXAILib.errors.UsageError: the grids differ, or there is no label "liver".
+    :param height_cm, weight_kg: of the patient, for the standard liver volume.
+    :param targets: numbers of the RECIST target lesions; None: by the rule.
+    :raises LiverXAILib.errors.UsageError: the grids differ, there is no label "liver", only one of height and weight is
+        given, or a target does not exist.
     """
     grid = volume.grid
     if not grid.matches(segmentation.labels.grid):
         raise UsageError("The segmentation does not lie on the image's grid; measure it on the image it was made from.")
+    if (height_cm is None) != (weight_kg is None):
+        raise UsageError("The standard liver volume needs both height and weight.")
     liver = segmentation.mask("liver")
     looks_for_tumors = any(spec.name == "tumor" for spec in segmentation.specs)
     components = lesion_components(segmentation) if looks_for_tumors else np.zeros(grid.shape, np.int32)
     ml = grid.voxel_volume_mm3 / 1000
     # Everything that is measured lies in this box: a tenth of a CT.
     box = bounding_box(liver) or Box.full((0, 0, 0))
-    parenchyma = volume.array[box][liver[box] & (components[box] == 0)].astype(np.float64)
+    healthy = liver[box] & (components[box] == 0)
+    parenchyma = volume.array[box][healthy].astype(np.float64)
     liver_ml = float(np.count_nonzero(liver[box])) * ml
     tumor_ml = float(np.count_nonzero(components[box])) * ml
+    functional_ml = liver_ml - tumor_ml if looks_for_tumors and liver_ml else None
+    standard = None if height_cm is None or weight_kg is None else standard_volume_ml(height_cm, weight_kg)
+    median_hu = float(np.median(parenchyma)) if parenchyma.size else None
+    cut_at = _sides_reached(liver, grid)
+    position = liver_position(volume, liver)
+    reasons = implausibilities(liver_ml, median_hu, not cut_at, position)
+    phase = _phase(volume, healthy, box)
+    segments = segment_masks(segmentation)
+    volumes = {name: float(np.count_nonzero(mask & (components == 0))) * ml for name, mask in segments.items()}
+    lesions: tuple[LesionMeasurements, ...] = ()
+    if components[box].any():
+        context = _LiverContext(liver, box, segments, float(parenchyma.mean()) if parenchyma.size else None, phase,
+                                position.middle_x)  # fmt: skip
+        lesions = _lesions(volume, segmentation, components, context)
     return Measurements(
         liver_volume_ml=liver_ml,
         liver_mean_hu=float(parenchyma.mean()) if parenchyma.size else None,
         liver_sd_hu=float(parenchyma.std()) if parenchyma.size else None,
-        liver_cut_at=_sides_reached(liver, grid),
+        liver_cut_at=cut_at,
         tumor_volume_ml=tumor_ml if looks_for_tumors else None,
         tumor_burden_percent=100 * tumor_ml / liver_ml if looks_for_tumors and liver_ml else None,
         lesion_count=int(components.max()) if looks_for_tumors else None,
-        lesions=_lesions(volume, segmentation, components, liver, box) if components[box].any() else (),
+        lesions=lesions,
+        plausible=None if liver_ml == 0 else not reasons,
+        implausible_because=reasons,
+        functional_volume_ml=functional_ml,
+        standard_volume_ml=standard,
+        standard_volume_ratio=(liver_ml if functional_ml is None else functional_ml) / standard if standard else None,
+        phase=phase,
+        steatosis=steatosis_hint(phase, median_hu),
+        segment_volumes_ml=volumes,
+        remnants=remnants(volumes, standard),
+        recist=_recist(lesions, grid, targets) if looks_for_tumors else None,
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _LiverContext:
+    """What lesions are measured against. `liver` includes them, and `box` holds it."""
+
+    liver: np.ndarray
+    box: Box
+    segments: Mapping[str, np.ndarray]
+    mean_hu: float | None
+    phase: ContrastPhase | None
+    middle_x: float | None
+
+
+def _phase(volume: Volume, healthy: np.ndarray, box: Box) -> ContrastPhase | None:
+    parenchyma = np.zeros(volume.shape, bool)
+    parenchyma[box] = healthy
+    return estimate_phase(volume, parenchyma)
+
+
+def _recist(lesions: Sequence[LesionMeasurements], grid: Grid, targets: Sequence[int] | None) -> Recist:
+    thickness = grid.spacing["ijk".index(lesions[0].axial.slice_axis)] if lesions else 0.0
+    return recist({lesion.number: lesion.axial.long_mm for lesion in lesions}, thickness, targets)
+
+
 def _lesions(
-    volume: Volume, segmentation: Segmentation, components: np.ndarray, liver: np.ndarray, box: Box
+    volume: Volume, segmentation: Segmentation, components: np.ndarray, context: _LiverContext
 ) -> tuple[LesionMeasurements, ...]:
-    """Each lesion's measurements. `components` numbers the lesions, `liver` includes them; all lie in `box`."""
-    kji = np.argwhere(components[box]) + box.start
+    """Each lesion's measurements. `components` numbers the lesions; all lie in the box of the liver."""
+    kji = np.argwhere(components[context.box]) + context.box.start
     numbers = components[tuple(kji.T)]
     probability = segmentation.probabilities.get("tumor")
-    surface = _surface(liver, volume.grid, box)
+    surface = _surface(context.liver, volume.grid, context.box)
     lesions = []
     for number in range(1, int(numbers.max()) + 1):
         chosen = numbers == number
@@ -70,7 +136,9 @@ def _lesions(
         mask, grid = components[extent] == number, volume.grid.cropped(extent)
         axial = axial_diameters(mask, grid)
         start = int(low[2 - "ijk".index(axial.slice_axis)])
-        x, y, z = volume.grid.to_lps(voxels[:, ::-1].mean(axis=0))
+        x, y, z = (float(mm) for mm in volume.grid.to_lps(voxels[:, ::-1].mean(axis=0)))
+        contrast = None if context.mean_hu is None else float(hu.mean()) - context.mean_hu
+        index = axial.slice_index + start
         lesions.append(
             LesionMeasurements(
                 number=number,
@@ -79,13 +147,18 @@ def _lesions(
                 sd_hu=float(hu.std()),
                 median_hu=float(np.median(hu)),
                 mean_probability=None if probability is None else _mean_at(probability, volume.grid, voxels),
-                axial=dataclasses.replace(axial, slice_index=axial.slice_index + start),
+                axial=dataclasses.replace(axial, slice_index=index),
                 feret_mm=feret_diameter_mm(mask, grid),
-                centroid_lps_mm=(float(x), float(y), float(z)),
+                centroid_lps_mm=(x, y, z),
                 surface_distance_mm=None
                 if surface is None
                 else float(surface.query(grid.to_lps(_rim(mask)[:, ::-1]))[0].min()),
                 touches_image_border=bool((low == 0).any() or (high == components.shape).any()),
+                contrast_hu=contrast,
+                enhancement=enhancement(contrast, context.phase),
+                sphericity=sphericity(mask, grid),
+                location=location(voxels, context.segments, x, context.middle_x),
+                instance_number=slice_instance_number(volume, axial.slice_axis, index),
             )
         )
     return tuple(lesions)

@@ -26,7 +26,7 @@ from .itk import to_itk
 from .metaimage import write_metaimage
 from .nrrd import write_nrrd
 from .stream import open_regular, reading
-from .volume import Grid, Volume
+from .volume import Volume
 
 
 def read_volume(
@@ -108,7 +108,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
     ending = image_ending(path)
     if ending not in WRITABLE:
         raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(WRITABLE)}.")
-    if FILE_FORMATS[ending] == "NIfTI" and _is_sheared(volume.grid):
+    if FILE_FORMATS[ending] == "NIfTI" and volume.grid.is_sheared:
         raise UsageError(f"Cannot write {path}: NIfTI cannot hold a sheared image (gantry tilt). Use .nrrd or .mha.")
     try:
         with replacing(path) as temporary:
@@ -152,7 +152,3 @@ def _may_be_dicom(path: Path) -> bool:
     if not dicom.is_dicom(path):
         raise InputError(f"{path} is neither DICOM nor a file that ends in {', '.join(FILE_FORMATS)}.")
     return True
-
-
-def _is_sheared(grid: Grid) -> bool:
-    return not np.allclose(grid.direction.T @ grid.direction, np.eye(3), atol=1e-4)

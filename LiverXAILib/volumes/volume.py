@@ -68,6 +68,11 @@ class Grid:
         return LPS_TO_RAS @ self.ijk_to_lps
 
     @property
+    def is_sheared(self) -> bool:
+        """The axes are not at right angles to each other (gantry tilt)."""
+        return not np.allclose(self.direction.T @ self.direction, np.eye(3), atol=1e-4)
+
+    @property
     def voxel_volume_mm3(self) -> float:
         """Volume of a voxel in mm³ (the absolute determinant, so shear is accounted for)."""
         return float(abs(np.linalg.det(self.ijk_to_lps[:3, :3])))

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of one lesion besides its size: against the liver, its shape, its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..volumes.volume import Grid, Volume
+from .measurements import ContrastPhase
+
+#: Lesions whose mean HU differs less from the liver's are isoattenuating.
+ISO_HU = 10.0
+#: A segment that holds less than this fraction of a lesion is not named.
+_LEAST_SHARE = 0.1
+
+
+def enhancement(contrast_hu: float | None, phase: ContrastPhase | None) -> str | None:
+    """How a lesion looks against the liver, in words; None where the phase is uncertain."""
+    if contrast_hu is None or phase is None or not phase.certain:
+        return None
+    kind = "iso" if abs(contrast_hu) <= ISO_HU else "hyper" if contrast_hu > 0 else "hypo"
+    return f"{kind}attenuating, {phase.phase}"
+
+
+def sphericity(mask: np.ndarray, grid: Grid) -> float | None:
+    """Surface of the ball of the same volume over the surface of `mask` (Crofton's estimate), at most 1.
+
+    :return: None on a sheared grid, on which the estimate does not hold.
+    """
+    if grid.is_sheared:
+        return None
+    image = sitk.GetImageFromArray(np.pad(mask.astype(np.uint8), 1))
+    image.SetSpacing(grid.spacing)
+    shapes = sitk.LabelShapeStatisticsImageFilter()
+    shapes.Execute(image)
+    return min(1.0, float(shapes.GetRoundness(1)))
+
+
+def location(
+    voxels: np.ndarray, segments: Mapping[str, np.ndarray], centroid_x: float, middle_x: float | None
+) -> str | None:
+    """Where a lesion lies, in words.
+
+    :param voxels: (n, 3) as (k, j, i).
+    :param segments: masks of the hepatic segments, by roman numeral; may be empty.
+    :param centroid_x: of the lesion, LPS mm.
+    :param middle_x: of the body's middle plane, LPS mm; None: unknown.
+    """
+    shares = {name: float(mask[tuple(voxels.T)].mean()) for name, mask in segments.items()}
+    named = sorted((name for name in shares if shares[name] >= _LEAST_SHARE), key=lambda name: -shares[name])
+    if named:
+        listed = ", ".join(f"{name} ({100 * shares[name]:.0f} %)" for name in named)
+        return f"segment{'s' if len(named) > 1 else ''} {listed}"
+    if middle_x is None:
+        return None
+    side = "right" if centroid_x < middle_x else "left"
+    return f"{side} of the body's middle plane (the model has no hepatic segments)"
+
+
+def slice_instance_number(volume: Volume, slice_axis: str, slice_index: int) -> int | None:
+    """The DICOM instance number of a slice, where each slice is a file of its own."""
+    files = volume.metadata.get("files")
+    if not files or slice_axis != "k" or len(files) != volume.shape[0]:
+        return None
+    import pydicom  # only images from DICOM need it
+
+    header = pydicom.dcmread(files[slice_index], stop_before_pixels=True, specific_tags=["InstanceNumber"], force=True)
+    number = header.get("InstanceNumber")
+    return None if number is None else int(number)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantities of the liver as a whole: volume for the body's size, fat, hepatic segments and what resections leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..errors import UsageError
+from ..inference.segmentation import Segmentation
+from ..labels.vocabulary import liver_segment
+from .measurements import ContrastPhase, Remnant
+
+ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
+#: Native HU at or below which a liver has at least 30 % fat: Boyce et al., AJR 2010;194:623 (40 HU), and the specific
+#: limit of Pickhardt et al., Eur Radiol 2012;22:1075 (48 HU).
+_FATTY_HU, _PERHAPS_FATTY_HU = 40.0, 48.0
+#: Brisbane 2000 terms, and the segments that each leaves.
+_RESECTIONS = (
+    ("right hepatectomy", ("I", "II", "III", "IV")),
+    ("right trisectionectomy", ("I", "II", "III")),
+    ("left hepatectomy", ("I", "V", "VI", "VII", "VIII")),
+    ("left lateral sectionectomy", ("I", "IV", "V", "VI", "VII", "VIII")),
+    ("left trisectionectomy", ("I", "VI", "VII")),
+)
+
+
+def standard_volume_ml(height_cm: float, weight_kg: float) -> float:
+    """The liver volume of a healthy adult of this size: ``-794.41 + 1267.28 * BSA`` (Vauthey et al., Liver Transpl
+    2002;8:233), with the body surface area in m² by Mosteller, ``sqrt(height * weight / 3600)``.
+
+    :raises LiverXAILib.errors.UsageError: no adult has this size.
+    """
+    if not (100 <= height_cm <= 250 and 25 <= weight_kg <= 350):
+        raise UsageError(
+            f"Height {height_cm:g} cm and weight {weight_kg:g} kg are not those of an adult; the standard liver volume "
+            "is known for adults only."
+        )
+    return -794.41 + 1267.28 * math.sqrt(height_cm * weight_kg / 3600)
+
+
+def steatosis_hint(phase: ContrastPhase | None, median_hu: float | None) -> str | None:
+    """A sentence about fat from the HU of a native CT; None in other phases, or where the phase is uncertain."""
+    if phase is None or median_hu is None or phase.phase != "native" or not phase.certain:
+        return None
+    if median_hu <= _FATTY_HU:
+        return f"{median_hu:.0f} HU in a native CT: suggests steatosis of 30 % or more (40 HU or less, Boyce 2010)."
+    if median_hu <= _PERHAPS_FATTY_HU:
+        return f"{median_hu:.0f} HU in a native CT: 30 % of fat or more are possible (48 HU or less, Pickhardt 2012)."
+    return f"{median_hu:.0f} HU in a native CT: no sign of moderate or severe steatosis (above 48 HU, Pickhardt 2012)."
+
+
+def segment_masks(segmentation: Segmentation) -> dict[str, np.ndarray]:
+    """Where the hepatic segments are that the labels name, by roman numeral: bool (k, j, i)."""
+    masks: dict[str, np.ndarray] = {}
+    for spec in segmentation.specs:
+        if (number := liver_segment(spec.name)) is not None:
+            mask = segmentation.mask(spec.name)
+            masks[ROMAN[number - 1]] = masks.get(ROMAN[number - 1], False) | mask
+    return masks
+
+
+def remnants(volumes_ml: Mapping[str, float], reference_ml: float | None) -> tuple[Remnant, ...]:
+    """What typical resections would leave, if all eight segments are known.
+
+    :param volumes_ml: functional volume by segment.
+    :param reference_ml: what the percentage is of; None: of the sum of the segments.
+    """
+    if set(volumes_ml) != set(ROMAN):
+        return ()
+    whole = sum(volumes_ml.values()) if reference_ml is None else reference_ml
+    return tuple(
+        Remnant(name, kept, sum(volumes_ml[segment] for segment in kept),
+                100 * sum(volumes_ml[segment] for segment in kept) / whole if whole else 0.0)
+        for name, kept in _RESECTIONS
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which contrast phase a CT shows, estimated from the HU of liver, aorta and the vessels in the liver."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from ..volumes.box import bounding_box, largest_component
+from ..volumes.orientation import reorient
+from ..volumes.volume import Volume
+from .measurements import ContrastPhase
+
+#: What is typical of each phase: HU of the aorta, of the liver, and how much brighter the liver's vessels are than the
+#: liver; each with its standard deviation between patients, scanners and injections. Round numbers that agree with 20
+#: public CTs of known phase.
+_TYPICAL = {
+    "native": ((42.0, 18.0), (52.0, 14.0), (10.0, 10.0)),
+    "arterial": ((320.0, 90.0), (68.0, 14.0), (18.0, 12.0)),
+    "portal venous": ((155.0, 35.0), (112.0, 22.0), (35.0, 14.0)),
+    "delayed": ((105.0, 20.0), (95.0, 18.0), (18.0, 10.0)),
+}
+#: Between the quartiles of what slices say of the aorta.
+_EVEN_HU = 40.0
+#: How often a landmark is misread, and the range of HU that it then may have.
+_MISREAD, _ANY_HU = 0.1, 400.0
+_COARSE_MM, _DISC_MM, _BONE_HU = 2.0, 12.0, 250.0
+
+
+def estimate_phase(volume: Volume, parenchyma: np.ndarray) -> ContrastPhase | None:
+    """The contrast phase of `volume`; None if there is too little liver to tell.
+
+    :param parenchyma: the liver without lesions, bool (k, j, i).
+    """
+    upright, liver = (reorient(v, "SPL") for v in (volume, volume.with_array(parenchyma)))
+    steps = [max(1, round(_COARSE_MM / size)) for size in upright.spacing[::-1]]
+    coarse = tuple(slice(None, None, step) for step in steps)
+    spacing = np.array(upright.spacing[::-1]) * steps
+    hu, inside = upright.array[coarse].astype(np.float32), liver.array[coarse]
+    core = ndimage.binary_erosion(inside, iterations=2)
+    box = bounding_box(core)
+    if box is None or np.count_nonzero(core) < 200:
+        return None
+    liver_hu = float(np.median(hu[core]))
+    around = box.grown((2, 2, 2), hu.shape)
+    smooth = ndimage.gaussian_filter(hu[around], 2.0 / spacing)
+    vessels_hu = float(np.percentile(smooth[core[around]], 99))
+    aorta_hu = _aorta(hu[box.k], inside[box.k], spacing)
+    found = (aorta_hu, liver_hu, vessels_hu - liver_hu)
+    likelihood = {
+        phase: float(np.prod([_density(value, *one) for value, one in zip(found, typical, strict=True)]))
+        for phase, typical in _TYPICAL.items()
+    }
+    best = max(likelihood, key=lambda phase: likelihood[phase])
+    return ContrastPhase(best, likelihood[best] / sum(likelihood.values()), aorta_hu, vessels_hu)
+
+
+def _density(value: float | None, mean: float, spread: float) -> float:
+    """How probable an HU is: normally distributed, or misread, which may give anything."""
+    if value is None:
+        return 1.0
+    normal = np.exp(-0.5 * ((value - mean) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
+    return float((1 - _MISREAD) * normal + _MISREAD / _ANY_HU)
+
+
+def _aorta(hu: np.ndarray, liver: np.ndarray, spacing: np.ndarray) -> float | None:
+    """HU of the aorta in the slices of the liver (k to superior, j to posterior, i to the left)."""
+    body = largest_component(hu > -300)
+    size = [max(1, round(_DISC_MM / mm)) for mm in spacing[1:]]
+    noise = _noise(hu, liver)
+    values = []
+    for index in range(0, len(hu), max(1, round(6 / spacing[0]))):
+        part = hu[index]
+        columns, rows = (np.flatnonzero(body[index].any(axis=axis)) for axis in (0, 1))
+        if not len(columns):
+            continue
+        middle, half = (columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2
+        bone = np.argwhere(part > _BONE_HU)
+        bone = bone[(np.abs(bone[:, 1] - middle) * spacing[2] < 25) & (bone[:, 0] > half)]
+        if len(bone) * spacing[1] * spacing[2] < 200:
+            continue
+        spine_j, spine_i = bone.mean(axis=0)
+        mean, spread = _local(part, size)
+        j, i = np.indices(part.shape)
+        before = (spine_j - j) * spacing[1]
+        aside = (i - spine_i) * spacing[2]
+        near = (before > 18) & (before < 60) & (aside > -12) & (aside < 35) & (spread < 1.5 * noise + 6) & ~liver[index]
+        if near.any():
+            values.append(float(mean[near].max()))
+    if len(values) < 3 or np.subtract(*np.percentile(values, (75, 25))) > _EVEN_HU:
+        return None  # in a vessel slices agree
+    return float(np.median(values))
+
+
+def _local(image: np.ndarray, size: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation in boxes of `size` pixels."""
+    mean = ndimage.uniform_filter(image, size)
+    return mean, np.sqrt(np.maximum(ndimage.uniform_filter(image**2, size) - mean**2, 0))
+
+
+def _noise(hu: np.ndarray, liver: np.ndarray) -> float:
+    """The median standard deviation of 3 x 3 pixels within the liver, in the slice that shows most of it."""
+    index = int(np.count_nonzero(liver, axis=(1, 2)).argmax())
+    return float(np.median(_local(hu[index], [3, 3])[1][liver[index]]))
