@@ -16,6 +16,9 @@ from ..models.spec import LabelSpec
 from .dicom_objects import SERIES_NUMBERS, algorithm, code, made_by, save, tracking_of, without_references
 from .dicom_source import DicomSource, read_source
 
+#: A label and where it is: bool (k, j, i) on the grid of the series.
+Segment = tuple[LabelSpec, np.ndarray]
+
 
 def write_dicom_segmentation(
     segmentation: Segmentation, path: str | os.PathLike[str], *, lesions: bool = False
@@ -34,29 +37,32 @@ def write_dicom_segmentation(
     :raises OSError: the file cannot be written.
     """
     source = read_source(segmentation.labels)
-    segments = [(spec, segmentation.mask(spec.name)) for spec in segmentation.specs]
-    if lesions:
-        segments = [one for spec, mask in segments for one in _lesions(segmentation, spec, mask)]
-    segments = [(spec, mask) for spec, mask in segments if mask.any()]
+    segments = lesion_segments(segmentation) if lesions else _found(segmentation)
     if not segments:
         raise UsageError("Nothing was found, and a DICOM segmentation cannot be empty.")
     return save(lambda: segmentation_dataset(segmentation, source, segments), source, path)
 
 
-def _lesions(segmentation: Segmentation, spec: LabelSpec, mask: np.ndarray) -> list[tuple[LabelSpec, np.ndarray]]:
-    if not spec.is_lesion:
-        return [(spec, mask)]
-    components = lesion_components(segmentation, spec.name)
-    return [
-        (replace(spec, name=f"{spec.name} {number}"), components == number)
-        for number in range(1, int(components.max()) + 1)
-    ]
+def _found(segmentation: Segmentation) -> list[Segment]:
+    segments = [(spec, segmentation.mask(spec.name)) for spec in segmentation.specs]
+    return [(spec, mask) for spec, mask in segments if mask.any()]
 
 
-def segmentation_dataset(
-    segmentation: Segmentation, source: DicomSource, segments: list[tuple[LabelSpec, np.ndarray]]
-) -> Dataset:
-    """The SEG of `segments`, which are masks (bool (k, j, i)) on the grid of the series."""
+def lesion_segments(segmentation: Segmentation) -> list[Segment]:
+    """What was found, with one segment for each lesion, called "tumor 1" … by the lesions' numbers."""
+    segments: list[Segment] = []
+    for spec, mask in _found(segmentation):
+        if spec.is_lesion:
+            components = lesion_components(segmentation, spec.name)
+            numbers = range(1, int(components.max()) + 1)
+            segments += [(replace(spec, name=f"{spec.name} {number}"), components == number) for number in numbers]
+        else:
+            segments.append((spec, mask))
+    return segments
+
+
+def segmentation_dataset(segmentation: Segmentation, source: DicomSource, segments: list[Segment]) -> Dataset:
+    """The SEG of `segments`."""
     import highdicom
 
     dataset = highdicom.seg.Segmentation(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``segmentation-lesions.dcm``: a DICOM SEG with one segment for each lesion, tracked as in the report."""
+"""``measurements.dcm``: a DICOM report of the measurements (TID 1500), and the SEG of the lesions that it refers to."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ._writer import Writer
 if TYPE_CHECKING:
     from ...analysis import Analysis
 
-_NAME = "segmentation-lesions.dcm"
+_REPORT, _LESIONS = "measurements.dcm", "segmentation-lesions.dcm"
 
 
 def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
-    from ..dicom_segmentation import write_dicom_segmentation
+    from ..dicom_measurements import write_measurement_report
 
     if not analysis.segmentation.labels.array.any():
         return {}
-    write_dicom_segmentation(analysis.segmentation, folder / _NAME, lesions=True)
-    return {"dicom-lesions": _NAME}
+    write_measurement_report(analysis, folder / _REPORT, folder / _LESIONS)
+    return {"dicom-report": _REPORT, "dicom-lesions": _LESIONS}
 
 
 WRITER = Writer(
-    "dicom-lesions",
-    "DICOM SEG with one segment for each lesion",
-    (_NAME,),
+    "dicom-sr",
+    "DICOM measurement report, and a SEG of each lesion",
+    (_REPORT, _LESIONS),
     _write,
     requirement=require_extra,
     check=check_source,

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Key images as DICOM Secondary Capture: each lesion with its outline and calipers, for viewers that show no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from ..analysis import Analysis
+from .dicom_objects import SERIES_NUMBERS, made_by, save
+from .dicom_source import DicomSource, read_source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
+    """Write a picture of each lesion to ``key-image-<number>.dcm`` in `folder`, and one of the liver to number 0.
+
+    :raises LiverXAILib.errors.UsageError: the CT was not read from DICOM, or an extra (``dicom``, ``report``) is not
+        installed.
+    :raises LiverXAILib.errors.InputError: the files of the series cannot be read.
+    :raises OSError: a file cannot be written.
+    """
+    from . import pictures
+
+    source = read_source(analysis.volume)
+    shown = {f"lesion {lesion.number}": lesion for lesion in analysis.measurements.lesions}
+    series = generate_uid()
+    paths = []
+    overview = pictures.render_planes(analysis)["axial"]
+    figures = [("liver", overview), *((name, pictures.render_lesion(analysis, one)) for name, one in shown.items())]
+    for number, (name, figure) in enumerate(figures):
+        path = folder / f"key-image-{number}.dcm"
+        pixels = _pixels(figure)
+        save(lambda n=number, t=name, p=pixels: _capture(p, source, series, n + 1, t), source, path)  # type: ignore[misc]
+        paths.append(path)
+    return paths
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """A figure as uint8 (rows, columns, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _capture(pixels: np.ndarray, source: DicomSource, series: str, number: int, title: str) -> Dataset:
+    import highdicom
+
+    first = source.first
+    dataset = highdicom.sc.SCImage(
+        pixel_array=pixels,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        # All are axial, seen from the feet: to the right is the patient's left, down is the back.
+        patient_orientation=("L", "P"),
+        study_instance_uid=first.StudyInstanceUID,
+        patient_id=first.PatientID,
+        patient_name=first.PatientName,
+        patient_birth_date=first.PatientBirthDate or None,
+        patient_sex=first.PatientSex,
+        accession_number=first.AccessionNumber,
+        study_id=first.StudyID,
+        study_date=first.StudyDate or None,
+        study_time=first.StudyTime or None,
+        referring_physician_name=first.ReferringPhysicianName,
+        specific_character_set=first.SpecificCharacterSet,
+        **{**made_by("key images", SERIES_NUMBERS["sc"], number), "series_instance_uid": series},
+    )
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.BodyPartExamined = "LIVER"
+    dataset.BurnedInAnnotation = "NO"
+    dataset.DerivationDescription = f"Picture of the CT with what LiverXAI found ({title}). For research use only."
+    return dataset
