@@ -244,7 +244,7 @@ class Config:
     ] = None
     seed: Count = 0
     init: Annotated[
-        str | None, Field(description="Start from this model: a name such as default, or a model folder.")
+        str | None, Field(description="TrainingSetup from this model: a name such as default, or a model folder.")
     ] = None
     stage: Annotated[
         str | None,

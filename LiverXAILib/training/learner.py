@@ -28,6 +28,8 @@ from .table import score
 
 #: Added above and below the line of Dice, in voxels: keeps it gentle where there is nothing to find.
 _SMOOTH = 20.0
+#: Part of the steps over which the learning rate of the schedule "cosine" rises from 0.
+_WARMUP = 0.03
 
 
 class Learner(pl.LightningModule):
@@ -209,8 +211,12 @@ class Learner(pl.LightningModule):
             return optimizer
         steps = self.trainer.estimated_stepping_batches
 
+        warmup = max(1, round(_WARMUP * steps))
+
         def cosine(step: int) -> float:
-            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+            return min(1.0, (step + 1) / warmup) * (
+                0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+            )
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

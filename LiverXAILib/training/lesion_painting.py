@@ -23,7 +23,7 @@ def add_lesions(
     image: torch.Tensor,
     liver: torch.Tensor,
     spacing_mm: float,
-    ease: float = 0.0,
+    curriculum: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paint one to eight lesions into the liver.
 
@@ -34,7 +34,7 @@ def add_lesions(
 
     :param image: (D, H, W) in HU, before blur and noise.
     :param liver: bool (D, H, W).
-    :param ease: 0 to 1: how much larger, and different from the liver, the smallest lesions are.
+    :param curriculum: 0 to 1: how much larger, and different from the liver, the smallest lesions are.
     :return: the new image, and the lesions, numbered from 1, as uint8 (D, H, W).
     """
     lesions = torch.zeros(liver.shape, dtype=torch.uint8)
@@ -51,7 +51,8 @@ def add_lesions(
             break
         kind = family if rng.chance(0.7) else rng.choose(_KINDS)
         radius = (
-            rng.log_uniform(4 + 5 * ease, max(9.0, largest if rng.chance(0.5) else min(largest, 24.0))) / spacing_mm
+            rng.log_uniform(4 + 5 * curriculum, max(9.0, largest if rng.chance(0.5) else min(largest, 24.0)))
+            / spacing_mm
         )
         center = inside[rng.integer(len(inside))]
         reach = math.ceil(radius * 1.9) + 2
@@ -63,7 +64,7 @@ def add_lesions(
         if int(inner.sum()) < 4:
             continue
         alpha = alpha * (inner | (alpha <= _OUTLINE))
-        image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, ease)
+        image[box] = _paint(rng, image[box], liver[box], alpha, depth, kind, radius * spacing_mm, curriculum)
         painted += 1
         lesions[box][inner] = painted
     return image, lesions
@@ -98,15 +99,15 @@ def _paint(
     depth: torch.Tensor,
     kind: int,
     radius_mm: float,
-    ease: float,
+    curriculum: float,
 ) -> torch.Tensor:
     background = float(image[liver].median())
     if kind == 0:
         # Small lesions are blurred into their surroundings anyway: do not ask for the invisible.
-        least = (32 if radius_mm < 6 else 26 if radius_mm < 9 else 20) + 20 * ease
+        least = (32 if radius_mm < 6 else 26 if radius_mm < 9 else 20) + 20 * curriculum
         hu = background - rng.uniform(least, max(least + 10, min(80, background - 5)))
     elif kind == 1:
-        hu = background + rng.uniform(25 + 15 * ease, 75)
+        hu = background + rng.uniform(25 + 15 * curriculum, 75)
     else:
         hu = min(rng.uniform(-4, 22), background - 20)
     size = (image.shape[0], image.shape[1], image.shape[2])

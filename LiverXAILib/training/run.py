@@ -27,8 +27,8 @@ from ..models.loading import load_model
 from ..progress import Progress, report_progress
 from .config import Config
 from .layouts import DataSet, TrainingCase, find_data, read_case
+from .setup import TrainingSetup, set_up
 from .splits import Split, draw_split, record_split, recorded_split
-from .start import Start, start
 from .table import header, line, markdown, score, write_case_curve, write_csv, write_curves
 
 _log = logging.getLogger(__name__)
@@ -128,17 +128,17 @@ def _run(
         if main:
             record_split(split, splits)
     labels = ["liver", *(["tumor"] if dataset.values.tumor is not None or config.data.synthetic_lesions else [])]
-    begun = start(config, labels)
+    setup = set_up(config, labels)
     if main:
-        what = f"stage {begun.stage.name!r} of {config.init}" if config.init else "a new network"
+        what = f"stage {setup.stage.name!r} of {config.init}" if config.init else "a new network"
         say(
             f"{len(split.training)} training and {len(split.validation)} validation cases; {what}, taught "
-            f"{' and '.join(begun.labels)}; run in {folder}"
+            f"{' and '.join(setup.labels)}; run in {folder}"
         )
     finished = folder / "finished.json"
     if not finished.is_file():
         with _quiet():
-            rows = _fit(config, dataset, split, begun, folder, say if main else _nothing)
+            rows = _fit(config, dataset, split, setup, folder, say if main else _nothing)
         if not main:
             return None
         with replacing(finished) as temporary:
@@ -146,11 +146,11 @@ def _run(
     elif not main:
         return None
     rows = json.loads(finished.read_text(encoding="utf-8"))["rows"]
-    return _finish(config, dataset, split, begun, folder, rows, say, progress)
+    return _finish(config, dataset, split, setup, folder, rows, say, progress)
 
 
 def _fit(
-    config: Config, dataset: DataSet, split: Split, begun: Start, folder: Path, say: Say
+    config: Config, dataset: DataSet, split: Split, setup: TrainingSetup, folder: Path, say: Say
 ) -> list[dict[str, float]]:
     """Train, from the last checkpoint if there is one; returns the rows of all epochs."""
     import lightning.pytorch as pl
@@ -160,10 +160,10 @@ def _fit(
     from .learner import Checkpoints, Learner
     from .samples import Prepare, Samples, ValidationCases, prepared_cases
 
-    settings, hardware, stage = config.training, config.hardware, begun.stage
+    settings, hardware, stage = config.training, config.hardware, setup.stage
     cache = folder / "cache" if config.data.cache == "disk" else None
     slices = stage.dimensions == 2
-    patch = None if begun.patch is None or slices else begun.patch
+    patch = None if setup.patch is None or slices else setup.patch
     show = _is_main_process()
     training = prepared_cases(split.training, Prepare(stage, dataset.values, patch), folder=cache, progress=show)
     validation = prepared_cases(split.validation, Prepare(stage, dataset.values), folder=cache, progress=show)
@@ -172,13 +172,13 @@ def _fit(
     else:
         units = [(n, -1) for n in range(len(split.training)) for _ in range(settings.samples_per_case)]
     freeze = config.init is not None if settings.freeze_norm is None else settings.freeze_norm
-    lesions = config.data.synthetic_lesions and "tumor" in begun.labels
+    lesions = config.data.synthetic_lesions and "tumor" in setup.labels
     learner = Learner(
-        begun.network,
+        setup.network,
         stage,
-        begun.labels,
+        setup.labels,
         settings,
-        Samples(training, stage, begun.patch, config.augmentation, synthetic_lesions=lesions),
+        Samples(training, stage, setup.patch, config.augmentation, synthetic_lesions=lesions),
         units,
         ValidationCases(validation, stage, synthetic_lesions=lesions),
         len(split.validation),
@@ -244,7 +244,7 @@ def _finish(
     config: Config,
     dataset: DataSet,
     split: Split,
-    begun: Start,
+    setup: TrainingSetup,
     folder: Path,
     rows: Sequence[Mapping[str, float]],
     say: Say,
@@ -258,21 +258,21 @@ def _finish(
     training = {
         "data": f"layout {config.data.layout}: {len(split.training)} training cases"
         + (", with synthetic lesions in livers without labelled tumors" if config.data.synthetic_lesions else ""),
-        "labels": ", ".join(begun.labels),
-        "init": f"{config.init}, stage {begun.stage.name}" if config.init else "random weights",
+        "labels": ", ".join(setup.labels),
+        "init": f"{config.init}, stage {setup.stage.name}" if config.init else "random weights",
         "epochs": len([row for row in rows if row["epoch"] > 0]),
         "best_epoch": int(best["epoch"]),
         "recipe": config.recipe(),
     }
     model = folder / "model"
-    begun.export(weights, model, config, training, {"note": "not measured"})
+    setup.export(weights, model, config, training, {"note": "not measured"})
     results: list[CaseResult] = []
     if config.finish.evaluate:
         results = _evaluate(config, dataset, split.validation, model, progress)
         for ending in ("csv", "json"):
             write_results(results, folder / f"evaluation.{ending}")
         say("\n" + format_results(results))
-        begun.export(weights, model, config, training, _quality(results, best))
+        setup.export(weights, model, config, training, _quality(results, best))
     if config.finish.explain:
         _explain(config, split.validation[: config.finish.examples], model, folder / "examples", progress)
     _write_card(folder, training, rows, results, found_warnings)

@@ -24,7 +24,7 @@ from LiverXAILib.progress import CancelToken
 from LiverXAILib.training.random_fields import Size
 from recipes.default_model import build as default_model
 from recipes.default_model.ablations import HELD_OUT, Variant, run, variants
-from recipes.default_model.build import PARTS, STAGES, export, start_from, train_part
+from recipes.default_model.build import PHASES, STAGES, export, start_from, train_phase
 from recipes.default_model.loop import Batches, Settings, learning_rate, loss_of
 from recipes.default_model.loop import train as train_on
 from recipes.default_model.operating import OperatingPoints
@@ -131,8 +131,8 @@ def test_the_loss_is_what_selections_by_masks_give() -> None:
 
 def test_a_centered_network_sees_the_same_whatever_the_livers_hu(tmp_path: Path) -> None:
     class Shifted(Generator):
-        def sample(self, seed: int, size: Size | None = None, ease: float = 0.0) -> Sample:
-            sample = super().sample(seed, size, ease)
+        def sample(self, seed: int, size: Size | None = None, curriculum: float = 0.0) -> Sample:
+            sample = super().sample(seed, size, curriculum)
             return replace(sample, image=sample.image + 40, liver_hu=sample.liver_hu + 40)
 
     shifted = Shifted([block_of_liver()], sizes=[((16, 24, 24), 1.0)])
@@ -196,9 +196,9 @@ def test_lesions_start_large_and_clear_and_become_what_they_are() -> None:
     seen: list[float] = []
 
     class Watched(Generator):
-        def sample(self, seed: int, size: Size | None = None, ease: float = 0.0) -> Sample:
-            seen.append(ease)
-            return super().sample(seed, size, ease)
+        def sample(self, seed: int, size: Size | None = None, curriculum: float = 0.0) -> Sample:
+            seen.append(curriculum)
+            return super().sample(seed, size, curriculum)
 
     batches = Batches(Watched([block_of_liver()], sizes=[((16, 24, 24), 0.5), ((24, 16, 24), 0.5)]), SETTINGS)
     shapes = [{tuple(sample.image.shape) for sample in batches[n]} for n in range(len(batches))]
@@ -210,14 +210,14 @@ def test_lesions_start_large_and_clear_and_become_what_they_are() -> None:
 
 def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    networks = {name: UNet(**PARTS[name].arguments).eval() for name in STAGES}
+    networks = {name: UNet(**PHASES[name].arguments).eval() for name in STAGES}
     weights = {name: network.state_dict() for name, network in networks.items()}
     points = asdict(OperatingPoints(liver=0.0, tumor=1.0, certain=3.5))
     export(weights, tmp_path / "model", {name: {"operating_points": points} for name in STAGES})
     model = load_model(tmp_path / "model")
     hu = torch.linspace(-1024, 1500, 32**3).reshape(32, 32, 32)
     for stage in model.spec.stages:
-        assert stage.intensity == PARTS[stage.name].intensity
+        assert stage.intensity == PHASES[stage.name].intensity
         assert stage.axes == "SPL"
         with torch.inference_mode():
             image = normalize(hu, stage.intensity, 90.0)[None, None]
@@ -250,21 +250,21 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 
 def test_a_part_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="train liver-veined first"):
-        train_part("liver", tmp_path / "no-data", tmp_path, PARTS["liver"].settings)
+        train_phase("liver", tmp_path / "no-data", tmp_path, PHASES["liver"].settings)
 
 
 def test_every_part_trains_from_what_it_starts_from() -> None:
-    for part in PARTS.values():
+    for part in PHASES.values():
         network = UNet(**part.arguments)
         for size in [size for size, _ in part.sizes] + [part.validation_size]:
             assert all(n % d == 0 for n, d in zip(size, network.divisor, strict=True))
         if part.starts_from:
-            start_from(network, UNet(**PARTS[part.starts_from].arguments).state_dict())
+            start_from(network, UNet(**PHASES[part.starts_from].arguments).state_dict())
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str) -> None:
-    part = PARTS[name]
+    part = PHASES[name]
     stage = default_model._stage(name, part, None)
     (scan,) = phantom_scans(stage, part.spacing_mm, [2000])
     assert all(n % d == 0 for n, d in zip(scan.image.shape, stage.divisor, strict=True))
@@ -282,7 +282,7 @@ def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str) -> Non
 
 @pytest.mark.parametrize("name", STAGES)
 def test_whole_scans_of_real_sources_keep_what_is_unknown(name: str) -> None:
-    part = PARTS[name]
+    part = PHASES[name]
     stage = default_model._stage(name, part, None)
     block = block_of_liver()
     block.tissues[10:30, 40:44, 15:45] = int(Tissue.UNKNOWN)

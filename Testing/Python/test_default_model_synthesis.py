@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_sample_in_any_order() -> None:
 
 @pytest.mark.parametrize("with_ct", [True, False], ids=["real", "phantom"])
 def test_the_label_lies_where_the_image_shows_liver(with_ct: bool) -> None:
-    generator = Generator([block_of_liver(with_ct=with_ct)], negatives=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
+    generator = Generator([block_of_liver(with_ct=with_ct)], negative_fraction=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
     scores = []
     for seed in range(12):
         sample = generator.sample(seed)
@@ -92,7 +92,7 @@ def test_vessels_run_inside_the_liver_and_nowhere_else() -> None:
 
 def test_some_real_images_get_brighter_vessels_and_some_darker_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator_module, "_vessels", lambda rng, liver, contrast: 20 * contrast * liver)
-    generator = Generator([block_of_liver()], negatives=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
+    generator = Generator([block_of_liver()], negative_fraction=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
     real = [sample for sample in map(generator.sample, range(90)) if sample.kind == "block, real"]
     medians = np.array([float(sample.image[sample.liver].median()) for sample in real])
     assert 0.1 < np.mean(medians > 400) < 0.5
@@ -127,27 +127,27 @@ def test_every_sample_nests_tumor_in_liver_and_hides_what_is_not_scanned() -> No
 def test_unknown_tissue_is_excluded() -> None:
     source = block_of_liver()
     source.tissues[10:30, 40:44, 15:45] = int(Tissue.UNKNOWN)
-    generator = Generator([source], negatives=0.0, lesions=1.0, sizes=[(SIZE, 1.0)])
+    generator = Generator([source], negative_fraction=0.0, lesions=1.0, sizes=[(SIZE, 1.0)])
     samples = [generator.sample(seed) for seed in range(4)]
     assert any((~sample.known).any() for sample in samples)
     assert all((sample.known | ~sample.tumor).all() for sample in samples)
 
 
 def test_a_locator_would_find_about_the_livers_median_hu() -> None:
-    generator = Generator([block_of_liver()], negatives=0.0, sizes=[(SIZE, 1.0)])
+    generator = Generator([block_of_liver()], negative_fraction=0.0, sizes=[(SIZE, 1.0)])
     samples = [sample for sample in map(generator.sample, range(40)) if sample.liver.sum() > 1000]
     errors = np.array([sample.liver_hu - float(sample.image[sample.liver].median()) for sample in samples])
     assert len(errors) > 20
     assert 2 < errors.std() < 15
     assert np.abs(errors).max() < 80
-    heads = Generator([block_of_liver()], negatives=1.0, sizes=[(SIZE, 1.0)])
+    heads = Generator([block_of_liver()], negative_fraction=1.0, sizes=[(SIZE, 1.0)])
     guesses = {sample.liver_hu for sample in map(heads.sample, range(40)) if not sample.liver.any()}
     assert len(guesses) > 5
     assert all(30 <= guess <= 150 for guess in guesses)
 
 
 def test_negatives_include_heads_without_liver() -> None:
-    generator = Generator([block_of_liver()], negatives=1.0, sizes=[(SIZE, 1.0)])
+    generator = Generator([block_of_liver()], negative_fraction=1.0, sizes=[(SIZE, 1.0)])
     samples = [generator.sample(seed) for seed in range(16)]
     heads = [sample for sample in samples if sample.kind == "head or nothing"]
     assert heads
@@ -197,7 +197,7 @@ def test_drawn_patients_are_plausible() -> None:
 def test_a_liver_that_the_scan_cuts_is_no_darker_at_the_cut() -> None:
     source = block_of_liver()
     cut = Source("cut", source.ct[14:26], source.tissues[14:26], source.liver[14:26], detailed=False, weight=1.0)
-    generator = Generator([cut], negatives=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
+    generator = Generator([cut], negative_fraction=0.0, lesions=0.0, sizes=[(SIZE, 1.0)])
     ends = []
     for sample in map(generator.sample, range(12)):
         middle = sample.liver & ~dilate(~sample.liver & (sample.image > -1024), 3)  # not where it borders on fat

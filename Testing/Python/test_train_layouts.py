@@ -250,7 +250,7 @@ def test_folds_share_no_validation_case_and_cover_all(tmp_path: Path) -> None:
 
 def test_a_recorded_split_stays_when_cases_are_added(tmp_path: Path) -> None:
     cases = find_data(Data("msd", str(write_msd(tmp_path / "data", 5)))).cases
-    split = draw_split(cases[:4], Data("msd", ""), 0)
+    split = draw_split(cases[:4], Data("msd", "anywhere"), 0)
     record_split(split, tmp_path / "splits.json")
     assert recorded_split(cases, tmp_path / "splits.json") == split
     with pytest.raises(InputError, match="not in the data set any more"):

@@ -14,7 +14,7 @@ from training_toys import tiny
 
 from LiverXAILib.training.learner import Learner
 from LiverXAILib.training.metrics import EpochSums
-from LiverXAILib.training.start import start
+from LiverXAILib.training.setup import set_up
 
 LABELS = ("liver", "tumor")
 
@@ -99,8 +99,8 @@ def test_a_perfect_answer_has_no_loss_and_an_unknown_label_none_at_all() -> None
 @pytest.mark.parametrize("together", [False, True])
 def test_the_loss_is_soft_dice_and_cross_entropy_of_each_sample_or_of_the_batch(together: bool) -> None:
     config = tiny(Path("x"), Path("x"), training__batch_dice=together, training__tumor_balance=0)
-    begun = start(config, list(LABELS))
-    learner = Learner(begun.network, begun.stage, begun.labels, config.training, None, [], None, 0, seed=0)
+    setup = set_up(config, list(LABELS))
+    learner = Learner(setup.network, setup.stage, setup.labels, config.training, None, [], None, 0, seed=0)
     random = torch.Generator().manual_seed(1)
     margins = torch.randn(3, 2, 4, 4, 4, generator=random)
     truth = torch.randint(0, 3, (3, 4, 4, 4), generator=random)
@@ -121,6 +121,6 @@ def test_the_loss_is_soft_dice_and_cross_entropy_of_each_sample_or_of_the_batch(
 def test_the_batch_decides_dice_for_slices_and_the_sample_for_volumes() -> None:
     for dimensions, expected in ((2, True), (3, False)):
         config = tiny(Path("x"), Path("x"))
-        begun = start(config, list(LABELS))
-        stage = dataclasses.replace(begun.stage, dimensions=dimensions)
-        assert Learner(begun.network, stage, LABELS, config.training, None, [], None, 0, seed=0).batch_dice is expected
+        setup = set_up(config, list(LABELS))
+        stage = dataclasses.replace(setup.stage, dimensions=dimensions)
+        assert Learner(setup.network, stage, LABELS, config.training, None, [], None, 0, seed=0).batch_dice is expected

@@ -33,8 +33,8 @@ from LiverXAILib.training.learner import Learner
 from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.training.run import train, train_by_cases
 from LiverXAILib.training.samples import EpochBatches, Prepare, Samples, ValidationCases, paint_lesions, prepared_cases
+from LiverXAILib.training.setup import set_up
 from LiverXAILib.training.splits import recorded_split
-from LiverXAILib.training.start import start
 from LiverXAILib.volumes.io import write_volume
 
 torch.set_num_threads(1)
@@ -131,7 +131,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(
 
 
 def test_training_changes_the_weights(whole: Config) -> None:
-    initial = start(whole, ["liver", "tumor"]).network.state_dict()
+    initial = set_up(whole, ["liver", "tumor"]).network.state_dict()
     trained = checkpoint(whole.folder)["state_dict"]
     assert all(not torch.equal(value, trained[f"network.{name}"]) for name, value in initial.items())
 
@@ -185,11 +185,11 @@ def test_the_exported_model_is_ready_for_analyze(whole: Config, tmp_path: Path) 
 
 def test_a_step_against_the_gradient_lowers_the_loss_of_its_batch(data: Path) -> None:
     config = tiny(data, Path("x"), network__norm="group")
-    begun = start(config, ["liver", "tumor"])
+    setup = set_up(config, ["liver", "tumor"])
     samples = some_samples(data)
     drawn = [samples[n, -1, n] for n in range(2)]
     batch = {name: torch.stack([sample[name] for sample in drawn]) for name in drawn[0]}
-    learner = Learner(begun.network, begun.stage, begun.labels, config.training, samples, [], None, 0, seed=0)
+    learner = Learner(setup.network, setup.stage, setup.labels, config.training, samples, [], None, 0, seed=0)
     optimizer = torch.optim.SGD(learner.parameters(), 0.05)
     losses = []
     for _ in range(4):
@@ -335,12 +335,12 @@ def test_one_stage_of_a_chain_is_trained_and_the_others_stay(data: Path, chain: 
     assert after[0].training["initial_model"]["training"]["epochs"] == 2
 
     named = tiny(data, tmp_path / "other", init=str(chain), stage="coarse")
-    assert (start(named, ["liver", "tumor"]).stage.name, start(named, ["liver", "tumor"]).labels) == (
+    assert (set_up(named, ["liver", "tumor"]).stage.name, set_up(named, ["liver", "tumor"]).labels) == (
         "coarse",
         ("liver",),
     )
     with pytest.raises(UsageError, match="no stage 'middle'; it has coarse, fine"):
-        start(dataclasses.replace(named, stage="middle"), ["liver"])
+        set_up(dataclasses.replace(named, stage="middle"), ["liver"])
 
 
 def test_a_stage_around_the_liver_is_trained_in_the_box_of_the_liver(data: Path, chain: Path) -> None:
@@ -400,17 +400,17 @@ def test_the_curve_over_numbers_of_cases_comes_from_one_command(
 
 def test_a_model_that_cannot_be_trained_further_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ensemble of 4"):
-        start(tiny(data, tmp_path, init=str(_ensemble(tmp_path))), ["liver"])
+        set_up(tiny(data, tmp_path, init=str(_ensemble(tmp_path))), ["liver"])
     with pytest.raises(InputError, match="no file or folder"):
         train(tiny(tmp_path / "nowhere", tmp_path / "run"), say=silent)
 
 
 def _ensemble(folder: Path) -> Path:
-    begun = start(tiny(folder, folder), ["liver"])
-    stage = dataclasses.replace(begun.stage, weights=tuple(f"{n}.safetensors" for n in range(4)), sha256=("",) * 4)
-    begun.export(begun.network.state_dict(), folder / "single", tiny(folder, folder), {}, {})
+    setup = set_up(tiny(folder, folder), ["liver"])
+    stage = dataclasses.replace(setup.stage, weights=tuple(f"{n}.safetensors" for n in range(4)), sha256=("",) * 4)
+    setup.export(setup.network.state_dict(), folder / "single", tiny(folder, folder), {}, {})
     spec = dataclasses.replace(load_states(folder / "single")[0], stages=(stage,))
-    save_model(spec, {stage.name: [begun.network.state_dict()] * 4}, folder / "ensemble")
+    save_model(spec, {stage.name: [setup.network.state_dict()] * 4}, folder / "ensemble")
     return folder / "ensemble"
 
 
@@ -425,7 +425,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def some_samples(data: Path, *, lesions: bool = False, augmentation: Augmentation | None = None) -> Samples:
     config = tiny(data, Path("x"))
     dataset = find_data(config.data)
-    stage = start(config, ["liver", "tumor"]).stage
+    stage = set_up(config, ["liver", "tumor"]).stage
     cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values, (12, 12, 12)), progress=False)
     return Samples(cases, stage, (12, 12, 12), augmentation or Augmentation(0), synthetic_lesions=lesions)
 
@@ -489,7 +489,7 @@ def test_a_hospital_with_liver_labels_alone_trains_a_tumor_model(healthy: Path, 
 def test_validation_cases_are_always_the_same_and_each_counts_once(healthy: Path) -> None:
     config = tiny(healthy, Path("x"))
     dataset = find_data(config.data)
-    stage = start(config, ["liver", "tumor"]).stage
+    stage = set_up(config, ["liver", "tumor"]).stage
     cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values), progress=False)
     validation = ValidationCases(cases, stage, synthetic_lesions=True)
     assert torch.equal(validation[2, True]["image"], validation[2, False]["image"])

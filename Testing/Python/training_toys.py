@@ -13,7 +13,7 @@ from toys import ball_phantom
 
 from LiverXAILib.training.config import Config
 from LiverXAILib.training.config_file import parse_config
-from LiverXAILib.training.start import start
+from LiverXAILib.training.setup import set_up
 from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -72,8 +72,8 @@ def threshold_model(data: Path, folder: Path) -> Path:
     It stands for a trained one wherever a test needs a model that is good, on any processor and number of threads.
     """
     config = tiny(data, folder, network__norm="batch")
-    begun = start(config, ["liver", "tumor"])
-    network: Any = begun.network
+    setup = set_up(config, ["liver", "tumor"])
+    network: Any = setup.network
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.fill_(1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0)  # batch norms pass on
@@ -83,8 +83,8 @@ def threshold_model(data: Path, folder: Path) -> Path:
         decoder[3].weight[0, 0, 1, 1, 1] = 1.0
         network.encoder[0][1].bias.fill_(3.0)  # above 0, where leaky ReLUs pass on
         network.head.weight[:, 0] = 20.0
-        intensity = begun.stage.intensity
+        intensity = setup.stage.intensity
         thresholds = (torch.tensor([50.0, 150.0]) - intensity.shift) / intensity.scale
         network.head.bias.copy_(-20.0 * (thresholds + 3.0))
-    begun.export(network.state_dict(), folder, config, {}, {"note": "set by hand"})
+    setup.export(network.state_dict(), folder, config, {}, {"note": "set by hand"})
     return folder

@@ -24,7 +24,7 @@ from LiverXAILib.models.spec import Intensity
 from LiverXAILib.networks import UNet
 from LiverXAILib.training.random_fields import Size
 
-from .build import PARTS, VALIDATION_PHANTOMS
+from .build import PHASES, VALIDATION_PHANTOMS
 from .loop import Settings, train, validate
 from .sources import load_sources
 from .synthesis import Generator, Source
@@ -50,23 +50,23 @@ class Variant:
     settings: Settings
     keep: Callable[[str], bool] = lambda name: True
     size: Size = _SIZE
-    negatives: float = PARTS["locator"].negatives
-    intensity: Intensity = PARTS["locator"].intensity
+    negative_fraction: float = PHASES["locator"].negative_fraction
+    intensity: Intensity = PHASES["locator"].intensity
 
 
 def variants(iterations: int, seed: int) -> dict[str, Variant]:
     """Every recipe by what is different in it."""
-    settings = replace(PARTS["locator"].settings, iterations=iterations, seed=seed, warmup=50, ema=0.98)
+    settings = replace(PHASES["locator"].settings, iterations=iterations, seed=seed, warmup=50, ema=0.98)
     full = Variant(settings)
     return {
         "the recipe": full,
         "boxes of 19 cm": replace(full, size=(48, 48, 48), settings=replace(settings, batch=4)),
         "phantoms only": replace(full, keep=lambda name: name.startswith("phantom")),
         f"without {_WHOLE_LIVER}, the only whole liver": replace(full, keep=lambda name: name != _WHOLE_LIVER),
-        "no samples without liver": replace(full, negatives=0.0),
+        "no samples without liver": replace(full, negative_fraction=0.0),
         "batch norm never frozen": replace(full, settings=replace(settings, freeze_norm=1.0)),
-        "lesions hard from the start": replace(full, settings=replace(settings, ease=0.0)),
-        "HU from the liver's own": replace(full, intensity=PARTS["liver"].intensity),
+        "lesions hard from the start": replace(full, settings=replace(settings, curriculum=0.0)),
+        "HU from the liver's own": replace(full, intensity=PHASES["liver"].intensity),
     }
 
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     RunContext(threads=options.threads).limit_threads()
     cache = options.output / "sources"
-    spacing = PARTS["locator"].spacing_mm
+    spacing = PHASES["locator"].spacing_mm
     everything = load_sources(options.data, cache, spacing_mm=spacing)
     unseen = load_sources(options.data, cache, spacing_mm=spacing, phantoms=VALIDATION_PHANTOMS, real=False)
     rows = []
@@ -109,20 +109,20 @@ def run(
     :return: Dice of the liver in the held-out CT; Dice of liver and tumor in synthetic samples of the phantoms; and
         voxels, in thousands, called liver in samples without any.
     """
-    part = PARTS["locator"]
+    phase = PHASES["locator"]
     (held_out,) = (source for source in sources if source.name == HELD_OUT)
     kept = [source for source in sources if source.name != HELD_OUT and variant.keep(source.name)]
     generator = Generator(
         kept,
-        spacing_mm=part.spacing_mm,
-        negatives=variant.negatives,
+        spacing_mm=phase.spacing_mm,
+        negative_fraction=variant.negative_fraction,
         focus=0.5,
         sizes=((variant.size, 1.0),),
     )
-    judge = Generator(phantoms, spacing_mm=part.spacing_mm, negatives=0.3)
+    judge = Generator(phantoms, spacing_mm=phase.spacing_mm, negative_fraction=0.3)
     samples = [judge.sample(-1 - n, _SIZE) for n in range(20)]
     torch.manual_seed(variant.settings.seed)
-    network = UNet(**part.arguments)
+    network = UNet(**phase.arguments)
     weights = train(network, generator, folder, variant.settings, intensity=variant.intensity, workers=workers)
     synthetic = validate(network, weights, samples, variant.intensity, bfloat16=False)
     network.load_state_dict(weights)

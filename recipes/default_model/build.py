@@ -32,7 +32,7 @@ from .synthesis import Generator
 
 _log = logging.getLogger(__name__)
 
-#: What a part leaves in its folder: weights in full precision, and how they were made.
+#: What a phase leaves in its folder: weights in full precision, and how they were made.
 WEIGHTS, RUN = "weights.safetensors", "run.json"
 
 #: HU as they are: for a network that has yet to find the liver, or was trained before it could count from it.
@@ -40,24 +40,24 @@ _ABSOLUTE = Intensity(-200.0, 300.0, 50.0, 120.0)
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainingPhase:
     """One network of the model: what it sees and how it is trained.
 
     :param spacing_mm: voxel size of its grid, the same along all axes.
     :param arguments: of :class:`~LiverXAILib.networks.UNet`.
     :param sizes: of training samples, in voxels (superior, posterior, left), and how often each is drawn; divisible by
         the network's divisor.
-    :param negatives: see :class:`Generator`, as for `focus`.
+    :param negative_fraction: see :class:`Generator`, as for `focus`.
     :param settings: what differs from the defaults of :class:`Settings`.
     :param intensity: HU to network input.
-    :param starts_from: the part whose weights it starts from: the same network, or one with a level less.
+    :param starts_from: the phase whose weights it starts from: the same network, or one with a level less.
     """
 
     spacing_mm: float
     arguments: Mapping[str, Any]
     sizes: Sequence[tuple[Size, float]]
     validation_size: Size
-    negatives: float
+    negative_fraction: float
     focus: float
     settings: Settings
     intensity: Intensity = _ABSOLUTE
@@ -65,7 +65,7 @@ class Part:
 
 
 _ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
-_BOXES = Part(
+_BOXES = TrainingPhase(
     spacing_mm=2.0,
     arguments=_ARGUMENTS | {"features": [24, 48, 96, 128, 128]},
     sizes=(
@@ -76,15 +76,17 @@ _BOXES = Part(
         ((128, 128, 160), 0.05),
     ),
     validation_size=(96, 128, 128),
-    negatives=0.08,
+    negative_fraction=0.08,
     focus=0.93,
-    settings=Settings(iterations=2000, learning_rate=1.5e-3, ease=0.1, freeze_norm=0.1, calibrate=0.7, ema=0.997),
+    settings=Settings(
+        iterations=2000, learning_rate=1.5e-3, curriculum=0.1, freeze_norm=0.1, rebalance_after=0.7, ema=0.997
+    ),
     starts_from="liver-patches",
 )
-_LONG = Settings(iterations=5200, learning_rate=5e-4, ease=0.05, freeze_norm=0.0, calibrate=0.4, ema=0.998)
+_LONG = Settings(iterations=5200, learning_rate=5e-4, curriculum=0.05, freeze_norm=0.0, rebalance_after=0.4, ema=0.998)
 _CENTERED = replace(
     _BOXES,
-    settings=replace(_LONG, batch=2, ease=0.0, calibrate=0.0),
+    settings=replace(_LONG, batch=2, curriculum=0.0, rebalance_after=0.0),
     # A liver of 90 HU looks as it did before.
     intensity=Intensity(-290.0, 210.0, -40.0, 120.0, centered=True),
     starts_from="liver-long",
@@ -95,8 +97,8 @@ _LAST = replace(_CENTERED.settings, iterations=6500)
 #: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. Five
 #: long parts go on from there, more slowly, since tumors are learned late; in the last four HU count from the liver's
 #: own.
-PARTS = {
-    "locator": Part(
+PHASES = {
+    "locator": TrainingPhase(
         spacing_mm=4.0,
         arguments=_ARGUMENTS | {"features": [16, 32, 64, 96]},
         sizes=(
@@ -107,11 +109,11 @@ PARTS = {
             ((80, 80, 112), 0.1),
         ),
         validation_size=(64, 80, 96),
-        negatives=0.18,
+        negative_fraction=0.18,
         focus=0.0,
         settings=Settings(iterations=3000, batch=2, learning_rate=1e-3),
     ),
-    "liver-patches": Part(
+    "liver-patches": TrainingPhase(
         spacing_mm=2.0,
         arguments=_ARGUMENTS | {"features": [24, 48, 96, 128]},
         sizes=(
@@ -123,7 +125,7 @@ PARTS = {
             ((48, 64, 96), 0.07),
         ),
         validation_size=(80, 96, 112),
-        negatives=0.06,
+        negative_fraction=0.06,
         focus=0.93,
         settings=Settings(iterations=3100, batch=2),
     ),
@@ -174,10 +176,12 @@ LIMITS = (
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the default model of LiverXAI, from data to exported model.")
-    parser.add_argument("part", choices=[*PARTS, "export"], help="which network to train; or write the model")
+    parser.add_argument("phase", choices=[*PHASES, "export"], help="which network to train; or write the model")
     parser.add_argument("--data", type=Path, help="folder with ct/, dicom/ and models/obelisk/")
-    parser.add_argument("--output", type=Path, required=True, help="folder for sources/, a folder per part, and model/")
-    parser.add_argument("--iterations", type=int, help="default: the part's own number")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for sources/, a folder per phase, and model/"
+    )
+    parser.add_argument("--iterations", type=int, help="default: the phase's own number")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
@@ -185,30 +189,30 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     RunContext(threads=options.threads).limit_threads()
-    if options.part == "export":
+    if options.phase == "export":
         quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else {}
         trained = {name: load_file(options.output / name / WEIGHTS) for name in STAGES}
         runs = {
             name: json.loads((options.output / name / RUN).read_text(encoding="utf-8"))
-            for name in PARTS
+            for name in PHASES
             if (options.output / name / RUN).is_file()
         }
         export(trained, options.output / "model", runs, quality)
         return
     if options.data is None:
         parser.error("--data is needed to train")
-    part = PARTS[options.part]
-    settings = replace(part.settings, iterations=options.iterations or part.settings.iterations, seed=options.seed)
+    phase = PHASES[options.phase]
+    settings = replace(phase.settings, iterations=options.iterations or phase.settings.iterations, seed=options.seed)
     with tqdm(total=1.0, unit="run", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", mininterval=10) as bar:
 
         def progress(stage: str, fraction: float) -> None:
             bar.set_description(stage, refresh=False)
             bar.update(fraction - bar.n)
 
-        train_part(options.part, options.data, options.output, settings, options.workers, progress)
+        train_phase(options.phase, options.data, options.output, settings, options.workers, progress)
 
 
-def train_part(
+def train_phase(
     name: str,
     data: Path,
     output: Path,
@@ -216,26 +220,30 @@ def train_part(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Train the network of :data:`PARTS`; its weights, at their operating point, and how they came about are left.
+    """Train the network of :data:`PHASES`; its weights, at their operating point, and how they came about are left.
 
-    :param output: gets ``sources/``, the prepared anatomy, and a folder of the part's name.
-    :raises LiverXAILib.errors.InputError: training data, or the weights of the part it grows from, are missing.
+    :param output: gets ``sources/``, the prepared anatomy, and a folder of the phase's name.
+    :raises LiverXAILib.errors.InputError: training data, or the weights of the phase it grows from, are missing.
     """
-    part = PARTS[name]
+    phase = PHASES[name]
     cache, folder = output / "sources", output / name
-    start = output / part.starts_from / WEIGHTS if part.starts_from else None
+    start = output / phase.starts_from / WEIGHTS if phase.starts_from else None
     if start is not None and not start.is_file():
-        raise InputError(f"{start} is missing: train {part.starts_from} first.")
-    sources = load_sources(data, cache, spacing_mm=part.spacing_mm, progress=progress)
-    unseen = load_sources(data, cache, spacing_mm=part.spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
-    arguments: dict[str, Any] = {"spacing_mm": part.spacing_mm, "negatives": part.negatives, "focus": part.focus}
-    generator = Generator(sources, sizes=part.sizes, **arguments)
+        raise InputError(f"{start} is missing: train {phase.starts_from} first.")
+    sources = load_sources(data, cache, spacing_mm=phase.spacing_mm, progress=progress)
+    unseen = load_sources(data, cache, spacing_mm=phase.spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
+    arguments: dict[str, Any] = {
+        "spacing_mm": phase.spacing_mm,
+        "negative_fraction": phase.negative_fraction,
+        "focus": phase.focus,
+    }
+    generator = Generator(sources, sizes=phase.sizes, **arguments)
     phantoms = Generator(unseen, **arguments)
     # Seeds below zero are never trained on.
-    validation = [phantoms.sample(-1 - n, part.validation_size) for n in range(6)]
-    validation += [generator.sample(-101 - n, part.validation_size) for n in range(12)]
+    validation = [phantoms.sample(-1 - n, phase.validation_size) for n in range(6)]
+    validation += [generator.sample(-101 - n, phase.validation_size) for n in range(12)]
     torch.manual_seed(settings.seed)
-    network = UNet(**part.arguments)
+    network = UNet(**phase.arguments)
     if start is not None:
         start_from(network, load_file(start))
     weights = train(
@@ -243,17 +251,17 @@ def train_part(
         generator,
         folder,
         settings,
-        intensity=part.intensity,
+        intensity=phase.intensity,
         validation=validation,
         workers=workers,
         progress=progress,
     )
     network.load_state_dict(weights)
     network.eval()
-    stage = _stage(name, part, None)
-    scanned = phantom_scans(stage, part.spacing_mm, SCANNED_PHANTOMS)
-    real = source_scans(stage, part.spacing_mm, sources, PAINTINGS)
-    points = operating_points(network, scanned, real, part.intensity)
+    stage = _stage(name, phase, None)
+    scanned = phantom_scans(stage, phase.spacing_mm, SCANNED_PHANTOMS)
+    real = source_scans(stage, phase.spacing_mm, sources, PAINTINGS)
+    points = operating_points(network, scanned, real, phase.intensity)
     _log.info("%s: liver and tumor become 0", points)
     weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
@@ -298,8 +306,8 @@ def export(
 ) -> ModelSpec:
     """Write the model folder: half-precision weights and the card, as they are bundled.
 
-    :param weights: of each part.
-    :param runs: how each part was trained.
+    :param weights: of each phase.
+    :param runs: how each phase was trained.
     :param quality: what was measured of these weights; the card says "not measured" without it.
     """
     spec = ModelSpec(
@@ -311,7 +319,7 @@ def export(
             "its tumors at 2 mm, one pass each."
         ),
         labels=(LIVER, TUMOR),
-        stages=tuple(_stage(name, PARTS[name], runs.get(name, {}).get("operating_points")) for name in STAGES),
+        stages=tuple(_stage(name, PHASES[name], runs.get(name, {}).get("operating_points")) for name in STAGES),
         license="Apache-2.0",
         source="python -m recipes.default_model",
         training={"data": DATA, "recipe": RECIPE, "runs": runs},
@@ -321,20 +329,20 @@ def export(
     return save_model(spec, {name: [dict(weights[name])] for name in STAGES}, folder)
 
 
-def _stage(name: str, part: Part, points: Mapping[str, float] | None) -> StageSpec:
-    network = UNet(**part.arguments)
+def _stage(name: str, phase: TrainingPhase, points: Mapping[str, float] | None) -> StageSpec:
+    network = UNet(**phase.arguments)
     layers = network.explainable_layers()
-    spacing = (part.spacing_mm,) * 3
+    spacing = (phase.spacing_mm,) * 3
     locator = name == "locator"
     return StageSpec(
         name=name,
         network="UNet",
-        arguments=part.arguments,
+        arguments=phase.arguments,
         weights=(f"{name}.safetensors",),
         sha256=("",),
         axes=AXES,
         spacing=spacing,
-        intensity=part.intensity,
+        intensity=phase.intensity,
         divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
         activation="sigmoid",
         channels=("liver", "tumor"),

@@ -34,11 +34,11 @@ class Settings:
 
     :param batch: samples in each iteration, of one size. One at a time, torch computes convolutions of small maps with
         a slow kernel of its own instead of oneDNN's (torch 2.13 on CPU).
-    :param ease: fraction of the run over which lesions go from large and clear to what they are.
+    :param curriculum: fraction of the run over which lesions go from large and clear to what they are.
     :param freeze_norm: fraction of the run after which batch norm uses its running statistics. Batches are single
         volumes, whose own statistics inference cannot know: the rest of the run adapts the weights to the fixed ones.
-    :param calibrate: fraction of the run after which tumor voxels weigh less against the rest of the liver: the equal
-        halves that wake the tumor channel up make it call everything dark a tumor.
+    :param rebalance_after: fraction of the run after which tumor voxels weigh less against the rest of the liver: the
+        equal halves that wake the tumor channel up make it call everything dark a tumor.
     :param ema: decay of the averaged weights, which are what is exported.
     """
 
@@ -48,9 +48,9 @@ class Settings:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     warmup: int = 100
-    ease: float = 0.4
+    curriculum: float = 0.4
     freeze_norm: float = 0.35
-    calibrate: float = 0.75
+    rebalance_after: float = 0.75
     ema: float = 0.995
     log_every: int = 25
     validate_every: int = 250
@@ -68,10 +68,10 @@ class Batches(Dataset[list[Sample]]):
 
     def __getitem__(self, index: int) -> list[Sample]:
         settings = self.settings
-        ease = max(0.0, 1 - index / max(1.0, settings.ease * settings.iterations))
+        curriculum = max(0.0, 1 - index / max(1.0, settings.curriculum * settings.iterations))
         first = settings.seed * 10_000_019 + index * settings.batch
         size = self.generator.size_of(first)
-        return [self.generator.sample(first + n, size, ease) for n in range(settings.batch)]
+        return [self.generator.sample(first + n, size, curriculum) for n in range(settings.batch)]
 
 
 def loss_of(logits: torch.Tensor, sample: Sample, tumor_share: float = 0.5) -> tuple[torch.Tensor, dict[str, float]]:
@@ -175,7 +175,7 @@ def train(
         images = torch.stack([normalize(sample.image, intensity, sample.liver_hu)[None] for sample in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last_3d)).float()
-        share = 0.2 if iteration >= settings.calibrate * settings.iterations else 0.5
+        share = 0.2 if iteration >= settings.rebalance_after * settings.iterations else 0.5
         losses = [loss_of(own, sample, share) for own, sample in zip(logits, batch, strict=True)]
         loss = torch.stack([total for total, _ in losses]).mean()
         optimizer.zero_grad()

@@ -128,13 +128,13 @@ def load_sources(
     :raises LiverXAILib.errors.InputError: a file is missing.
     """
     real_makers = {
-        "totalseg_abdomen_3mm": (lambda: _labelled(data, "totalseg_abdomen_3mm", spacing_mm), 0.30),
-        "totalseg_slab": (lambda: _labelled(data, "totalseg_slab", spacing_mm), 0.12),
-        "cptac_pda": (lambda: _taught(data, "dicom/cptac_pda", spacing_mm), 0.28),
-        "lidc_0314": (lambda: _taught(data, "ct/lidc_0314/image.nii.gz", spacing_mm, 200), 0.09),
-        "acrin_013": (lambda: _taught(data, "ct/acrin_013/image.nii.gz", spacing_mm, 170), 0.06),
-        "kits_00072": (lambda: _taught(data, "ct/kits_00072/image.nii.gz", spacing_mm), 0.07),
-        "cmb_crc_01068": (lambda: _taught(data, "ct/cmb_crc_01068/image.nii.gz", spacing_mm, 200), 0.01),
+        "totalseg_abdomen_3mm": (lambda: _from_labels(data, "totalseg_abdomen_3mm", spacing_mm), 0.30),
+        "totalseg_slab": (lambda: _from_labels(data, "totalseg_slab", spacing_mm), 0.12),
+        "cptac_pda": (lambda: _from_teacher(data, "dicom/cptac_pda", spacing_mm), 0.28),
+        "lidc_0314": (lambda: _from_teacher(data, "ct/lidc_0314/image.nii.gz", spacing_mm, 200), 0.09),
+        "acrin_013": (lambda: _from_teacher(data, "ct/acrin_013/image.nii.gz", spacing_mm, 170), 0.06),
+        "kits_00072": (lambda: _from_teacher(data, "ct/kits_00072/image.nii.gz", spacing_mm), 0.07),
+        "cmb_crc_01068": (lambda: _from_teacher(data, "ct/cmb_crc_01068/image.nii.gz", spacing_mm, 200), 0.01),
     }
     phantom_makers = {
         f"phantom_{seed}": ((lambda seed=seed: _phantom(seed, spacing_mm)), 0.31 / len(phantoms)) for seed in phantoms
@@ -176,7 +176,7 @@ def read_ct(path: Path) -> Volume:
     return volume.with_array(np.clip(volume.array, -1024, 3071).astype(np.int16))
 
 
-def _labelled(data: Path, name: str, spacing_mm: float) -> Prepared:
+def _from_labels(data: Path, name: str, spacing_mm: float) -> Prepared:
     """A CT with organ labels beside it."""
     volume = read_ct(data / "ct" / name / "image.nii.gz")
     organs = read_labels(data / "ct" / name / "organs.nii.gz")
@@ -210,7 +210,7 @@ def _phantom(seed: int, spacing_mm: float) -> Prepared:
     return None, lut[phantom.tissues.array], phantom.truth.array > 0
 
 
-def _taught(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = None) -> Prepared:
+def _from_teacher(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = None) -> Prepared:
     """A CT without labels: the liver as the OBELISK ensemble sees it, corrected and with doubtful parts left out.
 
     :param lowest_mm: show the teacher only this much of the scan, from its lower end (it knows abdomens, not trunks).
@@ -219,8 +219,8 @@ def _taught(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = 
     ct, grid = to_grid(volume, spacing_mm)
     liver = _teacher_liver(volume, grid, data / "models" / "obelisk", lowest_mm)
     tissues = tissues_by_hu(ct)
-    liver, unknown = _correct(ct, liver, tissues, spacing_mm)
-    _correct_by_eye(_LOOKED_AT.get(Path(path).parts[1], ()), ct, tissues, liver, unknown, spacing_mm)
+    liver, unknown = _refine_teacher(ct, liver, tissues, spacing_mm)
+    _apply_corrections(MANUAL_CORRECTIONS.get(Path(path).parts[1], ()), ct, tissues, liver, unknown, spacing_mm)
     tissues[liver] = int(Tissue.LIVER)
     # Where somebody saw the teacher fail, its positives are as doubtful as its negatives.
     tissues[unknown] = int(Tissue.UNKNOWN)
@@ -246,7 +246,7 @@ class _Region:
         return k, j, i
 
 
-def _correct_by_eye(
+def _apply_corrections(
     regions: Sequence[_Region],
     ct: np.ndarray,
     tissues: np.ndarray,
@@ -271,7 +271,7 @@ def _correct_by_eye(
 
 
 #: What looking at every third slice of the overlays showed.
-_LOOKED_AT: dict[str, tuple[_Region, ...]] = {
+MANUAL_CORRECTIONS: dict[str, tuple[_Region, ...]] = {
     "cptac_pda": (
         _Region("unknown", superior=(127, 133), left=(206, 9999)),  # the heart's lower surface on the left lobe
         _Region("no liver", superior=(133, 9999), left=(206, 9999)),  # the heart
@@ -295,7 +295,7 @@ _LOOKED_AT: dict[str, tuple[_Region, ...]] = {
 }
 
 
-def _correct(
+def _refine_teacher(
     ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray, spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The teacher cuts the border short by 8-10 % of volume: grow 2 mm where the CT looks like liver.

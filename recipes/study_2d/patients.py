@@ -30,7 +30,7 @@ _SIZES = tuple(
 )
 #: Shares of slabs that are away from the liver, and of those with liver that get synthetic lesions.
 _NEGATIVES, _LESIONS = 0.15, 0.5
-#: Part of a slab that is tissue, at least: empty scanners teach nothing here.
+#: TrainingPhase of a slab that is tissue, at least: empty scanners teach nothing here.
 _LEAST_BODY = 0.03
 
 
@@ -111,7 +111,9 @@ def write_patients(data: Path, folder: Path, anatomy: str, count: int, seed: int
             return rows
     scans = ANATOMIES[anatomy]
     generators = [
-        Generator([source(data, scan)], spacing_mm=SPACING_MM, negatives=_NEGATIVES, lesions=_LESIONS, sizes=_SIZES)
+        Generator(
+            [source(data, scan)], spacing_mm=SPACING_MM, negative_fraction=_NEGATIVES, lesions=_LESIONS, sizes=_SIZES
+        )
         for scan in scans
     ]
     rows = []

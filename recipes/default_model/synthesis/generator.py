@@ -85,7 +85,7 @@ class Generator:
 
     :param sources: real and phantom anatomy; at least one must show a liver.
     :param spacing_mm: voxel size of all sources.
-    :param negatives: share of samples around something that is not liver.
+    :param negative_fraction: share of samples around something that is not liver.
     :param lesions: share of the samples with liver that get lesions.
     :param focus: share of the other samples whose middle is near a voxel of the liver, wherever it lies in the scan:
         for a network that sees the liver's surroundings only.
@@ -97,7 +97,7 @@ class Generator:
         sources: Sequence[Source],
         *,
         spacing_mm: float = 3.0,
-        negatives: float = 0.13,
+        negative_fraction: float = 0.13,
         lesions: float = 0.85,
         focus: float = 0.0,
         sizes: Sequence[tuple[Size, float]] = SIZES,
@@ -105,7 +105,7 @@ class Generator:
         self.sources = list(sources)
         self.sizes = sizes
         self.spacing_mm = spacing_mm
-        self.negatives = negatives
+        self.negative_fraction = negative_fraction
         self.lesions = lesions
         self.focus = focus
         self._weights = [s.weight if s.liver.any() else 0.0 for s in self.sources]
@@ -125,16 +125,16 @@ class Generator:
         """The size that :meth:`sample` draws for `seed`."""
         return self.sizes[Rng(seed).choose([w for _, w in self.sizes])][0]
 
-    def sample(self, seed: int, size: Size | None = None, ease: float = 0.0) -> Sample:
+    def sample(self, seed: int, size: Size | None = None, curriculum: float = 0.0) -> Sample:
         """The sample of `seed`.
 
         :param size: (D, H, W) in voxels; drawn if None.
-        :param ease: 0 to 1, how much larger and clearer lesions are than they would be; a beginner learns from these.
+        :param curriculum: 0 to 1, how much larger and clearer lesions are than they will be: where training begins.
         """
         rng = Rng(seed)
         drawn = self.sizes[rng.choose([w for _, w in self.sizes])][0]
         size = size or drawn
-        negative = rng.chance(self.negatives)
+        negative = rng.chance(self.negative_fraction)
         if negative and rng.chance(0.25):
             return self._head_or_nothing(rng, size)
         weights = [s.weight for s in self.sources] if negative else self._weights
@@ -177,7 +177,7 @@ class Generator:
             image = image + liver * rng.uniform(0, 5) * smooth_field(rng, size, rng.uniform(5, 14))
             if rng.chance(self.lesions):
                 healthy = liver & (tissues != Tissue.UNKNOWN) & ~outside
-                image, lesions = add_lesions(rng, image, healthy, self.spacing_mm, ease)
+                image, lesions = add_lesions(rng, image, healthy, self.spacing_mm, curriculum)
         image = acquire(rng, image, self.spacing_mm, synthetic=synthetic)
         seen = limit_field_of_view(rng, image) & ~outside
         image = torch.where(seen, image, torch.tensor(_AIR))

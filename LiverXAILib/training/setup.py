@@ -29,6 +29,8 @@ _NAME = "liver"
 _WINDOW = (128, 128, 160)
 #: Largest samples of a model that is trained further, if its user names no size.
 _PATCH = (64, 96, 96)
+#: Where the outputs of a new network begin: a probability of 2 %.
+_PRIOR_LOGIT = -4.0
 LIMITS = (
     "For research use only.",
     "Made by 'liverxai train': nobody but its maker knows on what data, and how far, it can be trusted.",
@@ -36,7 +38,7 @@ LIMITS = (
 
 
 @dataclass
-class Start:
+class TrainingSetup:
     """A network before training, and its place in a model.
 
     :param labels: what it is taught.
@@ -92,14 +94,14 @@ class Start:
         return save_model(spec, states, folder)
 
 
-def start(config: Config, labels: Sequence[str]) -> Start:
+def set_up(config: Config, labels: Sequence[str]) -> TrainingSetup:
     """What a configuration begins with.
 
     :param labels: what the data can teach.
     :raises LiverXAILib.errors.UsageError: the initial model or ``training.patch`` does not fit.
     """
-    begun = _from_model(config, labels) if config.init else _fresh(config, labels)
-    stage, patch = begun.stage, begun.patch
+    setup = _from_model(config, labels) if config.init else _fresh(config, labels)
+    stage, patch = setup.stage, setup.patch
     divisor = stage.divisor[3 - stage.dimensions :]
     if patch is not None and len(patch) != stage.dimensions:
         raise UsageError(f"training.patch must have {stage.dimensions} numbers, one for each axis of the network.")
@@ -108,10 +110,10 @@ def start(config: Config, labels: Sequence[str]) -> Start:
             f"The network needs sizes divisible by {' x '.join(map(str, divisor))}: training.patch cannot be "
             f"{' x '.join(map(str, patch))}."
         )
-    return begun
+    return setup
 
 
-def _fresh(config: Config, labels: Sequence[str]) -> Start:
+def _fresh(config: Config, labels: Sequence[str]) -> TrainingSetup:
     """A stage with a new U-Net whose random weights depend on the seed alone."""
     wanted, patch = config.network, config.training.patch
     arguments = {
@@ -125,6 +127,10 @@ def _fresh(config: Config, labels: Sequence[str]) -> Start:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = UNet(**arguments)  # type: ignore[arg-type]
+    # A new network answers "probably nothing", as most voxels want: else the first epoch goes by until it does (the
+    # prior of RetinaNet, Lin et al. 2017, https://arxiv.org/abs/1708.02002).
+    assert network.head.bias is not None
+    nn.init.constant_(network.head.bias, _PRIOR_LOGIT)
     stages = network.explainable_layers()
     spacing = [mm or 1.0 for mm in wanted.spacing or (1.0, 1.0, 1.0)]
     divisor, window = network.divisor, patch
@@ -153,10 +159,10 @@ def _fresh(config: Config, labels: Sequence[str]) -> Start:
         default_layer=default_layer(stages, spacing),
         dimensions=wanted.dimensions,
     )
-    return Start(network, stage, tuple(labels), patch)
+    return TrainingSetup(network, stage, tuple(labels), patch)
 
 
-def _from_model(config: Config, labels: Sequence[str]) -> Start:
+def _from_model(config: Config, labels: Sequence[str]) -> TrainingSetup:
     """A stage of an own model, with its weights; if none is named, the one that decides tumors (or the liver)."""
     name, stage_name = str(config.init), config.stage
     spec, states = load_states(name)
@@ -185,4 +191,4 @@ def _from_model(config: Config, labels: Sequence[str]) -> Start:
         sizes = map(min, stage.window or _PATCH, _PATCH) if stage.dimensions == 3 else (256, 256)
         divisor = stage.divisor[3 - stage.dimensions :]
         patch = tuple(max(n // d, 1) * d for n, d in zip(sizes, divisor, strict=True))
-    return Start(network, stage, taught, patch, (spec, states))
+    return TrainingSetup(network, stage, taught, patch, (spec, states))
