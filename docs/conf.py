@@ -33,7 +33,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 # Pages link to files of the repository (a script, the license), which are not pages of the site.
 myst_url_schemes = {"http": None, "https": None}
-exclude_patterns = ["generated"]
+exclude_patterns = ["generated", "study/*"]
 
 apidoc_modules = [
     {

@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from LiverXAILib.training.table import write_csv, write_curves
 
 HERE = Path(__file__).resolve().parent
@@ -73,6 +75,7 @@ def keep(name: str, run: Path) -> None:
     splits = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("**/splits.json"))]
     facts = {
         "runs": len(splits),
+        "slices_per_case": yaml.safe_load(next(run.glob("**/config.yaml")).read_text())["training"]["slices_per_case"],
         "training": [len(split["training"]) for split in splits],
         "validation": [len(split["validation"]) for split in splits],
         "machine": machine(),
@@ -114,12 +117,12 @@ def epochs(name: str) -> list[dict[str, float]]:
 
 def page() -> str:
     """``docs/study.md``."""
-    text = (HERE / "study-template.md").read_text(encoding="utf-8")
+    text = (KEPT / "template.md").read_text(encoding="utf-8")
     values: dict[str, str] = {}
     for name in RUNS:
         rows, facts = epochs(name), KEPT / f"{name}.json"
         if not rows:
-            raise SystemExit(f"docs/study has no run on {RUNS[name]}: give --{name}.")
+            raise SystemExit(f"docs/study keeps no run on {RUNS[name]}: give --{name}.")
         about = json.loads(facts.read_text(encoding="utf-8"))
         values |= {
             f"{name}_first_last": first_last(rows),
@@ -132,7 +135,9 @@ def page() -> str:
             f"{name}_explanations": explanations(read(name, "explanations")),
             f"{name}_machine": about["machine"],
             f"{name}_training": spread(about["training"]),
-            f"{name}_validation": spread(about["validation"]),
+            f"{name}_validation": spread([sum(about["validation"])]),
+            f"{name}_runs": str(about["runs"]),
+            f"slices_{name}": str(about["slices_per_case"]),
         }
     for key, value in values.items():
         text = text.replace("{{" + key + "}}", value)
@@ -155,7 +160,10 @@ def first_last(rows: Sequence[Mapping[str, float]]) -> str:
 
 def table(rows: Sequence[Mapping[str, float]]) -> str:
     """All epochs: one table for the losses and accuracy, one for Dice, sensitivity and precision."""
-    losses = ["loss", *(f"{kind}_{label}" for label in ("liver", "tumor") for kind in ("loss", "dice_loss", "bce"))]
+    losses = [
+        "loss",
+        *(f"{kind}_{label}" for label in ("liver", "tumor") for kind in ("loss", "soft_dice_loss", "bce")),
+    ]
     rates = [f"{kind}_{label}" for label in ("liver", "tumor") for kind in ("dice", "sensitivity", "precision")]
     parts = []
     for columns in ([*losses, "accuracy"], rates):

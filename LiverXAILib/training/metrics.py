@@ -86,7 +86,7 @@ class EpochSums:
             over_voxels = _ratio(2 * own["both"], own["found"] + own["true"]) if own["true"] else math.nan
             rows |= {
                 f"{part}_loss_{label}": dice_loss + bce,
-                f"{part}_dice_loss_{label}": dice_loss,
+                f"{part}_soft_dice_loss_{label}": dice_loss,
                 f"{part}_bce_{label}": bce,
                 f"{part}_dice_{label}": over_voxels if part == "training" else _ratio(own["case_dice"], own["cases"]),
                 f"{part}_sensitivity_{label}": _ratio(own["both"], own["true"]),

@@ -59,7 +59,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def score(row: Row) -> float:
     """Mean validation Dice over the labels that there are: what decides which epoch is best."""
-    dice = [value for key, value in row.items() if key.startswith("validation_dice_") and not math.isnan(value)]
+    dice = [row.get(f"validation_dice_{label}", math.nan) for label in ("liver", "tumor")]
+    dice = [value for value in dice if not math.isnan(value)]
     return sum(dice) / len(dice) if dice else 0.0
 
 

@@ -15,6 +15,7 @@ from training_toys import tiny
 from LiverXAILib.training.learner import Learner
 from LiverXAILib.training.metrics import EpochSums
 from LiverXAILib.training.setup import set_up
+from LiverXAILib.training.table import score
 
 LABELS = ("liver", "tumor")
 
@@ -49,7 +50,7 @@ def test_the_measures_of_an_epoch_are_those_of_all_its_voxels(part: str) -> None
         probability, found = 1 / (1 + np.exp(-margins)), margins > 0
         dice_loss = 1 - 2 * (probability * truth).sum() / (probability.sum() + truth.sum())
         bce = -np.where(truth, np.log(probability), np.log(1 - probability)).mean()
-        assert row[f"{part}_dice_loss_{label}"] == pytest.approx(dice_loss)
+        assert row[f"{part}_soft_dice_loss_{label}"] == pytest.approx(dice_loss)
         assert row[f"{part}_bce_{label}"] == pytest.approx(bce)
         assert row[f"{part}_loss_{label}"] == pytest.approx(dice_loss + bce)
         assert row[f"{part}_sensitivity_{label}"] == pytest.approx((found & truth).sum() / truth.sum())
@@ -124,3 +125,12 @@ def test_the_batch_decides_dice_for_slices_and_the_sample_for_volumes() -> None:
         setup = set_up(config, list(LABELS))
         stage = dataclasses.replace(setup.stage, dimensions=dimensions)
         assert Learner(setup.network, stage, LABELS, config.training, None, [], None, 0, seed=0).batch_dice is expected
+
+
+def test_the_best_epoch_is_the_one_with_the_highest_dice_whatever_its_other_measures_are() -> None:
+    sums = EpochSums(LABELS)
+    for margins, truths, known in batches():
+        sums.add(margins, truths, known)
+    row = sums.measures("validation")
+    assert score(row) == pytest.approx((row["validation_dice_liver"] + row["validation_dice_tumor"]) / 2)
+    assert score({**row, "validation_dice_tumor": math.nan}) == pytest.approx(row["validation_dice_liver"])

@@ -124,8 +124,10 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(
     (outcome,) = train(config, say=silent)
     expected, found = checkpoint(whole.folder), checkpoint(tmp_path / "run")
     assert_same_weights(expected["state_dict"], found["state_dict"])
-    assert found["liverxai"] == expected["liverxai"]
-    assert list(outcome.rows) == json.loads((whole.folder / "finished.json").read_text(encoding="utf-8"))["rows"]
+    # As text: a precision where nothing was found is NaN, which equals nothing.
+    assert repr(found["liverxai"]) == repr(expected["liverxai"])
+    before = json.loads((whole.folder / "finished.json").read_text(encoding="utf-8"))["rows"]
+    assert repr(list(outcome.rows)) == repr(before)
     name = "liver.safetensors"
     assert (tmp_path / "run" / "model" / name).read_bytes() == (whole.folder / "model" / name).read_bytes()
 

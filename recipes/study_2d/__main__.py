@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/study-2d-ct"))
     parser.add_argument("--folds", type=int, default=5, help=f"{len(ANATOMIES)}: each anatomy is left out alone")
     parser.add_argument("--patients", type=int, default=24, help="synthetic patients of each anatomy")
-    parser.add_argument("--slices", type=int, default=2, help="slices of each of them in an epoch")
+    parser.add_argument("--slices", type=int, default=3, help="slices of each of them in an epoch")
     parser.add_argument("--anatomies", nargs="+", choices=list(ANATOMIES), default=list(ANATOMIES), metavar="NAME")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for liverxai train")
