@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m fuzz KIND …``: run attacks and say what became of them. Exit code 1 if a promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .kind import KINDS
+from .runner import Report, attack
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser.add_argument("kind", choices=[*KINDS, "all"])
+    parser.add_argument("--seed", type=int, default=1, help="decides all cases")
+    parser.add_argument("--cases", type=int, default=500, help="how many; 500 take a minute or some")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one: --cases 1")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after this time, e.g. 600 for a night")
+    parser.add_argument("--keep", type=Path, default=None, help="a new folder in which the cases' files are left")
+    arguments = parser.parse_args()
+    reports = []
+    for name in KINDS if arguments.kind == "all" else [arguments.kind]:
+        report = attack(
+            name, arguments.seed, arguments.cases, arguments.first, minutes=arguments.minutes, keep=arguments.keep
+        )
+        print(report.line(), flush=True)
+        reports.append(report)
+    show_findings(reports)
+    return int(any(report.findings for report in reports))
+
+
+def show_findings(reports: list[Report]) -> None:
+    """Each finding with the command that repeats it."""
+    for report in reports:
+        for case, text in report.findings:
+            print(f"\npython -m fuzz {report.kind} --seed {report.seed} --first {case} --cases 1\n{text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
