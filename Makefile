@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 OUTPUT ?= output
+SEED ?= 1
+CASES ?= 500
 
-.PHONY: demo test lint docs benchmark train clean
+.PHONY: demo test lint fuzz docs benchmark train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python docs/demo.py --output $(OUTPUT)
@@ -17,6 +19,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive LiverXAILib
+	$(BIN)/python .ci/audit.py
+
+fuzz: $(VENV)/.test
+	cd Testing && ../$(BIN)/python -m fuzz all --seed $(SEED) --cases $(CASES)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs $(OUTPUT)/docs
@@ -38,12 +45,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable ".[report,evaluate]"
+	$(PIP) --editable ".[evaluate]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo Testing/requirements-nnunet.txt
 	$(PIP) --editable ".[test]"
-	$(PIP) --no-deps --requirement Testing/requirements-nnunet.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --requirement Testing/requirements-nnunet.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test

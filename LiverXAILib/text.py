@@ -19,3 +19,8 @@ def humanize_key(key: str) -> str:
         # "over_20_mm" is a size, "liver_ml" a quantity.
         unit = f" {unit}" if parts[-1].isdigit() else f" ({unit})"
     return " ".join(_WRITTEN.get(part, part) for part in parts) + unit
+
+
+def how_to_install(extra: str) -> str:
+    """How the packages of an extra are installed: from the sources or the wheel, which no index has."""
+    return f"in the folder of LiverXAI's sources, run: pip install '.[{extra}]' (with a wheel: its name for the dot)"

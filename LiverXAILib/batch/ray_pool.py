@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..text import how_to_install
 from .run import Settings
 from .session import DEPTH, Emit, Session
 from .store import Store
@@ -56,7 +57,7 @@ class RayWorkerPool:
         try:
             import ray
         except ImportError as error:
-            raise UsageError("Ray needs: pip install 'liverxai[scale]'. Or leave out --engine ray.") from error
+            raise UsageError(f"Ray is not installed: {how_to_install('scale')}; or leave out --engine ray.") from error
         self.ends = 1
         self._ray = ray
         self._store = store

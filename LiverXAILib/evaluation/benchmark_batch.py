@@ -28,6 +28,7 @@ import numpy as np
 from ..context import RunContext
 from ..errors import LiverXAIError, UsageError
 from ..options import Options
+from ..text import how_to_install
 from ..volumes.box import Box
 from ..volumes.io import read_volume, write_volume
 from .machine import describe_machine
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table and write it; returns the exit code."""
     if importlib.util.find_spec("psutil") is None:
-        raise UsageError("This benchmark needs psutil: pip install 'liverxai[evaluate]'.")
+        raise UsageError(f"This benchmark needs psutil: {how_to_install('evaluate')}.")
     arguments.output.mkdir(parents=True, exist_ok=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // 2)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UsageError
+from ..text import how_to_install
 from ..volumes.box import components
 
 #: Upper ends in mm of the size classes of lesions (diameter of the ball of the same volume), and their names.
@@ -99,7 +100,7 @@ def surface_distances(
         from monai.metrics.utils import get_edge_surface_distance
     except ImportError as error:
         raise UsageError(
-            "Surface distances need MONAI: run 'pip install \"liverxai[evaluate]\"', or go without (--no-surface)."
+            f"Surface distances need MONAI: {how_to_install('evaluate')}; or go without (--no-surface)."
         ) from error
     import torch
 

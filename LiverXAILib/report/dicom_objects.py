@@ -18,6 +18,7 @@ from ..errors import InputError, UsageError
 from ..files import replacing
 from ..inference.segmentation import Segmentation
 from ..labels.terminology import Code
+from ..text import how_to_install
 from ..volumes.dicom.headers import pydicom_warnings_hidden
 from .dicom_source import DicomSource
 
@@ -32,7 +33,7 @@ SERIES_NUMBERS = {"seg": 300, "sr": 301, "pm": 302, "sc": 303}
 def require_dicom_extra() -> None:
     """Raise :class:`~LiverXAILib.errors.UsageError` if what DICOM objects need is not installed."""
     if importlib.util.find_spec("highdicom") is None:
-        raise UsageError("DICOM objects need highdicom: run 'pip install \"liverxai[dicom]\"', or leave out --dicom.")
+        raise UsageError(f"DICOM objects need highdicom: {how_to_install('dicom')}; or leave out --dicom.")
 
 
 def save(make: Callable[[], Dataset], source: DicomSource, path: str | os.PathLike[str]) -> list[str]:

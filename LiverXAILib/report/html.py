@@ -35,7 +35,7 @@ def require_report_extra() -> None:
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"The report needs {' and '.join(missing)}: run 'pip install \"liverxai[report]\"', or go without a report."
+            f"The report needs {' and '.join(missing)}: pip install {' '.join(missing)}, or go without a report."
         )
 
 
@@ -236,7 +236,7 @@ def _json_in_script(value: Mapping[str, Any]) -> Markup:
     """JSON as the content of a ``<script type="application/json">`` element, which no text in it can end."""
     from markupsafe import Markup
 
-    return Markup(json.dumps(value, ensure_ascii=True).replace("<", "\\u003c"))
+    return Markup(json.dumps(value, ensure_ascii=True).replace("<", "\\u003c"))  # nosec B704
 
 
 def _embedded(figure: Figure) -> str:

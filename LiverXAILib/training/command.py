@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..progress import Progress, progress_bar
+from ..text import how_to_install
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         from .config import json_schema
         from .config_file import read_config
     except ImportError as error:
-        raise UsageError(f"Training needs {error.name}: run 'pip install \"liverxai[train]\"'.") from error
+        raise UsageError(f"Training needs {error.name}: {how_to_install('train')}.") from error
 
     if arguments.schema:
         _say(json.dumps(json_schema(), indent=2))

@@ -25,6 +25,7 @@ from ..files import replacing
 from ..inference import segment
 from ..models.loading import load_model
 from ..progress import Progress, report_progress
+from ..text import how_to_install
 from .config import Config
 from .layouts import DataSet, TrainingCase, find_data, read_case
 from .setup import TrainingSetup, set_up
@@ -417,7 +418,7 @@ def _claim(folder: Path, config: Config) -> None:
 
 def _require_extra() -> None:
     if missing := [name for name in ("lightning", "matplotlib", "monai", "tensorboard") if find_spec(name) is None]:
-        raise UsageError(f"Training needs {', '.join(missing)}: run 'pip install \"liverxai[train]\"'.")
+        raise UsageError(f"Training needs {', '.join(missing)}: {how_to_install('train')}.")
 
 
 def _is_main_process() -> bool:

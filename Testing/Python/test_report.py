@@ -293,7 +293,7 @@ def test_an_empty_result_is_said_plainly(tmp_path: Path) -> None:
 def test_a_missing_extra_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
-    with pytest.raises(UsageError, match=r"jinja2.*liverxai\[report\]"):
+    with pytest.raises(UsageError, match="pip install jinja2"):
         write_report(_analysis(), tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 

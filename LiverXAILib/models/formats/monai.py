@@ -21,6 +21,7 @@ from torch import nn
 
 from ...errors import ModelError
 from ...networks import default_layer
+from ...text import how_to_install
 from ..checks import check_arguments
 from ..downloads import checksum
 from ..labels import result_labels
@@ -309,7 +310,7 @@ def _network(folder: Path, config: _Configuration) -> nn.Module:
     try:
         from monai.networks import nets
     except ImportError as error:
-        raise ModelError("MONAI bundles need the package 'monai': pip install 'liverxai[monai]'.") from error
+        raise ModelError(f"MONAI bundles need the package 'monai': {how_to_install('monai')}.") from error
     component = config.get("network_def")
     name = _class(component, "monai.networks.nets")
     if name not in _NETWORKS:

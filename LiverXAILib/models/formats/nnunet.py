@@ -22,6 +22,7 @@ from torch import nn
 from ...errors import ModelError
 from ...files import replacing
 from ...networks import default_layer
+from ...text import how_to_install
 from ..checks import check_arguments
 from ..downloads import checksum
 from ..labels import result_labels
@@ -382,7 +383,7 @@ def _network(
         from dynamic_network_architectures.architectures import unet
     except ImportError as error:
         raise ModelError(
-            "nnU-Net models need the package 'dynamic-network-architectures': pip install 'liverxai[nnunet]'."
+            f"nnU-Net models need the package 'dynamic-network-architectures': {how_to_install('nnunet')}."
         ) from error
     built = dict(arguments)
     for key in ("conv_op", "norm_op", "dropout_op", "nonlin"):

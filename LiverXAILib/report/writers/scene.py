@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import UsageError
+from ...text import how_to_install
 from ._writer import Writer
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def _require() -> None:
     from ...mrml import scene_available
 
     if not scene_available():
-        raise UsageError("Scenes need Slicer, or: pip install 'liverxai[slicer]'. Or leave out the scene.")
+        raise UsageError(f"Scenes need Slicer, or, {how_to_install('slicer')}; or leave out the scene.")
 
 
 WRITER = Writer("scene", "scene for 3D Slicer", (_NAME,), _write, default="available", requirement=_require)
