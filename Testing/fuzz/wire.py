@@ -14,9 +14,9 @@ from .kind import BrokenPromiseError, Generator, Kind
 from .mutate import change_json, damage
 
 _GOOD = [
-    {"event": "progress", "request": 1, "stage": "Segmenting", "fraction": 0.5, "remaining_s": 3.0},
-    {"event": "done", "request": 1, "result": {"versions": {}, "devices": ["cpu"], "platform": "x"}, "held": {}},
-    {"event": "failed", "request": 1, "kind": "input", "error": "No.", "details": "…"},
+    {"event": "progress", "id": 1, "stage": "Segmenting", "fraction": 0.5, "remaining_s": 3.0},
+    {"event": "done", "id": 1, "result": {"versions": {}, "devices": ["cpu"], "platform": "x"}},
+    {"event": "failed", "id": 1, "kind": "input", "error": "No.", "details": "…"},
 ]
 _WAIT_S = 20.0
 
@@ -29,7 +29,9 @@ class Wire(Kind):
     def run(self, rng: Generator, folder: Path) -> str:
         lines = []
         for _ in range(int(rng.integers(0, 5))):
-            message = change_json(rng, _GOOD[int(rng.integers(len(_GOOD)))])
+            message = _GOOD[int(rng.integers(len(_GOOD)))]
+            if rng.random() < 0.8:
+                message = change_json(rng, message)
             line = json.dumps(message).encode()
             how = rng.random()
             lines.append(damage(rng, line) if how < 0.4 else b"[" * 5000 if how < 0.45 else line)

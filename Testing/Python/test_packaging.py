@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed: dependencies that resolve with the constraints, and a wheel with all that the library reads."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+
+
+def pinned(name: str) -> dict[str, str]:
+    """Versions by package in a constraint file."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonical(package): version for package, version in pairs}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_what_an_extra_asks_for_allows_the_version_of_the_constraints(extra):
+    versions = pinned("constraints.txt")
+    for text in EXTRAS[extra]:
+        requirement = Requirement(text)
+        if canonical(requirement.name) == "liverxai":
+            assert requirement.extras <= set(EXTRAS)
+            continue
+        version = versions[canonical(requirement.name)]
+        assert requirement.specifier.contains(version), f"{text} does not allow {version}"
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    oldest = pinned("constraints-oldest.txt")
+    asked = {canonical(r.name): r for texts in EXTRAS.values() for r in map(Requirement, texts)}
+    assert {canonical(Requirement(text).name) for text in EXTRAS[""]} <= set(oldest)
+    for name, version in oldest.items():
+        (bound,) = (one.version for one in asked[name].specifier if one.operator == ">=")
+        assert version == bound or version.startswith(f"{bound}."), name
+
+
+def test_an_analysis_needs_no_extra():
+    """What the core and the default outputs import is among the dependencies."""
+    names = {canonical(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert {"matplotlib", "jinja2"} <= names
+
+
+def test_the_wheel_holds_every_file_of_the_library(tmp_path):
+    tracked = subprocess.run(
+        ["git", "ls-files", "LiverXAILib", "pyproject.toml", "README.md", "LICENSE"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("not a clone of the repository")
+    for name in tracked:
+        (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / "src" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(tmp_path / "src")], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        packed = set(file.namelist())
+    wanted = {name for name in tracked if name.startswith("LiverXAILib/") and not name.endswith("CMakeLists.txt")}
+    assert not wanted - packed
+    assert "LiverXAILib/py.typed" in packed
