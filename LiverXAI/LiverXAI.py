@@ -34,12 +34,14 @@ if find_spec("LiverXAILib") is None:
 from LiverXAILib.errors import LiverXAIError
 from LiverXAILib.panel.analyses import Analyses
 from LiverXAILib.panel.choices import Choices, Devices
+from LiverXAILib.panel.edits import Edits
 from LiverXAILib.panel.fetching import ModelFetching
 from LiverXAILib.panel.guide import Guide
 from LiverXAILib.panel.heat_maps import HeatMaps
 from LiverXAILib.panel.installation import require_packages
 from LiverXAILib.panel.model_choice import ModelChoice
 from LiverXAILib.panel.questions import Questions
+from LiverXAILib.panel.reader import Reader
 from LiverXAILib.panel.results import ResultsView
 from LiverXAILib.panel.sample_data import make_phantom, register_sample_data
 from LiverXAILib.panel.scene_watch import SceneWatch
@@ -318,11 +320,15 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.heatMaps = HeatMaps(self.state)
         self.results = ResultsView(self.state, self.heatMaps)
         self.runner = TaskRunner(self.state, self.status, self.update)
-        self.analyses = Analyses(self.state, self.models, self.runner, self.showHeatMap, self.heatMaps.overlay)
+        self.edits = Edits(self.state, self.update)
+        self.analyses = Analyses(
+            self.state, self.models, self.runner, self.edits, self.showHeatMap, self.heatMaps.overlay
+        )
         self.fetching = ModelFetching(self.state, self.status, self.models, self.runner, self.showParameters)
         self.devices = Devices(self.state, self.status, self.runner)
+        self.reader = Reader(self.state, self.status, self.questions, self.results, self.runner, self.analyses)
         self.guide = Guide(self.state, self.status, self.models, self.results, self.runner)
-        self.watch = SceneWatch(self.state, self.logic.getParameterNode, self.onSceneClosing, self.showParameters)
+        self.watch = SceneWatch(self.state, self.logic.getParameterNode, self.onSceneClosing, self.onSceneChanged)
         self.models.fill()
 
     def connectControls(self) -> None:
@@ -346,6 +352,11 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.explainButton.connect("clicked(bool)", self.onExplain)
         ui.show3DButton.connect("toggled(bool)", self.results.on_show_3d)
         ui.saveButton.connect("clicked(bool)", self.onSave)
+        ui.measureButton.connect("clicked(bool)", self.reader.on_measure)
+        ui.acceptButton.connect("clicked(bool)", self.reader.on_accept)
+        ui.rejectButton.connect("clicked(bool)", self.reader.on_reject)
+        ui.addButton.connect("clicked(bool)", self.reader.on_add)
+        ui.resultSelector.connect("currentIndexChanged(int)", self.onResultChosen)
         ui.lesionTable.connect("itemSelectionChanged()", self.onLesionSelected)
         ui.lesionTable.connect("cellClicked(int,int)", self.results.on_lesion_clicked)
         ui.advancedButton.connect("contentsCollapsed(bool)", self.devices.on_advanced)
@@ -361,6 +372,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         """The module is unloaded or Slicer quits: nothing of it may stay behind."""
         self.runner.close()
         self.watch.close()
+        self.edits.forget()
         self.state.parameters = None  # after a reload the old widgets are still there, hidden
 
     def onReload(self) -> None:
@@ -381,12 +393,15 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
     # --- what is shown ---------------------------------------------------------------------------------------------
 
     def showParameters(self) -> None:
-        """The parameter node and the results of the chosen CT; not while results come in one by one."""
-        if self.runner.showing:
-            return
+        """The parameter node and the results of the chosen CT."""
         self.choices.show()
         self.results.show()
         self.update()
+
+    def onSceneChanged(self) -> None:
+        """Nodes or parameters have changed; while results come in one by one, they show themselves."""
+        if not self.runner.showing:
+            self.showParameters()
 
     def showHeatMap(self, heatMapNode: Any) -> None:
         """New results of the chosen CT are in the scene; of its heat maps this one is to be shown."""
@@ -396,7 +411,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.results.show()
 
     def update(self) -> None:
-        self.guide.update()
+        if self.state.parameters is not None:
+            self.edits.watch()
+            self.guide.update()
+            self.reader.update()
 
     # --- what the user does ----------------------------------------------------------------------------------------
 
@@ -413,6 +431,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         if self.state.listens:
             self.choices.take()
             self.update()
+
+    def onResultChosen(self) -> None:
+        self.reader.on_result_chosen()
+        self.update()
 
     def onLesionSelected(self) -> None:
         self.results.on_lesion_selected()

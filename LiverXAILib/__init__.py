@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .measure import Measurements, measure
     from .models import Model, ModelSpec, load_model, save_model
     from .pipeline import analyze, write_analysis
+    from .reading import refine
     from .volumes.io import list_series, read_volume, write_volume
     from .volumes.volume import Grid, Volume
 
@@ -48,6 +49,7 @@ _HOMES = {
     "load_model": "models",
     "measure": "measure",
     "read_volume": "volumes.io",
+    "refine": "reading",
     "save_model": "models",
     "segment": "inference",
     "write_analysis": "pipeline",
@@ -82,6 +84,7 @@ __all__ = [
     "load_model",
     "measure",
     "read_volume",
+    "refine",
     "save_model",
     "segment",
     "write_analysis",

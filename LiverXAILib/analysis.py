@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,46 @@ if TYPE_CHECKING:
     from .volumes.volume import Volume
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a reader decided about a result.
+
+    :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "add" a lesion, or "edit" by hand.
+    :param numbers: of the candidate or the lesions, as they were when it was decided.
+    :param place_lps_mm: where: a voxel of what was decided about (LPS mm), so that it is known also under other
+        numbers; None for edits by hand.
+    :param who: the reader, as named there.
+    :param when: ISO 8601.
+    """
+
+    kind: str
+    numbers: tuple[int, ...] = ()
+    place_lps_mm: tuple[float, float, float] | None = None
+    who: str = ""
+    when: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        place = None if self.place_lps_mm is None else [round(value, 3) for value in self.place_lps_mm]
+        return {**dataclasses.asdict(self), "numbers": list(self.numbers), "place_lps_mm": place}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Decision:
+        """The reverse of :meth:`to_dict`."""
+        place = values["place_lps_mm"]
+        numbers = tuple(values["numbers"])
+        return Decision(values["kind"], numbers, None if place is None else tuple(place), values["who"], values["when"])
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """One CT, its segmentation, the explanations, the measurements, and how they came about.
 
     `explanations` are heat maps; `answers` are those answers to "why?" that are numbers and a sentence. `provenance` is
     JSON-ready and complete: with the image, the model file and it, the result can be made again.
+
+    :param decisions: what a reader has changed, in order; empty: all is the model's.
+    :param own: the model's own answer, where a reader has changed it.
     """
 
     volume: Volume
@@ -31,3 +66,5 @@ class Analysis:
     measurements: Measurements
     provenance: Mapping[str, Any] = field(default_factory=dict)
     answers: tuple[Answer, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    own: Analysis | None = None

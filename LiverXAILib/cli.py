@@ -165,5 +165,6 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "evaluate": ("compare predictions with references", _module(".evaluation.evaluate")),
     "models": ("list, show, download, import, verify and remove models", _module(".models.commands")),
     "phantom": ("make a synthetic CT with its truth", _phantom_arguments),
+    "refine": ("accept, reject, add, merge and split lesions of a result", _module(".reading.command")),
     "train": ("train or fine-tune a model on your own data", _module(".training.command")),
 }

@@ -209,6 +209,8 @@ def write_analysis(
     :param report: False: no ``report.html`` (it needs the extra ``report``).
     :param dicom: also write ``segmentation.dcm``, if anything was found; see
         :func:`LiverXAILib.report.write_dicom_segmentation`.
+    Where a reader has changed the model's answer, that is written beside it.
+
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
     :raises LiverXAILib.errors.UsageError: there is no such output.
     :raises LiverXAILib.errors.InputError: the folder, or a required file in it, cannot be written.

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..volumes.box import components
+from ..volumes.box import Box, bounding_box, components
 from .segmentation import Segmentation
+
+#: Smaller pieces are no candidates: see :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
+LEAST_CANDIDATE_ML = 0.05
 
 
 def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
@@ -16,3 +19,47 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
     numbered in scan order, so that the numbers are the same in table, heat maps and report.
     """
     return components(segmentation.mask(label), corners=True, largest_first=True)
+
+
+def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
+    """Number the candidates: pieces that the network marks as `label` without being sure enough to count them.
+
+    A candidate is a connected piece of probability above 0.5 that the label map does not hold, because nowhere in it
+    the network reaches the peak threshold of its card. It has at least :data:`LEAST_CANDIDATE_ML`, lies at least half
+    in the label's parent (the liver), and does not touch a voxel of `label`: what does is the rim of a lesion.
+
+    :return: int32 (k, j, i) on the input's grid, 0 background, 1 the largest candidate, 2 the next …; all 0 if the
+        segmentation has no probabilities of `label`.
+    """
+    numbers = np.zeros(segmentation.labels.shape, dtype=np.int32)
+    probability = segmentation.probabilities.get(label)
+    found = None if probability is None else bounding_box(probability.array > 0.5)
+    if probability is None or found is None:
+        return numbers
+    offset = np.rint(segmentation.labels.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
+    box = Box.full(probability.shape).shifted(offset)
+    counted = segmentation.mask(label)[box]
+    pieces = components((probability.array > 0.5) & ~counted, corners=True)
+    sizes = np.bincount(pieces.ravel())
+    keep = sizes * segmentation.labels.grid.voxel_volume_mm3 >= LEAST_CANDIDATE_ML * 1000
+    parent = segmentation.spec(label).parent
+    if parent is not None:
+        inside = segmentation.mask(parent)[box]
+        keep &= 2 * np.bincount(pieces[inside], minlength=sizes.size) >= sizes
+    keep[np.unique(pieces[grown(counted)])] = False
+    keep[0] = False
+    numbers[box] = components(keep[pieces], corners=True, largest_first=True)
+    return numbers
+
+
+def grown(mask: np.ndarray) -> np.ndarray:
+    """`mask` and the voxels that touch it by a face, edge or corner."""
+    grown = mask.copy()
+    for axis in range(3):
+        once = grown.copy()
+        ahead, behind = [slice(None)] * 3, [slice(None)] * 3
+        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
+        once[tuple(ahead)] |= grown[tuple(behind)]
+        once[tuple(behind)] |= grown[tuple(ahead)]
+        grown = once
+    return grown

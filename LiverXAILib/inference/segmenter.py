@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from math import prod
+from math import exp, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +125,12 @@ def segment(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "postprocessing": asdict(rules),
+        "peak_probability": {
+            label: round(1 / (1 + exp(-logit)), 4)
+            for stage in model.spec.stages
+            for label, logit in stage.peak_threshold.items()
+            if label in probabilities
+        },
         "stages": stages,
         "seconds_of_rules": round(time.perf_counter() - begun, 6),
         "seconds": round(time.perf_counter() - started, 6),

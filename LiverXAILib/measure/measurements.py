@@ -59,6 +59,7 @@ class LesionMeasurements:
     :param location: the hepatic segments that it lies in, where the labels have segments; otherwise on which side of
         the body's middle plane, which is said.
     :param instance_number: DICOM: of the slice with the axial diameters; None if the image was not read from DICOM.
+    :param source: who outlined it: "model", "reader", or "model, edited by the reader".
     """
 
     number: int
@@ -77,6 +78,7 @@ class LesionMeasurements:
     sphericity: float | None = None
     location: str | None = None
     instance_number: int | None = None
+    source: str = "model"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,29 @@ class Remnant:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A piece that the network marks as tumor without being sure.
+
+    :param number: as in :func:`LiverXAILib.inference.lesions.candidate_components`: 1 is the largest.
+    :param axial: longest axial diameter and its perpendicular.
+    :param mean_probability: the model's mean probability of "tumor" in it, and `peak_probability` its highest.
+    :param place_lps_mm: a voxel of the piece, the one nearest to its centroid: by it the candidate is found again.
+    :param reason: why it is not counted, in a sentence.
+    :param status: "open", or what the reader decided: "accepted" or "rejected".
+    """
+
+    number: int
+    volume_ml: float
+    mean_hu: float
+    axial: AxialDiameters
+    mean_probability: float
+    peak_probability: float
+    place_lps_mm: Point
+    reason: str
+    status: str = "open"
+
+
+@dataclass(frozen=True)
 class Measurements:
     """What was measured in one CT. Standard deviations are those of the population of voxels.
 
@@ -136,6 +161,7 @@ class Measurements:
     :param segment_volumes_ml: functional volume by hepatic segment ("I" to "VIII"), where the labels have segments.
     :param remnants: what typical resections would leave, where the labels have all segments.
     :param recist: None if lesions were not looked for.
+    :param candidates: pieces that the model marks without being sure; they count in no other quantity.
     """
 
     liver_volume_ml: float
@@ -156,6 +182,7 @@ class Measurements:
     segment_volumes_ml: Mapping[str, float] = field(default_factory=dict)
     remnants: tuple[Remnant, ...] = ()
     recist: Recist | None = None
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def liver_complete(self) -> bool:
@@ -260,6 +287,7 @@ COLUMNS = (
     "centroid_p_mm",
     "centroid_s_mm",
     "touches_image_border",
+    "source",
     "tumor_burden_percent",
     "lesion_count",
     "contrast_hu",

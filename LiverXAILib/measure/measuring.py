@@ -15,6 +15,7 @@ from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume
+from .candidates import measure_candidates
 from .diameters import axial_diameters, feret_diameter_mm
 from .lesions import enhancement, location, slice_instance_number, sphericity
 from .liver import remnants, segment_masks, standard_volume_ml, steatosis_hint
@@ -92,6 +93,7 @@ def measure(
         segment_volumes_ml=volumes,
         remnants=remnants(volumes, standard),
         recist=_recist(lesions, grid, targets) if looks_for_tumors else None,
+        candidates=measure_candidates(volume, segmentation) if looks_for_tumors else (),
     )
 
 

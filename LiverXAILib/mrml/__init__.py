@@ -16,18 +16,33 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from .display import set_heat_opacity, set_heat_threshold, show_overlay, show_surfaces
     from .heatmaps import explanation_to_node, hottest_place, hottest_point, uncertainty_to_node
-    from .nodes import find_results, input_of, place_results
+    from .nodes import all_results, bring_back, find_results, input_of, place_results, put_aside, sets_aside
     from .plots import curves_to_chart
-    from .results import AnalysisNodes, analysis_to_nodes, node_steps, prepare_heatmaps, prepare_nodes
+    from .results import (
+        AnalysisNodes,
+        analysis_to_nodes,
+        node_steps,
+        prepare_heatmaps,
+        prepare_nodes,
+        update_refined,
+    )
     from .scene import write_scene
-    from .segmentations import read_segments, require_segment, segmentation_from_node, segmentation_to_node
+    from .segmentations import (
+        read_segments,
+        require_segment,
+        segment_layers,
+        segmentation_from_node,
+        segmentation_to_node,
+    )
     from .tables import measurements_to_node
     from .tokens import labels_token, volume_token
     from .volumes import ct_from_node, volume_from_node, volume_to_node
 
 _HOMES = {
     "AnalysisNodes": "results",
+    "all_results": "nodes",
     "analysis_to_nodes": "results",
+    "bring_back": "nodes",
     "ct_from_node": "volumes",
     "curves_to_chart": "plots",
     "explanation_to_node": "heatmaps",
@@ -41,15 +56,19 @@ _HOMES = {
     "place_results": "nodes",
     "prepare_heatmaps": "results",
     "prepare_nodes": "results",
+    "put_aside": "nodes",
     "read_segments": "segmentations",
     "require_segment": "segmentations",
+    "segment_layers": "segmentations",
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
     "set_heat_opacity": "display",
     "set_heat_threshold": "display",
+    "sets_aside": "nodes",
     "show_overlay": "display",
     "show_surfaces": "display",
     "uncertainty_to_node": "heatmaps",
+    "update_refined": "results",
     "volume_from_node": "volumes",
     "volume_to_node": "volumes",
     "volume_token": "tokens",
@@ -58,7 +77,9 @@ _HOMES = {
 
 __all__ = [
     "AnalysisNodes",
+    "all_results",
     "analysis_to_nodes",
+    "bring_back",
     "ct_from_node",
     "curves_to_chart",
     "explanation_to_node",
@@ -72,16 +93,20 @@ __all__ = [
     "place_results",
     "prepare_heatmaps",
     "prepare_nodes",
+    "put_aside",
     "read_segments",
     "require_segment",
     "scene_available",
+    "segment_layers",
     "segmentation_from_node",
     "segmentation_to_node",
     "set_heat_opacity",
     "set_heat_threshold",
+    "sets_aside",
     "show_overlay",
     "show_surfaces",
     "uncertainty_to_node",
+    "update_refined",
     "volume_from_node",
     "volume_to_node",
     "volume_token",

@@ -77,6 +77,7 @@ def update_heatmap_node(
         node,
         {
             "Question": question,
+            "Stale": None,
             "Model": explanation.provenance.get("model"),
             "RawMaximum": explanation.raw_maximum,
             "Faithfulness": None if explanation.faithfulness is None else dict(explanation.faithfulness),

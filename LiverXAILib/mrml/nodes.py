@@ -20,25 +20,58 @@ from ..errors import UsageError
 INPUT_ROLE = "LiverXAI.Input"
 #: Attribute that says what a result is: "segmentation", "heatmap", "uncertainty" or "measurements".
 RESULT = "LiverXAI.Result"
+#: Attribute of results that were put aside for newer ones: the title of the set of results that they belong to.
+SET = "LiverXAI.Set"
 _FOLDER = "LiverXAI.Folder"
 
 
 def find_results(
     scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, kind: str = "", **attributes: str
 ) -> list[Any]:
-    """The result nodes that belong to a CT, in the order in which they were made.
+    """The present result nodes of a CT, in the order in which they were made; not those that were put aside.
 
     :param kind: "segmentation", "heatmap", "uncertainty" or "measurements"; "" for all.
     :param attributes: further attributes they must have, e.g. ``Target="tumor"``.
     """
     return [
         node
-        for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes()))
-        if node.GetAttribute(RESULT)
-        and kind in ("", node.GetAttribute(RESULT))
-        and node.GetNodeReferenceID(INPUT_ROLE) == volume_node.GetID()
-        and has_attributes(node, attributes)
+        for node in all_results(scene, volume_node)
+        if not node.GetAttribute(SET) and kind in ("", node.GetAttribute(RESULT)) and has_attributes(node, attributes)
     ]
+
+
+def all_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> list[Any]:
+    """All result nodes of a CT, also those that were put aside."""
+    return [
+        node
+        for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes()))
+        if node.GetAttribute(RESULT) and node.GetNodeReferenceID(INPUT_ROLE) == volume_node.GetID()
+    ]
+
+
+def sets_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> list[str]:
+    """The titles of the sets of results of a CT that were put aside, in the order in which they were made."""
+    titles = [node.GetAttribute(SET) for node in all_results(scene, volume_node)]
+    return list(dict.fromkeys(title for title in titles if title))
+
+
+def put_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, title: str) -> None:
+    """Put the present results of a CT aside under a title: later results do not update them, and they are hidden."""
+    for node in find_results(scene, volume_node):
+        node.SetAttribute(SET, title)
+        node.SetName(f"{node.GetName()} ({title})")
+        if node.IsA("vtkMRMLSegmentationNode"):
+            node.GetDisplayNode().SetVisibility(False)
+
+
+def bring_back(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, title: str) -> None:
+    """Make the set of results with this title the present ones."""
+    for node in all_results(scene, volume_node):
+        if node.GetAttribute(SET) == title:
+            node.SetAttribute(SET, None)
+            node.SetName(node.GetName().removesuffix(f" ({title})"))
+            if node.IsA("vtkMRMLSegmentationNode"):
+                node.GetDisplayNode().SetVisibility(True)
 
 
 def input_of(node: Any) -> slicer.vtkMRMLScalarVolumeNode:
@@ -54,7 +87,7 @@ def input_of(node: Any) -> slicer.vtkMRMLScalarVolumeNode:
 
 def place_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> None:
     """Put all results of a CT under the transform that the CT is under now."""
-    for node in find_results(scene, volume_node):
+    for node in all_results(scene, volume_node):
         if node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() != volume_node.GetTransformNodeID():
             node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
 
@@ -102,7 +135,7 @@ def result_node(
 def results_folder(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> int:
     """The subject hierarchy folder of a CT's results: in the CT's study where it has one, else beside the CT."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    for node in find_results(scene, volume_node):
+    for node in all_results(scene, volume_node):
         parent = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node))
         if hierarchy.GetItemAttribute(parent, _FOLDER):
             return parent

@@ -13,7 +13,7 @@ import vtk
 
 from ..measure.uncertainty import entropy_map
 from .heatmaps import heatmap_identity, update_heatmap_node, update_uncertainty_node
-from .nodes import find_results, has_attributes, remove_result, results_folder
+from .nodes import find_results, has_attributes, remove_result, results_folder, set_attributes
 from .segmentations import LABELS_CHECKSUM, SegmentLayers, segment_layers, update_segmentation_node
 from .tables import update_table_node
 from .volumes import blank_image, check_shape, volume_to_node
@@ -135,6 +135,7 @@ def node_steps(
         for node in find_results(scene, volume_node, "uncertainty"):
             if prepared.uncertainty is None:
                 remove_result(node)
+    set_attributes(segmentation, {"Decisions": None})  # all is the model's again
     table = update_table_node(analysis.measurements, scene, volume_node)
     yield
     heatmaps = {}
@@ -147,3 +148,27 @@ def node_steps(
         uncertainty_node = update_uncertainty_node(uncertainty, scene, volume_node, image=image)
     folder = results_folder(scene, volume_node)
     return AnalysisNodes(volume_node, segmentation, heatmaps, uncertainty_node, table, folder)
+
+
+def update_refined(
+    analysis: Analysis,
+    scene: slicer.vtkMRMLScene,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    layers: SegmentLayers | None,
+) -> slicer.vtkMRMLSegmentationNode:
+    """Show what a reader has changed in the present results of a CT: segments, table, decisions.
+
+    Heat maps stay; those of single lesions are marked with ``LiverXAI.Stale``, as their numbers may stand for others.
+
+    :param layers: the new segments (:func:`~LiverXAILib.mrml.segmentations.segment_layers`); None: as they are in the
+        scene.
+    """
+    (node,) = find_results(scene, volume_node, "segmentation")
+    if layers is not None:
+        update_segmentation_node(analysis.segmentation, scene, volume_node, layers)
+    set_attributes(node, {"Decisions": [decision.to_dict() for decision in analysis.decisions]})
+    update_table_node(analysis.measurements, scene, volume_node)
+    for heatmap in find_results(scene, volume_node, "heatmap"):
+        if (heatmap.GetAttribute("LiverXAI.Target") or "").startswith("lesion"):
+            set_attributes(heatmap, {"Stale": "before the changes"})
+    return node

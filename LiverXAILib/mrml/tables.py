@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import slicer
@@ -47,7 +48,8 @@ def update_table_node(
         unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
         if unit:
             node.SetColumnUnitLabel(name, unit)
-    set_attributes(node, {"Summary": measurements.summary()})
+    candidates = [dataclasses.asdict(candidate) for candidate in measurements.candidates]
+    set_attributes(node, {"Summary": measurements.summary(), "Candidates": candidates})
     node.Modified()
     return node
 

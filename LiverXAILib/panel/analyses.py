@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import slicer
 from slicer.i18n import tr as _
 
 from .. import mrml
+from ..analysis import Decision
 from ..errors import LiverXAIError
 from ..explain.targets import Target
 from ..models import ModelSpec
+from ..mrml.nodes import get_attribute, set_attributes
+from .edits import Edits, free_title, is_edited, made_by, must_be_kept
 from .installation import REPORT_PACKAGES
 from .model_choice import ModelChoice
+from .results import table_rows
 from .state import PanelState
 from .tasks import Steps, TaskRunner
 
@@ -22,6 +28,7 @@ from .tasks import Steps, TaskRunner
 class Analyses:
     """Analyses and explanations of the chosen CT, with the chosen model.
 
+    :param edits: told what was measured.
     :param shown: called when results of the chosen CT are in the scene, with the heat map to be shown (or None) …
     :param overlaid: … and after the next turn of the event loop with the place (RAS mm) to look at (or None).
     """
@@ -31,17 +38,19 @@ class Analyses:
         state: PanelState,
         models: ModelChoice,
         runner: TaskRunner,
+        edits: Edits,
         shown: Callable[[Any], None],
         overlaid: Callable[[Sequence[float] | None], None],
     ) -> None:
         self._state, self._models, self._runner = state, models, runner
-        self._shown, self._overlaid = shown, overlaid
+        self._edits, self._shown, self._overlaid = edits, shown, overlaid
         #: Under which token the worker holds the labels of a segmentation node, and the labels' state then.
         self._held_as: dict[str, tuple[str, str]] = {}
 
     def forget(self) -> None:
         """The scene was closed: its nodes are gone."""
         self._held_as.clear()
+        self._edits.forget()
 
     def analyze(self, questions: Sequence[str]) -> None:
         """Segment, explain and measure the chosen CT."""
@@ -72,6 +81,19 @@ class Analyses:
             lambda: self._ask_explanation(list(questions)),
             lambda explanations: self._show_explanations(explanations, node, voxels),
         )
+
+    def refine(self, decisions: Sequence[Decision]) -> None:
+        """Apply the reader's decisions to the segmentation as it is now, and measure it again."""
+        node = self._state.volume_node
+        voxels, name = _voxel_time(node), f"refined {time.monotonic()}"
+        self._runner.start(
+            lambda: self._ask_refinement(decisions, name),
+            lambda analysis: self._show_refined(analysis, node, name, voxels),
+        )
+
+    def is_up_to_date(self, segmentation_node: Any) -> bool:
+        """Whether the worker can write the result of a segmentation node as it is now."""
+        return not is_edited(segmentation_node) and segmentation_node.GetID() in self._held_as
 
     def save(self, folder: str) -> None:
         """Write the report and the files of the last analysis of the chosen CT."""
@@ -115,6 +137,42 @@ class Analyses:
             if label:
                 mrml.require_segment(segmentation_node, spec, label)
 
+    def _ask_refinement(self, decisions: Sequence[Decision], name: str) -> int:
+        parameters, node, client = self._state.parameters, self._state.volume_node, self._runner.client
+        segmentation_node, token, spec = self._state.result("segmentation"), self._token(node), self._models.spec()
+        labels = self._labels_token(segmentation_node)
+        segmentation = None
+        if spec is not None and not made_by(segmentation_node, spec):
+            raise LiverXAIError(_("This result was made by another model: choose that model first."))
+        if not client.holds(token, labels):
+            if spec is None:
+                raise LiverXAIError(_("This model has to be loaded first: press Apply."))
+            for label in spec.labels:
+                if label.is_liver:
+                    mrml.require_segment(segmentation_node, spec, label.name)
+            segmentation = mrml.read_segments(segmentation_node, node, spec)
+        return client.refine(
+            decisions,
+            token,
+            name,
+            volume=mrml.volume_from_node(node, copy=False),
+            segmentation=segmentation,
+            base=self._held_as.get(segmentation_node.GetID(), ("", ""))[0],
+            earlier=get_attribute(segmentation_node, "Decisions") or (),
+            who=reader_name(),
+            model=self._models.name,
+            device=parameters.device,
+            force=parameters.force,
+        )
+
+    def _place_of(self, target: str) -> list[float] | None:
+        """Where the lesion of a target is (LPS mm), so that its heat map is known also under another number."""
+        table = self._state.result("measurements")
+        for row in table_rows(table):
+            if target == f"lesion:{row['number']}":
+                return [float(row[f"centroid_{axis}_mm"]) for axis in "lps"]
+        return None
+
     def _labels_token(self, segmentation_node: Any) -> str:
         """Under which name the worker holds the segmentation, if it does."""
         state = mrml.labels_token(segmentation_node)
@@ -127,6 +185,9 @@ class Analyses:
         if not self._state.contains(node):
             return _removed()
         prepared = yield mrml.prepare_nodes(analysis, lesion_segments=self._state.parameters.lesionSegments)
+        if not self._state.contains(node):
+            return _removed()
+        self._keep_what_must_stay(node, analysis.model)
         steps = mrml.node_steps(analysis, self._state.scene, node, prepared)
         while True:
             if not self._state.contains(node):
@@ -137,11 +198,40 @@ class Analyses:
                 nodes = end.value
                 break
             yield None
+        # An earlier result of this CT was held under the same name.
+        self._held_as = {one: held for one, held in self._held_as.items() if held[0] != token}
         self._held_as[nodes.segmentation.GetID()] = (token, mrml.labels_token(nodes.segmentation))
+        self._edits.measured(nodes.segmentation)
         self._models.remember(model, analysis.model)
         heat_map = next(reversed(nodes.heatmaps.values()), None)
         warnings = analysis.provenance["warnings"]
         return (yield from self._show_heat_map(heat_map, analysis.explanations, node, voxels, warnings))
+
+    def _keep_what_must_stay(self, node: Any, model: Any) -> None:
+        """The reader's work and another model's result are put aside, not overwritten."""
+        before = next(iter(mrml.find_results(self._state.scene, node, "segmentation")), None)
+        if must_be_kept(before, model):
+            mrml.put_aside(self._state.scene, node, free_title(self._state.scene, node, before))
+
+    def _show_refined(self, analysis: Any, node: Any, labels_name: str, voxels: Any) -> Steps:
+        """The result as the reader left it: segments that were only edited by hand stay as they are in the scene."""
+        if not self._state.contains(node):
+            return _removed()
+        layers = None
+        if any(decision.kind != "edit" for decision in analysis.decisions):
+            lesions = self._state.parameters.lesionSegments
+            layers = yield lambda: mrml.segment_layers(analysis.segmentation, lesion_segments=lesions)
+            if not self._state.contains(node):
+                return _removed()
+        segmentation_node = mrml.update_refined(analysis, self._state.scene, node, layers)
+        self._held_as[segmentation_node.GetID()] = (labels_name, mrml.labels_token(segmentation_node))
+        self._edits.measured(segmentation_node)
+        yield None
+        if self._state.volume_node is node:
+            self._shown(self._state.parameters.heatMap)
+            yield None
+        notes = [_("The CT was changed meanwhile. Press Apply again.")] if _voxel_time(node) != voxels else []
+        return [_("Measured again. For research use only."), *notes]
 
     def _show_explanations(self, explanations: Sequence[Any], node: Any, voxels: Any) -> Steps:
         heat_map = None
@@ -152,6 +242,7 @@ class Analyses:
             if not self._state.contains(node):
                 return _removed()
             heat_map = mrml.explanation_to_node(explanation, self._state.scene, node, image=image)
+            set_attributes(heat_map, {"Place": self._place_of(str(explanation.target))})
             yield None
         return (yield from self._show_heat_map(heat_map, explanations, node, voxels, ()))
 
@@ -174,6 +265,12 @@ class Analyses:
             yield None
         seconds = self._runner.seconds
         return [_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *notes]
+
+
+def reader_name() -> str:
+    """Who decides, as Slicer's settings name the user; "reader" where they do not."""
+    name: str = slicer.app.applicationLogic().GetUserInformation().GetName()
+    return name or "reader"
 
 
 def _removed() -> list[str]:

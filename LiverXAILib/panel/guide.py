@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from slicer.i18n import tr as _
 
+from .edits import is_edited
 from .model_choice import ModelChoice
 from .results import ResultsView
 from .state import PanelState, is_result
@@ -35,8 +36,9 @@ class Guide:
         ui.progressBar.visible = busy
         found = self._state.result("segmentation") is not None and not busy
         ui.explainButton.enabled = found and ui.targetSelector.currentData != "nothing"
-        ui.explainLesionButton.enabled = found and self._results.selected_lesion > 0
-        ui.saveButton.enabled = found
+        edited = is_edited(self._state.result("segmentation"))
+        # Rows of numbers from before an edit may be about other lesions.
+        ui.explainLesionButton.enabled = found and not edited and self._results.selected_lesion > 0
         ui.detailsButton.visible = bool(self._status.details)
         if not busy and not self._status.details:
             self._status.show_step("\n".join(self._status.notes) or self._next_step(ready))

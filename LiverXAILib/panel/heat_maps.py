@@ -12,7 +12,9 @@ from slicer.i18n import tr as _
 
 from ..explain.catalog import CATALOG
 from ..mrml import curves_to_chart, set_heat_opacity, set_heat_threshold, show_overlay
+from ..mrml.nodes import get_attribute
 from .state import PanelState
+from .words import place_words
 
 #: Colors of heat maps: what the user reads, and the name of the color node.
 COLORS = {"LiverXAI heat map": _("Blue to red"), "Rainbow": _("Rainbow"), "Warm1": _("Warm"), "Grey": _("Gray")}
@@ -36,18 +38,19 @@ class HeatMaps:
             for heat_map in heat_maps:
                 question, method = heat_map.GetAttribute("LiverXAI.Question"), heat_map.GetAttribute("LiverXAI.Method")
                 title = _(CATALOG[method].title) if method in CATALOG else method
-                ui.heatMapSelector.addItem(f"{question} ({title})", heat_map.GetID())
+                place, stale = get_attribute(heat_map, "Place"), get_attribute(heat_map, "Stale")
+                where = "" if place is None else " " + place_words(place)
+                words = f"{question}{where} ({title})" + (_(", before the changes") if stale else "")
+                ui.heatMapSelector.addItem(words, heat_map.GetID())
             ui.heatMapSelector.addItem(_("None"), "")
             chosen = self._state.parameters.heatMap
             index = ui.heatMapSelector.findData(chosen.GetID()) if chosen is not None else -1
             ui.heatMapSelector.setCurrentIndex(index if index >= 0 else ui.heatMapSelector.count - 1)
         self._show_faithfulness()
 
-    def choose(self, target: str) -> None:
-        """Show the heat map that answers for a target, if there is one."""
-        for heat_map in self._state.results("heatmap"):
-            if heat_map.GetAttribute("LiverXAI.Target") == target:
-                self._ui.heatMapSelector.setCurrentIndex(self._ui.heatMapSelector.findData(heat_map.GetID()))
+    def choose(self, heat_map: Any) -> None:
+        """Show a heat map of the list."""
+        self._ui.heatMapSelector.setCurrentIndex(self._ui.heatMapSelector.findData(heat_map.GetID()))
 
     def on_chosen(self) -> None:
         """A heat map was chosen from the list."""

@@ -63,13 +63,13 @@ class Questions:
         if target == "lesion":
             return [f"lesion:{lesion or 1}"]
         if target == "crosshair":
-            return ["voxel:ras:{:.3f},{:.3f},{:.3f}".format(*self._crosshair())]
+            return ["voxel:ras:{:.3f},{:.3f},{:.3f}".format(*self.crosshair())]
         if target == "both":
             labels = self._models.labels()
             return [name for name in ("liver", "tumor") if name in labels]
         return {"versus": ["tumor-vs-liver"], "nothing": []}.get(target, [target])
 
-    def _crosshair(self) -> tuple[float, float, float]:
+    def crosshair(self) -> tuple[float, float, float]:
         """Where the crosshair is (RAS mm).
 
         :raises LiverXAILib.errors.LiverXAIError: it was never moved, or is outside the CT.

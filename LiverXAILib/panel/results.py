@@ -8,6 +8,8 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from ..mrml import sets_aside
+from ..mrml.nodes import get_attribute
 from .heat_maps import HeatMaps, faithfulness_word
 from .state import PanelState
 from .words import number
@@ -21,11 +23,12 @@ class ResultsView:
 
         self._state, self._ui, self._heat_maps, self._qt = state, state.ui, heat_maps, qt
         self.lesions: list[dict[str, str]] = []
+        self.candidates: list[dict[str, Any]] = []
         table = self._ui.lesionTable
-        table.setColumnCount(5)
-        table.setHorizontalHeaderLabels(
-            [_("No."), _("Volume\n[ml]"), _("Diameter\n[mm]"), _("Mean\nprobability"), _("Heat map\nfaithful")]
-        )
+        titles = [_("No."), _("Volume\n[ml]"), _("Diameter\n[mm]"), _("Mean\nprobability"), _("Heat map\nfaithful")]
+        titles.append(_("Decided\nby"))
+        table.setColumnCount(len(titles))
+        table.setHorizontalHeaderLabels(titles)
         table.verticalHeader().hide()
         header = table.horizontalHeader()
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
@@ -41,17 +44,29 @@ class ResultsView:
         ui.summaryLabel.text = _summary(table)
         ui.show3DButton.setSegmentationNode(segmentation)
         with self._state.filling():
-            self._fill_lesions([row for row in _rows(table) if row["structure"] == "lesion"])
+            candidates = get_attribute(table, "Candidates") if table is not None else None
+            self._fill_lesions([row for row in table_rows(table) if row["structure"] == "lesion"], candidates or [])
+            self._fill_sets()
         self._heat_maps.show()
 
-    def _fill_lesions(self, lesions: list[dict[str, str]]) -> None:
-        table, qt = self._ui.lesionTable, self._qt
-        heat_maps = {node.GetAttribute("LiverXAI.Target"): node for node in self._state.results("heatmap")}
-        if lesions != self.lesions:
+    def _fill_sets(self) -> None:
+        """The sets of results of this CT, if there are several."""
+        selector, volume = self._ui.resultSelector, self._state.volume_node
+        titles = sets_aside(self._state.scene, volume) if volume is not None else []
+        selector.clear()
+        selector.addItem(_("The present one"), "")
+        for title in titles:
+            selector.addItem(title, title)
+        selector.visible = self._ui.resultLabel.visible = bool(titles)
+
+    def _fill_lesions(self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]]) -> None:
+        """A row for each lesion, and beneath one for each candidate; reasons are in the tool tips."""
+        table, heat_maps = self._ui.lesionTable, self._heat_maps_of_lesions()
+        if (lesions, candidates) != (self.lesions, self.candidates):
             table.clearSelection()
             table.setCurrentCell(-1, -1)
-        table.setRowCount(len(lesions))
-        self.lesions = lesions
+        self.lesions, self.candidates = lesions, candidates
+        table.setRowCount(len(lesions) + len(candidates))
         for index, row in enumerate(lesions):
             texts = [
                 row["number"],
@@ -59,15 +74,37 @@ class ResultsView:
                 number(row["axial_long_mm"], 1),
                 number(row["mean_probability"], 2),
                 faithfulness_word(heat_maps.get(f"lesion:{row['number']}")),
+                row.get("source", ""),
             ]
-            for column, text in enumerate(texts):
-                item = qt.QTableWidgetItem(text)
-                item.setTextAlignment(qt.Qt.AlignCenter)
-                table.setItem(index, column, item)
-        table.visible = self._ui.explainLesionButton.visible = bool(lesions)
-        if lesions:
-            line = qt.QFontMetrics(table.font).lineSpacing()
-            table.setFixedHeight(2 * line + 14 + min(len(lesions), 5) * table.rowHeight(0))  # two lines of titles
+            self._fill_row(index, texts, "")
+        for index, candidate in enumerate(candidates, len(lesions)):
+            words = {"open": _("candidate"), "accepted": _("accepted"), "rejected": _("rejected")}
+            texts = [
+                f"C{candidate['number']}",
+                number(candidate["volume_ml"], 2),
+                number(candidate["axial"]["long_mm"], 1),
+                number(candidate["mean_probability"], 2),
+                "",
+                words[candidate["status"]],
+            ]
+            self._fill_row(index, texts, candidate["reason"])
+        rows = len(lesions) + len(candidates)
+        table.visible = self._ui.explainLesionButton.visible = bool(rows)
+        if rows:
+            line = self._qt.QFontMetrics(table.font).lineSpacing()
+            table.setFixedHeight(2 * line + 14 + min(rows, 6) * table.rowHeight(0))  # two lines of titles
+
+    def _fill_row(self, index: int, texts: list[str], tip: str) -> None:
+        for column, text in enumerate(texts):
+            item = self._qt.QTableWidgetItem(text)
+            item.setTextAlignment(self._qt.Qt.AlignCenter)
+            item.setToolTip(tip)
+            self._ui.lesionTable.setItem(index, column, item)
+
+    def _heat_maps_of_lesions(self) -> dict[str, Any]:
+        """Heat maps by target, but for those whose numbers may stand for other lesions by now."""
+        heat_maps = self._state.results("heatmap")
+        return {node.GetAttribute("LiverXAI.Target"): node for node in heat_maps if not get_attribute(node, "Stale")}
 
     @property
     def selected_lesion(self) -> int:
@@ -75,11 +112,21 @@ class ResultsView:
         row = self._ui.lesionTable.currentRow()
         return int(self.lesions[row]["number"]) if 0 <= row < len(self.lesions) else 0
 
+    @property
+    def selected_candidate(self) -> int:
+        """The number of the candidate chosen in the table, or 0; one that was accepted already is none."""
+        row = self._ui.lesionTable.currentRow() - len(self.lesions)
+        if not 0 <= row < len(self.candidates) or self.candidates[row]["status"] == "accepted":
+            return 0
+        return int(self.candidates[row]["number"])
+
     def on_lesion_selected(self) -> None:
         """A lesion was chosen, by mouse or by keys: all slice views go there; its own heat map is shown."""
         if self._state.listens:
             self._jump_to_lesion()
-            self._heat_maps.choose(f"lesion:{self.selected_lesion}")
+            heat_map = self._heat_maps_of_lesions().get(f"lesion:{self.selected_lesion}")
+            if heat_map is not None:
+                self._heat_maps.choose(heat_map)
 
     def on_lesion_clicked(self, row: int, column: int) -> None:
         """Also when it is chosen already: the user has scrolled away and wants back."""
@@ -89,7 +136,11 @@ class ResultsView:
         row = self._ui.lesionTable.currentRow()
         if 0 <= row < len(self.lesions):
             left, posterior, superior = (float(self.lesions[row][f"centroid_{axis}_mm"]) for axis in "lps")
-            slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)
+        elif 0 <= row - len(self.lesions) < len(self.candidates):
+            left, posterior, superior = self.candidates[row - len(self.lesions)]["place_lps_mm"]
+        else:
+            return
+        slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)
 
     def on_show_3d(self, shown: bool) -> None:
         """Surfaces were switched on or off by Slicer's own button: they are of use only where they can be seen."""
@@ -101,7 +152,7 @@ class ResultsView:
             layout.threeDWidget(index).threeDView().resetFocalPoint()
 
 
-def _rows(table_node: Any) -> list[dict[str, str]]:
+def table_rows(table_node: Any) -> list[dict[str, str]]:
     """The rows of the measurements, as text by column."""
     if table_node is None:
         return []

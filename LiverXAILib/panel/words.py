@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -12,6 +12,13 @@ from slicer.i18n import tr as _
 def number(text: str, digits: int) -> str:
     """A number given as text, rounded; "–" for none."""
     return f"{float(text):.{digits}f}" if text else "–"
+
+
+def place_words(lps_mm: Sequence[float]) -> str:
+    """A place in the patient, LPS mm, as radiologists write it: "at L 12 P 40 S 88 mm"."""
+    letters = (("L", "R"), ("P", "A"), ("S", "I"))
+    parts = (f"{names[value < 0]} {abs(value):.0f}" for names, value in zip(letters, lps_mm, strict=True))
+    return _("at {place} mm").format(place=" ".join(parts))
 
 
 def remaining_time(seconds: float | None) -> str:

@@ -98,6 +98,11 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
             (spec.name, "#{:02x}{:02x}{:02x}".format(*spec.color)) for spec in analysis.segmentation.specs
         ],
         "lesion_pictures": [(lesion, _embedded(pictures.render_lesion(analysis, lesion))) for lesion in pictured],
+        "candidate_pictures": [
+            (candidate, _embedded(pictures.render_lesion(analysis, candidate)))
+            for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
+        ],
+        "decisions": analysis.decisions,
         "slices": dict(zip("kji", analysis.volume.shape, strict=True)),
         "window": pictures.WINDOW_HU,
         "liver_window": (liver_low, liver_high),

@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 from ..analysis import Analysis
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..explain.explanation import Explanation
-from ..measure.measurements import LesionMeasurements, Measurements
+from ..measure.measurements import Candidate, LesionMeasurements, Measurements
 from ..models.spec import LabelSpec
 from ..volumes.box import Box
 from ..volumes.resample import resample
@@ -127,8 +127,8 @@ def render_planes(analysis: Analysis, explanation: Explanation | None = None) ->
     return figures
 
 
-def render_lesion(analysis: Analysis, lesion: LesionMeasurements) -> Figure:
-    """A lesion in the slice of its longest axial diameter, twice: in the abdominal window with outline and calipers,
+def render_lesion(analysis: Analysis, lesion: LesionMeasurements | Candidate) -> Figure:
+    """A lesion or candidate in the slice of its longest axial diameter, twice: in the abdominal window with calipers,
     and without them in a narrow window centered on the liver's own HU, in which faint lesions can be seen."""
     view = _lesion_view(analysis.volume.grid, lesion)
     figure = Figure(figsize=(5.0, 2.5), dpi=150)
@@ -201,7 +201,7 @@ def _overview(analysis: Analysis, explanation: Explanation | None) -> list[_View
     return views
 
 
-def _lesion_view(grid: Grid, lesion: LesionMeasurements) -> _View:
+def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate) -> _View:
     """The image's own slice in which the lesion was measured, turned to the patient's left and posterior."""
     axis = "ijk".index(lesion.axial.slice_axis)
     across = np.delete(grid.ijk_to_lps[:3, :3], axis, axis=1)

@@ -11,12 +11,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..analysis import Analysis
+from ..analysis import Analysis, Decision
 from ..errors import Cancelled, LiverXAIError, UsageError
 from ..explain.catalog import DEFAULT_METHOD
 from ..explain.explanation import Explanation
@@ -169,6 +169,41 @@ class WorkerClient:
         }
         return self._ask("explain", arguments, volume, segmentation, held={"image": token, "labels": names})
 
+    def refine(
+        self,
+        decisions: Sequence[Decision],
+        token: str,
+        labels: str,
+        *,
+        volume: Volume,
+        segmentation: Segmentation | Callable[[], Segmentation] | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
+        base: str = "",
+        who: str = "reader",
+        model: str = "default",
+        device: str = "auto",
+        force: bool = False,
+    ) -> int:
+        """Apply a reader's decisions and measure again; the result is an :class:`Analysis` without explanations.
+
+        :param token: of the image, and `labels`: of the labels that the decisions lead to, as in :meth:`explain`.
+        :param segmentation: the labels as they are now, if they were edited by hand.
+        :param earlier: decisions that were made before, for a worker that does not hold the analysis any more.
+        :param base: under which name the worker holds the labels of the analysis, before edits by hand; "": it may
+            hold none, or that of another result of this image, and computes the model's own answer again.
+        """
+        arguments: dict[str, Any] = {
+            "image": {"token": token, "force": force},
+            "labels": {"token": labels},
+            "decisions": [decision.to_dict() for decision in decisions],
+            "earlier": list(earlier),
+            "base": base,
+            "who": who,
+            "model": model,
+            "device": device,
+        }
+        return self._ask("refine", arguments, volume, segmentation, held={"image": token, "labels": labels})
+
     def write(self, token: str, folder: str | Path, **options: Any) -> int:
         """Write the files of the last analysis; the result holds "files" by role, and "warnings".
 
@@ -316,7 +351,7 @@ class WorkerClient:
 
     def _unpack(self, request: _Request, result: Mapping[str, Any]) -> Analysis | list[Explanation] | Mapping[str, Any]:
         assert self._folder is not None
-        if request.action == "analyze":
+        if request.action in ("analyze", "refine"):
             assert request.volume is not None
             return unpack_analysis(result, self._folder, request.volume)
         if request.action == "explain":

@@ -94,11 +94,13 @@ class RequestHandler:
         self._volume: tuple[str, Volume] | None = None
         self._segmentation: tuple[str, Segmentation] | None = None
         self._analysis: tuple[str, Analysis] | None = None
+        self._result = ""  # the name of the labels of the analysis: another may be of the same image
         self._tokens: dict[int, CancelToken] = {}
         self._lock = threading.Lock()
         self._actions: dict[str, Callable[..., dict[str, Any]]] = {
             "analyze": self._analyze,
             "explain": self._explain,
+            "refine": self._refine,
             "write": self._write,
             "download": self._download,
             "import": self._import,
@@ -165,7 +167,7 @@ class RequestHandler:
         chosen = Options.from_mapping(options)
         analysis = chosen.analyze(volume, loaded, context.part(0.02, 1.0).on(device))
         self._segmentation = (image["token"], analysis.segmentation)
-        self._analysis = (image["token"], analysis)
+        self._analysis, self._result = (image["token"], analysis), image["token"]
         return pack_analysis(analysis, self.folder)
 
     def _explain(
@@ -208,6 +210,37 @@ class RequestHandler:
                 dataclasses.replace(analysis, explanations=(*kept, *explanations)),
             )
         return {"explanations": [pack_explanation(explanation, self.folder) for explanation in explanations]}
+
+    def _refine(
+        self,
+        image: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        decisions: list[dict[str, Any]],
+        earlier: list[dict[str, Any]],
+        base: str,
+        who: str,
+        model: str,
+        device: str,
+        context: RunContext,
+    ) -> dict[str, Any]:
+        """The reader's decisions on the labels as they are now; the model's own answer is computed where it is lost."""
+        from ..analysis import Decision
+        from ..options import Options
+        from ..reading import refine
+
+        volume = self._get_volume(image)
+        loaded = self._get_model(model, context)
+        if self._analysis is None or self._analysis[0] != image["token"] or self._result != base:
+            own = Options(explain=()).analyze(volume, loaded, context.part(0.02, 0.8).on(device))
+            own = dataclasses.replace(own, decisions=tuple(map(Decision.from_dict, earlier)))
+            self._analysis = (image["token"], own)
+        current = self._analysis[1]
+        edited = unpack_segmentation(labels, self.folder, loaded.spec).labels if "labels" in labels else None
+        context.report("Measuring", 0.9)
+        refined = refine(current, map(Decision.from_dict, decisions), edited, who=who)
+        self._analysis, self._result = (image["token"], refined), labels["token"]
+        self._segmentation = (labels["token"], refined.segmentation)
+        return pack_analysis(dataclasses.replace(refined, explanations=()), self.folder)
 
     def _write(self, token: str, folder: str, options: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
         from ..options import Options

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import Analysis
+from ..analysis import Analysis, Decision
 from ..errors import Cancelled, DeviceError, InputError, LiverXAIError, ModelError, UsageError
 from ..explain.answers import Answer
 from ..explain.explanation import Explanation
@@ -124,6 +124,7 @@ def pack_analysis(analysis: Analysis, folder: Path) -> dict[str, Any]:
         "measurements": dataclasses.asdict(analysis.measurements),
         "provenance": dict(analysis.provenance),
         "answers": [pack_answer(answer, folder) for answer in analysis.answers],
+        "decisions": [decision.to_dict() for decision in analysis.decisions],
     }
 
 
@@ -138,4 +139,5 @@ def unpack_analysis(message: Mapping[str, Any], folder: Path, volume: Volume) ->
         from_json_value(Measurements, message["measurements"]),
         message["provenance"],
         tuple(unpack_answer(answer, folder) for answer in message["answers"]),
+        tuple(map(Decision.from_dict, message["decisions"])),
     )

@@ -34,6 +34,7 @@ ORDER = [
     "report",
     "pipeline",
     "options",
+    "reading",
     "worker",
     "batch",
     "phantoms",

@@ -131,7 +131,8 @@ def test_a_function_of_the_library_is_not_hidden_by_a_module_of_its_name():
         tree = ast.parse(init.read_text(encoding="utf-8"))
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         lazy = [call for call in calls if ast.unparse(call.func) == "lazy_names"]
-        names = {key.value for call in lazy for node in call.args for key in getattr(node, "keys", ())}
+        keys = [key for call in lazy for node in call.args for key in getattr(node, "keys", ())]
+        names = {key.value for key in keys if key is not None}  # None: a mapping is unpacked there
         modules = {path.stem for path in init.parent.glob("*.py")}
         assert not names & modules, f"{init.parent.name}: {names & modules}"
 

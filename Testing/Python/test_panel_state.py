@@ -396,7 +396,7 @@ def test_surfaces_are_shown_on_demand(panel, toy_model):
     assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
     assert segmentation.GetDisplayNode().GetVisibility3D()
     panel.click(panel.ui.show3DButton)
-    assert not segmentation.GetDisplayNode().GetVisibility3D()
+    assert not segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
 def test_report_and_files_are_saved_where_the_user_says(panel, toy_model, tmp_path, monkeypatch):

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lesions that the model is not sure of: kept and listed for the reader, not counted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ..inference.lesions import candidate_components
+from ..inference.segmentation import Segmentation
+from ..volumes.box import bounding_box
+from ..volumes.volume import Volume
+from .diameters import axial_diameters
+from .measurements import Candidate
+
+
+def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Candidate, ...]:
+    """Measure the candidates of a segmentation that the model made.
+
+    :param volume: the CT in HU, on the segmentation's grid.
+    """
+    numbers = candidate_components(segmentation)
+    probability = segmentation.probabilities.get("tumor")
+    box = bounding_box(numbers)
+    if box is None or probability is None:
+        return ()
+    offset = np.rint(volume.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
+    needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
+    candidates = []
+    for number in range(1, int(numbers[box].max()) + 1):
+        mask = numbers == number
+        own = bounding_box(mask)
+        assert own is not None
+        voxels = np.argwhere(mask[own]) + own.start
+        values = probability.array[tuple((voxels - offset).T)].astype(np.float64)
+        place = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        x, y, z = volume.grid.to_lps(place[::-1])
+        axial = axial_diameters(mask[own], volume.grid.cropped(own))
+        start = own.start[2 - "ijk".index(axial.slice_axis)]
+        candidates.append(
+            Candidate(
+                number=number,
+                volume_ml=len(voxels) * volume.grid.voxel_volume_mm3 / 1000,
+                mean_hu=float(volume.array[tuple(voxels.T)].astype(np.float64).mean()),
+                axial=dataclasses.replace(axial, slice_index=axial.slice_index + start),
+                mean_probability=float(values.mean()),
+                peak_probability=float(values.max()),
+                place_lps_mm=(float(x), float(y), float(z)),
+                reason=_reason(float(values.max()), needed),
+            )
+        )
+    return tuple(candidates)
+
+
+def _reason(peak: float, needed: float | None) -> str:
+    sentence = f"The model's probability of tumor is at most {100 * peak:.0f} % in it"
+    return f"{sentence}." if needed is None else f"{sentence}; a lesion counts from {100 * needed:.1f} % on."

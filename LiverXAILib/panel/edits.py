@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Notices that a segmentation was edited, and keeps what was edited from being overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from .. import mrml
+from ..models import ModelSpec
+from ..mrml.nodes import get_attribute
+from .state import PanelState
+
+#: Attribute of a segmentation node that was edited since it was measured; saved with the scene.
+EDITED = "LiverXAI.Edited"
+
+
+class Edits(VTKObservationMixin):
+    """Notices that a segmentation was edited since it was measured, whoever did it: Segment Editor, script, undo.
+
+    :param changed: called when one was.
+    """
+
+    def __init__(self, state: PanelState, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self._state, self._changed = state, changed
+        self._measured: dict[str, str] = {}
+
+    def watch(self) -> None:
+        """Observe the present segmentation of the chosen CT."""
+        node = self._state.result("segmentation")
+        if node is None:
+            return
+        self._measured.setdefault(node.GetID(), mrml.labels_token(node))
+        segmentation = node.GetSegmentation()
+        for event in (
+            segmentation.SourceRepresentationModified,
+            segmentation.SegmentModified,
+            segmentation.SegmentAdded,
+            segmentation.SegmentRemoved,
+        ):
+            if not self.hasObserver(segmentation, event, self._on_modified):
+                self.addObserver(segmentation, event, self._on_modified)
+
+    def measured(self, node: Any) -> None:
+        """The numbers are those of the segmentation as it is now."""
+        self._measured[node.GetID()] = mrml.labels_token(node)
+        node.SetAttribute(EDITED, None)
+
+    def forget(self) -> None:
+        """The scene was closed."""
+        self.removeObservers()
+        self._measured.clear()
+
+    def _on_modified(self, caller: Any, event: Any) -> None:
+        node = self._state.result("segmentation")
+        if node is None or node.GetSegmentation() is not caller or is_edited(node):
+            return
+        if self._measured.get(node.GetID()) != mrml.labels_token(node):
+            node.SetAttribute(EDITED, "1")
+            self._changed()
+
+
+def is_edited(node: Any) -> bool:
+    """Whether a segmentation node was edited since it was measured."""
+    return node is not None and bool(node.GetAttribute(EDITED))
+
+
+def free_title(scene: Any, volume: Any, node: Any) -> str:
+    """A title for the results of a segmentation node that are put aside: its model, whether it was edited, a number."""
+    model = get_attribute(node, "Model") or {}
+    words = [model.get("name") or _("model"), model.get("version") or ""]
+    changed = is_edited(node) or bool(get_attribute(node, "Decisions"))
+    title = " ".join(filter(None, [*words, _("with the reader's changes") if changed else ""]))
+    taken, number = mrml.sets_aside(scene, volume), 2
+    candidate = title
+    while candidate in taken:
+        candidate, number = f"{title}, {number}", number + 1
+    return candidate
+
+
+def must_be_kept(node: Any, model: ModelSpec) -> bool:
+    """Whether a new result must not replace that of a segmentation node: it is the reader's work or another model's."""
+    if node is None:
+        return False
+    return is_edited(node) or bool(get_attribute(node, "Decisions")) or not made_by(node, model)
+
+
+def made_by(node: Any, model: ModelSpec) -> bool:
+    """Whether a segmentation node is a result of this model."""
+    known = get_attribute(node, "Model") or {}
+    return bool(known.get("sha256") == [x for stage in model.stages for x in stage.sha256])

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader's decisions, applied to a result. The model's own answer stays beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..analysis import Analysis, Decision
+from ..errors import UsageError
+from ..inference.lesions import candidate_components, grown, lesion_components
+from ..inference.segmentation import Segmentation
+from ..measure import measure
+from ..measure.measurements import Candidate, Measurements
+from ..volumes.box import bounding_box, components
+from ..volumes.volume import Volume
+from .outline import outline_lesion
+
+Point = tuple[float, float, float]
+_EDITED = "Explained before the reader's changes."
+
+
+def accept(candidate: int) -> Decision:
+    """A candidate is a lesion."""
+    return Decision("accept", (candidate,))
+
+
+def reject(lesion: int) -> Decision:
+    """A lesion is none: its voxels become liver."""
+    return Decision("reject", (lesion,))
+
+
+def add(place_lps_mm: Sequence[float]) -> Decision:
+    """There is a lesion at a place (LPS mm) that the model has missed; :func:`outline_lesion` outlines it."""
+    x, y, z = (float(value) for value in place_lps_mm)
+    return Decision("add", (), (x, y, z))
+
+
+def merge(first: int, second: int) -> Decision:
+    """Two lesions are one: a bridge of tumor joins them where they are nearest."""
+    return Decision("merge", (first, second))
+
+
+def split(lesion: int) -> Decision:
+    """A lesion is two: they are parted in the middle between its farthest ends."""
+    return Decision("split", (lesion,))
+
+
+def refine(
+    analysis: Analysis,
+    decisions: Iterable[Decision] = (),
+    labels: Volume | None = None,
+    *,
+    who: str = "reader",
+) -> Analysis:
+    """Apply what the reader decided, and measure again.
+
+    Numbers of lesions and candidates are those of `analysis`; all are looked up before anything changes. In the
+    result the lesions are numbered anew, by size; candidates keep their numbers, and say what was decided.
+
+    :param decisions: made by :func:`accept`, :func:`reject`, :func:`add`, :func:`merge` and :func:`split`; their time
+        and place are filled in.
+    :param labels: the label map as the reader has edited it by hand; None: that of `analysis`.
+    :param who: who decided.
+    :return: a new analysis with the decisions (:attr:`~LiverXAILib.analysis.Analysis.decisions`) and the model's own
+        answer (:attr:`~LiverXAILib.analysis.Analysis.own`). Heat maps and counterfactuals of single lesions are
+        left out: their numbers may stand for others.
+    :raises LiverXAILib.errors.UsageError: there is no such lesion or candidate, or nothing at the place.
+    """
+    own = analysis.own or analysis
+    before = analysis.segmentation
+    decided: list[Decision] = []
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    array = np.array(before.labels.array if labels is None else labels.array)
+    if labels is not None and (array != before.labels.array).any():
+        if not labels.grid.matches(before.labels.grid):
+            raise UsageError("The edited label map does not lie on the image's grid.")
+        decided.append(Decision("edit", (), None, who, now))
+    base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
+    lesions, candidates = lesion_components(base), candidate_components(own.segmentation)
+    tumor, liver = base.spec("tumor").value, base.spec("liver").value
+    for decision in decisions:
+        place = decision.place_lps_mm
+        if decision.kind == "add":
+            assert place is not None
+            box, mask = outline_lesion(analysis.volume, base, place)
+            array[box][mask] = tumor
+        else:
+            numbers, what = (candidates, "candidate") if decision.kind == "accept" else (lesions, "lesion")
+            chosen = [_chosen(numbers, number, what) for number in decision.numbers]
+            place = _place(chosen[0], before.labels)
+            if decision.kind == "accept":
+                array[chosen[0]] = tumor
+            elif decision.kind == "reject":
+                array[chosen[0]] = liver
+            elif decision.kind == "merge":
+                array[_bridge(chosen[0], chosen[1])] = tumor
+            else:
+                array[_gap(chosen[0], before.labels)] = liver
+        decided.append(dataclasses.replace(decision, place_lps_mm=place, who=who, when=now))
+    provenance = {**before.provenance, "edited": True}
+    segmentation = dataclasses.replace(before, labels=before.labels.with_array(array), provenance=provenance)
+    everything = (*analysis.decisions, *decided)
+    kept = [
+        dataclasses.replace(explanation, warnings=tuple(dict.fromkeys((*explanation.warnings, _EDITED))))
+        for explanation in analysis.explanations
+        if not str(explanation.target).startswith("lesion")
+    ]
+    return dataclasses.replace(
+        analysis,
+        segmentation=segmentation,
+        explanations=tuple(kept),
+        answers=(),
+        measurements=_measured(analysis.volume, segmentation, own, everything),
+        decisions=everything,
+        own=own,
+        provenance={**analysis.provenance, "reader": [decision.to_dict() for decision in everything]},
+    )
+
+
+def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]) -> Measurements:
+    """The new measurements, with who outlined each lesion, and the model's candidates with what became of them."""
+    measured = measure(volume, segmentation)
+    model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
+    lesions = tuple(
+        dataclasses.replace(lesion, source=_source(numbers == lesion.number, model)) for lesion in measured.lesions
+    )
+    pieces = candidate_components(own.segmentation)
+    labels = segmentation.labels.array
+    tumor = segmentation.spec("tumor").value
+    candidates = tuple(
+        dataclasses.replace(one, status=_status(one, labels[pieces == one.number] == tumor, decisions))
+        for one in own.measurements.candidates
+    )
+    return dataclasses.replace(measured, lesions=lesions, candidates=candidates)
+
+
+def _source(mask: np.ndarray, model: np.ndarray) -> str:
+    if not (mask & model).any():
+        return "reader"
+    return "model" if model[mask].all() and _is_whole(mask, model) else "model, edited by the reader"
+
+
+def _is_whole(mask: np.ndarray, model: np.ndarray) -> bool:
+    """Whether a lesion is one of the model's, voxel by voxel."""
+    numbers = components(model, corners=True)
+    return bool(((numbers == numbers[tuple(np.argwhere(mask)[0])]) == mask).all())
+
+
+def _status(candidate: Candidate, labelled: np.ndarray, decisions: Sequence[Decision]) -> str:
+    if 2 * np.count_nonzero(labelled) > labelled.size:
+        return "accepted"
+    was_accepted = any(one.kind == "accept" and candidate.number in one.numbers for one in decisions)
+    return "rejected" if was_accepted else "open"
+
+
+def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
+    count = int(numbers.max())
+    if not 1 <= number <= count:
+        known = f"there are {count}" if count else f"there is no {what}"
+        raise UsageError(f"There is no {what} {number}: {known}.")
+    return numbers == number
+
+
+def _place(mask: np.ndarray, labels: Volume) -> Point:
+    """The voxel of a piece that is nearest to its centroid, LPS mm."""
+    voxels = np.argwhere(mask)
+    nearest = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    x, y, z = labels.grid.to_lps(nearest[::-1])
+    return float(x), float(y), float(z)
+
+
+def _bridge(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The voxels on the line between the nearest voxels of two pieces."""
+    from scipy.spatial import cKDTree
+
+    a, b = np.argwhere(first), np.argwhere(second)
+    distances, nearest = cKDTree(a).query(b)
+    end = int(np.argmin(distances))
+    start, stop = a[nearest[end]], b[end]
+    steps = np.linspace(0, 1, int(np.abs(stop - start).max()) + 1)
+    return tuple(np.rint(start + steps[:, None] * (stop - start)).astype(int).T)
+
+
+def _gap(mask: np.ndarray, labels: Volume) -> np.ndarray:
+    """The voxels of a piece that have to go so that its halves, nearer to one or the other end, do not touch."""
+    box = bounding_box(mask)
+    assert box is not None
+    voxels = np.argwhere(mask[box])
+    points = labels.grid.to_lps((voxels + box.start)[:, ::-1])
+    first = points[((points - points.mean(axis=0)) ** 2).sum(axis=1).argmax()]
+    second = points[((points - first) ** 2).sum(axis=1).argmax()]
+    nearer = ((points - first) ** 2).sum(axis=1) <= ((points - second) ** 2).sum(axis=1)
+    half = np.zeros(mask[box].shape, bool)
+    half[tuple(voxels[nearer].T)] = True
+    gap = np.zeros_like(mask)
+    gap[box] = grown(half) & mask[box] & ~half
+    return gap

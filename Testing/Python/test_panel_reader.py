@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader's loop by real clicks: edits are noticed and measured, lesions rejected and added, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from batch_toys import phantom, write_model
+from panel_toys import apply_and_wait, choose_model, prepare, results, wait_idle
+
+import LiverXAILib as lx
+
+qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
+slicer = pytest.importorskip("slicer")
+
+
+def segment_array(node, name, ct):
+    return slicer.util.arrayFromSegmentBinaryLabelmap(node, name, ct) > 0
+
+
+def erase(node, name, ct, where):
+    """Erase a part of a segment, as the Segment Editor does."""
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(node, name, ct)
+    array[where] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, name, ct)
+    qtapplication.process_events()
+
+
+def decided(panel):
+    """The last column of the lesion table."""
+    table = panel.ui.lesionTable
+    return [table.item(row, table.columnCount - 1).text() for row in range(table.rowCount)]
+
+
+def test_an_edit_is_noticed_and_measured_again_by_one_click(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    assert not panel.ui.editedLabel.visible
+    assert not panel.ui.measureButton.visible
+    panel.ui.lesionTable.selectRow(1)
+    assert panel.ui.explainLesionButton.enabled
+    array = segment_array(segmentation, "tumor", node)
+    volume = phantom(lesions=2)
+    second = lx.measure(volume, lx.segment(volume, lx.load_model(toy_model), device="cpu")).lesions[1]
+    half = np.argwhere(array)[:, 2].mean()
+    far = np.zeros(array.shape, bool)
+    far[:, :, int(half) :] = True
+    erase(segmentation, "tumor", node, far)
+    assert panel.ui.editedLabel.visible
+    assert not panel.ui.explainLesionButton.enabled  # its row may be about another lesion by now
+    assert not panel.ui.saveButton.enabled
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert panel.ui.statusLabel.text.startswith("Measured again")
+    assert not panel.ui.editedLabel.visible
+    assert panel.ui.lesionTable.rowCount == 1
+    left = segment_array(segmentation, "tumor", node)
+    np.testing.assert_array_equal(left, array & ~far)
+    millilitres = left.sum() * volume.grid.voxel_volume_mm3 / 1000
+    assert panel.ui.lesionTable.item(0, 1).text() == f"{millilitres:.2f}"
+    assert second.volume_ml > 0
+
+
+def test_a_lesion_is_rejected_and_added_again_and_saved_with_who_decided(panel, toy_model, tmp_path, monkeypatch):
+    node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = segment_array(segmentation, "tumor", node)
+    liver = segment_array(segmentation, "liver", node)
+    panel.ui.lesionTable.selectRow(1)
+    place = [float(panel.widget.results.lesions[1][f"centroid_{axis}_mm"]) for axis in "lps"]
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model"]
+    assert 0 < segment_array(segmentation, "tumor", node).sum() < before.sum()
+    np.testing.assert_array_equal(segment_array(segmentation, "liver", node), liver)
+    crosshair = slicer.mrmlScene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
+    crosshair.SetCrosshairRAS(-place[0], -place[1], place[2])
+    panel.click(panel.ui.addButton)
+    wait_idle(panel)
+    assert sorted(decided(panel)) == ["model", "model, edited by the reader"] or sorted(decided(panel)) == [
+        "model",
+        "model",
+    ]
+    again = segment_array(segmentation, "tumor", node)
+    assert 2 * (again & before).sum() / (again.sum() + before.sum()) > 0.85
+    monkeypatch.setattr(panel.widget, "askFolder", lambda: str(tmp_path / "result"))
+    panel.click(panel.ui.saveButton)
+    wait_idle(panel)
+    provenance = json.loads((tmp_path / "result" / "provenance.json").read_text())
+    assert [one["kind"] for one in provenance["reader"]] == ["reject", "add"]
+    own = json.loads((tmp_path / "result" / "measurements-model.json").read_text())
+    assert own["lesion_count"] == 2
+    assert "Changed by the reader" in (tmp_path / "result" / "report.html").read_text()
+
+
+def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (edited,) = results(node, "segmentation")
+    table = results(node, "measurements")[0]
+    erase(edited, "tumor", node, np.s_[:])
+    kept = segment_array(edited, "tumor", node).copy()
+    apply_and_wait(panel)
+    (new,) = results(node, "segmentation")
+    assert new is not edited
+    assert segment_array(new, "tumor", node).any()
+    np.testing.assert_array_equal(segment_array(edited, "tumor", node), kept)
+    assert slicer.mrmlScene.GetNodeByID(table.GetID()) is table
+    assert panel.ui.resultSelector.visible
+    assert "with the reader's changes" in panel.ui.resultSelector.itemText(1)
+    panel.ui.resultSelector.setCurrentIndex(1)
+    qtapplication.process_events()
+    assert results(node, "segmentation") == [edited]
+    assert panel.ui.resultSelector.count == 2
+    # What is brought back is measured as it is, not as the newer result of the same CT.
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert panel.ui.lesionTable.rowCount == 0
+    assert segment_array(new, "tumor", node).any()
+
+
+def test_an_untouched_result_of_the_same_model_is_updated_in_place(panel, toy_model):
+    node = prepare(panel, phantom(), toy_model, "nothing")
+    apply_and_wait(panel)
+    before = results(node, "segmentation")
+    apply_and_wait(panel)
+    assert results(node, "segmentation") == before
+    assert not panel.ui.resultSelector.visible
+
+
+def test_a_second_model_makes_a_second_result(panel, toy_model, tmp_path):
+    node = prepare(panel, phantom(), toy_model, "nothing")
+    apply_and_wait(panel)
+    (first,) = results(node, "segmentation")
+    choose_model(panel, str(write_model(tmp_path / "other", liver_hu=40.0)))
+    apply_and_wait(panel)
+    (second,) = results(node, "segmentation")
+    assert second is not first
+    assert panel.ui.resultSelector.count == 2
+
+
+def test_after_reopening_the_scene_everything_is_as_the_reader_left_it(panel, toy_model, tmp_path):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    (segmentation,) = results(node, "segmentation")
+    left = segment_array(segmentation, "tumor", node).copy()
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    panel.host.clear()
+    slicer.util.loadScene(path)
+    qtapplication.process_events()
+    node = panel.ui.inputSelector.currentNode()
+    (segmentation,) = results(node, "segmentation")
+    assert decided(panel) == ["model"]
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model"]
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), left)
+    assert json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))[0]["kind"] == "reject"
+
+
+def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(panel, tmp_path):
+    """A network that is sure from 300 HU on: the lesion of 200 HU is a candidate."""
+    folder = write_model(tmp_path / "unsure")
+    card = json.loads((folder / "card.json").read_text())
+    card["stages"][0]["peak_threshold"] = {"tumor": 9.0}
+    (folder / "card.json").write_text(json.dumps(card))
+    volume = phantom(lesions=2)
+    array = volume.array.copy()
+    node = prepare(panel, volume.with_array(array), str(folder), "nothing")
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    view.SetLayoutName("Red")
+    apply_and_wait(panel)
+    assert decided(panel) == ["candidate", "candidate"]
+    assert panel.ui.lesionTable.item(0, 0).text() == "C1"
+    assert "probability of tumor is at most" in panel.ui.lesionTable.item(0, 0).toolTip()
+    panel.ui.lesionTable.selectRow(0)
+    superior = panel.widget.results.candidates[0]["place_lps_mm"][2]
+    np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), superior, atol=0.01)
+    assert not panel.ui.rejectButton.enabled
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["reader", "accepted", "candidate"]
+    (segmentation,) = results(node, "segmentation")
+    assert segment_array(segmentation, "tumor", node).any()

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader's part: candidates, accept, reject, add, merge, split, and the model's own answer beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import LiverXAILib as lx
+from LiverXAILib.analysis import Analysis
+from LiverXAILib.errors import UsageError
+from LiverXAILib.inference import Segmentation
+from LiverXAILib.inference.lesions import candidate_components, lesion_components
+from LiverXAILib.measure import measure
+from LiverXAILib.models import LIVER, TUMOR, registry
+from LiverXAILib.reading import accept, add, merge, outline_lesion, refine, reject, split
+from LiverXAILib.report import write_report
+from LiverXAILib.volumes.volume import Volume
+
+#: Oblique, with voxels of 2 × 2 × 3 mm.
+MATRIX = np.array([[1.6, -1.2, 0, -40], [1.2, 1.6, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1.0]])
+SHAPE = (24, 48, 48)
+NOISE = np.random.default_rng(3).normal(0, 6, SHAPE)
+
+
+def ball(center, radius_mm):
+    """The voxels within a radius of the voxel `center` (k, j, i)."""
+    k, j, i = np.indices(SHAPE)
+    mm = (3 * (k - center[0])) ** 2 + (2 * (j - center[1])) ** 2 + (2 * (i - center[2])) ** 2
+    return mm <= radius_mm**2
+
+
+LIVER_MASK = ball((12, 24, 24), 34)
+COUNTED, SECOND = ball((12, 14, 24), 7), ball((12, 34, 18), 5)
+UNSURE, MISSED = ball((8, 24, 30), 6), ball((16, 26, 24), 6)
+
+
+def analysis(probability=True):
+    """A liver with two lesions, a candidate, and a dark lesion that the model has not seen at all."""
+    hu = np.where(LIVER_MASK, 110, -50) + NOISE
+    for lesion in (COUNTED, SECOND, UNSURE, MISSED):
+        hu[lesion] = 55 + NOISE[lesion]
+    volume = Volume(hu.astype(np.int16), MATRIX)
+    labels = LIVER_MASK.astype(np.uint8)
+    labels[COUNTED | SECOND] = 2
+    values = np.where(COUNTED | SECOND, 0.98, np.where(UNSURE, 0.7, 0.01)).astype(np.float16)
+    box = (slice(2, 22), slice(6, 42), slice(6, 42))
+    scores = {"tumor": Volume(values[box], volume.cropped(lx_box(box)).ijk_to_lps)} if probability else {}
+    provenance = {
+        "model": {"name": "toy", "version": "1", "sha256": []},
+        "warnings": [],
+        "peak_probability": {"tumor": 0.9},
+    }
+    segmentation = Segmentation(Volume(labels, MATRIX), (LIVER, TUMOR), scores, {}, provenance)
+    spec = registry()["default"].spec()
+    return Analysis(volume, spec, segmentation, (), measure(volume, segmentation), {"warnings": []})
+
+
+def lx_box(box):
+    from LiverXAILib.volumes.box import Box
+
+    return Box(*box)
+
+
+def place(mask):
+    """The middle of a mask, LPS mm."""
+    return tuple(MATRIX[:3, :3] @ np.argwhere(mask).mean(axis=0)[::-1] + MATRIX[:3, 3])
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_a_piece_that_the_model_is_not_sure_of_is_a_candidate_and_not_counted():
+    one = analysis()
+    np.testing.assert_array_equal(candidate_components(one.segmentation) == 1, UNSURE)
+    (candidate,) = one.measurements.candidates
+    assert one.measurements.lesion_count == 2
+    assert candidate.volume_ml == pytest.approx(UNSURE.sum() * 12 / 1000)
+    assert candidate.peak_probability == pytest.approx(0.7, abs=1e-3)
+    np.testing.assert_allclose(candidate.place_lps_mm, place(UNSURE), atol=1.5)
+    assert "70 %" in candidate.reason
+    assert "90.0 %" in candidate.reason
+    assert one.measurements.to_dict()["candidates"][0]["status"] == "open"
+    assert analysis(probability=False).measurements.candidates == ()
+
+
+def test_rims_of_lesions_specks_and_what_lies_outside_the_liver_are_no_candidates():
+    one = analysis()
+    values = one.segmentation.probabilities["tumor"].array.copy()
+    whole = np.zeros(SHAPE, np.float16)
+    whole[2:22, 6:42, 6:42] = values
+    whole[ndimage.binary_dilation(COUNTED)] = 0.6
+    whole[12, 24, 24] = 0.9
+    whole[ball((2, 24, 44), 5)] = 0.9
+    probability = one.segmentation.probabilities["tumor"].with_array(whole[2:22, 6:42, 6:42])
+    changed = dataclasses.replace(one.segmentation, probabilities={"tumor": probability})
+    np.testing.assert_array_equal(candidate_components(changed) == 1, UNSURE)
+    assert candidate_components(changed).max() == 1
+
+
+def test_an_accepted_candidate_is_a_lesion_and_a_rejected_lesion_is_liver():
+    one = analysis()
+    result = refine(one, [accept(1), reject(1)], who="Dr. A")
+    np.testing.assert_array_equal(result.segmentation.mask("tumor"), SECOND | UNSURE)
+    np.testing.assert_array_equal(result.segmentation.mask("liver"), one.segmentation.mask("liver"))
+    assert result.measurements.lesion_count == 2
+    assert {lesion.source for lesion in result.measurements.lesions} == {"model", "reader"}
+    assert result.measurements.candidates[0].status == "accepted"
+    assert [(x.kind, x.numbers, x.who) for x in result.decisions] == [
+        ("accept", (1,), "Dr. A"),
+        ("reject", (1,), "Dr. A"),
+    ]
+    np.testing.assert_allclose(result.decisions[1].place_lps_mm, place(COUNTED), atol=1.5)
+    assert result.own is one
+    np.testing.assert_array_equal(one.segmentation.mask("tumor"), COUNTED | SECOND)
+    json.dumps(result.provenance["reader"])
+
+
+def test_decisions_of_several_rounds_add_up_and_the_models_own_answer_stays():
+    one = analysis()
+    first = refine(one, [accept(1)])
+    numbers = lesion_components(first.segmentation)
+    accepted = int(numbers[UNSURE][0])
+    second = refine(first, [reject(accepted)])
+    assert [x.kind for x in second.decisions] == ["accept", "reject"]
+    assert second.measurements.candidates[0].status == "rejected"
+    assert second.own is one
+    np.testing.assert_array_equal(second.segmentation.labels.array, one.segmentation.labels.array)
+
+
+@pytest.mark.parametrize("mask", [MISSED, UNSURE], ids=["missed", "unsure"])
+def test_a_click_outlines_the_lesion_around_it(mask):
+    one = analysis()
+    result = refine(one, [add(place(mask))])
+    found = result.segmentation.mask("tumor") & ~(COUNTED | SECOND)
+    assert dice(found, mask) > 0.85
+    assert result.measurements.lesion_count == 3
+
+
+def test_a_click_near_the_rim_outlines_the_same_lesion_as_one_in_the_middle():
+    one = analysis(probability=False)
+    voxels = np.argwhere(ndimage.binary_erosion(MISSED))
+    masks = []
+    for voxel in (voxels[0], voxels[len(voxels) // 2], voxels[-1]):
+        box, mask = outline_lesion(one.volume, one.segmentation, tuple(MATRIX[:3, :3] @ voxel[::-1] + MATRIX[:3, 3]))
+        whole = np.zeros(SHAPE, bool)
+        whole[box] = mask
+        masks.append(whole)
+    assert min(dice(mask, MISSED) for mask in masks) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [(ball((1, 2, 2), 1), "outside the liver"), (ball((18, 36, 28), 1), "nothing stands out")],
+)
+def test_where_nothing_can_be_outlined_it_is_said(where, says):
+    with pytest.raises(UsageError, match=says):
+        refine(analysis(), [add(place(where))])
+    with pytest.raises(UsageError, match="outside the image"):
+        refine(analysis(), [add((900.0, 0.0, 0.0))])
+
+
+def test_lesions_are_merged_and_split():
+    one = analysis()
+    merged = refine(one, [merge(1, 2)])
+    assert merged.measurements.lesion_count == 1
+    assert merged.measurements.lesions[0].source == "model, edited by the reader"
+    parted = refine(merged, [split(1)])
+    assert parted.measurements.lesion_count == 2
+    halves = refine(one, [split(1)])
+    assert halves.measurements.lesion_count == 3
+    lost = COUNTED.sum() + SECOND.sum() - halves.segmentation.mask("tumor").sum()
+    assert 0 < lost < 0.5 * COUNTED.sum()
+
+
+def test_an_edit_by_hand_is_a_decision_and_measured():
+    one = analysis()
+    labels = one.segmentation.labels.array.copy()
+    labels[COUNTED] = 1
+    result = refine(one, labels=one.segmentation.labels.with_array(labels))
+    assert [x.kind for x in result.decisions] == ["edit"]
+    assert result.measurements.lesion_count == 1
+    assert refine(one, labels=one.segmentation.labels).decisions == ()
+
+
+@pytest.mark.parametrize("decision", [accept(2), reject(3), merge(1, 3), split(0)])
+def test_what_does_not_exist_is_refused(decision):
+    with pytest.raises(UsageError, match="There is no"):
+        refine(analysis(), [decision])
+
+
+def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
+    path = tmp_path / "report.html"
+    write_report(analysis(), path, viewer=False)
+    text = path.read_text()
+    assert "1 candidate: marked by the model without being sure, not counted" in text
+    assert text.count("<img") == 3 + 2 + 1  # three planes, two lesions, the candidate
+    assert "Changed by the reader" not in text
+    write_report(refine(analysis(), [accept(1), reject(2)], who="Dr. A"), path, viewer=False)
+    text = path.read_text()
+    assert "(accepted by the reader)" in text
+    assert "(reader)" in text
+    assert "reject 2 at LPS" in text
+    assert "(Dr. A, " in text
+
+
+def test_files_tell_the_reader_from_the_model(tmp_path):
+    one = analysis()
+    files = lx.write_analysis(refine(one, [accept(1)], who="Dr. A"), tmp_path, report=False)
+    data = json.loads(files["measurements"].read_text())
+    assert sorted(lesion["source"] for lesion in data["lesions"]) == ["model", "model", "reader"]
+    assert data["candidates"][0]["status"] == "accepted"
+    assert json.loads(files["provenance"].read_text())["reader"][0]["who"] == "Dr. A"
+    own = json.loads(files["model-measurements"].read_text())
+    assert own["lesion_count"] == 2
+    assert lx.read_volume(files["model-segmentation"], force=True).array.max() == 2
+    lx.write_analysis(one, tmp_path, report=False)
+    assert not files["model-segmentation"].exists()
+
+
+@pytest.fixture(scope="module")
+def analyzed(toy_model, tmp_path_factory):
+    """A CT with two lesions and the folder of its analysis, by the command line."""
+    from batch_toys import phantom
+
+    from LiverXAILib.cli import main
+
+    folder = tmp_path_factory.mktemp("reading")
+    lx.write_volume(phantom(lesions=2), folder / "ct.nii.gz")
+    words = [str(folder / "ct.nii.gz"), "-o", str(folder / "result"), "--model", toy_model, "--no-report"]
+    assert main(["analyze", *words, "--explain", "--device", "cpu"]) == 0
+    return folder
+
+
+def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, capsys):
+    from LiverXAILib.cli import main
+
+    common = ["--image", str(analyzed / "ct.nii.gz"), "--model", toy_model, "--no-report", "--device", "cpu"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["refine", str(analyzed / "result"), "--reject", "2", "-o", str(first), "--reader", "Dr. A", *common]
+    assert main([*words, "--explain", "tumor"]) == 0
+    assert "reject 2 at LPS" in capsys.readouterr().out
+    before = json.loads((analyzed / "result" / "measurements.json").read_text())
+    after = json.loads((first / "measurements.json").read_text())
+    assert (before["lesion_count"], after["lesion_count"]) == (2, 1)
+    assert (first / "heatmap-tumor.nrrd").exists()
+    lost = before["lesions"][1]["centroid_lps_mm"]
+    ras = f"ras:{-lost[0]},{-lost[1]},{lost[2]}"
+    assert main(["refine", str(first), f"--add={ras}", "-o", str(second), *common, "--explain"]) == 0
+    again = json.loads((second / "measurements.json").read_text())
+    assert again["lesion_count"] == 2
+    assert again["lesions"][1]["volume_ml"] == pytest.approx(before["lesions"][1]["volume_ml"], rel=0.4)
+    decisions = json.loads((second / "provenance.json").read_text())["reader"]
+    assert [(one["kind"], one["who"]) for one in decisions] == [("reject", "Dr. A"), ("add", "reader")]
+    own = json.loads((second / "measurements-model.json").read_text())
+    assert own["lesion_count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "Nothing is decided"),
+        (["--add", "12,3"], "is not a place"),
+        (["--reject", "9"], "There is no lesion 9"),
+    ],
+)
+def test_a_decision_that_makes_no_sense_is_refused(analyzed, toy_model, capsys, words, says):
+    from LiverXAILib.cli import main
+
+    common = ["--image", str(analyzed / "ct.nii.gz"), "--model", toy_model, "--no-report", "--device", "cpu"]
+    files = {path: path.read_bytes() for path in (analyzed / "result").iterdir()}
+    assert main(["refine", str(analyzed / "result"), *words, *common, "--explain"]) == 2
+    assert says in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (analyzed / "result").iterdir()} == files
+
+
+def test_a_result_of_another_model_or_a_folder_without_one_is_refused(analyzed, toy_model, tmp_path, capsys):
+    from LiverXAILib.cli import main
+
+    words = ["--image", str(analyzed / "ct.nii.gz"), "--reject", "1", "--no-report", "--device", "cpu", "--explain"]
+    assert main(["refine", str(analyzed / "result"), *words, "--model", "default"]) == 2
+    assert "was made by model toy" in capsys.readouterr().err
+    assert main(["refine", str(tmp_path), *words, "--model", toy_model]) == 1
+    assert "provenance.json is missing" in capsys.readouterr().err
