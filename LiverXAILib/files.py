@@ -12,7 +12,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -164,3 +164,43 @@ def _is_abandoned(path: Path, prefix: str) -> bool:
 
 def _machine() -> str:
     return hashlib.sha256(host_name().encode()).hexdigest()[:8]
+
+
+def walk(
+    root: Path,
+    *,
+    without: Iterable[Path] = (),
+    passed_over: Callable[[Path, str], None] = lambda path, reason: None,
+) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder at or under `root`, with the names of what is in it that is not a folder, all in order.
+
+    Links to folders are followed, but no folder is visited twice, so that there are no circles. Hidden files and
+    folders are left out (also the ``._*`` files that macOS strews). A name is listed even if it cannot be opened (a
+    broken link, a pipe).
+
+    :param without: folders that are not searched.
+    :param passed_over: told of each file or folder that is left out, and why.
+    """
+    seen = {_identity(path): "" for path in without if path.is_dir()}
+
+    def failed(error: OSError) -> None:
+        passed_over(Path(error.filename), f"cannot be searched: {error.strerror}")
+
+    for text, folders, names in os.walk(root, followlinks=True, onerror=failed):
+        folder = Path(text)
+        identity = _identity(folder)
+        if identity in seen:
+            if seen[identity]:
+                passed_over(folder, f"the same folder as {seen[identity]}")
+            folders.clear()
+            continue
+        seen[identity] = folder.relative_to(root).as_posix()
+        for hidden in (name for name in [*folders, *names] if name.startswith(".")):
+            passed_over(folder / hidden, "hidden")
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield folder, sorted(name for name in names if not name.startswith("."))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

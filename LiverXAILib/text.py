@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 #: How parts of the names of measured quantities are written.
 _WRITTEN = {"assd": "ASSD", "hd95": "HD95", "dice": "Dice", "hu": "HU", "ct": "CT"}
 _UNITS = {"mm": "mm", "ml": "ml", "hu": "HU", "percent": "%", "seconds": "s"}
@@ -24,3 +26,17 @@ def humanize_key(key: str) -> str:
 def how_to_install(extra: str) -> str:
     """How the packages of an extra are installed: from the sources or the wheel, which no index has."""
     return f"in the folder of LiverXAI's sources, run: pip install '.[{extra}]' (with a wheel: its name for the dot)"
+
+
+def one_line(text: str) -> str:
+    """`text` that others wrote (in files, headers, names), safe in a line of a log, a terminal or a table.
+
+    Line ends, escape sequences, and characters that turn the direction of writing or cannot be seen are written as
+    backslash escapes, so that nothing can look like a line of its own or hide what it says.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn")
+        else character
+        for character in text
+    )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -14,18 +13,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
+from ..files import walk
 from ..options import Options
 from ..progress import Progress, report_progress
-from ..volumes.formats import image_ending, is_segmentation, without_ending
+from ..report.writers import PROVENANCE
+from ..tables import TableRow, read_table
+from ..text import one_line
+from ..volumes.formats import VOXEL_FILES, image_ending, is_segmentation, why_not_read, without_ending
 from ..volumes.image_file import image_files
 
 #: Modalities of DICOM objects that are not images.
 _NO_IMAGES = frozenset(
     ["SR", "PR", "KO", "SEG", "REG", "FID", "DOC", "ANN", "RWV", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PLAN"]
 )
+#: What a series is called in messages, with the description that somebody wrote at the scanner.
+_DESCRIPTION = re.compile(r'(series (?:-?\d+|without a number)) \(".*?"\)(?=[\s,.:;\])]|$)', re.DOTALL)
 #: A series that shows fewer places is not a scan of a liver, but a bolus tracking, a biopsy check or the like.
 _FEWEST_SLICES = 10
 _LONGEST_NAME = 60
@@ -70,27 +75,32 @@ def find_cases(
     source: Path,
     *,
     pattern: str | None = None,
-    exclude: Path | None = None,
+    exclude: Sequence[Path] = (),
+    keep_names: bool = False,
     progress: Progress | None = None,
 ) -> Found:
     """All cases in `source`.
 
     :param source: a folder (images and DICOM series at any depth), one image file, or a list (CSV or JSON).
     :param pattern: take only images whose path within `source` matches, e.g. "\\*/arterial/\\*.nii.gz".
-    :param exclude: a folder that is not searched: that of the results.
-    :raises LiverXAILib.errors.UsageError: `source` does not exist, or the list is wrong.
+    :param exclude: folders that are not searched: those of the results.
+    :param keep_names: call DICOM series by their descriptions, which may name patients.
+    :raises LiverXAILib.errors.InputError: `source` does not exist.
+    :raises LiverXAILib.errors.UsageError: the list is wrong.
     """
     source = source.absolute()
     if not source.exists():
-        raise UsageError(f"There is no file or folder {source}.")
+        raise InputError(f"There is no file or folder {source}.")
     if source.suffix.lower() in (".csv", ".tsv", ".json"):
         found = Found(source.parent, tuple(_listed(source)))
     elif source.is_dir():
-        found = _searched(source, exclude, progress)
+        found = _searched(source, exclude, keep_names, progress)
     else:
         found = Found(source.parent, (_case(source.parent, source, files=image_files(source)),))
     if pattern is not None:
-        found = dataclasses.replace(found, cases=tuple(case for case in found.cases if fnmatch(case.label, pattern)))
+        fitting = tuple(case for case in found.cases if fnmatch(case.label, pattern))
+        others = tuple((case.label, "does not match --pattern") for case in found.cases if case not in fitting)
+        found = dataclasses.replace(found, cases=fitting, passed_over=found.passed_over + others)
     _check_unique(found.cases)
     return found
 
@@ -98,26 +108,51 @@ def find_cases(
 # --- a folder -----------------------------------------------------------------------------------------------------
 
 
-def _searched(root: Path, exclude: Path | None, progress: Progress | None) -> Found:
+def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: Progress | None) -> Found:
     images: list[Path] = []
     others: list[Path] = []
     passed_over: list[tuple[str, str]] = []
-    for folder, names in _walk(root, exclude, passed_over):
-        report_progress(progress, f"Searching {folder.name}", 0.0)
+
+    def note(path: Path, reason: str) -> None:
+        passed_over.append((_label(root, path), reason))
+
+    results: list[Path] = []
+    for folder, names in walk(root, without=exclude, passed_over=note):
+        if any(folder.is_relative_to(result) for result in results):
+            continue
+        if {PROVENANCE, "segmentation.seg.nrrd"} <= set(names):
+            results.append(folder)
+            note(folder, "results of LiverXAI")
+            continue
+        report_progress(progress, f"Searching {one_line(folder.name)}", 0.0)
         for name in names:
             path = folder / name
             if is_segmentation(path):
-                passed_over.append((_label(root, path), "a segmentation"))
+                note(path, "a segmentation")
             elif image_ending(path):
                 images.append(path)
             else:
                 others.append(path)
     cases = [_case(root, path, files=image_files(path)) for path in images]
-    dicom, not_taken = _series(root, [path for path in others if path.is_file()], progress)
-    return Found(root, tuple(sorted(cases + dicom, key=lambda case: case.label)), tuple(passed_over + not_taken))
+    dicom, not_taken = _series(root, [path for path in others if path.is_file()], keep_names, progress)
+    known = not_taken.known.union(*(case.files for case in cases))
+    for path in others:
+        if path not in known:
+            note(path, _why_not_an_image(path))
+    passed_over += not_taken.notes
+    return Found(root, tuple(sorted(cases + dicom, key=lambda case: case.label)), tuple(passed_over))
 
 
-def _series(root: Path, files: Sequence[Path], progress: Progress | None) -> tuple[list[Case], list[tuple[str, str]]]:
+class _NotTaken(NamedTuple):
+    """Series and files that are no cases, with the reasons; and all files that were accounted for as DICOM."""
+
+    notes: list[tuple[str, str]]
+    known: set[Path]
+
+
+def _series(
+    root: Path, files: Sequence[Path], keep_names: bool, progress: Progress | None
+) -> tuple[list[Case], _NotTaken]:
     """A case for each DICOM series that is a CT scan; the other series of its study are passed over.
 
     A scan that cannot be read is a case too, and fails with the reason. So is a study without any CT scan: its largest
@@ -127,72 +162,71 @@ def _series(root: Path, files: Sequence[Path], progress: Progress | None) -> tup
 
     studies: dict[str, list[Series]] = {}
     found = find_series(files, progress=progress)
+    notes = [(_label(root, path), reason) for path, reason in found.damaged]
+    known = {path for path, _ in found.damaged}.union(*(series.files for series in found.series))
+
+    def described(series: Series) -> tuple[str, str]:
+        folder = _common_folder(series.files)
+        where = folder.name if folder == root else _label(root, folder)
+        name = series.info.name if keep_names else without_descriptions(series.info.name)
+        return where, f"{where} [{name.removeprefix('DICOM ')}]"
+
     for series in found.series:
-        if series.info.modality not in _NO_IMAGES:
+        if series.info.modality in _NO_IMAGES:
+            notes.append((described(series)[1], f"{series.info.modality}: not an image"))
+        else:
             studies.setdefault(series.study or str(_common_folder(series.files)), []).append(series)
-    cases, passed_over = [], [(_label(root, path), reason) for path, reason in found.damaged]
+    cases = []
     for study in studies.values():
         taken = [one for one in study if one.places >= _FEWEST_SLICES] or [max(study, key=lambda one: len(one.files))]
         for one in study:
-            folder = _common_folder(one.files)
-            where = folder.name if folder == root else _label(root, folder)
-            label = f"{where} [{one.info.name.removeprefix('DICOM ')}]"
+            where, label = described(one)
             if one in taken:
                 number = "" if one.info.series_number is None else f"_series_{one.info.series_number}"
-                files_of = tuple(sorted(one.files))
                 cases.append(
                     _case(
-                        root, folder, series=one.info.lasting_key, files=files_of, label=label, name_hint=where + number
+                        root,
+                        _common_folder(one.files),
+                        series=one.info.lasting_key,
+                        files=tuple(sorted(one.files)),
+                        label=label,
+                        name_hint=where + number,
                     )
                 )
             else:
-                passed_over.append((label, one.info.problem or f"only {one.places} slices"))
-    return cases, passed_over
+                notes.append((label, one.info.problem or f"only {one.places} slices"))
+    return cases, _NotTaken(notes, known)
+
+
+def without_descriptions(sentence: str) -> str:
+    """A sentence without the descriptions of DICOM series, in which scanners' users write names and dates of birth."""
+    return _DESCRIPTION.sub(r"\1", sentence)
+
+
+def _why_not_an_image(path: Path) -> str:
+    """Why a file that is neither an image by its name nor part of a DICOM series is passed over."""
+    if not path.is_file():
+        return "a link to nothing" if path.is_symlink() and not path.exists() else "not a regular file"
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if size == 0:
+        return "empty (0 bytes)"
+    if path.name.lower().endswith(VOXEL_FILES):
+        return "voxels that no header beside them names"
+    return why_not_read(path) or ("a DICOM index" if path.name.upper() == "DICOMDIR" else "not an image")
 
 
 def _common_folder(files: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def _walk(root: Path, exclude: Path | None, problems: list[tuple[str, str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the names of what is in them that is not a folder; links are followed, but not in circles.
-
-    Anything hidden is passed over (as are the ``._*`` files that macOS strews). A name is listed even if it cannot be
-    opened (a broken link, a pipe): as a case it will fail with a reason, and not be lost.
-    """
-
-    def note(error: OSError) -> None:
-        problems.append((_label(root, Path(error.filename)), f"cannot be searched: {error.strerror}"))
-
-    seen = {_inode(exclude)} if exclude is not None and exclude.exists() else set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=note):
-        path = Path(folder)
-        if _inode(path) in seen:
-            folders.clear()
-            continue
-        seen.add(_inode(path))
-        if {"provenance.json", "segmentation.seg.nrrd"} <= set(names):
-            problems.append((_label(root, path), "results of LiverXAI"))
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield path, sorted(name for name in names if not name.startswith("."))
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
 # --- a list -------------------------------------------------------------------------------------------------------
 
 
 def _listed(path: Path) -> Iterator[Case]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The list {path} cannot be read: {error}. Save it as UTF-8.") from error
-    rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(text)
+    rows = _json_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
     for where, row in rows:
         values = dict(row)
         name = str(values.pop("case", "") or "")
@@ -209,46 +243,36 @@ def _listed(path: Path) -> Iterator[Case]:
         yield _case(path.absolute().parent, image, series=series, files=files, options=values, name=name)
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path.name} is not JSON: {error}.") from error
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"The list {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path.name} is not JSON in UTF-8: {error}.") from error
     if not isinstance(data, list) or not all(isinstance(item, (str, dict)) for item in data):
         raise UsageError(f"{path.name} must be a list of paths or of objects with 'input'.")
     for number, item in enumerate(data, start=1):
         yield f"entry {number}", {"input": item} if isinstance(item, str) else item
 
 
-def _csv_rows(text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     types = {option.name: str(option.type) for option in dataclasses.fields(Options)}
-    for row in reader:
-        where = f"line {reader.line_num}"
-        values: dict[str, Any] = {}
-        for column, cell in row.items():
-            if column is None or not isinstance(cell or "", str):
-                raise UsageError(f"{where}: there are more cells than columns.")
-            if (cell or "").strip():
-                name = column.strip().lower().replace("-", "_")
-                values[name] = _cell(cell.strip(), types.get(name, ""), f"{where}, {name}")
-        yield where, values
+    for row in read_table(path):
+        values = {name: _cell(row, name, types.get(name, "")) for name in row.cells}
+        yield f"line {row.line}", values
 
 
-def _cell(text: str, kind: str, where: str) -> Any:
-    if kind == "bool":
+def _cell(row: TableRow, name: str, kind: str) -> Any:
+    text = row.cells[name]
+    if kind.startswith("bool"):
         if text.lower() in ("1", "yes", "true", "x"):
             return True
         if text.lower() in ("0", "no", "false"):
             return False
-        raise UsageError(f"{where}: {text!r} must be yes or no.")
+        raise row.error(f"{text!r} must be yes or no.", name)
     if kind.startswith("float"):
-        try:
-            return float(text)
-        except ValueError as error:
-            raise UsageError(f"{where}: {text!r} must be a number.") from error
+        return row.number(name)
     return text.split() if kind.startswith("tuple") else text
 
 

@@ -16,6 +16,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ..errors import InputError, LiverXAIError, UsageError
 from ..options import Options
 from ..progress import Progress
 from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
-from .cases import content_hash, stamp
+from .cases import content_hash, stamp, without_descriptions
 from .store import OutputError, Store, host_name, is_lost_place
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class _Worker:
                 "writing": round(time.time() - analyzed, 3),
                 "finished": round(time.time(), 3),
             },
-            "warnings": [*analysis.provenance.get("warnings", ()), *written.warnings],
+            "warnings": [self._telling(text) for text in (*analysis.provenance.get("warnings", ()), *written.warnings)],
         }
         self._store.commit(part, case["folder"], record)
         self._channel.send("done", case=case["id"], record=record)
@@ -194,10 +195,18 @@ class _Worker:
 
     def _fail(self, case: dict[str, Any], error: BaseException, phase: str) -> None:
         kind, sentence = self._judge(error, phase)
+        sentence = self._telling(sentence)
         unreachable = phase == "reading" and (is_lost_place(error) or not os.path.lexists(case["path"]))
         if kind == "error":
-            _log.exception("case %s", case["id"], exc_info=error)
+            # The frames without the message, which may hold what a header says of the patient.
+            _log.error(
+                "case %s: %s\n%s", case["id"], type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+            )
         self._channel.send("failed", case=case["id"], kind=kind, error=sentence, phase=phase, unreachable=unreachable)
+
+    def _telling(self, sentence: str) -> str:
+        """A sentence as it may stand in the manifest, in tables and logs."""
+        return sentence if self._config["keep_names"] else without_descriptions(sentence)
 
     def _judge(self, error: BaseException, phase: str) -> tuple[str, str]:
         """Whose fault `error` is, and a sentence about it."""

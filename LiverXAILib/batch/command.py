@@ -12,12 +12,14 @@ import contextlib
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import options
 from ..errors import LiverXAIError, UsageError
+from ..text import one_line
 from .cases import Found, find_cases
 from .manifest import last_states, read_manifest
 from .run import Batch, LocalWorkerPool, MakePool, RunSummary, Settings, resume_decision
@@ -44,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list what would be done, and do nothing")
     options.add_arguments(parser)
     parser.set_defaults(scene=False)
+    parser.add_argument(
+        "--keep-names",
+        action="store_true",
+        help="let descriptions of DICOM series, which may name patients, stand in tables, logs and the manifest",
+    )
     group = parser.add_argument_group("running")
     group.add_argument(
         "--resume",
@@ -89,11 +96,19 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
     settings = _settings(arguments)
     with screen:
-        found = find_cases(source, pattern=arguments.pattern, exclude=arguments.output / "cases", progress=screen.note)
+        found = find_cases(
+            source,
+            pattern=arguments.pattern,
+            exclude=[arguments.output / name for name in ("cases", "manifest", "logs")],
+            keep_names=arguments.keep_names,
+            progress=screen.note,
+        )
         store = Store(arguments.output.absolute(), arguments.shard)
         mine = sum(store.shard.holds(case.id) for case in found.cases)
         of = "" if store.shard.count == 1 else f", {mine} of them in part {store.shard}"
         screen.say(f"{len(found.cases)} cases in {source}{of}; {len(found.passed_over)} series or files passed over.")
+        for reason, count in Counter(reason for _, reason in found.passed_over).most_common():
+            screen.say(f"  {count} passed over: {reason}")
         if not mine:
             screen.say("Nothing to do.")
             return NOTHING_TO_DO
@@ -126,6 +141,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         devices=tuple(arguments.device.split(",")),
         workers=workers,
         threads=threads,
+        keep_names=arguments.keep_names,
         time_limit=arguments.time_limit,
         resume=arguments.resume,
         keep_failed=arguments.keep_failed,
@@ -253,9 +269,9 @@ class Screen:
     def say(self, text: str) -> None:
         """A line for the user."""
         if self._log is not None:
-            self._log.handle(logging.LogRecord("batch", logging.INFO, "", 0, text, None, None))
+            self._log.handle(logging.LogRecord("batch", logging.INFO, "", 0, one_line(text), None, None))
         # Names of files need not be Unicode.
-        text = text.encode("utf-8", "backslashreplace").decode()
+        text = one_line(text).encode("utf-8", "backslashreplace").decode()
         if self._bar is not None:
             self._bar.write(text)
         elif sys.stdout is not None:
@@ -274,7 +290,7 @@ class Screen:
             return
         if total and not self._bar.total:
             self._bar.reset(total)
-        self._bar.set_description_str(text.encode("utf-8", "replace").decode(), refresh=False)
+        self._bar.set_description_str(one_line(text).encode("utf-8", "replace").decode(), refresh=False)
         self._bar.update(max(0.0, finished - self._bar.n))
         self._bar.refresh()
 

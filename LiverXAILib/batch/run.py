@@ -96,6 +96,7 @@ class Settings:
     time_limit: float = 1800.0
     resume: bool = True
     keep_failed: bool = False
+    keep_names: bool = False
 
     def of(self, case: Case) -> dict[str, Any]:
         """The settings that decide a case's result."""
@@ -111,6 +112,7 @@ class Settings:
             "device": self.devices[worker % len(self.devices)],
             "threads": self.threads,
             "options": asdict(self.options),
+            "keep_names": self.keep_names,
         }
 
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from .._version import __version__
 from ..files import replacing
 from ..report.html import render_page
+from ..tables import write_table
 from .cases import Found
 from .manifest import KINDS, last_states, read_manifest
 from .store import Store
@@ -71,10 +71,9 @@ def write_summary(store: Store, found: Found) -> list[Path]:
         seen = _sizes(store.manifest)
         cases = collect(store, found)
         try:
-            files = [
-                _write_table(store.output / "cases.csv", CASE_COLUMNS, (case.row for case in cases)),
-                _write_table(store.output / "lesions.csv", *_lesion_table(cases)),
-            ]
+            files = [store.output / "cases.csv", store.output / "lesions.csv"]
+            write_table(files[0], CASE_COLUMNS, (case.row for case in cases), mark=True)
+            write_table(files[1], *_lesion_table(cases), mark=True)
             if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
                 files.append(_replace(store.output / "cohort.html", _page(cases, found)))
         except OSError as error:
@@ -147,17 +146,6 @@ def _lesion_table(cases: Sequence[CaseSummary]) -> tuple[list[str], list[dict[st
             rows.append({"case": case.row["case"], **values, "folder": case.row["folder"]})
     # Columns that say nothing about a lesion are empty in all rows.
     return [name for name in columns if name == "case" or any(row[name] for row in rows)] + ["folder"], rows
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    import io
-
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    # The mark at the start tells spreadsheets that this is UTF-8.
-    return _replace(path, "\ufeff" + text.getvalue())
 
 
 def _replace(path: Path, text: str) -> Path:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError, UsageError
 from ..labels.label_map import LabelMap, Values, aligned, read_label_map, read_mask
 from ..labels.vocabulary import STRUCTURES
+from ..tables import read_table
 from ..volumes.formats import image_ending, without_ending
 from ..volumes.volume import Volume
 
@@ -79,17 +80,17 @@ def pair_folders(predictions: Path, references: Path) -> list[Case]:
 
     :raises LiverXAILib.errors.UsageError: the folders have no name in common, or predictions are missing.
     """
-    found = {
-        case_name(path): path
+    found = by_name(
+        (case_name(path), path)
         for path in _entries(predictions)
         if path.is_file() or (path / SEGMENTATION_FILE).is_file()
-    }
+    )
+    wanted = by_name(
+        (case_name(path), path) for path in _entries(references) if path.is_file() or _file_called(path, "liver")
+    )
     cases, missing = [], []
-    for path in _entries(references):
-        name = case_name(path)
+    for name, path in wanted.items():
         liver, tumor = (_file_called(path, part) for part in ("liver", "tumor"))
-        if path.is_dir() and liver is None:
-            continue
         if name not in found:
             missing.append(name)
         elif path.is_dir():
@@ -103,35 +104,45 @@ def pair_folders(predictions: Path, references: Path) -> list[Case]:
 
 
 def read_cases(path: Path) -> list[Case]:
-    """Cases from a CSV file with the columns case, prediction, and reference or liver and tumor.
+    """Cases from a table with the columns case, prediction, and reference or liver and tumor.
 
     The columns liver_probability and tumor_probability add what calibration is judged by. Relative paths start at the
-    CSV file's folder; a column may be missing or a cell empty.
+    table's folder; a column may be missing or a cell empty. How it may be written: :func:`read_table`.
+
+    :raises LiverXAILib.errors.UsageError: it is not such a table, or two cases have one name.
     """
-
-    def resolved(row: Mapping[str, str], column: str) -> Path | None:
-        return path.parent / row[column] if row.get(column) else None
-
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
     cases = []
-    for number, row in enumerate(rows, start=2):
-        prediction = resolved(row, "prediction")
-        if prediction is None or not (row.get("reference") or row.get("liver")):
-            raise UsageError(f"{path}, line {number}: a case needs a prediction, and a reference or a liver.")
-        name = row.get("case") or case_name(prediction)
-        probabilities = {structure: resolved(row, f"{structure}_probability") for structure in STRUCTURES}
-        reference, liver, tumor = (resolved(row, column) for column in ("reference", "liver", "tumor"))
+    for row in read_table(path):
+        prediction = row.path_in("prediction")
+        if prediction is None or not row.cells.keys() & {"reference", "liver"}:
+            raise row.error("a case needs a prediction, and a reference or a liver.")
+        name = row.cells.get("case") or case_name(prediction)
+        probabilities = {structure: row.path_in(f"{structure}_probability") for structure in STRUCTURES}
         found = {structure: file for structure, file in probabilities.items() if file is not None}
+        reference, liver, tumor = (row.path_in(column) for column in ("reference", "liver", "tumor"))
         cases.append(Case(name, prediction, reference, liver, tumor, found))
     if not cases:
         raise UsageError(f"{path} lists no cases.")
+    by_name((case.name, case.prediction) for case in cases)
     return cases
 
 
+def by_name(items: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Files by the names of their cases.
+
+    :raises LiverXAILib.errors.UsageError: two cases have one name; the message says where they are.
+    """
+    found: dict[str, Path] = {}
+    for name, path in items:
+        if name in found:
+            raise UsageError(f"There are two cases {name!r}: {found[name]} and {path}. Rename one, or leave it out.")
+        found[name] = path
+    return found
+
+
 def case_name(path: Path) -> str:
-    """The name without the ending of an image."""
-    path = path.resolve()
+    """The name of a path as it is given, without the ending of an image; a link is not followed."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute keeps "..", Path.resolve follows links)
     return path.name if path.is_dir() else without_ending(path.name)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files import replacing
+from ..tables import write_table
 from .metrics import SIZE_NAMES, LesionDetection, Overlap, SurfaceDistances, bootstrap_interval
 
 #: Size classes as parts of column names, in the order of :data:`~LiverXAILib.evaluation.metrics.SIZE_NAMES`.
@@ -112,14 +112,12 @@ def write_results(results: Sequence[CaseResult], path: Path) -> None:
     if path.suffix not in (".csv", ".json"):
         raise UsageError(f"Cannot write {path}: give it the ending .csv or .json.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            notes = {result.case: list(result.notes) for result in results if result.notes}
-            json.dump({"cases": rows, "summary": summarize(results), "notes": notes}, file, indent=2, allow_nan=False)
+    if path.suffix == ".csv":
+        write_table(path, list(rows[0]), rows)
+        return
+    notes = {result.case: list(result.notes) for result in results if result.notes}
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump({"cases": rows, "summary": summarize(results), "notes": notes}, file, indent=2, allow_nan=False)
 
 
 def format_results(results: Sequence[CaseResult]) -> str:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from typing import Any
 
 from ..files import replacing
 from ..measure.measurements import COLUMNS, Measurements
+from ..tables import write_table
 
 
 def write_tables(
@@ -23,10 +23,7 @@ def write_tables(
     with replacing(json_path) as temporary:
         data = json.dumps(_rounded(measurements.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(data + "\n", encoding="utf-8")
-    with replacing(csv_path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(_rounded(row) for row in measurements.rows())
+    write_table(csv_path, COLUMNS, (_rounded(row) for row in measurements.rows()))
 
 
 def _rounded(value: Any) -> Any:

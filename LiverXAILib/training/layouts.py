@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError, UsageError
-from ..evaluation.cases import case_name
+from ..evaluation.cases import by_name, case_name
+from ..files import walk
 from ..inference.geometry import AIR_HU
 from ..labels.label_map import (
     aligned,
@@ -26,7 +26,9 @@ from ..labels.label_map import (
 from ..labels.vocabulary import STRUCTURES, structure_of
 from ..phantoms import make_phantom, write_phantom
 from ..progress import Progress, report_progress
+from ..tables import read_table
 from ..volumes.dicom_seg import Segment, find_segs, read_segment_masks, read_segments
+from ..volumes.formats import image_ending
 from ..volumes.io import read_volume
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
@@ -105,10 +107,7 @@ def find_data(data: Data, *, progress: Progress | None = None) -> DataSet:
         cases = [case for case in cases if case.name in wanted]
     if values.tumor is None:
         cases = [_without_tumor(case) for case in cases]
-    known = {case.name for case in cases}
-    if len(known) < len(cases):
-        names = [case.name for case in cases]
-        raise InputError(f"{path} has more than one case {next(n for n in names if names.count(n) > 1)!r}.")
+    known = set(by_name((case.name, case.image) for case in cases))
     if wrong := sorted({*data.exclude, *data.validation_cases} - known):
         raise UsageError(f"There is no case {wrong[0]!r} in {path}, which the configuration names.")
     cases = [case for case in cases if case.name not in data.exclude]
@@ -170,8 +169,9 @@ def _nnunet(folder: Path) -> tuple[list[TrainingCase], Values]:
 
 def _lits(folder: Path) -> tuple[list[TrainingCase], Values]:
     """LiTS: volume-0.nii and segmentation-0.nii, at any depth."""
+    files = [place / name for place, names in walk(folder) for name in names if image_ending(name)]
     images, labels = (
-        {path.name.removeprefix(prefix).split(".")[0]: path for path in _visible(folder.rglob(f"{prefix}*.nii*"))}
+        by_name((case_name(path)[len(prefix) :], path) for path in files if path.name.lower().startswith(prefix))
         for prefix in ("volume-", "segmentation-")
     )
     return _paired(images, labels, folder), Values(assumed=True)
@@ -181,16 +181,12 @@ def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
     """A table with the columns image, and label or liver (and tumor); case is optional; an empty tumor is unknown."""
     if not path.is_file():
         raise InputError(f"{path} is not a CSV file (data.path).")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
     cases = []
-    for number, row in enumerate(rows, start=2):
-        image, label, liver, tumor = (
-            path.parent / row[column] if row.get(column) else None for column in ("image", "label", "liver", "tumor")
-        )
+    for row in read_table(path):
+        image, label, liver, tumor = (row.path_in(column) for column in ("image", "label", "liver", "tumor"))
         if image is None or (label is None) == (liver is None):
-            raise InputError(f"{path}, line {number}: a case needs an image, and either a label or a liver.")
-        name = row.get("case") or case_name(image)
+            raise row.error("a case needs an image, and either a label or a liver.")
+        name = row.cells.get("case") or case_name(image)
         known = tumor is not None or (label is not None and described_structures(label) != {"liver"})
         cases.append(TrainingCase(name, image, label, liver, tumor, (), known))
     return cases, Values(assumed=True)
@@ -255,7 +251,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """Images of a folder by name; the Decathlon's archives hold hidden copies of each, which are none."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}: data.layout does not fit data.path.")
-    return {case_name(path): path for path in _visible(folder.iterdir()) if case_name(path) != path.name}
+    return by_name((case_name(path), path) for path in _visible(folder.iterdir()) if image_ending(path))
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:

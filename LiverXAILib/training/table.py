@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import replacing
+from ..tables import write_table
 
 #: One epoch: "epoch" and numbers; NaN where there was nothing to measure. Epoch 0 is before training.
 Row = Mapping[str, float]
@@ -66,10 +66,7 @@ def score(row: Row) -> float:
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows; the first one names the columns."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, list(rows[0]), rows)
 
 
 def write_curves(rows: Sequence[Row], folder: Path, name: str = "learning-curve") -> None:

@@ -22,6 +22,7 @@ ORDER = [
     "subprocesses",
     "files",
     "text",
+    "tables",
     "volumes",
     "labels",
     "networks",

@@ -22,7 +22,7 @@ from pydicom.uid import generate_uid
 from LiverXAILib.batch import command
 from LiverXAILib.batch.cases import content_hash, find_cases, image_files, safe_name, stamp
 from LiverXAILib.batch.store import Shard
-from LiverXAILib.errors import UsageError
+from LiverXAILib.errors import InputError, UsageError
 
 
 def labels(found) -> list[str]:
@@ -58,9 +58,13 @@ def test_results_links_in_circles_and_segmentations_are_not_searched(tmp_path):
     touch(tmp_path, "ct.nii", "cases/ct/heatmap.nrrd", "sub/ct.seg.nrrd", "sub/ct2.nii")
     touch(tmp_path, *(f"earlier/{name}" for name in ("provenance.json", "segmentation.seg.nrrd", "heatmap-liver.nrrd")))
     (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    found = find_cases(tmp_path, exclude=tmp_path / "cases")
+    found = find_cases(tmp_path, exclude=[tmp_path / "cases"])
     assert labels(found) == ["ct.nii", "sub/ct2.nii"]
-    assert dict(found.passed_over) == {"sub/ct.seg.nrrd": "a segmentation", "earlier": "results of LiverXAI"}
+    assert dict(found.passed_over) == {
+        "sub/ct.seg.nrrd": "a segmentation",
+        "earlier": "results of LiverXAI",
+        "sub/loop": "the same folder as .",
+    }
 
 
 def test_what_cannot_be_opened_is_a_case_and_not_lost(tmp_path):
@@ -79,8 +83,8 @@ def test_a_single_image_is_a_batch_of_one(tmp_path):
     assert labels(find_cases(tmp_path / "b.nii")) == ["b.nii"]
 
 
-def test_what_does_not_exist_is_wrong_usage(tmp_path):
-    with pytest.raises(UsageError, match="no file or folder"):
+def test_what_does_not_exist_is_told(tmp_path):
+    with pytest.raises(InputError, match="no file or folder"):
         find_cases(tmp_path / "nothing")
 
 
@@ -171,8 +175,8 @@ def test_a_wrong_list_is_refused_with_the_place_and_the_reason(tmp_path, name, t
 
 def test_the_examples_of_the_documentation_are_right(tmp_path):
     text = (ROOT / "docs" / "batch.md").read_text(encoding="utf-8")
-    for kind in ("csv", "json"):
-        (example,) = re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    for kind, fence in (("csv", "text"), ("json", "json")):
+        (example,) = re.findall(rf"  ```{fence}\n(.*?)```", text, re.DOTALL)
         path = tmp_path / f"list.{kind}"
         path.write_text(textwrap.dedent(example), encoding="utf-8")
         assert labels(find_cases(path)) == (["anna", "bert"] if kind == "csv" else ["anna/ct.nii.gz", "scanner/0815"])
