@@ -70,7 +70,7 @@ class Uncertainty:
         return {
             "label": self.label,
             "sources": list(self.sources),
-            "largest_disagreement": round(float(self.disagreement.array.max()), 4),
+            "largest_disagreement": _rounded(float(self.disagreement.array.max())) if self.sources else None,
             "pairwise_dice": _rounded(self.pairwise_dice),
             "lesions": [
                 {

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON schema of ``measurements.json``, made from the data types that are written.
+
+``python -m LiverXAILib.report.schema`` writes it anew after a change of these types; raise
+:data:`~LiverXAILib.measure.measurements.SCHEMA_VERSION` then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ..measure.measurements import SCHEMA_VERSION, Measurements
+
+SCHEMA_FILE = Path(__file__).with_name("measurements.schema.json")
+_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
+
+
+def measurements_schema() -> dict[str, Any]:
+    """The schema (JSON Schema 2020-12): all fields are required, null where nothing was measured."""
+    schema = _schema(Measurements)
+    schema["properties"] |= {"schema_version": {"const": SCHEMA_VERSION}, "liver_complete": {"type": "boolean"}}
+    schema["required"] = sorted(schema["properties"])
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "measurements.json of LiverXAI",
+        "description": "Names end in their unit: _ml, _mm, _hu, _percent. Positions are LPS in mm.",
+    }
+    return {**head, **schema}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        inner, nothing = [_schema(one) for one in arguments if one is not type(None)], {"type": "null"}
+        return {"anyOf": [*inner, nothing]}
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return {"type": "array", "items": _schema(arguments[0])}
+        size = len(arguments)
+        return {"type": "array", "prefixItems": [_schema(one) for one in arguments], "minItems": size, "maxItems": size}
+    if origin is not None and issubclass(origin, Mapping):
+        return {"type": "object", "additionalProperties": _schema(arguments[1])}
+    if dataclasses.is_dataclass(kind):
+        properties = {name: _schema(hint) for name, hint in get_type_hints(kind).items()}
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": sorted(properties),
+            "additionalProperties": False,
+        }
+    return {"type": _TYPES[kind]}
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(measurements_schema(), indent=2) + "\n", encoding="utf-8")
