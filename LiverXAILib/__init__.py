@@ -21,7 +21,7 @@ from .progress import CancelToken, Progress
 if TYPE_CHECKING:
     from .analysis import Analysis
     from .explain import METHODS, Explanation, Target, explain, explain_all
-    from .inference import Postprocessing, Segmentation, segment
+    from .inference import Postprocessing, Segmentation, read_segmentation, segment
     from .measure import Measurements, measure
     from .models import Model, ModelSpec, load_model, save_model
     from .pipeline import analyze, write_analysis
@@ -48,6 +48,7 @@ _HOMES = {
     "list_series": "volumes.io",
     "load_model": "models",
     "measure": "measure",
+    "read_segmentation": "inference",
     "read_volume": "volumes.io",
     "refine": "reading",
     "save_model": "models",
@@ -83,6 +84,7 @@ __all__ = [
     "list_series",
     "load_model",
     "measure",
+    "read_segmentation",
     "read_volume",
     "refine",
     "save_model",

@@ -13,12 +13,17 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import options
 from ._version import __version__
 from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from .inference import Segmentation
+    from .volumes.volume import Volume
 
 FAILED, USAGE = 1, 2
 
@@ -83,6 +88,24 @@ def _module(name: str) -> Callable[[argparse.ArgumentParser], None]:
 def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", type=Path, help="a NIfTI, NRRD or MetaImage file, or a DICOM folder")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
+    parser.add_argument(
+        "--segmentation",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="measure and explain these contours instead of the model's: a label map, .seg.nrrd or DICOM SEG on the "
+        "CT's voxels, or files called liver and tumor",
+    )
+    for name in ("liver", "tumor"):
+        parser.add_argument(
+            f"--{name}-label", metavar="N", type=int, nargs="+", help=f"value of the {name} in --segmentation"
+        )
+    parser.add_argument("--ignore-other-labels", action="store_true", help="other values there are background")
+    parser.add_argument("--height", metavar="CM", type=float, help="of the patient, for the standard liver volume")
+    parser.add_argument("--weight", metavar="KG", type=float, help="likewise")
+    parser.add_argument(
+        "--recist-targets", metavar="N", type=int, nargs="*", help="numbers of target lesions (default: by RECIST 1.1)"
+    )
     options.add_arguments(parser)
     parser.set_defaults(run=_analyze)
 
@@ -102,7 +125,13 @@ def _analyze(arguments: argparse.Namespace) -> int:
         progress("Reading the image", 0.0)
         require_writable(arguments.output)
         volume = chosen.read(arguments.input)
-        analysis = chosen.analyze(volume, model, RunContext(progress, device=arguments.device))
+        one_case = {
+            "height_cm": arguments.height,
+            "weight_kg": arguments.weight,
+            "recist_targets": arguments.recist_targets,
+            "segmentation": _given(arguments, volume),
+        }
+        analysis = chosen.analyze(volume, model, RunContext(progress, device=arguments.device), **one_case)
         progress("Writing", 1.0)
         written = chosen.save(analysis, arguments.output)
     print(f"Image   {volume.summary()}")
@@ -113,6 +142,19 @@ def _analyze(arguments: argparse.Namespace) -> int:
         print(f"{role:>20}  {path}")
     print("For research use only. Not for diagnosis or treatment.")
     return 0
+
+
+def _given(arguments: argparse.Namespace, volume: Volume) -> Segmentation | None:
+    """The contours that the options name."""
+    from .inference import read_segmentation
+    from .labels.vocabulary import named_values
+
+    values = named_values(arguments.liver_label, arguments.tumor_label)
+    if arguments.segmentation is None:
+        if values is not None or arguments.ignore_other_labels:
+            raise UsageError("--liver-label, --tumor-label and --ignore-other-labels go with --segmentation.")
+        return None
+    return read_segmentation(arguments.segmentation, volume, values, others=arguments.ignore_other_labels)
 
 
 # --- phantom ----------------------------------------------------------------------------------------------------

@@ -123,8 +123,12 @@ class Options:
         volume: Volume,
         model: Model,
         context: RunContext,
+        **one_case: Any,
     ) -> Analysis:
-        """Segment, explain and measure `volume`."""
+        """Segment, explain and measure `volume`.
+
+        :param one_case: what only holds for this case: other arguments of :func:`LiverXAILib.pipeline.analyze`.
+        """
         from .inference import Postprocessing
         from .pipeline import analyze
 
@@ -140,6 +144,7 @@ class Options:
             check=self.check,
             answers=self.answers,
             postprocessing=rules,
+            **one_case,
             **context.keywords,
         )
 

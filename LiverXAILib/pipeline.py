@@ -58,6 +58,7 @@ def analyze(
     height_cm: float | None = None,
     weight_kg: float | None = None,
     recist_targets: Sequence[int] | None = None,
+    segmentation: Segmentation | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Analysis:
@@ -74,17 +75,24 @@ def analyze(
         :data:`ANSWERED_LESIONS` largest), see :func:`~LiverXAILib.explain.counterfactual.explain_lesions`.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.
+    :param segmentation: contours that somebody else drew on `volume` (see :func:`LiverXAILib.read_segmentation`), to be
+        explained and measured instead of the model's own.
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
     started = time.time()
     context = RunContext(progress, cancel, device)
     questions = check_request(model, targets, method, layer)
-    segmentation = segment(
-        volume,
-        model,
-        postprocessing=postprocessing,
-        **context.part(0.0, 0.4 if questions else 0.9).keywords,
-    )
+    given = segmentation is not None
+    if segmentation is None:
+        segmentation = segment(
+            volume,
+            model,
+            postprocessing=postprocessing,
+            **context.part(0.0, 0.4 if questions else 0.9).keywords,
+        )
+    else:
+        drawn = {spec.name for spec in segmentation.specs}
+        questions = [question for question in questions if not question.label or question.label in drawn]
     warnings = list(segmentation.provenance["warnings"])
     answerable = []
     for question in questions:
@@ -116,10 +124,9 @@ def analyze(
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
-    measurements = check_orientation(
-        measure(volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets),
-        volume, model, context.part(0.95, 0.99),
-    )  # fmt: skip
+    measurements = measure(volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets)
+    if not given:
+        measurements = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
     warnings = [f"Implausible: {reason}" for reason in measurements.implausible_because] + warnings
     # Paths may hold the names of patients.
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}

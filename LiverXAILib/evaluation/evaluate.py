@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from ..errors import InputError, UsageError
 from ..labels.label_map import GRID_TOLERANCE, LabelMap, Values, label_map, on_common_grid
-from ..labels.vocabulary import STRUCTURES
+from ..labels.vocabulary import STRUCTURES, named_values
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.box import Box
 from ..volumes.orientation import axis_codes, reorient
@@ -227,8 +227,8 @@ def run(options: argparse.Namespace) -> int:
     with tqdm(total=len(cases), unit="case", leave=False, disable=None if len(cases) > 1 else True) as bar:
         results = evaluate_cases(
             cases,
-            _labels(options.liver_label, options.tumor_label),
-            predicted_labels=_labels(options.predicted_liver_label, options.predicted_tumor_label),
+            named_values(options.liver_label, options.tumor_label),
+            predicted_labels=named_values(options.predicted_liver_label, options.predicted_tumor_label),
             others=options.ignore_other_labels,
             surface=not options.no_surface,
             tolerance_mm=options.tolerance,
@@ -260,15 +260,6 @@ def _chosen_cases(options: argparse.Namespace) -> list[Case]:
         return pair_folders(options.prediction, options.reference)
     name = case_name(options.prediction)
     return [Case(name, options.prediction, options.reference, options.liver, options.tumor, _probabilities(options))]
-
-
-def _labels(liver: list[int] | None, tumor: list[int] | None) -> dict[str, list[int]] | None:
-    """Values as options name them; None if they name none."""
-    if liver is None and tumor is None:
-        return None
-    named = (("liver", liver), ("tumor", tumor))
-    chosen = {name: [STRUCTURES[name]] if values is None else values for name, values in named}
-    return {name: values for name, values in chosen.items() if values != [0]}
 
 
 def _probabilities(options: argparse.Namespace) -> dict[str, Path]:

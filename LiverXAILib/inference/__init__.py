@@ -9,12 +9,13 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .device import select_device
+    from .given import read_segmentation
     from .lesions import lesion_components
     from .postprocess import Postprocessing
     from .segmentation import Segmentation
     from .segmenter import segment
 
-__all__ = ["Postprocessing", "Segmentation", "lesion_components", "segment", "select_device"]
+__all__ = ["Postprocessing", "Segmentation", "lesion_components", "read_segmentation", "segment", "select_device"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -22,6 +23,7 @@ __getattr__ = lazy_names(
         "Postprocessing": "postprocess",
         "Segmentation": "segmentation",
         "lesion_components": "lesions",
+        "read_segmentation": "given",
         "segment": "segmenter",
         "select_device": "device",
     },

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError, UsageError
 from ..volumes.box import Box
-from ..volumes.formats import FILE_FORMATS, image_ending
+from ..volumes.formats import FILE_FORMATS, image_ending, without_ending
 from ..volumes.orientation import axis_codes, reorient
 from ..volumes.volume import Grid, Volume
 from .segment_files import NamedMask, dicom_segments, nifti_label_names, nrrd_segment_names, nrrd_segments
@@ -126,6 +126,31 @@ def described_structures(path: Path) -> set[str] | None:
         return None
     found = (structure_of(segment.name, segment.category, segment.kind, segment.regions) for segment in segments)
     return {structure for structure in found if structure in STRUCTURES}
+
+
+def read_structures(
+    paths: Sequence[Path], grid: Grid, values: Values | None = None, *, others: bool = False, advice: str = ""
+) -> LabelMap:
+    """What one or several files say together of liver and tumors, on `grid`: later ones add to earlier ones.
+
+    A mask of one value whose file is called after a structure ("tumor.nii.gz") is that structure; everything else is
+    read by :func:`read_label_map`, whose arguments these are.
+
+    :raises LiverXAILib.errors.InputError: as :func:`read_label_map`, or voxels lie elsewhere than those of `grid`.
+    """
+    array = np.zeros(grid.shape, np.uint8)
+    structures: set[str] = set()
+    for path in paths:
+        named = structure_of_name(without_ending(path.name))
+        if values is None and named in STRUCTURES and len(paths) > 1:
+            mask = read_mask(path, named)
+            found = LabelMap(mask.with_array(mask.array * np.uint8(STRUCTURES[named])), (named,))
+        else:
+            found = read_label_map(path, values, others=others, grid=grid, advice=advice)
+        on_grid = found.on(grid, path.name).volume.array
+        array = np.maximum(array, on_grid)
+        structures.update(found.structures)
+    return LabelMap(Volume(array, grid.ijk_to_lps), tuple(name for name in STRUCTURES if name in structures))
 
 
 def label_map(volume: Volume, values: Values | None = None, *, others: bool = False, advice: str = "") -> LabelMap:

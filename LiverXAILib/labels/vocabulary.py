@@ -64,6 +64,15 @@ _VAGUE_CODES = {
 }
 
 
+def named_values(liver: list[int] | None, tumor: list[int] | None) -> dict[str, list[int]] | None:
+    """Values of structures as options of the command line name them (0: there is none); None if they name none."""
+    if liver is None and tumor is None:
+        return None
+    given = (("liver", liver), ("tumor", tumor))
+    chosen = {name: [STRUCTURES[name]] if values is None else values for name, values in given}
+    return {name: values for name, values in chosen.items() if values != [0]}
+
+
 def structure_of_name(name: str) -> str | None:
     """ "liver", "tumor" or :data:`PART` by the name of a segment or label; None: another structure, or no name."""
     return _by_name(name)[0]

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""read_segmentation(): what somebody else drew, to be measured and explained as if it were the model's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..labels.label_map import Values, read_structures
+from ..models.spec import LIVER, TUMOR
+from ..volumes.volume import Volume
+from .segmentation import Segmentation
+
+_ADVICE = "Say what it is by --liver-label and --tumor-label, or that others are background (--ignore-other-labels)."
+
+
+def read_segmentation(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    volume: Volume,
+    labels: Values | None = None,
+    *,
+    others: bool = False,
+) -> Segmentation:
+    """Read contours of the liver, and perhaps of its tumors, that belong to `volume`.
+
+    :param path: a label map, a ``.seg.nrrd``, a DICOM SEG, or several files ("liver.nii.gz" and "tumor.nii.gz") that
+        add up. What their values, names and codes mean is told by :mod:`LiverXAILib.labels`.
+    :param volume: the CT that they were drawn on.
+    :param labels: values of "liver" and "tumor" in label maps; None: what the files say of themselves.
+    :param others: values that are not explained are background.
+    :return: labels on the CT's grid, without probabilities; with "tumor" only if the files speak of tumors.
+    :raises LiverXAILib.errors.InputError: they do not lie on the CT's voxels, hold values that nobody explained, or
+        describe no liver.
+    """
+    several = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    found = read_structures([Path(one) for one in several], volume.grid, labels, others=others, advice=_ADVICE)
+    names = ", ".join(Path(one).name for one in several)
+    if "liver" not in found.structures:
+        raise InputError(
+            f"{names}: no liver is described, and tumors are measured in one. Give its contour too, with a label "
+            "'liver' or as a further file."
+        )
+    if not found.mask("liver").any():
+        raise InputError(f"{names}: nothing is drawn in it.")
+    specs = (LIVER, TUMOR) if "tumor" in found.structures else (LIVER,)
+    warning = "The contours were given, not made by the model: what is explained is how the model sees them."
+    return Segmentation(found.volume, specs, provenance={"source": "given contours", "warnings": [warning]})
