@@ -21,6 +21,7 @@ from .. import options
 from ..errors import LiverXAIError, UsageError
 from ..text import one_line
 from .cases import Found, find_cases
+from .dicomweb import Archive, is_address
 from .manifest import last_states, read_manifest
 from .run import Batch, LocalWorkerPool, MakePool, RunSummary, Settings, resume_decision
 from .store import Shard, Store
@@ -36,11 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="INPUT",
-        type=Path,
+        type=_source,
         nargs="?",
-        help="a folder with images or DICOM series at any depth, or a list of cases (.csv, .json)",
+        help="a folder with images or DICOM series at any depth, a list of cases (.csv, .json), or a PACS "
+        "(dicomweb+http://…), into which DICOM results are stored",
     )
-    parser.add_argument("--input", metavar="INPUT", type=Path, help="the same, by name")
+    parser.add_argument("--input", metavar="INPUT", type=_source, help="the same, by name")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
     parser.add_argument("--pattern", metavar="GLOB", help="take only images whose path in INPUT matches, e.g. '*/ct.*'")
     parser.add_argument("--dry-run", action="store_true", help="list what would be done, and do nothing")
@@ -74,6 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpus-per-worker", type=float, default=4, metavar="N", help="Ray: without GPUs (default: 4)")
 
 
+def _source(text: str) -> Path | str:
+    return text if is_address(text) else Path(text)
+
+
 def _shard(text: str) -> Shard:
     try:
         index, count = (int(part) for part in text.split("/"))
@@ -94,8 +100,13 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
     source = arguments.source or arguments.input
     if source is None or (arguments.source and arguments.input):
         raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
+    archive = Archive(source) if is_address(source) else None
+    if archive is not None and arguments.write is None and arguments.dicom is None:
+        arguments.dicom = True
     settings = _settings(arguments)
     with screen:
+        if archive is not None:
+            source = archive.fetch(arguments.output / "fetched", screen.note)
         found = find_cases(
             source,
             pattern=arguments.pattern,
@@ -120,6 +131,11 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
             summary = Batch(found, store, settings, screen).run(_engine(arguments, store, settings, python))
             screen.note("Summing up", 0.0)
             files = write_summary(store, found)
+            if archive is not None:
+                results = [path for case in found.cases for path in sorted((store.cases / case.folder).glob("*.dcm"))]
+                screen.say(
+                    f"{archive.store(results, arguments.output, screen.note)} DICOM objects stored in {archive.url}."
+                )
         finally:
             store.close()
     _tell(summary, screen, files, store.damage)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PACS as input and output of a batch, by DICOMweb (DICOM PS3.18): query, retrieve and store.
+
+``dicomweb+http://host:8042/dicom-web`` names the service; ``dicomweb+https`` is encrypted. A user and a password may
+stand before the host, and search filters behind a question mark: ``…/dicom-web?PatientID=17&StudyDate=20240101-``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+
+import pydicom
+
+from ..errors import InputError, UsageError
+from ..progress import Progress, report_progress
+from ..volumes.dicom.headers import pydicom_warnings_hidden
+
+if TYPE_CHECKING:
+    from dicomweb_client.api import DICOMwebClient
+
+_SCHEME = re.compile(r"dicomweb\+(?=https?://)")
+#: UIDs become names of folders and files.
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_STORED = "stored.txt"
+#: How often a service that cannot be reached is asked, and the wait in ms before the second time; it then doubles.
+_ATTEMPTS, _WAIT_MS = 3, 200
+#: DICOM files in whatever transfer syntax the service has them.
+_AS_STORED = (("application/dicom", "*"),)
+
+
+def is_address(source: object) -> bool:
+    """Whether an INPUT is the address of a DICOMweb service."""
+    return isinstance(source, str) and _SCHEME.match(source) is not None
+
+
+@dataclass(frozen=True)
+class _RemoteSeries:
+    study: str
+    series: str
+
+
+class Archive:
+    """A DICOMweb service.
+
+    :raises LiverXAILib.errors.UsageError: the extra ``dicom`` is not installed.
+    :raises LiverXAILib.errors.InputError: by all methods: the service cannot be reached or refuses.
+    """
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(_SCHEME.sub("", address))
+        self.filters = dict(parse_qsl(parts.query))
+        host = parts.netloc.rpartition("@")[2]
+        #: Without user and password.
+        self.url = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        self._client = _client(self.url, unquote(parts.username or ""), unquote(parts.password or ""))
+
+    def fetch(self, folder: Path, progress: Progress | None = None) -> Path:
+        """Retrieve all CT series that the filters of the address match; returns the folder that has them.
+
+        What was retrieved before is not retrieved again. A series appears whole or not at all.
+        """
+        found = self._search()
+        for done, one in enumerate(found):
+            report_progress(progress, f"Retrieving series {done + 1} of {len(found)}", done / len(found))
+            target = folder / one.study / one.series
+            if target.is_dir():
+                continue
+            draft = target.with_name(f".{target.name}")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            with self._asked(), pydicom_warnings_hidden():
+                for dataset in self._client.iter_series(
+                    one.study, one.series, media_types=(("application/dicom", "*"),)
+                ):
+                    dataset.save_as(draft / f"{_checked(dataset.SOPInstanceUID)}.dcm", enforce_file_format=True)
+            draft.rename(target)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def store(self, files: Iterable[Path], folder: Path, progress: Progress | None = None) -> int:
+        """Store DICOM files that were not stored before; `folder` keeps the record of those. Returns how many."""
+        record = folder / _STORED
+        stored = set(record.read_text(encoding="ascii").split()) if record.is_file() else set()
+        count = 0
+        for path in files:
+            with self._asked(), pydicom_warnings_hidden():
+                dataset = pydicom.dcmread(path)
+                if dataset.SOPInstanceUID in stored:
+                    continue
+                report_progress(progress, "Storing results", 0.0)
+                self._client.store_instances([dataset])
+            with record.open("a", encoding="ascii") as lines:
+                lines.write(f"{dataset.SOPInstanceUID}\n")
+            count += 1
+        return count
+
+    def _search(self) -> list[_RemoteSeries]:
+        with self._asked():
+            found = self._client.search_for_series(
+                search_filters={**self.filters, "Modality": "CT"}, get_remaining=True
+            )
+            series = {
+                _RemoteSeries(_checked(_value(one, "0020000D")), _checked(_value(one, "0020000E"))) for one in found
+            }
+        return sorted(series, key=lambda one: (one.study, one.series))
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, OSError) as error:
+            # The exceptions of requests are OSErrors. Their texts repeat the address with its filters.
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"The PACS at {self.url} cannot be reached or refuses: {type(error).__name__}.") from error
+        except Exception as error:
+            raise InputError(f"The PACS at {self.url} gave an answer that is not DICOMweb.") from error
+
+
+def _client(url: str, user: str, password: str) -> DICOMwebClient:
+    try:
+        from dicomweb_client.api import DICOMwebClient
+        from dicomweb_client.session_utils import create_session, create_session_from_user_pass
+    except ImportError as error:
+        raise UsageError("A PACS needs dicomweb-client: run 'pip install \"liverxai[dicom]\"'.") from error
+    session = create_session_from_user_pass(user, password) if user else create_session()
+    client = DICOMwebClient(url, session=session)
+    client.set_http_retry_params(max_attempts=_ATTEMPTS, wait_exponential_multiplier=_WAIT_MS)
+    return client
+
+
+def _value(item: dict[str, Any], tag: str) -> str:
+    return str(item[tag]["Value"][0])
+
+
+def _checked(uid: object) -> str:
+    """A UID, which becomes the name of a file."""
+    if _UID.fullmatch(str(uid)) is None:
+        raise ValueError(f"{uid!r} is not a UID")
+    return str(uid)

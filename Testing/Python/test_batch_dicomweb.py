@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round trip through a real PACS: query, retrieve, analyze, store, retrieve again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from batch_toys import environment, run_batch, write_dicom, write_model
+from dicomweb_client.api import DICOMwebClient
+
+from LiverXAILib.batch.dicomweb import Archive, is_address
+from LiverXAILib.errors import InputError
+from LiverXAILib.volumes.dicom_seg import read_segment_masks
+from LiverXAILib.volumes.io import read_volume
+
+PLUGIN = next((path for path in Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb.so*")), None)
+needs_orthanc = pytest.mark.skipif(
+    shutil.which("Orthanc") is None or PLUGIN is None,
+    reason="orthanc and orthanc-dicomweb are not installed (see .ci/install-system-packages)",
+)
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory):
+    """The address of an empty Orthanc on this machine, with a user and a password."""
+    folder = tmp_path_factory.mktemp("orthanc")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": {"reader": "pass word"},
+        "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(["Orthanc", folder / "orthanc.json"], stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            assert process.poll() is None, (folder / "log.txt").read_text()
+            yield f"dicomweb+http://reader:pass%20word@127.0.0.1:{port}/dicom-web"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def client_of(address: str) -> DICOMwebClient:
+    return Archive(address)._client
+
+
+@needs_orthanc
+@pytest.mark.timeout(600)
+def test_a_batch_reads_from_a_pacs_and_stores_its_results_there(pacs, tmp_path):
+    for name in ("one", "two"):
+        write_dicom(tmp_path / name, seed=len(name))
+    files = [pydicom.dcmread(path) for name in ("one", "two") for path in sorted((tmp_path / name).iterdir())]
+    client_of(pacs).store_instances(files)
+    write_model(tmp_path / "model")
+    outputs = ["--write", "dicom", "dicom-sr", "--explain", "--no-report"]
+    arguments = [pacs, "--output", tmp_path / "out", "--model", tmp_path / "model", "--device", "cpu", *outputs]
+    ran = run_batch(*arguments, env=environment(tmp_path))
+    assert ran.returncode == 0, ran.stdout
+    assert "pass word" not in ran.stdout
+    assert "6 DICOM objects stored" in ran.stdout
+
+    client = client_of(pacs)
+    cases = list((tmp_path / "out" / "cases").iterdir())
+    assert len(cases) == 2
+    for number, case in enumerate(cases):
+        result = pydicom.dcmread(case / "segmentation.dcm")
+        study = result.StudyInstanceUID
+        series: dict[str, list[str]] = {}
+        for one in client.search_for_series(study):
+            series.setdefault(one["00080060"]["Value"][0], []).append(one["0020000E"]["Value"][0])
+        assert {modality: len(uids) for modality, uids in series.items()} == {"CT": 1, "SR": 1, "SEG": 2}
+        volume = read_volume(fetched(client, study, series["CT"][0], tmp_path / f"ct{number}"))
+        segmentation = fetched(client, study, result.SeriesInstanceUID, tmp_path / f"seg{number}")
+        masks = read_segment_masks(next(segmentation.iterdir()), volume.grid)
+        for label, mask in read_segment_masks(case / "segmentation.dcm", volume.grid).items():
+            np.testing.assert_array_equal(masks[label], mask)
+            assert mask.any()
+
+    ran = run_batch(*arguments, env=environment(tmp_path))
+    assert "0 DICOM objects stored" in ran.stdout
+
+
+def fetched(client: DICOMwebClient, study: str, series: str, folder: Path) -> Path:
+    folder.mkdir()
+    for dataset in client.retrieve_series(study, series):
+        dataset.save_as(folder / f"{dataset.SOPInstanceUID}.dcm", enforce_file_format=True)
+    return folder
+
+
+@needs_orthanc
+def test_filters_of_the_address_choose_series_and_a_wrong_password_is_a_sentence(pacs, tmp_path):
+    write_dicom(tmp_path / "ct")
+    file = pydicom.dcmread(next((tmp_path / "ct").iterdir()))
+    file.PatientID = "chosen"
+    client_of(pacs).store_instances([file])
+    folder = Archive(f"{pacs}?PatientID=chosen").fetch(tmp_path / "fetched")
+    assert [path.stem for path in folder.rglob("*.dcm")] == [file.SOPInstanceUID]
+    wrong = pacs.replace("pass%20word", "wrong")
+    with pytest.raises(InputError, match="refuses") as caught:
+        Archive(wrong).fetch(tmp_path / "other")
+    assert "wrong" not in str(caught.value)
+
+
+def test_a_pacs_that_is_not_there_is_a_sentence(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"dicomweb+http://127.0.0.1:{free.getsockname()[1]}/dicom-web"
+    assert is_address(address)
+    assert not is_address("/data/dicomweb")
+    with pytest.raises(InputError, match="cannot be reached"):
+        Archive(address).fetch(tmp_path)
