@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``liverxai`` (= ``python -m LiverXAILib``).
 
-Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage.
+Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage, 128 + n stopped by signal n (130: Ctrl+C, 143:
+terminated).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +24,10 @@ from . import options
 from ._version import __version__
 from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError
-from .progress import progress_bar
+from .progress import progress_bar, progress_hidden
+from .subprocesses import is_memory
+from .text import one_line
+from .volumes.formats import FILE_FORMATS
 
 if TYPE_CHECKING:
     from .inference import Segmentation
@@ -28,31 +36,101 @@ if TYPE_CHECKING:
 FAILED, USAGE = 1, 2
 
 
+#: Understood before and after the command.
+_ANYWHERE = {
+    "--quiet": "show errors and warnings only",
+    "--verbose": "also show what is decided on the way",
+    "--debug": "show all log messages, and tracebacks of errors",
+}
+#: Commands that print what they do; others print what they were asked for.
+_TELLING = ("analyze", "batch", "benchmark", "phantom", "train")
+_LEVELS = {"--debug": logging.DEBUG, "--verbose": logging.INFO, "--quiet": logging.ERROR}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser(next((word for word in words if word in _COMMANDS), None)).parse_args(
-        options.separate_lists(words)
-    )
-    logging.basicConfig(
-        level=logging.DEBUG if parsed.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    flags = {word for word in given[:end] if word in _ANYWHERE}
+    words = [word for word in given[:end] if word not in _ANYWHERE] + given[end:]
+    command = next((word for word in words if word in _COMMANDS), None)
+    quiet = "--quiet" in flags
+    with contextlib.ExitStack() as stack:
+        try:
+            if "--version" in words[:end]:
+                print(f"LiverXAI {__version__}")
+                return 0
+            parsed = _parser(command).parse_args(options.separate_lists(words))
+            level = next((level for flag, level in _LEVELS.items() if flag in flags), logging.WARNING)
+            logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+            stack.enter_context(_signals_raise())
+            stack.enter_context(progress_hidden(quiet))
+            if quiet and command in _TELLING:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            code = int(parsed.run(parsed))
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+        except BaseException as error:
+            return _exit_code(error, debug="--debug" in flags)
+
+
+class _Stopped(BaseException):
+    """The user or the system wants the program to end. (Not an Exception: nobody may take it for a failure.)"""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the work as errors do, so that everything is cleaned up; once, and not again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    old = {number: signal.signal(number, stop) for number in numbers}
     try:
-        return parsed.run(parsed)
-    except KeyboardInterrupt:
-        print("liverxai: cancelled; nothing was written.", file=sys.stderr)
-        return FAILED
-    except (LiverXAIError, OSError, MemoryError) as error:
-        if parsed.debug:
-            traceback.print_exc()
-        print(f"liverxai: {_sentence(error)}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) and not isinstance(error, Cancelled) else FAILED
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _exit_code(error: BaseException, debug: bool) -> int:
+    """Say in one line what went wrong; returns the exit code."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has enough (`| head`). Nothing more may be written, not even at the end.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    if isinstance(error, _Stopped | KeyboardInterrupt):
+        number = error.number if isinstance(error, _Stopped) else int(signal.SIGINT)
+        print("liverxai: stopped; nothing is half written.", file=sys.stderr)
+        return 128 + number
+    if debug:
+        traceback.print_exception(error)
+    print(f"liverxai: {_sentence(error)}", file=sys.stderr)
+    return USAGE if isinstance(error, UsageError) and not isinstance(error, Cancelled) else FAILED
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
+    if is_memory(error) and not isinstance(error, LiverXAIError):
         return "not enough memory. Close other programs, or crop the image."
-    return " ".join(str(error).split()) or type(error).__name__
+    text = one_line(" ".join(str(error).split())) or type(error).__name__
+    if isinstance(error, LiverXAIError | OSError):
+        return text
+    return f"unexpected error ({type(error).__name__}: {text}). --debug shows where; please report it."
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -62,11 +140,18 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         description="Segment the liver and its tumors in CT and explain the result. For research use only.",
     )
     parser.add_argument("--version", action="version", version=f"LiverXAI {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show log messages and tracebacks (before the command)")
+    for flag, text in _ANYWHERE.items():
+        parser.add_argument(flag, action="store_true", help=f"{text} (before or after the command)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (text, fill) in _COMMANDS.items():
-        one = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name == command:
+        one = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"Also: {', '.join(_ANYWHERE)}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if command in (name, "completion"):
             fill(one)
     return parser
 
@@ -85,8 +170,11 @@ def _module(name: str) -> Callable[[argparse.ArgumentParser], None]:
 # --- analyze ----------------------------------------------------------------------------------------------------
 
 
+_INPUT = f"a file ({', '.join(FILE_FORMATS)}) or a DICOM folder"
+
+
 def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT", type=Path, help="a NIfTI, NRRD or MetaImage file, or a DICOM folder")
+    parser.add_argument("input", metavar="INPUT", type=Path, help=_INPUT)
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
     parser.add_argument(
         "--segmentation",
@@ -108,6 +196,7 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_arguments(parser)
     parser.set_defaults(run=_analyze)
+    parser.epilog = f"{options.EXAMPLES}\n\n{parser.epilog}"
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
@@ -135,8 +224,8 @@ def _analyze(arguments: argparse.Namespace) -> int:
         progress("Writing", 1.0)
         written = chosen.save(analysis, arguments.output)
     print(f"Image   {volume.summary()}")
-    for warning in [*analysis.provenance["warnings"], *written.warnings]:
-        print(f"warning: {warning}")
+    for sentence in [*analysis.provenance["warnings"], *written.warnings]:
+        print(f"warning: {one_line(sentence)}", file=sys.stderr)
     print(analysis.measurements.summary())
     for role, path in written.files.items():
         print(f"{role:>20}  {path}")
@@ -181,6 +270,22 @@ def _phantom(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- completion -------------------------------------------------------------------------------------------------
+
+
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help='e.g. eval "$(liverxai completion bash)"')
+    parser.set_defaults(run=_completion)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    """Print what makes a shell complete commands and options."""
+    import shtab
+
+    print(shtab.complete(_parser("completion"), shell=arguments.shell))
+    return 0
+
+
 # --- benchmark --------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +307,9 @@ _BENCHMARKS = {
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "analyze": ("segment, explain, measure and report one CT", _analyze_arguments),
-    "batch": ("analyze many CTs, unattended: none is lost, whatever happens", _module(".batch.command")),
+    "batch": ("analyze many CTs; resumable, failures are isolated per case", _module(".batch.command")),
     "benchmark": ("measure speed and memory on this machine", _benchmark_arguments),
+    "completion": ("print what makes your shell complete commands and options", _completion_arguments),
     "evaluate": ("compare predictions with references", _module(".evaluation.evaluate")),
     "models": ("list, show, download, import, verify and remove models", _module(".models.commands")),
     "phantom": ("make a synthetic CT with its truth", _phantom_arguments),

@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from .report.writers import Writer
     from .volumes.volume import Volume
 
+#: What ``--help`` shows.
+EXAMPLES = """targets of --explain:
+  liver, tumor          what made the model say "liver", "tumor"?
+  lesion:2              why is lesion 2 a tumor? (1 is the largest)
+  point:LPS:12,-30,100  why is this place what it is? (mm)
+  why-not-tumor:...     why is a place or a box not a tumor?
+
+examples:
+  liverxai analyze ct.nii.gz --output result
+  liverxai analyze DICOM_FOLDER --output result --explain liver lesion:1 --check --dicom
+  liverxai analyze ct.nrrd --output result --explain --write seg tables"""
 #: Options that add an output or leave it out.
 _SHORTCUTS = {
     "report": "write report.html (default: yes)",

@@ -10,14 +10,15 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._version import __version__
 from .analysis import Analysis
 from .context import RunContext
-from .errors import Cancelled, InputError, LiverXAIError, UsageError
+from .errors import Cancelled, DeviceError, InputError, LiverXAIError, UsageError
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
 from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
@@ -29,10 +30,11 @@ from .inference.mirrored import find_mirrored_liver
 from .measure import Measurements, measure, measure_uncertainty
 from .measure.plausibility import USUAL_ML
 from .models import Model
+from .models.model import require_model
 from .progress import CancelToken, Progress
 from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_output
 from .subprocesses import is_memory
-from .volumes.volume import Volume
+from .volumes.volume import Volume, require_volume
 
 #: What is explained when nobody asks for something else, where the model knows it.
 DEFAULT_TARGETS = ("liver", "tumor")
@@ -44,6 +46,20 @@ CHECK_DRAWS = 3
 _log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Whatever another library raises leaves as one of our errors."""
+    try:
+        yield
+    except LiverXAIError:
+        raise
+    except Exception as error:
+        if is_memory(error):
+            raise DeviceError("There was not enough memory. Close other programs, or crop the image.") from error
+        raise LiverXAIError(f"The CT cannot be analyzed: unexpected {type(error).__name__}: {error}") from error
+
+
+@_own_errors()
 def analyze(
     volume: Volume,
     model: Model,
@@ -79,8 +95,10 @@ def analyze(
         explained and measured instead of the model's own.
     :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
     """
-    started = time.time()
     context = RunContext(progress, cancel, device)
+    require_volume(volume)
+    require_model(model)
+    started = time.time()
     questions = check_request(model, targets, method, layer)
     given = segmentation is not None
     if segmentation is None:

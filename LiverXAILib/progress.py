@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .errors import Cancelled
+from .text import one_line
 
 #: ``progress(stage, fraction)``: what is being done, in words, and how much of it is done (0 to 1).
 Progress = Callable[[str, float], None]
@@ -52,14 +55,69 @@ def scaled(progress: Progress | None, start: float, end: float) -> Progress | No
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on the terminal (on standard error, so that output can be piped), with the time that remains."""
+    """What is being done, on standard error, so that output can be piped.
+
+    On a terminal a bar with the time that remains; elsewhere (a log file, a pipe) a line for each stage. Nothing
+    within :func:`progress_hidden`.
+    """
+    if _hidden:
+        yield lambda stage, fraction: None
+    elif getattr(sys.stderr, "isatty", bool)():
+        yield from _bar()
+    else:
+        yield from _lines()
+
+
+@contextmanager
+def progress_hidden(hidden: bool = True) -> Iterator[None]:
+    """No progress is shown in this block."""
+    global _hidden
+    before, _hidden = _hidden, hidden
+    try:
+        yield
+    finally:
+        _hidden = before
+
+
+def progress_is_hidden() -> bool:
+    """Whether the user wants to see no progress."""
+    return _hidden
+
+
+_hidden = False
+#: What changes within a stage: "Segmenting (organ): window 3 of 12".
+_COUNTED = re.compile(r":.*|\s+\d+ of \d+.*")
+
+
+def _bar() -> Iterator[Progress]:
     from tqdm import tqdm
 
-    with tqdm(total=100, bar_format="{desc:<46.46} {bar} {percentage:3.0f}% {remaining}", leave=False) as bar:
+    with tqdm(total=100, bar_format=_BAR, leave=False) as bar:
 
         def show(stage: str, fraction: float) -> None:
-            bar.set_description_str(stage, refresh=False)
+            # How long the rest takes is known only after a while.
+            bar.bar_format = _BAR + (" {remaining}" if fraction > 0.02 else "")
+            bar.set_description_str(one_line(stage), refresh=False)
             bar.update(max(0.0, 100 * fraction - bar.n))
             bar.refresh()
 
         yield show
+
+
+_BAR = "{desc:<46.46} {bar} {percentage:3.0f}%"
+
+
+def _lines() -> Iterator[Progress]:
+    last = ""
+
+    def show(stage: str, fraction: float) -> None:
+        nonlocal last
+        text = _COUNTED.sub("", one_line(stage))
+        if text != last and sys.stderr is not None:
+            last = text
+            # Whoever read it may have gone; the work goes on.
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"{text}\n")
+                sys.stderr.flush()
+
+    yield show

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``liverxai batch``: arguments, what the user sees, exit codes.
 
-Exit codes: 0 all done, 1 some failed or the batch had to stop, 2 wrong usage, 3 nothing to do, 128 + n stopped by
-signal n (130: Ctrl+C, 143: terminated).
+Exit codes: 0 all done (also if they were before), 1 some failed or the batch had to stop, 2 wrong usage, 128 + n
+stopped by signal n (130: Ctrl+C, 143: terminated).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import options
-from ..errors import LiverXAIError, UsageError
+from ..errors import InputError, LiverXAIError, UsageError
+from ..progress import progress_is_hidden
 from ..text import one_line
 from .cases import Found, find_cases
 from .dicomweb import Archive, is_address
@@ -28,8 +29,6 @@ from .store import Shard, Store
 from .summary import write_summary
 
 _log = logging.getLogger(__name__)
-
-NOTHING_TO_DO = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pattern", metavar="GLOB", help="take only images whose path in INPUT matches, e.g. '*/ct.*'")
     parser.add_argument("--dry-run", action="store_true", help="list what would be done, and do nothing")
     options.add_arguments(parser)
+    parser.epilog = f"{options.EXAMPLES.partition('examples:')[0]}{parser.epilog}"
     parser.set_defaults(scene=False)
     parser.add_argument(
         "--keep-names",
@@ -121,8 +121,10 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         for reason, count in Counter(reason for _, reason in found.passed_over).most_common():
             screen.say(f"  {count} passed over: {reason}")
         if not mine:
-            screen.say("Nothing to do.")
-            return NOTHING_TO_DO
+            if not found.cases:
+                raise InputError(f"There are no CTs in {source}.")
+            screen.say("Nothing to do in this part.")
+            return 0
         if arguments.dry_run:
             return _dry_run(found, store, settings, screen, python)
         store.open(lambda text: screen.note(text, 0.0))
@@ -197,7 +199,7 @@ def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, pyt
     for label, reason in found.passed_over:
         screen.say(f"{'-':<4}  {'passed over':<14}  {label}: {reason}")
     screen.say(f"{todo} cases would be done. Nothing was done.")
-    return 0 if todo else NOTHING_TO_DO
+    return 0
 
 
 def _identify(store: Store, settings: Settings, screen: Screen, python: str) -> dict[str, Any]:
@@ -230,7 +232,7 @@ def _tell(summary: RunSummary, screen: Screen, files: Sequence[Path], damage: Se
     before = f", {summary.done_before} were done before" if summary.done_before else ""
     before += f", {summary.failed_before} had failed before" if summary.failed_before else ""
     screen.say(f"{done} done, {failed} failed{before}.")
-    if summary.exit_code == NOTHING_TO_DO:
+    if not summary.exit_code and not done:
         screen.say("Nothing to do.")
     if summary.signal:
         screen.say("Stopped. What was done is complete; run the same command again to go on.")
@@ -253,7 +255,7 @@ class Screen:
 
     def __enter__(self) -> Screen:
         # In Slicer the streams are not quite files; on Windows there may be none.
-        if getattr(sys.stderr, "isatty", bool)():
+        if getattr(sys.stderr, "isatty", bool)() and not progress_is_hidden():
             from tqdm import tqdm
 
             self._bar = tqdm(

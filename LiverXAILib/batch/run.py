@@ -139,12 +139,12 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some failed (or a stop), 3 nothing to do, 128 + n stopped by signal n."""
+        """0 all done, 1 some failed (or a stop), 128 + n stopped by signal n."""
         if self.signal:
             return 128 + self.signal
-        if self.failed or self.stopped:
+        if self.failed or self.failed_before or self.stopped:
             return 1
-        return 0 if self.done else 3
+        return 0
 
 
 #: Makes a pool that emits events to the given function.

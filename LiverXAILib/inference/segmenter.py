@@ -15,13 +15,13 @@ import torch
 
 from ..context import RunContext
 from ..errors import DeviceError
-from ..models.model import Model
+from ..models.model import Model, require_model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress
 from ..volumes.box import Box, bounding_box
 from ..volumes.memory import require_memory
 from ..volumes.size import check_size
-from ..volumes.volume import Grid, Volume
+from ..volumes.volume import Grid, Volume, require_volume
 from .backends import choose_backend, forward
 from .device import select_device
 from .masks import Mask
@@ -68,6 +68,8 @@ def segment(
     :raises LiverXAILib.errors.UsageError: `backend` is not possible here.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
+    require_volume(volume)
+    require_model(model)
     check_size(volume.grid, "The image")
     rules = postprocessing or Postprocessing()
     target = select_device(device)

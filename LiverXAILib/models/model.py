@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from .spec import ModelSpec, StageSpec
 
 
@@ -45,3 +47,10 @@ class Model:
     def members(self, stage: StageSpec) -> list[nn.Module]:
         """The networks of a stage."""
         return self.networks[stage.name]
+
+
+def require_model(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a :class:`Model`."""
+    if not isinstance(value, Model):
+        what = f"load_model({str(value)!r})" if isinstance(value, str | os.PathLike) else 'load_model("default")'
+        raise UsageError(f"A model is needed, not {type(value).__name__}: load it first, with {what}.")

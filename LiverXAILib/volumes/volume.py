@@ -11,12 +11,14 @@ Conventions, everywhere in LiverXAI:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..errors import UsageError
 from .box import Box, bounding_box
 
 #: ``bounding_box`` moved to :mod:`LiverXAILib.volumes.box`; importing it from here goes on working.
@@ -152,3 +154,10 @@ class Volume:
     def cropped(self, box: Box) -> Volume:
         """The part of the image in `box`."""
         return Volume(self.array[box], self.grid.cropped(box).ijk_to_lps, self.metadata)
+
+
+def require_volume(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a :class:`Volume`."""
+    if not isinstance(value, Volume):
+        what = f"read_volume({str(value)!r})" if isinstance(value, str | os.PathLike) else "read_volume(path)"
+        raise UsageError(f"An image is needed, not {type(value).__name__}: read it first, with {what}.")

@@ -14,6 +14,7 @@ LIBRARY = Path(__file__).parents[2] / "LiverXAILib"
 
 ORDER = [
     "errors",
+    "text",
     "progress",
     "context",
     "_version",
@@ -21,7 +22,6 @@ ORDER = [
     "colors",
     "subprocesses",
     "files",
-    "text",
     "tables",
     "volumes",
     "labels",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import SimpleITK as sitk
 from batch_toys import write_good, write_model
 
+import LiverXAILib as lx
 from LiverXAILib.cli import main
+from LiverXAILib.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,129 @@ def test_the_module_and_the_command_are_the_same_and_start_without_torch():
         [sys.executable, "-m", "LiverXAILib", "--version"], capture_output=True, text=True, env=environment, check=True
     )
     assert run.stdout.startswith("LiverXAI ")
+
+
+def run_cli(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        [sys.executable, "-m", "LiverXAILib", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("stage", ["Reading the image", "Segmenting", "Explaining"])
+def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tmp_path, number, stage):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    arguments = ["analyze", image, "--model", model, "-o", tmp_path / "out", "--method", "occlusion", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "LiverXAILib", *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith(stage):
+            process.send_signal(number)
+            break
+    rest = process.stderr.read()
+    assert process.wait(60) == 128 + number, (seen, rest)
+    process.stderr.close()
+    assert rest.splitlines()[-1] == "liverxai: stopped; nothing is half written."
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    assert not list((tmp_path / "tmp").glob("*liverxai*"))
+
+
+def test_progress_in_a_log_file_is_a_clean_line_for_each_stage(model, image, tmp_path):
+    run = run_cli("analyze", image, "--model", model, "-o", tmp_path / "out", "--write", "--explain", "liver")
+    assert run.returncode == 0
+    lines = run.stderr.splitlines()
+    assert lines[0] == "Loading the model"
+    assert "Reading the image" in lines
+    assert len(lines) == len(set(lines))
+    assert not set("\r\x1b%█▏?") & set(run.stderr)
+
+
+def test_flags_are_understood_anywhere(model, image, tmp_path, capsys):
+    arguments = ["analyze", str(image), "--model", str(model), "-o", str(tmp_path / "out"), "--write", "--explain"]
+    assert main([*arguments, "--quiet"]) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert all(line.startswith("warning: ") for line in told.err.splitlines())
+    for words in (["--version"], ["analyze", "--version"], ["models", "list", "--version"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith("LiverXAI ")
+    assert main(["analyze", "missing.nii.gz", "-o", "out", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_reader_that_has_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, "-m", "LiverXAILib", "models", "list"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    os.close(write)
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze", "missing.nii.gz", "-o", "out", "--model", "{model}"],
+        ["batch", "missing", "-o", "out", "--model", "{model}"],
+        ["evaluate", "missing.nii.gz", "--reference", "missing.nii.gz"],
+    ],
+)
+def test_a_missing_input_has_the_same_exit_code_everywhere(arguments, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([word.format(model=model) for word in arguments]) == 1
+    assert "missing" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_one_line(monkeypatch, capsys, tmp_path):
+    def fail(*arguments: object, **named: object) -> None:
+        raise ZeroDivisionError("by\x1b[2Jzero\nliverxai: done")
+
+    monkeypatch.setattr("LiverXAILib.phantoms.make_phantom", fail)
+    assert main(["phantom", "-o", str(tmp_path / "p.nii.gz")]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "unexpected" in line]
+    assert "ZeroDivisionError" in line
+    assert "\x1b" not in line
+
+
+def test_help_names_methods_targets_outputs_and_formats(capsys):
+    with pytest.raises(SystemExit):
+        main(["analyze", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for word in ("hires-cam", "lesion:2", "probabilities", ".nii.gz", "--explain --write seg tables", "--quiet"):
+        assert word in text
+
+
+def test_shells_can_complete(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "--min-lesion-ml" in script
+    assert "--time-limit" in script
+
+
+def test_a_path_where_an_image_or_a_model_is_needed_says_what_to_do(image):
+    with pytest.raises(UsageError, match=r"read_volume\('ct.nii.gz'\)"):
+        lx.segment("ct.nii.gz", "default")
+    with pytest.raises(UsageError, match=r"read_volume\('ct.nii.gz'\)"):
+        lx.analyze("ct.nii.gz", "default")
+    volume = lx.read_volume(image)
+    with pytest.raises(UsageError, match=r"load_model\('default'\)"):
+        lx.segment(volume, "default")
