@@ -25,7 +25,8 @@ from typing import Any
 
 from ..errors import UsageError
 from ..explain import METHODS, EmptyTargetError, Target
-from ..explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift, shuffled_networks
+from ..explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
+from ..explain.randomization import shuffled_networks
 from ..explain.score import EXAMINED_MM, build_score
 from ..explain.stage_context import StageContext, StageMap
 from ..explain.stitching import recorded, stage_maps
@@ -146,7 +147,7 @@ def _row(card: Mapping[str, Any]) -> Row:
         "deletion_auc": card["curves"]["deletion_auc"],
         "insertion_auc": card["curves"]["insertion_auc"],
         "score": card["score"],
-        "score_blurred": card["score_blurred"],
+        "score_replaced": card["score_replaced"],
         "energy_lift": card["energy_lift"],
         "lost_without_surroundings": card["context"]["lost_without_surroundings"],
         "lost_without_target": card["context"]["lost_without_target"],
@@ -195,7 +196,7 @@ def format_table(rows: Sequence[Row]) -> str:
         "case": "case",
         "target": "question",
         "score": "confidence",
-        "score_blurred": "blurred",
+        "score_replaced": "all replaced",
         "gain_logit_map": "gain: logit map",
         "gain_edges": "edges",
         "gain_smooth_noise": "smooth noise",

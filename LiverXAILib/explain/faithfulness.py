@@ -1,41 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a heat map can be trusted: checks of one explanation, each with its formula, its source and its controls.
 
-All checks run in one window, the one that decides most of the question, or in the part of it around the target (see
-:meth:`LiverXAILib.explain.score.ScoreTarget.in_focus`), on the grid of the network. There
+All checks run in one box: the window that decides most of the question, or the part of it around the target (see
+:meth:`LiverXAILib.explain.score.ScoreTarget.in_focus`), on the grid of the network. It is enlarged until the model says
+there what it says in the whole image. In the box
 
     f(x) = sum_y T(y) p(y; x) / sum_y T(y),
 
-the mean probability p of the answer over the target's share T of the window, for an image x. To "delete" a voxel is to
-replace it by the blurred CT: an image without the structure that a scanner could have made. Air or zeros would be
-answered for their edges (Hase et al. 2021, "The Out-of-Distribution Problem in Explainability"). The blur is a
-Gaussian of :data:`~LiverXAILib.explain.stage_context.BLUR_MM`, or, since a large organ outlasts that, of half the
-radius of a ball with the target's volume.
+the mean probability p of the answer over the target's share T of the box, for an image x. To "delete" a voxel is to
+replace it by plain tissue of the same patient (:func:`LiverXAILib.explain.fill.plain_tissue`): liver for lesions, what
+prevails around it for an organ. Air or zeros would be answered for their edges (Hase et al. 2021, "The
+Out-of-Distribution Problem in Explainability"). A blurred CT, the alternative, keeps its lesions: they are still darker
+than the liver, only softer, so that their effect is underestimated.
 
 A number alone says little, so the same is computed for maps that explain nothing: the network's own score ("logit
-map"), the CT's edges, smooth noise, and the map of the same method for a network whose weights were shuffled.
+map"), the CT's edges, smooth noise, and maps of the same method for networks whose weights were shuffled. What follows
+from the numbers is said by :mod:`LiverXAILib.explain.verdict`.
 """
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.box import Box
+from .fill import distance_mm, plain_tissue
 from .methods import Method
-from .score import EXAMINED_MM, ScoreTarget
+from .randomization import mirror_correlations, shuffled_networks, spearman
+from .score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits
 from .stage_context import BLUR_MM, StageContext, StageMap, gaussian
 from .stitching import stage_maps
+from .verdict import TESTABLE, judge
 
 #: Points of the deletion and insertion curves, including both ends.
 POINTS = 8
@@ -44,25 +49,16 @@ LEVELS = 4
 #: How often all weights are shuffled: a single shuffled network may give a similar map, or an opposite one, by chance.
 #: Odd, so that the median is one of them.
 DRAWS = 5
+#: How many maps of smooth noise the drop is compared with.
+NOISE_DRAWS = 7
 #: Standard deviation of the noise of the stability check.
 NOISE_HU = 10.0
-#: A map is stable if its rank correlation with that of the noisy image is at least this.
-STABLE = 0.8
-#: A map depends on what was learned if its rank correlation after shuffling all weights, the median over the draws,
-#: is at most this.
-SHUFFLED = 0.5
-#: Confidence that must be lost when everything is blurred, or deletion and insertion test nothing.
-_TESTABLE = 0.05
-#: Controls that a map must beat, as sentences name them.
-_RIVALS = {
-    "edges": "image edges",
-    "smooth noise": "random places",
-    "shuffled network": "the map of a network with shuffled weights",
-}
-#: Structures this close to the target count as the target itself when its surroundings are blurred.
+#: The box must give the target a probability within this of the whole image's.
+AGREEMENT = 0.15
+#: Structures this close to the target count as the target itself when its surroundings are replaced.
 _RIM_MM = 5.0
-#: Ranks are compared on at most about this many voxels.
-_SAMPLE = 60_000
+#: Regions around the target in which the effect is looked for, and the part of it that they must have.
+_REGIONS_MM, _EFFECT = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0), 0.9
 
 
 class FaithfulnessEvaluator:
@@ -71,7 +67,10 @@ class FaithfulnessEvaluator:
     Deterministic: all random numbers come from a fixed seed.
 
     :param points: of the deletion and insertion curves, including both ends.
-    :param limit_mm: size of the window, at most, where the network reads images of any size.
+    :param limit_mm: size of the box, at most, where the network reads images of any size; larger ones are tried if the
+        model says something else there than in the whole image.
+    :param baseline: what replaces voxels: "fill", plain tissue of the patient; "blur", the blurred CT, which keeps part
+        of what was there. Where no plain tissue is found, it is the blurred CT.
     """
 
     def __init__(
@@ -82,31 +81,56 @@ class FaithfulnessEvaluator:
         cancel: CancelToken | None = None,
         points: int = POINTS,
         limit_mm: float = EXAMINED_MM,
+        baseline: Literal["fill", "blur"] = "fill",
     ) -> None:
-        self.run, self.score_target, self.box = score_target.in_focus(run, limit_mm)
         self.progress = progress
         self.cancel = cancel
         self.points = points
         self.passes = 0
-        self._weights = self.score_target.weights.abs().sum(dim=0)
-        self._weights = self._weights / self._weights.sum()
+        # Almost all of what a card takes, for the progress.
+        self._expected = 10 * (points - 2) + LEVELS + DRAWS + NOISE_DRAWS + len(_REGIONS_MM) + 8
+        self.depends_on_far = ""
+        odds = score_target.evidence(blended_logits(run, score_target, cancel))
+        for limit, reach in ((limit_mm, CONTEXT_MM), (1.7 * limit_mm, 2 * CONTEXT_MM), (None, 0.0)):
+            self.run, self.score_target, self.box = score_target.in_focus(run, limit, reach)
+            self._weights = self.score_target.weights.abs().sum(dim=0)
+            self._weights = self._weights / self._weights.sum()
+            self.intact = self.score(self.run.image)
+            self.in_image = self._in_image(score_target, odds)
+            if abs(self.intact - self.in_image) <= AGREEMENT:
+                break
+        else:
+            self.depends_on_far = (
+                f"the model's answer depends on what lies far away; its confidence is {self.in_image:.2f} in the whole "
+                f"image, but {self.intact:.2f} in the part of it that can be examined."
+            )
         voxel = float(np.prod(run.spacing))
         radius = (float((score_target.weights.abs().sum(dim=0) > 0).sum()) * voxel * 0.75 / np.pi) ** (1 / 3)
         self.blur_mm = max(BLUR_MM, radius / 2)
-        self._blurred = _blurred(run, self.box, self.blur_mm)
+        self.baseline, self._replacement = self._reference(run, baseline)
         self._volume_ml = float(np.prod(self.run.plan.shape)) * voxel / 1000
-        # Almost all of what a card takes, for the progress.
-        self._expected = 10 * (points - 2) + LEVELS + DRAWS + 5
 
-    @cached_property
-    def intact(self) -> float:
-        """f of the image as it is."""
-        return self.score(self.run.image)
+    def _in_image(self, score_target: ScoreTarget, odds: torch.Tensor) -> float:
+        """The mean probability of the answer, in the whole image, over the part of the target that the box holds."""
+        common = self.box.intersection(score_target.box)
+        assert common is not None
+        weights = self._weights[common.relative_to(self.box)]
+        return float((torch.sigmoid(odds[common.relative_to(score_target.box)]) * weights).sum() / weights.sum())
+
+    def _reference(self, run: StageContext, baseline: str) -> tuple[str, torch.Tensor]:
+        """What replaces voxels, in words, and the network input that holds it everywhere in the box."""
+        if baseline == "fill":
+            try:
+                level, plain = plain_tissue(self.run, self._weights > 0, self.score_target.target.label)
+                return f"plain tissue of this patient at {level:.0f} HU", plain
+            except UsageError:
+                pass
+        return f"the CT after a Gaussian of {self.blur_mm:.3g} mm", _blurred(run, self.box, self.blur_mm)
 
     @cached_property
     def erased(self) -> float:
-        """f of the blurred image."""
-        return self.score(self._blurred)
+        """f of the image in which everything is replaced."""
+        return self.score(self._replacement)
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -114,16 +138,72 @@ class FaithfulnessEvaluator:
         return self._evidence(self.run.image)
 
     @cached_property
-    def controls(self) -> dict[str, dict[str, Any]]:
-        """Curves of the maps that do not depend on the method."""
+    def _edges(self) -> torch.Tensor:
+        """How steep the CT is."""
         spacing = self.run.spacing
         smooth = gaussian(self.run.image, [2.0 / size for size in spacing])
         slopes = [torch.gradient(smooth, dim=axis)[0] / spacing[axis] for axis in range(3) if smooth.shape[axis] > 1]
+        return torch.stack(slopes).norm(dim=0)
+
+    @cached_property
+    def _edges_drop(self) -> float:
+        share: float = self.drop(self._edges)["share"]
+        return share
+
+    @cached_property
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """Curves of the maps that do not depend on the method."""
+        spacing = self.run.spacing
         noise = torch.randn(self.run.image.shape, generator=self._generator(1))
         return {
             "logit map": self.curves(self.logits),
-            "edges": self.curves(torch.stack(slopes).norm(dim=0)),
+            "edges": self.curves(self._edges),
             "smooth noise": self.curves(gaussian(noise, [8.0 / size for size in spacing])),
+        }
+
+    @cached_property
+    def noise_drops(self) -> list[float]:
+        """:meth:`drop` of maps of smooth noise: random places."""
+        sigmas = [8.0 / size for size in self.run.spacing]
+        draws = (torch.randn(self.run.image.shape, generator=self._generator(10 + n)) for n in range(NOISE_DRAWS))
+        return [self.drop(gaussian(noise, sigmas))["share"] for noise in draws]
+
+    @cached_property
+    def region(self) -> dict[str, Any]:
+        """The smallest region around the target that has 90 % of the effect of replacing everything.
+
+        Replacing it is a counterfactual; no map is needed. ``radius_mm`` around the target, ``ml``, and ``effect``, the
+        part of the effect that it has; ``mask`` as in the box.
+        """
+        distance = distance_mm(self._weights > 0, self.run.spacing)
+        span = self.intact - self.erased
+        for radius in (*_REGIONS_MM, float("inf")):
+            mask = distance <= radius
+            effect = (self.intact - self.score(torch.where(mask, self._replacement, self.run.image))) / (span or 1e-9)
+            if effect >= _EFFECT or bool(mask.all()):
+                break
+        voxel_ml = float(np.prod(self.run.spacing)) / 1000
+        return {
+            "radius_mm": radius if np.isfinite(radius) else None,
+            "ml": round(float(mask.sum()) * voxel_ml, 2),
+            "effect": round(effect, 4),
+            "mask": mask,
+        }
+
+    def drop(self, values: torch.Tensor) -> dict[str, Any]:
+        """What replacing the voxels that `values` ranks highest does to f, as many voxels as the target has.
+
+        ``ml``, f ``after`` it, and ``share``, the part of the effect of replacing everything.
+        """
+        count = int((self._weights > 0).sum())
+        top = torch.zeros(values.numel(), dtype=torch.bool)
+        top[self._ranking(values)[:count]] = True
+        after = self.score(torch.where(top.reshape(values.shape), self._replacement, self.run.image))
+        span = self.intact - self.erased
+        return {
+            "ml": round(count * float(np.prod(self.run.spacing)) / 1000, 3),
+            "after": round(after, 5),
+            "share": round((self.intact - after) / span, 4) if span >= TESTABLE else 0.0,
         }
 
     def score(self, image: torch.Tensor) -> float:
@@ -136,7 +216,7 @@ class FaithfulnessEvaluator:
         Petsiuk, Das, Saenko, "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421. The n-th point changes the fraction
         (n/N)^3 of the voxels: equal steps in the *width* of what is changed, since in three dimensions a target is a
         small part of the window. Areas are taken over n/N by the trapezoid rule; the gain is insertion minus deletion,
-        in units of f(image) - f(blurred image): at most about 1, and about -0.5 for a map that ranks at random;
+        in units of f(image) - f(replaced image): at most about 1, and about -0.5 for a map that ranks at random;
         0 where these differ by less than 0.05, since nothing is tested then.
         """
         steps = np.linspace(0, 1, self.points)
@@ -146,8 +226,8 @@ class FaithfulnessEvaluator:
             top = torch.zeros(values.numel(), dtype=torch.bool)
             top[order[: round(step**3 * values.numel())]] = True
             top = top.reshape(values.shape)
-            deletion.append(self.score(torch.where(top, self._blurred, self.run.image)))
-            insertion.append(self.score(torch.where(top, self.run.image, self._blurred)))
+            deletion.append(self.score(torch.where(top, self._replacement, self.run.image)))
+            insertion.append(self.score(torch.where(top, self.run.image, self._replacement)))
         deletion.append(self.erased)
         insertion.append(self.intact)
         areas = [
@@ -160,18 +240,18 @@ class FaithfulnessEvaluator:
             "insertion": [round(value, 5) for value in insertion],
             "deletion_auc": round(areas[0], 5),
             "insertion_auc": round(areas[1], 5),
-            "gain": round((areas[1] - areas[0]) / span, 4) if span >= _TESTABLE else 0.0,
+            "gain": round((areas[1] - areas[0]) / span, 4) if span >= TESTABLE else 0.0,
         }
 
     @cached_property
     def context(self) -> dict[str, float]:
-        """What part of f is lost when everything but the target (and 5 mm around it) is blurred, and the reverse.
+        """What part of f is lost when everything but the target (and 5 mm around it) is replaced, and the reverse.
 
         Of the target alone the network may not know what it is; then the answer came from its surroundings.
         """
         target = gaussian((self._weights > 0).float(), [_RIM_MM / 2 / size for size in self.run.spacing]) > 0.05
-        alone = self.score(torch.where(target, self.run.image, self._blurred))
-        without = self.score(torch.where(target, self._blurred, self.run.image))
+        alone = self.score(torch.where(target, self.run.image, self._replacement))
+        without = self.score(torch.where(target, self._replacement, self.run.image))
         return {
             "lost_without_surroundings": round(1 - alone / max(self.intact, 1e-9), 4),
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
@@ -198,7 +278,11 @@ class FaithfulnessEvaluator:
 
         The card holds
 
-        * ``score``, ``score_blurred``: f of the CT and of the blurred CT;
+        * ``score``, ``score_replaced``, ``score_in_image``: f of the CT in the box, of the CT in which everything is
+          replaced (by ``baseline``), and of the whole image;
+        * ``drop``: :meth:`drop` of the map, and of its ``controls`` by kind (edges, random places, all shuffled
+          networks): their ``draws``, and the ``median`` and ``upper`` quartile of the kind that does best;
+        * ``magnitude``: :attr:`region`, and the map's ``energy``, the part of its sum that lies there;
         * ``curves`` and ``controls``: deletion and insertion (:meth:`curves`);
         * ``energy_lift``: the target's part of the map's sum over its part of the volume: 1 for a map that is the
           same everywhere (energy-based pointing game, Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279);
@@ -210,13 +294,16 @@ class FaithfulnessEvaluator:
           https://arxiv.org/abs/2008.02766);
         * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` under noise of 10 HU (a draw of
           sensitivity-max, Yeh et al. 2019, https://arxiv.org/abs/1901.09392);
-        * ``passed`` and ``sentence``.
+        * ``verdict``, ``passed`` and ``sentence``, see :mod:`LiverXAILib.explain.verdict`.
         """
         values, norm = values.clamp_min(0), float(trained.norm())
         alike = [[spearman(trained, other) for other in draws] for draws in shuffled.values()]
         card: dict[str, Any] = {
             "score": round(self.intact, 5),
-            "score_blurred": round(self.erased, 5),
+            "score_replaced": round(self.erased, 5),
+            "score_in_image": round(self.in_image, 5),
+            "drop": {**self.drop(values), "controls": self._control_drops(list(shuffled.values())[-1])},
+            "magnitude": self._magnitude(values),
             "curves": self.curves(values),
             "controls": {**self.controls, **(controls or {})},
             "energy_lift": lift,
@@ -225,35 +312,38 @@ class FaithfulnessEvaluator:
                 "shuffled_layers": list(shuffled),
                 "spearman": [median(draws) for draws in alike],
                 "draws": alike[-1],
-                "random_pairs": _mirror_correlations(trained),
+                "random_pairs": mirror_correlations(trained),
             },
             "stability": {
                 "noise_hu": NOISE_HU,
                 "spearman": spearman(trained, noisy),
                 "relative_change": round(float((noisy - trained).norm()) / norm, 4) if norm else 0.0,
             },
-            "baseline": f"the CT after a Gaussian of {self.blur_mm:.3g} mm",
+            "baseline": self.baseline,
             "examined_ml": round(self._volume_ml, 1),
         }
-        failed = ["it is empty"] if float(values.max()) <= 0 else _failed_checks(card)
-        if warned:
-            failed.append("there is a warning about it")
-        card["passed"] = not failed
-        card["sentence"] = f"This map did not pass: {'; '.join(failed)}." if failed else self._pass_sentence(card)
-        return card
-
-    def _pass_sentence(self, card: dict[str, Any]) -> str:
-        """What a reader who trusts the map should know of how it was tested."""
-        target = float((self._weights > 0).float().mean())
-        point = next(n for n, fraction in enumerate(card["curves"]["fractions"]) if fraction >= target)
-        volume = card["curves"]["fractions"][point] * self._volume_ml
-        copied = card["curves"]["gain"] <= card["controls"]["logit map"]["gain"]
-        return (
-            f"This map passed: blurring the {two_digits(volume)} ml that it marks most takes the model's confidence "
-            f"from {card['score']:.2f} to {card['curves']['deletion'][point]:.2f}; image edges, random places and the "
-            f"map of a network with shuffled weights explain it less well, and {NOISE_HU:g} HU of noise hardly change "
-            "it" + (", but a plain copy of the model's score explains it as well." if copied else ".")
+        verdict, sentence = judge(
+            card, empty=float(values.max()) <= 0, warned=warned, depends_on_far=self.depends_on_far
         )
+        return {**card, "verdict": verdict, "passed": verdict == "passed", "sentence": sentence}
+
+    def _control_drops(self, shuffled: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """How the drops of maps that explain nothing are distributed."""
+        kinds = {
+            "edges": [self._edges_drop],
+            "random places": self.noise_drops,
+            "shuffled networks": [self.drop(values)["share"] for values in shuffled],
+        }
+        return {
+            "draws": kinds,
+            "median": max(round(median(draws), 4) for draws in kinds.values()),
+            "upper": max(round(float(np.quantile(draws, 0.75)), 4) for draws in kinds.values()),
+        }
+
+    def _magnitude(self, values: torch.Tensor) -> dict[str, Any]:
+        region = {name: value for name, value in self.region.items() if name != "mask"}
+        total = float(values.sum())
+        return {**region, "energy": round(float(values[self.region["mask"]].sum()) / total, 4) if total else 0.0}
 
     def map(self, method: Method, layer: str, networks: Sequence[nn.Module] | None = None, noise: bool = False) -> Any:
         """The positive map of `method` in the window alone, for other networks or a noisy image if asked."""
@@ -292,11 +382,6 @@ class FaithfulnessEvaluator:
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(number)
-
-
-def two_digits(value: float) -> str:
-    """Two significant digits, never with an exponent for what is measured in ml: 0.42, 4.2, 42, 420."""
-    return f"{float(f'{value:.2g}'):g}"
 
 
 def check_faithfulness(
@@ -342,95 +427,6 @@ def energy_lift(values: torch.Tensor, run: StageContext, score_target: ScoreTarg
     if total == 0:
         return 0.0
     return round(float(positive[target].sum()) / total / float(target.float().mean()), 3)
-
-
-def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Rank correlation of two maps (>= 0) where at least one of them marks something; 0 if one of them is level.
-
-    Ties share their mean rank. Where both maps are below 1 % of their maximum they would agree whatever they show.
-    """
-    marked = (first > 0.01 * first.max()) | (second > 0.01 * second.max())
-    stride = max(1, int(marked.sum()) // _SAMPLE)
-    a, b = (_ranks(values[marked][::stride].numpy()) for values in (first, second))
-    if a.size < 2 or a.std() == 0 or b.std() == 0:
-        return 0.0
-    return round(float(np.corrcoef(a, b)[0, 1]), 4)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    return (ends - (counts - 1) / 2)[inverse]
-
-
-def _mirror_correlations(values: torch.Tensor) -> list[float]:
-    axes = [axis for axis in range(3) if values.shape[axis] > 1]
-    flips = [[axis for bit, axis in enumerate(axes) if number >> bit & 1] for number in range(1, 2 ** len(axes))]
-    return [spearman(values, values.flip(flip)) for flip in flips]
-
-
-def shuffled_networks(run: StageContext, levels: int, draw: int = 0) -> Iterator[tuple[float, list[nn.Module]]]:
-    """Yield (fraction of layers shuffled, networks), from the last layers to all of them; another way for each `draw`.
-
-    Shuffling a layer permutes the values of its weights: as good as random, but of the right scale, so that the
-    network stays alive. Statistics of normalizations are kept.
-    """
-    networks = [copy.deepcopy(network) for network in run.networks]
-    orders = [_weighted_layers(network, run) for network in networks]
-    for level in range(levels):
-        for pass_index, order in enumerate(orders):
-            start, stop = (round(len(order) * n / levels) for n in (level, level + 1))
-            for number, module in enumerate(order[start:stop]):
-                generator = torch.Generator().manual_seed(100_000 * draw + 1000 * pass_index + start + number)
-                for parameter in module.parameters(recurse=False):
-                    values = parameter.detach().flatten()
-                    shuffle = torch.randperm(values.numel(), generator=generator).to(values.device)
-                    parameter.data = values[shuffle].reshape(parameter.shape)
-        yield round((level + 1) / levels, 3), networks
-
-
-def _weighted_layers(network: nn.Module, run: StageContext) -> list[nn.Module]:
-    """The modules that hold parameters, in the order in which they run, last first."""
-    order: list[nn.Module] = []
-    handles = [
-        module.register_forward_hook(lambda module, inputs, output: order.append(module))
-        for module in network.modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
-    with torch.inference_mode():
-        replace(run, networks=[network]).network(0, run.image.to(run.device))
-    for handle in handles:
-        handle.remove()
-    return list(dict.fromkeys(reversed(order)))
-
-
-def _failed_checks(card: dict[str, Any]) -> list[str]:
-    """Why a map does not pass, in words."""
-    gain = card["curves"]["gain"]
-    found = []
-    if card["score"] - card["score_blurred"] < _TESTABLE:
-        found.append(
-            f"even blurring everything takes the model's confidence only from {card['score']:.2f} to "
-            f"{card['score_blurred']:.2f}, so nothing can be tested"
-        )
-    elif gain <= 0:
-        found.append("the model's confidence depends less on what it marks than on the rest")
-    else:
-        beaten_by = [
-            words
-            for name, words in _RIVALS.items()
-            if name in card["controls"] and gain <= card["controls"][name]["gain"]
-        ]
-        if beaten_by:
-            found.append(f"{' and '.join(beaten_by)} tell as well what the model's confidence depends on")
-    if (alike := card["randomization"]["spearman"][-1]) > SHUFFLED:
-        found.append(
-            "it does not show what the model learned, since with shuffled weights it looks much the same (rank "
-            f"correlation {alike:.2f})"
-        )
-    if (alike := card["stability"]["spearman"]) < STABLE:
-        found.append(f"{NOISE_HU:g} HU of noise change it (rank correlation {alike:.2f})")
-    return found
 
 
 def _blurred(run: StageContext, box: Box, sigma_mm: float) -> torch.Tensor:

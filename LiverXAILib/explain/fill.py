@@ -13,7 +13,7 @@ generative model is not needed, since plain liver is available in nearly every p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -78,7 +78,7 @@ def plausible_fill(
     :raises LiverXAILib.errors.UsageError: there is no tissue that could replace the region.
     """
     generator = torch.Generator().manual_seed(seed)
-    distance = _distance_mm(region, spacing_mm)
+    distance = distance_mm(region, spacing_mm)
     voxel = max(spacing_mm)
     grown = distance <= voxel * 1.01
     weight = torch.maximum(gaussian(grown.float(), [_FEATHER] * 3), region.float())
@@ -103,9 +103,9 @@ def healthy_liver(run: StageContext) -> torch.Tensor:
     """
     organ, *parts = (spec.name for spec in run.segmentation.specs)
     voxel = max(run.spacing)
-    healthy = _distance_mm(~run.mask(organ), run.spacing) > 1.01 * voxel
+    healthy = distance_mm(~run.mask(organ), run.spacing) > 1.01 * voxel
     for name in parts:
-        healthy &= _distance_mm(run.mask(name), run.spacing) > 2.01 * voxel
+        healthy &= distance_mm(run.mask(name), run.spacing) > 2.01 * voxel
     if healthy.any():
         smooth = gaussian(run.hu, [_SMOOTH_MM / size for size in run.spacing])
         difference = (smooth - smooth[healthy].median()).abs()
@@ -118,10 +118,27 @@ def border_tissue(image: torch.Tensor, region: torch.Tensor, spacing_mm: Sequenc
 
     :return: bool (k, j, i): that tissue, wherever it is in `image`.
     """
-    distance = _distance_mm(region, spacing_mm)
+    distance = distance_mm(region, spacing_mm)
     around = (distance > 2.01 * max(spacing_mm)) & (distance <= _RING_MM)
     masks = [(image >= low) & (image < high) for low, high in TISSUES_HU.values()]
     return max(masks, key=lambda mask: int((mask & around).sum()))
+
+
+def plain_tissue(run: StageContext, region: torch.Tensor, label: str, seed: int = 0) -> tuple[float, torch.Tensor]:
+    """An image of plain tissue everywhere, by which any part of the image of `run` can be replaced.
+
+    For a lesion it is liver as around it, for anything else the tissue that prevails at its border. Where the image
+    shows that tissue already, it is kept, shifted to the level.
+
+    :param region: bool (k, j, i): where `label` is, as in ``run.image``.
+    :return: the level in HU, and the image as network input.
+    :raises LiverXAILib.errors.UsageError: there is no such tissue.
+    """
+    hu = run.hu
+    is_lesion = any(spec.name == label and spec.is_lesion for spec in run.segmentation.specs)
+    donor = healthy_liver(run) if is_lesion else border_tissue(hu, region, run.spacing)
+    fill = plausible_fill(hu, region, donor, run.spacing, seed)
+    return fill.level_hu, run.from_hu(isolate(hu, replace(fill, weight=torch.zeros_like(fill.weight)), donor, seed))
 
 
 def transplant(
@@ -139,7 +156,7 @@ def transplant(
     box, offsets, misfit = _places(shape, donor & ~shape)
     if misfit.min() > _FIT * float(shape.sum()):
         return None
-    depth = -_distance_mm(donor, spacing_mm)
+    depth = -distance_mm(donor, spacing_mm)
     deepest = _correlate(shape[box].float(), depth)
     deepest = torch.where(misfit <= _FIT * float(shape.sum()), deepest, -torch.inf)
     index = int(deepest.argmax())
@@ -214,7 +231,7 @@ def _fast_size(n: int) -> int:
     return 16 * ceil(n / 16)
 
 
-def _distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
+def distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
     """Distance in mm of each voxel's center from the nearest voxel of `mask`; negative inside, from the outside."""
     if not mask.any():
         return torch.full(mask.shape, torch.inf)

@@ -20,7 +20,8 @@ from LiverXAILib.evaluation.benchmark_explain import (
     write_benchmark,
 )
 from LiverXAILib.explain import METHODS, Target
-from LiverXAILib.explain.faithfulness import FaithfulnessEvaluator, shuffled_networks, spearman
+from LiverXAILib.explain.faithfulness import FaithfulnessEvaluator
+from LiverXAILib.explain.randomization import shuffled_networks, spearman
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.volumes.volume import Volume

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdict and sentence about a map, from the numbers of its card and nothing else.
+
+A map passes if what it marks most matters: replacing as many voxels as the target has, those that it ranks highest,
+must take away at least half of what replacing everything does, and more than the upper quartile of any kind of control
+(image edges, random places, maps of networks with shuffled weights); and at least half of the map must lie where the
+effect comes from. Between the controls' median and upper quartile it is undecided. Rank correlations with shuffled
+networks are reported and decide nothing: a map may look alike and be right (Binder et al., CVPR 2023,
+https://arxiv.org/abs/2211.12486).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Part of the whole effect that the voxels ranked highest must have.
+DROP = 0.5
+#: Part of the map that must lie in the smallest region with 90 % of the effect.
+ENERGY = 0.5
+#: Confidence that must be lost when everything is replaced, or nothing is tested.
+TESTABLE = 0.05
+#: What every map that passed is said to be, and not to be.
+PASSED_MEANS = "It is faithful to the model; whether the model is right about the patient is another question."
+
+
+def judge(card: Mapping[str, Any], *, empty: bool, warned: bool, depends_on_far: str) -> tuple[str, str]:
+    """The verdict ("passed", "undecided", "failed" or "untestable") and the sentence about it.
+
+    :param empty: the map is 0 everywhere.
+    :param warned: there is a warning about the map (degenerate layer …).
+    :param depends_on_far: why the examined box says nothing about the image; "" if it does.
+    """
+    if depends_on_far:
+        return "untestable", f"This map could not be checked: {depends_on_far}"
+    before, after = card["score"], card["score_replaced"]
+    if before - after < TESTABLE:
+        return "untestable", (
+            f"This map could not be checked: even replacing everything takes the model's confidence only from "
+            f"{before:.2f} to {after:.2f}."
+        )
+    failed = ["it is empty"] if empty else _failed_checks(card)
+    if warned:
+        failed.append("there is a warning about it")
+    if failed:
+        return "failed", f"This map did not pass: {'; '.join(failed)}."
+    drop = card["drop"]
+    upper = drop["controls"]["upper"]
+    if drop["share"] <= upper:
+        return "undecided", (
+            f"This map is undecided: {_effect(card)} ({drop['share']:.0%} of what replacing everything does), but a "
+            f"quarter of the controls that explain nothing get {upper:.0%} or more."
+        )
+    return "passed", (
+        f"This map passed: {_effect(card)} ({drop['share']:.0%} of what replacing everything does); three quarters of "
+        f"the controls that explain nothing get {max(upper, 0.0):.0%} or less. {PASSED_MEANS}"
+    )
+
+
+def _effect(card: Mapping[str, Any]) -> str:
+    drop = card["drop"]
+    return (
+        f"replacing the {two_digits(drop['ml'])} ml that it marks most takes the model's confidence from "
+        f"{card['score']:.2f} to {drop['after']:.2f}"
+    )
+
+
+def _failed_checks(card: Mapping[str, Any]) -> list[str]:
+    """Why a map does not pass, in words."""
+    drop, magnitude = card["drop"], card["magnitude"]
+    failed = []
+    if drop["share"] < DROP:
+        failed.append(f"{_effect(card)}, where replacing everything takes it to {card['score_replaced']:.2f}")
+    elif drop["share"] <= drop["controls"]["median"]:
+        failed.append(
+            "controls that explain nothing (image edges, random places, maps of networks with shuffled weights) mark "
+            "what the model's confidence depends on as well"
+        )
+    if magnitude["energy"] < ENERGY:
+        failed.append(
+            f"only {magnitude['energy']:.0%} of it lies in the {two_digits(magnitude['ml'])} ml that "
+            f"{magnitude['effect']:.0%} of the effect comes from"
+        )
+    return failed
+
+
+def two_digits(value: float) -> str:
+    """Two significant digits, never with an exponent for what is measured in ml: 0.42, 4.2, 42, 420."""
+    return f"{float(f'{value:.2g}'):g}"
