@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draw the picture of a counterfactual for the README: ``python docs/pictures.py``.
+
+Writes docs/images/counterfactual.png: the largest lesion of a synthetic CT as it is, and the changed CTs that the
+bundled model was shown, each with the model's confidence.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib.image
+from matplotlib.figure import Figure
+
+import LiverXAILib as lx
+from LiverXAILib.phantoms import make_phantom
+from LiverXAILib.report.answer_pictures import answer_pictures
+
+OUTPUT = Path(__file__).parent / "images" / "counterfactual.png"
+
+
+def main() -> None:
+    phantom = make_phantom(11)
+    analysis = lx.analyze(phantom.ct, lx.load_model("default"), targets=["lesion:1"], device="cpu")
+    pictures = list(answer_pictures(analysis, analysis.answers[0]))
+    figure = Figure(figsize=(2.4 * len(pictures), 2.7), dpi=150, facecolor="white")
+    for number, (caption, picture) in enumerate(pictures):
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="png")
+        buffer.seek(0)
+        axes = figure.add_axes((number / len(pictures), 0, 0.99 / len(pictures), 0.89))
+        axes.imshow(matplotlib.image.imread(buffer))
+        axes.set_axis_off()
+        axes.set_title(caption, fontsize=10)
+    figure.savefig(OUTPUT, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
