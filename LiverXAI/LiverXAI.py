@@ -31,7 +31,9 @@ if find_spec("LiverXAILib") is None:
     # An installed extension has the library beside this file; a source checkout has it beside this folder.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from LiverXAILib.errors import LiverXAIError
+from LiverXAILib.analysis import Decision
+from LiverXAILib.errors import LiverXAIError, UsageError
+from LiverXAILib.mrml.nodes import get_attribute
 from LiverXAILib.panel.analyses import Analyses
 from LiverXAILib.panel.choices import Choices, Devices
 from LiverXAILib.panel.edits import Edits
@@ -261,6 +263,44 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         for warning in analysis.provenance["warnings"]:
             logging.warning(warning)
         return analysis_to_nodes(analysis, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
+
+    def refine(
+        self,
+        volumeNode: slicer.vtkMRMLScalarVolumeNode,
+        decisions: Sequence[Decision] = (),
+        *,
+        who: str = "reader",
+        model: str = "default",
+        device: str = "auto",
+        force: bool = False,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+    ) -> slicer.vtkMRMLSegmentationNode:
+        """Apply a reader's decisions to the CT's segmentation as it is now, and measure it again.
+
+        >>> from LiverXAILib.reading import accept, add, reject   # doctest: +SKIP
+        >>> logic.refine(volumeNode, [reject(3), accept(1)], who="Dr. A")   # doctest: +SKIP
+
+        :param decisions: see :mod:`LiverXAILib.reading`; none: only measure, after the segmentation was edited.
+        :return: the CT's segmentation node.
+        """
+        loaded = self.loadModel(model)
+        from LiverXAILib import mrml
+        from LiverXAILib.mrml.segmentations import LABELS_CHECKSUM
+        from LiverXAILib.pipeline import analyze
+        from LiverXAILib.reading import labels_checksum, refine, resume
+
+        volume = mrml.ct_from_node(volumeNode, force=force)
+        found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
+        if not found:
+            raise UsageError(_("This CT has no segmentation of LiverXAI yet: analyze it first."))
+        labels = mrml.segmentation_from_node(found[0], volumeNode, loaded.spec).labels
+        own = analyze(volume, loaded, targets=(), device=device, progress=progress, cancel=cancel)
+        earlier = tuple(map(Decision.from_dict, get_attribute(found[0], "Decisions") or ()))
+        edited = labels_checksum(labels) != found[0].GetAttribute(LABELS_CHECKSUM)
+        refined = refine(resume(own, labels, earlier, edited=edited, who=who), decisions, who=who)
+        layers = mrml.segment_layers(refined.segmentation)
+        return mrml.update_refined(refined, slicer.mrmlScene, volumeNode, layers)
 
     def showExplanation(
         self,

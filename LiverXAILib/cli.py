@@ -297,6 +297,7 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 _BENCHMARKS = {
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".evaluation.benchmark_batch"),
+    "clicks": ("how well one click outlines a lesion, beside classical methods", ".evaluation.benchmark_clicks"),
     "cost": ("time and memory of a heat map, beside other libraries", ".evaluation.benchmark_cost"),
     "explain": ("how faithful the maps of each method and layer are", ".evaluation.benchmark_explain"),
     "speed": (

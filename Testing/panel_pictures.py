@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT)]
@@ -29,6 +30,28 @@ def picture(panel: qtapplication.Panel, path: Path) -> None:
     qtapplication.process_events()
     panel.parent.grab().save(str(path))
     print(path)
+
+
+def read(panel: qtapplication.Panel, ct: Any, folder: Path) -> None:
+    """The reader's loop: a lesion is rejected, a part of the liver erased, all measured again."""
+    import slicer
+
+    panel.ui.lesionTable.selectRow(panel.ui.lesionTable.rowCount - 1)
+    picture(panel, folder / "reader-1-chosen.png")
+    if panel.ui.rejectButton.enabled:
+        panel.click(panel.ui.rejectButton)
+    elif panel.ui.acceptButton.enabled:
+        panel.click(panel.ui.acceptButton)
+    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
+    picture(panel, folder / "reader-2-decided.png")
+    segmentation = panel.widget.state.result("segmentation")
+    liver = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "liver", ct)
+    liver[:, :, : liver.shape[2] // 3] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(liver, segmentation, "liver", ct)
+    picture(panel, folder / "reader-3-edited.png")
+    panel.click(panel.ui.measureButton)
+    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
+    picture(panel, folder / "reader-4-measured.png")
 
 
 def main(folder: Path, check: bool) -> None:
@@ -52,6 +75,7 @@ def main(folder: Path, check: bool) -> None:
         qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     panel.ui.heatMapSelector.setCurrentIndex(min(1, panel.ui.heatMapSelector.count - 1))
     picture(panel, folder / "panel-results.png")
+    read(panel, ct, folder)
     panel.ui.advancedButton.collapsed = False
     qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     picture(panel, folder / "panel-advanced.png")

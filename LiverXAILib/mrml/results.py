@@ -170,5 +170,5 @@ def update_refined(
     update_table_node(analysis.measurements, scene, volume_node)
     for heatmap in find_results(scene, volume_node, "heatmap"):
         if (heatmap.GetAttribute("LiverXAI.Target") or "").startswith("lesion"):
-            set_attributes(heatmap, {"Stale": "before the changes"})
+            set_attributes(heatmap, {"Stale": True})
     return node

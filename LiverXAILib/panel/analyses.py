@@ -144,7 +144,8 @@ class Analyses:
         segmentation = None
         if spec is not None and not made_by(segmentation_node, spec):
             raise LiverXAIError(_("This result was made by another model: choose that model first."))
-        if not client.holds(token, labels):
+        base = self._held_as.get(segmentation_node.GetID(), ("", ""))[0]
+        if not base or not client.holds(token, labels):
             if spec is None:
                 raise LiverXAIError(_("This model has to be loaded first: press Apply."))
             for label in spec.labels:
@@ -157,7 +158,8 @@ class Analyses:
             name,
             volume=mrml.volume_from_node(node, copy=False),
             segmentation=segmentation,
-            base=self._held_as.get(segmentation_node.GetID(), ("", ""))[0],
+            base=base,
+            edited=is_edited(segmentation_node),
             earlier=get_attribute(segmentation_node, "Decisions") or (),
             who=reader_name(),
             model=self._models.name,

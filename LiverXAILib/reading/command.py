@@ -17,7 +17,8 @@ from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
 from ..progress import progress_bar
-from .decisions import accept, add, merge, refine, reject, split
+from ..volumes.volume import Volume
+from .decisions import accept, add, labels_checksum, merge, refine, reject, resume, split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,12 +92,9 @@ def _refined(
     )
     earlier = tuple(Decision.from_dict(one) for one in provenance.get("reader", ()))
     labels = _labels(arguments.result / "segmentation.seg.nrrd", own)
-    current = own
-    if earlier or (labels != own.segmentation.labels.array).any():
-        segmentation = dataclasses.replace(own.segmentation, labels=own.segmentation.labels.with_array(labels))
-        current = refine(
-            dataclasses.replace(own, segmentation=segmentation, decisions=earlier, own=own), who=arguments.reader
-        )
+    left = provenance["reader_labels_sha256"] if earlier else labels_checksum(own.segmentation.labels)
+    edited = labels_checksum(labels) != left
+    current = resume(own, labels, earlier, edited=edited, who=arguments.reader)
     refined = refine(current, decisions, who=arguments.reader)
     answerable: list[Target] = []
     for question in questions:
@@ -130,14 +128,14 @@ def _provenance(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _labels(path: Path, own: Analysis) -> np.ndarray:
+def _labels(path: Path, own: Analysis) -> Volume:
     """The label map of the folder: as it was written, or as somebody has edited the file since."""
     from ..volumes.io import read_labels
 
     labels = read_labels(path)
     if not labels.grid.matches(own.segmentation.labels.grid):
         raise InputError(f"{path} does not lie on the grid of the CT. Is --image the CT that the result is about?")
-    return labels.array.astype(np.uint8)
+    return labels.with_array(labels.array.astype(np.uint8))
 
 
 def _place(text: str) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def refine(
     own = analysis.own or analysis
     before = analysis.segmentation
     decided: list[Decision] = []
-    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    now = _now()
     array = np.array(before.labels.array if labels is None else labels.array)
     if labels is not None and (array != before.labels.array).any():
         if not labels.grid.matches(before.labels.grid):
@@ -117,8 +118,39 @@ def refine(
         measurements=_measured(analysis.volume, segmentation, own, everything),
         decisions=everything,
         own=own,
-        provenance={**analysis.provenance, "reader": [decision.to_dict() for decision in everything]},
+        provenance={
+            **analysis.provenance,
+            "reader": [decision.to_dict() for decision in everything],
+            "reader_labels_sha256": labels_checksum(segmentation.labels),
+        },
     )
+
+
+def resume(
+    own: Analysis, labels: Volume, earlier: Sequence[Decision], *, edited: bool = False, who: str = "reader"
+) -> Analysis:
+    """What an earlier session has left, to be refined further.
+
+    :param own: the model's own answer.
+    :param labels: the label map now, on the image's grid.
+    :param earlier: the decisions that led to it.
+    :param edited: it was edited by hand since, which is recorded as a decision of `who`.
+    :raises LiverXAILib.errors.UsageError: the label map does not lie on the image's grid.
+    """
+    if not labels.grid.matches(own.segmentation.labels.grid):
+        raise UsageError("The edited label map does not lie on the image's grid.")
+    decisions = (*earlier, *((Decision("edit", (), None, who, _now()),) if edited else ()))
+    segmentation = dataclasses.replace(own.segmentation, labels=own.segmentation.labels.with_array(labels.array))
+    return dataclasses.replace(own, segmentation=segmentation, decisions=decisions, own=own)
+
+
+def labels_checksum(labels: Volume) -> str:
+    """SHA-256 of the voxels of a label map: by it an edit by hand is noticed."""
+    return sha256(np.ascontiguousarray(labels.array, dtype=np.uint8).data).hexdigest()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]) -> Measurements:

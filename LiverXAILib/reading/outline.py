@@ -24,6 +24,8 @@ REACH_MM = 60.0
 SMOOTHING_MM = 1.2
 #: Around the click the HU of the lesion are the median within this radius, in mm.
 SAMPLE_MM = 2.5
+#: What is smaller is all rim, and is not opened.
+SMALL_ML = 1.0
 #: Less contrast to the liver than this is noise, in HU.
 LEAST_CONTRAST_HU = 8.0
 #: The model has an opinion of its own from this probability at the click on; it ends at this fraction of its peak.
@@ -53,8 +55,9 @@ def outline_lesion(
         raise UsageError(f"{where} lies outside the image.")
     reach = np.ceil(REACH_MM / np.array(volume.spacing[::-1])).astype(int)
     box = Box.between(click, click + 1).grown(reach, volume.shape)
-    liver = segmentation.mask("liver")
-    organ = _closed(liver[box], volume.grid)
+    near = Segmentation(segmentation.labels.cropped(box), segmentation.specs)
+    liver = near.mask("liver")
+    organ = _closed(liver, volume.grid)
     start = tuple(click - box.start)
     if not organ[start]:
         raise UsageError(
@@ -66,8 +69,8 @@ def outline_lesion(
             return box, mask & organ
         if by == "probability":
             raise UsageError(f"{where}: the model sees nothing of a tumor there.")
-    tissue = liver & (segmentation.labels.array != segmentation.spec("tumor").value)
-    median = float(np.median(volume.array[box][tissue[box]])) if tissue[box].any() else 0.0
+    tissue = liver & (near.labels.array != segmentation.spec("tumor").value)
+    median = float(np.median(volume.array[box][tissue])) if tissue.any() else 0.0
     mask = _by_contrast(volume.array[box], volume.grid, organ, start, median)
     if mask is None:
         raise UsageError(
@@ -111,6 +114,8 @@ def _by_contrast(
     if not inside[start]:
         return None
     mask = _connected(inside, start)
+    if np.count_nonzero(mask) * grid.voxel_volume_mm3 < SMALL_ML * 1000:
+        return _filled(mask)
     # A thin neck leads into a vessel or out of the liver: cut it where the part with the click stays.
     opened = _opened(mask, grid, 2.0)
     if opened[start]:

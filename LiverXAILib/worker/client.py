@@ -179,6 +179,7 @@ class WorkerClient:
         segmentation: Segmentation | Callable[[], Segmentation] | None = None,
         earlier: Sequence[Mapping[str, Any]] = (),
         base: str = "",
+        edited: bool = False,
         who: str = "reader",
         model: str = "default",
         device: str = "auto",
@@ -191,6 +192,7 @@ class WorkerClient:
         :param earlier: decisions that were made before, for a worker that does not hold the analysis any more.
         :param base: under which name the worker holds the labels of the analysis, before edits by hand; "": it may
             hold none, or that of another result of this image, and computes the model's own answer again.
+        :param edited: the labels were edited by hand since the last decision.
         """
         arguments: dict[str, Any] = {
             "image": {"token": token, "force": force},
@@ -198,6 +200,7 @@ class WorkerClient:
             "decisions": [decision.to_dict() for decision in decisions],
             "earlier": list(earlier),
             "base": base,
+            "edited": edited,
             "who": who,
             "model": model,
             "device": device,

@@ -218,6 +218,7 @@ class RequestHandler:
         decisions: list[dict[str, Any]],
         earlier: list[dict[str, Any]],
         base: str,
+        edited: bool,
         who: str,
         model: str,
         device: str,
@@ -226,18 +227,19 @@ class RequestHandler:
         """The reader's decisions on the labels as they are now; the model's own answer is computed where it is lost."""
         from ..analysis import Decision
         from ..options import Options
-        from ..reading import refine
+        from ..reading import refine, resume
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
         if self._analysis is None or self._analysis[0] != image["token"] or self._result != base:
-            own = Options(explain=()).analyze(volume, loaded, context.part(0.02, 0.8).on(device))
-            own = dataclasses.replace(own, decisions=tuple(map(Decision.from_dict, earlier)))
-            self._analysis = (image["token"], own)
+            own = Options(explain=(), answers=False).analyze(volume, loaded, context.part(0.02, 0.8).on(device))
+            left = unpack_segmentation(labels, self.folder, loaded.spec).labels
+            before = tuple(map(Decision.from_dict, earlier))
+            self._analysis = (image["token"], resume(own, left, before, edited=edited, who=who))
         current = self._analysis[1]
-        edited = unpack_segmentation(labels, self.folder, loaded.spec).labels if "labels" in labels else None
+        now = unpack_segmentation(labels, self.folder, loaded.spec).labels if "labels" in labels else None
         context.report("Measuring", 0.9)
-        refined = refine(current, map(Decision.from_dict, decisions), edited, who=who)
+        refined = refine(current, map(Decision.from_dict, decisions), now, who=who)
         self._analysis, self._result = (image["token"], refined), labels["token"]
         self._segmentation = (labels["token"], refined.segmentation)
         return pack_analysis(dataclasses.replace(refined, explanations=()), self.folder)

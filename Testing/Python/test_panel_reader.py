@@ -97,6 +97,31 @@ def test_a_lesion_is_rejected_and_added_again_and_saved_with_who_decided(panel, 
     assert "Changed by the reader" in (tmp_path / "result" / "report.html").read_text()
 
 
+def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_another(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.explainLesionButton)
+    wait_idle(panel)
+    assert panel.ui.lesionTable.item(1, 4).text() == "not checked"
+    words = panel.ui.heatMapSelector.currentText
+    assert "lesion 2 at " in words
+    assert " mm (" in words
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    assert panel.ui.statusLabel.text.startswith("Measured again")
+    assert panel.ui.lesionTable.rowCount == 1
+    assert panel.ui.lesionTable.item(0, 4).text() == ""  # lesion 1 by now was lesion 2
+    (heat,) = results(node, "heatmap")
+    assert panel.ui.heatMapSelector.itemText(0) == f"{words}, before the changes"
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.explainLesionButton)
+    wait_idle(panel)
+    assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
+    assert panel.ui.lesionTable.item(0, 4).text() == "not checked"
+
+
 def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)

@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 import LiverXAILib as lx
@@ -259,6 +260,19 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
     assert [(one["kind"], one["who"]) for one in decisions] == [("reject", "Dr. A"), ("add", "reader")]
     own = json.loads((second / "measurements-model.json").read_text())
     assert own["lesion_count"] == 2
+    # The file of the segmentation is edited by hand: that is a decision, too.
+    path = second / "segmentation.seg.nrrd"
+    image = sitk.ReadImage(str(path))
+    array = sitk.GetArrayFromImage(image)
+    array[0] = 0
+    edited = sitk.GetImageFromArray(array)
+    edited.CopyInformation(image)
+    for key in image.GetMetaDataKeys():
+        edited.SetMetaData(key, image.GetMetaData(key))
+    sitk.WriteImage(edited, str(path))
+    assert main(["refine", str(second), "--split", "1", *common, "--explain", "--reader", "Dr. B"]) == 0
+    decisions = json.loads((second / "provenance.json").read_text())["reader"]
+    assert [one["kind"] for one in decisions] == ["reject", "add", "edit", "split"]
 
 
 @pytest.mark.parametrize(

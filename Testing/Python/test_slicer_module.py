@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import subprocess
 import sys
@@ -126,6 +127,31 @@ def test_segment_then_explain_gives_what_analyze_gives(logic, ct, scene):
     np.testing.assert_allclose(slicer.util.arrayFromVolume(heat), expected.explanations[1].heatmap.array, atol=1e-6)
     assert heat.GetAttribute("LiverXAI.Target") == "tumor"
     assert scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 0
+
+
+def test_the_readers_decisions_are_applied_to_what_is_in_the_scene(logic, ct):
+    import slicer.util
+
+    from LiverXAILib.reading import add, reject
+
+    nodes = logic.analyze(ct, [], device="cpu", force=True)
+    lesion = ball_analysis().measurements.lesions[0]
+    before = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct) > 0
+    assert logic.refine(ct, [reject(1)], device="cpu", force=True) is nodes.segmentation
+    assert not (slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct) > 0).any()
+    assert "0 lesions" in nodes.table.GetAttribute("LiverXAI.Summary")
+    logic.refine(ct, [add(lesion.centroid_lps_mm)], who="Dr. A", device="cpu", force=True)
+    after = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct) > 0
+    assert 2 * (after & before).sum() / (after.sum() + before.sum()) > 0.8
+    decided = json.loads(nodes.segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert [(one["kind"], one["who"]) for one in decided] == [("reject", "reader"), ("add", "Dr. A")]
+    tumor = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros_like(tumor), nodes.segmentation, "tumor", ct)
+    logic.refine(ct, device="cpu", force=True)
+    decided = json.loads(nodes.segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert [one["kind"] for one in decided] == ["reject", "add", "edit"]
+    with pytest.raises(UsageError, match="analyze it first"):
+        logic.refine(volume_to_node(ball_analysis().volume, slicer.mrmlScene, "another"), force=True)
 
 
 def test_a_segmentation_edited_by_hand_is_explained_as_it_is_now(logic, ct):
