@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import InputError, UsageError
 from ...progress import CancelToken, Progress, check_cancel, report_progress
 from ..intensities import looks_like_hu, to_smallest_dtype, validate_ct
+from ..memory import require_memory
 from ..stack import resample_to_regular
 from ..volume import Grid, Volume
 from .finding import FoundSeries, damage_note, series_at
@@ -20,6 +21,9 @@ from .pixels import StoredPixels
 from .series import Series
 
 _logger = logging.getLogger(__name__)
+
+#: While slices become a volume they are held twice, at most as float32.
+_BYTES_A_VOXEL = 8
 
 
 def read_dicom(
@@ -117,6 +121,9 @@ def _decoded(
 
     A file whose pixels are damaged is passed over; what is left must still make a volume.
     """
+    rows, columns = chosen.slices[0].size
+    size = f"{columns} x {rows} x {len(chosen.slices)} voxels"
+    require_memory(_BYTES_A_VOXEL * columns * rows * len(chosen.slices), f"{chosen.info.name} ({size})")
     images: dict[int, np.ndarray] = {}
     notes: dict[str, None] = {}
     damaged: dict[Path, str] = {}
