@@ -27,8 +27,9 @@ from .cases import (
     read_probabilities,
     read_reference,
 )
+from .lesions import match_lesions
 from .metrics import calibration_error, detect_lesions, overlap, surface_distances
-from .results import CaseResult, StructureResult, format_results, write_results
+from .results import CaseResult, StructureResult, format_results, write_lesions, write_results
 
 #: Calibration is judged in the reference's liver and this far around it.
 CALIBRATION_MARGIN_MM = 10.0
@@ -95,9 +96,10 @@ def compare(
     results = []
     for structure in structures:
         found, truth = prediction.mask(structure), reference.mask(structure)
-        ece = None
+        ece = placed = None
         if region is not None and probabilities and structure in probabilities:
-            ece = calibration_error(_placed(probabilities[structure], grid)[region], truth[region])
+            placed = _placed(probabilities[structure], grid)
+            ece = calibration_error(placed[region], truth[region])
         results.append(
             StructureResult(
                 structure,
@@ -105,6 +107,7 @@ def compare(
                 surface_distances(found, truth, grid.spacing[::-1], tolerance_mm) if surface and right_angled else None,
                 ece,
                 detect_lesions(found, truth, grid.voxel_volume_mm3) if structure == "tumor" else None,
+                match_lesions(found, truth, grid, placed) if structure == "tumor" else None,
             )
         )
     return CaseResult(name, tuple(results), _left_out(prediction, reference))
@@ -214,6 +217,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="write .csv or .json; may be repeated",
     )
+    parser.add_argument(
+        "--lesions", metavar="FILE", type=Path, help="write a CSV table of all lesions and their matches"
+    )
+    parser.add_argument("--plots", metavar="FOLDER", type=Path, help="write Bland-Altman plots and, with scores, FROC")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -236,6 +243,12 @@ def run(options: argparse.Namespace) -> int:
         )
     for path in options.output:
         write_results(results, path)
+    if options.lesions is not None:
+        write_lesions(results, options.lesions)
+    if options.plots is not None:
+        from .plots import write_plots
+
+        write_plots(results, options.plots)
     sys.stdout.write(format_results(results) + "\n")
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import UsageError
 from ..files import replacing
 from ..tables import write_table
+from .lesions import LesionPair, bland_altman, froc
 from .metrics import SIZE_NAMES, LesionDetection, Overlap, SurfaceDistances, bootstrap_interval
 
 #: Size classes as parts of column names, in the order of :data:`~LiverXAILib.evaluation.metrics.SIZE_NAMES`.
@@ -35,13 +36,14 @@ _SHOWN = (
 @dataclass(frozen=True)
 class StructureResult:
     """One structure of one case. `surface` is None if it was not asked for or the grid is sheared; `ece` None
-    without probabilities; `lesions` None for the liver."""
+    without probabilities; `lesions` and `pairs` (lesion by lesion) None for the liver."""
 
     structure: str
     overlap: Overlap
     surface: SurfaceDistances | None
     ece: float | None
     lesions: LesionDetection | None
+    pairs: tuple[LesionPair, ...] | None = None
 
     def row(self) -> dict[str, Any]:
         """Flat, for a table; what does not apply is None."""
@@ -66,6 +68,43 @@ class CaseResult:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each structure."""
         return [{"case": self.case, **structure.row()} for structure in self.structures]
+
+
+def lesion_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """One flat row for each lesion of either side, with the errors of volume and diameter of matched ones."""
+    rows = []
+    for case, pair in ((result.case, pair) for result in results for s in result.structures for pair in s.pairs or ()):
+        volumes, lengths = (pair.predicted_ml, pair.reference_ml), (pair.predicted_long_mm, pair.reference_long_mm)
+        percent = 100 * (volumes[0] - volumes[1]) / volumes[1] if volumes[0] is not None and volumes[1] else None
+        longer = lengths[0] - lengths[1] if lengths[0] is not None and lengths[1] is not None else None
+        rows.append({"case": case, **dataclasses.asdict(pair), "difference_percent": percent, "difference_mm": longer})
+    return rows
+
+
+def write_lesions(results: Sequence[CaseResult], path: Path) -> None:
+    """Write :func:`lesion_rows` as CSV."""
+    columns = ["case", *(field.name for field in dataclasses.fields(LesionPair)), "difference_percent", "difference_mm"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, columns, lesion_rows(results))
+
+
+def paired_quantities(results: Sequence[CaseResult]) -> dict[str, tuple[list[float], list[float]]]:
+    """What is measured on both sides, by name with its unit: predictions and references."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for structure in ("liver", "tumor"):
+        overlaps = [one.overlap for result in results for one in result.structures if one.structure == structure]
+        if overlaps:
+            found[f"{structure} volume, ml"] = [o.predicted_ml for o in overlaps], [o.reference_ml for o in overlaps]
+    both = [
+        (pair.predicted_long_mm, pair.reference_long_mm)
+        for result in results
+        for one in result.structures
+        for pair in one.pairs or ()
+        if pair.predicted_long_mm is not None and pair.reference_long_mm is not None
+    ]
+    if both:
+        found["lesion diameter, mm"] = [a for a, _ in both], [b for _, b in both]
+    return found
 
 
 def summarize(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
@@ -100,6 +139,8 @@ def summarize(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
             add(structure, f"precision {size}", [x.true[n] for x in found], [x.predicted[n] for x in found])
         add(structure, "precision", [sum(x.true) for x in found], [sum(x.predicted) for x in found])
         add(structure, "false lesions per case", [x.false for x in found])
+        dice = [[p.dice for p in s.pairs if p.dice is not None] for r in results for s in r.structures if s.pairs]
+        add(structure, "dice of matched lesions", [sum(case) for case in dice], [len(case) for case in dice])
     return summary
 
 
@@ -117,7 +158,20 @@ def write_results(results: Sequence[CaseResult], path: Path) -> None:
         return
     notes = {result.case: list(result.notes) for result in results if result.notes}
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump({"cases": rows, "summary": summarize(results), "notes": notes}, file, indent=2, allow_nan=False)
+        pairs = [s.pairs for r in results for s in r.structures if s.pairs is not None]
+        content = {
+            "cases": rows,
+            "summary": summarize(results),
+            "notes": notes,
+            "lesions": lesion_rows(results),
+            "agreement": {
+                name: dataclasses.asdict(bland_altman(*values)) for name, values in paired_quantities(results).items()
+            },
+            "froc": [
+                dict(zip(("score", "false_per_case", "sensitivity"), point, strict=True)) for point in froc(pairs)
+            ],
+        }
+        json.dump(content, file, indent=2, allow_nan=False)
 
 
 def format_results(results: Sequence[CaseResult]) -> str:
