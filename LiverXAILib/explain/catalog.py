@@ -88,8 +88,8 @@ CATALOG: dict[str, MethodInfo] = {
         MethodInfo(
             "occlusion",
             "Occlusion",
-            "how much the answer suffers when a place is blurred away (model-agnostic, slow)",
-            "How much the answer suffers when a place is blurred away. Slow; needs no layer.",
+            "how much the answer suffers when a place is replaced by plain tissue (model-agnostic, slow)",
+            "How much the answer suffers when a place is replaced by plain tissue. Slow; needs no layer.",
             kind="image",
         ),
     )

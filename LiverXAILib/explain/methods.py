@@ -83,12 +83,15 @@ class Method:
     :param image_map: for methods that change the image: the run and the score in, the whole map out.
     :param blended: whether a window's map is a *state* of the network (blended with the windows' known weights) or a
         *share* of the score (summed).
+    :param additive: whether the map's cells are parts of the score, so that their sum says how much of it the layer
+        accounts for; the rest comes through skip connections that pass the layer by, and from biases.
     """
 
     info: MethodInfo
     layer_maps: LayerMaps | None = None
     image_map: ImageMap | None = None
     blended: bool = False
+    additive: bool = False
 
     @property
     def name(self) -> str:
@@ -107,11 +110,11 @@ _METHODS: dict[str, Method] = {
 }
 
 
-def _layer_method(name: str, blended: bool = False) -> Callable[[LayerMaps], LayerMaps]:
+def _layer_method(name: str, *, blended: bool = False, additive: bool = False) -> Callable[[LayerMaps], LayerMaps]:
     """Enter the function below as the method that the catalog calls `name`."""
 
     def enter(function: LayerMaps) -> LayerMaps:
-        _METHODS[name] = Method(CATALOG[name], function, blended=blended)
+        _METHODS[name] = Method(CATALOG[name], function, blended=blended, additive=additive)
         return function
 
     return enter
@@ -153,7 +156,7 @@ def _plus_plus_weights(gradient: torch.Tensor, total: torch.Tensor) -> torch.Ten
     return (positive / (2 + positive * total[:, None])).sum(dim=1)
 
 
-@_layer_method("hires-cam")
+@_layer_method("hires-cam", additive=True)
 def hires_cam(record: Record) -> Iterator[torch.Tensor]:
     """``sum_k g_k(j) A_k(j)``: faithful to the place.
 

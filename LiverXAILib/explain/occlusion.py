@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Occlusion: blur a place away and see what the answer loses. Needs no gradients and no layer.
+"""Occlusion: replace a place and see what the answer loses. Needs no gradients and no layer.
 
 Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014. Occluders are cubes that tile the
-windows which the question touches. Inside a cube the image is replaced by its blurred self (see
-:data:`LiverXAILib.explain.stage_context.BLUR_MM`), an image that a scanner could have made; black cubes would be
-answered for their edges.
+windows which the question touches. Inside a cube the image is replaced by plain tissue of the same patient
+(:func:`LiverXAILib.explain.fill.plain_tissue`): liver for lesions, what prevails around it for an organ. Black cubes
+would be answered for their edges, and a blurred lesion is still one; the blurred image is used only where no plain
+tissue is found.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from math import ceil
 
 import torch
 
+from ..errors import UsageError
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.box import Box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid
+from .fill import plain_tissue
 from .layers import lattice_grid
 from .score import ScoreTarget
 from .stage_context import StageContext, StageMap
@@ -35,12 +38,16 @@ def occlusion(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     budget: int = BUDGET,
+    baseline: torch.Tensor | None = None,
 ) -> StageMap:
     """For each cube the drop of the score when it is occluded, interpolated between the cubes' centers.
 
     The cubes are the smallest (not below 6 mm) for which no more than about `budget` runs of a network are needed;
     windows are run only for cubes that lie in them.
+
+    :param baseline: network input that replaces the image in a cube, of its size; None: plain tissue.
     """
+    baseline, replaced_by = _plain(run, score_target) if baseline is None else (baseline, "given")
     boxes = [run.plan.boxes[number] for number in score_target.windows]
     region = Box.union(boxes)
     runs_left = max(1, budget - len(boxes) * len(run.passes)) // len(run.passes)
@@ -55,7 +62,7 @@ def occlusion(
     with torch.inference_mode():
         for box in boxes:
             share = score_target.window_weights(box, run.plan.weight(box)).to(run.device)
-            window, blurred = run.image[box], run.blurred[box]
+            window, plain = run.image[box], baseline[box]
             intact = _logits(run, score_target, window, cancel)
             for number, cube in enumerate(cubes):
                 common = box.intersection(cube)
@@ -66,7 +73,7 @@ def occlusion(
                 )
                 occluded = window.clone()
                 hidden = common.relative_to(box)
-                occluded[hidden] = blurred[hidden]
+                occluded[hidden] = plain[hidden]
                 # Subtracting logits before summing keeps small drops of a large score.
                 drops[number] += float(((intact - _logits(run, score_target, occluded, cancel)) * share).sum())
                 done += 1
@@ -76,7 +83,18 @@ def occlusion(
     values = torch.zeros(run.plan.padded_shape)
     values[region] = resample(drops.reshape(a, b, c), lattice, part, antialias=False)
     size = [round(edge * spacing, 2) for edge, spacing in zip(edges, run.spacing, strict=True)]
-    return StageMap(values, [], {"occluder_mm": size, "network_runs": (total + len(boxes)) * len(run.passes)})
+    runs = (total + len(boxes)) * len(run.passes)
+    return StageMap(values, [], {"occluder_mm": size, "replaced_by": replaced_by, "network_runs": runs})
+
+
+def _plain(run: StageContext, score_target: ScoreTarget) -> tuple[torch.Tensor, str]:
+    """What replaces the image, and what that is in a word."""
+    region = torch.zeros(run.image.shape, dtype=torch.bool)
+    region[score_target.box] = score_target.weights.abs().sum(dim=0) > 0
+    try:
+        return plain_tissue(run, region, score_target.target.label)[1], "plain tissue"
+    except UsageError:
+        return run.blurred, "blur"
 
 
 def _logits(

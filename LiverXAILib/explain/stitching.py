@@ -106,6 +106,7 @@ class Recording:
         self._score_targets = score_targets
         self._backward = SharedBackward()
         self._warnings: dict[tuple[str, int], list[str]] = {}
+        self._scores = [0.0 for _ in score_targets]
         self._records: dict[str, list[list[_Record]]] = {}
         share = _SPOOL_BYTES // (len(layers) * len(run.passes) * (1 + len(score_targets)))
         for layer in layers:
@@ -117,8 +118,7 @@ class Recording:
     def map(self, number: int, method: Method, layer: str) -> StageMap:
         """The map of question number `number` at `layer`, by a method that reads layers."""
         values = torch.zeros(self._run.plan.padded_shape)
-        for records in self._records[layer]:
-            _stitch(self._run, layer, method, records[number], values)
+        total = sum(_stitch(self._run, layer, method, records[number], values) for records in self._records[layer])
         score_target = self._score_targets[number]
         found = self._warnings[layer, number]
         if not found and float(values.max()) <= 0:
@@ -126,7 +126,9 @@ class Recording:
                 f"No feature at layer {layer!r} increases the score of {score_target.target.describe()}: "
                 "the map is empty."
             ]
-        details = {"windows_run": len(score_target.windows), "windows": len(self._run.plan.boxes)}
+        details: dict[str, float] = {"windows_run": len(score_target.windows), "windows": len(self._run.plan.boxes)}
+        if method.additive and self._scores[number] != 0:
+            details["accounts_for"] = round(total / self._scores[number], 4)
         return StageMap(values, found, details)
 
     def fill(self, taps: list[list[LayerTap]], progress: Progress | None, cancel: CancelToken | None) -> None:
@@ -156,6 +158,8 @@ class Recording:
                 index: self._score_targets[index].score(logits, shares[index].to(run.device)) / len(run.passes)
                 for index in asking
             }
+        for index, score in scores.items():
+            self._scores[index] += float(score.detach())
         held = [tap.take() for tap in taps]
         kept = [run.undo_mirroring(pass_index, channels_first(activation, run.stage)) for activation in held]
         strides = [
@@ -199,9 +203,10 @@ def _gradients(score: torch.Tensor, held: list[torch.Tensor]) -> list[torch.Tens
     return [torch.zeros_like(a) if gradient is None else gradient for a, gradient in zip(held, found, strict=True)]
 
 
-def _stitch(run: StageContext, layer: str, method: Method, record: _Record, values: torch.Tensor) -> None:
-    """Add one network's map, on the padded stage grid, to `values`."""
+def _stitch(run: StageContext, layer: str, method: Method, record: _Record, values: torch.Tensor) -> float:
+    """Add one network's map, on the padded stage grid, to `values`; returns the sum over the layer's own cells."""
     assert method.layer_maps is not None
+    total = 0.0
     for number, lattice in zip(record.windows, method.layer_maps(record), strict=True):
         box = run.plan.boxes[number]
         grid = run.grid.cropped(box)
@@ -209,3 +214,5 @@ def _stitch(run: StageContext, layer: str, method: Method, record: _Record, valu
         stride = layer_stride(run.stage, layer, grid.shape, cells)
         fine = resample(lattice, lattice_grid(grid, stride, cells), grid, antialias=False)
         values[box] += fine * run.plan.weight(box) if method.blended else fine
+        total += float(lattice.double().sum())
+    return total

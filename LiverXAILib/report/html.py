@@ -143,6 +143,7 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "stage": explanation.provenance.get("stage") if len(analysis.model.stages) > 1 else None,
         "resolution": _resolution(analysis, explanation),
         "empty": explanation.raw_maximum == 0,
+        "accounts_for": explanation.provenance.get("accounts_for"),
         "raw_maximum": explanation.raw_maximum,
         "warnings": list(explanation.warnings),
         "planes": _planes(analysis, explanation),

@@ -15,6 +15,7 @@ from toys import ball_phantom, model_of
 from LiverXAILib.cli import main
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import explain, explain_all
+from LiverXAILib.explain.layers import is_linear
 from LiverXAILib.models import LayerSpec, load_model
 from LiverXAILib.networks.folding import fold_batch_norms
 from LiverXAILib.volumes.volume import Grid
@@ -204,3 +205,10 @@ def test_lesions_far_apart_get_different_maps_at_the_default_layer():
             peak = np.unravel_index(explanation.heatmap.array.argmax(), volume.shape)
             lps = volume.grid.to_lps(np.array(peak[::-1]))
             assert np.linalg.norm(lps - LESIONS_LPS[number]) < 15
+
+
+@pytest.mark.parametrize(("norm", "linear"), [(nn.BatchNorm3d, True), (nn.InstanceNorm3d, False)])
+def test_a_norm_is_linear_if_its_statistics_do_not_come_from_the_image(norm, linear):
+    layer, network = nn.Conv3d(1, 3, 1), nn.Sequential(norm(3), nn.Conv3d(3, 1, 1)).eval()
+    held = layer(torch.rand(1, 1, 4, 4, 4)).detach().requires_grad_()
+    assert is_linear(network(held.clone()).sum(), held) == linear

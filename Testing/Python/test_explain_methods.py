@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import tempfile
@@ -14,16 +15,18 @@ import pytest
 import torch
 from explain_toys import tiny_model, with_labels
 from torchcam.methods import GradCAM, LayerCAM
-from toys import ball_phantom
+from toys import ball_phantom, threshold_model
 
 import LiverXAILib as lx
 from LiverXAILib.explain import CATALOG, DEFAULT_METHOD, METHODS, Target
 from LiverXAILib.explain.integrated import integrated_gradients
+from LiverXAILib.explain.layers import LayerTap
 from LiverXAILib.explain.methods import TensorFile, seg_grad_cam_plus_plus
 from LiverXAILib.explain.occlusion import occlusion
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
+from LiverXAILib.inference import segment
 from LiverXAILib.options import Options
 from LiverXAILib.volumes.volume import Grid
 
@@ -157,7 +160,7 @@ def test_incomplete_integrated_gradients_come_with_a_warning():
 def test_occlusion_agrees_with_captum():
     run, question, mask = a_run(3)
     network, score = run.networks[0], mean_logit(mask)
-    result = occlusion(run, question, budget=28)
+    result = occlusion(run, question, budget=28, baseline=run.blurred)
     edge = 8
     assert result.details["occluder_mm"] == [2.0 * edge] * 3
     oracle = captum.attr.Occlusion(lambda x: score(network(x)))
@@ -181,6 +184,36 @@ def test_occlusion_keeps_to_its_budget():
     result = occlusion(run, question, budget=100)
     handle.remove()
     assert len(calls) == result.details["network_runs"] <= 101
+
+
+def test_occlusion_replaces_by_plain_tissue_and_by_blur_only_where_there_is_none():
+    volume, _ = ball_phantom(Grid((64, 64, 64), np.diag([2.0, 2.0, 2.0, 1.0])), lesion_mm=20.0)
+    model = threshold_model(window=(64, 64, 64))
+    segmentation = segment(volume, model, device="cpu")
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    lesion = build_score(Target.parse("lesion:1"), segmentation, model, run)
+    result = occlusion(run, lesion, budget=40)
+    assert result.details["replaced_by"] == "plain tissue"
+    # Without the lesion (200 HU) there is liver (100 HU): the logit falls by 10, which a blurred lesion does not show.
+    drop = float(result.values.max()) / 10
+    blurred = float(occlusion(run, lesion, budget=40, baseline=run.blurred).values.max()) / 10
+    assert drop > 1.1 * blurred
+    only_lesion = volume.with_array(np.where(segmentation.mask("tumor"), 2, 0).astype(np.uint8))
+    bare = dataclasses.replace(run, segmentation=dataclasses.replace(segmentation, labels=only_lesion))
+    assert occlusion(bare, lesion, budget=10).details["replaced_by"] == "blur"
+
+
+def test_hires_cam_says_how_much_of_the_score_its_layer_accounts_for():
+    """Without skips and biases all of it; behind a skip that passes the layer by, less."""
+    run, question, _ = a_run(3)
+    (result,) = stage_maps(run, [question], METHODS["hires-cam"], "bottleneck")
+    with LayerTap(run.networks[0], "bottleneck", run.stage) as tap:
+        logits = run.forward(0, run.plan.boxes[0])
+        score = question.score(logits, question.window_weights(run.plan.boxes[0], torch.ones(logits.shape[1:])))
+        held = tap.take()
+        (gradient,) = torch.autograd.grad(score, held)
+    assert result.details["accounts_for"] == pytest.approx(float(((gradient * held).sum() / score).detach()), abs=1e-3)
+    assert "accounts_for" not in next(stage_maps(run, [question], METHODS["layer-cam"], "bottleneck")).details
 
 
 def test_every_method_of_the_catalog_is_computed_in_the_way_it_says():

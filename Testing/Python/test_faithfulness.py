@@ -394,6 +394,10 @@ def test_rank_correlation_agrees_with_scipy():
     second = (first + 0.5 * torch.rand((9, 10, 11), generator=random)).mul(10).round()
     assert spearman(first, second) == pytest.approx(spearmanr(first.flatten(), second.flatten()).statistic, abs=0.01)
     assert spearman(first, first) == 1
+    # Ties in groups of very different sizes: the mean rank counts, neither the first nor the last.
+    steps = torch.tensor([1.0] * 50 + [2.0] * 3 + [3.0] * 20)
+    other = torch.tensor([5.0] * 20 + [1.0] * 40 + [9.0] * 13)
+    assert spearman(steps, other) == pytest.approx(spearmanr(steps, other).statistic, abs=1e-4)
     assert spearman(first, torch.ones_like(first)) == 0
     # Empty space that both maps share is no agreement.
     padded = [torch.nn.functional.pad(values, (20, 20)) for values in (first, 1.01 - first)]
