@@ -72,7 +72,8 @@ def tiny_stage(dimensions: int = 3, **changes: Any) -> dict[str, Any]:
 def tiny_model(dimensions: int = 3, members: int = 1, **changes: Any) -> Model:
     """A random one-stage model; `members` > 1 is an ensemble."""
     stage = tiny_stage(dimensions, **changes)
-    stage["weights"], stage["sha256"] = ("none",) * members, ("0",) * members
+    stage["weights"] = tuple(f"none-{number}" for number in range(members))
+    stage["sha256"] = ("0",) * members
     networks: list[nn.Module] = [TinyUNet(dimensions, len(stage["channels"]), seed) for seed in range(members)]
     return model_of([stage], {"all": networks})
 
