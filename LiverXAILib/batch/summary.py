@@ -180,6 +180,7 @@ def _page(cases: Sequence[CaseSummary], found: Found) -> str:
         "kinds": KINDS,
         "figure": _figure(done),
         "outliers": outliers(done),
+        "implausible": [row for row in done if row["plausible"] is False],
         "no_liver": [row for row in done if not row["liver_volume_ml"]],
         "cut_off": [row for row in done if row["liver_volume_ml"] and not row["liver_complete"]],
         "checked": checked[:_LISTED],

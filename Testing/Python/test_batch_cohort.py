@@ -116,3 +116,18 @@ def test_when_all_is_done_there_is_nothing_to_do(finished):
     assert "50 were done before, 10 had failed before" in result.stdout
     new = manifest_lines(finished.output)[before:]
     assert not [line for line in new if line["event"] == "case"]
+
+
+def test_the_cohort_page_names_implausible_results_first():
+    from LiverXAILib.batch.summary import CASE_COLUMNS, CaseSummary, _page
+
+    row = dict.fromkeys(CASE_COLUMNS) | {"state": "done", "liver_volume_ml": 900.0, "liver_complete": True}
+    row |= {"model": "m 1", "software": "1", "seconds": 1.0, "warnings": ""}
+    cases = [
+        CaseSummary({**row, "case": name, "folder": name, "plausible": plausible, "liver_complete": plausible})
+        for name, plausible in (("upright", True), ("turned", False))
+    ]
+    page = _page(cases, SimpleNamespace(cases=[], passed_over=[]))
+    listed = page[page.index("Implausible results") : page.index("reaches the border")]
+    assert "turned" in listed
+    assert "upright" not in listed
