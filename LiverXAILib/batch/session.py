@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 #: What a session tells: a mapping with "event" and values.
 Emit = Callable[[dict[str, Any]], None]
 
+#: What a worker process runs.
+CHILD = "LiverXAILib.batch.child"
 #: Cases inside a worker: the one it works on and the next one, whose image is read meanwhile.
 DEPTH = 2
 #: A worker that does not load its model within this time is broken.
@@ -113,7 +115,7 @@ class Session:
         try:
             with (self._store.logs / f"{self._store.name}-workers.log").open("ab") as log:
                 self._process = ChildProcess(
-                    self._python, "LiverXAILib.batch.child", threads=self._config["threads"], log=log, inbox=self._inbox
+                    self._python, CHILD, threads=self._config["threads"], log=log, inbox=self._inbox
                 )
         except OSError as error:
             self._give_up(f"The worker process cannot be started: {error.strerror or error}.")

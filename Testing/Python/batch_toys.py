@@ -118,13 +118,13 @@ def write_dicom(folder: Path, seed: int = 0, *, modality: str = "CT", slices: in
 COHORT_ARGUMENTS = ("--explain", "--no-report", "--time-limit", 12)
 #: Label of each bad case: the kind of failure, and a word that the reason must hold.
 BAD = {
-    "truncated.nii.gz": ("input", "damaged"),
+    "truncated.nii.gz": ("input", "incomplete"),
     "scanner/mr [series 1]": ("input", "MR"),
     "nan.nrrd": ("input", "NaN"),
     "deep/er/empty.mha": ("input", "empty"),
     "flat.nrrd": ("input", "dimensions"),
     "no image at all.nii": ("input", "NIfTI"),
-    "Bauch groß, Frau Müller (Kopie 2).nii.gz": ("input", "damaged"),
+    "Bauch groß, Frau Müller (Kopie 2).nii.gz": ("input", "incomplete"),
     "scanner/one slice [series 1]": ("input", "single slice"),
     "patient 2/hang.nii.gz": ("time limit", "12 s"),
     "crash.nrrd": ("crash", "SIGSEGV"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -235,3 +236,12 @@ def test_the_content_decides_and_not_the_time(tmp_path):
     assert content_hash(image_files(path)) == content_hash(image_files(copy))
     os.utime(path, ns=(1, 1))
     assert stamp(image_files(path)) != stamp(image_files(copy))
+
+
+def test_the_hash_of_an_image_does_not_depend_on_the_order_of_its_files(tmp_path):
+    paths = [tmp_path / name for name in ("b", "a", "c")]
+    for path in paths:
+        path.write_text(path.name)
+    assert len({content_hash(order) for order in itertools.permutations(paths)}) == 1
+    paths[0].write_text("other")
+    assert content_hash(paths) != content_hash(paths[1:])

@@ -211,7 +211,7 @@ def test_labels_on_another_grid_are_refused_by_the_name_of_their_case(tmp_path: 
 
 def test_a_table_row_without_labels_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("image,label\na.nii.gz,\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 2"):
+    with pytest.raises(UsageError, match="line 2"):
         find_data(Data("csv", str(tmp_path / "cases.csv")))
 
 
