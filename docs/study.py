@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,10 @@ def keep(name: str, run: Path) -> None:
     with (run / "epochs.csv").open(encoding="utf-8", newline="") as file:
         rows = [{key: _rounded(value, 5) for key, value in row.items()} for row in csv.DictReader(file)]
     write_csv(rows, KEPT / f"{name}-epochs.csv")
-    with (run / "evaluation.csv").open(encoding="utf-8", newline="") as file:
-        cases = [{key: _rounded(row.get(key, ""), 3) for key in CASES} for row in csv.DictReader(file)]
-    write_csv(cases, KEPT / f"{name}-cases.csv")
+    if (run / "evaluation.csv").is_file():
+        with (run / "evaluation.csv").open(encoding="utf-8", newline="") as file:
+            cases = [{key: _rounded(row.get(key, ""), 3) for key in CASES} for row in csv.DictReader(file)]
+        write_csv(cases, KEPT / f"{name}-cases.csv")
     splits = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("**/splits.json"))]
     facts = {
         "runs": len(splits),
@@ -116,13 +118,14 @@ def epochs(name: str) -> list[dict[str, float]]:
 
 
 def page() -> str:
-    """``docs/study.md``."""
+    """``docs/study.md``; where no run has been kept it says so."""
     text = (KEPT / "template.md").read_text(encoding="utf-8")
     values: dict[str, str] = {}
     for name in RUNS:
         rows, facts = epochs(name), KEPT / f"{name}.json"
         if not rows:
-            raise SystemExit(f"docs/study keeps no run on {RUNS[name]}: give --{name}.")
+            text = re.sub(rf"!\[[^]]*\]\(images/study-{name}\.png\)\n", "", text)
+            continue
         about = json.loads(facts.read_text(encoding="utf-8"))
         values |= {
             f"{name}_first_last": first_last(rows),
@@ -141,7 +144,10 @@ def page() -> str:
         }
     for key, value in values.items():
         text = text.replace("{{" + key + "}}", value)
-    return text
+    if not (HERE / "images" / "study-figure.png").is_file():
+        text = re.sub(r"!\[[^]]*\]\(images/study-figure\.png\)\n", "", text)
+    text = re.sub(r"\{\{\w+_first_last\}\}", "*not run yet* | | | |", text)
+    return re.sub(r"\{\{\w+\}\}", "*not run yet*", text)
 
 
 def first_last(rows: Sequence[Mapping[str, float]]) -> str:

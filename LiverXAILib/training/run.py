@@ -3,51 +3,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from ..context import RunContext
-from ..errors import Cancelled, InputError, UsageError
-from ..evaluation.evaluate import evaluate
-from ..evaluation.results import CaseResult, format_results, summarize, write_results
+from ..errors import InputError, UsageError
+from ..evaluation.results import format_results, write_results
 from ..files import replacing
-from ..inference import segment
-from ..models.loading import load_model
-from ..progress import Progress, report_progress
+from ..progress import Progress
 from ..text import how_to_install
 from .config import Config
-from .layouts import DataSet, TrainingCase, find_data, read_case
-from .setup import TrainingSetup, set_up
-from .splits import Split, draw_split, record_split, recorded_split
-from .table import header, line, markdown, score, write_case_curve, write_csv, write_curves
-
-_log = logging.getLogger(__name__)
-
-#: Curves take a second to draw: while training they are drawn no more often than this.
-_DRAW_SECONDS = 60.0
-#: Says a line to the user.
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to: its folder, what is known of each epoch, and what was measured at the end."""
-
-    folder: Path
-    rows: tuple[Mapping[str, float], ...]
-    results: tuple[CaseResult, ...]
-    warnings: tuple[str, ...]
+from .finish import Outcome, Say, best_epoch, finish
+from .layouts import DataSet, find_data
+from .setup import set_up
+from .splits import draw_split, record_split, recorded_split
+from .table import write_case_curve, write_csv
 
 
 def train(config: Config, *, say: Say, progress: Progress | None = None) -> list[Outcome]:
@@ -103,7 +76,7 @@ def train_by_cases(
         outcome = _run(smaller, dataset, config.folder / f"cases-{count}", config.data.fold, say, progress)
         if outcome is None:
             continue
-        for cases, row in ((0, outcome.rows[0]), (count, _best(outcome.rows))):
+        for cases, row in ((0, outcome.rows[0]), (count, best_epoch(outcome.rows))):
             if cases or (row["epoch"] == 0 and not rows):
                 dice = {key: row.get(key, math.nan) for key in ("validation_dice_liver", "validation_dice_tumor")}
                 rows.append({"cases": cases, **dice})
@@ -138,8 +111,10 @@ def _run(
         )
     finished = folder / "finished.json"
     if not finished.is_file():
-        with _quiet():
-            rows = _fit(config, dataset, split, setup, folder, say if main else _nothing)
+        from .fit import fit, quiet
+
+        with quiet():
+            rows = fit(config, dataset, split, setup, folder, say if main else _nothing, main=main)
         if not main:
             return None
         with replacing(finished) as temporary:
@@ -147,252 +122,7 @@ def _run(
     elif not main:
         return None
     rows = json.loads(finished.read_text(encoding="utf-8"))["rows"]
-    return _finish(config, dataset, split, setup, folder, rows, say, progress)
-
-
-def _fit(
-    config: Config, dataset: DataSet, split: Split, setup: TrainingSetup, folder: Path, say: Say
-) -> list[dict[str, float]]:
-    """Train, from the last checkpoint if there is one; returns the rows of all epochs."""
-    import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-    from .learner import Checkpoints, Learner
-    from .samples import Prepare, Samples, ValidationCases, prepared_cases
-
-    settings, hardware, stage = config.training, config.hardware, setup.stage
-    cache = folder / "cache" if config.data.cache == "disk" else None
-    slices = stage.dimensions == 2
-    patch = None if setup.patch is None or slices else setup.patch
-    show = _is_main_process()
-    training = prepared_cases(split.training, Prepare(stage, dataset.values, patch), folder=cache, progress=show)
-    validation = prepared_cases(split.validation, Prepare(stage, dataset.values), folder=cache, progress=show)
-    if slices:
-        units = [(n, k) for n in range(len(split.training)) for k in range(training[n]["image"].shape[1])]
-    else:
-        units = [(n, -1) for n in range(len(split.training)) for _ in range(settings.samples_per_case)]
-    freeze = config.init is not None if settings.freeze_norm is None else settings.freeze_norm
-    lesions = config.data.synthetic_lesions and "tumor" in setup.labels
-    learner = Learner(
-        setup.network,
-        stage,
-        setup.labels,
-        settings,
-        Samples(training, stage, setup.patch, config.augmentation, synthetic_lesions=lesions),
-        units,
-        ValidationCases(validation, stage, synthetic_lesions=lesions),
-        len(split.validation),
-        seed=config.seed,
-        workers=hardware.workers,
-        freeze_norm=freeze,
-    )
-
-    drawn = time.monotonic()
-
-    def tell(rows: list[dict[str, float]]) -> None:
-        nonlocal drawn
-        say(line(rows[-1]))
-        write_csv([{**dict.fromkeys(rows[-1]), **row} for row in rows], folder / "epochs.csv")
-        if time.monotonic() - drawn > _DRAW_SECONDS:
-            write_curves(rows, folder)
-            drawn = time.monotonic()
-
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    keeper = Checkpoints(checkpoints, settings.checkpoint_every, tell)
-    callbacks: list[Any] = [keeper, TQDMProgressBar(leave=False)]
-    if settings.early_stop is not None:
-        callbacks.append(
-            EarlyStopping("validation_score", mode="max", patience=settings.early_stop, check_on_train_epoch_end=True)
-        )
-    csv_logger = CSVLogger(folder, name="logs")
-    try:
-        trainer = pl.Trainer(
-            accelerator=hardware.accelerator,
-            devices=hardware.devices,
-            num_nodes=hardware.nodes,
-            strategy=hardware.strategy,
-            precision=hardware.precision,
-            max_epochs=settings.epochs,
-            accumulate_grad_batches=settings.accumulate,
-            callbacks=callbacks,
-            logger=[csv_logger, TensorBoardLogger(folder, name="logs", version=csv_logger.version)],
-            log_every_n_steps=10,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-        )
-    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise UsageError(f"These settings of 'hardware' cannot be used here: {error}") from error
-    if keeper.last.is_file():
-        say(f"Going on from {keeper.last}")
-    elif config.init is not None:
-        trainer.validate(learner, verbose=False)
-        learner.rows.append({"epoch": 0.0, **learner.validated})
-    say(header())
-    if not keeper.last.is_file() and learner.rows:
-        say(line(learner.rows[0]))
-    learner.train()
-    try:
-        trainer.fit(learner, ckpt_path=str(keeper.last) if keeper.last.is_file() else None, weights_only=True)
-    except SystemExit:
-        raise Cancelled("Stopped. Run the same command again to go on from the last checkpoint.") from None
-    return learner.rows
-
-
-def _finish(
-    config: Config,
-    dataset: DataSet,
-    split: Split,
-    setup: TrainingSetup,
-    folder: Path,
-    rows: Sequence[Mapping[str, float]],
-    say: Say,
-    progress: Progress | None,
-) -> Outcome:
-    """Export the best epoch, evaluate it case by case, explain examples, write the card."""
-    state = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    weights = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
-    best, found_warnings = _best(rows), _warnings(rows)
-    write_curves(rows, folder)
-    training = {
-        "data": f"layout {config.data.layout}: {len(split.training)} training cases"
-        + (", with synthetic lesions in livers without labelled tumors" if config.data.synthetic_lesions else ""),
-        "labels": ", ".join(setup.labels),
-        "init": f"{config.init}, stage {setup.stage.name}" if config.init else "random weights",
-        "epochs": len([row for row in rows if row["epoch"] > 0]),
-        "best_epoch": int(best["epoch"]),
-        "recipe": config.recipe(),
-    }
-    model = folder / "model"
-    setup.export(weights, model, config, training, {"note": "not measured"})
-    results: list[CaseResult] = []
-    if config.finish.evaluate:
-        results = _evaluate(config, dataset, split.validation, model, progress)
-        for ending in ("csv", "json"):
-            write_results(results, folder / f"evaluation.{ending}")
-        say("\n" + format_results(results))
-        setup.export(weights, model, config, training, _quality(results, best))
-    if config.finish.explain:
-        _explain(config, split.validation[: config.finish.examples], model, folder / "examples", progress)
-    _write_card(folder, training, rows, results, found_warnings)
-    for warning in found_warnings:
-        say(f"warning: {warning}")
-    say(f"The model is in {model}: liverxai analyze CT --model {model} --output FOLDER")
-    return Outcome(folder, tuple(rows), tuple(results), tuple(found_warnings))
-
-
-def _evaluate(
-    config: Config, dataset: DataSet, cases: Sequence[TrainingCase], folder: Path, progress: Progress | None
-) -> list[CaseResult]:
-    """Each case segmented as ``analyze`` does it, against its labels, on its own grid."""
-    model = load_model(folder)
-    results = []
-    for number, case in enumerate(cases):
-        report_progress(progress, f"Evaluating case {number + 1} of {len(cases)}", number / len(cases))
-        volume, truth = read_case(case, dataset.values)
-        segmentation = segment(volume, model, device=_device(config))
-        labels = {"liver": 1, **({"tumor": 2} if case.tumor_known else {})}
-        if not case.tumor_known:
-            truth = (truth > 0).astype(truth.dtype)
-        predicted = {spec.name: spec.value for spec in segmentation.specs if spec.name in ("liver", "tumor")}
-        results.append(
-            evaluate(
-                segmentation.labels,
-                volume.with_array(truth),
-                labels,
-                predicted_labels=predicted,
-                probabilities=segmentation.probabilities,
-                surface=config.finish.surface,
-                name=case.name,
-            )
-        )
-    return results
-
-
-def _explain(
-    config: Config, cases: Sequence[TrainingCase], model: Path, folder: Path, progress: Progress | None
-) -> None:
-    from ..options import Options
-
-    loaded = load_model(model)
-    targets = tuple(label.name for label in loaded.spec.labels if label.name in ("liver", "tumor"))
-    options = Options(explain=targets, method=str(config.finish.explain), scene=False)
-    for case in cases:
-        analysis = options.analyze(options.read(case.image), loaded, RunContext(progress, device=_device(config)))
-        options.save(analysis, folder / case.name)
-
-
-def _quality(results: Sequence[CaseResult], best: Mapping[str, float]) -> dict[str, Any]:
-    """What the card says was measured."""
-    summary = {
-        f"{row['structure']} {row['metric']}": round(row["value"], 4)
-        for row in summarize(results)
-        if row["value"] is not None and row["metric"] in _CARD_METRICS
-    }
-    return {
-        "measured": f"on the {len(results)} validation cases of this run, which were not trained on, but chose the "
-        f"epoch ({int(best['epoch'])})",
-        **summary,
-    }
-
-
-_CARD_METRICS = ("dice", "hd95_mm", "assd_mm", "nsd", "ece", "sensitivity", "precision", "false lesions per case")
-
-
-def _write_card(
-    folder: Path,
-    training: Mapping[str, Any],
-    rows: Sequence[Mapping[str, float]],
-    results: Sequence[CaseResult],
-    found_warnings: Sequence[str],
-) -> None:
-    """``card.md``: the model for people."""
-    facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key != "recipe")
-    measured = f"```\n{format_results(results)}\n```" if results else "Not measured (finish.evaluate is off)."
-    cautions = "".join(f"\n**Warning.** {warning}\n" for warning in found_warnings)
-    nothing = _best(rows).get("validation_accuracy_of_nothing", math.nan)
-    text = f"""# Model card: {folder.resolve().name}
-
-For research use only. Not for diagnosis or treatment.
-{cautions}
-## Training
-{facts}
-
-{markdown(rows)}
-Accuracy is the share of voxels with the right label. An answer of "nothing anywhere" would reach {nothing:.4f} on the
-validation cases: judge by Dice.
-
-![Learning curve](learning-curve.png)
-
-## Validation cases
-They were not trained on, but chose the epoch.
-
-{measured}
-
-The settings are in `config.yaml`, the cases in `splits.json`.
-"""
-    with replacing(folder / "card.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """What a user should know of how the training went."""
-    if rows[0]["epoch"] != 0:
-        return []
-    first, best = score(rows[0]), score(_best(rows))
-    if best < first:
-        return [
-            f"Validation got worse: the best epoch has a mean Dice of {best:.3f}, the initial model {first:.3f}. Keep "
-            "the initial model, or try more cases, a smaller learning rate, or fewer epochs."
-        ]
-    return []
-
-
-def _best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The epoch with the best validation; the first of equals."""
-    return max((row for row in rows if row["epoch"] > 0), key=score)
+    return finish(config, dataset, split, setup, folder, rows, say, progress)
 
 
 def _claim(folder: Path, config: Config) -> None:
@@ -428,38 +158,9 @@ def _is_main_process() -> bool:
     return not rank_zero_only.rank
 
 
-def _device(config: Config) -> str:
-    return {"auto": "auto", "cpu": "cpu", "mps": "mps"}.get(config.hardware.accelerator, "cuda")
-
-
 def _first(outcomes: Sequence[Outcome | None]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome is not None]
 
 
 def _nothing(_: str) -> None:
     pass
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's advertisements and its advice on what was decided here on purpose."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for message in (
-            "does not have many workers",
-            "in eval mode at the start of training",
-            "dataloader is not resumable",  # it is: EpochBatches goes on where the run was
-            "xperiment logs directory",
-            "smaller than the logging interval",
-            "sync_dist=True",  # what is logged is already the sum over all devices
-            "is deprecated",
-        ):
-            warnings.filterwarnings("ignore", message=f".*{message}", module=r"lightning\.")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run with Lightning, resumable from its last checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from ..errors import Cancelled, UsageError
+from .config import Config
+from .layouts import DataSet
+from .learner import Checkpoints, Learner
+from .samples import Prepare, Samples, ValidationCases, prepared_cases
+from .setup import TrainingSetup
+from .splits import Split
+from .table import header, line, write_csv, write_curves
+
+#: Curves take a second to draw: while training they are drawn no more often than this.
+_DRAW_SECONDS = 60.0
+
+
+def fit(
+    config: Config,
+    dataset: DataSet,
+    split: Split,
+    setup: TrainingSetup,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    main: bool = True,
+) -> list[dict[str, float]]:
+    """Train, from the last checkpoint if there is one; returns the rows of all epochs.
+
+    :param say: called with lines for the user.
+    :param main: whether this is the first of several processes.
+    :raises LiverXAILib.errors.UsageError: ``hardware`` cannot be used here.
+    :raises LiverXAILib.errors.Cancelled: the process was asked to stop.
+    """
+    learner = _learner(config, dataset, split, setup, folder, main)
+    drawn = time.monotonic()
+
+    def tell(rows: list[dict[str, float]]) -> None:
+        nonlocal drawn
+        say(line(rows[-1]))
+        write_csv([{**dict.fromkeys(rows[-1]), **row} for row in rows], folder / "epochs.csv")
+        if time.monotonic() - drawn > _DRAW_SECONDS:
+            write_curves(rows, folder)
+            drawn = time.monotonic()
+
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    keeper = Checkpoints(checkpoints, config.training.checkpoint_every, tell)
+    callbacks: list[Any] = [keeper, TQDMProgressBar(leave=False)]
+    if (patience := config.training.early_stop) is not None:
+        callbacks.append(
+            EarlyStopping("validation_score", mode="max", patience=patience, check_on_train_epoch_end=True)
+        )
+    trainer = _trainer(config, folder, callbacks)
+    if keeper.last.is_file():
+        say(f"Going on from {keeper.last}")
+    elif config.init is not None:
+        trainer.validate(learner, verbose=False)
+        learner.rows.append({"epoch": 0.0, **learner.validated})
+    say(header())
+    if not keeper.last.is_file() and learner.rows:
+        say(line(learner.rows[0]))
+    learner.train()
+    try:
+        trainer.fit(learner, ckpt_path=str(keeper.last) if keeper.last.is_file() else None, weights_only=True)
+    except SystemExit:
+        raise Cancelled("Stopped. Run the same command again to go on from the last checkpoint.") from None
+    return learner.rows
+
+
+def _learner(config: Config, dataset: DataSet, split: Split, setup: TrainingSetup, folder: Path, main: bool) -> Learner:
+    """The network with its training samples and validation cases."""
+    settings, hardware, stage = config.training, config.hardware, setup.stage
+    cache = folder / "cache" if config.data.cache == "disk" else None
+    slices = stage.dimensions == 2
+    patch = None if setup.patch is None or slices else setup.patch
+    show = main
+    training = prepared_cases(split.training, Prepare(stage, dataset.values, patch), folder=cache, progress=show)
+    validation = prepared_cases(split.validation, Prepare(stage, dataset.values), folder=cache, progress=show)
+    if slices:
+        units = [(n, k) for n in range(len(split.training)) for k in range(training[n]["image"].shape[1])]
+    else:
+        units = [(n, -1) for n in range(len(split.training)) for _ in range(settings.samples_per_case)]
+    freeze = config.init is not None if settings.freeze_norm is None else settings.freeze_norm
+    lesions = config.data.synthetic_lesions and "tumor" in setup.labels
+    return Learner(
+        setup.network,
+        stage,
+        setup.labels,
+        settings,
+        Samples(training, stage, setup.patch, config.augmentation, synthetic_lesions=lesions),
+        units,
+        ValidationCases(validation, stage, synthetic_lesions=lesions),
+        len(split.validation),
+        seed=config.seed,
+        workers=hardware.workers,
+        freeze_norm=freeze,
+    )
+
+
+def _trainer(config: Config, folder: Path, callbacks: list[Any]) -> pl.Trainer:
+    """Lightning's loop on the configured hardware, with logs for TensorBoard and as CSV."""
+    hardware = config.hardware
+    csv_logger = CSVLogger(folder, name="logs")
+    try:
+        return pl.Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.nodes,
+            strategy=hardware.strategy,
+            precision=hardware.precision,
+            max_epochs=config.training.epochs,
+            accumulate_grad_batches=config.training.accumulate,
+            callbacks=callbacks,
+            logger=[csv_logger, TensorBoardLogger(folder, name="logs", version=csv_logger.version)],
+            log_every_n_steps=10,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise UsageError(f"These settings of 'hardware' cannot be used here: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's advertisements and its advice on what was decided here on purpose."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for message in (
+            "does not have many workers",
+            "in eval mode at the start of training",
+            "dataloader is not resumable",  # it is: EpochBatches goes on where the run was
+            "xperiment logs directory",
+            "smaller than the logging interval",
+            "sync_dist=True",  # what is logged is already the sum over all devices
+            "is deprecated",
+        ):
+            warnings.filterwarnings("ignore", message=f".*{message}", module=r"lightning\.")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
