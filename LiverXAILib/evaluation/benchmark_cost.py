@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..explain import METHODS, Target, explain_all
+from ..explain import METHODS, Target, explain_all, explain_lesions
 from ..explain.score import ScoreTarget, build_score
 from ..explain.stage_context import StageContext
 from ..explain.stitching import stage_maps
@@ -52,7 +52,7 @@ def benchmark_cost(
     the process held before (GPU: what torch had allocated; CPU: resident memory, where psutil is installed). The last
     rows are about the whole image: all windows that the target touches; and the liver with up to four lesions, as maps
     on the network's grid and as finished heat maps on the image's grid
-    (:func:`~LiverXAILib.explain.explain_all`), beside the stage's pass over the image.
+    (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image.
     """
     segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
     asked = Target.parse(target)
@@ -83,6 +83,10 @@ def benchmark_cost(
     jobs[f"LiverXAI, {', '.join(texts)}"] = lambda: _maps(run, several, layer)
     jobs["the same on the image's grid"] = lambda: explain_all(
         volume, model, segmentation, texts, layer=layer, device=device
+    )
+    lesions = [text for text in texts if text != "liver"]
+    jobs[f"changed CTs, {', '.join(lesions) or 'no lesion'}"] = lambda: explain_lesions(
+        volume, model, segmentation, lesions, device=device, refusals=[]
     )
     for job in jobs.values():
         check_cancel(cancel)

@@ -80,6 +80,8 @@ class ExaminedBox:
         whole = _in_image(score_target, run, mask, context)
         for limit, reach in _BOXES_MM:
             alone, inside, box = score_target.in_focus(run, limit, reach)
+            if limit is not None and box.intersection(score_target.box) != score_target.box:
+                continue  # only a part of the target would be removed
             examined = ExaminedBox(alone, inside, box, 0.0, whole)
             examined = replace(examined, probability=examined.ask(alone.image, context))
             if abs(examined.probability - whole) <= AGREEMENT:

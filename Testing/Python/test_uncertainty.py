@@ -26,7 +26,7 @@ from LiverXAILib.volumes.resample import resample
 def changed(model, networks=None, **stage):
     """The model with other networks, or with other fields on the card of its stage."""
     (old,) = model.spec.stages
-    weights = ("none",) * len(networks or [0])
+    weights = tuple(f"none-{number}" for number in range(len(networks or [0])))
     spec = replace(model.spec, stages=(replace(old, weights=weights, sha256=weights, **stage),))
     return Model(spec, {"all": networks or model.members(old)})
 
