@@ -20,10 +20,11 @@ from ..volumes.volume import Grid, Volume
 
 #: How far from the click a lesion may reach, and how wide its neighborhood is, in mm.
 REACH_MM = 60.0
-#: Standard deviation of the Gaussian against noise, in mm.
-SMOOTHING_MM = 1.2
-#: Around the click the HU of the lesion are the median within this radius, in mm.
-SAMPLE_MM = 2.5
+#: A Gaussian against noise (standard deviation), and the radius around the click within which the median is the
+#: lesion's HU, both in mm: for large lesions, and for small ones, whose contrast more smoothing would take.
+LARGE, SMALL = (1.2, 2.5), (0.7, 1.5)
+#: A lesion is large from this volume on: a ball of 20 mm.
+LARGE_ML = 4.2
 #: What is smaller is all rim, and is not opened.
 SMALL_ML = 1.0
 #: Less contrast to the liver than this is noise, in HU.
@@ -71,7 +72,10 @@ def outline_lesion(
             raise UsageError(f"{where}: the model sees nothing of a tumor there.")
     tissue = liver & (near.labels.array != segmentation.spec("tumor").value)
     median = float(np.median(volume.array[box][tissue])) if tissue.any() else 0.0
-    mask = _by_contrast(volume.array[box], volume.grid, organ, start, median)
+    mask = _by_contrast(volume.array[box], volume.grid, organ, start, median, *LARGE)
+    if mask is None or np.count_nonzero(mask) * volume.grid.voxel_volume_mm3 < LARGE_ML * 1000:
+        small = _by_contrast(volume.array[box], volume.grid, organ, start, median, *SMALL)
+        mask = mask if small is None else small
     if mask is None:
         raise UsageError(
             f"{where}: nothing stands out from the liver there by more than {LEAST_CONTRAST_HU:.0f} HU. Draw the "
@@ -99,12 +103,18 @@ def _by_probability(segmentation: Segmentation, grid: Grid, box: Box, start: tup
 
 
 def _by_contrast(
-    array: np.ndarray, grid: Grid, organ: np.ndarray, start: tuple[int, ...], median: float
+    array: np.ndarray,
+    grid: Grid,
+    organ: np.ndarray,
+    start: tuple[int, ...],
+    median: float,
+    smoothing_mm: float,
+    sample_mm: float,
 ) -> np.ndarray | None:
     """The connected part nearer to the HU at the click than to the liver's median; None without contrast."""
-    smooth = _smoothed(array, grid)
+    smooth = _smoothed(array, grid, smoothing_mm)
     spacing = np.array(grid.spacing[::-1])
-    near = Box.between(start, np.add(start, 1)).grown(np.maximum(1, SAMPLE_MM / spacing).astype(int), array.shape)
+    near = Box.between(start, np.add(start, 1)).grown(np.maximum(1, sample_mm / spacing).astype(int), array.shape)
     sample = float(np.median(smooth[near]))
     contrast = sample - median
     if abs(contrast) < LEAST_CONTRAST_HU:
@@ -135,9 +145,9 @@ def _image(array: np.ndarray, grid: Grid) -> sitk.Image:
     return image
 
 
-def _smoothed(array: np.ndarray, grid: Grid) -> np.ndarray:
+def _smoothed(array: np.ndarray, grid: Grid, smoothing_mm: float) -> np.ndarray:
     image = _image(array.astype(np.float32), grid)
-    return sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, SMOOTHING_MM**2, 16, 0.01, True))
+    return sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, smoothing_mm**2, 16, 0.01, True))
 
 
 def _radius(grid: Grid, radius_mm: float) -> list[int]:

@@ -264,7 +264,7 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
     path = second / "segmentation.seg.nrrd"
     image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
-    array[0] = 0
+    array[tuple(np.argwhere(array == 1)[0])] = 0
     edited = sitk.GetImageFromArray(array)
     edited.CopyInformation(image)
     for key in image.GetMetaDataKeys():
