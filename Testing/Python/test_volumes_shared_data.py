@@ -11,8 +11,13 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_checks import errors_of, needs_dciodvfy
 
 from LiverXAILib.errors import InputError
+from LiverXAILib.inference import Segmentation
+from LiverXAILib.models import LIVER, TUMOR
+from LiverXAILib.report import write_dicom_segmentation
+from LiverXAILib.volumes.dicom_seg import read_segment_masks
 from LiverXAILib.volumes.io import list_series, read_labels, read_volume
 
 DATA = Path(os.environ.get("LIVERXAI_TEST_DATA", ""))
@@ -129,3 +134,26 @@ def test_labels_lie_on_their_image():
     liver, image = read_labels(folder / "liver.nii.gz"), read_volume(folder / "image.nii.gz")
     assert liver.grid.matches(image.grid)
     assert np.count_nonzero(liver.array) * liver.grid.voxel_volume_mm3 / 1000 == pytest.approx(1489, abs=1)
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("name", ["cptac_pda", "totalseg_slab_j2k", "ct_with_seg", "tilted_ge_head"])
+def test_a_dicom_segmentation_of_a_real_series_is_valid_and_read_back_to_the_voxel(name, tmp_path):
+    volume = read_volume(DATA / "dicom" / name, allow_irregular=True)
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[:, 150:300:2, 100:260] = 1
+    labels[1:3, 200:220, 150:170] = 2
+    provenance = {"model": {"name": "toy", "version": "1"}}
+    segmentation = Segmentation(volume.with_array(labels), (LIVER, TUMOR), provenance=provenance)
+    path = tmp_path / "segmentation.dcm"
+    write_dicom_segmentation(segmentation, path)
+    assert errors_of(path) == []
+    for number, mask in read_segment_masks(path, volume.grid).items():
+        np.testing.assert_array_equal(mask, labels > 0 if number == 1 else labels == 2)
+    by_highdicom = highdicom.seg.segread(path)
+    frames = by_highdicom.PerFrameFunctionalGroupsSequence
+    places = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+    slices = volume.grid.to_ijk(np.array(places, float))[:, 2].round().astype(int)
+    for frame, k, pixels in zip(frames, slices, by_highdicom.get_stored_frames(), strict=True):
+        number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        np.testing.assert_array_equal(pixels > 0, labels[k] > 0 if number == 1 else labels[k] == 2)
