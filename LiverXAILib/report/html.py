@@ -69,6 +69,7 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     environment.filters["number"] = _number
     environment.filters["amount"] = _amount
     environment.filters["duration"] = _duration
+    environment.filters["zip"] = zip
     environment.filters["words"] = humanize_key
     return environment.get_template(template.name).render(context)
 

@@ -358,3 +358,13 @@ def test_the_report_shows_the_changed_cts_with_the_sentence_about_them(tmp_path)
     assert sum("If the lesion were not there" in str(image["alt"]) for image in page.images) == 4
     write_report(analysis, tmp_path / "none.html", viewer=False)
     assert "if the CT were different" not in (tmp_path / "none.html").read_text(encoding="utf-8")
+
+
+def test_the_report_has_recist_phase_and_each_lesion_s_place(page: _Page, analysis: Analysis) -> None:
+    measured = analysis.measurements
+    assert measured.recist is not None
+    assert f"Sum of diameters {measured.recist.sum_mm} mm" in page.plain
+    lesion = measured.lesions[0]
+    assert lesion.contrast_hu is not None
+    assert f"{abs(lesion.contrast_hu):.0f} HU brighter than the liver" in page.plain
+    assert str(lesion.location) in page.plain
