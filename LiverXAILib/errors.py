@@ -3,9 +3,17 @@
 
 from __future__ import annotations
 
+from .text import displayable
+
 
 class LiverXAIError(Exception):
-    """Base class of every error that LiverXAI raises on purpose."""
+    """Base class of every error that LiverXAI raises on purpose.
+
+    Messages quote names that others wrote; what could control a terminal or a log is replaced in them.
+    """
+
+    def __init__(self, *values: object) -> None:
+        super().__init__(*(displayable(value) if isinstance(value, str) else value for value in values))
 
 
 class InputError(LiverXAIError):

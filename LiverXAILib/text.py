@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and words as people read them."""
+"""Keys and words as people read them, and words that others wrote as they can be shown."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def humanize_key(key: str) -> str:
         # "over_20_mm" is a size, "liver_ml" a quantity.
         unit = f" {unit}" if parts[-1].isdigit() else f" ({unit})"
     return " ".join(_WRITTEN.get(part, part) for part in parts) + unit
+
+
+def displayable(text: str) -> str:
+    """`text` for a terminal or a log: characters that would control it, or the direction of writing, are replaced."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        "\ufffd" if char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cf", "Cs") else char for char in text
+    )
 
 
 def how_to_install(extra: str) -> str:

@@ -13,8 +13,8 @@ import pytest
 LIBRARY = Path(__file__).parents[2] / "LiverXAILib"
 
 ORDER = [
-    "errors",
     "text",
+    "errors",
     "progress",
     "context",
     "_version",

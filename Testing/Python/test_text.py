@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words that others wrote, as they are shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from LiverXAILib.errors import InputError, LiverXAIError
+from LiverXAILib.text import displayable
+
+
+@pytest.mark.parametrize("char", ["\x1b", "\x07", "\r", "\x00", "\x9b", "\u202e", "\u2066", "\u200f", "\ud800"])
+def test_what_controls_a_terminal_is_replaced(char):
+    assert displayable(f"a{char}b") == "a\ufffdb"
+    assert str(InputError(f"The series {char}[2J is empty.")) == "The series \ufffd[2J is empty."
+
+
+@pytest.mark.parametrize("text", ["Größe ÄÖÜ", "肝臓", "two\nlines\tand a tab", "", "ñ é"])
+def test_words_in_any_language_stay(text):
+    assert displayable(text) == text
+    assert str(LiverXAIError(text)) == text
