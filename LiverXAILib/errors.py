@@ -5,15 +5,24 @@ from __future__ import annotations
 
 from .text import displayable
 
+#: Most characters of a message.
+_LONGEST = 2000
+
 
 class LiverXAIError(Exception):
     """Base class of every error that LiverXAI raises on purpose.
 
-    Messages quote names that others wrote; what could control a terminal or a log is replaced in them.
+    Messages quote names that others wrote: what could control a terminal or a log is replaced in them, and what is
+    endless is cut.
     """
 
     def __init__(self, *values: object) -> None:
-        super().__init__(*(displayable(value) if isinstance(value, str) else value for value in values))
+        super().__init__(*(_shown(value) if isinstance(value, str) else value for value in values))
+
+
+def _shown(text: str) -> str:
+    text = displayable(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 class InputError(LiverXAIError):

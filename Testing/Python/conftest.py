@@ -24,6 +24,17 @@ def settings_of_nobody(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """The tests of one file compute with one thread: small networks are faster so, and other files do not notice."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def scene():
     """Slicer's scene in the test host, empty before and after the test."""

@@ -31,7 +31,7 @@ from recipes.default_model.operating import OperatingPoints
 from recipes.default_model.scans import phantom_scans, source_scans
 from recipes.default_model.synthesis import Generator, Sample, Tissue
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = Settings(iterations=6, batch=2, warmup=2, checkpoint_every=2, log_every=2, validate_every=3)
 INTENSITY = Intensity(-200.0, 300.0, 50.0, 120.0)

@@ -17,7 +17,7 @@ from recipes.default_model.synthesis.deformation import deformation, sample_at
 from recipes.default_model.synthesis.generator import dilate
 from recipes.default_model.synthesis.tissues import draw_hu
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = (24, 40, 40)
 

@@ -12,7 +12,7 @@ import torch
 from LiverXAILib.errors import ModelError
 from LiverXAILib.networks import ObeliskUNet, UNet, build_network, default_layer
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])

@@ -15,6 +15,13 @@ def test_what_controls_a_terminal_is_replaced(char):
     assert str(InputError(f"The series {char}[2J is empty.")) == "The series \ufffd[2J is empty."
 
 
+def test_a_message_with_an_endless_name_keeps_its_beginning_and_its_end():
+    message = str(InputError(f"The series {'A' * 100_000} is empty."))
+    assert len(message) < 2100
+    assert message.startswith("The series AAA")
+    assert message.endswith("AAA is empty.")
+
+
 @pytest.mark.parametrize("text", ["Größe ÄÖÜ", "肝臓", "two\nlines\tand a tab", "", "ñ é"])
 def test_words_in_any_language_stay(text):
     assert displayable(text) == text

@@ -37,7 +37,7 @@ from LiverXAILib.training.setup import set_up
 from LiverXAILib.training.splits import recorded_split
 from LiverXAILib.volumes.io import write_volume
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 

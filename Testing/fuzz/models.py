@@ -57,7 +57,7 @@ class _Code:
 class Models(Kind):
     """Loads, imports and uses a model of which something was changed."""
 
-    limit_s = 60.0
+    limit_s = 180.0
     limit_mb = 3000
 
     def __init__(self, folder: Path) -> None:
@@ -128,7 +128,7 @@ class Models(Kind):
                 data = json.loads(card.read_text())
                 data["stages"][0]["sha256"] = [checksum(path)]
                 card.write_text(json.dumps(data))
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, RecursionError):
                 pass
         record = {"source": "x", "date": "y", "files": {}, "trusted": True}
         (folder / "origin.json").write_text(json.dumps(record))
