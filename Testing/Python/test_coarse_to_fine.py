@@ -235,6 +235,13 @@ def test_an_image_is_cut_only_where_its_activations_would_not_fit(monkeypatch):
     assert stage_plan(UNET_STAGE, grid).window == (4, 4, 4)
 
 
+def test_a_pass_takes_at_most_a_gigabyte_of_activations():
+    fits = int(2**30 / activation_bytes(UNET_STAGE) / (128 * 128)) // 4 * 4
+    for slices, windows in ((fits, 1), (fits + 4, 2)):
+        grid = Grid((slices, 128, 128), np.diag([2.0, 2.0, 2.0, 1.0]))
+        assert len(stage_plan(UNET_STAGE, grid).boxes) == windows
+
+
 def test_cut_images_give_the_labels_of_one_pass(monkeypatch):
     network = a_trained_unet()
     image = noisy_ct((64, 32, 32)).array.astype(np.float32) / 120

@@ -30,7 +30,7 @@ PLAIN = SeriesInfo(
 WORSE = {
     "not usable": {"problem": "it is MR, not CT", "spacing": None, "axes": None, "size": None},
     "only usable after resampling": {"problem": "its slices are not evenly spaced", "can_be_resampled": True},
-    "coronal": {"axes": "PIL", "spacing": (0.8, 0.8, 1.0)},
+    "coronal": {"axes": "PIL", "slices": 300, "spacing": (0.8, 0.8, 1.0)},
     "too short": {"slices": 20, "spacing": (0.8, 0.8, 1.0)},
     "derived": {"image_type": "DERIVED\\SECONDARY\\AXIAL", "spacing": (0.8, 0.8, 1.0)},
     "lung in the description": {"description": "LUNG 1.25 mm", "spacing": (0.8, 0.8, 1.25)},

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from LiverXAILib.volumes.resample import regrid, resample, resample_adjoint, resized
@@ -97,14 +101,59 @@ def test_outside_the_image_is_the_fill_value():
     assert (resample(an_image(source), source, target, fill=-1024).numpy() == -1024).all()
 
 
+@pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("angles", [(0, 0, 0), (8, 14, -20)], ids=["parallel", "oblique"])
-def test_the_adjoint_is_the_transpose(angles):
+def test_the_adjoint_is_the_transpose(angles, antialias):
     source = a_grid((7, 8, 9))
     target = a_grid((6, 12, 5), (1.9, 0.7, 2.0), angles, origin=(-29.0, 12.5, 8.0))
     x, y = torch.from_numpy(an_image(source, 1)), torch.from_numpy(an_image(target, 2))
-    left = (resample(x, source, target).double() * y).sum()
-    right = (x.double() * resample_adjoint(y, source, target)).sum()
+    left = (resample(x, source, target, antialias=antialias).double() * y).sum()
+    right = (x.double() * resample_adjoint(y, source, target, antialias=antialias)).sum()
     assert float(left) == pytest.approx(float(right), rel=1e-4)
+
+
+def test_half_a_voxel_beyond_the_outermost_center_the_image_ends():
+    source = Grid((4, 4, 4), np.eye(4))
+    image = np.full(source.shape, 7, np.float32)
+    for axis in range(3):
+        for position, value in ((-0.51, -1), (-0.49, 7), (3.49, 7), (3.51, -1)):
+            matrix = np.eye(4)
+            matrix[axis, 3] = position
+            sampled = resample(image, source, Grid((1, 1, 1), matrix), fill=-1)
+            assert float(sampled) == value, (axis, position)
+
+
+spacings = st.tuples(*[st.floats(0.3, 6.0)] * 3)
+shapes = st.tuples(*[st.integers(1, 7)] * 3)
+angles = st.tuples(*[st.floats(-180, 180)] * 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, shapes, spacings, spacings, angles, st.booleans())
+def test_resampling_stays_within_the_image_and_its_adjoint_is_the_transpose(n, m, s, t, turned, antialias):
+    source, target = a_grid(n, s), a_grid(m, t, turned, origin=(-29.0, 12.5, 8.0))
+    x, y = an_image(source, 1), an_image(target, 2)
+    sampled = resample(x, source, target, fill=float(x.min()), antialias=antialias).numpy()
+    assert sampled.shape == m
+    assert sampled.min() >= x.min() - 1e-2
+    assert sampled.max() <= x.max() + 1e-2
+    forth = float((resample(x, source, target, antialias=antialias).double().numpy() * y).sum())
+    back = float(
+        (resample_adjoint(torch.from_numpy(y), source, target, antialias=antialias).double().numpy() * x).sum()
+    )
+    assert forth == pytest.approx(back, rel=1e-3, abs=1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, spacings, angles, shapes)
+def test_regrid_and_resized_cover_any_grid(shape, spacing, turned, other):
+    grid = a_grid(shape, spacing, turned)
+    for result in (regrid(grid, (1.7, 0.9, 2.2)), resized(grid, other)):
+        corners = np.array(list(product(*[(-0.5, n - 0.5) for n in grid.shape[::-1]])))
+        ijk = result.to_ijk(grid.to_lps(corners))
+        assert (ijk >= -0.5 - 2e-3).all()
+        assert (ijk <= np.array(result.shape[::-1]) - 0.5 + 2e-3).all()
+    assert resized(grid, other).shape == other
 
 
 def test_regrid_and_resized_keep_the_field_of_view_centered():

@@ -54,6 +54,25 @@ def test_windows_cover_any_image_with_sizes_the_network_accepts(shape, window, o
             assert stop - start >= int(overlap * plan.window[axis]) - 1
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 30)] * 3),
+    window=st.none() | st.tuples(*[st.integers(1, 20)] * 3),
+    overlap=st.floats(0, 0.9),
+    divisor=st.tuples(*[st.sampled_from((1, 2, 4))] * 3),
+    pad_to_window=st.booleans(),
+)
+def test_any_plan_s_weights_sum_to_one_and_its_padding_is_undone(shape, window, overlap, divisor, pad_to_window):
+    plan = WindowPlan.build(shape, window, overlap=overlap, divisor=divisor, pad_to_window=pad_to_window)
+    total = torch.zeros(plan.padded_shape)
+    for box in plan.boxes:
+        total[box] += plan.weight(box)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    image = torch.randn(shape)
+    assert torch.equal(plan.unpad(plan.pad(image, 0.0)), image)
+    assert torch.equal(plan.pad(image, 5.0)[plan.image_box], image)
+
+
 def test_padding_and_unpadding_are_inverse():
     plan = WindowPlan.build((5, 6, 7), None, divisor=(4, 4, 4))
     image = torch.randn(2, 5, 6, 7)
