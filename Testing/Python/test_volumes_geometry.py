@@ -17,6 +17,8 @@ from LiverXAILib.volumes.io import read_labels, read_volume, write_volume
 from LiverXAILib.volumes.size import check_size
 from LiverXAILib.volumes.volume import Grid, Volume
 
+WRITTEN = (np.uint8, np.int16, np.uint16, np.int32, np.float32)
+READ = (np.int16, np.int64, np.uint64, np.float32, np.float64)
 shapes = st.tuples(*[st.integers(1, 9)] * 3)
 matrices = hnp.arrays(np.float64, (3, 4), elements=st.floats(-50, 50, width=32))
 
@@ -66,9 +68,7 @@ def test_scans_are_made_upright_from_ten_degrees_of_tilt_on(axis):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    hnp.arrays(
-        st.sampled_from((np.uint8, np.int16, np.uint16, np.int32, np.float32)), shapes, elements=st.integers(0, 200)
-    ),
+    hnp.arrays(st.sampled_from(WRITTEN), shapes, elements=st.integers(0, 200)),
     st.sampled_from((".nii", ".nii.gz", ".nrrd", ".mha")),
     st.tuples(*[st.floats(0.2, 20)] * 3),
     st.tuples(*[st.floats(-180, 180)] * 3),
@@ -85,8 +85,7 @@ def test_any_label_map_is_read_back_as_it_was_written(tmp_path_factory, array, e
 
 
 @settings(max_examples=40, deadline=None)
-@given(hnp.arrays(st.sampled_from((np.int16, np.int64, np.uint64, np.float32, np.float64)), shapes, elements=st.integers(0, 9)),
-       st.floats(-3e4, 3e4))  # fmt: skip
+@given(hnp.arrays(st.sampled_from(READ), shapes, elements=st.integers(0, 9)), st.floats(-3e4, 3e4))
 def test_values_keep_their_meaning_in_the_smallest_type(array, shift):
     moved = array + (round(shift) if array.dtype.kind == "f" else 0)
     small = to_smallest_dtype(moved, "x")
