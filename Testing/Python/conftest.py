@@ -6,6 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test depends on how fast the machine is.
+settings.register_profile("liverxai", deadline=None)
+settings.load_profile("liverxai")
 
 
 @pytest.fixture(scope="session", autouse=True)
