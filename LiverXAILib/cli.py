@@ -296,13 +296,13 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _BENCHMARKS = {
-    "batch": ("cases per hour, overhead, memory and scaling of batches", ".evaluation.benchmark_batch"),
-    "clicks": ("how well one click outlines a lesion, beside classical methods", ".evaluation.benchmark_clicks"),
-    "cost": ("time and memory of a heat map, beside other libraries", ".evaluation.benchmark_cost"),
-    "explain": ("how faithful the maps of each method and layer are", ".evaluation.benchmark_explain"),
+    "batch": ("cases per hour, overhead, memory and scaling of batches", ".benchmarks.batch"),
+    "clicks": ("how well one click outlines a lesion, beside classical methods", ".benchmarks.clicks"),
+    "cost": ("time and memory of a heat map, beside other libraries", ".benchmarks.cost"),
+    "explain": ("how faithful the maps of each method and layer are", ".benchmarks.explain"),
     "speed": (
         "time and memory of a segmentation, beside others",
-        ".evaluation.benchmark_speed",
+        ".benchmarks.speed",
     ),
 }
 

@@ -40,18 +40,25 @@ ORDER = [
     "batch",
     "phantoms",
     "evaluation",
+    "benchmarks",
     "training",
     "panel",
     "cli",
 ]
-FRONT_ENDS = {"mrml", "worker", "batch", "evaluation", "training", "panel"}
-ALLOWED_BETWEEN_FRONT_ENDS = {("batch", "mrml"), ("training", "evaluation"), ("panel", "mrml"), ("panel", "worker")}
+FRONT_ENDS = {"mrml", "worker", "batch", "evaluation", "benchmarks", "training", "panel"}
+ALLOWED_BETWEEN_FRONT_ENDS = {
+    ("batch", "mrml"),
+    ("training", "evaluation"),
+    ("benchmarks", "evaluation"),
+    ("panel", "mrml"),
+    ("panel", "worker"),
+}
 RESERVED = {
     "slicer": ("mrml", "panel"),
     "vtk": ("mrml", "panel"),
     "qt": ("panel",),
     "ctk": ("panel",),
-    "monai": ("training", "evaluation", "models/formats/monai.py"),
+    "monai": ("training", "evaluation", "benchmarks", "models/formats/monai.py"),
     "lightning": ("training",),
     "torchvision": (),
     "shap": (),

@@ -9,8 +9,8 @@ import os
 import pytest
 from batch_toys import write_good, write_model
 
+from LiverXAILib.benchmarks import batch as benchmark_batch
 from LiverXAILib.cli import main
-from LiverXAILib.evaluation import benchmark_batch
 
 
 def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypatch):

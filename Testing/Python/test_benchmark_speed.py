@@ -10,10 +10,9 @@ import pytest
 import torch
 from batch_toys import SHAPE, phantom, write_model
 
+from LiverXAILib.benchmarks import speed, speed_peers
+from LiverXAILib.benchmarks.machine import convolution_rate
 from LiverXAILib.cli import main
-from LiverXAILib.evaluation import benchmark_speed as speed
-from LiverXAILib.evaluation import speed_peers
-from LiverXAILib.evaluation.machine import convolution_rate
 from LiverXAILib.inference import segment
 from LiverXAILib.models import load_model
 from LiverXAILib.volumes.box import bounding_box

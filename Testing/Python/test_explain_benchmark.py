@@ -9,16 +9,16 @@ import pytest
 import torch
 from explain_toys import trained_model, two_lesion_case
 
-from LiverXAILib.cli import main
-from LiverXAILib.errors import UsageError
-from LiverXAILib.evaluation.benchmark_cost import benchmark_cost, format_cost
-from LiverXAILib.evaluation.benchmark_explain import (
+from LiverXAILib.benchmarks.cost import benchmark_cost, format_cost
+from LiverXAILib.benchmarks.explain import (
     benchmark_explain,
     format_table,
     ranked,
     summarize,
     write_benchmark,
 )
+from LiverXAILib.cli import main
+from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import METHODS, Target
 from LiverXAILib.explain.faithfulness import FaithfulnessEvaluator
 from LiverXAILib.explain.randomization import shuffled_networks, spearman
