@@ -59,6 +59,7 @@ def _own_errors() -> Iterator[None]:
         raise LiverXAIError(f"The CT cannot be analyzed: unexpected {type(error).__name__}: {error}") from error
 
 
+# Long: most lines are its parameters and their documentation; the body calls one step after the other.
 @_own_errors()
 def analyze(
     volume: Volume,

@@ -35,6 +35,7 @@ _TICK = 0.002
 Row = dict[str, Any]
 
 
+# Long: the measurements share one prepared run, and each is a few lines.
 def benchmark_cost(
     volume: Volume,
     model: Model,

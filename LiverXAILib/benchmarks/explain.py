@@ -26,7 +26,7 @@ from typing import Any
 from ..errors import UsageError
 from ..explain import METHODS, EmptyTargetError, Target
 from ..explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
-from ..explain.randomization import shuffled_networks
+from ..explain.faithfulness.randomization import shuffled_networks
 from ..explain.score import EXAMINED_MM, build_score
 from ..explain.stage_context import StageContext, StageMap
 from ..explain.stitching import recorded, stage_maps

@@ -57,6 +57,7 @@ LESIONS = (0, 1, 4, 16, 64)
 WINDOWS = (1, 2, 4, 8)
 
 
+# Long: one block for each thing that is timed; their order is the order of the table.
 def benchmark_speed(
     model_name: str = "default",
     *,

@@ -208,6 +208,7 @@ def _strides(patch: Sequence[int], stages: int) -> list[list[int]]:
     return strides
 
 
+# Long: it writes a whole nnU-Net folder, most of it constants of that format.
 def _random_nnunet(
     folder: Path, classes: int, patch: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> Path:

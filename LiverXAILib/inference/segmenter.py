@@ -38,6 +38,7 @@ _LEAST_ORGAN_ML = 10.0
 _LARGEST_PIECE = Postprocessing(fill_holes=False)
 
 
+# Long: most lines are its parameters and their documentation.
 def segment(
     volume: Volume,
     model: Model,

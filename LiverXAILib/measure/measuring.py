@@ -25,6 +25,7 @@ from .plausibility import implausibilities, liver_position
 from .recist import Recist, recist
 
 
+# Long: most lines are its parameters and their documentation.
 def measure(
     volume: Volume,
     segmentation: Segmentation,

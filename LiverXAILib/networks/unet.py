@@ -35,6 +35,7 @@ class UNet(nn.Module):
         resolution nothing is computed then, which is where a U-Net spends most of its time.
     """
 
+    # Long: it builds the network level by level, as the docstring draws it.
     def __init__(
         self,
         dimensions: int = 3,

@@ -55,6 +55,7 @@ class Phantom:
     seed: int
 
 
+# Long: most lines are its parameters and their documentation; then one step of painting after the other.
 def make_phantom(
     seed: int,
     *,

@@ -50,6 +50,7 @@ def split(lesion: int) -> Decision:
     return Decision("split", (lesion,))
 
 
+# Long: one block for each kind of decision.
 def refine(
     analysis: Analysis,
     decisions: Iterable[Decision] = (),

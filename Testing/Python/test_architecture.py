@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,31 @@ except TypeError as error:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"{name}() missing" in result.stdout
+
+
+#: Lines of a package, and of a function without a comment that says why it is long.
+MOST_LINES, LONGEST_FUNCTION = 3000, 60
+
+
+def test_no_package_is_too_large_to_be_known_by_one_person():
+    """A package is a folder; packages inside it count for themselves."""
+    lines = Counter()
+    for path in sources():
+        lines[str(path.parent.relative_to(LIBRARY))] += len(path.read_text(encoding="utf-8").splitlines())
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_long_functions_say_why_they_are_long():
+    """The reason stands in a comment that begins with "Long:" on the line above the function or its decorators."""
+    unexplained = []
+    for path in sources():
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            long = node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
+            if long and not lines[first - 2].strip().startswith("# Long:"):
+                unexplained.append(f"{path.relative_to(LIBRARY)}:{node.lineno} {node.name}")
+    assert unexplained == []

@@ -21,7 +21,7 @@ from LiverXAILib.cli import main
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import METHODS, Target
 from LiverXAILib.explain.faithfulness import FaithfulnessEvaluator
-from LiverXAILib.explain.randomization import shuffled_networks, spearman
+from LiverXAILib.explain.faithfulness.randomization import shuffled_networks, spearman
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.volumes.volume import Volume

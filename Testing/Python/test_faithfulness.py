@@ -17,11 +17,11 @@ from toys import ball_phantom, model_of, threshold_model
 from LiverXAILib.errors import Cancelled
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
 from LiverXAILib.explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
-from LiverXAILib.explain.randomization import shuffled_networks, spearman
+from LiverXAILib.explain.faithfulness.randomization import shuffled_networks, spearman
+from LiverXAILib.explain.faithfulness.verdict import judge, two_digits
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
-from LiverXAILib.explain.verdict import judge, two_digits
 from LiverXAILib.inference import segment
 from LiverXAILib.models import Model
 from LiverXAILib.progress import CancelToken

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .stage_context import StageContext
+from ..stage_context import StageContext
 
 #: Ranks are compared on at most about this many voxels.
 _SAMPLE = 60_000

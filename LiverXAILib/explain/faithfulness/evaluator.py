@@ -15,7 +15,7 @@ than the liver, only softer, so that their effect is underestimated.
 
 A number alone says little, so the same is computed for maps that explain nothing: the network's own score ("logit
 map"), the CT's edges, smooth noise, and maps of the same method for networks whose weights were shuffled. What follows
-from the numbers is said by :mod:`LiverXAILib.explain.verdict`.
+from the numbers is said by :mod:`LiverXAILib.explain.faithfulness.verdict`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import UsageError
-from ..progress import CancelToken, Progress, check_cancel, report_progress
-from ..volumes.box import Box
-from .fill import distance_mm, plain_tissue
-from .methods import Method
+from ...errors import UsageError
+from ...progress import CancelToken, Progress, check_cancel, report_progress
+from ...volumes.box import Box
+from ..fill import distance_mm, plain_tissue
+from ..methods import Method
+from ..score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits
+from ..stage_context import BLUR_MM, StageContext, StageMap, gaussian
+from ..stitching import stage_maps
 from .randomization import mirror_correlations, shuffled_networks, spearman
-from .score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits
-from .stage_context import BLUR_MM, StageContext, StageMap, gaussian
-from .stitching import stage_maps
 from .verdict import TESTABLE, judge
 
 #: Points of the deletion and insertion curves, including both ends.
@@ -257,6 +257,7 @@ class FaithfulnessEvaluator:
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
         }
 
+    # Long: one measurement of the card after the other; the card is built where its numbers are.
     def evaluate(
         self,
         values: torch.Tensor,
@@ -294,7 +295,7 @@ class FaithfulnessEvaluator:
           https://arxiv.org/abs/2008.02766);
         * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` under noise of 10 HU (a draw of
           sensitivity-max, Yeh et al. 2019, https://arxiv.org/abs/1901.09392);
-        * ``verdict``, ``passed`` and ``sentence``, see :mod:`LiverXAILib.explain.verdict`.
+        * ``verdict``, ``passed`` and ``sentence``, see :mod:`LiverXAILib.explain.faithfulness.verdict`.
         """
         values, norm = values.clamp_min(0), float(trained.norm())
         alike = [[spearman(trained, other) for other in draws] for draws in shuffled.values()]
