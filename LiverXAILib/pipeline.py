@@ -228,15 +228,14 @@ def write_analysis(
 
     Everything is first written to a hidden folder beside it, and then takes the place of the old files, in one step
     where the file system can do that (see :func:`LiverXAILib.files.put_folder`). Whatever is not required and cannot
-    be written is left out, with a warning in ``provenance.json``, in the report and in the log.
+    be written is left out, with a warning in ``provenance.json``, in the report and in the log. Where a reader has
+    changed the model's answer, that is written beside it.
 
     :param write: names of outputs, see :data:`LiverXAILib.report.writers.WRITERS`; None: those written by default,
         without a scene. Labels, tables and provenance are always written.
     :param report: False: no ``report.html`` (it needs the extra ``report``).
     :param dicom: also write ``segmentation.dcm``, if anything was found; see
         :func:`LiverXAILib.report.write_dicom_segmentation`.
-    Where a reader has changed the model's answer, that is written beside it.
-
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
     :raises LiverXAILib.errors.UsageError: there is no such output.
     :raises LiverXAILib.errors.InputError: the folder, or a required file in it, cannot be written.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,5 +74,11 @@ def write_help_texts(app: Any) -> None:
         (folder / f"help-{command or 'liverxai'}.txt").write_text(text, encoding="utf-8")
 
 
+def skip_modules(app: Any, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """A module that a package offers by name has a section of its own already."""
+    return True if isinstance(member, ModuleType) else None
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-skip-member", skip_modules)
     app.connect("builder-inited", write_help_texts)
