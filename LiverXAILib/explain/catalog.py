@@ -89,7 +89,7 @@ CATALOG: dict[str, MethodInfo] = {
             "occlusion",
             "Occlusion",
             "how much the answer suffers when a place is replaced by plain tissue (model-agnostic, slow)",
-            "How much the answer suffers when a place is replaced by plain tissue. Slow; needs no layer.",
+            "How the answer suffers when a place becomes plain tissue. Slow; needs no layer.",
             kind="image",
         ),
     )

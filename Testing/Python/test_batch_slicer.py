@@ -71,9 +71,9 @@ def test_a_batch_in_slicer_makes_the_same_files_and_scenes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--input", "nowhere", "--output", "out"], 2, "no file or folder"),
+        (["--input", "nowhere", "--output", "out"], 1, "no file or folder"),
         (["--input", ".", "--output", "out", "--nonsense"], 2, "--nonsense"),
-        (["--input", "empty", "--output", "out"], 3, "Nothing to do"),
+        (["--input", "empty", "--output", "out"], 1, "There are no CTs"),
         (["--usage"], 0, "--time-limit"),
     ],
 )

@@ -86,7 +86,7 @@ def test_the_command_measures_and_explains_given_contours(
     command = ["analyze", str(tmp_path / "ct.nii.gz"), "-o", str(tmp_path / "out"), "--model", toy_model, "--no-report"]
     options = ["--height", "170", "--weight", "70", "--recist-targets", "2", "--explain", "tumor"]
     assert cli.main([*command, "--segmentation", *map(str, files), *options]) == 0
-    assert "contours were given" in capsys.readouterr().out
+    assert "contours were given" in capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "measurements.json").read_text(encoding="utf-8"))
     assert content["lesion_count"] == 2
     assert content["recist"]["targets"] == [2]
