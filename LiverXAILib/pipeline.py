@@ -25,7 +25,7 @@ from .explain.layers import find_layer
 from .explain.targets import LESION_LABEL, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
 from .inference import Postprocessing, Segmentation, segment
-from .inference.lesions import lesion_components
+from .inference.lesions import lesion_count
 from .inference.mirrored import find_mirrored_liver
 from .measure import Measurements, measure, measure_uncertainty
 from .measure.plausibility import USUAL_ML
@@ -183,7 +183,7 @@ def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> l
     """
     asked = [question for question in questions if isinstance(question, WhyNot | LesionTarget)]
     if questions and any(spec.name == LESION_LABEL for spec in segmentation.specs):
-        count = min(ANSWERED_LESIONS, int(lesion_components(segmentation).max()))
+        count = min(ANSWERED_LESIONS, lesion_count(segmentation))
         asked = [*(LesionTarget(number + 1) for number in range(count)), *asked]
     return list(dict.fromkeys(asked))
 

@@ -24,7 +24,7 @@ from ..explain import METHODS, Target, explain_all, explain_lesions
 from ..explain.score import ScoreTarget, build_score
 from ..explain.stage_context import StageContext
 from ..explain.stitching import stage_maps
-from ..inference import Segmentation, lesion_components, segment, select_device
+from ..inference import Segmentation, lesion_count, segment, select_device
 from ..models import Model, load_model
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.volume import Volume
@@ -120,7 +120,7 @@ def benchmark_cost(
 def _liver_and_lesions(segmentation: Segmentation, labels: Collection[str]) -> list[str]:
     """The liver, if the stage knows it and it was found, and the four largest lesions."""
     found = ["liver"] if "liver" in labels and segmentation.mask("liver").any() else []
-    count = min(4, int(lesion_components(segmentation).max())) if "tumor" in labels else 0
+    count = min(4, lesion_count(segmentation)) if "tumor" in labels else 0
     return found + [f"lesion:{number + 1}" for number in range(count)]
 
 

@@ -218,8 +218,11 @@ def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, co
     plain = not isinstance(target, WhyNot | Contrast) and len(score_target.own) == 1 and len(score_target.rivals) <= 1
     if plain and probability is not None:
         # What the segmentation says is the same, and costs no pass.
-        box = Box.full(probability.shape).projected(probability.grid, run.segmentation.labels.grid)
-        return float((probability.array.astype(np.float32) * mask[box]).sum() / mask.sum())
+        known = Box.full(probability.shape).projected(probability.grid, run.segmentation.labels.grid)
+        inside = mask[known]
+        box = bounding_box(inside)
+        total = float(probability.array[box][inside[box]].sum(dtype=np.float64)) if box is not None else 0.0
+        return total / np.count_nonzero(mask)
     weights = score_target.weights.abs().sum(dim=0)
     logits = blended_logits(run, score_target, context.cancel)
     return float((torch.sigmoid(score_target.evidence(logits)) * weights).sum() / weights.sum())

@@ -219,6 +219,8 @@ def _places(shape: torch.Tensor, donor: torch.Tensor) -> tuple[tuple[slice, ...]
 
 def _correlate(pattern: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """``sum_x pattern(x) image(s + x)`` for every s at which the pattern lies inside `image`, by FFT."""
+    if pattern.shape == image.shape:
+        return (pattern * image).sum()[None, None, None]
     # Sides without large prime factors are several times faster.
     sizes = [_fast_size(n) for n in image.shape]
     spectrum = torch.fft.rfftn(image, sizes) * torch.fft.rfftn(pattern, sizes).conj()

@@ -197,13 +197,18 @@ class ScoreTarget:
 
     def _surroundings(self, run: StageContext, window: Box, limit_mm: float, context_mm: float) -> Box:
         divisor = (1, *run.stage.divisor[1:]) if run.stage.dimensions == 2 else run.stage.divisor
-        asked = self.window_weights(window, run.plan.weight(window)).abs().sum(dim=0) > 0
         sizes, centered = [], []
         for axis, (limits, target) in enumerate(zip(window, self.box, strict=True)):
             reach, most = round(context_mm / run.spacing[axis]), round(limit_mm / run.spacing[axis])
             low, high = max(limits.start, target.start - reach), min(limits.stop, target.stop + reach)
             sizes.append(-(-min(high - low, most) // divisor[axis]) * divisor[axis])
             centered.append((target.start + target.stop - sizes[axis]) / 2 - limits.start)
+        nearest = np.clip(np.ceil(np.array(centered) - 0.5), 0, np.subtract(window.shape, sizes)).astype(int)
+        box = Box.full(sizes).shifted(np.add(window.start, nearest))
+        common = window.intersection(self.box)
+        if box.intersection(self.box) == common and 2 * np.prod(self.box.shape) <= np.prod(sizes):
+            return box  # it holds all that is asked about, and no other such box is nearer: nothing to be weighed
+        asked = self.window_weights(window, run.plan.weight(window)).abs().sum(dim=0) > 0
         part = _box_means(asked.float(), sizes)
         balance = part * (1 - part)
         best = torch.nonzero(balance >= (1 - 1e-3) * balance.max())
@@ -285,8 +290,11 @@ def window_contributions(score_target: ScoreTarget, plan: WindowPlan) -> dict[in
     """The share of each window in `question`, for the windows that matter, in the order of the plan."""
     shares = {}
     for number, box in enumerate(plan.boxes):
-        if box.intersection(score_target.box) is not None:
-            shares[number] = float(score_target.window_weights(box, plan.weight(box)).abs().sum())
+        if (common := box.intersection(score_target.box)) is not None:
+            there, weight = common.relative_to(score_target.box), plan.weight(box)[common.relative_to(box)]
+            shares[number] = float(
+                score_target.weights[:, there.k, there.j, there.i].abs().sum(dim=0).mul(weight).sum()
+            )
     allowance = _NEGLIGIBLE * sum(shares.values())
     for number in sorted(shares, key=lambda number: shares[number]):
         allowance -= shares[number]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import UsageError
-from ..inference.lesions import lesion_components
+from ..inference.lesions import lesion_count, lesion_mask
 from ..inference.segmentation import Segmentation
 from ..volumes.volume import LPS_TO_RAS, Grid
 
@@ -143,10 +143,10 @@ class LesionTarget(Target):
         return f"lesion {self.number}"
 
     def mask(self, segmentation: Segmentation) -> np.ndarray:
-        components = lesion_components(segmentation, self.label)
-        return _not_empty(
-            components == self.number, f"There is no lesion {self.number}: {int(components.max())} were found."
-        )
+        count = lesion_count(segmentation, self.label)
+        if self.number > count:
+            raise EmptyTargetError(f"There is no lesion {self.number}: {count} were found.")
+        return lesion_mask(segmentation, self.number, self.label)
 
     def focus(self, segmentation: Segmentation) -> np.ndarray:
         return segmentation.labels.grid.to_lps(np.argwhere(self.mask(segmentation)).mean(axis=0)[::-1])

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 
 from ..volumes.box import Box, bounding_box, components
@@ -10,6 +12,9 @@ from .segmentation import Segmentation
 
 #: Smaller pieces are no candidates: see :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
 LEAST_CANDIDATE_ML = 0.05
+#: For each segmentation in use, by label, the box around its lesions and their numbers there: nearly every step of an
+#: analysis asks for them. A segmentation does not change.
+_NUMBERED: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
 
 
 def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
@@ -18,7 +23,33 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
     Voxels that touch by a face, edge or corner (26-neighbors) belong to one lesion. Lesions of equal size are
     numbered in scan order, so that the numbers are the same in table, heat maps and report.
     """
-    return components(segmentation.mask(label), corners=True, largest_first=True)
+    box, pieces = _numbered(segmentation, label)
+    numbers = np.zeros(segmentation.labels.shape, dtype=np.int32)
+    numbers[box] = pieces
+    return numbers
+
+
+def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -> np.ndarray:
+    """Where the lesion `number` of :func:`lesion_components` is: bool (k, j, i) on the input's grid."""
+    box, pieces = _numbered(segmentation, label)
+    mask = np.zeros(segmentation.labels.shape, dtype=bool)
+    mask[box] = pieces == number
+    return mask
+
+
+def lesion_count(segmentation: Segmentation, label: str = "tumor") -> int:
+    """How many lesions :func:`lesion_components` numbers."""
+    return int(_numbered(segmentation, label)[1].max(initial=0))
+
+
+def _numbered(segmentation: Segmentation, label: str) -> tuple[Box, np.ndarray]:
+    """The numbered lesions in the smallest box around them (an empty box if there are none), computed once."""
+    known = _NUMBERED.setdefault(segmentation, {})
+    if label not in known:
+        mask = segmentation.mask(label)
+        box = bounding_box(mask) or Box.full((0, 0, 0))
+        known[label] = box, components(mask[box], corners=True, largest_first=True)
+    return known[label]
 
 
 def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:

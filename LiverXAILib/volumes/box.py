@@ -101,6 +101,8 @@ def bounding_box(mask: np.ndarray) -> Box | None:
             return None
         start.append(hit[0])
         stop.append(hit[-1] + 1)
+        # Only what is left is read for the next axis.
+        mask = mask[(slice(None),) * axis + (slice(hit[0], hit[-1] + 1),)]
     return Box.between(start, stop)
 
 
