@@ -21,6 +21,7 @@ import SimpleITK as sitk
 import torch
 
 from ..errors import UsageError
+from ..volumes.box import bounding_box
 from .stage_context import StageContext, gaussian
 
 #: HU ranges of what can prevail at a region's border.
@@ -78,8 +79,8 @@ def plausible_fill(
     :raises LiverXAILib.errors.UsageError: there is no tissue that could replace the region.
     """
     generator = torch.Generator().manual_seed(seed)
-    distance = distance_mm(region, spacing_mm)
     voxel = max(spacing_mm)
+    distance = distance_mm(region, spacing_mm, _RING_MM + voxel)
     grown = distance <= voxel * 1.01
     weight = torch.maximum(gaussian(grown.float(), [_FEATHER] * 3), region.float())
     weight = torch.where(weight > _EDGE, weight, 0.0)
@@ -105,7 +106,7 @@ def healthy_liver(run: StageContext) -> torch.Tensor:
     voxel = max(run.spacing)
     healthy = distance_mm(~run.mask(organ), run.spacing) > 1.01 * voxel
     for name in parts:
-        healthy &= distance_mm(run.mask(name), run.spacing) > 2.01 * voxel
+        healthy &= distance_mm(run.mask(name), run.spacing, 2.01 * voxel) > 2.01 * voxel
     if healthy.any():
         smooth = gaussian(run.hu, [_SMOOTH_MM / size for size in run.spacing])
         difference = (smooth - smooth[healthy].median()).abs()
@@ -233,10 +234,20 @@ def _fast_size(n: int) -> int:
     return 16 * ceil(n / 16)
 
 
-def distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
-    """Distance in mm of each voxel's center from the nearest voxel of `mask`; negative inside, from the outside."""
-    if not mask.any():
-        return torch.full(mask.shape, torch.inf)
+def distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float], reach_mm: float | None = None) -> torch.Tensor:
+    """Distance in mm of each voxel's center from the nearest voxel of `mask`; negative inside, from the outside.
+
+    :param reach_mm: distances up to this are needed; further away they may be infinite, and are not computed.
+    """
+    distance = torch.full(mask.shape, torch.inf)
+    box = bounding_box(mask.numpy())
+    if box is None:
+        return distance
+    if reach_mm is not None:
+        box = box.grown([ceil(reach_mm / size) + 1 for size in spacing_mm], mask.shape)
+        if box.shape != tuple(mask.shape):
+            distance[box] = distance_mm(mask[box], spacing_mm)
+            return distance
     image = sitk.GetImageFromArray(mask.numpy().astype(np.uint8))
     image.SetSpacing(tuple(float(size) for size in reversed(spacing_mm)))
     return torch.from_numpy(sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True)))

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.explain.fill import border_tissue, isolate, plausible_fill, transplant
+from LiverXAILib.explain.fill import border_tissue, distance_mm, isolate, plausible_fill, transplant
 
 SPACING = (2.0, 2.0, 2.0)
 SIZE = 48
@@ -132,3 +132,12 @@ def test_an_isolated_lesion_has_plain_liver_around_it():
     assert image[fat].median() == pytest.approx(-90, abs=2)
     assert alone[fat].median() == pytest.approx(100, abs=3)
     assert alone[fat].std() == pytest.approx(12, abs=4)
+
+
+def test_distances_within_reach_are_those_of_the_whole_image():
+    _, _, lesion = a_liver()
+    whole, near = distance_mm(lesion, SPACING), distance_mm(lesion, SPACING, 6.0)
+    within = whole <= 6.0
+    torch.testing.assert_close(near[within], whole[within], rtol=0, atol=1e-4)
+    assert (near[~within] > 6.0).all()
+    assert near.isinf().any()
