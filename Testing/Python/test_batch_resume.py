@@ -226,13 +226,13 @@ def test_a_lost_output_drive_stops_the_batch_and_what_was_done_is_whole(place, t
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere", "-o", "out"], 2, "no file or folder"),
+        (["nowhere", "-o", "out"], 1, "no file or folder"),
         (["-o", "out"], 2, "Give one INPUT"),
         (["images", "-o", "out", "--model", "nonsense"], 1, "no model 'nonsense'"),
         (["images", "-o", "out", "--method", "magic"], 2, "no explanation method 'magic'"),
         (["images", "-o", "out", "--explain", "lesion:x"], 2, "lesion:x"),
         (["images", "-o", "out", "--shard", "3/2"], 2, "between 1 and 2"),
-        (["empty", "-o", "out"], 3, "Nothing to do"),
+        (["empty", "-o", "out"], 1, "There are no CTs"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_tried(place, tmp_path, arguments, code, words):

@@ -373,7 +373,7 @@ def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Pa
 
 
 def test_a_warning_says_that_validation_got_worse(data: Path, good: Path, tmp_path: Path) -> None:
-    changes = {"training__epochs": 1, "training__learning_rate": 5.0, "training__optimizer": "sgd"}
+    changes = {"training__epochs": 1, "training__learning_rate": 0.5, "training__optimizer": "adam"}
     lines: list[str] = []
     (outcome,) = train(tiny(data, tmp_path / "run", init=str(good), **changes), say=lines.append)
     assert any(line.startswith("warning: Validation got worse") for line in lines)
