@@ -282,7 +282,7 @@ def _completion(arguments: argparse.Namespace) -> int:
     """Print what makes a shell complete commands and options."""
     import shtab
 
-    print(shtab.complete(_parser("completion"), shell=arguments.shell))
+    print(shtab.complete(_parser("completion"), arguments.shell))
     return 0
 
 

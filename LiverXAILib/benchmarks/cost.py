@@ -24,7 +24,8 @@ from ..explain import METHODS, Target, explain_all, explain_lesions
 from ..explain.score import ScoreTarget, build_score
 from ..explain.stage_context import StageContext
 from ..explain.stitching import stage_maps
-from ..inference import Segmentation, lesion_count, segment, select_device
+from ..inference import Segmentation, segment, select_device
+from ..inference.lesions import lesion_count
 from ..models import Model, load_model
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.volume import Volume
