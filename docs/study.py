@@ -134,7 +134,7 @@ def page() -> str:
             f"{name}_mean": means(read(name, "cases")),
             f"{name}_nothing": percent(rows[-1]["validation_accuracy_of_nothing"]),
             f"{name}_accuracy": percent(rows[-1]["validation_accuracy"]),
-            f"{name}_reached": reached(rows[-1]),
+            f"{name}_reached": reached(rows[-1], DICE_AIMS[name]),
             f"{name}_explanations": explanations(read(name, "explanations")),
             f"{name}_machine": about["machine"],
             f"{name}_training": spread(about["training"]),
@@ -202,10 +202,14 @@ def means(rows: Sequence[Row]) -> str:
     return ", ".join(parts)
 
 
-def reached(last: Mapping[str, float]) -> str:
+#: The liver's Dice of validation that each run aims at.
+DICE_AIMS = {"phantoms": 0.95, "ct": 0.92}
+
+
+def reached(last: Mapping[str, float], dice_aim: float) -> str:
     """The aims, and whether they were reached."""
     aims = (
-        ("liver Dice", last["validation_dice_liver"], 0.92, True),
+        ("liver Dice", last["validation_dice_liver"], dice_aim, True),
         ("loss of the liver", last["validation_loss_liver"], 0.1, False),
         ("accuracy", last["validation_accuracy"], 0.995, True),
     )
