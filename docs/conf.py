@@ -45,7 +45,8 @@ apidoc_modules = [
         "include_private": False,
     }
 ]
-autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
+# Names that a package takes from its modules are documented there alone.
+autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True, "ignore-module-all": True}
 # Methods that override a library's without a docstring of their own would repeat that library's, with its links.
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
