@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from toys import model_of
 
@@ -86,19 +88,39 @@ def with_labels(volume: Volume, model: Model, labels: Volume) -> Segmentation:
     )
 
 
-#: Steps of training: enough for lesion Dice above 0.9 on the toy.
+#: Weights of the U-Net that finds balls. They are kept: trained anew, they would differ from processor to processor.
+_BALL_WEIGHTS = Path(__file__).parent / "weights" / "ball-unet.safetensors"
+#: Steps of their training: enough for lesion Dice above 0.9.
 _STEPS = 150
+
+
+def _ball_network() -> nn.Module:
+    return UNet(3, 1, 3, features=(6, 12, 16), norm="batch")
 
 
 @cache
 def trained_model() -> Model:
-    """A U-Net that has learned, in seconds, to find bright balls ("tumor") in less bright ones ("liver").
+    """A U-Net that finds bright balls ("tumor") in less bright ones ("liver"); see :func:`train_balls`."""
+    network = _ball_network()
+    network.load_state_dict(load_file(_BALL_WEIGHTS))
+    stage = tiny_stage(
+        network="UNet",
+        window=(24, 28, 28),
+        divisor=(4, 4, 4),
+        layers=tuple(LayerSpec(name, stride) for name, stride in network.explainable_layers()),
+        default_layer="decoder.0",
+    )
+    return model_of([stage], {"all": [network]})
+
+
+def train_balls(path: Path = _BALL_WEIGHTS) -> None:
+    """Train the network of :func:`trained_model` anew, in seconds: ``python explain_toys.py`` in this folder.
 
     Balls of the same brightness outside any organ, and noise, are there to be told apart by more than a threshold.
     """
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    network = UNet(3, 1, 3, features=(6, 12, 16), norm="batch")
+    network = _ball_network()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(_STEPS):
         cases = [_ball_case(random, 20) for _ in range(2)]
@@ -109,15 +131,7 @@ def trained_model() -> Model:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    optimizer.zero_grad()
-    stage = tiny_stage(
-        network="UNet",
-        window=(24, 28, 28),
-        divisor=(4, 4, 4),
-        layers=tuple(LayerSpec(name, stride) for name, stride in network.explainable_layers()),
-        default_layer="decoder.0",
-    )
-    return model_of([stage], {"all": [network]})
+    save_file(network.state_dict(), path)
 
 
 def _ball_case(random: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,3 +175,7 @@ def two_lesion_truth() -> tuple[Volume, Volume]:
     image = np.where(bright, 200.0, np.where(organ, 100.0, 0.0)) + np.random.default_rng(1).normal(0, 15, grid.shape)
     labels = np.where(lesions, 2, organ).astype(np.uint8)
     return Volume(image.astype(np.float32), grid.ijk_to_lps), Volume(labels, grid.ijk_to_lps)
+
+
+if __name__ == "__main__":
+    train_balls()
