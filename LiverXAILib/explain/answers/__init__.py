@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers to "why?" that are numbers and a sentence rather than a heat map. Needs no torch.
+
+Every answer has a kind, the target that was asked about, the evidence (numbers, JSON-ready) and a sentence that is made
+from that evidence and nothing else, so that what is read and what was measured cannot differ. A new kind of answer is
+one class in a module here; how it is computed is found in a module of its own
+(:mod:`LiverXAILib.explain.counterfactual` …).
+Heat maps are :class:`~LiverXAILib.explain.explanation.Explanation`.
+"""
+
+from __future__ import annotations
+
+from .answer import Answer
+from .lesions import Counterfactual, NeededChange
+
+__all__ = ["Answer", "Counterfactual", "NeededChange"]

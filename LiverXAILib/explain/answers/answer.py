@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of all answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ...errors import InputError
+from ...volumes.volume import Volume
+from ..targets import Target
+
+#: The classes of answers by their kind.
+_KINDS: dict[str, type[Answer]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Answer(ABC):
+    """One answer to one question.
+
+    :param target: what was asked about.
+    :param evidence: JSON-ready numbers; each class says which.
+    :param volumes: images that belong to the answer, by name; each class says which.
+    :param warnings: sentences for the user.
+    :param provenance: JSON-ready: model, stage, passes, time.
+    """
+
+    target: Target
+    evidence: Mapping[str, Any]
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    #: What kind of answer it is, as files and the worker's messages say it.
+    kind: ClassVar[str]
+    #: The heading of the answer in a report.
+    title: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.kind] = cls
+
+    @property
+    @abstractmethod
+    def sentence(self) -> str:
+        """The answer in words, made from the evidence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the volumes, JSON-ready."""
+        return {
+            "kind": self.kind,
+            "target": str(self.target),
+            "evidence": dict(self.evidence),
+            "sentence": self.sentence,
+            "warnings": list(self.warnings),
+            "provenance": dict(self.provenance),
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], volumes: Mapping[str, Volume] | None = None) -> Answer:
+        """The answer that :meth:`to_dict` wrote.
+
+        :raises LiverXAILib.errors.InputError: an answer of a kind that this version does not know.
+        """
+        if values["kind"] not in _KINDS:
+            raise InputError(
+                f"This version of LiverXAI knows no answer of the kind {values['kind']!r}. Install the newer version "
+                "that wrote it."
+            )
+        return _KINDS[values["kind"]](
+            Target.parse(values["target"]),
+            values["evidence"],
+            volumes or {},
+            tuple(values["warnings"]),
+            values["provenance"],
+        )
+
+
+def probability_text(probability: float) -> str:
+    """A probability with as many digits as tell it from 0 and 1."""
+    if probability < 0.0005:
+        return "below 0.001"
+    return f"{probability:.2f}" if 0.005 <= probability < 0.995 else f"{probability:.3f}"
