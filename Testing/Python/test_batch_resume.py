@@ -33,6 +33,7 @@ from batch_toys import (
 from LiverXAILib.batch.cases import content_hash, find_cases, stamp
 from LiverXAILib.batch.run import Settings, resume_decision
 from LiverXAILib.batch.store import RECORD, Store
+from LiverXAILib.cli import main
 from LiverXAILib.options import Options
 
 FAST = ("--explain", "--no-report")
@@ -235,14 +236,20 @@ def test_a_lost_output_drive_stops_the_batch_and_what_was_done_is_whole(place, t
         (["empty", "-o", "out"], 1, "There are no CTs"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_tried(place, tmp_path, arguments, code, words):
+def test_what_cannot_work_is_said_before_anything_is_tried(
+    place, tmp_path, arguments, code, words, monkeypatch, capsys
+):
     images(tmp_path / "images", 1)
     (tmp_path / "empty").mkdir()
     model = [] if "--model" in arguments else ["--model", str(place.model)]
-    command = [sys.executable, "-m", "LiverXAILib", "batch", *arguments, *model]
-    result = subprocess.run(command, env=place.env, cwd=tmp_path, text=True, capture_output=True, check=False)
-    assert result.returncode == code, result.stdout + result.stderr
-    assert words in result.stdout + result.stderr
+    monkeypatch.chdir(tmp_path)
+    try:
+        ended = main(["batch", *arguments, *model])
+    except SystemExit as error:  # of arguments that no command could take
+        ended = error.code
+    said = capsys.readouterr()
+    assert ended == code, said.out + said.err
+    assert words in said.out + said.err
     assert not (tmp_path / "out" / "cases").exists() or not list((tmp_path / "out" / "cases").iterdir())
 
 
