@@ -142,6 +142,11 @@ class _Budget(TorchDispatchMode):
         super().__init__()
         self._numbers, self._operations = numbers, operations
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch imports its compiler, which takes longer than building the network does, to keep it out of here.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self._operations -= 1
