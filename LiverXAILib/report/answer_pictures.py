@@ -4,22 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..analysis import Analysis
 from ..explain.answers import Answer, Counterfactual, NeededChange
 from ..volumes.volume import Volume
-from .pictures import _PLANES, WINDOW_HU, _draw_letters, _draw_scale_bar, _sample, _View
+from .canvas import Picture
+from .pictures import PLANES, WINDOW_HU, View, draw_letters, draw_scale_bar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: What a changed CT shows, in the order of the pictures.
 _CAPTIONS = {"without": "without it", "elsewhere": "moved elsewhere", "alone": "alone in plain liver"}
 _SMALLEST_FIELD_MM = 60.0
-_NOWHERE = -10_000.0
+_PIXELS = 360
 
 
-def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, Figure]]:
+def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, Picture | Figure]]:
     """Each picture of an answer with its caption."""
     if isinstance(answer, Counterfactual):
         yield from _changed_cts(analysis, answer)
@@ -27,7 +31,7 @@ def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, F
         yield "Confidence of the model", _needed_change(answer)
 
 
-def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[str, Figure]]:
+def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[str, Picture]]:
     """Axial slices through the lesion's center, where it is or where it was moved to; all at one scale."""
     center = answer.target.focus(analysis.segmentation)
     if center is None:  # a whole label: its largest lesion
@@ -42,26 +46,20 @@ def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[s
             yield f"{caption}: {answer.evidence[name]:.2f}", picture
 
 
-def _axial(volume: Volume, changed: Volume | None, center: np.ndarray, field_mm: float) -> Figure:
+def _axial(volume: Volume, changed: Volume | None, center: np.ndarray, field_mm: float) -> Picture:
     """A slice of `volume`, and of `changed` where that is."""
-    plane = _PLANES[0]
+    plane = PLANES[0]
     middle = plane.flat(center)
-    view = _View(plane, center, middle - field_mm / 2, middle + field_mm / 2, field_mm / 240)
-    picture = _sample(volume, view.grid, -1024.0)
-    if changed is not None:
-        edited = _sample(changed, view.grid, _NOWHERE)
-        picture = np.where(edited > _NOWHERE / 2, edited, picture)
-    figure = Figure(figsize=(2.4, 2.4), dpi=150)
-    axes = figure.add_axes((0, 0, 1, 1))
-    low, high = WINDOW_HU
-    axes.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=view.extent, interpolation="bilinear")
-    axes.set_axis_off()
-    _draw_letters(axes, view)
-    _draw_scale_bar(axes, view)
-    return figure
+    view = View(plane, center, middle - field_mm / 2, middle + field_mm / 2, field_mm / _PIXELS)
+    picture = view.shown(volume, WINDOW_HU, changed)
+    draw_letters(picture, view)
+    draw_scale_bar(picture)
+    return picture
 
 
 def _needed_change(answer: NeededChange) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.4, 2.7), dpi=150, facecolor="white", layout="constrained")
     axes = figure.subplots()
     evidence = answer.evidence

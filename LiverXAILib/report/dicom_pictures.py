@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -13,9 +12,6 @@ from pydicom.uid import generate_uid
 from ..analysis import Analysis
 from .dicom_objects import SERIES_NUMBERS, made_by, save
 from .dicom_source import DicomSource, read_source
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
@@ -27,28 +23,20 @@ def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
     :raises OSError: a file cannot be written.
     """
     from . import pictures
+    from .canvas import side_by_side
 
     source = read_source(analysis.volume)
     shown = {f"lesion {lesion.number}": lesion for lesion in analysis.measurements.lesions}
     series = generate_uid()
     paths = []
     overview = pictures.render_planes(analysis)["axial"]
-    figures = [("liver", overview), *((name, pictures.render_lesion(analysis, one)) for name, one in shown.items())]
-    for number, (name, figure) in enumerate(figures):
+    rendered = [("liver", overview.pixels())]
+    rendered += [(name, side_by_side(pictures.render_lesion(analysis, one))) for name, one in shown.items()]
+    for number, (name, pixels) in enumerate(rendered):
         path = folder / f"key-image-{number}.dcm"
-        pixels = _pixels(figure)
         save(lambda n=number, t=name, p=pixels: _capture(p, source, series, n + 1, t), source, path)  # type: ignore[misc]
         paths.append(path)
     return paths
-
-
-def _pixels(figure: Figure) -> np.ndarray:
-    """A figure as uint8 (rows, columns, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _capture(pixels: np.ndarray, source: DicomSource, series: str, number: int, title: str) -> Dataset:

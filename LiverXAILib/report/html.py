@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
+    from .canvas import Picture
+
 #: What the image's metadata may tell in a report. DICOM UIDs and series names can identify a patient.
 _TELLABLE = ("modality", "source_format")
 
 
 def require_report_extra() -> None:
     """Raise :class:`~LiverXAILib.errors.UsageError` if what reports need is not installed."""
-    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    modules = {"jinja2": "jinja2", "matplotlib": "matplotlib", "pillow": "PIL"}
+    missing = [name for name, module in modules.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UsageError(
             f"The report needs {' and '.join(missing)}: pip install {' '.join(missing)}, or go without a report."
@@ -98,9 +101,9 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
         "label_colors": [
             (spec.name, "#{:02x}{:02x}{:02x}".format(*spec.color)) for spec in analysis.segmentation.specs
         ],
-        "lesion_pictures": [(lesion, _embedded(pictures.render_lesion(analysis, lesion))) for lesion in pictured],
+        "lesion_pictures": [(lesion, _embedded(*pictures.render_lesion(analysis, lesion))) for lesion in pictured],
         "candidate_pictures": [
-            (candidate, _embedded(pictures.render_lesion(analysis, candidate)))
+            (candidate, _embedded(*pictures.render_lesion(analysis, candidate)))
             for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
         ],
         "decisions": analysis.decisions,
@@ -232,10 +235,9 @@ def _planes(analysis: Analysis, explanation: Explanation | None = None) -> list[
     """The three slices of an overview, with the widths that give them the same scale side by side."""
     from . import pictures
 
-    figures = pictures.render_planes(analysis, explanation)
     return [
-        {"name": name, "width": round(figure.get_figwidth(), 3), "picture": _embedded(figure)}
-        for name, figure in figures.items()
+        {"name": name, "width": round(picture.size_mm[0], 1), "picture": _embedded(picture)}
+        for name, picture in pictures.render_planes(analysis, explanation).items()
     ]
 
 
@@ -246,8 +248,14 @@ def _json_in_script(value: Mapping[str, Any]) -> Markup:
     return Markup(json.dumps(value, ensure_ascii=True).replace("<", "\\u003c"))  # nosec B704
 
 
-def _embedded(figure: Figure) -> str:
-    """A figure as a data URI."""
+def _embedded(*shown: Picture | Figure) -> str:
+    """A figure, or pictures side by side, as a data URI."""
+    from .canvas import Picture, embedded, side_by_side
+
+    pictures = [one for one in shown if isinstance(one, Picture)]
+    if pictures:
+        return embedded(side_by_side(pictures))
+    (figure,) = (one for one in shown if not isinstance(one, Picture))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

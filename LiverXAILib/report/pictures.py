@@ -8,41 +8,41 @@ the patient's left is on the right of axial and coronal pictures, anterior on th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import contourpy
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from ..analysis import Analysis
-from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..explain.explanation import Explanation
+from ..inference.segmentation import Segmentation
 from ..measure.measurements import Candidate, LesionMeasurements, Measurements
 from ..models.spec import LabelSpec
-from ..volumes.box import Box
+from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
+from .canvas import Line, Picture, Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Display window in HU: level 40, width 400, the usual one for the abdomen.
 WINDOW_HU = (-160.0, 240.0)
-HEAT_MAP = LinearSegmentedColormap.from_list("LiverXAI heat map", np.array(HEAT_COLORS) / 255)
-
-_MARGIN_MM = 35.0
 #: As many lesions are pictured, the largest first.
 MAX_LESIONS = 8
+#: Width of the three slices of an overview together, and of one of the two pictures of a lesion, in pixels.
+_OVERVIEW_PIXELS, _LESION_PIXELS = 1500, 375
 
+_MARGIN_MM = 35.0
 _LESION_FIELD_MM = 60.0
-_AIR_HU = -1024.0
+_AIR_HU, _NOWHERE = -1024.0, -10_000.0
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("S", "I"))
-_HALO = [withStroke(linewidth=2.2, foreground="black", alpha=0.75)]
-_TEXT: dict[str, Any] = {"color": "white", "fontsize": 8.5, "fontweight": "bold", "path_effects": _HALO}
+_TICK_COLOR = (158, 202, 225)
 
 
 @dataclass(frozen=True)
-class _Plane:
+class Plane:
     """Which LPS direction runs to the right of a picture, which one down, and the letters left, right, top, bottom."""
 
     name: str
@@ -60,18 +60,18 @@ class _Plane:
 
 
 _LEFT, _POSTERIOR, _SUPERIOR = np.eye(3)
-_PLANES = (
-    _Plane("axial", _LEFT, _POSTERIOR, "RLAP"),
-    _Plane("coronal", _LEFT, -_SUPERIOR, "RLSI"),
-    _Plane("sagittal", _POSTERIOR, -_SUPERIOR, "APSI"),
+PLANES = (
+    Plane("axial", _LEFT, _POSTERIOR, "RLAP"),
+    Plane("coronal", _LEFT, -_SUPERIOR, "RLSI"),
+    Plane("sagittal", _POSTERIOR, -_SUPERIOR, "APSI"),
 )
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """One picture: a plane through `center` (LPS mm), from `low` to `high` (mm to the right and down)."""
 
-    plane: _Plane
+    plane: Plane
     center: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -88,62 +88,58 @@ class _View:
         columns, rows = (max(2, int(n)) for n in np.ceil((self.high - self.low) / self.pixel_mm))
         return Grid((1, rows, columns), matrix)
 
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        """Left, right, bottom, top in mm, for matplotlib."""
-        _, rows, columns = self.grid.shape
-        width, height = columns * self.pixel_mm, rows * self.pixel_mm
-        return float(self.low[0]), float(self.low[0] + width), float(self.low[1] + height), float(self.low[1])
+    def shown(self, volume: Volume, window_hu: tuple[float, float], changed: Volume | None = None) -> Picture:
+        """The slice of a CT, on which nothing is drawn yet.
+
+        :param changed: shown in place of `volume` where it is.
+        """
+        hu = sample(volume, self.grid, _AIR_HU)
+        if changed is not None:
+            edited = sample(changed, self.grid, _NOWHERE)
+            hu = np.where(edited > _NOWHERE / 2, edited, hu)
+        return Picture(hu, window_hu, (float(self.low[0]), float(self.low[1])), self.pixel_mm)
 
 
-def render_planes(analysis: Analysis, explanation: Explanation | None = None) -> dict[str, Figure]:
+def render_planes(analysis: Analysis, explanation: Explanation | None = None) -> dict[str, Picture]:
     """Axial, coronal and sagittal slices with the outlines of all labels; with `explanation`, its heat map over them.
 
     The slices meet in the largest lesion, or in the liver's center if there is none; those of an explanation of one
     lesion or place meet there. All have the same scale. Lesions that a slice cuts bear their numbers.
 
-    :return: the figures by plane; each is as large as its slice, without a frame.
+    :return: the pictures by plane.
     """
-    views = _overview(analysis, explanation)
-    inches_per_mm = 10.0 / sum(float(view.high[0] - view.low[0]) for view in views)
-    specs = analysis.segmentation.specs
-    masks = {spec.name: _volume_of(analysis.segmentation.mask(spec.name), analysis) for spec in specs}
-    figures = {}
-    for view in views:
-        width, height = (view.high - view.low) * inches_per_mm
-        figure = Figure(figsize=(float(width), float(height)), dpi=150)
-        axes = figure.add_axes((0, 0, 1, 1))
-        _draw_ct(axes, view, analysis.volume, WINDOW_HU)
+    pictures = {}
+    for view in _overview(analysis, explanation):
+        picture = view.shown(analysis.volume, WINDOW_HU)
         if explanation is not None:
-            _draw_heat(axes, view, explanation.heatmap)
-        for spec in specs:
-            _draw_outline(axes, view, masks[spec.name], spec)
-        _draw_other_planes(axes, view)
-        _draw_letters(axes, view)
-        _draw_scale_bar(axes, view)
-        _draw_lesion_numbers(axes, view, analysis.measurements.lesions)
-        axes.text(0.02, 0.98, _depth(view), transform=axes.transAxes, va="top", **_TEXT)
-        figures[view.plane.name] = figure
-    return figures
+            heat = np.clip(sample(explanation.heatmap, view.grid, 0.0), 0, 1)
+            picture = replace(picture, heat=heat)
+        for spec in analysis.segmentation.specs:
+            draw_outline(picture, view, analysis, spec)
+        _draw_other_planes(picture, view)
+        draw_letters(picture, view)
+        draw_scale_bar(picture)
+        _draw_lesion_numbers(picture, view, analysis.measurements.lesions)
+        rows, columns = picture.hu.shape
+        picture.texts.append(Text(_depth(view), (0.02 * columns, 0.02 * rows), "lt"))
+        pictures[view.plane.name] = picture
+    return pictures
 
 
-def render_lesion(analysis: Analysis, lesion: LesionMeasurements | Candidate) -> Figure:
+def render_lesion(analysis: Analysis, lesion: LesionMeasurements | Candidate) -> tuple[Picture, Picture]:
     """A lesion or candidate in the slice of its longest axial diameter, twice: in the abdominal window with calipers,
     and without them in a narrow window centered on the liver's own HU, in which faint lesions can be seen."""
     view = _lesion_view(analysis.volume.grid, lesion)
-    figure = Figure(figsize=(5.0, 2.5), dpi=150)
     tumor = next(spec for spec in analysis.segmentation.specs if spec.is_lesion)
-    for column, window in enumerate((WINDOW_HU, liver_window_hu(analysis.measurements))):
-        axes = figure.add_axes((0.5 * column, 0, 0.5, 1))
-        _draw_ct(axes, view, analysis.volume, window)
-        if column == 0:
-            _draw_outline(axes, view, _volume_of(analysis.segmentation.mask(tumor.name), analysis), tumor)
-            for ends, style in ((lesion.axial.long_ends_lps_mm, "-"), (lesion.axial.short_ends_lps_mm, "--")):
-                x, y = view.plane.flat(np.array(ends)).T
-                axes.plot(x, y, style, color="white", linewidth=1.1, path_effects=_HALO)
-            _draw_letters(axes, view)
-        _draw_scale_bar(axes, view)
-    return figure
+    marked = view.shown(analysis.volume, WINDOW_HU)
+    plain = replace(marked, window_hu=liver_window_hu(analysis.measurements), lines=[], texts=[])
+    draw_outline(marked, view, analysis, tumor)
+    for ends, dashed in ((lesion.axial.long_ends_lps_mm, False), (lesion.axial.short_ends_lps_mm, True)):
+        marked.lines.append(Line(view.plane.flat(np.array(ends)), width=2.3, dashed=dashed))
+    draw_letters(marked, view)
+    for picture in (marked, plain):
+        draw_scale_bar(picture)
+    return marked, plain
 
 
 def liver_window_hu(measurements: Measurements) -> tuple[float, float]:
@@ -158,6 +154,8 @@ def render_curves(curves: Mapping[str, Any]) -> Figure:
     :param curves: "deletion" and "insertion", values of the answer, and "fractions", the parts of the volume that
         were changed. These grow with the cube, and so does the axis: a target is a small part of the volume.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.4, 2.7), dpi=150, facecolor="white", layout="constrained")
     axes = figure.subplots()
     for name, color, line in (("deletion", "#b2182b", "-"), ("insertion", "#2166ac", "--")):
@@ -173,35 +171,49 @@ def render_curves(curves: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _overview(analysis: Analysis, explanation: Explanation | None) -> list[_View]:
+def _overview(analysis: Analysis, explanation: Explanation | None) -> list[View]:
     """The three views: the field of view is the liver's with a margin, the same scale in all."""
     image_low, image_high = _box(analysis.volume.grid, np.array(analysis.volume.shape) - 1)
-    liver = np.argwhere(analysis.segmentation.mask("liver"))
+    found = _found(analysis.segmentation, "liver")
     low, high = image_low, image_high
     center = (low + high) / 2
-    if len(liver):
-        box_low, box_high = _box(analysis.volume.grid, liver.max(axis=0), liver.min(axis=0))
+    if found is not None:
+        box, liver = found
+        box_low, box_high = _box(analysis.volume.grid, np.array(box.stop) - 1, np.array(box.start))
         low, high = np.maximum(low, box_low - _MARGIN_MM), np.minimum(high, box_high + _MARGIN_MM)
         # As tall as deep where the image allows, so that the three pictures stand side by side without a gap.
         depth = high[1] - low[1]
         low[2] = max(image_low[2], min(low[2], (low[2] + high[2] - depth) / 2))
         high[2] = min(image_high[2], max(high[2], low[2] + depth))
         low[2] = max(image_low[2], min(low[2], high[2] - depth))
-        center = analysis.volume.grid.to_lps(liver.mean(axis=0)[::-1])
+        center = analysis.volume.grid.to_lps(liver[::-1])
     if analysis.measurements.lesions:
         center = np.array(analysis.measurements.lesions[0].centroid_lps_mm)
     if explanation is not None and (focus := explanation.target.focus(analysis.segmentation)) is not None:
         center = focus
     low, high = np.minimum(low, center - _MARGIN_MM), np.maximum(high, center + _MARGIN_MM)
-    pixel_mm = float((high - low).max()) / 480
-    views = []
-    for plane in _PLANES:
-        corners = np.stack([plane.flat(low), plane.flat(high)])
-        views.append(_View(plane, center, corners.min(axis=0), corners.max(axis=0), pixel_mm))
-    return views
+    corners = [np.stack([plane.flat(low), plane.flat(high)]) for plane in PLANES]
+    pixel_mm = sum(float(np.ptp(ends[:, 0])) for ends in corners) / _OVERVIEW_PIXELS
+    return [
+        View(plane, center, ends.min(axis=0), ends.max(axis=0), pixel_mm)
+        for plane, ends in zip(PLANES, corners, strict=True)
+    ]
 
 
-def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate) -> _View:
+def _found(segmentation: Segmentation, name: str) -> tuple[Box, np.ndarray] | None:
+    """The box around a structure and the mean (k, j, i) of its voxels; None if it was not found."""
+    if segmentation.box is None:
+        return None
+    mask = segmentation.mask(name, segmentation.box)
+    box = bounding_box(mask)
+    if box is None:
+        return None
+    counts = [np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    mean = [float(np.average(np.arange(len(count)), weights=count)) for count in counts]
+    return box.shifted(segmentation.box.start), np.array(mean) + segmentation.box.start
+
+
+def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate) -> View:
     """The image's own slice in which the lesion was measured, turned to the patient's left and posterior."""
     axis = "ijk".index(lesion.axial.slice_axis)
     across = np.delete(grid.ijk_to_lps[:3, :3], axis, axis=1)
@@ -209,11 +221,11 @@ def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate) -> _View:
     normal /= np.linalg.norm(normal) * np.sign(normal[2])
     right = _LEFT - normal[0] * normal
     right /= np.linalg.norm(right)
-    plane = _Plane("axial", right, np.cross(normal, right), "RLAP")
+    plane = Plane("axial", right, np.cross(normal, right), "RLAP")
     center = np.array(lesion.axial.long_ends_lps_mm).mean(axis=0)
     field = max(_LESION_FIELD_MM, 1.5 * lesion.axial.long_mm)
     middle = plane.flat(center)
-    return _View(plane, center, middle - field / 2, middle + field / 2, field / 320)
+    return View(plane, center, middle - field / 2, middle + field / 2, field / _LESION_PIXELS)
 
 
 def _box(grid: Grid, high_kji: np.ndarray, low_kji: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -224,119 +236,90 @@ def _box(grid: Grid, high_kji: np.ndarray, low_kji: np.ndarray | None = None) ->
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def _volume_of(mask: np.ndarray, analysis: Analysis) -> Volume:
-    return Volume(mask.view(np.uint8), analysis.volume.ijk_to_lps)
+def sample(volume: Volume, grid: Grid, fill: float) -> np.ndarray:
+    """One slice (rows, columns) of a volume, on a grid of one slice; only the part that it needs is touched."""
+    part = _part_around(volume.grid, grid)
+    if part is None:
+        return np.full(grid.shape[1:], fill, np.float32)
+    cropped = volume.cropped(part)
+    return resample(cropped.array, cropped.grid, grid, fill=fill)[0].numpy()
 
 
-def _sample(volume: Volume, grid: Grid, fill: float) -> np.ndarray:
-    """One upright slice (rows, columns) of a volume; only the part that the slice needs is touched."""
+def _part_around(source: Grid, grid: Grid) -> Box | None:
+    """The voxels of `source` that a slice on `grid` needs, or None."""
     _, rows, columns = grid.shape
     corners = np.array([(0, 0, 0), (columns - 1, 0, 0), (0, rows - 1, 0), (columns - 1, rows - 1, 0)])
-    kji = volume.grid.to_ijk(grid.to_lps(corners))[:, ::-1]
-    margin = 2 + np.ceil(grid.spacing[0] / np.array(volume.spacing[::-1]))
-    low = np.maximum(np.floor(kji.min(axis=0)) - margin, 0).astype(int)
-    high = np.minimum(np.ceil(kji.max(axis=0)) + margin + 1, volume.shape).astype(int)
-    if (low >= high).any():
-        return np.full((rows, columns), fill, np.float32)
-    part = volume.cropped(Box.between(low, high))
-    return resample(part.array, part.grid, grid, fill=fill)[0].numpy()
+    kji = source.to_ijk(grid.to_lps(corners))[:, ::-1]
+    margin = 2 + np.ceil(grid.spacing[0] / np.array(source.spacing[::-1]))
+    low = np.floor(kji.min(axis=0)) - margin
+    high = np.ceil(kji.max(axis=0)) + margin + 1
+    return Box.between(low, high).intersection(Box.full(source.shape))
 
 
-def _draw_ct(axes: Axes, view: _View, volume: Volume, window_hu: tuple[float, float]) -> None:
-    low, high = window_hu
-    slice_hu = _sample(volume, view.grid, _AIR_HU)
-    axes.imshow(slice_hu, cmap="gray", vmin=low, vmax=high, extent=view.extent, interpolation="bilinear")
-    axes.set_axis_off()
-    axes.set_anchor("N")
-
-
-def _draw_heat(axes: Axes, view: _View, heatmap: Volume) -> None:
-    heat = np.clip(_sample(heatmap, view.grid, 0.0), 0, 1)
-    rgba = HEAT_MAP(heat)
-    # Fades in from the threshold on, so that no false edge appears where it is crossed.
-    rgba[..., 3] = np.clip((heat - VISIBLE_HEAT) / 0.15, 0, 1) * (0.4 + 0.25 * heat)
-    axes.imshow(rgba, extent=view.extent, interpolation="bilinear")
-
-
-def _draw_outline(axes: Axes, view: _View, mask: Volume, spec: LabelSpec) -> None:
-    inside = _sample(mask, view.grid, 0.0)
+def draw_outline(picture: Picture, view: View, analysis: Analysis, spec: LabelSpec) -> None:
+    """The outline of a structure, in its color."""
+    grid = analysis.segmentation.labels.grid
+    part = _part_around(grid, view.grid)
+    # What lies outside the found box is background; two voxels of it belong to the outline.
+    around = None if analysis.segmentation.box is None else analysis.segmentation.box.grown((2, 2, 2), grid.shape)
+    if part is None or around is None or (part := part.intersection(around)) is None:
+        return
+    mask = Volume(analysis.segmentation.mask(spec.name, part).view(np.uint8), grid.cropped(part).ijk_to_lps)
+    inside = sample(mask, view.grid, 0.0)
     if inside.max() < 0.5:
         return
-    left, right, bottom, top = view.extent
-    rows, columns = inside.shape
-    half = view.pixel_mm / 2
-    lines = axes.contour(
-        np.linspace(left + half, right - half, columns),
-        np.linspace(top + half, bottom - half, rows),
-        inside,
-        levels=[0.5],
-        colors=[_color(spec)],
-        linewidths=1.2,
-    )
-    lines.set(path_effects=_HALO)
+    for points in contourpy.contour_generator(z=inside).lines(0.5):
+        picture.lines.append(Line((np.asarray(points) + 0.5) * view.pixel_mm + view.low, spec.color))
 
 
-def _draw_letters(axes: Axes, view: _View) -> None:
-    places = (
-        (0.035, 0.5, "left", "center"),
-        (0.965, 0.5, "right", "center"),
-        (0.5, 0.965, "center", "top"),
-        (0.5, 0.035, "center", "bottom"),
-    )
-    for letter, (x, y, horizontal, vertical) in zip(view.plane.letters, places, strict=True):
-        axes.text(
-            x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical, color="white", fontsize=9,
-            fontweight="bold", path_effects=_HALO,
-        )  # fmt: skip
+def draw_letters(picture: Picture, view: View) -> None:
+    """L, R, A, P, S and I at the edges."""
+    rows, columns = picture.hu.shape
+    places = (((0.035, 0.5), "lm"), ((0.965, 0.5), "rm"), ((0.5, 0.035), "mt"), ((0.5, 0.965), "mb"))
+    for letter, ((x, y), anchor) in zip(view.plane.letters, places, strict=True):
+        picture.texts.append(Text(letter, (x * columns, y * rows), anchor, 19.0))
 
 
-def _draw_scale_bar(axes: Axes, view: _View) -> None:
-    left, right, bottom, _ = view.extent
-    length = next((mm for mm in (50, 20) if right - left > 4 * mm), 10)
-    x, y = left + 0.04 * (right - left), bottom - 0.04 * (right - left)
-    axes.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt", path_effects=_HALO)
-    label = f"{length // 10} cm"
-    axes.annotate(
-        label, (x, y), xytext=(0, 3), textcoords="offset points", ha="left", va="bottom",
-        color="white", fontsize=7.5, path_effects=_HALO,
-    )  # fmt: skip
+def draw_scale_bar(picture: Picture) -> None:
+    """A bar of 1, 2 or 5 cm in the lower left corner."""
+    width, height = picture.size_mm
+    length = next((mm for mm in (50, 20) if width > 4 * mm), 10)
+    margin = 0.04 * width
+    start = np.add(picture.corner_mm, (margin, height - margin))
+    picture.lines.append(Line(np.stack([start, np.add(start, (length, 0.0))]), width=4.0))
+    x, y = picture.to_pixels(start)
+    picture.texts.append(Text(f"{length // 10} cm", (float(x), float(y) - 6), "ls", 16.0, bold=False))
 
 
-def _draw_other_planes(axes: Axes, view: _View) -> None:
+def _draw_other_planes(picture: Picture, view: View) -> None:
     """Ticks at the edges tell where the other two slices cut this one."""
-    left, right, bottom, top = view.extent
+    (left, top), (width, height) = picture.corner_mm, picture.size_mm
+    right, bottom = left + width, top + height
     x, y = view.plane.flat(view.center)
-    tick = 0.025 * (right - left)
-    for xs, ys in (
-        ([x, x], [top, top + tick]),
-        ([x, x], [bottom - tick, bottom]),
-        ([left, left + tick], [y, y]),
-        ([right - tick, right], [y, y]),
+    tick = 0.025 * width
+    for ends in (
+        ((x, top), (x, top + tick)),
+        ((x, bottom - tick), (x, bottom)),
+        ((left, y), (left + tick, y)),
+        ((right - tick, y), (right, y)),
     ):
-        axes.plot(xs, ys, color="#9ecae1", linewidth=1.0)
-    axes.set(xlim=(left, right), ylim=(bottom, top))
+        picture.lines.append(Line(np.array(ends), _TICK_COLOR, 2.0, halo=False))
 
 
-def _draw_lesion_numbers(axes: Axes, view: _View, lesions: Sequence[LesionMeasurements]) -> None:
+def _draw_lesion_numbers(picture: Picture, view: View, lesions: Sequence[LesionMeasurements]) -> None:
     """The number beside each lesion that the slice cuts, as far as its longest diameter tells."""
+    rows, columns = picture.hu.shape
     for lesion in lesions[:MAX_LESIONS]:
         center = np.array(lesion.centroid_lps_mm)
         radius = lesion.feret_mm / 2
         if abs(float((center - view.center) @ view.plane.normal)) > radius:
             continue
-        x, y = view.plane.flat(center)
-        axes.annotate(
-            str(lesion.number), (float(x) + 0.7 * radius, float(y) - 0.7 * radius), xytext=(2, 2),
-            textcoords="offset points", annotation_clip=True, **_TEXT,
-        )  # fmt: skip
+        x, y = picture.to_pixels(np.add(view.plane.flat(center), (0.7 * radius, -0.7 * radius)))
+        if 0 <= x < columns and 0 <= y < rows:
+            picture.texts.append(Text(str(lesion.number), (float(x) + 4, float(y) - 4), "ls"))
 
 
-def _color(spec: LabelSpec) -> tuple[float, float, float]:
-    red, green, blue = spec.color
-    return red / 255, green / 255, blue / 255
-
-
-def _depth(view: _View) -> str:
+def _depth(view: View) -> str:
     """Where a slice lies, e.g. "S 105 mm"."""
     axis = int(np.argmax(np.abs(view.plane.normal)))
     position = float(view.center[axis])

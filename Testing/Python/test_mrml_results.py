@@ -13,7 +13,7 @@ import pytest
 from mrml_toys import ball_analysis
 
 from LiverXAILib import mrml
-from LiverXAILib.colors import VISIBLE_HEAT
+from LiverXAILib.colors import VISIBLE_HEAT, heat_color
 from LiverXAILib.errors import InputError
 from LiverXAILib.mrml import (
     analysis_to_nodes,
@@ -23,7 +23,6 @@ from LiverXAILib.mrml import (
     show_surfaces,
     volume_to_node,
 )
-from LiverXAILib.report.pictures import HEAT_MAP
 from LiverXAILib.volumes.box import Box
 
 
@@ -79,7 +78,7 @@ def test_the_colors_are_those_of_the_report(scene):
     color = [0.0] * 4
     for index in range(256):
         table.GetColor(index, color)
-        np.testing.assert_allclose(color, HEAT_MAP(index), atol=1 / 255)
+        np.testing.assert_allclose(color, [*heat_color(index / 256) / 255, 1], atol=1 / 255)
     assert table is nodes.heatmaps["liver"].GetDisplayNode().GetColorNode()
 
 

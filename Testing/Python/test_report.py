@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from matplotlib.image import AxesImage
 from scipy.spatial.transform import Rotation
 from toys import ball_phantom, threshold_model
 
 from LiverXAILib.analysis import Analysis
+from LiverXAILib.colors import heat_color
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain.answers import Counterfactual, NeededChange
 from LiverXAILib.explain.explanation import Explanation
@@ -27,6 +27,7 @@ from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models.spec import LIVER, TUMOR
 from LiverXAILib.report import pictures, write_report, write_segmentation_file, write_tables
+from LiverXAILib.report.canvas import Picture, heat_opacity
 from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -114,10 +115,9 @@ def page(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> _Page:
 
 
 @functools.cache
-def _panels(name: str) -> list[AxesImage]:
-    """The three CT slices of an overview of an image that lies as `name` says, as matplotlib was given them."""
-    figures = pictures.render_planes(_analysis(DIRECTIONS[name])).values()
-    return [figure.axes[0].get_images()[0] for figure in figures]
+def _panels(name: str) -> list[Picture]:
+    """The three CT slices of an overview of an image that lies as `name` says."""
+    return list(pictures.render_planes(_analysis(DIRECTIONS[name])).values())
 
 
 def _middle(mask: np.ndarray) -> np.ndarray:
@@ -128,35 +128,54 @@ def _middle(mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_left_is_on_the_right_and_anterior_on_top_whatever_way_the_image_lies(name: str) -> None:
     # The lesion lies to the left, posterior and superior of the organ's center.
-    for plane, image in zip(("axial", "coronal", "sagittal"), _panels(name), strict=True):
-        slice_hu = np.asarray(image.get_array())
-        right, down = _middle(slice_hu > 150) - _middle(slice_hu > 50)
+    for plane, picture in zip(("axial", "coronal", "sagittal"), _panels(name), strict=True):
+        right, down = _middle(picture.hu > 150) - _middle(picture.hu > 50)
         assert right > 5, f"{plane}: the lesion is not right of the organ's center"
         assert (down > 5) if plane == "axial" else (down < -5), f"{plane}: the lesion is on the wrong side"
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_pictures_have_the_same_scale_everywhere_and_balls_stay_round(name: str) -> None:
-    for image in _panels(name):
-        rows, columns = np.asarray(image.get_array()).shape
-        left, right, bottom, top = image.get_extent()
-        assert (right - left) / columns == pytest.approx((bottom - top) / rows)
-        assert image.axes.get_aspect() == 1
-        lesion = np.argwhere(np.asarray(image.get_array()) > 150)
-        height, width = np.ptp(lesion, axis=0) * (right - left) / columns
+    panels = _panels(name)
+    assert len({picture.pixel_mm for picture in panels}) == 1
+    for picture in panels:
+        assert picture.pixels().shape == (*picture.hu.shape, 3)
+        height, width = np.ptp(np.argwhere(picture.hu > 150), axis=0) * picture.pixel_mm
         assert height == pytest.approx(24, abs=3.6)  # the ball's diameter, give or take a voxel
         assert width == pytest.approx(24, abs=3.6)
 
 
+def test_a_slice_is_shown_in_its_window_black_and_white_beyond() -> None:
+    hu = np.array([[-500.0, -160.0], [40.0, 240.0], [900.0, 140.0]], np.float32)
+    gray = Picture(hu, pictures.WINDOW_HU, (0.0, 0.0), 1.0).pixels()
+    np.testing.assert_array_equal(gray[..., 0], [[0, 0], [128, 255], [255, 191]])
+    np.testing.assert_array_equal(gray, np.repeat(gray[..., :1], 3, axis=2))
+
+
 def test_heat_is_painted_only_where_there_is_some_and_warm_is_influential() -> None:
     analysis = _analysis()
-    figure = pictures.render_planes(analysis, analysis.explanations[0])["axial"]
-    hu, rgba = (np.asarray(image.get_array()) for image in figure.axes[0].get_images())
-    assert (rgba[hu < 120, 3] == 0).mean() > 0.98
-    inside = hu > 195
-    assert (rgba[inside, 3] > 0.5).all()
-    red, _, blue = rgba[inside][:, :3].mean(axis=0)
+    picture = pictures.render_planes(analysis, analysis.explanations[0])["axial"]
+    cold = dataclasses.replace(picture, heat=None)
+    changed = (picture.pixels().astype(int) != cold.pixels()).any(axis=2)
+    assert not changed[picture.hu < 120].mean() > 0.02
+    inside = picture.hu > 195
+    assert (heat_opacity(picture.heat[inside]) > 0.5).all()
+    red, _, blue = heat_color(picture.heat[inside]).mean(axis=0) / 255
     assert red > 0.8 > blue
+
+
+def test_an_outline_runs_along_the_border_of_what_it_surrounds_with_a_dark_halo_on_both_sides() -> None:
+    analysis = _analysis()
+    picture = pictures.render_planes(analysis)["axial"]
+    liver = next(line for line in picture.lines if line.color == LIVER.color)
+    columns, rows = picture.to_pixels(liver.points).T
+    only = dataclasses.replace(picture, lines=[liver], texts=[])
+    drawn, plain = only.pixels().astype(int), dataclasses.replace(only, lines=[]).pixels()
+    at = drawn[rows.astype(int), columns.astype(int)]
+    assert np.abs(at - LIVER.color).mean() < 25
+    darker = (drawn < plain).all(axis=2)
+    assert 0 < darker.mean() < 0.1
+    assert (np.abs(drawn - plain).max(axis=2) > 0).mean() < 0.1  # what is far from the line stays
 
 
 #: What red-green-blind eyes see, on linear sRGB: Machado, Oliveira and Fernandes 2009, severity 1.
@@ -169,7 +188,7 @@ COLOR_VISIONS = {
 
 @pytest.mark.parametrize("vision", COLOR_VISIONS)
 def test_colors_run_from_cold_to_warm_and_more_influence_is_always_lighter(vision: str) -> None:
-    srgb = pictures.HEAT_MAP(np.linspace(0, 1, 64))[:, :3]
+    srgb = heat_color(np.linspace(0, 1, 64)) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(linear @ np.array(COLOR_VISIONS[vision]).T, 0, 1)
     assert (np.diff(seen @ [0.2126, 0.7152, 0.0722]) > 0).all()
@@ -180,40 +199,39 @@ def test_colors_run_from_cold_to_warm_and_more_influence_is_always_lighter(visio
 
 def test_an_explanation_of_a_place_is_shown_at_that_place() -> None:
     analysis = _analysis(target="voxel:ras:20,330,60")
-    figures = pictures.render_planes(analysis, analysis.explanations[0])
-    places = {name: {text.get_text() for text in figure.axes[0].texts} for name, figure in figures.items()}
+    planes = pictures.render_planes(analysis, analysis.explanations[0])
+    places = {name: {text.text for text in picture.texts} for name, picture in planes.items()}
     assert "S 60 mm" in places["axial"]
     assert "A 330 mm" in places["coronal"]
     assert "R 20 mm" in places["sagittal"]
 
 
 def test_lesions_bear_their_numbers_in_the_slices_that_cut_them() -> None:
-    for figure in pictures.render_planes(_analysis()).values():
-        assert "1" in {text.get_text() for text in figure.axes[0].texts}
+    for picture in pictures.render_planes(_analysis()).values():
+        assert "1" in {text.text for text in picture.texts}
 
 
 def test_a_faint_lesion_can_be_seen_in_the_window_centered_on_the_liver() -> None:
     analysis = _analysis()
-    abdomen, liver = (
-        axes.get_images()[0] for axes in pictures.render_lesion(analysis, analysis.measurements.lesions[0]).axes
-    )
-    assert abdomen.get_clim() == (-160, 240)
+    abdomen, liver = pictures.render_lesion(analysis, analysis.measurements.lesions[0])
+    assert abdomen.window_hu == (-160, 240)
     mean = analysis.measurements.liver_mean_hu
-    assert liver.get_clim() == (pytest.approx(mean - 75), pytest.approx(mean + 75))
+    assert liver.window_hu == (pytest.approx(mean - 75), pytest.approx(mean + 75))
+    np.testing.assert_array_equal(liver.hu, abdomen.hu)
 
 
 def test_the_calipers_end_where_the_measurement_ends() -> None:
     analysis = _analysis(OBLIQUE)
     lesion = analysis.measurements.lesions[0]
-    axes = pictures.render_lesion(analysis, lesion).axes[0]
-    long_axis, short_axis = (np.array(line.get_xydata()) for line in axes.lines[:2])
+    marked, _ = pictures.render_lesion(analysis, lesion)
+    long_axis, short_axis = (line.points for line in marked.lines[-3:-1])  # then the scale bar
     assert np.linalg.norm(long_axis[1] - long_axis[0]) == pytest.approx(lesion.axial.long_mm, abs=1e-3)
     assert np.linalg.norm(short_axis[1] - short_axis[0]) == pytest.approx(lesion.axial.short_mm, abs=1e-3)
 
 
 def test_the_report_is_one_file_that_needs_no_network(page: _Page) -> None:
     assert page.links  # scripts are inline, or they would be among the links
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert all(link.startswith(("data:image/webp;base64,", "data:image/png;base64,")) for link in page.links)
     assert "url(" not in page.text
     assert "@import" not in page.text
 

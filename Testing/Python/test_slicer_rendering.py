@@ -13,8 +13,8 @@ import pytest
 from mrml_toys import ball_analysis
 from slicerhost.rendering import can_render
 
+from LiverXAILib.colors import heat_color
 from LiverXAILib.models import LIVER, TUMOR
-from LiverXAILib.report.pictures import HEAT_MAP
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def expected_colors(ras, opacity):
     from render_views import THRESHOLD, heat, hounsfield
 
     gray = np.repeat(np.clip((hounsfield(ras) + 160) / 400, 0, 1)[..., None], 3, axis=-1)
-    color = HEAT_MAP(heat(ras))[..., :3]
+    color = heat_color(heat(ras)) / 255
     alpha = np.where(heat(ras) >= THRESHOLD, opacity, 0.0)[..., None]
     return 255 * ((1 - alpha) * gray + alpha * color)
 
