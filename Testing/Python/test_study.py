@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from training_toys import ball_case, write_msd
 
+from LiverXAILib import cli
 from LiverXAILib.training.config_file import read_config
+from LiverXAILib.volumes.io import write_volume
 from recipes.default_model.synthesis import Sample
 from recipes.study_2d.__main__ import CONFIG, fold_command, summarize
 from recipes.study_2d.patients import ANATOMIES, Scan, _slices
@@ -105,3 +108,32 @@ def test_the_summary_is_the_mean_over_folds_and_all_cases(tmp_path: Path) -> Non
     assert [(row["fold"], row["case"]) for row in cases] == [("0", "case-0"), ("1", "case-1")]
     assert (tmp_path / "learning-curve.svg").is_file()
     assert np.isfinite(float(mean["epoch"]))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("layout", ["msd", "lits"])
+def test_the_same_configuration_trains_on_a_hospitals_folder_and_its_model_is_like_any_other(
+    layout: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    if layout == "msd":
+        write_msd(folder, 4)
+    else:
+        folder.mkdir()
+        for number in range(4):
+            image, labels = ball_case(number)
+            write_volume(image, folder / f"volume-{number}.nii")
+            write_volume(labels, folder / f"segmentation-{number}.nii")
+    run = tmp_path / "run"
+    small = ["data.validation=0.25", "network.features=[4, 4, 4, 4, 4]", "network.size=[null, 64, 64]"]
+    changes = [f"data={{layout: {layout}, path: {folder}}}", *small, "training.epochs=1", "finish.explain=null"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    assert cli.main(["train", str(CONFIG), "--output", str(run), *arguments]) == 0
+    with (run / "epochs.csv").open(encoding="utf-8", newline="") as file:
+        (epoch,) = csv.DictReader(file)
+    losses = [float(epoch[f"validation_{part}_liver"]) for part in ("loss", "soft_dice_loss", "bce")]
+    assert losses[0] == pytest.approx(losses[1] + losses[2])
+    write_volume(ball_case(9)[0], tmp_path / "ct.nii.gz")
+    answered = ["--model", str(run / "model"), "--output", str(tmp_path / "result"), "--explain", "liver"]
+    assert cli.main(["analyze", str(tmp_path / "ct.nii.gz"), *answered, "--no-answers"]) == 0
+    assert (tmp_path / "result" / "report.html").is_file()
