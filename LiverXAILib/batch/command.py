@@ -252,6 +252,7 @@ class Screen:
     def __init__(self) -> None:
         self._bar: Any = None
         self._log: logging.Handler | None = None
+        self._level = logging.NOTSET
 
     def __enter__(self) -> Screen:
         # In Slicer the streams are not quite files; on Windows there may be none.
@@ -271,7 +272,9 @@ class Screen:
             self._bar.close()
             self._bar = None
         if self._log is not None:
-            logging.getLogger("LiverXAILib").removeHandler(self._log)
+            logger = logging.getLogger("LiverXAILib")
+            logger.removeHandler(self._log)
+            logger.setLevel(self._level)
             self._log.close()
             self._log = None
 
@@ -281,6 +284,7 @@ class Screen:
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("LiverXAILib")
         logger.addHandler(self._log)
+        self._level = logger.level
         if logger.getEffectiveLevel() > logging.INFO:
             logger.setLevel(logging.INFO)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from types import SimpleNamespace
@@ -41,6 +42,20 @@ def test_without_a_terminal_there_are_lines_and_no_bar(capsys):
     captured = capsys.readouterr()
     assert captured.out == "done    Größe.nii\ndone    caf\\udce9\n"
     assert captured.err == ""
+
+
+def test_the_log_file_gets_what_is_said_and_other_log_messages_only_during_the_batch(tmp_path):
+    logger = logging.getLogger("LiverXAILib")
+    before = logger.level, list(logger.handlers)
+    with Screen() as screen:
+        screen.open_log(tmp_path / "log.txt")
+        screen.say("done    a.nii")
+        logger.getChild("volumes").info("read twice")
+    logger.getChild("volumes").warning("too late")
+    assert [line.split(" INFO ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        *("done    a.nii", "read twice")
+    ]
+    assert (logger.level, logger.handlers) == before
 
 
 def test_nobody_listening_does_not_stop_a_batch(monkeypatch):
