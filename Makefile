@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python docs/demo.py --output $(OUTPUT)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
