@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ..errors import Cancelled, UsageError
-from .config import Config
+from .callbacks import Checkpoints
+from .config import Config, Hardware
 from .layouts import DataSet
-from .learner import Checkpoints, Learner
+from .learner import Learner
 from .samples import Prepare, Samples, ValidationCases, prepared_cases
 from .setup import TrainingSetup
 from .splits import Split
@@ -64,7 +65,8 @@ def fit(
         callbacks.append(
             EarlyStopping("validation_score", mode="max", patience=patience, check_on_train_epoch_end=True)
         )
-    trainer = _trainer(config, folder, callbacks)
+    training = config.training
+    trainer = make_trainer(config.hardware, training.epochs, folder, callbacks, accumulate=training.accumulate)
     if keeper.last.is_file():
         say(f"Going on from {keeper.last}")
     elif config.init is not None:
@@ -111,9 +113,20 @@ def _learner(config: Config, dataset: DataSet, split: Split, setup: TrainingSetu
     )
 
 
-def _trainer(config: Config, folder: Path, callbacks: list[Any]) -> pl.Trainer:
-    """Lightning's loop on the configured hardware, with logs for TensorBoard and as CSV."""
-    hardware = config.hardware
+def make_trainer(
+    hardware: Hardware,
+    epochs: int,
+    folder: Path,
+    callbacks: list[Any],
+    *,
+    accumulate: int = 1,
+    clip: float | None = None,
+) -> pl.Trainer:
+    """Lightning's loop on the configured hardware, with logs for TensorBoard and as CSV.
+
+    :param clip: the longest gradient, in its Euclidean norm.
+    :raises LiverXAILib.errors.UsageError: the hardware is not here.
+    """
     csv_logger = CSVLogger(folder, name="logs")
     try:
         return pl.Trainer(
@@ -122,8 +135,9 @@ def _trainer(config: Config, folder: Path, callbacks: list[Any]) -> pl.Trainer:
             num_nodes=hardware.nodes,
             strategy=hardware.strategy,
             precision=hardware.precision,
-            max_epochs=config.training.epochs,
-            accumulate_grad_batches=config.training.accumulate,
+            max_epochs=epochs,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=clip,
             callbacks=callbacks,
             logger=[csv_logger, TensorBoardLogger(folder, name="logs", version=csv_logger.version)],
             log_every_n_steps=10,
@@ -151,6 +165,7 @@ def quiet() -> Iterator[None]:
             "smaller than the logging interval",
             "sync_dist=True",  # what is logged is already the sum over all devices
             "is deprecated",
+            "across ranks is zero",  # a run without validation
         ):
             warnings.filterwarnings("ignore", message=f".*{message}", module=r"lightning\.")
         try:

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lightning module: loss, metrics and optimizer of one stage; and the callback that makes a run resumable."""
+"""The Lightning module: loss, metrics and optimizer of one stage."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 from monai.losses import DiceLoss
 from torch import nn
 from torch.nn import functional
@@ -22,7 +20,7 @@ from ..inference.stages import logit_margin, pad_value, predict_logits, stage_pl
 from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 from .config import Training
-from .metrics import EpochSums
+from .metrics import EpochSums, as_voxels
 from .samples import EpochBatches, Samples, ValidationCases
 from .table import score
 
@@ -32,6 +30,10 @@ _SMOOTH = 20.0
 _WARMUP = 0.03
 
 
+#: A loss: of margins (N, labels, …) and the batch that they answer.
+Criterion = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
 class Learner(pl.LightningModule):
     """Trains one network on the margins (:func:`~LiverXAILib.inference.stages.logit_margin`) of a stage's labels.
 
@@ -39,7 +41,10 @@ class Learner(pl.LightningModule):
     with classes that exclude each other are trained alike.
 
     :param labels: "liver" and perhaps "tumor": what the network is taught. The liver includes its tumors.
+    :param samples: its training samples: `image` normalized (1, …), `truth` uint8 (1, …), 0 background, 1 liver,
+        2 tumor; and what of that is known: `tumor_known`, a bool, or `known`, bool (labels, …), voxel by voxel.
     :param units: see :class:`~.samples.EpochBatches`.
+    :param criterion: instead of :meth:`loss`.
     """
 
     def __init__(
@@ -56,12 +61,13 @@ class Learner(pl.LightningModule):
         seed: int,
         workers: int = 0,
         freeze_norm: bool = False,
+        criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
         self.network, self.stage, self.labels, self.settings = network, stage, tuple(labels), settings
         self.samples, self.units = samples, units
         self.validation, self.validation_count = validation, validation_count
-        self.seed, self.workers, self.freeze_norm = seed, workers, freeze_norm
+        self.seed, self.workers, self.freeze_norm, self.criterion = seed, workers, freeze_norm, criterion
         self.batch_dice = stage.dimensions == 2 if settings.batch_dice is None else settings.batch_dice
         self.dice_loss = DiceLoss(batch=self.batch_dice, reduction="none", smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
         #: What is known of each epoch so far; the first is of the initial model, where there is one.
@@ -76,7 +82,7 @@ class Learner(pl.LightningModule):
             self.units,
             self.settings.batch_size,
             self.seed,
-            self._position,
+            self.position,
             per_case=self.settings.slices_per_case if self.stage.dimensions == 2 else None,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
@@ -92,7 +98,7 @@ class Learner(pl.LightningModule):
         keys = _Share(self.validation_count, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(self.validation, batch_size=None, sampler=keys)
 
-    def _position(self) -> tuple[int, int]:
+    def position(self) -> tuple[int, int]:
         """The epoch and the batch in it that comes next: after a kill, not the first."""
         loop = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.ready
@@ -112,8 +118,11 @@ class Learner(pl.LightningModule):
         """Bool (N, labels, …) from labels (N, …)."""
         return torch.stack([truth > 0 if label == "liver" else truth == 2 for label in self.labels], dim=1)
 
-    def known(self, tumor_known: torch.Tensor) -> torch.Tensor:
-        """Bool (N, labels): what the labels of each case say."""
+    def known(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Bool (N, labels) or, voxel by voxel, (N, labels, …): what the labels of each sample say."""
+        if "known" in batch:
+            return batch["known"]
+        tumor_known = batch["tumor_known"]
         yes = torch.ones_like(tumor_known)
         return torch.stack([yes if label == "liver" else tumor_known for label in self.labels], dim=1)
 
@@ -125,11 +134,12 @@ class Learner(pl.LightningModule):
 
         :param margins: (N, labels, …).
         :param truth: (N, …), 0 background, 1 liver, 2 tumor.
-        :param known: bool (N, labels).
+        :param known: bool (N, labels) or (N, labels, …).
         """
         settings, target = self.settings, self.truths(truth).float()
         bce = functional.binary_cross_entropy_with_logits(margins, target, reduction="none")
-        weight = known.to(margins.device).view(*known.shape, *[1] * (margins.dim() - 2)).float()
+        known = as_voxels(known, margins)
+        weight = known.float()
         dice = self.dice_loss(margins.sigmoid() * weight, target * weight)
         dice = dice.flatten() if self.batch_dice else (dice.flatten(1) * weight.flatten(1)).mean(0)
         cross_entropy = (bce * weight).transpose(0, 1).flatten(1).mean(1)
@@ -139,16 +149,16 @@ class Learner(pl.LightningModule):
             own = bce[:, place]
             for n in range(len(own)):
                 tumor = truth[n] == 2
-                if known[n, place] and tumor.any():
-                    rest = own[n][truth[n] == 1]
+                if known[n, place].any() and (tumor := tumor & known[n, place]).any():
+                    rest = own[n][(truth[n] == 1) & known[n, place]]
                     halves = own[n][tumor].mean() + (rest.mean() if len(rest) else 0.0)
                     total = total + settings.tumor_balance * 0.5 * halves / len(own)
         return total
 
     def training_step(self, batch: Mapping[str, torch.Tensor], _: int) -> torch.Tensor:
         margins = self.margins(self.network(batch["image"]))
-        truth, known = batch["truth"][:, 0], self.known(batch["tumor_known"])
-        loss = self.loss(margins, truth, known)
+        truth, known = batch["truth"][:, 0], self.known(batch)
+        loss = self.loss(margins, truth, known) if self.criterion is None else self.criterion(margins, batch)
         self._training.add(margins, self.truths(truth), known)
         return loss
 
@@ -178,7 +188,7 @@ class Learner(pl.LightningModule):
         logits = predict_logits([self.network], image, self.stage, plan, RunContext(device=self.device))
         margins = self.margins(logits[None])
         if case["counts"]:
-            known = self.known(case["tumor_known"][None].cpu())
+            known = self.known({name: case[name][None].cpu() for name in ("known", "tumor_known") if name in case})
             self._validating.add(margins, self.truths(truth[None].cpu()), known)
 
     def on_validation_epoch_start(self) -> None:
@@ -233,42 +243,6 @@ class Learner(pl.LightningModule):
         self.rows, self.validated = list(state["rows"]), dict(state["validated"])
         if self.trainer.is_global_zero:  # the sum over all devices, once
             self._training.values = torch.tensor(state["training"], dtype=torch.float64)
-
-
-class Checkpoints(Checkpoint):
-    """``last.ckpt`` to resume from, in mid-epoch too; ``best.ckpt`` with the weights of the best epoch.
-
-    A checkpoint is taken after an optimizer's step, never between the batches of one, nor between an epoch's last step
-    and its validation.
-
-    :param tell: called at the end of each epoch with what is known of all of them.
-    """
-
-    def __init__(self, folder: Path, every: int, tell: Callable[[list[dict[str, float]]], None]) -> None:
-        self.last, self.best, self.every = folder / "last.ckpt", folder / "best.ckpt", every
-        self.tell = tell
-
-    def on_train_batch_end(self, trainer: Any, learner: Any, _outputs: Any, _batch: Any, index: int) -> None:
-        done = index + 1
-        stepped = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
-        if stepped and trainer.global_step % self.every == 0:
-            self._save(trainer, self.last)
-
-    def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
-        scores = [score(row) for row in learner.rows if row["epoch"] > 0]
-        if scores.index(max(scores)) == len(scores) - 1:
-            self._save(trainer, self.best, weights_only=True)
-        if trainer.is_global_zero:
-            self.tell(learner.rows)
-        self._save(trainer, self.last)
-
-    @staticmethod
-    def _save(trainer: Any, path: Path, *, weights_only: bool = False) -> None:
-        temporary = path.with_suffix(".part")
-        trainer.save_checkpoint(temporary, weights_only)
-        if trainer.is_global_zero:
-            temporary.replace(path)
-        trainer.strategy.barrier("checkpoint")
 
 
 class _Share(Sampler[tuple[int, bool]]):

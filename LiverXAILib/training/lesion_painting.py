@@ -57,7 +57,7 @@ def add_lesions(
         center = inside[rng.integer(len(inside))]
         reach = math.ceil(radius * 1.9) + 2
         box = Box.full((1, 1, 1)).shifted([int(c) for c in center]).grown((reach,) * 3, image.shape)
-        alpha, depth = _shape(rng, box, center, radius, sharp=kind == 2)
+        alpha, depth = lesion_shape(rng, box, center, radius, sharp=kind == 2)
         alpha = alpha * liver[box]
         # A bumpy surface leaves crumbs around the lesion, which no reader would call lesions.
         inner = torch.from_numpy(largest_component((alpha > _OUTLINE).numpy()))
@@ -70,7 +70,7 @@ def add_lesions(
     return image, lesions
 
 
-def _shape(
+def lesion_shape(
     rng: Rng, box: tuple[slice, ...], center: torch.Tensor, radius: float, *, sharp: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Soft membership (0 to 1) and depth below the surface in units of the radius (1 in the middle).
@@ -112,7 +112,7 @@ def _paint(
         hu = min(rng.uniform(-4, 22), background - 20)
     size = (image.shape[0], image.shape[1], image.shape[2])
     texture = rng.uniform(1, 9) * smooth_field(rng, size, rng.uniform(1.3, 4))
-    value = hu + texture * (0.3 if kind == 2 else 1.0) + _noise(image, liver)
+    value = hu + texture * (0.3 if kind == 2 else 1.0) + image_noise(image, liver)
     if kind == 0 and radius_mm > 8 and rng.chance(0.4):  # the outer zone differs less from the liver
         contrast = background - hu
         fainter = min(rng.uniform(0.25, 0.7) * contrast, contrast - 10)  # and is still to be seen
@@ -129,8 +129,12 @@ def _paint(
     return image + alpha * (value - image)
 
 
-def _noise(image: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:
+def image_noise(image: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:
     """What a blur over the liver alone takes out of `image`, in HU; 0 outside."""
-    inside = liver.float()
-    smooth = gaussian_blur(image * inside, _BLUR) / gaussian_blur(inside, _BLUR).clamp_min(1e-6)
-    return ((image - smooth) * inside).clamp(-_LOUDEST, _LOUDEST)
+    return ((image - smoothed_inside(image, liver)) * liver).clamp(-_LOUDEST, _LOUDEST)
+
+
+def smoothed_inside(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`image` without its noise: blurred over `mask` alone."""
+    inside = mask.float()
+    return gaussian_blur(image * inside, _BLUR) / gaussian_blur(inside, _BLUR).clamp_min(1e-6)

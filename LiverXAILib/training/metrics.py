@@ -45,21 +45,23 @@ class EpochSums:
 
         :param margins: float (N, labels, …), positive where the label is found.
         :param truths: bool (N, labels, …).
-        :param known: bool (N, labels): whether the sample's labels say anything about the label.
+        :param known: bool (N, labels) or, voxel by voxel, (N, labels, …): whether the sample's labels say anything
+            about the label.
         """
-        known = known.to(margins.device)
-        found, shape = margins > 0, (*known.shape, *[1] * (margins.dim() - 2))
-        right = ((found == truths) | ~known.view(shape)).all(dim=1)
+        known = as_voxels(known, margins)
+        found = margins > 0
+        right = ((found == truths) | ~known).all(dim=1)
         empty = ~truths.any(dim=1)
         sums = [float(right.sum()), float(right.numel()), float(empty.sum())]
         probability, target = margins.sigmoid(), truths.float()
         bce = functional.binary_cross_entropy_with_logits(margins, target, reduction="none")
-        dice = compute_dice(found, truths, ignore_empty=True)  # (N, labels), NaN where there is nothing to find
+        # (N, labels), NaN where there is nothing to find
+        dice = compute_dice(found & known, truths & known, ignore_empty=True)
         for n in range(len(self.labels)):
-            rows = known[:, n]
-            own = [values[rows, n].double() for values in (bce, probability, target, found, truths)]
+            where = known[:, n].expand(margins[:, n].shape)
+            own = [values[:, n][where].double() for values in (bce, probability, target, found, truths)]
             loss, soft, true, hit, is_true = own
-            of_cases = dice[rows.to(dice.device), n]
+            of_cases = dice[:, n]
             of_cases = of_cases[~of_cases.isnan()]
             sums += [float(part) for part in (loss.numel(), loss.sum(), (soft * true).sum(), soft.sum() + true.sum())]
             sums += [float(part) for part in ((hit * is_true).sum(), hit.sum(), is_true.sum())]
@@ -101,6 +103,11 @@ class EpochSums:
             # What accuracy hides: how often "there is nothing anywhere" is right.
             rows["validation_accuracy_of_nothing"] = _ratio(empty, voxels)
         return first | rows
+
+
+def as_voxels(known: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
+    """`known`, (N, labels) or (N, labels, …), so that it goes with `margins` (N, labels, …) voxel by voxel."""
+    return known.to(margins.device).view(*known.shape, *[1] * (margins.dim() - known.dim()))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lightning callbacks: what makes a run resumable, averages its weights, and changes it on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
+
+from .learner import Learner
+from .table import score
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints(Checkpoint):
+    """``last.ckpt`` to resume from, in mid-epoch too; ``best.ckpt`` with the weights of the best epoch.
+
+    A checkpoint is taken after an optimizer's step, never between the batches of one, nor between an epoch's last step
+    and its validation.
+
+    :param tell: called at the end of each epoch with what is known of all of them.
+    """
+
+    def __init__(self, folder: Path, every: int, tell: Callable[[list[dict[str, float]]], None]) -> None:
+        self.last, self.best, self.every = folder / "last.ckpt", folder / "best.ckpt", every
+        self.tell = tell
+
+    def on_train_batch_end(self, trainer: Any, learner: Any, _outputs: Any, _batch: Any, index: int) -> None:
+        done = index + 1
+        stepped = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
+        if stepped and trainer.global_step % self.every == 0:
+            self._save(trainer, self.last)
+
+    def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
+        scores = [score(row) for row in learner.rows if row["epoch"] > 0]
+        if scores.index(max(scores)) == len(scores) - 1:
+            self._save(trainer, self.best, weights_only=True)
+        if trainer.is_global_zero:
+            self.tell(learner.rows)
+        self._save(trainer, self.last)
+
+    @staticmethod
+    def _save(trainer: Any, path: Path, *, weights_only: bool = False) -> None:
+        temporary = path.with_suffix(".part")
+        trainer.save_checkpoint(temporary, weights_only)
+        if trainer.is_global_zero:
+            temporary.replace(path)
+        trainer.strategy.barrier("checkpoint")
+
+
+class AveragedWeights(Callback):
+    """Keeps an exponential moving average of the network's weights, statistics of its norms included.
+
+    Validation, and :attr:`weights` after training, are of the average. It is short at first, so that it does not hold
+    on to the initial weights: over a tenth of the steps so far, until `decay` is longer.
+
+    :param decay: part of the average that stays at each step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._average: AveragedModel | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The averaged state of the network."""
+        assert self._average is not None, "the run has not begun"
+        return {name: value.clone() for name, value in self._average.module.state_dict().items()}
+
+    def setup(self, trainer: Any, learner: Any, stage: str) -> None:
+        if stage == "fit":
+            self._average = AveragedModel(learner.network, avg_fn=self._mean, use_buffers=True)
+
+    def on_fit_start(self, trainer: Any, learner: Any) -> None:
+        assert self._average is not None
+        self._average.to(learner.device)
+        if self._loaded is not None:
+            self._average.load_state_dict(self._loaded)
+            self._loaded = None
+
+    def _mean(self, average: torch.Tensor, now: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+        if not average.is_floating_point():
+            return now
+        return torch.lerp(average, now, 1 - min(self.decay, (1 + int(count)) / (10 + int(count))))
+
+    def on_train_batch_end(self, trainer: Any, learner: Any, _outputs: Any, _batch: Any, index: int) -> None:
+        if (index + 1) % trainer.accumulate_grad_batches == 0 or index + 1 == trainer.num_training_batches:
+            assert self._average is not None
+            self._average.update_parameters(learner.network)
+
+    def on_validation_epoch_start(self, trainer: Any, learner: Any) -> None:
+        self._swap(learner)
+
+    def on_validation_epoch_end(self, trainer: Any, learner: Any) -> None:
+        self._swap(learner)
+
+    def _swap(self, learner: Any) -> None:
+        if self._average is not None:
+            now = {name: value.clone() for name, value in learner.network.state_dict().items()}
+            learner.network.load_state_dict(self._average.module.state_dict())
+            self._average.module.load_state_dict(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._average is None else dict(self._average.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+
+class AfterPart(Callback):
+    """Changes the learner once a part of the run is over, also when it is resumed after that.
+
+    :param part: of all steps; 0: from the first one.
+    :param change: given the learner; called once in a process.
+    """
+
+    def __init__(self, part: float, change: Callable[[Learner], None]) -> None:
+        self.part, self.change = part, change
+        self._done = False
+
+    def on_train_batch_start(self, trainer: Any, learner: Any, batch: Any, index: int) -> None:
+        if not self._done and trainer.global_step >= self.part * trainer.estimated_stepping_batches:
+            self.change(learner)
+            self._done = True
+
+
+def freeze_norms(learner: Learner) -> None:
+    """Batch norms use their running statistics from now on: those of a batch are not what inference has."""
+    learner.freeze_norm = True
+    learner.train()
+
+
+def set_norm_momentum(learner: Learner, momentum: float) -> None:
+    """How much each batch counts in the running statistics of batch norms."""
+    for module in learner.network.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = momentum
+
+
+class SkipNonFinite(Callback):
+    """Leaves a step out whose gradient is not finite: an almost constant image can blow it up in batch statistics."""
+
+    def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            _log.warning("Step %d has no finite gradient and is left out", trainer.global_step + 1)
+            # Parameters without a gradient are passed over by the optimizer, their decay included.
+            optimizer.zero_grad(set_to_none=True)
