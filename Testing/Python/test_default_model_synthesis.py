@@ -13,8 +13,8 @@ from LiverXAILib.training.random_fields import Rng, gaussian_blur, rotation_matr
 from recipes.default_model.synthesis import Generator, Source, Tissue
 from recipes.default_model.synthesis import generator as generator_module
 from recipes.default_model.synthesis.acquisition import box_blur, limit_field_of_view
+from recipes.default_model.synthesis.anatomy import dilate
 from recipes.default_model.synthesis.deformation import deformation, sample_at
-from recipes.default_model.synthesis.generator import dilate
 from recipes.default_model.synthesis.tissues import draw_hu
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,6 +18,7 @@ from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.volumes.box import Box, bounding_box
 
 from .synthesis import Sample, Source, Tissue
+from .synthesis.generator import numbered_on
 
 
 def phantom_scans(stage: StageSpec, spacing_mm: float, seeds: Iterable[int]) -> list[Sample]:
@@ -42,13 +43,16 @@ def source_scans(stage: StageSpec, spacing_mm: float, sources: Iterable[Source],
     """What `stage` sees of the real ones among `sources`; each so many times, with other lesions.
 
     :param spacing_mm: voxel size of the stage's grid and of the sources.
-    :param sources: those without a CT, or without a liver that is known to be one, are left out.
+    :param sources: those without a CT, without a liver that is known to be one, or with tumors that nobody labelled,
+        are left out.
     """
     scans: list[Sample] = []
     for source in sources:
         known_in_source = source.tissues != int(Tissue.UNKNOWN)
         box = bounding_box(source.liver)
-        if source.ct is None or box is None or not (source.liver & known_in_source).any():
+        if source.ct is None or box is None or not source.tumors_known:
+            continue
+        if not (source.liver & known_in_source).any():
             continue
         if stage.region is not None:
             margin = round(stage.region.margin_mm / spacing_mm)
@@ -60,13 +64,25 @@ def source_scans(stage: StageSpec, spacing_mm: float, sources: Iterable[Source],
         image = functional.pad(torch.from_numpy(source.ct[inner]).float(), after, value=AIR_HU)
         liver = functional.pad(torch.from_numpy(source.liver[inner]), after)
         known = functional.pad(torch.from_numpy(known_in_source[inner]), after, value=True)
+        tumors = torch.zeros_like(liver)
+        if source.tumors is not None:
+            tumors = functional.pad(torch.from_numpy(source.tumors[inner]), after) & known
         for _ in range(paintings):
-            scans.append(_painted(image, liver, known, spacing_mm, len(scans), source.name))
+            scans.append(_painted(image, liver, known, spacing_mm, len(scans), source.name, tumors))
     return scans
 
 
 def _painted(
-    image: torch.Tensor, liver: torch.Tensor, known: torch.Tensor, spacing_mm: float, seed: int, name: str
+    image: torch.Tensor,
+    liver: torch.Tensor,
+    known: torch.Tensor,
+    spacing_mm: float,
+    seed: int,
+    name: str,
+    tumors: torch.Tensor | None = None,
 ) -> Sample:
-    image, lesions = add_lesions(Rng(seed), image, liver & known, spacing_mm)
+    """A scan with lesions painted beside its own `tumors`."""
+    tumors = torch.zeros_like(liver) if tumors is None else tumors
+    image, lesions = add_lesions(Rng(seed), image, liver & known & ~tumors, spacing_mm)
+    lesions = numbered_on(lesions, tumors)
     return Sample(image, liver, lesions, known, float(image[liver].median()), name)

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,12 +23,12 @@ from LiverXAILib.files import replacing
 from LiverXAILib.inference.geometry import AIR_HU, network_orientation_grid
 from LiverXAILib.networks import ObeliskUNet
 from LiverXAILib.phantoms import TISSUES, make_phantom
-from LiverXAILib.progress import CancelToken, Progress, check_cancel, report_progress
 from LiverXAILib.volumes.box import bounding_box, components, largest_component
-from LiverXAILib.volumes.io import read_labels, read_volume
+from LiverXAILib.volumes.io import read_labels
 from LiverXAILib.volumes.resample import regrid, resample, resized
 from LiverXAILib.volumes.volume import Grid, Volume
 
+from ..real_ct import PATIENTS, Phase, Scan, patient_of, read_ct, read_scan
 from .synthesis import Source, Tissue
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,55 @@ AXES = "SPL"
 #: Native livers are brighter, after smoothing, and effusions darker.
 _DARKEST_LIVER_HU = 32.0
 _FAT_HU = -100.0
+
+#: Every real scan that is trained on, and how often it is drawn; the scans of a patient together about as often as
+#: another patient. What shows little liver counts less.
+WEIGHTS: dict[str, float] = {
+    "totalseg_abdomen_3mm": 0.09,
+    "totalseg_slab": 0.05,
+    "lidc0001": 0.07,
+    "pancreas_cb001": 0.05,
+    "crlm1004": 0.035,
+    "crlm1006": 0.035,
+    "hcc002_b": 0.035,
+    "hcc005_a1": 0.03,
+    "hcc005_a3": 0.03,
+    "hcc005_pre": 0.02,
+    "hcc006_p": 0.035,
+    "hcc007_b2": 0.035,
+    "hcc007_b3": 0.035,
+    "hcc009_a1": 0.035,
+    "hcc009_a3": 0.035,
+    "hcc011_2": 0.035,
+    "hcc013_a1": 0.035,
+    "hcc013_a2": 0.035,
+    "hcc015_1": 0.03,
+    "hcc015_3": 0.035,
+    "cptac_pda": 0.07,
+    "lidc_0314": 0.05,
+    "acrin_013": 0.03,
+    "kits_00072": 0.04,
+    "cmb_crc_01068": 0.01,
+}
+#: All phantoms together.
+_PHANTOMS = 0.25
+#: Scans with labelled organs, and the file under ``ct/`` that names them.
+_ORGAN_NAMES = {
+    "totalseg_abdomen_3mm": "totalseg_labels.json",
+    "totalseg_slab": "totalseg_labels.json",
+    "lidc0001": "lidc0001/organs.json",
+}
+#: Scans without any label: how much of each, from its lower end, the teacher is shown (it knows abdomens, not trunks).
+_LOWEST_MM = {"lidc_0314": 200.0, "acrin_013": 170.0, "cmb_crc_01068": 200.0}
+_PHASES: dict[str, Phase] = {
+    "cptac_pda": "portal",
+    "lidc_0314": "native",
+    "acrin_013": "native",
+    "kits_00072": "arterial",
+    "cmb_crc_01068": "arterial",
+}
+#: Scans without any label of a patient with cancer that spreads to the liver.
+_TUMORS_UNKNOWN = ("cmb_crc_01068", "acrin_013")
 
 #: Organ names of the labelled CT (TotalSegmentator's) by tissue; names are matched at their beginning.
 _ORGANS: dict[str, Tissue] = {
@@ -117,70 +167,87 @@ def load_sources(
     spacing_mm: float = 3.0,
     phantoms: Sequence[int] = range(1000, 1064),
     real: bool = True,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    left_out: Sequence[str] = (),
 ) -> list[Source]:
     """All training anatomy, prepared once and kept in `cache`.
 
     :param data: folder with ``ct/``, ``dicom/`` and ``models/obelisk/``.
     :param phantoms: seeds of the phantoms.
     :param real: whether to add the real CT.
-    :raises LiverXAILib.errors.InputError: a file is missing.
+    :param left_out: patients (:func:`~recipes.real_ct.patient_of`) whose CT is not read.
+    :raises LiverXAILib.errors.InputError: a file is missing, or a patient is not known.
     """
-    real_makers = {
-        "totalseg_abdomen_3mm": (lambda: _from_labels(data, "totalseg_abdomen_3mm", spacing_mm), 0.30),
-        "totalseg_slab": (lambda: _from_labels(data, "totalseg_slab", spacing_mm), 0.12),
-        "cptac_pda": (lambda: _from_teacher(data, "dicom/cptac_pda", spacing_mm), 0.28),
-        "lidc_0314": (lambda: _from_teacher(data, "ct/lidc_0314/image.nii.gz", spacing_mm, 200), 0.09),
-        "acrin_013": (lambda: _from_teacher(data, "ct/acrin_013/image.nii.gz", spacing_mm, 170), 0.06),
-        "kits_00072": (lambda: _from_teacher(data, "ct/kits_00072/image.nii.gz", spacing_mm), 0.07),
-        "cmb_crc_01068": (lambda: _from_teacher(data, "ct/cmb_crc_01068/image.nii.gz", spacing_mm, 200), 0.01),
-    }
+    if unheard := set(left_out) - {patient_of(name) for name in WEIGHTS}:
+        raise InputError(f"{', '.join(sorted(unheard))}: not a patient. There are: {', '.join(sorted(WEIGHTS))}.")
+    scans = {scan.name: scan for own in PATIENTS.values() for scan in own}
+    names = [name for name in WEIGHTS if patient_of(name) not in left_out] if real else []
+    real_makers = {name: (partial(_real, data, name, scans.get(name), spacing_mm), WEIGHTS[name]) for name in names}
     phantom_makers = {
-        f"phantom_{seed}": ((lambda seed=seed: _phantom(seed, spacing_mm)), 0.31 / len(phantoms)) for seed in phantoms
+        f"phantom_{seed}": (partial(_phantom, seed, spacing_mm), _PHANTOMS / len(phantoms)) for seed in phantoms
     }
-    makers = (real_makers if real else {}) | phantom_makers
     cache.mkdir(parents=True, exist_ok=True)
     sources = []
-    for number, (name, (make, weight)) in enumerate(makers.items()):
-        check_cancel(cancel)
-        report_progress(progress, f"Preparing {name}", number / len(makers))
+    for name, (make, weight) in (real_makers | phantom_makers).items():
         path = cache / f"{name}-{spacing_mm:g}mm.npz"
         if not path.is_file():
-            ct, tissues, liver = make()
-            _log.info("%s at %g mm: %.0f ml of liver", name, spacing_mm, liver.sum() * spacing_mm**3 / 1000)
-            # A phantom's intensities are drawn anew for each sample: it has no CT to keep.
-            kept = np.empty(0, np.int16) if ct is None else ct
+            made = make()
+            _log.info("%s at %g mm: %.0f ml of liver", name, spacing_mm, made.liver.sum() * spacing_mm**3 / 1000)
+            none = np.empty(0, np.int16)  # a phantom's intensities are drawn anew for each sample: it has no CT to keep
+            arrays = {key: none if value is None else value for key, value in vars(made).items()}
             with replacing(path) as temporary:  # two parts that are trained side by side may both prepare it
-                np.savez_compressed(temporary, tissues=tissues, liver=liver, ct=kept)
+                np.savez_compressed(temporary, **arrays)
         with np.load(path) as stored:
-            ct = stored["ct"] if stored["ct"].size else None
-            detailed = name.startswith(("totalseg", "phantom"))
-            sources.append(Source(name, ct, stored["tissues"], stored["liver"], detailed, weight))
+            ct, tissues, liver, tumors = (stored[key] for key in ("ct", "tissues", "liver", "tumors"))
+        scan = scans.get(name)
+        sources.append(
+            Source(
+                name,
+                ct if ct.size else None,
+                tissues,
+                liver,
+                # Few of the organs of other scans are told apart.
+                detailed=name.startswith(("totalseg", "phantom", "lidc0001")),
+                weight=weight,
+                tumors=tumors.astype(bool) if tumors.size else None,
+                tumors_known=name not in _TUMORS_UNKNOWN and (scan is None or scan.tumors != "unknown"),
+                phase=scan.phase if scan else _PHASES.get(name),
+            )
+        )
     return sources
 
 
-Prepared = tuple[np.ndarray | None, np.ndarray, np.ndarray]
+@dataclass(frozen=True)
+class Prepared:
+    """A source on its grid, as it is kept: `ct` int16, `tissues` uint8, `liver` and `tumors` bool; (k, j, i)."""
+
+    ct: np.ndarray | None
+    tissues: np.ndarray
+    liver: np.ndarray
+    tumors: np.ndarray | None = None
 
 
 def to_grid(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, Grid]:
+    """A CT on an isotropic grid along :data:`AXES`, int16 (k, j, i), and that grid."""
     grid = regrid(network_orientation_grid(volume.grid, AXES), (spacing_mm,) * 3)
     ct = resample(volume.array, volume.grid, grid, fill=AIR_HU).clamp(-1024, 3071).round()
     return ct.numpy().astype(np.int16), grid
 
 
-def read_ct(path: Path) -> Volume:
-    if not path.exists():
-        raise InputError(f"The training data has no {path}. See docs/default-model.md for the layout it needs.")
-    volume = read_volume(path)
-    return volume.with_array(np.clip(volume.array, -1024, 3071).astype(np.int16))
+def _real(data: Path, name: str, scan: Scan | None, spacing_mm: float) -> Prepared:
+    """A real CT: with labelled organs, with a labelled liver, or with neither."""
+    if name in _ORGAN_NAMES:
+        return _from_labels(data, name, spacing_mm)
+    if scan is not None:
+        return _from_liver(data, scan, spacing_mm)
+    folder = Path("dicom/cptac_pda") if name == "cptac_pda" else Path("ct", name, "image.nii.gz")
+    return _from_teacher(data, folder, spacing_mm, _LOWEST_MM.get(name))
 
 
 def _from_labels(data: Path, name: str, spacing_mm: float) -> Prepared:
     """A CT with organ labels beside it."""
     volume = read_ct(data / "ct" / name / "image.nii.gz")
     organs = read_labels(data / "ct" / name / "organs.nii.gz")
-    names = json.loads((data / "ct" / "totalseg_labels.json").read_text(encoding="utf-8"))
+    names = json.loads((data / "ct" / _ORGAN_NAMES[name]).read_text(encoding="utf-8"))
     ct, grid = to_grid(volume, spacing_mm)
     tissues = tissues_by_hu(ct)
     best = np.full(grid.shape, 0.5, dtype=np.float32)
@@ -198,7 +265,28 @@ def _from_labels(data: Path, name: str, spacing_mm: float) -> Prepared:
         tissues[where] = int(tissue)
         if tissue is Tissue.LIVER:
             liver = share >= 0.5
-    return ct, tissues, liver
+    return Prepared(ct, tissues, liver)
+
+
+def _from_liver(data: Path, scan: Scan, spacing_mm: float) -> Prepared:
+    """A CT whose liver, and perhaps tumors, are labelled; what else may be liver beside it is left out."""
+    volume, labelled, labelled_tumors = read_scan(data, scan)
+    ct, grid = to_grid(volume, spacing_mm)
+    liver, tumors = (
+        resample(mask.astype(np.float32), volume.grid, grid).numpy() > 0.5 for mask in (labelled, labelled_tumors)
+    )
+    tissues = tissues_by_hu(ct)
+    tissues[_border(ct, liver, tissues, spacing_mm)] = int(Tissue.UNKNOWN)
+    tissues[liver] = int(Tissue.LIVER)
+    return Prepared(ct, tissues, liver, tumors & liver if scan.tumors == "labelled" else None)
+
+
+def _border(ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """The 4 mm around a liver that a model outlined, where they look like it: neither is certain there."""
+    smooth = _smoothed(ct, spacing_mm)
+    median, spread = float(np.median(ct[liver])), float(np.clip(smooth[liver].std(), 8, 25))
+    alike = (ct > (median + _FAT_HU) / 2) & (smooth < median + 1.8 * spread) & (tissues != Tissue.BONE)
+    return _dilate(liver, max(1, round(4 / spacing_mm))) & ~liver & alike
 
 
 def _phantom(seed: int, spacing_mm: float) -> Prepared:
@@ -207,10 +295,10 @@ def _phantom(seed: int, spacing_mm: float) -> Prepared:
     for name, value in TISSUES.items():
         lut[value] = int(_PHANTOM[name])
     # The phantom's axes are left, posterior, superior with k ascending: SPL already.
-    return None, lut[phantom.tissues.array], phantom.truth.array > 0
+    return Prepared(None, lut[phantom.tissues.array], phantom.truth.array > 0)
 
 
-def _from_teacher(data: Path, path: str, spacing_mm: float, lowest_mm: float | None = None) -> Prepared:
+def _from_teacher(data: Path, path: Path, spacing_mm: float, lowest_mm: float | None = None) -> Prepared:
     """A CT without labels: the liver as the OBELISK ensemble sees it, corrected and with doubtful parts left out.
 
     :param lowest_mm: show the teacher only this much of the scan, from its lower end (it knows abdomens, not trunks).
@@ -220,11 +308,11 @@ def _from_teacher(data: Path, path: str, spacing_mm: float, lowest_mm: float | N
     liver = _teacher_liver(volume, grid, data / "models" / "obelisk", lowest_mm)
     tissues = tissues_by_hu(ct)
     liver, unknown = _refine_teacher(ct, liver, tissues, spacing_mm)
-    _apply_corrections(MANUAL_CORRECTIONS.get(Path(path).parts[1], ()), ct, tissues, liver, unknown, spacing_mm)
+    _apply_corrections(MANUAL_CORRECTIONS.get(path.parts[1], ()), ct, tissues, liver, unknown, spacing_mm)
     tissues[liver] = int(Tissue.LIVER)
     # Where somebody saw the teacher fail, its positives are as doubtful as its negatives.
     tissues[unknown] = int(Tissue.UNKNOWN)
-    return ct, tissues, liver
+    return Prepared(ct, tissues, liver)
 
 
 @dataclass(frozen=True)

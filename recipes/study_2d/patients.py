@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from LiverXAILib.errors import InputError
 from LiverXAILib.progress import Progress, report_progress
-from LiverXAILib.volumes.io import read_labels, write_volume
+from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Volume
 
-from ..default_model.sources import read_ct, tissues_by_hu, to_grid
+from ..default_model.sources import tissues_by_hu, to_grid
 from ..default_model.synthesis import Generator, Sample, Source, Tissue
+from ..real_ct import PATIENTS, Scan, read_scan
 
 SPACING_MM = 2.0
 #: A slab is so many planes thick, of which every fourth is kept: eight slices 8 mm apart.
@@ -34,58 +33,8 @@ _NEGATIVES, _LESIONS = 0.15, 0.5
 _LEAST_BODY = 0.03
 
 
-@dataclass(frozen=True)
-class Scan:
-    """A CT to learn from.
-
-    :param tumors: "labelled" in ``tumor.nii.gz``; "none" are there; or "unknown".
-    :param liver_value: of the liver in ``organs.nii.gz``; None: ``liver.nii.gz`` has it.
-    """
-
-    name: str
-    tumors: Literal["labelled", "none", "unknown"]
-    liver_value: int | None = None
-
-
-def _hcc(name: str, *scans: str) -> tuple[Scan, ...]:
-    return tuple(Scan(f"{name}_{scan}", "labelled") for scan in scans)
-
-
-#: Every anatomy (a patient) with a labelled liver that may be trained on, and its scans. Those that are evaluated are
-#: not among them.
-ANATOMIES: Mapping[str, tuple[Scan, ...]] = {
-    "hcc002": (Scan("hcc002_b", "unknown"),),
-    "hcc005": (*_hcc("hcc005", "a1", "a3"), Scan("hcc005_pre", "unknown")),
-    "hcc006": (Scan("hcc006_p", "unknown"),),
-    "hcc007": _hcc("hcc007", "b2", "b3"),
-    "hcc009": _hcc("hcc009", "a1", "a3"),
-    "hcc011": (Scan("hcc011_2", "unknown"),),
-    "hcc013": _hcc("hcc013", "a1", "a2"),
-    "hcc015": _hcc("hcc015", "1", "3"),
-    "crlm1004": (Scan("crlm1004", "unknown"),),
-    "crlm1006": (Scan("crlm1006", "unknown"),),
-    "lidc0001": (Scan("lidc0001", "none"),),
-    "pancreas_cb001": (Scan("pancreas_cb001", "none"),),
-    "totalseg_abdomen": (Scan("totalseg_abdomen_3mm", "none", 5),),
-    "totalseg_slab": (Scan("totalseg_slab", "none", 5),),
-}
-
-
-def read_scan(data: Path, scan: Scan) -> tuple[Volume, np.ndarray, np.ndarray]:
-    """The CT, and bool (k, j, i) on its grid: the liver with its tumors, and what is labelled tumor.
-
-    :raises LiverXAILib.errors.InputError: a file is missing or unreadable.
-    """
-    folder = data / "ct" / scan.name
-    volume = read_ct(folder / "image.nii.gz")
-    if scan.liver_value is None:
-        liver = read_labels(folder / "liver.nii.gz").array > 0
-    else:
-        liver = read_labels(folder / "organs.nii.gz").array == scan.liver_value
-    tumor = np.zeros_like(liver)
-    if scan.tumors == "labelled":
-        tumor = read_labels(folder / "tumor.nii.gz").array > 0
-    return volume, liver | tumor, tumor
+#: Each anatomy is left out in turn.
+ANATOMIES = PATIENTS
 
 
 def source(data: Path, scan: Scan) -> Source:

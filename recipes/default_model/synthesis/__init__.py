@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .generator import Generator, Sample, Source
-from .tissues import Tissue
+from .repertoire import Repertoire
+from .tissues import ContrastPhase, Tissue
 
-__all__ = ["Generator", "Sample", "Source", "Tissue"]
+__all__ = ["ContrastPhase", "Generator", "Repertoire", "Sample", "Source", "Tissue"]

@@ -9,17 +9,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from LiverXAILib.training.lesion_painting import add_lesions
 from LiverXAILib.training.random_fields import Rng, Size, smooth_field
-from LiverXAILib.volumes.box import Box
+from LiverXAILib.volumes.box import components
 
 from .acquisition import acquire, limit_field_of_view
+from .anatomy import add_table, change_anatomy
 from .deformation import deformation, sample_at
-from .tissues import NEIGHBORS, Tissue, draw_hu
+from .distractors import add_appearances, add_structures, make_cirrhotic
+from .repertoire import Repertoire, phases_of
+from .tissues import NEIGHBORS, ContrastPhase, Patient, Tissue, draw_hu, draw_patient
 
 _AIR = -1024.0
+#: Shares of the samples whose image is drawn anew from the anatomy, although there is a CT; with tumors it would lose
+#: them.
+_REDRAWN, _REDRAWN_WITH_TUMORS = 0.38, 0.1
+#: Share of the phantoms whose liver becomes cirrhotic: a real scan cannot follow such a border.
+_CIRRHOTIC = 0.3
 #: A liver of less than so many voxels says little about its HU.
 _LEAST_LIVER = 300
 
@@ -33,6 +40,9 @@ class Source:
     :param liver: bool (k, j, i), its vessels and lesions included.
     :param detailed: organs are labelled one by one, so that each may change its contrast on its own.
     :param weight: how often it is drawn.
+    :param tumors: bool (k, j, i), in the liver: its labelled tumors, which are learned where its own CT is seen.
+    :param tumors_known: whether the rest of its liver is known to have none.
+    :param phase: the contrast phase of its CT: native, arterial or portal; None: nobody knows.
     """
 
     name: str
@@ -41,6 +51,9 @@ class Source:
     liver: np.ndarray
     detailed: bool
     weight: float
+    tumors: np.ndarray | None = None
+    tumors_known: bool = True
+    phase: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,9 @@ class Sample:
     """One training example: `image` float32 in HU; `liver` (lesions included) and `known` bool; all (D, H, W).
 
     :param lesions: uint8, lesions numbered from 1; or bool, all of them as one.
+    :param known: where it is known whether there is liver.
     :param liver_hu: what the locator would say: the liver's median HU, not quite.
+    :param tumor_unknown: bool (D, H, W): where, besides, it is not known whether there is tumor; None: nowhere.
     """
 
     image: torch.Tensor
@@ -57,11 +72,17 @@ class Sample:
     known: torch.Tensor
     liver_hu: float
     kind: str
+    tumor_unknown: torch.Tensor | None = None
 
     @property
     def tumor(self) -> torch.Tensor:
         """Bool (D, H, W)."""
         return self.lesions > 0
+
+    @property
+    def tumor_known(self) -> torch.Tensor:
+        """Bool (D, H, W): where it is known whether there is tumor."""
+        return self.known if self.tumor_unknown is None else self.known & ~self.tumor_unknown
 
 
 #: The default model's sizes, divisible by 16. No axis is 16 or 32 long:
@@ -90,6 +111,7 @@ class Generator:
     :param focus: share of the other samples whose middle is near a voxel of the liver, wherever it lies in the scan:
         for a network that sees the liver's surroundings only.
     :param sizes: sizes of the samples in voxels (superior, posterior, left) and how often each is drawn.
+    :param repertoire: draws contrast phases, tumors as they look in them, and hard negatives; None: plain lesions.
     """
 
     def __init__(
@@ -101,6 +123,7 @@ class Generator:
         lesions: float = 0.85,
         focus: float = 0.0,
         sizes: Sequence[tuple[Size, float]] = SIZES,
+        repertoire: Repertoire | None = None,
     ) -> None:
         self.sources = list(sources)
         self.sizes = sizes
@@ -108,6 +131,7 @@ class Generator:
         self.negative_fraction = negative_fraction
         self.lesions = lesions
         self.focus = focus
+        self.repertoire = repertoire
         self._weights = [s.weight if s.liver.any() else 0.0 for s in self.sources]
         self._tensors = [
             (
@@ -155,18 +179,29 @@ class Generator:
         if ct is not None:
             real = sample_at(ct, points)
         before = tissues
-        tissues, liver = self._anatomy(rng, tissues, liver)
+        tissues, liver = change_anatomy(rng, tissues, liver, self.spacing_mm)
+        hard = self.repertoire is not None and rng.chance(self.repertoire.hard_negatives)
+        if hard:
+            add_structures(rng, tissues, liver, self.spacing_mm)
+            if real is None and rng.chance(_CIRRHOTIC):
+                make_cirrhotic(rng, tissues, liver, self.spacing_mm)
         painted = tissues != before
 
-        hu, texture = draw_hu(rng, broad=rng.chance(0.25))
-        synthetic = real is None or rng.chance(0.38)
-        image = self._synthesize(rng, tissues, liver, hu, texture)
+        patient = self._patient(rng, broad=rng.chance(0.25))
+        hu, phase = patient.hu, patient.phase
+        own_tumors = source.tumors is not None
+        synthetic = real is None or rng.chance(_REDRAWN_WITH_TUMORS if own_tumors else _REDRAWN)
+        tumors = self._own_tumors(number, points, liver) if own_tumors and not synthetic else torch.zeros_like(liver)
+        image = self._synthesize(rng, tissues, liver, patient)
         if not synthetic:
             assert real is not None
+            if self.repertoire is not None:
+                phases = phases_of(source.phase)
+                phase = phases[rng.integer(len(phases))]
             shifted = real + self._contrast_shift(rng, number, tissues, hu)
             if liver.any() and rng.chance(0.4):  # few of the scans show veins as bright, or as dark, as they can be
                 contrast = rng.uniform(20, 110) if rng.chance(0.65) else rng.uniform(-60, -15)
-                shifted = shifted + _vessels(rng, liver, contrast)
+                shifted = shifted + _vessels(rng, liver & ~tumors, contrast)
             image = torch.where(painted, image, shifted)
         elif real is not None and source.detailed and rng.chance(0.4):
             keep = (tissues <= Tissue.GAS) | (tissues == Tissue.LUNG) | (tissues == Tissue.BOWEL)
@@ -176,14 +211,40 @@ class Generator:
         if liver.any():
             image = image + liver * rng.uniform(0, 5) * smooth_field(rng, size, rng.uniform(5, 14))
             if rng.chance(self.lesions):
-                healthy = liver & (tissues != Tissue.UNKNOWN) & ~outside
-                image, lesions = add_lesions(rng, image, healthy, self.spacing_mm, curriculum)
+                healthy = liver & (tissues != Tissue.UNKNOWN) & ~outside & ~tumors
+                image, lesions = self._paint(rng, image, healthy, phase, curriculum)
+            if hard:
+                image = add_appearances(rng, image, liver & ~tumors & (lesions == 0), self.spacing_mm, phase)
+            lesions = numbered_on(lesions, tumors)
         image = acquire(rng, image, self.spacing_mm, synthetic=synthetic)
         seen = limit_field_of_view(rng, image) & ~outside
         image = torch.where(seen, image, torch.tensor(_AIR))
         kind = f"{source.name}, {'synthetic' if synthetic else 'real'}{', negative' if negative else ''}"
-        liver_hu = _located_hu(rng, image[liver & seen])
-        return Sample(image, liver & seen, lesions * seen, (tissues != Tissue.UNKNOWN) | ~seen, liver_hu, kind)
+        liver = liver & seen
+        liver_hu = _located_hu(rng, image[liver])
+        unknown = liver & (lesions == 0) if not (source.tumors_known or synthetic) else None
+        return Sample(image, liver, lesions * seen, (tissues != Tissue.UNKNOWN) | ~seen, liver_hu, kind, unknown)
+
+    def _patient(self, rng: Rng, *, broad: bool = False) -> Patient:
+        """What a patient looks like."""
+        if self.repertoire is not None:
+            return draw_patient(rng, broad=broad)
+        hu, texture = draw_hu(rng, broad=broad)
+        return Patient(ContrastPhase.PORTAL, hu, texture, 0.0)
+
+    def _paint(
+        self, rng: Rng, image: torch.Tensor, healthy: torch.Tensor, phase: ContrastPhase, curriculum: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lesions in the healthy liver; the new image, and the lesions by number."""
+        if self.repertoire is None:
+            return add_lesions(rng, image, healthy, self.spacing_mm, curriculum)
+        return self.repertoire.add_lesions(rng, image, healthy, self.spacing_mm, phase, curriculum)
+
+    def _own_tumors(self, number: int, points: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:
+        """Bool (D, H, W): the source's labelled tumors in the sample."""
+        tumors = self.sources[number].tumors
+        assert tumors is not None
+        return (sample_at(torch.from_numpy(tumors).float(), points) > 0.5) & liver
 
     def _center(self, rng: Rng, number: int, size: Size, negative: bool) -> torch.Tensor:
         """The source voxel (k, j, i) in the middle of the sample."""
@@ -205,44 +266,9 @@ class Generator:
             center[0] = rng.uniform(low, high + 1)
         return center
 
-    def _anatomy(self, rng: Rng, tissues: torch.Tensor, liver: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Things that look like lesions but are none, and parts that lie beside a body."""
-        tissues = tissues.clone()
-        liver = liver.clone()
-        size = (tissues.shape[0], tissues.shape[1], tissues.shape[2])
-        if liver.any():
-            if rng.chance(0.15):
-                _gallbladder(rng, tissues, liver, self.spacing_mm)
-            if rng.chance(0.2):  # fissures: thin sheets of fat that belong to nobody
-                wave = rng.uniform(12, 25)
-                sheet = smooth_field(rng, size, wave).abs() < rng.uniform(0.5, 1.3) / wave * 1.6
-                sheet &= smooth_field(rng, size, 15) > rng.uniform(0.2, 0.9)
-                sheet &= liver
-                tissues[sheet] = int(Tissue.FAT)
-                liver &= ~sheet
-            if rng.chance(0.12):  # ascites around the liver
-                shell = dilate(liver, 1 + rng.integer(4)) & ~liver
-                shell &= (tissues == Tissue.FAT) | (tissues == Tissue.SOFT)
-                tissues[shell & (smooth_field(rng, size, 18) > rng.uniform(-1.0, 0.3))] = int(Tissue.FLUID)
-        if rng.chance(0.25):  # pleural effusion: the lungs' lower, posterior parts fill up
-            lung = tissues == Tissue.LUNG
-            if int(lung.sum()) > 500:
-                side = torch.arange(size[2]) < size[2] / 2
-                side = side if rng.chance(0.4) else (~side if rng.chance(0.5) else torch.ones_like(side))
-                positions = lung.nonzero()[:, 1].float()
-                level = float(torch.quantile(positions[:: max(1, len(positions) // 5000)], rng.uniform(0.2, 0.9)))
-                j = torch.arange(size[1], dtype=torch.float32)[None, :, None]
-                tissues[lung & (j + 2 * smooth_field(rng, size, 25) > level) & side] = int(Tissue.FLUID)
-        if rng.chance(0.10):
-            _arms(rng, tissues, self.spacing_mm)
-        if rng.chance(0.20):
-            _table(rng, tissues)
-        return tissues, liver
-
-    def _synthesize(
-        self, rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, hu: torch.Tensor, texture: torch.Tensor
-    ) -> torch.Tensor:
+    def _synthesize(self, rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, patient: Patient) -> torch.Tensor:
         """Intensities of a noise-free scan: each tissue's HU, its texture, and the liver's vessels."""
+        hu, texture = patient.hu, patient.texture
         size = (tissues.shape[0], tissues.shape[1], tissues.shape[2])
         image = hu[tissues] + texture[tissues] * smooth_field(rng, size, rng.uniform(1.6, 4))
         plain_liver = liver & ((tissues == Tissue.LIVER) | (tissues == Tissue.UNKNOWN))
@@ -252,6 +278,8 @@ class Generator:
             image = torch.where(plain_liver, image + parenchyma, image)
             if rng.chance(0.75):
                 image = image + _vessels(rng, plain_liver, float(hu[Tissue.PORTAL_VEIN] - hu[Tissue.LIVER]))
+            if self.repertoire is not None and rng.chance(0.6):
+                image = image + _vessels(rng, plain_liver, patient.hepatic_veins)
         oral = (tissues == Tissue.STOMACH) | (tissues == Tissue.BOWEL)
         if rng.chance(0.25) and oral.any():
             filled = oral & (smooth_field(rng, size, 8) > rng.uniform(-0.5, 1))
@@ -300,10 +328,10 @@ class Generator:
             tissues[face & (distance < 0.9) & (cavities > 0.7)] = int(Tissue.GAS)
             tissues[face & (distance < 0.95) & (cavities < -0.8)] = int(Tissue.BONE)
         if not head or rng.chance(0.5):  # never nothing at all: a constant image has no statistics to normalize by
-            _table(rng, tissues)
-        hu, texture = draw_hu(rng)
+            add_table(rng, tissues)
+        patient = self._patient(rng)
         none = torch.zeros(size, dtype=torch.bool)
-        image = acquire(rng, self._synthesize(rng, tissues, none, hu, texture), self.spacing_mm, synthetic=True)
+        image = acquire(rng, self._synthesize(rng, tissues, none, patient), self.spacing_mm, synthetic=True)
         image = torch.where(limit_field_of_view(rng, image), image, torch.tensor(_AIR))
         return Sample(image, none, none, torch.ones_like(none), _located_hu(rng, image[none]), "head or nothing")
 
@@ -320,6 +348,15 @@ def _located_hu(rng: Rng, liver: torch.Tensor) -> float:
     if len(liver) < _LEAST_LIVER:
         return rng.uniform(30, 150)
     return float(liver[:: 1 + len(liver) // 20_000].median()) + (20 if rng.chance(0.1) else 6) * float(rng.normal(1))
+
+
+def numbered_on(lesions: torch.Tensor, tumors: torch.Tensor) -> torch.Tensor:
+    """`lesions`, uint8, with the connected parts of `tumors`, bool, as further numbers."""
+    if not tumors.any():
+        return lesions
+    parts = torch.from_numpy(components(tumors.numpy(), corners=True)).int()
+    first = int(lesions.max())
+    return torch.where(tumors & (lesions == 0), (parts + first).clamp_max(255), lesions.int()).to(torch.uint8)
 
 
 def _median_hu(source: Source) -> torch.Tensor:
@@ -355,76 +392,3 @@ def _vessels(rng: Rng, liver: torch.Tensor, contrast: float) -> torch.Tensor:
         distance = (first**2 + second**2).sqrt() * wave / 1.6
         added = torch.maximum(added, ((radius - distance) + 0.5).clamp(0, 1) * liver)
     return contrast * added
-
-
-def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """Boolean (D, H, W) grown by `radius` voxels (a cube)."""
-    width = 2 * radius + 1
-    grown = mask.half().float()[None, None]
-    for axis in range(3):
-        kernel = [1, 1, 1]
-        kernel[axis] = width
-        padding = [0, 0, 0]
-        padding[axis] = radius
-        grown = functional.max_pool3d(grown, kernel, stride=1, padding=padding)
-    return grown[0, 0] > 0.5
-
-
-def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """Lay a pear-shaped gallbladder into the liver's lower surface (in place)."""
-    below = torch.zeros_like(liver)
-    below[:-1] = liver[1:] & ~liver[:-1]  # not liver, but liver above: the visceral surface
-    places = below.nonzero()
-    if len(places) < 20:
-        return
-    center = places[rng.integer(len(places))].float()
-    radius = rng.uniform(8, 19) / spacing_mm
-    reach = int(3 * radius) + 2
-    box = Box.full((1, 1, 1)).shifted([int(c) for c in center]).grown((reach,) * 3, liver.shape)
-    axes = [torch.arange(s.start, s.stop, dtype=torch.float32) - float(c) for s, c in zip(box, center, strict=True)]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    direction = rng.normal(3)
-    direction = direction / direction.norm()
-    along = points @ direction
-    across = (points - along[..., None] * direction).norm(dim=-1)
-    length = rng.uniform(1.3, 2.4) * radius
-    taper = 1 - 0.3 * along / length
-    inside = (along / length) ** 2 + (across / (radius * taper)) ** 2 < 1
-    inside &= (liver[box]) | (tissues[box] == Tissue.FAT) | (tissues[box] == Tissue.SOFT)
-    tissues[box][inside] = int(Tissue.GALLBLADDER)
-    liver[box][inside] = False
-
-
-def _arms(rng: Rng, tissues: torch.Tensor, spacing_mm: float) -> None:
-    """Arms beside the body (in place), where there is air."""
-    body = (tissues != Tissue.AIR) & (tissues != Tissue.TABLE)
-    columns = body.any(dim=0).any(dim=0).nonzero()
-    if len(columns) == 0:
-        return
-    rows = body.any(dim=0).any(dim=1).nonzero()
-    k = torch.arange(tissues.shape[0], dtype=torch.float32)[:, None, None]
-    j = torch.arange(tissues.shape[1], dtype=torch.float32)[None, :, None]
-    i = torch.arange(tissues.shape[2], dtype=torch.float32)[None, None, :]
-    for edge, sign in ((int(columns[0]), -1), (int(columns[-1]), 1)):
-        radius = rng.uniform(35, 55) / spacing_mm
-        middle = edge + sign * rng.uniform(0.2, 1.2) * radius
-        height = rng.uniform(float(rows[0]) + radius, max(float(rows[0]) + radius + 1, float(rows[-1]) - radius))
-        slope = rng.uniform(-0.15, 0.15)
-        distance = ((j - height - slope * k) ** 2 + (i - middle - slope * k) ** 2).sqrt()
-        free = ~body
-        tissues[free & (distance < radius)] = int(Tissue.FAT)
-        tissues[free & (distance < 0.8 * radius)] = int(Tissue.MUSCLE)
-        tissues[free & (distance < 0.25 * radius)] = int(Tissue.BONE)
-
-
-def _table(rng: Rng, tissues: torch.Tensor) -> None:
-    """A curved shell under the patient (in place), where there is air."""
-    body = (tissues != Tissue.AIR) & (tissues != Tissue.TABLE)
-    rows = body.any(dim=0).any(dim=1).nonzero()
-    bottom = int(rows[-1]) if len(rows) else int(0.7 * tissues.shape[1])
-    i = torch.arange(tissues.shape[2], dtype=torch.float32) - tissues.shape[2] / 2
-    top = bottom + rng.uniform(0, 4) - rng.uniform(0, 0.006) * i**2
-    j = torch.arange(tissues.shape[1], dtype=torch.float32)[:, None]
-    thick = rng.uniform(4, 14)
-    sheet = ((j - top).abs() < 0.6) | ((j - top - thick).abs() < 0.6)
-    tissues[sheet[None] & (tissues == Tissue.AIR)] = int(Tissue.TABLE)

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from dataclasses import dataclass
+from enum import Enum, IntEnum
 
 import torch
 
 from LiverXAILib.training.random_fields import Rng
 
-#: Contrast phases, the columns of :data:`PRIORS`.
-PHASES = ("native", "arterial", "portal")
+
+class ContrastPhase(Enum):
+    """When after the injection a scan is taken."""
+
+    NATIVE = "native"
+    EARLY_ARTERIAL = "early arterial"
+    LATE_ARTERIAL = "late arterial"
+    PORTAL = "portal"
+    DELAYED = "delayed"
 
 
 class Tissue(IntEnum):
@@ -44,7 +52,8 @@ class Tissue(IntEnum):
     UNKNOWN = 25
 
 
-#: Mean HU in each of :data:`PHASES`, spread between patients, and texture inside the tissue (standard deviations).
+#: Mean HU in native, arterial and portal scans, spread between patients, and texture inside the tissue (standard
+#: deviations).
 #: Ranges from radiology textbooks; the spread is generous on purpose (domain randomization).
 PRIORS: dict[Tissue, tuple[tuple[float, float, float], float, float]] = {
     Tissue.AIR: ((-1000, -1000, -1000), 0, 0),
@@ -112,6 +121,93 @@ def draw_hu(rng: Rng, *, broad: bool = False) -> tuple[torch.Tensor, torch.Tenso
         means = torch.lerp(_MEANS[:, 1], _MEANS[:, 2], mix)
     else:
         means = _MEANS[:, 2]
+    return _individual(rng, means, broad=broad)
+
+
+#: For each phase the column of :data:`PRIORS` that it begins with, what differs from it, and how often it is drawn.
+_IN_PHASE: dict[ContrastPhase, tuple[int, dict[Tissue, float], float]] = {
+    ContrastPhase.NATIVE: (0, {}, 0.10),
+    ContrastPhase.EARLY_ARTERIAL: (
+        1,
+        {
+            Tissue.LIVER: 60,
+            Tissue.PORTAL_VEIN: 58,
+            Tissue.VENA_CAVA: 55,
+            Tissue.SPLEEN: 95,
+            Tissue.PANCREAS: 75,
+            Tissue.KIDNEY: 120,
+        },
+        0.08,
+    ),
+    ContrastPhase.LATE_ARTERIAL: (
+        1,
+        {
+            Tissue.LIVER: 76,
+            Tissue.PORTAL_VEIN: 140,
+            Tissue.VENA_CAVA: 95,
+            Tissue.SPLEEN: 120,
+            Tissue.PANCREAS: 100,
+            Tissue.KIDNEY: 155,
+            Tissue.AORTA: 260,
+        },
+        0.22,
+    ),
+    ContrastPhase.PORTAL: (2, {}, 0.46),
+    ContrastPhase.DELAYED: (
+        2,
+        {
+            Tissue.LIVER: 92,
+            Tissue.PORTAL_VEIN: 115,
+            Tissue.VENA_CAVA: 112,
+            Tissue.AORTA: 112,
+            Tissue.HEART: 105,
+            Tissue.SPLEEN: 95,
+            Tissue.KIDNEY: 160,
+            Tissue.PANCREAS: 75,
+            Tissue.BLADDER: 90,
+        },
+        0.14,
+    ),
+}
+#: HU of the hepatic veins from the liver's: before the portal venous phase nothing has come back through them.
+_HEPATIC_VEINS: dict[ContrastPhase, tuple[float, float]] = {
+    ContrastPhase.NATIVE: (-22, 4),
+    ContrastPhase.EARLY_ARTERIAL: (-18, 2),
+    ContrastPhase.LATE_ARTERIAL: (-18, 12),
+    ContrastPhase.PORTAL: (15, 75),
+    ContrastPhase.DELAYED: (5, 35),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """What one patient looks like in one phase: mean HU and texture of every tissue, each (tissues,).
+
+    :param hepatic_veins: their HU from the liver's.
+    """
+
+    phase: ContrastPhase
+    hu: torch.Tensor
+    texture: torch.Tensor
+    hepatic_veins: float
+
+
+def draw_patient(rng: Rng, *, broad: bool = False) -> Patient:
+    """A patient in one of all phases, whose vessels are as they are then; see :func:`draw_hu`.
+
+    :param broad: soft tissues drawn from far wider ranges.
+    """
+    phase = list(ContrastPhase)[rng.choose([share for _, _, share in _IN_PHASE.values()])]
+    column, other, _ = _IN_PHASE[phase]
+    means = _MEANS[:, column].clone()
+    for tissue, value in other.items():
+        means[tissue] = value
+    hu, texture = _individual(rng, means, broad=broad)
+    return Patient(phase, hu, texture, rng.uniform(*_HEPATIC_VEINS[phase]))
+
+
+def _individual(rng: Rng, means: torch.Tensor, *, broad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A patient's own HU and texture, around the means of a phase."""
     hu = means + _SPREAD * rng.normal(len(Tissue))
     texture = _TEXTURE * rng.uniform(0.5, 1.5)
     if broad:

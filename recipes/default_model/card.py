@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The card of the default model, and its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from LiverXAILib._version import __version__
+from LiverXAILib.models.formats.liverxai import save_model
+from LiverXAILib.models.spec import LIVER, TUMOR, ModelSpec
+
+from ..real_ct import COLLECTIONS, patient_of
+from .phases import PHASES, STAGES, stage_of
+from .sources import WEIGHTS
+
+RECIPE = (
+    "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter first on small boxes, then, a "
+    "level deeper, on large ones, with HU counted from the liver's own median; each sample is one of these anatomies "
+    "deformed, given new intensities, real, transplanted or synthetic tumors as its contrast phase shows them, and "
+    "scanned again; see docs/default-model.md"
+)
+LIMITS = (
+    "For research use only.",
+    "Tumor labels of training are silver: outlined on the images, but not by a radiologist. No finding does not mean "
+    "no tumor.",
+    "Any focal lesion, cysts included, is called tumor.",
+    "Unusual anatomy (situs inversus, after resection or transplantation, children, massive ascites) was not seen in "
+    "training.",
+    "The border is that of a 2 mm grid. Not for MR, and not for CT with a resolution worse than about 6 mm.",
+)
+#: Beside the weights: whom to name.
+ATTRIBUTION = "ATTRIBUTION.md"
+
+
+def data_of(left_out: Sequence[str] = ()) -> list[str]:
+    """What is trained on, a line for each collection."""
+    lines = []
+    for prefix, collection in COLLECTIONS.items():
+        scans = [name for name in WEIGHTS if name.startswith(prefix) and patient_of(name) not in left_out]
+        if scans:
+            cite = f"{collection.license}, doi {collection.doi}"
+            lines.append(f"{collection.title}, {cite}: {', '.join(scans)}")
+    lines.append(
+        "labels: livers by the OBELISK ensemble (MIT), corrected, or by TotalSegmentator; doubtful parts left out"
+    )
+    lines.append("real tumors: silver labels of hepatocellular carcinoma; other tumors are synthetic")
+    return [*lines, "64 procedural phantoms, heads of ellipsoids and empty scanners"]
+
+
+def attribution(left_out: Sequence[str] = ()) -> str:
+    """The text of :data:`ATTRIBUTION`."""
+    head = (
+        "# Attribution\n\nThese weights (Apache-2.0) were trained on the following data, changed as the card says.\n\n"
+    )
+    return head + "".join(f"* {line}\n" for line in data_of(left_out))
+
+
+def export(
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
+    folder: Path,
+    runs: Mapping[str, Mapping[str, Any]],
+    quality: Mapping[str, Any] | None = None,
+    *,
+    left_out: Sequence[str] = (),
+) -> ModelSpec:
+    """Write the model folder: half-precision weights, the card and whom to name, as they are bundled.
+
+    :param weights: of each phase.
+    :param runs: how each phase was trained.
+    :param quality: what was measured of these weights; the card says "not measured" without it.
+    :param left_out: patients who were not trained on.
+    """
+    spec = ModelSpec(
+        name="default",
+        version=__version__,
+        title="LiverXAI default model",
+        description=(
+            "Liver and liver tumors in CT of the abdomen or trunk: the liver is located at 4 mm, then segmented with "
+            "its tumors at 2 mm, one pass each."
+        ),
+        labels=(LIVER, TUMOR),
+        stages=tuple(stage_of(name, PHASES[name], runs.get(name, {}).get("operating_points")) for name in STAGES),
+        license="Apache-2.0",
+        source="python -m recipes.default_model",
+        training={"data": data_of(left_out), "recipe": RECIPE, "runs": runs},
+        quality=quality or {"note": "not measured"},
+        limits=LIMITS,
+    )
+    saved = save_model(spec, {name: [dict(weights[name])] for name in STAGES}, folder)
+    (folder / ATTRIBUTION).write_text(attribution(left_out), encoding="utf-8")
+    return saved

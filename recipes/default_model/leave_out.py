@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each patient judged by a model that never saw them: ``python -m recipes.default_model.leave_out --help``.
+
+For each patient with a labelled liver the chain is trained without that patient's scans, and its model segments them.
+Runs may be shorter than the final one (``--iterations``), and may begin with the bundled weights, which have seen none
+of the patients of HCC-TACE-Seg, Colorectal-Liver-Metastases and Pancreatic-CT-CBCT-SEG. The table goes on where it was
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from LiverXAILib.context import RunContext
+from LiverXAILib.errors import LiverXAIError
+from LiverXAILib.evaluation.evaluate import evaluate
+from LiverXAILib.evaluation.metrics import SIZE_NAMES
+from LiverXAILib.inference import segment
+from LiverXAILib.models import Model, load_model
+
+from ..real_ct import PATIENTS, Scan, read_scan
+from .build import RUN, WEIGHTS, Run, train_all, train_phase
+from .card import export
+from .phases import STAGES
+
+_log = logging.getLogger(__name__)
+
+TABLE, SUMMARY = "leave-out.csv", "leave-out.md"
+#: Patients whose scans show little of the liver, or none of whose livers is whole.
+_PARTIAL = ("totalseg_abdomen", "totalseg_slab")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.default_model.leave_out", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with ct/, dicom/ and models/obelisk/")
+    parser.add_argument("--output", type=Path, required=True, help="folder for sources/, a folder per patient, a table")
+    patients = [name for name in PATIENTS if name not in _PARTIAL]
+    parser.add_argument("--patients", nargs="+", choices=list(PATIENTS), default=patients, metavar="PATIENT")
+    parser.add_argument("--start", choices=["nothing", "bundled"], default="nothing", help="bundled: only its liver")
+    parser.add_argument("--iterations", type=int, help="of each phase; default: the phase's own number")
+    parser.add_argument("--phantoms", type=int, nargs=2, default=Run.phantoms, metavar=("TRAINED", "SCANNED"))
+    parser.add_argument("--compare", nargs="*", default=["default"], metavar="MODEL", help="models to judge beside it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    RunContext(threads=options.threads).limit_threads()
+    rows: list[dict[str, Any]] = []
+    try:
+        for patient in options.patients:
+            run = Run(
+                options.data,
+                options.output / patient,
+                options.seed,
+                (patient,),
+                options.iterations,
+                options.workers,
+                tuple(options.phantoms),
+                options.output / "sources",
+            )
+            model = trained(run, options.start)
+            models = {"left out": model, **{name: load_model(name) for name in options.compare}}
+            rows += judged(options.data, patient, models)
+            write(rows, options.output)
+    except LiverXAIError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print((options.output / SUMMARY).read_text(encoding="utf-8"))  # noqa: T201
+    return 0
+
+
+def trained(run: Run, start: str) -> Model:
+    """The model of a run, trained if it is not yet.
+
+    :param start: "bundled": its liver network goes on from the bundled weights, its locator is the bundled one.
+    """
+    if start == "bundled":
+        if not (run.output / "liver" / RUN).is_file():
+            train_phase("liver", run, start="bundled")
+        bundled = load_model("default")
+        locator = bundled.members(bundled.spec.stages[0])[0].state_dict()
+        weights = {"locator": locator, "liver": load_file(run.output / "liver" / WEIGHTS)}
+        names: Iterable[str] = ["liver"]
+    else:
+        train_all(run)
+        weights = {name: load_file(run.output / name / WEIGHTS) for name in STAGES}
+        names = STAGES
+    runs = {name: json.loads((run.output / name / RUN).read_text(encoding="utf-8")) for name in names}
+    export(weights, run.output / "model", runs, left_out=run.left_out)
+    return load_model(run.output / "model")
+
+
+def judged(data: Path, patient: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    """A row for each scan of a patient and each model."""
+    return [judge(data, patient, scan, name, model) for scan in PATIENTS[patient] for name, model in models.items()]
+
+
+def judge(data: Path, patient: str, scan: Scan, name: str, model: Model) -> dict[str, Any]:
+    """Dice of liver and tumor in a scan, lesions found by size, and false ones; empty where tumors are not known."""
+    volume, liver, tumor = read_scan(data, scan)
+    segmentation = segment(volume, model)
+    reference = volume.with_array(np.where(tumor, 2, liver).astype(np.uint8))
+    labels = {"liver": 1, "tumor": 2} if scan.tumors != "unknown" else {"liver": 1}
+    if scan.tumors == "unknown":
+        reference = volume.with_array(liver.astype(np.uint8))
+    result = evaluate(
+        segmentation.labels, reference, labels, predicted_labels={"liver": 1, "tumor": 2}, surface=False, name=scan.name
+    )
+    row: dict[str, Any] = {"patient": patient, "scan": scan.name, "phase": scan.phase, "model": name}
+    for part in result.structures:
+        row[f"{part.structure}_dice"] = part.overlap.dice
+        row[f"{part.structure}_ml"] = part.overlap.predicted_ml
+        row[f"{part.structure}_reference_ml"] = part.overlap.reference_ml
+        if part.lesions is not None:
+            for size, there, found in zip(SIZE_NAMES, part.lesions.reference, part.lesions.found, strict=True):
+                row[f"lesions {size}"], row[f"found {size}"] = there, found
+            row["false lesions"] = part.lesions.false
+    _log.info("%s", row)
+    return row
+
+
+def write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """All scans as CSV, and means by model and phase as Markdown."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (output / TABLE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = ["| model | phase | scans | liver Dice | tumor Dice | lesions found | false lesions a scan |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for phase in dict.fromkeys(row["phase"] for row in rows):
+            own = [row for row in rows if row["model"] == model and row["phase"] == phase]
+            if own:
+                lines.append(f"| {model} | {phase} | {len(own)} | {_summary(own)} |")
+    (output / SUMMARY).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Columns of the summary for the scans of a model and a phase."""
+    sizes = []
+    for size in SIZE_NAMES:
+        there, found = (sum(row.get(f"{part} {size}", 0) for row in rows) for part in ("lesions", "found"))
+        if there:
+            sizes.append(f"{found} of {there} {size}")
+    false = [row["false lesions"] for row in rows if row.get("false lesions") is not None]
+    mean = f"{np.mean(false):.1f}" if false else "–"
+    dice = [_mean([row.get(f"{name}_dice") for row in rows]) for name in ("liver", "tumor")]
+    return " | ".join([*dice, ", ".join(sizes) or "–", mean])
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """The mean of what is defined, and over how many."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f} ({len(known)})" if known else "–"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phases of training: what each network of the default model sees, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from LiverXAILib.models.spec import Intensity, LayerSpec, Region, StageSpec
+from LiverXAILib.networks import UNet, default_layer
+from LiverXAILib.training.random_fields import Size
+
+from .sources import AXES
+from .training import Settings
+
+#: HU as they are: for a network that has yet to find the liver, or was trained before it could count from it.
+_ABSOLUTE = Intensity(-200.0, 300.0, 50.0, 120.0)
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """One network of the model: what it sees and how it is trained.
+
+    :param spacing_mm: voxel size of its grid, the same along all axes.
+    :param arguments: of :class:`~LiverXAILib.networks.UNet`.
+    :param sizes: of training samples, in voxels (superior, posterior, left), and how often each is drawn; divisible by
+        the network's divisor.
+    :param negative_fraction: see :class:`Generator`, as for `focus`.
+    :param settings: what differs from the defaults of :class:`Settings`.
+    :param intensity: HU to network input.
+    :param starts_from: the phase whose weights it starts from: the same network, or one with a level less.
+    """
+
+    spacing_mm: float
+    arguments: Mapping[str, Any]
+    sizes: Sequence[tuple[Size, float]]
+    validation_size: Size
+    negative_fraction: float
+    focus: float
+    settings: Settings
+    intensity: Intensity = _ABSOLUTE
+    starts_from: str | None = None
+
+
+_ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
+#: HU counted from the liver's own median: a liver of 90 HU looks as it does to :data:`_ABSOLUTE`.
+_CENTERED = Intensity(-290.0, 210.0, -40.0, 120.0, centered=True)
+_BOXES = TrainingPhase(
+    spacing_mm=2.0,
+    arguments=_ARGUMENTS | {"features": [24, 48, 96, 128, 128]},
+    sizes=(
+        ((96, 96, 128), 0.40),
+        ((96, 96, 96), 0.35),
+        ((96, 128, 128), 0.10),
+        ((128, 96, 128), 0.10),
+        ((128, 128, 160), 0.05),
+    ),
+    validation_size=(96, 128, 128),
+    negative_fraction=0.08,
+    focus=0.93,
+    settings=Settings(
+        iterations=2000, learning_rate=1.5e-3, curriculum=0.1, freeze_norm=0.1, rebalance_after=0.7, ema=0.997
+    ),
+    intensity=_CENTERED,
+    starts_from="liver-patches",
+)
+#: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
+#: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
+#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. A
+#: long phase goes on from there, more slowly, since tumors are learned late.
+PHASES = {
+    "locator": TrainingPhase(
+        spacing_mm=4.0,
+        arguments=_ARGUMENTS | {"features": [16, 32, 64, 96]},
+        sizes=(
+            ((64, 64, 80), 0.35),
+            ((48, 64, 80), 0.25),
+            ((64, 80, 96), 0.2),
+            ((96, 64, 80), 0.1),
+            ((80, 80, 112), 0.1),
+        ),
+        validation_size=(64, 80, 96),
+        negative_fraction=0.18,
+        focus=0.0,
+        settings=Settings(iterations=3000, batch=2, learning_rate=1e-3),
+    ),
+    "liver-patches": TrainingPhase(
+        spacing_mm=2.0,
+        arguments=_ARGUMENTS | {"features": [24, 48, 96, 128]},
+        sizes=(
+            ((64, 64, 64), 0.25),
+            ((64, 80, 80), 0.25),
+            ((48, 80, 96), 0.2),
+            ((80, 80, 80), 0.15),
+            ((64, 96, 112), 0.08),
+            ((48, 64, 96), 0.07),
+        ),
+        validation_size=(80, 96, 112),
+        negative_fraction=0.06,
+        focus=0.93,
+        settings=Settings(iterations=3100, batch=2),
+        intensity=_CENTERED,
+    ),
+    "liver-boxes": _BOXES,
+    "liver": replace(
+        _BOXES,
+        settings=Settings(
+            iterations=20_000,
+            batch=2,
+            learning_rate=5e-4,
+            curriculum=0.05,
+            freeze_norm=0.0,
+            rebalance_after=0.25,
+            ema=0.998,
+            validate_every=500,
+        ),
+        starts_from="liver-boxes",
+    ),
+}
+#: The parts that are the model's stages, in their order.
+STAGES = ("locator", "liver")
+#: How far around the located liver the liver network looks, in mm: what the locator misses by less costs nothing.
+MARGIN_MM = 24.0
+
+
+def stage_of(name: str, phase: TrainingPhase, points: Mapping[str, float] | None) -> StageSpec:
+    network = UNet(**phase.arguments)
+    layers = network.explainable_layers()
+    spacing = (phase.spacing_mm,) * 3
+    locator = name == "locator"
+    return StageSpec(
+        name=name,
+        network="UNet",
+        arguments=phase.arguments,
+        weights=(f"{name}.safetensors",),
+        sha256=("",),
+        axes=AXES,
+        spacing=spacing,
+        intensity=phase.intensity,
+        divisor=(network.divisor[0], network.divisor[1], network.divisor[2]),
+        activation="sigmoid",
+        channels=("liver", "tumor"),
+        labels={"liver": ("liver",)} if locator else {"liver": ("liver",), "tumor": ("tumor",)},
+        peak_threshold={} if locator or points is None else {"tumor": points["certain"] - points["tumor"]},
+        region=None if locator else Region("liver", MARGIN_MM),
+        layers=tuple(LayerSpec(layer, stride) for layer, stride in layers),
+        default_layer=default_layer(layers, spacing),
+    )
