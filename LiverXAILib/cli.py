@@ -297,6 +297,7 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 _BENCHMARKS = {
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".benchmarks.batch"),
+    "border": ("what the liver's border needs around it, by what replaces the surroundings", ".benchmarks.border"),
     "clicks": ("how well one click outlines a lesion, beside classical methods", ".benchmarks.clicks"),
     "cost": ("time and memory of a heat map, beside other libraries", ".benchmarks.cost"),
     "explain": ("how faithful the maps of each method and layer are", ".benchmarks.explain"),

@@ -186,7 +186,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         nargs="*",
         action=_Words,
-        help="what to explain: liver, tumor, lesion:N, … (default: liver tumor; nothing after it: no explanation)",
+        help="what to explain: liver, tumor, lesion:N, … (default: the liver by its border, tumor by a heat "
+        "map; nothing after it: no explanation)",
     )
     parser.add_argument(
         "--method",
@@ -201,7 +202,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answers",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="ask the model what it would say without each lesion (default: yes, if anything is explained)",
+        help="ask the model what it would say without each lesion, and how much of its surroundings the organ's border "
+        "needs (default: yes, if anything is explained)",
     )
     parser.add_argument(
         "--write",

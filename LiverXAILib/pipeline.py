@@ -20,9 +20,11 @@ from .analysis import Analysis
 from .context import RunContext
 from .errors import Cancelled, DeviceError, InputError, LiverXAIError, UsageError
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
+from .explain.answers import Answer
+from .explain.border import explain_border, is_fixed
 from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
-from .explain.targets import LESION_LABEL, LesionTarget, WhyNot
+from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
 from .inference import Postprocessing, Segmentation, segment
 from .inference.lesions import lesion_count
@@ -36,7 +38,8 @@ from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_outp
 from .subprocesses import is_memory
 from .volumes.volume import Volume, require_volume
 
-#: What is explained when nobody asks for something else, where the model knows it.
+#: What is explained when nobody asks for something else, where the model knows it. The organ's border answers for it
+#: then, instead of a heat map.
 DEFAULT_TARGETS = ("liver", "tumor")
 #: So many lesions, the largest first, are removed from the CT without being asked for.
 ANSWERED_LESIONS = 10
@@ -89,7 +92,10 @@ def analyze(
     :param check: also compute how faithful each explanation is, and how sure the model is of each lesion (takes
         several times longer).
     :param answers: if anything is explained, also ask the model what it would say without each lesion (up to the
-        :data:`ANSWERED_LESIONS` largest), see :func:`~LiverXAILib.explain.counterfactual.explain_lesions`.
+        :data:`ANSWERED_LESIONS` largest), see :func:`~LiverXAILib.explain.counterfactual.explain_lesions`, and if an
+        organ is, how much of its surroundings its border needs, see
+        :func:`~LiverXAILib.explain.border.explain_border`. Without `targets` the border takes the place of the
+        organ's heat map. Networks that read windows of one size only would take minutes for it, and are not asked.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.
     :param segmentation: contours that somebody else drew on `volume` (see :func:`LiverXAILib.read_segmentation`), to be
@@ -120,17 +126,25 @@ def analyze(
             answerable.append(question)
         except EmptyTargetError as error:
             warnings.append(f"Not explained: {question.describe()}. {error}")
+    organs = [question for question in answerable if _has_quick_border(question, model)] if answers else []
     explanations = explain_all(
         volume,
         model,
         segmentation,
-        answerable,
+        [question for question in answerable if targets is not None or question not in organs],
         method=method,
         layer=layer,
         check=check,
-        **context.part(0.4, 0.85).keywords,
+        **context.part(0.4, 0.75).keywords,
     )
-    found = explain_lesions(
+    found: list[Answer] = []
+    for number, organ in enumerate(organs):
+        part = context.part(0.75, 0.85).step(number, len(organs))
+        try:
+            found.append(explain_border(volume, model, segmentation, organ, **part.keywords))
+        except EmptyTargetError as error:
+            warnings.append(f"The border was not examined. {error}")
+    found += explain_lesions(
         volume,
         model,
         segmentation,
@@ -174,6 +188,13 @@ def analyze(
     }
     context.report("Done", 1.0)
     return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance, tuple(found))
+
+
+def _has_quick_border(question: Target, model: Model) -> bool:
+    """Whether the question is about all of an organ, whose border can be examined in seconds."""
+    if not isinstance(question, LabelTarget) or question.label == LESION_LABEL:
+        return False
+    return not is_fixed(model.spec.stage_of(question.label))
 
 
 def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> list[Target]:

@@ -301,7 +301,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..volumes.io import read_volume
 
     model = load_model(arguments.model)
-    cases = {_case_name(path): read_volume(path) for path in arguments.cases}
+    cases = {case_name(path): read_volume(path) for path in arguments.cases}
     with tqdm(total=1.0, bar_format="{desc:<50.50} {bar} {percentage:3.0f}% {remaining}", leave=False) as bar:
 
         def progress(stage: str, fraction: float) -> None:
@@ -326,7 +326,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _case_name(path: Path) -> str:
+def case_name(path: Path) -> str:
     """A name that tells cases apart: that of the folder if the file is called "image"."""
     name = path.name.split(".")[0]
     return path.resolve().parent.name if name == "image" else name

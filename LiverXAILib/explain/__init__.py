@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
-    from .answers import Answer, Counterfactual, NeededChange
+    from .answers import Answer, BorderNeed, Counterfactual, NeededChange
+    from .border import explain_border
     from .catalog import CATALOG, DEFAULT_METHOD, MethodInfo
     from .counterfactual import explain_lesions
     from .explainer import explain, explain_all
@@ -34,6 +35,7 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "Answer",
+    "BorderNeed",
     "BoxTarget",
     "Contrast",
     "Counterfactual",
@@ -50,6 +52,7 @@ __all__ = [
     "WhyNot",
     "explain",
     "explain_all",
+    "explain_border",
     "explain_lesions",
 ]
 
@@ -57,8 +60,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        **dict.fromkeys(("Answer", "Counterfactual", "NeededChange"), "answers"),
+        **dict.fromkeys(("Answer", "BorderNeed", "Counterfactual", "NeededChange"), "answers"),
         **dict.fromkeys(("CATALOG", "DEFAULT_METHOD", "MethodInfo"), "catalog"),
+        "explain_border": "border",
         "explain_lesions": "counterfactual",
         **dict.fromkeys(("explain", "explain_all"), "explainer"),
         "Explanation": "explanation",

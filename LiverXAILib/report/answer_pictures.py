@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..analysis import Analysis
-from ..explain.answers import Answer, Counterfactual, NeededChange
+from ..explain.answers import Answer, BorderNeed, Counterfactual, NeededChange
 from ..volumes.volume import Volume
+from .border_pictures import border_legend, border_pictures
 from .canvas import Picture
 from .pictures import PLANES, WINDOW_HU, View, draw_letters, draw_scale_bar
 
@@ -29,6 +30,13 @@ def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, P
         yield from _changed_cts(analysis, answer)
     if isinstance(answer, NeededChange):
         yield "Confidence of the model", _needed_change(answer)
+    if isinstance(answer, BorderNeed):
+        yield from border_pictures(analysis, answer)
+
+
+def answer_legend(answer: Answer) -> list[tuple[str, str]]:
+    """What the colors in an answer's pictures mean: words and colors; empty where there are none."""
+    return border_legend(answer) if isinstance(answer, BorderNeed) else []
 
 
 def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[str, Picture]]:

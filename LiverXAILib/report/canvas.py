@@ -58,6 +58,7 @@ class Picture:
     :param corner_mm: the upper left corner of the picture, mm to the right and down.
     :param pixel_mm: size of a pixel.
     :param heat: (rows, columns) in [0, 1], or None.
+    :param painted: (rows, columns, 4), 0 to 255, red, green, blue and opacity of what covers the CT; or None.
     """
 
     hu: np.ndarray
@@ -65,6 +66,7 @@ class Picture:
     corner_mm: tuple[float, float]
     pixel_mm: float
     heat: np.ndarray | None = None
+    painted: np.ndarray | None = None
     lines: list[Line] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
 
@@ -87,6 +89,8 @@ class Picture:
             # Fades in from the threshold on, so that no false edge appears where it is crossed.
             opacity = heat_opacity(self.heat)[..., None]
             image += opacity * (heat_color(self.heat) - image)
+        if self.painted is not None:
+            image += self.painted[..., 3:] / 255 * (self.painted[..., :3] - image)
         picture = Image.fromarray(np.rint(image).astype(np.uint8))
         halo = _Mask(picture.size)
         for line in self.lines:

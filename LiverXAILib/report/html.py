@@ -16,7 +16,7 @@ from .._version import __version__
 from ..analysis import Analysis
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..errors import UsageError
-from ..explain.answers import Answer
+from ..explain.answers import Answer, BorderNeed
 from ..explain.explanation import Explanation
 from ..files import replacing
 from ..models.spec import LayerSpec, StageSpec
@@ -160,14 +160,17 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
 
 
 def _answer(analysis: Analysis, answer: Answer) -> dict[str, Any]:
-    from .answer_pictures import answer_pictures
+    from .answer_pictures import answer_legend, answer_pictures
 
     name = answer.target.describe()
     pictures = [(caption, _embedded(figure)) for caption, figure in answer_pictures(analysis, answer)]
     return {
+        "kind": answer.kind,
         "heading": f"{answer.title} ({name})",
         "sentence": answer.sentence,
         "warnings": list(answer.warnings),
+        "legend": answer_legend(answer),
+        "places": answer.evidence["far"] if isinstance(answer, BorderNeed) else [],
         "pictures": [{"caption": caption, "source": source} for caption, source in pictures],
         "picture_text": f"{answer.title}, {name}",
     }

@@ -35,7 +35,7 @@ def test_analyze_writes_everything_and_says_where(model, image, tmp_path, capsys
     printed = capsys.readouterr().out
     for name in (
         "segmentation.seg.nrrd",
-        "heatmap-liver.nrrd",
+        "heatmap-tumor.nrrd",
         "measurements.csv",
         "report.html",
         "scene.mrb",

@@ -34,7 +34,7 @@ def volume_and_truth():
 
 @pytest.fixture(scope="module")
 def analysis(volume_and_truth):
-    return analyze(volume_and_truth[0], threshold_model(), device="cpu")
+    return analyze(volume_and_truth[0], threshold_model(), targets=["liver", "tumor"], device="cpu")
 
 
 def test_an_analysis_holds_labels_heat_maps_and_measurements(analysis, volume_and_truth):
@@ -90,7 +90,8 @@ def test_a_model_that_knows_no_tumors_is_asked_about_the_liver_alone(volume_and_
     model = threshold_model()
     model.spec = dataclasses.replace(model.spec, labels=(LIVER,))
     result = analyze(volume_and_truth[0], model, device="cpu")
-    assert [str(explanation.target) for explanation in result.explanations] == ["liver"]
+    assert [str(answer.target) for answer in result.answers] == ["liver"]
+    assert result.explanations == ()
     assert result.measurements.tumor_volume_ml is None
     with pytest.raises(UsageError, match="no label 'tumor'"):
         analyze(volume_and_truth[0], model, targets=["tumor"])
@@ -145,7 +146,7 @@ def test_a_chain_of_a_locator_and_a_finer_network_is_told_apart_in_all_that_is_w
     (stage,) = threshold_model().spec.stages
     fields = dataclasses.asdict(stage) | {"layers": stage.layers, "intensity": stage.intensity}
     model = model_of([fields | coarse, fields | fine], {"locator": [Thresholds()], "organ": [Thresholds()]})
-    result = analyze(volume, model, device="cpu")
+    result = analyze(volume, model, targets=["liver", "tumor"], device="cpu")
     assert dice(result.segmentation.mask("tumor"), truth.array == 2) > 0.88
     first, second = result.provenance["segmentation"]["stages"]
     assert (first["name"], second["name"]) == ("locator", "organ")

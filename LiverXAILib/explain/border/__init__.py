@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an organ's border was drawn from: the neighborhood that the network needs at each point of the surface."""
+
+from __future__ import annotations
+
+from .need import POINTS, RADII_MM, explain_border
+from .probe import is_fixed
+from .replacements import REPLACEMENTS
+
+__all__ = ["POINTS", "RADII_MM", "REPLACEMENTS", "explain_border", "is_fixed"]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of its surroundings the network needs to draw an organ's border where it drew it.
+
+A heat map of a whole organ says little: the organ is known from all of itself. Its border is decided place by place.
+Around a point of the surface everything farther away than a radius is replaced, the network runs again, and the border
+near the point is compared with that in the whole image. The *need* of a point is the radius from which on the border
+stays, of :data:`RADII_MM`: there it stays, and at the next smaller radius it does not. Each pass answers for all of
+the border within :data:`~LiverXAILib.explain.border.probe.COMPARED_MM` of its point.
+
+Passes with the neighborhoods of several points in one image would be cheaper, and were tried: what the network says of
+one point then changes with what lies beside it, in one point of five. So each point has a crop of its own, many of
+which the network reads at once.
+
+Related: minimal sufficient inputs (Carter et al., AISTATS 2019, "What made you do this?", https://arxiv.org/abs/1810.03805)
+and preservation by a mask (Fong and Vedaldi, ICCV 2017, https://arxiv.org/abs/1704.03296), here for one place each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from ...context import RunContext
+from ...errors import UsageError
+from ...inference.device import select_device
+from ...inference.segmentation import Segmentation
+from ...models.model import Model
+from ...progress import CancelToken, Progress
+from ...volumes.box import bounding_box
+from ...volumes.volume import Volume
+from ..answers import BorderNeed
+from ..answers.border import FAR_MM
+from ..stage_context import StageContext
+from ..targets import EmptyTargetError, LabelTarget, Target
+from .probe import COMPARED_MM, BorderProbe
+from .replacements import REPLACEMENTS
+from .surface import spread, surface_of
+
+#: Radii that are tried.
+RADII_MM = (8.0, 12.0, 16.0, 24.0, 32.0)
+#: Points of the surface that are examined, at least.
+POINTS = 200
+#: The replacement that holds nothing from beyond the radius and disturbs the network least.
+REPLACEMENT = "reflected"
+#: The radius that is tried first. Smaller ones are tried by bisection, larger ones in order, since they cost more.
+_FIRST = 2
+#: Far places are one if they are no farther apart than this.
+_TOGETHER_MM = 30.0
+
+
+def explain_border(
+    volume: Volume,
+    model: Model,
+    segmentation: Segmentation,
+    target: str | Target = "liver",
+    *,
+    points: int = POINTS,
+    replacement: str = REPLACEMENT,
+    device: str = "auto",
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> BorderNeed:
+    """How much of its surroundings the network needs to draw the border of an organ where it drew it.
+
+    Points at which the segmentation's border is not the network's own (rules after the network moved it), or which
+    lie at the edge of the image, are not asked about.
+
+    :param volume: the CT in HU from which `segmentation` was made.
+    :param target: a label.
+    :param points: as many points of the surface are examined, at least, where the surface has as many voxels.
+    :param replacement: what takes the place of the surroundings, a name of
+        :data:`~LiverXAILib.explain.border.replacements.REPLACEMENTS`.
+    :return: deterministic.
+    :raises LiverXAILib.explain.targets.EmptyTargetError: nothing of the label was found, or none of its border is the
+        network's own.
+    :raises LiverXAILib.errors.UsageError: unknown label or replacement, or the target is not a label.
+    :raises LiverXAILib.errors.Cancelled: `cancel` was set.
+    """
+    started = time.perf_counter()
+    target = Target.parse(target)
+    if not isinstance(target, LabelTarget):
+        raise UsageError(f"The border of {target.describe()} cannot be examined: name a label, as in 'liver'.")
+    if replacement not in REPLACEMENTS:
+        raise UsageError(f"There is no replacement {replacement!r}. Choose one of: {', '.join(REPLACEMENTS)}.")
+    target.mask(segmentation)
+    context = RunContext(progress, cancel, select_device(device))
+    model.to(context.device)
+    stage = model.spec.stage_of(target.label)
+    run = StageContext.prepare(volume, model, stage, segmentation, torch.device(context.device))
+    probe = BorderProbe(run, target.label, model, REPLACEMENTS[replacement], context)
+    chosen = spread(probe.own_border(target.label), points, run.spacing)
+    if not len(chosen):
+        raise EmptyTargetError(f"The border of the {target.label} is not the network's own anywhere in the image.")
+    need = needs(probe, chosen, context)
+    context.report("Border examined", 1.0)
+    provenance = {
+        "stage": stage.name,
+        "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+        "backend": probe.backend,
+        "voxels_read": probe.voxels,
+        "device": str(run.device),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    evidence = _evidence(run, chosen, need, replacement)
+    return BorderNeed(target, evidence, {"need": surface_map(run, probe, chosen, need)}, (), provenance)
+
+
+def needs(probe: BorderProbe, points: np.ndarray, context: RunContext) -> np.ndarray:
+    """The number of the radius of :data:`RADII_MM` that each point (n, 3) needs; their count where none suffices."""
+    low, high = np.zeros(len(points), int), np.full(len(points), len(RADII_MM))
+    done = 0.0
+    while (undecided := low < high).any():
+        tried = np.where(high < len(RADII_MM), (low + high) // 2, np.maximum(low, _FIRST))
+        number = int(tried[undecided].max())
+        asked = np.flatnonzero(undecided & (tried == number))
+        # Each step leaves about half of what is left to do.
+        stays = probe.stays(points[asked], RADII_MM[number], context.part(done, done := (1 + done) / 2))
+        high[asked[stays]] = number
+        low[asked[~stays]] = number + 1
+    return low
+
+
+def _evidence(run: StageContext, points: np.ndarray, need: np.ndarray, replacement: str) -> dict[str, Any]:
+    counts = np.bincount(need, minlength=len(RADII_MM) + 1)
+    return {
+        "points": len(points),
+        "radii_mm": list(RADII_MM),
+        "counts": counts.tolist(),
+        "tolerance_mm": round(max(run.spacing), 2),
+        "compared_within_mm": COMPARED_MM,
+        "replaced_by": replacement,
+        "far": _far_places(run.grid.to_lps(points[:, ::-1]), need),
+    }
+
+
+def _far_places(points_lps: np.ndarray, need: np.ndarray) -> list[dict[str, Any]]:
+    """Groups of points with far context that lie near each other, the largest first."""
+    reach = np.array([*RADII_MM, np.inf])
+    far = np.flatnonzero(reach[need] > FAR_MM)
+    if not len(far):
+        return []
+    low, high = points_lps.min(axis=0), points_lps.max(axis=0)
+    tree = cKDTree(points_lps[far])
+    groups = np.arange(len(far))
+    for first, second in sorted(tree.query_pairs(_TOGETHER_MM)):
+        groups[groups == groups[second]] = groups[first]
+    places = []
+    for group in np.unique(groups):
+        members = far[groups == group]
+        most = members[need[members].argmax()]
+        center = points_lps[members].mean(axis=0)
+        nearest = members[np.linalg.norm(points_lps[members] - center, axis=1).argmin()]
+        shown = nearest if need[nearest] == need[most] else most
+        places.append(
+            {
+                "lps_mm": [round(float(value), 1) for value in points_lps[shown]],
+                "points": len(members),
+                "need_mm": float(reach[need[most]]) if np.isfinite(reach[need[most]]) else None,
+                "where": _in_words(center, low, high),
+            }
+        )
+    return sorted(places, key=lambda place: -place["points"])
+
+
+def _in_words(center: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    """Where a place lies on the organ: the two directions in which it is farthest from the middle of its box."""
+    names = (("on the right", "on the left"), ("in front", "at the back"), ("at the top", "at the bottom"))
+    relative = (center - (low + high) / 2) / np.maximum((high - low) / 2, 1e-6)
+    relative[2] *= -1  # S is up
+    order = np.argsort(-np.abs(relative), kind="stable")[:2]
+    words = [names[axis][int(relative[axis] > 0)] for axis in sorted(order) if abs(relative[axis]) > 0.25]
+    return " ".join(words) or "near the middle"
+
+
+def surface_map(run: StageContext, probe: BorderProbe, points: np.ndarray, need: np.ndarray) -> Volume:
+    """The needs on the organ's surface: int16 mm on the network's grid, cropped to the surface, 0 off it."""
+    surface = surface_of(probe.reference.numpy())
+    kji = np.argwhere(surface)
+    spacing = np.array(run.spacing)
+    _, nearest = cKDTree(points * spacing).query(kji * spacing)
+    values = np.zeros(surface.shape, np.int16)
+    values[tuple(kji.T)] = shown_mm(RADII_MM)[need][nearest]
+    box = bounding_box(surface)
+    assert box is not None
+    return Volume(values[box], run.grid.cropped(box).ijk_to_lps)
+
+
+def shown_mm(radii_mm: Sequence[float]) -> np.ndarray:
+    """What a map shows for each need: the radius, and beyond the largest half as much again; int16."""
+    return np.array([*radii_mm, 1.5 * radii_mm[-1]]).astype(np.int16)

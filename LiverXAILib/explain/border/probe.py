@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network asked where it draws an organ's border if it sees only the neighborhood of a point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod
+
+import numpy as np
+import torch
+
+from ...context import RunContext
+from ...inference.backends import choose_backend, forward, keep_freed_memory
+from ...inference.stages import mirrorings, sample_box
+from ...models.model import Model
+from ...models.spec import StageSpec
+from ...volumes.box import Box
+from ...volumes.resample import resample
+from ..score import ScoreTarget, blended_logits, positive_and_negative_channels
+from ..stage_context import StageContext
+from ..targets import LabelTarget
+from .replacements import Crop, Replacement, gathered, shown
+from .surface import surface_of
+
+#: The border is compared within this distance of a point.
+COMPARED_MM = 6.0
+#: How far a crop reaches beyond the neighborhood, at least.
+MARGIN_MM = 8.0
+#: Crops that the network reads at once have no more voxels.
+_BATCH_VOXELS = 2**20
+
+
+class BorderProbe:
+    """Asks the network of `run` for the border of `label` near points of its grid.
+
+    The border *stays* at a point if no voxel within :data:`COMPARED_MM` of the point changes sides, except those beside
+    the border: if it moves by one voxel of the network's grid at most.
+
+    :ivar reference: bool (k, j, i): where the network found the label in the whole image.
+    :ivar voxels: how many the network has read.
+    """
+
+    def __init__(self, run: StageContext, label: str, model: Model, replace: Replacement, context: RunContext) -> None:
+        self.run, self._replace = run, replace
+        target = LabelTarget(label)
+        own, rivals = positive_and_negative_channels(target, model.spec, run.stage)
+        extent = torch.ones((1, *run.image.shape))
+        self._score = ScoreTarget(target, (0,), extent, Box.full(run.image.shape), own, rivals)
+        self.reference = self._found(label, context)
+        # 1 where the network must find the label, -1 where it must not, 0 beside the border.
+        self._required = _without_border(self.reference) - _without_border(~self.reference)
+        reach = [2 * ceil(COMPARED_MM / size) + 1 for size in run.spacing]
+        around = Crop((reach[0], reach[1], reach[2]), run.spacing, COMPARED_MM)
+        self._near = around.offsets[around.distance <= COMPARED_MM]
+        networks = run.networks
+        choice = choose_backend(
+            networks[0], run.stage, run.device, run.image[sample_box(run.plan, run.stage)], run.image.numel()
+        )
+        self.backend = choice.backend
+        self._forwards = [forward(choice.backend, network, run.device) for network in networks]
+        self.voxels = 0
+
+    def _found(self, label: str, context: RunContext) -> torch.Tensor:
+        probability = self.run.segmentation.probabilities.get(label)
+        if probability is None:
+            return self._score.evidence(blended_logits(self.run, self._score, context.cancel)) > 0
+        # What the segmentation says is the same, and costs no pass.
+        return resample(probability.array, probability.grid, self.run.grid, antialias=False) > 0.5
+
+    def own_border(self, label: str) -> np.ndarray:
+        """Voxels (n, 3) (k, j, i) of the label's surface near which the segmentation's border is the network's own.
+
+        Rules after the network may have moved it, or an image may end there.
+        """
+        mask = self.run.mask(label)
+        inner = torch.zeros(mask.shape, dtype=torch.bool)
+        reach = [int(np.ceil(COMPARED_MM / size)) for size in self.run.spacing]
+        inner[tuple(slice(s.start + n, s.stop - n) for s, n in zip(self.run.plan.image_box, reach, strict=True))] = True
+        points = (torch.from_numpy(surface_of(self.reference.numpy())) & inner).nonzero()
+        same = self._agrees(gathered(mask, points, self._near), points)
+        kept: np.ndarray = points[same].numpy()
+        return kept
+
+    def stays(self, points: np.ndarray, radius_mm: float, context: RunContext) -> np.ndarray:
+        """Whether the border stays at each point (n, 3) if all farther than `radius_mm` is replaced: bool (n,).
+
+        The network reads several crops at once, each for itself.
+        """
+        crop = Crop(self._crop_shape(radius_mm), self.run.spacing, radius_mm)
+        together = max(1, _BATCH_VOXELS // prod(crop.shape))
+        result = [torch.zeros(0, dtype=torch.bool)]
+        with torch.inference_mode(), keep_freed_memory(self.run.device):
+            for start in range(0, len(points), together):
+                context.check()
+                context.report(f"Examining the border: {radius_mm:g} mm", start / len(points))
+                part = torch.from_numpy(points[start : start + together])
+                logits = self._logits(shown(self.run, part, crop, self._replace))
+                found = self._score.evidence(logits.transpose(0, 1)) > 0
+                result.append(self._same(found, part, crop.shape))
+        return torch.cat(result).numpy()
+
+    def _crop_shape(self, radius_mm: float) -> tuple[int, int, int]:
+        """Voxels of a crop that the network can read and that holds the neighborhood with a margin."""
+        stage = self.run.stage
+        if is_fixed(stage):
+            return self.run.plan.window
+        divisor = (1, *stage.divisor[1:]) if stage.dimensions == 2 else stage.divisor
+        wanted = (2 * (radius_mm + MARGIN_MM) / size for size in self.run.spacing)
+        a, b, c = (ceil(n / step - 1e-6) * step for n, step in zip(wanted, divisor, strict=True))
+        return a, b, c
+
+    def _logits(self, crops: torch.Tensor) -> torch.Tensor:
+        """Mean logits (n, channels, a, b, c), of the ensemble and its mirrorings, of crops (n, a, b, c), on the CPU."""
+        self.voxels += crops.numel()
+        total = torch.zeros(())
+        passes = [(network, axes) for network in self._forwards for axes in mirrorings(self.run.stage)]
+        for network, axes in passes:
+            batch = crops.flip([axis + 1 for axis in axes]).to(self.run.device)
+            if self.run.stage.dimensions == 2:
+                logits = network(batch.flatten(0, 1)[:, None]).unflatten(0, batch.shape[:2]).transpose(1, 2)
+            else:
+                logits = network(batch[:, None])
+            total = total + logits.float().cpu().flip([axis + 2 for axis in axes]) / len(passes)
+        return total
+
+    def _same(self, found: torch.Tensor, points: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        k, j, i = (self._near + torch.tensor(shape) // 2).T
+        return self._agrees(found[:, k, j, i], points)
+
+    def _agrees(self, found: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Whether labels (n, m) near points (n, 3) are those of the whole image, but for the border's own voxels."""
+        required = gathered(self._required, points, self._near)
+        return ~((found & (required < 0)) | (~found & (required > 0))).any(dim=1)
+
+
+def is_fixed(stage: StageSpec) -> bool:
+    """Whether the network reads images of one size only: then each point takes a whole window."""
+    return stage.size is not None or stage.pad_to_window
+
+
+def _without_border(mask: torch.Tensor) -> torch.Tensor:
+    """The voxels (int8) whose neighbors, all 26 that there are, lie in `mask` too."""
+    outside = (~mask).to(torch.uint8)[None, None].float()
+    return (torch.nn.functional.max_pool3d(outside, 3, 1, 1)[0, 0] == 0).to(torch.int8)

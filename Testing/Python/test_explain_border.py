@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of its surroundings a network needs for a border, where that is known; and what is said and shown of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+from toys import Thresholds, ball_phantom, model_of, threshold_model
+
+from LiverXAILib.context import RunContext
+from LiverXAILib.errors import Cancelled, UsageError
+from LiverXAILib.explain import Answer, BorderNeed, EmptyTargetError, explain_border
+from LiverXAILib.explain.border.need import needs
+from LiverXAILib.explain.border.probe import BorderProbe
+from LiverXAILib.explain.border.replacements import REPLACEMENTS, Crop, shown
+from LiverXAILib.explain.border.surface import spread
+from LiverXAILib.explain.stage_context import StageContext
+from LiverXAILib.inference import segment
+from LiverXAILib.pipeline import analyze
+from LiverXAILib.progress import CancelToken
+from LiverXAILib.volumes.volume import Grid, Volume
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RADII = (8.0, 12.0, 16.0, 24.0, 32.0)
+
+
+@cache
+def a_case():
+    """A noisy ball of 100 HU, 28 mm in radius, in water; the network's voxels, 2 mm."""
+    volume, _ = ball_phantom(Grid((40, 40, 56), np.diag([2.0, 2.0, 2.0, 1.0])), organ_mm=28.0, lesion_mm=3.0)
+    noise = np.random.default_rng(0).normal(0, 4, volume.shape)
+    return Volume(np.rint(volume.array + noise).astype(np.int16), volume.ijk_to_lps)
+
+
+def a_model(network: type[nn.Module], **changes):
+    model = threshold_model(window=(40, 40, 56))
+    fields = {
+        field.name: getattr(model.spec.stages[0], field.name) for field in dataclasses.fields(model.spec.stages[0])
+    }
+    return model_of([{**fields, **changes}], {"all": [network()]})
+
+
+class FromAfar(nn.Module):
+    """Liver: brighter than 50 HU 26 mm farther along i. Its border lies 26 mm before the ball's: nothing is there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shifted = x.roll(-13, dims=-1)
+        return torch.cat([(shifted - 50) / 10, torch.full_like(x, -10.0)], dim=1)
+
+
+class Means(nn.Module):
+    """Liver: the mean over a cube of 14 mm is above 50 HU. It reads 6 mm around a voxel, along the axes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = nn.functional.avg_pool3d(nn.functional.pad(x, (3,) * 6, mode="replicate"), 7, 1)
+        return torch.cat([(mean - 50) / 10, torch.full_like(x, -10.0)], dim=1)
+
+
+def a_probe(network: type[nn.Module], replacement: str = "reflected"):
+    volume, model = a_case(), a_model(network)
+    segmentation = segment(volume, model, device="cpu")
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    return BorderProbe(run, "liver", model, REPLACEMENTS[replacement], RunContext())
+
+
+def recomputed(probe: BorderProbe, network: type[nn.Module], point: np.ndarray) -> int:
+    """The need of one point, found again: other code, the whole image, one radius after the other from above."""
+    image = probe.run.image.numpy()
+    before = network()(torch.from_numpy(image)[None, None])[0, 0].numpy() > 0
+    index = np.stack(np.indices(image.shape), axis=-1)
+    away = index - point
+    distance = 2.0 * np.sqrt((away**2).sum(axis=-1))
+    cube = np.ones((3, 3, 3))
+    beside = ~(
+        ndimage.binary_erosion(before, cube, border_value=1) | ndimage.binary_erosion(~before, cube, border_value=1)
+    )
+    compared = (distance <= 6.0) & ~beside
+    number = len(RADII)
+    for radius in reversed(RADII):
+        folded = np.abs((distance + radius) % (2 * radius) - radius)
+        mirrored = np.fix(away * (folded / np.maximum(distance, 1e-6))[..., None] * 1.000001).astype(int)
+        source = np.clip(point + mirrored, 0, np.array(image.shape) - 1)
+        changed = np.where(distance <= radius, image, image[tuple(np.moveaxis(source, -1, 0))])
+        after = network()(torch.from_numpy(changed)[None, None])[0, 0].numpy() > 0
+        if (before != after)[compared].any():
+            return number
+        number -= 1
+    return number
+
+
+@pytest.mark.parametrize("network", [Thresholds, Means, FromAfar])
+def test_needs_are_those_of_an_independent_recomputation_point_by_point(network):
+    probe = a_probe(network)
+    points = spread(probe.own_border("liver"), 12, probe.run.spacing)
+    ours = needs(probe, points, RunContext())
+    theirs = [recomputed(probe, network, point) for point in points]
+    # Bisection and the search from above may differ only where a smaller neighborhood is enough by chance.
+    assert np.mean(ours == theirs) > 0.9
+    if network is not FromAfar:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_decides_within_a_few_mm_needs_no_more_and_a_border_from_afar_is_exposed():
+    def all_needs(network):
+        probe = a_probe(network)
+        return needs(probe, spread(probe.own_border("liver"), 60, probe.run.spacing), RunContext())
+
+    assert (all_needs(Thresholds) == 0).all()
+    # It looks 26 mm away: 32 mm are enough everywhere, and less only by chance.
+    afar = all_needs(FromAfar)
+    assert np.mean(afar == 4) > 0.8
+    assert (afar < len(RADII)).all()
+
+
+@pytest.mark.parametrize("replacement", REPLACEMENTS)
+def test_points_are_examined_together_as_if_each_were_alone_and_within_the_radius_all_is_kept(replacement):
+    probe = a_probe(Means, replacement)
+    points = spread(probe.own_border("liver"), 8, probe.run.spacing)
+    for radius in RADII[:2]:
+        together = probe.stays(points, radius, RunContext())
+        alone = [probe.stays(point[None], radius, RunContext())[0] for point in points]
+        np.testing.assert_array_equal(together, alone)
+    crop = Crop((24, 24, 24), probe.run.spacing, 12.0)
+    (image,) = shown(probe.run, torch.from_numpy(points[:1]), crop, REPLACEMENTS[replacement])
+    k, j, i = points[0]
+    for offset in ((0, 0, 0), (6, 0, 0), (0, -6, 0), (3, 3, -3)):
+        there = np.array((12, 12, 12)) + offset
+        assert image[tuple(there)] == probe.run.image[k + offset[0], j + offset[1], i + offset[2]]
+
+
+def test_only_blurring_and_shuffling_let_the_network_see_what_lies_beyond_the_radius():
+    """A change of the CT beyond 12 mm, within the crop, changes what is shown only after blurring or shuffling."""
+    probe = a_probe(Thresholds)
+    point = spread(probe.own_border("liver"), 8, probe.run.spacing)[:1]
+    crop = Crop((24, 24, 24), probe.run.spacing, 12.0)
+    index = np.stack(np.indices(probe.run.image.shape), axis=-1)
+    far = torch.from_numpy(np.linalg.norm(2.0 * (index - point[0]), axis=-1) > 12.0)
+    other = dataclasses.replace(probe.run, image=torch.where(far, 300.0, probe.run.image))
+    changed = {}
+    for name, replace in REPLACEMENTS.items():
+        before, after = (shown(run, torch.from_numpy(point), crop, replace) for run in (probe.run, other))
+        changed[name] = not torch.equal(before, after)
+    assert changed == {"reflected": False, "blurred": True, "shuffled": True, "air": False}
+
+
+def test_the_answer_counts_places_says_where_and_maps_the_surface():
+    volume, model = a_case(), a_model(FromAfar)
+    segmentation = segment(volume, model, device="cpu")
+    seen = []
+    answer = explain_border(volume, model, segmentation, points=40, progress=lambda stage, part: seen.append(part))
+    evidence = answer.evidence
+    assert evidence["points"] == sum(evidence["counts"]) >= 40
+    assert evidence["tolerance_mm"] == 2.0
+    assert sum(place["points"] for place in evidence["far"]) == sum(evidence["counts"][4:])
+    assert f"half of {evidence['points']} places" in answer.sentence
+    assert f"in {sum(evidence['counts'][4:])} places" in answer.sentence.lower()
+    assert evidence["far"][0]["where"] in answer.sentence
+    need = answer.volumes["need"]
+    assert set(np.unique(need.array)) <= {0, 8, 12, 16, 24, 32, 48}
+    assert (need.array == 32).any()
+    surface_lps = need.grid.to_lps(np.argwhere(need.array)[:, ::-1])
+    # The network's border is the ball's, 26 mm toward low i.
+    center = volume.grid.to_lps((np.array(volume.shape[::-1]) - 1) / 2) - (26.0, 0.0, 0.0)
+    np.testing.assert_allclose(np.linalg.norm(surface_lps - center, axis=1), 27.0, atol=2.5)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    again = Answer.from_dict(json.loads(json.dumps(answer.to_dict())), answer.volumes)
+    assert isinstance(again, BorderNeed)
+    assert again.sentence == answer.sentence
+
+
+def test_a_border_that_is_seen_everywhere_is_said_to_be():
+    volume, model = a_case(), a_model(Thresholds)
+    answer = explain_border(volume, model, segment(volume, model, device="cpu"), points=20)
+    assert answer.evidence["far"] == []
+    assert "needs to see no more than 8 mm around it in half of" in answer.sentence
+    assert answer.sentence.endswith("Nowhere does the border hang on what is farther than 24 mm away.")
+
+
+def test_what_cannot_be_asked_is_refused_in_words():
+    volume, model = a_case(), a_model(Thresholds)
+    segmentation = segment(volume, model, device="cpu")
+    with pytest.raises(UsageError, match="name a label"):
+        explain_border(volume, model, segmentation, "lesion:1")
+    with pytest.raises(UsageError, match="no replacement 'noise'"):
+        explain_border(volume, model, segmentation, replacement="noise")
+    empty = dataclasses.replace(segmentation, labels=volume.with_array(np.zeros(volume.shape, np.uint8)))
+    with pytest.raises(EmptyTargetError, match="No liver was found"):
+        explain_border(volume, model, empty)
+    half = segmentation.labels.array.copy()
+    half[20:] = 0
+    drawn = dataclasses.replace(segmentation, labels=volume.with_array(half))
+    need = explain_border(volume, model, drawn, points=20).volumes["need"].array
+    assert need.any(), "half of the border is the model's own"
+    empty = np.zeros_like(half)
+    empty[:3, :3, :3] = 1
+    elsewhere = dataclasses.replace(segmentation, labels=volume.with_array(empty))
+    with pytest.raises(EmptyTargetError, match="not the network's own anywhere"):
+        explain_border(volume, model, elsewhere)
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        explain_border(volume, model, segmentation, cancel=token)
+
+
+def test_an_analysis_answers_for_the_liver_by_its_border_and_makes_its_heat_map_when_asked():
+    volume, model = a_case(), a_model(Thresholds)
+    default = analyze(volume, model, device="cpu")
+    assert [answer.kind for answer in default.answers] == ["border", "counterfactual"]
+    assert [str(explanation.target) for explanation in default.explanations] == ["tumor"]
+    assert default.provenance["answers"][0]["sentence"] == default.answers[0].sentence
+    asked = analyze(volume, model, targets=["liver"], device="cpu")
+    assert asked.answers[0].kind == "border"
+    assert [str(explanation.target) for explanation in asked.explanations] == ["liver"]
+    without = analyze(volume, model, answers=False, device="cpu")
+    assert without.answers == ()
+    assert [str(explanation.target) for explanation in without.explanations] == ["liver", "tumor"]
+
+
+def test_where_each_point_takes_a_whole_window_the_border_is_not_examined_unasked():
+    volume, model = a_case(), a_model(Thresholds, pad_to_window=True)
+    analysis = analyze(volume, model, device="cpu")
+    assert [answer.kind for answer in analysis.answers] == ["counterfactual"]
+    assert [str(explanation.target) for explanation in analysis.explanations] == ["liver", "tumor"]
+    answer = explain_border(volume, model, analysis.segmentation, points=4)
+    assert answer.evidence["counts"][0] == answer.evidence["points"]
