@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.spatial import cKDTree
 
 from ...context import RunContext
@@ -88,10 +87,11 @@ def explain_border(
     if replacement not in REPLACEMENTS:
         raise UsageError(f"There is no replacement {replacement!r}. Choose one of: {', '.join(REPLACEMENTS)}.")
     target.mask(segmentation)
-    context = RunContext(progress, cancel, select_device(device))
-    model.to(context.device)
+    torch_device = select_device(device)
+    context = RunContext(progress, cancel, torch_device)
+    model.to(torch_device)
     stage = model.spec.stage_of(target.label)
-    run = StageContext.prepare(volume, model, stage, segmentation, torch.device(context.device))
+    run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
     probe = BorderProbe(run, target.label, model, REPLACEMENTS[replacement], context)
     chosen = spread(probe.own_border(target.label), points, run.spacing)
     if not len(chosen):
