@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 OUTPUT ?= output
 SEED ?= 1
 CASES ?= 500
+SAMPLE ?= 60
 
-.PHONY: demo test lint fuzz docs benchmark train clean
+.PHONY: demo test lint fuzz mutation docs benchmark train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python docs/demo.py --output $(OUTPUT)
@@ -24,6 +25,9 @@ lint: $(VENV)/.dev
 
 fuzz: $(VENV)/.test
 	cd Testing && ../$(BIN)/python -m fuzz all --seed $(SEED) --cases $(CASES)
+
+mutation: $(VENV)/.dev
+	$(BIN)/python Testing/mutation.py --seed $(SEED) --sample $(SAMPLE)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs $(OUTPUT)/docs
