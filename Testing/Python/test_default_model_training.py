@@ -359,7 +359,8 @@ def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name in ("build", "card"):
         monkeypatch.setattr(f"recipes.default_model.{name}.PHASES", phases)
-    monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm: ([block_of_liver()], [block_of_liver()]))
+    monkeypatch.setattr(build, "CHAIN", tuple(phases))
+    monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm, most: ([block_of_liver()], [block_of_liver()]))
     monkeypatch.setattr(build, "phantom_scans", lambda stage, spacing_mm, seeds: [small_generator().sample(-1)])
 
 

@@ -23,10 +23,11 @@ from LiverXAILib.networks import UNet
 
 from .card import export
 from .operating import operating_points
-from .phases import PHASES, STAGES, TrainingPhase, stage_of
+from .phases import CHAIN, PHASES, STAGES, TrainingPhase, stage_of
 from .scans import phantom_scans, source_scans
 from .sources import load_sources
 from .synthesis import Generator, Repertoire, Source
+from .synthesis.candidates import Candidates
 from .synthesis.transplants import Graft, cut_out
 from .training import Settings, train
 
@@ -123,11 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_all(run: Run) -> None:
-    """Train every phase that is not finished yet, in their order.
+    """Train every phase of :data:`~.phases.CHAIN` that is not finished yet.
 
     :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise.
     """
-    for name in PHASES:
+    for name in CHAIN:
         finished = run.output / name / RUN
         if finished.is_file():
             before = json.loads(finished.read_text(encoding="utf-8"))
@@ -148,7 +149,7 @@ def train_phase(name: str, run: Run, *, start: str = "before") -> None:
     """
     phase, folder, settings = PHASES[name], run.output / name, run.settings(name)
     initial = _initial_weights(name, run, start)
-    sources, unseen = anatomy(run, phase.spacing_mm)
+    sources, unseen = anatomy(run, phase.spacing_mm, phase.phantoms)
     generator, validation = samples_of(phase, sources, unseen)
     torch.manual_seed(settings.seed)
     network = UNet(**phase.arguments)
@@ -170,10 +171,13 @@ def train_phase(name: str, run: Run, *, start: str = "before") -> None:
     (folder / RUN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def anatomy(run: Run, spacing_mm: float) -> tuple[list[Source], list[Source]]:
-    """The sources to train on, and phantoms that are not."""
+def anatomy(run: Run, spacing_mm: float, most: int | None = None) -> tuple[list[Source], list[Source]]:
+    """The sources to train on, and phantoms that are not.
+
+    :param most: phantoms to train on, at most.
+    """
     cache = run.cache or run.output / "sources"
-    phantoms = PHANTOMS[: run.phantoms[0]]
+    phantoms = PHANTOMS[: run.phantoms[0]][:most]
     sources = load_sources(run.data, cache, spacing_mm=spacing_mm, phantoms=phantoms, left_out=run.left_out)
     unseen = load_sources(run.data, cache, spacing_mm=spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
     return sources, unseen
@@ -187,8 +191,9 @@ def samples_of(phase: TrainingPhase, sources: Sequence[Source], unseen: Sequence
         "focus": phase.focus,
     }
     repertoire = Repertoire(grafts_of(sources, phase.spacing_mm))
-    generator = Generator(sources, sizes=phase.sizes, repertoire=repertoire, **arguments)
-    phantoms = Generator(unseen, repertoire=repertoire, **arguments)
+    kind = Candidates if phase.around_candidates else Generator
+    generator = kind(sources, sizes=phase.sizes, repertoire=repertoire, **arguments)
+    phantoms = kind(unseen, repertoire=repertoire, **arguments)
     # Seeds below zero are never trained on.
     validation = [phantoms.sample(-1 - n, phase.validation_size) for n in range(6)]
     return generator, validation + [generator.sample(-101 - n, phase.validation_size) for n in range(12)]

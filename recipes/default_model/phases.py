@@ -30,6 +30,8 @@ class TrainingPhase:
     :param settings: what differs from the defaults of :class:`Settings`.
     :param intensity: HU to network input.
     :param starts_from: the phase whose weights it starts from: the same network, or one with a level less.
+    :param around_candidates: samples are cut around lesions and what looks like them.
+    :param phantoms: at most so many are trained on.
     """
 
     spacing_mm: float
@@ -41,6 +43,8 @@ class TrainingPhase:
     settings: Settings
     intensity: Intensity = _ABSOLUTE
     starts_from: str | None = None
+    around_candidates: bool = False
+    phantoms: int | None = None
 
 
 _ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
@@ -117,9 +121,24 @@ PHASES = {
         ),
         starts_from="liver-boxes",
     ),
+    "lesions": TrainingPhase(
+        spacing_mm=1.0,
+        arguments=_ARGUMENTS | {"features": [24, 48, 64]},
+        sizes=(((48, 48, 48), 0.5), ((64, 64, 64), 0.5)),
+        validation_size=(64, 64, 64),
+        negative_fraction=0.0,
+        focus=1.0,
+        settings=Settings(iterations=8000, batch=8, curriculum=0.2, rebalance_after=0.5, validate_every=500),
+        intensity=_CENTERED,
+        around_candidates=True,
+        phantoms=12,
+    ),
 }
 #: The parts that are the model's stages, in their order.
 STAGES = ("locator", "liver")
+#: The phases that they come from, in their order. "lesions" outlines candidates at 1 mm; no stage of a model runs
+#: around single candidates yet, so it is trained on its own.
+CHAIN = ("locator", "liver-patches", "liver-boxes", "liver")
 #: How far around the located liver the liver network looks, in mm: what the locator misses by less costs nothing.
 MARGIN_MM = 24.0
 
