@@ -75,12 +75,15 @@ def keep(name: str, run: Path) -> None:
             cases = [{key: _rounded(row.get(key, ""), 3) for key in CASES} for row in csv.DictReader(file)]
         write_csv(cases, KEPT / f"{name}-cases.csv")
     splits = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("**/splits.json"))]
+    config = yaml.safe_load(next(run.glob("**/config.yaml")).read_text(encoding="utf-8"))
     facts = {
         "runs": len(splits),
-        "slices_per_case": yaml.safe_load(next(run.glob("**/config.yaml")).read_text())["training"]["slices_per_case"],
+        **{key: config["training"][key] for key in ("slices_per_case", "batch_size", "learning_rate", "tumor_balance")},
+        "features": config["network"]["features"],
         "training": [len(split["training"]) for split in splits],
         "validation": [len(split["validation"]) for split in splits],
         "machine": machine(),
+        "minutes": minutes(run),
     }
     (KEPT / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -98,6 +101,13 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     return f"{model}, {os.cpu_count()} virtual CPUs, no GPU"
+
+
+def minutes(run: Path) -> int:
+    """From the first configuration written to the last result, making phantoms or synthetic patients left out."""
+    began = min(path.stat().st_mtime for path in run.glob("**/config.yaml"))
+    ended = max(path.stat().st_mtime for path in run.glob("**/finished.json"))
+    return math.ceil((ended - began) / 60)
 
 
 def read(name: str, what: str) -> list[dict[str, str]]:
@@ -140,7 +150,12 @@ def page() -> str:
             f"{name}_training": spread(about["training"]),
             f"{name}_validation": spread([sum(about["validation"])]),
             f"{name}_runs": str(about["runs"]),
-            f"slices_{name}": str(about["slices_per_case"]),
+            f"{name}_slices": str(about["slices_per_case"]),
+            f"{name}_batch": str(about["batch_size"]),
+            f"{name}_rate": f"{about['learning_rate']:g}",
+            f"{name}_balance": f"{about['tumor_balance']:g}",
+            f"{name}_minutes": str(about["minutes"]),
+            f"{name}_features": "-".join(map(str, about["features"])),
         }
     for key, value in values.items():
         text = text.replace("{{" + key + "}}", value)
