@@ -64,6 +64,7 @@ class Options:
     layer: str | None = None
     check: bool = False
     answers: bool = True
+    regions: bool = False
     write: tuple[str, ...] | None = None
     report: bool | None = None
     dicom: bool | None = None
@@ -154,6 +155,7 @@ class Options:
             layer=self.layer,
             check=self.check,
             answers=self.answers,
+            regions=self.regions,
             postprocessing=rules,
             **one_case,
             **context.keywords,
@@ -204,6 +206,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="ask the model what it would say without each lesion, and how much of its surroundings the organ's border "
         "needs (default: yes, if anything is explained)",
+    )
+    parser.add_argument(
+        "--regions",
+        action="store_true",
+        help="also divide the model's confidence in each lesion among its core, rim, vessels and other parts (slower)",
     )
     parser.add_argument(
         "--write",

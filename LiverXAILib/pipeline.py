@@ -24,6 +24,7 @@ from .explain.answers import Answer
 from .explain.border import explain_border, is_fixed
 from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
+from .explain.regions import explain_regions
 from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
 from .inference import Postprocessing, Segmentation, segment
@@ -73,6 +74,7 @@ def analyze(
     layer: str | None = None,
     check: bool = False,
     answers: bool = True,
+    regions: bool = False,
     device: str = "auto",
     postprocessing: Postprocessing | None = None,
     height_cm: float | None = None,
@@ -96,6 +98,8 @@ def analyze(
         organ is, how much of its surroundings its border needs, see
         :func:`~LiverXAILib.explain.border.explain_border`. Without `targets` the border takes the place of the
         organ's heat map. Networks that read windows of one size only would take minutes for it, and are not asked.
+    :param regions: also divide the confidence in each of these lesions among parts of the image, see
+        :func:`~LiverXAILib.explain.regions.explain_regions`; 128 passes each.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.
     :param segmentation: contours that somebody else drew on `volume` (see :func:`LiverXAILib.read_segmentation`), to be
@@ -144,14 +148,23 @@ def analyze(
             found.append(explain_border(volume, model, segmentation, organ, **part.keywords))
         except EmptyTargetError as error:
             warnings.append(f"The border was not examined. {error}")
+    asked = _asked_without(answerable, segmentation) if answers or regions else []
     found += explain_lesions(
         volume,
         model,
         segmentation,
-        _asked_without(answerable, segmentation) if answers else [],
+        asked if answers else [],
         draws=CHECK_DRAWS if check else DRAWS,
         refusals=warnings,
-        **context.part(0.85, 0.9).keywords,
+        **context.part(0.85, 0.88).keywords,
+    )
+    found += explain_regions(
+        volume,
+        model,
+        segmentation,
+        [target for target in asked if regions and not isinstance(target, WhyNot)],
+        refusals=warnings,
+        **context.part(0.88, 0.9).keywords,
     )
     uncertainty = None
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():

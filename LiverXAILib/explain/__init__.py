@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
-    from .answers import Answer, BorderNeed, Counterfactual, NeededChange
+    from .answers import Answer, BorderNeed, Counterfactual, NeededChange, RegionShares
     from .border import explain_border
     from .catalog import CATALOG, DEFAULT_METHOD, MethodInfo
     from .counterfactual import explain_lesions
     from .explainer import explain, explain_all
     from .explanation import Explanation
     from .methods import METHODS, Method
+    from .regions import explain_regions
     from .targets import (
         BoxTarget,
         Contrast,
@@ -48,23 +49,26 @@ __all__ = [
     "NeededChange",
     "PlaceTarget",
     "PointTarget",
+    "RegionShares",
     "Target",
     "WhyNot",
     "explain",
     "explain_all",
     "explain_border",
     "explain_lesions",
+    "explain_regions",
 ]
 
 # What needs torch is imported when it is first used: Slicer's main process shows heat maps and never loads torch.
 __getattr__ = lazy_names(
     __name__,
     {
-        **dict.fromkeys(("Answer", "BorderNeed", "Counterfactual", "NeededChange"), "answers"),
+        **dict.fromkeys(("Answer", "BorderNeed", "Counterfactual", "NeededChange", "RegionShares"), "answers"),
         **dict.fromkeys(("CATALOG", "DEFAULT_METHOD", "MethodInfo"), "catalog"),
         "explain_border": "border",
         "explain_lesions": "counterfactual",
         **dict.fromkeys(("explain", "explain_all"), "explainer"),
+        "explain_regions": "regions",
         "Explanation": "explanation",
         **dict.fromkeys(("METHODS", "Method"), "methods"),
         **dict.fromkeys(

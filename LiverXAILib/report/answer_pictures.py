@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..analysis import Analysis
-from ..explain.answers import Answer, BorderNeed, Counterfactual, NeededChange
+from ..explain.answers import Answer, BorderNeed, Counterfactual, NeededChange, RegionShares
 from ..volumes.volume import Volume
 from .border_pictures import border_legend, border_pictures
 from .canvas import Picture
@@ -32,6 +32,8 @@ def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, P
         yield "Confidence of the model", _needed_change(answer)
     if isinstance(answer, BorderNeed):
         yield from border_pictures(analysis, answer)
+    if isinstance(answer, RegionShares):
+        yield "What each part adds to the model's confidence", _shares(answer)
 
 
 def answer_legend(answer: Answer) -> list[tuple[str, str]]:
@@ -80,4 +82,22 @@ def _needed_change(answer: NeededChange) -> Figure:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _shares(answer: RegionShares) -> Figure:
+    from matplotlib.figure import Figure
+
+    parts = answer.evidence["parts"]
+    figure = Figure(figsize=(5.6, 0.5 + 0.3 * len(parts)), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    shares = [part["share"] for part in parts]
+    colors = ["#2c7bb6" if part["of_lesion"] else "#e0602a" for part in parts]
+    bars = axes.barh([part["name"] for part in parts], shares, color=colors, height=0.62)
+    axes.bar_label(bars, [f"{share:.2f}".replace("-", "−") for share in shares], padding=3, fontsize=8)
+    axes.axvline(0, color="gray", linewidth=0.8)
+    axes.set_xlim(min(0.0, 1.25 * min(shares)), max(0.1, 1.18 * max(shares)))
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     return figure

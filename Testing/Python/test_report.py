@@ -20,7 +20,7 @@ from toys import ball_phantom, threshold_model
 from LiverXAILib.analysis import Analysis
 from LiverXAILib.colors import heat_color
 from LiverXAILib.errors import UsageError
-from LiverXAILib.explain.answers import BorderNeed, Counterfactual, NeededChange
+from LiverXAILib.explain.answers import BorderNeed, Counterfactual, NeededChange, RegionShares
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.explain.targets import Target
 from LiverXAILib.inference.segmentation import Segmentation
@@ -400,6 +400,23 @@ def test_the_report_shows_the_border_with_its_sentence_its_places_and_what_the_c
     for words in ("surface, from the front", "axial slice through the largest far place", "more than 32 mm"):
         assert words in text
     assert "if the CT were different" not in text
+
+
+def test_the_report_shows_the_shares_of_the_parts(tmp_path):
+    parts = [("the lesion's core", True, 0.5), ("its rim", True, 0.1), ("what lies farther away", False, 0.3)]
+    evidence = {
+        "probability": 0.95, "replaced": 0.05, "in_image": 0.95, "beyond": 0.0,
+        "parts": [{"name": name, "of_lesion": own, "ml": 2.0, "share": share} for name, own, share in parts],
+    }  # fmt: skip
+    answer = RegionShares(Target.parse("lesion:1"), evidence)
+    write_report(dataclasses.replace(_analysis(), answers=(answer,)), tmp_path / "report.html", viewer=False)
+    page = _Page(tmp_path / "report.html")
+    text = " ".join(" ".join(page.words).split())
+    assert answer.sentence in text
+    assert "+0.50 comes from the lesion's core, +0.30 from what lies farther away" in answer.sentence
+    assert "Which part of the image the answer comes from" in text
+    assert "if the CT were different" not in text
+    assert any("Which part the answer comes from, lesion 1" in str(image["alt"]) for image in page.images)
 
 
 def test_the_report_has_recist_phase_and_each_lesion_s_place(page: _Page, analysis: Analysis) -> None:

@@ -4,7 +4,8 @@
 Every answer has a kind, the target that was asked about, the evidence (numbers, JSON-ready) and a sentence that is made
 from that evidence and nothing else, so that what is read and what was measured cannot differ. A new kind of answer is
 one class in a module here; how it is computed is found in a module of its own
-(:mod:`LiverXAILib.explain.counterfactual`, :mod:`LiverXAILib.explain.border` …).
+(:mod:`LiverXAILib.explain.counterfactual`, :mod:`LiverXAILib.explain.border`,
+:mod:`LiverXAILib.explain.regions`).
 Heat maps are :class:`~LiverXAILib.explain.explanation.Explanation`.
 """
 
@@ -13,5 +14,6 @@ from __future__ import annotations
 from .answer import Answer
 from .border import BorderNeed
 from .lesions import Counterfactual, NeededChange
+from .regions import RegionShares
 
-__all__ = ["Answer", "BorderNeed", "Counterfactual", "NeededChange"]
+__all__ = ["Answer", "BorderNeed", "Counterfactual", "NeededChange", "RegionShares"]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the image around a lesion that a reader can name, and what replaces each."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...errors import UsageError
+from ..counterfactual import ExaminedBox
+from ..fill import border_tissue, distance_mm, healthy_liver, isolate, plausible_fill
+
+#: The core of a lesion lies deeper than this; its rim reaches as far out of it as one voxel.
+_RIM_MM = 4.0
+#: What is outside the liver is told apart by this distance from the lesion.
+_NEAR_MM = 30.0
+#: A hollow of the liver (fissure, gallbladder, hilum) is what a ball of this radius does not reach from outside.
+_HOLLOW_MM = 14.0
+#: Parts with fewer voxels are counted to their surroundings.
+_FEWEST = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of the examined box.
+
+    :param name: as a sentence says it.
+    :param mask: bool (k, j, i), as in the box.
+    :param of_lesion: whether it belongs to the lesion; `outside`: whether it lies outside the liver.
+    """
+
+    name: str
+    mask: torch.Tensor
+    of_lesion: bool = False
+    outside: bool = False
+
+
+def name_parts(examined: ExaminedBox) -> list[Part]:
+    """The parts of the box, disjoint, which together are all of it; empty ones are left out."""
+    run = examined.run
+    voxel = max(run.spacing)
+    lesion = examined.weights > 0
+    liver = run.mask(run.segmentation.specs[0].name) | lesion
+    distance = distance_mm(lesion, run.spacing)
+    core = distance < -_RIM_MM
+    rim = (distance <= 1.01 * voxel) & ~core
+    inside = liver & ~core & ~rim
+    plain = healthy_liver(run)
+    edge = distance_mm(~liver, run.spacing) <= 2.01 * voxel
+    smooth = distance_mm(plain, run.spacing) > 1.01 * voxel
+    vessels = inside & smooth & ~edge
+    hollow = _closed(liver, run.spacing) & ~liver & ~rim
+    near = distance <= _NEAR_MM
+    parts = [
+        Part("the lesion's core", core, of_lesion=True),
+        Part("its rim", rim, of_lesion=True),
+        Part("vessels and other structures in the liver", vessels),
+        Part("the liver's fissures and gallbladder", hollow & near, outside=True),
+        Part("what lies outside the liver within 3 cm", ~liver & ~rim & near & ~hollow, outside=True),
+        Part("what lies farther away", ~liver & ~rim & ~near, outside=True),
+    ]
+    parts = [part for part in parts if int(part.mask.sum()) >= _FEWEST]
+    rest = ~torch.stack([part.mask for part in parts]).any(dim=0)
+    return [*parts, Part("the rest of the liver", rest)] if rest.any() else parts
+
+
+def _closed(mask: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+    """`mask` with its hollows filled: grown by :data:`_HOLLOW_MM` and shrunk again."""
+    grown = distance_mm(mask, spacing_mm) <= _HOLLOW_MM
+    return distance_mm(~grown, spacing_mm) > _HOLLOW_MM
+
+
+def replaced(examined: ExaminedBox, parts: list[Part], seed: int = 0) -> torch.Tensor:
+    """What each voxel of the box shows when its part is replaced: float32 (k, j, i), HU.
+
+    Parts inside the liver become plain liver of the same patient at the level of the lesion's surroundings, parts
+    outside become the tissue that prevails at their border; where there is too little of that, plain liver too.
+
+    :raises LiverXAILib.errors.UsageError: there is no healthy liver.
+    """
+    run, hu = examined.run, examined.run.hu
+    donor = healthy_liver(run)
+    fill = plausible_fill(hu, examined.weights > 0, donor, run.spacing, seed)
+    result = isolate(hu, replace(fill, weight=torch.zeros_like(fill.weight)), donor, seed)
+    for part in parts:
+        if part.outside:
+            with suppress(UsageError):
+                tissue = border_tissue(hu, part.mask, run.spacing) & ~part.mask
+                outside = plausible_fill(hu, part.mask, tissue, run.spacing, seed)
+                result = torch.where(part.mask, outside.image, result)
+    return result
