@@ -32,6 +32,7 @@ CASE_COLUMNS = (
     "tumor_burden_percent",
     "lesion_count",
     "longest_lesion_mm",
+    "doubtful_lesions",
     "lowest_faithfulness",
     "faithfulness_passed",
     "warnings",
@@ -117,6 +118,7 @@ def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
     row |= {name: measured.get(name) for name in CASE_COLUMNS if name in measured}
     row |= {
         "longest_lesion_mm": longest,
+        "doubtful_lesions": _doubtful(result.lesions),
         "lowest_faithfulness": min((_gain(one) for one in checked), default=None),
         "faithfulness_passed": all(one["faithfulness"]["passed"] for one in checked) if checked else None,
         "warnings": " ".join(record["warnings"]),
@@ -127,6 +129,12 @@ def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
         "image_sha256": record["input"]["sha256"],
     }
     return CaseSummary(row, result.lesions, checked)
+
+
+def _doubtful(lesions: Sequence[Mapping[str, str]]) -> int | None:
+    """How many lesions are called doubtful; None where nothing is said about their reliability."""
+    words = [lesion.get("reliability_word", "") for lesion in lesions]
+    return words.count("doubtful") if any(words) else None
 
 
 def _gain(explanation: Mapping[str, Any]) -> float:

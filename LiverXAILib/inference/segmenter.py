@@ -134,6 +134,7 @@ def segment(
             for label, logit in stage.peak_threshold.items()
             if label in probabilities
         },
+        "reliability": None if model.spec.reliability is None else asdict(model.spec.reliability),
         "stages": stages,
         "seconds_of_rules": round(time.perf_counter() - begun, 6),
         "seconds": round(time.perf_counter() - started, 6),

@@ -13,6 +13,7 @@ from ..volumes.box import bounding_box
 from ..volumes.volume import Volume
 from .diameters import axial_diameters
 from .measurements import Candidate
+from .reliability import finding_reliability
 
 
 def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Candidate, ...]:
@@ -27,6 +28,7 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
         return ()
     offset = np.rint(volume.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
+    reliable = list(finding_reliability(numbers, segmentation))
     candidates = []
     for number in range(1, int(numbers[box].max()) + 1):
         mask = numbers == number
@@ -48,6 +50,7 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
                 peak_probability=float(values.max()),
                 place_lps_mm=(float(x), float(y), float(z)),
                 reason=_reason(float(values.max()), needed),
+                reliability=reliable[number - 1],
             )
         )
     return tuple(candidates)

@@ -11,7 +11,7 @@ from typing import Any
 from .recist import Recist
 
 #: Of ``measurements.json``; the schema is ``LiverXAILib/report/measurements.schema.json``.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: Below this probability a contrast phase is called uncertain.
 CERTAIN = 0.8
 #: LPS mm.
@@ -40,6 +40,28 @@ class AxialDiameters:
 
 
 @dataclass(frozen=True)
+class FindingReliability:
+    """How often findings of this model that look like this one are true, see :mod:`LiverXAILib.measure.reliability`.
+
+    :param probability: estimated on findings of known truth, of phantoms and painted lesions: an estimate for
+        patients. Not the chance of malignancy.
+    :param word: "likely", "uncertain" or "doubtful".
+    :param reason: what lowers the probability, in words; "" for likely ones, or if it is nothing in particular.
+    :param features: what it was computed from.
+    """
+
+    probability: float
+    word: str
+    reason: str
+    features: Mapping[str, float]
+
+    def describe(self) -> str:
+        """Word, number and reason: "doubtful (23 %): lies at the edge of the liver"."""
+        text = f"{self.word} ({100 * self.probability:.0f} %)"
+        return f"{text}: {self.reason}" if self.reason else text
+
+
+@dataclass(frozen=True)
 class LesionMeasurements:
     """One lesion.
 
@@ -60,6 +82,7 @@ class LesionMeasurements:
         the body's middle plane, which is said.
     :param instance_number: DICOM: of the slice with the axial diameters; None if the image was not read from DICOM.
     :param source: who outlined it: "model", "reader", or "model, edited by the reader".
+    :param reliability: None if the model's card does not tell how to compute it, or if a reader outlined the lesion.
     """
 
     number: int
@@ -79,6 +102,7 @@ class LesionMeasurements:
     location: str | None = None
     instance_number: int | None = None
     source: str = "model"
+    reliability: FindingReliability | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +151,7 @@ class Candidate:
     :param place_lps_mm: a voxel of the piece, the one nearest to its centroid: by it the candidate is found again.
     :param reason: why it is not counted, in a sentence.
     :param status: "open", or what the reader decided: "accepted" or "rejected".
+    :param reliability: as that of a lesion.
     """
 
     number: int
@@ -138,6 +163,7 @@ class Candidate:
     place_lps_mm: Point
     reason: str
     status: str = "open"
+    reliability: FindingReliability | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +220,7 @@ class Measurements:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "liver_complete": self.liver_complete}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for the liver, one for all tumors (if the model looks for them), one for each lesion.
+        """One row for the liver, one for all tumors (if the model looks for them), one for each lesion and candidate.
 
         All rows have the same columns; what does not apply is None.
         """
@@ -228,13 +254,26 @@ class Measurements:
                 | values
                 | {
                     "structure": "lesion",
-                    "axial_long_mm": lesion.axial.long_mm,
-                    "axial_short_mm": lesion.axial.short_mm,
-                    "axial_slice": lesion.axial.slice_index,
+                    **_finding_columns(lesion),
                     "recist_target": self.recist is not None and lesion.number in self.recist.targets,
                     "centroid_l_mm": x,
                     "centroid_p_mm": y,
                     "centroid_s_mm": z,
+                }
+            )
+        for candidate in self.candidates:
+            values = {name: value for name, value in dataclasses.asdict(candidate).items() if name in COLUMNS}
+            x, y, z = candidate.place_lps_mm
+            rows.append(
+                empty
+                | values
+                | {
+                    "structure": "candidate",
+                    **_finding_columns(candidate),
+                    "centroid_l_mm": x,
+                    "centroid_p_mm": y,
+                    "centroid_s_mm": z,
+                    "source": "model",
                 }
             )
         return rows
@@ -267,7 +306,18 @@ class Measurements:
         return "\n".join(lines)
 
 
-#: (k, j, i) slices with explicit start and stop.
+def _finding_columns(finding: LesionMeasurements | Candidate) -> dict[str, Any]:
+    """Columns that lesions and candidates have alike."""
+    reliability = finding.reliability
+    return {
+        "axial_long_mm": finding.axial.long_mm,
+        "axial_short_mm": finding.axial.short_mm,
+        "axial_slice": finding.axial.slice_index,
+        "reliability": None if reliability is None else reliability.probability,
+        "reliability_word": None if reliability is None else reliability.word,
+        "reliability_reason": None if reliability is None else reliability.reason,
+    }
+
 
 #: The columns of :meth:`Measurements.rows`.
 COLUMNS = (
@@ -297,4 +347,7 @@ COLUMNS = (
     "instance_number",
     "recist_target",
     "plausible",
+    "reliability",
+    "reliability_word",
+    "reliability_reason",
 )

@@ -23,6 +23,7 @@ from .measurements import ContrastPhase, LesionMeasurements, Measurements
 from .phase import estimate_phase
 from .plausibility import implausibilities, liver_position
 from .recist import Recist, recist
+from .reliability import finding_reliability
 
 
 # Long: most lines are its parameters and their documentation.
@@ -129,6 +130,7 @@ def _lesions(
     numbers = components[tuple(kji.T)]
     probability = segmentation.probabilities.get("tumor")
     surface = _surface(context.liver, volume.grid, context.box)
+    reliable = list(finding_reliability(components, segmentation))
     lesions = []
     for number in range(1, int(numbers.max()) + 1):
         chosen = numbers == number
@@ -162,6 +164,7 @@ def _lesions(
                 sphericity=sphericity(mask, grid),
                 location=location(voxels, context.segments, x, context.middle_x),
                 instance_number=slice_instance_number(volume, axial.slice_axis, index),
+                reliability=reliable[number - 1],
             )
         )
     return tuple(lesions)

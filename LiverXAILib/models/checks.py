@@ -13,7 +13,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .spec import Intensity, LabelSpec, LayerSpec, ModelSpec, Resampling, StageSpec
+    from .spec import Intensity, LabelSpec, LayerSpec, ModelSpec, Reliability, Resampling, StageSpec
 
 _AXIS_PAIRS = ({"L", "R"}, {"P", "A"}, {"S", "I"})
 #: Most characters of a name, channels and labels of a stage, stages, networks of an ensemble, and layers.
@@ -22,6 +22,8 @@ _LONGEST_NAME, _MOST_CHANNELS, _MOST_STAGES, _MOST_MEMBERS, _MOST_LAYERS = 200, 
 _LARGEST_MM, _LARGEST_SIZE, _LARGEST_HU = 1000.0, 4096, 1e6
 _SMALLEST_MM = 0.01
 _MOST_OVERLAP = 0.9
+#: What a finding's reliability can be computed from, see :mod:`LiverXAILib.measure.reliability`.
+FEATURES = ("border_entropy", "compactness", "mean_probability", "edge_share", "log10_ml")
 
 
 def is_inner_file(name: str) -> bool:
@@ -63,6 +65,19 @@ def resampling_problems(rule: Resampling) -> Iterator[str]:
         yield "orders of splines must be 0 to 5"
     if not 1 <= rule.anisotropy <= 1000:
         yield "anisotropy must be a number of at least 1"
+
+
+def reliability_problems(reliability: Reliability) -> Iterator[str]:
+    parts = (reliability.weights, reliability.centers, reliability.scales)
+    if any(set(part) != set(reliability.weights) for part in parts) or not set(reliability.weights) <= set(FEATURES):
+        yield f"weights, centers and scales of the reliability must be of the same features, of {', '.join(FEATURES)}"
+    numbers = [reliability.intercept, *(value for part in parts for value in part.values())]
+    if not all(math.isfinite(value) and abs(value) <= _LARGEST_HU for value in numbers):
+        yield "the reliability must be made of finite numbers"
+    if not all(value > 0 for value in reliability.scales.values()):
+        yield "scales of the reliability must be above 0"
+    if not 0 < reliability.true < reliability.findings:
+        yield "the reliability must have been fitted on true and on false findings"
 
 
 def label_problems(label: LabelSpec) -> Iterator[str]:

@@ -18,7 +18,14 @@ from ..errors import ModelError
 from ..labels import terminology
 from ..labels.terminology import Code
 from ..labels.vocabulary import STRUCTURES
-from .checks import intensity_problems, label_problems, model_problems, resampling_problems, stage_problems
+from .checks import (
+    intensity_problems,
+    label_problems,
+    model_problems,
+    reliability_problems,
+    resampling_problems,
+    stage_problems,
+)
 from .serialization import from_json_value, parse_json
 
 #: Version of the JSON card. Raised when a reader of the old format could misunderstand the new one.
@@ -231,10 +238,33 @@ class StageSpec:
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """A logistic regression that tells how often findings of this model's tumors are true.
+
+    The features are those of :mod:`LiverXAILib.measure.reliability`; `weights` are of ``(feature - center) / scale``.
+
+    :param findings: how many findings it was fitted on, and `true`: how many of them were true.
+    :param source: the command that fitted it.
+    """
+
+    intercept: float
+    weights: Mapping[str, float]
+    centers: Mapping[str, float]
+    scales: Mapping[str, float]
+    findings: int
+    true: int
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _refuse(reliability_problems(self))
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The card of a model. `labels` are those of the final result, by name; later ones are drawn over earlier.
 
     `quality` and `training` are free-form, JSON-ready mappings that reports print; `limits` are sentences.
+    `reliability` tells how often this model's findings are true, where that was measured.
     """
 
     name: str
@@ -249,6 +279,7 @@ class ModelSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+    reliability: Reliability | None = None
 
     def __post_init__(self) -> None:
         if problems := model_problems(self):

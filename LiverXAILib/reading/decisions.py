@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..inference.lesions import candidate_components, grown, lesion_components
 from ..inference.segmentation import Segmentation
 from ..measure import measure
-from ..measure.measurements import Candidate, Measurements
+from ..measure.measurements import Candidate, LesionMeasurements, Measurements
 from ..volumes.box import bounding_box, components
 from ..volumes.volume import Volume
 from .outline import outline_lesion
@@ -158,9 +158,7 @@ def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisio
     """The new measurements, with who outlined each lesion, and the model's candidates with what became of them."""
     measured = measure(volume, segmentation)
     model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
-    lesions = tuple(
-        dataclasses.replace(lesion, source=_source(numbers == lesion.number, model)) for lesion in measured.lesions
-    )
+    lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
     pieces = candidate_components(own.segmentation)
     labels = segmentation.labels.array
     tumor = segmentation.spec("tumor").value
@@ -169,6 +167,11 @@ def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisio
         for one in own.measurements.candidates
     )
     return dataclasses.replace(measured, lesions=lesions, candidates=candidates)
+
+
+def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
+    """How reliable the model is says nothing about what a reader outlined."""
+    return dataclasses.replace(lesion, source=source, reliability=lesion.reliability if source == "model" else None)
 
 
 def _source(mask: np.ndarray, model: np.ndarray) -> str:

@@ -95,6 +95,7 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
         "measurements": analysis.measurements,
         # The sum of what the table shows, so that a reader who adds it up gets the same.
         "lesions_ml": sum(round(lesion.volume_ml, 2) for lesion in analysis.measurements.lesions),
+        "reliabilities": any(lesion.reliability is not None for lesion in analysis.measurements.lesions),
         "model": analysis.model,
         "overview": _planes(analysis),
         "overview_text": _overview_text(analysis),

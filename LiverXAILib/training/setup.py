@@ -75,6 +75,7 @@ class TrainingSetup:
             "title": config.title or f"{config.name}, trained with LiverXAI",
             "training": training,
             "quality": quality,
+            "reliability": None,  # that of the initial model says nothing about this one
         }
         if self.base is None:
             spec = ModelSpec(
