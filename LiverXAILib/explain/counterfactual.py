@@ -18,8 +18,10 @@ import torch
 
 from ..context import RunContext
 from ..errors import UsageError
+from ..inference.backends import Forward, choose_backend, forward, keep_freed_memory
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
+from ..inference.stages import run_batch, sample_box
 from ..models.model import Model
 from ..progress import CancelToken, Progress
 from ..volumes.box import Box, bounding_box
@@ -33,9 +35,13 @@ from .targets import Contrast, Target, WhyNot
 
 #: Fills of a lesion, each with texture from another place, where nothing else is said.
 DRAWS = 1
-#: Boxes around a target that are tried, the smallest first: their size at most (None: the whole window), and how far
-#: they reach around the target.
-_BOXES_MM = ((EXAMINED_MM, CONTEXT_MM), (200.0, 90.0), (None, 0.0))
+#: Crops around a target in which the network is asked, the smallest first: their size at most (None: the whole window),
+#: how far they reach around the target, and the target's size at most.
+_CROPS_MM = ((64.0, 16.0, 32.0), (EXAMINED_MM, CONTEXT_MM, EXAMINED_MM), (200.0, 90.0, 200.0), (None, 0.0, None))
+#: The part of the image that is changed, however small the crop is in which the network is asked.
+_EDITED_MM = (EXAMINED_MM, CONTEXT_MM)
+#: So many voxels are read at a time.
+_BATCH_VOXELS = 500_000
 #: In the box the model must give the target a probability within this of the whole image's.
 AGREEMENT = 0.15
 #: How much of the CT around an edit is kept to be looked at.
@@ -51,17 +57,23 @@ class FarContextError(UsageError):
 
 @dataclass(frozen=True, eq=False)
 class ExaminedBox:
-    """The part of the image around a target in which the network is asked again.
+    """The part of the image around a target that is changed, in crops of which the network is asked again.
+
+    Gradients are not needed, so that the network runs as in the segmentation, on the backend that is fastest here.
 
     :param run: the network and the image there, as if there were nothing else.
     :param score_target: the target there.
     :param box: on the padded image of the stage.
-    :param probability: mean probability of the answer over the target, in the box; `in_image`: in the whole image.
+    :param crop: how many voxels (k, j, i) the network reads around a target.
+    :param forwards: the networks.
+    :param probability: mean probability of the answer over the target, in a crop; `in_image`: in the whole image.
     """
 
     run: StageContext
     score_target: ScoreTarget
     box: Box
+    crop: tuple[int, int, int]
+    forwards: Sequence[Forward]
     probability: float
     in_image: float
 
@@ -72,18 +84,24 @@ class ExaminedBox:
         mask: np.ndarray,
         context: RunContext,
     ) -> ExaminedBox:
-        """The smallest box in which the model says of the target what it says in the whole image.
+        """The smallest crop in which the model says of the target what it says in the whole image.
 
         :param mask: the target's voxels, on the input's grid.
         :raises FarContextError: none does.
         """
         whole = _in_image(score_target, run, mask, context)
-        for limit, reach in _BOXES_MM:
-            alone, inside, box = score_target.in_focus(run, limit, reach)
-            if limit is not None and box.intersection(score_target.box) != score_target.box:
+        forwards = _forwards(run)
+        extent = max(n * size for n, size in zip(score_target.box.shape, run.spacing, strict=True))
+        for limit, reach, largest in _CROPS_MM:
+            if largest is not None and extent > largest:
+                continue
+            _, _, crop = score_target.in_focus(run, limit, reach)
+            if limit is not None and crop.intersection(score_target.box) != score_target.box:
                 continue  # only a part of the target would be removed
-            examined = ExaminedBox(alone, inside, box, 0.0, whole)
-            examined = replace(examined, probability=examined.ask(alone.image, context))
+            edited = (limit, reach) if limit is None or limit >= _EDITED_MM[0] else _EDITED_MM
+            alone, inside, box = score_target.in_focus(run, *edited)
+            examined = ExaminedBox(alone, inside, box, crop.shape, forwards, 0.0, whole)
+            examined = replace(examined, probability=examined.ask([alone.image], context)[0])
             if abs(examined.probability - whole) <= AGREEMENT:
                 return examined
         raise FarContextError(
@@ -97,17 +115,46 @@ class ExaminedBox:
         weights = self.score_target.weights.abs().sum(dim=0)
         return weights / weights.sum()
 
-    def ask(self, image: torch.Tensor, context: RunContext, weights: torch.Tensor | None = None) -> float:
-        """The model's mean probability of the answer over the target (or by other `weights`) for another image.
+    def ask(
+        self, images: Sequence[torch.Tensor], context: RunContext, weights: Sequence[torch.Tensor] | None = None
+    ) -> list[float]:
+        """The model's mean probability of the answer over the target, for other images.
 
-        :param image: network input, of the box's size.
+        :param images: network inputs, of the box's size.
+        :param weights: the target in each image; None: where it is.
         """
-        context.check()
-        with torch.inference_mode():
-            window = image.to(self.run.device)
-            logits = torch.stack([self.run.network(number, window) for number in range(len(self.run.passes))])
-            odds = self.score_target.evidence(logits.mean(dim=0)).cpu()
-        return float((torch.sigmoid(odds) * (self.weights if weights is None else weights)).sum())
+        weights = [self.weights] * len(images) if weights is None else weights
+        crops = [self._crop(one) for one in weights]
+        windows = torch.stack([image[crop] for image, crop in zip(images, crops, strict=True)])
+        logits = []
+        for part in windows.split(max(1, _BATCH_VOXELS // windows[0].numel())):
+            context.check()
+            with torch.inference_mode(), keep_freed_memory(self.run.device):
+                batch = part.to(self.run.device)
+                members = [run_batch(network, batch, self.run.stage).float().cpu() for network in self.forwards]
+                logits.append(torch.stack(members).mean(dim=0))
+        answers = []
+        for one, crop, weight in zip(torch.cat(logits), crops, weights, strict=True):
+            here = weight[crop]
+            answers.append(float((torch.sigmoid(self.score_target.evidence(one)) * here).sum() / here.sum()))
+        return answers
+
+    def _crop(self, weights: torch.Tensor) -> Box:
+        """The crop around a target that lies in the middle of it where the box allows that."""
+        target = bounding_box((weights > 0).numpy())
+        assert target is not None
+        corner = [
+            min(max(0, (side.start + side.stop - size + 1) // 2), whole - size)
+            for side, size, whole in zip(target, self.crop, weights.shape, strict=True)
+        ]
+        return Box.full(self.crop).shifted(corner)
+
+
+def _forwards(run: StageContext) -> list[Forward]:
+    """The networks of `run` as they made the segmentation: on the same backend."""
+    sample = run.image[sample_box(run.plan, run.stage)]
+    choice = choose_backend(run.networks[0], run.stage, run.device, sample, run.image.numel())
+    return [forward(choice.backend, network, run.device) for network in run.networks]
 
 
 def explain_lesions(
@@ -173,7 +220,7 @@ def explain_change(
     provenance = {
         "stage": run.stage.name,
         "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
-        "box_mm": [round(n * size, 1) for n, size in zip(examined.box.shape, run.spacing, strict=True)],
+        "box_mm": [round(n * size, 1) for n, size in zip(examined.crop, run.spacing, strict=True)],
         "probability_in_image": round(examined.in_image, 5),
         "device": str(run.device),
         "seconds": round(time.perf_counter() - started, 3),
@@ -186,26 +233,28 @@ def _counterfactual(
 ) -> Counterfactual:
     run, hu, donor = examined.run, examined.run.hu, healthy_liver(examined.run)
     fills = [plausible_fill(hu, examined.weights > 0, donor, run.spacing, seed) for seed in range(draws)]
-    without = [examined.ask(run.from_hu(fill.image), context) for fill in fills]
     alone = isolate(hu, fills[0], donor)
+    images, weights = [alone, *(fill.image for fill in fills)], [examined.weights] * (1 + draws)
     volumes = {
         "without": _edited(volume, run, fills[0].image, fills[0].weight > 0),
         "alone": _as_seen(run, alone, fills[0].weight > 0),
     }
-    elsewhere, place = None, None
+    place = None
     if (moved := transplant(hu, fills[0], donor, run.spacing)) is not None:
         image, offset = moved
-        weights = examined.weights.roll(offset, (0, 1, 2))
-        elsewhere = round(examined.ask(run.from_hu(image), context, weights), 5)
-        place = _center_lps(run, weights)
-        volumes["elsewhere"] = _edited(volume, run, image, weights > 0)
+        images.append(image)
+        weights.append(examined.weights.roll(offset, (0, 1, 2)))
+        place = _center_lps(run, weights[-1])
+        volumes["elsewhere"] = _edited(volume, run, image, weights[-1] > 0)
+    by_itself, *answers = examined.ask([run.from_hu(image) for image in images], context, weights)
+    without = answers[:draws]
     evidence = {
         "probability": round(examined.probability, 5),
         "without": round(median(without), 5),
         "draws": [round(value, 5) for value in without],
-        "elsewhere": elsewhere,
+        "elsewhere": None if place is None else round(answers[-1], 5),
         "elsewhere_lps_mm": place,
-        "alone": round(examined.ask(run.from_hu(alone), context), 5),
+        "alone": round(by_itself, 5),
         "level_hu": round(fills[0].level_hu, 1),
         "fill": {"level": "ring" if fills[0].ring else "liver", "fitted": round(fills[0].fitted, 3)},
     }
@@ -240,11 +289,9 @@ def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -
         ball = distance <= diameter / 2
         fill = plausible_fill(hu, ball, donor & ~ball, run.spacing)
         level, weights = fill.level_hu, ball / ball.sum()
-        row = []
-        for step, contrast in enumerate(CONTRASTS_HU):
-            done = (number + step / len(CONTRASTS_HU)) / len(DIAMETERS_MM)
-            context.report(f"Darkening {diameter:g} mm by {-contrast:g} HU", done)
-            row.append(round(label.ask(run.from_hu(fill.image + contrast * fill.weight), context, weights), 5))
+        context.report(f"Darkening {diameter:g} mm", number / len(DIAMETERS_MM))
+        images = [run.from_hu(fill.image + contrast * fill.weight) for contrast in CONTRASTS_HU]
+        row = [round(value, 5) for value in label.ask(images, context, [weights] * len(images))]
         rows.append(row)
         enough = (contrast for contrast, value in zip(CONTRASTS_HU, row, strict=True) if value >= 0.5)
         needed.append(next(enough, None))

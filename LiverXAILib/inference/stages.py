@@ -35,6 +35,7 @@ __all__ = [
     "padded_input",
     "predict_logits",
     "preprocessing_of",
+    "run_batch",
     "run_mirrored",
     "run_network",
     "sample_box",
@@ -92,9 +93,7 @@ def padded_input(
 
 def run_network(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
     """Logits (channels, a, b, c) of one window (a, b, c). A 2-D network reads its slices along `a` as a batch."""
-    if stage.dimensions == 2:
-        return network(window[:, None]).transpose(0, 1)
-    return network(window[None, None])[0]
+    return _run_windows(network, window[None], stage)[0]
 
 
 def predict_logits(
@@ -132,17 +131,30 @@ def predict_logits(
 
 def run_mirrored(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
     """:func:`run_network`, averaged over the mirrorings of the stage's card."""
+    return run_batch(network, window[None], stage)[0]
+
+
+def run_batch(network: Forward, windows: torch.Tensor, stage: StageSpec) -> torch.Tensor:
+    """:func:`run_mirrored` for several windows (n, a, b, c) in one pass: logits (n, channels, a, b, c)."""
     axes = mirrorings(stage)
-    logits = run_network(network, window, stage)
-    expected = (len(stage.channels), *window.shape)
+    logits = _run_windows(network, windows, stage)
+    expected = (len(windows), len(stage.channels), *windows.shape[1:])
     if logits.shape != expected:
         raise ModelError(
-            f"The network of stage {stage.name!r} answers a window with {tuple(logits.shape)} numbers; by the model "
-            f"card it must be {expected}."
+            f"The network of stage {stage.name!r} answers a window with {tuple(logits.shape[1:])} numbers; by the "
+            f"model card it must be {expected[1:]}."
         )
     for flip in axes[1:]:
-        logits = logits + run_network(network, window.flip(flip), stage).flip([axis + 1 for axis in flip])
+        mirrored = _run_windows(network, windows.flip([axis + 1 for axis in flip]), stage)
+        logits = logits + mirrored.flip([axis + 2 for axis in flip])
     return logits / len(axes)
+
+
+def _run_windows(network: Forward, windows: torch.Tensor, stage: StageSpec) -> torch.Tensor:
+    """:func:`run_network` for several windows."""
+    if stage.dimensions == 2:
+        return network(windows.flatten(0, 1)[:, None]).unflatten(0, windows.shape[:2]).transpose(1, 2)
+    return network(windows[:, None])
 
 
 def mirrorings(stage: StageSpec) -> list[tuple[int, ...]]:
