@@ -390,6 +390,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.detailsButton.connect("clicked(bool)", self.onCopyDetails)
         ui.explainLesionButton.connect("clicked(bool)", self.onExplainLesion)
         ui.explainButton.connect("clicked(bool)", self.onExplain)
+        ui.withoutButton.connect("toggled(bool)", self.results.on_without)
         ui.show3DButton.connect("toggled(bool)", self.results.on_show_3d)
         ui.saveButton.connect("clicked(bool)", self.onSave)
         ui.measureButton.connect("clicked(bool)", self.reader.on_measure)

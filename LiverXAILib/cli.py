@@ -227,6 +227,8 @@ def _analyze(arguments: argparse.Namespace) -> int:
     for sentence in [*analysis.provenance["warnings"], *written.warnings]:
         print(f"warning: {one_line(sentence)}", file=sys.stderr)
     print(analysis.measurements.summary())
+    for answer in analysis.answers:
+        print(one_line(answer.sentence))
     for role, path in written.files.items():
         print(f"{role:>20}  {path}")
     print("For research use only. Not for diagnosis or treatment.")

@@ -42,6 +42,7 @@ _MEASUREMENTS_SHAPE = {
     "lesions": [{"axial": {"long_mm": _NUMBER}}],
 }
 _CHECK_SHAPE = {"target": str, "faithfulness": {"passed": bool, "sentence": str, "curves": {"gain": _NUMBER}}}
+_ANSWER_SHAPE = {"kind": str, "target": str, "evidence": {}}
 _EVENT_SHAPES: dict[str, dict[str, Any]] = {
     "": {"event": str, "time": _NUMBER, "run": str},
     "case": {"case": str, "label": str, "folder": str, "state": str},
@@ -65,6 +66,7 @@ class Result:
     measurements: Mapping[str, Any]
     explanations: Sequence[Mapping[str, Any]]
     lesions: Sequence[Mapping[str, str]]
+    answers: Sequence[Mapping[str, Any]] = ()
 
 
 def read_json(path: Path) -> Any:
@@ -103,6 +105,8 @@ def read_result(folder: Path) -> Result | None:
         _require(folder / PROVENANCE, explanations, [{}])
         checked = [one for one in explanations if one.get("faithfulness")]
         _require(folder / PROVENANCE, checked, [_CHECK_SHAPE])
+        answers = provenance.get("answers", [])
+        _require(folder / PROVENANCE, answers, [_ANSWER_SHAPE])
         with (folder / _TABLE).open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             columns, rows = reader.fieldnames or (), list(reader)
@@ -112,7 +116,7 @@ def read_result(folder: Path) -> Result | None:
         raise DamagedError(folder / _TABLE, "not a table") from error
     if "structure" not in columns or any(None in row or None in row.values() for row in rows):
         raise DamagedError(folder / _TABLE, "not the table of measurements")
-    return Result(record, measurements, checked, [row for row in rows if row["structure"] == "lesion"])
+    return Result(record, measurements, checked, [row for row in rows if row["structure"] == "lesion"], answers)
 
 
 def is_event(line: Any) -> bool:

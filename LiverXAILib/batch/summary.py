@@ -128,13 +128,23 @@ def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
         "image": record["input"]["path"],
         "image_sha256": record["input"]["sha256"],
     }
-    return CaseSummary(row, result.lesions, checked)
+    return CaseSummary(row, [{**lesion, **_changed_cts(lesion, result.answers)} for lesion in result.lesions], checked)
 
 
 def _doubtful(lesions: Sequence[Mapping[str, str]]) -> int | None:
     """How many lesions are called doubtful; None where nothing is said about their reliability."""
     words = [lesion.get("reliability_word", "") for lesion in lesions]
     return words.count("doubtful") if any(words) else None
+
+
+def _changed_cts(lesion: Mapping[str, str], answers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The model's confidence in a lesion when it is replaced, moved, or alone; "" where it was not asked."""
+    evidence: Mapping[str, Any] = {}
+    for answer in answers:
+        if answer["kind"] == "counterfactual" and answer["target"] == f"lesion:{lesion['number']}":
+            evidence = answer["evidence"]
+    numbers = {name: evidence.get(name) for name in ("without", "elsewhere", "alone")}
+    return {f"confidence_{name}": "" if value is None else f"{value:g}" for name, value in numbers.items()}
 
 
 def _gain(explanation: Mapping[str, Any]) -> float:

@@ -297,7 +297,7 @@ class Measurements:
             lines.append(f"Tumor   {self.tumor_volume_ml:8.1f} ml{burden}, {count}")
         lines += [
             f"  {x.number:>3}   {x.volume_ml:8.2f} ml, {x.axial.long_mm:.1f} × {x.axial.short_mm:.1f} mm axial, "
-            f"{x.mean_hu:.0f} ± {x.sd_hu:.0f} HU"
+            f"{x.mean_hu:.0f} ± {x.sd_hu:.0f} HU" + ("" if x.reliability is None else f"; {x.reliability.describe()}")
             for x in self.lesions
         ]
         if self.recist is not None and self.recist.targets:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .changed_cts import show_changed_ct, update_changed_cts
     from .display import set_heat_opacity, set_heat_threshold, show_overlay, show_surfaces
     from .heatmaps import explanation_to_node, hottest_place, hottest_point, uncertainty_to_node
     from .nodes import all_results, bring_back, find_results, input_of, place_results, put_aside, sets_aside
@@ -65,9 +66,11 @@ _HOMES = {
     "set_heat_opacity": "display",
     "set_heat_threshold": "display",
     "sets_aside": "nodes",
+    "show_changed_ct": "changed_cts",
     "show_overlay": "display",
     "show_surfaces": "display",
     "uncertainty_to_node": "heatmaps",
+    "update_changed_cts": "changed_cts",
     "update_refined": "results",
     "volume_from_node": "volumes",
     "volume_to_node": "volumes",
@@ -103,9 +106,11 @@ __all__ = [
     "set_heat_opacity",
     "set_heat_threshold",
     "sets_aside",
+    "show_changed_ct",
     "show_overlay",
     "show_surfaces",
     "uncertainty_to_node",
+    "update_changed_cts",
     "update_refined",
     "volume_from_node",
     "volume_to_node",

@@ -18,7 +18,7 @@ from ..errors import UsageError
 
 #: Node reference from a result to the CT that it is about.
 INPUT_ROLE = "LiverXAI.Input"
-#: Attribute that says what a result is: "segmentation", "heatmap", "uncertainty" or "measurements".
+#: Attribute that says what a result is: "segmentation", "heatmap", "uncertainty", "changed CT" or "measurements".
 RESULT = "LiverXAI.Result"
 #: Attribute of results that were put aside for newer ones: the title of the set of results that they belong to.
 SET = "LiverXAI.Set"
@@ -30,7 +30,7 @@ def find_results(
 ) -> list[Any]:
     """The present result nodes of a CT, in the order in which they were made; not those that were put aside.
 
-    :param kind: "segmentation", "heatmap", "uncertainty" or "measurements"; "" for all.
+    :param kind: "segmentation", "heatmap", "uncertainty", "changed CT" or "measurements"; "" for all.
     :param attributes: further attributes they must have, e.g. ``Target="tumor"``.
     """
     return [

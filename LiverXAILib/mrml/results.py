@@ -12,6 +12,7 @@ import slicer
 import vtk
 
 from ..measure.uncertainty import entropy_map
+from .changed_cts import CHANGED_CT, update_changed_cts
 from .heatmaps import heatmap_identity, update_heatmap_node, update_uncertainty_node
 from .nodes import find_results, has_attributes, remove_result, results_folder, set_attributes
 from .segmentations import LABELS_CHECKSUM, SegmentLayers, segment_layers, update_segmentation_node
@@ -32,7 +33,7 @@ class AnalysisNodes:
     """The nodes of one analysis.
 
     `heatmaps` is by target in text ("tumor", "lesion:2"); `uncertainty` is None if the segmentation came without
-    probabilities; `folder` is an item of the subject hierarchy.
+    probabilities; `changed_cts` is by target, too; `folder` is an item of the subject hierarchy.
     """
 
     volume: slicer.vtkMRMLScalarVolumeNode
@@ -40,6 +41,7 @@ class AnalysisNodes:
     heatmaps: Mapping[str, slicer.vtkMRMLScalarVolumeNode]
     uncertainty: slicer.vtkMRMLScalarVolumeNode | None
     table: slicer.vtkMRMLTableNode
+    changed_cts: Mapping[str, slicer.vtkMRMLScalarVolumeNode]
     folder: int
 
 
@@ -142,12 +144,13 @@ def node_steps(
     for explanation, image in zip(analysis.explanations, prepared.heatmaps, strict=True):
         heatmaps[str(explanation.target)] = update_heatmap_node(explanation, scene, volume_node, image)
         yield
+    changed = update_changed_cts(analysis.answers, scene, volume_node, keep=before == [prepared.layers.checksum])
     uncertainty_node = None
     if prepared.uncertainty is not None:
         uncertainty, image = prepared.uncertainty
         uncertainty_node = update_uncertainty_node(uncertainty, scene, volume_node, image=image)
     folder = results_folder(scene, volume_node)
-    return AnalysisNodes(volume_node, segmentation, heatmaps, uncertainty_node, table, folder)
+    return AnalysisNodes(volume_node, segmentation, heatmaps, uncertainty_node, table, changed, folder)
 
 
 def update_refined(
@@ -158,7 +161,8 @@ def update_refined(
 ) -> slicer.vtkMRMLSegmentationNode:
     """Show what a reader has changed in the present results of a CT: segments, table, decisions.
 
-    Heat maps stay; those of single lesions are marked with ``LiverXAI.Stale``, as their numbers may stand for others.
+    Heat maps and changed CTs stay; those of single lesions are marked with ``LiverXAI.Stale``, as their numbers may
+    stand for others.
 
     :param layers: the new segments (:func:`~LiverXAILib.mrml.segmentations.segment_layers`); None: as they are in the
         scene.
@@ -168,7 +172,7 @@ def update_refined(
         update_segmentation_node(analysis.segmentation, scene, volume_node, layers)
     set_attributes(node, {"Decisions": [decision.to_dict() for decision in analysis.decisions]})
     update_table_node(analysis.measurements, scene, volume_node)
-    for heatmap in find_results(scene, volume_node, "heatmap"):
-        if (heatmap.GetAttribute("LiverXAI.Target") or "").startswith("lesion"):
-            set_attributes(heatmap, {"Stale": True})
+    for result in [*find_results(scene, volume_node, "heatmap"), *find_results(scene, volume_node, CHANGED_CT)]:
+        if (result.GetAttribute("LiverXAI.Target") or "").startswith("lesion"):
+            set_attributes(result, {"Stale": True})
     return node

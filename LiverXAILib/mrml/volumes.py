@@ -165,6 +165,16 @@ def from_vtk_matrix(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 
+def world_to_local(node: slicer.vtkMRMLVolumeNode) -> np.ndarray:
+    """4x4, RAS mm: from the world to the coordinates of a volume node under its transform, as :class:`Volume` sees it.
+
+    Whatever lies there under the same transform lies in the world where it should.
+    """
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return from_vtk_matrix(matrix) @ np.linalg.inv(LPS_TO_RAS @ _ijk_to_lps(node)[0])
+
+
 def _ijk_to_lps(node: slicer.vtkMRMLVolumeNode) -> tuple[np.ndarray, str]:
     """The matrix from voxels to the world, and a warning if a part of the way is not linear and was left out."""
     vtk_matrix = vtk.vtkMatrix4x4()

@@ -79,7 +79,7 @@ class Analyses:
         voxels = _voxel_time(node)
         self._runner.start(
             lambda: self._ask_explanation(list(questions)),
-            lambda explanations: self._show_explanations(explanations, node, voxels),
+            lambda explained: self._show_explanations(explained, node, voxels),
         )
 
     def refine(self, decisions: Sequence[Decision]) -> None:
@@ -235,8 +235,8 @@ class Analyses:
         notes = [_("The CT was changed meanwhile. Press Apply again.")] if _voxel_time(node) != voxels else []
         return [_("Measured again. For research use only."), *notes]
 
-    def _show_explanations(self, explanations: Sequence[Any], node: Any, voxels: Any) -> Steps:
-        heat_map = None
+    def _show_explanations(self, explained: Any, node: Any, voxels: Any) -> Steps:
+        heat_map, explanations = None, explained.explanations
         if not self._state.contains(node):
             return _removed()
         images = yield mrml.prepare_heatmaps(explanations)
@@ -246,7 +246,11 @@ class Analyses:
             heat_map = mrml.explanation_to_node(explanation, self._state.scene, node, image=image)
             set_attributes(heat_map, {"Place": self._place_of(str(explanation.target))})
             yield None
-        return (yield from self._show_heat_map(heat_map, explanations, node, voxels, ()))
+        if not self._state.contains(node):
+            return _removed()
+        mrml.update_changed_cts(explained.answers, self._state.scene, node)
+        notes = [*(answer.sentence for answer in explained.answers), *explained.warnings]
+        return (yield from self._show_heat_map(heat_map, explanations, node, voxels, notes))
 
     def _show_heat_map(
         self, heat_map: Any, explanations: Sequence[Any], node: Any, voxels: Any, warnings: Sequence[str]

@@ -8,7 +8,8 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..mrml import sets_aside
+from ..mrml import sets_aside, show_changed_ct
+from ..mrml.changed_cts import CHANGED_CT
 from ..mrml.nodes import get_attribute
 from .heat_maps import HeatMaps, faithfulness_word
 from .state import PanelState
@@ -26,7 +27,7 @@ class ResultsView:
         self.candidates: list[dict[str, Any]] = []
         table = self._ui.lesionTable
         titles = [_("No."), _("Volume\n[ml]"), _("Diameter\n[mm]"), _("Proba-\nbility"), _("Heat map\nfaithful")]
-        titles.append(_("Decided\nby"))
+        titles += [_("Reliable"), _("Decided\nby")]
         table.setColumnCount(len(titles))
         table.setHorizontalHeaderLabels(titles)
         table.verticalHeader().hide()
@@ -47,6 +48,7 @@ class ResultsView:
             candidates = get_attribute(table, "Candidates") if table is not None else None
             self._fill_lesions([row for row in table_rows(table) if row["structure"] == "lesion"], candidates or [])
             self._fill_sets()
+        self._show_answer()
         self._heat_maps.show()
 
     def _fill_sets(self) -> None:
@@ -61,7 +63,7 @@ class ResultsView:
 
     def _fill_lesions(self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]]) -> None:
         """A row for each lesion, and beneath one for each candidate; reasons are in the tool tips."""
-        table, heat_maps = self._ui.lesionTable, self._heat_maps_of_lesions()
+        table, heat_maps, changed = self._ui.lesionTable, self._of_lesions("heatmap"), self._of_lesions(CHANGED_CT)
         if (lesions, candidates) != (self.lesions, self.candidates):
             table.clearSelection()
             table.setCurrentCell(-1, -1)
@@ -74,10 +76,15 @@ class ResultsView:
                 number(row["axial_long_mm"], 1),
                 number(row["mean_probability"], 2),
                 faithfulness_word(heat_maps.get(f"lesion:{row['number']}")),
+                row.get("reliability_word", ""),
                 row.get("source", ""),
             ]
-            self._fill_row(index, texts, "")
+            answer = changed.get(f"lesion:{row['number']}")
+            sentence = answer.GetAttribute("LiverXAI.Sentence") if answer is not None else ""
+            reason = _reliability_words(row.get("reliability", ""), row.get("reliability_reason", ""))
+            self._fill_row(index, texts, "\n".join(filter(None, [reason, sentence])))
         for index, candidate in enumerate(candidates, len(lesions)):
+            reliability = candidate.get("reliability")
             words = {"open": _("candidate"), "accepted": _("accepted"), "rejected": _("rejected")}
             texts = [
                 f"C{candidate['number']}",
@@ -85,11 +92,13 @@ class ResultsView:
                 number(candidate["axial"]["long_mm"], 1),
                 number(candidate["mean_probability"], 2),
                 "",
+                reliability["word"] if reliability else "",
                 words[candidate["status"]],
             ]
-            self._fill_row(index, texts, candidate["reason"])
+            reason = _reliability_words(reliability["probability"], reliability["reason"]) if reliability else ""
+            self._fill_row(index, texts, "\n".join(filter(None, [candidate["reason"], reason])))
         rows = len(lesions) + len(candidates)
-        table.visible = self._ui.explainLesionButton.visible = bool(rows)
+        table.visible = self._ui.explainLesionButton.visible = self._ui.withoutButton.visible = bool(rows)
         if rows:
             line = self._qt.QFontMetrics(table.font).lineSpacing()
             table.setFixedHeight(2 * line + 14 + min(rows, 6) * table.rowHeight(0))  # two lines of titles
@@ -101,10 +110,10 @@ class ResultsView:
             item.setToolTip(tip)
             self._ui.lesionTable.setItem(index, column, item)
 
-    def _heat_maps_of_lesions(self) -> dict[str, Any]:
-        """Heat maps by target, but for those whose numbers may stand for other lesions by now."""
-        heat_maps = self._state.results("heatmap")
-        return {node.GetAttribute("LiverXAI.Target"): node for node in heat_maps if not get_attribute(node, "Stale")}
+    def _of_lesions(self, kind: str) -> dict[str, Any]:
+        """Heat maps or changed CTs by target, but for those whose numbers may stand for other lesions by now."""
+        nodes = self._state.results(kind)
+        return {node.GetAttribute("LiverXAI.Target"): node for node in nodes if not get_attribute(node, "Stale")}
 
     @property
     def selected_lesion(self) -> int:
@@ -120,11 +129,38 @@ class ResultsView:
             return 0
         return int(self.candidates[row]["number"])
 
+    def on_without(self, shown: bool) -> None:
+        """The CT without the chosen lesion was switched on or off."""
+        if self._state.listens:
+            answer = self._answer
+            if shown and answer is not None:
+                show_changed_ct(answer, self._state.volume_node)
+            else:
+                self._heat_maps.overlay()
+
+    @property
+    def _answer(self) -> Any:
+        """The changed CT of the lesion chosen in the table, or None."""
+        return self._of_lesions(CHANGED_CT).get(f"lesion:{self.selected_lesion}") if self.selected_lesion else None
+
+    def _show_answer(self) -> None:
+        """What the model says without the chosen lesion; the CT is shown as it is."""
+        ui, answer = self._ui, self._answer
+        was_shown = ui.withoutButton.checked
+        with self._state.filling():
+            ui.withoutButton.checked = False
+        ui.withoutButton.enabled = answer is not None
+        ui.answerLabel.text = answer.GetAttribute("LiverXAI.Sentence") if answer is not None else ""
+        ui.answerLabel.visible = answer is not None
+        if was_shown:
+            self._heat_maps.overlay()
+
     def on_lesion_selected(self) -> None:
         """A lesion was chosen, by mouse or by keys: all slice views go there; its own heat map is shown."""
         if self._state.listens:
+            self._show_answer()
             self._jump_to_lesion()
-            heat_map = self._heat_maps_of_lesions().get(f"lesion:{self.selected_lesion}")
+            heat_map = self._of_lesions("heatmap").get(f"lesion:{self.selected_lesion}")
             if heat_map is not None:
                 self._heat_maps.choose(heat_map)
 
@@ -150,6 +186,14 @@ class ResultsView:
         segmentation.GetDisplayNode().SetVisibility3D(True)
         for index in range(layout.threeDViewCount if layout is not None else 0):
             layout.threeDWidget(index).threeDView().resetFocalPoint()
+
+
+def _reliability_words(probability: Any, reason: str) -> str:
+    """How often findings like this one are true, and what speaks against it."""
+    if probability in ("", None):
+        return ""
+    text = _("Of findings like this one about {percent:.0f} % are true").format(percent=100 * float(probability))
+    return f"{text}: {reason}." if reason else f"{text}."
 
 
 def table_rows(table_node: Any) -> list[dict[str, str]]:

@@ -10,12 +10,15 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from ..analysis import Analysis
+from ..explain.answers import Counterfactual
 from .dicom_objects import SERIES_NUMBERS, made_by, save
 from .dicom_source import DicomSource, read_source
 
 
 def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
     """Write a picture of each lesion to ``key-image-<number>.dcm`` in `folder`, and one of the liver to number 0.
+
+    After them come the changed CTs that the model was shown, a picture for each lesion, with what it said of them.
 
     :raises LiverXAILib.errors.UsageError: the CT was not read from DICOM, or an extra (``dicom``, ``report``) is not
         installed.
@@ -30,16 +33,36 @@ def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
     series = generate_uid()
     paths = []
     overview = pictures.render_planes(analysis)["axial"]
-    rendered = [("liver", overview.pixels())]
-    rendered += [(name, side_by_side(pictures.render_lesion(analysis, one))) for name, one in shown.items()]
-    for number, (name, pixels) in enumerate(rendered):
+    found = "Picture of the CT with what LiverXAI found ({}). For research use only."
+    rendered = [(found.format("liver"), overview.pixels())]
+    rendered += [
+        (found.format(name), side_by_side(pictures.render_lesion(analysis, one))) for name, one in shown.items()
+    ]
+    for answer in analysis.answers:
+        if isinstance(answer, Counterfactual):
+            text = f"CHANGED CTs that the model was shown. {answer.sentence} For research use only."
+            rendered.append((text, _changed_cts(analysis, answer)))
+    for number, (text, pixels) in enumerate(rendered):
         path = folder / f"key-image-{number}.dcm"
-        save(lambda n=number, t=name, p=pixels: _capture(p, source, series, n + 1, t), source, path)  # type: ignore[misc]
+        save(lambda n=number, t=text, p=pixels: _capture(p, source, series, n + 1, t), source, path)  # type: ignore[misc]
         paths.append(path)
     return paths
 
 
-def _capture(pixels: np.ndarray, source: DicomSource, series: str, number: int, title: str) -> Dataset:
+def _changed_cts(analysis: Analysis, answer: Counterfactual) -> np.ndarray:
+    """The CT as it is and as it was changed, side by side, with captions: uint8 (rows, columns, 3)."""
+    from .answer_pictures import answer_pictures
+    from .canvas import Picture, Text, side_by_side
+
+    shown = []
+    for caption, picture in answer_pictures(analysis, answer):
+        assert isinstance(picture, Picture)
+        picture.texts.append(Text(caption, (8.0, 8.0), "lt", 14.0))
+        shown.append(picture)
+    return side_by_side(shown)
+
+
+def _capture(pixels: np.ndarray, source: DicomSource, series: str, number: int, text: str) -> Dataset:
     import highdicom
 
     first = source.first
@@ -66,5 +89,5 @@ def _capture(pixels: np.ndarray, source: DicomSource, series: str, number: int, 
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.BodyPartExamined = "LIVER"
     dataset.BurnedInAnnotation = "NO"
-    dataset.DerivationDescription = f"Picture of the CT with what LiverXAI found ({title}). For research use only."
+    dataset.DerivationDescription = text[:1024]  # more an ST cannot hold
     return dataset

@@ -23,6 +23,21 @@
   const labels = await unpack(data.labels);
   const maps = await Promise.all(data.maps.map((map) => unpack(map.data)));
   const strides = [1, ni, ni * nj];
+  // The CT, and the CT without each lesion that was replaced.
+  const edits = await Promise.all(data.edits.map(async (edit) => ({ ...edit, values: await unpack(edit.data) })));
+  const edited = (edit) => {
+    const copy = image.slice();
+    const [depth, height, width] = edit.shape;
+    const [k0, j0, i0] = edit.start;
+    for (let k = 0; k < depth; k++) {
+      for (let j = 0; j < height; j++) {
+        const row = edit.values.subarray((k * height + j) * width, (k * height + j + 1) * width);
+        copy.set(row, (k0 + k) * strides[2] + (j0 + j) * strides[1] + i0);
+      }
+    }
+    return copy;
+  };
+  let shown = image;
 
   // Which axis runs to the right and down, and which is sliced; superior is at the top.
   const planes = {
@@ -61,7 +76,7 @@
     for (let y = 0, n = 0; y < height; y++) {
       for (let x = 0; x < width; x++, n += 4) {
         const index = indexAt(x, y);
-        const gray = grays[image[index]];
+        const gray = grays[shown[index]];
         const painted = heat && heat[index] > 0 && heat[index] >= threshold;
         for (let c = 0; c < 3; c++) {
           pixels[n + c] = painted ? gray * (1 - opacity) + heatColors[heat[index]][c] * opacity : gray;
@@ -147,7 +162,7 @@
     const directions = [["L", "R"], ["P", "A"], ["S", "I"]];
     const place = lps.map((mm, axis) => `${directions[axis][mm >= 0 ? 0 : 1]} ${Math.abs(mm).toFixed(0)}`).join(", ");
     const index = state.position.reduce((sum, n, axis) => sum + n * strides[axis], 0);
-    const stored = image[index];
+    const stored = shown[index];
     const hu = data.lowest_hu + stored * data.step_hu;
     const bound = stored === 0 ? "at most " : stored === 255 ? "at least " : "about ";
     const label = data.names[labels[index]];
@@ -220,6 +235,14 @@
     new Option(`${name}: level ${level}, width ${width} HU`, name)));
   controls.map.replaceChildren(...data.maps.map((map, n) => new Option(map.title, n)), new Option("none", -1));
   controls.map.value = state.map;
+  controls.edit.replaceChildren(new Option("as it is", -1), ...edits.map((edit, n) => new Option(edit.title, n)));
+  controls.edit.parentElement.hidden = edits.length === 0;
+  controls.edit.addEventListener("change", () => {
+    const edit = edits[Number(controls.edit.value)];
+    shown = edit ? edited(edit) : image;
+    const middle = edit && edit.start.map((first, axis) => first + edit.shape[axis] / 2).reverse();
+    if (middle) moveTo(middle); else update();
+  });
   controls.preset.addEventListener("change", () => choosePreset(controls.preset.value));
   controls.map.addEventListener("change", () => { state.map = Number(controls.map.value); update(); });
   for (const name of ["outlines", "opacity", "threshold"]) controls[name].addEventListener("input", update);

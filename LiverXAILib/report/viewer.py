@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from ..analysis import Analysis
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..models.spec import LabelSpec
+from ..volumes.box import Box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid
 
@@ -57,11 +58,33 @@ def viewer_data(analysis: Analysis) -> dict[str, Any]:
             }
             for explanation in analysis.explanations
         ],
+        "edits": list(_edits(grid, analysis)),
         "lesions": {lesion.number: list(lesion.centroid_lps_mm) for lesion in analysis.measurements.lesions},
         "presets": presets(analysis),
         "heat_colors": [list(color) for color in HEAT_COLORS],
         "heat_threshold": VISIBLE_HEAT,
     }
+
+
+def _edits(grid: Grid, analysis: Analysis) -> Iterator[dict[str, Any]]:
+    """The parts of `grid` in which a lesion was replaced: first voxel and shape (k, j, i), and the stored values."""
+    for answer in analysis.answers:
+        changed = answer.volumes.get("without")
+        if changed is None:
+            continue
+        box = Box.full(changed.shape).projected(changed.grid, grid)
+        part = grid.cropped(box)
+        hu = resample(changed.array, changed.grid, part, fill=_AIR_HU).numpy()
+        # At the edge of what was kept of the changed CT it is the CT itself.
+        whole = resample(np.ones(changed.shape, np.float32), changed.grid, part).numpy() > 0.99
+        before = resample(analysis.volume.array, analysis.volume.grid, part, fill=_AIR_HU).numpy()
+        values = (np.where(whole, hu, before) - LOWEST_HU) / STEP_HU
+        yield {
+            "title": f"without {answer.target.describe()}",
+            "start": list(box.start),
+            "shape": list(box.shape),
+            "data": _packed(np.rint(values)),
+        }
 
 
 def presets(analysis: Analysis) -> Mapping[str, tuple[float, float]]:

@@ -19,12 +19,11 @@ from typing import Any
 from ..analysis import Analysis, Decision
 from ..errors import Cancelled, LiverXAIError, UsageError
 from ..explain.catalog import DEFAULT_METHOD
-from ..explain.explanation import Explanation
 from ..files import staging_folder
 from ..inference.segmentation import Segmentation
 from ..subprocesses import ChildProcess, describe_end, is_memory
 from ..volumes.volume import Volume
-from .wire import KINDS, pack_segmentation, pack_volume, unpack_analysis, unpack_explanation
+from .wire import KINDS, Explained, pack_segmentation, pack_volume, unpack_analysis, unpack_explained
 
 #: What the child process runs.
 SERVER = "LiverXAILib.worker.server"
@@ -150,7 +149,9 @@ class WorkerClient:
         device: str = "auto",
         force: bool = False,
     ) -> int:
-        """Explain a segmentation that the worker holds, or that is given; the result is a list of explanations.
+        """Explain a segmentation that the worker holds, or that is given; the result is :class:`Explained`.
+
+        Questions about single lesions, and "why not", get an answer beside the heat map.
 
         :param token: of the image; `volume` must be given unless :meth:`holds` it.
         :param labels: of the segmentation, as `token` if it was made by :meth:`analyze`; `segmentation` must be given
@@ -352,13 +353,13 @@ class WorkerClient:
         self._running = None
         return event
 
-    def _unpack(self, request: _Request, result: Mapping[str, Any]) -> Analysis | list[Explanation] | Mapping[str, Any]:
+    def _unpack(self, request: _Request, result: Mapping[str, Any]) -> Analysis | Explained | Mapping[str, Any]:
         assert self._folder is not None
         if request.action in ("analyze", "refine"):
             assert request.volume is not None
             return unpack_analysis(result, self._folder, request.volume)
         if request.action == "explain":
-            return [unpack_explanation(explanation, self._folder) for explanation in result["explanations"]]
+            return unpack_explained(result, self._folder)
         if not isinstance(result, dict):
             raise TypeError(f"{type(result).__name__} instead of a mapping")
         return result

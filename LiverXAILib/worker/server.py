@@ -32,7 +32,7 @@ from ..context import RunContext
 from ..errors import DeviceError, UsageError
 from ..progress import CancelToken, Progress
 from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
-from .wire import KINDS, pack_analysis, pack_explanation, unpack_segmentation, unpack_volume
+from .wire import KINDS, Explained, pack_analysis, pack_explained, unpack_segmentation, unpack_volume
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -182,7 +182,7 @@ class RequestHandler:
         device: str,
         context: RunContext,
     ) -> dict[str, Any]:
-        from ..explain import explain_all
+        from ..explain import LesionTarget, Target, WhyNot, explain_all, explain_lesions
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
@@ -199,17 +199,27 @@ class RequestHandler:
             method,
             layer,
             check=check,
-            **context.part(0.02, 1.0).on(device).keywords,
+            **context.part(0.02, 0.9).on(device).keywords,
+        )
+        refusals: list[str] = []
+        answers = explain_lesions(
+            volume,
+            loaded,
+            held[1],
+            [one for one in map(Target.parse, targets) if isinstance(one, LesionTarget | WhyNot)],
+            refusals=refusals,
+            **context.part(0.9, 1.0).on(device).keywords,
         )
         if self._analysis is not None and self._analysis[1].segmentation is held[1]:
             analysis = self._analysis[1]
             asked = {(str(new.target), new.method, new.layer) for new in explanations}
             kept = [old for old in analysis.explanations if (str(old.target), old.method, old.layer) not in asked]
+            known = {(old.kind, str(old.target)): old for old in (*analysis.answers, *answers)}
             self._analysis = (
                 self._analysis[0],
-                dataclasses.replace(analysis, explanations=(*kept, *explanations)),
+                dataclasses.replace(analysis, explanations=(*kept, *explanations), answers=tuple(known.values())),
             )
-        return {"explanations": [pack_explanation(explanation, self.folder) for explanation in explanations]}
+        return pack_explained(Explained(tuple(explanations), tuple(answers), tuple(refusals)), self.folder)
 
     def _refine(
         self,

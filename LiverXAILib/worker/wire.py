@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,33 @@ def unpack_answer(message: Mapping[str, Any], folder: Path) -> Answer:
     """The reverse of :func:`pack_answer`."""
     volumes = {name: unpack_volume(volume, folder) for name, volume in message["volumes"].items()}
     return Answer.from_dict(message["answer"], volumes)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a request for explanations brings: heat maps in the order of the questions, answers, warnings."""
+
+    explanations: tuple[Explanation, ...]
+    answers: tuple[Answer, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def pack_explained(explained: Explained, folder: Path) -> dict[str, Any]:
+    """Heat maps and answers with their images."""
+    return {
+        "explanations": [pack_explanation(explanation, folder) for explanation in explained.explanations],
+        "answers": [pack_answer(answer, folder) for answer in explained.answers],
+        "warnings": list(explained.warnings),
+    }
+
+
+def unpack_explained(message: Mapping[str, Any], folder: Path) -> Explained:
+    """The reverse of :func:`pack_explained`."""
+    return Explained(
+        tuple(unpack_explanation(explanation, folder) for explanation in message["explanations"]),
+        tuple(unpack_answer(answer, folder) for answer in message["answers"]),
+        tuple(message["warnings"]),
+    )
 
 
 def pack_analysis(analysis: Analysis, folder: Path) -> dict[str, Any]:

@@ -118,6 +118,27 @@ def test_when_all_is_done_there_is_nothing_to_do(finished):
     assert not [line for line in new if line["event"] == "case"]
 
 
+def test_lesions_are_listed_with_their_reliability_and_what_the_model_says_without_them(tmp_path):
+    from LiverXAILib.batch.records import Result
+    from LiverXAILib.batch.summary import _lesion_table, _summarize
+
+    lesions = [
+        {"structure": "lesion", "number": "1", "reliability": "0.97", "reliability_word": "likely"},
+        {"structure": "lesion", "number": "2", "reliability": "0.2", "reliability_word": "doubtful"},
+    ]
+    evidence = {"probability": 0.94, "without": 0.0125, "elsewhere": None, "alone": 0.9}
+    answers = [{"kind": "counterfactual", "target": "lesion:2", "evidence": evidence}]
+    record = {"times": {"reading": 1, "analyzing": 1, "writing": 1}, "warnings": [], "software": "1"}
+    record |= {"model": {"name": "m", "version": "1"}, "input": {"path": "a", "sha256": "b"}}
+    result = Result(record, {"lesions": [], "liver_volume_ml": 1.0}, [], lesions, answers)
+    case = _summarize(SimpleNamespace(result=lambda folder: result), {"label": "a", "folder": "f", "state": "done"})
+    assert case.row["doubtful_lesions"] == 1
+    columns, table = _lesion_table([case])
+    assert [row["confidence_without"] for row in table] == ["", "0.0125"]
+    assert [row["confidence_alone"] for row in table] == ["", "0.9"]
+    assert "confidence_elsewhere" not in columns
+
+
 def test_the_cohort_page_names_implausible_results_first():
     from LiverXAILib.batch.summary import CASE_COLUMNS, CaseSummary, _page
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import highdicom
@@ -15,7 +16,7 @@ from test_dicom_seg import LABELS, PLACES, SHAPE, each, segmentation_of
 from toys import threshold_model
 
 from LiverXAILib.analysis import Analysis
-from LiverXAILib.explain import Target
+from LiverXAILib.explain import Counterfactual, Target
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.measure import measure
 from LiverXAILib.pipeline import write_outputs
@@ -155,6 +156,21 @@ def test_key_images_show_the_liver_and_each_lesion(tmp_path):
         assert picture.pixel_array.std() > 10
         assert str(picture.PatientName) == "Yamada^Tarou=山田^太郎"
         assert "research" in picture.DerivationDescription
+
+
+@needs_dciodvfy
+def test_the_changed_cts_follow_the_key_images_with_what_the_model_said(tmp_path):
+    analysis = analysis_of(tmp_path / "ct", PLACES["upright"])
+    evidence = {"probability": 0.94, "without": 0.01, "elsewhere": None, "elsewhere_lps_mm": None, "alone": 0.9}
+    answer = Counterfactual(Target.parse("lesion:1"), evidence, {"without": analysis.volume, "alone": analysis.volume})
+    analysis = dataclasses.replace(analysis, answers=(answer,))
+    files = write_outputs(analysis, tmp_path / "out", choose_writers(["dicom-sc"])).files
+    paths = sorted(path for role, path in files.items() if "key-image" in role)
+    assert len(paths) == 4
+    assert errors_of(paths[-1]) == []
+    picture = pydicom.dcmread(paths[-1])
+    assert "from 0.94 to 0.01" in picture.DerivationDescription
+    assert picture.pixel_array.shape[1] > 2 * picture.pixel_array.shape[0]
 
 
 @needs_dciodvfy

@@ -317,3 +317,57 @@ def test_an_analysis_of_another_ct_is_refused_and_leaves_the_scene_as_it_was(sce
     with pytest.raises(InputError, match="analyze it again"):
         analysis_to_nodes(analysis, scene, ct)
     assert visible_nodes(scene) == before
+
+
+def an_answer(analysis, **evidence):
+    """What is said of a CT in which the lesion is 70 HU, on a part of the CT's grid."""
+    from LiverXAILib.explain import Counterfactual, Target
+
+    part = analysis.volume.cropped(Box.between((10, 12, 14), (20, 24, 26)))
+    changed = part.with_array(np.full(part.shape, 70, np.int16))
+    known = {"probability": 0.94, "without": 0.01, "elsewhere": None, "alone": 0.9, **evidence}
+    return Counterfactual(Target.parse("lesion:1"), known, {"without": changed})
+
+
+def test_a_ct_without_a_lesion_lies_where_it_was_and_says_what_the_model_said(scene):
+    import slicer
+    import vtk
+
+    analysis = ball_analysis()
+    answer = an_answer(analysis)
+    nodes = analysis_to_nodes(dataclasses.replace(analysis, answers=(answer,)), scene)
+    node = nodes.changed_cts["lesion:1"]
+    assert node.GetAttribute("LiverXAI.Sentence") == answer.sentence
+    assert json.loads(node.GetAttribute("LiverXAI.Evidence"))["without"] == 0.01
+    shown = mrml.volume_from_node(node)
+    np.testing.assert_allclose(shown.ijk_to_lps, answer.volumes["without"].ijk_to_lps, atol=1e-9)
+    np.testing.assert_array_equal(shown.array, 70)
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    matrix = vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 3, 25.0)
+    transform.SetMatrixTransformToParent(matrix)
+    nodes.volume.SetAndObserveTransformNodeID(transform.GetID())
+    moved = mrml.volume_from_node(nodes.volume, copy=False)
+    there = dataclasses.replace(
+        analysis, volume=moved, answers=(an_answer(dataclasses.replace(analysis, volume=moved)),)
+    )
+    (again,) = mrml.update_changed_cts(there.answers, scene, nodes.volume).values()
+    assert again is node
+    np.testing.assert_allclose(mrml.volume_from_node(node).grid.origin, shown.grid.origin - [25, 0, 0], atol=1e-9)
+    slicer.mrmlScene.RemoveNode(transform)
+
+
+def test_a_ct_without_a_lesion_is_laid_over_the_ct_in_its_window_and_goes_with_the_segmentation(scene):
+    analysis = dataclasses.replace(ball_analysis(), answers=(an_answer(ball_analysis()),))
+    nodes = analysis_to_nodes(analysis, scene)
+    scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    node = nodes.changed_cts["lesion:1"]
+    mrml.show_changed_ct(node, nodes.volume)
+    (composite,) = [scene.GetNthNodeByClass(n, "vtkMRMLSliceCompositeNode") for n in range(1)]
+    assert composite.GetForegroundVolumeID() == node.GetID()
+    assert composite.GetForegroundOpacity() == 1.0
+    assert node.GetDisplayNode().GetWindowLevelMax() == nodes.volume.GetDisplayNode().GetWindowLevelMax()
+    analysis_to_nodes(ball_analysis(), scene, nodes.volume)  # the same labels: what was said of them holds
+    assert find_results(scene, nodes.volume, "changed CT") == [node]
+    analysis_to_nodes(ball_analysis(dull=True), scene, nodes.volume)
+    assert find_results(scene, nodes.volume, "changed CT") == []

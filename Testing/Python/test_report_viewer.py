@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from test_report import DIRECTIONS, _analysis
 
 from LiverXAILib.analysis import Analysis
 from LiverXAILib.report import write_report
 from LiverXAILib.report.viewer import MAX_VOXELS, viewer_data, viewer_grid
+from LiverXAILib.volumes.box import bounding_box
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 browser_needed = pytest.mark.skipif(
@@ -113,6 +115,37 @@ def test_the_viewer_holds_the_image_upright_whatever_way_it_lies(name: str) -> N
         assert np.abs(found - true).max() < 1.5
         volume = (labels == value).sum() * np.prod(data["spacing"])
         assert volume == pytest.approx(mask.sum() * analysis.volume.grid.voxel_volume_mm3, rel=0.1)
+
+
+def _without_lesion(analysis: Analysis) -> Analysis:
+    """The analysis with an answer whose changed CT has 70 HU where the lesion is."""
+    from LiverXAILib.explain import Counterfactual, Target
+
+    box = bounding_box(analysis.segmentation.mask("tumor")).grown((4, 4, 4), analysis.volume.shape)
+    part = analysis.volume.cropped(box)
+    lesion = analysis.segmentation.mask("tumor")[box]
+    changed = part.with_array(np.where(lesion, 70, part.array).astype(np.int16))
+    evidence = {"probability": 0.94, "without": 0.01, "elsewhere": None, "elsewhere_lps_mm": None, "alone": 0.9}
+    answer = Counterfactual(Target.parse("lesion:1"), evidence, {"without": changed})
+    return dataclasses.replace(analysis, answers=(answer,))
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_the_viewer_holds_the_ct_without_a_lesion_and_elsewhere_the_ct(name: str) -> None:
+    data = viewer_data(_without_lesion(_analysis(DIRECTIONS[name])))
+    image, labels = (
+        np.frombuffer(gzip.decompress(base64.b64decode(data[key])), np.uint8).reshape(data["shape"])
+        for key in ("image", "labels")
+    )
+    (edit,) = data["edits"]
+    assert edit["title"] == "without lesion 1"
+    values = np.frombuffer(gzip.decompress(base64.b64decode(edit["data"])), np.uint8).reshape(edit["shape"])
+    there = tuple(slice(a, a + n) for a, n in zip(edit["start"], edit["shape"], strict=True))
+    inside = ndimage.binary_erosion(labels[there] == 2)
+    outside = ~ndimage.binary_dilation(labels[there] == 2, iterations=2)
+    hu = data["lowest_hu"] + data["step_hu"] * values.astype(float)
+    assert np.abs(hu[inside] - 70).max() <= data["step_hu"]
+    assert np.abs(values[outside].astype(int) - image[there][outside]).max() <= 1
 
 
 def test_large_images_are_kept_small_and_whole() -> None:

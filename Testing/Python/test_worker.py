@@ -96,9 +96,12 @@ def test_another_question_needs_neither_image_nor_model_again(shared, model_fold
     started = time.monotonic()
     event = wait(shared)
     seconds = time.monotonic() - started
-    (explanation,) = event.result
+    (explanation,) = event.result.explanations
     expected = lx.explain(volume, lx.load_model(model_folder), analysis.segmentation, "lesion:2", device="cpu")
     np.testing.assert_allclose(explanation.heatmap.array, expected.heatmap.array, atol=1e-6)
+    model = lx.load_model(model_folder)
+    (answer,) = lx.explain.explain_lesions(volume, model, analysis.segmentation, ["lesion:2"], device="cpu")
+    assert [one.sentence for one in event.result.answers] == [answer.sentence]
     assert shared.pid == pid
     # The worker says how long it computed; the rest is ours.
     print(f"overhead {seconds - explanation.provenance['seconds']:.3f} s")
