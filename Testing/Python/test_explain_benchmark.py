@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 from explain_toys import trained_model, two_lesion_case
@@ -13,6 +14,7 @@ from LiverXAILib.benchmarks.cost import benchmark_cost, format_cost
 from LiverXAILib.benchmarks.explain import (
     benchmark_explain,
     format_table,
+    intervals,
     ranked,
     summarize,
     write_benchmark,
@@ -24,6 +26,7 @@ from LiverXAILib.explain.faithfulness import FaithfulnessEvaluator
 from LiverXAILib.explain.faithfulness.randomization import shuffled_networks, spearman
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
+from LiverXAILib.inference.lesions import lesion_mask
 from LiverXAILib.volumes.volume import Volume
 
 
@@ -63,7 +66,7 @@ def test_each_map_is_examined_and_written_to_a_table_and_a_picture(tmp_path):
     assert rows[1]["spearman_noise"] == pytest.approx(spearman(alone, noisy), abs=1e-3)
 
     table, text, picture = write_benchmark(rows, tmp_path / "new")
-    assert text.read_text(encoding="utf-8").startswith("| method |")
+    assert text.read_text(encoding="utf-8").startswith("Maps of 1 lesions")
     with table.open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [float(row["gain"]) for row in read] == [row["gain"] for row in rows]
@@ -78,21 +81,51 @@ def test_the_summary_is_the_mean_over_cases():
             "target": "tumor",
             "method": "hires-cam",
             "layer": "a",
+            "true": "",
             "passed": passed,
-            "gain": gain,
+            "drop": gain,
             "verdict": "",
         }
         for case, passed, gain in (("x", True, 0.5), ("y", False, 0.1))
     ]
-    rows.append({**rows[0], "target": "liver", "gain": 0.9})
-    rows.append({**rows[0], "layer": "b", "gain": 0.1})
+    rows.append({**rows[0], "target": "liver", "drop": 0.9})
+    rows.append({**rows[0], "layer": "b", "drop": 0.1})
     assert summarize(rows)[0] == {
-        "target": "tumor", "method": "hires-cam", "layer": "a", "maps": 2, "passed": 0.5, "gain": 0.3
+        "target": "tumor", "method": "hires-cam", "layer": "a", "maps": 2, "passed": 0.5, "drop": 0.3
     }  # fmt: skip
-    assert [(row["layer"], row["maps"], row["passed"], row["gain"]) for row in ranked(rows)] == [
+    assert [(row["layer"], row["maps"], row["passed"], row["drop"]) for row in ranked(rows)] == [
         ("b", 1, 1, 0.1),
         ("a", 3, 0.6667, 0.5),
     ]
+
+
+def test_intervals_are_those_of_the_bootstrap_over_lesions():
+    rng = np.random.default_rng(1)
+    rows = [
+        {"case": f"c{n}", "target": "lesion:1", "method": "m", "layer": "a", "passed": bool(n % 2), "drop": drop}
+        for n, drop in enumerate(rng.normal(0.6, 0.1, 40))
+    ]
+    (row,) = intervals(rows, ["passed", "drop"])
+    drops = np.array([one["drop"] for one in rows])
+    error = 1.96 * drops.std() / np.sqrt(40)  # of a mean of forty
+    assert row["drop_low"] == pytest.approx(drops.mean() - error, abs=0.01)
+    assert row["drop_high"] == pytest.approx(drops.mean() + error, abs=0.01)
+    assert row["passed_low"] < 0.5 < row["passed_high"]
+
+
+def test_a_stopped_benchmark_goes_on_and_tells_true_from_false_lesions():
+    model = trained_model()
+    volume, segmentation = two_lesion_case(model)
+    options = {"methods": ["hires-cam"], "layers": ["decoder.0"], "points": 3, "field_mm": 60, "device": "cpu"}
+    reference = lesion_mask(segmentation, 2)
+    first = benchmark_explain({"two": volume}, model, targets=["lesion:1"], references={"two": reference}, **options)
+    kept: list = []
+    rest = benchmark_explain(
+        {"two": volume}, model, targets=["lesions"], references={"two": reference}, known=first, keep=kept.extend,
+        **options,
+    )  # fmt: skip
+    assert [(row["target"], row["true"]) for row in first + rest] == [("lesion:1", "false"), ("lesion:2", "true")]
+    assert kept == rest
 
 
 def test_nothing_to_compare_is_said(tmp_path):
