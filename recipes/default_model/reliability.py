@@ -46,7 +46,7 @@ from .sources import AXES
 _log = logging.getLogger(__name__)
 
 #: Phantoms that are used for nothing else. Every other one has painted lesions, which fade into the liver.
-PHANTOMS = range(4000, 4080)
+PHANTOMS = range(4000, 4060)
 #: Their voxel sizes in turn, (i, j, k) in mm.
 _SPACINGS = ((1.5, 1.5, 3.0), (1.2, 1.2, 2.0), (1.5, 1.5, 5.0))
 #: Real CT: those whose livers have, as far as is known, no lesion; with outlined tumors; and with unknown lesions.
@@ -54,7 +54,7 @@ CLEAN = ("lidc0001", "pancreas_cb001", "totalseg_abdomen_3mm", "hcc005_pre")
 OUTLINED = ("hcc005_a1", "hcc005_a3", "hcc007_b2", "hcc007_b3", "hcc009_a1", "hcc009_a3", "hcc013_a1", "hcc013_a2",
             "hcc015_1", "hcc015_3")  # fmt: skip
 UNKNOWN = ("hcc002_b", "hcc006_p", "hcc011_2", "crlm1004", "crlm1006")
-#: How often lesions are painted into each of them, besides the scan as it is.
+#: How often lesions are painted into each of those without outlined tumors, besides the scan as it is.
 PAINTINGS = 2
 #: Voxel size on which lesions are painted.
 _PAINTED_MM = 2.0
@@ -81,7 +81,7 @@ def cases(data: Path, phantoms: Sequence[int] = PHANTOMS) -> dict[str, Callable[
     for seed in phantoms:
         makers[f"phantom_{seed}"] = lambda seed=seed: _phantom(seed)
     for name in (*CLEAN, *OUTLINED, *UNKNOWN):
-        for painting in range(PAINTINGS + 1):
+        for painting in range(1 if name in OUTLINED else PAINTINGS + 1):
             makers[f"{name}#{painting}"] = lambda name=name, painting=painting: _real(data / "ct" / name, painting)
     return makers
 
@@ -99,7 +99,8 @@ def _phantom(seed: int) -> Case:
 def _real(folder: Path, painting: int) -> Case:
     """A real CT with other painted lesions for each number; none for 0.
 
-    Where lesions are unknown, only what lies outside the liver is known to be none.
+    Where lesions are unknown, only what lies outside the liver is known to be none. What is found beside painted
+    lesions was found in the scan as it is, and does not count again.
     """
     ct = read_volume(folder / "image.nii.gz")
     if (folder / "liver.nii.gz").is_file():
@@ -112,8 +113,8 @@ def _real(folder: Path, painting: int) -> Case:
     known = np.ones(ct.shape, bool) if folder.name in CLEAN else ~liver
     if painting:
         seed = zlib.crc32(f"{folder.name}#{painting}".encode())
-        ct, painted = _painted(ct, liver & ~lesions, seed)
-        lesions = lesions | painted
+        ct, lesions = _painted(ct, liver, seed)
+        known[:] = False
     return Case(ct, lesions, known)
 
 
