@@ -27,6 +27,7 @@ from ..explain.stitching import stage_maps
 from ..inference import Segmentation, segment, select_device
 from ..inference.lesions import lesion_count
 from ..models import Model, load_model
+from ..pipeline import analyze
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.volume import Volume
 
@@ -54,7 +55,8 @@ def benchmark_cost(
     the process held before (GPU: what torch had allocated; CPU: resident memory, where psutil is installed). The last
     rows are about the whole image: all windows that the target touches; and the liver with up to four lesions, as maps
     on the network's grid and as finished heat maps on the image's grid
-    (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image.
+    (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image; and
+    everything that an analysis does by default after segmenting: heat maps, answers, measurements.
     """
     segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
     asked = Target.parse(target)
@@ -89,6 +91,10 @@ def benchmark_cost(
     lesions = [text for text in texts if text != "liver"]
     jobs[f"changed CTs, {', '.join(lesions) or 'no lesion'}"] = lambda: explain_lesions(
         volume, model, segmentation, lesions, device=device, refusals=[]
+    )
+    found = lesion_count(segmentation) if "tumor" in stage.labels else 0
+    jobs[f"analysis beyond the segmentation, {found} lesions"] = lambda: analyze(
+        volume, model, segmentation=segmentation, device=device
     )
     for job in jobs.values():
         check_cancel(cancel)
