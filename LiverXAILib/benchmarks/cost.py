@@ -55,8 +55,8 @@ def benchmark_cost(
     the process held before (GPU: what torch had allocated; CPU: resident memory, where psutil is installed). The last
     rows are about the whole image: all windows that the target touches; and the liver with up to four lesions, as maps
     on the network's grid and as finished heat maps on the image's grid
-    (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image; and
-    everything that an analysis does by default after segmenting: heat maps, answers, measurements.
+    (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image;
+    and everything that an analysis does by default after segmenting: heat maps, answers, measurements.
     """
     segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
     asked = Target.parse(target)
