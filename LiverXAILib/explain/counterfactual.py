@@ -82,15 +82,16 @@ class ExaminedBox:
         score_target: ScoreTarget,
         run: StageContext,
         mask: np.ndarray,
+        forwards: Sequence[Forward],
         context: RunContext,
     ) -> ExaminedBox:
         """The smallest crop in which the model says of the target what it says in the whole image.
 
         :param mask: the target's voxels, on the input's grid.
+        :param forwards: from :func:`_forwards`.
         :raises FarContextError: none does.
         """
         whole = _in_image(score_target, run, mask, context)
-        forwards = _forwards(run)
         extent = max(n * size for n, size in zip(score_target.box.shape, run.spacing, strict=True))
         for limit, reach, largest in _CROPS_MM:
             if largest is not None and extent > largest:
@@ -185,7 +186,7 @@ def explain_lesions(
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
-    runs: dict[str, StageContext] = {}
+    runs: dict[str, tuple[StageContext, list[Forward]]] = {}
     answers = []
     for number, text in enumerate(targets):
         target = Target.parse(text)
@@ -194,8 +195,9 @@ def explain_lesions(
             target = target.resolve(segmentation)
             stage = model.spec.stage_of(target.label)
             if stage.name not in runs:
-                runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
-            answers.append(explain_change(target, volume, model, runs[stage.name], draws, context))
+                run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+                runs[stage.name] = run, _forwards(run)
+            answers.append(_explain_change(target, volume, model, *runs[stage.name], draws, context))
         except UsageError as error:
             if refusals is None:
                 raise
@@ -204,14 +206,20 @@ def explain_lesions(
     return answers
 
 
-def explain_change(
-    target: Target, volume: Volume, model: Model, run: StageContext, draws: int, context: RunContext
+def _explain_change(
+    target: Target,
+    volume: Volume,
+    model: Model,
+    run: StageContext,
+    forwards: Sequence[Forward],
+    draws: int,
+    context: RunContext,
 ) -> Answer:
     """One answer of :func:`explain_lesions`, for a run that is prepared."""
     started = time.perf_counter()
     mask = target.mask(run.segmentation)
     score_target = build_score(target, run.segmentation, model, run, context.cancel, mask)
-    examined = ExaminedBox.around(score_target, run, mask, context)
+    examined = ExaminedBox.around(score_target, run, mask, forwards, context)
     answer: Answer
     if isinstance(target, WhyNot):
         answer = _needed_change(target, examined, context)
