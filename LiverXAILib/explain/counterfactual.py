@@ -18,10 +18,10 @@ import torch
 
 from ..context import RunContext
 from ..errors import UsageError
-from ..inference.backends import Forward, choose_backend, forward, keep_freed_memory
+from ..inference.backends import Forward, keep_freed_memory
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
-from ..inference.stages import run_batch, sample_box
+from ..inference.stages import run_batch
 from ..models.model import Model
 from ..progress import CancelToken, Progress
 from ..volumes.box import Box, bounding_box
@@ -82,26 +82,27 @@ class ExaminedBox:
         score_target: ScoreTarget,
         run: StageContext,
         mask: np.ndarray,
-        forwards: Sequence[Forward],
         context: RunContext,
+        *,
+        small: bool = True,
     ) -> ExaminedBox:
         """The smallest crop in which the model says of the target what it says in the whole image.
 
         :param mask: the target's voxels, on the input's grid.
-        :param forwards: from :func:`_forwards`.
+        :param small: a crop may be smaller than the part of the image that is changed.
         :raises FarContextError: none does.
         """
         whole = _in_image(score_target, run, mask, context)
         extent = max(n * size for n, size in zip(score_target.box.shape, run.spacing, strict=True))
         for limit, reach, largest in _CROPS_MM:
-            if largest is not None and extent > largest:
+            if largest is not None and extent > largest or (limit == _CROPS_MM[0][0] and not small):
                 continue
             _, _, crop = score_target.in_focus(run, limit, reach)
             if limit is not None and crop.intersection(score_target.box) != score_target.box:
                 continue  # only a part of the target would be removed
             edited = (limit, reach) if limit is None or limit >= _EDITED_MM[0] else _EDITED_MM
             alone, inside, box = score_target.in_focus(run, *edited)
-            examined = ExaminedBox(alone, inside, box, crop.shape, forwards, 0.0, whole)
+            examined = ExaminedBox(alone, inside, box, crop.shape, run.forwards, 0.0, whole)
             examined = replace(examined, probability=examined.ask([alone.image], context)[0])
             if abs(examined.probability - whole) <= AGREEMENT:
                 return examined
@@ -151,13 +152,6 @@ class ExaminedBox:
         return Box.full(self.crop).shifted(corner)
 
 
-def _forwards(run: StageContext) -> list[Forward]:
-    """The networks of `run` as they made the segmentation: on the same backend."""
-    sample = run.image[sample_box(run.plan, run.stage)]
-    choice = choose_backend(run.networks[0], run.stage, run.device, sample, run.image.numel())
-    return [forward(choice.backend, network, run.device) for network in run.networks]
-
-
 def explain_lesions(
     volume: Volume,
     model: Model,
@@ -186,7 +180,7 @@ def explain_lesions(
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
-    runs: dict[str, tuple[StageContext, list[Forward]]] = {}
+    runs: dict[str, StageContext] = {}
     answers = []
     for number, text in enumerate(targets):
         target = Target.parse(text)
@@ -195,9 +189,8 @@ def explain_lesions(
             target = target.resolve(segmentation)
             stage = model.spec.stage_of(target.label)
             if stage.name not in runs:
-                run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
-                runs[stage.name] = run, _forwards(run)
-            answers.append(_explain_change(target, volume, model, *runs[stage.name], draws, context))
+                runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+            answers.append(_explain_change(target, volume, model, runs[stage.name], draws, context))
         except UsageError as error:
             if refusals is None:
                 raise
@@ -211,7 +204,6 @@ def _explain_change(
     volume: Volume,
     model: Model,
     run: StageContext,
-    forwards: Sequence[Forward],
     draws: int,
     context: RunContext,
 ) -> Answer:
@@ -219,7 +211,7 @@ def _explain_change(
     started = time.perf_counter()
     mask = target.mask(run.segmentation)
     score_target = build_score(target, run.segmentation, model, run, context.cancel, mask)
-    examined = ExaminedBox.around(score_target, run, mask, forwards, context)
+    examined = ExaminedBox.around(score_target, run, mask, context)
     answer: Answer
     if isinstance(target, WhyNot):
         answer = _needed_change(target, examined, context)

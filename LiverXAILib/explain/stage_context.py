@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..inference.backends import Forward, choose_backend, forward
 from ..inference.geometry import AIR_HU
 from ..inference.segmentation import Segmentation
 from ..inference.stages import (
@@ -18,6 +19,7 @@ from ..inference.stages import (
     normalize,
     padded_input,
     run_network,
+    sample_box,
     stage_grids,
     stage_plan,
 )
@@ -99,6 +101,13 @@ class StageContext:
     def passes(self) -> list[tuple[int, tuple[int, ...]]]:
         """What is averaged: each network, and each set of axes along which it sees windows mirrored."""
         return [(number, axes) for number in range(len(self.networks)) for axes in mirrorings(self.stage)]
+
+    @cached_property
+    def forwards(self) -> list[Forward]:
+        """The networks, without gradients, on the backend that is fastest here, as the segmentation ran them."""
+        sample = self.image[sample_box(self.plan, self.stage)]
+        choice = choose_backend(self.networks[0], self.stage, self.device, sample, self.image.numel())
+        return [forward(choice.backend, network, self.device) for network in self.networks]
 
     def network(self, pass_index: int, window: torch.Tensor) -> torch.Tensor:
         """Logits (channels, a, b, c) of pass number `pass_index` for one window (a, b, c), on the device."""

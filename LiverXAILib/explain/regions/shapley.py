@@ -96,7 +96,7 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
     started = time.perf_counter()
     mask = target.mask(run.segmentation)
     score_target = build_score(target, run.segmentation, model, run, context.cancel, mask)
-    examined = ExaminedBox.around(score_target, run, mask, context)
+    examined = ExaminedBox.around(score_target, run, mask, context, small=False)
     parts = name_parts(examined)
     plain, hu = replaced(examined, parts), examined.run.hu
     asked: dict[frozenset[int], float] = {}
@@ -106,7 +106,7 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
         shown = torch.zeros_like(parts[0].mask)
         for number in kept:
             shown |= parts[number].mask
-        asked[kept] = examined.ask(examined.run.from_hu(torch.where(shown, hu, plain)), context)
+        (asked[kept],) = examined.ask([examined.run.from_hu(torch.where(shown, hu, plain))], context)
         return asked[kept]
 
     shares = shapley_values(confidence, len(parts))
