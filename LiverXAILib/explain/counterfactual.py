@@ -94,8 +94,8 @@ class ExaminedBox:
         """
         whole = _in_image(score_target, run, mask, context)
         extent = max(n * size for n, size in zip(score_target.box.shape, run.spacing, strict=True))
-        for limit, reach, largest in _CROPS_MM:
-            if largest is not None and extent > largest or (limit == _CROPS_MM[0][0] and not small):
+        for limit, reach, largest in _CROPS_MM if small else _CROPS_MM[1:]:
+            if largest is not None and extent > largest:
                 continue
             _, _, crop = score_target.in_focus(run, limit, reach)
             if limit is not None and crop.intersection(score_target.box) != score_target.box:
