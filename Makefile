@@ -36,6 +36,7 @@ docs: $(VENV)/.docs
 benchmark: $(VENV)/.test
 	mkdir -p $(OUTPUT)
 	$(BIN)/liverxai phantom --output $(OUTPUT)/phantom.nii.gz --seed 7
+	$(BIN)/liverxai benchmark wait $(OUTPUT)/phantom.nii.gz
 	$(BIN)/liverxai benchmark cost $(OUTPUT)/phantom.nii.gz
 	$(BIN)/liverxai benchmark speed --output $(OUTPUT)
 

@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,20 +201,25 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    from .inference import select_device
-    from .models import load_model
-    from .pipeline import check_request, require_writable
+    from .volumes import io  # noqa: F401  # before torch, so that the two are not imported at once
 
     chosen = options.Options.from_arguments(arguments)
     chosen.require_extras()
-    with progress_bar() as progress:
+    with progress_bar() as progress, ThreadPoolExecutor(1) as beside:
+        # While a file is unpacked, torch is imported, and while the network computes, what comes after it.
+        reading = beside.submit(chosen.read, arguments.input)
         progress("Loading the model", 0.0)
+        from .inference import select_device
+        from .models import load_model
+        from .pipeline import check_request, require_writable
+
         model = load_model(arguments.model)
         check_request(model, chosen.explain, chosen.method, chosen.layer)
         select_device(arguments.device)
         progress("Reading the image", 0.0)
         require_writable(arguments.output)
-        volume = chosen.read(arguments.input)
+        volume = reading.result()
+        importing = beside.submit(chosen.import_ahead)
         one_case = {
             "height_cm": arguments.height,
             "weight_kg": arguments.weight,
@@ -222,6 +228,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         }
         analysis = chosen.analyze(volume, model, RunContext(progress, device=arguments.device), **one_case)
         progress("Writing", 1.0)
+        importing.result()
         written = chosen.save(analysis, arguments.output)
     print(f"Image   {volume.summary()}")
     for sentence in [*analysis.provenance["warnings"], *written.warnings]:
@@ -307,6 +314,7 @@ _BENCHMARKS = {
         "time and memory of a segmentation, beside others",
         ".benchmarks.speed",
     ),
+    "wait": ("what a user waits for, part by part, cold and warm", ".benchmarks.wait"),
 }
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {

@@ -341,6 +341,8 @@ def _window_growth(volume: Volume, model: Model, device: torch.device) -> list[d
 
 def _lesion_growth(volume: Volume, segmentation: Segmentation) -> list[dict[str, Any]]:
     """Rules and measurements with more and more lesions of 6 mm radius in the liver that was found."""
+    if all(spec.name != "tumor" for spec in segmentation.specs):
+        return []
     liver = segmentation.mask("liver")
     tumor = segmentation.spec("tumor").value
     voxels = np.argwhere(liver)

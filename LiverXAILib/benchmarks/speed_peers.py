@@ -80,6 +80,12 @@ def peers(volume: Volume, model: Model, liver: Box, folder: Path) -> Iterator[Pe
             yield make(volume, model, liver, folder)
         except ImportError as error:
             yield name, f"skipped: {error.name} is not installed"
+        except _NotComparable as reason:
+            yield name, f"skipped: {reason}"
+
+
+class _NotComparable(Exception):
+    """Why a peer cannot do what this model does."""
 
 
 def _monai_zoo(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
@@ -94,15 +100,25 @@ def _monai_zoo(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
 
 def _monai_same_network(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     stage = model.spec.stages[-1]
-    shape = stage_grids(volume, dataclasses.replace(stage, region=None))[0].shape
+    if stage.dimensions == 2:
+        raise _NotComparable("the network reads slices")
+    if stage.size is not None:
+        raise _NotComparable("the network reads the whole field of view at a fixed size")
+    # Without a region there is nothing that HU could be centered on; for the number of windows it does not matter.
+    alone = dataclasses.replace(stage, region=None, intensity=dataclasses.replace(stage.intensity, centered=False))
+    shape = stage_grids(volume, alone)[0].shape
     run, count = _monai_window(model.members(stage)[0], shape)
     return Peer(MONAI_SAME, run, count, None, "network only")
 
 
 def _total(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
-    trained = _random_nnunet(folder / "total", _TOTAL_CLASSES, _TOTAL_PATCH, _TOTAL_SPACING)
-    run, count = _predictor_window(trained, volume, overlap=0.2)
+    run, count = _predictor_window(random_total(folder), volume, overlap=0.2)
     return Peer(TOTAL, run, count, None, "network only")
+
+
+def random_total(folder: Path) -> Path:
+    """A folder in `folder` as nnU-Net writes it, with a network like TotalSegmentator's at 3 mm."""
+    return _random_nnunet(folder / "total", _TOTAL_CLASSES, _TOTAL_PATCH, _TOTAL_SPACING)
 
 
 def _nnunet_full(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
@@ -168,7 +184,7 @@ def _monai_around(volume: Volume, spacing: tuple[float, float, float]) -> float:
 
 def _predictor_window(trained: Path, volume: Volume, overlap: float) -> tuple[Callable[[], object], int]:
     """One window of nnU-Net's predictor, and how many there are in `volume`."""
-    with _quiet():
+    with quiet():
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
@@ -185,14 +201,14 @@ def _predictor_window(trained: Path, volume: Volume, overlap: float) -> tuple[Ca
     predictor.network.eval()
 
     def run() -> object:
-        with _quiet():
+        with quiet():
             return predictor.predict_sliding_window_return_logits(image)
 
     return run, len(steps[0]) * len(steps[1]) * len(steps[2])
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """nnU-Net prints."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
