@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
-import vtk
+from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from .nodes import result_node, set_attributes
@@ -33,7 +33,7 @@ def explanation_to_node(
     scene: slicer.vtkMRMLScene,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     *,
-    image: vtk.vtkImageData | None = None,
+    image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """Show an explanation as a heat map node of the CT.
 
@@ -60,7 +60,7 @@ def update_heatmap_node(
     explanation: Explanation,
     scene: slicer.vtkMRMLScene,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
-    image: vtk.vtkImageData | None = None,
+    image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """:func:`explanation_to_node` without the checks and without a state for undo."""
     question = explanation.target.describe()
@@ -97,7 +97,7 @@ def uncertainty_to_node(
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     description: str = UNCERTAINTY,
     *,
-    image: vtk.vtkImageData | None = None,
+    image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """Show a map of uncertainty in [0, 1] (1: undecided) as a node of the CT; an earlier one is updated in place.
 
@@ -115,7 +115,7 @@ def update_uncertainty_node(
     scene: slicer.vtkMRMLScene,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     description: str = UNCERTAINTY,
-    image: vtk.vtkImageData | None = None,
+    image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """:func:`uncertainty_to_node` without the checks and without a state for undo."""
     node, created = result_node(
@@ -143,7 +143,7 @@ def hottest_place(heatmap: Volume) -> tuple[float, float, float]:
 
 def _fill(
     node: slicer.vtkMRMLScalarVolumeNode,
-    values: np.ndarray | vtk.vtkImageData,
+    values: np.ndarray | vtkImageData,
     volume_node: slicer.vtkMRMLVolumeNode,
     created: bool,
 ) -> None:
@@ -152,7 +152,7 @@ def _fill(
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().AutoWindowLevelOff()
     if isinstance(values, np.ndarray):
-        values = to_image(values.astype(np.float32, copy=False), vtk.vtkImageData())
+        values = to_image(values.astype(np.float32, copy=False), vtkImageData())
     node.SetAndObserveImageData(values)  # one of its own: states that were saved for undo share the old one
     place_like(node, volume_node)
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import slicer
-import vtk
+from vtkmodules.vtkCommonCore import vtkDoubleArray
+from vtkmodules.vtkCommonDataModel import vtkTable
 
 from .nodes import get_attribute
 
@@ -29,10 +30,10 @@ def curves_to_chart(
         return None
     curves = card["curves"]
     table = _node(scene, heatmap_node, "vtkMRMLTableNode", "curves")
-    data = vtk.vtkTable()
+    data = vtkTable()
     columns = {"changed": [100 * x for x in curves["fractions"]]} | {name: curves[name] for name, *_ in _CURVES}
     for name, values in columns.items():
-        column = vtk.vtkDoubleArray()
+        column = vtkDoubleArray()
         column.SetName(name)
         for value in values:
             column.InsertNextValue(value)

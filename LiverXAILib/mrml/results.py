@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import slicer
-import vtk
+from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from ..measure.uncertainty import entropy_map
 from .changed_cts import CHANGED_CT, update_changed_cts
@@ -17,7 +17,7 @@ from .heatmaps import heatmap_identity, update_heatmap_node, update_uncertainty_
 from .nodes import find_results, has_attributes, remove_result, results_folder, set_attributes
 from .segmentations import LABELS_CHECKSUM, SegmentLayers, segment_layers, update_segmentation_node
 from .tables import update_table_node
-from .volumes import blank_image, check_shape, volume_to_node
+from .volumes import blank_image, check_shape, shared_image, volume_to_node
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -52,6 +52,7 @@ def analysis_to_nodes(
     *,
     name: str = "CT",
     lesion_segments: bool = False,
+    share: bool = False,
 ) -> AnalysisNodes:
     """Show an analysis in a scene: segmentation, heat maps, uncertainty and table, in one folder beside the CT.
 
@@ -60,16 +61,18 @@ def analysis_to_nodes(
 
     :param volume_node: the CT that was analyzed; None: a node called `name` is made of the analysis's own volume.
     :param lesion_segments: one segment for each lesion instead of one for all tumors.
+    :param share: see :func:`~LiverXAILib.mrml.volumes.volume_to_node`.
     :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the results.
     """
     scene.SaveStateForUndo()
     if volume_node is None:
-        volume_node = volume_to_node(analysis.volume, scene, name)
+        volume_node = volume_to_node(analysis.volume, scene, name, share=share)
         display = volume_node.GetDisplayNode()
         display.AutoWindowLevelOff()
         display.SetWindowLevelMinMax(*ABDOMEN_HU)
     check_shape(analysis.segmentation.labels.shape, volume_node)
-    steps = node_steps(analysis, scene, volume_node, prepare_nodes(analysis, lesion_segments=lesion_segments)())
+    prepared = prepare_nodes(analysis, lesion_segments=lesion_segments, share=share)()
+    steps = node_steps(analysis, scene, volume_node, prepared)
     while True:
         try:
             next(steps)
@@ -83,22 +86,27 @@ class PreparedNodes:
     """The voxels of nodes to be: segments, an image for each heat map, uncertainty."""
 
     layers: SegmentLayers
-    heatmaps: Sequence[vtk.vtkImageData]
-    uncertainty: tuple[Volume, vtk.vtkImageData] | None
+    heatmaps: Sequence[vtkImageData]
+    uncertainty: tuple[Volume, vtkImageData] | None
 
 
-def prepare_nodes(analysis: Analysis, *, lesion_segments: bool = False) -> Callable[[], PreparedNodes]:
+def prepare_nodes(
+    analysis: Analysis, *, lesion_segments: bool = False, share: bool = False
+) -> Callable[[], PreparedNodes]:
     """What takes time in :func:`analysis_to_nodes`: the function that is returned computes and copies all voxels.
 
     It touches no node, so that it may run in any thread. The parameters are those of :func:`analysis_to_nodes`.
     """
-    fill_heatmaps = prepare_heatmaps(analysis.explanations)
+    fill_heatmaps = prepare_heatmaps(analysis.explanations, share=share)
     shape = analysis.segmentation.labels.shape
-    blank = blank_image(shape, np.dtype(np.float32)) if analysis.segmentation.probabilities else None
+    needed = bool(analysis.segmentation.probabilities) and not share
+    blank = blank_image(shape, np.dtype(np.float32)) if needed else None
 
     def prepare() -> PreparedNodes:
         layers, images = segment_layers(analysis.segmentation, lesion_segments=lesion_segments), fill_heatmaps()
         entropy = entropy_map(analysis.segmentation)
+        if entropy is not None and share:
+            return PreparedNodes(layers, images, (entropy, shared_image(entropy.array)))
         if blank is None or entropy is None:
             return PreparedNodes(layers, images, None)
         image, voxels = blank
@@ -108,11 +116,13 @@ def prepare_nodes(analysis: Analysis, *, lesion_segments: bool = False) -> Calla
     return prepare
 
 
-def prepare_heatmaps(explanations: Sequence[Explanation]) -> Callable[[], list[vtk.vtkImageData]]:
+def prepare_heatmaps(explanations: Sequence[Explanation], *, share: bool = False) -> Callable[[], list[vtkImageData]]:
     """As :func:`prepare_nodes`, for the images of :func:`~LiverXAILib.mrml.heatmaps.explanation_to_node`."""
+    if share:
+        return lambda: [shared_image(explanation.heatmap.array) for explanation in explanations]
     blanks = [blank_image(explanation.heatmap.shape, np.dtype(np.float32)) for explanation in explanations]
 
-    def fill() -> list[vtk.vtkImageData]:
+    def fill() -> list[vtkImageData]:
         for explanation, (_, voxels) in zip(explanations, blanks, strict=True):
             voxels[...] = explanation.heatmap.array
         return [image for image, _ in blanks]

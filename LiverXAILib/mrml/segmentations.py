@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import slicer
-import vtk
+from vtkmodules.vtkCommonCore import reference, vtkStringArray
+from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from .._version import __version__
 from ..errors import UsageError
@@ -260,7 +261,7 @@ def _labelmap(layer: tuple[np.ndarray, Box] | None, volume_node: slicer.vtkMRMLV
         array, box = layer
         to_image(array, image)
         image.SetExtent([n for s in reversed(box) for n in (s.start, s.stop - 1)])
-    matrix = vtk.vtkMatrix4x4()
+    matrix = vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
     image.SetImageToWorldMatrix(matrix)
     return image
@@ -307,7 +308,7 @@ def _update_segments(
 
 
 def _tag(segment: slicer.vtkSegment, name: str) -> str:
-    value = vtk.reference("")
+    value = reference("")
     return str(value) if segment.GetTag(name, value) else ""
 
 
@@ -361,7 +362,7 @@ def _shift(node: slicer.vtkMRMLSegmentationNode, image: Any, volume_node: slicer
     """By how many voxels (i, j, k) an image of `node` is shifted on the CT's grid; None if it lies on another grid."""
     if image is None or node.GetTransformNodeID() != volume_node.GetTransformNodeID():
         return None
-    matrices = [vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()]
+    matrices = [vtkMatrix4x4(), vtkMatrix4x4()]
     image.GetImageToWorldMatrix(matrices[0])
     volume_node.GetIJKToRASMatrix(matrices[1])
     between = np.linalg.inv(from_vtk_matrix(matrices[1])) @ from_vtk_matrix(matrices[0])
@@ -377,7 +378,7 @@ def _resampled(
 ) -> np.ndarray:
     """1 where a segment is, on the CT's grid: uint8 (k, j, i)."""
     scene = volume_node.GetScene()
-    names = vtk.vtkStringArray()
+    names = vtkStringArray()
     names.InsertNextValue(identifier)
     labelmap = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "LiverXAI temporary")
     try:

@@ -7,7 +7,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import slicer
-import vtk
+from vtkmodules.vtkCommonCore import vtkAbstractArray, vtkDoubleArray, vtkStringArray
+from vtkmodules.vtkCommonDataModel import vtkTable
 
 from .nodes import result_node, set_attributes
 
@@ -38,7 +39,7 @@ def update_table_node(
         scene, volume_node, "measurements", "vtkMRMLTableNode", f"{volume_node.GetName()} measurements"
     )
     rows = measurements.rows()
-    table = vtk.vtkTable()
+    table = vtkTable()
     for name in rows[0]:
         table.AddColumn(_column(name, [row[name] for row in rows]))
     node.SetUseColumnTitleAsColumnHeader(True)
@@ -54,13 +55,13 @@ def update_table_node(
     return node
 
 
-def _column(name: str, values: list[Any]) -> vtk.vtkAbstractArray:
+def _column(name: str, values: list[Any]) -> vtkAbstractArray:
     """A column of doubles, integers or text. Empty cells need text: a number array has no "nothing"."""
     present = [value for value in values if value is not None]
     if len(present) == len(values) and all(isinstance(value, float) for value in values):
-        column = vtk.vtkDoubleArray()
+        column = vtkDoubleArray()
     else:
-        column = vtk.vtkStringArray()
+        column = vtkStringArray()
         values = [_text(value) for value in values]
     column.SetName(name)
     for value in values:

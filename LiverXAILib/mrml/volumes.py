@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import slicer
-import vtk
-from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
+from vtkmodules.util.numpy_support import get_vtk_array_type, numpy_to_vtk, vtk_to_numpy
+from vtkmodules.vtkCommonDataModel import vtkImageData
+from vtkmodules.vtkCommonMath import vtkMatrix4x4
+from vtkmodules.vtkCommonTransforms import vtkGeneralTransform
 
 from ..errors import InputError
 from ..volumes.intensities import validate_ct
@@ -81,14 +83,22 @@ def volume_to_node(
     scene: slicer.vtkMRMLScene,
     name: str,
     class_name: str = "vtkMRMLScalarVolumeNode",
+    *,
+    share: bool = False,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new volume node with the voxels of `volume`, where they lie in the world, without a transform.
 
     Types that VTK does not know are widened: bool to uint8, float16 to float32.
+
+    :param share: the node's voxels are the volume's own memory where the type allows, not a copy: for a scene in which
+        nobody edits them.
     """
     node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
     node.SetIJKToRASMatrix(to_vtk_matrix(volume.grid.ijk_to_ras))
-    set_voxels(node, volume.array)
+    if share:
+        node.SetAndObserveImageData(shared_image(volume.array))
+    else:
+        set_voxels(node, volume.array)
     node.CreateDefaultDisplayNodes()
     return node
 
@@ -99,31 +109,39 @@ def set_voxels(node: slicer.vtkMRMLVolumeNode, array: np.ndarray) -> None:
     The node gets an image of its own rather than new values in the old one: states that were saved for undo share
     the old one.
     """
-    node.SetAndObserveImageData(to_image(array, vtk.vtkImageData()))
+    node.SetAndObserveImageData(to_image(array, vtkImageData()))
 
 
 def blank_image(
-    shape: tuple[int, int, int], dtype: np.dtype[Any], image: vtk.vtkImageData | None = None
-) -> tuple[vtk.vtkImageData, np.ndarray]:
+    shape: tuple[int, int, int], dtype: np.dtype[Any], image: vtkImageData | None = None
+) -> tuple[vtkImageData, np.ndarray]:
     """An image for `shape` (k, j, i) voxels, its extent starting at 0, and its voxels as an array to be filled.
 
     No node has it yet, so that the array may be filled by another thread while the application goes on.
 
     :param image: the image to be used; None: a new one.
     """
-    image = vtk.vtkImageData() if image is None else image
+    image = vtkImageData() if image is None else image
     image.SetDimensions(*reversed(shape))
     image.AllocateScalars(get_vtk_array_type(dtype), 1)
     return image, voxels_of(image)
 
 
-def voxels_of(image: vtk.vtkImageData) -> np.ndarray:
+def voxels_of(image: vtkImageData) -> np.ndarray:
     """The voxels (k, j, i) of an image: its own memory, not a copy."""
     i, j, k = image.GetDimensions()
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i)
 
 
-def to_image(array: np.ndarray, image: vtk.vtkImageData) -> vtk.vtkImageData:
+def shared_image(array: np.ndarray) -> vtkImageData:
+    """An image whose voxels are the memory of `array` (k, j, i), which lives as long as the image does."""
+    image = vtkImageData()
+    image.SetDimensions(*reversed(array.shape))
+    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=False))
+    return image
+
+
+def to_image(array: np.ndarray, image: vtkImageData) -> vtkImageData:
     """Fill `image` with a copy of `array` (k, j, i); its extent starts at 0."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
@@ -136,7 +154,7 @@ def to_image(array: np.ndarray, image: vtk.vtkImageData) -> vtk.vtkImageData:
 
 def place_like(node: Any, reference: slicer.vtkMRMLVolumeNode) -> None:
     """Give a volume node the geometry and the parent transform of `reference`, on whose grid its voxels lie."""
-    matrix = vtk.vtkMatrix4x4()
+    matrix = vtkMatrix4x4()
     reference.GetIJKToRASMatrix(matrix)
     node.SetIJKToRASMatrix(matrix)
     node.SetAndObserveTransformNodeID(reference.GetTransformNodeID())
@@ -153,14 +171,14 @@ def check_shape(shape: tuple[int, int, int], reference: slicer.vtkMRMLVolumeNode
         )
 
 
-def to_vtk_matrix(matrix: np.ndarray) -> vtk.vtkMatrix4x4:
+def to_vtk_matrix(matrix: np.ndarray) -> vtkMatrix4x4:
     """A 4x4 array as a VTK matrix."""
-    result = vtk.vtkMatrix4x4()
+    result = vtkMatrix4x4()
     result.DeepCopy(np.asarray(matrix, dtype=np.float64).ravel())
     return result
 
 
-def from_vtk_matrix(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
+def from_vtk_matrix(matrix: vtkMatrix4x4) -> np.ndarray:
     """A VTK matrix as a 4x4 array."""
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
@@ -177,7 +195,7 @@ def world_to_local(node: slicer.vtkMRMLVolumeNode) -> np.ndarray:
 
 def _ijk_to_lps(node: slicer.vtkMRMLVolumeNode) -> tuple[np.ndarray, str]:
     """The matrix from voxels to the world, and a warning if a part of the way is not linear and was left out."""
-    vtk_matrix = vtk.vtkMatrix4x4()
+    vtk_matrix = vtkMatrix4x4()
     node.GetIJKToRASMatrix(vtk_matrix)
     ijk_to_local = from_vtk_matrix(vtk_matrix)
     transform = node.GetParentTransformNode()
@@ -186,7 +204,7 @@ def _ijk_to_lps(node: slicer.vtkMRMLVolumeNode) -> tuple[np.ndarray, str]:
     if transform.IsTransformToWorldLinear():
         transform.GetMatrixTransformToWorld(vtk_matrix)
         return LPS_TO_RAS @ from_vtk_matrix(vtk_matrix) @ ijk_to_local, ""
-    to_world = vtk.vtkGeneralTransform()
+    to_world = vtkGeneralTransform()
     transform.GetTransformToWorld(to_world)
     size = node.GetImageData().GetDimensions()
     ends = [(0.0, (n - 1) / 2, n - 1.0) for n in size[:2]]

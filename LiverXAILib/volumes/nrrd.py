@@ -8,7 +8,6 @@ hostile headers, and follows a header to any file of the machine.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +29,7 @@ from .header import (
     storable,
     three_axes,
 )
-from .stream import Compression, HeaderError, detached_file, open_regular, shown
+from .stream import Compression, HeaderError, detached_file, fast_zlib, open_regular, shown
 from .volume import Volume
 
 _TYPES = {
@@ -312,13 +311,13 @@ def write_nrrd(volume: Volume, file: BinaryIO, fields: Mapping[str, str] | None 
         *(f"{key}:={_escaped(value)}" for key, value in (fields or {}).items()),
     ]
     file.write("\n".join([*lines, "", ""]).encode())
-    packer = zlib.compressobj(_LEVEL, wbits=31)
+    packer = fast_zlib.compressobj(_LEVEL, wbits=31)
     for plane in array:
-        file.write(packer.compress(plane.tobytes()))
+        file.write(packer.compress(np.ascontiguousarray(plane)))
     file.write(packer.flush())
 
 
-#: Fast; more makes CT a few percent smaller.
+#: Fast; more makes CT a few percent smaller (of isal and zlib alike, which count differently).
 _LEVEL = 2
 
 

@@ -57,6 +57,7 @@ ALLOWED_BETWEEN_FRONT_ENDS = {
 RESERVED = {
     "slicer": ("mrml", "panel"),
     "vtk": ("mrml", "panel"),
+    "vtkmodules": ("mrml", "panel"),
     "qt": ("panel",),
     "ctk": ("panel",),
     "monai": ("training", "evaluation", "benchmarks", "models/formats/monai.py"),
