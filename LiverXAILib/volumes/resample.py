@@ -8,6 +8,7 @@ otherwise fold into the coarse image. Voxel *centers* are what the matrices map,
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -51,11 +52,26 @@ def resample_adjoint(array: torch.Tensor, source: Grid, target: Grid, *, antiali
     For all x, y: ``sum(resample(x) * y) == sum(x * resample_adjoint(y))``. A question asked on the image's grid
     ("the sum of the score over these voxels") becomes the same question on the network's grid.
     """
-    with torch.enable_grad():
-        probe = torch.zeros(source.shape, dtype=torch.float32, device=array.device, requires_grad=True)
-        sampled = resample(probe, source, target, antialias=antialias)
-        (weights,) = torch.autograd.grad(sampled, probe, grad_outputs=array.to(torch.float32))
-    return weights
+    target_to_source = np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps
+    axes = _parallel_axes(target_to_source, target.shape)
+    if axes is None:
+        with torch.enable_grad():
+            probe = torch.zeros(source.shape, dtype=torch.float32, device=array.device, requires_grad=True)
+            sampled = resample(probe, source, target, antialias=antialias)
+            # Not as "grad_outputs": torch imports SymPy to check their shape.
+            (weights,) = torch.autograd.grad((sampled * array).sum(), probe)
+        return weights
+    matrices, _ = _separable_weights(source.shape, target_to_source, axes, target.shape, antialias)
+    ends = [_used(matrix) for matrix in matrices]
+    w_i, w_j, w_k = (matrix[:, first:stop].T for matrix, (first, stop) in zip(matrices, ends, strict=True))
+    # The target's axes (k, j, i) in the order of the source's that they are parallel to.
+    weights = array.to(torch.float32).permute(2 - axes[2], 2 - axes[1], 2 - axes[0])
+    weights = _contract(_contract(weights, w_i, -1), w_j, -2)
+    weights = _contract(weights.flatten(1), w_k, -2).unflatten(1, weights.shape[1:])
+    result = torch.zeros(source.shape, dtype=torch.float32, device=array.device)
+    i, j, k = (slice(*pair) for pair in ends)
+    result[k, j, i] = weights
+    return result
 
 
 def regrid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
@@ -120,6 +136,24 @@ def _axis_weights(n: int, positions: np.ndarray, step: float, antialias: bool) -
     return weights.astype(np.float32), inside
 
 
+def _separable_weights(
+    shape: Sequence[int],
+    matrix: np.ndarray,
+    axes: tuple[int, int, int],
+    target_shape: tuple[int, int, int],
+    antialias: bool,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """:func:`_axis_weights` for the axes (i, j, k) of a source of `shape` (k, j, i)."""
+    weights, inside = [], []
+    for source_axis, target_axis in enumerate(axes):
+        step = matrix[source_axis, target_axis]
+        positions = step * np.arange(target_shape[::-1][target_axis]) + matrix[source_axis, 3]
+        w, ok = _axis_weights(shape[-1 - source_axis], positions, step, antialias)
+        weights.append(w)
+        inside.append(ok)
+    return weights, inside
+
+
 def _resample_separable(
     tensor: torch.Tensor,
     matrix: np.ndarray,
@@ -128,14 +162,8 @@ def _resample_separable(
     fill: float,
     antialias: bool,
 ) -> torch.Tensor:
-    target_sizes = target_shape[::-1]
-    weights, inside = [], []
-    for source_axis, target_axis in enumerate(axes):
-        step = matrix[source_axis, target_axis]
-        positions = step * np.arange(target_sizes[target_axis]) + matrix[source_axis, 3]
-        w, ok = _axis_weights(tensor.shape[-1 - source_axis], positions, step, antialias)
-        weights.append(w)
-        inside.append(torch.from_numpy(ok).to(tensor.device))
+    weights, within = _separable_weights(tensor.shape[-3:], matrix, axes, target_shape, antialias)
+    inside = [torch.from_numpy(ok).to(tensor.device) for ok in within]
 
     # Only what the target sees is read, and a few slices at a time: the image is never held in float32 as a whole.
     used = [_used(w) for w in weights]
