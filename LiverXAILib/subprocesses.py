@@ -48,6 +48,15 @@ def slicer_python() -> str:
     return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
 
 
+#: Where numerical libraries (torch, NumPy, SciPy, SimpleITK) look, when they start, for how many threads they may use.
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
 class ChildProcess:
     """A child process that talks JSON lines: it runs until it ends by itself or is killed.
 
@@ -66,8 +75,8 @@ class ChildProcess:
     ) -> None:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        if threads:
-            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        for name in _THREADS if threads else ():
+            environment.setdefault(name, str(threads))
         isolation: dict[str, Any] = (
             {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
             if os.name == "nt"

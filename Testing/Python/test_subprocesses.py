@@ -20,12 +20,12 @@ def start(tmp_path, monkeypatch):
     """Start a child that runs the given text; returns it and its inbox."""
     children = []
 
-    def starting(text: str) -> tuple[ChildProcess, queue.Queue]:
+    def starting(text: str, threads: int = 0) -> tuple[ChildProcess, queue.Queue]:
         (tmp_path / "toy_child.py").write_text(textwrap.dedent(text), encoding="utf-8")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         inbox: queue.Queue = queue.Queue()
         with Path(os.devnull).open("ab") as log:
-            children.append(ChildProcess(sys.executable, "toy_child", threads=0, log=log, inbox=inbox))
+            children.append(ChildProcess(sys.executable, "toy_child", threads=threads, log=log, inbox=inbox))
         return children[-1], inbox
 
     yield starting
@@ -54,6 +54,25 @@ def test_messages_come_in_order_and_the_end_comes_last(start):
         child.send(word)
     echoes = [("message", {"event": "echo", "value": value}) for value in ("one", {"two": 2}, "end")]
     assert news(inbox) == [*echoes, ("ended", 3)]
+
+
+def test_every_numerical_library_of_a_child_is_told_how_many_threads_it_has(start, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # what the user says stays
+    for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    _, inbox = start(
+        """
+        import json, os
+        import SimpleITK as sitk
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        told = {name: os.environ.get(name) for name in names}
+        told["ITK"] = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+        print(json.dumps({"event": "threads", "told": told}), flush=True)
+        """,
+        threads=3,
+    )
+    told = {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1", "ITK": 3}
+    assert news(inbox) == [("message", {"event": "threads", "told": told}), ("ended", 0)]
 
 
 @pytest.mark.parametrize(
