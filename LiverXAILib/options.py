@@ -7,7 +7,9 @@ Cheap to import: what computes is imported when it is used.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import importlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -166,6 +168,16 @@ class Options:
         from .pipeline import write_outputs
 
         return write_outputs(analysis, folder, self.writers())
+
+    def import_ahead(self) -> None:
+        """Import what measuring and writing need: seconds that another thread may spend while the network computes.
+
+        What cannot be imported is told by whoever needs it.
+        """
+        needed = (name for writer in self.writers() for name in writer.modules)
+        for name in dict.fromkeys(["LiverXAILib.measure.measuring", *needed]):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
     def require_extras(self) -> None:
         """Raise :class:`~LiverXAILib.errors.UsageError` if what was asked for needs what is not installed."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .analysis import Analysis
@@ -27,17 +28,19 @@ from .explain.layers import find_layer
 from .explain.regions import explain_regions
 from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
-from .inference import Postprocessing, Segmentation, segment
+from .inference import Postprocessing, Segmentation, segment, select_device
+from .inference.backends import keep_freed_memory
 from .inference.lesions import lesion_count
 from .inference.mirrored import find_mirrored_liver
-from .measure import Measurements, measure, measure_uncertainty
-from .measure.plausibility import USUAL_ML
 from .models import Model
 from .models.model import require_model
 from .progress import CancelToken, Progress
 from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_output
 from .subprocesses import is_memory
 from .volumes.volume import Volume, require_volume
+
+if TYPE_CHECKING:
+    from .measure import Measurements
 
 #: What is explained when nobody asks for something else, where the model knows it. The organ's border answers for it
 #: then, instead of a heat map.
@@ -142,34 +145,39 @@ def analyze(
         **context.part(0.4, 0.75).keywords,
     )
     found: list[Answer] = []
-    for number, organ in enumerate(organs):
-        part = context.part(0.75, 0.85).step(number, len(organs))
-        try:
-            found.append(explain_border(volume, model, segmentation, organ, **part.keywords))
-        except EmptyTargetError as error:
-            warnings.append(f"The border was not examined. {error}")
-    asked = _asked_without(answerable, segmentation) if answers or regions else []
-    found += explain_lesions(
-        volume,
-        model,
-        segmentation,
-        asked if answers else [],
-        draws=CHECK_DRAWS if check else DRAWS,
-        refusals=warnings,
-        **context.part(0.85, 0.88).keywords,
-    )
-    found += explain_regions(
-        volume,
-        model,
-        segmentation,
-        [target for target in asked if regions and not isinstance(target, WhyNot)],
-        refusals=warnings,
-        **context.part(0.88, 0.9).keywords,
-    )
+    with keep_freed_memory(select_device(device)):
+        for number, organ in enumerate(organs):
+            part = context.part(0.75, 0.85).step(number, len(organs))
+            try:
+                found.append(explain_border(volume, model, segmentation, organ, **part.keywords))
+            except EmptyTargetError as error:
+                warnings.append(f"The border was not examined. {error}")
+        asked = _asked_without(answerable, segmentation) if answers or regions else []
+        found += explain_lesions(
+            volume,
+            model,
+            segmentation,
+            asked if answers else [],
+            draws=CHECK_DRAWS if check else DRAWS,
+            refusals=warnings,
+            **context.part(0.85, 0.88).keywords,
+        )
+        found += explain_regions(
+            volume,
+            model,
+            segmentation,
+            [target for target in asked if regions and not isinstance(target, WhyNot)],
+            refusals=warnings,
+            **context.part(0.88, 0.9).keywords,
+        )
     uncertainty = None
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
+        from .measure import measure_uncertainty
+
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
+    from .measure import measure  # with SciPy, which the command line imports while the network computes
+
     measurements = measure(volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets)
     if not given:
         measurements = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
@@ -227,6 +235,8 @@ def check_orientation(measurements: Measurements, volume: Volume, model: Model, 
 
     It is taken only where the first look is implausible, found nothing, or found less than most livers have.
     """
+    from .measure.plausibility import USUAL_ML
+
     if measurements.plausible and measurements.liver_volume_ml >= USUAL_ML:
         return measurements
     context.report("Looking at the mirrored image", 0.0)

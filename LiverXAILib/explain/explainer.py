@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import DeviceError, UsageError
+from ..inference.backends import keep_freed_memory
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
 from ..models.model import Model
@@ -148,7 +149,8 @@ def _explain_stage(
         if check:
             begin, length = share + (1 - share) * number / len(score_targets), (1 - share) / len(score_targets)
             part = scaled(progress, begin, begin + length)
-            card = check_faithfulness(run, score_target, method, layer, result, part, cancel)
+            with keep_freed_memory(run.device):
+                card = check_faithfulness(run, score_target, method, layer, result, part, cancel)
         explanations.append(
             Explanation(
                 heatmap=heatmap,
@@ -182,10 +184,12 @@ def to_input_grid(values: torch.Tensor, run: StageContext, volume: Volume) -> tu
     if found is None:
         return Volume(heat, volume.ijk_to_lps), 0.0
     box = found.projected(run.grid, volume.grid, margin_mm=max(run.spacing))
-    heat[box] = resample(values, run.grid, volume.grid.cropped(box)).numpy()
-    maximum = float(heat.max())
+    # Outside the box nothing is touched: these pages of the large array are never made.
+    part = resample(values, run.grid, volume.grid.cropped(box)).numpy()
+    maximum = float(part.max())
     if maximum > 0:
-        heat /= maximum
+        part /= maximum
+    heat[box] = part
     return Volume(heat, volume.ijk_to_lps), maximum
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..inference.backends import keep_freed_memory
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, check_cancel, report_progress, scaled
 from ..volumes.resample import resample
@@ -87,7 +88,8 @@ def recorded(
                 [stack.enter_context(LayerTap(network, layer, run.stage)) for layer in layers]
                 for network in run.networks
             ]
-            recording.fill(taps, progress, cancel)
+            with keep_freed_memory(run.device):
+                recording.fill(taps, progress, cancel)
         yield recording
 
 

@@ -259,22 +259,30 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _TRIM_DEFAULT, _MMAP_DEFAULT = 128 * 1024, 65536
 
 
+#: How many blocks of :func:`keep_freed_memory` are running: the outermost one counts.
+_keeping = 0
+
+
 @contextlib.contextmanager
 def keep_freed_memory(device: torch.device) -> Iterator[None]:
     """Within the block glibc keeps freed memory for the next layer; at its end it is given back to the system.
 
     Otherwise each activation of a large window is mapped anew, and the kernel spends up to a third of the time of a
-    forward pass on zeroing its pages. Does nothing on other systems and for other devices than the CPU.
+    forward pass on zeroing its pages. Does nothing on other systems and for other devices than the CPU. May be nested:
+    what runs several passes keeps memory from one to the next.
     """
+    global _keeping
     libc = _glibc() if device.type == "cpu" else None
-    if libc is None:
+    if libc is None or _keeping:
         yield
         return
+    _keeping += 1
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
+        _keeping -= 1
         libc.mallopt(_M_MMAP_MAX, _MMAP_DEFAULT)
         libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_DEFAULT)
         libc.malloc_trim(0)

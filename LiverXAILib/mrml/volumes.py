@@ -188,7 +188,7 @@ def world_to_local(node: slicer.vtkMRMLVolumeNode) -> np.ndarray:
 
     Whatever lies there under the same transform lies in the world where it should.
     """
-    matrix = vtk.vtkMatrix4x4()
+    matrix = vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
     return from_vtk_matrix(matrix) @ np.linalg.inv(LPS_TO_RAS @ _ijk_to_lps(node)[0])
 

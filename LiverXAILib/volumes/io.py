@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,8 +18,6 @@ import SimpleITK as sitk
 from ..errors import InputError, UsageError
 from ..files import replacing
 from ..progress import CancelToken, Progress, report_progress
-from . import dicom
-from .dicom import SeriesInfo
 from .formats import FILE_FORMATS, WRITABLE, format_of, image_ending, why_not_read
 from .image_file import existing, read_image_file
 from .intensities import to_smallest_dtype, validate_ct
@@ -27,6 +26,9 @@ from .metaimage import write_metaimage
 from .nrrd import write_nrrd
 from .stream import open_regular, reading
 from .volume import Volume
+
+if TYPE_CHECKING:
+    from .dicom import SeriesInfo
 
 
 def read_volume(
@@ -61,6 +63,8 @@ def read_volume(
     """
     path = existing(path)
     if _may_be_dicom(path):
+        from . import dicom  # pydicom, which other formats do not need
+
         return dicom.read_dicom(
             path, series=series, allow_irregular=allow_irregular, files=files, progress=progress, cancel=cancel
         )
@@ -133,6 +137,8 @@ def list_series(
     path = existing(path)
     if not _may_be_dicom(path):
         raise InputError(f"{path} is a {format_of(path)} file, not a folder of DICOM files.")
+    from . import dicom
+
     return dicom.list_series(path, progress=progress, cancel=cancel)
 
 
@@ -149,6 +155,8 @@ def _may_be_dicom(path: Path) -> bool:
         raise InputError(f"{path} {reason}.")
     with reading(path), open_regular(path):
         pass  # neither a pipe nor a device, which would never end
+    from . import dicom
+
     if not dicom.is_dicom(path):
         raise InputError(f"{path} is neither DICOM nor a file that ends in {', '.join(FILE_FORMATS)}.")
     return True

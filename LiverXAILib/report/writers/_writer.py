@@ -37,6 +37,7 @@ class Writer:
     :param check: raises a :class:`~LiverXAILib.errors.LiverXAIError` if it cannot be made of an image; asked before
         minutes are spent on it.
     :param remarks: sentences about what of the image's source was repaired or left out; they join the warnings.
+    :param modules: what it imports when it writes, for who has time to import it ahead.
     :param shows_warnings: is written after the others, so that it can say what could not be written.
     """
 
@@ -49,6 +50,7 @@ class Writer:
     requirement: Callable[[], None] = nothing_more
     check: Callable[[Volume], None] = nothing_more
     remarks: Callable[[Volume], Sequence[str]] = no_remarks
+    modules: tuple[str, ...] = ()
     shows_warnings: bool = False
 
     def owns(self, name: str) -> bool:

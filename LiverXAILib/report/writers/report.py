@@ -35,6 +35,15 @@ def _require() -> None:
     require_report_extra()
 
 
-WRITER = Writer("report", "page to read", (_NAME,), _write, default=True, requirement=_require, shows_warnings=True)
+WRITER = Writer(
+    "report",
+    "page to read",
+    (_NAME,),
+    _write,
+    default=True,
+    requirement=_require,
+    modules=("jinja2", "LiverXAILib.report.html", "LiverXAILib.report.answer_pictures", "LiverXAILib.report.viewer"),
+    shows_warnings=True,
+)
 #: The same page without the interactive viewer, some megabytes smaller.
 WITHOUT_VIEWER = dataclasses.replace(WRITER, write=_write_without_viewer)

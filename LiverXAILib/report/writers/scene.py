@@ -30,4 +30,12 @@ def _require() -> None:
         raise UsageError(f"Scenes need Slicer, or, {how_to_install('slicer')}; or leave out the scene.")
 
 
-WRITER = Writer("scene", "scene for 3D Slicer", (_NAME,), _write, default="available", requirement=_require)
+WRITER = Writer(
+    "scene",
+    "scene for 3D Slicer",
+    (_NAME,),
+    _write,
+    default="available",
+    requirement=_require,
+    modules=("LiverXAILib.mrml.scene",),
+)
