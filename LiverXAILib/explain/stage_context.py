@@ -71,8 +71,9 @@ class StageContext:
         plan = stage_plan(stage, grid)
         center_hu = _center_hu(volume, stage, segmentation)
         image = padded_input(volume, stage, grid, plan, center_hu)
-        organ = segmentation.labels.array == segmentation.specs[0].value
-        median = float(np.median(volume.array[organ])) if organ.any() else AIR_HU
+        found = segmentation.box or Box.full((0, 0, 0))
+        organ = volume.array[found][segmentation.labels.array[found] == segmentation.specs[0].value]
+        median = float(np.median(organ)) if organ.size else AIR_HU
         reference = torch.from_numpy(volume.array.astype(np.float32)) if stage.intensity.statistics else None
         air, tissue = normalize(torch.tensor([AIR_HU, median]), stage.intensity, center_hu, reference).tolist()
         unclipped = replace(stage.intensity, low=None, high=None)

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import UsageError
 from ..inference.lesions import lesion_count, lesion_mask
 from ..inference.segmentation import Segmentation
+from ..volumes.box import bounding_box
 from ..volumes.volume import LPS_TO_RAS, Grid
 
 #: The label whose connected components are the lesions.
@@ -149,7 +150,10 @@ class LesionTarget(Target):
         return lesion_mask(segmentation, self.number, self.label)
 
     def focus(self, segmentation: Segmentation) -> np.ndarray:
-        return segmentation.labels.grid.to_lps(np.argwhere(self.mask(segmentation)).mean(axis=0)[::-1])
+        mask = self.mask(segmentation)
+        box = bounding_box(mask)
+        assert box is not None  # an empty target raises
+        return segmentation.labels.grid.to_lps((np.argwhere(mask[box]).mean(axis=0) + box.start)[::-1])
 
 
 @dataclass(frozen=True)

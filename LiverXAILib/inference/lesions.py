@@ -63,24 +63,42 @@ def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np
         segmentation has no probabilities of `label`.
     """
     numbers = np.zeros(segmentation.labels.shape, dtype=np.int32)
+    box, pieces = numbered_candidates(segmentation, label)
+    numbers[box] = pieces
+    return numbers
+
+
+def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tuple[Box, np.ndarray]:
+    """:func:`candidate_components` in a box of the image that holds all of them (empty if there are none)."""
+    nothing = Box.full((0, 0, 0)), np.zeros((0, 0, 0), dtype=np.int32)
     probability = segmentation.probabilities.get(label)
-    found = None if probability is None else bounding_box(probability.array > 0.5)
-    if probability is None or found is None:
-        return numbers
+    if probability is None:
+        return nothing
     offset = np.rint(segmentation.labels.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
-    box = Box.full(probability.shape).shifted(offset)
-    counted = segmentation.mask(label)[box]
-    pieces = components((probability.array > 0.5) & ~counted, corners=True)
+    counted = segmentation.mask(label, Box.full(probability.shape).shifted(offset))
+    marked = _above_half(probability.array) & ~counted
+    box = bounding_box(marked)
+    if box is None:
+        return nothing
+    box = box.grown((1, 1, 1), marked.shape)  # what touches a piece from outside matters, too
+    counted, whole = counted[box], box.shifted(offset)
+    pieces = components(marked[box], corners=True)
     sizes = np.bincount(pieces.ravel())
     keep = sizes * segmentation.labels.grid.voxel_volume_mm3 >= LEAST_CANDIDATE_ML * 1000
     parent = segmentation.spec(label).parent
     if parent is not None:
-        inside = segmentation.mask(parent)[box]
+        inside = segmentation.mask(parent, whole)
         keep &= 2 * np.bincount(pieces[inside], minlength=sizes.size) >= sizes
     keep[np.unique(pieces[grown(counted)])] = False
     keep[0] = False
-    numbers[box] = components(keep[pieces], corners=True, largest_first=True)
-    return numbers
+    return whole, components(keep[pieces], corners=True, largest_first=True)
+
+
+def _above_half(probability: np.ndarray) -> np.ndarray:
+    """Where a probability is above 0.5. Half precision, which NumPy compares slowly, is ordered as its bits are."""
+    if probability.dtype == np.float16:
+        return probability.view(np.uint16) > np.float16(0.5).view(np.uint16)
+    return probability > 0.5
 
 
 def grown(mask: np.ndarray) -> np.ndarray:

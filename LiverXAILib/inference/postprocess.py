@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from ..volumes.box import components, largest_component
+from ..volumes.box import bounding_box, components, largest_component
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,15 @@ def clean_lesions(lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: floa
 
     :param organ: the cleaned organ as the network sees it, its lesions included.
     """
-    if not lesions.any():
+    box = bounding_box(lesions)
+    if box is None:
         return lesions
-    labels = components(lesions, corners=True)
+    labels = components(lesions[box], corners=True)
     sizes = np.bincount(labels.ravel())
     keep = sizes * voxel_volume_mm3 >= rules.min_lesion_ml * 1000.0
     if rules.lesions_in_liver:
-        keep &= 2 * np.bincount(labels[organ], minlength=sizes.size) >= sizes
+        keep &= 2 * np.bincount(labels[organ[box]], minlength=sizes.size) >= sizes
     keep[0] = False
-    return keep[labels]
+    kept = np.zeros_like(lesions)
+    kept[box] = keep[labels]
+    return kept

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from ..inference.lesions import candidate_components
+from ..inference.lesions import numbered_candidates
 from ..inference.segmentation import Segmentation
 from ..volumes.box import bounding_box
 from ..volumes.volume import Volume
@@ -21,24 +21,23 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
 
     :param volume: the CT in HU, on the segmentation's grid.
     """
-    numbers = candidate_components(segmentation)
+    box, numbers = numbered_candidates(segmentation)
     probability = segmentation.probabilities.get("tumor")
-    box = bounding_box(numbers)
-    if box is None or probability is None:
+    if probability is None:
         return ()
     offset = np.rint(volume.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
     reliable = list(finding_reliability(numbers, segmentation))
     candidates = []
-    for number in range(1, int(numbers[box].max()) + 1):
-        mask = numbers == number
-        own = bounding_box(mask)
-        assert own is not None
-        voxels = np.argwhere(mask[own]) + own.start
+    for number in range(1, int(numbers.max(initial=0)) + 1):
+        inside = bounding_box(numbers == number)
+        assert inside is not None
+        own, mask = inside.shifted(box.start), numbers[inside] == number
+        voxels = np.argwhere(mask) + own.start
         values = probability.array[tuple((voxels - offset).T)].astype(np.float64)
         place = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
         x, y, z = volume.grid.to_lps(place[::-1])
-        axial = axial_diameters(mask[own], volume.grid.cropped(own))
+        axial = axial_diameters(mask, volume.grid.cropped(own))
         start = own.start[2 - "ijk".index(axial.slice_axis)]
         candidates.append(
             Candidate(

@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ..errors import UsageError
-from ..inference.lesions import lesion_components
+from ..inference.lesions import lesion_components, lesion_count
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume
@@ -57,7 +57,9 @@ def measure(
     components = lesion_components(segmentation) if looks_for_tumors else np.zeros(grid.shape, np.int32)
     ml = grid.voxel_volume_mm3 / 1000
     # Everything that is measured lies in this box: a tenth of a CT.
-    box = bounding_box(liver) or Box.full((0, 0, 0))
+    found = segmentation.box or Box.full((0, 0, 0))
+    box = bounding_box(liver[found])
+    box = Box.full((0, 0, 0)) if box is None else box.shifted(found.start)
     healthy = liver[box] & (components[box] == 0)
     parenchyma = volume.array[box][healthy].astype(np.float64)
     liver_ml = float(np.count_nonzero(liver[box])) * ml
@@ -83,7 +85,7 @@ def measure(
         liver_cut_at=cut_at,
         tumor_volume_ml=tumor_ml if looks_for_tumors else None,
         tumor_burden_percent=100 * tumor_ml / liver_ml if looks_for_tumors and liver_ml else None,
-        lesion_count=int(components.max()) if looks_for_tumors else None,
+        lesion_count=lesion_count(segmentation) if looks_for_tumors else None,
         lesions=lesions,
         plausible=None if liver_ml == 0 else not reasons,
         implausible_because=reasons,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import slicer
-import vtk
+from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from .display import show_overlay
 from .nodes import find_results, remove_result, result_node, set_attributes
@@ -48,7 +48,7 @@ def update_changed_cts(
         if created:
             node.CreateDefaultDisplayNodes()
             node.GetDisplayNode().AutoWindowLevelOff()
-        node.SetAndObserveImageData(to_image(changed.array, vtk.vtkImageData()))
+        node.SetAndObserveImageData(to_image(changed.array, vtkImageData()))
         node.SetIJKToRASMatrix(to_vtk_matrix(world_to_local(volume_node) @ changed.grid.ijk_to_ras))
         node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
         evidence = dict(answer.evidence)

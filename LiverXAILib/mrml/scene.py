@@ -75,7 +75,11 @@ def _write_files(scene: slicer.vtkMRMLScene, folder: Path) -> None:
         storage = node.GetStorageNode()
         storage.SetCompressionParameter("gzip_fastest")
         name = re.sub(r"[^\w .()-]", "_", node.GetName())
-        file = folder / "Data" / f"{name}.{storage.GetDefaultWriteFileExtension()}"
+        ending = storage.GetDefaultWriteFileExtension()
+        file = folder / "Data" / f"{name}.{ending}"
+        while file.exists():
+            name += "_"
+            file = file.with_name(f"{name}.{ending}")
         storage.SetFileName(str(file))
         if node.IsA("vtkMRMLScalarVolumeNode"):
             with file.open("xb") as stream:

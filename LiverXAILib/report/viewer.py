@@ -8,7 +8,6 @@ is for looking, not for measuring.
 from __future__ import annotations
 
 import base64
-import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +18,15 @@ from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..models.spec import LabelSpec
 from ..volumes.box import Box
 from ..volumes.resample import resample
+from ..volumes.stream import fast_zlib
 from ..volumes.volume import Grid
 
 #: HU of the stored values 0 and 1: one byte holds -220 to 290 HU, which all presets lie within.
 LOWEST_HU, STEP_HU = -220.0, 2.0
 #: Upper limit of the embedded voxels. With 8 heat maps a page of this size stays under 10 MB.
 MAX_VOXELS = 2_400_000
+#: Of compression: a twentieth larger than by zlib at its best, in a twentieth of the time.
+_LEVEL = 2
 _MARGIN_MM = 25.0
 _FINEST_MM = (1.0, 1.0, 1.5)
 _AIR_HU = -1024.0
@@ -98,11 +100,10 @@ def presets(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
 def viewer_grid(analysis: Analysis) -> Grid:
     """An upright grid around what was found (around the whole image, if nothing was), of :data:`MAX_VOXELS` at most."""
     grid = analysis.volume.grid
-    found = np.argwhere(analysis.segmentation.labels.array)
     image_low, image_high = _extent(grid, np.zeros(3), np.array(grid.shape) - 1)
     low, high = image_low, image_high
-    if len(found):
-        box_low, box_high = _extent(grid, found.min(axis=0), found.max(axis=0))
+    if (box := analysis.segmentation.box) is not None:
+        box_low, box_high = _extent(grid, np.array(box.start), np.array(box.stop) - 1)
         low, high = np.maximum(low, box_low - _MARGIN_MM), np.minimum(high, box_high + _MARGIN_MM)
     spacing = np.maximum(_FINEST_MM, np.abs(grid.ijk_to_lps[:3, :3]).max(axis=1))
     voxels = float(np.prod(np.ceil((high - low) / spacing)))
@@ -117,6 +118,9 @@ def viewer_grid(analysis: Analysis) -> Grid:
 def _labels_on(grid: Grid, analysis: Analysis) -> np.ndarray:
     """The label map on `grid`: in each voxel the value that fills most of it."""
     labels = analysis.segmentation.labels
+    # Beyond what the filter reaches nothing is read.
+    reach = 2 * max(*grid.spacing, *labels.spacing)
+    labels = labels.cropped(Box.full(grid.shape).projected(grid, labels.grid, margin_mm=reach))
     best = resample((labels.array == 0).astype(np.float32), labels.grid, grid, fill=1.0).numpy()
     result = np.zeros(grid.shape, np.uint8)
     for spec in analysis.segmentation.specs:
@@ -141,4 +145,5 @@ def _extent(grid: Grid, low_kji: np.ndarray, high_kji: np.ndarray) -> tuple[np.n
 
 def _packed(values: np.ndarray) -> str:
     data = np.clip(values, 0, 255).astype(np.uint8).tobytes()
-    return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode("ascii")
+    packer = fast_zlib.compressobj(_LEVEL, wbits=31)
+    return base64.b64encode(packer.compress(data) + packer.flush()).decode("ascii")
