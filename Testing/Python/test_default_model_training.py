@@ -360,6 +360,8 @@ def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("build", "card"):
         monkeypatch.setattr(f"recipes.default_model.{name}.PHASES", phases)
     monkeypatch.setattr(build, "CHAIN", tuple(phases))
+    monkeypatch.setattr(build, "VALIDATED", (1, 1))
+    monkeypatch.setattr(build, "PAINTINGS", 1)
     monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm, most: ([block_of_liver()], [block_of_liver()]))
     monkeypatch.setattr(build, "phantom_scans", lambda stage, spacing_mm, seeds: [small_generator().sample(-1)])
 
@@ -369,6 +371,7 @@ def test_one_command_trains_the_chain_and_goes_on_where_it_was_stopped(
 ) -> None:
     small_chain(monkeypatch)
     monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
+    monkeypatch.setattr("recipes.default_model.training.write_curves", lambda rows, folder: None)
     command = ["all", "--data", "nowhere", "--output", str(tmp_path), "--workers", "0"]
     assert build.main(command) == 0
     first = {name: load_file(tmp_path / name / "weights.safetensors") for name in STAGES}

@@ -11,6 +11,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from LiverXAILib.context import RunContext
 from LiverXAILib.training.lesion_painting import smoothed_inside
 from LiverXAILib.training.random_fields import Rng
+from LiverXAILib.volumes.box import bounding_box
 
 from .build import PHANTOMS, grafts_of
 from .sources import load_sources
@@ -29,6 +31,8 @@ from .synthesis.transplants import transplant
 from .synthesis.tumors import add_tumors
 
 SPACING_MM = 2.0
+#: Scans that show less of a liver, in voxels, are left out.
+_LEAST_LIVER = 20_000
 #: Half a slice's side in the pictures, in voxels.
 _HALF = 48
 
@@ -42,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     RunContext(threads=1).limit_threads()
     sources = load_sources(options.data, options.output / "sources", spacing_mm=SPACING_MM, phantoms=PHANTOMS[:0])
+    sources = [around_liver(source) for source in sources if source.liver.sum() > _LEAST_LIVER]
     rows, pictures = [], []
     for source in sources:
         if source.ct is not None and source.tumors is not None:
@@ -62,12 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw(pictures, options.output / "tumors.png")
 
 
+def around_liver(source: Source) -> Source:
+    """The part of a source that has its liver."""
+    box = bounding_box(source.liver)
+    assert box is not None
+    box = box.grown((8,) * 3, source.liver.shape)
+    ct, tumors = (None if array is None else array[box].copy() for array in (source.ct, source.tumors))
+    return replace(source, ct=ct, tumors=tumors, liver=source.liver[box].copy(), tissues=source.tissues[box].copy())
+
+
 def synthetic(sources: Sequence[Source], count: int) -> list[tuple[str, str, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Tumors painted into the real livers that are known to have none, or beside their own: name, phase, image, liver
     and the new tumors."""
     grafts, result = grafts_of(sources, SPACING_MM), []
     for number, source in enumerate(sources):
-        if source.ct is None or not source.tumors_known or source.liver.sum() < 20_000:
+        if source.ct is None or not source.tumors_known:
             continue
         own = np.zeros_like(source.liver) if source.tumors is None else source.tumors
         image, liver = torch.from_numpy(source.ct).float(), torch.from_numpy(source.liver)

@@ -45,7 +45,11 @@ VALIDATION_PHANTOMS = range(2000, 2006)
 #: Phantoms whose whole scans, with lesions painted into them, say where liver and tumors begin; none is trained on.
 #: The real scans, with lesions painted into each so many times, have a say about tumors, although they are trained on:
 #: phantoms have neither their noise nor their fissures.
-SCANNED_PHANTOMS, PAINTINGS = range(2000, 2024), 4
+SCANNED_PHANTOMS, PAINTINGS = range(2000, 2024), 2
+
+
+#: Samples for validation: of unseen phantoms, and of the sources of training.
+VALIDATED = (6, 12)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def train_phase(name: str, run: Run, *, start: str = "before") -> None:
     record: dict[str, Any] = {"settings": asdict(settings), "left_out": list(run.left_out), "start": start}
     if name in STAGES:
         network.load_state_dict(weights)
-        network.cpu().eval()
+        network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         scanned = phantom_scans(stage, phase.spacing_mm, SCANNED_PHANTOMS[: run.phantoms[1]])
         real = source_scans(stage, phase.spacing_mm, sources, PAINTINGS)
         points = operating_points(network, scanned, real, phase.intensity)
@@ -195,8 +199,8 @@ def samples_of(phase: TrainingPhase, sources: Sequence[Source], unseen: Sequence
     generator = kind(sources, sizes=phase.sizes, repertoire=repertoire, **arguments)
     phantoms = kind(unseen, repertoire=repertoire, **arguments)
     # Seeds below zero are never trained on.
-    validation = [phantoms.sample(-1 - n, phase.validation_size) for n in range(6)]
-    return generator, validation + [generator.sample(-101 - n, phase.validation_size) for n in range(12)]
+    validation = [phantoms.sample(-1 - n, phase.validation_size) for n in range(VALIDATED[0])]
+    return generator, validation + [generator.sample(-101 - n, phase.validation_size) for n in range(VALIDATED[1])]
 
 
 def grafts_of(sources: Sequence[Source], spacing_mm: float) -> list[Graft]:

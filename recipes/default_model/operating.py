@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -52,21 +54,24 @@ def operating_points(
     their noise would ask for more certainty than a scan gives. Lesions count as in
     :func:`LiverXAILib.evaluation.metrics.detect_lesions`; outlines are the mean Dice of those that are found.
 
-    :param network: in evaluation mode, with the weights to be exported.
+    :param network: in evaluation mode, with the weights to be exported, on any device.
     :param phantoms: what it sees of whole phantoms, whose border is exact: these decide about the liver.
     :param real: what it sees of real scans, whose border is a model's: these count for tumors, too.
     :param intensity: HU to its input.
     """
     dice = torch.zeros(len(_LIVER), dtype=torch.float64)
-    counts = []
-    with torch.inference_mode():
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    counted = []
+    # Counting takes as long as the network, and several scans can be counted at once.
+    with torch.inference_mode(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, scan in enumerate([*phantoms, *real]):
-            logits = network(normalize(scan.image, intensity, scan.liver_hu)[None, None])[0]
-            counts.append(_tumor_counts(logits[1], scan))
+            logits = network(normalize(scan.image, intensity, scan.liver_hu)[None, None].to(device))[0].cpu()
+            counted.append(pool.submit(_tumor_counts, logits[1], scan))
             if number < len(phantoms):
                 for row, point in enumerate(_LIVER):
                     inside = logits[0] > point
                     dice[row] += 2 * (inside & scan.liver).sum() / (inside.sum() + scan.liver.sum()).clamp_min(1)
+        counts = [part.result() for part in counted]
     both, found, true, lesions, hit, pieces, right = torch.stack(counts).unbind(-1)
     outlines = (2 * both / (found + true).clamp_min(1)).sum(dim=0) / (hit > 0).sum(dim=0).clamp_min(1)
     lesions, hit, pieces, right = (part.sum(dim=0) for part in (lesions, hit, pieces, right))

@@ -15,8 +15,9 @@ from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Volume
 
-from ..default_model.sources import tissues_by_hu, to_grid
+from ..default_model.sources import to_grid
 from ..default_model.synthesis import Generator, Sample, Source, Tissue
+from ..default_model.tissue_maps import tissues_by_hu
 from ..real_ct import PATIENTS, Scan, read_scan
 
 SPACING_MM = 2.0

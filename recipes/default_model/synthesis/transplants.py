@@ -27,6 +27,8 @@ _RIM_MM = 8.0
 _FADE_MM = (2.0, 5.0)
 #: Diameters in the new liver.
 _SMALLEST_MM, _LARGEST_MM = 8.0, 80.0
+#: What differs less from the liver, in HU on the average over a tumor, nobody would have labelled.
+_LEAST_CONTRAST = 9.0
 #: Smaller pieces of a label are crumbs.
 _LEAST_ML = 0.5
 
@@ -140,11 +142,14 @@ def _put(
     inner = torch.from_numpy(largest_component(((share > 0.5) & liver[box]).numpy()))
     if int(inner.sum()) * spacing_mm**3 < 0.3 * math.pi / 6 * diameter_mm**3 or int(inner.sum()) < 4:
         return None
+    contrast = rng.uniform(0.8, 1.2)
+    if contrast * float(smoothed_inside(value, inner)[inner].abs().mean()) < rng.uniform(0.7, 1.3) * _LEAST_CONTRAST:
+        return None
     fade = rng.uniform(*_FADE_MM) / spacing_mm
     near = gaussian_blur(inner.float(), (fade / 2,) * 3) * 2
     alpha = torch.maximum(near.clamp(0, 1), inner.float()) * liver[box]
     alpha = torch.where(inner, alpha, alpha * (1 - outside.float()))
-    return box, _blended(rng, image[box], liver[box], alpha, value, inner), inner
+    return box, _blended(image[box], liver[box], alpha, contrast * value, inner), inner
 
 
 def _points(rng: Rng, box: Box, center: torch.Tensor, step: float, graft: Graft) -> torch.Tensor:
@@ -162,7 +167,7 @@ def _points(rng: Rng, box: Box, center: torch.Tensor, step: float, graft: Graft)
 
 
 def _blended(
-    rng: Rng, image: torch.Tensor, liver: torch.Tensor, alpha: torch.Tensor, value: torch.Tensor, inner: torch.Tensor
+    image: torch.Tensor, liver: torch.Tensor, alpha: torch.Tensor, value: torch.Tensor, inner: torch.Tensor
 ) -> torch.Tensor:
     """The image with the graft's HU, on its own base and with its own noise."""
     noise = image_noise(image, liver)
@@ -175,7 +180,6 @@ def _blended(
         texture = own_noise * (loud / max(own, 1e-3))
     else:  # as loud as the image, with the image's noise
         texture = own_noise + noise * math.sqrt(1 - (own / max(loud, 1e-3)) ** 2)
-    contrast = rng.uniform(0.8, 1.2)
     # Outside the tumor the image's own vessels and shading stay: only the difference from the liver is added.
     base = torch.where(inner, torch.tensor(background), image - noise)
-    return image + alpha * (base + contrast * smooth + texture - image)
+    return image + alpha * (base + smooth + texture - image)

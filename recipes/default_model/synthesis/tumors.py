@@ -32,7 +32,7 @@ class Look:
     :param capsule: of a ring of 1 to 3 mm along its border.
     :param rim: of an outer zone of a fifth of its radius.
     :param corona: of the liver around it, over `corona_mm`.
-    :param necrosis: part of the inside that is dead; its HU are those of fluid.
+    :param necrosis: part of the inside that is dead: patches that are darker by `necrosis_hu`; None: they are fluid.
     :param infiltrating: the border goes over into the liver over most of the radius, and is rough.
     """
 
@@ -45,6 +45,7 @@ class Look:
     corona: float = 0.0
     corona_mm: float = 6.0
     necrosis: float = 0.0
+    necrosis_hu: float | None = -35.0
     infiltrating: bool = False
 
 
@@ -69,7 +70,7 @@ def _in_phases(native: Range, early: Range, late: Range, portal: Range, delayed:
 
 
 KINDS: dict[str, Kind] = {
-    "hepatocellular carcinoma": Kind(_in_phases((-25, -4), (0, 40), (8, 65), (-35, 5), (-45, -8)), (5, 60), 0.55),
+    "hepatocellular carcinoma": Kind(_in_phases((-25, -4), (-12, 35), (-8, 50), (-45, 4), (-50, -8)), (5, 60), 0.55),
     "hypervascular metastasis": Kind(
         _in_phases((-25, -8), (15, 60), (20, 80), (-18, 25), (-22, -6)), (4, 25), 0.15, most=6
     ),
@@ -90,7 +91,7 @@ def draw_look(rng: Rng, name: str, phase: ContrastPhase, radius_mm: float, curri
     if name == "hepatocellular carcinoma":
         look = _carcinoma(rng, look, phase, radius_mm)
     elif name == "cystic metastasis":
-        look = replace(look, necrosis=rng.uniform(0.7, 1.0), rim=rng.uniform(0, 20))
+        look = replace(look, necrosis=rng.uniform(0.7, 1.0), necrosis_hu=None, rim=rng.uniform(0, 20))
     elif name == "isodense with a capsule":
         ring = rng.uniform(12, 40) if phase in _LATER else rng.uniform(-25, -12) if rng.chance(0.5) else 18.0
         look = replace(look, capsule=ring, mosaic=rng.uniform(0, 8))
@@ -109,8 +110,9 @@ def draw_look(rng: Rng, name: str, phase: ContrastPhase, radius_mm: float, curri
 def _carcinoma(rng: Rng, look: Look, phase: ContrastPhase, radius_mm: float) -> Look:
     """Mosaic, capsule, corona and necrosis of a hepatocellular carcinoma, the more the larger it is."""
     arterial, later = phase in _ARTERIAL, phase in _LATER
-    if radius_mm > 10 and rng.chance(0.65):
-        amount = rng.uniform(6, 26) if arterial else rng.uniform(4, 15)
+    look = replace(look, rim=rng.uniform(0, 16))
+    if radius_mm > 10 and rng.chance(0.8):
+        amount = rng.uniform(6, 24) if arterial else rng.uniform(5, 17)
         look = replace(look, mosaic=amount, nodule_mm=rng.uniform(5, 14))
     if rng.chance(0.6 if later else 0.15):
         look = replace(look, capsule=rng.uniform(8, 32) if later else rng.uniform(-12, 8))
@@ -119,7 +121,7 @@ def _carcinoma(rng: Rng, look: Look, phase: ContrastPhase, radius_mm: float) -> 
     if (phase is ContrastPhase.LATE_ARTERIAL or phase is ContrastPhase.PORTAL) and rng.chance(0.3):
         look = replace(look, corona=rng.uniform(5, 18), corona_mm=rng.uniform(4, 10))
     if radius_mm > 15 and rng.chance(0.45):
-        look = replace(look, necrosis=rng.uniform(0.1, 0.6))
+        look = replace(look, necrosis=rng.uniform(0.1, 0.6), necrosis_hu=rng.uniform(-45, -15))
     return look
 
 
@@ -187,15 +189,18 @@ def _painted(
     background = float(image[liver].median())
     tumor = look.contrast + look.texture * smooth_field(rng, size, rng.uniform(1.5, 4))
     if look.mosaic:
-        nodules = smooth_field(rng, size, max(2.0, look.nodule_mm / spacing_mm))
+        nodules = _two_scales(rng, size, look.nodule_mm / spacing_mm)
         septa = torch.exp(-((nodules / 0.25) ** 2))  # between nodules
         tumor = tumor + look.mosaic * (1.5 * nodules).tanh() + rng.uniform(-0.7, 0.7) * look.mosaic * septa
     if look.rim:
         tumor = tumor + look.rim * ((0.25 * radius_mm - depth_mm) / (0.1 * radius_mm) + 0.5).clamp(0, 1)
     if look.necrosis:
-        dead = (depth_mm / radius_mm + 0.3 * smooth_field(rng, size, max(2.0, 0.6 * radius_mm / spacing_mm))) - 0.15
-        share = ((dead - (1 - look.necrosis) * 0.6) * 8 + 0.5).clamp(0, 1)
-        tumor = tumor + share * (min(rng.uniform(5, 40), background - 15) - background - tumor)
+        fluid_only = look.necrosis_hu is None  # has a smooth, sharp wall; dead tissue lies in patches
+        amount, steep = (0.1, 7) if fluid_only else (0.3, 4)
+        patches = amount * _two_scales(rng, size, 0.5 * radius_mm / spacing_mm)
+        share = ((depth_mm / radius_mm + patches - 0.15 - (1 - look.necrosis) * 0.6) * steep + 0.5).clamp(0, 1)
+        fluid = min(rng.uniform(5, 30), background - 15) - background - tumor
+        tumor = tumor + share * (fluid if look.necrosis_hu is None else look.necrosis_hu)
     if look.capsule:
         width = rng.uniform(1.0, 2.2)
         tumor = tumor + look.capsule * torch.exp(-(((depth_mm - width) / width) ** 2))
@@ -204,6 +209,12 @@ def _painted(
         around = (1 + depth_mm / look.corona_mm).clamp(0, 1) * (1 - alpha) * liver
         result = result + look.corona * around
     return result
+
+
+def _two_scales(rng: Rng, size: tuple[int, int, int], wavelength: float) -> torch.Tensor:
+    """A smooth random field without the edges of one lattice."""
+    coarse, fine = (smooth_field(rng, size, max(2.0, part * wavelength)) for part in (1.0, 0.37))
+    return 0.85 * coarse + 0.5 * fine
 
 
 def _size(field_: torch.Tensor) -> tuple[int, int, int]:
