@@ -21,6 +21,7 @@ from .progress import CancelToken, Progress
 if TYPE_CHECKING:
     from .analysis import Analysis
     from .explain import METHODS, Explanation, Target, explain, explain_all
+    from .followup import Comparison, compare, write_comparison
     from .inference import Postprocessing, Segmentation, read_segmentation, segment
     from .measure import Measurements, measure
     from .models import Model, ModelSpec, load_model, save_model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 #: Where each public name lives; the module is imported when the name is first used (PEP 562).
 _HOMES = {
     "Analysis": "analysis",
+    "Comparison": "followup",
     "Explanation": "explain",
     "Grid": "volumes.volume",
     "METHODS": "explain",
@@ -43,6 +45,7 @@ _HOMES = {
     "Target": "explain",
     "Volume": "volumes.volume",
     "analyze": "pipeline",
+    "compare": "followup",
     "explain": "explain",
     "explain_all": "explain",
     "list_series": "volumes.io",
@@ -54,6 +57,7 @@ _HOMES = {
     "save_model": "models",
     "segment": "inference",
     "write_analysis": "pipeline",
+    "write_comparison": "followup",
     "write_volume": "volumes.io",
 }
 
@@ -61,6 +65,7 @@ __all__ = [
     "Analysis",
     "CancelToken",
     "Cancelled",
+    "Comparison",
     "DeviceError",
     "Explanation",
     "Grid",
@@ -79,6 +84,7 @@ __all__ = [
     "Volume",
     "__version__",
     "analyze",
+    "compare",
     "explain",
     "explain_all",
     "list_series",
@@ -90,6 +96,7 @@ __all__ = [
     "save_model",
     "segment",
     "write_analysis",
+    "write_comparison",
     "write_volume",
 ]
 

@@ -44,7 +44,7 @@ _ANYWHERE = {
     "--debug": "show all log messages, and tracebacks of errors",
 }
 #: Commands that print what they do; others print what they were asked for.
-_TELLING = ("analyze", "batch", "benchmark", "phantom", "train")
+_TELLING = ("analyze", "batch", "benchmark", "compare", "phantom", "train")
 _LEVELS = {"--debug": logging.DEBUG, "--verbose": logging.INFO, "--quiet": logging.ERROR}
 
 
@@ -310,6 +310,7 @@ _BENCHMARKS = {
     "clicks": ("how well one click outlines a lesion, beside classical methods", ".benchmarks.clicks"),
     "cost": ("time and memory of a heat map, beside other libraries", ".benchmarks.cost"),
     "explain": ("how faithful the maps of each method and layer are", ".benchmarks.explain"),
+    "followup": ("how well lesions are followed, on synthetic pairs of known change", ".benchmarks.followup"),
     "speed": (
         "time and memory of a segmentation, beside others",
         ".benchmarks.speed",
@@ -321,6 +322,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "analyze": ("segment, explain, measure and report one CT", _analyze_arguments),
     "batch": ("analyze many CTs; resumable, failures are isolated per case", _module(".batch.command")),
     "benchmark": ("measure speed and memory on this machine", _benchmark_arguments),
+    "compare": ("follow lesions through two or more studies of one patient", _module(".followup.command")),
     "completion": ("print what makes your shell complete commands and options", _completion_arguments),
     "evaluate": ("compare predictions with references", _module(".evaluation.evaluate")),
     "models": ("list, show, download, import, verify and remove models", _module(".models.commands")),

@@ -102,9 +102,9 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
         "label_colors": [
             (spec.name, "#{:02x}{:02x}{:02x}".format(*spec.color)) for spec in analysis.segmentation.specs
         ],
-        "lesion_pictures": [(lesion, _embedded(*pictures.render_lesion(analysis, lesion))) for lesion in pictured],
+        "lesion_pictures": [(lesion, embedded(*pictures.render_lesion(analysis, lesion))) for lesion in pictured],
         "candidate_pictures": [
-            (candidate, _embedded(*pictures.render_lesion(analysis, candidate)))
+            (candidate, embedded(*pictures.render_lesion(analysis, candidate)))
             for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
         ],
         "decisions": analysis.decisions,
@@ -156,7 +156,7 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "red places were influential, blue ones hardly, uncolored ones not.",
         "faithfulness": faithfulness,
         "gains": _gains(faithfulness),
-        "curves": _embedded(pictures.render_curves(curves)) if curves else None,
+        "curves": embedded(pictures.render_curves(curves)) if curves else None,
     }
 
 
@@ -164,7 +164,7 @@ def _answer(analysis: Analysis, answer: Answer) -> dict[str, Any]:
     from .answer_pictures import answer_legend, answer_pictures
 
     name = answer.target.describe()
-    pictures = [(caption, _embedded(figure)) for caption, figure in answer_pictures(analysis, answer)]
+    pictures = [(caption, embedded(figure)) for caption, figure in answer_pictures(analysis, answer)]
     return {
         "kind": answer.kind,
         "heading": f"{answer.title} ({name})",
@@ -240,7 +240,7 @@ def _planes(analysis: Analysis, explanation: Explanation | None = None) -> list[
     from . import pictures
 
     return [
-        {"name": name, "width": round(picture.size_mm[0], 1), "picture": _embedded(picture)}
+        {"name": name, "width": round(picture.size_mm[0], 1), "picture": embedded(picture)}
         for name, picture in pictures.render_planes(analysis, explanation).items()
     ]
 
@@ -252,13 +252,14 @@ def _json_in_script(value: Mapping[str, Any]) -> Markup:
     return Markup(json.dumps(value, ensure_ascii=True).replace("<", "\\u003c"))  # nosec B704
 
 
-def _embedded(*shown: Picture | Figure) -> str:
+def embedded(*shown: Picture | Figure) -> str:
     """A figure, or pictures side by side, as a data URI."""
-    from .canvas import Picture, embedded, side_by_side
+    from .canvas import Picture, side_by_side
+    from .canvas import embedded as as_uri
 
     pictures = [one for one in shown if isinstance(one, Picture)]
     if pictures:
-        return embedded(side_by_side(pictures))
+        return as_uri(side_by_side(pictures))
     (figure,) = (one for one in shown if not isinstance(one, Picture))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

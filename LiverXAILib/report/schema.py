@@ -22,7 +22,7 @@ _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 def measurements_schema() -> dict[str, Any]:
     """The schema (JSON Schema 2020-12): all fields are required, null where nothing was measured."""
-    schema = _schema(Measurements)
+    schema = schema_of(Measurements)
     schema["properties"] |= {"schema_version": {"const": SCHEMA_VERSION}, "liver_complete": {"type": "boolean"}}
     schema["required"] = sorted(schema["properties"])
     head = {
@@ -33,20 +33,21 @@ def measurements_schema() -> dict[str, Any]:
     return {**head, **schema}
 
 
-def _schema(kind: Any) -> dict[str, Any]:
+def schema_of(kind: Any) -> dict[str, Any]:
+    """The schema of values of a type: dataclasses, tuples, mappings, unions and plain types."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        inner, nothing = [_schema(one) for one in arguments if one is not type(None)], {"type": "null"}
+        inner, nothing = [schema_of(one) for one in arguments if one is not type(None)], {"type": "null"}
         return {"anyOf": [*inner, nothing]}
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return {"type": "array", "items": _schema(arguments[0])}
-        size = len(arguments)
-        return {"type": "array", "prefixItems": [_schema(one) for one in arguments], "minItems": size, "maxItems": size}
+            return {"type": "array", "items": schema_of(arguments[0])}
+        size, items = len(arguments), [schema_of(one) for one in arguments]
+        return {"type": "array", "prefixItems": items, "minItems": size, "maxItems": size}
     if origin is not None and issubclass(origin, Mapping):
-        return {"type": "object", "additionalProperties": _schema(arguments[1])}
+        return {"type": "object", "additionalProperties": schema_of(arguments[1])}
     if dataclasses.is_dataclass(kind):
-        properties = {name: _schema(hint) for name, hint in get_type_hints(kind).items()}
+        properties = {name: schema_of(hint) for name, hint in get_type_hints(kind).items()}
         return {
             "type": "object",
             "properties": properties,

@@ -21,16 +21,17 @@ def write_tables(
     written.
     """
     with replacing(json_path) as temporary:
-        data = json.dumps(_rounded(measurements.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+        data = json.dumps(rounded(measurements.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(data + "\n", encoding="utf-8")
-    write_table(csv_path, COLUMNS, (_rounded(row) for row in measurements.rows()))
+    write_table(csv_path, COLUMNS, (rounded(row) for row in measurements.rows()))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """All numbers in a JSON-ready value to six significant digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

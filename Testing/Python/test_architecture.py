@@ -37,6 +37,7 @@ ORDER = [
     "pipeline",
     "options",
     "reading",
+    "followup",
     "worker",
     "batch",
     "phantoms",

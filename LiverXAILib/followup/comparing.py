@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compare(): two or more studies of one patient."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..analysis import Analysis
+from ..context import RunContext
+from ..errors import UsageError
+from ..measure.recist import MEASURABLE_MM, MOST_TARGETS
+from ..options import Options
+from ..progress import CancelToken, Progress
+from .findings import Comparison, Findings, Step, TimePoint, Track
+from .matching import regions
+from .registration import Registration, RegistrationRefused, Subject, register
+from .response import Reading, Response, choi_response, mrecist_response, not_evaluable, recist_response
+from .studies import Study, read_study, same_study, study_of
+from .tracks import Courses, tracks
+from .viable import viable_mm
+
+
+# Long: most lines are its parameters and their documentation.
+def compare(
+    studies: Sequence[Analysis | Study | str | Path],
+    *,
+    images: Sequence[str | Path | None] | None = None,
+    days: Sequence[float] | None = None,
+    recist_targets: Sequence[int] | None = None,
+    other_patient: bool = False,
+    model: str = "default",
+    options: Options | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Comparison:
+    """Compare the liver lesions of two or more studies of one patient, the oldest first.
+
+    :param studies: results in memory, folders that ``analyze`` has written, or CTs, which are analyzed with `model`.
+    :param images: the CTs of the results, in their order; None where unknown. Without them livers are registered by
+        their surfaces alone, and there are no pictures.
+    :param days: of each study, since the first; None: from the DICOM dates, where there are some.
+    :param recist_targets: numbers of target lesions in the first study; None: those of its result.
+    :param other_patient: compare although the DICOM patient IDs differ.
+    :param options: how images are read, and how CTs are analyzed (nothing is explained).
+    :raises LiverXAILib.errors.UsageError: fewer than two studies, one of them twice, in the wrong order, or of other
+        patients.
+    :raises LiverXAILib.errors.InputError: a study cannot be read, or has no liver.
+    """
+    if len(studies) < 2:
+        raise UsageError("A comparison needs at least two studies, the oldest first.")
+    if images is not None and len(images) != len(studies):
+        raise UsageError(f"There are {len(studies)} studies and {len(images)} images: name one for each, '-' for none.")
+    context = RunContext(progress, cancel, device)
+    read = _studies(studies, images, options or Options(), model, context.part(0.0, 0.4))
+    _check_identity(read, other_patient)
+    since = _days(read, days)
+    return follow(read, since, recist_targets, context.part(0.4, 1.0), (options or Options()).case_label)
+
+
+def follow(
+    studies: Sequence[Study],
+    days: Sequence[float | None],
+    recist_targets: Sequence[int] | None,
+    context: RunContext,
+    case_label: str | None = None,
+) -> Comparison:
+    """:func:`compare` of studies that were read and checked.
+
+    :param days: of each study since the first.
+    """
+    targets = _targets(studies[0], recist_targets)
+    courses = Courses([regions(study.segmentation) for study in studies])
+    registrations: list[Registration | None] = []
+    steps = []
+    for index in range(1, len(studies)):
+        own = context.step(index - 1, len(studies) - 1)
+        found, step = _registered(studies, index, own)
+        registrations.append(found)
+        steps.append(step)
+        courses.follow(index, registrations)
+    found_tracks = tracks(courses.courses, studies, days, targets)
+    sums = [_target_sum(found_tracks, study, index) for index, study in enumerate(studies)]
+    points = tuple(
+        TimePoint(
+            index + 1,
+            None if study.date is None else study.date.isoformat(),
+            days[index],
+            study.phase,
+            study.liver_ml,
+            study.lesions_ml,
+            len(study.lesions),
+            sums[index],
+        )
+        for index, study in enumerate(studies)
+    )
+    left_out: dict[str, str] = {}
+    responses = tuple(_responses(found_tracks, studies, sums, index, left_out) for index in range(1, len(studies)))
+    findings = Findings(points, tuple(steps), found_tracks, responses, left_out, _remarks(studies))
+    context.report("Done", 1.0)
+    return Comparison(findings, tuple(studies), tuple(registrations), case_label)
+
+
+def _studies(
+    given: Sequence[Any], images: Sequence[str | Path | None] | None, options: Options, model: str, context: RunContext
+) -> list[Study]:
+    quick = dataclasses.replace(options, explain=(), check=False, answers=False)
+    found = []
+    for index, one in enumerate(given):
+        name = f"Study {index + 1}"
+        image = None if images is None or images[index] is None else Path(str(images[index]))
+        own = context.step(index, len(given))
+        if isinstance(one, Study):
+            found.append(one)
+        elif isinstance(one, Analysis):
+            found.append(study_of(one, name))
+        elif isinstance(one, str | Path):
+            found.append(read_study(Path(one), image, f"{name} ({Path(one).name})", quick, model, own))
+        else:
+            raise UsageError(f"A study is a result of analyze, a folder or a CT, not {type(one).__name__}.")
+    return found
+
+
+def _check_identity(studies: Sequence[Study], other_patient: bool) -> None:
+    for index, one in enumerate(studies):
+        for other in studies[:index]:
+            if same_study(one, other):
+                raise UsageError(f"{other.name} and {one.name} are the same study.")
+    patients = {study.identity.patient for study in studies if study.identity.patient}
+    if len(patients) > 1 and not other_patient:
+        raise UsageError(
+            "The DICOM patient IDs of the studies differ. If they are of one patient nevertheless, say so: "
+            "--other-patient (other_patient=True)."
+        )
+    dated = [study for study in studies if study.date is not None]
+    for one, other in pairwise(dated):
+        if one.date is not None and other.date is not None and one.date > other.date:
+            raise UsageError(
+                f"{one.name} is of {one.date.isoformat()}, {other.name} of {other.date.isoformat()}: give the oldest "
+                "study first."
+            )
+
+
+def _days(studies: Sequence[Study], days: Sequence[float] | None) -> list[float | None]:
+    """Days of each study since the first, as far as they are known."""
+    if days is not None:
+        if len(days) != len(studies) or days[0] != 0 or any(b <= a for a, b in pairwise(days)):
+            raise UsageError(
+                f"The days since the first study must begin with 0 and increase, one for each of the {len(studies)} "
+                "studies."
+            )
+        return list(days)
+    first = studies[0].date
+    if first is None:
+        return [None] * len(studies)
+    return [None if study.date is None else float((study.date - first).days) for study in studies]
+
+
+def _targets(baseline: Study, chosen: Sequence[int] | None) -> tuple[int, ...]:
+    if chosen is None:
+        return baseline.targets
+    if unknown := sorted(set(chosen) - {lesion.number for lesion in baseline.lesions}):
+        raise UsageError(f"The first study has no lesion {unknown[0]}; it has {len(baseline.lesions)}.")
+    if len(set(chosen)) > MOST_TARGETS:
+        raise UsageError(f"RECIST 1.1 allows at most {MOST_TARGETS} target lesions in one organ.")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _registered(studies: Sequence[Study], index: int, context: RunContext) -> tuple[Registration | None, Step]:
+    current, prior = (Subject(study.segmentation, study.volume) for study in (studies[index], studies[index - 1]))
+    try:
+        found = register(current, prior, context)
+    except RegistrationRefused as error:
+        return None, Step(index + 1, error.quality, str(error))
+    return found, Step(index + 1, found.quality)
+
+
+def _target_sum(found: Sequence[Track], study: Study, index: int) -> int | None:
+    """The sum of the targets' diameters in whole mm; None if a target could not be followed.
+
+    Lengths of pieces of a split lesion are added; a lesion in which several have merged counts once.
+    """
+    numbers: dict[int, None] = {}
+    for track in found:
+        if track.target:
+            one = track.appearances[index]
+            if one.event == "not matched":
+                return None
+            numbers |= dict.fromkeys(one.lesions)
+    if not any(track.target for track in found):
+        return None
+    return sum(int(study.lesion(number).long_mm + 0.5) for number in numbers)
+
+
+def _responses(
+    found: Sequence[Track],
+    studies: Sequence[Study],
+    sums: Sequence[int | None],
+    index: int,
+    left_out: dict[str, str],
+) -> tuple[Response, ...]:
+    """The categories of study `index` (from 0); what does not apply is explained in `left_out`."""
+    now = [track.appearances[index] for track in found]
+    if any(one.event == "not matched" for one in now):
+        reason = "the livers could not be registered, so that it is not known which lesion is which"
+        return (not_evaluable("RECIST 1.1", reason),)
+    targets = [track for track in found if track.target]
+    others = [track for track in found if not track.target and track.appearances[0].lesions]
+    # Also those that an earlier study had as new: they are new against the baseline.
+    fresh = [track.appearances[index] for track in found if not track.appearances[0].lesions]
+    back = sum(one.event == "seen again" for one in now)
+    known = [value for value in sums[: index + 1] if value is not None]
+    reading = Reading(
+        known,
+        len(targets),
+        sum(bool(track.appearances[index].lesions) for track in targets),
+        len(others),
+        sum(bool(track.appearances[index].lesions) for track in others),
+        [one.long_mm or 0.0 for one in fresh if one.lesions],
+        back,
+    )
+    responses = [recist_response(reading)]
+    if targets:
+        new = len(reading.new_mm) + back
+        responses += _by_hu(targets, studies, known, index, new, left_out)
+    else:
+        left_out |= dict.fromkeys(("mRECIST", "Choi"), f"no lesion of the first study reaches {MEASURABLE_MM:g} mm")
+    return tuple(responses)
+
+
+def _by_hu(
+    targets: Sequence[Track],
+    studies: Sequence[Study],
+    sums: Sequence[int],
+    index: int,
+    new: int,
+    left_out: dict[str, str],
+) -> list[Response]:
+    """The criteria that need HU, where the phases of all studies allow them."""
+    responses = []
+    phases = {study.phase for study in studies[: index + 1]}
+    viable = _viable_sums(targets, studies[: index + 1]) if phases == {"arterial"} else None
+    if viable is not None and viable[0] >= MEASURABLE_MM:
+        responses.append(mrecist_response(viable, new_lesions=new))
+    elif phases != {"arterial"}:
+        left_out["mRECIST"] = "it needs the arterial phase in each study, with certainty"
+    elif viable is None:
+        left_out["mRECIST"] = "it needs the CT of each study (--images)"
+    else:
+        left_out["mRECIST"] = f"no target enhances over {MEASURABLE_MM:g} mm in the first study"
+    ends = {studies[0].phase, studies[index].phase}
+    baseline_hu, now_hu = (_mean_hu(targets, at) for at in (0, index))
+    if ends == {"portal venous"} and baseline_hu is not None and baseline_hu > 0:
+        responses.append(choi_response([sums[0], sums[-1]], [baseline_hu, now_hu or 0.0], new_lesions=new))
+    else:
+        left_out["Choi"] = "it needs the portal venous phase in both studies, with certainty, and targets above 0 HU"
+    return responses
+
+
+def _viable_sums(targets: Sequence[Track], studies: Sequence[Study]) -> list[int] | None:
+    """The sum of the targets' viable diameters in each study, in whole mm; None if one cannot be told."""
+    sums = []
+    for index, study in enumerate(studies):
+        numbers = dict.fromkeys(number for track in targets for number in track.appearances[index].lesions)
+        lengths = [viable_mm(study, number) for number in numbers]
+        if any(length is None for length in lengths):
+            return None
+        sums.append(sum(int(length + 0.5) for length in lengths if length is not None))
+    return sums
+
+
+def _mean_hu(targets: Sequence[Track], index: int) -> float | None:
+    values = [hu for track in targets if (hu := track.appearances[index].mean_hu) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _remarks(studies: Sequence[Study]) -> tuple[str, ...]:
+    remarks = []
+    if not any(study.lesions for study in studies):
+        remarks.append("No study has a lesion.")
+    for number, study in enumerate(studies, start=1):
+        if study.liver_cut_at:
+            sides = " and ".join(study.liver_cut_at)
+            remarks.append(
+                f"The liver of study {number} is cut at the image's {sides} border: lesions there may be missing in "
+                "one study, and be called new or vanished in error."
+            )
+    phases = {study.phase for study in studies}
+    if len(phases) > 1:
+        remarks.append(
+            "The contrast phases differ or are uncertain: changes in HU, and of lesions that only some phases show, "
+            "may be due to that."
+        )
+    if any(study.volume is None for study in studies):
+        remarks.append(
+            "Where the CT is not given (--images), livers are registered by their surfaces alone, and there are no "
+            "pictures."
+        )
+    return tuple(remarks)

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where in a prior CT lies what is seen in the current one: rigid, affine, then deformable inside the liver.
+
+The livers are brought onto upright grids of :data:`SPACING_MM`. Rigid and affine steps and a first, smooth deformation
+align distances to the livers' surfaces, which no contrast phase changes. Where both CTs are known, a second, finer
+deformation maximizes the mutual information of the HU inside the livers, without the lesions: a lesion that has grown
+must not be shrunk to what it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from scipy.spatial import cKDTree
+
+from ..context import RunContext
+from ..inference.segmentation import Segmentation
+from ..volumes.box import bounding_box
+from ..volumes.itk import to_itk
+from ..volumes.resample import resample
+from ..volumes.volume import Grid, Volume
+
+#: Of the grids on which livers are registered; around the liver they show so much.
+SPACING_MM, _MARGIN_MM = 3.0, 30.0
+#: Distances to the surface count up to here.
+_FAR_MM = 25.0
+#: How stiff the first deformation is (the Gaussian that smooths its field), and its steps.
+_STIFFNESS_MM, _DEMONS_STEPS = 9.0, 30
+#: Between control points of the second deformation, its steps, and the part of the voxels that it looks at.
+_MESH_MM, _SPLINE_STEPS, _SAMPLED = 45.0, 20, 0.2
+#: Around lesions HU tell nothing of the place.
+_LESION_RIM_MM = 5.0
+#: HU are compared within this distance of the liver's median, and are smoothed by a Gaussian of this width.
+_WINDOW_HU, _SMOOTHING_MM = 120.0, 1.5
+#: What is worse is refused: the Dice coefficient of the livers, the mean distance of their surfaces, how much the
+#: affine step scales volumes, and by what factors the deformation changes them.
+LEAST_DICE, MOST_SURFACE_MM, LEAST_SCALE, LEAST_JACOBIAN, MOST_JACOBIAN = 0.85, 4.0, 0.6, 0.1, 6.0
+#: Each leaves a fraction of the error that is as large as the deformation is steep.
+_INVERSION_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well two livers were brought together, inside the part that both images show.
+
+    :param dice: of the current liver and the warped prior one.
+    :param surface_mm: mean distance of their surfaces, both ways.
+    :param surface_p95_mm: the 95th percentile of these distances.
+    :param jacobian_min, jacobian_max: by how much the deformation enlarges a small volume, anywhere in the liver;
+        not above 0: it folds.
+    :param scale: by how much the affine step enlarges volumes.
+    :param used_hu: the HU inside the livers took part; otherwise only their surfaces.
+    """
+
+    dice: float
+    surface_mm: float
+    surface_p95_mm: float
+    jacobian_min: float
+    jacobian_max: float
+    scale: float
+    used_hu: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """Maps places of the current CT to places of the prior one (LPS mm), and says how well.
+
+    :param transform: of SimpleITK, from current to prior: first the deformations, then `linear`.
+    """
+
+    transform: sitk.Transform
+    linear: sitk.AffineTransform
+    quality: Quality
+
+    def to_prior(self, points: np.ndarray) -> np.ndarray:
+        """Places (n, 3) in the current CT → places in the prior one, LPS mm."""
+        return np.array([self.transform.TransformPoint(point) for point in np.asarray(points, float).tolist()])
+
+    def to_current(self, points: np.ndarray) -> np.ndarray:
+        """The reverse of :meth:`to_prior`, found step by step."""
+        points = np.asarray(points, float)
+        back = self.linear.GetInverse()
+        matrix = np.array(back.GetMatrix()).reshape(3, 3)
+        found = np.array([back.TransformPoint(point) for point in points.tolist()])
+        for _ in range(_INVERSION_STEPS):
+            found = found + (points - self.to_prior(found)) @ matrix.T
+        return found
+
+
+class RegistrationRefused(Exception):
+    """Two livers could not be brought together; the message says why.
+
+    :param quality: of what was found; None if nothing was.
+    """
+
+    def __init__(self, reason: str, quality: Quality | None = None) -> None:
+        super().__init__(reason)
+        self.quality = quality
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What of a study is registered.
+
+    :param volume: the CT in HU; None: only the liver's surface is known.
+    """
+
+    segmentation: Segmentation
+    volume: Volume | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Liver:
+    """A liver on an upright grid: distance to its surface, HU, and where they tell something."""
+
+    mask: sitk.Image
+    distance: sitk.Image
+    seen: sitk.Image
+    hu: sitk.Image | None
+    hu_seen: sitk.Image
+    center: np.ndarray
+
+
+def register(current: Subject, prior: Subject, context: RunContext) -> Registration:
+    """Bring the prior liver onto the current one.
+
+    :raises RegistrationRefused: they do not fit; nothing may be concluded from places then.
+    """
+    try:
+        return _register(current, prior, context)
+    except RuntimeError as error:  # of SimpleITK, when nothing of the images overlaps any more
+        raise RegistrationRefused("The registration failed: the livers could not be brought to overlap.") from error
+
+
+def _register(current: Subject, prior: Subject, context: RunContext) -> Registration:
+    context.report("Registering: preparing", 0.0)
+    use_hu = current.volume is not None and prior.volume is not None
+    fixed, moving = (_liver(subject, use_hu) for subject in (current, prior))
+    context.check()
+    context.report("Registering: rigid", 0.05)
+    rigid = _align(sitk.Euler3DTransform(), fixed, moving, fixed.center, moving.center - fixed.center)
+    context.check()
+    context.report("Registering: affine", 0.2)
+    start = sitk.AffineTransform(3)
+    start.SetCenter(rigid.GetCenter())
+    start.SetMatrix(rigid.GetMatrix())
+    start.SetTranslation(rigid.GetTranslation())
+    affine = _optimize(start, fixed, moving)
+    scale = float(abs(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3))))
+    context.check()
+    context.report("Registering: surfaces", 0.35)
+    whole = sitk.CompositeTransform([affine])
+    whole.AddTransform(_bend_surface(fixed, moving, whole))
+    context.check()
+    if use_hu:
+        context.report("Registering: inside the liver", 0.6)
+        whole.AddTransform(_bend_inside(fixed, moving, whole))
+        context.check()
+    quality = _quality(fixed, moving, whole, scale, use_hu)
+    _check(quality)
+    return Registration(whole, affine, quality)
+
+
+def _check(quality: Quality) -> None:
+    """Refuse what is not good enough to say which lesion is which."""
+    reasons = []
+    if quality.dice < LEAST_DICE:
+        reasons.append(f"the livers overlap by a Dice coefficient of only {quality.dice:.2f}")
+    if quality.surface_mm > MOST_SURFACE_MM:
+        reasons.append(f"their surfaces are {quality.surface_mm:.1f} mm apart on average")
+    if not LEAST_SCALE <= quality.scale <= 1 / LEAST_SCALE:
+        reasons.append(f"one would have to be scaled by {quality.scale:.2f} in volume")
+    if quality.jacobian_min < LEAST_JACOBIAN or quality.jacobian_max > MOST_JACOBIAN:
+        reasons.append(
+            f"the deformation is too strong (volumes change by factors of {quality.jacobian_min:.2f} to "
+            f"{quality.jacobian_max:.2f})"
+        )
+    if reasons:
+        raise RegistrationRefused(
+            f"The livers do not fit each other: {'; '.join(reasons)}. Are they of one patient, both whole, and was the "
+            "liver not resected in between?",
+            quality,
+        )
+
+
+def _liver(subject: Subject, use_hu: bool) -> _Liver:
+    segmentation = subject.segmentation
+    source = segmentation.labels.grid
+    liver = segmentation.mask("liver")
+    grid = _upright(source, liver)
+    mask = resample(liver.view(np.uint8), source, grid).numpy() > 0.5
+    seen = resample(np.ones(source.shape, np.uint8), source, grid).numpy() > 0.99
+    lesions = np.zeros(source.shape, bool)
+    if any(spec.is_lesion for spec in segmentation.specs):
+        lesions = segmentation.mask("tumor")
+    lesion = resample(lesions.view(np.uint8), source, grid).numpy() > 0.05
+    image = _image(mask.astype(np.uint8), grid)
+    distance = sitk.SignedMaurerDistanceMap(image, False, False, True)
+    distance = sitk.Clamp(distance, sitk.sitkFloat32, -_FAR_MM, _FAR_MM)
+    hu = None
+    if use_hu and subject.volume is not None:
+        smooth = resample(subject.volume.array, source, grid, fill=-1024.0).numpy()
+        middle = float(np.median(smooth[mask & ~lesion])) if (mask & ~lesion).any() else 0.0
+        smooth = np.clip(smooth, middle - _WINDOW_HU, middle + _WINDOW_HU)
+        smooth[~mask] = middle - _WINDOW_HU
+        hu = sitk.DiscreteGaussian(_image(smooth.astype(np.float32), grid), _SMOOTHING_MM**2)
+    radius = round(_LESION_RIM_MM / SPACING_MM)
+    near = sitk.BinaryDilate(image, [radius] * 3)
+    rim = sitk.BinaryDilate(_image(lesion.astype(np.uint8), grid), [radius] * 3)
+    inside = _image(seen.astype(np.uint8), grid)
+    center = grid.to_lps(np.argwhere(mask).mean(axis=0)[::-1])
+    return _Liver(image, distance, inside, hu, sitk.And(sitk.And(near, inside), sitk.Not(rim)), center)
+
+
+def _upright(source: Grid, liver: np.ndarray) -> Grid:
+    """A grid of :data:`SPACING_MM` along the patient's axes around the liver, not beyond the image."""
+    box = bounding_box(liver)
+    assert box is not None
+    low, high = _extent(source.cropped(box))
+    image_low, image_high = _extent(source)
+    low, high = np.maximum(low - _MARGIN_MM, image_low), np.minimum(high + _MARGIN_MM, image_high)
+    sizes = np.maximum(np.ceil((high - low) / SPACING_MM), 4).astype(int)
+    matrix = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+    matrix[:3, 3] = low + SPACING_MM / 2
+    i, j, k = (int(size) for size in sizes)
+    return Grid((k, j, i), matrix)
+
+
+def _extent(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The upright box in LPS mm around a grid, with the outer halves of its voxels."""
+    ends = [(-0.5, size - 0.5) for size in grid.shape[::-1]]
+    corners = grid.to_lps(np.array([(i, j, k) for i in ends[0] for j in ends[1] for k in ends[2]]))
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _image(array: np.ndarray, grid: Grid) -> sitk.Image:
+    return to_itk(Volume(array, grid.ijk_to_lps))
+
+
+def _align(
+    transform: sitk.Transform, fixed: _Liver, moving: _Liver, center: np.ndarray, shift: np.ndarray
+) -> sitk.Transform:
+    """The rigid step, from the livers' centers on."""
+    transform.SetCenter(center.tolist())
+    transform.SetTranslation(shift.tolist())
+    return _optimize(transform, fixed, moving)
+
+
+def _optimize(transform: sitk.Transform, fixed: _Liver, moving: _Liver) -> sitk.Transform:
+    """Let distances to the surface agree, by a linear transform."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMeanSquares()
+    method.SetMetricFixedMask(fixed.seen)
+    method.SetMetricMovingMask(moving.seen)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.02, 60, 0.6, 1e-5)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([3, 2])
+    method.SetSmoothingSigmasPerLevel([0, 0])
+    method.SetInitialTransform(transform, inPlace=True)
+    method.Execute(fixed.distance, moving.distance)
+    return transform
+
+
+def _bend_surface(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.Transform:
+    """A smooth deformation that comes before `before` and lets the livers' surfaces agree (diffeomorphic demons)."""
+    warped = sitk.Resample(moving.distance, fixed.distance, before, sitk.sitkLinear, _FAR_MM)
+    seen = sitk.And(sitk.Resample(moving.seen, fixed.mask, before, sitk.sitkNearestNeighbor, 0), fixed.seen)
+    # What one image does not show pulls nowhere.
+    part = sitk.Cast(seen, sitk.sitkFloat32)
+    warped = warped * part + fixed.distance * (1.0 - part)
+    demons = sitk.DiffeomorphicDemonsRegistrationFilter()
+    demons.SetNumberOfIterations(_DEMONS_STEPS)
+    demons.SetStandardDeviations(_STIFFNESS_MM / SPACING_MM)
+    field = demons.Execute(fixed.distance, warped)
+    return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+
+
+def _bend_inside(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.Transform:
+    """A cubic B-spline that comes before `before` and lets the HU inside the livers tell most of each other."""
+    warped = sitk.Resample(moving.hu, fixed.mask, before, sitk.sitkLinear, 0.0)
+    warped_seen = sitk.Resample(moving.hu_seen, fixed.mask, before, sitk.sitkNearestNeighbor, 0)
+    size = np.array(fixed.mask.GetSize()) * SPACING_MM
+    mesh = [max(1, round(float(length) / _MESH_MM)) for length in size]
+    spline = sitk.BSplineTransformInitializer(fixed.mask, mesh)
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(24)
+    method.SetMetricFixedMask(fixed.hu_seen)
+    method.SetMetricMovingMask(warped_seen)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(_SAMPLED)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsLBFGSB(1e-4, _SPLINE_STEPS, 5, 2 * _SPLINE_STEPS, 1e7)
+    method.SetInitialTransform(spline, inPlace=True)
+    method.Execute(fixed.hu, warped)
+    return spline
+
+
+def _quality(fixed: _Liver, moving: _Liver, transform: sitk.Transform, scale: float, used_hu: bool) -> Quality:
+    warped = sitk.Resample(moving.mask, fixed.mask, transform, sitk.sitkNearestNeighbor, 0)
+    seen = sitk.And(sitk.Resample(moving.seen, fixed.mask, transform, sitk.sitkNearestNeighbor, 0), fixed.seen)
+    common = sitk.GetArrayFromImage(seen) > 0
+    one, other = (sitk.GetArrayFromImage(image) > 0 for image in (fixed.mask, warped))
+    one, other = one & common, other & common
+    total = int(one.sum() + other.sum())
+    surfaces = [np.argwhere(_surface(mask, common)) * SPACING_MM for mask in (one, other)]
+    distances = np.array([np.inf])
+    if all(len(surface) for surface in surfaces):
+        distances = np.concatenate(
+            [cKDTree(surfaces[0]).query(surfaces[1])[0], cKDTree(surfaces[1]).query(surfaces[0])[0]]
+        )
+    field = sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat64, fixed.mask.GetSize(), fixed.mask.GetOrigin(), fixed.mask.GetSpacing()
+    )
+    jacobian = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))[one]
+    return Quality(
+        dice=2 * int((one & other).sum()) / total if total else 0.0,
+        surface_mm=float(distances.mean()),
+        surface_p95_mm=float(np.percentile(distances, 95)),
+        jacobian_min=float(jacobian.min()) if jacobian.size else 0.0,
+        jacobian_max=float(jacobian.max()) if jacobian.size else 0.0,
+        scale=scale,
+        used_hu=used_hu,
+    )
+
+
+def _surface(mask: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Voxels of a mask beside a voxel that is seen and is not in the mask."""
+    from scipy import ndimage
+
+    return mask & ndimage.binary_dilation(seen & ~mask)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Categories of response, with the rule and the numbers that led to them.
+
+* RECIST 1.1: Eisenhauer et al., Eur J Cancer 2009;45:228.
+* mRECIST: Lencioni and Llovet, Semin Liver Dis 2010;30:52; diameters of what enhances in the arterial phase.
+* Choi: Choi et al., J Clin Oncol 2007;25:1753; size and attenuation in the portal venous phase.
+
+What a CT of the liver alone cannot tell is left to the reader: lesions of other organs, lymph nodes, and whether
+non-target lesions progress unequivocally.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: RECIST 1.1: progression from the nadir in percent and mm, partial response from the baseline in percent.
+_PD_PERCENT, _PD_MM, _PR_PERCENT = 20.0, 5, 30.0
+#: Choi: in percent of the baseline.
+_CHOI_SIZE, _CHOI_HU = 10.0, 15.0
+#: A new lesion that is shorter should be confirmed.
+SMALL_MM = 10.0
+
+NAMES = {
+    "CR": "complete response",
+    "PR": "partial response",
+    "SD": "stable disease",
+    "PD": "progressive disease",
+    "NE": "not evaluable",
+    "non-CR/non-PD": "neither complete response nor progression",
+    "no disease": "no lesions",
+}
+
+
+@dataclass(frozen=True)
+class Response:
+    """A category and how it came about. Percentages are of the baseline or the nadir, increases are positive.
+
+    :param criteria: "RECIST 1.1", "mRECIST" or "Choi".
+    :param category: a key of :data:`NAMES`.
+    :param sum_mm: of the diameters of the target lesions now; None if they cannot be measured.
+    :param nadir_mm: the smallest sum before, the baseline's included.
+    :param hu_change_percent: Choi: of the targets' mean attenuation, from the baseline.
+    :param rule: what was met, in a sentence with numbers.
+    :param remarks: what the reader should know or decide.
+    """
+
+    criteria: str
+    category: str
+    sum_mm: int | None
+    baseline_mm: int | None
+    nadir_mm: int | None
+    from_baseline_percent: float | None
+    from_nadir_percent: float | None
+    from_nadir_mm: int | None
+    hu_change_percent: float | None
+    rule: str
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a study says of the target lesions and of all others.
+
+    :param sums_mm: sum of the targets' diameters in each study up to this one, the baseline first.
+    :param targets: how many targets the baseline has, and `targets_left` how many of them are still seen.
+    :param others, others_left: likewise, of the other lesions of the baseline.
+    :param new_mm: long axes of lesions that no earlier study has.
+    :param came_back: lesions that had vanished and are seen again.
+    """
+
+    sums_mm: Sequence[int]
+    targets: int
+    targets_left: int
+    others: int
+    others_left: int
+    new_mm: Sequence[float] = ()
+    came_back: int = 0
+
+
+def recist_response(reading: Reading) -> Response:
+    """The category by RECIST 1.1. Percentages are of the sums in whole millimeters, as they are reported."""
+    if not reading.targets:
+        return _without_targets(reading)
+    baseline, nadir, now = reading.sums_mm[0], min(reading.sums_mm[:-1]), reading.sums_mm[-1]
+    grown, shrunk = now - nadir, _percent(now, baseline)
+    from_nadir = _percent(now, nadir)
+    steps = (
+        f"sum of diameters {now} mm, {_signed(shrunk)} % from the baseline ({baseline} mm), "
+        f"{_signed(from_nadir)} % and {grown:+d} mm from the nadir ({nadir} mm)".replace("-", "−")
+    )
+    remarks = _remarks(reading)
+    if new := _new_lesions(reading):
+        category, rule = "PD", f"{new}; {steps}"
+    elif grown >= _PD_MM and (from_nadir is None or from_nadir >= _PD_PERCENT):
+        category, rule = "PD", f"{steps}: at least 20 % and 5 mm above the nadir"
+    elif not reading.targets_left and not reading.others_left:
+        category, rule = "CR", "all lesions of the baseline have vanished, and there is no new one"
+    elif not reading.targets_left:
+        category, rule = "PR", f"all target lesions have vanished, {reading.others_left} other(s) persist"
+    elif shrunk is not None and shrunk <= -_PR_PERCENT:
+        category, rule = "PR", f"{steps}: at least 30 % below the baseline"
+    else:
+        category, rule = "SD", f"{steps}: neither 30 % below the baseline nor 20 % and 5 mm above the nadir"
+    return Response("RECIST 1.1", category, now, baseline, nadir, shrunk, from_nadir, grown, None, rule, remarks)
+
+
+def _without_targets(reading: Reading) -> Response:
+    if new := _new_lesions(reading):
+        category, rule = "PD", new
+    elif not reading.others:
+        category, rule = "no disease", "neither the baseline nor this study has a lesion"
+    elif not reading.others_left:
+        category, rule = "CR", "all lesions of the baseline have vanished, and there is no new one"
+    else:
+        category = "non-CR/non-PD"
+        rule = f"{reading.others_left} of {reading.others} lesions persist, none of which was measurable at baseline"
+    return Response("RECIST 1.1", category, None, None, None, None, None, None, None, rule, _remarks(reading))
+
+
+def _new_lesions(reading: Reading) -> str:
+    found = []
+    if count := len(reading.new_mm):
+        sizes = ", ".join(f"{mm:.0f}" for mm in reading.new_mm)
+        found.append(f"{count} new lesion{'s' if count > 1 else ''} ({sizes} mm)")
+    if count := reading.came_back:
+        found.append(f"{count} lesion{'s' if count > 1 else ''} seen again that had vanished")
+    return " and ".join(found)
+
+
+def _remarks(reading: Reading) -> tuple[str, ...]:
+    remarks = []
+    if reading.new_mm and max(reading.new_mm) < SMALL_MM:
+        remarks.append(
+            f"All new lesions are shorter than {SMALL_MM:g} mm: RECIST 1.1 counts unequivocal ones; a reader should "
+            "confirm them, or wait for the next study."
+        )
+    if reading.others_left:
+        remarks.append("Whether other lesions progress unequivocally is for a reader to say; it would be PD.")
+    return tuple(remarks)
+
+
+def mrecist_response(sums_mm: Sequence[int], *, new_lesions: int) -> Response:
+    """The category by mRECIST.
+
+    :param sums_mm: sum of the targets' viable diameters in each study up to this one, the baseline first.
+    """
+    baseline, nadir, now = sums_mm[0], min(sums_mm[:-1]), sums_mm[-1]
+    shrunk, grown = _percent(now, baseline), _percent(now, nadir)
+    steps = (
+        f"sum of viable diameters {now} mm, {_signed(shrunk)} % from the baseline ({baseline} mm), "
+        f"{_signed(grown)} % from the nadir ({nadir} mm)".replace("-", "−")
+    )
+    if new_lesions:
+        category, rule = "PD", f"{new_lesions} new lesion(s); {steps}"
+    elif now > nadir and (grown is None or grown >= _PD_PERCENT):
+        category, rule = "PD", f"{steps}: at least 20 % above the nadir"
+    elif now == 0:
+        category, rule = "CR", "nothing enhances in the target lesions"
+    elif shrunk is not None and shrunk <= -_PR_PERCENT:
+        category, rule = "PR", f"{steps}: at least 30 % below the baseline"
+    else:
+        category, rule = "SD", f"{steps}: neither 30 % below the baseline nor 20 % above the nadir"
+    return Response("mRECIST", category, now, baseline, nadir, shrunk, grown, now - nadir, None, rule)
+
+
+def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: int) -> Response:
+    """The category by the Choi criteria.
+
+    :param sums_mm: sum of the targets' diameters at baseline and now.
+    :param hu: mean attenuation of the targets at baseline (above 0) and of those still seen now; the latter is not
+        used if none is.
+    """
+    baseline, now = sums_mm
+    size = _percent(now, baseline)
+    density = None if now == 0 else 100 * (hu[1] - hu[0]) / hu[0]
+    steps = f"size {_signed(size)} %, attenuation {_signed(density)} % from the baseline"
+    if new_lesions:
+        category, rule = "PD", f"{new_lesions} new lesion(s); {steps}"
+    elif now == 0:
+        category, rule = "CR", "all target lesions have vanished"
+    elif (size is not None and size <= -_CHOI_SIZE) or (density is not None and density <= -_CHOI_HU):
+        category, rule = "PR", f"{steps}: at least 10 % smaller, or 15 % darker"
+    elif size is not None and size >= _CHOI_SIZE:
+        category, rule = "PD", f"{steps}: at least 10 % larger, and not 15 % darker"
+    else:
+        category, rule = "SD", f"{steps}: neither 10 % smaller or larger nor 15 % darker"
+    return Response("Choi", category, now, baseline, None, size, None, None, density, rule.replace("-", "−"))
+
+
+def not_evaluable(criteria: str, reason: str) -> Response:
+    """No category, and why."""
+    return Response(criteria, "NE", None, None, None, None, None, None, None, reason)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Exponential growth between two volumes.
+
+    :param percent_per_day: specific growth rate, ln(after / before) / days, in percent.
+    :param doubling_days: volume doubling time; None if the lesion does not grow.
+    """
+
+    percent_per_day: float
+    doubling_days: float | None
+
+
+def growth(before_ml: float, after_ml: float, days: float | None) -> Growth | None:
+    """How fast a lesion grows; None where the time or a volume is unknown or 0 (Schwartz, Cancer 1961;14:1272)."""
+    if not days or days < 0 or before_ml <= 0 or after_ml <= 0:
+        return None
+    rate = math.log(after_ml / before_ml) / days
+    return Growth(100 * rate, math.log(2) / rate if rate > 0 else None)
+
+
+def _percent(now: float, before: float) -> float | None:
+    """The change in percent of `before`; None of nothing."""
+    return 100 * (now - before) / before if before else None
+
+
+def _signed(percent: float | None) -> str:
+    return "–" if percent is None else f"{percent:+.0f}"

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One study of a follow-up: a result of ``analyze``, in memory or in a folder, or a CT that is analyzed now."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..analysis import Analysis
+from ..context import RunContext
+from ..errors import InputError, UsageError
+from ..inference import Segmentation, read_segmentation
+from ..inference.lesions import lesion_count
+from ..labels.label_map import read_label_map
+from ..measure import measure
+from ..measure.measurements import CERTAIN, SCHEMA_VERSION, Point
+from ..models import LIVER, TUMOR, load_model
+from ..options import Options
+from ..report.writers import PROVENANCE
+from ..volumes.volume import Volume
+
+_MEASUREMENTS, _SEGMENTATION, _DICOM = "measurements.json", "segmentation.seg.nrrd", "segmentation.dcm"
+
+
+@dataclass(frozen=True)
+class StudyLesion:
+    """What is compared of a lesion; names and units as in
+    :class:`~LiverXAILib.measure.measurements.LesionMeasurements`."""
+
+    number: int
+    volume_ml: float
+    mean_hu: float
+    long_mm: float
+    short_mm: float
+    long_ends_lps_mm: tuple[Point, Point]
+    centroid_lps_mm: Point
+
+
+@dataclass(frozen=True)
+class Identity:
+    """By what it is noticed that studies do not belong together; nothing of it is written.
+
+    :param patient: a digest of the DICOM patient ID, `series` the series' UID; "" where unknown.
+    """
+
+    patient: str = ""
+    series: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One time point.
+
+    :param name: how it is called in messages.
+    :param volume: the CT in HU; None: it is not known, only what was found in it.
+    :param targets: numbers of the RECIST target lesions of this study, by the rule or by a reader.
+    :param phase: contrast phase; None where it is uncertain.
+    :param date: of the study; None: unknown.
+    :param made_here: its segmentation was made for this comparison.
+    """
+
+    name: str
+    segmentation: Segmentation
+    lesions: tuple[StudyLesion, ...]
+    liver_ml: float
+    liver_hu: float | None
+    liver_cut_at: tuple[str, ...]
+    targets: tuple[int, ...]
+    phase: str | None
+    volume: Volume | None = None
+    date: datetime.date | None = None
+    identity: Identity = Identity()
+    made_here: bool = False
+
+    @property
+    def lesions_ml(self) -> float:
+        """The volume of all lesions."""
+        return sum(lesion.volume_ml for lesion in self.lesions)
+
+    def lesion(self, number: int) -> StudyLesion:
+        """The lesion called `number` (from 1)."""
+        return self.lesions[number - 1]
+
+
+def study_of(analysis: Analysis, name: str) -> Study:
+    """A result in memory."""
+    metadata = analysis.volume.metadata
+    date, identity = _from_dicom(metadata.get("files"))
+    identity = Identity(identity.patient, identity.series or str(metadata.get("series_instance_uid") or ""))
+    return _study(name, analysis.segmentation, analysis.measurements.to_dict(), analysis.volume, date, identity)
+
+
+def read_study(path: Path, image: Path | None, name: str, options: Options, model: str, context: RunContext) -> Study:
+    """Read a folder that ``analyze`` has written, or analyze a CT.
+
+    :param image: the CT that the result is about; None: unknown.
+    :param options: how a CT is read and analyzed.
+    :param model: name or folder of the model for that.
+    :raises LiverXAILib.errors.InputError: nothing is there, or the result is damaged or of an older version.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if path.is_dir() and (path / PROVENANCE).exists():
+        return _read_result(path, image, name, options)
+    if path.is_dir() and any((path / file).exists() for file in (_MEASUREMENTS, _SEGMENTATION)):
+        raise InputError(f"{path} is not a whole result of 'liverxai analyze': {PROVENANCE} is missing.")
+    if image is not None:
+        raise UsageError(f"{path} is a CT itself, not a result: give its place in --images as '-'.")
+    context.report(f"Analyzing {name}", 0.0)
+    volume = options.read(path)
+    analysis = options.analyze(volume, load_model(model), context)
+    study = study_of(analysis, name)
+    return dataclasses.replace(study, made_here=True)
+
+
+def _read_result(path: Path, image: Path | None, name: str, options: Options) -> Study:
+    try:
+        measured = json.loads((path / _MEASUREMENTS).read_text(encoding="utf-8"))
+        provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
+        version = measured["schema_version"]
+        metadata = provenance["input"]["metadata"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: {_MEASUREMENTS} or {PROVENANCE} is damaged. Analyze the CT again.") from error
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path} was written by another version of LiverXAI. Analyze the CT again.")
+    date, identity = _from_dicom([path / _DICOM] if (path / _DICOM).exists() else None)
+    identity = Identity(identity.patient, str(metadata.get("series_instance_uid") or ""))
+    if image is None:
+        found = read_label_map(path / _SEGMENTATION)
+        specs = (LIVER, TUMOR) if "tumor" in found.structures else (LIVER,)
+        segmentation = Segmentation(found.volume, specs)
+        if len(specs) == 2 and lesion_count(segmentation) != len(measured["lesions"]):
+            raise InputError(
+                f"{path}: {_SEGMENTATION} was edited after it was measured. Give the CT too (--images), so that it can "
+                "be measured again."
+            )
+        return _study(name, segmentation, measured, None, date, identity)
+    volume = options.read(image)
+    segmentation = read_segmentation(path / _SEGMENTATION, volume)
+    own_date, own = _from_dicom(volume.metadata.get("files"))
+    identity = Identity(own.patient or identity.patient, own.series or identity.series)
+    recist = measured.get("recist") or {}
+    again = measure(volume, segmentation).to_dict()
+    if recist.get("chosen_by_reader") and len(again["lesions"]) == len(measured["lesions"]):
+        again["recist"] = recist
+    return _study(name, segmentation, again, volume, own_date or date, identity)
+
+
+def _study(
+    name: str,
+    segmentation: Segmentation,
+    measured: Mapping[str, Any],
+    volume: Volume | None,
+    date: datetime.date | None,
+    identity: Identity,
+) -> Study:
+    """From measurements as :meth:`~LiverXAILib.measure.measurements.Measurements.to_dict` writes them."""
+    if not measured["liver_volume_ml"]:
+        raise InputError(f"{name}: no liver was found, so that nothing can be compared.")
+    if measured["tumor_volume_ml"] is None:
+        raise UsageError(f"{name}: the model of this result does not look for tumors, so that nothing can be followed.")
+    phase = measured["phase"]
+    return Study(
+        name,
+        segmentation,
+        tuple(_lesion(one) for one in measured["lesions"]),
+        measured["liver_volume_ml"],
+        measured["liver_mean_hu"],
+        tuple(measured["liver_cut_at"]),
+        tuple(measured["recist"]["targets"]),
+        phase["phase"] if phase is not None and phase["probability"] >= CERTAIN else None,
+        volume,
+        date,
+        identity,
+    )
+
+
+def _lesion(one: Mapping[str, Any]) -> StudyLesion:
+    axial = one["axial"]
+    start, end = (_point(point) for point in axial["long_ends_lps_mm"])
+    return StudyLesion(
+        one["number"],
+        one["volume_ml"],
+        one["mean_hu"],
+        axial["long_mm"],
+        axial["short_mm"],
+        (start, end),
+        _point(one["centroid_lps_mm"]),
+    )
+
+
+def _point(values: Any) -> Point:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
+
+
+def _from_dicom(files: Any) -> tuple[datetime.date | None, Identity]:
+    """The study's date and who it is of, from the first DICOM file of a series; unknown without one."""
+    if not files:
+        return None, Identity()
+    import pydicom
+
+    from ..volumes.dicom.headers import pydicom_warnings_hidden
+
+    tags = ["PatientID", "StudyDate", "SeriesDate", "AcquisitionDate", "SeriesInstanceUID"]
+    try:
+        with pydicom_warnings_hidden():
+            header = pydicom.dcmread(files[0], stop_before_pixels=True, force=True, specific_tags=tags)
+    except Exception as error:  # pydicom raises nearly every kind
+        raise InputError(f"{files[0]} cannot be read any more.") from error
+    dates = [_date(str(header.get(tag) or "")) for tag in ("AcquisitionDate", "SeriesDate", "StudyDate")]
+    patient = str(header.get("PatientID") or "").strip()
+    digest = sha256(patient.encode("utf-8", "replace")).hexdigest() if patient else ""
+    return next((date for date in dates if date is not None), None), Identity(
+        digest, str(header.get("SeriesInstanceUID") or "")
+    )
+
+
+def _date(text: str) -> datetime.date | None:
+    try:
+        return datetime.datetime.strptime(text.strip().replace(".", "")[:8], "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def same_study(one: Study, other: Study) -> bool:
+    """Whether two studies are one and the same: by their voxels, or by their series where the CTs are not known.
+
+    Several scans may share a series' UID, so that it counts only on the same grid.
+    """
+    a, b = one.segmentation.labels, other.segmentation.labels
+    if not a.grid.matches(b.grid):
+        return False
+    if one.volume is not None and other.volume is not None:
+        return np.array_equal(one.volume.array, other.volume.array)
+    if one.identity.series and other.identity.series:
+        return one.identity.series == other.identity.series
+    return np.array_equal(a.array, b.array)

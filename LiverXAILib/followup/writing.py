@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison as files: JSON with a schema, a table, a page to read.
+
+``python -m LiverXAILib.followup.writing`` writes the schema anew after a change of the types in
+:mod:`LiverXAILib.followup.findings`; raise their :data:`~LiverXAILib.followup.findings.SCHEMA_VERSION` then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..errors import InputError
+from ..files import put_folder, staging_folder
+from ..report.html import embedded, render_page, require_report_extra
+from ..report.schema import schema_of
+from ..report.segmentation_file import write_segmentation_file
+from ..report.tables import rounded
+from ..tables import write_table
+from .findings import COLUMNS, SCHEMA_VERSION, Comparison, Findings
+from .response import NAMES
+
+SCHEMA_FILE = Path(__file__).with_name("comparison.schema.json")
+JSON_FILE, TABLE_FILE, PAGE_FILE = "comparison.json", "comparison.csv", "comparison.html"
+_OURS = re.compile(r"comparison\.(json|csv|html)|segmentation-\d+\.seg\.nrrd")
+
+
+def comparison_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``comparison.json``: all fields are required, null where nothing is known."""
+    schema = schema_of(Findings)
+    schema["properties"] |= {"schema_version": {"const": SCHEMA_VERSION}, "notice": {"type": "string"}}
+    schema["required"] = sorted(schema["properties"])
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "comparison.json of LiverXAI",
+        "description": "Names end in their unit: _ml, _mm, _hu, _percent. Numbers of studies and lesions begin at 1.",
+    }
+    return {**head, **schema}
+
+
+def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, report: bool = True) -> dict[str, Path]:
+    """Write ``comparison.json``, ``comparison.csv`` and ``comparison.html`` into `folder`.
+
+    For each CT that was analyzed for this comparison there is a ``segmentation-N.seg.nrrd`` too.
+
+    All appear together, and take the place of those of an earlier comparison; files of others stay.
+
+    :param report: False: no page (it needs the extra ``report``).
+    :return: the files by role.
+    :raises LiverXAILib.errors.InputError: the folder cannot be written.
+    """
+    if report:
+        require_report_extra()
+    folder = Path(os.path.realpath(folder))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with staging_folder(folder) as draft:
+            names = _write(comparison, draft, report)
+            put_folder(draft, folder, is_ours=lambda name: bool(_OURS.fullmatch(name)), last=JSON_FILE)
+    except OSError as error:
+        raise InputError(f"Cannot write the comparison to {folder}: {error.strerror or error}.") from error
+    return {role: folder / name for role, name in names.items()}
+
+
+def _write(comparison: Comparison, folder: Path, report: bool) -> dict[str, str]:
+    findings = comparison.findings
+    names = {"comparison": JSON_FILE, "table": TABLE_FILE}
+    text = json.dumps(rounded(findings.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+    write_table(folder / TABLE_FILE, COLUMNS, (rounded(row) for row in findings.rows()))
+    for number, study in enumerate(comparison.studies, start=1):
+        if study.made_here:
+            names[f"segmentation-{number}"] = f"segmentation-{number}.seg.nrrd"
+            write_segmentation_file(study.segmentation, folder / names[f"segmentation-{number}"])
+    if report:
+        names["report"] = PAGE_FILE
+        page = render_page(Path(__file__).with_name("template.html"), _context(comparison))
+        (folder / PAGE_FILE).write_text(page, encoding="utf-8")
+    return names
+
+
+def _context(comparison: Comparison) -> dict[str, Any]:
+    from . import pictures
+
+    findings = comparison.findings
+    course = pictures.render_course(comparison)
+    rows = pictures.render_tracks(comparison)
+    return {
+        "case_label": comparison.case_label,
+        "made_text": f"LiverXAI {__version__}",
+        "findings": findings,
+        "names": NAMES,
+        "last": findings.responses[-1][0],
+        "course": None if course is None else embedded(course),
+        "rows": [
+            {"track": row.track, "pictures": [None if one is None else embedded(one) for one in row.pictures]}
+            for row in rows
+        ],
+        "label_colors": [
+            (spec.name, "#{:02x}{:02x}{:02x}".format(*spec.color)) for spec in comparison.studies[-1].segmentation.specs
+        ],
+    }
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(comparison_schema(), indent=2) + "\n", encoding="utf-8")
