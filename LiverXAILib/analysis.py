@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .explain.answers import Answer
     from .explain.explanation import Explanation
+    from .followup.findings import Findings
     from .inference.segmentation import Segmentation
     from .measure.measurements import Measurements
     from .models.spec import ModelSpec
@@ -57,6 +58,7 @@ class Analysis:
 
     :param decisions: what a reader has changed, in order; empty: all is the model's.
     :param own: the model's own answer, where a reader has changed it.
+    :param follow_up: what a comparison with earlier studies found; the last study is this one.
     """
 
     volume: Volume
@@ -68,3 +70,4 @@ class Analysis:
     answers: tuple[Answer, ...] = ()
     decisions: tuple[Decision, ...] = ()
     own: Analysis | None = None
+    follow_up: Findings | None = None

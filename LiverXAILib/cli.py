@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
@@ -31,6 +32,7 @@ from .text import one_line
 from .volumes.formats import FILE_FORMATS
 
 if TYPE_CHECKING:
+    from .followup.studies import Study
     from .inference import Segmentation
     from .volumes.volume import Volume
 
@@ -195,6 +197,16 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recist-targets", metavar="N", type=int, nargs="*", help="numbers of target lesions (default: by RECIST 1.1)"
     )
+    parser.add_argument(
+        "--prior",
+        metavar="RESULT",
+        type=Path,
+        nargs="+",
+        help="also compare with results of earlier studies, the oldest first (see the command compare)",
+    )
+    parser.add_argument(
+        "--prior-image", metavar="CT", nargs="+", help="the CTs of these results, in their order, '-' for none"
+    )
     options.add_arguments(parser)
     parser.set_defaults(run=_analyze)
     parser.epilog = f"{options.EXAMPLES}\n\n{parser.epilog}"
@@ -220,26 +232,58 @@ def _analyze(arguments: argparse.Namespace) -> int:
         require_writable(arguments.output)
         volume = reading.result()
         importing = beside.submit(chosen.import_ahead)
+        prior = _prior(arguments, chosen)
         one_case = {
             "height_cm": arguments.height,
             "weight_kg": arguments.weight,
             "recist_targets": arguments.recist_targets,
             "segmentation": _given(arguments, volume),
         }
-        analysis = chosen.analyze(volume, model, RunContext(progress, device=arguments.device), **one_case)
+        context = RunContext(progress, device=arguments.device)
+        analysis = chosen.analyze(volume, model, context.part(0.0, 0.7 if prior else 1.0), **one_case)
+        comparison = None
+        if prior:
+            from .followup import compare
+
+            comparison = compare([*prior, analysis], options=chosen, **context.part(0.7, 1.0).keywords)
+            analysis = dataclasses.replace(analysis, follow_up=comparison.findings)
         progress("Writing", 1.0)
         importing.result()
         written = chosen.save(analysis, arguments.output)
+        files = dict(written.files)
+        if comparison is not None:
+            from .followup import write_comparison
+
+            files |= write_comparison(comparison, arguments.output, report="report" in files)
     print(f"Image   {volume.summary()}")
     for sentence in [*analysis.provenance["warnings"], *written.warnings]:
         print(f"warning: {one_line(sentence)}", file=sys.stderr)
     print(analysis.measurements.summary())
     for answer in analysis.answers:
         print(one_line(answer.sentence))
-    for role, path in written.files.items():
+    if comparison is not None:
+        print(comparison.findings.summary())
+    for role, path in files.items():
         print(f"{role:>20}  {path}")
     print("For research use only. Not for diagnosis or treatment.")
     return 0
+
+
+def _prior(arguments: argparse.Namespace, chosen: options.Options) -> list[Study]:
+    """The earlier studies that ``--prior`` names, read before minutes are spent on the new one."""
+    paths, images = arguments.prior or [], arguments.prior_image or []
+    if images and len(images) != len(paths):
+        raise UsageError("--prior-image names one CT for each result of --prior, '-' for none.")
+    if not paths:
+        return []
+    from .followup.studies import read_result
+
+    plain = options.Options(force=chosen.force, allow_irregular=chosen.allow_irregular)
+    images = [None if name == "-" else Path(name) for name in images or ["-"] * len(paths)]
+    return [
+        read_result(path, image, f"Study {number} ({path.name})", plain)
+        for number, (path, image) in enumerate(zip(paths, images, strict=True), start=1)
+    ]
 
 
 def _given(arguments: argparse.Namespace, volume: Volume) -> Segmentation | None:

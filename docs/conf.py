@@ -69,7 +69,7 @@ def write_help_texts(app: Any) -> None:
     """Keep what the command line says of itself in docs/generated, where docs/command-line.md includes it."""
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
-    for command in ("", "analyze", "batch", "evaluate", "models", "train", "phantom", "benchmark"):
+    for command in ("", "analyze", "compare", "batch", "evaluate", "models", "train", "phantom", "benchmark"):
         words = [sys.executable, "-m", "LiverXAILib", *command.split(), "--help"]
         text = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         (folder / f"help-{command or 'liverxai'}.txt").write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ must not be shrunk to what it was.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -39,6 +40,8 @@ _WINDOW_HU, _SMOOTHING_MM = 120.0, 1.5
 LEAST_DICE, MOST_SURFACE_MM, LEAST_SCALE, LEAST_JACOBIAN, MOST_JACOBIAN = 0.85, 4.0, 0.6, 0.1, 6.0
 #: Each leaves a fraction of the error that is as large as the deformation is steep.
 _INVERSION_STEPS = 12
+
+_Linear = TypeVar("_Linear", sitk.Euler3DTransform, sitk.AffineTransform)
 
 
 @dataclass(frozen=True)
@@ -140,15 +143,18 @@ def _register(current: Subject, prior: Subject, context: RunContext) -> Registra
     fixed, moving = (_liver(subject, use_hu) for subject in (current, prior))
     context.check()
     context.report("Registering: rigid", 0.05)
-    rigid = _align(sitk.Euler3DTransform(), fixed, moving, fixed.center, moving.center - fixed.center)
+    start = sitk.Euler3DTransform()
+    start.SetCenter(fixed.center.tolist())
+    start.SetTranslation((moving.center - fixed.center).tolist())
+    rigid = _optimize(start, fixed, moving, 2.0)
     context.check()
     context.report("Registering: affine", 0.2)
-    start = sitk.AffineTransform(3)
-    start.SetCenter(rigid.GetCenter())
-    start.SetMatrix(rigid.GetMatrix())
-    start.SetTranslation(rigid.GetTranslation())
-    affine = _optimize(start, fixed, moving)
-    scale = float(abs(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3))))
+    stretch = sitk.AffineTransform(3)
+    stretch.SetCenter(rigid.GetCenter())
+    stretch.SetMatrix(rigid.GetMatrix())
+    stretch.SetTranslation(rigid.GetTranslation())
+    affine = _optimize(stretch, fixed, moving, 1.0)
+    scale = float(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3)))
     context.check()
     context.report("Registering: surfaces", 0.35)
     whole = sitk.CompositeTransform([affine])
@@ -239,29 +245,26 @@ def _image(array: np.ndarray, grid: Grid) -> sitk.Image:
     return to_itk(Volume(array, grid.ijk_to_lps))
 
 
-def _align(
-    transform: sitk.Transform, fixed: _Liver, moving: _Liver, center: np.ndarray, shift: np.ndarray
-) -> sitk.Transform:
-    """The rigid step, from the livers' centers on."""
-    transform.SetCenter(center.tolist())
-    transform.SetTranslation(shift.tolist())
-    return _optimize(transform, fixed, moving)
+def _optimize(transform: _Linear, fixed: _Liver, moving: _Liver, step_mm: float) -> _Linear:
+    """Let distances to the surface agree, by a linear transform that begins as `transform`; never worse than that.
 
-
-def _optimize(transform: sitk.Transform, fixed: _Liver, moving: _Liver) -> sitk.Transform:
-    """Let distances to the surface agree, by a linear transform."""
+    :param step_mm: how far places move in the first step.
+    """
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
     method.SetMetricFixedMask(fixed.seen)
     method.SetMetricMovingMask(moving.seen)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.02, 60, 0.6, 1e-5)
+    method.SetOptimizerAsRegularStepGradientDescent(step_mm, 0.02, 60, 0.6, 1e-5)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([3, 2])
     method.SetSmoothingSigmasPerLevel([0, 0])
-    method.SetInitialTransform(transform, inPlace=True)
+    found = type(transform)(transform)
+    method.SetInitialTransform(found, inPlace=True)
+    before = method.MetricEvaluate(fixed.distance, moving.distance)
     method.Execute(fixed.distance, moving.distance)
-    return transform
+    after = method.MetricEvaluate(fixed.distance, moving.distance)
+    return found if after < before else transform
 
 
 def _bend_surface(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.Transform:

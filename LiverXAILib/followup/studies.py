@@ -108,10 +108,8 @@ def read_study(path: Path, image: Path | None, name: str, options: Options, mode
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
-    if path.is_dir() and (path / PROVENANCE).exists():
-        return _read_result(path, image, name, options)
-    if path.is_dir() and any((path / file).exists() for file in (_MEASUREMENTS, _SEGMENTATION)):
-        raise InputError(f"{path} is not a whole result of 'liverxai analyze': {PROVENANCE} is missing.")
+    if path.is_dir() and any((path / file).exists() for file in (PROVENANCE, _MEASUREMENTS, _SEGMENTATION)):
+        return read_result(path, image, name, options)
     if image is not None:
         raise UsageError(f"{path} is a CT itself, not a result: give its place in --images as '-'.")
     context.report(f"Analyzing {name}", 0.0)
@@ -121,7 +119,10 @@ def read_study(path: Path, image: Path | None, name: str, options: Options, mode
     return dataclasses.replace(study, made_here=True)
 
 
-def _read_result(path: Path, image: Path | None, name: str, options: Options) -> Study:
+def read_result(path: Path, image: Path | None, name: str, options: Options) -> Study:
+    """Read a folder that ``analyze`` has written; arguments and errors as of :func:`read_study`."""
+    if not (path / PROVENANCE).exists():
+        raise InputError(f"{path} is not a whole result of 'liverxai analyze': {PROVENANCE} is missing.")
     try:
         measured = json.loads((path / _MEASUREMENTS).read_text(encoding="utf-8"))
         provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))

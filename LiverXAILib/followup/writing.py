@@ -68,7 +68,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
 
 def _write(comparison: Comparison, folder: Path, report: bool) -> dict[str, str]:
     findings = comparison.findings
-    names = {"comparison": JSON_FILE, "table": TABLE_FILE}
+    names = {"comparison": JSON_FILE, "comparison-table": TABLE_FILE}
     text = json.dumps(rounded(findings.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
     write_table(folder / TABLE_FILE, COLUMNS, (rounded(row) for row in findings.rows()))
@@ -77,7 +77,7 @@ def _write(comparison: Comparison, folder: Path, report: bool) -> dict[str, str]
             names[f"segmentation-{number}"] = f"segmentation-{number}.seg.nrrd"
             write_segmentation_file(study.segmentation, folder / names[f"segmentation-{number}"])
     if report:
-        names["report"] = PAGE_FILE
+        names["comparison-report"] = PAGE_FILE
         page = render_page(Path(__file__).with_name("template.html"), _context(comparison))
         (folder / PAGE_FILE).write_text(page, encoding="utf-8")
     return names

@@ -108,6 +108,7 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
             for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
         ],
         "decisions": analysis.decisions,
+        "follow_up": analysis.follow_up,
         "slices": dict(zip("kji", analysis.volume.shape, strict=True)),
         "window": pictures.WINDOW_HU,
         "liver_window": (liver_low, liver_high),

@@ -215,6 +215,20 @@ class WorkerClient:
         """
         return self._ask("write", {"token": token, "folder": str(folder), "options": options})
 
+    def compare(
+        self, token: str, prior: Sequence[str | Path], folder: str | Path, days: Sequence[float] | None = None
+    ) -> int:
+        """Compare the last analysis with results of earlier studies and write the comparison into `folder`; the result
+        holds "files" by role, a "summary" in words, and "warnings".
+
+        :param prior: folders that ``analyze`` has written, the oldest first.
+        :param days: of all studies since the first; None: from DICOM dates, where there are some.
+        """
+        given = None if days is None else [float(day) for day in days]
+        return self._ask(
+            "compare", {"token": token, "prior": [str(path) for path in prior], "folder": str(folder), "days": given}
+        )
+
     def download(self, model: str, *, accept_license: bool = False) -> int:
         """Download a named model; the result holds its "folder"."""
         return self._ask("download", {"model": model, "accept_license": accept_license})

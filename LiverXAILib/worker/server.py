@@ -102,6 +102,7 @@ class RequestHandler:
             "explain": self._explain,
             "refine": self._refine,
             "write": self._write,
+            "compare": self._compare,
             "download": self._download,
             "import": self._import,
             "environment": self._environment,
@@ -268,6 +269,17 @@ class RequestHandler:
         written = chosen.save(self._analysis[1], Path(folder))
         files = {role: str(path) for role, path in written.files.items()}
         return {"files": files, "warnings": written.warnings}
+
+    def _compare(
+        self, token: str, prior: list[str], folder: str, days: list[float] | None, context: RunContext
+    ) -> dict[str, Any]:
+        from ..followup import compare, write_comparison
+
+        if self._analysis is None or self._analysis[0] != token:
+            raise UsageError("The analysis is no longer held, so it cannot be compared. Press Apply again.")
+        found = compare([*prior, self._analysis[1]], days=days, **context.keywords)
+        files = {role: str(path) for role, path in write_comparison(found, folder).items()}
+        return {"files": files, "summary": found.findings.summary(), "warnings": list(found.findings.remarks)}
 
     def _download(self, model: str, accept_license: bool, context: RunContext) -> dict[str, Any]:
         from ..models import download

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two and more studies of a small liver: registration, tracks, categories, files, refusals."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from followup_toys import liver_analysis, study
+from scipy import ndimage
+
+import LiverXAILib as lx
+from LiverXAILib.cli import main
+from LiverXAILib.context import RunContext
+from LiverXAILib.errors import Cancelled, InputError, UsageError
+from LiverXAILib.followup.comparing import compare, follow
+from LiverXAILib.followup.registration import RegistrationRefused, Subject, register
+from LiverXAILib.followup.viable import viable_mm
+from LiverXAILib.followup.writing import SCHEMA_FILE, comparison_schema
+
+SHIFT = (6.0, -4.0, 8.0)
+STAYS, GOES, COMES = ((-15, 0, 0), 10), ((16, 0, 4), 7), ((4, 12, -16), 7)
+GROWN = ((-15, 0, 0), 14)
+
+
+@pytest.fixture(scope="module")
+def three():
+    """A lesion that grows, one that vanishes and is seen again, one that is new; the liver lies elsewhere each time."""
+    studies = [
+        study("Study 1", STAYS, GOES, date="2024-01-01"),
+        study("Study 2", GROWN, COMES, date="2024-03-31", shift=SHIFT, spacing=(3, 4, 5)),
+        study("Study 3", GROWN, COMES, GOES, date="2024-06-29", shift=(-4, 0, -6)),
+    ]
+    return compare(studies)
+
+
+def by_events(comparison):
+    return {tuple(one.event for one in track.appearances): track for track in comparison.findings.tracks}
+
+
+def test_places_are_found_again_and_back(three):
+    registration = three.registrations[0]
+    # Places in the liver, and where they lay: the truth is a shift.
+    places = np.array([(0, 0, 0), (20, 5, 5), (-20, -5, 8), (5, 15, -10), (0, -12, 14)], float)
+    assert np.linalg.norm(registration.to_prior(places + SHIFT) - places, axis=1).max() < 3.0
+    np.testing.assert_allclose(registration.to_current(registration.to_prior(places)), places, atol=0.05)
+
+
+def test_the_stated_dice_is_that_of_a_liver_warped_by_another_library(three):
+    """The prior liver at the places that current voxels come from, by SciPy."""
+    prior, current = three.studies[0].segmentation, three.studies[1].segmentation
+    grid, liver = current.labels.grid, current.mask("liver")
+    points = grid.to_lps(np.argwhere(np.ones(grid.shape, bool))[:, ::-1])
+    where = prior.labels.grid.to_ijk(three.registrations[0].to_prior(points))[:, ::-1].T
+    warped = ndimage.map_coordinates(prior.mask("liver").astype(float), where, order=1).reshape(grid.shape) > 0.5
+    dice = 2 * (warped & liver).sum() / (warped.sum() + liver.sum())
+    quality = three.findings.steps[0].quality
+    assert quality.dice == pytest.approx(dice, abs=0.03)
+    assert dice > 0.93
+    assert 0.5 < quality.jacobian_min <= quality.jacobian_max < 1.6
+    assert quality.surface_mm < 1.5
+    assert quality.used_hu
+
+
+def test_lesions_are_followed_through_all_studies(three):
+    tracks = by_events(three)
+    assert set(tracks) == {
+        ("baseline", "matched", "matched"),
+        ("baseline", "vanished", "seen again"),
+        ("not yet", "new", "matched"),
+    }
+    grows = tracks["baseline", "matched", "matched"].appearances
+    volumes = [np.count_nonzero(one.segmentation.labels.array == 2) for one in three.studies[:1]]
+    assert sum(volumes) * 0.064 == pytest.approx(three.findings.studies[0].lesions_ml)
+    before, after = three.studies[0].lesion(1), three.studies[1].lesion(1)
+    assert grows[1].volume_change_ml == pytest.approx(after.volume_ml - before.volume_ml)
+    assert grows[1].volume_change_percent == pytest.approx(100 * (after.volume_ml / before.volume_ml - 1))
+    assert grows[1].long_change_mm == pytest.approx(after.long_mm - before.long_mm)
+    days = np.log(2) * 90 / np.log(after.volume_ml / before.volume_ml)
+    assert grows[1].growth.doubling_days == pytest.approx(days)
+    vanished = tracks["baseline", "vanished", "seen again"].appearances[1]
+    assert (vanished.volume_ml, vanished.long_mm, vanished.volume_change_percent) == (0, 0, -100)
+
+
+def test_the_category_follows_from_the_sums(three):
+    first, second = (responses[0] for responses in three.findings.responses)
+    sums = [point.target_sum_mm for point in three.findings.studies]
+    rounded = [[int(lesion.long_mm + 0.5) for lesion in one.lesions] for one in three.studies]
+    assert sums[0] == sum(rounded[0])
+    assert sums[1] == rounded[1][0]
+    assert first.category == second.category == "PD"
+    assert "1 new lesion" in first.rule
+    assert "seen again" in second.rule
+    assert [point.days for point in three.findings.studies] == [0, 90, 180]
+
+
+def test_files_are_whole_valid_and_agree(three, tmp_path):
+    import jsonschema
+
+    (tmp_path / "notes.txt").write_text("mine")
+    files = lx.write_comparison(three, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "comparison.json",
+        "comparison.csv",
+        "comparison.html",
+        "notes.txt",
+    }
+    data = json.loads(files["comparison"].read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(comparison_schema()).validate(data)
+    assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == comparison_schema()
+    with files["comparison-table"].open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    for row in rows:
+        one = data["tracks"][int(row["track"]) - 1]["appearances"][int(row["study"]) - 1]
+        assert row["event"] == one["event"]
+        assert row["volume_ml"] == ("" if one["volume_ml"] is None else str(one["volume_ml"]))
+    page = files["comparison-report"].read_text(encoding="utf-8")
+    assert "For research use only" in page
+    assert page.count("<img") == 1 + 9
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+
+
+def test_a_comparison_that_was_cancelled_or_cannot_be_written_leaves_nothing(three, tmp_path):
+    token = lx.CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        compare(list(three.studies), cancel=token)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="Cannot write"):
+        lx.write_comparison(three, tmp_path / "file")
+
+
+@pytest.fixture(scope="module")
+def misfit():
+    """A liver, and one of half its size that is flat."""
+    return [
+        study("Study 1", STAYS),
+        study("Study 2", ((0, 0, 0), 9), radii=(50, 12, 18)),
+    ]
+
+
+def test_livers_that_do_not_fit_are_refused_and_their_lesions_not_guessed(misfit):
+    with pytest.raises(RegistrationRefused, match="do not fit"):
+        register(*(Subject(one.segmentation) for one in misfit[::-1]), RunContext())
+    comparison = follow(misfit, [None, None], None, RunContext())
+    findings = comparison.findings
+    assert "do not fit" in findings.steps[0].refused_because
+    assert [[one.event for one in track.appearances] for track in findings.tracks] == [
+        ["baseline", "not matched"],
+        ["not yet", "not matched"],
+    ]
+    assert findings.responses[0][0].category == "NE"
+    assert findings.studies[1].target_sum_mm is None
+    assert "not matched" in findings.summary()
+
+
+def test_studies_that_do_not_belong_together_are_refused():
+    one = study("Study 1", STAYS, date="2024-01-01", patient="a")
+    late = study("Study 2", GROWN, date="2023-01-01", patient="a")
+    other = study("Study 2", GROWN, date="2025-01-01", patient="b")
+    for studies, options, words in (
+        ([one], {}, "two studies"),
+        ([one, one], {}, "the same study"),
+        ([one, late], {}, "oldest"),
+        ([one, other], {}, "patient IDs"),
+        ([one, dataclasses.replace(other, identity=one.identity)], {"days": [0, -3]}, "increase"),
+        ([one, dataclasses.replace(other, identity=one.identity)], {"images": ["ct.nii"]}, "images"),
+        ([one, dataclasses.replace(other, identity=one.identity)], {"recist_targets": [4]}, "no lesion 4"),
+        ([one, 7], {}, "not int"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            compare(studies, **options)
+
+
+def test_a_study_without_a_liver_or_of_a_model_without_tumors_is_refused(tmp_path):
+    from LiverXAILib.followup.studies import study_of
+
+    analysis = liver_analysis([STAYS])
+    for change, words in (({"liver_volume_ml": 0.0}, "no liver"), ({"tumor_volume_ml": None}, "look for tumors")):
+        changed = dataclasses.replace(analysis, measurements=dataclasses.replace(analysis.measurements, **change))
+        with pytest.raises(lx.LiverXAIError, match=words):
+            study_of(changed, "Study 1")
+    with pytest.raises(InputError, match="does not exist"):
+        compare([tmp_path / "nothing", tmp_path / "nothing"])
+    lx.write_analysis(analysis, tmp_path / "whole", report=False)
+    for name, words in (("measurements.json", "damaged"), ("provenance.json", "not a whole result")):
+        lx.write_analysis(analysis, tmp_path / name, report=False)
+        (tmp_path / name / name).unlink()
+        with pytest.raises(InputError, match=words):
+            compare([tmp_path / "whole", tmp_path / name])
+
+
+def test_the_command_compares_folders_with_and_without_their_cts(tmp_path, capsys):
+    studies = [liver_analysis([STAYS, GOES]), liver_analysis([STAYS], shift=SHIFT)]
+    for number, one in enumerate(studies, start=1):
+        lx.write_analysis(one, tmp_path / f"result-{number}", report=False)
+    lx.write_volume(studies[0].volume, tmp_path / "ct.nii.gz")
+    words = ["compare", str(tmp_path / "result-1"), str(tmp_path / "result-2"), "-o", str(tmp_path / "out")]
+    assert main([*words, "--images", str(tmp_path / "ct.nii.gz"), "-", "--days", "0", "60", "--force"]) == 0
+    output = capsys.readouterr()
+    assert "→ vanished" in output.out
+    assert "RECIST 1.1: PR" in output.out
+    assert "research use only" in output.out
+    assert "by their surfaces alone" in output.err
+    data = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert data["studies"][1]["days"] == 60
+    assert not data["steps"][0]["quality"]["used_hu"]
+    assert main([*words, "--images", "one"]) == 2
+    assert main([words[0], words[1], words[1], *words[3:]]) == 2
+
+
+def test_only_what_is_as_bright_as_the_liver_in_the_arterial_phase_is_viable():
+    one = study("Study 1", ((0, 0, 0), 16), spacing=(2, 2, 2))
+    hu = one.volume.array.copy()
+    half = (np.indices(hu.shape)[2] - 27.5) * 2 > 0
+    hu[(one.segmentation.labels.array == 2) & half] = 150
+    bright = dataclasses.replace(one, volume=one.volume.with_array(hu), phase="arterial")
+    assert viable_mm(bright, 1) == pytest.approx(32, abs=2)  # half a ball is as long as the ball
+    assert viable_mm(dataclasses.replace(one, phase="arterial"), 1) == 0
+    assert viable_mm(one, 1) is None
+    lesion = one.segmentation.labels.array == 2
+    hu[lesion] = 60
+    hu[lesion & (np.linalg.norm(np.stack(np.indices(hu.shape), -1) * 2 - 55, axis=-1) < 8)] = 200
+    core = dataclasses.replace(bright, volume=one.volume.with_array(hu))
+    assert viable_mm(core, 1) == pytest.approx(16, abs=2.5)
