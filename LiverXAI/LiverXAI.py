@@ -393,6 +393,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.withoutButton.connect("toggled(bool)", self.results.on_without)
         ui.show3DButton.connect("toggled(bool)", self.results.on_show_3d)
         ui.saveButton.connect("clicked(bool)", self.onSave)
+        ui.compareButton.connect("clicked(bool)", self.onCompare)
         ui.measureButton.connect("clicked(bool)", self.reader.on_measure)
         ui.acceptButton.connect("clicked(bool)", self.reader.on_accept)
         ui.rejectButton.connect("clicked(bool)", self.reader.on_reject)
@@ -509,11 +510,17 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         if folder:
             self.analyses.save(folder)
 
-    def askFolder(self) -> str:
+    def onCompare(self) -> None:
+        prior = self.askFolder(_("Folder of the earlier result"))
+        folder = self.askFolder(_("Folder for the comparison")) if prior else ""
+        if folder:
+            self.analyses.compare(prior, folder)
+
+    def askFolder(self, title: str = "") -> str:
         """Ask the user for a folder; "" if there is none."""
         import qt
 
-        return qt.QFileDialog.getExistingDirectory(self.parent, _("Folder for report and files"))
+        return qt.QFileDialog.getExistingDirectory(self.parent, title or _("Folder for report and files"))
 
     def onCopyDetails(self) -> None:
         spec, parameters = self.models.spec(), self.state.parameters

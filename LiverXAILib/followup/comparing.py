@@ -212,7 +212,11 @@ def _responses(
     others = [track for track in found if not track.target and track.appearances[0].lesions]
     # Also those that an earlier study had as new: they are new against the baseline.
     fresh = [track.appearances[index] for track in found if not track.appearances[0].lesions]
-    back = sum(one.event == "seen again" for one in now)
+    back = sum(
+        bool(track.appearances[index].lesions)
+        and any(one.event == "seen again" for one in track.appearances[: index + 1])
+        for track in found
+    )
     known = [value for value in sums[: index + 1] if value is not None]
     reading = Reading(
         known,

@@ -61,7 +61,8 @@ class Appearance:
         "not yet", "gone" (vanished before) or "not matched" (registration refused).
     :param volume_ml: of all its pieces, 0 if it has vanished; so are the diameters. `long_mm` is the sum of the long
         axes of pieces.
-    :param volume_change_ml: and the other changes: against the last study before in which it was followed.
+    :param volume_change_ml: and the other changes: against the last study before in which it was followed; None where
+        it has merged with another one.
     :param growth: since then, where the days between are known.
     """
 

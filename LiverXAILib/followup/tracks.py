@@ -142,7 +142,8 @@ def _appearance(
     long_mm = sum(piece.long_mm for piece in pieces)
     short_mm = pieces[0].short_mm if len(pieces) == 1 else 0.0 if not pieces else None
     hu = sum(piece.mean_hu * piece.volume_ml for piece in pieces) / volume if pieces else None
-    if last is None or last.volume_ml is None or last.long_mm is None or event == "gone":
+    # What has merged is measured with its neighbor: its change would be theirs.
+    if last is None or last.volume_ml is None or last.long_mm is None or event == "gone" or "merged" in event:
         return Appearance(index + 1, numbers, event, volume, long_mm, short_mm, hu)
     start, end = days[last.study - 1], days[index]
     return Appearance(

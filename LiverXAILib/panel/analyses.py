@@ -100,6 +100,11 @@ class Analyses:
         token = self._token(self._state.volume_node)
         self._runner.start(lambda: self._runner.client.write(token, folder), _say_where, REPORT_PACKAGES)
 
+    def compare(self, prior: str, folder: str) -> None:
+        """Compare the last analysis of the chosen CT with a result that was saved earlier."""
+        token = self._token(self._state.volume_node)
+        self._runner.start(lambda: self._runner.client.compare(token, [prior], folder), _say_findings, REPORT_PACKAGES)
+
     def _token(self, node: Any) -> str:
         """Names the voxels of a CT and where they lie."""
         return f"{mrml.volume_token(node)} {self._state.parameters.force}"
@@ -286,6 +291,12 @@ def _removed() -> list[str]:
 def _say_where(result: Any) -> Steps:
     yield None
     return [_("Saved in {folder}.").format(folder=Path(next(iter(result["files"].values()))).parent)]
+
+
+def _say_findings(result: Any) -> Steps:
+    yield None
+    where = _("Saved in {folder}.").format(folder=Path(next(iter(result["files"].values()))).parent)
+    return [result["summary"], *result["warnings"], where]
 
 
 def _voxel_time(node: Any) -> Any:

@@ -41,7 +41,7 @@ class Reader:
         ui.acceptButton.enabled = idle and not edited and candidate > 0
         ui.rejectButton.enabled = idle and not edited and self._results.selected_lesion > 0
         ui.addButton.enabled = idle
-        ui.saveButton.enabled = idle and self._analyses.is_up_to_date(node)
+        ui.saveButton.enabled = ui.compareButton.enabled = idle and self._analyses.is_up_to_date(node)
 
     def on_measure(self) -> None:
         """Measure the segmentation as it is now."""

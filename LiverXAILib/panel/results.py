@@ -40,7 +40,7 @@ class ResultsView:
         """The tables and the list of heat maps of the chosen CT."""
         ui = self._ui
         segmentation, table = self._state.result("segmentation"), self._state.result("measurements")
-        ui.resultsButton.visible = ui.saveButton.visible = segmentation is not None
+        ui.resultsButton.visible = ui.saveButton.visible = ui.compareButton.visible = segmentation is not None
         ui.segmentsTable.setSegmentationNode(segmentation)
         ui.summaryLabel.text = _summary(table)
         ui.show3DButton.setSegmentationNode(segmentation)

@@ -214,6 +214,57 @@ def test_the_command_compares_folders_with_and_without_their_cts(tmp_path, capsy
     assert main([words[0], words[1], words[1], *words[3:]]) == 2
 
 
+def test_analyze_puts_a_comparison_with_earlier_results_into_its_report(toy_model, tmp_path, capsys):
+    from batch_toys import phantom
+
+    for name, lesions in (("may", 1), ("august", 2)):
+        lx.write_volume(phantom(lesions=lesions), tmp_path / f"{name}.nii.gz")
+    common = ["--model", toy_model, "--explain", "--device", "cpu", "--no-viewer"]
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert main(["analyze", str(tmp_path / "may.nii.gz"), "-o", first, *common]) == 0
+    words = ["analyze", str(tmp_path / "august.nii.gz"), "-o", second, *common, "--prior", first]
+    assert main([*words, "--prior-image", str(tmp_path / "may.nii.gz")]) == 0
+    assert "RECIST 1.1: PD, 1 new lesion" in capsys.readouterr().out
+    page = (tmp_path / "second" / "report.html").read_text(encoding="utf-8")
+    assert "Compared with earlier studies" in page
+    assert "<strong>RECIST 1.1: PD</strong>" in page
+    assert json.loads((tmp_path / "second" / "comparison.json").read_text(encoding="utf-8"))["steps"][0]["quality"]
+    # What is wrong with the earlier result is said before the new CT is analyzed.
+    assert main([*words[:-1], str(tmp_path / "nothing")]) == 1
+    assert "not a whole result" in capsys.readouterr().err
+    assert main([*words, "--prior-image", "-", "-"]) == 2
+    # CTs themselves are analyzed for the comparison, and their segmentations kept.
+    out = tmp_path / "compared"
+    cts = [str(tmp_path / f"{name}.nii.gz") for name in ("may", "august")]
+    assert main(["compare", *cts, "-o", str(out), "--model", toy_model, "--device", "cpu"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        *("comparison.json", "comparison.csv", "comparison.html"),
+        *("segmentation-1.seg.nrrd", "segmentation-2.seg.nrrd"),
+    }
+
+
+def test_the_worker_compares_its_analysis_with_earlier_results(tmp_path):
+    from LiverXAILib.worker.server import RequestHandler
+
+    class Sent(list):
+        def send(self, kind, **message):
+            self.append((kind, message))
+
+    lx.write_analysis(liver_analysis([STAYS, GOES]), tmp_path / "prior", report=False)
+    sent = Sent()
+    handler = RequestHandler(tmp_path, sent)
+    request = {"id": 1, "action": "compare", "token": "t", "prior": [str(tmp_path / "prior")], "days": [0, 30]}
+    handler.answer({**request, "folder": str(tmp_path / "out")})
+    assert sent[-1][0] == "failed"
+    assert "Press Apply again" in sent[-1][1]["error"]
+    handler._analysis = ("t", liver_analysis([STAYS], shift=SHIFT))
+    handler.answer({**request, "folder": str(tmp_path / "out")})
+    assert sent[-1][0] == "done", sent[-1]
+    result = sent[-1][1]["result"]
+    assert "vanished" in result["summary"]
+    assert (tmp_path / "out" / "comparison.html").is_file()
+
+
 def test_only_what_is_as_bright_as_the_liver_in_the_arterial_phase_is_viable():
     one = study("Study 1", ((0, 0, 0), 16), spacing=(2, 2, 2))
     hu = one.volume.array.copy()

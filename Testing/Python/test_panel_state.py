@@ -411,6 +411,20 @@ def test_report_and_files_are_saved_where_the_user_says(panel, toy_model, tmp_pa
     assert str(tmp_path / "result") in panel.ui.statusLabel.text
 
 
+def test_a_result_is_compared_with_one_that_was_saved_earlier(panel, toy_model, tmp_path, monkeypatch):
+    prepare(panel, phantom(), toy_model, "liver")
+    apply_and_wait(panel)
+    folders = iter([str(tmp_path / "result"), str(tmp_path / "result"), str(tmp_path / "comparison")])
+    monkeypatch.setattr(panel.widget, "askFolder", lambda title="": next(folders))
+    panel.click(panel.ui.saveButton)
+    wait_idle(panel)
+    panel.click(panel.ui.compareButton)
+    wait_idle(panel)
+    # The only result that there is is that of the same CT: the comparison refuses it in words.
+    assert "the same study" in panel.ui.statusLabel.text
+    assert not (tmp_path / "comparison").exists()
+
+
 def test_devices_are_looked_for_when_advanced_is_opened(panel, toy_model):
     panel.widget.initializeParameterNode()
     panel.ui.deviceHint.text = ""
