@@ -57,6 +57,7 @@ class Options:
     :param report: add or leave out this output; so do `dicom` and `scene`. None: as `write` says.
     :param viewer: put an interactive viewer into the report.
     :param case_label: what the report calls the case, for example a pseudonym; None: it has no name.
+    :param study_details: the report tells the dates of study and series, number and description of a DICOM series.
     :param min_lesion_ml: drop smaller lesions; None: the default of
         :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
     """
@@ -73,6 +74,7 @@ class Options:
     scene: bool | None = None
     viewer: bool = True
     case_label: str | None = None
+    study_details: bool = False
     series: str | None = None
     allow_irregular: bool = False
     force: bool = False
@@ -127,9 +129,10 @@ class Options:
         )
         for writer in self.writers():
             writer.check(volume)
-        if self.case_label is not None:
-            metadata = {**volume.metadata, "case_label": self.case_label}
-            volume = dataclasses.replace(volume, metadata=metadata)
+        shown = {"case_label": self.case_label, "study_details": self.study_details or None}
+        told = {name: value for name, value in shown.items() if value is not None}
+        if told:
+            volume = dataclasses.replace(volume, metadata={**volume.metadata, **told})
         return volume
 
     def analyze(
@@ -240,6 +243,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put an interactive viewer into the report (default: yes)",
     )
     parser.add_argument("--case-label", metavar="TEXT", help="what the report calls the case, for example a pseudonym")
+    parser.add_argument(
+        "--study-details",
+        action="store_true",
+        help="DICOM: the report tells the dates of study and series, series number and description (default: no)",
+    )
     parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")

@@ -26,7 +26,7 @@ from ..volumes.volume import Volume
 
 _TAGS = [
     *("SpecificCharacterSet", "PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber"),
+    *("StudyInstanceUID", "StudyDate", "SeriesDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber"),
     *("ReferringPhysicianName", "SeriesInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator"),
     *("SOPClassUID", "SOPInstanceUID", "Modality", "Rows", "Columns", "SliceThickness", "InstanceNumber"),
 ]
@@ -84,6 +84,20 @@ def read_source(volume: Volume) -> DicomSource:
         header.ImagePositionPatient = _decimals(volume.grid.to_lps(np.array([0.0, 0.0, float(k)])))
         headers.append(header)
     return DicomSource(tuple(headers), referenced, tuple(cleaned.notes))
+
+
+def study_text(volume: Volume) -> str:
+    """Dates of study and series, series number and description of a CT that was read from DICOM; "" of others.
+
+    :raises LiverXAILib.errors.InputError: the first file of the series cannot be read any more.
+    """
+    files = volume.metadata.get("files")
+    if not files:
+        return ""
+    header, series = _header(Path(files[0])), volume.metadata.get("series") or {}
+    days = {name: _date(str(header.get(f"{name}Date") or "")) for name in ("Study", "Series")}
+    known = [f"{name.lower()} of {day[:4]}-{day[4:6]}-{day[6:]}" for name, day in days.items() if day]
+    return ", ".join([*known, *filter(None, [str(series.get("name") or "").removeprefix("DICOM ")])])
 
 
 def _header(path: Path) -> Dataset:

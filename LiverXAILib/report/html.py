@@ -90,6 +90,7 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
     return {
         "case_label": analysis.volume.metadata.get("case_label"),
         "image_text": ", ".join([*filter(None, image), f"{size} voxels of {spacing} mm"]),
+        "study_text": _study_text(analysis),
         "made_text": f"{analysis.model.title} {analysis.model.version}, LiverXAI {__version__}, {made}".strip(", "),
         "warnings": _warnings(analysis),
         "measurements": analysis.measurements,
@@ -119,6 +120,15 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
         "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
         "provenance": json.dumps(_without_identity(analysis.provenance), indent=2, ensure_ascii=False),
     }
+
+
+def _study_text(analysis: Analysis) -> str:
+    """What the user wants to be told of a DICOM series."""
+    if not analysis.volume.metadata.get("study_details"):
+        return ""
+    from .dicom_source import study_text
+
+    return study_text(analysis.volume)
 
 
 def _warnings(analysis: Analysis) -> list[str]:

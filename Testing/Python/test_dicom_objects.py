@@ -53,6 +53,26 @@ def dicom_files(files: dict[str, Path]) -> dict[str, Path]:
     return {role: path for role, path in files.items() if path.suffix == ".dcm"}
 
 
+def test_the_report_tells_date_and_series_of_a_study_only_if_asked(tmp_path):
+    from LiverXAILib.options import Options
+    from LiverXAILib.report import write_report
+
+    dates = {"StudyDate": "20240503", "SeriesDate": "20240504", "SeriesNumber": 3, "SeriesDescription": "Leber <pv>"}
+    write_series(tmp_path / "ct", a_body(SHAPE), PLACES["upright"], edit=each(**TAGS, **dates))
+    pages = []
+    for asked in (False, True):
+        volume = Options(study_details=asked, force=True).read(tmp_path / "ct")
+        segmentation = segmentation_of(volume)
+        measured = measure(volume, segmentation)
+        analysis = Analysis(volume, threshold_model().spec, segmentation, (), measured, {"warnings": []})
+        write_report(analysis, tmp_path / "report.html", viewer=False)
+        pages.append((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "study of" not in pages[0]
+    assert "Leber" not in pages[0]
+    assert "study of 2024-05-03, series of 2024-05-04, series 3 (&#34;Leber &lt;pv&gt;&#34;)" in pages[1]
+    assert "Yamada" not in pages[1]
+
+
 @needs_dciodvfy
 def test_all_objects_are_valid(written):
     _, files = written
