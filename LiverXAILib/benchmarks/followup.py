@@ -39,7 +39,7 @@ from ..progress import progress_bar
 FIRST_SEED = 910_000
 _USUAL = Motion((4.0, -3.0, 8.0), (2.0, 1.0, -2.0), 10.0, 4.0)
 _SPACING = (2.0, 2.0, 3.0)
-_BODY_SPACING = (2.0, 2.0, 3.0)
+_BODY_SPACING = (2.5, 2.5, 3.0)
 
 Row = dict[str, Any]
 

@@ -24,11 +24,11 @@ from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 
 #: Of the grids on which livers are registered; around the liver they show so much.
-SPACING_MM, _MARGIN_MM = 3.0, 30.0
+SPACING_MM, _MARGIN_MM = 4.0, 28.0
 #: Distances to the surface count up to here.
 _FAR_MM = 25.0
 #: How stiff the first deformation is (the Gaussian that smooths its field), and its steps.
-_STIFFNESS_MM, _DEMONS_STEPS = 9.0, 30
+_STIFFNESS_MM, _DEMONS_STEPS = 9.0, 25
 #: Between control points of the second deformation, its steps, and the part of the voxels that it looks at.
 _MESH_MM, _SPLINE_STEPS, _SAMPLED = 45.0, 20, 0.2
 #: Around lesions HU tell nothing of the place.

@@ -247,8 +247,8 @@ def test_the_worker_compares_its_analysis_with_earlier_results(tmp_path):
     from LiverXAILib.worker.server import RequestHandler
 
     class Sent(list):
-        def send(self, kind, **message):
-            self.append((kind, message))
+        def send(self, what, **message):
+            self.append((what, message))
 
     lx.write_analysis(liver_analysis([STAYS, GOES]), tmp_path / "prior", report=False)
     sent = Sent()
