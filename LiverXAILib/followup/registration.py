@@ -160,12 +160,14 @@ def _register(current: Subject, prior: Subject, context: RunContext) -> Registra
     whole = sitk.CompositeTransform([affine])
     whole.AddTransform(_bend_surface(fixed, moving, whole))
     context.check()
+    quality = _quality(fixed, moving, whole, scale, False)
+    _check(quality)
     if use_hu:
         context.report("Registering: inside the liver", 0.6)
         whole.AddTransform(_bend_inside(fixed, moving, whole))
         context.check()
-    quality = _quality(fixed, moving, whole, scale, use_hu)
-    _check(quality)
+        quality = _quality(fixed, moving, whole, scale, True)
+        _check(quality)
     return Registration(whole, affine, quality)
 
 
