@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..report.pictures import render_place
+from ..report.canvas import Line, Picture
+from ..report.pictures import PLANES, WINDOW_HU, View, draw_letters, draw_outline, draw_scale_bar
 from .findings import Comparison, Track
+from .studies import Study
 
 #: As many lesions are pictured, the largest first.
 MAX_TRACKS = 8
-_LEAST_FIELD_MM, _AROUND = 80.0, 2.2
+_LEAST_FIELD_MM, _AROUND, _PIXELS = 80.0, 2.2, 320
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class Row:
     """A lesion in all studies; None where the place or the CT is unknown. All pictures have the same scale."""
 
     track: Track
-    pictures: tuple[Figure | None, ...]
+    pictures: tuple[Picture | None, ...]
 
 
 def render_tracks(comparison: Comparison) -> list[Row]:
@@ -40,16 +42,31 @@ def _row(comparison: Comparison, track: Track) -> Row:
     places = _places(comparison, track)
     longest = max((one.long_mm or 0.0 for one in track.appearances), default=0.0)
     field = max(_LEAST_FIELD_MM, _AROUND * longest)
-    pictures = []
+    pictures: list[Picture | None] = []
     for study, place, one in zip(comparison.studies, places, track.appearances, strict=True):
         if study.volume is None or place is None:
             pictures.append(None)
             continue
-        outlines = [(study.segmentation.mask(spec.name), spec) for spec in study.segmentation.specs]
         ends = [np.array(study.lesion(number).long_ends_lps_mm) for number in one.lesions]
         near = [pair for pair in ends if abs(float(pair[:, 2].mean() - place[2])) <= study.volume.spacing[2]]
-        pictures.append(render_place(study.volume, outlines, place, field, near))
+        pictures.append(_render(study, place, field, near))
     return Row(track, tuple(pictures))
+
+
+def _render(study: Study, place: np.ndarray, field_mm: float, calipers: list[np.ndarray]) -> Picture:
+    """The axial slice through a place (LPS mm) with outlines, and calipers given by their ends (2, 3)."""
+    assert study.volume is not None
+    axial = PLANES[0]
+    middle = axial.flat(place)
+    view = View(axial, place, middle - field_mm / 2, middle + field_mm / 2, field_mm / _PIXELS)
+    picture = view.shown(study.volume, WINDOW_HU)
+    for spec in study.segmentation.specs:
+        draw_outline(picture, view, study.segmentation, spec)
+    for ends in calipers:
+        picture.lines.append(Line(axial.flat(ends), width=2.3))
+    draw_letters(picture, view)
+    draw_scale_bar(picture)
+    return picture
 
 
 def _places(comparison: Comparison, track: Track) -> list[np.ndarray | None]:

@@ -115,7 +115,7 @@ def render_planes(analysis: Analysis, explanation: Explanation | None = None) ->
             heat = np.clip(sample(explanation.heatmap, view.grid, 0.0), 0, 1)
             picture = replace(picture, heat=heat)
         for spec in analysis.segmentation.specs:
-            draw_outline(picture, view, analysis, spec)
+            draw_outline(picture, view, analysis.segmentation, spec)
         _draw_other_planes(picture, view)
         draw_letters(picture, view)
         draw_scale_bar(picture)
@@ -133,7 +133,7 @@ def render_lesion(analysis: Analysis, lesion: LesionMeasurements | Candidate) ->
     tumor = next(spec for spec in analysis.segmentation.specs if spec.is_lesion)
     marked = view.shown(analysis.volume, WINDOW_HU)
     plain = replace(marked, window_hu=liver_window_hu(analysis.measurements), lines=[], texts=[])
-    draw_outline(marked, view, analysis, tumor)
+    draw_outline(marked, view, analysis.segmentation, tumor)
     for ends, dashed in ((lesion.axial.long_ends_lps_mm, False), (lesion.axial.short_ends_lps_mm, True)):
         marked.lines.append(Line(view.plane.flat(np.array(ends)), width=2.3, dashed=dashed))
     draw_letters(marked, view)
@@ -256,15 +256,15 @@ def _part_around(source: Grid, grid: Grid) -> Box | None:
     return Box.between(low, high).intersection(Box.full(source.shape))
 
 
-def draw_outline(picture: Picture, view: View, analysis: Analysis, spec: LabelSpec) -> None:
+def draw_outline(picture: Picture, view: View, segmentation: Segmentation, spec: LabelSpec) -> None:
     """The outline of a structure, in its color."""
-    grid = analysis.segmentation.labels.grid
+    grid = segmentation.labels.grid
     part = _part_around(grid, view.grid)
     # What lies outside the found box is background; two voxels of it belong to the outline.
-    around = None if analysis.segmentation.box is None else analysis.segmentation.box.grown((2, 2, 2), grid.shape)
+    around = None if segmentation.box is None else segmentation.box.grown((2, 2, 2), grid.shape)
     if part is None or around is None or (part := part.intersection(around)) is None:
         return
-    mask = Volume(analysis.segmentation.mask(spec.name, part).view(np.uint8), grid.cropped(part).ijk_to_lps)
+    mask = Volume(segmentation.mask(spec.name, part).view(np.uint8), grid.cropped(part).ijk_to_lps)
     inside = sample(mask, view.grid, 0.0)
     if inside.max() < 0.5:
         return
