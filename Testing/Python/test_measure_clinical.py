@@ -11,11 +11,13 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from dicom_series import a_body, geometry, write_series
 
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
+from LiverXAILib.measure.lesions import slice_instance_number
 from LiverXAILib.measure.liver import ROMAN, remnants, standard_volume_ml, steatosis_hint
 from LiverXAILib.measure.measurements import ContrastPhase, Measurements
 from LiverXAILib.measure.phase import estimate_phase
@@ -27,6 +29,7 @@ from LiverXAILib.models.spec import LIVER, TUMOR
 from LiverXAILib.pipeline import check_orientation
 from LiverXAILib.report.schema import SCHEMA_FILE, measurements_schema
 from LiverXAILib.report.tables import write_tables
+from LiverXAILib.volumes.io import read_volume
 from LiverXAILib.volumes.volume import Volume
 
 #: (k, j, i) = (S, P, L), 4 mm.
@@ -120,6 +123,20 @@ def test_the_sphericity_of_a_spheroid_is_that_of_geometry() -> None:
     expected = np.pi ** (1 / 3) * (6 * 4 / 3 * np.pi * 5 * 5 * 14) ** (2 / 3) / surface
     assert lesion.sphericity == pytest.approx(expected, rel=0.05)
     assert expected < 0.9
+
+
+def test_a_lesion_in_a_dicom_series_names_the_instance_number_of_its_slice(tmp_path: Path) -> None:
+    hu = a_body()
+    write_series(tmp_path / "series", hu, geometry(), instance_numbers=[20, 7, 18, 3, 16])
+    volume = read_volume(tmp_path / "series")
+    np.testing.assert_array_equal(volume.array, hu)
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[:, 15:45, 15:60] = 1
+    labels[3, 20:30, 20:32] = 2
+    (lesion,) = measure(volume, Segmentation(volume.with_array(labels), (LIVER, TUMOR))).lesions
+    assert (lesion.axial.slice_index, lesion.instance_number) == (3, 3)
+    assert [slice_instance_number(volume, "k", k) for k in range(5)] == [20, 7, 18, 3, 16]
+    assert slice_instance_number(volume, "i", 3) is None
 
 
 def test_segments_say_where_a_lesion_lies_and_what_resections_leave() -> None:
@@ -223,7 +240,6 @@ def test_a_second_look_finds_how_a_real_ct_is_mirrored_and_leaves_a_right_one_al
     root = os.environ.get("LIVERXAI_TEST_DATA")
     if root is None:
         pytest.skip("LIVERXAI_TEST_DATA is not set")
-    from LiverXAILib.volumes.io import read_volume
     from LiverXAILib.volumes.orientation import reorient
 
     volume = reorient(read_volume(Path(root) / "ct" / "totalseg_abdomen_3mm" / "image.nii.gz"), "SPL")

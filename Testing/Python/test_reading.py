@@ -81,7 +81,12 @@ def test_a_piece_that_the_model_is_not_sure_of_is_a_candidate_and_not_counted():
     np.testing.assert_array_equal(candidate_components(one.segmentation) == 1, UNSURE)
     (candidate,) = one.measurements.candidates
     assert one.measurements.lesion_count == 2
+    assert candidate.number == 1
     assert candidate.volume_ml == pytest.approx(UNSURE.sum() * 12 / 1000)
+    assert candidate.mean_hu == pytest.approx(one.volume.array[UNSURE].mean())
+    assert candidate.axial.slice_index == 8
+    assert candidate.axial.long_mm == pytest.approx(12, abs=2)
+    assert candidate.mean_probability == pytest.approx(0.7, abs=1e-3)
     assert candidate.peak_probability == pytest.approx(0.7, abs=1e-3)
     np.testing.assert_allclose(candidate.place_lps_mm, place(UNSURE), atol=1.5)
     assert "70 %" in candidate.reason
