@@ -349,6 +349,7 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _BENCHMARKS = {
+    "audit": ("explanations of networks of which the right answer is known", ".benchmarks.audit"),
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".benchmarks.batch"),
     "border": ("what the liver's border needs around it, by what replaces the surroundings", ".benchmarks.border"),
     "clicks": ("how well one click outlines a lesion, beside classical methods", ".benchmarks.clicks"),

@@ -22,7 +22,7 @@ from .context import RunContext
 from .errors import Cancelled, DeviceError, InputError, LiverXAIError, UsageError
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
 from .explain.answers import Answer
-from .explain.border import explain_border, is_fixed
+from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
 from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
 from .explain.regions import explain_regions
@@ -149,7 +149,8 @@ def analyze(
         for number, organ in enumerate(organs):
             part = context.part(0.75, 0.85).step(number, len(organs))
             try:
-                found.append(explain_border(volume, model, segmentation, organ, **part.keywords))
+                points = UNASKED_POINTS if targets is None else POINTS
+                found.append(explain_border(volume, model, segmentation, organ, points=points, **part.keywords))
             except EmptyTargetError as error:
                 warnings.append(f"The border was not examined. {error}")
         asked = _asked_without(answerable, segmentation) if answers or regions else []

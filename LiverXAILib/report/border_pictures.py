@@ -15,7 +15,7 @@ from .canvas import Picture
 from .pictures import PLANES, WINDOW_HU, Plane, View, draw_letters, draw_scale_bar
 
 #: From little to much, and more than was tried. They differ in lightness too.
-_COLORS = ("#2c7bb6", "#7fc4e8", "#e6e6c8", "#fdae61", "#e0602a", "#8b0a1a")
+_COLORS = ("#2c7bb6", "#7fc4e8", "#e6e6c8", "#f5923e", "#8b0a1a")
 _AXIAL, _CORONAL = PLANES[0], PLANES[1]
 #: From where the surface is looked at.
 _SIDES = {

@@ -28,7 +28,7 @@ from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.volume import Grid, Volume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RADII = (8.0, 12.0, 16.0, 24.0, 32.0)
+RADII = (8.0, 12.0, 16.0, 24.0)
 
 
 @cache
@@ -70,6 +70,7 @@ def a_probe(network: type[nn.Module], replacement: str = "reflected"):
     return BorderProbe(run, "liver", model, REPLACEMENTS[replacement], RunContext())
 
 
+@torch.inference_mode()
 def recomputed(probe: BorderProbe, network: type[nn.Module], point: np.ndarray) -> int:
     """The need of one point, found again: other code, the whole image, one radius after the other from above."""
     image = probe.run.image.numpy()
@@ -113,10 +114,8 @@ def test_what_decides_within_a_few_mm_needs_no_more_and_a_border_from_afar_is_ex
         return needs(probe, spread(probe.own_border("liver"), 60, probe.run.spacing), RunContext())
 
     assert (all_needs(Thresholds) == 0).all()
-    # It looks 26 mm away: 32 mm are enough everywhere, and less only by chance.
-    afar = all_needs(FromAfar)
-    assert np.mean(afar == 4) > 0.8
-    assert (afar < len(RADII)).all()
+    # It looks 26 mm away: 24 mm are enough only by chance.
+    assert np.mean(all_needs(FromAfar) == len(RADII)) > 0.8
 
 
 @pytest.mark.parametrize("replacement", REPLACEMENTS)
@@ -163,8 +162,8 @@ def test_the_answer_counts_places_says_where_and_maps_the_surface():
     assert f"in {sum(evidence['counts'][4:])} places" in answer.sentence.lower()
     assert evidence["far"][0]["where"] in answer.sentence
     need = answer.volumes["need"]
-    assert set(np.unique(need.array)) <= {0, 8, 12, 16, 24, 32, 48}
-    assert (need.array == 32).any()
+    assert set(np.unique(need.array)) <= {0, 8, 12, 16, 24, 36}
+    assert (need.array == 36).any()
     surface_lps = need.grid.to_lps(np.argwhere(need.array)[:, ::-1])
     # The network's border is the ball's, 26 mm toward low i.
     center = volume.grid.to_lps((np.array(volume.shape[::-1]) - 1) / 2) - (26.0, 0.0, 0.0)

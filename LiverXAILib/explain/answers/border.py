@@ -9,9 +9,6 @@ from typing import Any
 
 from .answer import Answer
 
-#: A border that hangs on more than this around it hangs on far context, in mm.
-FAR_MM = 24.0
-
 
 @dataclass(frozen=True, eq=False)
 class BorderNeed(Answer):
@@ -24,8 +21,8 @@ class BorderNeed(Answer):
       the points for which none suffices;
     * ``tolerance_mm``: a border that moved by no more is the same;
     * ``replaced_by``: what took the place of everything farther away;
-    * ``far``: where the border hangs on far context (more than :data:`FAR_MM`), largest place first: ``lps_mm`` of its
-      most demanding point, ``points``, ``need_mm`` (None: more than was tried) and ``where`` in words.
+    * ``far``: where none suffices, that is, where the border hangs on far context; the largest place first: ``lps_mm``
+      of the point in its middle, ``points``, and ``where`` in words.
 
     Volumes: "need", int16 mm on the network's grid, cropped to the organ: at each voxel of the surface the need of
     the nearest point (where no radius suffices, the largest radius and half as much again), 0 elsewhere.
@@ -37,6 +34,7 @@ class BorderNeed(Answer):
     @property
     def sentence(self) -> str:
         e = self.evidence
+        reach = f"{e['radii_mm'][-1]:g} mm"
         label, count = self.target.label, e["points"]
         half, most = _quantile(e, 0.5), _quantile(e, 0.9)
         text = (
@@ -46,9 +44,9 @@ class BorderNeed(Answer):
         text += "." if most == half else f", and {_within(e, most)} in nine of ten."
         far = sum(place["points"] for place in e["far"])
         if not far:
-            return f"{text} Nowhere does the border hang on what is farther than {FAR_MM:g} mm away."
+            return f"{text} Nowhere does the border hang on what is farther than {reach} away."
         places = "place" if far == 1 else "places"
-        text += f" In {far} {places} ({far / count:.0%}) the border hangs on what is farther than {FAR_MM:g} mm away"
+        text += f" In {far} {places} ({far / count:.0%}) the border hangs on what is farther than {reach} away"
         return f"{text}, mostly {e['far'][0]['where']}: look at the border there."
 
 

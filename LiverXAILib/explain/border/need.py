@@ -33,21 +33,18 @@ from ...progress import CancelToken, Progress
 from ...volumes.box import bounding_box
 from ...volumes.volume import Volume
 from ..answers import BorderNeed
-from ..answers.border import FAR_MM
 from ..stage_context import StageContext
 from ..targets import EmptyTargetError, LabelTarget, Target
 from .probe import COMPARED_MM, BorderProbe
 from .replacements import REPLACEMENTS
 from .surface import spread, surface_of
 
-#: Radii that are tried.
-RADII_MM = (8.0, 12.0, 16.0, 24.0, 32.0)
-#: Points of the surface that are examined, at least.
-POINTS = 200
+#: Radii that are tried. A border that needs more hangs on far context.
+RADII_MM = (8.0, 12.0, 16.0, 24.0)
+#: Points of the surface that are examined, at least; and where nobody asked, so that an analysis stays quick.
+POINTS, UNASKED_POINTS = 200, 100
 #: The replacement that holds nothing from beyond the radius and disturbs the network least.
 REPLACEMENT = "reflected"
-#: The radius that is tried first. Smaller ones are tried by bisection, larger ones in order, since they cost more.
-_FIRST = 2
 #: Far places are one if they are no farther apart than this.
 _TOGETHER_MM = 30.0
 
@@ -115,7 +112,7 @@ def needs(probe: BorderProbe, points: np.ndarray, context: RunContext) -> np.nda
     low, high = np.zeros(len(points), int), np.full(len(points), len(RADII_MM))
     done = 0.0
     while (undecided := low < high).any():
-        tried = np.where(high < len(RADII_MM), (low + high) // 2, np.maximum(low, _FIRST))
+        tried = (low + high) // 2
         number = int(tried[undecided].max())
         asked = np.flatnonzero(undecided & (tried == number))
         # Each step leaves about half of what is left to do.
@@ -140,8 +137,7 @@ def _evidence(run: StageContext, points: np.ndarray, need: np.ndarray, replaceme
 
 def _far_places(points_lps: np.ndarray, need: np.ndarray) -> list[dict[str, Any]]:
     """Groups of points with far context that lie near each other, the largest first."""
-    reach = np.array([*RADII_MM, np.inf])
-    far = np.flatnonzero(reach[need] > FAR_MM)
+    far = np.flatnonzero(need == len(RADII_MM))
     if not len(far):
         return []
     low, high = points_lps.min(axis=0), points_lps.max(axis=0)
@@ -152,15 +148,12 @@ def _far_places(points_lps: np.ndarray, need: np.ndarray) -> list[dict[str, Any]
     places = []
     for group in np.unique(groups):
         members = far[groups == group]
-        most = members[need[members].argmax()]
         center = points_lps[members].mean(axis=0)
         nearest = members[np.linalg.norm(points_lps[members] - center, axis=1).argmin()]
-        shown = nearest if need[nearest] == need[most] else most
         places.append(
             {
-                "lps_mm": [round(float(value), 1) for value in points_lps[shown]],
+                "lps_mm": [round(float(value), 1) for value in points_lps[nearest]],
                 "points": len(members),
-                "need_mm": float(reach[need[most]]) if np.isfinite(reach[need[most]]) else None,
                 "where": _in_words(center, low, high),
             }
         )

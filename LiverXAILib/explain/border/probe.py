@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...context import RunContext
-from ...inference.backends import choose_backend, forward, keep_freed_memory
+from ...inference.backends import choose_backend, forward
 from ...inference.stages import mirrorings, sample_box
 from ...models.model import Model
 from ...models.spec import StageSpec
@@ -89,7 +89,7 @@ class BorderProbe:
         crop = Crop(self._crop_shape(radius_mm), self.run.spacing, radius_mm)
         together = max(1, _BATCH_VOXELS // prod(crop.shape))
         result = [torch.zeros(0, dtype=torch.bool)]
-        with torch.inference_mode(), keep_freed_memory(self.run.device):
+        with torch.inference_mode():
             for start in range(0, len(points), together):
                 context.check()
                 context.report(f"Examining the border: {radius_mm:g} mm", start / len(points))
