@@ -149,8 +149,7 @@ class Mechanism:
         """Which of the points (..., 3) lie in the marker."""
         if self.marker_mm is None:
             return np.zeros(lps.shape[:-1], bool)
-        inside: np.ndarray = (np.abs(lps - self.marker_mm) <= _MARKER_MM).all(axis=-1)
-        return inside
+        return np.asarray((np.abs(lps - self.marker_mm) <= _MARKER_MM).all(axis=-1))
 
 
 MECHANISMS = {
