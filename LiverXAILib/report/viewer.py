@@ -78,7 +78,7 @@ def _edits(grid: Grid, analysis: Analysis) -> Iterator[dict[str, Any]]:
         part = grid.cropped(box)
         hu = resample(changed.array, changed.grid, part, fill=_AIR_HU).numpy()
         # At the edge of what was kept of the changed CT it is the CT itself.
-        whole = resample(np.ones(changed.shape, np.float32), changed.grid, part).numpy() > 0.99
+        whole = resample(np.ones(changed.shape, np.float32), changed.grid, part).numpy() > 0.9999
         before = resample(analysis.volume.array, analysis.volume.grid, part, fill=_AIR_HU).numpy()
         values = (np.where(whole, hu, before) - LOWEST_HU) / STEP_HU
         yield {
