@@ -116,7 +116,7 @@ def _inside(words: list[str]) -> None:
     from mutmut.workers.isolation import ForkServerRunner
 
     # The run that finds out which tests reach which function has passed.
-    ForkServerRunner.run_clean_tests = lambda *_: 0
+    ForkServerRunner.run_clean_tests = lambda *_, **__: 0
     sys.path.remove(str(Path(__file__).resolve().parent))
     if words[0] == "plant":
         _plant(words[1], int(words[2]), int(words[3]))
