@@ -29,7 +29,7 @@ from LiverXAILib.training.config import Hardware
 from LiverXAILib.training.random_fields import Size
 from recipes.default_model import build
 from recipes.default_model.ablations import HELD_OUT, Variant, run, variants
-from recipes.default_model.build import Run, export_run, start_from, train_all, train_phase
+from recipes.default_model.build import Run, bundled_weights, export_run, start_from, train_all, train_phase
 from recipes.default_model.card import export
 from recipes.default_model.loss import BalancedLoss
 from recipes.default_model.operating import OperatingPoints
@@ -398,6 +398,17 @@ def test_a_phase_whose_start_is_missing_is_refused_before_anything_is_read(tmp_p
         train_phase("liver-boxes", Run(tmp_path / "no-data", tmp_path), start="bundled")
     with pytest.raises(InputError, match="train locator first"):
         export_run(tmp_path, {})
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_can_begin_with_the_bundled_weights(name: str) -> None:
+    network = UNet(**PHASES[name].arguments)
+    start_from(network, bundled_weights(name))
+    model = load_model("default")
+    (stage,) = (stage for stage in model.spec.stages if stage.name == name)
+    image = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(network.eval()(image), model.members(stage)[0](image), atol=1e-2)
 
 
 def test_every_part_trains_from_what_it_starts_from() -> None:

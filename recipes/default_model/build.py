@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import InputError, LiverXAIError
-from LiverXAILib.models.loading import load_model
+from LiverXAILib.models.registry import registered
 from LiverXAILib.networks import UNet
 
 from .card import export
@@ -215,11 +215,7 @@ def grafts_of(sources: Sequence[Source], spacing_mm: float) -> list[Graft]:
 
 def _initial_weights(name: str, run: Run, start: str) -> Mapping[str, torch.Tensor] | None:
     if start == "bundled":
-        model = load_model("default")
-        stages = {stage.name: model.members(stage)[0] for stage in model.spec.stages}
-        if name not in stages:
-            raise InputError(f"The bundled model has no network {name!r}, but {' and '.join(stages)}.")
-        return {key: value.float() for key, value in stages[name].state_dict().items()}
+        return bundled_weights(name)
     before = PHASES[name].starts_from
     if before is None:
         return None
@@ -227,6 +223,18 @@ def _initial_weights(name: str, run: Run, start: str) -> Mapping[str, torch.Tens
     if not path.is_file():
         raise InputError(f"{path} is missing: train {before} first.")
     return load_file(path)
+
+
+def bundled_weights(name: str) -> dict[str, torch.Tensor]:
+    """The bundled model's weights of a stage, as they were trained: a loaded model has its norms folded in.
+
+    :raises LiverXAILib.errors.InputError: it has no such stage.
+    """
+    entry = registered("default")
+    stages, folder = {stage.name: stage for stage in entry.spec().stages}, entry.folder()
+    if name not in stages or folder is None:
+        raise InputError(f"The bundled model has no network {name!r}, but {' and '.join(stages)}.")
+    return {key: value.float() for key, value in load_file(folder / stages[name].weights[0]).items()}
 
 
 def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:

@@ -29,7 +29,7 @@ from LiverXAILib.inference import segment
 from LiverXAILib.models import Model, load_model
 
 from ..real_ct import PATIENTS, Scan, read_scan
-from .build import RUN, WEIGHTS, Run, train_all, train_phase
+from .build import RUN, WEIGHTS, Run, bundled_weights, train_all, train_phase
 from .card import export
 from .phases import STAGES
 
@@ -89,9 +89,7 @@ def trained(run: Run, start: str) -> Model:
     if start == "bundled":
         if not (run.output / "liver" / RUN).is_file():
             train_phase("liver", run, start="bundled")
-        bundled = load_model("default")
-        locator = bundled.members(bundled.spec.stages[0])[0].state_dict()
-        weights = {"locator": locator, "liver": load_file(run.output / "liver" / WEIGHTS)}
+        weights = {"locator": bundled_weights("locator"), "liver": load_file(run.output / "liver" / WEIGHTS)}
         names: Iterable[str] = ["liver"]
     else:
         train_all(run)

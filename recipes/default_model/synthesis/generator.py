@@ -179,19 +179,23 @@ class Generator:
         if ct is not None:
             real = sample_at(ct, points)
         before = tissues
+        own_tumors = source.tumors is not None
+        tumors = self._own_tumors(number, points, liver) if own_tumors else torch.zeros_like(liver)
         tissues, liver = change_anatomy(rng, tissues, liver, self.spacing_mm)
         hard = self.repertoire is not None and rng.chance(self.repertoire.hard_negatives)
         if hard:
             add_structures(rng, tissues, liver, self.spacing_mm)
             if real is None and rng.chance(_CIRRHOTIC):
                 make_cirrhotic(rng, tissues, liver, self.spacing_mm)
+        # Nothing cuts into a real tumor.
+        tissues, liver = torch.where(tumors, before, tissues), liver | tumors
         painted = tissues != before
 
         patient = self._patient(rng, broad=rng.chance(0.25))
         hu, phase = patient.hu, patient.phase
-        own_tumors = source.tumors is not None
         synthetic = real is None or rng.chance(_REDRAWN_WITH_TUMORS if own_tumors else _REDRAWN)
-        tumors = self._own_tumors(number, points, liver) if own_tumors and not synthetic else torch.zeros_like(liver)
+        if synthetic:
+            tumors = torch.zeros_like(liver)
         image = self._synthesize(rng, tissues, liver, patient)
         if not synthetic:
             assert real is not None
