@@ -102,17 +102,17 @@ def match(
                 score[row, column] = _score(one, other, points, inside[row, column], covered[row, column])
     # What lies in another lesion's place is a piece of that one, not a neighbor that has moved.
     overlap = np.maximum(inside, covered) > 0
-    claimed = (inside >= WITHIN).any(axis=0)[None, :] | (covered >= WITHIN).any(axis=1)[:, None]
-    score[~overlap & claimed] = 0.0
+    claimed = (inside >= WITHIN).any(axis=0, keepdims=True) | (covered >= WITHIN).any(axis=1, keepdims=True)
+    score[np.logical_and(~overlap, claimed)] = 0.0
     rows, columns = linear_sum_assignment(score, maximize=True)
     joined = np.zeros(score.shape, bool)
     chosen = score[rows, columns] > 0
     joined[rows[chosen], columns[chosen]] = True
-    for column in np.flatnonzero(~joined.any(axis=0)):
+    for column in np.flatnonzero(~joined.any(axis=0)).tolist():
         row = int(inside[:, column].argmax()) if len(prior) else 0
         if len(prior) and inside[row, column] >= WITHIN:
             joined[row, column] = True
-    for row in np.flatnonzero(~joined.any(axis=1)):
+    for row in np.flatnonzero(~joined.any(axis=1)).tolist():
         column = int(covered[row].argmax()) if len(current) else 0
         if len(current) and covered[row, column] >= WITHIN:
             joined[row, column] = True
