@@ -190,6 +190,7 @@ class Options:
                 writer.requirement()
 
 
+# Long: one block for each option.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the device and all :class:`Options` to `parser`."""
     from .report.writers import WRITERS
