@@ -27,6 +27,7 @@ from .cases import (
     read_probabilities,
     read_reference,
 )
+from .froc import froc_case
 from .lesions import match_lesions
 from .metrics import calibration_error, detect_lesions, overlap, surface_distances
 from .results import CaseResult, StructureResult, format_results, write_lesions, write_results
@@ -108,6 +109,9 @@ def compare(
                 ece,
                 detect_lesions(found, truth, grid.voxel_volume_mm3) if structure == "tumor" else None,
                 match_lesions(found, truth, grid, placed) if structure == "tumor" else None,
+                None
+                if placed is None or structure != "tumor"
+                else froc_case(found, placed, truth, grid.voxel_volume_mm3, prediction.mask("liver")),
             )
         )
     return CaseResult(name, tuple(results), _left_out(prediction, reference))

@@ -5,8 +5,6 @@
   first, then the next among the lesions that are left. (Whether a lesion was *found* is asked more generously in
   :mod:`LiverXAILib.evaluation.metrics`, where one prediction may have found two lesions.)
 * **Bland–Altman** (Lancet 1986;1:307): the mean difference and the limits of agreement, 1.96 standard deviations away.
-* **FROC** (Chakraborty 1989): sensitivity over lesions against false lesions per case, as the score that a predicted
-  lesion must reach is lowered. A lesion's score is its largest probability.
 """
 
 from __future__ import annotations
@@ -118,22 +116,3 @@ def bland_altman(predicted: Sequence[float], reference: Sequence[float]) -> Blan
         return BlandAltman(len(difference), float(difference[0]) if len(difference) else None, None, None)
     bias, spread = float(difference.mean()), 1.96 * float(difference.std(ddof=1))
     return BlandAltman(len(difference), bias, bias - spread, bias + spread)
-
-
-def froc(cases: Sequence[Sequence[LesionPair]]) -> list[tuple[float, float, float]]:
-    """Points (score, false lesions per case, sensitivity) from the strictest score to the mildest; empty without
-    scores or lesions.
-
-    A lesion of the reference is found at a score if its matched prediction reaches it.
-    """
-    pairs = [pair for case in cases for pair in case]
-    lesions = sum(pair.reference is not None for pair in pairs)
-    scored = [pair for pair in pairs if pair.score is not None]
-    if not lesions or not scored:
-        return []
-    points = []
-    for score in sorted({pair.score for pair in scored if pair.score is not None}, reverse=True):
-        kept = [pair for pair in scored if pair.score is not None and pair.score >= score]
-        false = sum(pair.reference is None for pair in kept)
-        points.append((score, false / len(cases), (len(kept) - false) / lesions))
-    return points

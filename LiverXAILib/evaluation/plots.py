@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..files import replacing
-from .lesions import bland_altman, froc
-from .results import CaseResult, paired_quantities
+from .froc import froc
+from .lesions import bland_altman
+from .metrics import SIZE_NAMES
+from .results import CaseResult, froc_cases, paired_quantities
 
 
 def write_plots(results: Sequence[CaseResult], folder: Path) -> list[Path]:
@@ -44,13 +46,19 @@ def write_plots(results: Sequence[CaseResult], folder: Path) -> list[Path]:
         )
         written.append(folder / f"bland-altman-{name.replace(' ', '-')}.png")
         _save(figure, written[-1])
-    points = froc(
-        [structure.pairs for result in results for structure in result.structures if structure.pairs is not None]
-    )
+    points = froc(froc_cases(results))
     if points:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
-        axes.step([0.0, *(false for _, false, _ in points)], [0.0, *(found for _, _, found in points)], where="post")
+        false = [0.0, *(point["false_per_case"] for point in points)]
+        for name in ("", *(f" {name}" for name in SIZE_NAMES)):
+            rates = [point[f"sensitivity{name}"] for point in points]
+            if None not in rates:
+                axes.step(false, [0.0, *rates], where="post", label=name.strip() or "all lesions", lw=1 if name else 2)
+        lows, highs = ([point[f"sensitivity_{end}"] for point in points] for end in ("low", "high"))
+        if None not in lows:
+            axes.fill_between(false, [0.0, *lows], [0.0, *highs], step="post", alpha=0.15)
+        axes.legend(loc="lower right")
         axes.set(xlabel="false lesions per case", ylabel="sensitivity", ylim=(0, 1.02), title="FROC")
         written.append(folder / "froc.png")
         _save(figure, written[-1])

@@ -13,7 +13,8 @@ from typing import Any
 from ..errors import UsageError
 from ..files import replacing
 from ..tables import write_table
-from .lesions import LesionPair, bland_altman, froc
+from .froc import FrocCase, froc
+from .lesions import LesionPair, bland_altman
 from .metrics import SIZE_NAMES, LesionDetection, Overlap, SurfaceDistances, bootstrap_interval
 
 #: Size classes as parts of column names, in the order of :data:`~LiverXAILib.evaluation.metrics.SIZE_NAMES`.
@@ -36,7 +37,8 @@ _SHOWN = (
 @dataclass(frozen=True)
 class StructureResult:
     """One structure of one case. `surface` is None if it was not asked for or the grid is sheared; `ece` None
-    without probabilities; `lesions` and `pairs` (lesion by lesion) None for the liver."""
+    without probabilities; `lesions` and `pairs` (lesion by lesion) None for the liver, `froc` also without
+    probabilities."""
 
     structure: str
     overlap: Overlap
@@ -44,6 +46,7 @@ class StructureResult:
     ece: float | None
     lesions: LesionDetection | None
     pairs: tuple[LesionPair, ...] | None = None
+    froc: FrocCase | None = None
 
     def row(self) -> dict[str, Any]:
         """Flat, for a table; what does not apply is None."""
@@ -144,6 +147,11 @@ def summarize(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     return summary
 
 
+def froc_cases(results: Sequence[CaseResult]) -> list[FrocCase]:
+    """What the FROC curve of these results is made of."""
+    return [one.froc for result in results for one in result.structures if one.froc is not None]
+
+
 def write_results(results: Sequence[CaseResult], path: Path) -> None:
     """Write ``.csv`` (one row for each case and structure) or ``.json`` (these and the summary).
 
@@ -158,7 +166,6 @@ def write_results(results: Sequence[CaseResult], path: Path) -> None:
         return
     notes = {result.case: list(result.notes) for result in results if result.notes}
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        pairs = [s.pairs for r in results for s in r.structures if s.pairs is not None]
         content = {
             "cases": rows,
             "summary": summarize(results),
@@ -167,9 +174,7 @@ def write_results(results: Sequence[CaseResult], path: Path) -> None:
             "agreement": {
                 name: dataclasses.asdict(bland_altman(*values)) for name, values in paired_quantities(results).items()
             },
-            "froc": [
-                dict(zip(("score", "false_per_case", "sensitivity"), point, strict=True)) for point in froc(pairs)
-            ],
+            "froc": froc(froc_cases(results)),
         }
         json.dump(content, file, indent=2, allow_nan=False)
 

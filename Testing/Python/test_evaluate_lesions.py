@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from LiverXAILib import cli
 from LiverXAILib.evaluation.evaluate import evaluate
-from LiverXAILib.evaluation.lesions import LesionPair, bland_altman, froc, match_lesions
+from LiverXAILib.evaluation.froc import FrocCase, froc, froc_case
+from LiverXAILib.evaluation.lesions import bland_altman, match_lesions
 from LiverXAILib.evaluation.plots import write_plots
 from LiverXAILib.evaluation.results import lesion_rows, summarize
 from LiverXAILib.volumes.io import write_volume
@@ -88,19 +89,36 @@ def test_limits_of_agreement_are_those_of_bland_and_altman() -> None:
     assert (bland_altman([3.0], [2.0]).bias, bland_altman([3.0], [2.0]).low) == (1.0, None)
 
 
-def _pair(reference: int | None, predicted: int | None, score: float | None) -> LesionPair:
-    return LesionPair(reference, predicted, None, None, None, None, None, None, score)
-
-
 def test_froc_counts_found_and_false_lesions_at_each_score() -> None:
     cases = [
-        [_pair(1, 1, 0.9), _pair(2, None, None), _pair(None, 2, 0.7)],
-        [_pair(1, 1, 0.6), _pair(None, 2, 0.95)],
+        FrocCase((0.7,), ((0, 0.9), (2, None))),
+        FrocCase((0.95,), ((1, 0.6),)),
+        FrocCase((), ()),
     ]
-    expected = [(0.95, 0.5, 0.0), (0.9, 0.5, 1 / 3), (0.7, 1.0, 1 / 3), (0.6, 1.0, 2 / 3)]
-    np.testing.assert_allclose(froc(cases), expected)
-    assert froc([[_pair(1, 1, None)]]) == []
-    assert froc([]) == []
+    points = froc(cases)
+    found = [(point["score"], point["false_per_case"], point["sensitivity"]) for point in points]
+    expected = [(0.95, 1 / 3, 0.0), (0.9, 1 / 3, 1 / 3), (0.7, 2 / 3, 1 / 3), (0.6, 2 / 3, 2 / 3)]
+    np.testing.assert_allclose(found, expected)
+    assert [points[-1][f"sensitivity {size}"] for size in ("<10 mm", "10-20 mm", ">20 mm")] == [1.0, 1.0, 0.0]
+    assert points[-1]["false_per_case_low"] <= 2 / 3 <= points[-1]["false_per_case_high"]
+    assert points[-1]["sensitivity_low"] < 2 / 3 < points[-1]["sensitivity_high"]
+    assert froc(cases[:2])[0]["sensitivity_low"] is None
+    assert froc([FrocCase((0.5,), ())]) == froc([]) == []
+
+
+def test_froc_also_knows_what_was_marked_but_not_counted() -> None:
+    reference, counted, probability = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool), np.zeros(SHAPE, np.float32)
+    reference[5:15, 10:30, 10:30] = reference[22:26, 5:9, 5:9] = True
+    counted[5:15, 10:30, 14:30] = True
+    probability[counted] = 0.999
+    probability[22:26, 5:7, 5:9] = 0.8  # a candidate in the small lesion
+    probability[2:4, 40:46, 40:46] = 0.7  # a candidate where nothing is
+    probability[25:29, 40:46, 40:46] = 0.9  # outside the liver: no candidate
+    liver = np.ones(SHAPE, bool)
+    liver[25:29, 40:46, 40:46] = False
+    case = froc_case(counted, probability, reference, GRID.voxel_volume_mm3, liver)
+    assert case.false_scores == (pytest.approx(0.7),)
+    assert case.lesions == ((2, pytest.approx(0.999)), (0, pytest.approx(0.8)))
 
 
 def test_the_command_writes_lesions_agreement_and_plots(tmp_path: Path) -> None:
