@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .explain.answers import Answer
     from .explain.explanation import Explanation
     from .followup.findings import Findings
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
 class Decision:
     """What a reader decided about a result.
 
-    :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "add" a lesion, or "edit" by hand.
+    :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "add" a lesion, "include" a place in one or
+        "exclude" it, "measure" a lesion's diameters, or "edit" by hand.
     :param numbers: of the candidate or the lesions, as they were when it was decided.
     :param place_lps_mm: where: a voxel of what was decided about (LPS mm), so that it is known also under other
         numbers; None for edits by hand.
     :param who: the reader, as named there.
     :param when: ISO 8601.
+    :param points_lps_mm: of "measure": both ends of the long axis, then of the short one (LPS mm).
     """
 
     kind: str
@@ -35,18 +39,28 @@ class Decision:
     place_lps_mm: tuple[float, float, float] | None = None
     who: str = ""
     when: str = ""
+    points_lps_mm: tuple[tuple[float, float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         place = None if self.place_lps_mm is None else [round(value, 3) for value in self.place_lps_mm]
-        return {**dataclasses.asdict(self), "numbers": list(self.numbers), "place_lps_mm": place}
+        points = [[round(value, 3) for value in point] for point in self.points_lps_mm]
+        whole = {**dataclasses.asdict(self), "numbers": list(self.numbers), "place_lps_mm": place}
+        return whole | {"points_lps_mm": points} if points else {k: v for k, v in whole.items() if k != "points_lps_mm"}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Decision:
         """The reverse of :meth:`to_dict`."""
         place = values["place_lps_mm"]
-        numbers = tuple(values["numbers"])
-        return Decision(values["kind"], numbers, None if place is None else tuple(place), values["who"], values["when"])
+        points = tuple((float(x), float(y), float(z)) for x, y, z in values.get("points_lps_mm", ()))
+        return Decision(
+            values["kind"],
+            tuple(values["numbers"]),
+            None if place is None else tuple(place),
+            values["who"],
+            values["when"],
+            points,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +73,8 @@ class Analysis:
     :param decisions: what a reader has changed, in order; empty: all is the model's.
     :param own: the model's own answer, where a reader has changed it.
     :param follow_up: what a comparison with earlier studies found; the last study is this one.
+    :param touched: the voxels (bool, k, j, i) whose label a reader has changed at any time; None: none.
+    :param standard: the segmentation at the operating point of the model's card, if another sensitivity was chosen.
     """
 
     volume: Volume
@@ -71,3 +87,5 @@ class Analysis:
     decisions: tuple[Decision, ...] = ()
     own: Analysis | None = None
     follow_up: Findings | None = None
+    standard: Segmentation | None = None
+    touched: np.ndarray | None = None

@@ -60,6 +60,7 @@ class Options:
     :param study_details: the report tells the dates of study and series, number and description of a DICOM series.
     :param min_lesion_ml: drop smaller lesions; None: the default of
         :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
+    :param sensitivity: which lesions count, see :func:`LiverXAILib.inference.sensitivity.choose_point`.
     """
 
     explain: tuple[str, ...] | None = None
@@ -80,6 +81,7 @@ class Options:
     force: bool = False
     min_lesion_ml: float | None = None
     no_postprocessing: bool = False
+    sensitivity: str = "standard"
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any], base: Options | None = None) -> Options:
@@ -162,6 +164,7 @@ class Options:
             answers=self.answers,
             regions=self.regions,
             postprocessing=rules,
+            sensitivity=self.sensitivity,
             **one_case,
             **context.keywords,
         )
@@ -253,6 +256,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
     parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
+    parser.add_argument(
+        "--sensitivity",
+        default="standard",
+        metavar="LEVEL",
+        help="which lesions count: sure, standard, sensitive, or how many false findings a case you accept, by the "
+        "table in the model's card; the others are candidates (default: standard)",
+    )
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
     parser.add_argument(
         "--max-memory",

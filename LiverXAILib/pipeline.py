@@ -32,6 +32,7 @@ from .inference import Postprocessing, Segmentation, segment, select_device
 from .inference.backends import keep_freed_memory
 from .inference.lesions import lesion_count
 from .inference.mirrored import find_mirrored_liver
+from .inference.sensitivity import STANDARD, at_sensitivity, choose_point
 from .models import Model
 from .models.model import require_model
 from .progress import CancelToken, Progress
@@ -80,6 +81,7 @@ def analyze(
     regions: bool = False,
     device: str = "auto",
     postprocessing: Postprocessing | None = None,
+    sensitivity: str = STANDARD,
     height_cm: float | None = None,
     weight_kg: float | None = None,
     recist_targets: Sequence[int] | None = None,
@@ -104,6 +106,8 @@ def analyze(
     :param regions: also divide the confidence in each of these lesions among parts of the image, see
         :func:`~LiverXAILib.explain.regions.explain_regions`; 128 passes each.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    :param sensitivity: which lesions count: "sure", "standard" (as the model's card says), "sensitive", or how many
+        false findings a case are accepted (see :func:`LiverXAILib.inference.sensitivity.choose_point`).
     :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.
     :param segmentation: contours that somebody else drew on `volume` (see :func:`LiverXAILib.read_segmentation`), to be
         explained and measured instead of the model's own.
@@ -114,7 +118,8 @@ def analyze(
     require_model(model)
     started = time.time()
     questions = check_request(model, targets, method, layer)
-    given = segmentation is not None
+    choose_point(model.spec, sensitivity)
+    given, standard = segmentation is not None, None
     if segmentation is None:
         segmentation = segment(
             volume,
@@ -122,6 +127,9 @@ def analyze(
             postprocessing=postprocessing,
             **context.part(0.0, 0.4 if questions else 0.9).keywords,
         )
+        if sensitivity != STANDARD:
+            standard = segmentation
+            segmentation = at_sensitivity(segmentation, model.spec, sensitivity)
     else:
         drawn = {spec.name for spec in segmentation.specs}
         questions = [question for question in questions if not question.label or question.label in drawn]
@@ -209,7 +217,16 @@ def analyze(
         "notice": "For research use only. Not for diagnosis or treatment.",
     }
     context.report("Done", 1.0)
-    return Analysis(volume, model.spec, segmentation, tuple(explanations), measurements, provenance, tuple(found))
+    return Analysis(
+        volume,
+        model.spec,
+        segmentation,
+        tuple(explanations),
+        measurements,
+        provenance,
+        tuple(found),
+        standard=standard,
+    )
 
 
 def _has_quick_border(question: Target, model: Model) -> bool:

@@ -181,6 +181,13 @@ def _combinations(stage: StageSpec) -> Iterator[str]:
         yield "peak_threshold must name labels of this stage, and does not go with nnunet"
     if not all(math.isfinite(value) for value in stage.peak_threshold.values()):
         yield "peak_threshold must be finite numbers"
+    if not set(stage.operating_points) <= set(stage.labels):
+        yield "operating_points must name labels of this stage"
+    points = [point for some in stage.operating_points.values() for point in some]
+    if not all(
+        math.isfinite(point.peak) and point.false_per_case >= 0 and 0 <= point.sensitivity <= 1 for point in points
+    ):
+        yield "operating_points must have a finite peak, no fewer than 0 false findings, and a sensitivity from 0 to 1"
     if stage.intensity.centered and (stage.region is None or stage.nnunet is not None):
         yield "a centered intensity needs a region, and does not go with nnunet"
     if stage.nnunet is not None and stage.spacing is None:

@@ -163,6 +163,20 @@ class NnUNet:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """What counts as a lesion, and what that brought on the data that the card names.
+
+    :param peak: the logit that a piece must reach somewhere, on the image's own grid.
+    :param false_per_case: false findings a case.
+    :param sensitivity: part of the lesions that were found.
+    """
+
+    peak: float
+    false_per_case: float
+    sensitivity: float
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """One network of the chain and everything needed to feed it and to read its output.
 
@@ -190,6 +204,8 @@ class StageSpec:
         regions "liver" includes "tumor".
     :param peak_threshold: hysteresis thresholding, for a label: a connected component of its region (score above 0)
         counts only if the score, a logit, reaches this somewhere.
+    :param operating_points: for a label, others that a user may choose instead
+        (:mod:`LiverXAILib.inference.sensitivity`).
     :param region: run only around what an earlier stage found.
     :param layers: layers of the network that may be explained; none for a compiled model.
     :param default_layer: the one to use when the user names none; "" if there are none.
@@ -219,6 +235,7 @@ class StageSpec:
     pad_to_window: bool = False
     overlap: float = 0.5
     peak_threshold: Mapping[str, float] = field(default_factory=dict)
+    operating_points: Mapping[str, tuple[OperatingPoint, ...]] = field(default_factory=dict)
     region: Region | None = None
     dimensions: int = 3
     mirror_axes: tuple[int, ...] = ()

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sure the model has to be to count a lesion: the border between lesions and candidates.
+
+A model's card lists operating points from "sure" to "sensitive": the peak that a piece of probability above 0.5 must
+reach to count, and how many false findings a case that brought on the data that the card names. Another point needs no
+network: the pieces and their peaks are those of the probability that the segmentation keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ..errors import UsageError
+from ..models.spec import ModelSpec, OperatingPoint
+from ..volumes.box import Box, components
+from .lesions import LEAST_CANDIDATE_ML
+from .segmentation import Segmentation
+
+#: The model's own operating point, and the ends of its card's table.
+STANDARD, SURE, SENSITIVE = "standard", "sure", "sensitive"
+
+
+def operating_points(model: ModelSpec, label: str = "tumor") -> tuple[OperatingPoint, ...]:
+    """What the model's card lists for a label, from sure to sensitive; empty if it lists nothing."""
+    if not any(spec.name == label for spec in model.labels):
+        return ()
+    return tuple(sorted(model.stage_of(label).operating_points.get(label, ()), key=lambda point: -point.peak))
+
+
+def named_points(model: ModelSpec, label: str = "tumor") -> dict[str, OperatingPoint]:
+    """The points by what :func:`choose_point` calls them, from :data:`SURE` to :data:`SENSITIVE`."""
+    points = operating_points(model, label)
+    names = [SURE, *(f"{point.false_per_case:g}" for point in points[1:-1]), SENSITIVE]
+    return dict(zip(names, points, strict=False))
+
+
+def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
+    """The operating point that a user's word or number stands for; None: the model's own.
+
+    :param sensitivity: :data:`STANDARD`, :data:`SURE`, :data:`SENSITIVE`, or false findings a case as a number: the
+        most sensitive point that has no more.
+    :raises LiverXAILib.errors.UsageError: it is none of these, or the card has no such point.
+    """
+    if sensitivity == STANDARD:
+        return None
+    points = operating_points(model)
+    if not points:
+        raise UsageError(
+            f"Model {model.name!r} has no operating points for tumors in its card. Leave --sensitivity out."
+        )
+    if sensitivity in (SURE, SENSITIVE):
+        return points[0 if sensitivity == SURE else -1]
+    try:
+        allowed = float(sensitivity)
+    except ValueError:
+        allowed = math.nan
+    if not allowed >= 0:
+        raise UsageError(
+            f"{sensitivity!r} is not a sensitivity. Give {SURE}, {STANDARD}, {SENSITIVE}, or how many false findings a "
+            "case you accept, such as 0.5."
+        )
+    fitting = [point for point in points if point.false_per_case <= allowed]
+    if not fitting:
+        least = min(point.false_per_case for point in points)
+        raise UsageError(
+            f"No operating point of model {model.name!r} has at most {allowed:g} false findings a case; the surest has "
+            f"{least:g}."
+        )
+    return fitting[-1]
+
+
+def at_sensitivity(segmentation: Segmentation, model: ModelSpec, sensitivity: str) -> Segmentation:
+    """The segmentation with the lesions that count at another operating point.
+
+    Outlines stay as they are; a piece counts as a whole, or becomes a candidate.
+
+    :param segmentation: of the model, at its own operating point.
+    :raises LiverXAILib.errors.UsageError: as :func:`choose_point`.
+    """
+    point = choose_point(model, sensitivity)
+    probability = segmentation.probabilities.get("tumor")
+    if point is None or probability is None:
+        return segmentation
+    level = 1 / (1 + math.exp(-point.peak))
+    offset = np.rint(segmentation.labels.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
+    box = Box.full(probability.shape).shifted(offset)
+    counted = segmentation.mask("tumor")[box]
+    pieces = components((probability.array > 0.5) | counted, corners=True)
+    count = int(pieces.max())
+    peaks = np.zeros(count + 1)
+    np.maximum.at(peaks, pieces[pieces > 0], probability.array[pieces > 0])
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    inside = np.bincount(pieces[segmentation.mask("liver")[box]], minlength=count + 1)
+    least = LEAST_CANDIDATE_ML * 1000 / segmentation.labels.grid.voxel_volume_mm3
+    before = np.bincount(pieces[counted], minlength=count + 1) > 0
+    after = (peaks >= level) & (before | ((sizes >= least) & (2 * inside >= sizes)))
+    after[0] = before[0] = False
+    labels = np.array(segmentation.labels.array)
+    part = labels[box]
+    part[(before & ~after)[pieces] & counted] = segmentation.spec("liver").value
+    part[(after & ~before)[pieces]] = segmentation.spec("tumor").value
+    provenance = {
+        **segmentation.provenance,
+        "peak_probability": {**segmentation.provenance.get("peak_probability", {}), "tumor": round(level, 4)},
+        "sensitivity": {"asked": sensitivity, **dataclasses.asdict(point)},
+    }
+    return dataclasses.replace(segmentation, labels=segmentation.labels.with_array(labels), provenance=provenance)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operating points from "sure" to "sensitive", measured on training-side data and written into a model's card.
+
+``python -m recipes.default_model.sensitivity --data FOLDER MODEL`` segments phantoms with lesions of their own and real
+scans of training with painted lesions, whose seeds no training has, and asks for each number of false findings a case
+which peak a piece must reach for that. What counts as found and as false is defined in
+:mod:`LiverXAILib.evaluation.metrics`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from LiverXAILib.context import RunContext
+from LiverXAILib.evaluation.froc import FrocCase, froc, froc_case
+from LiverXAILib.inference import segment
+from LiverXAILib.models import ModelSpec, load_model
+from LiverXAILib.models.spec import OperatingPoint
+from LiverXAILib.phantoms import make_phantom
+from LiverXAILib.training.random_fields import Rng
+from LiverXAILib.volumes.box import Box
+from LiverXAILib.volumes.volume import Volume
+
+from ..clicks.samples import painted, real_scans
+
+#: Phantoms that neither training nor the benchmarks use.
+FIRST_SEED = 800_000
+#: Real scans into which lesions are painted; of training, none with a tumor of its own.
+SCANS = ("lidc0001", "totalseg_slab")
+#: False findings a case that the table has a row for.
+ACCEPTED = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+#: Lesions that are painted into a scan.
+_PAINTED = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.default_model.sensitivity", description=__doc__)
+    parser.add_argument("model", type=Path, help="the model's folder, whose card is changed")
+    parser.add_argument("--data", type=Path, required=True, help="folder with ct/")
+    parser.add_argument("--phantoms", type=int, default=20)
+    parser.add_argument("--paintings", type=int, default=3, help="how many times lesions are painted into each scan")
+    options = parser.parse_args(arguments)
+    RunContext(threads=1).limit_threads()
+    model = load_model(options.model)
+    cases = []
+    for ct, truth in _cases(options.data, options.phantoms, options.paintings):
+        found = segment(ct, model, device="cpu")
+        probability = np.zeros(ct.shape, np.float32)
+        cropped = found.probabilities.get("tumor")
+        if cropped is not None:
+            start = np.rint(ct.grid.to_ijk(cropped.grid.origin)).astype(int)[::-1]
+            probability[Box.full(cropped.shape).shifted(start)] = cropped.array
+        case = froc_case(found.mask("tumor"), probability, truth, ct.grid.voxel_volume_mm3, found.mask("liver"))
+        cases.append(case)
+        sys.stderr.write(f"{len(cases)}: {len(case.lesions)} lesions, {len(case.false_scores)} false pieces\n")
+    points = operating_points(cases)
+    write_points(options.model / "card.json", points)
+    sys.stdout.write(table(cases, points) + "\n")
+
+
+def _cases(data: Path, phantoms: int, paintings: int) -> Iterator[tuple[Volume, np.ndarray]]:
+    """CTs and where their lesions are."""
+    for seed in range(FIRST_SEED, FIRST_SEED + phantoms):
+        phantom = make_phantom(seed, spacing_mm=(1.5, 1.5, 3.0), phase="portal")
+        yield phantom.ct, phantom.truth.array == 2
+    for number, scan in enumerate(real_scans(data, SCANS, whole=True)):
+        for painting in range(paintings):
+            rng = Rng(FIRST_SEED + 100 * number + painting)
+            array, truth = np.array(scan.ct.array), np.zeros(scan.ct.shape, bool)
+            for _ in range(_PAINTED):
+                inside = np.argwhere(scan.liver & ~truth)
+                place = scan.ct.grid.to_lps(inside[rng.integer(len(inside))][::-1])
+                changed = dataclasses.replace(scan, ct=scan.ct.with_array(array))
+                part, lesion, box = painted(changed, rng, place, rng.log_uniform(8, 40), 2.0, alone=True)
+                array = np.array(array)
+                array[box] = part
+                truth[box] |= lesion
+            yield scan.ct.with_array(np.rint(array).astype(np.int16)), truth
+
+
+def operating_points(cases: Sequence[FrocCase]) -> tuple[OperatingPoint, ...]:
+    """For each accepted number of false findings a case the mildest peak that brings no more, from sure on."""
+    logits = np.arange(0.0, 7.01, 0.25)[::-1]
+    rows = froc(cases, [1 / (1 + math.exp(-logit)) for logit in logits])
+    measured = list(zip(logits, rows, strict=True))
+    chosen = [measured[0]]  # as sure as half precision tells
+    for accepted in ACCEPTED:
+        chosen += [(logit, row) for logit, row in measured if row["false_per_case"] <= accepted][-1:]
+    points = {
+        float(logit): OperatingPoint(float(logit), round(row["false_per_case"], 2), round(row["sensitivity"], 2))
+        for logit, row in chosen
+    }
+    return tuple(points.values())
+
+
+def write_points(card: Path, points: Sequence[OperatingPoint]) -> None:
+    """Write the points into the last stage of a card that decides about tumors."""
+    spec = ModelSpec.from_json(card.read_text(encoding="utf-8"))
+    name = spec.stage_of("tumor").name
+    stages = tuple(
+        dataclasses.replace(stage, operating_points={"tumor": tuple(points)}) if stage.name == name else stage
+        for stage in spec.stages
+    )
+    card.write_text(dataclasses.replace(spec, stages=stages).to_json(), encoding="utf-8")
+
+
+def table(cases: Sequence[FrocCase], points: Sequence[OperatingPoint]) -> str:
+    """The points with the 95 % intervals of what was measured (Markdown), and as JSON all of the curve."""
+    rows = froc(cases, [1 / (1 + math.exp(-point.peak)) for point in points])
+    lines = [
+        "| peak (logit) | false findings a case | sensitivity | < 10 mm | 10–20 mm | > 20 mm |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = ("false_per_case", "sensitivity", *(f"sensitivity {size}" for size in ("<10 mm", "10-20 mm", ">20 mm")))
+    for point, row in zip(points, rows, strict=True):
+        cells = []
+        for name in names:
+            low, high = row[f"{name}_low"], row[f"{name}_high"]
+            words = "–" if row[name] is None else f"{row[name]:.2f}"
+            cells.append(words if low is None else f"{words} ({low:.2f}–{high:.2f})")
+        lines.append(f"| {point.peak:g} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", json.dumps(froc(cases))])
+
+
+if __name__ == "__main__":
+    main()
