@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark clicks``: how well one click outlines a lesion, beside classical methods on the same clicks.
+"""``liverxai benchmark clicks``: how well one click outlines a lesion, beside other methods on the same clicks.
 
-Synthetic patients with lesions that the segmentation does not have; a click in each lesion's middle and one at random
-inside it. No method has a trained part. The lesion is always cut to the liver, for all methods alike.
+Synthetic patients with lesions that the segmentation does not have, or a CT with a reference (``--image``); a click in
+each lesion's middle and one at random inside it. Then a corrective click, as a reader makes it who sees the outline: in
+the middle of its largest mistake. All outlines are cut to the liver.
 """
 
 from __future__ import annotations
@@ -11,61 +12,96 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from ..errors import UsageError
-from ..inference import Segmentation
-from ..models import LIVER, TUMOR
+from ..inference import Segmentation, segment
+from ..models import LIVER, TUMOR, Model, load_model
 from ..phantoms import make_phantom
-from ..reading import outline_lesion
+from ..reading.outline import correct_outline, outline_lesion
 from ..volumes.box import Box, components
+from ..volumes.io import read_labels, read_volume
 from ..volumes.volume import Volume
 
 #: Patients of this benchmark: seeds that no training or tuning uses.
 FIRST_SEED = 900_000
+#: Diameters of their lesions in mm, and how many each has.
+LESION_MM, LESIONS = (5.0, 30.0), 8
 #: Diameters of the ball of equal volume, in mm.
 SIZES = ((0.0, 10.0), (10.0, 20.0), (20.0, 1000.0))
+OWN, CORRECTED = "LiverXAI", "LiverXAI, after a corrective click"
 
 Row = dict[str, Any]
+Point = tuple[float, float, float]
 #: A method: smoothed HU, the liver, the click (k, j, i) and the voxel's size (i, j, k) to a mask, all in one box.
 Method = Callable[[np.ndarray, np.ndarray, tuple[int, ...], tuple[float, float, float]], np.ndarray]
 
 
 def benchmark_clicks(
-    patients: int = 8, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 2.0), phase: str = "portal"
+    patients: int = 6,
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 2.0),
+    phase: str = "portal",
+    model: Model | None = None,
 ) -> list[Row]:
-    """A row for each click and method: patient, lesion's diameter, where the click was, Dice and seconds."""
+    """A row for each click and method: patient, lesion's diameter, where the click was, Dice and seconds.
+
+    :param model: growing on its probability of tumor is compared too.
+    """
     rows: list[Row] = []
     for seed in range(FIRST_SEED, FIRST_SEED + patients):
-        phantom = make_phantom(seed, spacing_mm=spacing_mm, phase=phase)
+        phantom = make_phantom(seed, spacing_mm=spacing_mm, phase=phase, lesions=LESIONS, lesion_mm=LESION_MM)
         truth = phantom.truth.array
-        missed = Segmentation(phantom.truth.with_array((truth > 0).astype(np.uint8)), (LIVER, TUMOR))
-        numbers = components(truth == 2, corners=True)
-        random = np.random.default_rng(seed)
-        for number in range(1, int(numbers.max()) + 1):
-            lesion = numbers == number
-            volume_mm3 = np.count_nonzero(lesion) * phantom.ct.grid.voxel_volume_mm3
-            voxels = np.argwhere(lesion)
-            middle = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-            for place, click in (("middle", middle), ("random", voxels[random.integers(len(voxels))])):
-                common = {"seed": seed, "diameter_mm": (6 * volume_mm3 / np.pi) ** (1 / 3), "place": place}
-                rows += [common | row for row in _outlines(phantom.ct, missed, lesion, click)]
+        rows += [row | {"seed": seed} for row in click_rows(phantom.ct, truth > 0, truth == 2, seed, model)]
     return rows
 
 
-def _outlines(ct: Volume, missed: Segmentation, lesion: np.ndarray, click: np.ndarray) -> list[Row]:
+def click_rows(ct: Volume, liver: np.ndarray, tumor: np.ndarray, seed: int, model: Model | None = None) -> list[Row]:
+    """The rows of one CT, as if no lesion of it had been found.
+
+    :param liver, tumor: bool (k, j, i) on the CT's grid.
+    """
+    missed = Segmentation(ct.with_array((liver | tumor).astype(np.uint8)), (LIVER, TUMOR))
+    scored = None
+    if model is not None:
+        probability = segment(ct, model).probabilities.get("tumor")
+        scored = Segmentation(missed.labels, missed.specs, {} if probability is None else {"tumor": probability})
+    numbers = components(tumor, corners=True)
+    random = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for number in range(1, int(numbers.max()) + 1):
+        lesion = numbers == number
+        volume_mm3 = np.count_nonzero(lesion) * ct.grid.voxel_volume_mm3
+        voxels = np.argwhere(lesion)
+        middle = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        for place, click in (("middle", middle), ("random", voxels[random.integers(len(voxels))])):
+            common = {"diameter_mm": (6 * volume_mm3 / np.pi) ** (1 / 3), "place": place}
+            rows += [common | row for row in _outlines(ct, missed, scored, lesion, click)]
+    return rows
+
+
+def _outlines(
+    ct: Volume, missed: Segmentation, scored: Segmentation | None, lesion: np.ndarray, click: np.ndarray
+) -> list[Row]:
     """Dice and seconds of each method for one click."""
     rows = []
-    started = time.perf_counter()
-    place = tuple(float(value) for value in ct.grid.to_lps(click[::-1]))
-    try:
-        box, mask = outline_lesion(ct, missed, (place[0], place[1], place[2]))
-    except UsageError:  # nothing stands out: no outline
-        box, mask = Box.between(click, click + 1), np.zeros((1, 1, 1), bool)
-    rows.append(_row("LiverXAI", mask, box, lesion, time.perf_counter() - started))
+    x, y, z = (float(value) for value in ct.grid.to_lps(click[::-1]))
+    own: list[tuple[str, Segmentation, str]] = [(OWN, missed, "best"), ("contrast alone", missed, "contrast")]
+    if scored is not None:
+        own.append(("growing on the tumor probability", scored, "probability"))
+    for name, segmentation, by in own:
+        started = time.perf_counter()
+        try:
+            box, mask = outline_lesion(ct, segmentation, (x, y, z), by=by)
+        except UsageError:  # nothing stands out: no outline
+            box, mask = Box.between(click, click + 1), np.zeros((1, 1, 1), bool)
+        rows.append(_row(name, mask, box, lesion, time.perf_counter() - started))
+        if name == OWN:
+            rows.append(_corrected(ct, missed, lesion, box, mask))
     reach = np.ceil(60.0 / np.array(ct.spacing[::-1])).astype(int)
     box = Box.between(click, click + 1).grown(reach, ct.shape)
     liver = missed.mask("liver")[box]
@@ -78,6 +114,32 @@ def _outlines(ct: Volume, missed: Segmentation, lesion: np.ndarray, click: np.nd
         mask = method(smooth, liver, start, ct.spacing) & liver
         rows.append(_row(name, mask, box, lesion, time.perf_counter() - started))
     return rows
+
+
+def _corrected(ct: Volume, missed: Segmentation, lesion: np.ndarray, box: Box, mask: np.ndarray) -> Row:
+    """A second click in the middle of the outline's largest mistake; none where it has none."""
+    found = np.zeros(lesion.shape, bool)
+    found[box] = mask
+    best: tuple[float, np.ndarray, bool] | None = None
+    for mistake, inside in ((lesion & ~found, True), (found & ~lesion, False)):
+        around = Box.union([box])
+        depth = ndimage.distance_transform_edt(np.pad(mistake[around], 1), ct.spacing[::-1])[1:-1, 1:-1, 1:-1]
+        at = np.array(np.unravel_index(int(depth.argmax()), depth.shape)) + around.start
+        if depth.max() > 0 and (best is None or depth.max() > best[0]):
+            best = float(depth.max()), at, inside
+    started = time.perf_counter()
+    if best is not None and found.any():
+        x, y, z = (float(value) for value in ct.grid.to_lps(best[1][::-1]))
+        part, corrected = correct_outline(ct, missed, found, (x, y, z), best[2])
+        found[part] = corrected
+    elif best is not None:
+        x, y, z = (float(value) for value in ct.grid.to_lps(best[1][::-1]))
+        try:
+            part, corrected = outline_lesion(ct, missed, (x, y, z))
+            found[part] = corrected
+        except UsageError:
+            pass
+    return _row(CORRECTED, found, Box.full(found.shape), lesion, time.perf_counter() - started)
 
 
 def _row(name: str, mask: np.ndarray, box: Box, lesion: np.ndarray, seconds: float) -> Row:
@@ -118,10 +180,28 @@ def _watershed(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], spa
     return sitk.GetArrayFromImage(found) == 1
 
 
+def _random_walker(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], spacing: Any) -> np.ndarray:
+    """scikit-image's random walker, 25 mm around the click, which walks against everything farther away."""
+    from skimage.segmentation import random_walker
+
+    reach = np.ceil(25.0 / np.array(spacing[::-1])).astype(int)
+    box = Box.between(start, np.add(start, 1)).grown(reach, array.shape)
+    grid = [
+        (np.arange(part.start, part.stop) - at) * size for part, at, size in zip(box, start, spacing[::-1], strict=True)
+    ]
+    squares = grid[0][:, None, None] ** 2 + grid[1][:, None] ** 2 + grid[2] ** 2
+    markers = np.where((squares > 22.0**2) | ~liver[box], 2, 0).astype(np.int8)
+    markers[squares <= 1.5**2] = 1
+    found = np.zeros(array.shape, bool)
+    found[box] = random_walker(array[box], markers, beta=500, mode="cg_j", tol=1e-2, spacing=spacing[::-1]) == 1
+    return found
+
+
 METHODS: dict[str, Method] = {
     "confidence-connected growing (SimpleITK)": _confidence,
     "connected threshold ± 15 HU (SimpleITK)": _threshold,
     "marker watershed (SimpleITK)": _watershed,
+    "random walker (scikit-image)": _random_walker,
 }
 
 
@@ -142,18 +222,37 @@ def table(rows: list[Row]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    parser.add_argument("--patients", type=int, default=8, help="synthetic patients (default: 8)")
+    parser.add_argument("--patients", type=int, default=6, help="synthetic patients (default: 6)")
     parser.add_argument(
         "--spacing", type=float, nargs=3, default=(1.0, 1.0, 2.0), metavar=("I", "J", "K"), help="voxel size in mm"
     )
+    parser.add_argument("--image", metavar="CT", type=Path, help="instead: a CT with a reference")
+    parser.add_argument("--liver", metavar="FILE", type=Path, help="with --image: its liver")
+    parser.add_argument("--tumor", metavar="FILE", type=Path, help="with --image: its tumors")
+    parser.add_argument("--model", metavar="NAME", help="also compare growing on this model's probability of tumor")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the benchmark; returns the exit code."""
-    i, j, k = arguments.spacing
-    rows = benchmark_clicks(arguments.patients, (i, j, k))
-    lesions = len(rows) // 2 // (1 + len(METHODS))
+    model = load_model(arguments.model) if arguments.model else None
+    if arguments.image is not None:
+        if arguments.liver is None or arguments.tumor is None:
+            raise UsageError("A CT with a reference takes --liver and --tumor.")
+        ct = read_volume(arguments.image)
+        liver, tumor = (read_labels(path).array > 0 for path in (arguments.liver, arguments.tumor))
+        rows = click_rows(ct, liver, tumor, FIRST_SEED, model)
+    else:
+        i, j, k = arguments.spacing
+        rows = benchmark_clicks(arguments.patients, (i, j, k), model=model)
+    lesions = sum(row["method"] == OWN for row in rows) // 2
     sys.stdout.write(
         f"{table(rows)}\n\n{lesions} lesions: median Dice (clicks); half of the clicks are in the middle.\n"
+        f"A corrective click changes the mean Dice by {gain(rows):+.3f}.\n"
     )
     return 0
+
+
+def gain(rows: list[Row]) -> float:
+    """By how much a corrective click changes the mean Dice."""
+    dice = [[row["dice"] for row in rows if row["method"] == name] for name in (OWN, CORRECTED)]
+    return float(np.mean(dice[1]) - np.mean(dice[0])) if dice[0] else 0.0

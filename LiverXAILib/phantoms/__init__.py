@@ -62,6 +62,7 @@ def make_phantom(
     spacing_mm: Point = (1.5, 1.5, 3.0),
     phase: str | None = None,
     lesions: bool | int = True,
+    lesion_mm: tuple[float, float] | None = None,
     field_of_view_mm: float | None = None,
     noise: bool = True,
 ) -> Phantom:
@@ -74,6 +75,7 @@ def make_phantom(
     :param phase: "native", "arterial" or "portal"; None draws one.
     :param lesions: True draws a number (at least one), False paints none, a number asks for as many (fewer come only
         if the liver has no room for more).
+    :param lesion_mm: smallest and largest diameter of a lesion; None: as they are drawn.
     :param field_of_view_mm: width of the square slices; None fits it to the body.
     :raises UsageError: an argument is out of range.
     """
@@ -86,6 +88,8 @@ def make_phantom(
         raise UsageError(f"Unknown contrast phase {phase!r}; known are {', '.join(PHASES)}.")
     if field_of_view_mm is not None and not 100 <= field_of_view_mm <= 700:
         raise UsageError(f"The field of view must lie between 100 and 700 mm, not {field_of_view_mm}.")
+    if lesion_mm is not None and not 2 <= lesion_mm[0] <= lesion_mm[1] <= 110:
+        raise UsageError(f"Diameters of lesions must lie between 2 and 110 mm, not {lesion_mm}.")
     if lesions < 0:
         raise UsageError(f"The number of lesions cannot be negative: {lesions}.")
     body_rng, contrast_rng, lesion_rng, scan_rng, noise_rng = (
@@ -110,7 +114,7 @@ def make_phantom(
     painted = []
     if lesions:
         count = None if lesions is True else int(lesions)
-        for plan in plan_lesions(lesion_rng, canvas, organs.liver, count, phase):
+        for plan in plan_lesions(lesion_rng, canvas, organs.liver, count, phase, lesion_mm):
             box, mask = paint_lesion(lesion_rng, canvas, plan, liver)
             truth[box][mask] = 2
             painted.append((plan.kind, box, mask))

@@ -27,7 +27,12 @@ class Plan:
 
 
 def plan_lesions(
-    rng: np.random.Generator, canvas: Canvas, liver: np.ndarray, count: int | None, phase: str
+    rng: np.random.Generator,
+    canvas: Canvas,
+    liver: np.ndarray,
+    count: int | None,
+    phase: str,
+    diameters_mm: tuple[float, float] | None = None,
 ) -> list[Plan]:
     """Places in the liver (a lattice field) for `count` lesions (None draws a number) that do not touch each other."""
     drawn = int(np.clip(rng.geometric(0.3), 1, 12))
@@ -41,13 +46,15 @@ def plan_lesions(
     for _ in range(drawn if count is None else count):
         kind = str(usual if rng.random() < 0.75 else rng.choice(_KINDS))
         radius = float(np.clip(rng.lognormal(typical, spread), _LEAST_MM, _MOST_MM))
+        if diameters_mm is not None:
+            radius = float(np.exp(rng.uniform(*np.log(diameters_mm)))) / 2
         if kind == "cyst":
             hu = min(rng.uniform(*CYST_HU), liver_hu - 15)
         else:
             hu = liver_hu + rng.uniform(*LESION_CONTRAST[kind][phase])
         for attempt in range(400):
             if attempt % 20 == 19:
-                radius = max(radius * 0.85, _LEAST_MM)
+                radius = max(radius * 0.85, min(radius, _LEAST_MM))
             at = int(rng.integers(len(deep)))
             apart = all(np.linalg.norm(where[at] - p.center) > 1.3 * (radius + p.radius) + 4 for p in plans)
             if apart and deep[at] > min(0.6 * radius, 30) + 1:

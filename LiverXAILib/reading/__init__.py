@@ -8,17 +8,50 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .decisions import accept, add, labels_checksum, merge, refine, reject, resume, split
-    from .outline import outline_lesion
+    from .decisions import (
+        accept,
+        add,
+        change_sensitivity,
+        exclude,
+        include,
+        labels_checksum,
+        measure_lesion,
+        merge,
+        refine,
+        reject,
+        resume,
+        split,
+    )
+    from .outline import correct_outline, outline_lesion
 
-__all__ = ["accept", "add", "labels_checksum", "merge", "outline_lesion", "refine", "reject", "resume", "split"]
+__all__ = [
+    "accept",
+    "add",
+    "change_sensitivity",
+    "correct_outline",
+    "exclude",
+    "include",
+    "labels_checksum",
+    "measure_lesion",
+    "merge",
+    "outline_lesion",
+    "refine",
+    "reject",
+    "resume",
+    "split",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "accept": "decisions",
         "add": "decisions",
+        "change_sensitivity": "decisions",
+        "correct_outline": "outline",
+        "exclude": "decisions",
+        "include": "decisions",
         "labels_checksum": "decisions",
+        "measure_lesion": "decisions",
         "merge": "decisions",
         "outline_lesion": "outline",
         "refine": "decisions",

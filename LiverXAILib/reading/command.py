@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,22 @@ from .. import options
 from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
+from ..inference.sensitivity import STANDARD
 from ..progress import progress_bar
 from ..volumes.volume import Volume
-from .decisions import accept, add, labels_checksum, merge, refine, reject, resume, split
+from .decisions import (
+    accept,
+    add,
+    change_sensitivity,
+    exclude,
+    include,
+    labels_checksum,
+    merge,
+    refine,
+    reject,
+    resume,
+    split,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,38 +40,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("result", metavar="RESULT", type=Path, help="a folder that 'analyze' has written")
     parser.add_argument("--image", metavar="CT", type=Path, required=True, help="the CT that it is about")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="for the new result (default: RESULT)")
-    numbers: dict[str, Any] = {"type": int, "nargs": "+", "action": "extend", "default": [], "metavar": "N"}
+    numbers: dict[str, Any] = {"type": _numbers, "nargs": "+", "action": "extend", "default": [], "metavar": "N"}
     parser.add_argument("--accept", **numbers, help="candidates that are lesions, by their numbers in the report")
-    parser.add_argument("--reject", **numbers, help="lesions that are none, by their numbers in the report")
+    parser.add_argument("--reject", "--remove", **numbers, help="lesions that are none, by their numbers in the report")
     parser.add_argument("--split", **numbers, help="lesions that are two")
-    parser.add_argument("--merge", type=int, nargs=2, action="append", default=[], metavar="N", help="two that are one")
+    parser.add_argument(
+        "--merge", type=_numbers, nargs="+", action="append", default=[], metavar="N", help="lesions that are one: 2,3"
+    )
     parser.add_argument(
         "--add", action="append", default=[], metavar="PLACE", help="a missed lesion: ras:x,y,z or lps:x,y,z in mm"
     )
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PLACE", help="a place that belongs to the nearest lesion"
+    )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PLACE", help="a place that does not belong to its lesion"
+    )
     parser.add_argument("--reader", default="reader", help="who decides, as it is recorded (default: reader)")
     options.add_arguments(parser)
+    parser.set_defaults(sensitivity=None)  # as the result was made
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Refine a result; returns the exit code."""
     decisions = [
-        *map(accept, arguments.accept),
-        *map(reject, arguments.reject),
-        *(merge(first, second) for first, second in arguments.merge),
-        *map(split, arguments.split),
+        *map(accept, chain(*arguments.accept)),
+        *map(reject, chain(*arguments.reject)),
+        *(merge(*chain(*group)) for group in arguments.merge),
+        *map(split, chain(*arguments.split)),
         *(add(_place(text)) for text in arguments.add),
+        *(include(_place(text)) for text in arguments.include),
+        *(exclude(_place(text)) for text in arguments.exclude),
     ]
-    if not decisions:
-        raise UsageError("Nothing is decided: give --accept, --reject, --merge, --split or --add.")
-    chosen = options.Options.from_arguments(arguments)
-    chosen.require_extras()
+    if not decisions and arguments.sensitivity is None:
+        raise UsageError(
+            "Nothing is decided: give --accept, --reject, --merge, --split, --add, --include, --exclude or "
+            "--sensitivity."
+        )
     provenance = _provenance(arguments.result)
+    before = provenance["segmentation"].get("sensitivity", {}).get("asked", STANDARD)
+    chosen = dataclasses.replace(options.Options.from_arguments(arguments), sensitivity=before)
+    chosen.require_extras()
     with progress_bar() as progress:
         analysis = _refined(arguments, chosen, provenance, decisions, RunContext(progress, device=arguments.device))
         written = chosen.save(analysis, arguments.output or arguments.result)
     for warning in written.warnings:
         print(f"warning: {warning}")
-    for decision in analysis.decisions[-len(decisions) :]:
+    for decision in analysis.decisions[len(analysis.decisions) - len(decisions) :]:
         print(_sentence(decision))
     print(analysis.measurements.summary())
     for role, path in written.files.items():
@@ -94,8 +123,11 @@ def _refined(
     labels = _labels(arguments.result / "segmentation.seg.nrrd", own)
     left = provenance["reader_labels_sha256"] if earlier else labels_checksum(own.segmentation.labels)
     edited = labels_checksum(labels) != left
-    current = resume(own, labels, earlier, edited=edited, who=arguments.reader)
-    refined = refine(current, decisions, who=arguments.reader)
+    untouched = not earlier and not edited
+    current = own if untouched else resume(own, labels, earlier, edited=edited, who=arguments.reader)
+    if arguments.sensitivity is not None:
+        current = change_sensitivity(current, arguments.sensitivity)
+    refined = refine(current, decisions, who=arguments.reader) if decisions or not untouched else current
     answerable: list[Target] = []
     for question in questions:
         try:
@@ -136,6 +168,11 @@ def _labels(path: Path, own: Analysis) -> Volume:
     if not labels.grid.matches(own.segmentation.labels.grid):
         raise InputError(f"{path} does not lie on the grid of the CT. Is --image the CT that the result is about?")
     return labels.with_array(labels.array.astype(np.uint8))
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers with commas between them: "2,3"."""
+    return [int(number) for number in text.split(",") if number]
 
 
 def _place(text: str) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -14,14 +15,18 @@ from ..analysis import Analysis, Decision
 from ..errors import UsageError
 from ..inference.lesions import candidate_components, grown, lesion_components
 from ..inference.segmentation import Segmentation
+from ..inference.sensitivity import at_sensitivity
 from ..measure import measure
 from ..measure.measurements import Candidate, LesionMeasurements, Measurements
+from ..measure.recist import Recist, recist
 from ..volumes.box import bounding_box, components
 from ..volumes.volume import Volume
-from .outline import outline_lesion
+from .outline import correct_outline, outline_lesion
 
 Point = tuple[float, float, float]
 _EDITED = "Explained before the reader's changes."
+#: A place belongs to the nearest lesion if that is not further away, in mm.
+_NEAREST_MM = 20.0
 
 
 def accept(candidate: int) -> Decision:
@@ -40,14 +45,42 @@ def add(place_lps_mm: Sequence[float]) -> Decision:
     return Decision("add", (), (x, y, z))
 
 
-def merge(first: int, second: int) -> Decision:
-    """Two lesions are one: a bridge of tumor joins them where they are nearest."""
-    return Decision("merge", (first, second))
+def merge(*lesions: int) -> Decision:
+    """Two or more lesions are one: bridges of tumor join them where they are nearest.
+
+    :raises LiverXAILib.errors.UsageError: these are not two different ones at least.
+    """
+    if len(set(lesions)) < 2:
+        raise UsageError("To merge takes two lesions or more, such as 2,3.")
+    return Decision("merge", tuple(dict.fromkeys(lesions)))
 
 
 def split(lesion: int) -> Decision:
     """A lesion is two: they are parted in the middle between its farthest ends."""
     return Decision("split", (lesion,))
+
+
+def include(place_lps_mm: Sequence[float]) -> Decision:
+    """A place (LPS mm) belongs to the nearest lesion, whose outline leaves it out."""
+    x, y, z = (float(value) for value in place_lps_mm)
+    return Decision("include", (), (x, y, z))
+
+
+def exclude(place_lps_mm: Sequence[float]) -> Decision:
+    """A place (LPS mm) does not belong to the lesion in whose outline it lies."""
+    x, y, z = (float(value) for value in place_lps_mm)
+    return Decision("exclude", (), (x, y, z))
+
+
+def measure_lesion(lesion: int, points_lps_mm: Sequence[Sequence[float]]) -> Decision:
+    """A lesion's diameters as the reader measures them.
+
+    :param points_lps_mm: both ends of the long axis, then of the short one (LPS mm).
+    """
+    if len(points_lps_mm) != 4:
+        raise UsageError("Two diameters have four ends: two of the long axis, then two of the short one.")
+    points = tuple((float(x), float(y), float(z)) for x, y, z in points_lps_mm)
+    return Decision("measure", (lesion,), points_lps_mm=points)
 
 
 # Long: one block for each kind of decision.
@@ -63,8 +96,8 @@ def refine(
     Numbers of lesions and candidates are those of `analysis`; all are looked up before anything changes. In the
     result the lesions are numbered anew, by size; candidates keep their numbers, and say what was decided.
 
-    :param decisions: made by :func:`accept`, :func:`reject`, :func:`add`, :func:`merge` and :func:`split`; their time
-        and place are filled in.
+    :param decisions: made by :func:`accept`, :func:`reject`, :func:`add`, :func:`include`, :func:`exclude`,
+        :func:`merge` and :func:`split`; their time, place and numbers are filled in.
     :param labels: the label map as the reader has edited it by hand; None: that of `analysis`.
     :param who: who decided.
     :return: a new analysis with the decisions (:attr:`~LiverXAILib.analysis.Analysis.decisions`) and the model's own
@@ -85,10 +118,18 @@ def refine(
     lesions, candidates = lesion_components(base), candidate_components(own.segmentation)
     tumor, liver = base.spec("tumor").value, base.spec("liver").value
     for decision in decisions:
-        place = decision.place_lps_mm
+        place, named = decision.place_lps_mm, decision.numbers
         if decision.kind == "add":
             assert place is not None
             box, mask = outline_lesion(analysis.volume, base, place)
+            array[box][mask] = tumor
+        elif decision.kind in ("include", "exclude"):
+            assert place is not None
+            inside = decision.kind == "include"
+            number = _lesion_at(lesions, before.labels, place, near=inside)
+            lesion, named = lesions == number, (number,)
+            box, mask = correct_outline(analysis.volume, base, lesion, place, inside)
+            array[box][lesion[box] & ~mask] = liver
             array[box][mask] = tumor
         else:
             numbers, what = (candidates, "candidate") if decision.kind == "accept" else (lesions, "lesion")
@@ -98,11 +139,16 @@ def refine(
                 array[chosen[0]] = tumor
             elif decision.kind == "reject":
                 array[chosen[0]] = liver
+            elif decision.kind == "measure":
+                pass  # the outline stays
             elif decision.kind == "merge":
-                array[_bridge(chosen[0], chosen[1])] = tumor
+                whole = chosen[0]
+                for other in chosen[1:]:
+                    array[_bridge(whole, other)] = tumor
+                    whole = whole | other
             else:
                 array[_gap(chosen[0], before.labels)] = liver
-        decided.append(dataclasses.replace(decision, place_lps_mm=place, who=who, when=now))
+        decided.append(dataclasses.replace(decision, numbers=named, place_lps_mm=place, who=who, when=now))
     provenance = {**before.provenance, "edited": True}
     segmentation = dataclasses.replace(before, labels=before.labels.with_array(array), provenance=provenance)
     everything = (*analysis.decisions, *decided)
@@ -119,6 +165,7 @@ def refine(
         measurements=_measured(analysis.volume, segmentation, own, everything),
         decisions=everything,
         own=own,
+        touched=_touched(analysis, array),
         provenance={
             **analysis.provenance,
             "reader": [decision.to_dict() for decision in everything],
@@ -142,7 +189,49 @@ def resume(
         raise UsageError("The edited label map does not lie on the image's grid.")
     decisions = (*earlier, *((Decision("edit", (), None, who, _now()),) if edited else ()))
     segmentation = dataclasses.replace(own.segmentation, labels=own.segmentation.labels.with_array(labels.array))
-    return dataclasses.replace(own, segmentation=segmentation, decisions=decisions, own=own)
+    touched = labels.array != own.segmentation.labels.array
+    return dataclasses.replace(own, segmentation=segmentation, decisions=decisions, own=own, touched=touched)
+
+
+def _touched(analysis: Analysis, labels: np.ndarray) -> np.ndarray:
+    """Where the reader has changed a label: before, or now."""
+    changed: np.ndarray = labels != analysis.segmentation.labels.array
+    return changed if analysis.touched is None else analysis.touched | changed
+
+
+def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
+    """Another border between lesions and candidates, without running a network.
+
+    What the reader has changed stays; all other labels follow the model's.
+
+    :param sensitivity: see :func:`LiverXAILib.inference.sensitivity.choose_point`.
+    :raises LiverXAILib.errors.UsageError: the model has no such operating point.
+    """
+    own = analysis.own or analysis
+    standard = own.standard or own.segmentation
+    chosen = at_sensitivity(standard, analysis.model, sensitivity)
+    measured = measure(analysis.volume, chosen)
+    model = dataclasses.replace(
+        own,
+        segmentation=chosen,
+        standard=standard,
+        explanations=tuple(one for one in own.explanations if not str(one.target).startswith("lesion")),
+        answers=(),
+        measurements=measured,
+        provenance={**own.provenance, "segmentation": dict(chosen.provenance)},
+    )
+    if analysis.own is None:
+        return model
+    touched = _touched(analysis, analysis.segmentation.labels.array)
+    labels = np.where(touched, analysis.segmentation.labels.array, chosen.labels.array)
+    changed = dataclasses.replace(analysis.segmentation, labels=standard.labels.with_array(labels))
+    return dataclasses.replace(
+        analysis,
+        segmentation=changed,
+        measurements=_measured(analysis.volume, changed, model, analysis.decisions),
+        own=model,
+        provenance={**analysis.provenance, "reader_labels_sha256": labels_checksum(changed.labels)},
+    )
 
 
 def labels_checksum(labels: Volume) -> str:
@@ -159,6 +248,7 @@ def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisio
     measured = measure(volume, segmentation)
     model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
     lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
+    lesions, sums = _with_calipers(lesions, numbers, segmentation.labels, measured.recist, decisions)
     pieces = candidate_components(own.segmentation)
     labels = segmentation.labels.array
     tumor = segmentation.spec("tumor").value
@@ -166,7 +256,40 @@ def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisio
         dataclasses.replace(one, status=_status(one, labels[pieces == one.number] == tumor, decisions))
         for one in own.measurements.candidates
     )
-    return dataclasses.replace(measured, lesions=lesions, candidates=candidates)
+    return dataclasses.replace(measured, lesions=lesions, candidates=candidates, recist=sums)
+
+
+def _with_calipers(
+    lesions: tuple[LesionMeasurements, ...],
+    numbers: np.ndarray,
+    labels: Volume,
+    sums: Recist | None,
+    decisions: Sequence[Decision],
+) -> tuple[tuple[LesionMeasurements, ...], Recist | None]:
+    """The lesions with the diameters that the reader measured, and the sum of the targets that follows from them."""
+    measured = {}
+    for one in decisions:
+        if one.kind == "measure" and one.place_lps_mm is not None:
+            voxel = np.rint(labels.grid.to_ijk(np.array(one.place_lps_mm))).astype(int)[::-1]
+            measured[int(numbers[tuple(voxel)])] = one.points_lps_mm
+    if not measured.keys() & {lesion.number for lesion in lesions}:
+        return lesions, sums
+    changed = []
+    for lesion in lesions:
+        if lesion.number in measured:
+            a, b, c, d = measured[lesion.number]
+            axial = dataclasses.replace(
+                lesion.axial,
+                long_mm=math.dist(a, b),
+                short_mm=math.dist(c, d),
+                long_ends_lps_mm=(a, b),
+                short_ends_lps_mm=(c, d),
+            )
+            words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
+            lesion = dataclasses.replace(lesion, axial=axial, source=words)
+        changed.append(lesion)
+    thickness = labels.grid.spacing["ijk".index(changed[0].axial.slice_axis)]
+    return tuple(changed), recist({lesion.number: lesion.axial.long_mm for lesion in changed}, thickness)
 
 
 def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
@@ -199,6 +322,21 @@ def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
         known = f"there are {count}" if count else f"there is no {what}"
         raise UsageError(f"There is no {what} {number}: {known}.")
     return numbers == number
+
+
+def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near: bool) -> int:
+    """The number of the lesion at a place, or (`near`) of the nearest one."""
+    voxels = np.argwhere(numbers)
+    distance = np.linalg.norm(labels.grid.to_lps(voxels[:, ::-1]) - np.array(place_lps_mm), axis=1)
+    most = _NEAREST_MM if near else max(labels.spacing)
+    if not len(voxels) or distance.min() > most:
+        where = "The place {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
+        raise UsageError(
+            f"{where} is further than {most:.0f} mm from every lesion. Add a lesion there instead."
+            if near
+            else f"{where} is not in a lesion, so it cannot be taken out of one."
+        )
+    return int(numbers[tuple(voxels[int(distance.argmin())])])
 
 
 def _place(mask: np.ndarray, labels: Volume) -> Point:

@@ -182,6 +182,8 @@ class WorkerClient:
         base: str = "",
         edited: bool = False,
         who: str = "reader",
+        sensitivity: str = "standard",
+        sensitivity_before: str = "standard",
         model: str = "default",
         device: str = "auto",
         force: bool = False,
@@ -194,6 +196,8 @@ class WorkerClient:
         :param base: under which name the worker holds the labels of the analysis, before edits by hand; "": it may
             hold none, or that of another result of this image, and computes the model's own answer again.
         :param edited: the labels were edited by hand since the last decision.
+        :param sensitivity: which lesions count; another than before is applied without running a network.
+        :param sensitivity_before: with which the labels as they are now came about.
         """
         arguments: dict[str, Any] = {
             "image": {"token": token, "force": force},
@@ -203,6 +207,8 @@ class WorkerClient:
             "base": base,
             "edited": edited,
             "who": who,
+            "sensitivity": sensitivity,
+            "sensitivity_before": sensitivity_before,
             "model": model,
             "device": device,
         }

@@ -231,26 +231,41 @@ class RequestHandler:
         base: str,
         edited: bool,
         who: str,
+        sensitivity: str,
+        sensitivity_before: str,
         model: str,
         device: str,
         context: RunContext,
     ) -> dict[str, Any]:
         """The reader's decisions on the labels as they are now; the model's own answer is computed where it is lost."""
         from ..analysis import Decision
+        from ..inference.sensitivity import STANDARD
         from ..options import Options
-        from ..reading import refine, resume
+        from ..reading import change_sensitivity, refine, resume
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
-        if self._analysis is None or self._analysis[0] != image["token"] or self._result != base:
-            own = Options(explain=(), answers=False).analyze(volume, loaded, context.part(0.02, 0.8).on(device))
-            left = unpack_segmentation(labels, self.folder, loaded.spec).labels
-            before = tuple(map(Decision.from_dict, earlier))
-            self._analysis = (image["token"], resume(own, left, before, edited=edited, who=who))
-        current = self._analysis[1]
         now = unpack_segmentation(labels, self.folder, loaded.spec).labels if "labels" in labels else None
+        measured = self._analysis is not None and self._analysis[0] == image["token"] and self._result == base
+        if measured:
+            assert self._analysis is not None
+            current = self._analysis[1]
+        else:
+            options = Options(explain=(), answers=False, sensitivity=sensitivity_before)
+            current = options.analyze(volume, loaded, context.part(0.02, 0.8).on(device))
+            assert now is not None
+            measured = not earlier and _same(now, current.segmentation.labels)
+            if not measured:
+                before = tuple(map(Decision.from_dict, earlier))
+                current = resume(current, now, before, edited=edited, who=who)
         context.report("Measuring", 0.9)
-        refined = refine(current, map(Decision.from_dict, decisions), now, who=who)
+        if now is not None and not _same(now, current.segmentation.labels):
+            current, measured = refine(current, (), now, who=who), True
+        chosen = (current.own or current).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)
+        if chosen != sensitivity:
+            current, measured = change_sensitivity(current, sensitivity), True
+        asked = tuple(map(Decision.from_dict, decisions))
+        refined = refine(current, asked, who=who) if asked or not measured else current
         self._analysis, self._result = (image["token"], refined), labels["token"]
         self._segmentation = (labels["token"], refined.segmentation)
         return pack_analysis(dataclasses.replace(refined, explanations=()), self.folder)
@@ -332,6 +347,11 @@ class RequestHandler:
         if self._volume is None or self._volume[0] != image["token"]:
             raise UsageError("The image is no longer held. Press Apply again.")
         return self._volume[1]
+
+
+def _same(first: Volume, second: Volume) -> bool:
+    """Whether two label maps have the same voxels."""
+    return first.shape == second.shape and bool((first.array == second.array).all())
 
 
 def _judge(error: BaseException) -> tuple[str, str, str]:

@@ -16,9 +16,22 @@ from LiverXAILib.analysis import Analysis
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.inference.lesions import candidate_components, lesion_components
+from LiverXAILib.inference.sensitivity import at_sensitivity, choose_point
 from LiverXAILib.measure import measure
-from LiverXAILib.models import LIVER, TUMOR, registry
-from LiverXAILib.reading import accept, add, merge, outline_lesion, refine, reject, split
+from LiverXAILib.models import LIVER, TUMOR, ModelSpec, registry
+from LiverXAILib.models.spec import OperatingPoint
+from LiverXAILib.reading import (
+    accept,
+    add,
+    change_sensitivity,
+    exclude,
+    include,
+    merge,
+    outline_lesion,
+    refine,
+    reject,
+    split,
+)
 from LiverXAILib.report import write_report
 from LiverXAILib.volumes.volume import Volume
 
@@ -198,6 +211,107 @@ def test_an_edit_by_hand_is_a_decision_and_measured():
 def test_what_does_not_exist_is_refused(decision):
     with pytest.raises(UsageError, match="There is no"):
         refine(analysis(), [decision])
+
+
+@pytest.mark.parametrize("lesions", [(), (1,), (2, 2)])
+def test_one_lesion_alone_cannot_be_merged(lesions):
+    with pytest.raises(UsageError, match="two lesions or more"):
+        merge(*lesions)
+
+
+def test_three_lesions_become_one():
+    one = refine(analysis(), [accept(1)])
+    result = refine(one, [merge(1, 2, 3)])
+    assert result.measurements.lesion_count == 1
+    assert result.segmentation.mask("tumor")[COUNTED | SECOND | UNSURE].all()
+
+
+def test_a_corrective_click_is_right_whatever_the_network_says():
+    one = analysis()
+    beside = np.argwhere(COUNTED)[-1] + (0, 3, 0)
+    point = tuple(MATRIX[:3, :3] @ beside[::-1] + MATRIX[:3, 3])
+    larger = refine(one, [include(point)])
+    assert larger.segmentation.mask("tumor")[tuple(beside)]
+    assert larger.decisions[0].numbers == (1,)
+    smaller = refine(larger, [exclude(point)])
+    assert not smaller.segmentation.mask("tumor")[tuple(beside)]
+    assert smaller.segmentation.mask("liver")[tuple(beside)]
+    assert [x.kind for x in smaller.decisions] == ["include", "exclude"]
+    # Other lesions are left alone.
+    np.testing.assert_array_equal(smaller.segmentation.mask("tumor") & SECOND, SECOND)
+
+
+def test_a_corrective_click_far_from_every_lesion_is_refused():
+    with pytest.raises(UsageError, match="Add a lesion there"):
+        refine(analysis(), [include(place(ball((12, 40, 40), 4)))])
+    with pytest.raises(UsageError, match="not in a lesion"):
+        refine(analysis(), [exclude(place(MISSED))])
+
+
+POINTS = (OperatingPoint(6.0, 0.1, 0.3), OperatingPoint(3.0, 0.4, 0.6), OperatingPoint(0.5, 1.2, 0.8))
+
+
+def graded() -> Analysis:
+    """:func:`analysis` of a model with operating points: its lesions peak at 3.9, the candidate at 0.85 (logits)."""
+    one = analysis()
+    *first, last = one.model.stages
+    stage = dataclasses.replace(last, operating_points={"tumor": POINTS})
+    return dataclasses.replace(one, model=dataclasses.replace(one.model, stages=(*first, stage)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("sure", POINTS[0]), ("sensitive", POINTS[2]), ("standard", None), ("0.5", POINTS[1]), ("9", POINTS[2])],
+)
+def test_a_sensitivity_is_a_word_or_a_number_of_false_findings(asked, expected):
+    assert choose_point(graded().model, asked) == expected
+
+
+@pytest.mark.parametrize("asked", ["high", "-1", "nan", "0.05", ""])
+def test_a_sensitivity_that_the_card_does_not_have_is_refused(asked):
+    with pytest.raises(UsageError, match=r"sensitivity|operating point"):
+        choose_point(graded().model, asked)
+
+
+def test_a_model_without_operating_points_says_so():
+    bare = graded().model
+    stages = tuple(dataclasses.replace(stage, operating_points={}) for stage in bare.stages)
+    with pytest.raises(UsageError, match="has no operating points"):
+        choose_point(dataclasses.replace(bare, stages=stages), "sensitive")
+
+
+def test_another_sensitivity_moves_whole_pieces_over_the_border():
+    one = graded()
+    sensitive = at_sensitivity(one.segmentation, one.model, "sensitive")
+    np.testing.assert_array_equal(sensitive.mask("tumor"), COUNTED | SECOND | UNSURE)
+    np.testing.assert_array_equal(sensitive.mask("liver"), LIVER_MASK)
+    assert candidate_components(sensitive).max() == 0
+    sure = at_sensitivity(one.segmentation, one.model, "sure")
+    assert not sure.mask("tumor").any()
+    assert candidate_components(sure).max() == 3
+    assert sure.provenance["sensitivity"]["false_per_case"] == 0.1
+    assert "99.8 %" in measure(one.volume, sure).candidates[0].reason
+
+
+def test_what_the_reader_decided_stays_when_the_sensitivity_changes():
+    one = graded()
+    mine = refine(one, [reject(2)])
+    sure = change_sensitivity(mine, "sure")
+    assert not sure.segmentation.mask("tumor").any()
+    sensitive = change_sensitivity(sure, "sensitive")
+    np.testing.assert_array_equal(sensitive.segmentation.mask("tumor"), COUNTED | UNSURE)
+    assert [x.kind for x in sensitive.decisions] == ["reject"]
+    back = change_sensitivity(sensitive, "standard")
+    np.testing.assert_array_equal(back.segmentation.labels.array, mine.segmentation.labels.array)
+    assert back.measurements == mine.measurements
+    plain = change_sensitivity(change_sensitivity(one, "sensitive"), "standard")
+    assert plain.own is None
+    assert plain.measurements == one.measurements
+
+
+def test_a_card_keeps_its_operating_points():
+    model = graded().model
+    assert ModelSpec.from_json(model.to_json()).stages[-1].operating_points == {"tumor": POINTS}
 
 
 def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small network that outlines the lesion at a click, and corrects the outline by further clicks.
+
+It sees a cube of the CT around the first click: HU from the liver's median, the liver, the clicks in the lesion, the
+clicks that are not, and its own answer before the last click (as Sofiiuk et al., ICIP 2022). Small lesions are seen at
+1 mm, larger ones at 2 mm. ``python -m recipes.clicks`` trains it, ``liverxai benchmark clicks`` measures it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import ModelError
+from ..inference.geometry import AIR_HU, network_orientation_grid
+from ..models.downloads import checksum
+from ..models.formats.weights import build_with_weights, read_tensors
+from ..networks import UNet
+from ..volumes.resample import resample
+from ..volumes.volume import Grid, Volume
+
+#: Voxels along each side of the cube.
+SIZE = 32
+#: Sizes of its voxels, from small lesions to large ones, in mm.
+SCALES_MM = (1.0, 2.0)
+#: Larger lesions (a ball of 20 mm) are looked at with larger voxels.
+_LARGE_MM3 = 4200.0
+#: Of each click in the network's input: standard deviation in voxels.
+_CLICK_VOXELS = 2.0
+#: HU from the liver's median are clipped to ± the first and divided by the second.
+_CLIP_HU, _UNIT_HU = 150.0, 50.0
+#: Channels of the input: HU, liver, clicks in the lesion, clicks outside it, the answer before.
+CHANNELS = 5
+FOLDER = Path(__file__).parents[1] / "models" / "bundled" / "clicks"
+WEIGHTS, CARD = "clicks.safetensors", "card.json"
+
+
+@dataclass(frozen=True)
+class Click:
+    """A place (LPS mm) that is in the lesion, or not."""
+
+    place_lps_mm: tuple[float, float, float]
+    inside: bool = True
+
+
+def click_grid(grid: Grid, place_lps_mm: Sequence[float], scale_mm: float, size: int = SIZE) -> Grid:
+    """The cube around a place: along the patient's axes, or the image's own where they are nearly that."""
+    direction = network_orientation_grid(grid, "SPL").direction
+    matrix = np.eye(4)
+    matrix[:3, :3] = direction * scale_mm
+    matrix[:3, 3] = np.array(place_lps_mm) - matrix[:3, :3] @ np.full(3, size // 2)
+    return Grid((size, size, size), matrix)
+
+
+def network_input(
+    hu: torch.Tensor,
+    liver: torch.Tensor,
+    inside: Sequence[Sequence[float]],
+    outside: Sequence[Sequence[float]],
+    before: torch.Tensor,
+) -> torch.Tensor:
+    """The channels (5, k, j, i) of the network's input.
+
+    :param hu: from the liver's median, (k, j, i).
+    :param inside, outside: clicks in voxels (k, j, i).
+    :param before: the probability that the network gave before the last click; 0 at the first.
+    """
+    image = hu.clamp(-_CLIP_HU, _CLIP_HU) / _UNIT_HU
+    clicks = [_spots(hu.shape, points) for points in (inside, outside)]
+    return torch.stack([image, liver.float(), *clicks, before.float()])
+
+
+def _spots(shape: Sequence[int], points: Sequence[Sequence[float]]) -> torch.Tensor:
+    result = torch.zeros(tuple(shape))
+    axes = [torch.arange(n, dtype=torch.float32) for n in shape]
+    for point in points:
+        k, j, i = (torch.exp(-0.5 * ((a - p) / _CLICK_VOXELS) ** 2) for a, p in zip(axes, point, strict=True))
+        result = torch.maximum(result, k[:, None, None] * j[:, None] * i)
+    return result
+
+
+@functools.cache
+def click_network() -> torch.nn.Module:
+    """The network that LiverXAI brings along, with its weights, loaded once.
+
+    :raises LiverXAILib.errors.ModelError: its files are damaged.
+    """
+    card = json.loads((FOLDER / CARD).read_text(encoding="utf-8"))
+    path = FOLDER / WEIGHTS
+    if checksum(path) != card["sha256"]:
+        raise ModelError(f"{path.name} is not the file that its card describes. Install LiverXAI again.")
+    state = {name: value.float() for name, value in read_tensors(path).items()}
+    return build_with_weights(lambda: UNet(**card["arguments"]), state, path, "UNet").eval()
+
+
+@dataclass(frozen=True, eq=False)
+class CubeOutline:
+    """What the network says: the logit of "lesion" (k, j, i) on `grid`; `at_sides` is the part of the lesion that lies
+    at the sides of the cube."""
+
+    grid: Grid
+    logit: torch.Tensor
+    at_sides: float
+
+
+def outline_by_network(
+    volume: Volume,
+    liver: Volume,
+    median_hu: float,
+    clicks: Sequence[Click],
+    before: Volume | None = None,
+    network: torch.nn.Module | None = None,
+) -> CubeOutline:
+    """Outline the lesion around the first click.
+
+    :param volume: the CT in HU.
+    :param liver: its liver, dents of missed lesions included, as bool; on a grid of its own.
+    :param median_hu: of the liver's tissue.
+    :param before: the lesion's mask as it is now, which the last click corrects; None: it has none yet.
+    :param network: None: the one that LiverXAI brings along.
+    """
+    network = network or click_network()
+    for scale in SCALES_MM:
+        cube = click_grid(volume.grid, clicks[0].place_lps_mm, scale)
+        points = [cube.to_ijk(np.array(click.place_lps_mm))[::-1] for click in clicks]
+        last = scale == SCALES_MM[-1]
+        if not last and any((point < 2).any() or (point > SIZE - 3).any() for point in points):
+            continue
+        hu = resample(volume.array, volume.grid, cube, fill=AIR_HU) - median_hu
+        organ = resample(liver.array.astype(np.float32), liver.grid, cube) > 0.5
+        present = torch.zeros((SIZE,) * 3)
+        if before is not None:
+            present = resample(before.array.astype(np.float32), before.grid, cube)
+        told = list(zip(points, clicks, strict=True))
+        channels = network_input(
+            hu,
+            organ,
+            [point for point, click in told if click.inside],
+            [point for point, click in told if not click.inside],
+            present,
+        )
+        with torch.inference_mode():
+            logit = network(channels[None])[0, 0]
+        found = (logit > 0) | (present > 0.5)
+        sides = found.clone()
+        sides[2:-2, 2:-2, 2:-2] = False
+        at_sides = float(sides.sum()) / max(1.0, float(found.sum()))
+        if last or (at_sides == 0 and float(found.sum()) * scale**3 < _LARGE_MM3):
+            break
+    return CubeOutline(cube, logit, at_sides)

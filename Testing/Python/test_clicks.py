@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network that outlines lesions from clicks: its files, its input, its recipe, its benchmark."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from LiverXAILib.benchmarks.clicks import SIZES, gain, table
+from LiverXAILib.errors import ModelError
+from LiverXAILib.phantoms import make_phantom
+from LiverXAILib.reading import click_network as clicks
+from LiverXAILib.volumes.volume import Grid, Volume
+from recipes.clicks.samples import STORED, Scan, make_cube
+from recipes.clicks.train import correct, save, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """A noisy ball of liver in fat, with voxels of 1.2 × 1.2 × 2.5 mm."""
+    shape, spacing = (28, 56, 56), (2.5, 1.2, 1.2)
+    axes = [(np.arange(n) - n / 2) * mm for n, mm in zip(shape, spacing, strict=True)]
+    inside = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2 < 31**2
+    hu = np.where(inside, 110, -80) + np.random.default_rng(0).normal(0, 8, shape)
+    ct = Volume(hu.astype(np.float32), np.diag([1.2, 1.2, 2.5, 1]))
+    return Scan("ball", ct, inside, np.zeros(shape, np.int32))
+
+
+def test_a_damaged_network_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "clicks"
+    shutil.copytree(clicks.FOLDER, folder)
+    weights = folder / clicks.WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    monkeypatch.setattr(clicks, "FOLDER", folder)
+    with pytest.raises(ModelError, match="not the file that its card describes"):
+        clicks.click_network.__wrapped__()
+
+
+def test_the_card_tells_what_the_network_was_trained_on():
+    card = json.loads((clicks.FOLDER / clicks.CARD).read_text(encoding="utf-8"))
+    assert card["license"] == "Apache-2.0"
+    assert not set(card["training"]["scans"]) & set(card["training"]["held_out"])
+    assert not {"chaos03", "ircad01"} & set(card["training"]["scans"])
+
+
+def test_the_cube_lies_around_the_click_along_the_patients_axes():
+    oblique = np.diag([0.7, 0.7, 3.0, 1.0])
+    oblique[:3, 3] = (-100, -50, 20)
+    grid = Grid((20, 40, 40), oblique)
+    cube = clicks.click_grid(grid, (-90.0, -40.0, 44.0), 2.0)
+    np.testing.assert_allclose(cube.spacing, 2.0)
+    np.testing.assert_allclose(cube.to_lps(np.full(3, clicks.SIZE // 2)), (-90, -40, 44))
+    turned = clicks.click_grid(Grid((40, 40, 20), oblique[:, [2, 1, 0, 3]]), (-90.0, -40.0, 44.0), 2.0)
+    np.testing.assert_allclose(turned.ijk_to_lps, cube.ijk_to_lps, atol=1e-9)
+
+
+def test_clicks_are_spots_in_channels_of_their_own():
+    zero = torch.zeros(8, 8, 8)
+    channels = clicks.network_input(zero + 400, zero > 1, [(4, 4, 4)], [(1, 2, 3), (6, 6, 6)], zero)
+    assert channels.shape == (clicks.CHANNELS, 8, 8, 8)
+    assert channels[0].max() == 3
+    assert (channels[2] == 1).nonzero().tolist() == [[4, 4, 4]]
+    assert (channels[3] == 1).nonzero().tolist() == [[1, 2, 3], [6, 6, 6]]
+
+
+def test_the_network_is_trained_from_painted_lesions(scan, tmp_path, monkeypatch):
+    made = (make_cube(scan, seed, scale_mm=1.0, diameter_mm=9.0) for seed in range(40))
+    cubes = [cube for cube in made if cube is not None and cube.lesion[6:-6, 6:-6, 6:-6].any()][:4]
+    assert {cube.hu.shape for cube in cubes} == {(STORED,) * 3}
+    assert all(5 < (6 * cube.lesion.sum() / np.pi) ** (1 / 3) < 12 for cube in cubes)
+    contrasts = [abs(cube.hu[cube.lesion].mean() - np.median(cube.hu[cube.liver & ~cube.lesion])) for cube in cubes]
+    assert max(contrasts) > 10
+    again = make_cube(scan, 3, scale_mm=1.0, diameter_mm=9.0)
+    np.testing.assert_array_equal(again.hu, make_cube(scan, 3, scale_mm=1.0, diameter_mm=9.0).hu)
+    network = train(cubes, cubes[:1], 1, 0, tmp_path)
+    save(network, tmp_path, {"iterations": 1})
+    monkeypatch.setattr(clicks, "FOLDER", tmp_path)
+    loaded = clicks.click_network.__wrapped__()
+    image = torch.zeros(1, clicks.CHANNELS, *(clicks.SIZE,) * 3)
+    with torch.inference_mode():
+        difference = (loaded(image) - network.eval()(image)).abs().max()
+    assert float(difference) < 1e-2  # half precision
+
+
+def test_a_reader_clicks_in_the_middle_of_the_largest_mistake():
+    from recipes.clicks.train import _Sample
+
+    truth = torch.zeros(16, 16, 16, dtype=torch.bool)
+    truth[4:9, 4:9, 4:9] = True
+    zero = torch.zeros(16, 16, 16)
+    missed = _Sample(zero, zero > 1, truth, [(6, 6, 6)], [], zero)
+    correct(missed, zero)
+    assert missed.inside == [(6, 6, 6), (6, 6, 6)]
+    leaked = _Sample(zero, zero > 1, truth, [(6, 6, 6)], [], zero)
+    found = truth.float()
+    found[10:15, 10:15, 10:15] = 1
+    correct(leaked, found)
+    assert leaked.outside == [(12, 12, 12)]
+    assert leaked.before is found
+    perfect = _Sample(zero, zero > 1, truth, [(6, 6, 6)], [], zero)
+    correct(perfect, truth.float())
+    assert (perfect.inside, perfect.outside) == ([(6, 6, 6)], [])
+
+
+def test_the_benchmarks_table_has_a_row_for_each_method_and_a_column_for_each_size():
+    rows = [
+        {"method": name, "diameter_mm": size, "dice": dice, "seconds": 0.1}
+        for name, dice in (("LiverXAI", 0.5), ("LiverXAI, after a corrective click", 0.7))
+        for size in (8.0, 15.0)
+    ]
+    lines = table(rows).splitlines()
+    assert len(lines) == 4
+    assert len(SIZES) == 3
+    assert lines[2] == "| LiverXAI | 0.50 (1) | 0.50 (1) | – | 0.10 |"
+    assert gain(rows) == pytest.approx(0.2)
+
+
+def test_lesions_of_a_phantom_are_as_large_as_asked_for():
+    phantom = make_phantom(900, spacing_mm=(2.0, 2.0, 4.0), lesions=4, lesion_mm=(14.0, 18.0))
+    assert len(phantom.lesions) >= 2
+    for lesion in phantom.lesions:
+        assert 10 < (6 * lesion.volume_ml * 1000 / np.pi) ** (1 / 3) < 22
