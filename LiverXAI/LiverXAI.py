@@ -35,9 +35,11 @@ from LiverXAILib.analysis import Decision
 from LiverXAILib.errors import LiverXAIError, UsageError
 from LiverXAILib.mrml.nodes import get_attribute
 from LiverXAILib.panel.analyses import Analyses
+from LiverXAILib.panel.calipers import Calipers
 from LiverXAILib.panel.choices import Choices, Devices
 from LiverXAILib.panel.edits import Edits
 from LiverXAILib.panel.fetching import ModelFetching
+from LiverXAILib.panel.frames import Frames
 from LiverXAILib.panel.guide import Guide
 from LiverXAILib.panel.heat_maps import HeatMaps
 from LiverXAILib.panel.installation import require_packages
@@ -47,9 +49,11 @@ from LiverXAILib.panel.reader import Reader
 from LiverXAILib.panel.results import ResultsView
 from LiverXAILib.panel.sample_data import make_phantom, register_sample_data
 from LiverXAILib.panel.scene_watch import SceneWatch
+from LiverXAILib.panel.sensitivity import Sensitivity
 from LiverXAILib.panel.state import PanelState
 from LiverXAILib.panel.status import StatusLine
 from LiverXAILib.panel.tasks import TaskRunner
+from LiverXAILib.panel.views import Views
 from LiverXAILib.progress import CancelToken
 
 if TYPE_CHECKING:
@@ -101,6 +105,8 @@ class LiverXAIParameters:
     device: str = "auto"
     check: bool = False
     lesionSegments: bool = False
+    autoMeasure: bool = True
+    sensitivity: str = "standard"
     force: bool = False
     wheelFolder: str = ""
     opacity: float = 0.5
@@ -360,13 +366,17 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.heatMaps = HeatMaps(self.state)
         self.results = ResultsView(self.state, self.heatMaps)
         self.runner = TaskRunner(self.state, self.status, self.update)
-        self.edits = Edits(self.state, self.update)
+        self.edits = Edits(self.state, self.onEdited, self.onTouched)
         self.analyses = Analyses(
             self.state, self.models, self.runner, self.edits, self.showHeatMap, self.heatMaps.overlay
         )
         self.fetching = ModelFetching(self.state, self.status, self.models, self.runner, self.showParameters)
         self.devices = Devices(self.state, self.status, self.runner)
         self.reader = Reader(self.state, self.status, self.questions, self.results, self.runner, self.analyses)
+        self.calipers = Calipers(self.state, self.reader.on_measured)
+        self.frames = Frames(self.state)
+        self.sensitivity = Sensitivity(self.state, self.models, self.runner, self.analyses)
+        self.views = Views(self.state, self.status, self.results)
         self.guide = Guide(self.state, self.status, self.models, self.results, self.runner)
         self.watch = SceneWatch(self.state, self.logic.getParameterNode, self.onSceneClosing, self.onSceneChanged)
         self.models.fill()
@@ -376,7 +386,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onInputChanged)
         for combo in (ui.modelSelector, ui.targetSelector, ui.methodSelector, ui.layerSelector, ui.deviceSelector):
             combo.connect("currentIndexChanged(int)", self.onChoice)
-        for box in (ui.checkCheckBox, ui.lesionSegmentsCheckBox, ui.forceCheckBox):
+        for box in (ui.checkCheckBox, ui.lesionSegmentsCheckBox, ui.forceCheckBox, ui.autoMeasureCheckBox):
             box.connect("toggled(bool)", self.onChoice)
         ui.modelFolder.connect("currentPathChanged(QString)", self.onChoice)
         ui.wheelFolder.connect("currentPathChanged(QString)", self.onChoice)
@@ -397,6 +407,15 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.measureButton.connect("clicked(bool)", self.reader.on_measure)
         ui.acceptButton.connect("clicked(bool)", self.reader.on_accept)
         ui.rejectButton.connect("clicked(bool)", self.reader.on_reject)
+        ui.mergeButton.connect("clicked(bool)", self.reader.on_merge)
+        ui.placeButton.connect("clicked(bool)", self.reader.on_place)
+        ui.includeButton.connect("clicked(bool)", self.reader.on_include)
+        ui.excludeButton.connect("clicked(bool)", self.reader.on_exclude)
+        ui.splitButton.connect("clicked(bool)", self.reader.on_split)
+        ui.sensitivitySlider.connect("valueChanged(int)", self.sensitivity.on_moved)
+        ui.windowSelector.connect("currentIndexChanged(int)", self.views.on_window)
+        ui.tableButton.connect("clicked(bool)", self.views.on_table)
+        ui.editButton.connect("clicked(bool)", self.views.on_edit)
         ui.addButton.connect("clicked(bool)", self.reader.on_add)
         ui.resultSelector.connect("currentIndexChanged(int)", self.onResultChosen)
         ui.lesionTable.connect("itemSelectionChanged()", self.onLesionSelected)
@@ -412,6 +431,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
 
     def cleanup(self) -> None:
         """The module is unloaded or Slicer quits: nothing of it may stay behind."""
+        self.reader.close()
+        self.sensitivity.close()
+        self.calipers.hide()
         self.runner.close()
         self.watch.close()
         self.edits.forget()
@@ -429,6 +451,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
 
     def onSceneClosing(self) -> None:
         self.status.show()
+        self.reader.close()
+        self.sensitivity.close()
+        self.calipers.forget()
         self.runner.abort(_("Stopped, because the scene was closed."))
         self.analyses.forget()
 
@@ -438,25 +463,49 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         """The parameter node and the results of the chosen CT."""
         self.choices.show()
         self.results.show()
+        if not self.results.selected_lesion:
+            self.calipers.hide()
+        self.sensitivity.show()
+        self.views.show()
         self.update()
 
     def onSceneChanged(self) -> None:
         """Nodes or parameters have changed; while results come in one by one, they show themselves."""
-        if not self.runner.showing:
-            self.showParameters()
+        if self.runner.showing:
+            return
+        if self.frames.follow():
+            with self.state.writing() as parameters:
+                parameters.heatMap = None
+            self.heatMaps.overlay()
+            if not self.runner.busy:
+                self.status.show()
+        self.showParameters()
 
     def showHeatMap(self, heatMapNode: Any) -> None:
         """New results of the chosen CT are in the scene; of its heat maps this one is to be shown."""
         with self.state.writing() as parameters:
             parameters.heatMap = heatMapNode
+        if self.state.result("segmentation") is not None:
+            self.frames.mark(self.state.result("segmentation"))
         self.models.show()
         self.results.show()
+        self.calipers.show(self.results.selected_lesion)
+        self.sensitivity.show()
 
     def update(self) -> None:
         if self.state.parameters is not None:
             self.edits.watch()
             self.guide.update()
             self.reader.update()
+            self.sensitivity.update()
+
+    def onEdited(self) -> None:
+        """The segmentation is not what was measured any more."""
+        self.heatMaps.show()
+        self.update()
+
+    def onTouched(self) -> None:
+        self.reader.on_touched()
 
     # --- what the user does ----------------------------------------------------------------------------------------
 
@@ -467,11 +516,13 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             if not self.runner.busy:
                 self.status.show()  # what was said is about another CT
             self.results.show()
+            self.views.show()
             self.update()
 
     def onChoice(self) -> None:
         if self.state.listens:
             self.choices.take()
+            self.sensitivity.show()
             self.update()
 
     def onResultChosen(self) -> None:
@@ -480,6 +531,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
 
     def onLesionSelected(self) -> None:
         self.results.on_lesion_selected()
+        if self.state.listens:
+            self.calipers.show(self.results.selected_lesion)
         self.update()
 
     def onApply(self) -> None:

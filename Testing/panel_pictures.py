@@ -32,25 +32,47 @@ def picture(panel: qtapplication.Panel, path: Path) -> None:
     print(path)
 
 
-def read(panel: qtapplication.Panel, ct: Any, folder: Path) -> None:
-    """The reader's loop: a lesion is rejected, a part of the liver erased, all measured again."""
+def place(ras: Any) -> None:
+    """What Slicer does when the reader clicks in a slice view while a point is being placed."""
     import slicer
 
-    panel.ui.lesionTable.selectRow(panel.ui.lesionTable.rowCount - 1)
+    logic = slicer.app.applicationLogic()
+    node = slicer.mrmlScene.GetNodeByID(logic.GetSelectionNode().GetActivePlaceNodeID())
+    node.AddControlPointWorld(*ras)
+    logic.GetInteractionNode().SwitchToViewTransformMode()
+
+
+def read(panel: qtapplication.Panel, ct: Any, missed: Any, folder: Path) -> None:
+    """The reader's loop: a lesion is rejected, a missed one added by a click, a part of the liver erased.
+
+    :param missed: a place (RAS mm) in a lesion.
+    """
+    import slicer
+
+    def wait() -> None:
+        qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
+
+    panel.ui.lesionTable.selectRow(0)
     picture(panel, folder / "reader-1-chosen.png")
     if panel.ui.rejectButton.enabled:
         panel.click(panel.ui.rejectButton)
     elif panel.ui.acceptButton.enabled:
         panel.click(panel.ui.acceptButton)
-    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
+    wait()
+    panel.click(panel.ui.placeButton)
+    place(missed)
+    qtapplication.process_events()
+    wait()
     picture(panel, folder / "reader-2-decided.png")
+    panel.ui.autoMeasureCheckBox.checked = False
     segmentation = panel.widget.state.result("segmentation")
     liver = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "liver", ct)
     liver[:, :, : liver.shape[2] // 3] = 0
     slicer.util.updateSegmentBinaryLabelmapFromArray(liver, segmentation, "liver", ct)
     picture(panel, folder / "reader-3-edited.png")
     panel.click(panel.ui.measureButton)
-    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
+    wait()
+    panel.ui.autoMeasureCheckBox.checked = True
     picture(panel, folder / "reader-4-measured.png")
 
 
@@ -61,6 +83,7 @@ def main(folder: Path, check: bool) -> None:
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
     picture(panel, folder / "panel-empty.png")
     ct, truth = make_phantom(seed=7, spacing_mm=(2.0, 2.0, 4.0))
+    missed = truth.GetSegmentCenterRAS(truth.GetSegmentation().GetNthSegmentID(1))
     slicer.mrmlScene.RemoveNode(truth)
     panel.ui.inputSelector.setCurrentNode(ct)
     panel.choose(panel.ui.targetSelector, "both")
@@ -75,7 +98,7 @@ def main(folder: Path, check: bool) -> None:
         qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     panel.ui.heatMapSelector.setCurrentIndex(min(1, panel.ui.heatMapSelector.count - 1))
     picture(panel, folder / "panel-results.png")
-    read(panel, ct, folder)
+    read(panel, ct, missed, folder)
     panel.ui.advancedButton.collapsed = False
     qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     picture(panel, folder / "panel-advanced.png")

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import slicer
 
+#: How much of a segment's color is left in an outline over a heat map.
+_LIGHTER = 0.25
+
 
 def show_overlay(
     scene: slicer.vtkMRMLScene,
@@ -41,6 +44,21 @@ def show_overlay(
         display.SetVisibility(True)
         display.SetVisibility2D(True)
         display.SetVisibility2DOutline(True)
+        light_outlines(segmentation_node, heatmap_node is not None)
+
+
+def light_outlines(segmentation_node: slicer.vtkMRMLSegmentationNode, light: bool) -> None:
+    """Draw segments nearly white, as long as a heat map lies beneath: the liver's color is nearly its hot end.
+
+    The segments' own colors stay as they are, and come back.
+    """
+    display, segments = segmentation_node.GetDisplayNode(), segmentation_node.GetSegmentation()
+    for identifier in segments.GetSegmentIDs():
+        if light:
+            color = [1 - _LIGHTER * (1 - part) for part in segments.GetSegment(identifier).GetColor()]
+            display.SetSegmentOverrideColor(identifier, *color)
+        else:
+            display.UnsetSegmentOverrideColor(identifier)
 
 
 def set_heat_opacity(heatmap_node: slicer.vtkMRMLScalarVolumeNode, opacity: float) -> None:

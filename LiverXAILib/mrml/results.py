@@ -171,8 +171,8 @@ def update_refined(
 ) -> slicer.vtkMRMLSegmentationNode:
     """Show what a reader has changed in the present results of a CT: segments, table, decisions.
 
-    Heat maps and changed CTs stay; those of single lesions are marked with ``LiverXAI.Stale``, as their numbers may
-    stand for others.
+    Heat maps and changed CTs stay and are marked with ``LiverXAI.Stale``: they are about the segmentation before, and
+    the numbers of lesions may stand for others.
 
     :param layers: the new segments (:func:`~LiverXAILib.mrml.segmentations.segment_layers`); None: as they are in the
         scene.
@@ -180,9 +180,9 @@ def update_refined(
     (node,) = find_results(scene, volume_node, "segmentation")
     if layers is not None:
         update_segmentation_node(analysis.segmentation, scene, volume_node, layers)
-    set_attributes(node, {"Decisions": [decision.to_dict() for decision in analysis.decisions]})
+    decisions = [decision.to_dict() for decision in analysis.decisions]
+    set_attributes(node, {"Decisions": decisions or None, "Provenance": dict(analysis.segmentation.provenance)})
     update_table_node(analysis.measurements, scene, volume_node)
     for result in [*find_results(scene, volume_node, "heatmap"), *find_results(scene, volume_node, CHANGED_CT)]:
-        if (result.GetAttribute("LiverXAI.Target") or "").startswith("lesion"):
-            set_attributes(result, {"Stale": True})
+        set_attributes(result, {"Stale": True})
     return node

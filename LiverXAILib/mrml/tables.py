@@ -50,7 +50,8 @@ def update_table_node(
         if unit:
             node.SetColumnUnitLabel(name, unit)
     candidates = [dataclasses.asdict(candidate) for candidate in measurements.candidates]
-    set_attributes(node, {"Summary": measurements.summary(), "Candidates": candidates})
+    axes = {lesion.number: dataclasses.asdict(lesion.axial) for lesion in measurements.lesions}
+    set_attributes(node, {"Summary": measurements.summary(), "Candidates": candidates, "Axes": axes})
     node.Modified()
     return node
 

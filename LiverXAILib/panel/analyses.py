@@ -15,6 +15,7 @@ from .. import mrml
 from ..analysis import Decision
 from ..errors import LiverXAIError
 from ..explain.targets import Target
+from ..inference.sensitivity import STANDARD
 from ..models import ModelSpec
 from ..mrml.nodes import get_attribute, set_attributes
 from .edits import Edits, free_title, is_edited, made_by, must_be_kept
@@ -69,6 +70,7 @@ class Analyses:
                 method=parameters.method,
                 layer=self._models.layer(),
                 check=parameters.check,
+                sensitivity=self._models.sensitivity(),
             )
 
         self._runner.start(ask, lambda analysis: self._show_analysis(analysis, node, token, model, voxels))
@@ -84,16 +86,24 @@ class Analyses:
 
     def refine(self, decisions: Sequence[Decision]) -> None:
         """Apply the reader's decisions to the segmentation as it is now, and measure it again."""
-        node = self._state.volume_node
+        node, segmentation_node = self._state.volume_node, self._state.result("segmentation")
         voxels, name = _voxel_time(node), f"refined {time.monotonic()}"
+        labels = mrml.labels_token(segmentation_node)
+        chosen = (get_attribute(segmentation_node, "Provenance") or {}).get("sensitivity", {}).get("asked", STANDARD)
+        changes = any(one.kind != "measure" for one in decisions) or chosen != self._models.sensitivity()
         self._runner.start(
-            lambda: self._ask_refinement(decisions, name),
-            lambda analysis: self._show_refined(analysis, node, name, voxels),
+            lambda: self._ask_refinement(decisions, name, chosen),
+            lambda analysis: self._show_refined(analysis, node, name, voxels, segmentation_node, labels, changes),
         )
 
     def is_up_to_date(self, segmentation_node: Any) -> bool:
         """Whether the worker can write the result of a segmentation node as it is now."""
         return not is_edited(segmentation_node) and segmentation_node.GetID() in self._held_as
+
+    def can_measure(self, segmentation_node: Any) -> bool:
+        """Whether a segmentation node can be measured without a word to the user: its model is the chosen one."""
+        spec = self._models.spec()
+        return spec is not None and made_by(segmentation_node, spec)
 
     def save(self, folder: str) -> None:
         """Write the report and the files of the last analysis of the chosen CT."""
@@ -142,7 +152,7 @@ class Analyses:
             if label:
                 mrml.require_segment(segmentation_node, spec, label)
 
-    def _ask_refinement(self, decisions: Sequence[Decision], name: str) -> int:
+    def _ask_refinement(self, decisions: Sequence[Decision], name: str, sensitivity_before: str) -> int:
         parameters, node, client = self._state.parameters, self._state.volume_node, self._runner.client
         segmentation_node, token, spec = self._state.result("segmentation"), self._token(node), self._models.spec()
         labels = self._labels_token(segmentation_node)
@@ -167,6 +177,8 @@ class Analyses:
             edited=is_edited(segmentation_node),
             earlier=get_attribute(segmentation_node, "Decisions") or (),
             who=reader_name(),
+            sensitivity=self._models.sensitivity(),
+            sensitivity_before=sensitivity_before,
             model=self._models.name,
             device=parameters.device,
             force=parameters.force,
@@ -220,19 +232,39 @@ class Analyses:
         if must_be_kept(before, model):
             mrml.put_aside(self._state.scene, node, free_title(self._state.scene, node, before))
 
-    def _show_refined(self, analysis: Any, node: Any, labels_name: str, voxels: Any) -> Steps:
-        """The result as the reader left it: segments that were only edited by hand stay as they are in the scene."""
-        if not self._state.contains(node):
+    def _show_refined(
+        self,
+        analysis: Any,
+        node: Any,
+        labels_name: str,
+        voxels: Any,
+        segmentation_node: Any,
+        labels: str,
+        by_library: bool,
+    ) -> Steps:
+        """The result as the reader left it: segments that were only edited by hand stay as they are in the scene.
+
+        What the reader does to them meanwhile is not overwritten.
+
+        :param labels: the state of the segments when this was asked.
+        :param by_library: the library was asked to change segments.
+        """
+        if not self._state.contains(node) or not self._state.contains(segmentation_node):
             return _removed()
         layers = None
-        if any(decision.kind != "edit" for decision in analysis.decisions):
+        if by_library:
             lesions = self._state.parameters.lesionSegments
             layers = yield lambda: mrml.segment_layers(analysis.segmentation, lesion_segments=lesions)
-            if not self._state.contains(node):
+            if not self._state.contains(node) or not self._state.contains(segmentation_node):
                 return _removed()
-        segmentation_node = mrml.update_refined(analysis, self._state.scene, node, layers)
-        self._held_as[segmentation_node.GetID()] = (labels_name, mrml.labels_token(segmentation_node))
-        self._edits.measured(segmentation_node)
+        edited_meanwhile = mrml.labels_token(segmentation_node) != labels
+        if edited_meanwhile and layers is not None:
+            self._held_as.pop(segmentation_node.GetID(), None)
+            return [_("The segmentation was edited meanwhile, so nothing was changed. Ask again.")]
+        mrml.update_refined(analysis, self._state.scene, node, layers)
+        state = labels if edited_meanwhile else mrml.labels_token(segmentation_node)
+        self._held_as[segmentation_node.GetID()] = (labels_name, state)
+        self._edits.measured(segmentation_node, state)
         yield None
         if self._state.volume_node is node:
             self._shown(self._state.parameters.heatMap)

@@ -42,6 +42,7 @@ class Choices:
             ui.wheelFolder.currentPath = parameters.wheelFolder
             ui.checkCheckBox.checked = parameters.check
             ui.lesionSegmentsCheckBox.checked = parameters.lesionSegments
+            ui.autoMeasureCheckBox.checked = parameters.autoMeasure
             ui.forceCheckBox.checked = parameters.force
             ui.opacitySlider.value = parameters.opacity
             ui.thresholdSlider.value = parameters.threshold
@@ -61,6 +62,7 @@ class Choices:
             parameters.wheelFolder = ui.wheelFolder.currentPath
             parameters.check = ui.checkCheckBox.checked
             parameters.lesionSegments = ui.lesionSegmentsCheckBox.checked
+            parameters.autoMeasure = ui.autoMeasureCheckBox.checked
             parameters.force = ui.forceCheckBox.checked
         self._questions.show_hint()
         self._models.show()

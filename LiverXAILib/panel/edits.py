@@ -21,12 +21,15 @@ EDITED = "LiverXAI.Edited"
 class Edits(VTKObservationMixin):
     """Notices that a segmentation was edited since it was measured, whoever did it: Segment Editor, script, undo.
 
-    :param changed: called when one was.
+    :param changed: called when one was for the first time since it was measured.
+    :param touched: called at each change.
     """
 
-    def __init__(self, state: PanelState, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, state: PanelState, changed: Callable[[], None], touched: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
-        self._state, self._changed = state, changed
+        self._state, self._changed, self._touched = state, changed, touched
         self._measured: dict[str, str] = {}
 
     def watch(self) -> None:
@@ -45,10 +48,11 @@ class Edits(VTKObservationMixin):
             if not self.hasObserver(segmentation, event, self._on_modified):
                 self.addObserver(segmentation, event, self._on_modified)
 
-    def measured(self, node: Any) -> None:
-        """The numbers are those of the segmentation as it is now."""
-        self._measured[node.GetID()] = mrml.labels_token(node)
-        node.SetAttribute(EDITED, None)
+    def measured(self, node: Any, state: str | None = None) -> None:
+        """The numbers are those of the segmentation as it is now, or was when its labels were `state`."""
+        now = mrml.labels_token(node)
+        self._measured[node.GetID()] = state or now
+        node.SetAttribute(EDITED, None if state in (None, now) else "1")
 
     def forget(self) -> None:
         """The scene was closed."""
@@ -57,11 +61,13 @@ class Edits(VTKObservationMixin):
 
     def _on_modified(self, caller: Any, event: Any) -> None:
         node = self._state.result("segmentation")
-        if node is None or node.GetSegmentation() is not caller or is_edited(node):
+        if node is None or node.GetSegmentation() is not caller:
             return
         if self._measured.get(node.GetID()) != mrml.labels_token(node):
-            node.SetAttribute(EDITED, "1")
-            self._changed()
+            self._touched()
+            if not is_edited(node):
+                node.SetAttribute(EDITED, "1")
+                self._changed()
 
 
 def is_edited(node: Any) -> bool:

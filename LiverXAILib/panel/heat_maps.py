@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 from ..explain.catalog import CATALOG
 from ..mrml import curves_to_chart, set_heat_opacity, set_heat_threshold, show_overlay
 from ..mrml.nodes import get_attribute
+from .edits import is_edited
 from .state import PanelState
 from .words import place_words
 
@@ -33,12 +34,13 @@ class HeatMaps:
         """The list of the CT's heat maps, and what is known about the chosen one."""
         ui, heat_maps = self._ui, self._state.results("heatmap")
         ui.heatMapButton.visible = bool(heat_maps)
+        edited = is_edited(self._state.result("segmentation"))
         with self._state.filling():
             ui.heatMapSelector.clear()
             for heat_map in heat_maps:
                 question, method = heat_map.GetAttribute("LiverXAI.Question"), heat_map.GetAttribute("LiverXAI.Method")
                 title = _(CATALOG[method].title) if method in CATALOG else method
-                place, stale = get_attribute(heat_map, "Place"), get_attribute(heat_map, "Stale")
+                place, stale = get_attribute(heat_map, "Place"), edited or get_attribute(heat_map, "Stale")
                 where = "" if place is None else " " + place_words(place)
                 words = f"{question}{where} ({title})" + (_(", before the changes") if stale else "")
                 ui.heatMapSelector.addItem(words, heat_map.GetID())

@@ -11,10 +11,11 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ..errors import LiverXAIError
+from ..inference.sensitivity import STANDARD, named_points
 from ..models import ModelSpec, StageSpec, registry
 from ..models.registry import imported_folder, imported_models
 from .state import PanelState
-from .words import one_line, shortened
+from .words import one_line
 
 #: What the parameter `model` is when `modelFolder` counts: a folder, or a zip file that is to be imported.
 FROM_FOLDER, FROM_FILE = "", "*.zip"
@@ -126,6 +127,11 @@ class ModelChoice:
         known = self._description(self.entry) if self.entry is not None else self.spec()
         return [label.name for label in known.labels] if known is not None else ["liver", "tumor"]
 
+    def sensitivity(self) -> str:
+        """The chosen operating point, if the model's card has it; else the model's own."""
+        spec, chosen = self.spec(), self._state.parameters.sensitivity
+        return chosen if spec is not None and chosen in named_points(spec) else STANDARD
+
     def layer(self) -> str | None:
         """The chosen layer, if the stage that decides has it; None: the model's default."""
         layer = self._state.parameters.layer
@@ -176,15 +182,18 @@ class ModelChoice:
         does = source.description if about is None else about.task
         license = source.license if about is None else about.licenses.weights
         trained, quality = one_line(source.training.get("data", "")), one_line(source.quality)
-        ui.modelCard.text = "\n".join(
+        ui.modelCard.text = does.split(". ")[0].rstrip(".") + "."
+        ui.modelCard.toolTip = "\n".join(
             [
-                does.rstrip(".") + ".",
-                _("Trained on: {data}").format(data=shortened(trained, 100) or _("not stated")),
-                _("Quality: {quality}").format(quality=shortened(quality, 100) or _("not stated")),
-                _("License: {license}").format(license=shortened(license, 60)) + self._size_words(entry, spec),
+                source.title,
+                does,
+                _("Trained on: {data}").format(data=trained or _("not stated")),
+                _("Quality: {quality}").format(quality=quality or _("not stated")),
+                _("License: {license}").format(license=license) + self._size_words(entry, spec),
+                *source.limits,
+                source.source,
             ]
         )
-        ui.modelCard.toolTip = "\n".join([source.title, trained, quality, license, *source.limits, source.source])
 
     def _size_words(self, entry: Any, spec: ModelSpec | None) -> str:
         """The size of the model's files, where it is known."""

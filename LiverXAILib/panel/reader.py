@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The buttons by which the reader decides: measure again, accept, reject, add; and which result is shown."""
+"""The buttons by which the reader decides about lesions, measuring after edits, and which result is shown."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from .. import mrml
 from ..analysis import Decision
 from ..errors import LiverXAIError
 from .analyses import Analyses
+from .calipers import Points
 from .edits import free_title, is_edited
+from .placing import PointPlacing
 from .questions import Questions
 from .results import ResultsView
 from .state import PanelState
 from .status import StatusLine
 from .tasks import TaskRunner
+
+#: So long after the last edit it is measured again, in ms.
+IDLE_MS = 2000
 
 
 class Reader:
@@ -29,6 +34,31 @@ class Reader:
     ) -> None:
         self._state, self._ui, self._status, self._questions = state, state.ui, status, questions
         self._results, self._runner, self._analyses = results, runner, analyses
+        import qt
+
+        self._timer = qt.QTimer()
+        self._timer.singleShot = True
+        self._timer.interval = IDLE_MS
+        self._timer.connect("timeout()", self._measure_if_idle)
+        self.placing = PointPlacing(state, status)
+
+    def close(self) -> None:
+        """Nothing is pending any more."""
+        self._timer.stop()
+        self.placing.close()
+
+    def on_touched(self) -> None:
+        """The segmentation was edited: it is measured again when the reader rests."""
+        self._timer.start()
+
+    def _measure_if_idle(self) -> None:
+        parameters, node = self._state.parameters, self._state.result("segmentation")
+        if parameters is None or not parameters.autoMeasure or not is_edited(node):
+            return
+        if self._runner.busy:
+            self._timer.start()
+        elif self._analyses.can_measure(node):
+            self._analyses.refine(())
 
     def update(self) -> None:
         """What can be pressed, and whether the numbers are from before an edit."""
@@ -38,9 +68,14 @@ class Reader:
         ui.measureButton.visible = node is not None and not self._analyses.is_up_to_date(node)
         ui.measureButton.enabled = idle
         candidate = self._results.selected_candidate
+        chosen = self._results.selected_lesions
         ui.acceptButton.enabled = idle and not edited and candidate > 0
-        ui.rejectButton.enabled = idle and not edited and self._results.selected_lesion > 0
-        ui.addButton.enabled = idle
+        ui.rejectButton.enabled = idle and not edited and len(chosen) > 0
+        ui.mergeButton.enabled = idle and not edited and len(chosen) > 1
+        ui.splitButton.enabled = idle and not edited and len(chosen) == 1
+        ui.addButton.enabled = ui.placeButton.enabled = idle
+        ui.includeButton.enabled = ui.excludeButton.enabled = idle and bool(self._results.lesions)
+        ui.editButton.enabled = ui.tableButton.enabled = node is not None
         ui.saveButton.enabled = ui.compareButton.enabled = idle and self._analyses.is_up_to_date(node)
 
     def on_measure(self) -> None:
@@ -52,17 +87,56 @@ class Reader:
         self._analyses.refine([Decision("accept", (self._results.selected_candidate,))])
 
     def on_reject(self) -> None:
-        """The lesion chosen in the table is none."""
-        self._analyses.refine([Decision("reject", (self._results.selected_lesion,))])
+        """The lesions chosen in the table are none."""
+        self._analyses.refine([Decision("reject", (number,)) for number in self._results.selected_lesions])
+
+    def on_merge(self) -> None:
+        """The lesions chosen in the table are one."""
+        self._analyses.refine([Decision("merge", tuple(self._results.selected_lesions))])
+
+    def on_split(self) -> None:
+        """The lesion chosen in the table is two."""
+        self._analyses.refine([Decision("split", (self._results.selected_lesion,))])
+
+    def on_measured(self, lesion: int, points_lps_mm: Points) -> None:
+        """The reader has moved an end of a lesion's axis."""
+        if not self._runner.busy and not is_edited(self._state.result("segmentation")):
+            self._analyses.refine([Decision("measure", (lesion,), points_lps_mm=points_lps_mm)])
 
     def on_add(self) -> None:
         """There is a lesion at the crosshair."""
         try:
-            r, a, s = self._questions.crosshair()
+            place = self._questions.crosshair()
         except LiverXAIError as error:
             self._status.show(str(error))
         else:
-            self._analyses.refine([Decision("add", (), (-r, -a, s))])
+            self._decide_at("add", place)
+
+    def on_place(self) -> None:
+        """A missed lesion is to be clicked in a slice view."""
+        self.placing.start(self._ui.placeButton, self._add_at)
+
+    def on_include(self) -> None:
+        """A place that a lesion leaves out is to be clicked."""
+        self.placing.start(self._ui.includeButton, self._include_at)
+
+    def on_exclude(self) -> None:
+        """A place that a lesion should not have is to be clicked."""
+        self.placing.start(self._ui.excludeButton, self._exclude_at)
+
+    def _add_at(self, place_ras_mm: tuple[float, float, float]) -> None:
+        self._decide_at("add", place_ras_mm)
+
+    def _include_at(self, place_ras_mm: tuple[float, float, float]) -> None:
+        self._decide_at("include", place_ras_mm)
+
+    def _exclude_at(self, place_ras_mm: tuple[float, float, float]) -> None:
+        self._decide_at("exclude", place_ras_mm)
+
+    def _decide_at(self, kind: str, place_ras_mm: tuple[float, float, float]) -> None:
+        r, a, s = place_ras_mm
+        if not self._runner.busy:
+            self._analyses.refine([Decision(kind, (), (-r, -a, s))])
 
     def on_result_chosen(self) -> None:
         """Another set of results of this CT was chosen."""

@@ -26,7 +26,7 @@ class ResultsView:
         self.lesions: list[dict[str, str]] = []
         self.candidates: list[dict[str, Any]] = []
         table = self._ui.lesionTable
-        titles = [_("No."), _("Volume\n[ml]"), _("Diameter\n[mm]"), _("Proba-\nbility"), _("Heat map\nfaithful")]
+        titles = [_("No."), _("Volume\n[ml]"), _("Axis\n[mm]"), _("Proba-\nbility"), _("Heat map\nfaithful")]
         titles += [_("Reliable"), _("Decided\nby")]
         table.setColumnCount(len(titles))
         table.setHorizontalHeaderLabels(titles)
@@ -35,6 +35,7 @@ class ResultsView:
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         header.setStretchLastSection(True)
         header.highlightSections = False
+        table.horizontalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff
 
     def show(self) -> None:
         """The tables and the list of heat maps of the chosen CT."""
@@ -64,9 +65,13 @@ class ResultsView:
     def _fill_lesions(self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]]) -> None:
         """A row for each lesion, and beneath one for each candidate; reasons are in the tool tips."""
         table, heat_maps, changed = self._ui.lesionTable, self._of_lesions("heatmap"), self._of_lesions(CHANGED_CT)
+        before = self.selected_lesion
         if (lesions, candidates) != (self.lesions, self.candidates):
-            table.clearSelection()
-            table.setCurrentCell(-1, -1)
+            # A number may stand for another lesion now, unless it lies where that did.
+            same = before and _place(lesions, before) == _place(self.lesions, before)
+            if not same:
+                table.clearSelection()
+                table.setCurrentCell(-1, -1)
         self.lesions, self.candidates = lesions, candidates
         table.setRowCount(len(lesions) + len(candidates))
         for index, row in enumerate(lesions):
@@ -77,12 +82,12 @@ class ResultsView:
                 number(row["mean_probability"], 2),
                 faithfulness_word(heat_maps.get(f"lesion:{row['number']}")),
                 row.get("reliability_word", ""),
-                row.get("source", ""),
+                _both(row.get("source", "")),
             ]
             answer = changed.get(f"lesion:{row['number']}")
             sentence = answer.GetAttribute("LiverXAI.Sentence") if answer is not None else ""
             reason = _reliability_words(row.get("reliability", ""), row.get("reliability_reason", ""))
-            self._fill_row(index, texts, "\n".join(filter(None, [reason, sentence])))
+            self._fill_row(index, texts, "\n".join(filter(None, [reason, sentence, row.get("source", "")])))
         for index, candidate in enumerate(candidates, len(lesions)):
             reliability = candidate.get("reliability")
             words = {"open": _("candidate"), "accepted": _("accepted"), "rejected": _("rejected")}
@@ -120,6 +125,12 @@ class ResultsView:
         """The number of the lesion chosen in the table, or 0."""
         row = self._ui.lesionTable.currentRow()
         return int(self.lesions[row]["number"]) if 0 <= row < len(self.lesions) else 0
+
+    @property
+    def selected_lesions(self) -> list[int]:
+        """The numbers of all lesions chosen in the table."""
+        rows = sorted({index.row() for index in self._ui.lesionTable.selectionModel().selectedRows()})
+        return [int(self.lesions[row]["number"]) for row in rows if row < len(self.lesions)]
 
     @property
     def selected_candidate(self) -> int:
@@ -194,6 +205,16 @@ def _reliability_words(probability: Any, reason: str) -> str:
         return ""
     text = _("Of findings like this one about {percent:.0f} % are true").format(percent=100 * float(probability))
     return f"{text}: {reason}." if reason else f"{text}."
+
+
+def _both(source: str) -> str:
+    """Who outlined a lesion, as short as a column of the table."""
+    return _("both") if source.startswith("model,") else source
+
+
+def _place(lesions: list[dict[str, str]], number: int) -> list[str]:
+    """Where the lesion of a number is, as text."""
+    return [row[f"centroid_{axis}_mm"] for row in lesions if int(row["number"]) == number for axis in "lps"]
 
 
 def table_rows(table_node: Any) -> list[dict[str, str]]:

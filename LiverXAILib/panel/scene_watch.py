@@ -75,10 +75,27 @@ class SceneWatch(VTKObservationMixin):
         if self._state.parameters is None:
             return
         self._timer.stop()
+        self._hide_results()
+        self._observe_voxels()
         if self._state.volume_node is None:
             self._choose_first_ct()
         self._observe_analyzed()
         self._changed()
+
+    def _observe_voxels(self) -> None:
+        """Another frame of a sequence comes as other voxels of the same node."""
+        node, event = self._state.volume_node, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent
+        if node is not None and not self.hasObserver(node, event, self._on_parameters):
+            self.addObserver(node, event, self._on_parameters)
+
+    def _hide_results(self) -> None:
+        """Results are not offered as CTs."""
+        volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        results = [node.GetID() for node in volumes if is_result(node)]
+        model = self._state.ui.inputSelector.sortFilterProxyModel()
+        if list(model.hiddenNodeIDs) != results:
+            with self._state.filling():
+                model.hiddenNodeIDs = results
 
     def _choose_first_ct(self) -> None:
         for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):

@@ -36,8 +36,3 @@ def one_line(value: Any) -> str:
         parts = ((key.replace("_", " "), one_line(item)) for key, item in value.items())
         return "; ".join(item if key == "note" else f"{key} {item}" for key, item in parts)
     return "; ".join(map(one_line, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def shortened(text: str, length: int) -> str:
-    """`text`, cut after a word if it has more than `length` characters."""
-    return text if len(text) <= length else f"{text[:length].rsplit(' ', 1)[0].rstrip(';,:')}…"

@@ -61,8 +61,8 @@ def click_grid(grid: Grid, place_lps_mm: Sequence[float], scale_mm: float, size:
 def network_input(
     hu: torch.Tensor,
     liver: torch.Tensor,
-    inside: Sequence[Sequence[float]],
-    outside: Sequence[Sequence[float]],
+    inside: Sequence[Sequence[float] | np.ndarray],
+    outside: Sequence[Sequence[float] | np.ndarray],
     before: torch.Tensor,
 ) -> torch.Tensor:
     """The channels (5, k, j, i) of the network's input.
@@ -76,7 +76,7 @@ def network_input(
     return torch.stack([image, liver.float(), *clicks, before.float()])
 
 
-def _spots(shape: Sequence[int], points: Sequence[Sequence[float]]) -> torch.Tensor:
+def _spots(shape: Sequence[int], points: Sequence[Sequence[float] | np.ndarray]) -> torch.Tensor:
     result = torch.zeros(tuple(shape))
     axes = [torch.arange(n, dtype=torch.float32) for n in shape]
     for point in points:

@@ -43,6 +43,10 @@ METHODS = ("probability", "network", "contrast")
 _COARSE_MM = 2.0
 #: If so much of what the network marks lies at the sides of what it sees, the lesion goes on beyond.
 _MOST_AT_SIDES = 0.05
+#: A corrective click that the network does not follow moves the border by this much, in mm.
+_BALL_MM = 2.0
+#: It changes nothing farther away than this many times the distance from it to the border.
+_MISTAKE = 2.5
 #: Network and contrast agree on a lesion's size if contrast finds so many times what the network does.
 _AGREEMENT = (0.25, 3.0)
 #: What the network marks must differ from the liver by so many standard errors.
@@ -98,21 +102,23 @@ def correct_outline(
     scale, first = SCALES_MM[-1], (x, y, z)
     if max(np.ptp(volume.grid.to_lps(voxels[:, ::-1]), axis=0)) > (SIZE - 8) * scale:
         first = place_lps_mm  # only what is around the click is outlined anew
-    near = _neighborhood(volume, segmentation, first if inside else place_lps_mm)
+    near = _neighborhood(volume, segmentation, place_lps_mm)
     clicks = [Click(first), Click(place_lps_mm, inside)] if first != place_lps_mm else [Click(first, inside)]
     before = volume.with_array(lesion.astype(np.uint8))
-    mask, _ = _by_network(near, clicks, before)
+    network, _ = _by_network(near, clicks, before)
     present = lesion[near.box]
-    if mask is None:
-        mask = present.copy()
-    at = _voxel(volume.grid, place_lps_mm) - near.box.start
-    within = ((at >= 0) & (at < near.box.shape)).all()
-    if within and bool(mask[tuple(at)]) is not inside:
-        # The reader is right, whatever the network says: a ball around the click.
-        k, j, i = np.indices(near.box.shape)
-        mm = sum(((n - c) * size) ** 2 for n, c, size in zip((k, j, i), at, volume.spacing[::-1], strict=True))
-        mask = mask | (mm <= 2.0**2) if inside else mask & (mm > 2.0**2)
-    return near.box, mask & (near.organ | present)
+    at = tuple(_voxel(volume.grid, place_lps_mm) - near.box.start)
+    change = np.zeros_like(present)
+    if network is not None:
+        change = network & ~present if inside else present & ~network
+    axes = [(np.arange(n) - c) * size for n, c, size in zip(present.shape, at, volume.spacing[::-1], strict=True)]
+    mm = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+    # Only what hangs together with the click, which is in the middle of the mistake: elsewhere nobody complained.
+    border = float(mm[present == inside].min(initial=REACH_MM))
+    piece = _connected(change & (mm <= max(_BALL_MM, _MISTAKE * border)), at)
+    if not piece.any():
+        piece = mm <= _BALL_MM  # the reader is right, whatever the network says
+    return near.box, (present | (piece & near.organ)) if inside else present & ~piece
 
 
 @dataclass(frozen=True, eq=False)

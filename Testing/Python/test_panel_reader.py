@@ -215,3 +215,249 @@ def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(pan
     assert decided(panel) == ["reader", "accepted", "candidate"]
     (segmentation,) = results(node, "segmentation")
     assert segment_array(segmentation, "tumor", node).any()
+
+
+def place_point(ras):
+    """What Slicer does when the reader clicks in a slice view while a point is being placed."""
+    logic = slicer.app.applicationLogic()
+    interaction = logic.GetInteractionNode()
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    node = slicer.mrmlScene.GetNodeByID(logic.GetSelectionNode().GetActivePlaceNodeID())
+    node.AddControlPointWorld(*ras)
+    interaction.SwitchToViewTransformMode()
+    qtapplication.process_events()
+
+
+def markups():
+    return list(slicer.util.getNodesByClass("vtkMRMLMarkupsNode"))
+
+
+def test_a_lesion_is_added_by_a_click_in_a_slice_view(panel, toy_model):
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(1)
+    left, posterior, superior = (float(panel.widget.results.lesions[1][f"centroid_{axis}_mm"]) for axis in "lps")
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    assert panel.ui.lesionTable.rowCount == 1
+    panel.click(panel.ui.placeButton)
+    assert panel.ui.placeButton.checked
+    assert "Click the place" in panel.ui.statusLabel.text
+    place_point((-left, -posterior, superior))
+    wait_idle(panel)
+    assert panel.ui.lesionTable.rowCount == 2
+    assert not panel.ui.placeButton.checked
+    assert not [node for node in markups() if node.GetName().startswith("Place")]
+
+
+def test_placing_a_point_can_be_given_up(panel, toy_model):
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.click(panel.ui.placeButton)
+    slicer.app.applicationLogic().GetInteractionNode().SwitchToViewTransformMode()
+    qtapplication.process_events()
+    assert not panel.ui.placeButton.checked
+    assert markups() == []
+    panel.click(panel.ui.placeButton)
+    panel.click(panel.ui.includeButton)  # another button takes over
+    assert (panel.ui.placeButton.checked, panel.ui.includeButton.checked) == (False, True)
+    panel.click(panel.ui.includeButton)
+    assert markups() == []
+    assert not panel.widget.runner.busy
+
+
+def test_two_lesions_are_merged_and_split_by_buttons(panel, toy_model):
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    assert not panel.ui.mergeButton.enabled
+    panel.ui.lesionTable.selectAll()
+    qtapplication.process_events()
+    assert not panel.ui.splitButton.enabled
+    panel.click(panel.ui.mergeButton)
+    wait_idle(panel)
+    assert panel.ui.lesionTable.rowCount == 1
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.splitButton)
+    wait_idle(panel)
+    assert panel.ui.lesionTable.rowCount >= 2
+
+
+def test_an_edit_is_measured_by_itself_after_two_idle_seconds(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "liver")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = panel.ui.summaryLabel.text
+    shown = panel.ui.heatMapSelector.itemText(0)
+    half = np.zeros(segment_array(segmentation, "tumor", node).shape, bool)
+    half[: half.shape[0] // 2] = True
+    erase(segmentation, "tumor", node, half)
+    assert panel.ui.editedLabel.visible
+    assert panel.ui.heatMapSelector.itemText(0) == f"{shown}, before the changes"
+    qtapplication.wait_until(lambda: not panel.ui.editedLabel.visible, 30)
+    wait_idle(panel)
+    assert panel.ui.summaryLabel.text != before
+    assert panel.ui.heatMapSelector.itemText(0) == f"{shown}, before the changes"
+
+
+def test_nothing_is_measured_by_itself_where_the_reader_does_not_want_it(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    erase(segmentation, "tumor", node, np.s_[:])
+    panel.widget.reader._measure_if_idle()
+    assert not panel.widget.runner.busy
+    assert panel.ui.editedLabel.visible
+
+
+def test_what_is_edited_while_it_is_measured_is_neither_lost_nor_taken_for_measured(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.rejectButton)
+    erase(segmentation, "tumor", node, np.s_[:])
+    wait_idle(panel)
+    assert "edited meanwhile" in panel.ui.statusLabel.text
+    assert panel.ui.editedLabel.visible
+    assert not segment_array(segmentation, "tumor", node).any()
+
+
+@pytest.fixture
+def graded_model(tmp_path):
+    """The toy model that is unsure of its lesions, with operating points in its card."""
+    folder = write_model(tmp_path / "graded")
+    card = json.loads((folder / "card.json").read_text())
+    card["stages"][0]["peak_threshold"] = {"tumor": 9.0}
+    card["stages"][0]["operating_points"] = {
+        "tumor": [
+            {"peak": 12.0, "false_per_case": 0.1, "sensitivity": 0.2},
+            {"peak": 0.5, "false_per_case": 1.5, "sensitivity": 0.8},
+        ]
+    }
+    (folder / "card.json").write_text(json.dumps(card))
+    return str(folder)
+
+
+def test_the_slider_makes_candidates_lesions_and_back_without_the_network(panel, graded_model):
+    node = prepare(panel, phantom(lesions=2), graded_model, "nothing")
+    apply_and_wait(panel)
+    assert decided(panel) == ["candidate", "candidate"]
+    assert panel.ui.sensitivitySlider.visible
+    assert (panel.ui.sensitivitySlider.value, panel.ui.sensitivitySlider.maximum) == (1, 2)
+    panel.ui.sensitivitySlider.value = 2
+    assert "1.5 false findings a case" in panel.ui.sensitivityHint.text
+    qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    (segmentation,) = results(node, "segmentation")
+    assert segment_array(segmentation, "tumor", node).any()
+    panel.ui.sensitivitySlider.value = 1
+    qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
+    wait_idle(panel)
+    assert decided(panel) == ["candidate", "candidate"]
+    assert not segment_array(segmentation, "tumor", node).any()
+
+
+def test_a_model_without_operating_points_has_no_slider(panel, toy_model):
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    assert not panel.ui.sensitivitySlider.visible
+
+
+def test_the_axes_of_the_chosen_lesion_are_lines_whose_ends_can_be_moved(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(0)
+    long_axis, short_axis = (line for line in markups() if line.IsA("vtkMRMLMarkupsLineNode"))
+    measured = float(panel.ui.lesionTable.item(0, 2).text())
+    assert long_axis.GetLineLengthWorld() == pytest.approx(measured, abs=0.06)
+    assert short_axis.GetLineLengthWorld() <= long_axis.GetLineLengthWorld()
+    start, end = [0.0] * 3, [0.0] * 3
+    long_axis.GetNthControlPointPositionWorld(0, start)
+    long_axis.GetNthControlPointPositionWorld(1, end)
+    longer = np.array(start) + 1.5 * (np.array(end) - start)
+    long_axis.SetNthControlPointPositionWorld(1, *longer)
+    long_axis.InvokeEvent(long_axis.PointEndInteractionEvent)
+    qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
+    wait_idle(panel)
+    assert float(panel.ui.lesionTable.item(0, 2).text()) == pytest.approx(1.5 * measured, abs=0.1)
+    assert "measured by the reader" in panel.ui.lesionTable.item(0, 0).toolTip()
+    (segmentation,) = results(node, "segmentation")
+    print(segmentation.GetAttribute("LiverXAI.Decisions"))
+    (decision,) = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert decision["kind"] == "measure"
+    panel.ui.lesionTable.clearSelection()
+    panel.ui.lesionTable.setCurrentCell(-1, -1)
+
+
+def test_another_frame_of_a_sequence_never_shows_the_results_of_the_one_before(panel, toy_model):
+    first, second = phantom(lesions=2), phantom()
+    node = prepare(panel, first, toy_model, "liver")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "phases")
+    frame = slicer.vtkMRMLScalarVolumeNode()
+    for number, volume in enumerate((first, second)):
+        frame.Copy(node)
+        slicer.util.updateVolumeFromArray(frame, volume.array)
+        sequence.SetDataNodeAtValue(frame, str(number))
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    browser.AddSynchronizedSequenceNode(sequence)
+    browser.AddProxyNode(node, sequence, False)
+    browser.SetSelectedItemNumber(0)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    qtapplication.process_events()
+    apply_and_wait(panel)
+    (portal,) = results(node, "segmentation")
+    browser.SetSelectedItemNumber(1)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    qtapplication.process_events()
+    assert results(node, "") == []
+    assert not portal.GetDisplayNode().GetVisibility()
+    assert panel.ui.lesionTable.rowCount == 0 or not panel.ui.lesionTable.visible
+    apply_and_wait(panel)
+    assert results(node, "segmentation") != [portal]
+    browser.SetSelectedItemNumber(0)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    qtapplication.process_events()
+    assert results(node, "segmentation") == [portal]
+    assert portal.GetDisplayNode().GetVisibility()
+
+
+def test_results_are_not_offered_as_cts(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "both")
+    apply_and_wait(panel)
+    assert len(results(node, "heatmap")) == 2
+    names = [panel.ui.inputSelector._combo.itemText(n) for n in range(panel.ui.inputSelector._combo.count)]
+    assert names == ["None", node.GetName()]
+
+
+def test_outlines_are_light_over_a_heat_map_and_in_their_own_colors_without_one(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "liver")
+    apply_and_wait(panel)
+    display = results(node, "segmentation")[0].GetDisplayNode()
+    assert min(display.GetSegmentOverrideColor("liver")) > 0.8
+    panel.ui.heatMapSelector.setCurrentIndex(panel.ui.heatMapSelector.count - 1)
+    qtapplication.process_events()
+    assert min(display.GetSegmentOverrideColor("liver")) < 0  # none
+
+
+def test_the_ct_is_shown_in_the_window_that_was_chosen(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.choose(panel.ui.windowSelector, "liver")
+    display = node.GetDisplayNode()
+    assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (15.0, 165.0)
+    panel.choose(panel.ui.windowSelector, "abdomen")
+    assert (display.GetWindow(), display.GetLevel()) == (400.0, 40.0)
+    panel.ui.inputSelector.setCurrentNode(None)
+    panel.ui.inputSelector.setCurrentNode(node)
+    assert panel.ui.windowSelector.currentData == "abdomen"
+
+
+def test_the_table_and_the_segment_editor_are_a_click_away(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.click(panel.ui.tableButton)
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    assert selection.GetActiveTableID() == results(node, "measurements")[0].GetID()
+    panel.click(panel.ui.editButton)
+    assert "no main window" in panel.ui.statusLabel.text

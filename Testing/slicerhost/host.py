@@ -32,6 +32,8 @@ _LOGICS = {
     "Transforms": slicer.vtkSlicerTransformLogic,
     "Cameras": slicer.vtkSlicerCamerasModuleLogic,
     "Plots": slicer.vtkSlicerPlotsLogic,
+    "Markups": slicer.vtkSlicerMarkupsLogic,
+    "Sequences": slicer.vtkSlicerSequencesLogic,
 }
 
 _SLICE_MANAGERS = (

@@ -29,6 +29,20 @@ class qMRMLWidget(QtWidgets.QWidget):
             emit(self, "mrmlSceneChanged(vtkMRMLScene*)", scene)
 
 
+class qMRMLSortFilterProxyModel(QtCore.QObject):
+    """Which nodes a combo box leaves out."""
+
+    def __init__(self, combo: Any) -> None:
+        super().__init__(combo)
+        self._hidden: list[str] = []
+
+    def _hide(self, identifiers: Any) -> None:
+        self._hidden = list(identifiers)
+        self.parent()._fill()
+
+    hiddenNodeIDs = QtCore.Property("QStringList", lambda self: list(self._hidden), _hide)
+
+
 class qMRMLNodeComboBox(qMRMLWidget):
     """A choice among the nodes of some classes; follows the scene."""
 
@@ -37,6 +51,7 @@ class qMRMLNodeComboBox(qMRMLWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._combo = QtWidgets.QComboBox()
+        self._proxy = qMRMLSortFilterProxyModel(self)
         self._types: list[str] = []
         self._flags = {"noneEnabled": False, "addEnabled": True, "removeEnabled": True, "showChildNodeTypes": True}
         self._nodes: list[Any] = []
@@ -59,6 +74,9 @@ class qMRMLNodeComboBox(qMRMLWidget):
         super().setMRMLScene(scene)
         self._fill()
 
+    def sortFilterProxyModel(self) -> Any:
+        return self._proxy
+
     def currentNode(self) -> Any:
         return self._current
 
@@ -77,7 +95,8 @@ class qMRMLNodeComboBox(qMRMLWidget):
                 node = scene.GetNthNode(index)
                 exact = node.GetClassName() in self._types
                 child = self._flags["showChildNodeTypes"] and any(node.IsA(name) for name in self._types)
-                if (exact or child) and not node.GetHideFromEditors():
+                hidden = node.GetHideFromEditors() or node.GetID() in self._proxy.hiddenNodeIDs
+                if (exact or child) and not hidden:
                     self._nodes.append(node)
         self._combo.clear()
         if self._flags["noneEnabled"]:

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slider between "sure" and "sensitive": which lesions count, without running the network again."""
+
+from __future__ import annotations
+
+from slicer.i18n import tr as _
+
+from ..inference.sensitivity import STANDARD, named_points
+from .analyses import Analyses
+from .edits import is_edited
+from .model_choice import ModelChoice
+from .state import PanelState
+from .tasks import TaskRunner
+
+
+class Sensitivity:
+    """The slider and the line beneath it."""
+
+    def __init__(self, state: PanelState, models: ModelChoice, runner: TaskRunner, analyses: Analyses) -> None:
+        import qt
+
+        self._state, self._ui, self._models, self._runner, self._analyses = state, state.ui, models, runner, analyses
+        # Where the reader only passes by, nothing is computed.
+        self._timer = qt.QTimer()
+        self._timer.singleShot = True
+        self._timer.interval = 200
+        self._timer.connect("timeout()", self._apply)
+
+    def _steps(self) -> list[tuple[str, str]]:
+        """The positions of the slider, from sure to sensitive: what the library is told, and words for it."""
+        spec = self._models.spec()
+        if spec is None or not named_points(spec):
+            return []
+        words = _("about {false:.2g} false findings a case, {found:.0%} of the lesions found, in the data of the card")
+        steps = [
+            (point.peak, asked, words.format(false=point.false_per_case, found=point.sensitivity))
+            for asked, point in named_points(spec).items()
+        ]
+        own = spec.stage_of("tumor").peak_threshold.get("tumor", 0.0)
+        steps.append((own, STANDARD, _("as the model's card says")))
+        return [(asked, words) for _peak, asked, words in sorted(steps, key=lambda step: -step[0])]
+
+    def show(self) -> None:
+        """What the parameter node says."""
+        steps, slider = self._steps(), self._ui.sensitivitySlider
+        for widget in (slider, self._ui.sensitivityLabel, self._ui.sensitivityHint):
+            widget.visible = bool(steps)
+        if not steps:
+            return
+        names = [asked for asked, _words in steps]
+        chosen = self._state.parameters.sensitivity
+        with self._state.filling():
+            slider.maximum = len(steps) - 1
+            slider.value = names.index(chosen if chosen in names else STANDARD)
+        self._ui.sensitivityHint.text = steps[slider.value][1]
+
+    def update(self) -> None:
+        """Whether it can be moved: not while something runs, nor before edits are measured."""
+        self._ui.sensitivitySlider.enabled = not self._runner.busy and not is_edited(self._state.result("segmentation"))
+
+    def on_moved(self) -> None:
+        """The slider was moved."""
+        if self._state.listens:
+            asked, words = self._steps()[self._ui.sensitivitySlider.value]
+            with self._state.writing() as parameters:
+                parameters.sensitivity = asked
+            self._ui.sensitivityHint.text = words
+            self._timer.start()
+
+    def close(self) -> None:
+        """Nothing is pending any more."""
+        self._timer.stop()
+
+    def _apply(self) -> None:
+        if self._state.parameters is None or self._state.result("segmentation") is None:
+            return
+        if self._runner.busy:
+            self._timer.start()
+        elif not is_edited(self._state.result("segmentation")):
+            self._analyses.refine(())

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader's whole loop by mouse clicks on a real CT, where there is one (LIVERXAI_TEST_DATA), in the test host.
+
+Nothing of the CT is written outside the temporary folder of the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from panel_toys import add_ct, results
+from scipy import ndimage
+
+import LiverXAILib as lx
+from LiverXAILib.volumes.io import read_labels
+
+qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
+slicer = pytest.importorskip("slicer")
+
+DATA = os.environ.get("LIVERXAI_TEST_DATA")
+
+
+def wait(panel):
+    """Until nothing runs any more."""
+    qtapplication.wait_until(lambda: not panel.widget.runner.busy, 540)
+
+
+def click_in_view(ras):
+    """A click in a slice view while a point is being placed, as Slicer hears it."""
+    logic = slicer.app.applicationLogic()
+    node = slicer.mrmlScene.GetNodeByID(logic.GetSelectionNode().GetActivePlaceNodeID())
+    node.AddControlPointWorld(*ras)
+    logic.GetInteractionNode().SwitchToViewTransformMode()
+    qtapplication.process_events()
+
+
+def tumor(segmentation, ct):
+    return slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", ct) > 0
+
+
+def rows(panel):
+    """What the table says, without the column about heat maps."""
+    table = panel.ui.lesionTable
+    columns = [column for column in range(table.columnCount) if column != 4]
+    return [[table.item(row, column).text() for column in columns] for row in range(table.rowCount)]
+
+
+@pytest.mark.skipif(not DATA, reason="LIVERXAI_TEST_DATA is not set: no real CT")
+def test_a_reader_goes_through_a_real_ct_by_clicks(panel, tmp_path, monkeypatch):
+    folder = Path(DATA) / "ct" / "ircad01"
+    node = add_ct(lx.read_volume(folder / "image.nii.gz"), "ircad01")
+    truth = read_labels(folder / "tumor.nii.gz").array > 0
+    panel.ui.inputSelector.setCurrentNode(node)
+    panel.choose(panel.ui.modelSelector, "default")
+    panel.choose(panel.ui.targetSelector, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    panel.click(panel.ui.applyButton)
+    wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    found = tumor(segmentation, node)
+    lesions, candidates = len(panel.widget.results.lesions), len(panel.widget.results.candidates)
+    assert lesions >= 3
+
+    # Reject the smallest lesion.
+    panel.ui.lesionTable.selectRow(lesions - 1)
+    panel.click(panel.ui.rejectButton)
+    wait(panel)
+    assert len(panel.widget.results.lesions) == lesions - 1
+
+    # Accept a candidate; if the model has none, at the most sensitive operating point one more is a lesion.
+    if candidates:
+        panel.ui.lesionTable.selectRow(lesions - 1)
+        panel.click(panel.ui.acceptButton)
+        wait(panel)
+        assert len(panel.widget.results.lesions) == lesions
+
+    # Add a missed lesion with one point.
+    before = tumor(segmentation, node)
+    numbers, count = ndimage.label(truth, np.ones((3, 3, 3)))
+    sizes = np.bincount(numbers.ravel())
+    missed = [
+        n for n in range(1, count + 1) if not (before & (numbers == n)).any() and not (found & (numbers == n)).any()
+    ]
+    chosen = numbers == max(missed, key=lambda n: sizes[n])
+    voxels = np.argwhere(chosen)
+    k, j, i = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    grid = lx.read_volume(folder / "image.nii.gz").grid
+    left, posterior, superior = grid.to_lps(np.array([i, j, k]))
+    panel.click(panel.ui.placeButton)
+    click_in_view((-left, -posterior, superior))
+    wait(panel)
+    added = tumor(segmentation, node) & ~before
+    assert added[k, j, i]
+    assert (added & chosen).sum() > 0.1 * chosen.sum()  # how well is measured by `liverxai benchmark clicks --image`
+    assert added.sum() < 4 * chosen.sum()
+
+    # Erase a part of the liver, as the Segment Editor does; measure again.
+    liver = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "liver", node)
+    sliced = np.flatnonzero(liver.any(axis=(1, 2)))
+    liver[: sliced[len(sliced) // 4]] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(liver, segmentation, "liver", node)
+    qtapplication.process_events()
+    assert panel.ui.editedLabel.visible
+    summary = panel.ui.summaryLabel.text
+    panel.click(panel.ui.measureButton)
+    wait(panel)
+    assert not panel.ui.editedLabel.visible
+    assert panel.ui.summaryLabel.text != summary
+
+    # Save: files tell model from reader.
+    monkeypatch.setattr(panel.widget, "askFolder", lambda: str(tmp_path / "result"))
+    panel.click(panel.ui.saveButton)
+    wait(panel)
+    kinds = ["reject", *(["accept"] if candidates else []), "add", "edit"]
+    provenance = json.loads((tmp_path / "result" / "provenance.json").read_text(encoding="utf-8"))
+    assert [one["kind"] for one in provenance["reader"]] == kinds
+    measured = json.loads((tmp_path / "result" / "measurements.json").read_text(encoding="utf-8"))
+    assert {"model", "reader"} <= {lesion["source"] for lesion in measured["lesions"]}
+    own = json.loads((tmp_path / "result" / "measurements-model.json").read_text(encoding="utf-8"))
+    assert own["lesion_count"] == lesions
+    assert own["liver_volume_ml"] > measured["liver_volume_ml"]
+    assert "Changed by the reader" in (tmp_path / "result" / "report.html").read_text(encoding="utf-8")
+
+    # Reopen the scene: everything is as it was left.
+    left_rows, left_voxels = rows(panel), tumor(segmentation, node)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    panel.host.clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    qtapplication.process_events()
+    node = panel.ui.inputSelector.currentNode()
+    (segmentation,) = results(node, "segmentation")
+    assert rows(panel) == left_rows
+    np.testing.assert_array_equal(tumor(segmentation, node), left_voxels)
+    assert [one["kind"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))] == kinds
+    assert not panel.ui.editedLabel.visible
