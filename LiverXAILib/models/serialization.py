@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -17,6 +18,9 @@ T = TypeVar("T")
 
 #: Largest JSON file that is read, in bytes: nnU-Net lists all training cases in one.
 _MOST_BYTES = 32_000_000
+#: Most stages, labels, layers … in a list: checking more of them than any model has would take minutes.
+_MOST_OBJECTS = 1000
+_type_hints = functools.cache(get_type_hints)
 
 
 def read_json(path: Path, kind: type[T], what: str) -> T:
@@ -105,6 +109,8 @@ def from_json_value(kind: Any, data: Any, where: str = "") -> Any:
         if not isinstance(data, (list, tuple)):
             raise ValueError(f"{where or 'it'} must be a list")
         kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)
+        if len(data) > _MOST_OBJECTS and any(map(dataclasses.is_dataclass, kinds[:1])):
+            raise ValueError(f"{where or 'it'} has {len(data)} entries; at most {_MOST_OBJECTS} make sense")
         if len(kinds) != len(data):
             raise ValueError(f"{where or 'it'} must have {len(kinds)} entries, not {len(data)}")
         return tuple(
@@ -123,7 +129,7 @@ def from_json_value(kind: Any, data: Any, where: str = "") -> Any:
 def _dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or 'it'} must be an object")
-    hints = get_type_hints(kind)
+    hints = _type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := set(data) - set(fields):
         raise ValueError(f"{where or 'it'} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
