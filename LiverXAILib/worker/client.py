@@ -427,7 +427,11 @@ def _unsent(request: _Request, error: Exception) -> dict[str, Any]:
 
 
 def _error(message: Mapping[str, Any]) -> LiverXAIError:
-    return KINDS.get(str(message["kind"]), WorkerError)(str(message["error"]))
+    """The error of a failure; raises ValueError if it has no words."""
+    sentence = str(message["error"]).strip()
+    if not sentence:
+        raise ValueError("a failure without words")
+    return KINDS.get(str(message["kind"]), WorkerError)(sentence)
 
 
 def _cores() -> int:
