@@ -56,9 +56,9 @@ def staging_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
         if leftover.name not in _in_use and _is_abandoned(leftover, prefix):
             remove(leftover)
     folder = place / f"{prefix}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir(mode=0o700 if private else 0o777)
-    _in_use.add(folder.name)
+    _in_use.add(folder.name)  # before it is there: another thread may be looking for leftovers
     try:
+        folder.mkdir(mode=0o700 if private else 0o777)
         yield folder
     finally:
         remove(folder)

@@ -8,7 +8,6 @@ stand before the host, and search filters behind a question mark: ``…/dicom-we
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import pydicom
 
 from ..errors import InputError, UsageError
+from ..files import staging_folder
 from ..progress import Progress, report_progress
 from ..volumes.dicom.headers import pydicom_warnings_hidden
 
@@ -72,15 +72,12 @@ class Archive:
             target = folder / one.study / one.series
             if target.is_dir():
                 continue
-            draft = target.with_name(f".{target.name}")
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
             with self._asked(), pydicom_warnings_hidden():
-                for dataset in self._client.iter_series(
-                    one.study, one.series, media_types=(("application/dicom", "*"),)
-                ):
-                    dataset.save_as(draft / f"{_checked(dataset.SOPInstanceUID)}.dcm", enforce_file_format=True)
-            draft.rename(target)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with staging_folder(target) as draft:
+                    for dataset in self._client.iter_series(one.study, one.series, media_types=_AS_STORED):
+                        dataset.save_as(draft / f"{_checked(dataset.SOPInstanceUID)}.dcm", enforce_file_format=True)
+                    draft.rename(target)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -115,10 +112,12 @@ class Archive:
     def _asked(self) -> Iterator[None]:
         try:
             yield
-        except (InputError, OSError) as error:
+        except InputError:
+            raise
+        except OSError as error:
             # The exceptions of requests are OSErrors. Their texts repeat the address with its filters.
-            if isinstance(error, InputError):
-                raise
+            if error.filename:
+                raise InputError(f"Cannot use {error.filename}: {error.strerror}.") from error
             raise InputError(f"The PACS at {self.url} cannot be reached or refuses: {type(error).__name__}.") from error
         except Exception as error:
             raise InputError(f"The PACS at {self.url} gave an answer that is not DICOMweb.") from error

@@ -27,7 +27,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,7 +42,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from ..files import replacing
+from ..files import replacing, staging_folder
 from ..models.spec import COMPILED_NETWORKS, StageSpec
 from .cost import input_channels
 from .device import processor_name
@@ -358,8 +357,8 @@ def _convert(network: nn.Module, path: Path) -> None:
     image.set_partial_shape(ov.PartialShape([-1, example.shape[1], *[-1] * len(size)]))
     model.validate_nodes_and_infer_types()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".converting-") as folder:
-        new = Path(folder) / path.name
+    with staging_folder(path) as folder:
+        new = folder / path.name
         ov.save_model(model, new, compress_to_fp16=False)
         new.with_suffix(".bin").replace(path.with_suffix(".bin"))
         new.replace(path)

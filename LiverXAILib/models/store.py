@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import ModelError
-from ..files import replacing
+from ..files import replacing, staging_folder
 from ..progress import CancelToken, Progress, check_cancel, scaled
 from .downloads import checksum, fetch, require_space, unpack
 from .formats import Format, find_format
@@ -113,16 +112,16 @@ def download(
         return _download_files(entry, progress, cancel)
     assert entry.archive is not None
     partial = download_folder() / ".partial" / entry.archive.url.rsplit("/", 1)[-1]
-    fetch(
-        entry.archive.url,
-        partial,
-        sha256=entry.archive.sha256,
-        size=entry.archive.size,
-        factor=2.5,
-        progress=progress,
-        cancel=cancel,
-    )
     try:
+        fetch(
+            entry.archive.url,
+            partial,
+            sha256=entry.archive.sha256,
+            size=entry.archive.size,
+            factor=2.5,
+            progress=progress,
+            cancel=cancel,
+        )
         return _install(partial, name, entry.archive.url, check=False, consent=False)
     finally:
         partial.unlink(missing_ok=True)
@@ -189,9 +188,8 @@ def remove(name: str) -> list[Path]:
     if not folder.is_dir():
         raise ModelError(f"There are no downloaded or imported files of model {name!r}.")
     # Renamed first: half a model must not be found under its name.
-    doomed = folder.with_name(f".removed-{name}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    with staging_folder(folder) as doomed:
+        folder.rename(doomed / name)
     return [folder]
 
 
@@ -199,9 +197,9 @@ def _install(source: Path, name: str | None, origin: str, *, check: bool, consen
     """Take a model's files from a folder or zip file into the model folder, all or none."""
     root = download_folder()
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".import-") as temporary:
-        new = Path(temporary) / "new"
-        with _as_folder(source, Path(temporary)) as outer:
+    with staging_folder(root / "import") as temporary:
+        new = temporary / "new"
+        with _as_folder(source, temporary) as outer:
             kind, folder = find_format(outer)
             files = _needed_files(kind, folder)
             require_space(root, sum(path.stat().st_size for path in files.values()))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import slicer
 from vtkmodules.vtkCommonCore import vtkCollection
 
 from ..errors import InputError
+from ..files import staging_folder
 from ..volumes.nrrd import write_nrrd
 from .display import show_overlay
 from .results import analysis_to_nodes
@@ -48,8 +48,8 @@ def write_scene(analysis: Analysis, path: str | Path) -> Path:
     for logic in logics[-len(_VIEWS) :]:
         logic.FitSliceToBackground()
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-            folder, draft = Path(temporary) / path.stem, Path(temporary) / path.name
+        with staging_folder(path) as temporary:
+            folder, draft = temporary / path.stem, temporary / path.name
             (folder / "Data").mkdir(parents=True)
             _write_files(scene, folder)
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as bundle:  # what is large is compressed already

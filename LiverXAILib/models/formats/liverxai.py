@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ...errors import ModelError
+from ...files import put_folder, staging_folder
 from ...networks import UNet, build_network
 from ...networks.folding import fold_batch_norms
 from ..downloads import checksum
@@ -137,9 +137,7 @@ def save_model(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()
+    with staging_folder(folder) as new:
         stages = []
         for stage in spec.stages:
             checksums = []
@@ -155,7 +153,5 @@ def save_model(
             stages.append(dataclasses.replace(stage, sha256=tuple(checksums)))
         spec = dataclasses.replace(spec, stages=tuple(stages))
         (new / CARD).write_text(spec.to_json(), encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        put_folder(new, folder, is_ours=lambda name: True, last=CARD)
     return spec

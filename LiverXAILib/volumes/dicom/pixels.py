@@ -21,6 +21,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ...errors import InputError
+from ...files import staging_folder
 from ..intensities import PADDING_HU
 from ..itk import itk_warnings_hidden
 from .headers import CtSlice, pydicom_warnings_hidden
@@ -130,7 +131,7 @@ def _unpacked_by_gdcm(dataset: Dataset, syntax: UID) -> np.ndarray:
         bare[keyword] = dataset[keyword]
     bare.SamplesPerPixel = 1
     bare.NumberOfFrames = dataset.get("NumberOfFrames") or 1
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pixels.dcm"
+    with staging_folder(Path(tempfile.gettempdir()) / "liverxai-pixels", private=True) as folder:
+        path = folder / "pixels.dcm"
         bare.save_as(path, enforce_file_format=True)
         return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
