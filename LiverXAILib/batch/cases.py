@@ -24,13 +24,12 @@ from ..tables import TableRow, read_table
 from ..text import one_line
 from ..volumes.formats import VOXEL_FILES, image_ending, is_segmentation, why_not_read, without_ending
 from ..volumes.image_file import image_files
+from .names import passed_over_without_names, pseudonym, without_descriptions
 
 #: Modalities of DICOM objects that are not images.
 _NO_IMAGES = frozenset(
     ["SR", "PR", "KO", "SEG", "REG", "FID", "DOC", "ANN", "RWV", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PLAN"]
 )
-#: What a series is called in messages, with the description that somebody wrote at the scanner.
-_DESCRIPTION = re.compile(r'(series (?:-?\d+|without a number)) \(".*?"\)(?=[\s,.:;\])]|$)', re.DOTALL)
 #: A series that shows fewer places is not a scan of a liver, but a bolus tracking, a biopsy check or the like.
 _FEWEST_SLICES = 10
 _LONGEST_NAME = 60
@@ -44,7 +43,8 @@ class Case:
     :param id: 16 hexadecimal digits made from where the image is within INPUT and its series: the same in each run and
         on each machine.
     :param label: what the user knows it by: its path within INPUT.
-    :param folder: name of its folder of results: readable, safe on each file system, unique.
+    :param name: what it is called in tables, logs and the manifest: its label, or a pseudonym.
+    :param folder: name of its folder of results: safe on each file system, unique; readable unless it is a pseudonym.
     :param path: what :func:`LiverXAILib.volumes.io.read_volume` gets.
     :param files: all files whose change would change the image.
     :param options: its own options where they differ from those of the batch.
@@ -52,6 +52,7 @@ class Case:
 
     id: str
     label: str
+    name: str
     folder: str
     path: Path
     series: str | None = None
@@ -69,6 +70,16 @@ class Found:
     root: Path
     cases: tuple[Case, ...]
     passed_over: tuple[tuple[str, str], ...] = ()
+    keep_names: bool = True
+
+    @property
+    def told(self) -> tuple[tuple[str, str], ...]:
+        """What was passed over, as it may stand in tables, logs and the manifest."""
+        return (
+            self.passed_over
+            if self.keep_names
+            else tuple(passed_over_without_names(label, reason) for label, reason in self.passed_over)
+        )
 
 
 def find_cases(
@@ -84,7 +95,7 @@ def find_cases(
     :param source: a folder (images and DICOM series at any depth), one image file, or a list (CSV or JSON).
     :param pattern: take only images whose path within `source` matches, e.g. "\\*/arterial/\\*.nii.gz".
     :param exclude: folders that are not searched: those of the results.
-    :param keep_names: call DICOM series by their descriptions, which may name patients.
+    :param keep_names: call cases by their paths, and DICOM series by their descriptions, which may name patients.
     :raises LiverXAILib.errors.InputError: `source` does not exist.
     :raises LiverXAILib.errors.UsageError: the list is wrong.
     """
@@ -92,15 +103,17 @@ def find_cases(
     if not source.exists():
         raise InputError(f"There is no file or folder {source}.")
     if source.suffix.lower() in (".csv", ".tsv", ".json"):
-        found = Found(source.parent, tuple(_listed(source)))
+        found = Found(source.parent, tuple(_listed(source, keep_names)))
     elif source.is_dir():
         found = _searched(source, exclude, keep_names, progress)
     else:
-        found = Found(source.parent, (_case(source.parent, source, files=image_files(source)),))
+        case = _case(source.parent, source, keep_names=keep_names, files=image_files(source))
+        found = Found(source.parent, (case,))
     if pattern is not None:
         fitting = tuple(case for case in found.cases if fnmatch(case.label, pattern))
         others = tuple((case.label, "does not match --pattern") for case in found.cases if case not in fitting)
         found = dataclasses.replace(found, cases=fitting, passed_over=found.passed_over + others)
+    found = dataclasses.replace(found, keep_names=keep_names)
     _check_unique(found.cases)
     return found
 
@@ -133,7 +146,7 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
                 images.append(path)
             else:
                 others.append(path)
-    cases = [_case(root, path, files=image_files(path)) for path in images]
+    cases = [_case(root, path, keep_names=keep_names, files=image_files(path)) for path in images]
     dicom, not_taken = _series(root, [path for path in others if path.is_file()], keep_names, progress)
     known = not_taken.known.union(*(case.files for case in cases))
     for path in others:
@@ -187,6 +200,7 @@ def _series(
                     _case(
                         root,
                         _common_folder(one.files),
+                        keep_names=keep_names,
                         series=one.info.lasting_key,
                         files=tuple(sorted(one.files)),
                         label=label,
@@ -196,11 +210,6 @@ def _series(
             else:
                 notes.append((label, one.info.problem or f"only {one.places} slices"))
     return cases, _NotTaken(notes, known)
-
-
-def without_descriptions(sentence: str) -> str:
-    """A sentence without the descriptions of DICOM series, in which scanners' users write names and dates of birth."""
-    return _DESCRIPTION.sub(r"\1", sentence)
 
 
 def _why_not_an_image(path: Path) -> str:
@@ -225,7 +234,7 @@ def _common_folder(files: Iterable[Path]) -> Path:
 # --- a list -------------------------------------------------------------------------------------------------------
 
 
-def _listed(path: Path) -> Iterator[Case]:
+def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
     rows = _json_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
     for where, row in rows:
         values = dict(row)
@@ -240,7 +249,8 @@ def _listed(path: Path) -> Iterator[Case]:
         image = path.absolute().parent / str(given)
         series = None if values.get("series") is None else str(values["series"])
         files = tuple(sorted(p for p in image.rglob("*") if p.is_file())) if image.is_dir() else image_files(image)
-        yield _case(path.absolute().parent, image, series=series, files=files, options=values, name=name)
+        place = path.absolute().parent
+        yield _case(place, image, keep_names=keep_names, series=series, files=files, options=values, name=name)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -283,6 +293,7 @@ def _case(
     root: Path,
     path: Path,
     *,
+    keep_names: bool,
     series: str | None = None,
     files: Sequence[Path] = (),
     options: Mapping[str, Any] | None = None,
@@ -294,10 +305,13 @@ def _case(
     # The same characters can be encoded in two ways; a copy on another system may have the other one.
     identity = unicodedata.normalize("NFC", "\0".join([_label(root, path), series or "", name]))
     case_id = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    own = {} if options is None else dict(options)
+    if not name and not keep_names:
+        hidden = pseudonym(case_id)
+        return Case(case_id, label, hidden, hidden, path, series, tuple(files), own)
     readable = safe_name(name or name_hint or without_ending(label))
     folder = name if name and name == readable else f"{readable}-{case_id[:8]}"
-    own = {} if options is None else dict(options)
-    return Case(case_id, name or label, folder, path, series, tuple(files), own)
+    return Case(case_id, name or label, name or label, folder, path, series, tuple(files), own)
 
 
 def _label(root: Path, path: Path) -> str:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ from ..errors import InputError, LiverXAIError, UsageError
 from ..options import Options
 from ..progress import Progress
 from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
-from .cases import content_hash, stamp, without_descriptions
+from .cases import content_hash, stamp
+from .names import without_names
 from .store import OutputError, Store, host_name, is_lost_place
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ _PROGRESS_RATE = 4.0
 def main() -> int:
     """Run until the parent closes the input. Returns the exit code."""
     faulthandler.enable()
+    logging.captureWarnings(True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     channel = Channel()
     config = json.loads(sys.stdin.buffer.readline())
@@ -62,6 +65,8 @@ def main() -> int:
     threading.Thread(target=_listen, args=(todo,), daemon=True).start()
     channel.send("ready", pid=os.getpid(), host=host_name(), model=identity(model))
     worker = _Worker(model, config, channel)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(worker.filter)
     threading.Thread(target=worker.read_all, args=(todo,), daemon=True).start()
     worker.work()
     return 0
@@ -106,12 +111,15 @@ class _Worker:
         self._options = Options.from_mapping(config["options"])
         self._store = Store(Path(config["output"]), token=config["run"])
         self._phase = "analyzing"
+        # One is being analyzed, one waits, and one is being read.
+        self._inside: deque[dict[str, Any]] = deque(maxlen=3)
         self._ready: queue.Queue[tuple[dict[str, Any], Options, Volume, dict[str, Any]]] = queue.Queue(maxsize=1)
 
     def read_all(self, todo: queue.Queue[dict[str, Any]]) -> None:
         """Read the images of cases as they come; for ever."""
         while True:
             case = todo.get()
+            self._inside.append(case)
             self._channel.send("reading", case=case["id"])
             started = time.time()
             try:
@@ -161,11 +169,15 @@ class _Worker:
         self._store.probe()
         record = {
             "case": case["id"],
-            "label": case["label"],
+            "label": case["name"],
             "folder": case["folder"],
             "state": "done",
             "run": self._store.token,
-            "input": {"path": case["path"], "series": case["series"], **record["input"]},
+            "input": {
+                "path": case["path"] if self._config["keep_names"] else case["name"],
+                "series": case["series"],
+                **record["input"],
+            },
             "model": self._identity,
             "settings": case["settings"],
             "software": __version__,
@@ -177,7 +189,9 @@ class _Worker:
                 "writing": round(time.time() - analyzed, 3),
                 "finished": round(time.time(), 3),
             },
-            "warnings": [self._telling(text) for text in (*analysis.provenance.get("warnings", ()), *written.warnings)],
+            "warnings": [
+                self._telling(text, case) for text in (*analysis.provenance.get("warnings", ()), *written.warnings)
+            ],
         }
         self._store.commit(part, case["folder"], record)
         self._channel.send("done", case=case["id"], record=record)
@@ -195,7 +209,7 @@ class _Worker:
 
     def _fail(self, case: dict[str, Any], error: BaseException, phase: str) -> None:
         kind, sentence = self._judge(error, phase)
-        sentence = self._telling(sentence)
+        sentence = self._telling(sentence, case)
         unreachable = phase == "reading" and (is_lost_place(error) or not os.path.lexists(case["path"]))
         if kind == "error":
             # The frames without the message, which may hold what a header says of the patient.
@@ -204,9 +218,19 @@ class _Worker:
             )
         self._channel.send("failed", case=case["id"], kind=kind, error=sentence, phase=phase, unreachable=unreachable)
 
-    def _telling(self, sentence: str) -> str:
-        """A sentence as it may stand in the manifest, in tables and logs."""
-        return sentence if self._config["keep_names"] else without_descriptions(sentence)
+    def _telling(self, sentence: str, case: Mapping[str, Any]) -> str:
+        """A sentence about a case as it may stand in the manifest, in tables and logs."""
+        if self._config["keep_names"]:
+            return sentence
+        return without_names(sentence, case["name"], case["label"], [case["path"], *case["files"]])
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take names out of what is logged about the cases inside (see :class:`logging.Filter`)."""
+        text = record.getMessage()
+        for case in list(self._inside):
+            text = self._telling(text, case)
+        record.msg, record.args = text, None
+        return True
 
     def _judge(self, error: BaseException, phase: str) -> tuple[str, str]:
         """Whose fault `error` is, and a sentence about it."""

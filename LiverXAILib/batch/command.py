@@ -24,6 +24,7 @@ from ..text import one_line
 from .cases import Found, find_cases
 from .dicomweb import Archive, is_address
 from .manifest import last_states, read_manifest
+from .names import write_names
 from .run import Batch, LocalWorkerPool, MakePool, RunSummary, Settings, resume_decision
 from .store import Shard, Store
 from .summary import write_summary
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-names",
         action="store_true",
-        help="let descriptions of DICOM series, which may name patients, stand in tables, logs and the manifest",
+        help="call cases by their paths and series descriptions, which may name patients, in tables, logs and the "
+        "manifest (default: by pseudonyms, which names.csv explains)",
     )
     group = parser.add_argument_group("running")
     group.add_argument(
@@ -118,7 +120,7 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         mine = sum(store.shard.holds(case.id) for case in found.cases)
         of = "" if store.shard.count == 1 else f", {mine} of them in part {store.shard}"
         screen.say(f"{len(found.cases)} cases in {source}{of}; {len(found.passed_over)} series or files passed over.")
-        for reason, count in Counter(reason for _, reason in found.passed_over).most_common():
+        for reason, count in Counter(reason for _, reason in found.told).most_common():
             screen.say(f"  {count} passed over: {reason}")
         if not mine:
             if not found.cases:
@@ -130,6 +132,8 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         store.open(lambda text: screen.note(text, 0.0))
         try:
             screen.open_log(store.logs / f"{store.name}.log")
+            if not found.keep_names:
+                _explain_names(store, found)
             summary = Batch(found, store, settings, screen).run(_engine(arguments, store, settings, python))
             screen.note("Summing up", 0.0)
             files = write_summary(store, found)
@@ -142,6 +146,16 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
             store.close()
     _tell(summary, screen, files, store.damage)
     return summary.exit_code
+
+
+def _explain_names(store: Store, found: Found) -> None:
+    """Tell the user, and nobody else, which image each pseudonym stands for."""
+    rows = [{"case": case.name, "name": case.label, "path": case.path} for case in found.cases]
+    rows += [{"case": name, "name": label} for (name, _), (label, _) in zip(found.told, found.passed_over, strict=True)]
+    try:
+        write_names(store.output, rows)
+    except OSError as error:
+        raise store.unusable(error) from error
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

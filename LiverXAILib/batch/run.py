@@ -181,20 +181,22 @@ class Batch:
             host=host_name().split()[0],
             shard=str(self._store.shard),
             cases=len(self._cases),
-            passed_over=[list(item) for item in self._found.passed_over],
+            passed_over=[list(item) for item in self._found.told],
         )
-        pool = make_pool(inbox.put)
-        try:
-            with self._catch_signals():
+        with self._catch_signals():
+            pool = make_pool(inbox.put)
+            try:
                 model = self._wait_until_ready(pool, inbox, manifest)
                 if model is not None:
                     todo = self._plan(model, before, manifest)
                     self._work(pool, inbox, manifest, todo, model)
-        finally:
-            pool.stop()
-            for case_id in list(self._fractions):
-                self._store.discard(self._cases[case_id].folder)
-            manifest.close()
+            finally:
+                pool.stop()
+                for case_id in list(self._fractions):
+                    self._store.discard(self._cases[case_id].folder)
+                manifest.close()
+        if self._signals:
+            self._summary.signal = self._signals[0]
         return self._summary
 
     def _message(self, case: Case) -> dict[str, Any]:
@@ -202,6 +204,7 @@ class Batch:
         return {
             "id": case.id,
             "label": case.label,
+            "name": case.name,
             "folder": case.folder,
             "path": str(case.path),
             "series": case.series,
@@ -243,20 +246,31 @@ class Batch:
             if self._signals:
                 break
             state = before.get(case.id, {})
+            self._call_by_new_name(case, state)
             decision = resume_decision(case, self._store, model, self._settings, state, refresh=True)
             if decision.finished:
                 if decision.reason == "done":
                     self._summary.done_before += 1
                 else:
                     self._summary.failed_before += 1
-                if decision.reason == "done" and state.get("state") != "done":
-                    # Its folder was in place, but the run died before it could say so.
-                    manifest.append("case", case=case.id, state="done", label=case.label, folder=case.folder)
+                if decision.reason == "done" and (state.get("state"), state.get("folder")) != ("done", case.folder):
+                    # Its folder is in place, but the run that made it died before it could say so, or called it else.
+                    manifest.append("case", case=case.id, state="done", label=case.name, folder=case.folder)
             elif state.get("state") == "running":
                 last.append(case)
             else:
                 todo.append(case)
         return todo + last
+
+    def _call_by_new_name(self, case: Case, state: Mapping[str, Any]) -> None:
+        """Rename the result of a run that called cases otherwise (``--keep-names``), which need not be done again."""
+        old = state.get("folder", case.folder)
+        record = None if old == case.folder else self._store.record(old)
+        if record is None or record["case"] != case.id or not self._store.rename(old, case.folder):
+            return
+        path = str(case.path) if self._settings.keep_names else case.name
+        record |= {"label": case.name, "folder": case.folder, "input": {**record.get("input", {}), "path": path}}
+        self._store.update_record(case.folder, record)
 
     # --- doing it ------------------------------------------------------------------------------------------------
 
@@ -298,7 +312,7 @@ class Batch:
             if ends == pool.ends:
                 break
         for case in (self._cases[case_id] for case_id in inside):
-            manifest.append("case", case=case.id, label=case.label, folder=case.folder, state="dropped")
+            manifest.append("case", case=case.id, label=case.name, folder=case.folder, state="dropped")
         summary = self._summary
         manifest.append("end", done=len(summary.done), failed=len(summary.failed), reason=summary.stopped)
 
@@ -313,7 +327,7 @@ class Batch:
             manifest.append("worker", pid=event["pid"], host=event["host"])
         elif name == "running":
             case = self._cases[event["case"]]
-            manifest.append("case", case=case.id, label=case.label, folder=case.folder, state="running")
+            manifest.append("case", case=case.id, label=case.name, folder=case.folder, state="running")
             self._fractions[event["case"]] = ("Reading", 0.0)
         elif name == "progress":
             self._fractions[event["case"]] = (event["stage"], event["fraction"])
@@ -325,18 +339,17 @@ class Batch:
 
     def _finish(self, event: dict[str, Any], manifest: Manifest, model: Mapping[str, Any]) -> None:
         case = self._cases[event["case"]]
-        about = {"case": case.id, "label": case.label, "folder": case.folder}
+        about = {"case": case.id, "label": case.name, "folder": case.folder}
         if event["state"] == "done":
             record = event["record"]
             kept = {key: record[key] for key in ("input", "model", "settings", "software", "host", "times", "warnings")}
             manifest.append("case", **about, state="done", **kept)
             self._summary.done.append(case.id)
-            self._reporter.say(f"done    {case.label} ({self._outlook()})")
+            self._reporter.say(f"done    {case.name} ({self._outlook()})")
             return
         if event.get("unreachable") and self._drive_is_gone(case):
             self._summary.stopped = (
-                f"The images in {self._found.root} cannot be reached any more. "
-                "Bring the drive back, then run the same command again."
+                "The images cannot be reached any more. Bring the drive back, then run the same command again."
             )
             manifest.append("case", **about, state="dropped")
             return
@@ -351,7 +364,7 @@ class Batch:
             model=dict(model),
         )
         self._summary.failed[case.id] = event["error"]
-        self._reporter.say(f"FAILED  {case.label}: {event['error']} ({self._outlook()})")
+        self._reporter.say(f"FAILED  {case.name}: {event['error']} ({self._outlook()})")
 
     def _drive_is_gone(self, case: Case) -> bool:
         """Whether not only the image of `case` but also others that were found cannot be reached."""
@@ -370,7 +383,7 @@ class Batch:
     def _show(self) -> None:
         finished = len(self._summary.done) + len(self._summary.failed)
         current = ", ".join(
-            f"{Path(self._cases[case_id].label).name}: {stage}" for case_id, (stage, _) in self._fractions.items()
+            f"{Path(self._cases[case_id].name).name}: {stage}" for case_id, (stage, _) in self._fractions.items()
         )
         fraction = sum(part for _, part in self._fractions.values())
         self._reporter.show(finished + fraction, self._total, current)

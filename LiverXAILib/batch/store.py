@@ -8,6 +8,7 @@
     OUTPUT/manifest/lock-*.json  runs that are working now
     OUTPUT/logs/                 log of each run and of its worker processes
     OUTPUT/*.csv, cohort.html    summaries, made anew at the end of each run
+    OUTPUT/names.csv             which image a pseudonym stands for, for the user alone
 
 A case is finished when its folder exists: renaming the folder into place is the one step that commits it. Everything
 works on a shared (network) file system: it needs atomic rename and exclusive creation, but no file locks.
@@ -120,8 +121,11 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock(note)
             self._sweep()
-        except OSError as error:
-            raise self.unusable(error) from error
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise self.unusable(error) from error
+            raise
         threading.Thread(target=self._beat, daemon=True).start()
 
     def check(self) -> None:
@@ -179,14 +183,10 @@ class Store:
             time.sleep(1.0)
             if _read_lock(self._lock_path).get("token") != self.token:
                 raise BusyError("Another run has just started on this output folder. Wait until it has finished.")
-        try:
-            for path in self.manifest.glob("lock-*.json"):
-                if path != self._lock_path and self.shard.overlaps(_shard_of(path)):
-                    self._refuse_if_alive(path, note)
-                    path.unlink(missing_ok=True)
-        except BusyError:
-            self.close()
-            raise
+        for path in self.manifest.glob("lock-*.json"):
+            if path != self._lock_path and self.shard.overlaps(_shard_of(path)):
+                self._refuse_if_alive(path, note)
+                path.unlink(missing_ok=True)
 
     def _refuse_if_alive(self, path: Path, note: Callable[[str], None]) -> None:
         lock = _read_lock(path)
@@ -261,6 +261,16 @@ class Store:
             (self.cases / folder).rename(place / f"{folder}-{self.token}")
         except OSError as error:
             raise self.unusable(error) from error
+
+    def rename(self, old: str, new: str) -> bool:
+        """Give a finished case's folder another name, unless there is one of that name; returns whether it was done."""
+        if (self.cases / new).exists():
+            return False
+        try:
+            (self.cases / old).rename(self.cases / new)
+        except OSError as error:
+            raise self.unusable(error) from error
+        return True
 
     def commit(self, part: Path, folder: str, record: Mapping[str, Any]) -> bool:
         """Make the files in `part` the result of a case, with `record`, at once and for good.

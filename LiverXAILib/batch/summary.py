@@ -96,7 +96,8 @@ def collect(store: Store, found: Found) -> list[CaseSummary]:
     """Every case that was found or is in the manifest."""
     states = last_states(read_manifest(store.manifest, store.damage))
     for case in found.cases:
-        states.setdefault(case.id, {"label": case.label, "folder": case.folder, "state": "open"})
+        state = states.get(case.id, {"folder": case.folder, "state": "open"})
+        states[case.id] = {**state, "label": case.name}
     summaries = [_summarize(store, state) for state in states.values()]
     return sorted(summaries, key=lambda summary: str(summary.row["case"]))
 
@@ -194,7 +195,7 @@ def _page(cases: Sequence[CaseSummary], found: Found) -> str:
         "done": done,
         "failed": [row for row in rows if row["state"] == "failed"],
         "open": [row for row in rows if row["state"] == "open"],
-        "passed_over": found.passed_over,
+        "passed_over": found.told,
         "kinds": KINDS,
         "figure": _figure(done),
         "outliers": outliers(done),

@@ -197,7 +197,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def batch_command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "LiverXAILib", "batch", *map(str, arguments)]
+    """Cases are called by their paths, so that tests need not look their names up; test_batch_names.py does without."""
+    return [sys.executable, "-m", "LiverXAILib", "batch", "--keep-names", *map(str, arguments)]
 
 
 def start_batch(*arguments: Any, env: dict[str, str]) -> subprocess.Popen[str]:

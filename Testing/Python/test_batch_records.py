@@ -53,7 +53,7 @@ def output(tmp_path, monkeypatch):
     (store.cases / "x").mkdir(parents=True)
     store.manifest.mkdir()
     (store.manifest / "a.jsonl").write_text(json.dumps(LINE) + "\n")
-    made = Output(store, Found(tmp_path, (Case("ab", "x", "x", tmp_path / "missing"),)))
+    made = Output(store, Found(tmp_path, (Case("ab", "x", "x", "x", tmp_path / "missing"),)))
     made.damage("case.json", json.dumps(RECORD))
     write_result_files(store.cases / "x")
     return made

@@ -41,7 +41,7 @@ class Records(Kind):
         store.open()
         manifest = Manifest(store)
         manifest.append("run", arguments=["x"], cases=_CASES)
-        self.found = find_cases(self.scans)
+        self.found = find_cases(self.scans, keep_names=True)
         for case in self.found.cases:
             part = store.part(case.folder)
             part.mkdir()
