@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGINT and SIGTERM at every stage of the long commands: the right exit code, no process, no file half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from batch_toys import write_good, write_model
+from model_server import serving
+from stops import stop
+from training_toys import tiny, write_msd
+
+from LiverXAILib import cli
+from LiverXAILib.batch import session
+from LiverXAILib.models import load_model, registry
+from LiverXAILib.models.downloads import checksum
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process that is to be stopped"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+
+
+def assert_clean(stopped, number, *places):
+    """It ended by the signal, and nothing but the results that were there is left in `places`."""
+    assert stopped.code == 128 + number, stopped.said
+    assert "Traceback" not in stopped.said
+    assert not stopped.running
+    assert not [name for name in stopped.temporary if "inductor" not in name]
+    for place in places:
+        assert not [path for path in place.rglob("*") if path.name.startswith((".", "lock-"))]
+
+
+# --- batch --------------------------------------------------------------------------------------------------------
+
+
+def of(event):
+    return lambda self, message: message["event"] == event
+
+
+BATCH = {
+    "searching": ("LiverXAILib.batch.command:find_cases", None),
+    "opening": ("LiverXAILib.batch.store:Store._sweep", None),
+    "starting": ("LiverXAILib.batch.session:ChildProcess", None),
+    "ready": ("LiverXAILib.batch.session:Session._on_message", of("ready")),
+    "planning": ("LiverXAILib.batch.run:resume_decision", None),
+    "reading": ("LiverXAILib.batch.session:Session._on_message", of("reading")),
+    "analyzing": ("LiverXAILib.batch.session:Session._on_message", of("analyzing")),
+    "done": ("LiverXAILib.batch.session:Session._on_message", of("done")),
+    "ending": ("LiverXAILib.batch.session:Session.stop", None),
+    "summing up": ("LiverXAILib.batch.command:write_summary", None),
+    "tables": ("LiverXAILib.batch.summary:write_table", None),
+}
+
+
+def use_the_toy():
+    session.CHILD = "batch_child_toy"
+
+
+@BOTH
+@pytest.mark.parametrize("stage", BATCH)
+def test_a_batch_is_stopped(stage, number, tmp_path):
+    for case in range(3):
+        write_good(tmp_path / "in" / f"c{case}.nii.gz", case)
+    output = tmp_path / "out"
+    place, when = BATCH[stage]
+    arguments = ["batch", tmp_path / "in", "-o", output, "--model", "toy", "--explain"]
+    chosen = {} if when is None else {"when": when}
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    stopped = stop(arguments, place, number, tmp_path / "tmp", patch=use_the_toy, environment=paths, **chosen)
+    assert_clean(stopped, number, output)
+    done = list((output / "cases").glob("*"))
+    assert all((folder / "case.json").is_file() for folder in done)
+    if stage in ("ending", "summing up", "tables"):
+        assert len(done) == 3
+    elif stage == "analyzing" and number == signal.SIGINT:
+        assert "Stopping after the current case" in stopped.said
+        assert len(done) == 1
+    elif stage in ("searching", "opening", "starting", "ready", "planning"):
+        assert not done
+
+
+# --- train --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    data = write_msd(folder / "data", 4)
+    changes = {"training__epochs": 1, "hardware__workers": 1, "finish": {"evaluate": True, "explain": "seg-grad-cam"}}
+    config = tiny(data, folder / "run", **changes)
+    (folder / "study.yaml").write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
+    assert cli.main(["train", str(folder / "study.yaml")]) == 0
+    for name in ("model", "examples", "card.md", "evaluation.csv", "evaluation.json"):
+        path = folder / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("run:find_data", signal.SIGTERM),
+        ("samples:Prepare.__call__", signal.SIGINT),
+        ("learner:Learner.training_step", signal.SIGINT),
+        ("learner:Learner.training_step", signal.SIGTERM),
+        ("learner:Learner.validation_step", signal.SIGTERM),
+        ("learner:Checkpoints.on_train_epoch_end", signal.SIGINT),
+    ],
+)
+def test_training_is_stopped(place, number, study, tmp_path):
+    output = tmp_path / "run"
+    arguments = ["train", study / "study.yaml", "-o", output]
+    stopped = stop(arguments, f"LiverXAILib.training.{place}", number, tmp_path / "tmp")
+    assert_clean(stopped, number, output)
+    assert not (output / "finished.json").exists()
+    assert not (output / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("finish:write_curves", signal.SIGTERM),
+        ("finish:load_model", signal.SIGINT),
+        ("finish:evaluate", signal.SIGTERM),
+        ("finish:_explain", signal.SIGINT),
+        ("finish:_write_card", signal.SIGTERM),
+    ],
+)
+def test_what_follows_training_is_stopped_and_done_again(place, number, study, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(study / "run", output)
+    arguments = ["train", study / "study.yaml", "-o", output]
+    stopped = stop(arguments, f"LiverXAILib.training.{place}", number, tmp_path / "tmp")
+    assert_clean(stopped, number, output)
+    assert not (output / "card.md").exists()
+    if (output / "model").exists():
+        load_model(output / "model")
+
+
+@BOTH
+@pytest.mark.parametrize("place", ["put_folder", "save_file"])
+def test_a_model_that_is_there_is_replaced_whole_or_not_at_all(place, number, study, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(study / "run", output)
+    write_model(output / "model")
+    arguments = ["train", study / "study.yaml", "-o", output]
+    stopped = stop(arguments, f"LiverXAILib.models.formats.liverxai:{place}", number, tmp_path / "tmp")
+    assert_clean(stopped, number, output)
+    assert load_model(output / "model").spec.name == "toy"
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A server with a model in a zip file, and a registry that knows it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LIVERXAI_MODELS", raising=False)
+    model = write_model(tmp_path / "toy")
+    with zipfile.ZipFile(tmp_path / "toy.zip", "w") as archive:
+        for path in model.iterdir():
+            archive.write(path, f"toy/{path.name}")
+    with serving() as server:
+        server.files["/toy.zip"] = (tmp_path / "toy.zip").read_bytes()
+        licenses = {"code": "MIT", "weights": "MIT", "data": "MIT"}
+        about = {"title": "Toy", "task": "liver", "labels": [], "licenses": licenses, "source": "here"}
+        archive = {"url": f"{server.address}/toy.zip", "sha256": checksum(tmp_path / "toy.zip")}
+        entry = {"kind": "archive", "about": about, "archive": archive}
+        path = tmp_path / "registry.json"
+        path.write_text(json.dumps({"version": 1, "models": {"toy": entry}}), encoding="utf-8")
+        monkeypatch.setattr(registry, "_REGISTRY", path)
+        yield SimpleNamespace(home=tmp_path / "home" / "liverxai" / "models", folder=tmp_path)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "place",
+    [
+        "downloads:_receive",
+        "downloads:report_progress",
+        "downloads:checksum",
+        "store:unpack",
+        "store:_needed_files",
+        "store:write_record",
+    ],
+)
+def test_a_download_is_stopped_and_goes_on(place, number, shop, monkeypatch):
+    command = ["models", "download", "toy"]
+    stopped = stop(command, f"LiverXAILib.models.{place}", number, shop.folder / "tmp")
+    assert_clean(stopped, number)
+    assert {path.name for path in shop.home.iterdir()} == {".partial"}
+    # What has arrived is kept on purpose.
+    assert {path.name for path in (shop.home / ".partial").iterdir()} <= {"toy.zip.part"}
+    assert cli.main(command) == 0
+    load_model("toy")
+
+
+@BOTH
+@pytest.mark.parametrize("place", ["store:find_format", "store:load_folder", "store:write_record"])
+def test_an_import_is_stopped_and_leaves_nothing(place, number, shop):
+    command = ["models", "import", shop.folder / "toy.zip", "--name", "mine"]
+    stopped = stop(command, f"LiverXAILib.models.{place}", number, shop.folder / "tmp")
+    assert_clean(stopped, number, shop.home)
+    assert not list(shop.home.iterdir())
