@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING
 from . import options
 from ._version import __version__
 from .context import RunContext
-from .errors import Cancelled, LiverXAIError, UsageError
+from .errors import Cancelled, LiverXAIError, UsageError, is_memory
 from .progress import progress_bar, progress_hidden
-from .subprocesses import is_memory
 from .text import one_line
 from .volumes.formats import FILE_FORMATS
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .text import displayable
 
 #: Most characters of a message.
@@ -43,3 +46,30 @@ class UsageError(LiverXAIError):
 
 class Cancelled(LiverXAIError):
     """The user cancelled; nothing was written."""
+
+
+def is_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is a lack of memory."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, (MemoryError, DeviceError)) or "can't allocate memory" in text or "out of memory" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def own_errors(failed: str) -> Iterator[None]:
+    """Whatever another library raises in this block, or in a function decorated with it, leaves as one of our errors.
+
+    :param failed: what has failed, as the beginning of a sentence: "The CT cannot be analyzed".
+    :raises DeviceError: there was not enough memory.
+    """
+    try:
+        yield
+    except LiverXAIError:
+        raise
+    except Exception as error:
+        if is_memory(error):
+            raise DeviceError("There was not enough memory. Close other programs, or crop the image.") from error
+        raise LiverXAIError(f"{failed}: unexpected {type(error).__name__}: {error}") from error

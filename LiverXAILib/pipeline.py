@@ -10,8 +10,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 from .analysis import Analysis
 from .context import RunContext
-from .errors import Cancelled, DeviceError, InputError, LiverXAIError, UsageError
+from .errors import Cancelled, InputError, LiverXAIError, UsageError, is_memory, own_errors
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
 from .explain.answers import Answer
 from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
@@ -37,7 +36,6 @@ from .models import Model
 from .models.model import require_model
 from .progress import CancelToken, Progress
 from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_output
-from .subprocesses import is_memory
 from .volumes.volume import Volume, require_volume
 
 if TYPE_CHECKING:
@@ -54,21 +52,8 @@ CHECK_DRAWS = 3
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """Whatever another library raises leaves as one of our errors."""
-    try:
-        yield
-    except LiverXAIError:
-        raise
-    except Exception as error:
-        if is_memory(error):
-            raise DeviceError("There was not enough memory. Close other programs, or crop the image.") from error
-        raise LiverXAIError(f"The CT cannot be analyzed: unexpected {type(error).__name__}: {error}") from error
-
-
 # Long: most lines are its parameters and their documentation; the body calls one step after the other.
-@_own_errors()
+@own_errors("The CT cannot be analyzed")
 def analyze(
     volume: Volume,
     model: Model,

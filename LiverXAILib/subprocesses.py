@@ -16,8 +16,6 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DeviceError
-
 _ROOT = Path(__file__).resolve().parents[1]
 #: Longer messages are not ours: images go through files.
 _LONGEST_LINE = 64 << 20
@@ -172,16 +170,6 @@ def describe_end(code: int) -> str:
         name = f"signal {-code}"
     hint = ", most likely because the system ran out of memory" if name == "SIGKILL" else ""
     return f"{name}{hint}"
-
-
-def is_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is a lack of memory."""
-    while error is not None:
-        text = str(error)
-        if isinstance(error, (MemoryError, DeviceError)) or "can't allocate memory" in text or "out of memory" in text:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def volunteer_for_the_oom_killer() -> None:

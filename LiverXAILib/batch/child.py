@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..context import RunContext
-from ..errors import InputError, LiverXAIError, UsageError
+from ..errors import InputError, LiverXAIError, UsageError, is_memory
 from ..options import Options
 from ..progress import Progress
-from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
+from ..subprocesses import Channel, volunteer_for_the_oom_killer
 from .cases import content_hash, stamp
 from .names import without_names
 from .store import OutputError, Store, host_name, is_lost_place

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError, UsageError, own_errors
 from ..inference.backends import keep_freed_memory
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
-from ..models.model import Model
+from ..models.model import Model, require_model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress, report_progress, scaled
 from ..volumes.box import bounding_box
 from ..volumes.resample import resample
-from ..volumes.volume import Volume
+from ..volumes.volume import Volume, require_volume
 from .catalog import DEFAULT_METHOD
 from .explanation import Explanation
 from .faithfulness import check_faithfulness
@@ -62,6 +62,7 @@ def explain(
     return explanation
 
 
+@own_errors("The segmentation cannot be explained")
 def explain_all(
     volume: Volume,
     model: Model,
@@ -92,6 +93,8 @@ def explain_all(
     :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
+    require_volume(volume)
+    require_model(model)
     if method not in METHODS:
         raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
     if not segmentation.labels.grid.matches(volume.grid):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..context import RunContext
-from ..errors import DeviceError
+from ..errors import DeviceError, own_errors
 from ..models.model import Model, require_model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress
@@ -39,6 +39,7 @@ _LARGEST_PIECE = Postprocessing(fill_holes=False)
 
 
 # Long: most lines are its parameters and their documentation.
+@own_errors("The CT cannot be segmented")
 def segment(
     volume: Volume,
     model: Model,
@@ -63,8 +64,8 @@ def segment(
     :param progress: called after each window.
     :param cancel: asked before each window.
     :return: labels on the input's grid.
-    :raises LiverXAILib.errors.InputError: the image is not as large as a CT of a body, or needs more memory than may be
-        used.
+    :raises LiverXAILib.errors.InputError: the image is not as large as a CT of a body, needs more memory than may be
+        used, or holds values that are not finite numbers.
     :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
     :raises LiverXAILib.errors.UsageError: `backend` is not possible here.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.

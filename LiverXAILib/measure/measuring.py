@@ -10,11 +10,11 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ..errors import UsageError
+from ..errors import UsageError, own_errors
 from ..inference.lesions import lesion_components, lesion_count
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, bounding_box
-from ..volumes.volume import Grid, Volume
+from ..volumes.volume import Grid, Volume, require_volume
 from .candidates import measure_candidates
 from .diameters import axial_diameters, feret_diameter_mm
 from .lesions import enhancement, location, slice_instance_number, sphericity
@@ -27,6 +27,7 @@ from .reliability import finding_reliability
 
 
 # Long: most lines are its parameters and their documentation.
+@own_errors("The segmentation cannot be measured")
 def measure(
     volume: Volume,
     segmentation: Segmentation,
@@ -47,6 +48,7 @@ def measure(
     :raises LiverXAILib.errors.UsageError: the grids differ, there is no label "liver", only one of height and weight is
         given, or a target does not exist.
     """
+    require_volume(volume)
     grid = volume.grid
     if not grid.matches(segmentation.labels.grid):
         raise UsageError("The segmentation does not lie on the image's grid; measure it on the image it was made from.")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from .box import Box, bounding_box
 
 #: ``bounding_box`` moved to :mod:`LiverXAILib.volumes.box`; importing it from here goes on working.
@@ -157,7 +157,15 @@ class Volume:
 
 
 def require_volume(value: object) -> None:
-    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a :class:`Volume`."""
+    """Raise an error of :mod:`LiverXAILib.errors` unless `value` is a :class:`Volume` of finite numbers."""
     if not isinstance(value, Volume):
         what = f"read_volume({str(value)!r})" if isinstance(value, str | os.PathLike) else "read_volume(path)"
         raise UsageError(f"An image is needed, not {type(value).__name__}: read it first, with {what}.")
+    if value.array.dtype.kind not in "iuf" or not value.array.size:
+        raise InputError(
+            f"The image must hold voxels that are numbers, not {value.array.dtype} of {value.array.shape}."
+        )
+    if value.array.dtype.kind == "f" and not np.isfinite(value.array).all():
+        raise InputError(
+            "The image holds values that are not finite numbers (NaN or infinity); replace them, e.g. by air."
+        )

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis import Analysis, Decision
-from ..errors import Cancelled, LiverXAIError, UsageError
+from ..errors import Cancelled, LiverXAIError, UsageError, is_memory
 from ..explain.catalog import DEFAULT_METHOD
 from ..files import staging_folder
 from ..inference.segmentation import Segmentation
-from ..subprocesses import ChildProcess, describe_end, is_memory
+from ..subprocesses import ChildProcess, describe_end
 from ..volumes.volume import Volume
 from .wire import KINDS, Explained, pack_segmentation, pack_volume, unpack_analysis, unpack_explained
 

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..context import RunContext
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError, UsageError, is_memory
 from ..progress import CancelToken, Progress
-from ..subprocesses import Channel, is_memory, volunteer_for_the_oom_killer
+from ..subprocesses import Channel, volunteer_for_the_oom_killer
 from .wire import KINDS, Explained, pack_analysis, pack_explained, unpack_segmentation, unpack_volume
 
 if TYPE_CHECKING:

@@ -10,16 +10,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from LiverXAILib import cli
 
 _MARK = "LIVERXAI_TEST_RUN"
-#: Seconds until what a command has started must be gone, too.
-_GRACE_S = 3.0
+#: Seconds until a stopped command must have ended, and then what it has started.
+_LIMIT_S, _GRACE_S = 240.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -38,35 +39,30 @@ def stop(
     number: int,
     folder: Path,
     *,
-    when: Callable[..., bool] = lambda *arguments, **named: True,
-    patch: Callable[[], None] = lambda: None,
+    event: str | None = None,
+    values: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Stopped:
-    """Run the command line in a forked process; when the function at `place` is called, the signal `number` comes.
+    """Run the command line; when the function at `place` is called, the signal `number` comes.
 
     :param place: "package.module:name" or "package.module:Class.name", as it is looked up by the code that calls it.
     :param folder: a new folder for temporary files.
-    :param when: gets the function's arguments; at the first call for which it is true the signal comes.
-    :param patch: changes more in the process that runs the command.
+    :param event: wait for the call that gets a message of a worker with this event.
+    :param values: replaced in the process that runs the command, by their places.
+    :param environment: its environment, beside that of this process.
     """
     folder.mkdir()
     log, mark = folder.with_suffix(".log"), uuid.uuid4().hex
-
-    def run() -> None:
-        os.setsid()
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
-        os.environ.update({"TMPDIR": str(folder), _MARK: mark, **(environment or {})})
-        tempfile.tempdir = None
-        patch()
-        _interpose(place, number, when)
-        sys.exit(cli.main([*map(str, arguments)]))
-
-    process = multiprocessing.get_context("fork").Process(target=run)
+    around = {**os.environ, "TMPDIR": str(folder), _MARK: mark, **(environment or {})}
+    given = [*map(str, arguments)]
+    process = _clean_processes().Process(
+        target=_run, args=(given, place, number, event, log, dict(values or {}), around)
+    )
     process.start()
-    process.join()
+    process.join(_LIMIT_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
     assert process.pid is not None
     return Stopped(
         process.exitcode,
@@ -76,17 +72,60 @@ def stop(
     )
 
 
-def _interpose(place: str, number: int, when: Callable[..., bool]) -> None:
-    """Let the function at `place` send a signal to its own process, once, before it does its work."""
+@cache
+def _clean_processes() -> Any:
+    """Makes processes that have imported everything, but have none of the threads of this one."""
+    context = multiprocessing.get_context("forkserver")
+    parts = ("batch.command", "models.commands", "models.loading", "models.store", "training.run", "training.fit")
+    context.set_forkserver_preload([f"LiverXAILib.{part}" for part in parts])
+    return context
+
+
+def _run(
+    arguments: Sequence[str],
+    place: str,
+    number: int,
+    event: str | None,
+    log: Path,
+    values: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> None:
+    """In the process: run the command line, and end with its exit code."""
+    import torch
+
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    torch.set_num_threads(1)
+    for name, value in values.items():
+        holder, attribute = _find(name)
+        setattr(holder, attribute, value)
+    _interpose(place, number, event)
+    sys.exit(cli.main(arguments))
+
+
+def _find(place: str) -> tuple[Any, str]:
+    """What has the attribute at `place`, and its name."""
     module, _, names = place.partition(":")
     holder: Any = importlib.import_module(module)
     *outer, name = names.split(".")
     for one in outer:
         holder = getattr(holder, one)
+    return holder, name
+
+
+def _interpose(place: str, number: int, event: str | None) -> None:
+    """Let the function at `place` send a signal to its own process, once, before it does its work."""
+    holder, name = _find(place)
     original, sent = getattr(holder, name), []
 
     def stopping(*arguments: Any, **named: Any) -> Any:
-        if not sent and when(*arguments, **named):
+        if not sent and (event is None or arguments[1]["event"] == event):
             sent.append(number)
             os.kill(os.getpid(), number)
         return original(*arguments, **named)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,9 @@ from stops import stop
 from training_toys import tiny, write_msd
 
 from LiverXAILib import cli
-from LiverXAILib.batch import session
-from LiverXAILib.models import load_model, registry
+from LiverXAILib.models import load_model
 from LiverXAILib.models.downloads import checksum
+from LiverXAILib.models.registry import registry
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process that is to be stopped"),
@@ -44,27 +45,19 @@ def assert_clean(stopped, number, *places):
 # --- batch --------------------------------------------------------------------------------------------------------
 
 
-def of(event):
-    return lambda self, message: message["event"] == event
-
-
 BATCH = {
     "searching": ("LiverXAILib.batch.command:find_cases", None),
     "opening": ("LiverXAILib.batch.store:Store._sweep", None),
     "starting": ("LiverXAILib.batch.session:ChildProcess", None),
-    "ready": ("LiverXAILib.batch.session:Session._on_message", of("ready")),
+    "ready": ("LiverXAILib.batch.session:Session._on_message", "ready"),
     "planning": ("LiverXAILib.batch.run:resume_decision", None),
-    "reading": ("LiverXAILib.batch.session:Session._on_message", of("reading")),
-    "analyzing": ("LiverXAILib.batch.session:Session._on_message", of("analyzing")),
-    "done": ("LiverXAILib.batch.session:Session._on_message", of("done")),
+    "reading": ("LiverXAILib.batch.session:Session._on_message", "reading"),
+    "analyzing": ("LiverXAILib.batch.session:Session._on_message", "analyzing"),
+    "done": ("LiverXAILib.batch.session:Session._on_message", "done"),
     "ending": ("LiverXAILib.batch.session:Session.stop", None),
     "summing up": ("LiverXAILib.batch.command:write_summary", None),
     "tables": ("LiverXAILib.batch.summary:write_table", None),
 }
-
-
-def use_the_toy():
-    session.CHILD = "batch_child_toy"
 
 
 @BOTH
@@ -73,11 +66,16 @@ def test_a_batch_is_stopped(stage, number, tmp_path):
     for case in range(3):
         write_good(tmp_path / "in" / f"c{case}.nii.gz", case)
     output = tmp_path / "out"
-    place, when = BATCH[stage]
-    arguments = ["batch", tmp_path / "in", "-o", output, "--model", "toy", "--explain"]
-    chosen = {} if when is None else {"when": when}
-    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-    stopped = stop(arguments, place, number, tmp_path / "tmp", patch=use_the_toy, environment=paths, **chosen)
+    place, event = BATCH[stage]
+    stopped = stop(
+        ["batch", tmp_path / "in", "-o", output, "--model", "toy", "--explain"],
+        place,
+        number,
+        tmp_path / "tmp",
+        event=event,
+        values={"LiverXAILib.batch.session:CHILD": "batch_child_toy"},
+        environment={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
+    )
     assert_clean(stopped, number, output)
     done = list((output / "cases").glob("*"))
     assert all((folder / "case.json").is_file() for folder in done)
@@ -97,7 +95,7 @@ def test_a_batch_is_stopped(stage, number, tmp_path):
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     data = write_msd(folder / "data", 4)
-    changes = {"training__epochs": 1, "hardware__workers": 1, "finish": {"evaluate": True, "explain": "seg-grad-cam"}}
+    changes = {"training__epochs": 1, "finish": {"evaluate": True, "explain": "seg-grad-cam"}}
     config = tiny(data, folder / "run", **changes)
     (folder / "study.yaml").write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
     assert cli.main(["train", str(folder / "study.yaml")]) == 0
@@ -115,12 +113,12 @@ def study(tmp_path_factory):
         ("learner:Learner.training_step", signal.SIGINT),
         ("learner:Learner.training_step", signal.SIGTERM),
         ("learner:Learner.validation_step", signal.SIGTERM),
-        ("learner:Checkpoints.on_train_epoch_end", signal.SIGINT),
+        ("callbacks:Checkpoints.on_train_epoch_end", signal.SIGINT),
     ],
 )
 def test_training_is_stopped(place, number, study, tmp_path):
     output = tmp_path / "run"
-    arguments = ["train", study / "study.yaml", "-o", output]
+    arguments = ["train", study / "study.yaml", "-o", output, "--set", "hardware.workers=1"]
     stopped = stop(arguments, f"LiverXAILib.training.{place}", number, tmp_path / "tmp")
     assert_clean(stopped, number, output)
     assert not (output / "finished.json").exists()
@@ -180,8 +178,12 @@ def shop(tmp_path, monkeypatch):
         entry = {"kind": "archive", "about": about, "archive": archive}
         path = tmp_path / "registry.json"
         path.write_text(json.dumps({"version": 1, "models": {"toy": entry}}), encoding="utf-8")
-        monkeypatch.setattr(registry, "_REGISTRY", path)
-        yield SimpleNamespace(home=tmp_path / "home" / "liverxai" / "models", folder=tmp_path)
+        monkeypatch.setattr(sys.modules[registry.__module__], "_REGISTRY", path)
+        yield SimpleNamespace(
+            home=tmp_path / "home" / "liverxai" / "models",
+            folder=tmp_path,
+            values={"LiverXAILib.models.registry:_REGISTRY": path},
+        )
 
 
 @BOTH
@@ -196,9 +198,9 @@ def shop(tmp_path, monkeypatch):
         "store:write_record",
     ],
 )
-def test_a_download_is_stopped_and_goes_on(place, number, shop, monkeypatch):
+def test_a_download_is_stopped_and_goes_on(place, number, shop):
     command = ["models", "download", "toy"]
-    stopped = stop(command, f"LiverXAILib.models.{place}", number, shop.folder / "tmp")
+    stopped = stop(command, f"LiverXAILib.models.{place}", number, shop.folder / "tmp", values=shop.values)
     assert_clean(stopped, number)
     assert {path.name for path in shop.home.iterdir()} == {".partial"}
     # What has arrived is kept on purpose.
@@ -211,6 +213,6 @@ def test_a_download_is_stopped_and_goes_on(place, number, shop, monkeypatch):
 @pytest.mark.parametrize("place", ["store:find_format", "store:load_folder", "store:write_record"])
 def test_an_import_is_stopped_and_leaves_nothing(place, number, shop):
     command = ["models", "import", shop.folder / "toy.zip", "--name", "mine"]
-    stopped = stop(command, f"LiverXAILib.models.{place}", number, shop.folder / "tmp")
+    stopped = stop(command, f"LiverXAILib.models.{place}", number, shop.folder / "tmp", values=shop.values)
     assert_clean(stopped, number, shop.home)
     assert not list(shop.home.iterdir())

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public functions raise LiverXAI's own errors alone, and give the same answer each time and with any threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from toys import ball_phantom, threshold_model
+
+import LiverXAILib as lx
+from LiverXAILib.errors import DeviceError, InputError, LiverXAIError, UsageError, own_errors
+from LiverXAILib.explain import explainer
+from LiverXAILib.inference import segmenter
+from LiverXAILib.measure import measuring
+from LiverXAILib.volumes.volume import Grid, Volume
+
+#: Largest difference of probabilities and heat maps (in [0, 1]) between numbers of threads.
+THREADS_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def scan():
+    volume, _ = ball_phantom(Grid((20, 24, 24), np.diag([6.0, 6.0, 6.0, 1.0])))
+    noise = np.random.default_rng(0).normal(scale=5, size=volume.shape)
+    return volume.with_array((volume.array + noise).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return threshold_model()
+
+
+@pytest.fixture(scope="module")
+def segmentation(scan, model):
+    return lx.segment(scan, model, device="cpu")
+
+
+def asked(function, volume, model, segmentation):
+    if function == "segment":
+        return lx.segment(volume, model, device="cpu")
+    if function == "explain":
+        return lx.explain(volume, model, segmentation, "liver", device="cpu")
+    return lx.measure(volume, segmentation)
+
+
+FUNCTIONS = pytest.mark.parametrize("function", ["segment", "explain", "measure"])
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_a_number_is_refused(function, value, scan, model, segmentation):
+    array = scan.array.copy()
+    array[3, 4, 5] = value
+    with pytest.raises(InputError, match="not finite"):
+        asked(function, scan.with_array(array), model, segmentation)
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("dtype", [bool, complex, object, "U3", "datetime64[s]"])
+def test_voxels_that_are_no_numbers_are_refused(function, dtype, scan, model, segmentation):
+    volume = Volume(np.zeros(scan.shape, dtype), scan.ijk_to_lps)
+    with pytest.raises(InputError, match="numbers"):
+        asked(function, volume, model, segmentation)
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("shape", [(0, 24, 24), (20, 24, 0), (1, 1, 1), (3, 24, 24)])
+def test_other_shapes_are_refused(function, shape, scan, model, segmentation):
+    with pytest.raises(LiverXAIError):
+        asked(function, Volume(np.zeros(shape, np.int16), scan.ijk_to_lps), model, segmentation)
+
+
+@FUNCTIONS
+def test_what_is_not_an_image_is_refused_with_what_to_do(function, scan, model, segmentation):
+    for thing in (scan.array, "ct.nii.gz", None):
+        with pytest.raises(UsageError, match="read it first"):
+            asked(function, thing, model, segmentation)
+
+
+@pytest.mark.parametrize("other", [None, 3, np.zeros((20, 24, 24))])
+def test_a_segmentation_of_another_kind_ends_in_one_of_our_errors(other, scan, model):
+    for function in ("explain", "measure"):
+        with pytest.raises(LiverXAIError):
+            asked(function, scan, model, other)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), DeviceError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"), DeviceError),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), DeviceError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), LiverXAIError),
+        (KeyError("x"), LiverXAIError),
+        (UsageError("No."), UsageError),
+    ],
+)
+@pytest.mark.parametrize(
+    ("function", "module", "name"),
+    [
+        ("segment", segmenter, "run_stage"),
+        ("explain", explainer, "stage_maps"),
+        ("measure", measuring, "lesion_components"),
+    ],
+)
+def test_errors_of_other_libraries_leave_as_our_own(
+    function, module, name, error, kind, scan, model, segmentation, monkeypatch
+):
+    def fails(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(module, name, fails)
+    with pytest.raises(LiverXAIError) as raised:
+        asked(function, scan, model, segmentation)
+    assert type(raised.value) is kind
+    assert raised.value is error or raised.value.__cause__ is error
+
+
+def test_an_interruption_is_not_an_error():
+    for interruption in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(interruption), own_errors("It failed"):
+            raise interruption
+
+
+# --- the same each time -------------------------------------------------------------------------------------------
+
+
+def answer(scan, model, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        segmentation = lx.segment(scan, model, device="cpu")
+        maps = [
+            lx.explain(scan, model, segmentation, target, method, device="cpu").heatmap.array
+            for target, method in (("liver", "seg-grad-cam"), ("tumor", "occlusion"), ("tumor", "seg-grad-cam"))
+        ]
+        return segmentation, maps, dataclasses.asdict(lx.measure(scan, segmentation))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def first(scan, model):
+    return answer(scan, model, 1)
+
+
+def test_labels_maps_and_measurements_are_identical_from_run_to_run(first, scan, model):
+    labels, maps, measured = answer(scan, model, 1)
+    np.testing.assert_array_equal(labels.labels.array, first[0].labels.array)
+    for name, probability in labels.probabilities.items():
+        np.testing.assert_array_equal(probability.array, first[0].probabilities[name].array)
+    for one, other in zip(maps, first[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert measured == first[2]
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_labels_are_identical_and_maps_within_the_tolerance_with_other_numbers_of_threads(threads, first, scan, model):
+    labels, maps, _ = answer(scan, model, threads)
+    np.testing.assert_array_equal(labels.labels.array, first[0].labels.array)
+    for name, probability in labels.probabilities.items():
+        np.testing.assert_allclose(
+            probability.array, first[0].probabilities[name].array, rtol=0, atol=THREADS_TOLERANCE
+        )
+    for one, other in zip(maps, first[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=THREADS_TOLERANCE)
