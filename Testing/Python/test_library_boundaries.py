@@ -67,9 +67,16 @@ def test_voxels_that_are_no_numbers_are_refused(function, dtype, scan, model, se
 
 
 @FUNCTIONS
-@pytest.mark.parametrize("shape", [(0, 24, 24), (20, 24, 0), (1, 1, 1), (3, 24, 24)])
-def test_other_shapes_are_refused(function, shape, scan, model, segmentation):
-    with pytest.raises(LiverXAIError):
+@pytest.mark.parametrize("shape", [(0, 24, 24), (20, 24, 0)])
+def test_an_image_without_voxels_is_refused(function, shape, scan, model, segmentation):
+    with pytest.raises(InputError, match="voxels"):
+        asked(function, Volume(np.zeros(shape, np.int16), scan.ijk_to_lps), model, segmentation)
+
+
+@pytest.mark.parametrize("function", ["explain", "measure"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 24, 24), (24, 24, 20)])
+def test_an_image_of_another_shape_than_its_segmentation_is_refused(function, shape, scan, model, segmentation):
+    with pytest.raises(UsageError, match="grid"):
         asked(function, Volume(np.zeros(shape, np.int16), scan.ijk_to_lps), model, segmentation)
 
 
