@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from .text import displayable
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Most characters of a message.
 _LONGEST = 2000
@@ -58,18 +63,34 @@ def is_memory(error: BaseException | None) -> bool:
     return False
 
 
-@contextmanager
-def own_errors(failed: str) -> Iterator[None]:
-    """Whatever another library raises in this block, or in a function decorated with it, leaves as one of our errors.
+def own_errors(failed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function so that whatever another library raises in it leaves as one of our errors.
+
+    A call with wrong arguments is a TypeError, as of any function.
 
     :param failed: what has failed, as the beginning of a sentence: "The CT cannot be analyzed".
-    :raises DeviceError: there was not enough memory.
     """
-    try:
-        yield
-    except LiverXAIError:
-        raise
-    except Exception as error:
-        if is_memory(error):
-            raise DeviceError("There was not enough memory. Close other programs, or crop the image.") from error
-        raise LiverXAIError(f"{failed}: unexpected {type(error).__name__}: {error}") from error
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def guarded(*arguments: P.args, **named: P.kwargs) -> R:
+            try:
+                signature.bind(*arguments, **named)
+            except TypeError:
+                return function(*arguments, **named)  # raises it with the function's name
+            try:
+                return function(*arguments, **named)
+            except LiverXAIError:
+                raise
+            except Exception as error:
+                if is_memory(error):
+                    raise DeviceError(
+                        "There was not enough memory. Close other programs, or crop the image."
+                    ) from error
+                raise LiverXAIError(f"{failed}: unexpected {type(error).__name__}: {error}") from error
+
+        return guarded
+
+    return decorate

@@ -126,10 +126,20 @@ def test_errors_of_other_libraries_leave_as_our_own(
     assert raised.value is error or raised.value.__cause__ is error
 
 
-def test_an_interruption_is_not_an_error():
-    for interruption in (KeyboardInterrupt, SystemExit):
-        with pytest.raises(interruption), own_errors("It failed"):
-            raise interruption
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_not_an_error(error):
+    @own_errors("It failed")
+    def fails():
+        raise error
+
+    with pytest.raises(error):
+        fails()
+
+
+def test_a_wrong_call_is_a_type_error():
+    for function in (lx.segment, lx.explain, lx.explain_all, lx.measure, lx.analyze):
+        with pytest.raises(TypeError, match="argument"):
+            function()
 
 
 # --- the same each time -------------------------------------------------------------------------------------------

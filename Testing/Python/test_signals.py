@@ -161,6 +161,12 @@ def test_a_model_that_is_there_is_replaced_whole_or_not_at_all(place, number, st
 # --- models -------------------------------------------------------------------------------------------------------
 
 
+LABELS = [
+    {"name": "liver", "value": 1, "color": [1, 2, 3], "type": ["SCT", "10200004", "Liver"]},
+    {"name": "tumor", "value": 2, "color": [1, 2, 3], "parent": "liver"},
+]
+
+
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """A server with a model in a zip file, and a registry that knows it."""
@@ -173,7 +179,7 @@ def shop(tmp_path, monkeypatch):
     with serving() as server:
         server.files["/toy.zip"] = (tmp_path / "toy.zip").read_bytes()
         licenses = {"code": "MIT", "weights": "MIT", "data": "MIT"}
-        about = {"title": "Toy", "task": "liver", "labels": [], "licenses": licenses, "source": "here"}
+        about = {"title": "Toy", "task": "liver", "labels": LABELS, "licenses": licenses, "source": "here"}
         archive = {"url": f"{server.address}/toy.zip", "sha256": checksum(tmp_path / "toy.zip")}
         entry = {"kind": "archive", "about": about, "archive": archive}
         path = tmp_path / "registry.json"
