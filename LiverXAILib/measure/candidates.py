@@ -27,11 +27,7 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
         return ()
     offset = np.rint(volume.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
-    if not numbers.any():
-        return ()
-    whole = np.zeros(volume.shape, np.int32)
-    whole[box] = numbers
-    reliable = list(finding_reliability(whole, segmentation))
+    reliable = list(finding_reliability(numbers, segmentation, box))
     candidates = []
     for number in range(1, int(numbers.max(initial=0)) + 1):
         inside = bounding_box(numbers == number)

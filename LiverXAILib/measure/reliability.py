@@ -44,7 +44,9 @@ _REASONS = {
 }
 
 
-def finding_features(numbers: np.ndarray, segmentation: Segmentation, label: str = "tumor") -> list[dict[str, float]]:
+def finding_features(
+    numbers: np.ndarray, segmentation: Segmentation, label: str = "tumor", inside: Box | None = None
+) -> list[dict[str, float]]:
     """The features of each numbered piece, in the order of the numbers; empty without probabilities of `label`.
 
     * ``border_entropy``: mean binary entropy in bits, within 2 mm of the border on both sides;
@@ -54,6 +56,7 @@ def finding_features(numbers: np.ndarray, segmentation: Segmentation, label: str
     * ``log10_ml``: logarithm of its volume in ml.
 
     :param numbers: int (k, j, i) on the segmentation's grid, 0 background, then 1 to the number of pieces.
+    :param inside: the part of the grid that `numbers` is; None: all of it.
     """
     probability = segmentation.probabilities.get(label)
     if probability is None:
@@ -66,11 +69,14 @@ def finding_features(numbers: np.ndarray, segmentation: Segmentation, label: str
     margin = [int(np.ceil((_SHELL_MM + _SPACING_MM) / size)) for size in grid.spacing[::-1]]
     found = []
     for number, slices in enumerate(ndimage.find_objects(numbers), start=1):
-        box = Box(*slices).grown(margin, grid.shape)
+        own = Box(*slices) if inside is None else Box(*slices).shifted(inside.start)
+        box = own.grown(margin, grid.shape)
+        mask = np.zeros(box.shape, bool)
+        mask[own.relative_to(box)] = numbers[slices] == number
         values = np.zeros(box.shape, np.float32)
         if (common := known.intersection(box)) is not None:
             values[common.relative_to(box)] = probability.array[common.relative_to(known)]
-        found.append(_features(numbers[box] == number, values, organ[box], grid.cropped(box)))
+        found.append(_features(mask, values, organ[box], grid.cropped(box)))
     return found
 
 
@@ -97,17 +103,19 @@ def _features(mask: np.ndarray, probability: np.ndarray, organ: np.ndarray, grid
     }
 
 
-def finding_reliability(numbers: np.ndarray, segmentation: Segmentation) -> Iterator[FindingReliability | None]:
+def finding_reliability(
+    numbers: np.ndarray, segmentation: Segmentation, inside: Box | None = None
+) -> Iterator[FindingReliability | None]:
     """The reliability of each numbered piece of tumor; None where the model's card does not tell how to compute it.
 
-    :param numbers: as in :func:`finding_features`.
+    The parameters are those of :func:`finding_features`.
     """
     card = segmentation.provenance.get("reliability")
     if card is None:
         yield from [None] * int(numbers.max(initial=0))
         return
     reliability = Reliability(**card)
-    for features in finding_features(numbers, segmentation):
+    for features in finding_features(numbers, segmentation, inside=inside):
         yield judge_finding(features, reliability)
 
 

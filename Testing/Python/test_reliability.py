@@ -145,6 +145,9 @@ def test_lesions_and_candidates_are_judged_and_both_files_say_so(tmp_path):
     measured = measure(volume, segmentation)
     (lesion,), (candidate,) = measured.lesions, measured.candidates
     assert lesion.reliability == judge_finding(features_of(segmentation), CARD)
+    piece = np.zeros(segmentation.labels.shape, np.int32)
+    piece[20:24, 40:44, 22:26] = 1
+    assert candidate.reliability == judge_finding(finding_features(piece, segmentation)[0], CARD)
     assert candidate.reliability.features["mean_probability"] == pytest.approx(0.6, abs=1e-3)
     write_tables(measured, tmp_path / "m.json", tmp_path / "m.csv")
     data = json.loads((tmp_path / "m.json").read_text())

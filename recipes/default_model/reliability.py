@@ -17,6 +17,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,10 @@ def cases(data: Path, phantoms: Sequence[int] = PHANTOMS) -> dict[str, Callable[
     """All cases by name: functions that make them. What precedes a "#" is the patient or the phantom."""
     makers: dict[str, Callable[[], Case]] = {}
     for seed in phantoms:
-        makers[f"phantom_{seed}"] = lambda seed=seed: _phantom(seed)
+        makers[f"phantom_{seed}"] = partial(_phantom, seed)
     for name in (*CLEAN, *OUTLINED, *UNKNOWN):
         for painting in range(1 if name in OUTLINED else PAINTINGS + 1):
-            makers[f"{name}#{painting}"] = lambda name=name, painting=painting: _real(data / "ct" / name, painting)
+            makers[f"{name}#{painting}"] = partial(_real, data / "ct" / name, painting)
     return makers
 
 
