@@ -43,10 +43,8 @@ METHODS = ("probability", "network", "contrast")
 _COARSE_MM = 2.0
 #: If so much of what the network marks lies at the sides of what it sees, the lesion goes on beyond.
 _MOST_AT_SIDES = 0.05
-#: A corrective click that the network does not follow moves the border by this much, in mm.
-_BALL_MM = 2.0
-#: It changes nothing farther away than this many times the distance from it to the border.
-_MISTAKE = 2.5
+#: A corrective click changes nothing farther away than this many times the distance from it to the border.
+_MISTAKE = 1.5
 #: Network and contrast agree on a lesion's size if contrast finds so many times what the network does.
 _AGREEMENT = (0.25, 3.0)
 #: What the network marks must differ from the liver by so many standard errors.
@@ -113,11 +111,11 @@ def correct_outline(
         change = network & ~present if inside else present & ~network
     axes = [(np.arange(n) - c) * size for n, c, size in zip(present.shape, at, volume.spacing[::-1], strict=True)]
     mm = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
-    # Only what hangs together with the click, which is in the middle of the mistake: elsewhere nobody complained.
+    # The click is in the middle of the mistake, and so far from its border: elsewhere nobody complained.
     border = float(mm[present == inside].min(initial=REACH_MM))
-    piece = _connected(change & (mm <= max(_BALL_MM, _MISTAKE * border)), at)
+    piece = _connected(change & (mm <= _MISTAKE * border), at)
     if not piece.any():
-        piece = mm <= _BALL_MM  # the reader is right, whatever the network says
+        piece = mm < border  # the reader is right, whatever the network says
     return near.box, (present | (piece & near.organ)) if inside else present & ~piece
 
 
