@@ -63,7 +63,7 @@ PAIRS = (
     Pair("new lesion", (Change((24,), (24,)), Change((), (14,))), "PD"),
     Pair("all vanished", (Change((22,), ()), Change((14,), ())), "CR"),
     Pair("one vanished", (Change((30,), (24,)), Change((14,), ())), "PR"),
-    Pair("split", (Change((44,), (15, 12)), Change((14,), (14,))), "PR"),
+    Pair("split", (Change((44,), (15, 12)), Change((14,), (14,))), "SD"),
     Pair("merged", (Change((16, 14), (40,)),), "PD"),
     Pair("deep breath", (Change((26,), (26,)), Change((15,), (15,))), "SD",
          Motion((5.0, 4.0, 15.0), (-2.0, 2.0, 3.0), 22.0, 7.0)),

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from LiverXAILib.benchmarks.followup import PAIRS
 from LiverXAILib.followup.response import (
     NAMES,
     Reading,
@@ -120,3 +121,19 @@ def test_a_lesion_that_doubles_three_times_in_ninety_days_doubles_in_thirty():
     assert growth(8.0, 1.0, 90).percent_per_day < 0
     for unknown in ((1.0, 2.0, None), (0.0, 2.0, 90), (1.0, 0.0, 90), (1.0, 2.0, 0)):
         assert growth(*unknown) is None
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_the_categories_that_the_benchmark_expects_follow_from_its_true_diameters(pair):
+    pieces = [(size, number) for number, change in enumerate(pair.changes) for size in change.before]
+    targets = {number for _, number in sorted(pieces, reverse=True)[:2]}
+    before, after = (
+        sum(sum(sizes) for number, sizes in enumerate(side) if number in targets)
+        for side in ([change.before for change in pair.changes], [change.after for change in pair.changes])
+    )
+    fresh = any(not change.before for change in pair.changes)
+    change = 100 * (after - before) / before
+    expected = "PD" if fresh or (change >= 20 and after - before >= 5) else "PR" if change <= -30 else "SD"
+    if not any(one.after for one in pair.changes):
+        expected = "CR"
+    assert pair.category == expected
