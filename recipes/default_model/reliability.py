@@ -47,7 +47,7 @@ from .sources import AXES
 _log = logging.getLogger(__name__)
 
 #: Phantoms that are used for nothing else. Every other one has painted lesions, which fade into the liver.
-PHANTOMS = range(4000, 4016)
+PHANTOMS = range(4000, 4030)
 #: Their voxel sizes in turn, (i, j, k) in mm.
 _SPACINGS = ((1.5, 1.5, 3.0), (1.2, 1.2, 2.0), (1.5, 1.5, 5.0))
 #: Real CT: those whose livers have, as far as is known, no lesion; with outlined tumors; and with unknown lesions.
@@ -55,8 +55,22 @@ CLEAN = ("lidc0001", "pancreas_cb001", "totalseg_abdomen_3mm", "hcc005_pre")
 OUTLINED = (
     "hcc005_a1",
     "hcc005_a3",
+    "hcc007_b2",
+    "hcc007_b3",
+    "hcc009_a1",
+    "hcc009_a3",
+    "hcc013_a1",
+    "hcc013_a2",
+    "hcc015_1",
+    "hcc015_3",
 )
-UNKNOWN: tuple[str, ...] = ()
+UNKNOWN = (
+    "hcc002_b",
+    "hcc006_p",
+    "hcc011_2",
+    "crlm1004",
+    "crlm1006",
+)
 #: How often lesions are painted into each of those without outlined tumors, besides the scan as it is.
 PAINTINGS = 1
 #: Voxel size on which lesions are painted.
