@@ -56,7 +56,7 @@ def test_a_batch_in_slicer_makes_the_same_files_and_scenes(tmp_path):
     output = tmp_path / "out"
     result = run_slicer(
         *("--input", tmp_path / "images", "--output", output, "--model", write_model(tmp_path / "model")),
-        *("--scene", "--explain", "liver", "--report"),
+        *("--scene", "--explain", "liver", "--report", "--keep-names"),
         cwd=tmp_path,
     )
     assert result.returncode == 1, result.stdout + result.stderr
