@@ -59,7 +59,7 @@ def finding_features(
     :param inside: the part of the grid that `numbers` is; None: all of it.
     """
     probability = segmentation.probabilities.get(label)
-    if probability is None:
+    if probability is None or not numbers.any():
         return []
     grid = segmentation.labels.grid
     offset = np.rint(grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
