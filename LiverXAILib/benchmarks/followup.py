@@ -145,7 +145,7 @@ def _names(scan: PhantomStudy, segmentation: Segmentation) -> dict[int, int]:
 
 def _links(comparison: Comparison, names: Sequence[dict[int, int]]) -> list[Link]:
     """What was found, in numbers of the true pieces."""
-    links = {}
+    links: dict[Link, None] = {}
     for track in comparison.findings.tracks:
         prior, current = (
             tuple(sorted({own[number] for number in one.lesions}))

@@ -97,7 +97,7 @@ def benchmark_wait(
 
     :raises LiverXAILib.errors.LiverXAIError: a run fails; with what it said.
     """
-    interpreters = {"this": (sys.executable, _ROOT)}
+    interpreters: dict[str, tuple[str, Path | None]] = {"this": (sys.executable, _ROOT)}
     if against is not None:
         interpreters["other"] = _interpreter(against)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in interpreters}

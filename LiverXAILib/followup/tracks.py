@@ -53,7 +53,7 @@ class Courses:
         before = study - 1
         current = self.regions[study]
         links = match(self.regions[before], current, registrations[-1].to_prior)
-        fresh = []
+        fresh: list[int] = []
         for course in self.courses:
             lost = course.events[before] == "not matched" and not course.lesions[before]
             course.lesions.append(())

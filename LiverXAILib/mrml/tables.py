@@ -60,7 +60,7 @@ def _column(name: str, values: list[Any]) -> vtkAbstractArray:
     """A column of doubles, integers or text. Empty cells need text: a number array has no "nothing"."""
     present = [value for value in values if value is not None]
     if len(present) == len(values) and all(isinstance(value, float) for value in values):
-        column = vtkDoubleArray()
+        column: vtkDoubleArray | vtkStringArray = vtkDoubleArray()
     else:
         column = vtkStringArray()
         values = [_text(value) for value in values]

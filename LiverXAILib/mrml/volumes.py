@@ -174,7 +174,7 @@ def check_shape(shape: tuple[int, int, int], reference: slicer.vtkMRMLVolumeNode
 def to_vtk_matrix(matrix: np.ndarray) -> vtkMatrix4x4:
     """A 4x4 array as a VTK matrix."""
     result = vtkMatrix4x4()
-    result.DeepCopy(np.asarray(matrix, dtype=np.float64).ravel())
+    result.DeepCopy(np.asarray(matrix, dtype=np.float64).ravel().tolist())
     return result
 
 

@@ -149,7 +149,7 @@ def _stored(
     scan: Scan, array: np.ndarray, lesion: np.ndarray, box: Box, place: np.ndarray, scale: float, median: float
 ) -> Cube:
     source = scan.ct.grid.cropped(box)
-    cube = click_grid(scan.ct.grid, place, scale, STORED)
+    cube = click_grid(scan.ct.grid, place.tolist(), scale, STORED)
     hu = resample(array, source, cube, fill=AIR_HU) - median
     liver, inside = (
         (resample(mask.astype(np.float32), source, cube) > 0.5).numpy() for mask in (scan.liver[box], lesion)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from .samples import FIRST_SEED, HELD_OUT_SCANS, SCANS, STORED, Cube, cut, make_
 
 _log = logging.getLogger(__name__)
 
-ARGUMENTS = {
+ARGUMENTS: dict[str, Any] = {
     "dimensions": 3,
     "in_channels": CHANNELS,
     "out_channels": 1,
@@ -181,7 +182,7 @@ def train(
         )
         for group in optimizer.param_groups:
             group["lr"] = max(rate, 1e-5)
-        samples = [_drawn(trained[rng.integers(len(trained))], rng) for _ in range(_BATCH)]
+        samples = [_drawn(trained[int(rng.integers(len(trained)))], rng) for _ in range(_BATCH)]
         if step > 100 or start is not None:
             corrected = samples[: _BATCH // 2]
             network.eval()
