@@ -348,12 +348,15 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _BENCHMARKS = {
-    "audit": ("explanations of networks of which the right answer is known", ".benchmarks.audit"),
+    "audit": ("explanations of networks of which the right answer is known", ".benchmarks.explanations.audit"),
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".benchmarks.batch"),
-    "border": ("what the liver's border needs around it, by what replaces the surroundings", ".benchmarks.border"),
+    "border": (
+        "what the liver's border needs around it",
+        ".benchmarks.explanations.border",
+    ),
     "clicks": ("how well one click outlines a lesion, beside classical methods", ".benchmarks.clicks"),
     "cost": ("time and memory of a heat map, beside other libraries", ".benchmarks.cost"),
-    "explain": ("how faithful the maps of each method and layer are", ".benchmarks.explain"),
+    "explain": ("how faithful the maps of each method and layer are", ".benchmarks.explanations.explain"),
     "followup": ("how well lesions are followed, on synthetic pairs of known change", ".benchmarks.followup"),
     "speed": (
         "time and memory of a segmentation, beside others",

@@ -182,7 +182,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _engine(arguments: argparse.Namespace, store: Store, settings: Settings, python: str) -> MakePool:
     if arguments.engine == "ray":
-        from .ray_pool import RayWorkerPool
+        from .cluster.ray_pool import RayWorkerPool
 
         return lambda emit: RayWorkerPool(
             store,

@@ -62,6 +62,7 @@ def explain(
     return explanation
 
 
+# Long: half of it is what a caller must know.
 @own_errors("The segmentation cannot be explained")
 def explain_all(
     volume: Volume,

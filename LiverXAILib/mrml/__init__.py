@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         segmentation_to_node,
     )
     from .tables import measurements_to_node
-    from .tokens import labels_token, volume_token
+    from .tokens import labels_token, segments_checksum, volume_token
     from .volumes import ct_from_node, volume_from_node, volume_to_node
 
 _HOMES = {
@@ -63,6 +63,7 @@ _HOMES = {
     "segment_layers": "segmentations",
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
+    "segments_checksum": "tokens",
     "set_heat_opacity": "display",
     "set_heat_threshold": "display",
     "sets_aside": "nodes",
@@ -103,6 +104,7 @@ __all__ = [
     "segment_layers",
     "segmentation_from_node",
     "segmentation_to_node",
+    "segments_checksum",
     "set_heat_opacity",
     "set_heat_threshold",
     "sets_aside",

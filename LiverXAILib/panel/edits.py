@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import qt
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
@@ -31,13 +32,18 @@ class Edits(VTKObservationMixin):
         super().__init__()
         self._state, self._changed, self._touched = state, changed, touched
         self._measured: dict[str, str] = {}
+        #: The voxels that were measured: saving a scene stores labels in another way, step by step, and changes none.
+        self._voxels: dict[str, str] = {}
+        #: Whether an edit was noticed in this turn of the event loop: it may turn out to be such a step.
+        self._settling = False
 
     def watch(self) -> None:
         """Observe the present segmentation of the chosen CT."""
         node = self._state.result("segmentation")
         if node is None:
             return
-        self._measured.setdefault(node.GetID(), mrml.labels_token(node))
+        if node.GetID() not in self._measured:
+            self._remember(node)
         segmentation = node.GetSegmentation()
         for event in (
             segmentation.SourceRepresentationModified,
@@ -51,23 +57,47 @@ class Edits(VTKObservationMixin):
     def measured(self, node: Any, state: str | None = None) -> None:
         """The numbers are those of the segmentation as it is now, or was when its labels were `state`."""
         now = mrml.labels_token(node)
-        self._measured[node.GetID()] = state or now
-        node.SetAttribute(EDITED, None if state in (None, now) else "1")
+        if state in (None, now):
+            self._remember(node)
+            node.SetAttribute(EDITED, None)
+            return
+        self._measured[node.GetID()] = state
+        self._voxels.pop(node.GetID(), None)
+        node.SetAttribute(EDITED, "1")
 
     def forget(self) -> None:
         """The scene was closed."""
         self.removeObservers()
         self._measured.clear()
+        self._voxels.clear()
+
+    def _remember(self, node: Any) -> None:
+        self._measured[node.GetID()] = mrml.labels_token(node)
+        self._voxels[node.GetID()] = mrml.segments_checksum(node)
 
     def _on_modified(self, caller: Any, event: Any) -> None:
         node = self._state.result("segmentation")
         if node is None or node.GetSegmentation() is not caller:
             return
-        if self._measured.get(node.GetID()) != mrml.labels_token(node):
-            self._touched()
-            if not is_edited(node):
-                node.SetAttribute(EDITED, "1")
+        now = mrml.labels_token(node)
+        if self._measured.get(node.GetID()) == now:
+            return
+        edited = is_edited(node)
+        if (not edited or self._settling) and self._voxels.get(node.GetID()) == mrml.segments_checksum(node):
+            self._measured[node.GetID()] = now
+            if edited:
+                node.SetAttribute(EDITED, None)
                 self._changed()
+            return
+        self._touched()
+        if not edited:
+            self._settling = True
+            qt.QTimer.singleShot(0, self._settled)
+            node.SetAttribute(EDITED, "1")
+            self._changed()
+
+    def _settled(self) -> None:
+        self._settling = False
 
 
 def is_edited(node: Any) -> bool:

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from LiverXAILib.benchmarks.audit import audit_answers, audit_maps, audit_oracles, format_tables, planted_case
-from LiverXAILib.benchmarks.planted import MECHANISMS, Tagged
+from LiverXAILib.benchmarks.explanations.audit import (
+    audit_answers,
+    audit_maps,
+    audit_oracles,
+    format_tables,
+    planted_case,
+)
+from LiverXAILib.benchmarks.explanations.planted import MECHANISMS, Tagged
 from LiverXAILib.context import RunContext
 from LiverXAILib.explain import METHODS
 

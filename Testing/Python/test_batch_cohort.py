@@ -148,7 +148,7 @@ def test_the_cohort_page_names_implausible_results_first():
         CaseSummary({**row, "case": name, "folder": name, "plausible": plausible, "liver_complete": plausible})
         for name, plausible in (("upright", True), ("turned", False))
     ]
-    page = _page(cases, SimpleNamespace(cases=[], passed_over=[]))
+    page = _page(cases, SimpleNamespace(cases=[], told=[]))
     listed = page[page.index("Implausible results") : page.index("reaches the border")]
     assert "turned" in listed
     assert "upright" not in listed

@@ -11,7 +11,7 @@ import torch
 from explain_toys import trained_model, two_lesion_case
 
 from LiverXAILib.benchmarks.cost import benchmark_cost, format_cost
-from LiverXAILib.benchmarks.explain import (
+from LiverXAILib.benchmarks.explanations.explain import (
     benchmark_explain,
     format_table,
     intervals,

@@ -184,6 +184,7 @@ def test_after_reopening_the_scene_everything_is_as_the_reader_left_it(panel, to
     node = panel.ui.inputSelector.currentNode()
     (segmentation,) = results(node, "segmentation")
     assert decided(panel) == ["model"]
+    assert not panel.ui.editedLabel.visible
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
     assert decided(panel) == ["model"]

@@ -53,7 +53,7 @@ def test_what_the_host_cannot_do_raises(scene):
     import slicer
 
     with pytest.raises(AttributeError, match="not in the test host"):
-        slicer.modules.markups.logic()
+        slicer.modules.volumerendering.logic()
     with pytest.raises(AttributeError):
         slicer.app.mainWindow()
     with pytest.raises(NotImplementedError, match="signal"):

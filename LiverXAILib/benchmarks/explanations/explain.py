@@ -29,20 +29,20 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
-from ..evaluation.metrics import COVERED
-from ..explain import METHODS, EmptyTargetError, LesionTarget, Target
-from ..explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
-from ..explain.faithfulness.randomization import shuffled_networks
-from ..explain.score import EXAMINED_MM, build_score
-from ..explain.stage_context import StageContext, StageMap
-from ..explain.stitching import recorded, stage_maps
-from ..files import replacing
-from ..inference import Segmentation, segment, select_device
-from ..inference.lesions import lesion_count
-from ..models import Model, load_model
-from ..progress import CancelToken, Progress, check_cancel, report_progress, scaled
-from ..volumes.volume import Volume
+from ...errors import UsageError
+from ...evaluation.metrics import COVERED
+from ...explain import METHODS, EmptyTargetError, LesionTarget, Target
+from ...explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
+from ...explain.faithfulness.randomization import shuffled_networks
+from ...explain.score import EXAMINED_MM, build_score
+from ...explain.stage_context import StageContext, StageMap
+from ...explain.stitching import recorded, stage_maps
+from ...files import replacing
+from ...inference import Segmentation, segment, select_device
+from ...inference.lesions import lesion_count
+from ...models import Model, load_model
+from ...progress import CancelToken, Progress, check_cancel, report_progress, scaled
+from ...volumes.volume import Volume
 
 #: Each lesion found, up to so many of a case, the largest first.
 LESIONS, MOST_LESIONS = "lesions", 8
@@ -400,7 +400,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai benchmark explain``; returns the exit code."""
     from tqdm import tqdm
 
-    from ..volumes.io import read_volume
+    from ...volumes.io import read_volume
 
     if arguments.references and len(arguments.references) != len(arguments.cases):
         raise UsageError("There must be as many references as cases, in the same order.")
@@ -453,7 +453,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tumors(path: Path) -> np.ndarray:
     """Where the tumors are in a label map: bool (k, j, i)."""
-    from ..volumes.io import read_labels
+    from ...volumes.io import read_labels
 
     array = read_labels(path).array
     mask: np.ndarray = array == 2 if (array == 2).any() else array > 0

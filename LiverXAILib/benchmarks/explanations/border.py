@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from ..context import RunContext
-from ..explain.border import POINTS, RADII_MM, REPLACEMENTS
-from ..explain.border.need import needs
-from ..explain.border.probe import BorderProbe
-from ..explain.border.surface import spread
-from ..explain.stage_context import StageContext
-from ..inference import segment, select_device
-from ..models import Model, load_model
-from ..progress import CancelToken, Progress
-from ..volumes.volume import Volume
+from ...context import RunContext
+from ...explain.border import POINTS, RADII_MM, REPLACEMENTS
+from ...explain.border.need import needs
+from ...explain.border.probe import BorderProbe
+from ...explain.border.surface import spread
+from ...explain.stage_context import StageContext
+from ...inference import segment, select_device
+from ...models import Model, load_model
+from ...progress import CancelToken, Progress
+from ...volumes.volume import Volume
+from ..machine import describe_machine
 from .explain import case_name
-from .machine import describe_machine
 
 Row = dict[str, Any]
 
@@ -98,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the benchmark; returns the exit code."""
-    from ..progress import progress_bar
-    from ..volumes.io import read_volume
+    from ...progress import progress_bar
+    from ...volumes.io import read_volume
 
     model = load_model(arguments.model)
     cases = {case_name(path): read_volume(path) for path in arguments.cases}

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..models import LIVER, TUMOR, Intensity, LayerSpec, Model, ModelSpec, StageSpec
-from ..volumes.volume import Grid, Volume
+from ...models import LIVER, TUMOR, Intensity, LayerSpec, Model, ModelSpec, StageSpec
+from ...volumes.volume import Grid, Volume
 
 #: Voxels (k, j, i) of 2 mm of the CTs, which the networks read in one window.
 _SHAPE = (56, 64, 112)

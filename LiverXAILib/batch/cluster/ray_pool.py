@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..text import how_to_install
-from .run import Settings
-from .session import DEPTH, Emit, Session
-from .store import Store
+from ...errors import UsageError
+from ...text import how_to_install
+from ..run import Settings
+from ..session import DEPTH, Emit, Session
+from ..store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _MAX_LOSSES = 3
 _MAX_FAILED_ACTORS = 5
 #: Ray's shared memory on a cluster of our own: what goes through Ray is small.
 _OBJECT_STORE_BYTES = 100 << 20
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 class RayWorkerPool:
@@ -223,7 +223,7 @@ class CaseActor:
     def __init__(
         self, output: str, shard: dict[str, int], token: str, config: dict[str, Any], time_limit: float
     ) -> None:
-        from .store import Shard
+        from ..store import Shard
 
         self._answers: dict[str, queue.Queue[dict[str, Any]]] = {"": queue.Queue()}
         self._over: dict[str, Any] | None = None

@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ..context import RunContext
-from ..errors import LiverXAIError
-from ..explain import METHODS, explain_border, explain_lesions, explain_regions
-from ..explain.counterfactual import FarContextError
-from ..explain.explainer import explain_all
-from ..explain.faithfulness import FaithfulnessEvaluator
-from ..explain.faithfulness.randomization import shuffled_networks
-from ..explain.methods import Method
-from ..explain.score import build_score
-from ..explain.stage_context import StageContext
-from ..explain.targets import LesionTarget
-from ..inference import Segmentation, segment, select_device
-from ..models import Model, load_model
-from ..progress import CancelToken, Progress
-from ..volumes.volume import Volume
+from ...context import RunContext
+from ...errors import LiverXAIError
+from ...explain import METHODS, explain_border, explain_lesions, explain_regions
+from ...explain.counterfactual import FarContextError
+from ...explain.explainer import explain_all
+from ...explain.faithfulness import FaithfulnessEvaluator
+from ...explain.faithfulness.randomization import shuffled_networks
+from ...explain.methods import Method
+from ...explain.score import build_score
+from ...explain.stage_context import StageContext
+from ...explain.targets import LesionTarget
+from ...inference import Segmentation, segment, select_device
+from ...models import Model, load_model
+from ...progress import CancelToken, Progress
+from ...volumes.volume import Volume
 from .planted import MECHANISMS, Mechanism, Tagged
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ def tagged_case() -> Case:
 
     The CT is a phantom with such a tag in the air nearest to the liver.
     """
-    from ..phantoms import make_phantom
+    from ...phantoms import make_phantom
 
     phantom = make_phantom(7)
     model = load_model("default")
@@ -279,7 +279,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the audit; returns 1 if a planted cause is named by no answer, or a wrong map passed."""
-    from ..progress import progress_bar
+    from ...progress import progress_bar
 
     with progress_bar() as progress:
         answers, maps = benchmark_audit(
