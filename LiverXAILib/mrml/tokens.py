@@ -58,6 +58,6 @@ def segments_checksum(node: slicer.vtkMRMLSegmentationNode) -> str:
         first = np.array(labels.GetExtent()[::2]) + np.array(box.start)[::-1]
         place = from_vtk_matrix(matrix)
         place[:3, 3] += place[:3, :3] @ first
-        voxels = np.packbits(mask[box])
+        voxels = np.packbits(mask[box]).tobytes()
         states.append(f"{identifier}={np.round(place, 3).tolist()} {box.shape} {crc32(voxels):08x}")
     return " ".join(states)
