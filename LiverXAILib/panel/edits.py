@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import qt
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
@@ -76,6 +75,8 @@ class Edits(VTKObservationMixin):
         self._voxels[node.GetID()] = mrml.segments_checksum(node)
 
     def _on_modified(self, caller: Any, event: Any) -> None:
+        import qt
+
         node = self._state.result("segmentation")
         if node is None or node.GetSegmentation() is not caller:
             return
