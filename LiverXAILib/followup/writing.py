@@ -17,7 +17,7 @@ from .._version import __version__
 from ..errors import InputError
 from ..files import put_folder, staging_folder
 from ..report.html import embedded, render_page, require_report_extra
-from ..report.schema import schema_of
+from ..report.schema import file_schema
 from ..report.segmentation_file import write_segmentation_file
 from ..report.tables import rounded
 from ..tables import write_table
@@ -31,15 +31,9 @@ _OURS = re.compile(r"comparison\.(json|csv|html)|segmentation-\d+\.seg\.nrrd")
 
 def comparison_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``comparison.json``: all fields are required, null where nothing is known."""
-    schema = schema_of(Findings)
-    schema["properties"] |= {"schema_version": {"const": SCHEMA_VERSION}, "notice": {"type": "string"}}
-    schema["required"] = sorted(schema["properties"])
-    head = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "comparison.json of LiverXAI",
-        "description": "Names end in their unit: _ml, _mm, _hu, _percent. Numbers of studies and lesions begin at 1.",
-    }
-    return {**head, **schema}
+    added = {"notice": {"type": "string"}}
+    note = "Numbers of studies and lesions begin at 1."
+    return file_schema(Findings, JSON_FILE, SCHEMA_VERSION, added, note)
 
 
 def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, report: bool = True) -> dict[str, Path]:

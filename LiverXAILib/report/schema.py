@@ -22,13 +22,22 @@ _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 def measurements_schema() -> dict[str, Any]:
     """The schema (JSON Schema 2020-12): all fields are required, null where nothing was measured."""
-    schema = schema_of(Measurements)
-    schema["properties"] |= {"schema_version": {"const": SCHEMA_VERSION}, "liver_complete": {"type": "boolean"}}
+    added = {"liver_complete": {"type": "boolean"}}
+    return file_schema(Measurements, "measurements.json", SCHEMA_VERSION, added, "Positions are LPS in mm.")
+
+
+def file_schema(kind: type, file: str, version: int, added: Mapping[str, Any], note: str) -> dict[str, Any]:
+    """The schema of a JSON file that holds an object of `kind`, its version, and properties `added` to it.
+
+    :param note: a sentence for whoever reads the file.
+    """
+    schema = schema_of(kind)
+    schema["properties"] |= {"schema_version": {"const": version}, **added}
     schema["required"] = sorted(schema["properties"])
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "measurements.json of LiverXAI",
-        "description": "Names end in their unit: _ml, _mm, _hu, _percent. Positions are LPS in mm.",
+        "title": f"{file} of LiverXAI",
+        "description": f"Names end in their unit: _ml, _mm, _hu, _percent. {note}",
     }
     return {**head, **schema}
 
