@@ -14,7 +14,7 @@ from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR
-from LiverXAILib.mrml import segmentation_from_node, segmentation_to_node, volume_to_node
+from LiverXAILib.mrml import segmentation_from_node, segmentation_to_node, segments_checksum, volume_to_node
 from LiverXAILib.volumes.volume import Volume
 
 
@@ -153,6 +153,28 @@ def test_a_second_run_keeps_the_node_and_what_the_user_changed(scene):
     assert node.GetName() == "my result"
     back = segmentation_from_node(node, ct, ball_analysis().model)
     np.testing.assert_array_equal(back.labels.array, labels)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_segments_have_one_checksum_however_they_are_stored_and_another_after_an_edit(scene, name):
+    import slicer
+
+    ct, node = shown(scene, random_segmentation(GEOMETRIES[name]))
+    before = segments_checksum(node)
+    node.GetSegmentation().SeparateSegmentLabelmap("tumor")
+    assert segments_checksum(node) == before
+    node.GetSegmentation().CollapseBinaryLabelmaps(False)
+    assert segments_checksum(node) == before
+    tumor = slicer.util.arrayFromSegmentBinaryLabelmap(node, "tumor", ct)
+    for change in ((2, 2, 2), (2, 3, 3)):  # within the segment's box, one voxel less and one more
+        edited = tumor.copy()
+        edited[change] = 1 - edited[change]
+        slicer.util.updateSegmentBinaryLabelmapFromArray(edited, node, "tumor", ct)
+        assert segments_checksum(node) != before
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.roll(tumor, 1, axis=2), node, "tumor", ct)
+    assert segments_checksum(node) != before
+    slicer.util.updateSegmentBinaryLabelmapFromArray(tumor, node, "tumor", ct)
+    assert segments_checksum(node) == before
 
 
 def test_nothing_found_is_an_empty_segment_that_can_be_shown_saved_and_read(scene, tmp_path):
