@@ -24,7 +24,7 @@ from ..inference import Segmentation, segment
 from ..models import LIVER, TUMOR, Model, load_model
 from ..phantoms import make_phantom
 from ..reading.outline import correct_outline, outline_lesion
-from ..volumes.box import Box, components
+from ..volumes.box import Box, central_voxel, components
 from ..volumes.io import read_labels, read_volume
 from ..volumes.volume import Volume
 
@@ -77,8 +77,7 @@ def click_rows(ct: Volume, liver: np.ndarray, tumor: np.ndarray, seed: int, mode
         lesion = numbers == number
         volume_mm3 = np.count_nonzero(lesion) * ct.grid.voxel_volume_mm3
         voxels = np.argwhere(lesion)
-        middle = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-        for place, click in (("middle", middle), ("random", voxels[random.integers(len(voxels))])):
+        for place, click in (("middle", central_voxel(voxels)), ("random", voxels[random.integers(len(voxels))])):
             common = {"diameter_mm": (6 * volume_mm3 / np.pi) ** (1 / 3), "place": place}
             rows += [common | row for row in _outlines(ct, missed, scored, lesion, click)]
     return rows

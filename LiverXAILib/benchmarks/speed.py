@@ -307,8 +307,7 @@ def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Pa
         grid = segmentation.stage_grids[model.spec.stage_of("liver").name]
         values = resample(found.array, found.grid, grid)
         heat = np.zeros(volume.shape, dtype=np.float32)
-        start = np.rint(volume.grid.to_ijk(found.grid.origin)).astype(int)[::-1]
-        part = Box.full(found.shape).shifted(start)
+        part = volume.grid.box_of(found.grid)
 
         def to_image() -> None:
             heat[part] = resample(values, grid, found.grid).numpy()

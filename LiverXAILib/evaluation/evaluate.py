@@ -287,10 +287,9 @@ def _probabilities(options: argparse.Namespace) -> dict[str, Path]:
 def _placed(cropped: Volume, grid: Grid) -> np.ndarray:
     """A part of an image in its place on `grid`, 0 elsewhere."""
     cropped = reorient(cropped, axis_codes(grid))
-    start = np.rint(grid.to_ijk(cropped.grid.origin)).astype(int)[::-1]
-    box = Box.full(cropped.shape).shifted(start)
-    inside = (start >= 0).all() and (start + cropped.shape <= grid.shape).all()
-    if not inside or not grid.cropped(box).matches(cropped.grid, GRID_TOLERANCE * min(grid.spacing)):
+    box, tolerance_mm = grid.box_of(cropped.grid), GRID_TOLERANCE * min(grid.spacing)
+    inside = box.intersection(Box.full(grid.shape)) == box
+    if not inside or not grid.cropped(box).matches(cropped.grid, tolerance_mm):
         raise InputError("The probabilities do not lie on the grid of the reference.")
     placed = np.zeros(grid.shape, np.float32)
     placed[box] = cropped.array

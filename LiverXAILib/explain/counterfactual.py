@@ -219,7 +219,7 @@ def _explain_change(
         answer = _counterfactual(target, examined, volume, draws, context)
     provenance = {
         "stage": run.stage.name,
-        "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+        "model": model.provenance,
         "box_mm": [round(n * size, 1) for n, size in zip(examined.crop, run.spacing, strict=True)],
         "probability_in_image": round(examined.in_image, 5),
         "device": str(run.device),

@@ -167,7 +167,7 @@ def _explain_stage(
                 provenance={
                     "cell_mm": _cell_size(run.stage, layer, run.spacing),
                     "stage": run.stage.name,
-                    "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+                    "model": model.provenance,
                     "device": str(run.device),
                     "seconds": round(seconds, 3),
                     **result.details,

@@ -233,10 +233,10 @@ class PointTarget(PlaceTarget):
 
     def place(self, grid: Grid) -> np.ndarray:
         mask = np.zeros(grid.shape, dtype=bool)
-        i, j, k = np.rint(grid.to_ijk(self.corners[0])).astype(int)
-        if not all(0 <= index < size for index, size in zip((k, j, i), grid.shape, strict=True)):
+        voxel = grid.nearest_voxel(self.corners[0])
+        if (voxel < 0).any() or (voxel >= grid.shape).any():
             raise UsageError(f"{self._words(self.numbers)} lies outside the image.")
-        mask[k, j, i] = True
+        mask[tuple(voxel)] = True
         return mask
 
 

@@ -74,14 +74,14 @@ def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tup
     probability = segmentation.probabilities.get(label)
     if probability is None:
         return nothing
-    offset = np.rint(segmentation.labels.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
-    counted = segmentation.mask(label, Box.full(probability.shape).shifted(offset))
+    known = segmentation.labels.grid.box_of(probability.grid)
+    counted = segmentation.mask(label, known)
     marked = _above_half(probability.array) & ~counted
     box = bounding_box(marked)
     if box is None:
         return nothing
     box = box.grown((1, 1, 1), marked.shape)  # what touches a piece from outside matters, too
-    counted, whole = counted[box], box.shifted(offset)
+    counted, whole = counted[box], box.shifted(known.start)
     pieces = components(marked[box], corners=True)
     sizes = np.bincount(pieces.ravel())
     keep = sizes * segmentation.labels.grid.voxel_volume_mm3 >= LEAST_CANDIDATE_ML * 1000

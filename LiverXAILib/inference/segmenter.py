@@ -124,7 +124,7 @@ def segment(
     warnings += _sanity(masks, model, volume.grid)
     context.report("Segmented", 1.0)
     provenance = {
-        "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+        "model": model.provenance,
         "device": str(target),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -227,8 +227,8 @@ def _roi_from_logits(
     if box is None:
         return None
     # The image's voxels nearest to the structure's: their median is not better for being interpolated.
-    nearest = np.rint(volume.grid.to_ijk(grid.to_lps(np.argwhere(mask)[:, ::-1])))[:, ::-1]
-    k, j, i = nearest.clip(0, np.array(volume.shape) - 1).astype(int).T
+    nearest = volume.grid.nearest_voxel(grid.to_lps(np.argwhere(mask)[:, ::-1]))
+    k, j, i = nearest.clip(0, np.array(volume.shape) - 1).T
     return RegionOfInterest(box.projected(grid, volume.grid), float(np.median(volume.array[k, j, i])))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..models.spec import ModelSpec, OperatingPoint
-from ..volumes.box import Box, components
+from ..volumes.box import components
 from .lesions import LEAST_CANDIDATE_ML
 from .segmentation import Segmentation
 
@@ -85,8 +85,7 @@ def at_sensitivity(segmentation: Segmentation, model: ModelSpec, sensitivity: st
     if point is None or probability is None:
         return segmentation
     level = 1 / (1 + math.exp(-point.peak))
-    offset = np.rint(segmentation.labels.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
-    box = Box.full(probability.shape).shifted(offset)
+    box = segmentation.labels.grid.box_of(probability.grid)
     counted = segmentation.mask("tumor")[box]
     pieces = components((probability.array > 0.5) | counted, corners=True)
     count = int(pieces.max())

@@ -53,15 +53,12 @@ class LabelMap:
         if not self.extends:
             return replace(self, volume=Volume(aligned(self.volume, grid, name, other), grid.ijk_to_lps))
         volume = reorient(self.volume, axis_codes(grid))
-        start = np.rint(grid.to_ijk(volume.grid.origin)).astype(int)[::-1]
-        moved = grid.ijk_to_lps.copy()
-        moved[:3, 3] = grid.to_lps(start[::-1])
-        if not Grid(volume.shape, moved).matches(volume.grid, GRID_TOLERANCE * min(grid.spacing)):
+        box = grid.box_of(volume.grid)
+        if not grid.cropped(box).matches(volume.grid, GRID_TOLERANCE * min(grid.spacing)):
             raise InputError(
                 f"The voxels of the {name} and of the {other} lie in different places (origin, direction or spacing "
                 "differ), and nothing is resampled here: bring both to the grid of the CT."
             )
-        box = Box.full(volume.shape).shifted(start)
         array = np.zeros(grid.shape, np.uint8)
         if (inside := box.intersection(Box.full(grid.shape))) is not None:
             array[inside] = volume.array[inside.relative_to(box)]

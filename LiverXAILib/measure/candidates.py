@@ -9,7 +9,7 @@ import numpy as np
 
 from ..inference.lesions import numbered_candidates
 from ..inference.segmentation import Segmentation
-from ..volumes.box import bounding_box
+from ..volumes.box import bounding_box, central_voxel
 from ..volumes.volume import Volume
 from .diameters import axial_diameters
 from .measurements import Candidate
@@ -25,7 +25,7 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
     probability = segmentation.probabilities.get("tumor")
     if probability is None:
         return ()
-    offset = np.rint(volume.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
+    offset = volume.grid.box_of(probability.grid).start
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
     reliable = list(finding_reliability(numbers, segmentation, box))
     candidates = []
@@ -35,8 +35,7 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
         own, mask = inside.shifted(box.start), numbers[inside] == number
         voxels = np.argwhere(mask) + own.start
         values = probability.array[tuple((voxels - offset).T)].astype(np.float64)
-        place = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-        x, y, z = volume.grid.to_lps(place[::-1])
+        x, y, z = volume.grid.to_lps(central_voxel(voxels)[::-1])
         axial = axial_diameters(mask, volume.grid.cropped(own))
         start = own.start[2 - "ijk".index(axial.slice_axis)]
         candidates.append(

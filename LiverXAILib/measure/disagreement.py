@@ -148,9 +148,7 @@ def measure_uncertainty(
 def _lesions(segmentation: Segmentation, label: str, votes: np.ndarray, grid: Grid) -> Iterator[LesionUncertainty]:
     probability = segmentation.probabilities[label]
     full = segmentation.labels.grid
-    k, j, i = np.rint(full.to_ijk(probability.grid.origin)).astype(int)[::-1]
-    depth, height, width = probability.shape
-    components = lesion_components(segmentation, label)[k : k + depth, j : j + height, i : i + width]
+    components = lesion_components(segmentation, label)[full.box_of(probability.grid)]
     p = probability.array.astype(np.float32)
     for number in range(1, int(components.max()) + 1):
         lesion = components == number

@@ -176,8 +176,7 @@ def _lesions(
 
 def _mean_at(cropped: Volume, grid: Grid, kji: np.ndarray) -> float:
     """Mean over voxels `kji` of `grid` of an image that is a part of `grid`, and 0 outside."""
-    offset = np.rint(grid.to_ijk(cropped.grid.origin)).astype(int)[::-1]
-    inside = kji - offset
+    inside = kji - grid.box_of(cropped.grid).start
     inside = inside[((inside >= 0) & (inside < cropped.shape)).all(axis=1)]
     return float(cropped.array[tuple(inside.T)].astype(np.float64).sum() / len(kji))
 
@@ -209,11 +208,6 @@ def _surface(organ: np.ndarray, grid: Grid, box: Box) -> cKDTree | None:
         along[:-1] |= away[1:]
     surface = np.argwhere(inside & beside)
     return cKDTree(grid.to_lps((surface + around.start)[:, ::-1])) if len(surface) else None
-
-
-def _distance_mm(surface: cKDTree | None, points: np.ndarray) -> float | None:
-    """The shortest distance of any of `points` to the surface."""
-    return None if surface is None else float(surface.query(points)[0].min())
 
 
 def _rim(mask: np.ndarray) -> np.ndarray:

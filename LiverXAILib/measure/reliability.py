@@ -45,9 +45,9 @@ _REASONS = {
 
 
 def finding_features(
-    numbers: np.ndarray, segmentation: Segmentation, label: str = "tumor", inside: Box | None = None
+    numbers: np.ndarray, segmentation: Segmentation, inside: Box | None = None
 ) -> list[dict[str, float]]:
-    """The features of each numbered piece, in the order of the numbers; empty without probabilities of `label`.
+    """The features of each numbered piece, in the order of the numbers; empty without probabilities of tumor.
 
     * ``border_entropy``: mean binary entropy in bits, within 2 mm of the border on both sides;
     * ``compactness``: radius of the largest inscribed ball over that of the ball of the same volume, at most 1;
@@ -58,13 +58,12 @@ def finding_features(
     :param numbers: int (k, j, i) on the segmentation's grid, 0 background, then 1 to the number of pieces.
     :param inside: the part of the grid that `numbers` is; None: all of it.
     """
-    probability = segmentation.probabilities.get(label)
+    probability = segmentation.probabilities.get("tumor")
     if probability is None or not numbers.any():
         return []
     grid = segmentation.labels.grid
-    offset = np.rint(grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
-    known = Box.full(probability.shape).shifted(offset)
-    parent = segmentation.spec(label).parent
+    known = grid.box_of(probability.grid)
+    parent = segmentation.spec("tumor").parent
     organ = segmentation.mask(parent) if parent is not None else np.ones(grid.shape, bool)
     margin = [int(np.ceil((_SHELL_MM + _SPACING_MM) / size)) for size in grid.spacing[::-1]]
     found = []
@@ -115,7 +114,7 @@ def finding_reliability(
         yield from [None] * int(numbers.max(initial=0))
         return
     reliability = Reliability(**card)
-    for features in finding_features(numbers, segmentation, inside=inside):
+    for features in finding_features(numbers, segmentation, inside):
         yield judge_finding(features, reliability)
 
 

@@ -25,8 +25,7 @@ def entropy_map(segmentation: Segmentation) -> Volume | None:
     grid = segmentation.labels.grid
     result = np.zeros(grid.shape, dtype=np.float32)
     for probability in segmentation.probabilities.values():
-        k, j, i = np.rint(grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
-        part = result[k : k + probability.shape[0], j : j + probability.shape[1], i : i + probability.shape[2]]
+        part = result[grid.box_of(probability.grid)]
         np.maximum(part, binary_entropy(probability.array), out=part)
     return Volume(result, segmentation.labels.ijk_to_lps)
 

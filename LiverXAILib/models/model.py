@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +37,11 @@ class Model:
     def sha256(self) -> tuple[str, ...]:
         """Checksums of all weights files, in the order of the card: what a result's provenance names."""
         return tuple(checksum for stage in self.spec.stages for checksum in stage.sha256)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result says of the model that made it, JSON-ready: name, version and checksums of the weights."""
+        return {"name": self.spec.name, "version": self.spec.version, "sha256": list(self.sha256)}
 
     def to(self, device: torch.device) -> Model:
         """Move all networks to `device`; returns the model itself."""

@@ -51,8 +51,7 @@ def update_changed_cts(
         node.SetAndObserveImageData(to_image(changed.array, vtkImageData()))
         node.SetIJKToRASMatrix(to_vtk_matrix(world_to_local(volume_node) @ changed.grid.ijk_to_ras))
         node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-        evidence = dict(answer.evidence)
-        set_attributes(node, {"Sentence": answer.sentence, "Evidence": evidence, "Stale": None})
+        set_attributes(node, {"Sentence": answer.sentence, "Stale": None})
         nodes[target] = node
     if not keep:
         for node in find_results(scene, volume_node, CHANGED_CT):

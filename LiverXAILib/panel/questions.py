@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from slicer.i18n import tr as _
 
 from ..errors import LiverXAIError
@@ -77,8 +76,8 @@ class Questions:
         crosshair: Any = self._state.scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
         r, a, s = crosshair.GetCrosshairRAS()
         grid = world_grid(self._state.volume_node)
-        index = np.rint(grid.to_ijk(np.array([-r, -a, s])))
-        inside = (index >= 0).all() and (index < grid.shape[::-1]).all()
+        voxel = grid.nearest_voxel((-r, -a, s))
+        inside = (voxel >= 0).all() and (voxel < grid.shape).all()
         if not inside or (r, a, s) == (0.0, 0.0, 0.0):  # where a new crosshair is
             raise LiverXAIError(
                 _(

@@ -19,7 +19,7 @@ from ..inference.sensitivity import at_sensitivity
 from ..measure import measure
 from ..measure.measurements import Candidate, LesionMeasurements, Measurements
 from ..measure.recist import Recist, recist
-from ..volumes.box import bounding_box, components
+from ..volumes.box import bounding_box, central_voxel, components
 from ..volumes.volume import Volume
 from .outline import correct_outline, outline_lesion
 
@@ -270,7 +270,7 @@ def _with_calipers(
     measured = {}
     for one in decisions:
         if one.kind == "measure" and one.place_lps_mm is not None:
-            voxel = np.rint(labels.grid.to_ijk(np.array(one.place_lps_mm))).astype(int)[::-1]
+            voxel = labels.grid.nearest_voxel(one.place_lps_mm)
             measured[int(numbers[tuple(voxel)])] = one.points_lps_mm
     if not measured.keys() & {lesion.number for lesion in lesions}:
         return lesions, sums
@@ -341,9 +341,7 @@ def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near
 
 def _place(mask: np.ndarray, labels: Volume) -> Point:
     """The voxel of a piece that is nearest to its centroid, LPS mm."""
-    voxels = np.argwhere(mask)
-    nearest = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    x, y, z = labels.grid.to_lps(nearest[::-1])
+    x, y, z = labels.grid.to_lps(central_voxel(np.argwhere(mask))[::-1])
     return float(x), float(y), float(z)
 
 

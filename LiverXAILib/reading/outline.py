@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from ..errors import UsageError
 from ..inference.segmentation import Segmentation
-from ..volumes.box import Box, components
+from ..volumes.box import Box, central_voxel, components
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .click_network import SCALES_MM, SIZE, Click, outline_by_network
@@ -95,8 +95,7 @@ def correct_outline(
     :raises LiverXAILib.errors.UsageError: the place is outside the image or the liver.
     """
     voxels = np.argwhere(lesion)
-    middle = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    x, y, z = (float(value) for value in volume.grid.to_lps(middle[::-1]))
+    x, y, z = (float(value) for value in volume.grid.to_lps(central_voxel(voxels)[::-1]))
     scale, first = SCALES_MM[-1], (x, y, z)
     if max(np.ptp(volume.grid.to_lps(voxels[:, ::-1]), axis=0)) > (SIZE - 8) * scale:
         first = place_lps_mm  # only what is around the click is outlined anew
@@ -105,7 +104,7 @@ def correct_outline(
     before = volume.with_array(lesion.astype(np.uint8))
     network, _ = _by_network(near, clicks, before)
     present = lesion[near.box]
-    at = tuple(_voxel(volume.grid, place_lps_mm) - near.box.start)
+    at = tuple(volume.grid.nearest_voxel(place_lps_mm) - near.box.start)
     change = np.zeros_like(present)
     if network is not None:
         change = network & ~present if inside else present & ~network
@@ -147,12 +146,8 @@ def _words(place_lps_mm: Point) -> str:
     return "The place {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
 
 
-def _voxel(grid: Grid, place_lps_mm: Point) -> np.ndarray:
-    return np.rint(grid.to_ijk(np.array(place_lps_mm))).astype(int)[::-1]
-
-
 def _neighborhood(volume: Volume, segmentation: Segmentation, place_lps_mm: Point) -> _Neighborhood:
-    click = _voxel(volume.grid, place_lps_mm)
+    click = volume.grid.nearest_voxel(place_lps_mm)
     if (click < 0).any() or (click >= volume.shape).any():
         raise UsageError(f"{_words(place_lps_mm)} lies outside the image.")
     reach = np.ceil(REACH_MM / np.array(volume.spacing[::-1])).astype(int)
@@ -206,7 +201,7 @@ def _by_network(
     mask[small] = logit > 0
     if before is not None:
         return mask, False
-    first = tuple(_voxel(grid, clicks[0].place_lps_mm) - near.box.start)
+    first = tuple(grid.nearest_voxel(clicks[0].place_lps_mm) - near.box.start)
     mask = _connected(mask, first)
     return mask if mask.any() and _stands_out(part.array, mask, near.organ, near.median) else None, False
 
@@ -235,8 +230,7 @@ def _by_probability(segmentation: Segmentation, grid: Grid, box: Box, start: tup
     probability = segmentation.probabilities.get("tumor")
     if probability is None:
         return None
-    offset = np.rint(grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
-    own = Box.full(probability.shape).shifted(offset)
+    own = grid.box_of(probability.grid)
     common = own.intersection(box)
     if common is None:
         return None

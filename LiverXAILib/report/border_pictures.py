@@ -91,7 +91,7 @@ def _slice(volume: Volume, answer: BorderNeed, view: View) -> Picture:
     picture = view.shown(volume, WINDOW_HU)
     _, rows, columns = view.grid.shape
     j, i = np.indices((rows, columns))
-    kji = np.rint(need.grid.to_ijk(view.grid.to_lps(np.stack([i, j, 0 * i], axis=-1)))).astype(int)[..., ::-1]
+    kji = need.grid.nearest_voxel(view.grid.to_lps(np.stack([i, j, 0 * i], axis=-1)))
     there = ((kji >= 0) & (kji < need.shape)).all(axis=-1)
     values = np.zeros((rows, columns), np.int16)
     values[there] = need.array[tuple(kji[there].T)]

@@ -106,6 +106,12 @@ def bounding_box(mask: np.ndarray) -> Box | None:
     return Box.between(start, stop)
 
 
+def central_voxel(voxels: np.ndarray) -> np.ndarray:
+    """Of `voxels` (n, 3) the one that is nearest to their centroid, counted in voxels; the first of several."""
+    nearest: np.ndarray = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return nearest
+
+
 def components(mask: np.ndarray, *, corners: bool = False, largest_first: bool = False) -> np.ndarray:
     """Number the connected components of a mask (k, j, i): int32 of the same shape, 0 where `mask` is 0.
 

@@ -12,7 +12,7 @@ Conventions, everywhere in LiverXAI:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,17 @@ class Grid:
     def to_ijk(self, lps: np.ndarray) -> np.ndarray:
         """LPS mm (..., 3) → continuous voxel coordinates in (i, j, k) order."""
         return (np.asarray(lps, dtype=np.float64) - self.ijk_to_lps[:3, 3]) @ np.linalg.inv(self.ijk_to_lps[:3, :3]).T
+
+    def nearest_voxel(self, lps: Sequence[float] | np.ndarray) -> np.ndarray:
+        """LPS mm (..., 3) → the voxels (..., 3) as (k, j, i) with the nearest centers, also beyond the grid."""
+        return np.rint(self.to_ijk(np.asarray(lps))).astype(int)[..., ::-1]
+
+    def box_of(self, part: Grid) -> Box:
+        """The voxels that `part` has of this grid: ``grid.box_of(grid.cropped(box)) == box``.
+
+        :param part: a grid with the same axes and spacing, whose voxels lie on those of this one; it may reach beyond.
+        """
+        return Box.full(part.shape).shifted(self.nearest_voxel(part.origin))
 
     def cropped(self, box: Box) -> Grid:
         """The grid of ``array[box]``."""

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from LiverXAILib.errors import InputError
 from LiverXAILib.inference.geometry import network_orientation_grid
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.intensities import looks_like_hu, to_smallest_dtype
 from LiverXAILib.volumes.io import read_labels, read_volume, write_volume
 from LiverXAILib.volumes.size import check_size
@@ -41,6 +42,17 @@ def test_positions_and_voxels_are_converted_forth_and_back(shape, rows):
     tolerance = 1e-9 * np.linalg.cond(grid.ijk_to_lps) + 1e-9
     np.testing.assert_allclose(grid.to_ijk(grid.to_lps(ijk)), ijk, atol=tolerance * 100)
     assert grid.voxel_volume_mm3 == pytest.approx(abs(np.linalg.det(rows[:, :3])))
+
+
+@given(shapes, st.integers(0, 45), st.data())
+def test_a_part_of_a_grid_is_found_in_it_again(shape, degrees, data):
+    """Oblique, with rounding errors, and also where the part reaches beyond the grid."""
+    grid = Grid(shape, tilted(degrees).ijk_to_lps @ np.diag([0.7, 0.7, 2.5, 1]))
+    start = [data.draw(st.integers(-3, 8)) for _ in shape]
+    box = Box.between(start, np.add(start, [data.draw(st.integers(1, 9)) for _ in shape]))
+    found = grid.box_of(grid.cropped(box))
+    assert found == box
+    assert tuple(grid.nearest_voxel(grid.to_lps(np.array(start[::-1]) + 0.4))) == tuple(start)
 
 
 @given(shapes, matrices, st.integers(0, 2), st.floats(1e-2, 5))

@@ -140,7 +140,7 @@ def _own_lesion(scan: Scan, rng: Rng, scale: float, number: int) -> Cube | None:
 
 
 def _around(scan: Scan, place: np.ndarray, scale: float) -> Box:
-    center = np.rint(scan.ct.grid.to_ijk(place)).astype(int)[::-1].clip(0, np.array(scan.ct.shape) - 1)
+    center = scan.ct.grid.nearest_voxel(place).clip(0, np.array(scan.ct.shape) - 1)
     reach = np.ceil((STORED / 2 * scale + 6) / np.array(scan.ct.spacing[::-1])).astype(int)
     return Box.between(center, center + 1).grown(reach, scan.ct.shape)
 

@@ -26,7 +26,6 @@ from LiverXAILib.models import ModelSpec, load_model
 from LiverXAILib.models.spec import OperatingPoint
 from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.training.random_fields import Rng
-from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Volume
 
 from ..clicks.samples import painted, real_scans
@@ -57,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         probability = np.zeros(ct.shape, np.float32)
         cropped = found.probabilities.get("tumor")
         if cropped is not None:
-            start = np.rint(ct.grid.to_ijk(cropped.grid.origin)).astype(int)[::-1]
-            probability[Box.full(cropped.shape).shifted(start)] = cropped.array
+            probability[ct.grid.box_of(cropped.grid)] = cropped.array
         case = froc_case(found.mask("tumor"), probability, truth, ct.grid.voxel_volume_mm3, found.mask("liver"))
         cases.append(case)
         sys.stderr.write(f"{len(cases)}: {len(case.lesions)} lesions, {len(case.false_scores)} false pieces\n")

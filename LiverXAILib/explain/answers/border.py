@@ -20,6 +20,7 @@ class BorderNeed(Answer):
     * ``radii_mm``: the radii that were tried, and ``counts``: how many points need each; the last count is that of
       the points for which none suffices;
     * ``tolerance_mm``: a border that moved by no more is the same;
+    * ``compared_within_mm``: the border is compared so far around each point;
     * ``replaced_by``: what took the place of everything farther away;
     * ``far``: where none suffices, that is, where the border hangs on far context; the largest place first: ``lps_mm``
       of the point in its middle, ``points``, and ``where`` in words.

@@ -18,7 +18,6 @@ and preservation by a mask (Fong and Vedaldi, ICCV 2017, https://arxiv.org/abs/1
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,8 @@ from .surface import spread, surface_of
 
 #: Radii that are tried. A border that needs more hangs on far context.
 RADII_MM = (8.0, 12.0, 16.0, 24.0)
+#: What a map shows for each need: the radius, and beyond the largest half as much again.
+_SHOWN_MM = np.array([*RADII_MM, 1.5 * RADII_MM[-1]]).astype(np.int16)
 #: Points of the surface that are examined, at least; and where nobody asked, so that an analysis stays quick.
 POINTS, UNASKED_POINTS = 200, 100
 #: The replacement that holds nothing from beyond the radius and disturbs the network least.
@@ -97,7 +98,7 @@ def explain_border(
     context.report("Border examined", 1.0)
     provenance = {
         "stage": stage.name,
-        "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+        "model": model.provenance,
         "backend": probe.backend,
         "voxels_read": probe.voxels,
         "device": str(run.device),
@@ -177,12 +178,7 @@ def surface_map(run: StageContext, probe: BorderProbe, points: np.ndarray, need:
     spacing = np.array(run.spacing)
     _, nearest = cKDTree(points * spacing).query(kji * spacing)
     values = np.zeros(surface.shape, np.int16)
-    values[tuple(kji.T)] = shown_mm(RADII_MM)[need][nearest]
+    values[tuple(kji.T)] = _SHOWN_MM[need][nearest]
     box = bounding_box(surface)
     assert box is not None
     return Volume(values[box], run.grid.cropped(box).ijk_to_lps)
-
-
-def shown_mm(radii_mm: Sequence[float]) -> np.ndarray:
-    """What a map shows for each need: the radius, and beyond the largest half as much again; int16."""
-    return np.array([*radii_mm, 1.5 * radii_mm[-1]]).astype(np.int16)

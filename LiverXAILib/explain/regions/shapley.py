@@ -129,7 +129,7 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
     }
     provenance = {
         "stage": run.stage.name,
-        "model": {"name": model.spec.name, "version": model.spec.version, "sha256": list(model.sha256)},
+        "model": model.provenance,
         "box_mm": [round(n * size, 1) for n, size in zip(examined.box.shape, run.spacing, strict=True)],
         "passes": len(asked),
         "device": str(run.device),
