@@ -62,6 +62,11 @@ class RunContext:
         return dataclasses.replace(self, device=device)
 
     @property
+    def silent(self) -> RunContext:
+        """The same without progress."""
+        return dataclasses.replace(self, progress=None)
+
+    @property
     def keywords(self) -> dict[str, Any]:
         """The arguments ``device=, progress=, cancel=`` of public functions."""
         return {"device": str(self.device), "progress": self.progress, "cancel": self.cancel}
@@ -72,3 +77,7 @@ class RunContext:
             import torch
 
             torch.set_num_threads(self.threads)
+
+
+#: A run to which nobody listens, and which nobody cancels.
+UNATTENDED = RunContext()

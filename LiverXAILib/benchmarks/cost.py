@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..context import RunContext
 from ..explain import METHODS, Target, explain_all, explain_lesions
 from ..explain.score import ScoreTarget, build_score
 from ..explain.stage_context import StageContext
@@ -28,7 +29,7 @@ from ..inference import Segmentation, segment, select_device
 from ..inference.lesions import lesion_count
 from ..models import Model, load_model
 from ..pipeline import analyze
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..progress import CancelToken, Progress
 from ..volumes.volume import Volume
 
 #: How often the memory is looked at, in seconds.
@@ -58,11 +59,12 @@ def benchmark_cost(
     (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image;
     and everything that an analysis does by default after segmenting: heat maps, answers, measurements.
     """
-    segmentation = segment(volume, model, device=device, progress=progress, cancel=cancel)
+    context = RunContext(progress, cancel, select_device(device))
+    segmentation = segment(volume, model, **context.keywords)
     asked = Target.parse(target)
     stage = model.spec.stage_of(asked.resolve(segmentation).label)
-    run = StageContext.prepare(volume, model, stage, segmentation, select_device(device))
-    score_target = build_score(asked, segmentation, model, run, cancel)
+    run = StageContext.prepare(volume, model, stage, segmentation, torch.device(context.device))
+    score_target = build_score(asked, segmentation, model, run, context)
     layer = layer or stage.default_layer
     box = run.plan.boxes[score_target.focus]
     alone = replace(score_target, windows={score_target.focus: score_target.windows[score_target.focus]})
@@ -82,7 +84,7 @@ def benchmark_cost(
     jobs[f"forward pass, {len(touched)} windows"] = lambda: _forward(run, score_target, touched)
     jobs[f"LiverXAI, {len(touched)} windows"] = lambda: _maps(run, [score_target], layer)
     texts = _liver_and_lesions(segmentation, stage.labels)
-    several = [build_score(Target.parse(text), segmentation, model, run, cancel) for text in texts]
+    several = [build_score(Target.parse(text), segmentation, model, run, context) for text in texts]
     jobs[f"segmentation's pass, {len(every)} windows"] = lambda: _forward(run, score_target, every)
     jobs[f"LiverXAI, {', '.join(texts)}"] = lambda: _maps(run, several, layer)
     jobs["the same on the image's grid"] = lambda: explain_all(
@@ -97,13 +99,13 @@ def benchmark_cost(
         volume, model, segmentation=segmentation, device=device
     )
     for job in jobs.values():
-        check_cancel(cancel)
+        context.check()
         job()
     measured: dict[str, list[tuple[float, float | None]]] = {name: [] for name in jobs}
     for turn in range(repeats):
         for number, (name, job) in enumerate(jobs.items()):
-            check_cancel(cancel)
-            report_progress(progress, f"Measuring: {name}", (turn + number / len(jobs)) / repeats)
+            context.check()
+            context.report(f"Measuring: {name}", (turn + number / len(jobs)) / repeats)
             measured[name].append(_measure(job, run.device))
     rows: list[Row] = []
     base = 0.0
@@ -120,7 +122,7 @@ def benchmark_cost(
                 "peak_mib": max((peak for _, peak in runs if peak is not None), default=None),
             }
         )
-    report_progress(progress, "Done", 1.0)
+    context.report("Done", 1.0)
     return rows
 
 

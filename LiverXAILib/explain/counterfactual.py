@@ -210,7 +210,7 @@ def _explain_change(
     """One answer of :func:`explain_lesions`, for a run that is prepared."""
     started = time.perf_counter()
     mask = target.mask(run.segmentation)
-    score_target = build_score(target, run.segmentation, model, run, context.cancel, mask)
+    score_target = build_score(target, run.segmentation, model, run, context, mask)
     examined = ExaminedBox.around(score_target, run, mask, context)
     answer: Answer
     if isinstance(target, WhyNot):
@@ -273,7 +273,7 @@ def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, co
         total = float(probability.array[box][inside[box]].sum(dtype=np.float64)) if box is not None else 0.0
         return total / np.count_nonzero(mask)
     weights = score_target.weights.abs().sum(dim=0)
-    logits = blended_logits(run, score_target, context.cancel)
+    logits = blended_logits(run, score_target, context)
     return float((torch.sigmoid(score_target.evidence(logits)) * weights).sum() / weights.sum())
 
 

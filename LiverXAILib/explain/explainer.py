@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..context import RunContext
 from ..errors import DeviceError, UsageError, own_errors
 from ..inference.backends import keep_freed_memory
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
 from ..models.model import Model, require_model
 from ..models.spec import StageSpec
-from ..progress import CancelToken, Progress, report_progress, scaled
+from ..progress import CancelToken, Progress
 from ..volumes.box import bounding_box
 from ..volumes.resample import resample
 from ..volumes.volume import Volume, require_volume
@@ -106,25 +107,26 @@ def explain_all(
     for number, target in enumerate(resolved):
         stages.setdefault(model.spec.stage_of(target.label).name, []).append(number)
     torch_device = select_device(device)
+    context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
     answers: dict[int, Explanation] = {}
     for stage in model.spec.stages:
         numbers = stages.get(stage.name, [])
         if not numbers:
             continue
-        part = scaled(progress, len(answers) / len(resolved), (len(answers) + len(numbers)) / len(resolved))
+        part = context.part(len(answers) / len(resolved), (len(answers) + len(numbers)) / len(resolved))
         try:
             run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
             score_targets = [
-                build_score(resolved[number], segmentation, model, run, cancel, masks[number]) for number in numbers
+                build_score(resolved[number], segmentation, model, run, context, masks[number]) for number in numbers
             ]
-            explained = _explain_stage(volume, model, run, score_targets, METHODS[method], layer, check, part, cancel)
+            explained = _explain_stage(volume, model, run, score_targets, METHODS[method], layer, check, part)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(
                 f"Device {torch_device} ran out of memory. Use the CPU, or close other programs."
             ) from error
         answers.update(zip(numbers, explained, strict=True))
-    report_progress(progress, "Explained", 1.0)
+    context.report("Explained", 1.0)
     return [answers[number] for number in range(len(resolved))]
 
 
@@ -136,8 +138,7 @@ def _explain_stage(
     method: Method,
     layer: str | None,
     check: bool,
-    progress: Progress | None,
-    cancel: CancelToken | None,
+    context: RunContext,
 ) -> list[Explanation]:
     started = time.perf_counter()
     layer = "" if method.layer_maps is None else layer or run.stage.default_layer
@@ -145,16 +146,15 @@ def _explain_stage(
         find_layer(run.networks[0], layer, run.stage)
     explanations = []
     share = _MAP_SHARE if check else 1.0
-    maps = stage_maps(run, score_targets, method, layer, scaled(progress, 0, share), cancel)
+    maps = stage_maps(run, score_targets, method, layer, context.part(0, share))
     for number, (score_target, result) in enumerate(zip(score_targets, maps, strict=True)):
         heatmap, maximum = to_input_grid(result.values.clamp_min(0), run, volume)
         seconds = time.perf_counter() - started
         card = None
         if check:
             begin, length = share + (1 - share) * number / len(score_targets), (1 - share) / len(score_targets)
-            part = scaled(progress, begin, begin + length)
             with keep_freed_memory(run.device):
-                card = check_faithfulness(run, score_target, method, layer, result, part, cancel)
+                card = check_faithfulness(run, score_target, method, layer, result, context.part(begin, begin + length))
         explanations.append(
             Explanation(
                 heatmap=heatmap,

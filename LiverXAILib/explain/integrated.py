@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import torch
 
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..context import UNATTENDED, RunContext
 from .score import ScoreTarget
 from .stage_context import StageContext, StageMap
 
@@ -27,18 +27,14 @@ STEPS = 16
 _TOLERANCE = 0.1
 
 
-def from_tissue(
-    run: StageContext, score_target: ScoreTarget, progress: Progress | None, cancel: CancelToken | None
-) -> StageMap:
+def from_tissue(run: StageContext, score_target: ScoreTarget, context: RunContext) -> StageMap:
     """Integrated gradients from an image that is plain tissue of the target's organ everywhere."""
-    return integrated_gradients(run, score_target, run.tissue, STEPS, progress, cancel)
+    return integrated_gradients(run, score_target, run.tissue, STEPS, context)
 
 
-def from_air(
-    run: StageContext, score_target: ScoreTarget, progress: Progress | None, cancel: CancelToken | None
-) -> StageMap:
+def from_air(run: StageContext, score_target: ScoreTarget, context: RunContext) -> StageMap:
     """Integrated gradients from an image that is air everywhere."""
-    return integrated_gradients(run, score_target, run.air, STEPS, progress, cancel)
+    return integrated_gradients(run, score_target, run.air, STEPS, context)
 
 
 def integrated_gradients(
@@ -46,8 +42,7 @@ def integrated_gradients(
     score_target: ScoreTarget,
     baseline: float,
     steps: int,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    context: RunContext = UNATTENDED,
 ) -> StageMap:
     """The signed attribution of each voxel of the padded stage grid, and how complete it is.
 
@@ -63,9 +58,8 @@ def integrated_gradients(
         part = difference[box].to(run.device)
         for pass_index in passes:
             for step in range(steps):
-                check_cancel(cancel)
-                report_progress(
-                    progress,
+                context.check()
+                context.report(
                     f"Explaining ({run.stage.name}): window {done + 1} of {len(score_target.windows)}",
                     (done + (pass_index + step / steps) / len(passes)) / len(score_target.windows),
                 )

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ..progress import CancelToken, Progress
+from ..context import RunContext
 from .catalog import CATALOG, MethodInfo
 from .integrated import from_air, from_tissue
 from .occlusion import occlusion
@@ -71,7 +71,7 @@ class TensorFile:
 
 
 LayerMaps = Callable[[Record], Iterator[torch.Tensor]]
-ImageMap = Callable[[StageContext, ScoreTarget, Progress | None, CancelToken | None], StageMap]
+ImageMap = Callable[[StageContext, ScoreTarget, RunContext], StageMap]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Method:
 
     :param info: its name and what users read about it.
     :param layer_maps: for methods that read a layer: activations and gradients in, a map for each window out.
-    :param image_map: for methods that change the image: the run and the score in, the whole map out.
+    :param image_map: for methods that change the image: the stage, the score and the context in, the whole map out.
     :param blended: whether a window's map is a *state* of the network (blended with the windows' known weights) or a
         *share* of the score (summed).
     :param additive: whether the map's cells are parts of the score, so that their sum says how much of it the layer

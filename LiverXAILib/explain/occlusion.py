@@ -16,8 +16,8 @@ from math import ceil
 
 import torch
 
+from ..context import UNATTENDED, RunContext
 from ..errors import UsageError
-from ..progress import CancelToken, Progress, check_cancel, report_progress
 from ..volumes.box import Box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid
@@ -35,8 +35,7 @@ _SMALLEST_MM = 6.0
 def occlusion(
     run: StageContext,
     score_target: ScoreTarget,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    context: RunContext = UNATTENDED,
     budget: int = BUDGET,
     baseline: torch.Tensor | None = None,
 ) -> StageMap:
@@ -63,19 +62,17 @@ def occlusion(
         for box in boxes:
             share = score_target.window_weights(box, run.plan.weight(box)).to(run.device)
             window, plain = run.image[box], baseline[box]
-            intact = _logits(run, score_target, window, cancel)
+            intact = _logits(run, score_target, window, context)
             for number, cube in enumerate(cubes):
                 common = box.intersection(cube)
                 if common is None:
                     continue
-                report_progress(
-                    progress, f"Explaining ({run.stage.name}): occluding {done + 1} of {total}", done / total
-                )
+                context.report(f"Explaining ({run.stage.name}): occluding {done + 1} of {total}", done / total)
                 occluded = window.clone()
                 hidden = common.relative_to(box)
                 occluded[hidden] = plain[hidden]
                 # Subtracting logits before summing keeps small drops of a large score.
-                drops[number] += float(((intact - _logits(run, score_target, occluded, cancel)) * share).sum())
+                drops[number] += float(((intact - _logits(run, score_target, occluded, context)) * share).sum())
                 done += 1
     a, b, c = (ceil(n / edge) for n, edge in zip(region.shape, edges, strict=True))
     part = run.grid.cropped(region)
@@ -97,13 +94,11 @@ def _plain(run: StageContext, score_target: ScoreTarget) -> tuple[torch.Tensor, 
         return run.blurred, "blur"
 
 
-def _logits(
-    run: StageContext, score_target: ScoreTarget, window: torch.Tensor, cancel: CancelToken | None
-) -> torch.Tensor:
+def _logits(run: StageContext, score_target: ScoreTarget, window: torch.Tensor, context: RunContext) -> torch.Tensor:
     """The ensemble's mean logits in the channels that the question asks about."""
     total = torch.zeros((), device=run.device)
     for pass_index in range(len(run.passes)):
-        check_cancel(cancel)
+        context.check()
         total = total + run.network(pass_index, window.to(run.device))[list(score_target.channels)] / len(run.passes)
     return total
 

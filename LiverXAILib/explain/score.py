@@ -21,12 +21,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from ..context import UNATTENDED, RunContext
 from ..errors import UsageError
 from ..inference.segmentation import Segmentation
 from ..inference.windows import WindowPlan
 from ..models.model import Model
 from ..models.spec import ModelSpec, StageSpec
-from ..progress import CancelToken, check_cancel
 from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample_adjoint
 from ..volumes.volume import Grid
@@ -230,7 +230,7 @@ def build_score(
     segmentation: Segmentation,
     model: Model,
     run: StageContext,
-    cancel: CancelToken | None = None,
+    context: RunContext = UNATTENDED,
     mask: np.ndarray | None = None,
 ) -> ScoreTarget:
     """Turn `target` into weights on the logits of `run`.
@@ -252,7 +252,7 @@ def build_score(
     weights = [w[box] for w in weights]
     if any(len(term.channels) > 1 for term in terms):
         extent = torch.stack(weights).abs().sum(dim=0)[None]
-        logits = blended_logits(run, ScoreTarget(target, (0,), extent, box), cancel)
+        logits = blended_logits(run, ScoreTarget(target, (0,), extent, box), context)
     split: dict[int, torch.Tensor] = {}
     for term, weight in zip(terms, weights, strict=True):
         winner = logits[list(term.channels)].argmax(dim=0) if len(term.channels) > 1 else torch.zeros_like(weight)
@@ -266,7 +266,7 @@ def build_score(
     return score_target
 
 
-def blended_logits(run: StageContext, score_target: ScoreTarget, cancel: CancelToken | None = None) -> torch.Tensor:
+def blended_logits(run: StageContext, score_target: ScoreTarget, context: RunContext = UNATTENDED) -> torch.Tensor:
     """The blended logits of all channels in the box of `question`: float32 (channels, \\*box), without gradients."""
     logits: torch.Tensor | None = None
     with torch.inference_mode():
@@ -276,7 +276,7 @@ def blended_logits(run: StageContext, score_target: ScoreTarget, cancel: CancelT
             assert common is not None
             here, there = common.relative_to(box), common.relative_to(score_target.box)
             for pass_index in range(len(run.passes)):
-                check_cancel(cancel)
+                context.check()
                 output = run.forward(pass_index, box).cpu() / len(run.passes)
                 if logits is None:
                     logits = torch.zeros((output.shape[0], *score_target.weights.shape[1:]))

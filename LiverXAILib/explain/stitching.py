@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..context import UNATTENDED, RunContext
 from ..inference.backends import keep_freed_memory
 from ..models.spec import StageSpec
-from ..progress import CancelToken, Progress, check_cancel, report_progress, scaled
 from ..volumes.resample import resample
 from .layers import LayerTap, lattice_grid, layer_stride, layer_warnings
 from .methods import Method, TensorFile
@@ -56,19 +56,17 @@ def stage_maps(
     score_targets: Sequence[ScoreTarget],
     method: Method,
     layer: str = "",
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    context: RunContext = UNATTENDED,
 ) -> Iterator[StageMap]:
     """Yield the map of each question by `method`, at `layer` if the method reads one."""
     if method.layer_maps is not None:
-        with recorded(run, score_targets, [layer], progress, cancel) as recording:
+        with recorded(run, score_targets, [layer], context) as recording:
             for number in range(len(score_targets)):
                 yield recording.map(number, method, layer)
         return
     assert method.image_map is not None
     for number, score_target in enumerate(score_targets):
-        part = scaled(progress, number / len(score_targets), (number + 1) / len(score_targets))
-        yield method.image_map(run, score_target, part, cancel)
+        yield method.image_map(run, score_target, context.step(number, len(score_targets)))
 
 
 @contextmanager
@@ -76,8 +74,7 @@ def recorded(
     run: StageContext,
     score_targets: Sequence[ScoreTarget],
     layers: Sequence[str],
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    context: RunContext = UNATTENDED,
 ) -> Iterator[Recording]:
     """Run the windows that `questions` touch, once, and keep what maps at `layers` need while the block runs."""
     with ExitStack() as files:
@@ -89,7 +86,7 @@ def recorded(
                 for network in run.networks
             ]
             with keep_freed_memory(run.device):
-                recording.fill(taps, progress, cancel)
+                recording.fill(taps, context)
         yield recording
 
 
@@ -133,15 +130,14 @@ class Recording:
             details["accounts_for"] = round(total / self._scores[number], 4)
         return StageMap(values, found, details)
 
-    def fill(self, taps: list[list[LayerTap]], progress: Progress | None, cancel: CancelToken | None) -> None:
+    def fill(self, taps: list[list[LayerTap]], context: RunContext) -> None:
         """Run the windows."""
         run = self._run
         windows = sorted({number for score_target in self._score_targets for number in score_target.windows})
         for step, number in enumerate(windows):
             for pass_index, (network, _) in enumerate(run.passes):
-                check_cancel(cancel)
-                report_progress(
-                    progress,
+                context.check()
+                context.report(
                     f"Explaining ({run.stage.name}): window {step + 1} of {len(windows)}",
                     (step + pass_index / len(run.passes)) / len(windows),
                 )

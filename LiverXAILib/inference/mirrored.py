@@ -87,8 +87,7 @@ def _liver(stage: StageSpec, model: Model) -> str | None:
 
 def _liver_ml(volume: Volume, model: Model, stage: StageSpec, context: RunContext) -> float:
     """How much liver, in one piece, a stage finds in an image."""
-    silent = RunContext(None, context.cancel, context.device, context.threads)
-    grid, logits, _ = run_stage(volume, model, stage, None, "auto", silent)
+    grid, logits, _ = run_stage(volume, model, stage, None, "auto", context.silent)
     label = _liver(stage, model)
     assert label is not None
     mask = (logit_margin(logits, stage, label) > 0).numpy()

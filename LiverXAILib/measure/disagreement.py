@@ -110,7 +110,7 @@ def measure_uncertainty(
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
     run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
-    score_target = build_score(target, segmentation, model, run, cancel)
+    score_target = build_score(target, segmentation, model, run, context)
     moments = torch.zeros((2, *run.plan.padded_shape))
     masks = torch.zeros((len(run.passes), *run.plan.padded_shape), dtype=torch.float16)
     covered = torch.zeros(run.plan.padded_shape)

@@ -36,3 +36,14 @@ def test_nobody_needs_to_listen():
 def test_the_keywords_are_those_of_public_functions():
     token = CancelToken()
     assert RunContext(None, token, "cpu").keywords == {"device": "cpu", "progress": None, "cancel": token}
+
+
+def test_a_silent_part_of_a_run_reports_to_nobody_and_can_be_cancelled():
+    heard, token = [], CancelToken()
+    context = RunContext(lambda stage, fraction: heard.append(stage), token, "cpu", threads=3)
+    context.silent.report("within", 0.5)
+    assert heard == []
+    assert (context.silent.device, context.silent.threads) == ("cpu", 3)
+    token.cancel()
+    with pytest.raises(Cancelled):
+        context.silent.check()

@@ -145,8 +145,8 @@ def audit_oracles(case: Case, method: Method, context: RunContext) -> list[Row]:
     "exact": all of the map at the causes; "92 % elsewhere": that much of it at a place without influence.
     """
     run = _run(case)
-    score_target = build_score(LesionTarget(1), case.segmentation, case.model, run, context.cancel)
-    evaluator = FaithfulnessEvaluator(run, score_target, cancel=context.cancel)
+    score_target = build_score(LesionTarget(1), case.segmentation, case.model, run, context)
+    evaluator = FaithfulnessEvaluator(run, score_target, context.silent)
     layer = run.stage.default_layer
     trained = evaluator.map(method, layer)
     noisy = evaluator.map(method, layer, noise=True)

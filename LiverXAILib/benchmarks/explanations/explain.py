@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from ...context import RunContext
 from ...errors import UsageError
 from ...evaluation.metrics import COVERED
 from ...explain import METHODS, EmptyTargetError, LesionTarget, Target
@@ -41,7 +42,7 @@ from ...files import replacing
 from ...inference import Segmentation, segment, select_device
 from ...inference.lesions import lesion_count
 from ...models import Model, load_model
-from ...progress import CancelToken, Progress, check_cancel, report_progress, scaled
+from ...progress import CancelToken, Progress, scaled
 from ...volumes.volume import Volume
 
 #: Each lesion found, up to so many of a case, the largest first.
@@ -91,27 +92,28 @@ def benchmark_explain(
         raise UsageError(f"There is no method {unknown[0]!r}. Choose from: {', '.join(METHODS)}.")
     done = {(row["case"], row.get("target")) for row in known}
     rows: list[Row] = []
+    context = RunContext(progress, cancel, device)
     for number, (name, volume) in enumerate(cases.items()):
-        part = scaled(progress, number / len(cases), (number + 1) / len(cases))
-        segmentation = segment(volume, model, device=device, progress=scaled(part, 0, 0.1), cancel=cancel)
+        part = context.step(number, len(cases))
+        segmentation = segment(volume, model, **part.part(0, 0.1).keywords)
         asked = [text for text in _questions(targets, segmentation) if (name, text) not in done]
         for index, text in enumerate(asked):
-            inner = scaled(part, 0.1 + 0.9 * index / len(asked), 0.1 + 0.9 * (index + 1) / len(asked))
+            inner = part.part(0.1, 1).step(index, len(asked))
             target = Target.parse(text)
             stage = model.spec.stage_of(target.resolve(segmentation).label)
             run = StageContext.prepare(volume, model, stage, segmentation, select_device(device))
             try:
-                score_target = build_score(target, segmentation, model, run, cancel)
+                score_target = build_score(target, segmentation, model, run, context)
             except EmptyTargetError:
                 continue
-            evaluator = FaithfulnessEvaluator(run, score_target, cancel=cancel, points=points, limit_mm=field_mm)
+            evaluator = FaithfulnessEvaluator(run, score_target, context.silent, points=points, limit_mm=field_mm)
             read = [layer.name for layer in stage.layers] if layers is None else list(layers)
             about = {"case": name, "target": text, "true": _is_true(target, segmentation, (references or {}).get(name))}
             new = [{**about, **row} for row in _examined(evaluator, methods, read, inner, f"{name}: {text}")]
             rows += new
             if keep is not None:
                 keep(new)
-    report_progress(progress, "Done", 1.0)
+    context.report("Done", 1.0)
     return rows
 
 
@@ -133,14 +135,14 @@ def _examined(
     evaluator: FaithfulnessEvaluator,
     methods: Sequence[str],
     layers: Sequence[str],
-    progress: Progress | None,
+    context: RunContext,
     text: str,
 ) -> Iterator[Row]:
     """A row for each map of one target."""
     total = sum(len(layers) if METHODS[method].layer_maps else 1 for method in methods)
     for count, (method, layer, maps) in enumerate(_maps(evaluator, methods, layers)):
-        check_cancel(evaluator.cancel)
-        report_progress(progress, f"{text}, {method} {layer}", count / total)
+        context.check()
+        context.report(f"{text}, {method} {layer}", count / total)
         result, noisy, *shuffled = maps
         trained = result.values.clamp_min(0)
         card = evaluator.evaluate(
@@ -169,7 +171,7 @@ def _maps(
         recordings = []
         if any(METHODS[name].layer_maps for name in methods):
             recordings = [
-                stack.enter_context(recorded(run, [evaluator.score_target], layers, cancel=evaluator.cancel))
+                stack.enter_context(recorded(run, [evaluator.score_target], layers, evaluator.run_context))
                 for run in runs
             ]
         for name in methods:
@@ -182,7 +184,7 @@ def _maps(
                     name,
                     "",
                     [
-                        next(stage_maps(run, [evaluator.score_target], method, cancel=evaluator.cancel))
+                        next(stage_maps(run, [evaluator.score_target], method, context=evaluator.run_context))
                         for run in runs[:3]
                     ],
                 )

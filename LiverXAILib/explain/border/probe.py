@@ -63,7 +63,7 @@ class BorderProbe:
     def _found(self, label: str, context: RunContext) -> torch.Tensor:
         probability = self.run.segmentation.probabilities.get(label)
         if probability is None:
-            return self._score.evidence(blended_logits(self.run, self._score, context.cancel)) > 0
+            return self._score.evidence(blended_logits(self.run, self._score, context)) > 0
         # What the segmentation says is the same, and costs no pass.
         return resample(probability.array, probability.grid, self.run.grid, antialias=False) > 0.5
 

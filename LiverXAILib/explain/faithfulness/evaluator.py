@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...context import UNATTENDED, RunContext
 from ...errors import UsageError
-from ...progress import CancelToken, Progress, check_cancel, report_progress
 from ...volumes.box import Box
 from ..fill import distance_mm, plain_tissue
 from ..methods import Method
@@ -77,20 +77,18 @@ class FaithfulnessEvaluator:
         self,
         run: StageContext,
         score_target: ScoreTarget,
-        progress: Progress | None = None,
-        cancel: CancelToken | None = None,
+        context: RunContext = UNATTENDED,
         points: int = POINTS,
         limit_mm: float = EXAMINED_MM,
         baseline: Literal["fill", "blur"] = "fill",
     ) -> None:
-        self.progress = progress
-        self.cancel = cancel
+        self.run_context = context
         self.points = points
         self.passes = 0
         # Almost all of what a card takes, for the progress.
         self._expected = 10 * (points - 2) + LEVELS + DRAWS + NOISE_DRAWS + len(_REGIONS_MM) + 8
         self.depends_on_far = ""
-        odds = score_target.evidence(blended_logits(run, score_target, cancel))
+        odds = score_target.evidence(blended_logits(run, score_target, context))
         for limit, reach in ((limit_mm, CONTEXT_MM), (1.7 * limit_mm, 2 * CONTEXT_MM), (None, 0.0)):
             self.run, self.score_target, self.box = score_target.in_focus(run, limit, reach)
             self._weights = self.score_target.weights.abs().sum(dim=0)
@@ -354,7 +352,7 @@ class FaithfulnessEvaluator:
         if noise:
             run = self.noisy_run
         self._count()
-        (result,) = stage_maps(run, [self.score_target], method, layer, None, self.cancel)
+        (result,) = stage_maps(run, [self.score_target], method, layer, self.run_context.silent)
         return result.values.clamp_min(0)
 
     @property
@@ -365,7 +363,7 @@ class FaithfulnessEvaluator:
         return replace(self.run, image=self.run.image + scale * noise)
 
     def _evidence(self, image: torch.Tensor) -> torch.Tensor:
-        check_cancel(self.cancel)
+        self.run_context.check()
         self._count()
         with torch.inference_mode():
             window = image.to(self.run.device)
@@ -374,7 +372,7 @@ class FaithfulnessEvaluator:
 
     def _count(self) -> None:
         self.passes += 1
-        report_progress(self.progress, "Checking the map", min(1.0, self.passes / self._expected))
+        self.run_context.report("Checking the map", min(1.0, self.passes / self._expected))
 
     def _ranking(self, values: torch.Tensor) -> torch.Tensor:
         """Voxel numbers, most important first; where the map is level (0, mostly), in random order."""
@@ -391,8 +389,7 @@ def check_faithfulness(
     method: Method,
     layer: str,
     result: StageMap,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    context: RunContext = UNATTENDED,
 ) -> dict[str, Any]:
     """Examine one map; returns the JSON-ready card of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
 
@@ -403,7 +400,7 @@ def check_faithfulness(
     layers are shuffled at once, and once.
     """
     started = time.perf_counter()
-    evaluator = FaithfulnessEvaluator(run, score_target, progress, cancel)
+    evaluator = FaithfulnessEvaluator(run, score_target, context)
     trained, noisy = evaluator.map(method, layer), evaluator.map(method, layer, noise=True)
     levels, draws = (LEVELS, DRAWS) if method.layer_maps is not None else (1, 1)
     shuffled: dict[float, list[torch.Tensor]] = {}

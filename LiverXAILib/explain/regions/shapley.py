@@ -95,7 +95,7 @@ def explain_regions(
 def _shares(target: Target, model: Model, run: StageContext, context: RunContext) -> RegionShares:
     started = time.perf_counter()
     mask = target.mask(run.segmentation)
-    score_target = build_score(target, run.segmentation, model, run, context.cancel, mask)
+    score_target = build_score(target, run.segmentation, model, run, context, mask)
     examined = ExaminedBox.around(score_target, run, mask, context, small=False)
     parts = name_parts(examined)
     plain, hu = replaced(examined, parts), examined.run.hu
