@@ -11,9 +11,10 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .analysis import Analysis
@@ -127,6 +128,11 @@ def analyze(
         except EmptyTargetError as error:
             warnings.append(f"Not explained: {question.describe()}. {error}")
     organs = [question for question in answerable if _has_quick_border(question, model)] if answers else []
+    beside = ThreadPoolExecutor(1, "measuring")  # it needs nothing of what follows, and hardly computes with threads
+    measuring = beside.submit(
+        _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
+    )
+    beside.shutdown(wait=False)
     explanations = explain_all(
         volume,
         model,
@@ -170,9 +176,7 @@ def analyze(
 
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
-    from .measure import measure  # with SciPy, which the command line imports while the network computes
-
-    measurements = measure(volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets)
+    measurements = measuring.result()
     if not given:
         measurements = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
     warnings = [f"Implausible: {reason}" for reason in measurements.implausible_because] + warnings
@@ -212,6 +216,13 @@ def analyze(
         tuple(found),
         standard=standard,
     )
+
+
+def _measure(volume: Volume, segmentation: Segmentation, **known: Any) -> Measurements:
+    """:func:`LiverXAILib.measure.measure`, which brings SciPy: imported while the network computes."""
+    from .measure import measure
+
+    return measure(volume, segmentation, **known)
 
 
 def _has_quick_border(question: Target, model: Model) -> bool:
@@ -318,26 +329,28 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
     """
     files: dict[str, Path] = {}
     failures: dict[str, Exception] = {}
-    for writer in writers:
-        # In a folder of its own, so that a failure leaves nothing of it behind.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
-            try:
-                names = writer.write(analysis, Path(own))
-                warnings = list(
-                    dict.fromkeys([*analysis.provenance.get("warnings", ()), *writer.remarks(analysis.volume)])
-                )
-            except Cancelled:
-                raise
-            except Exception as error:
-                if writer.required:
+    with ThreadPoolExecutor(1, "preparing") as beside:
+        prepared = {one.name: beside.submit(one.prepare, analysis) for one in writers if one.prepare is not None}
+        for writer in writers:
+            # In a folder of its own, so that a failure leaves nothing of it behind.
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
+                try:
+                    ready = [prepared[writer.name].result()] if writer.name in prepared else []
+                    names = writer.write(analysis, Path(own), *ready)
+                    warnings = [*analysis.provenance.get("warnings", ()), *writer.remarks(analysis.volume)]
+                except Cancelled:
                     raise
-                _log.debug("%s", writer.name, exc_info=True)
-                failures[writer.name] = error
-                names = {}
-                warnings = [*analysis.provenance.get("warnings", ()), _failure(writer, error)]
-            for role, name in names.items():
-                files[role] = (Path(own) / name).rename(folder / name)
-        analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, "warnings": warnings})
+                except Exception as error:
+                    if writer.required:
+                        raise
+                    _log.debug("%s", writer.name, exc_info=True)
+                    failures[writer.name] = error
+                    names = {}
+                    warnings = [*analysis.provenance.get("warnings", ()), _failure(writer, error)]
+                for role, name in names.items():
+                    files[role] = (Path(own) / name).rename(folder / name)
+            provenance = {**analysis.provenance, "warnings": list(dict.fromkeys(warnings))}
+            analysis = dataclasses.replace(analysis, provenance=provenance)
     files["provenance"] = folder / PROVENANCE
     text = json.dumps(analysis.provenance, indent=2, ensure_ascii=False)
     files["provenance"].write_text(text + "\n", encoding="utf-8")

@@ -34,6 +34,7 @@ _PARTS: tuple[tuple[str, str, str, int | None], ...] = (
     ("LiverXAILib.inference.segmenter", "run_stage", "stage {}", 2),
     ("LiverXAILib.inference.segmenter", "segment", "labels", None),
     ("LiverXAILib.explain.explainer", "explain_all", "heat maps", None),
+    ("LiverXAILib.explain.border.need", "explain_border", "answer about the border", None),
     ("LiverXAILib.explain.counterfactual", "explain_change", "answer about {}", 0),
     ("LiverXAILib.explain.counterfactual", "explain_lesions", "answers", None),
     ("LiverXAILib.measure.measuring", "measure", "measure", None),
@@ -129,7 +130,10 @@ class _Measuring(importlib.abc.MetaPathFinder):
         import dataclasses
 
         def measured(writer: Any) -> Any:
-            return dataclasses.replace(writer, write=self._timeline.measured(writer.write, f"write: {writer.name}"))
+            changed = {"write": self._timeline.measured(writer.write, f"write: {writer.name}")}
+            if getattr(writer, "prepare", None) is not None:
+                changed["prepare"] = self._timeline.measured(writer.prepare, f"draw: {writer.name}")
+            return dataclasses.replace(writer, **changed)
 
         @functools.wraps(write)
         def run(analysis: Any, folder: Any, writers: Any, *args: Any, **kwargs: Any) -> Any:

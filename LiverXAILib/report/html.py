@@ -42,16 +42,46 @@ def require_report_extra() -> None:
         )
 
 
-def write_report(analysis: Analysis, path: str | os.PathLike[str], *, viewer: bool = True) -> None:
+def write_report(
+    analysis: Analysis,
+    path: str | os.PathLike[str],
+    *,
+    viewer: bool = True,
+    drawn: Mapping[str, Any] | None = None,
+) -> None:
     """Write the report of one analysis to `path`.
 
     :param viewer: put an interactive viewer of the CT, outlines and heat maps into the page (adds 2 to 6 MB).
+    :param drawn: what :func:`draw_report` made of this analysis; None: it is made now.
     :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
     :raises OSError: the file cannot be written.
     """
-    text = render_page(Path(__file__).with_name("template.html"), _context(analysis, viewer))
+    pictures = draw_report(analysis, viewer=viewer) if drawn is None else drawn
+    text = render_page(Path(__file__).with_name("template.html"), {**_context(analysis), **pictures})
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
+    """The pictures of a report and the data of its viewer: nearly all of its time, and nothing of its warnings."""
+    require_report_extra()
+    from . import pictures
+    from .viewer import viewer_data
+
+    return {
+        "overview": _planes(analysis),
+        "lesion_pictures": [
+            (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
+            for lesion in analysis.measurements.lesions[: pictures.MAX_LESIONS]
+        ],
+        "candidate_pictures": [
+            (candidate, embedded(*pictures.render_lesion(analysis, candidate)))
+            for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
+        ],
+        "viewer": _json_in_script(viewer_data(analysis)) if viewer else None,
+        "answers": [_answer(analysis, answer) for answer in analysis.answers],
+        "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
+    }
 
 
 def render_page(template: Path, context: Mapping[str, Any]) -> str:
@@ -77,15 +107,13 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     return environment.get_template(template.name).render(context)
 
 
-def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
+def _context(analysis: Analysis) -> dict[str, Any]:
     from . import pictures
-    from .viewer import viewer_data
 
     spacing = " × ".join(f"{value:.3g}" for value in analysis.volume.spacing)
     size = " × ".join(str(n) for n in analysis.volume.shape[::-1])
     image = [analysis.volume.metadata.get(key) for key in _TELLABLE]
     made = str(analysis.provenance.get("started", ""))[:16].replace("T", " ")
-    pictured = analysis.measurements.lesions[: pictures.MAX_LESIONS]
     liver_low, liver_high = pictures.liver_window_hu(analysis.measurements)
     return {
         "case_label": analysis.volume.metadata.get("case_label"),
@@ -98,15 +126,9 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
         "lesions_ml": sum(round(lesion.volume_ml, 2) for lesion in analysis.measurements.lesions),
         "reliabilities": any(lesion.reliability is not None for lesion in analysis.measurements.lesions),
         "model": analysis.model,
-        "overview": _planes(analysis),
         "overview_text": _overview_text(analysis),
         "label_colors": [
             (spec.name, "#{:02x}{:02x}{:02x}".format(*spec.color)) for spec in analysis.segmentation.specs
-        ],
-        "lesion_pictures": [(lesion, embedded(*pictures.render_lesion(analysis, lesion))) for lesion in pictured],
-        "candidate_pictures": [
-            (candidate, embedded(*pictures.render_lesion(analysis, candidate)))
-            for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
         ],
         "decisions": analysis.decisions,
         "follow_up": analysis.follow_up,
@@ -115,9 +137,6 @@ def _context(analysis: Analysis, viewer: bool) -> dict[str, Any]:
         "liver_window": (liver_low, liver_high),
         "heat_colors": ", ".join("rgb({}, {}, {})".format(*color) for color in HEAT_COLORS),
         "heat_threshold": VISIBLE_HEAT,
-        "viewer": _json_in_script(viewer_data(analysis)) if viewer else None,
-        "answers": [_answer(analysis, answer) for answer in analysis.answers],
-        "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
         "provenance": json.dumps(_without_identity(analysis.provenance), indent=2, ensure_ascii=False),
     }
 

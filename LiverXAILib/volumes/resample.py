@@ -163,7 +163,6 @@ def _resample_separable(
     antialias: bool,
 ) -> torch.Tensor:
     weights, within = _separable_weights(tensor.shape[-3:], matrix, axes, target_shape, antialias)
-    inside = [torch.from_numpy(ok).to(tensor.device) for ok in within]
 
     # Only what the target sees is read, and a few slices at a time: the image is never held in float32 as a whole.
     used = [_used(w) for w in weights]
@@ -176,19 +175,20 @@ def _resample_separable(
         torch.cat([_contract(_contract(slab.to(torch.float32), w_j, -2), w_i, -1) for slab in channel.split(rows)])
         for channel in stack.unbind(0)
     ]
-    planes = torch.stack(channels)
+    planes = channels[0][None] if len(channels) == 1 else torch.stack(channels)
     result = _contract(planes.flatten(2), w_k, -2).unflatten(2, planes.shape[2:])
 
     # Source order is (k, j, i); the target axis parallel to source axis a is axes[a].
     source_kji_to_target = [3 - axes[2], 3 - axes[1], 3 - axes[0]]
     result = result.permute(0, *(1 + source_kji_to_target.index(t) for t in (1, 2, 3)))
+    result = result.reshape(-1, *target_shape).contiguous()
     if fill:
-        covered = [torch.empty(0)] * 3
-        for source_axis, target_axis in enumerate(axes):
-            covered[2 - target_axis] = inside[source_axis]
-        mask = covered[0][:, None, None] & covered[1][None, :, None] & covered[2][None, None, :]
-        result = torch.where(mask, result, torch.tensor(float(fill), device=result.device))
-    return result.reshape(*leading, *target_shape).contiguous()
+        # In place, and only where there is something to fill: most results lie inside the source.
+        for target_axis, ok in zip(axes, within, strict=True):
+            outside = torch.from_numpy(np.flatnonzero(~ok)).to(tensor.device)
+            if len(outside):
+                result.index_fill_(3 - target_axis, outside, fill)
+    return result.reshape(*leading, *target_shape)
 
 
 def _used(weights: np.ndarray) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def dicom_analysis(tmp_path_factory):
 
 
 def failing(writer: Writer, error: BaseException) -> Writer:
-    def write(analysis: object, folder: object) -> dict[str, str]:
+    def write(analysis: object, folder: object, *_: object) -> dict[str, str]:
         (folder / "half.tmp").write_text("half")
         raise error
 

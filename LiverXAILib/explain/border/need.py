@@ -43,7 +43,7 @@ RADII_MM = (8.0, 12.0, 16.0, 24.0)
 #: What a map shows for each need: the radius, and beyond the largest half as much again.
 _SHOWN_MM = np.array([*RADII_MM, 1.5 * RADII_MM[-1]]).astype(np.int16)
 #: Points of the surface that are examined, at least; and where nobody asked, so that an analysis stays quick.
-POINTS, UNASKED_POINTS = 200, 100
+POINTS, UNASKED_POINTS = 200, 64
 #: The replacement that holds nothing from beyond the radius and disturbs the network least.
 REPLACEMENT = "reflected"
 #: Far places are one if they are no farther apart than this.

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._writer import Writer
 
@@ -15,17 +17,16 @@ if TYPE_CHECKING:
 _NAME = "report.html"
 
 
-def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
+def _draw(analysis: Analysis, viewer: bool = True) -> dict[str, Any]:
+    from ..html import draw_report
+
+    return draw_report(analysis, viewer=viewer)
+
+
+def _write(analysis: Analysis, folder: Path, drawn: Mapping[str, Any]) -> dict[str, str]:
     from ..html import write_report
 
-    write_report(analysis, folder / _NAME)
-    return {"report": _NAME}
-
-
-def _write_without_viewer(analysis: Analysis, folder: Path) -> dict[str, str]:
-    from ..html import write_report
-
-    write_report(analysis, folder / _NAME, viewer=False)
+    write_report(analysis, folder / _NAME, drawn=drawn)
     return {"report": _NAME}
 
 
@@ -44,6 +45,7 @@ WRITER = Writer(
     requirement=_require,
     modules=("jinja2", "LiverXAILib.report.html", "LiverXAILib.report.answer_pictures", "LiverXAILib.report.viewer"),
     shows_warnings=True,
+    prepare=_draw,
 )
 #: The same page without the interactive viewer, some megabytes smaller.
-WITHOUT_VIEWER = dataclasses.replace(WRITER, write=_write_without_viewer)
+WITHOUT_VIEWER = dataclasses.replace(WRITER, prepare=partial(_draw, viewer=False))
