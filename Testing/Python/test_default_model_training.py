@@ -314,7 +314,7 @@ def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -
     networks = {name: UNet(**PHASES[name].arguments).eval() for name in STAGES}
     weights = {name: network.state_dict() for name, network in networks.items()}
     points = asdict(OperatingPoints(liver=0.0, tumor=1.0, certain=3.5))
-    export(weights, tmp_path / "model", {name: {"operating_points": points} for name in STAGES})
+    export(weights, tmp_path / "model", {}, dict.fromkeys(STAGES, points))
     model = load_model(tmp_path / "model")
     hu = torch.linspace(-1024, 1500, 32**3).reshape(32, 32, 32)
     for stage in model.spec.stages:
@@ -356,10 +356,11 @@ def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     phases = {
         "locator": replace(PHASES["locator"], arguments=small, **sizes),
         "liver": replace(PHASES["liver"], arguments=small, starts_from="locator", **sizes),
+        "tuning": replace(PHASES["tuning"], arguments=small, **sizes),
     }
     for name in ("build", "card"):
         monkeypatch.setattr(f"recipes.default_model.{name}.PHASES", phases)
-    monkeypatch.setattr(build, "CHAIN", tuple(phases))
+    monkeypatch.setattr(build, "CHAIN", ("locator", "liver"))
     monkeypatch.setattr(build, "VALIDATED", (1, 1))
     monkeypatch.setattr(build, "PAINTINGS", 1)
     monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm, most: ([block_of_liver()], [block_of_liver()]))
@@ -389,6 +390,29 @@ def test_one_command_trains_the_chain_and_goes_on_where_it_was_stopped(
     assert card["training"]["runs"]["liver"]["settings"]["iterations"] == 6
     with pytest.raises(InputError, match="another run"):
         train_all(Run(tmp_path, tmp_path, seed=5))
+
+
+def test_tuning_goes_on_from_the_bundled_liver_network_and_keeps_the_locator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_chain(monkeypatch)
+    monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
+    monkeypatch.setattr("recipes.default_model.training.write_curves", lambda rows, folder: None)
+    torch.manual_seed(0)
+    bundled = {name: UNet(dimensions=3, features=[4, 6], norm="batch").state_dict() for name in STAGES}
+    monkeypatch.setattr(build, "bundled_weights", lambda name: bundled[name])
+    command = ["tune", "--data", "nowhere", "--output", str(tmp_path), "--leave-out", "hcc015", "--workers", "0"]
+    assert build.main(command) == 0
+    locator, liver = (load_file(tmp_path / "model" / f"{name}.safetensors") for name in STAGES)
+    assert all(torch.equal(value.half(), locator[name].half()) for name, value in bundled["locator"].items())
+    moved = (liver["bottleneck.0.weight"].float() - bundled["liver"]["bottleneck.0.weight"]).abs()
+    assert 0 < moved.max() < 0.1, "the weights went on from the bundled ones"
+    card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))
+    assert card["training"]["runs"]["tuning"]["start"] == "bundled"
+    assert not any("hcc015" in line for line in card["training"]["data"])
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["tuning.csv"]
+    assert build.main(command) == 0, "what is finished is not done again"
+    assert build.main([*command, "--seed", "5"]) == 1
 
 
 def test_a_phase_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:

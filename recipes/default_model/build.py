@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m recipes.default_model", description=__doc__)
     parser.add_argument(
-        "phase", choices=["all", *PHASES, "export"], help="all: the whole chain; one network of it; or write the model"
+        "phase",
+        choices=["all", "tune", *PHASES, "export"],
+        help="all: the whole chain; tune: go on from the bundled model; one network; or write the model",
     )
     parser.add_argument("--data", type=Path, help="folder with ct/, dicom/ and models/obelisk/")
     parser.add_argument(
@@ -116,10 +118,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.phase == "all":
             train_all(run)
+        elif options.phase == "tune":
+            tune(run)
         elif options.phase != "export":
             train_phase(options.phase, run, start=options.start)
-        if options.phase in ("all", "export"):
-            quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else {}
+        if options.phase in ("all", "tune", "export"):
+            quality = json.loads(options.quality.read_text(encoding="utf-8")) if options.quality else None
             export_run(options.output, quality)
     except LiverXAIError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -133,13 +137,7 @@ def train_all(run: Run) -> None:
     :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise.
     """
     for name in CHAIN:
-        finished = run.output / name / RUN
-        if finished.is_file():
-            before = json.loads(finished.read_text(encoding="utf-8"))
-            if before["settings"] != asdict(run.settings(name)) or before["left_out"] != list(run.left_out):
-                raise InputError(f"{finished.parent} holds another run: choose another folder, or remove it.")
-            _log.info("%s is finished", name)
-        else:
+        if not _is_finished(name, run):
             train_phase(name, run)
 
 
@@ -159,10 +157,10 @@ def train_phase(name: str, run: Run, *, start: str = "before") -> None:
     network = UNet(**phase.arguments)
     if initial is not None:
         start_from(network, initial)
-    stage = stage_of(name, phase, None)
+    stage = stage_of(phase.stage or name, phase, None)
     weights = train(network, generator, folder, settings, stage=stage, validation=validation, workers=run.workers)
     record: dict[str, Any] = {"settings": asdict(settings), "left_out": list(run.left_out), "start": start}
-    if name in STAGES:
+    if phase.stage is not None:
         network.load_state_dict(weights)
         network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         scanned = phantom_scans(stage, phase.spacing_mm, SCANNED_PHANTOMS[: run.phantoms[1]])
@@ -215,7 +213,7 @@ def grafts_of(sources: Sequence[Source], spacing_mm: float) -> list[Graft]:
 
 def _initial_weights(name: str, run: Run, start: str) -> Mapping[str, torch.Tensor] | None:
     if start == "bundled":
-        return bundled_weights(name)
+        return bundled_weights(PHASES[name].stage or name)
     before = PHASES[name].starts_from
     if before is None:
         return None
@@ -261,21 +259,53 @@ def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:
     network.load_state_dict(state)
 
 
-def export_run(output: Path, quality: Mapping[str, Any]) -> None:
+def tune(run: Run) -> None:
+    """Go on from the bundled liver network by the phase "tuning", if that is not finished yet; the locator stays.
+
+    :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise.
+    """
+    if not _is_finished("tuning", run):
+        train_phase("tuning", run, start="bundled")
+
+
+def _is_finished(name: str, run: Run) -> bool:
+    """Whether a phase is finished.
+
+    :raises LiverXAILib.errors.InputError: it is, but was trained otherwise.
+    """
+    finished = run.output / name / RUN
+    if not finished.is_file():
+        return False
+    before = json.loads(finished.read_text(encoding="utf-8"))
+    if before["settings"] != asdict(run.settings(name)) or before["left_out"] != list(run.left_out):
+        raise InputError(f"{finished.parent} holds another run: choose another folder, or remove it.")
+    _log.info("%s is finished", name)
+    return True
+
+
+def export_run(output: Path, quality: Mapping[str, Any] | None = None) -> None:
     """Write ``model/``, what is bundled, and ``logs/``, the rows of each phase, from finished phases.
+
+    A run that went on from the bundled model keeps the stages of it that it did not train.
 
     :raises LiverXAILib.errors.InputError: a phase is not finished.
     """
-    for name in STAGES:
-        if not (output / name / WEIGHTS).is_file():
-            raise InputError(f"{output / name / WEIGHTS} is missing: train {name} first.")
     runs = {
         name: json.loads((output / name / RUN).read_text(encoding="utf-8"))
         for name in PHASES
         if (output / name / RUN).is_file()
     }
+    weights, operating, left_out = {}, {}, []
+    for stage in STAGES:
+        made = [name for name in runs if PHASES[name].stage == stage]
+        if made:
+            weights[stage] = load_file(output / made[-1] / WEIGHTS)
+            operating[stage], left_out = runs[made[-1]]["operating_points"], runs[made[-1]]["left_out"]
+        elif any(run["start"] == "bundled" for run in runs.values()):
+            weights[stage] = bundled_weights(stage)
+        else:
+            raise InputError(f"{output / stage / WEIGHTS} is missing: train {stage} first.")
     (output / "logs").mkdir(exist_ok=True)
     for name in runs:
         shutil.copyfile(output / name / LOG, output / "logs" / f"{name}.csv")
-    weights = {name: load_file(output / name / WEIGHTS) for name in STAGES}
-    export(weights, output / "model", runs, quality, left_out=runs[STAGES[-1]]["left_out"])
+    export(weights, output / "model", runs, operating, quality, left_out=left_out)

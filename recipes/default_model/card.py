@@ -63,14 +63,16 @@ def export(
     weights: Mapping[str, Mapping[str, torch.Tensor]],
     folder: Path,
     runs: Mapping[str, Mapping[str, Any]],
+    operating: Mapping[str, Mapping[str, float]],
     quality: Mapping[str, Any] | None = None,
     *,
     left_out: Sequence[str] = (),
 ) -> ModelSpec:
     """Write the model folder: half-precision weights, the card and whom to name, as they are bundled.
 
-    :param weights: of each phase.
+    :param weights: of each stage.
     :param runs: how each phase was trained.
+    :param operating: the operating points of the stages that were trained.
     :param quality: what was measured of these weights; the card says "not measured" without it.
     :param left_out: patients who were not trained on.
     """
@@ -83,7 +85,7 @@ def export(
             "its tumors at 2 mm, one pass each."
         ),
         labels=(LIVER, TUMOR),
-        stages=tuple(stage_of(name, PHASES[name], runs.get(name, {}).get("operating_points")) for name in STAGES),
+        stages=tuple(stage_of(name, PHASES[name], operating.get(name)) for name in STAGES),
         license="Apache-2.0",
         source="python -m recipes.default_model",
         training={"data": data_of(left_out), "recipe": RECIPE, "runs": runs},

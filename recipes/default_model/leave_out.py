@@ -2,7 +2,7 @@
 """Each patient judged by a model that never saw them: ``python -m recipes.default_model.leave_out --help``.
 
 For each patient with a labelled liver the chain is trained without that patient's scans, and its model segments them.
-Runs may be shorter than the final one (``--iterations``), and may begin with the bundled weights, which have seen none
+Runs may be shorter than the final one (``--iterations``), and may go on from the bundled weights, which have seen none
 of the patients of HCC-TACE-Seg, Colorectal-Liver-Metastases and Pancreatic-CT-CBCT-SEG. The table goes on where it was
 stopped.
 """
@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import LiverXAIError
@@ -29,9 +27,7 @@ from LiverXAILib.inference import segment
 from LiverXAILib.models import Model, load_model
 
 from ..real_ct import PATIENTS, Scan, read_scan
-from .build import RUN, WEIGHTS, Run, bundled_weights, train_all, train_phase
-from .card import export
-from .phases import STAGES
+from .build import Run, export_run, train_all, tune
 
 _log = logging.getLogger(__name__)
 
@@ -87,16 +83,10 @@ def trained(run: Run, start: str) -> Model:
     :param start: "bundled": its liver network goes on from the bundled weights, its locator is the bundled one.
     """
     if start == "bundled":
-        if not (run.output / "liver" / RUN).is_file():
-            train_phase("liver", run, start="bundled")
-        weights = {"locator": bundled_weights("locator"), "liver": load_file(run.output / "liver" / WEIGHTS)}
-        names: Iterable[str] = ["liver"]
+        tune(run)
     else:
         train_all(run)
-        weights = {name: load_file(run.output / name / WEIGHTS) for name in STAGES}
-        names = STAGES
-    runs = {name: json.loads((run.output / name / RUN).read_text(encoding="utf-8")) for name in names}
-    export(weights, run.output / "model", runs, left_out=run.left_out)
+    export_run(run.output)
     return load_model(run.output / "model")
 
 

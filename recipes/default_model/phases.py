@@ -30,6 +30,7 @@ class TrainingPhase:
     :param settings: what differs from the defaults of :class:`Settings`.
     :param intensity: HU to network input.
     :param starts_from: the phase whose weights it starts from: the same network, or one with a level less.
+    :param stage: the model's stage that its weights become; None: of none, but another phase starts from them.
     :param around_candidates: samples are cut around lesions and what looks like them.
     :param phantoms: at most so many are trained on.
     """
@@ -43,6 +44,7 @@ class TrainingPhase:
     settings: Settings
     intensity: Intensity = _ABSOLUTE
     starts_from: str | None = None
+    stage: str | None = None
     around_candidates: bool = False
     phantoms: int | None = None
 
@@ -88,6 +90,7 @@ PHASES = {
         negative_fraction=0.18,
         focus=0.0,
         settings=Settings(iterations=3000, batch=2, learning_rate=1e-3),
+        stage="locator",
     ),
     "liver-patches": TrainingPhase(
         spacing_mm=2.0,
@@ -120,6 +123,23 @@ PHASES = {
             validate_every=500,
         ),
         starts_from="liver-boxes",
+        stage="liver",
+    ),
+    "tuning": replace(
+        _BOXES,
+        sizes=(((64, 64, 64), 0.5), ((64, 64, 96), 0.25), ((64, 96, 96), 0.15), ((96, 96, 96), 0.1)),
+        settings=Settings(
+            iterations=2000,
+            batch=2,
+            learning_rate=5e-4,
+            curriculum=0.0,
+            freeze_norm=0.0,
+            rebalance_after=0.0,
+            ema=0.998,
+            validate_every=250,
+        ),
+        starts_from="liver",
+        stage="liver",
     ),
     "lesions": TrainingPhase(
         spacing_mm=1.0,
@@ -136,7 +156,8 @@ PHASES = {
 }
 #: The parts that are the model's stages, in their order.
 STAGES = ("locator", "liver")
-#: The phases that they come from, in their order. "lesions" outlines candidates at 1 mm; no stage of a model runs
+#: The phases that they come from, in their order. "tuning" goes on from a liver network that there is, on smaller
+#: boxes, for a processor without a GPU. "lesions" outlines candidates at 1 mm; no stage of a model runs
 #: around single candidates yet, so it is trained on its own.
 CHAIN = ("locator", "liver-patches", "liver-boxes", "liver")
 #: How far around the located liver the liver network looks, in mm: what the locator misses by less costs nothing.
