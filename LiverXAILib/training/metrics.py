@@ -59,12 +59,14 @@ class EpochSums:
         dice = compute_dice(found & known, truths & known, ignore_empty=True)
         for n in range(len(self.labels)):
             where = known[:, n].expand(margins[:, n].shape)
-            own = [values[:, n][where].double() for values in (bce, probability, target, found, truths)]
-            loss, soft, true, hit, is_true = own
+            hit, is_true = found[:, n] & where, truths[:, n] & where
+            # Sums of what is 0 where nothing is known: several times faster than picking the known voxels.
+            loss, soft, true = (torch.where(where, values[:, n], 0.0) for values in (bce, probability, target))
             of_cases = dice[:, n]
             of_cases = of_cases[~of_cases.isnan()]
-            sums += [float(part) for part in (loss.numel(), loss.sum(), (soft * true).sum(), soft.sum() + true.sum())]
-            sums += [float(part) for part in ((hit * is_true).sum(), hit.sum(), is_true.sum())]
+            sums += [float(where.sum())]
+            sums += [float(part.sum(dtype=torch.float64)) for part in (loss, soft * true, soft + true)]
+            sums += [float(part.sum()) for part in (hit & is_true, hit, is_true)]
             sums += [float(of_cases.sum()), float(len(of_cases))]
         self.values += torch.tensor(sums, dtype=torch.float64)
 
