@@ -90,7 +90,7 @@ def analyze(
         :func:`~LiverXAILib.explain.border.explain_border`. Without `targets` the border takes the place of the
         organ's heat map. Networks that read windows of one size only would take minutes for it, and are not asked.
     :param regions: also divide the confidence in each of these lesions among parts of the image, see
-        :func:`~LiverXAILib.explain.regions.explain_regions`; 128 passes each.
+        :func:`~LiverXAILib.explain.regions.explain_regions`; 128 passes each, or twice that.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     :param sensitivity: which lesions count: "sure", "standard" (as the model's card says), "sensitive", or how many
         false findings a case are accepted (see :func:`LiverXAILib.inference.sensitivity.choose_point`).

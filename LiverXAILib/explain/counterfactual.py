@@ -221,7 +221,6 @@ def _explain_change(
         "stage": run.stage.name,
         "model": model.provenance,
         "box_mm": [round(n * size, 1) for n, size in zip(examined.crop, run.spacing, strict=True)],
-        "probability_in_image": round(examined.in_image, 5),
         "device": str(run.device),
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -250,6 +249,7 @@ def _counterfactual(
     without = answers[:draws]
     evidence = {
         "probability": round(examined.probability, 5),
+        "in_image": round(examined.in_image, 5),
         "without": round(median(without), 5),
         "draws": [round(value, 5) for value in without],
         "elsewhere": None if place is None else round(answers[-1], 5),
@@ -297,6 +297,7 @@ def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -
         needed.append(next(enough, None))
     evidence = {
         "probability": round(1 - examined.probability, 5),
+        "in_image": round(1 - examined.in_image, 5),
         "level_hu": round(level, 1),
         "diameters_mm": list(DIAMETERS_MM),
         "contrasts_hu": list(CONTRASTS_HU),

@@ -21,6 +21,7 @@ import SimpleITK as sitk
 import torch
 
 from ..errors import UsageError
+from ..labels.vocabulary import liver_segment
 from ..volumes.box import bounding_box
 from .stage_context import StageContext, gaussian
 
@@ -98,15 +99,15 @@ def plausible_fill(
 def healthy_liver(run: StageContext) -> torch.Tensor:
     """The donors for lesions: plain liver, bool (k, j, i), as in ``run.image``.
 
-    It lies at least one voxel inside the organ and two from every lesion, and it looks like the rest of the liver:
-    large vessels, and lesions that were not found, differ from the median by more than 2.5 standard deviations after
-    smoothing.
+    It lies at least one voxel inside the organ and two from everything else that is labeled (lesions, vessels; not
+    the liver's segments), and it looks like the rest of the liver: large vessels, and lesions that were not found,
+    differ from the median by more than 2.5 standard deviations after smoothing.
     """
-    organ, *parts = (spec.name for spec in run.segmentation.specs)
     voxel = max(run.spacing)
-    healthy = distance_mm(~run.mask(organ), run.spacing) > 1.01 * voxel
-    for name in parts:
-        healthy &= distance_mm(run.mask(name), run.spacing, 2.01 * voxel) > 2.01 * voxel
+    healthy = distance_mm(~run.mask(run.organ), run.spacing) > 1.01 * voxel
+    for spec in run.segmentation.specs:
+        if spec.name != run.organ and liver_segment(spec.name) is None:
+            healthy &= distance_mm(run.mask(spec.name), run.spacing, 2.01 * voxel) > 2.01 * voxel
     if healthy.any():
         smooth = gaussian(run.hu, [_SMOOTH_MM / size for size in run.spacing])
         difference = (smooth - smooth[healthy].median()).abs()

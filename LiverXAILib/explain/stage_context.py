@@ -25,7 +25,7 @@ from ..inference.stages import (
 )
 from ..inference.windows import WindowPlan
 from ..models.model import Model
-from ..models.spec import StageSpec
+from ..models.spec import LabelSpec, StageSpec
 from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
@@ -72,7 +72,7 @@ class StageContext:
         center_hu = _center_hu(volume, stage, segmentation)
         image = padded_input(volume, stage, grid, plan, center_hu)
         found = segmentation.box or Box.full((0, 0, 0))
-        organ = volume.array[found][segmentation.labels.array[found] == segmentation.specs[0].value]
+        organ = volume.array[found][segmentation.labels.array[found] == _organ(segmentation).value]
         median = float(np.median(organ)) if organ.size else AIR_HU
         reference = torch.from_numpy(volume.array.astype(np.float32)) if stage.intensity.statistics else None
         air, tissue = normalize(torch.tensor([AIR_HU, median]), stage.intensity, center_hu, reference).tolist()
@@ -138,6 +138,11 @@ class StageContext:
         """HU → network input, for HU within the range that the network sees."""
         return hu / self.unit_hu + self.water
 
+    @property
+    def organ(self) -> str:
+        """The label of the organ in which lesions are looked for: the liver; where there is none, the first label."""
+        return _organ(self.segmentation).name
+
     def mask(self, label: str) -> torch.Tensor:
         """Where `label` was found: bool (k, j, i), as in `image`."""
         labels = self.segmentation.labels
@@ -178,6 +183,10 @@ class StageMap:
     values: torch.Tensor
     warnings: list[str] = field(default_factory=list)
     details: Mapping[str, object] = field(default_factory=dict)
+
+
+def _organ(segmentation: Segmentation) -> LabelSpec:
+    return next((spec for spec in segmentation.specs if spec.is_liver), segmentation.specs[0])
 
 
 def _grid_for(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> Grid:

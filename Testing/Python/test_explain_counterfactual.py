@@ -245,3 +245,23 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
     assert liver[0][lesions].mean() < 0.85
     assert liver[1][lesions].mean() > 0.99
     assert ((liver[0] ^ liver[1]) & ~touched).sum() < 0.01 * liver[0].sum()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ({"probability": 0.9, "in_image": 0.9, "without": 0.01}, "goes from 0.90 to 0.01. By itself"),
+        ({"probability": 0.8, "in_image": 0.9, "without": 0.01},
+         "goes from 0.80 to 0.01 in the examined part of the CT (0.90 in the whole CT). By itself"),
+        ({"probability": 0.9, "in_image": 0.9, "without": 0.88}, ": the model says tumor here for another reason"),
+        ({"probability": 0.04, "in_image": 0.04, "without": 0.03},
+         ": the model does not say tumor here, with it or without, and 0.80 in plain liver."),
+    ],
+)  # fmt: skip
+def test_a_sentence_tells_what_its_confidences_are_and_claims_nothing_of_a_tumor_that_the_model_does_not_see(
+    numbers, says
+):
+    evidence = {"elsewhere": None, "alone": 0.8, **numbers}
+    sentence = Counterfactual(Target.parse("lesion:1"), evidence).sentence
+    assert says in sentence
+    assert ("is enough" in sentence) == (numbers["in_image"] > 0.5)

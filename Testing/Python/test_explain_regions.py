@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,22 +14,22 @@ import torch
 from test_explain_counterfactual import NeedsMarker, a_case, a_model, with_marker
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.explain import Answer, RegionShares, explain_regions
-from LiverXAILib.explain.regions import shapley_values
+from LiverXAILib.explain import Answer, RegionShares, Target, explain_regions
+from LiverXAILib.explain.regions import coalitions, name_parts, shapley_values
 from LiverXAILib.inference import segment
+from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.pipeline import analyze
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LESION, RIM, FAR = "the lesion's core", "its rim", "what lies farther away"
+LESION, RIM, FAR = "the lesion's core", "the lesion's rim", "what lies farther away"
 
 
 @pytest.mark.parametrize("players", [1, 3, 6])
 def test_shapley_values_are_the_means_over_all_orders_and_sum_to_the_difference(players):
     random = np.random.default_rng(players)
-    worth = {
-        frozenset(s): random.normal() for n in range(players + 1) for s in itertools.combinations(range(players), n)
-    }
-    ours = shapley_values(lambda kept: worth[kept], players)
+    worth = {coalition: random.normal() for coalition in coalitions(players)}
+    assert len(worth) == 2**players
+    ours = shapley_values(list(worth.values()))
     theirs = np.zeros(players)
     orders = list(itertools.permutations(range(players)))
     for order in orders:
@@ -93,3 +95,148 @@ def test_parts_are_divided_on_request_and_survive_json():
     assert again.sentence == analysis.answers[1].sentence == values["sentence"]
     with pytest.raises(UsageError, match="name a lesion"):
         explain_regions(volume, model, analysis.segmentation, ["liver"])
+
+
+def test_what_cannot_be_divided_is_said_where_the_caller_asks_for_sentences():
+    """A lesion that is not there, a part of the liver, and a question of another kind: none of them ends the run."""
+    volume, model = a_case(), a_model()
+    segmentation = segment(volume, model, device="cpu")
+    for target, reason in (
+        ("lesion:7", "lesion 7"),
+        ("liver", "name a lesion"),
+        ("why-not-tumor:voxel:lps:0,0,0", "name a lesion"),
+        ("voxel:lps:900,0,0", "outside the image"),
+    ):
+        refusals: list[str] = []
+        assert explain_regions(volume, model, segmentation, [target], refusals=refusals, device="cpu") == []
+        (sentence,) = refusals
+        assert sentence.startswith("Not divided among parts: ")
+        assert reason in sentence
+        with pytest.raises(UsageError, match=reason):
+            explain_regions(volume, model, segmentation, [target], device="cpu")
+
+
+CORE, VESSELS, NEAR, REST = (
+    LESION,
+    "vessels and other structures in the liver",
+    "what lies outside the liver within 3 cm",
+    "the rest of the liver",
+)
+
+
+def sentence_of(shares, *, probability=0.9, in_image=None, beyond=0.0):
+    """The sentence for shares by name; what is left of the probability was there with every part replaced."""
+    parts = [
+        {"name": name, "of_lesion": name in (LESION, RIM), "ml": 1.0, "share": share} for name, share in shares.items()
+    ]
+    evidence = {
+        "probability": probability,
+        "replaced": probability - sum(shares.values()),
+        "in_image": probability if in_image is None else in_image,
+        "beyond": beyond,
+        "parts": parts,
+    }
+    return RegionShares(Target.parse("lesion:1"), evidence).sentence
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ({CORE: 0.7, RIM: 0.1}, "It comes from the lesion itself."),
+        ({CORE: 0.5, RIM: 0.1, VESSELS: -0.04}, "It comes from the lesion itself."),
+        ({CORE: 0.7, RIM: 0.1, VESSELS: -0.3}, f"It comes from the lesion itself. It is lowered by {VESSELS}."),
+        ({CORE: 0.4, NEAR: 0.4}, f"The answer depends on {NEAR}, and not on the lesion alone: look there."),
+        ({CORE: 0.02, NEAR: 0.7}, f"The answer depends on {NEAR}, and hardly on the lesion: look there."),
+        ({CORE: -0.2, NEAR: 0.7, REST: 0.2},
+         f"The answer depends on {NEAR} and {REST}, and hardly on the lesion: look there."),
+        ({CORE: 0.02, VESSELS: 0.04, NEAR: 0.04, REST: 0.04, FAR: 0.04},
+         "It comes from the surroundings as a whole, and hardly from the lesion."),
+        ({CORE: 0.3, NEAR: -0.3}, "Together these parts do not raise it: the model says tumor for another reason."),
+        ({CORE: -0.3, NEAR: 0.1}, "Together these parts do not raise it: the model says tumor for another reason."),
+        ({CORE: 0.01, NEAR: 0.01}, "What it sees here hardly matters: the model says tumor for another reason."),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_all_shares_whatever_their_sign(shares, says):
+    assert sentence_of(shares).endswith(f". {says}")
+
+
+def test_the_shares_in_a_sentence_sum_to_the_difference_that_it_names():
+    sentence = sentence_of({CORE: 0.5, RIM: -0.11, VESSELS: 0.04, NEAR: 0.03, REST: -0.01}, beyond=-0.06)
+    assert "is 0.90; with every part replaced it is 0.45." in sentence
+    assert (
+        f"Of the difference, +0.50 comes from {CORE}, −0.11 from {RIM} and +0.06 from the other 3 parts together."
+        in sentence
+    )
+    assert "What lies beyond the examined box changes it by −0.06." in sentence
+
+
+def test_a_lesion_that_the_model_does_not_see_is_not_said_to_be_seen_for_another_reason():
+    assert sentence_of({CORE: 0.01, NEAR: 0.01}, probability=0.05).endswith(": the model does not say tumor here.")
+
+
+def test_two_confidences_in_one_lesion_are_told_apart():
+    assert "is 0.90 in the examined part of the CT (0.93 in the whole CT); with" in sentence_of(
+        {CORE: 0.8}, in_image=0.93
+    )
+    assert "is 0.90; with" in sentence_of({CORE: 0.8}, in_image=0.904)
+
+
+def a_run(**masks):
+    """What :func:`name_parts` looks at: a ball of liver of even HU in a cube, 2 mm voxels, with labels in it."""
+    hu = torch.where(masks["liver"], 100.0, 0.0) + torch.from_numpy(np.random.default_rng(1).normal(0, 3, (48, 48, 48)))
+    none = torch.zeros((48, 48, 48), dtype=torch.bool)
+    return SimpleNamespace(
+        spacing=(2.0, 2.0, 2.0),
+        organ="liver",
+        hu=hu.float(),
+        mask=lambda name: masks.get(name, none),
+        segmentation=SimpleNamespace(specs=(LIVER, TUMOR)),
+    )
+
+
+def ball(center, radius):
+    k, j, i = torch.meshgrid(*(torch.arange(48),) * 3, indexing="ij")
+    return (k - center[0]) ** 2 + (j - center[1]) ** 2 + (i - center[2]) ** 2 <= radius**2
+
+
+def parts_of(lesion, *others, liver=None):
+    tumor = torch.stack([lesion, *others]).any(dim=0)
+    liver = ball((24, 24, 24), 18) if liver is None else liver
+    examined = SimpleNamespace(run=a_run(liver=liver, tumor=tumor), weights=lesion.float())
+    parts = name_parts(examined)
+    assert (torch.stack([part.mask for part in parts]).sum(dim=0) == 1).all()  # each voxel in one part
+    return {part.name: part for part in parts}
+
+
+def test_another_lesion_is_a_part_of_its_own():
+    lesion, other = ball((24, 24, 16), 4), ball((24, 24, 32), 4)
+    parts = parts_of(lesion, other)
+    assert torch.equal(parts["other lesions"].mask, other)
+    assert not parts["other lesions"].outside
+    assert VESSELS not in parts
+    assert "other lesions" not in parts_of(lesion)
+
+
+def test_a_part_with_few_voxels_is_counted_to_its_own_side_of_the_livers_border():
+    """A corner of the box that is all there is far away lies outside the liver, and a small core in the lesion."""
+    liver = torch.ones((48, 48, 48), dtype=torch.bool)
+    liver[:2, :2, :1] = False
+    parts = parts_of(ball((24, 24, 24), 4), liver=liver)
+    assert int(parts[FAR].mask.sum()) == 4
+    assert parts[FAR].outside
+    assert liver[parts[REST].mask].all()
+    tiny = ball((24, 24, 24), 2)
+    assert [name for name, part in parts_of(tiny).items() if part.of_lesion] == [RIM]
+    assert parts_of(tiny)[RIM].mask[tiny].all()
+
+
+def test_the_organ_is_the_liver_wherever_it_stands_in_the_list_of_labels():
+    volume, model = a_case(), a_model()
+    segmentation = segment(volume, model, device="cpu")
+    assert [spec.name for spec in segmentation.specs] == ["liver", "tumor"]
+    turned = dataclasses.replace(segmentation, specs=segmentation.specs[::-1])
+    sentences = [
+        [answer.sentence for answer in explain_regions(volume, model, one, ["lesion:1"], device="cpu")]
+        for one in (segmentation, turned)
+    ]
+    assert sentences[0] == sentences[1]

@@ -325,7 +325,7 @@ def an_answer(analysis, **evidence):
 
     part = analysis.volume.cropped(Box.between((10, 12, 14), (20, 24, 26)))
     changed = part.with_array(np.full(part.shape, 70, np.int16))
-    known = {"probability": 0.94, "without": 0.01, "elsewhere": None, "alone": 0.9, **evidence}
+    known = {"probability": 0.94, "in_image": 0.94, "without": 0.01, "elsewhere": None, "alone": 0.9, **evidence}
     return Counterfactual(Target.parse("lesion:1"), known, {"without": changed})
 
 

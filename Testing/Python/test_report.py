@@ -353,7 +353,7 @@ def test_the_report_shows_the_changed_cts_with_the_sentence_about_them(tmp_path)
     analysis = _analysis()
     part = analysis.volume.cropped(Box.between((10, 10, 10), (35, 35, 35)))
     evidence = {
-        "probability": 0.94, "without": 0.003, "draws": [0.003], "elsewhere": 0.96, "alone": 0.2,
+        "probability": 0.94, "in_image": 0.94, "without": 0.003, "draws": [0.003], "elsewhere": 0.96, "alone": 0.2,
         "elsewhere_lps_mm": [20.0, -250.0, 120.0], "level_hu": 100.0, "fill": {"level": "ring", "fitted": 1.0},
     }  # fmt: skip
     answers = (
@@ -361,7 +361,8 @@ def test_the_report_shows_the_changed_cts_with_the_sentence_about_them(tmp_path)
         NeededChange(
             Target.parse("why-not-tumor:voxel:lps:50,-250,120"),
             {
-                "probability": 0.02, "level_hu": 100.0, "diameters_mm": [10.0, 20.0], "contrasts_hu": [-15.0, -30.0],
+                "probability": 0.02, "in_image": 0.02, "level_hu": 100.0,
+                "diameters_mm": [10.0, 20.0], "contrasts_hu": [-15.0, -30.0],
                 "probabilities": [[0.1, 0.2], [0.3, 0.8]], "needed": [None, -30.0],
             },
         ),
@@ -403,7 +404,7 @@ def test_the_report_shows_the_border_with_its_sentence_its_places_and_what_the_c
 
 
 def test_the_report_shows_the_shares_of_the_parts(tmp_path):
-    parts = [("the lesion's core", True, 0.5), ("its rim", True, 0.1), ("what lies farther away", False, 0.3)]
+    parts = [("the lesion's core", True, 0.5), ("the lesion's rim", True, 0.1), ("what lies farther away", False, 0.3)]
     evidence = {
         "probability": 0.95, "replaced": 0.05, "in_image": 0.95, "beyond": 0.0,
         "parts": [{"name": name, "of_lesion": own, "ml": 2.0, "share": share} for name, own, share in parts],

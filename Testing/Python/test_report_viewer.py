@@ -125,7 +125,14 @@ def _without_lesion(analysis: Analysis) -> Analysis:
     part = analysis.volume.cropped(box)
     lesion = analysis.segmentation.mask("tumor")[box]
     changed = part.with_array(np.where(lesion, 70, part.array).astype(np.int16))
-    evidence = {"probability": 0.94, "without": 0.01, "elsewhere": None, "elsewhere_lps_mm": None, "alone": 0.9}
+    evidence = {
+        "probability": 0.94,
+        "in_image": 0.94,
+        "without": 0.01,
+        "elsewhere": None,
+        "elsewhere_lps_mm": None,
+        "alone": 0.9,
+    }
     answer = Counterfactual(Target.parse("lesion:1"), evidence, {"without": changed})
     return dataclasses.replace(analysis, answers=(answer,))
 

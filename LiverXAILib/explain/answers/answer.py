@@ -77,6 +77,20 @@ class Answer(ABC):
         )
 
 
+#: Of a lesion that somebody else outlined, or that is only a candidate.
+NOT_SAID = "the model does not say tumor here"
+
+
+def whole_ct_text(probability: float, in_image: float) -> str:
+    """Why a confidence is another than the one in the table: a remark for a sentence, "" where both are the same.
+
+    :param probability: in the part of the CT that the model was asked about.
+    :param in_image: in the whole CT, as in the table of lesions.
+    """
+    here, there = probability_text(probability), probability_text(in_image)
+    return "" if here == there else f" in the examined part of the CT ({there} in the whole CT)"
+
+
 def probability_text(probability: float) -> str:
     """A probability with as many digits as tell it from 0 and 1."""
     if probability < 0.0005:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .answer import Answer
+from .answer import NOT_SAID, Answer
 from .answer import probability_text as _p
+from .answer import whole_ct_text as _whole_ct
 
 #: Below this a change of the model's confidence is called none.
 _NO_CHANGE = 0.1
@@ -18,7 +19,8 @@ class Counterfactual(Answer):
 
     The evidence holds, each a mean probability of the lesion's label over the lesion's voxels:
 
-    * ``probability``: of the CT as it is;
+    * ``probability``: of the CT as it is, in the part of it around the lesion in which the model is asked, and
+      ``in_image``: in the whole CT;
     * ``without``: where the lesion was, after it was replaced by this patient's own liver; the median over ``draws``,
       and the ``draws`` themselves;
     * ``elsewhere``: where the same lesion was put, in healthy liver, and ``elsewhere_lps_mm``, the place; None if it
@@ -39,8 +41,11 @@ class Counterfactual(Answer):
         before, after = e["probability"], e["without"]
         text = (
             f"Without {self.target.describe()}, replaced by this patient's own liver, the model's confidence goes from "
-            f"{_p(before)} to {_p(after)}"
+            f"{_p(before)} to {_p(after)}{_whole_ct(before, e['in_image'])}"
         )
+        if e["in_image"] <= 0.5 and after <= 0.5:  # somebody else's lesion: there is nothing to lose or find again
+            elsewhere = "" if e["elsewhere"] is None else f"; it is {_p(e['elsewhere'])} where the lesion was moved to"
+            return f"{text}: {NOT_SAID}, with it or without{elsewhere}, and {_p(e['alone'])} in plain liver."
         if before - after < _NO_CHANGE:
             text += ": the model says tumor here for another reason than this lesion"
         elif after > 0.5:
@@ -61,8 +66,8 @@ class NeededChange(Answer):
 
     A ball of liver is made darker (or brighter) by an amount of HU. The evidence holds ``diameters_mm``,
     ``contrasts_hu`` (negative: darker) and ``probabilities``, a row for each diameter: the mean probability over the
-    ball; ``probability``, that of the place as it is; ``level_hu``, the liver's HU around the place; ``needed``: the
-    smallest change that was found at each diameter, or None.
+    ball; ``probability``, that of the place as it is, and ``in_image``, as of a :class:`Counterfactual`; ``level_hu``,
+    the liver's HU around the place; ``needed``: the smallest change that was found at each diameter, or None.
     """
 
     kind = "needed-change"
@@ -77,7 +82,8 @@ class NeededChange(Answer):
                 found.append((diameter, contrast))
         place, label = self.target.describe().removeprefix("why no "), self.target.label
         least = f"{self.evidence['diameters_mm'][-1]:g} mm"
-        now = f"The model's confidence in {place} is {_p(self.evidence['probability'])}. "
+        part = _whole_ct(self.evidence["probability"], self.evidence["in_image"])
+        now = f"The model's confidence in {place} is {_p(self.evidence['probability'])}{part}. "
         if not found:
             hardest = max(abs(contrast) for contrast in self.evidence["contrasts_hu"])
             return (

@@ -4,6 +4,6 @@
 from __future__ import annotations
 
 from .parts import Part, name_parts
-from .shapley import explain_regions, shapley_values
+from .shapley import coalitions, explain_regions, shapley_values
 
-__all__ = ["Part", "explain_regions", "name_parts", "shapley_values"]
+__all__ = ["Part", "coalitions", "explain_regions", "name_parts", "shapley_values"]

@@ -11,6 +11,7 @@ import torch
 from ...errors import UsageError
 from ..counterfactual import ExaminedBox
 from ..fill import border_tissue, distance_mm, healthy_liver, isolate, plausible_fill
+from ..targets import LESION_LABEL
 
 #: The core of a lesion lies deeper than this; its rim reaches as far out of it as one voxel.
 _RIM_MM = 4.0
@@ -18,7 +19,7 @@ _RIM_MM = 4.0
 _NEAR_MM = 30.0
 #: A hollow of the liver (fissure, gallbladder, hilum) is what a ball of this radius does not reach from outside.
 _HOLLOW_MM = 14.0
-#: Parts with fewer voxels are counted to their surroundings.
+#: Parts with fewer voxels are counted to a neighbor.
 _FEWEST = 8
 
 
@@ -38,32 +39,50 @@ class Part:
 
 
 def name_parts(examined: ExaminedBox) -> list[Part]:
-    """The parts of the box, disjoint, which together are all of it; empty ones are left out."""
+    """The parts of the box, disjoint, which together are all of it; empty ones are left out.
+
+    A part with very few voxels is counted to its neighbor: the core to the rim, what lies in the liver to the rest of
+    the liver, and what lies outside it to the nearest part outside it that is large enough.
+    """
     run = examined.run
     voxel = max(run.spacing)
     lesion = examined.weights > 0
-    liver = run.mask(run.segmentation.specs[0].name) | lesion
+    liver = run.mask(run.organ) | lesion
     distance = distance_mm(lesion, run.spacing)
     core = distance < -_RIM_MM
     rim = (distance <= 1.01 * voxel) & ~core
-    inside = liver & ~core & ~rim
-    plain = healthy_liver(run)
+    others = run.mask(LESION_LABEL) & ~core & ~rim
+    inside = liver & ~core & ~rim & ~others
     edge = distance_mm(~liver, run.spacing) <= 2.01 * voxel
-    smooth = distance_mm(plain, run.spacing) > 1.01 * voxel
-    vessels = inside & smooth & ~edge
-    hollow = _closed(liver, run.spacing) & ~liver & ~rim
+    # What surrounds a lesion is not healthy, but none of the liver's structures either.
+    plain = healthy_liver(run) | (distance_mm(lesion | others, run.spacing, 2.01 * voxel) <= 2.01 * voxel)
+    vessels = inside & (distance_mm(plain, run.spacing) > 1.01 * voxel) & ~edge
+    outside = ~liver & ~rim & ~others
+    hollow = _closed(liver, run.spacing) & outside
     near = distance <= _NEAR_MM
-    parts = [
-        Part("the lesion's core", core, of_lesion=True),
-        Part("its rim", rim, of_lesion=True),
+    of_lesion = [Part("the lesion's core", core, of_lesion=True), Part("the lesion's rim", rim, of_lesion=True)]
+    in_liver = [
+        Part("other lesions", others),
         Part("vessels and other structures in the liver", vessels),
-        Part("the liver's fissures and gallbladder", hollow & near, outside=True),
-        Part("what lies outside the liver within 3 cm", ~liver & ~rim & near & ~hollow, outside=True),
-        Part("what lies farther away", ~liver & ~rim & ~near, outside=True),
+        Part("the rest of the liver", inside & ~vessels),
     ]
-    parts = [part for part in parts if int(part.mask.sum()) >= _FEWEST]
-    rest = ~torch.stack([part.mask for part in parts]).any(dim=0)
-    return [*parts, Part("the rest of the liver", rest)] if rest.any() else parts
+    around = [
+        Part("what lies outside the liver within 3 cm", outside & near & ~hollow, outside=True),
+        Part("the liver's fissures and gallbladder", hollow & near, outside=True),
+        Part("what lies farther away", outside & ~near, outside=True),
+    ]
+    return [*_merged(of_lesion, into=1), *_merged(in_liver, into=2), *_merged(around, into=0)]
+
+
+def _merged(parts: list[Part], into: int) -> list[Part]:
+    """`parts` in which those with fewer voxels than :data:`_FEWEST` went to the one numbered `into`, or, if that has
+    too few itself, to the largest."""
+    sizes = [int(part.mask.sum()) for part in parts]
+    small = [part.mask for part, size in zip(parts, sizes, strict=True) if 0 < size < _FEWEST]
+    home = into if sizes[into] >= _FEWEST else max(range(len(parts)), key=sizes.__getitem__)
+    whole = replace(parts[home], mask=torch.stack([parts[home].mask, *small]).any(dim=0))
+    kept = [whole if n == home else part for n, part in enumerate(parts) if n == home or sizes[n] >= _FEWEST]
+    return [part for part in kept if part.mask.any()]
 
 
 def _closed(mask: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch.Tensor:

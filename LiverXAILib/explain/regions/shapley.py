@@ -2,13 +2,13 @@
 """Exact Shapley values of the parts of an image, and the answer made from them.
 
 Shapley, "A value for n-person games", 1953; as an explanation of models: Lundberg and Lee, NeurIPS 2017,
-https://arxiv.org/abs/1705.07874. With seven parts there are 128 images to ask about, so nothing is sampled.
+https://arxiv.org/abs/1705.07874. With eight parts at most there are 256 images to ask about, so nothing is sampled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import factorial
 
 import torch
@@ -27,22 +27,32 @@ from ..stage_context import StageContext
 from ..targets import LESION_LABEL, Target, WhyNot
 from .parts import name_parts, replaced
 
+#: So many images are made at a time. How many of them the network reads at once is for
+#: :meth:`~LiverXAILib.explain.counterfactual.ExaminedBox.ask` to say: on a processor it saves 4 % to read four of
+#: 64³ voxels, measured on one core.
+_TOGETHER = 16
 
-def shapley_values(value: Callable[[frozenset[int]], float], players: int) -> list[float]:
-    """The exact Shapley values of a game; every coalition is asked about once.
 
-    :param value: what a coalition of players (0 to `players` - 1) is worth.
-    :return: for each player; their sum is ``value(all) - value(none)``.
+def coalitions(players: int) -> list[frozenset[int]]:
+    """All 2^n sets of players (0 to `players` - 1); set number m holds player n if bit n of m is set."""
+    return [frozenset(n for n in range(players) if number >> n & 1) for number in range(2**players)]
+
+
+def shapley_values(worth: Sequence[float]) -> list[float]:
+    """The exact Shapley values of a game.
+
+    :param worth: what each coalition is worth, in the order of :func:`coalitions`.
+    :return: for each player; their sum is the worth of all of them minus that of none.
     """
-    worth = [value(frozenset(n for n in range(players) if mask >> n & 1)) for mask in range(2**players)]
+    players = len(worth).bit_length() - 1
     shares = []
     for player in range(players):
         share = 0.0
-        for mask in range(2**players):
-            if not mask >> player & 1:
-                size = mask.bit_count()
+        for number in range(len(worth)):
+            if not number >> player & 1:
+                size = number.bit_count()
                 weight = factorial(size) * factorial(players - size - 1) / factorial(players)
-                share += weight * (worth[mask | 1 << player] - worth[mask])
+                share += weight * (worth[number | 1 << player] - worth[number])
         shares.append(share)
     return shares
 
@@ -76,13 +86,14 @@ def explain_regions(
     runs: dict[str, StageContext] = {}
     answers = []
     for number, text in enumerate(targets):
-        target = Target.parse(text).resolve(segmentation)
-        if isinstance(target, WhyNot) or target.label != LESION_LABEL:
-            raise UsageError(f"{target.describe()} cannot be divided among parts: name a lesion, as in 'lesion:1'.")
-        stage = model.spec.stage_of(target.label)
-        if stage.name not in runs:
-            runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+        target = Target.parse(text)
         try:
+            target = target.resolve(segmentation)
+            if isinstance(target, WhyNot) or target.label != LESION_LABEL:
+                raise UsageError(f"{target.describe()} cannot be divided among parts: name a lesion, as in 'lesion:1'.")
+            stage = model.spec.stage_of(target.label)
+            if stage.name not in runs:
+                runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
             answers.append(_shares(target, model, runs[stage.name], context.step(number, len(targets))))
         except UsageError as error:
             if refusals is None:
@@ -99,19 +110,18 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
     examined = ExaminedBox.around(score_target, run, mask, context, small=False)
     parts = name_parts(examined)
     plain, hu = replaced(examined, parts), examined.run.hu
-    asked: dict[frozenset[int], float] = {}
-
-    def confidence(kept: frozenset[int]) -> float:
-        context.report(f"Replacing parts around {target.describe()}", len(asked) / 2 ** len(parts))
-        shown = torch.zeros_like(parts[0].mask)
-        for number in kept:
-            shown |= parts[number].mask
-        (asked[kept],) = examined.ask([examined.run.from_hu(torch.where(shown, hu, plain))], context)
-        return asked[kept]
-
-    shares = shapley_values(confidence, len(parts))
+    asked = coalitions(len(parts))
+    worth: list[float] = []
+    for first in range(0, len(asked), _TOGETHER):
+        context.report(f"Replacing parts around {target.describe()}", first / len(asked))
+        images = []
+        for kept in asked[first : first + _TOGETHER]:
+            shown = torch.stack([torch.zeros_like(plain, dtype=torch.bool), *(parts[n].mask for n in kept)]).any(dim=0)
+            images.append(examined.run.from_hu(torch.where(shown, hu, plain)))
+        worth += examined.ask(images, context)
+    shares = shapley_values(worth)
     voxel_ml = float(torch.tensor(run.spacing).prod()) / 1000
-    nothing, everything = asked[frozenset()], asked[frozenset(range(len(parts)))]
+    nothing, everything = worth[0], worth[-1]
     evidence = {
         "probability": everything,
         "replaced": nothing,
