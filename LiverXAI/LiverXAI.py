@@ -373,7 +373,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.fetching = ModelFetching(self.state, self.status, self.models, self.runner, self.showParameters)
         self.devices = Devices(self.state, self.status, self.runner)
         self.reader = Reader(self.state, self.status, self.questions, self.results, self.runner, self.analyses)
-        self.calipers = Calipers(self.state, self.reader.on_measured)
+        self.calipers = Calipers(self.state, self.reader.on_measured, self.reader.can_measure_lesion)
         self.frames = Frames(self.state)
         self.sensitivity = Sensitivity(self.state, self.models, self.runner, self.analyses)
         self.views = Views(self.state, self.status, self.results)
@@ -497,6 +497,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.edits.watch()
             self.guide.update()
             self.reader.update()
+            self.calipers.update()
             self.sensitivity.update()
 
     def onEdited(self) -> None:

@@ -24,13 +24,14 @@ class Calipers(VTKObservationMixin):
     """Two markups lines, of the lesion that is chosen in the table.
 
     :param moved: takes the lesion's number and the four ends (LPS mm: long axis, short axis) that the reader has set.
+    :param may_move: whether they can be moved now; where not, the lines are locked.
     """
 
-    def __init__(self, state: PanelState, moved: Callable[[int, Points], None]) -> None:
+    def __init__(self, state: PanelState, moved: Callable[[int, Points], None], may_move: Callable[[], bool]) -> None:
         import qt
 
         super().__init__()
-        self._state, self._moved = state, moved
+        self._state, self._moved, self._may_move = state, moved, may_move
         self._lines: list[Any] = []
         self._lesion = 0
         # Not in the event itself: the line is removed by what follows.
@@ -61,6 +62,13 @@ class Calipers(VTKObservationMixin):
             display.SetPropertiesLabelVisibility(True)
             self.addObserver(line, line.PointEndInteractionEvent, self._on_end)
             self._lines.append(line)
+        self.update()
+
+    def update(self) -> None:
+        """Lock the lines while they cannot be moved."""
+        for line in self._lines:
+            if self._state.contains(line):
+                line.SetLocked(not self._may_move())
 
     def hide(self) -> None:
         """Show none."""
@@ -82,8 +90,10 @@ class Calipers(VTKObservationMixin):
 
     def _tell(self) -> None:
         if self._lesion and all(self._state.contains(line) for line in self._lines):
-            ends = [_end(line, number) for line in self._lines for number in range(2)]
-            self._moved(self._lesion, tuple(ends))
+            if self._may_move():
+                self._moved(self._lesion, tuple(_end(line, number) for line in self._lines for number in range(2)))
+            else:  # a task began while an end was being moved: the lines show again what was measured
+                self.show(self._lesion)
 
 
 def _end(line: Any, number: int) -> tuple[float, float, float]:

@@ -62,6 +62,8 @@ class Reader:
 
     def update(self) -> None:
         """What can be pressed, and whether the numbers are from before an edit."""
+        if self._runner.busy:
+            self.placing.close()  # what is clicked now would be decided about another result
         ui, node = self._ui, self._state.result("segmentation")
         edited, idle = is_edited(node), node is not None and not self._runner.busy
         ui.editedLabel.visible = edited
@@ -98,10 +100,13 @@ class Reader:
         """The lesion chosen in the table is two."""
         self._analyses.refine([Decision("split", (self._results.selected_lesion,))])
 
+    def can_measure_lesion(self) -> bool:
+        """Whether the axes of a lesion may be moved: not during a task, nor while the table is from before an edit."""
+        return not self._runner.busy and not is_edited(self._state.result("segmentation"))
+
     def on_measured(self, lesion: int, points_lps_mm: Points) -> None:
         """The reader has moved an end of a lesion's axis."""
-        if not self._runner.busy and not is_edited(self._state.result("segmentation")):
-            self._analyses.refine([Decision("measure", (lesion,), points_lps_mm=points_lps_mm)])
+        self._analyses.refine([Decision("measure", (lesion,), points_lps_mm=points_lps_mm)])
 
     def on_add(self) -> None:
         """There is a lesion at the crosshair."""
@@ -135,8 +140,7 @@ class Reader:
 
     def _decide_at(self, kind: str, place_ras_mm: tuple[float, float, float]) -> None:
         r, a, s = place_ras_mm
-        if not self._runner.busy:
-            self._analyses.refine([Decision(kind, (), (-r, -a, s))])
+        self._analyses.refine([Decision(kind, (), (-r, -a, s))])
 
     def on_result_chosen(self) -> None:
         """Another set of results of this CT was chosen."""

@@ -91,12 +91,20 @@ def click_network() -> torch.nn.Module:
 
     :raises LiverXAILib.errors.ModelError: its files are damaged.
     """
-    card = json.loads((FOLDER / CARD).read_text(encoding="utf-8"))
     path = FOLDER / WEIGHTS
-    if checksum(path) != card["sha256"]:
+    try:
+        card = json.loads((FOLDER / CARD).read_text(encoding="utf-8"))
+        expected, arguments = card["sha256"], dict(card["arguments"])
+        found = checksum(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"The network that outlines lesions from a click is damaged: {CARD} or {WEIGHTS} in {FOLDER} is missing or "
+            "cannot be read. Install LiverXAI again."
+        ) from error
+    if found != expected:
         raise ModelError(f"{path.name} is not the file that its card describes. Install LiverXAI again.")
     state = {name: value.float() for name, value in read_tensors(path).items()}
-    return build_with_weights(lambda: UNet(**card["arguments"]), state, path, "UNet").eval()
+    return build_with_weights(lambda: UNet(**arguments), state, path, "UNet").eval()
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,9 +63,11 @@ def outline_lesion(
     :param place_lps_mm: a place in the lesion, LPS mm.
     :param by: one of :data:`METHODS` alone, or "best": the probability where it stands out, else both others.
     :return: the box of the CT in which the lesion lies, and its mask there: bool (k, j, i).
-    :raises LiverXAILib.errors.UsageError: the place is outside the image or outside the liver, or nothing stands out
-        from the liver there.
+    :raises LiverXAILib.errors.UsageError: the place is outside the image or outside the liver, nothing stands out
+        from the liver there, or there is no such way to outline.
     """
+    if by not in (*METHODS, "best"):
+        raise UsageError(f"There is no way to outline called {by!r}. Choose one of: best, {', '.join(METHODS)}.")
     near = _neighborhood(volume, segmentation, place_lps_mm)
     mask = None
     if by in ("best", "probability"):

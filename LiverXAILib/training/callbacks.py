@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
-    """``last.ckpt`` to resume from, in mid-epoch too; ``best.ckpt`` with the weights of the best epoch.
+    """``last.ckpt`` to resume from, in mid-epoch too; ``best.ckpt`` with the weights that validation judged best, which
+    are the averaged ones where there are such.
 
     A checkpoint is taken after an optimizer's step, never between the batches of one, nor between an epoch's last step
     and its validation.
@@ -41,7 +42,12 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
         scores = [score(row) for row in learner.rows if row["epoch"] > 0]
         if scores.index(max(scores)) == len(scores) - 1:
+            averages = [one for one in trainer.callbacks if isinstance(one, AveragedWeights)]
+            for average in averages:
+                average.swap(learner)
             self._save(trainer, self.best, weights_only=True)
+            for average in averages:
+                average.swap(learner)
         if trainer.is_global_zero:
             self.tell(learner.rows)
         self._save(trainer, self.last)
@@ -97,12 +103,13 @@ class AveragedWeights(Callback):
             self._average.update_parameters(learner.network)
 
     def on_validation_epoch_start(self, trainer: Any, learner: Any) -> None:
-        self._swap(learner)
+        self.swap(learner)
 
     def on_validation_epoch_end(self, trainer: Any, learner: Any) -> None:
-        self._swap(learner)
+        self.swap(learner)
 
-    def _swap(self, learner: Any) -> None:
+    def swap(self, learner: Any) -> None:
+        """Exchange the network's weights and the average."""
         if self._average is not None:
             now = {name: value.clone() for name, value in learner.network.state_dict().items()}
             learner.network.load_state_dict(self._average.module.state_dict())

@@ -44,6 +44,30 @@ def test_a_damaged_network_is_refused(tmp_path, monkeypatch):
         clicks.click_network.__wrapped__()
 
 
+@pytest.mark.parametrize(
+    "card",
+    [None, "", "{", "[]", "{}", '"text"', "\udcff", '{"sha256": 1}', '{"sha256": "0", "arguments": 3}'],
+    ids=lambda text: repr(text)[:12],
+)
+def test_a_damaged_card_is_refused_in_words(card, tmp_path, monkeypatch):
+    if card is not None:
+        (tmp_path / clicks.CARD).write_bytes(card.encode("utf-8", "surrogateescape"))
+    monkeypatch.setattr(clicks, "FOLDER", tmp_path)
+    with pytest.raises(ModelError, match="Install LiverXAI again"):
+        clicks.click_network.__wrapped__()
+
+
+def test_a_card_whose_arguments_do_not_fit_its_weights_is_refused_in_words(tmp_path, monkeypatch):
+    folder = tmp_path / "clicks"
+    shutil.copytree(clicks.FOLDER, folder)
+    card = json.loads((folder / clicks.CARD).read_text(encoding="utf-8"))
+    monkeypatch.setattr(clicks, "FOLDER", folder)
+    for arguments in ({}, {"nonsense": 1}, {**card["arguments"], "features": "many"}):
+        (folder / clicks.CARD).write_text(json.dumps({**card, "arguments": arguments}), encoding="utf-8")
+        with pytest.raises(ModelError):
+            clicks.click_network.__wrapped__()
+
+
 def test_the_card_tells_what_the_network_was_trained_on():
     card = json.loads((clicks.FOLDER / clicks.CARD).read_text(encoding="utf-8"))
     assert card["license"] == "Apache-2.0"

@@ -125,6 +125,30 @@ def test_what_is_kept_is_an_average_of_the_weights_on_the_way(tmp_path: Path) ->
     assert not torch.equal(kept["head.weight"], steps[-1]["head.weight"])
 
 
+def test_the_best_checkpoint_holds_the_averaged_weights_that_validation_judged(tmp_path: Path) -> None:
+    judged: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Callback):
+        def on_validation_batch_start(self, trainer: Any, learner: Any, *_: Any) -> None:
+            judged.append({name: value.clone() for name, value in learner.network.state_dict().items()})
+
+    trained(
+        tmp_path,
+        settings=replace(SETTINGS, iterations=3),
+        validation=[small_generator().sample(-1)],
+        callbacks=[Watch()],
+    )
+    state = torch.load(tmp_path / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    best = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+    assert len(judged) == 1
+    assert best.keys() == judged[0].keys()
+    for name, value in best.items():
+        assert torch.equal(value, judged[0][name]), name
+    # The run goes on from its own weights, not from the average.
+    last = torch.load(tmp_path / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    assert not torch.equal(last["network.head.weight"], best["head.weight"])
+
+
 def test_norms_freeze_and_tumors_weigh_less_when_their_part_of_the_run_is_over(tmp_path: Path) -> None:
     seen: list[tuple[bool, float, float]] = []
 

@@ -267,6 +267,31 @@ def test_placing_a_point_can_be_given_up(panel, toy_model):
     assert not panel.widget.runner.busy
 
 
+def test_while_a_task_runs_no_place_is_waited_for_and_no_axis_can_be_moved(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(0)
+    axes = [line for line in markups() if line.IsA("vtkMRMLMarkupsLineNode")]
+    assert [line.GetLocked() for line in axes] == [0, 0]
+    panel.click(panel.ui.includeButton)
+    assert panel.ui.includeButton.checked
+    before = axes[0].GetLineLengthWorld()
+    panel.widget.reader.on_measure()  # as two seconds after an edit
+    assert panel.widget.runner.busy
+    assert not panel.ui.includeButton.checked
+    assert not [point for point in markups() if point.GetName().startswith("Place")]
+    assert [line.GetLocked() for line in axes] == [1, 1]
+    # An end that was let go just then changes neither the numbers nor the lines.
+    axes[0].SetNthControlPointPositionWorld(1, 0.0, 0.0, 0.0)
+    axes[0].InvokeEvent(axes[0].PointEndInteractionEvent)
+    qtapplication.process_events()
+    lines = [line for line in markups() if line.IsA("vtkMRMLMarkupsLineNode")]
+    assert lines[0].GetLineLengthWorld() == pytest.approx(before)
+    wait_idle(panel)
+    (segmentation,) = results(node, "segmentation")
+    assert "measure" not in (segmentation.GetAttribute("LiverXAI.Decisions") or "")
+
+
 def test_two_lesions_are_merged_and_split_by_buttons(panel, toy_model):
     prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)
@@ -385,7 +410,6 @@ def test_the_axes_of_the_chosen_lesion_are_lines_whose_ends_can_be_moved(panel, 
     assert float(panel.ui.lesionTable.item(0, 2).text()) == pytest.approx(1.5 * measured, abs=0.1)
     assert "measured by the reader" in panel.ui.lesionTable.item(0, 0).toolTip()
     (segmentation,) = results(node, "segmentation")
-    print(segmentation.GetAttribute("LiverXAI.Decisions"))
     (decision,) = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
     assert decision["kind"] == "measure"
     panel.ui.lesionTable.clearSelection()

@@ -184,6 +184,13 @@ def test_where_nothing_can_be_outlined_it_is_said(where, says):
         refine(analysis(), [add((900.0, 0.0, 0.0))])
 
 
+@pytest.mark.parametrize("by", ["typo", "", "Network", None])
+def test_a_way_to_outline_that_does_not_exist_is_refused(by):
+    one = analysis()
+    with pytest.raises(UsageError, match="Choose one of: best, probability, network, contrast"):
+        outline_lesion(one.volume, one.segmentation, place(MISSED), by=by)
+
+
 def test_lesions_are_merged_and_split():
     one = analysis()
     merged = refine(one, [merge(1, 2)])
