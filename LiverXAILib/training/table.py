@@ -87,7 +87,8 @@ def write_curves(rows: Sequence[Row], folder: Path, name: str = "learning-curve"
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             if axes.lines:
-                axes.legend(fontsize=7, loc="upper right" if title == "loss" else "lower right")
+                # Long enough a line that dashes are told from a solid one.
+                axes.legend(fontsize=7, handlelength=3.2, loc="upper right" if title == "loss" else "lower right")
 
     _save(draw, folder / name, (15, 3.6))
 
