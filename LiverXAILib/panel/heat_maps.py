@@ -128,7 +128,7 @@ def faithfulness_word(heat_map: Any) -> str:
     if heat_map is None:
         return ""
     card = _faithfulness(heat_map)
-    return _("not checked") if card is None else _("faithful") if card["passed"] else _("not faithful")
+    return _("unchecked") if card is None else _("yes") if card["passed"] else _("no")
 
 
 def _faithfulness(heat_map: Any) -> Any:

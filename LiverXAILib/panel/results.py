@@ -26,7 +26,7 @@ class ResultsView:
         self.lesions: list[dict[str, str]] = []
         self.candidates: list[dict[str, Any]] = []
         table = self._ui.lesionTable
-        titles = [_("No."), _("Volume\n[ml]"), _("Axis\n[mm]"), _("Proba-\nbility"), _("Heat map\nfaithful")]
+        titles = [_("No."), _("Volume\n[ml]"), _("Axis\n[mm]"), _("Proba-\nbility"), _("Faithful\nmap")]
         titles += [_("Reliable"), _("Decided\nby")]
         table.setColumnCount(len(titles))
         table.setHorizontalHeaderLabels(titles)

@@ -103,7 +103,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     panel.ui.lesionTable.selectRow(1)
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
-    assert panel.ui.lesionTable.item(1, 4).text() == "not checked"
+    assert panel.ui.lesionTable.item(1, 4).text() == "unchecked"
     words = panel.ui.heatMapSelector.currentText
     assert "lesion 2 at " in words
     assert " mm (" in words
@@ -119,7 +119,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
     assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
-    assert panel.ui.lesionTable.item(0, 4).text() == "not checked"
+    assert panel.ui.lesionTable.item(0, 4).text() == "unchecked"
 
 
 def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_model):

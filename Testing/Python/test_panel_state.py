@@ -373,7 +373,7 @@ def test_the_faithfulness_of_a_heat_map_is_told_in_words_and_plotted(panel, toy_
     wait_idle(panel)
     (heat,) = (node for node in results(node, "heatmap") if node.GetAttribute("LiverXAI.Target") == "lesion:1")
     card = json.loads(heat.GetAttribute("LiverXAI.Faithfulness"))
-    assert panel.ui.lesionTable.item(0, 4).text() == ("faithful" if card["passed"] else "not faithful")
+    assert panel.ui.lesionTable.item(0, 4).text() == ("yes" if card["passed"] else "no")
     assert panel.ui.lesionTable.item(1, 4).text() == ""
     panel.click(panel.ui.plotButton)
     charts = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")
