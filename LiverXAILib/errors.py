@@ -57,7 +57,7 @@ def is_memory(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, is a lack of memory."""
     while error is not None:
         text = str(error)
-        if isinstance(error, (MemoryError, DeviceError)) or "can't allocate memory" in text or "out of memory" in text:
+        if isinstance(error, (MemoryError, DeviceError)) or "allocate memory" in text or "out of memory" in text:
             return True
         error = error.__cause__ or error.__context__
     return False

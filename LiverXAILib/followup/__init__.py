@@ -10,7 +10,7 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from .comparing import compare
     from .findings import Comparison, Findings
-    from .registration import Registration, register
+    from .registration import Registration, RegistrationRefused, Subject, register
     from .response import choi_response, growth, mrecist_response, recist_response
     from .writing import write_comparison
 
@@ -18,6 +18,8 @@ __all__ = [
     "Comparison",
     "Findings",
     "Registration",
+    "RegistrationRefused",
+    "Subject",
     "choi_response",
     "compare",
     "growth",
@@ -33,6 +35,8 @@ __getattr__ = lazy_names(
         "Comparison": "findings",
         "Findings": "findings",
         "Registration": "registration",
+        "RegistrationRefused": "registration",
+        "Subject": "registration",
         "choi_response": "response",
         "compare": "comparing",
         "growth": "response",

@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recist-targets", metavar="N", type=int, nargs="*", help="numbers of target lesions in the first study"
     )
-    parser.add_argument("--other-patient", action="store_true", help="compare although the DICOM patient IDs differ")
+    parser.add_argument(
+        "--other-patient", action="store_true", help="compare although DICOM patient IDs, birth dates or sexes differ"
+    )
     parser.add_argument("--case-label", metavar="TEXT", help="what the report calls the case, for example a pseudonym")
     parser.add_argument("--model", default="default", metavar="NAME", help="for CTs: a model's name or folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")

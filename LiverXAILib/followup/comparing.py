@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,20 +12,20 @@ from typing import Any
 
 from ..analysis import Analysis
 from ..context import RunContext
-from ..errors import UsageError
-from ..measure.recist import MEASURABLE_MM, MOST_TARGETS
+from ..errors import UsageError, own_errors
+from ..measure.recist import MOST_TARGETS
 from ..options import Options
 from ..progress import CancelToken, Progress
-from .findings import Comparison, Findings, Step, TimePoint, Track
+from .criteria import responses, target_sum
+from .findings import Comparison, Findings, Step, TimePoint
 from .matching import regions
-from .registration import Registration, RegistrationRefused, Subject, register
-from .response import Reading, Response, choi_response, mrecist_response, not_evaluable, recist_response
+from .registration import ALIKE_DICE, Registration, RegistrationRefused, Subject, register
 from .studies import Study, read_study, same_study, study_of
 from .tracks import Courses, tracks
-from .viable import viable_mm
 
 
 # Long: most lines are its parameters and their documentation.
+@own_errors("The studies cannot be compared")
 def compare(
     studies: Sequence[Analysis | Study | str | Path],
     *,
@@ -45,7 +46,7 @@ def compare(
         their surfaces alone, and there are no pictures.
     :param days: of each study, since the first; None: from the DICOM dates, where there are some.
     :param recist_targets: numbers of target lesions in the first study; None: those of its result.
-    :param other_patient: compare although the DICOM patient IDs differ.
+    :param other_patient: compare although the DICOM patient IDs, birth dates or sexes differ.
     :param options: how images are read, and how CTs are analyzed (nothing is explained).
     :raises LiverXAILib.errors.UsageError: fewer than two studies, one of them twice, in the wrong order, or of other
         patients.
@@ -84,7 +85,7 @@ def follow(
         steps.append(step)
         courses.follow(index, registrations)
     found_tracks = tracks(courses.courses, studies, days, targets)
-    sums = [_target_sum(found_tracks, study, index) for index, study in enumerate(studies)]
+    sums = [target_sum(found_tracks, study, index) for index, study in enumerate(studies)]
     points = tuple(
         TimePoint(
             index + 1,
@@ -98,9 +99,9 @@ def follow(
         )
         for index, study in enumerate(studies)
     )
-    left_out: dict[str, str] = {}
-    responses = tuple(_responses(found_tracks, studies, sums, index, left_out) for index in range(1, len(studies)))
-    findings = Findings(points, tuple(steps), found_tracks, responses, left_out, _remarks(studies))
+    categories = [responses(found_tracks, studies, sums, index) for index in range(1, len(studies))]
+    made, left_out = zip(*categories, strict=True)
+    findings = Findings(points, tuple(steps), found_tracks, made, left_out, _remarks(studies, steps))
     context.report("Done", 1.0)
     return Comparison(findings, tuple(studies), tuple(registrations), case_label)
 
@@ -130,10 +131,9 @@ def _check_identity(studies: Sequence[Study], other_patient: bool) -> None:
         for other in studies[:index]:
             if same_study(one, other):
                 raise UsageError(f"{other.name} and {one.name} are the same study.")
-    patients = {study.identity.patient for study in studies if study.identity.patient}
-    if len(patients) > 1 and not other_patient:
+    if (differing := _differing(studies)) and not other_patient:
         raise UsageError(
-            "The DICOM patient IDs of the studies differ. If they are of one patient nevertheless, say so: "
+            f"The DICOM {differing} of the studies differ. If they are of one patient nevertheless, say so: "
             "--other-patient (other_patient=True)."
         )
     dated = [study for study in studies if study.date is not None]
@@ -145,10 +145,21 @@ def _check_identity(studies: Sequence[Study], other_patient: bool) -> None:
             )
 
 
+def _differing(studies: Sequence[Study]) -> str:
+    """What of the DICOM files says that studies are of different patients, in words; "" if nothing does."""
+    known = {
+        "patient IDs": {study.identity.patient for study in studies},
+        "birth dates": {study.identity.birth_date for study in studies},
+        "sexes": {study.identity.sex for study in studies},
+    }
+    return " and ".join(words for words, values in known.items() if len(values - {""}) > 1)
+
+
 def _days(studies: Sequence[Study], days: Sequence[float] | None) -> list[float | None]:
     """Days of each study since the first, as far as they are known."""
     if days is not None:
-        if len(days) != len(studies) or days[0] != 0 or any(b <= a for a, b in pairwise(days)):
+        finite = all(math.isfinite(one) for one in days)
+        if len(days) != len(studies) or not finite or days[0] != 0 or any(b <= a for a, b in pairwise(days)):
             raise UsageError(
                 f"The days since the first study must begin with 0 and increase, one for each of the {len(studies)} "
                 "studies."
@@ -179,111 +190,19 @@ def _registered(studies: Sequence[Study], index: int, context: RunContext) -> tu
     return found, Step(index + 1, found.quality)
 
 
-def _target_sum(found: Sequence[Track], study: Study, index: int) -> int | None:
-    """The sum of the targets' diameters in whole mm; None if a target could not be followed.
-
-    Lengths of pieces of a split lesion are added; a lesion in which several have merged counts once.
-    """
-    numbers: dict[int, None] = {}
-    for track in found:
-        if track.target:
-            one = track.appearances[index]
-            if one.event == "not matched":
-                return None
-            numbers |= dict.fromkeys(one.lesions)
-    if not any(track.target for track in found):
-        return None
-    return sum(int(study.lesion(number).long_mm + 0.5) for number in numbers)
-
-
-def _responses(
-    found: Sequence[Track],
-    studies: Sequence[Study],
-    sums: Sequence[int | None],
-    index: int,
-    left_out: dict[str, str],
-) -> tuple[Response, ...]:
-    """The categories of study `index` (from 0); what does not apply is explained in `left_out`."""
-    now = [track.appearances[index] for track in found]
-    if any(one.event == "not matched" for one in now):
-        reason = "the livers could not be registered, so that it is not known which lesion is which"
-        return (not_evaluable("RECIST 1.1", reason),)
-    targets = [track for track in found if track.target]
-    others = [track for track in found if not track.target and track.appearances[0].lesions]
-    # Also those that an earlier study had as new: they are new against the baseline.
-    fresh = [track.appearances[index] for track in found if not track.appearances[0].lesions]
-    back = sum(
-        bool(track.appearances[index].lesions)
-        and any(one.event == "seen again" for one in track.appearances[: index + 1])
-        for track in found
-    )
-    known = [value for value in sums[: index + 1] if value is not None]
-    reading = Reading(
-        known,
-        len(targets),
-        sum(bool(track.appearances[index].lesions) for track in targets),
-        len(others),
-        sum(bool(track.appearances[index].lesions) for track in others),
-        [one.long_mm or 0.0 for one in fresh if one.lesions],
-        back,
-    )
-    responses = [recist_response(reading)]
-    if targets:
-        new = len(reading.new_mm) + back
-        responses += _by_hu(targets, studies, known, index, new, left_out)
-    else:
-        left_out |= dict.fromkeys(("mRECIST", "Choi"), f"no lesion of the first study reaches {MEASURABLE_MM:g} mm")
-    return tuple(responses)
-
-
-def _by_hu(
-    targets: Sequence[Track],
-    studies: Sequence[Study],
-    sums: Sequence[int],
-    index: int,
-    new: int,
-    left_out: dict[str, str],
-) -> list[Response]:
-    """The criteria that need HU, where the phases of all studies allow them."""
-    responses = []
-    phases = {study.phase for study in studies[: index + 1]}
-    viable = _viable_sums(targets, studies[: index + 1]) if phases == {"arterial"} else None
-    if viable is not None and viable[0] >= MEASURABLE_MM:
-        responses.append(mrecist_response(viable, new_lesions=new))
-    elif phases != {"arterial"}:
-        left_out["mRECIST"] = "it needs the arterial phase in each study, with certainty"
-    elif viable is None:
-        left_out["mRECIST"] = "it needs the CT of each study (--images)"
-    else:
-        left_out["mRECIST"] = f"no target enhances over {MEASURABLE_MM:g} mm in the first study"
-    ends = {studies[0].phase, studies[index].phase}
-    baseline_hu, now_hu = (_mean_hu(targets, at) for at in (0, index))
-    if ends == {"portal venous"} and baseline_hu is not None and baseline_hu > 0:
-        responses.append(choi_response([sums[0], sums[-1]], [baseline_hu, now_hu or 0.0], new_lesions=new))
-    else:
-        left_out["Choi"] = "it needs the portal venous phase in both studies, with certainty, and targets above 0 HU"
-    return responses
-
-
-def _viable_sums(targets: Sequence[Track], studies: Sequence[Study]) -> list[int] | None:
-    """The sum of the targets' viable diameters in each study, in whole mm; None if one cannot be told."""
-    sums = []
-    for index, study in enumerate(studies):
-        numbers = dict.fromkeys(number for track in targets for number in track.appearances[index].lesions)
-        lengths = [viable_mm(study, number) for number in numbers]
-        if any(length is None for length in lengths):
-            return None
-        sums.append(sum(int(length + 0.5) for length in lengths if length is not None))
-    return sums
-
-
-def _mean_hu(targets: Sequence[Track], index: int) -> float | None:
-    values = [hu for track in targets if (hu := track.appearances[index].mean_hu) is not None]
-    return sum(values) / len(values) if values else None
-
-
-def _remarks(studies: Sequence[Study]) -> tuple[str, ...]:
-    remarks = []
+def _remarks(studies: Sequence[Study], steps: Sequence[Step]) -> tuple[str, ...]:
+    remarks = [remark for study in studies for remark in study.remarks]
+    if differing := _differing(studies):
+        remarks.append(
+            f"The DICOM {differing} of the studies differ. If they are of different patients, nothing here holds."
+        )
+    for step in steps:
+        if step.quality is not None and not step.quality.alike:
+            remarks.append(
+                f"The livers of studies {step.study - 1} and {step.study} differ in shape more than those of one "
+                f"person do: without deformation their Dice coefficient is {step.quality.rigid_dice:.2f}, below "
+                f"{ALIKE_DICE:g}. If they are of different patients, nothing here holds."
+            )
     if not any(study.lesions for study in studies):
         remarks.append("No study has a lesion.")
     for number, study in enumerate(studies, start=1):

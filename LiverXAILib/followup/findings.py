@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .registration import Quality
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .studies import Study
 
 #: Of ``comparison.json``; the schema is ``LiverXAILib/followup/comparison.schema.json``.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Findings:
 
     :param steps: for each study but the first.
     :param responses: for each study but the first: by RECIST 1.1, and by mRECIST and Choi where they apply.
-    :param criteria_left_out: which of these do not apply, and why.
+    :param criteria_left_out: for each study but the first: which of these do not apply, and why.
     :param remarks: what the reader should know, in sentences.
     """
 
@@ -106,7 +106,7 @@ class Findings:
     steps: tuple[Step, ...]
     tracks: tuple[Track, ...]
     responses: tuple[tuple[Response, ...], ...]
-    criteria_left_out: Mapping[str, str] = field(default_factory=dict)
+    criteria_left_out: tuple[Mapping[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -54,16 +54,6 @@ class Link:
     prior: tuple[int, ...]
     current: tuple[int, ...]
 
-    @property
-    def kind(self) -> str:
-        """What happened, in a word or three."""
-        if not self.prior:
-            return "new"
-        if not self.current:
-            return "vanished"
-        kinds = ["merged"] * (len(self.prior) > 1) + ["split"] * (len(self.current) > 1)
-        return " and ".join(kinds) or "matched"
-
 
 def regions(segmentation: Segmentation) -> list[Region]:
     """The lesions of a study, in the order of their numbers."""

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..report.canvas import Line, Picture
 from ..report.pictures import PLANES, WINDOW_HU, View, draw_letters, draw_outline, draw_scale_bar
 from .findings import Comparison, Track
+from .response import PD_MM, PD_PERCENT, PR_PERCENT
 from .studies import Study
 
 #: As many lesions are pictured, the largest first.
@@ -98,13 +99,14 @@ def render_course(comparison: Comparison) -> Figure | None:
     at = [float(point.days if dated and point.days is not None else point.number) for point in points]
     sums = [float(point.target_sum_mm or 0) for point in points]
     nadirs = np.minimum.accumulate(sums)[:-1]
-    progression = [max(1.2 * low, low + 5) for low in nadirs]
+    progression = [max((1 + PD_PERCENT / 100) * low, low + PD_MM) for low in nadirs]
     figure = Figure(figsize=(5.2, 2.6), dpi=150, facecolor="white", layout="constrained")
     axes = figure.subplots()
     axes.plot(at, sums, "o-", color="#1f5f8b", linewidth=1.8, label="sum of diameters")
-    axes.axhline(0.7 * sums[0], color="#1a7f37", linestyle="--", linewidth=1.2, label="30 % below the baseline")
+    response = (1 - PR_PERCENT / 100) * sums[0]
+    axes.axhline(response, color="#1a7f37", linestyle="--", linewidth=1.2, label=f"{PR_PERCENT:g} % below the baseline")
     axes.plot(at[1:], progression, "_", color="#b2182b", markersize=18, markeredgewidth=2,
-              label="20 % and 5 mm above the nadir")  # fmt: skip
+              label=f"{PD_PERCENT:g} % and {PD_MM} mm above the nadir")  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.set_xlabel("days since the first study" if dated else "study", fontsize=8)
     axes.set_ylabel("mm", fontsize=8)

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from scipy.spatial import cKDTree
 
 from ..context import RunContext
+from ..errors import LiverXAIError
 from ..inference.segmentation import Segmentation
 from ..volumes.box import bounding_box
 from ..volumes.itk import to_itk
@@ -38,6 +39,10 @@ _WINDOW_HU, _SMOOTHING_MM = 120.0, 1.5
 #: What is worse is refused: the Dice coefficient of the livers, the mean distance of their surfaces, how much the
 #: affine step scales volumes, and by what factors the deformation changes them.
 LEAST_DICE, MOST_SURFACE_MM, LEAST_SCALE, LEAST_JACOBIAN, MOST_JACOBIAN = 0.85, 4.0, 0.6, 0.1, 6.0
+#: Livers of one person have at least this Dice coefficient after the rigid step.
+ALIKE_DICE = 0.88
+#: What SimpleITK says where no HU can be compared: nothing overlaps, no voxel takes part, all are the same.
+_NOTHING_TO_COMPARE = ("map outside moving image buffer", "must have 1 or more points", "Refusing to change spacing")
 #: Each leaves a fraction of the error that is as large as the deformation is steep.
 _INVERSION_STEPS = 12
 
@@ -49,21 +54,28 @@ class Quality:
     """How well two livers were brought together, inside the part that both images show.
 
     :param dice: of the current liver and the warped prior one.
-    :param surface_mm: mean distance of their surfaces, both ways.
+    :param surface_mm: mean distance of their surfaces, both ways; None if one shows none there.
     :param surface_p95_mm: the 95th percentile of these distances.
     :param jacobian_min, jacobian_max: by how much the deformation enlarges a small volume, anywhere in the liver;
         not above 0: it folds.
     :param scale: by how much the affine step enlarges volumes.
     :param used_hu: the HU inside the livers took part; otherwise only their surfaces.
+    :param rigid_dice: the Dice coefficient before anything was deformed: how alike the livers are in shape.
     """
 
     dice: float
-    surface_mm: float
-    surface_p95_mm: float
+    surface_mm: float | None
+    surface_p95_mm: float | None
     jacobian_min: float
     jacobian_max: float
     scale: float
     used_hu: bool
+    rigid_dice: float
+
+    @property
+    def alike(self) -> bool:
+        """The livers are as alike as those of one person are."""
+        return self.rigid_dice >= ALIKE_DICE
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +104,7 @@ class Registration:
         return found
 
 
-class RegistrationRefused(Exception):
+class RegistrationRefused(LiverXAIError):
     """Two livers could not be brought together; the message says why.
 
     :param quality: of what was found; None if nothing was.
@@ -129,15 +141,8 @@ class _Liver:
 def register(current: Subject, prior: Subject, context: RunContext) -> Registration:
     """Bring the prior liver onto the current one.
 
-    :raises RegistrationRefused: they do not fit; nothing may be concluded from places then.
+    :raises RegistrationRefused: there is no liver, or they do not fit; nothing may be concluded from places then.
     """
-    try:
-        return _register(current, prior, context)
-    except RuntimeError as error:  # of SimpleITK, when nothing of the images overlaps any more
-        raise RegistrationRefused("The registration failed: the livers could not be brought to overlap.") from error
-
-
-def _register(current: Subject, prior: Subject, context: RunContext) -> Registration:
     context.report("Registering: preparing", 0.0)
     use_hu = current.volume is not None and prior.volume is not None
     fixed, moving = (_liver(subject, use_hu) for subject in (current, prior))
@@ -155,19 +160,21 @@ def _register(current: Subject, prior: Subject, context: RunContext) -> Registra
     stretch.SetTranslation(rigid.GetTranslation())
     affine = _optimize(stretch, fixed, moving, 1.0)
     scale = float(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3)))
+    rigid_dice = _dice(*_overlap(fixed, moving, rigid)[:2])
     context.check()
     context.report("Registering: surfaces", 0.35)
     whole = sitk.CompositeTransform([affine])
     whole.AddTransform(_bend_surface(fixed, moving, whole))
     context.check()
-    quality = _quality(fixed, moving, whole, scale, False)
+    quality = _quality(fixed, moving, whole, scale, rigid_dice, used_hu=False)
     _check(quality)
     if use_hu:
         context.report("Registering: inside the liver", 0.6)
-        whole.AddTransform(_bend_inside(fixed, moving, whole))
+        if (bend := _bend_inside(fixed, moving, whole)) is not None:
+            whole.AddTransform(bend)
+            quality = _quality(fixed, moving, whole, scale, rigid_dice, used_hu=True)
+            _check(quality)
         context.check()
-        quality = _quality(fixed, moving, whole, scale, True)
-        _check(quality)
     return Registration(whole, affine, quality)
 
 
@@ -176,7 +183,9 @@ def _check(quality: Quality) -> None:
     reasons = []
     if quality.dice < LEAST_DICE:
         reasons.append(f"the livers overlap by a Dice coefficient of only {quality.dice:.2f}")
-    if quality.surface_mm > MOST_SURFACE_MM:
+    if quality.surface_mm is None:
+        reasons.append("one of them shows no surface where both images overlap")
+    elif quality.surface_mm > MOST_SURFACE_MM:
         reasons.append(f"their surfaces are {quality.surface_mm:.1f} mm apart on average")
     if not LEAST_SCALE <= quality.scale <= 1 / LEAST_SCALE:
         reasons.append(f"one would have to be scaled by {quality.scale:.2f} in volume")
@@ -197,8 +206,12 @@ def _liver(subject: Subject, use_hu: bool) -> _Liver:
     segmentation = subject.segmentation
     source = segmentation.labels.grid
     liver = segmentation.mask("liver")
+    if not liver.any():
+        raise RegistrationRefused("One of the studies shows no liver.")
     grid = _upright(source, liver)
     mask = resample(liver.view(np.uint8), source, grid).numpy() > 0.5
+    if not mask.any():
+        raise RegistrationRefused(f"The liver of one study is thinner than {SPACING_MM:g} mm, too small to be matched.")
     seen = resample(np.ones(source.shape, np.uint8), source, grid).numpy() > 0.99
     lesions = np.zeros(source.shape, bool)
     if any(spec.is_lesion for spec in segmentation.specs):
@@ -283,8 +296,11 @@ def _bend_surface(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk
     return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
 
 
-def _bend_inside(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.Transform:
-    """A cubic B-spline that comes before `before` and lets the HU inside the livers tell most of each other."""
+def _bend_inside(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.Transform | None:
+    """A cubic B-spline that comes before `before` and lets the HU inside the livers tell most of each other.
+
+    None if there is nothing to compare: all is lesion, or all HU are the same.
+    """
     warped = sitk.Resample(moving.hu, fixed.mask, before, sitk.sitkLinear, 0.0)
     warped_seen = sitk.Resample(moving.hu_seen, fixed.mask, before, sitk.sitkNearestNeighbor, 0)
     size = np.array(fixed.mask.GetSize()) * SPACING_MM
@@ -299,19 +315,35 @@ def _bend_inside(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsLBFGSB(1e-4, _SPLINE_STEPS, 5, 2 * _SPLINE_STEPS, 1e7)
     method.SetInitialTransform(spline, inPlace=True)
-    method.Execute(fixed.hu, warped)
+    try:
+        method.Execute(fixed.hu, warped)
+    except RuntimeError as error:  # SimpleITK knows no other kind, also where memory is lacking
+        if any(words in str(error) for words in _NOTHING_TO_COMPARE):
+            return None
+        raise
     return spline
 
 
-def _quality(fixed: _Liver, moving: _Liver, transform: sitk.Transform, scale: float, used_hu: bool) -> Quality:
+def _overlap(fixed: _Liver, moving: _Liver, transform: sitk.Transform) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The fixed liver and the warped moving one where both images show something, and where that is."""
     warped = sitk.Resample(moving.mask, fixed.mask, transform, sitk.sitkNearestNeighbor, 0)
     seen = sitk.And(sitk.Resample(moving.seen, fixed.mask, transform, sitk.sitkNearestNeighbor, 0), fixed.seen)
     common = sitk.GetArrayFromImage(seen) > 0
     one, other = (sitk.GetArrayFromImage(image) > 0 for image in (fixed.mask, warped))
-    one, other = one & common, other & common
+    return one & common, other & common, common
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
     total = int(one.sum() + other.sum())
+    return 2 * int((one & other).sum()) / total if total else 0.0
+
+
+def _quality(
+    fixed: _Liver, moving: _Liver, transform: sitk.Transform, scale: float, rigid_dice: float, *, used_hu: bool
+) -> Quality:
+    one, other, common = _overlap(fixed, moving, transform)
     surfaces = [np.argwhere(_surface(mask, common)) * SPACING_MM for mask in (one, other)]
-    distances = np.array([np.inf])
+    distances = None
     if all(len(surface) for surface in surfaces):
         distances = np.concatenate(
             [cKDTree(surfaces[0]).query(surfaces[1])[0], cKDTree(surfaces[1]).query(surfaces[0])[0]]
@@ -321,13 +353,14 @@ def _quality(fixed: _Liver, moving: _Liver, transform: sitk.Transform, scale: fl
     )
     jacobian = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))[one]
     return Quality(
-        dice=2 * int((one & other).sum()) / total if total else 0.0,
-        surface_mm=float(distances.mean()),
-        surface_p95_mm=float(np.percentile(distances, 95)),
+        dice=_dice(one, other),
+        surface_mm=None if distances is None else float(distances.mean()),
+        surface_p95_mm=None if distances is None else float(np.percentile(distances, 95)),
         jacobian_min=float(jacobian.min()) if jacobian.size else 0.0,
         jacobian_max=float(jacobian.max()) if jacobian.size else 0.0,
         scale=scale,
         used_hu=used_hu,
+        rigid_dice=rigid_dice,
     )
 
 

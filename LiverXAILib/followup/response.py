@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: RECIST 1.1: progression from the nadir in percent and mm, partial response from the baseline in percent.
-_PD_PERCENT, _PD_MM, _PR_PERCENT = 20.0, 5, 30.0
+PD_PERCENT, PD_MM, PR_PERCENT = 20.0, 5, 30.0
+_ALL_VANISHED = "all lesions of the baseline have vanished, and there is no new one"
 #: Choi: in percent of the baseline.
 _CHOI_SIZE, _CHOI_HU = 10.0, 15.0
 #: A new lesion that is shorter should be confirmed.
@@ -93,13 +94,13 @@ def recist_response(reading: Reading) -> Response:
     remarks = _remarks(reading)
     if new := _new_lesions(reading):
         category, rule = "PD", f"{new}; {steps}"
-    elif grown >= _PD_MM and (from_nadir is None or from_nadir >= _PD_PERCENT):
+    elif grown >= PD_MM and (from_nadir is None or from_nadir >= PD_PERCENT):
         category, rule = "PD", f"{steps}: at least 20 % and 5 mm above the nadir"
     elif not reading.targets_left and not reading.others_left:
-        category, rule = "CR", "all lesions of the baseline have vanished, and there is no new one"
+        category, rule = "CR", _ALL_VANISHED
     elif not reading.targets_left:
-        category, rule = "PR", f"all target lesions have vanished, {reading.others_left} other(s) persist"
-    elif shrunk is not None and shrunk <= -_PR_PERCENT:
+        category, rule = "PR", _persist("all target lesions have vanished", reading.others_left)
+    elif shrunk is not None and shrunk <= -PR_PERCENT:
         category, rule = "PR", f"{steps}: at least 30 % below the baseline"
     else:
         category, rule = "SD", f"{steps}: neither 30 % below the baseline nor 20 % and 5 mm above the nadir"
@@ -112,10 +113,10 @@ def _without_targets(reading: Reading) -> Response:
     elif not reading.others:
         category, rule = "no disease", "neither the baseline nor this study has a lesion"
     elif not reading.others_left:
-        category, rule = "CR", "all lesions of the baseline have vanished, and there is no new one"
+        category, rule = "CR", _ALL_VANISHED
     else:
         category = "non-CR/non-PD"
-        rule = f"{reading.others_left} of {reading.others} lesions persist, none of which was measurable at baseline"
+        rule = f"{reading.others_left} of {reading.others} lesions of the baseline persist, none of which is a target"
     return Response("RECIST 1.1", category, None, None, None, None, None, None, None, rule, _remarks(reading))
 
 
@@ -141,10 +142,11 @@ def _remarks(reading: Reading) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def mrecist_response(sums_mm: Sequence[int], *, new_lesions: int) -> Response:
+def mrecist_response(sums_mm: Sequence[int], *, new_lesions: int, others_left: int = 0) -> Response:
     """The category by mRECIST.
 
     :param sums_mm: sum of the targets' viable diameters in each study up to this one, the baseline first.
+    :param others_left: other lesions of the baseline that still enhance.
     """
     baseline, nadir, now = sums_mm[0], min(sums_mm[:-1]), sums_mm[-1]
     shrunk, grown = _percent(now, baseline), _percent(now, nadir)
@@ -154,23 +156,26 @@ def mrecist_response(sums_mm: Sequence[int], *, new_lesions: int) -> Response:
     )
     if new_lesions:
         category, rule = "PD", f"{new_lesions} new lesion(s); {steps}"
-    elif now > nadir and (grown is None or grown >= _PD_PERCENT):
+    elif now > nadir and (grown is None or grown >= PD_PERCENT):
         category, rule = "PD", f"{steps}: at least 20 % above the nadir"
+    elif now == 0 and others_left:
+        category, rule = "PR", _persist("nothing enhances in the target lesions", others_left)
     elif now == 0:
-        category, rule = "CR", "nothing enhances in the target lesions"
-    elif shrunk is not None and shrunk <= -_PR_PERCENT:
+        category, rule = "CR", "nothing enhances in the lesions of the baseline, and there is no new one"
+    elif shrunk is not None and shrunk <= -PR_PERCENT:
         category, rule = "PR", f"{steps}: at least 30 % below the baseline"
     else:
         category, rule = "SD", f"{steps}: neither 30 % below the baseline nor 20 % above the nadir"
     return Response("mRECIST", category, now, baseline, nadir, shrunk, grown, now - nadir, None, rule)
 
 
-def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: int) -> Response:
+def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: int, others_left: int = 0) -> Response:
     """The category by the Choi criteria.
 
     :param sums_mm: sum of the targets' diameters at baseline and now.
     :param hu: mean attenuation of the targets at baseline (above 0) and of those still seen now; the latter is not
         used if none is.
+    :param others_left: other lesions of the baseline that are still seen.
     """
     baseline, now = sums_mm
     size = _percent(now, baseline)
@@ -178,8 +183,10 @@ def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: i
     steps = f"size {_signed(size)} %, attenuation {_signed(density)} % from the baseline"
     if new_lesions:
         category, rule = "PD", f"{new_lesions} new lesion(s); {steps}"
+    elif now == 0 and others_left:
+        category, rule = "PR", _persist("all target lesions have vanished", others_left)
     elif now == 0:
-        category, rule = "CR", "all target lesions have vanished"
+        category, rule = "CR", _ALL_VANISHED
     elif (size is not None and size <= -_CHOI_SIZE) or (density is not None and density <= -_CHOI_HU):
         category, rule = "PR", f"{steps}: at least 10 % smaller, or 15 % darker"
     elif size is not None and size >= _CHOI_SIZE:
@@ -187,6 +194,10 @@ def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: i
     else:
         category, rule = "SD", f"{steps}: neither 10 % smaller or larger nor 15 % darker"
     return Response("Choi", category, now, baseline, None, size, None, None, density, rule.replace("-", "−"))
+
+
+def _persist(what: str, others: int) -> str:
+    return f"{what}, {others} other lesion{' persists' if others == 1 else 's persist'}"
 
 
 def not_evaluable(criteria: str, reason: str) -> Response:

@@ -7,23 +7,24 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..analysis import Analysis
+from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
 from ..inference import Segmentation, read_segmentation
-from ..inference.lesions import lesion_count
+from ..inference.lesions import lesion_components
 from ..labels.label_map import read_label_map
 from ..measure import measure
 from ..measure.measurements import CERTAIN, SCHEMA_VERSION, Point
 from ..models import LIVER, TUMOR, load_model
 from ..options import Options
+from ..reading.decisions import with_calipers
 from ..report.writers import PROVENANCE
 from ..volumes.volume import Volume
 
@@ -41,18 +42,24 @@ class StudyLesion:
     long_mm: float
     short_mm: float
     long_ends_lps_mm: tuple[Point, Point]
-    centroid_lps_mm: Point
 
 
 @dataclass(frozen=True)
 class Identity:
     """By what it is noticed that studies do not belong together; nothing of it is written.
 
-    :param patient: a digest of the DICOM patient ID, `series` the series' UID; "" where unknown.
+    :param patient: a digest of the DICOM patient ID; likewise `birth_date` and `sex`. "" where unknown.
+    :param series: the series' UID; "" where unknown.
     """
 
     patient: str = ""
     series: str = ""
+    birth_date: str = ""
+    sex: str = ""
+
+    def completed(self, other: Identity) -> Identity:
+        """With what only `other` knows."""
+        return Identity(*(own or theirs for own, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +72,7 @@ class Study:
     :param phase: contrast phase; None where it is uncertain.
     :param date: of the study; None: unknown.
     :param made_here: its segmentation was made for this comparison.
+    :param remarks: what the reader should know of it, in sentences.
     """
 
     name: str
@@ -79,6 +87,7 @@ class Study:
     date: datetime.date | None = None
     identity: Identity = Identity()
     made_here: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def lesions_ml(self) -> float:
@@ -94,7 +103,7 @@ def study_of(analysis: Analysis, name: str) -> Study:
     """A result in memory."""
     metadata = analysis.volume.metadata
     date, identity = _from_dicom(metadata.get("files"))
-    identity = Identity(identity.patient, identity.series or str(metadata.get("series_instance_uid") or ""))
+    identity = identity.completed(Identity(series=str(metadata.get("series_instance_uid") or "")))
     return _study(name, analysis.segmentation, analysis.measurements.to_dict(), analysis.volume, date, identity)
 
 
@@ -128,31 +137,48 @@ def read_result(path: Path, image: Path | None, name: str, options: Options) -> 
         provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
         version = measured["schema_version"]
         metadata = provenance["input"]["metadata"]
+        decisions = [Decision.from_dict(one) for one in provenance.get("reader", ())]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: {_MEASUREMENTS} or {PROVENANCE} is damaged. Analyze the CT again.") from error
     if version != SCHEMA_VERSION:
         raise InputError(f"{path} was written by another version of LiverXAI. Analyze the CT again.")
     date, identity = _from_dicom([path / _DICOM] if (path / _DICOM).exists() else None)
-    identity = Identity(identity.patient, str(metadata.get("series_instance_uid") or ""))
+    # The series of the result's own SEG is not that of the CT.
+    identity = dataclasses.replace(identity, series=str(metadata.get("series_instance_uid") or ""))
+    _require_lesions_sought(name, measured)
+    specs = (LIVER, TUMOR)  # a file without lesions does not say that they were looked for
     if image is None:
-        found = read_label_map(path / _SEGMENTATION)
-        specs = (LIVER, TUMOR) if "tumor" in found.structures else (LIVER,)
-        segmentation = Segmentation(found.volume, specs)
-        if len(specs) == 2 and lesion_count(segmentation) != len(measured["lesions"]):
+        segmentation = Segmentation(read_label_map(path / _SEGMENTATION).volume, specs)
+        if _edited(segmentation, measured):
             raise InputError(
                 f"{path}: {_SEGMENTATION} was edited after it was measured. Give the CT too (--images), so that it can "
                 "be measured again."
             )
         return _study(name, segmentation, measured, None, date, identity)
     volume = options.read(image)
-    segmentation = read_segmentation(path / _SEGMENTATION, volume)
+    segmentation = dataclasses.replace(read_segmentation(path / _SEGMENTATION, volume), specs=specs)
     own_date, own = _from_dicom(volume.metadata.get("files"))
-    identity = Identity(own.patient or identity.patient, own.series or identity.series)
-    recist = measured.get("recist") or {}
-    again = measure(volume, segmentation).to_dict()
-    if recist.get("chosen_by_reader") and len(again["lesions"]) == len(measured["lesions"]):
-        again["recist"] = recist
-    return _study(name, segmentation, again, volume, own_date or date, identity)
+    again = with_calipers(measure(volume, segmentation), segmentation, decisions).to_dict()
+    remarks = []
+    if (measured["recist"] or {}).get("chosen_by_reader"):
+        if _edited(segmentation, measured):
+            remarks.append(
+                f"The segmentation of {name} was edited after its target lesions were chosen: they were taken by the "
+                "rule of RECIST 1.1 instead. Name them with --recist-targets."
+            )
+        else:
+            again["recist"] = measured["recist"]
+    study = _study(name, segmentation, again, volume, own_date or date, own.completed(identity))
+    return dataclasses.replace(study, remarks=tuple(remarks))
+
+
+def _edited(segmentation: Segmentation, measured: Mapping[str, Any]) -> bool:
+    """Whether a label map is another one than was measured: by the volumes of the liver and of each lesion."""
+    sizes = np.bincount(lesion_components(segmentation).ravel())[1:]
+    liver = np.count_nonzero(segmentation.mask("liver"))
+    found = np.array([liver, *sizes]) * segmentation.labels.grid.voxel_volume_mm3 / 1000
+    written = [measured["liver_volume_ml"], *(one["volume_ml"] for one in measured["lesions"])]
+    return len(found) != len(written) or not np.allclose(found, written, rtol=1e-5, atol=0)
 
 
 def _study(
@@ -166,8 +192,7 @@ def _study(
     """From measurements as :meth:`~LiverXAILib.measure.measurements.Measurements.to_dict` writes them."""
     if not measured["liver_volume_ml"]:
         raise InputError(f"{name}: no liver was found, so that nothing can be compared.")
-    if measured["tumor_volume_ml"] is None:
-        raise UsageError(f"{name}: the model of this result does not look for tumors, so that nothing can be followed.")
+    _require_lesions_sought(name, measured)
     phase = measured["phase"]
     return Study(
         name,
@@ -184,6 +209,11 @@ def _study(
     )
 
 
+def _require_lesions_sought(name: str, measured: Mapping[str, Any]) -> None:
+    if measured["tumor_volume_ml"] is None:
+        raise UsageError(f"{name}: the model of this result does not look for tumors, so that nothing can be followed.")
+
+
 def _lesion(one: Mapping[str, Any]) -> StudyLesion:
     axial = one["axial"]
     start, end = (_point(point) for point in axial["long_ends_lps_mm"])
@@ -194,7 +224,6 @@ def _lesion(one: Mapping[str, Any]) -> StudyLesion:
         axial["long_mm"],
         axial["short_mm"],
         (start, end),
-        _point(one["centroid_lps_mm"]),
     )
 
 
@@ -211,18 +240,21 @@ def _from_dicom(files: Any) -> tuple[datetime.date | None, Identity]:
 
     from ..volumes.dicom.headers import pydicom_warnings_hidden
 
-    tags = ["PatientID", "StudyDate", "SeriesDate", "AcquisitionDate", "SeriesInstanceUID"]
+    person = ["PatientID", "PatientBirthDate", "PatientSex"]
+    tags = [*person, "StudyDate", "SeriesDate", "AcquisitionDate", "SeriesInstanceUID"]
     try:
         with pydicom_warnings_hidden():
             header = pydicom.dcmread(files[0], stop_before_pixels=True, force=True, specific_tags=tags)
     except Exception as error:  # pydicom raises nearly every kind
         raise InputError(f"{files[0]} cannot be read any more.") from error
     dates = [_date(str(header.get(tag) or "")) for tag in ("AcquisitionDate", "SeriesDate", "StudyDate")]
-    patient = str(header.get("PatientID") or "").strip()
-    digest = sha256(patient.encode("utf-8", "replace")).hexdigest() if patient else ""
-    return next((date for date in dates if date is not None), None), Identity(
-        digest, str(header.get("SeriesInstanceUID") or "")
-    )
+    patient, birth_date, sex = (_digest(str(header.get(tag) or "").strip()) for tag in person)
+    identity = Identity(patient, str(header.get("SeriesInstanceUID") or ""), birth_date, sex)
+    return next((date for date in dates if date is not None), None), identity
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "replace")).hexdigest() if text else ""
 
 
 def _date(text: str) -> datetime.date | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .findings import Appearance, Track
-from .matching import Region, match
+from .matching import Link, Region, match
 from .registration import Registration
 from .response import growth
 from .studies import Study
@@ -30,6 +30,10 @@ class Course:
     def last_seen(self) -> int:
         """The last study in which it is."""
         return max(study for study, numbers in enumerate(self.lesions) if numbers)
+
+    def add(self, study: int, links: Sequence[Link]) -> None:
+        """The lesion goes on in all that `links` lead to."""
+        self.lesions[study] = tuple(sorted({*self.lesions[study], *(one for link in links for one in link.current)}))
 
 
 @dataclass
@@ -53,20 +57,16 @@ class Courses:
         before = study - 1
         current = self.regions[study]
         links = match(self.regions[before], current, registrations[-1].to_prior)
-        fresh: list[int] = []
         for course in self.courses:
             lost = course.events[before] == "not matched" and not course.lesions[before]
             course.lesions.append(())
             course.events.append("not matched" if lost else "gone")
-        for link in links:
-            if not link.prior:
-                fresh += link.current
-                continue
-            for number in link.prior:
-                for course in self.courses:
-                    if number in course.lesions[before]:
-                        course.lesions[study] = tuple(sorted({*course.lesions[study], *link.current}))
-                        course.events[study] = link.kind
+        for course in self.courses:
+            own = set(course.lesions[before])
+            if found := [link for link in links if own & set(link.prior)]:
+                course.add(study, found)
+                course.events[study] = _event(own, found)
+        fresh = [number for link in links if not link.prior for number in link.current]
         fresh = self._seen_again(study, fresh, registrations)
         for number in fresh:
             self.courses.append(Course([()] * study + [(number,)], ["not yet"] * study + ["new"]))
@@ -78,17 +78,18 @@ class Courses:
             gone = [course for course in self.courses if course.last_seen == last and not course.lesions[study]]
             if not fresh or not gone or None in path:
                 continue
-            former = {number: course for course in gone for number in course.lesions[last]}
+            former = {number for course in gone for number in course.lesions[last]}
             links = match(
                 [region for region in self.regions[last] if region.number in former],
                 [region for region in self.regions[study] if region.number in fresh],
                 _through([one for one in path if one is not None]),
             )
-            for link in links:
-                for number in link.prior if link.current else ():
-                    former[number].lesions[study] = link.current
-                    former[number].events[study] = "seen again"
-                    fresh = [one for one in fresh if one not in link.current]
+            for course in gone:
+                found = [link for link in links if link.current and set(course.lesions[last]) & set(link.prior)]
+                if found:
+                    course.add(study, found)
+                    course.events[study] = "seen again"
+                    fresh = [number for number in fresh if number not in course.lesions[study]]
         return fresh
 
     def _cannot_follow(self, study: int) -> None:
@@ -97,6 +98,20 @@ class Courses:
             course.events.append("not matched")
         for region in self.regions[study]:
             self.courses.append(Course([()] * study + [(region.number,)], ["not yet"] * study + ["not matched"]))
+
+
+def _event(own: set[int], links: Sequence[Link]) -> str:
+    """What happened to a lesion, in a word or three.
+
+    :param own: its numbers in the study before; several are pieces, whose joining again is not a merger.
+    :param links: all that these take part in.
+    """
+    if not any(link.current for link in links):
+        return "vanished"
+    lasting = [link for link in links if link.current]
+    kinds = ["split"] * any(len(link.current) > len(own & set(link.prior)) for link in lasting)
+    kinds += ["merged"] * any(set(link.prior) - own for link in lasting)
+    return " and ".join(kinds) or "matched"
 
 
 def _through(path: Sequence[Registration]) -> Callable[[np.ndarray], np.ndarray]:

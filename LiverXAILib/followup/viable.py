@@ -15,16 +15,16 @@ from .studies import Study
 _SMOOTHING_MM = 1.0
 
 
-def viable_mm(study: Study, number: int) -> float | None:
+def viable_mm(study: Study, number: int) -> float:
     """The longest axial diameter of what enhances in a lesion; 0 if nothing does.
 
     With one phase alone, tissue counts as viable where it is at least as bright as the liver's mean in the arterial
     phase; necrosis and what was treated are darker.
 
-    :return: None if this cannot be told: no CT, or not certainly the arterial phase.
+    :param study: shows the arterial phase; its CT and the liver's HU are known.
     """
-    if study.volume is None or study.phase != "arterial" or study.liver_hu is None:
-        return None
+    assert study.volume is not None
+    assert study.liver_hu is not None
     mask = lesion_mask(study.segmentation, number)
     box = bounding_box(mask)
     assert box is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import InputError
+from ..errors import InputError, own_errors
 from ..files import put_folder, staging_folder
 from ..report.html import embedded, render_page, require_report_extra
 from ..report.schema import file_schema
@@ -36,6 +36,7 @@ def comparison_schema() -> dict[str, Any]:
     return file_schema(Findings, JSON_FILE, SCHEMA_VERSION, added, note)
 
 
+@own_errors("The comparison cannot be written")
 def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, report: bool = True) -> dict[str, Path]:
     """Write ``comparison.json``, ``comparison.csv`` and ``comparison.html`` into `folder`.
 

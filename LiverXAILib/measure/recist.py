@@ -55,7 +55,7 @@ def recist(
         if len(set(targets)) > MOST_TARGETS:
             raise UsageError(f"RECIST 1.1 allows at most {MOST_TARGETS} target lesions in one organ.")
         chosen = tuple(number for number in by_length if number in targets)
-    diameters = tuple(_rounded(long_axes_mm[number]) for number in chosen)
+    diameters = tuple(rounded_mm(long_axes_mm[number]) for number in chosen)
     return Recist(
         chosen,
         diameters,
@@ -67,6 +67,6 @@ def recist(
     )
 
 
-def _rounded(mm: float) -> int:
-    """To whole millimeters, halves up."""
+def rounded_mm(mm: float) -> int:
+    """A diameter in whole millimeters, as reports give it: halves up."""
     return int(mm + 0.5)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         reject,
         resume,
         split,
+        with_calipers,
     )
     from .outline import correct_outline, outline_lesion
 
@@ -39,6 +40,7 @@ __all__ = [
     "reject",
     "resume",
     "split",
+    "with_calipers",
 ]
 
 __getattr__ = lazy_names(
@@ -58,5 +60,6 @@ __getattr__ = lazy_names(
         "reject": "decisions",
         "resume": "decisions",
         "split": "decisions",
+        "with_calipers": "decisions",
     },
 )

@@ -18,7 +18,7 @@ from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import at_sensitivity
 from ..measure import measure
 from ..measure.measurements import Candidate, LesionMeasurements, Measurements
-from ..measure.recist import Recist, recist
+from ..measure.recist import recist
 from ..volumes.box import bounding_box, central_voxel, components
 from ..volumes.volume import Volume
 from .outline import correct_outline, outline_lesion
@@ -248,7 +248,6 @@ def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisio
     measured = measure(volume, segmentation)
     model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
     lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
-    lesions, sums = _with_calipers(lesions, numbers, segmentation.labels, measured.recist, decisions)
     pieces = candidate_components(own.segmentation)
     labels = segmentation.labels.array
     tumor = segmentation.spec("tumor").value
@@ -256,28 +255,29 @@ def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisio
         dataclasses.replace(one, status=_status(one, labels[pieces == one.number] == tumor, decisions))
         for one in own.measurements.candidates
     )
-    return dataclasses.replace(measured, lesions=lesions, candidates=candidates, recist=sums)
+    measured = dataclasses.replace(measured, lesions=lesions, candidates=candidates)
+    return with_calipers(measured, segmentation, decisions)
 
 
-def _with_calipers(
-    lesions: tuple[LesionMeasurements, ...],
-    numbers: np.ndarray,
-    labels: Volume,
-    sums: Recist | None,
-    decisions: Sequence[Decision],
-) -> tuple[tuple[LesionMeasurements, ...], Recist | None]:
-    """The lesions with the diameters that the reader measured, and the sum of the targets that follows from them."""
-    measured = {}
+def with_calipers(measured: Measurements, segmentation: Segmentation, decisions: Sequence[Decision]) -> Measurements:
+    """Measurements with the diameters that a reader measured, and the sum of the targets that follows from them.
+
+    :param segmentation: what was measured; a decision is about the lesion that its place is in now.
+    :param decisions: of these, those of kind "measure" count; of several about one lesion the last.
+    """
+    numbers, grid = lesion_components(segmentation), segmentation.labels.grid
+    calipers = {}
     for one in decisions:
         if one.kind == "measure" and one.place_lps_mm is not None:
-            voxel = labels.grid.nearest_voxel(one.place_lps_mm)
-            measured[int(numbers[tuple(voxel)])] = one.points_lps_mm
-    if not measured.keys() & {lesion.number for lesion in lesions}:
-        return lesions, sums
+            voxel = grid.nearest_voxel(one.place_lps_mm)
+            if (voxel >= 0).all() and (voxel < numbers.shape).all():
+                calipers[int(numbers[tuple(voxel)])] = one.points_lps_mm
+    if not calipers.keys() & {lesion.number for lesion in measured.lesions}:
+        return measured
     changed = []
-    for lesion in lesions:
-        if lesion.number in measured:
-            a, b, c, d = measured[lesion.number]
+    for lesion in measured.lesions:
+        if lesion.number in calipers:
+            a, b, c, d = calipers[lesion.number]
             axial = dataclasses.replace(
                 lesion.axial,
                 long_mm=math.dist(a, b),
@@ -288,8 +288,9 @@ def _with_calipers(
             words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
             lesion = dataclasses.replace(lesion, axial=axial, source=words)
         changed.append(lesion)
-    thickness = labels.grid.spacing["ijk".index(changed[0].axial.slice_axis)]
-    return tuple(changed), recist({lesion.number: lesion.axial.long_mm for lesion in changed}, thickness)
+    thickness = grid.spacing["ijk".index(changed[0].axial.slice_axis)]
+    lengths = {lesion.number: lesion.axial.long_mm for lesion in changed}
+    return dataclasses.replace(measured, lesions=tuple(changed), recist=recist(lengths, thickness))
 
 
 def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from LiverXAILib.analysis import Analysis
+from LiverXAILib.followup.matching import Region
 from LiverXAILib.followup.studies import Identity, Study, study_of
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.measure import measure
@@ -48,3 +49,16 @@ def study(name: str, *lesions: Ball, date: str | None = None, patient: str = "",
     made = study_of(liver_analysis(lesions, **place), name)
     day = None if date is None else datetime.date.fromisoformat(date)
     return Study(**{**vars(made), "date": day, "identity": Identity(patient)})
+
+
+def ball(number, center, diameter):
+    """A ball on a lattice of 1.5 mm."""
+    steps = np.arange(-40, 40.1, 1.5)
+    points = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    inside = points[np.linalg.norm(points, axis=1) <= diameter / 2]
+    return Region(number, inside + np.array(center, float), len(inside) * 1.5**3 / 1000, 1.3)
+
+
+def balls(*where):
+    """Regions of (center, diameter), numbered from 1."""
+    return [ball(number, *one) for number, one in enumerate(where, start=1)]

@@ -14,13 +14,19 @@ from followup_toys import liver_analysis, study
 from scipy import ndimage
 
 import LiverXAILib as lx
+from LiverXAILib import reading
 from LiverXAILib.cli import main
 from LiverXAILib.context import RunContext
-from LiverXAILib.errors import Cancelled, InputError, UsageError
+from LiverXAILib.errors import Cancelled, DeviceError, InputError, UsageError
+from LiverXAILib.followup import RegistrationRefused, Subject, register
 from LiverXAILib.followup.comparing import compare, follow
-from LiverXAILib.followup.registration import RegistrationRefused, Subject, register
+from LiverXAILib.followup.matching import regions
+from LiverXAILib.followup.studies import Identity, read_result, study_of
 from LiverXAILib.followup.viable import viable_mm
 from LiverXAILib.followup.writing import SCHEMA_FILE, comparison_schema
+from LiverXAILib.measure import measure
+from LiverXAILib.options import Options
+from LiverXAILib.report.segmentation_file import write_segmentation_file
 
 SHIFT = (6.0, -4.0, 8.0)
 STAYS, GOES, COMES = ((-15, 0, 0), 10), ((16, 0, 4), 7), ((4, 12, -16), 7)
@@ -159,16 +165,85 @@ def test_livers_that_do_not_fit_are_refused_and_their_lesions_not_guessed(misfit
     assert "not matched" in findings.summary()
 
 
+def test_livers_without_a_common_surface_are_refused_in_a_file_that_can_be_written(tmp_path):
+    inside = study("Study 1", STAYS, radii=(200, 200, 200))  # the image shows liver everywhere
+    findings = follow([inside, study("Study 2", STAYS)], [None, None], None, RunContext()).findings
+    assert findings.steps[0].quality.surface_mm is None
+    assert "no surface" in findings.steps[0].refused_because
+    json.dumps(findings.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("voxels", "words"), [(0, "no liver"), (1, "too small")])
+def test_what_is_hardly_a_liver_is_refused(voxels, words):
+    one = study("Study 1", STAYS, spacing=(2, 2, 2))
+    array = np.zeros_like(one.segmentation.labels.array)
+    array[28, 28, 28 : 28 + voxels] = 1
+    other = dataclasses.replace(one.segmentation, labels=one.segmentation.labels.with_array(array))
+    assert issubclass(RegistrationRefused, lx.LiverXAIError)
+    with pytest.raises(RegistrationRefused, match=words):
+        register(Subject(one.segmentation), Subject(other), RunContext())
+
+
+def test_a_lack_of_memory_is_not_taken_for_livers_that_do_not_fit(monkeypatch):
+    import SimpleITK as sitk
+
+    def full():
+        raise RuntimeError("Failed to allocate memory for image.")
+
+    monkeypatch.setattr(sitk, "DiffeomorphicDemonsRegistrationFilter", full)
+    with pytest.raises(DeviceError, match="not enough memory"):
+        compare([study("Study 1", STAYS), study("Study 2", GROWN)])
+
+
+def test_what_fails_unexpectedly_is_an_error_of_this_library(three, monkeypatch, tmp_path):
+    def broken(*_):
+        raise ZeroDivisionError("of another library")
+
+    monkeypatch.setattr("LiverXAILib.followup.comparing.regions", broken)
+    with pytest.raises(lx.LiverXAIError, match=r"studies cannot be compared: unexpected ZeroDivisionError"):
+        compare(list(three.studies))
+    monkeypatch.setattr("LiverXAILib.followup.writing.write_table", broken)
+    with pytest.raises(lx.LiverXAIError, match="comparison cannot be written"):
+        lx.write_comparison(three, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_livers_whose_hu_tell_nothing_are_registered_by_their_surfaces():
+    studies = [study("Study 1", ((0, 0, 0), 60)), study("Study 2", ((0, 0, 0), 60), shift=SHIFT)]  # all is lesion
+    quality = register(*(Subject(one.segmentation, one.volume) for one in studies[::-1]), RunContext()).quality
+    assert not quality.used_hu
+    assert quality.dice > 0.93
+
+
+def test_livers_of_other_shape_are_said_to_be_perhaps_of_another_patient(three, tmp_path):
+    assert not any("patients" in remark for remark in three.findings.remarks)
+    other = study("Study 2", GROWN, radii=(48, 25, 30))
+    comparison = compare([study("Study 1", STAYS), other])
+    remark = next(one for one in comparison.findings.remarks if "different patients" in one)
+    assert f"{comparison.findings.steps[0].quality.rigid_dice:.2f}" in remark
+    files = lx.write_comparison(comparison, tmp_path / "out")
+    assert remark in json.loads(files["comparison"].read_text(encoding="utf-8"))["remarks"]
+    assert remark in files["comparison-report"].read_text(encoding="utf-8")
+
+
 def test_studies_that_do_not_belong_together_are_refused():
     one = study("Study 1", STAYS, date="2024-01-01", patient="a")
     late = study("Study 2", GROWN, date="2023-01-01", patient="a")
     other = study("Study 2", GROWN, date="2025-01-01", patient="b")
+
+    def known(**identity):
+        return dataclasses.replace(other, identity=Identity("a", **identity))
+
+    one = dataclasses.replace(one, identity=Identity("a", birth_date="a", sex="f"))
     for studies, options, words in (
         ([one], {}, "two studies"),
         ([one, one], {}, "the same study"),
         ([one, late], {}, "oldest"),
         ([one, other], {}, "patient IDs"),
+        ([one, known(birth_date="b", sex="m")], {}, "birth dates and sexes"),
         ([one, dataclasses.replace(other, identity=one.identity)], {"days": [0, -3]}, "increase"),
+        ([one, dataclasses.replace(other, identity=one.identity)], {"days": [0, float("nan")]}, "increase"),
+        ([one, dataclasses.replace(other, identity=one.identity)], {"days": [0, float("inf")]}, "increase"),
         ([one, dataclasses.replace(other, identity=one.identity)], {"images": ["ct.nii"]}, "images"),
         ([one, dataclasses.replace(other, identity=one.identity)], {"recist_targets": [4]}, "no lesion 4"),
         ([one, 7], {}, "not int"),
@@ -178,8 +253,6 @@ def test_studies_that_do_not_belong_together_are_refused():
 
 
 def test_a_study_without_a_liver_or_of_a_model_without_tumors_is_refused(tmp_path):
-    from LiverXAILib.followup.studies import study_of
-
     analysis = liver_analysis([STAYS])
     for change, words in (({"liver_volume_ml": 0.0}, "no liver"), ({"tumor_volume_ml": None}, "look for tumors")):
         changed = dataclasses.replace(analysis, measurements=dataclasses.replace(analysis.measurements, **change))
@@ -212,6 +285,49 @@ def test_the_command_compares_folders_with_and_without_their_cts(tmp_path, capsy
     assert not data["steps"][0]["quality"]["used_hu"]
     assert main([*words, "--images", "one"]) == 2
     assert main([words[0], words[1], words[1], *words[3:]]) == 2
+
+
+def test_the_readers_calipers_and_targets_count_with_and_without_the_ct(tmp_path):
+    model = liver_analysis([STAYS, GOES, COMES])
+    # 30 mm instead of 20 across the first lesion, of which the reader names only the second a target besides.
+    calipers = reading.measure_lesion(1, [(-30, 0, 0), (0, 0, 0), (-15, -9, 0), (-15, 9, 0)])
+    lx.write_analysis(reading.refine(model, [calipers]), tmp_path / "measured", report=False)
+    chosen = dataclasses.replace(model, measurements=measure(model.volume, model.segmentation, targets=[3]))
+    lx.write_analysis(chosen, tmp_path / "chosen", report=False)
+    lx.write_volume(model.volume, tmp_path / "ct.nii.gz")
+    by_rule = study_of(model, "Study 1")
+    for name, targets, change in (("measured", (1, 2), 30 - round(by_rule.lesion(1).long_mm)), ("chosen", (3,), 0)):
+        expected = sum(int(by_rule.lesion(number).long_mm + 0.5) for number in targets) + change
+        for image in (None, tmp_path / "ct.nii.gz"):
+            found = read_result(tmp_path / name, image, "Study 1", Options(force=True))
+            assert set(found.targets) == set(targets)
+            assert sum(int(found.lesion(number).long_mm + 0.5) for number in targets) == expected, (name, image)
+            assert not found.remarks
+
+
+def test_a_result_that_was_edited_after_it_was_measured_is_measured_again_or_refused(tmp_path):
+    model = liver_analysis([STAYS, GOES])
+    chosen = dataclasses.replace(model, measurements=measure(model.volume, model.segmentation, targets=[2]))
+    lx.write_analysis(chosen, tmp_path / "result", report=False)
+    lx.write_volume(model.volume, tmp_path / "ct.nii.gz")
+    larger = liver_analysis([STAYS, (GOES[0], GOES[1] + 4)])  # as many lesions as before
+    write_segmentation_file(larger.segmentation, tmp_path / "result" / "segmentation.seg.nrrd")
+    with pytest.raises(InputError, match="was edited"):
+        read_result(tmp_path / "result", None, "Study 1", Options())
+    found = read_result(tmp_path / "result", tmp_path / "ct.nii.gz", "Study 1", Options(force=True))
+    assert [one.long_mm for one in found.lesions] == [one.long_mm for one in study_of(larger, "").lesions]
+    assert found.targets == (1, 2)
+    assert "by the rule of RECIST 1.1 instead" in found.remarks[0]
+
+
+def test_a_result_without_lesions_can_be_followed_with_and_without_its_ct(tmp_path):
+    model = liver_analysis([])
+    lx.write_analysis(model, tmp_path / "result", report=False)
+    lx.write_volume(model.volume, tmp_path / "ct.nii.gz")
+    for image in (None, tmp_path / "ct.nii.gz"):
+        found = read_result(tmp_path / "result", image, "Study 1", Options(force=True))
+        assert found.lesions == ()
+        assert regions(found.segmentation) == []
 
 
 def test_analyze_puts_a_comparison_with_earlier_results_into_its_report(toy_model, tmp_path, capsys):
@@ -270,10 +386,9 @@ def test_only_what_is_as_bright_as_the_liver_in_the_arterial_phase_is_viable():
     hu = one.volume.array.copy()
     half = (np.indices(hu.shape)[2] - 27.5) * 2 > 0
     hu[(one.segmentation.labels.array == 2) & half] = 150
-    bright = dataclasses.replace(one, volume=one.volume.with_array(hu), phase="arterial")
+    bright = dataclasses.replace(one, volume=one.volume.with_array(hu))
     assert viable_mm(bright, 1) == pytest.approx(32, abs=2)  # half a ball is as long as the ball
-    assert viable_mm(dataclasses.replace(one, phase="arterial"), 1) == 0
-    assert viable_mm(one, 1) is None
+    assert viable_mm(one, 1) == 0
     lesion = one.segmentation.labels.array == 2
     hu[lesion] = 60
     hu[lesion & (np.linalg.norm(np.stack(np.indices(hu.shape), -1) * 2 - 55, axis=-1) < 8)] = 200
