@@ -27,7 +27,7 @@ from ._version import __version__
 from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError, is_memory
 from .progress import progress_bar, progress_hidden
-from .text import one_line
+from .text import one_line, warn
 from .volumes.formats import FILE_FORMATS
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
             files |= write_comparison(comparison, arguments.output, report="report" in files)
     print(f"Image   {volume.summary()}")
     for sentence in [*analysis.provenance["warnings"], *written.warnings]:
-        print(f"warning: {one_line(sentence)}", file=sys.stderr)
+        warn(sentence)
     print(analysis.measurements.summary())
     for answer in analysis.answers:
         print(one_line(answer.sentence))

@@ -30,7 +30,7 @@ from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
 from .inference import Postprocessing, Segmentation, segment, select_device
 from .inference.backends import keep_freed_memory
-from .inference.lesions import lesion_count
+from .inference.lesions import lesion_count, lesion_mask, lesion_place
 from .inference.mirrored import find_mirrored_liver
 from .inference.sensitivity import STANDARD, at_sensitivity, choose_point
 from .models import Model
@@ -105,6 +105,10 @@ def analyze(
     started = time.time()
     questions = check_request(model, targets, method, layer)
     choose_point(model.spec, sensitivity)
+    if height_cm is not None or weight_kg is not None:
+        from .measure.liver import standard_volume_ml
+
+        standard_volume_ml(height_cm, weight_kg)  # what makes no sense is refused before anything is computed
     given, standard = segmentation is not None, None
     if segmentation is None:
         segmentation = segment(
@@ -132,6 +136,7 @@ def analyze(
     measuring = beside.submit(
         _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
     )
+    checksum = beside.submit(lambda: volume.sha256)
     beside.shutdown(wait=False)
     explanations = explain_all(
         volume,
@@ -184,7 +189,17 @@ def analyze(
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
         "software": {"name": "LiverXAI", "version": __version__, "python": platform.python_version()},
-        "input": {"shape": list(volume.shape), "spacing_mm": list(volume.spacing), "metadata": metadata},
+        "input": {
+            "sha256": checksum.result(),
+            "shape": list(volume.shape),
+            "spacing_mm": list(volume.spacing),
+            "metadata": metadata,
+        },
+        "measured_with": {
+            "height_cm": height_cm,
+            "weight_kg": weight_kg,
+            "recist_targets": _target_places(segmentation, recist_targets),
+        },
         "segmentation": dict(segmentation.provenance),
         "explanations": [
             {
@@ -223,6 +238,15 @@ def _measure(volume: Volume, segmentation: Segmentation, **known: Any) -> Measur
     from .measure import measure
 
     return measure(volume, segmentation, **known)
+
+
+def _target_places(segmentation: Segmentation, targets: Sequence[int] | None) -> list[dict[str, Any]] | None:
+    """The RECIST targets that were named, with the places by which they are found under other numbers; JSON-ready."""
+    if targets is None:
+        return None
+    places = ((number, lesion_mask(segmentation, number)) for number in dict.fromkeys(targets))
+    grid = segmentation.labels.grid
+    return [{"number": number, "place_lps_mm": list(lesion_place(mask, grid))} for number, mask in places]
 
 
 def _has_quick_border(question: Target, model: Model) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 #: How parts of the names of measured quantities are written.
@@ -49,3 +50,17 @@ def one_line(text: str) -> str:
         else character
         for character in text
     )
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: "1 lesion", "2 lesions".
+
+    :param many: the plural, where it is not `one` with an s.
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def warn(sentence: str) -> None:
+    """A warning of the command line, on the error stream, where it does not mix with what a command prints."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"warning: {one_line(sentence)}\n")

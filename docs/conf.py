@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,8 @@ def write_help_texts(app: Any) -> None:
     """Keep what the command line says of itself in docs/generated, where docs/command-line.md includes it."""
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
-    for command in ("", "analyze", "compare", "batch", "evaluate", "models", "train", "phantom", "benchmark"):
+    shown = (Path(app.srcdir) / "command-line.md").read_text(encoding="utf-8")
+    for command in ("", *re.findall(r"generated/help-(?!liverxai)([a-z]+)\.txt", shown)):
         words = [sys.executable, "-m", "LiverXAILib", *command.split(), "--help"]
         text = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         (folder / f"help-{command or 'liverxai'}.txt").write_text(text, encoding="utf-8")

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..options import Options
 from ..progress import progress_bar
+from ..text import warn
 
 _EXAMPLES = """examples:
   liverxai compare result-may result-august --images may.nii.gz august.nii.gz --output comparison
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress("Writing", 1.0)
         files = write_comparison(comparison, arguments.output, report=arguments.report)
     for remark in comparison.findings.remarks:
-        print(f"warning: {remark}", file=sys.stderr)
+        warn(remark)
     print(comparison.findings.summary())
     for role, path in files.items():
         print(f"{role:>20}  {path}")

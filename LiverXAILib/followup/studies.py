@@ -24,7 +24,8 @@ from ..measure import measure
 from ..measure.measurements import CERTAIN, SCHEMA_VERSION, Point
 from ..models import LIVER, TUMOR, load_model
 from ..options import Options
-from ..reading.decisions import with_calipers
+from ..reading.command import require_same_ct
+from ..reading.measuring import with_calipers
 from ..report.writers import PROVENANCE
 from ..volumes.volume import Volume
 
@@ -156,6 +157,7 @@ def read_result(path: Path, image: Path | None, name: str, options: Options) -> 
             )
         return _study(name, segmentation, measured, None, date, identity)
     volume = options.read(image)
+    require_same_ct(path, provenance, volume)
     segmentation = dataclasses.replace(read_segmentation(path / _SEGMENTATION, volume), specs=specs)
     own_date, own = _from_dicom(volume.metadata.get("files"))
     again = with_calipers(measure(volume, segmentation), segmentation, decisions).to_dict()

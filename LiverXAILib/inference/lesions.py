@@ -7,8 +7,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..volumes.box import Box, bounding_box, components
+from ..volumes.box import Box, bounding_box, central_voxel, components
+from ..volumes.volume import Grid
 from .segmentation import Segmentation
+
+#: LPS mm.
+Point = tuple[float, float, float]
 
 #: Smaller pieces are no candidates: see :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
 LEAST_CANDIDATE_ML = 0.05
@@ -35,6 +39,27 @@ def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -
     mask = np.zeros(segmentation.labels.shape, dtype=bool)
     mask[box] = pieces == number
     return mask
+
+
+def lesion_place(mask: np.ndarray, grid: Grid) -> Point:
+    """The voxel of a lesion that is nearest to its centroid, LPS mm: by it the lesion is found under another number."""
+    x, y, z = grid.to_lps(central_voxel(np.argwhere(mask))[::-1])
+    return float(x), float(y), float(z)
+
+
+def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: float | None = None) -> int:
+    """The number of the lesion at a place, or nearest to it; 0 if none lies near.
+
+    :param numbers: as of :func:`lesion_components`, on `grid`.
+    :param within_mm: how far it may be; None: one voxel.
+    """
+    voxels = np.argwhere(numbers)
+    if not len(voxels):
+        return 0
+    distance = np.linalg.norm(grid.to_lps(voxels[:, ::-1]) - np.array(place_lps_mm), axis=1)
+    nearest = int(distance.argmin())
+    most = max(grid.spacing) if within_mm is None else within_mm
+    return int(numbers[tuple(voxels[nearest])]) if distance[nearest] <= most else 0
 
 
 def lesion_count(segmentation: Segmentation, label: str = "tumor") -> int:

@@ -27,12 +27,17 @@ _RESECTIONS = (
 )
 
 
-def standard_volume_ml(height_cm: float, weight_kg: float) -> float:
+def standard_volume_ml(height_cm: float | None, weight_kg: float | None) -> float | None:
     """The liver volume of a healthy adult of this size: ``-794.41 + 1267.28 * BSA`` (Vauthey et al., Liver Transpl
     2002;8:233), with the body surface area in m² by Mosteller, ``sqrt(height * weight / 3600)``.
 
-    :raises LiverXAILib.errors.UsageError: no adult has this size.
+    :return: None if neither is known.
+    :raises LiverXAILib.errors.UsageError: only one is known, or no adult has this size.
     """
+    if height_cm is None and weight_kg is None:
+        return None
+    if height_cm is None or weight_kg is None:
+        raise UsageError("The standard liver volume needs both height and weight.")
     if not (100 <= height_cm <= 250 and 25 <= weight_kg <= 350):
         raise UsageError(
             f"Height {height_cm:g} cm and weight {weight_kg:g} kg are not those of an adult; the standard liver volume "

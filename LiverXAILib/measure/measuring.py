@@ -52,8 +52,7 @@ def measure(
     grid = volume.grid
     if not grid.matches(segmentation.labels.grid):
         raise UsageError("The segmentation does not lie on the image's grid; measure it on the image it was made from.")
-    if (height_cm is None) != (weight_kg is None):
-        raise UsageError("The standard liver volume needs both height and weight.")
+    standard = standard_volume_ml(height_cm, weight_kg)
     liver = segmentation.mask("liver")
     looks_for_tumors = any(spec.name == "tumor" for spec in segmentation.specs)
     components = lesion_components(segmentation) if looks_for_tumors else np.zeros(grid.shape, np.int32)
@@ -67,7 +66,6 @@ def measure(
     liver_ml = float(np.count_nonzero(liver[box])) * ml
     tumor_ml = float(np.count_nonzero(components[box])) * ml
     functional_ml = liver_ml - tumor_ml if looks_for_tumors and liver_ml else None
-    standard = None if height_cm is None or weight_kg is None else standard_volume_ml(height_cm, weight_kg)
     median_hu = float(np.median(parenchyma)) if parenchyma.size else None
     cut_at = _sides_reached(liver, grid)
     position = liver_position(volume, liver)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         reject,
         resume,
         split,
-        with_calipers,
     )
+    from .measuring import with_calipers
     from .outline import correct_outline, outline_lesion
 
 __all__ = [
@@ -60,6 +60,6 @@ __getattr__ = lazy_names(
         "reject": "decisions",
         "resume": "decisions",
         "split": "decisions",
-        "with_calipers": "decisions",
+        "with_calipers": "measuring",
     },
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..context import RunContext
 from ..errors import InputError, UsageError
 from ..inference.sensitivity import STANDARD
 from ..progress import progress_bar
+from ..text import warn
 from ..volumes.volume import Volume
 from .decisions import (
     accept,
@@ -33,6 +34,7 @@ from .decisions import (
     resume,
     split,
 )
+from .measuring import measured_with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         analysis = _refined(arguments, chosen, provenance, decisions, RunContext(progress, device=arguments.device))
         written = chosen.save(analysis, arguments.output or arguments.result)
     for warning in written.warnings:
-        print(f"warning: {warning}")
+        warn(warning)
     for decision in analysis.decisions[len(analysis.decisions) - len(decisions) :]:
         print(_sentence(decision))
     print(analysis.measurements.summary())
@@ -116,9 +118,11 @@ def _refined(
         )
     questions = check_request(model, chosen.explain, chosen.method, chosen.layer)
     volume = chosen.read(arguments.image)
+    require_same_ct(arguments.result, provenance, volume)
     own = dataclasses.replace(chosen, explain=(), check=False, answers=False).analyze(
         volume, model, context.part(0.0, 0.4)
     )
+    own = measured_with(own, provenance.get("measured_with", {}))
     earlier = tuple(Decision.from_dict(one) for one in provenance.get("reader", ()))
     labels = _labels(arguments.result / "segmentation.seg.nrrd", own)
     left = provenance["reader_labels_sha256"] if earlier else labels_checksum(own.segmentation.labels)
@@ -148,11 +152,27 @@ def _refined(
     return dataclasses.replace(refined, explanations=tuple(explanations))
 
 
+def require_same_ct(result: Path, provenance: Mapping[str, Any], volume: Volume) -> None:
+    """Refuse another CT than the one that a result was made from: on the same grid it would be taken for that.
+
+    :param provenance: what ``provenance.json`` of `result` holds.
+    :raises LiverXAILib.errors.InputError: it is another one.
+    """
+    known = provenance["input"].get("sha256")
+    if known is None:
+        warn(f"{result} does not say from which CT it was made, so that the CT given with it cannot be checked.")
+    elif known != volume.sha256:
+        raise InputError(
+            f"The CT given with {result} is not the CT that it is about: its voxels have another checksum than 'input' "
+            "in provenance.json says. Give the CT that was analyzed, or analyze this one."
+        )
+
+
 def _provenance(folder: Path) -> dict[str, Any]:
     path = folder / "provenance.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found["segmentation"]["model"]["sha256"]
+        found["segmentation"]["model"]["sha256"], found["input"]["shape"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} is not a whole result of 'liverxai analyze': {path.name} is missing or damaged."

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -13,17 +12,14 @@ import numpy as np
 
 from ..analysis import Analysis, Decision
 from ..errors import UsageError
-from ..inference.lesions import candidate_components, grown, lesion_components
-from ..inference.segmentation import Segmentation
+from ..inference.lesions import Point, candidate_components, grown, lesion_at, lesion_components, lesion_place
 from ..inference.sensitivity import at_sensitivity
 from ..measure import measure
-from ..measure.measurements import Candidate, LesionMeasurements, Measurements
-from ..measure.recist import recist
-from ..volumes.box import bounding_box, central_voxel, components
+from ..volumes.box import bounding_box
 from ..volumes.volume import Volume
+from .measuring import asked_before, measure_again
 from .outline import correct_outline, outline_lesion
 
-Point = tuple[float, float, float]
 _EDITED = "Explained before the reader's changes."
 #: A place belongs to the nearest lesion if that is not further away, in mm.
 _NEAREST_MM = 20.0
@@ -134,7 +130,7 @@ def refine(
         else:
             numbers, what = (candidates, "candidate") if decision.kind == "accept" else (lesions, "lesion")
             chosen = [_chosen(numbers, number, what) for number in decision.numbers]
-            place = _place(chosen[0], before.labels)
+            place = lesion_place(chosen[0], before.labels.grid)
             if decision.kind == "accept":
                 array[chosen[0]] = tumor
             elif decision.kind == "reject":
@@ -162,7 +158,7 @@ def refine(
         segmentation=segmentation,
         explanations=tuple(kept),
         answers=(),
-        measurements=_measured(analysis.volume, segmentation, own, everything),
+        measurements=measure_again(analysis.volume, segmentation, own, everything),
         decisions=everything,
         own=own,
         touched=_touched(analysis, array),
@@ -210,7 +206,7 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     own = analysis.own or analysis
     standard = own.standard or own.segmentation
     chosen = at_sensitivity(standard, analysis.model, sensitivity)
-    measured = measure(analysis.volume, chosen)
+    measured = measure(analysis.volume, chosen, **asked_before(own, chosen))
     model = dataclasses.replace(
         own,
         segmentation=chosen,
@@ -228,7 +224,7 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     return dataclasses.replace(
         analysis,
         segmentation=changed,
-        measurements=_measured(analysis.volume, changed, model, analysis.decisions),
+        measurements=measure_again(analysis.volume, changed, model, analysis.decisions),
         own=model,
         provenance={**analysis.provenance, "reader_labels_sha256": labels_checksum(changed.labels)},
     )
@@ -243,80 +239,6 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def _measured(volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]) -> Measurements:
-    """The new measurements, with who outlined each lesion, and the model's candidates with what became of them."""
-    measured = measure(volume, segmentation)
-    model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
-    lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
-    pieces = candidate_components(own.segmentation)
-    labels = segmentation.labels.array
-    tumor = segmentation.spec("tumor").value
-    candidates = tuple(
-        dataclasses.replace(one, status=_status(one, labels[pieces == one.number] == tumor, decisions))
-        for one in own.measurements.candidates
-    )
-    measured = dataclasses.replace(measured, lesions=lesions, candidates=candidates)
-    return with_calipers(measured, segmentation, decisions)
-
-
-def with_calipers(measured: Measurements, segmentation: Segmentation, decisions: Sequence[Decision]) -> Measurements:
-    """Measurements with the diameters that a reader measured, and the sum of the targets that follows from them.
-
-    :param segmentation: what was measured; a decision is about the lesion that its place is in now.
-    :param decisions: of these, those of kind "measure" count; of several about one lesion the last.
-    """
-    numbers, grid = lesion_components(segmentation), segmentation.labels.grid
-    calipers = {}
-    for one in decisions:
-        if one.kind == "measure" and one.place_lps_mm is not None:
-            voxel = grid.nearest_voxel(one.place_lps_mm)
-            if (voxel >= 0).all() and (voxel < numbers.shape).all():
-                calipers[int(numbers[tuple(voxel)])] = one.points_lps_mm
-    if not calipers.keys() & {lesion.number for lesion in measured.lesions}:
-        return measured
-    changed = []
-    for lesion in measured.lesions:
-        if lesion.number in calipers:
-            a, b, c, d = calipers[lesion.number]
-            axial = dataclasses.replace(
-                lesion.axial,
-                long_mm=math.dist(a, b),
-                short_mm=math.dist(c, d),
-                long_ends_lps_mm=(a, b),
-                short_ends_lps_mm=(c, d),
-            )
-            words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
-            lesion = dataclasses.replace(lesion, axial=axial, source=words)
-        changed.append(lesion)
-    thickness = grid.spacing["ijk".index(changed[0].axial.slice_axis)]
-    lengths = {lesion.number: lesion.axial.long_mm for lesion in changed}
-    return dataclasses.replace(measured, lesions=tuple(changed), recist=recist(lengths, thickness))
-
-
-def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
-    """How reliable the model is says nothing about what a reader outlined."""
-    return dataclasses.replace(lesion, source=source, reliability=lesion.reliability if source == "model" else None)
-
-
-def _source(mask: np.ndarray, model: np.ndarray) -> str:
-    if not (mask & model).any():
-        return "reader"
-    return "model" if model[mask].all() and _is_whole(mask, model) else "model, edited by the reader"
-
-
-def _is_whole(mask: np.ndarray, model: np.ndarray) -> bool:
-    """Whether a lesion is one of the model's, voxel by voxel."""
-    numbers = components(model, corners=True)
-    return bool(((numbers == numbers[tuple(np.argwhere(mask)[0])]) == mask).all())
-
-
-def _status(candidate: Candidate, labelled: np.ndarray, decisions: Sequence[Decision]) -> str:
-    if 2 * np.count_nonzero(labelled) > labelled.size:
-        return "accepted"
-    was_accepted = any(one.kind == "accept" and candidate.number in one.numbers for one in decisions)
-    return "rejected" if was_accepted else "open"
-
-
 def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
     count = int(numbers.max())
     if not 1 <= number <= count:
@@ -327,23 +249,15 @@ def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
 
 def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near: bool) -> int:
     """The number of the lesion at a place, or (`near`) of the nearest one."""
-    voxels = np.argwhere(numbers)
-    distance = np.linalg.norm(labels.grid.to_lps(voxels[:, ::-1]) - np.array(place_lps_mm), axis=1)
-    most = _NEAREST_MM if near else max(labels.spacing)
-    if not len(voxels) or distance.min() > most:
+    number = lesion_at(numbers, labels.grid, place_lps_mm, _NEAREST_MM if near else None)
+    if not number:
         where = "The place {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
         raise UsageError(
-            f"{where} is further than {most:.0f} mm from every lesion. Add a lesion there instead."
+            f"{where} is further than {_NEAREST_MM:.0f} mm from every lesion. Add a lesion there instead."
             if near
             else f"{where} is not in a lesion, so it cannot be taken out of one."
         )
-    return int(numbers[tuple(voxels[int(distance.argmin())])])
-
-
-def _place(mask: np.ndarray, labels: Volume) -> Point:
-    """The voxel of a piece that is nearest to its centroid, LPS mm."""
-    x, y, z = labels.grid.to_lps(central_voxel(np.argwhere(mask))[::-1])
-    return float(x), float(y), float(z)
+    return number
 
 
 def _bridge(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,13 @@ class Volume:
     def spacing(self) -> tuple[float, float, float]:
         """(i, j, k) in mm."""
         return self.grid.spacing
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the voxels in (k, j, i) order: by it a CT is known again. Half a gigabyte takes a third of a
+        second."""
+        values = np.ascontiguousarray(self.array, dtype=self.array.dtype.newbyteorder("<"))
+        return sha256(values.data).hexdigest()
 
     def summary(self) -> str:
         """What was read and how fine it is, in a line of text."""

@@ -244,3 +244,10 @@ def test_a_path_where_an_image_or_a_model_is_needed_says_what_to_do(image):
     volume = lx.read_volume(image)
     with pytest.raises(UsageError, match=r"load_model\('default'\)"):
         lx.segment(volume, "default")
+
+
+def test_the_documentation_shows_what_every_command_says_of_itself():
+    from LiverXAILib.cli import _COMMANDS
+
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert [name for name in _COMMANDS if f"generated/help-{name}.txt" not in page] == []

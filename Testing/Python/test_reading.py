@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -26,6 +27,7 @@ from LiverXAILib.reading import (
     change_sensitivity,
     exclude,
     include,
+    measure_lesion,
     merge,
     outline_lesion,
     refine,
@@ -350,6 +352,54 @@ def test_files_tell_the_reader_from_the_model(tmp_path):
     assert not files["model-segmentation"].exists()
 
 
+def told() -> Analysis:
+    """:func:`analysis` with the patient's size and the smaller of both lesions as the RECIST target."""
+    one = analysis()
+    known = {
+        "height_cm": 170.0,
+        "weight_kg": 70.0,
+        "recist_targets": [{"number": 2, "place_lps_mm": list(place(SECOND))}],
+    }
+    return dataclasses.replace(
+        one,
+        measurements=measure(one.volume, one.segmentation, height_cm=170, weight_kg=70, targets=[2]),
+        provenance={**one.provenance, "measured_with": known},
+    )
+
+
+def test_a_decision_keeps_the_patients_size_and_the_target_lesions_under_their_new_numbers():
+    one = told()
+    before = one.measurements
+    assert before.recist.targets == (2,)
+    fewer = refine(one, [reject(1)]).measurements
+    assert fewer.standard_volume_ml == before.standard_volume_ml
+    assert fewer.recist.targets == (1,)  # the same lesion: the larger one is none any more
+    assert fewer.recist.chosen_by_reader
+    assert fewer.recist.diameters_mm == before.recist.diameters_mm
+    assert fewer.standard_volume_ratio == pytest.approx(fewer.functional_volume_ml / fewer.standard_volume_ml)
+    ends = one.measurements.lesions[1].axial.long_ends_lps_mm
+    measured = refine(one, [measure_lesion(2, (ends[0], np.add(ends[0], (20, 0, 0)), *ends))]).measurements
+    assert (measured.recist.targets, measured.recist.sum_mm, measured.recist.chosen_by_reader) == ((2,), 20, True)
+
+
+def test_where_no_named_target_is_left_the_rule_chooses_and_none_stays_none():
+    one = told()
+    gone = refine(one, [reject(2)]).measurements.recist
+    assert not gone.chosen_by_reader
+    none = {**one.provenance["measured_with"], "recist_targets": []}
+    empty = dataclasses.replace(one, provenance={**one.provenance, "measured_with": none})
+    kept = refine(empty, [reject(2)]).measurements.recist
+    assert (kept.targets, kept.chosen_by_reader) == ((), True)
+
+
+def test_another_sensitivity_keeps_size_and_targets():
+    one = dataclasses.replace(told(), model=graded().model)
+    for result in (change_sensitivity(one, "sensitive"), change_sensitivity(refine(one, [reject(1)]), "sensitive")):
+        found = lesion_components(result.segmentation)[tuple(np.argwhere(SECOND)[0])]
+        assert result.measurements.recist.targets == (found,)
+        assert result.measurements.standard_volume_ml == told().measurements.standard_volume_ml
+
+
 @pytest.fixture(scope="module")
 def analyzed(toy_model, tmp_path_factory):
     """A CT with two lesions and the folder of its analysis, by the command line."""
@@ -417,6 +467,39 @@ def test_a_decision_that_makes_no_sense_is_refused(analyzed, toy_model, capsys, 
     assert main(["refine", str(analyzed / "result"), *words, *common, "--explain"]) == 2
     assert says in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (analyzed / "result").iterdir()} == files
+
+
+def test_refining_keeps_what_the_analysis_was_told_and_refuses_another_ct(analyzed, toy_model, tmp_path, capsys):
+    from LiverXAILib.cli import main
+
+    ct, result = analyzed / "ct.nii.gz", tmp_path / "result"
+    common = ["--model", toy_model, "--no-report", "--device", "cpu", "--explain"]
+    size = ["--height", "170", "--weight", "70", "--recist-targets", "2"]
+    assert main(["analyze", str(ct), "-o", str(result), *common, *size]) == 0
+    before = json.loads((result / "measurements.json").read_text())
+    provenance = json.loads((result / "provenance.json").read_text())
+    volume = lx.read_volume(ct)
+    assert provenance["input"]["sha256"] == hashlib.sha256(volume.array.astype("<i2").tobytes()).hexdigest()
+    # Another CT on the same grid, here with one voxel changed.
+    array = volume.array.copy()
+    array[0, 0, 0] += 1
+    lx.write_volume(volume.with_array(array), tmp_path / "other.nii.gz")
+    refine_it = ["refine", str(result), "--reject", "1", *common]
+    assert main([*refine_it, "--image", str(tmp_path / "other.nii.gz")]) == 1
+    assert "is not the CT that" in capsys.readouterr().err
+    assert json.loads((result / "measurements.json").read_text()) == before
+    assert main([*refine_it, "--image", str(ct)]) == 0
+    after = json.loads((result / "measurements.json").read_text())
+    assert after["standard_volume_ml"] == before["standard_volume_ml"] is not None
+    assert (after["recist"]["targets"], after["recist"]["chosen_by_reader"]) == ([1], True)
+    assert after["recist"]["diameters_mm"] == before["recist"]["diameters_mm"]
+    # A result that does not say from which CT it was made cannot be checked, which is said.
+    provenance = json.loads((result / "provenance.json").read_text())
+    del provenance["input"]["sha256"]
+    (result / "provenance.json").write_text(json.dumps(provenance))
+    capsys.readouterr()
+    assert main(["refine", str(result), "--split", "1", *common, "--image", str(ct)]) == 0
+    assert "cannot be checked" in capsys.readouterr().err
 
 
 def test_a_result_of_another_model_or_a_folder_without_one_is_refused(analyzed, toy_model, tmp_path, capsys):

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reader has changed, measured: with the patient's size, the targets, and who outlined each lesion."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..analysis import Analysis, Decision
+from ..inference.lesions import candidate_components, lesion_at, lesion_components
+from ..inference.segmentation import Segmentation
+from ..measure import measure
+from ..measure.measurements import Candidate, LesionMeasurements, Measurements
+from ..measure.recist import recist
+from ..volumes.box import components
+from ..volumes.volume import Volume
+
+
+def asked_before(own: Analysis, segmentation: Segmentation) -> dict[str, Any]:
+    """The arguments of :func:`~LiverXAILib.measure.measure` with which the model's answer was measured.
+
+    RECIST targets that were named are found again by their places in `segmentation`, where lesions may have other
+    numbers. If none of them is left, the rule chooses.
+    """
+    asked = own.provenance.get("measured_with", {})
+    targets = named = asked.get("recist_targets")
+    if named:
+        numbers, grid = lesion_components(segmentation), segmentation.labels.grid
+        there = (lesion_at(numbers, grid, tuple(target["place_lps_mm"])) for target in named)
+        targets = sorted({number for number in there if number}) or None
+    return {"height_cm": asked.get("height_cm"), "weight_kg": asked.get("weight_kg"), "targets": targets}
+
+
+def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
+    """The model's answer, measured with what its first analysis was told: `measured_with` of its provenance."""
+    if not any(value is not None for value in known.values()):
+        return own
+    own = dataclasses.replace(own, provenance={**own.provenance, "measured_with": dict(known)})
+    again = measure(own.volume, own.segmentation, **asked_before(own, own.segmentation))
+    names = ("standard_volume_ml", "standard_volume_ratio", "remnants", "recist")
+    changed = {name: getattr(again, name) for name in names}
+    return dataclasses.replace(own, measurements=dataclasses.replace(own.measurements, **changed))
+
+
+def measure_again(
+    volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
+) -> Measurements:
+    """The new measurements, with who outlined each lesion, and the model's candidates with what became of them."""
+    measured = measure(volume, segmentation, **asked_before(own, segmentation))
+    model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
+    lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
+    pieces = candidate_components(own.segmentation)
+    labels = segmentation.labels.array
+    tumor = segmentation.spec("tumor").value
+    candidates = tuple(
+        dataclasses.replace(one, status=_status(one, labels[pieces == one.number] == tumor, decisions))
+        for one in own.measurements.candidates
+    )
+    measured = dataclasses.replace(measured, lesions=lesions, candidates=candidates)
+    return with_calipers(measured, segmentation, decisions)
+
+
+def with_calipers(measured: Measurements, segmentation: Segmentation, decisions: Sequence[Decision]) -> Measurements:
+    """Measurements with the diameters that a reader measured, and the sum of the targets that follows from them.
+
+    :param segmentation: what was measured; a decision is about the lesion that its place is in now.
+    :param decisions: of these, those of kind "measure" count; of several about one lesion the last.
+    """
+    numbers, grid = lesion_components(segmentation), segmentation.labels.grid
+    calipers = {}
+    for one in decisions:
+        if one.kind == "measure" and one.place_lps_mm is not None:
+            voxel = grid.nearest_voxel(one.place_lps_mm)
+            if (voxel >= 0).all() and (voxel < numbers.shape).all():
+                calipers[int(numbers[tuple(voxel)])] = one.points_lps_mm
+    if not calipers.keys() & {lesion.number for lesion in measured.lesions}:
+        return measured
+    changed = []
+    for lesion in measured.lesions:
+        if lesion.number in calipers:
+            a, b, c, d = calipers[lesion.number]
+            axial = dataclasses.replace(
+                lesion.axial,
+                long_mm=math.dist(a, b),
+                short_mm=math.dist(c, d),
+                long_ends_lps_mm=(a, b),
+                short_ends_lps_mm=(c, d),
+            )
+            words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
+            lesion = dataclasses.replace(lesion, axial=axial, source=words)
+        changed.append(lesion)
+    thickness = grid.spacing["ijk".index(changed[0].axial.slice_axis)]
+    named = measured.recist.targets if measured.recist is not None and measured.recist.chosen_by_reader else None
+    lengths = {lesion.number: lesion.axial.long_mm for lesion in changed}
+    return dataclasses.replace(measured, lesions=tuple(changed), recist=recist(lengths, thickness, named))
+
+
+def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
+    """How reliable the model is says nothing about what a reader outlined."""
+    return dataclasses.replace(lesion, source=source, reliability=lesion.reliability if source == "model" else None)
+
+
+def _source(mask: np.ndarray, model: np.ndarray) -> str:
+    if not (mask & model).any():
+        return "reader"
+    return "model" if model[mask].all() and _is_whole(mask, model) else "model, edited by the reader"
+
+
+def _is_whole(mask: np.ndarray, model: np.ndarray) -> bool:
+    """Whether a lesion is one of the model's, voxel by voxel."""
+    numbers = components(model, corners=True)
+    return bool(((numbers == numbers[tuple(np.argwhere(mask)[0])]) == mask).all())
+
+
+def _status(candidate: Candidate, labelled: np.ndarray, decisions: Sequence[Decision]) -> str:
+    if 2 * np.count_nonzero(labelled) > labelled.size:
+        return "accepted"
+    was_accepted = any(one.kind == "accept" and candidate.number in one.numbers for one in decisions)
+    return "rejected" if was_accepted else "open"
