@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+#: What installs packages is there before they are, and is not pinned.
+INSTALLERS = {"pip", "setuptools"}
 EXTRAS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 
 
@@ -44,6 +48,51 @@ def test_what_an_extra_asks_for_allows_the_version_of_the_constraints(extra):
             continue
         version = versions[canonical(requirement.name)]
         assert requirement.specifier.contains(version), f"{text} does not allow {version}"
+
+
+def required(extra: str) -> Iterator[tuple[str, Requirement]]:
+    """Who asks for what, if `extra` is installed here: what it asks for itself, and all that this asks for in turn.
+
+    What the pinned version of a package asks for is known where that version is installed.
+    """
+    versions = pinned("constraints.txt")
+    waiting = [("liverxai", Requirement(text)) for name in ("", extra) for text in EXTRAS[name]]
+    seen = set()
+    while waiting:
+        asking, requirement = waiting.pop()
+        name = canonical(requirement.name)
+        if (name, *sorted(requirement.extras), str(requirement.specifier)) in seen:
+            continue
+        seen.add((name, *sorted(requirement.extras), str(requirement.specifier)))
+        if name == "liverxai":
+            waiting += [(name, Requirement(text)) for one in requirement.extras for text in EXTRAS[one]]
+            continue
+        if name in INSTALLERS:
+            continue
+        yield asking, requirement
+        try:
+            there = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if there.version.split("+")[0] == versions.get(name):
+            asked = ["", *requirement.extras]
+            for inner in map(Requirement, there.requires or ()):
+                if inner.marker is None or any(inner.marker.evaluate({"extra": one}) for one in asked):
+                    waiting.append((name, inner))
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_extra_resolves_with_the_constraints(extra):
+    """Each package that an extra brings, directly or not, is pinned to a version that suits all who ask for it."""
+    versions = pinned("constraints.txt")
+    problems = []
+    for asking, requirement in required(extra):
+        version = versions.get(canonical(requirement.name))
+        if version is None:
+            problems.append(f"{asking} asks for {requirement}, which constraints.txt does not pin")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{asking} asks for {requirement}, and constraints.txt has {version}")
+    assert not problems, "\n".join(problems)
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
