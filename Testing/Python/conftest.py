@@ -18,6 +18,16 @@ settings.register_profile("liverxai", deadline=None)
 settings.load_profile("liverxai")
 
 
+#: Files that take a minute or more. Processes begin with them, so that none works alone at the end.
+_LONG = ("test_train_run", "test_batch_resume", "test_slicer_end_to_end", "test_explain_counterfactual")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Long files first; a random order comes after this, and stays random."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def reference_backend():
     """Tests compute with torch in single precision, whatever is fastest on this machine; tests of backends say so."""

@@ -7,6 +7,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ RESERVED = {
 }
 
 
+@cache
 def imports(path: Path) -> list[tuple[str, int]]:
     """Absolute dotted names of all that a file imports outside ``if TYPE_CHECKING``, with line numbers."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
