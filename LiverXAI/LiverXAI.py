@@ -108,6 +108,8 @@ class LiverXAIParameters:
     autoMeasure: bool = True
     sensitivity: str = "standard"
     force: bool = False
+    height: float = 0.0
+    weight: float = 0.0
     wheelFolder: str = ""
     opacity: float = 0.5
     threshold: float = 0.1
@@ -388,6 +390,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             combo.connect("currentIndexChanged(int)", self.onChoice)
         for box in (ui.checkCheckBox, ui.lesionSegmentsCheckBox, ui.forceCheckBox, ui.autoMeasureCheckBox):
             box.connect("toggled(bool)", self.onChoice)
+        for box in (ui.heightBox, ui.weightBox):
+            box.connect("valueChanged(double)", self.onChoice)
         ui.modelFolder.connect("currentPathChanged(QString)", self.onChoice)
         ui.wheelFolder.connect("currentPathChanged(QString)", self.onChoice)
         ui.heatMapSelector.connect("currentIndexChanged(int)", self.heatMaps.on_chosen)

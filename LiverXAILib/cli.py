@@ -191,11 +191,6 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}-label", metavar="N", type=int, nargs="+", help=f"value of the {name} in --segmentation"
         )
     parser.add_argument("--ignore-other-labels", action="store_true", help="other values there are background")
-    parser.add_argument("--height", metavar="CM", type=float, help="of the patient, for the standard liver volume")
-    parser.add_argument("--weight", metavar="KG", type=float, help="likewise")
-    parser.add_argument(
-        "--recist-targets", metavar="N", type=int, nargs="*", help="numbers of target lesions (default: by RECIST 1.1)"
-    )
     parser.add_argument(
         "--prior",
         metavar="RESULT",
@@ -207,6 +202,11 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior-image", metavar="CT", nargs="+", help="the CTs of these results, in their order, '-' for none"
     )
     options.add_arguments(parser)
+    parser.add_argument("--height", metavar="CM", type=float, help="of the patient, for the standard liver volume")
+    parser.add_argument("--weight", metavar="KG", type=float, help="likewise")
+    parser.add_argument(
+        "--recist-targets", metavar="N", type=int, nargs="*", help="numbers of target lesions (default: by RECIST 1.1)"
+    )
     parser.set_defaults(run=_analyze)
     parser.epilog = f"{options.EXAMPLES}\n\n{parser.epilog}"
 
@@ -232,14 +232,9 @@ def _analyze(arguments: argparse.Namespace) -> int:
         volume = reading.result()
         importing = beside.submit(chosen.import_ahead)
         prior = _prior(arguments, chosen)
-        one_case = {
-            "height_cm": arguments.height,
-            "weight_kg": arguments.weight,
-            "recist_targets": arguments.recist_targets,
-            "segmentation": _given(arguments, volume),
-        }
+        given = _given(arguments, volume)
         context = RunContext(progress, device=arguments.device)
-        analysis = chosen.analyze(volume, model, context.part(0.0, 0.7 if prior else 1.0), **one_case)
+        analysis = chosen.analyze(volume, model, context.part(0.0, 0.7 if prior else 1.0), segmentation=given)
         comparison = None
         if prior:
             from .followup import compare

@@ -61,6 +61,8 @@ class Options:
     :param min_lesion_ml: drop smaller lesions; None: the default of
         :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
     :param sensitivity: which lesions count, see :func:`LiverXAILib.inference.sensitivity.choose_point`.
+    :param height, weight, recist_targets: of one patient (cm, kg), for the standard liver volume, and the numbers of
+        target lesions; not among the arguments of :func:`add_arguments`, which may hold for many.
     """
 
     explain: tuple[str, ...] | None = None
@@ -82,6 +84,9 @@ class Options:
     min_lesion_ml: float | None = None
     no_postprocessing: bool = False
     sensitivity: str = "standard"
+    height: float | None = None
+    weight: float | None = None
+    recist_targets: tuple[int, ...] | None = None
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any], base: Options | None = None) -> Options:
@@ -165,6 +170,9 @@ class Options:
             regions=self.regions,
             postprocessing=rules,
             sensitivity=self.sensitivity,
+            height_cm=self.height,
+            weight_kg=self.weight,
+            recist_targets=self.recist_targets,
             **one_case,
             **context.keywords,
         )
@@ -263,6 +271,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which lesions count: sure, standard, sensitive, or how many false findings a case you accept, by the "
         "table in the model's card; the others are candidates (default: standard)",
     )
+    parser.set_defaults(height=None, weight=None, recist_targets=None)
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
     parser.add_argument(
         "--max-memory",

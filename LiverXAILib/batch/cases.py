@@ -283,7 +283,14 @@ def _cell(row: TableRow, name: str, kind: str) -> Any:
         raise row.error(f"{text!r} must be yes or no.", name)
     if kind.startswith("float"):
         return row.number(name)
-    return text.split() if kind.startswith("tuple") else text
+    if not kind.startswith("tuple"):
+        return text
+    words = text.split()
+    if "int" not in kind:
+        return words
+    if not all(word.isdecimal() for word in words):
+        raise row.error(f"{text!r} must be whole numbers with spaces between them.", name)
+    return [int(word) for word in words]
 
 
 # --- identity -----------------------------------------------------------------------------------------------------

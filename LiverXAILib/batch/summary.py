@@ -28,6 +28,8 @@ CASE_COLUMNS = (
     "liver_volume_ml",
     "liver_complete",
     "liver_mean_hu",
+    "standard_volume_ml",
+    "standard_volume_ratio",
     "tumor_volume_ml",
     "tumor_burden_percent",
     "lesion_count",

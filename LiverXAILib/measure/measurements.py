@@ -289,6 +289,12 @@ class Measurements:
             liver += f"; incomplete, cut at the image's {' and '.join(self.liver_cut_at)} border"
         lines = [f"IMPLAUSIBLE: {reason}" for reason in self.implausible_because]
         lines.append(liver)
+        if self.standard_volume_ml is not None and self.standard_volume_ratio is not None:
+            part = "the liver" if self.functional_volume_ml is None else "the liver without lesions"
+            lines.append(
+                f"Size    {self.standard_volume_ml:8.1f} ml, standard liver volume; {part} has "
+                f"{100 * self.standard_volume_ratio:.0f} % of it"
+            )
         if self.tumor_volume_ml is None:
             lines.append("Tumor   not looked for by this model")
         else:

@@ -71,6 +71,7 @@ class Analyses:
                 layer=self._models.layer(),
                 check=parameters.check,
                 sensitivity=self._models.sensitivity(),
+                **self._size(),
             )
 
         self._runner.start(ask, lambda analysis: self._show_analysis(analysis, node, token, model, voxels))
@@ -114,6 +115,11 @@ class Analyses:
         """Compare the last analysis of the chosen CT with a result that was saved earlier."""
         token = self._token(self._state.volume_node)
         self._runner.start(lambda: self._runner.client.compare(token, [prior], folder), _say_findings, REPORT_PACKAGES)
+
+    def _size(self) -> dict[str, float | None]:
+        """The patient's height in cm and weight in kg, where they are known."""
+        parameters = self._state.parameters
+        return {"height": parameters.height or None, "weight": parameters.weight or None}
 
     def _token(self, node: Any) -> str:
         """Names the voxels of a CT and where they lie."""
@@ -179,6 +185,7 @@ class Analyses:
             who=reader_name(),
             sensitivity=self._models.sensitivity(),
             sensitivity_before=sensitivity_before,
+            **self._size(),
             model=self._models.name,
             device=parameters.device,
             force=parameters.force,

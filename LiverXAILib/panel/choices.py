@@ -44,6 +44,8 @@ class Choices:
             ui.lesionSegmentsCheckBox.checked = parameters.lesionSegments
             ui.autoMeasureCheckBox.checked = parameters.autoMeasure
             ui.forceCheckBox.checked = parameters.force
+            ui.heightBox.value = parameters.height
+            ui.weightBox.value = parameters.weight
             ui.opacitySlider.value = parameters.opacity
             ui.thresholdSlider.value = parameters.threshold
         self._questions.show()
@@ -64,6 +66,8 @@ class Choices:
             parameters.lesionSegments = ui.lesionSegmentsCheckBox.checked
             parameters.autoMeasure = ui.autoMeasureCheckBox.checked
             parameters.force = ui.forceCheckBox.checked
+            parameters.height = ui.heightBox.value
+            parameters.weight = ui.weightBox.value
         self._questions.show_hint()
         self._models.show()
 

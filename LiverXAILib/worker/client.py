@@ -184,6 +184,8 @@ class WorkerClient:
         who: str = "reader",
         sensitivity: str = "standard",
         sensitivity_before: str = "standard",
+        height: float | None = None,
+        weight: float | None = None,
         model: str = "default",
         device: str = "auto",
         force: bool = False,
@@ -198,6 +200,7 @@ class WorkerClient:
         :param edited: the labels were edited by hand since the last decision.
         :param sensitivity: which lesions count; another than before is applied without running a network.
         :param sensitivity_before: with which the labels as they are now came about.
+        :param height, weight: see :class:`LiverXAILib.options.Options`; of the analysis, if the worker holds it.
         """
         arguments: dict[str, Any] = {
             "image": {"token": token, "force": force},
@@ -209,6 +212,7 @@ class WorkerClient:
             "who": who,
             "sensitivity": sensitivity,
             "sensitivity_before": sensitivity_before,
+            "patient": {"height": height, "weight": weight},
             "model": model,
             "device": device,
         }

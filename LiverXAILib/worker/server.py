@@ -233,6 +233,7 @@ class RequestHandler:
         who: str,
         sensitivity: str,
         sensitivity_before: str,
+        patient: Mapping[str, Any],
         model: str,
         device: str,
         context: RunContext,
@@ -251,7 +252,7 @@ class RequestHandler:
             assert self._analysis is not None
             current = self._analysis[1]
         else:
-            options = Options(explain=(), answers=False, sensitivity=sensitivity_before)
+            options = Options(explain=(), answers=False, sensitivity=sensitivity_before, **patient)
             current = options.analyze(volume, loaded, context.part(0.02, 0.8).on(device))
             assert now is not None
             measured = not earlier and _same(now, current.segmentation.labels)

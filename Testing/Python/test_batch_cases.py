@@ -132,15 +132,28 @@ def test_a_study_without_any_scan_is_not_lost(tmp_path):
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_table_names_images_and_their_own_options(tmp_path, delimiter):
     table = [
-        ["input", "case", "allow-irregular", "min_lesion_ml", "explain", "series"],
-        ["images/a.nii", "first", "yes", "0.5", "liver lesion:1", ""],
-        ["/elsewhere/b.nii", "", "", "", "", "2"],
+        [
+            "input",
+            "case",
+            "allow-irregular",
+            "min_lesion_ml",
+            "explain",
+            "series",
+            "height",
+            "weight",
+            "RECIST targets",
+        ],
+        ["images/a.nii", "first", "yes", "0.5", "liver lesion:1", "", "172.5", "80", "2 1"],
+        ["/elsewhere/b.nii", "", "", "", "", "2", "", "", ""],
     ]
     path = tmp_path / "list.csv"
     path.write_text("\n".join(delimiter.join(row) for row in table), encoding="utf-8-sig")
     first, second = find_cases(path).cases
     assert (first.label, first.folder, first.path) == ("first", "first", tmp_path / "images" / "a.nii")
-    assert first.options == {"allow_irregular": True, "min_lesion_ml": 0.5, "explain": ["liver", "lesion:1"]}
+    assert first.options == {
+        **{"allow_irregular": True, "min_lesion_ml": 0.5, "explain": ["liver", "lesion:1"]},
+        **{"height": 172.5, "weight": 80.0, "recist_targets": [2, 1]},
+    }
     assert (second.label, second.options) == ("/elsewhere/b.nii", {"series": "2"})
 
 
@@ -160,6 +173,8 @@ def test_a_json_list_holds_paths_or_objects(tmp_path):
         ("l.csv", "case\nx\n", "no 'input'"),
         ("l.csv", "input,check\na.nii,maybe\n", "yes or no"),
         ("l.csv", "input,min_lesion_ml\na.nii,small\n", "number"),
+        ("l.csv", "input,height\na.nii,tall\n", "number"),
+        ("l.csv", "input,recist-targets\na.nii,the first\n", "whole numbers"),
         ("l.csv", "input\na.nii\na.nii\n", "same case"),
         ("l.csv", "input,case\na.nii,X\nb.nii,x\n", "same case"),
         ("l.csv", "input\na.nii,b.nii\n", "more cells"),

@@ -412,6 +412,24 @@ def test_report_and_files_are_saved_where_the_user_says(panel, toy_model, tmp_pa
     assert str(tmp_path / "result") in panel.ui.statusLabel.text
 
 
+def test_height_and_weight_lead_to_the_standard_liver_volume(panel, toy_model, tmp_path, monkeypatch):
+    prepare(panel, phantom(), toy_model, "liver")
+    panel.ui.heightBox.value = 170
+    apply_and_wait(panel)
+    assert "both height and weight" in panel.ui.statusLabel.text
+    panel.ui.weightBox.value = 70
+    apply_and_wait(panel)
+    assert "standard liver volume" in panel.ui.summaryLabel.text
+    assert "1509.7 ml" in panel.ui.summaryLabel.text
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    panel.host.clear()
+    assert (panel.ui.heightBox.value, panel.ui.weightBox.value) == (0, 0)
+    slicer.util.loadScene(path)
+    qtapplication.process_events()
+    assert (panel.ui.heightBox.value, panel.ui.weightBox.value) == (170, 70)
+
+
 def test_a_result_is_compared_with_one_that_was_saved_earlier(panel, toy_model, tmp_path, monkeypatch):
     prepare(panel, phantom(), toy_model, "liver")
     apply_and_wait(panel)

@@ -136,7 +136,25 @@ def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth
         analyze(volume, threshold_model(), method="crystal-ball", progress=lambda s, f: seen.append(f))
     with pytest.raises(UsageError, match="no layer"):
         analyze(volume, threshold_model(), layer="encoder.7", progress=lambda s, f: seen.append(f))
+    for size, words in (({"height_cm": 170}, "both height and weight"), ({"height_cm": 1.7, "weight_kg": 70}, "adult")):
+        with pytest.raises(UsageError, match=words):
+            analyze(volume, threshold_model(), **size, progress=lambda s, f: seen.append(f))
     assert seen == []
+
+
+def test_what_is_known_of_one_patient_is_measured_with_and_kept(volume_and_truth):
+    options = Options.from_mapping({"explain": [], "height": 170.0, "weight": 70.0, "recist_targets": [1]})
+    one = options.analyze(volume_and_truth[0], threshold_model(), RunContext(device="cpu"))
+    assert one.measurements.standard_volume_ml == pytest.approx(1509.7, abs=0.5)
+    percent = 100 * one.measurements.functional_volume_ml / one.measurements.standard_volume_ml
+    assert f"1509.7 ml, standard liver volume; the liver without lesions has {percent:.0f} % of it" in (
+        one.measurements.summary()
+    )
+    assert one.measurements.recist.targets == (1,)
+    assert one.measurements.recist.chosen_by_reader
+    known = one.provenance["measured_with"]
+    assert (known["height_cm"], known["weight_kg"]) == (170.0, 70.0)
+    assert [target["number"] for target in known["recist_targets"]] == [1]
 
 
 def test_a_chain_of_a_locator_and_a_finer_network_is_told_apart_in_all_that_is_written(volume_and_truth, tmp_path):

@@ -81,6 +81,29 @@ def test_probabilities_are_written_as_they_are(analysis, tmp_path):
         np.testing.assert_allclose(image.GetOrigin(), probability.ijk_to_lps[:3, 3])
 
 
+def test_the_uncertainty_is_the_entropy_of_the_probabilities_in_its_place(analysis, tmp_path):
+    file = write_analysis(analysis, tmp_path / "out", write=["uncertainty"])["uncertainty"]
+    image = sitk.ReadImage(str(file))
+    found = sitk.GetArrayFromImage(image)
+    origin = np.array(image.GetOrigin())
+    grid = analysis.segmentation.labels.grid
+    start = np.rint(grid.to_ijk(origin)).astype(int)[::-1]
+    part = tuple(slice(begin, begin + size) for begin, size in zip(start, found.shape, strict=True))
+    expected = np.zeros(grid.shape)
+    for probability in analysis.segmentation.probabilities.values():
+        p = probability.array.astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            entropy = np.nan_to_num(-p * np.log2(p)) + np.nan_to_num(-(1 - p) * np.log2(1 - p))
+        at = np.rint(grid.to_ijk(probability.ijk_to_lps[:3, 3])).astype(int)[::-1]
+        box = tuple(slice(begin, begin + size) for begin, size in zip(at, p.shape, strict=True))
+        expected[box] = np.maximum(expected[box], entropy)
+    np.testing.assert_allclose(found, expected[part], atol=1e-6)
+    expected[part] = 0
+    assert not expected.any()  # nothing is left out
+    without = dataclasses.replace(analysis, segmentation=dataclasses.replace(analysis.segmentation, probabilities={}))
+    assert "uncertainty" not in write_analysis(without, tmp_path / "without", write=["uncertainty"])
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
