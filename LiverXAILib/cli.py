@@ -212,10 +212,13 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    from .volumes import io  # noqa: F401  # before torch, so that the two are not imported at once
+    from .volumes.image_file import existing  # with ITK, before torch, so that the two are not imported at once
 
     chosen = options.Options.from_arguments(arguments)
-    chosen.require_extras()
+    chosen.require_valid()
+    images = [Path(name) for name in arguments.prior_image or () if name != "-"]
+    for path in (arguments.input, *(arguments.segmentation or ()), *(arguments.prior or ()), *images):
+        existing(path)
     with progress_bar() as progress, ThreadPoolExecutor(1) as beside:
         # While a file is unpacked, torch is imported, and while the network computes, what comes after it.
         reading = beside.submit(chosen.read, arguments.input)
@@ -225,7 +228,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         from .pipeline import check_request, require_writable
 
         model = load_model(arguments.model)
-        check_request(model, chosen.explain, chosen.method, chosen.layer)
+        check_request(model, chosen.explain, chosen.method, chosen.layer, chosen.sensitivity)
         select_device(arguments.device)
         progress("Reading the image", 0.0)
         require_writable(arguments.output)
@@ -310,7 +313,9 @@ def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
 def _phantom(options: argparse.Namespace) -> int:
     """Make a synthetic abdominal CT; its ground truth (1 liver, 2 tumor) is written beside it."""
     from .phantoms import make_phantom, write_phantom
+    from .volumes.io import require_writable_ending
 
+    require_writable_ending(options.output)
     with progress_bar() as progress:
         progress("Making the phantom", 0.0)
         paths = write_phantom(make_phantom(options.seed, spacing_mm=tuple(options.spacing)), options.output)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .explain.catalog import CATALOG, DEFAULT_METHOD
+from .explain.catalog import CATALOG, DEFAULT_METHOD, require_method
 from .volumes.memory import MAX_MEMORY, parse_memory
 
 if TYPE_CHECKING:
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
 #: What ``--help`` shows.
 EXAMPLES = """targets of --explain:
-  liver, tumor          what made the model say "liver", "tumor"?
-  lesion:2              why is lesion 2 a tumor? (1 is the largest)
-  point:LPS:12,-30,100  why is this place what it is? (mm)
-  why-not-tumor:...     why is a place or a box not a tumor?
+  liver                               what made the model say "liver"? tumor likewise
+  lesion:2                            why is lesion 2 a tumor? (1 is the largest)
+  tumor-vs-liver                      why tumor rather than liver?
+  voxel:lps:12,-30,100                why is this place what it is? (mm, from left, posterior, superior)
+  voxel:ras:-12,30,100                the same place as 3D Slicer writes it
+  box:lps:0,-40,90,20,-20,110         why is what lies in this box what it is? (two corners)
+  why-not-tumor:voxel:lps:12,-30,100  why is this place, or a box, not a tumor?
 
 examples:
   liverxai analyze ct.nii.gz --output result
@@ -193,8 +196,19 @@ class Options:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
-    def require_extras(self) -> None:
-        """Raise :class:`~LiverXAILib.errors.UsageError` if what was asked for needs what is not installed."""
+    def require_valid(self) -> None:
+        """Refuse what no image and no model could make right, before anything is read, loaded or computed.
+
+        :raises LiverXAILib.errors.UsageError: a target, method, sensitivity or output that does not exist, or an output
+            that was asked for and needs what is not installed.
+        """
+        from .explain.targets import Target
+        from .inference.sensitivity import check_sensitivity
+
+        for target in self.explain or ():
+            Target.parse(target)
+        require_method(self.method)
+        check_sensitivity(self.sensitivity)
         asked = {*(self.write or ()), *(name for name in _SHORTCUTS if getattr(self, name))}
         for writer in self.writers():
             if writer.name in asked:

@@ -23,6 +23,7 @@ from .errors import Cancelled, InputError, LiverXAIError, UsageError, is_memory,
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
 from .explain.answers import Answer
 from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
+from .explain.catalog import require_method
 from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
 from .explain.regions import explain_regions
@@ -103,8 +104,7 @@ def analyze(
     require_volume(volume)
     require_model(model)
     started = time.time()
-    questions = check_request(model, targets, method, layer)
-    choose_point(model.spec, sensitivity)
+    questions = check_request(model, targets, method, layer, sensitivity)
     if height_cm is not None or weight_kg is not None:
         from .measure.liver import standard_volume_ml
 
@@ -220,7 +220,7 @@ def analyze(
         "seconds": round(time.time() - started, 2),
         "notice": "For research use only. Not for diagnosis or treatment.",
     }
-    context.report("Done", 1.0)
+    context.report("Analyzed", 1.0)
     return Analysis(
         volume,
         model.spec,
@@ -393,26 +393,31 @@ def _failure(writer: Writer, error: Exception) -> str:
 
 
 def check_request(
-    model: Model, targets: Sequence[str | Target] | None, method: str = DEFAULT_METHOD, layer: str | None = None
+    model: Model,
+    targets: Sequence[str | Target] | None,
+    method: str = DEFAULT_METHOD,
+    layer: str | None = None,
+    sensitivity: str = STANDARD,
 ) -> list[Target]:
     """The questions in `targets`, see :func:`analyze`; what no image could answer is refused.
 
     So nobody learns after minutes of segmenting that a name was misspelled.
 
-    :raises LiverXAILib.errors.UsageError: the model has no such label or layer, or there is no such method.
+    :raises LiverXAILib.errors.UsageError: the model has no such label, layer or operating point, or there is no such
+        method.
     """
     names = [spec.name for spec in model.spec.labels]
     if targets is None:
         targets = [name for name in DEFAULT_TARGETS if name in names]
     questions = [Target.parse(target) for target in targets]
-    if method not in METHODS:
-        raise UsageError(f"There is no explanation method {method!r}. Choose one of: {', '.join(METHODS)}.")
+    require_method(method)
     for question in questions:
         if question.label and question.label not in names:
             raise UsageError(f"Model {model.spec.name!r} has no label {question.label!r}; it has {', '.join(names)}.")
         if question.label and METHODS[method].layer_maps is not None:
             stage = model.spec.stage_of(question.label)
             find_layer(model.members(stage)[0], layer or stage.default_layer, stage)
+    choose_point(model.spec, sensitivity)
     return questions
 
 

@@ -23,7 +23,7 @@ from ..report.writers import PROVENANCE
 from ..tables import TableRow, read_table
 from ..text import one_line
 from ..volumes.formats import VOXEL_FILES, image_ending, is_segmentation, why_not_read, without_ending
-from ..volumes.image_file import image_files
+from ..volumes.image_file import image_files, is_label_map
 from .names import passed_over_without_names, pseudonym, without_descriptions
 
 #: Modalities of DICOM objects that are not images.
@@ -124,6 +124,7 @@ def find_cases(
 def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: Progress | None) -> Found:
     images: list[Path] = []
     others: list[Path] = []
+    label_maps: list[Path] = []
     passed_over: list[tuple[str, str]] = []
 
     def note(path: Path, reason: str) -> None:
@@ -142,13 +143,16 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
             path = folder / name
             if is_segmentation(path):
                 note(path, "a segmentation")
+            elif image_ending(path) and is_label_map(path):
+                note(path, "a label map: voxels of 8 bits, in which no CT fits")
+                label_maps.append(path)
             elif image_ending(path):
                 images.append(path)
             else:
                 others.append(path)
     cases = [_case(root, path, keep_names=keep_names, files=image_files(path)) for path in images]
     dicom, not_taken = _series(root, [path for path in others if path.is_file()], keep_names, progress)
-    known = not_taken.known.union(*(case.files for case in cases))
+    known = not_taken.known.union(*(case.files for case in cases), *map(image_files, label_maps))
     for path in others:
         if path not in known:
             note(path, _why_not_an_image(path))

@@ -93,10 +93,10 @@ def _load(config: Mapping[str, Any]) -> Model:
 
     RunContext(threads=config["threads"]).limit_threads()
     options = Options.from_mapping(config["options"])
-    options.require_extras()
+    options.require_valid()
     device = select_device(config["device"])
     model = load_model(config["model"])
-    check_request(model, options.explain, options.method, options.layer)
+    check_request(model, options.explain, options.method, options.layer, options.sensitivity)
     return model.to(device)
 
 

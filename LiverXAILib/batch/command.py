@@ -20,7 +20,7 @@ from typing import Any
 from .. import options
 from ..errors import InputError, LiverXAIError, UsageError
 from ..progress import progress_is_hidden
-from ..text import one_line
+from ..text import counted, one_line
 from .cases import Found, find_cases
 from .dicomweb import Archive, is_address
 from .manifest import last_states, read_manifest
@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
     if archive is not None and arguments.write is None and arguments.dicom is None:
         arguments.dicom = True
     settings = _settings(arguments)
+    settings.options.require_valid()
     with screen:
         if archive is not None:
             source = archive.fetch(arguments.output / "fetched", screen.note)
@@ -119,7 +120,10 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         store = Store(arguments.output.absolute(), arguments.shard)
         mine = sum(store.shard.holds(case.id) for case in found.cases)
         of = "" if store.shard.count == 1 else f", {mine} of them in part {store.shard}"
-        screen.say(f"{len(found.cases)} cases in {source}{of}; {len(found.passed_over)} series or files passed over.")
+        screen.say(
+            f"{counted(len(found.cases), 'case')} in {source}{of}; "
+            f"{counted(len(found.passed_over), 'file or series', 'files or series')} passed over."
+        )
         for reason, count in Counter(reason for _, reason in found.told).most_common():
             screen.say(f"  {count} passed over: {reason}")
         if not mine:
@@ -134,14 +138,14 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
             screen.open_log(store.logs / f"{store.name}.log")
             if not found.keep_names:
                 _explain_names(store, found)
+                _warn_of_names(store, screen)
             summary = Batch(found, store, settings, screen).run(_engine(arguments, store, settings, python))
             screen.note("Summing up", 0.0)
             files = write_summary(store, found)
             if archive is not None:
                 results = [path for case in found.cases for path in sorted((store.cases / case.folder).glob("*.dcm"))]
-                screen.say(
-                    f"{archive.store(results, arguments.output, screen.note)} DICOM objects stored in {archive.url}."
-                )
+                stored = archive.store(results, arguments.output, screen.note)
+                screen.say(f"{counted(stored, 'DICOM object')} stored in {archive.url}.")
         finally:
             store.close()
     _tell(summary, screen, files, store.damage)
@@ -156,6 +160,16 @@ def _explain_names(store: Store, found: Found) -> None:
         write_names(store.output, rows)
     except OSError as error:
         raise store.unusable(error) from error
+
+
+def _warn_of_names(store: Store, screen: Screen) -> None:
+    """What an earlier run with --keep-names has written stays: a manifest is never changed."""
+    lines = read_manifest(store.manifest)
+    if any(line["event"] == "run" and line.get("keep_names") for line in lines):
+        screen.say(
+            "An earlier run into this folder was told --keep-names: its lines in manifest and logs hold the names of "
+            "files and series for ever. To hand results on without them, use a new output folder."
+        )
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -212,7 +226,7 @@ def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, pyt
         screen.say(f"{what:<4}  {decision.reason:<14}  {case.folder:<40}  {case.label}")
     for label, reason in found.passed_over:
         screen.say(f"{'-':<4}  {'passed over':<14}  {label}: {reason}")
-    screen.say(f"{todo} cases would be done. Nothing was done.")
+    screen.say(f"{counted(todo, 'case')} would be done. Nothing was done.")
     return 0
 
 

@@ -182,6 +182,7 @@ class Batch:
             shard=str(self._store.shard),
             cases=len(self._cases),
             passed_over=[list(item) for item in self._found.told],
+            keep_names=self._settings.keep_names,
         )
         with self._catch_signals():
             pool = make_pool(inbox.put)

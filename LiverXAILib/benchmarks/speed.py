@@ -99,7 +99,7 @@ def benchmark_speed(
         rates: list[float] = []
         windows: dict[str, list[float]] = {peer.name: [] for peer in others}
         for number in range(rounds):
-            report_progress(progress, f"Round {number + 1} of {rounds}", 0.1 + 0.5 * number / rounds)
+            report_progress(progress, f"Measuring: round {number + 1} of {rounds}", 0.1 + 0.5 * number / rounds)
             rates.append(convolution_rate())
             for backend in backends:
                 segmentations[backend].append(segment(volume, model, device=device, backend=backend))

@@ -106,10 +106,10 @@ def benchmark_wait(
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(rounds):
             for name, (python, root) in interpreters.items():
-                progress(f"Round {number + 1} of {rounds}: {name}", number / rounds)
+                progress(f"Waiting for {name}: round {number + 1} of {rounds}", number / rounds)
                 runs[name].append(_one(python, root, image, options, warm, Path(scratch)))
             for name in [name for name in programs if name not in skipped]:
-                progress(f"Round {number + 1} of {rounds}: {name}", (number + 0.5) / rounds)
+                progress(f"Waiting for {name}: round {number + 1} of {rounds}", (number + 0.5) / rounds)
                 try:
                     programs[name].append(_peer(name, image, Path(scratch)))
                 except LiverXAIError as error:

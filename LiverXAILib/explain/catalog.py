@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import UsageError
+
 #: The method that measures best: see docs/explanations.md.
 DEFAULT_METHOD = "hires-cam"
 
@@ -94,3 +96,9 @@ CATALOG: dict[str, MethodInfo] = {
         ),
     )
 }
+
+
+def require_method(name: str) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless there is a method of this name."""
+    if name not in CATALOG:
+        raise UsageError(f"There is no explanation method {name!r}. Choose one of: {', '.join(CATALOG)}.")

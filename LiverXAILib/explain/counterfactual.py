@@ -195,7 +195,8 @@ def explain_lesions(
             if refusals is None:
                 raise
             refusals.append(f"Not examined without it: {target.describe()}. {error}")
-    context.report("Changed", 1.0)
+    if targets:
+        context.report("Changed", 1.0)
     return answers
 
 

@@ -54,12 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare studies; returns the exit code."""
-    from ..pipeline import require_writable
-    from .comparing import compare
+    from .comparing import check_studies, compare
     from .writing import write_comparison
 
-    require_writable(arguments.output)
     images = arguments.images and [None if text == "-" else Path(text) for text in arguments.images]
+    check_studies(arguments.studies, images)
+    from ..pipeline import require_writable
+
+    require_writable(arguments.output)
     chosen = Options(case_label=arguments.case_label, force=arguments.force, allow_irregular=arguments.allow_irregular)
     with progress_bar() as progress:
         comparison = compare(

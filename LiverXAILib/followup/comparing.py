@@ -16,6 +16,7 @@ from ..errors import UsageError, own_errors
 from ..measure.recist import MOST_TARGETS
 from ..options import Options
 from ..progress import CancelToken, Progress
+from ..volumes.image_file import existing
 from .criteria import responses, target_sum
 from .findings import Comparison, Findings, Step, TimePoint
 from .matching import regions
@@ -52,15 +53,23 @@ def compare(
         patients.
     :raises LiverXAILib.errors.InputError: a study cannot be read, or has no liver.
     """
-    if len(studies) < 2:
-        raise UsageError("A comparison needs at least two studies, the oldest first.")
-    if images is not None and len(images) != len(studies):
-        raise UsageError(f"There are {len(studies)} studies and {len(images)} images: name one for each, '-' for none.")
+    check_studies(studies, images)
     context = RunContext(progress, cancel, device)
     read = _studies(studies, images, options or Options(), model, context.part(0.0, 0.4))
     _check_identity(read, other_patient)
     since = _days(read, days)
     return follow(read, since, recist_targets, context.part(0.4, 1.0), (options or Options()).case_label)
+
+
+def check_studies(studies: Sequence[Analysis | Study | str | Path], images: Sequence[str | Path | None] | None) -> None:
+    """Refuse too few studies, and paths where nothing is, before anything is read; errors as of :func:`compare`."""
+    if len(studies) < 2:
+        raise UsageError("A comparison needs at least two studies, the oldest first.")
+    if images is not None and len(images) != len(studies):
+        raise UsageError(f"There are {len(studies)} studies and {len(images)} images: name one for each, '-' for none.")
+    for place in (*studies, *(images or ())):
+        if isinstance(place, str | Path):
+            existing(place)
 
 
 def follow(
@@ -102,7 +111,7 @@ def follow(
     categories = [responses(found_tracks, studies, sums, index) for index in range(1, len(studies))]
     made, left_out = zip(*categories, strict=True)
     findings = Findings(points, tuple(steps), found_tracks, made, left_out, _remarks(studies, steps))
-    context.report("Done", 1.0)
+    context.report("Compared", 1.0)
     return Comparison(findings, tuple(studies), tuple(registrations), case_label)
 
 

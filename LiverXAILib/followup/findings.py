@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..text import counted
 from .registration import Quality
 from .response import Growth, Response
 
@@ -142,9 +143,8 @@ class Findings:
         for point in self.studies:
             when = point.date or ("" if point.days is None else f"day {point.days:g}")
             total = "" if point.target_sum_mm is None else f", targets {point.target_sum_mm} mm"
-            lines.append(
-                f"Study {point.number}  {when:10}  {point.lesion_count} lesions, {point.lesions_ml:.1f} ml{total}"
-            )
+            found = f"{counted(point.lesion_count, 'lesion')}, {point.lesions_ml:.1f} ml"
+            lines.append(f"Study {point.number}  {when:10}  {found}{total}")
         for step in self.steps:
             if step.refused_because:
                 lines.append(f"Study {step.study}: not matched. {step.refused_because}")

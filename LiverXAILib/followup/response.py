@@ -15,6 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..text import counted
+
 #: RECIST 1.1: progression from the nadir in percent and mm, partial response from the baseline in percent.
 PD_PERCENT, PD_MM, PR_PERCENT = 20.0, 5, 30.0
 _ALL_VANISHED = "all lesions of the baseline have vanished, and there is no new one"
@@ -124,7 +126,7 @@ def _new_lesions(reading: Reading) -> str:
     found = []
     if count := len(reading.new_mm):
         sizes = ", ".join(f"{mm:.0f}" for mm in reading.new_mm)
-        found.append(f"{count} new lesion{'s' if count > 1 else ''} ({sizes} mm)")
+        found.append(f"{counted(count, 'new lesion')} ({sizes} mm)")
     if count := reading.came_back:
         found.append(f"{count} lesion{'s' if count > 1 else ''} seen again that had vanished")
     return " and ".join(found)
@@ -155,7 +157,7 @@ def mrecist_response(sums_mm: Sequence[int], *, new_lesions: int, others_left: i
         f"{_signed(grown)} % from the nadir ({nadir} mm)".replace("-", "−")
     )
     if new_lesions:
-        category, rule = "PD", f"{new_lesions} new lesion(s); {steps}"
+        category, rule = "PD", f"{counted(new_lesions, 'new lesion')}; {steps}"
     elif now > nadir and (grown is None or grown >= PD_PERCENT):
         category, rule = "PD", f"{steps}: at least 20 % above the nadir"
     elif now == 0 and others_left:
@@ -180,9 +182,11 @@ def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: i
     baseline, now = sums_mm
     size = _percent(now, baseline)
     density = None if now == 0 else 100 * (hu[1] - hu[0]) / hu[0]
-    steps = f"size {_signed(size)} %, attenuation {_signed(density)} % from the baseline"
+    steps = f"size {_signed(size)} % from the baseline"
+    if density is not None:
+        steps = f"size {_signed(size)} %, attenuation {_signed(density)} % from the baseline"
     if new_lesions:
-        category, rule = "PD", f"{new_lesions} new lesion(s); {steps}"
+        category, rule = "PD", f"{counted(new_lesions, 'new lesion')}; {steps}"
     elif now == 0 and others_left:
         category, rule = "PR", _persist("all target lesions have vanished", others_left)
     elif now == 0:
@@ -197,7 +201,7 @@ def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: i
 
 
 def _persist(what: str, others: int) -> str:
-    return f"{what}, {others} other lesion{' persists' if others == 1 else 's persist'}"
+    return f"{what}, {counted(others, 'other lesion persists', 'other lesions persist')}"
 
 
 def not_evaluable(criteria: str, reason: str) -> Response:

@@ -37,22 +37,13 @@ def named_points(model: ModelSpec, label: str = "tumor") -> dict[str, OperatingP
     return dict(zip(names, points, strict=False))
 
 
-def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
-    """The operating point that a user's word or number stands for; None: the model's own.
+def check_sensitivity(sensitivity: str) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless this is a word or a number that :func:`choose_point` knows.
 
-    :param sensitivity: :data:`STANDARD`, :data:`SURE`, :data:`SENSITIVE`, or false findings a case as a number: the
-        most sensitive point that has no more.
-    :raises LiverXAILib.errors.UsageError: it is none of these, or the card has no such point.
+    Whether a model has such a point, its card says.
     """
-    if sensitivity == STANDARD:
-        return None
-    points = operating_points(model)
-    if not points:
-        raise UsageError(
-            f"Model {model.name!r} has no operating points for tumors in its card. Leave --sensitivity out."
-        )
-    if sensitivity in (SURE, SENSITIVE):
-        return points[0 if sensitivity == SURE else -1]
+    if sensitivity in (SURE, STANDARD, SENSITIVE):
+        return
     try:
         allowed = float(sensitivity)
     except ValueError:
@@ -62,6 +53,26 @@ def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
             f"{sensitivity!r} is not a sensitivity. Give {SURE}, {STANDARD}, {SENSITIVE}, or how many false findings a "
             "case you accept, such as 0.5."
         )
+
+
+def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
+    """The operating point that a user's word or number stands for; None: the model's own.
+
+    :param sensitivity: :data:`STANDARD`, :data:`SURE`, :data:`SENSITIVE`, or false findings a case as a number: the
+        most sensitive point that has no more.
+    :raises LiverXAILib.errors.UsageError: it is none of these, or the card has no such point.
+    """
+    check_sensitivity(sensitivity)
+    if sensitivity == STANDARD:
+        return None
+    points = operating_points(model)
+    if not points:
+        raise UsageError(
+            f"Model {model.name!r} has no operating points for tumors in its card. Leave --sensitivity out."
+        )
+    if sensitivity in (SURE, SENSITIVE):
+        return points[0 if sensitivity == SURE else -1]
+    allowed = float(sensitivity)
     fitting = [point for point in points if point.false_per_case <= allowed]
     if not fitting:
         least = min(point.false_per_case for point in points)

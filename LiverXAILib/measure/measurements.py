@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..text import counted
 from .recist import Recist
 
 #: Of ``measurements.json``; the schema is ``LiverXAILib/report/measurements.schema.json``.
@@ -299,17 +300,28 @@ class Measurements:
             lines.append("Tumor   not looked for by this model")
         else:
             burden = "" if self.tumor_burden_percent is None else f", {self.tumor_burden_percent:.2f} % of the liver"
-            count = f"{self.lesion_count} lesion{'' if self.lesion_count == 1 else 's'}"
+            count = counted(self.lesion_count or 0, "lesion")
             lines.append(f"Tumor   {self.tumor_volume_ml:8.1f} ml{burden}, {count}")
-        lines += [
-            f"  {x.number:>3}   {x.volume_ml:8.2f} ml, {x.axial.long_mm:.1f} × {x.axial.short_mm:.1f} mm axial, "
-            f"{x.mean_hu:.0f} ± {x.sd_hu:.0f} HU" + ("" if x.reliability is None else f"; {x.reliability.describe()}")
-            for x in self.lesions
-        ]
+        lines += [f"  {_line(x, f'{x.mean_hu:.0f} ± {x.sd_hu:.0f} HU')}" for x in self.lesions]
+        if self.candidates:
+            lines.append(f"Not counted: {counted(len(self.candidates), 'candidate')}, marked without being sure")
+            for one in self.candidates:
+                status = "" if one.status == "open" else f", {one.status} by the reader"
+                lines.append(f" C{_line(one, f'{one.mean_hu:.0f} HU{status}')}")
         if self.recist is not None and self.recist.targets:
             numbers = ", ".join(str(number) for number in self.recist.targets)
-            lines.append(f"RECIST  {self.recist.sum_mm:5d} mm, sum of diameters of target lesion(s) {numbers}")
+            targets = "target lesion" if len(self.recist.targets) == 1 else "target lesions"
+            lines.append(f"RECIST  {self.recist.sum_mm:5d} mm, sum of diameters of {targets} {numbers}")
         return "\n".join(lines)
+
+
+def _line(finding: LesionMeasurements | Candidate, hu: str) -> str:
+    """A lesion or a candidate in the summary."""
+    axial, reliability = finding.axial, finding.reliability
+    return (
+        f"{finding.number:>3}   {finding.volume_ml:8.2f} ml, {axial.long_mm:.1f} × {axial.short_mm:.1f} mm axial, {hu}"
+        + ("" if reliability is None else f"; {reliability.describe()}")
+    )
 
 
 def _finding_columns(finding: LesionMeasurements | Candidate) -> dict[str, Any]:

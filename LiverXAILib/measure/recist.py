@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..text import counted
 
 #: A measurable lesion's long axis in mm, on slices of at most 5 mm; on thicker ones it is twice the slice thickness.
 MEASURABLE_MM = 10.0
@@ -51,7 +52,7 @@ def recist(
         chosen = measurable[:MOST_TARGETS]
     else:
         if unknown := sorted(set(targets) - set(long_axes_mm)):
-            raise UsageError(f"There is no lesion {unknown[0]}; there are {len(long_axes_mm)} lesions.")
+            raise UsageError(f"There is no lesion {unknown[0]}; the CT shows {counted(len(long_axes_mm), 'lesion')}.")
         if len(set(targets)) > MOST_TARGETS:
             raise UsageError(f"RECIST 1.1 allows at most {MOST_TARGETS} target lesions in one organ.")
         chosen = tuple(number for number in by_length if number in targets)

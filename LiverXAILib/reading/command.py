@@ -17,9 +17,10 @@ from .. import options
 from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
-from ..inference.sensitivity import STANDARD
+from ..inference.sensitivity import STANDARD, check_sensitivity
 from ..progress import progress_bar
 from ..text import warn
+from ..volumes.image_file import existing
 from ..volumes.volume import Volume
 from .decisions import (
     accept,
@@ -79,10 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
             "Nothing is decided: give --accept, --reject, --merge, --split, --add, --include, --exclude or "
             "--sensitivity."
         )
+    existing(arguments.image)
     provenance = _provenance(arguments.result)
     before = provenance["segmentation"].get("sensitivity", {}).get("asked", STANDARD)
     chosen = dataclasses.replace(options.Options.from_arguments(arguments), sensitivity=before)
-    chosen.require_extras()
+    chosen.require_valid()
+    check_sensitivity(arguments.sensitivity or before)
+    if arguments.sensitivity is None:  # another one gives lesions and candidates other numbers
+        _require_candidates(arguments.result, decisions)
     with progress_bar() as progress:
         analysis = _refined(arguments, chosen, provenance, decisions, RunContext(progress, device=arguments.device))
         written = chosen.save(analysis, arguments.output or arguments.result)
@@ -116,7 +121,8 @@ def _refined(
             f"{arguments.result} was made by model {made_by['name']} {made_by['version']}, which is not the one that "
             f"--model names ({model.spec.name} {model.spec.version})."
         )
-    questions = check_request(model, chosen.explain, chosen.method, chosen.layer)
+    asked = arguments.sensitivity or chosen.sensitivity
+    questions = check_request(model, chosen.explain, chosen.method, chosen.layer, asked)
     volume = chosen.read(arguments.image)
     require_same_ct(arguments.result, provenance, volume)
     own = dataclasses.replace(chosen, explain=(), check=False, answers=False).analyze(
@@ -166,6 +172,19 @@ def require_same_ct(result: Path, provenance: Mapping[str, Any], volume: Volume)
             f"The CT given with {result} is not the CT that it is about: its voxels have another checksum than 'input' "
             "in provenance.json says. Give the CT that was analyzed, or analyze this one."
         )
+
+
+def _require_candidates(folder: Path, decisions: Sequence[Decision]) -> None:
+    """Refuse candidates that the result does not have, before the model's answer is computed again."""
+    try:
+        measured = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
+        known = [one["number"] for one in measured["candidates"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # it is written anew, and the numbers are looked up in what is computed
+    wrong = [number for one in decisions if one.kind == "accept" for number in one.numbers if number not in known]
+    if wrong:
+        there = f"there {'is' if len(known) == 1 else 'are'} {len(known)}" if known else "there is no candidate"
+        raise UsageError(f"There is no candidate {wrong[0]}: {there}.")
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import replacing
+from ..text import counted
 from .config import Data
 from .layouts import TrainingCase
 
@@ -34,7 +35,7 @@ def draw_split(cases: Sequence[TrainingCase], data: Data, seed: int, fold: int =
         validation = [case for case in shuffled if case.name in data.validation_cases]
     elif data.folds is not None:
         if data.folds > len(cases):
-            raise InputError(f"{len(cases)} cases cannot be divided into {data.folds} folds.")
+            raise InputError(f"{counted(len(cases), 'case')} cannot be divided into {data.folds} folds.")
         validation = shuffled[fold :: data.folds]
     else:
         validation = shuffled[: min(len(cases) - 1, max(1, round(data.validation * len(cases))))]

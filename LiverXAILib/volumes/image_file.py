@@ -64,6 +64,16 @@ def image_files(path: Path) -> tuple[Path, ...]:
         return (path,)
 
 
+def is_label_map(path: Path) -> bool:
+    """Whether a voxel has 8 bits, in which no CT fits: air is -1000 HU. Only the header is read; never raises."""
+    try:
+        with reading(path):
+            header = _header(path)
+            return header.dtype.itemsize == 1 and header.scaling == (1.0, 0.0)
+    except InputError:
+        return False
+
+
 def existing(path: str | os.PathLike[str]) -> Path:
     """The path; of a pair .hdr/.img always the header's."""
     path = Path(path)

@@ -61,9 +61,10 @@ def validate_ct(array: np.ndarray, grid: Grid, name: str, *, force: bool = False
     if low == high:
         raise InputError(f"{name} is empty: every voxel has the value {low:g}.")
     if not force and not looks_like_hu(array):
+        known_better = "If you know better, use --force (in Python: force=True)."
         raise InputError(
             f"{name} does not look like CT: its intensities ({low:g} to {high:g}) cannot be Hounsfield units, in which "
-            f"air is -1000, fat -100 and water 0. {advice or 'If you know better, use --force (force=True).'}"
+            f"air is -1000, fat -100 and water 0. {advice or known_better}"
         )
     return array
 

@@ -99,6 +99,14 @@ def read_labels(path: str | os.PathLike[str]) -> Volume:
     return Volume(array, image.grid.ijk_to_lps, metadata)
 
 
+def require_writable_ending(path: Path) -> str:
+    """The ending of a file that :func:`write_volume` can write; else :class:`~LiverXAILib.errors.UsageError`."""
+    ending = image_ending(path)
+    if ending not in WRITABLE:
+        raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(WRITABLE)}.")
+    return ending
+
+
 def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
     """Write a volume as .nii, .nii.gz, .nrrd or .mha (compressed except .nii), replacing an older file at once.
 
@@ -109,9 +117,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
     :raises LiverXAILib.errors.InputError: the file cannot be written there.
     """
     path = Path(path)
-    ending = image_ending(path)
-    if ending not in WRITABLE:
-        raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(WRITABLE)}.")
+    ending = require_writable_ending(path)
     if FILE_FORMATS[ending] == "NIfTI" and volume.grid.is_sheared:
         raise UsageError(f"Cannot write {path}: NIfTI cannot hold a sheared image (gantry tilt). Use .nrrd or .mha.")
     try:

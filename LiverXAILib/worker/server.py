@@ -32,6 +32,7 @@ from ..context import RunContext
 from ..errors import DeviceError, UsageError, is_memory
 from ..progress import CancelToken, Progress
 from ..subprocesses import Channel, volunteer_for_the_oom_killer
+from ..text import counted
 from .wire import KINDS, Explained, pack_analysis, pack_explained, unpack_segmentation, unpack_volume
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ class RequestHandler:
         from ..options import Options
 
         chosen = Options.from_mapping({"scene": False, **options})
-        chosen.require_extras()
+        chosen.require_valid()
 
         if self._analysis is None or self._analysis[0] != token:
             raise UsageError("The analysis is no longer held, so it cannot be written. Press Apply again.")
@@ -314,7 +315,7 @@ class RequestHandler:
         import torch
 
         threads = torch.get_num_threads()
-        devices = {"cpu": f"CPU, {threads} thread{'' if threads == 1 else 's'}"}
+        devices = {"cpu": f"CPU, {counted(threads, 'thread')}"}
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 properties = torch.cuda.get_device_properties(index)

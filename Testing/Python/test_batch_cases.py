@@ -45,7 +45,7 @@ def test_images_are_found_at_any_depth_and_other_files_are_not(tmp_path):
 
 def test_a_header_and_its_voxels_are_one_case_that_both_decide(tmp_path):
     for name in ("ct.mhd", "n.nhdr"):
-        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)), str(tmp_path / name))
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(tmp_path / name))
     found = find_cases(tmp_path)
     assert labels(found) == ["ct.mhd", "n.nhdr"]
     assert found.cases[0].files == (tmp_path / "ct.mhd", tmp_path / "ct.raw")
@@ -53,6 +53,23 @@ def test_a_header_and_its_voxels_are_one_case_that_both_decide(tmp_path):
     before = stamp(found.cases[0].files), content_hash(found.cases[0].files)
     (tmp_path / "ct.raw").write_bytes(b"changed in size")
     assert (stamp(found.cases[0].files), content_hash(found.cases[0].files)) != before
+
+
+def test_a_phantom_and_other_cts_with_their_label_maps_are_one_case_each(tmp_path):
+    """In every format, with the voxels in a file of their own, and whatever the label map is called."""
+    rng = np.random.default_rng(0)
+    ct = sitk.GetImageFromArray(rng.integers(-1000, 500, (4, 4, 4)).astype(np.int16))
+    truth = sitk.GetImageFromArray(rng.integers(0, 3, (4, 4, 4)).astype(np.uint8))
+    sitk.WriteImage(ct, str(tmp_path / "phantom.nii.gz"))
+    for name in ("phantom-truth.nrrd", "labels.nii.gz", "mask.mha", "parts.mhd", "signed.nrrd"):
+        image = sitk.Cast(truth, sitk.sitkInt8) if name.startswith("signed") else truth
+        sitk.WriteImage(image, str(tmp_path / name))
+    found = find_cases(tmp_path)
+    assert labels(found) == ["phantom.nii.gz"]
+    assert {name for name, reason in found.passed_over if reason.startswith("a label map")} == {
+        "phantom-truth.nrrd", "labels.nii.gz", "mask.mha", "parts.mhd", "signed.nrrd",
+    }  # fmt: skip
+    assert not [reason for _, reason in found.passed_over if "no header" in reason]
 
 
 def test_results_links_in_circles_and_segmentations_are_not_searched(tmp_path):

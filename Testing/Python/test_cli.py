@@ -251,3 +251,68 @@ def test_the_documentation_shows_what_every_command_says_of_itself():
 
     page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
     assert [name for name in _COMMANDS if f"generated/help-{name}.txt" not in page] == []
+
+
+def help_of(command: str) -> str:
+    from LiverXAILib.cli import _parser
+
+    parser = _parser(command)
+    (commands,) = (action for action in parser._actions if hasattr(action, "choices") and action.choices)
+    return str(commands.choices[command].format_help())
+
+
+def test_every_example_in_the_help_can_be_typed():
+    from LiverXAILib import options
+    from LiverXAILib.cli import _COMMANDS, _parser
+    from LiverXAILib.explain import Target
+
+    seen = 0
+    for command in _COMMANDS:
+        for line in help_of(command).splitlines():
+            if line.strip().startswith("liverxai "):
+                words = line.strip().removeprefix("liverxai ").split()
+                _parser(words[0]).parse_args(options.separate_lists(words))
+                seen += 1
+    assert seen >= 3
+    targets = options.EXAMPLES.partition("targets of --explain:")[2].partition("examples:")[0].split("\n")
+    written = [line.split()[0] for line in targets if line.strip()]
+    assert len(written) >= 6
+    for text in written:
+        assert str(Target.parse(text)) == text
+    assert all(text in help_of("batch") for text in written)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["analyze", "CT", "-o", "out", "--explain=point:LPS:1,2,3"], 2, "is not something that can be explained"),
+        (["analyze", "CT", "-o", "out", "--method", "magic"], 2, "There is no explanation method 'magic'"),
+        (["analyze", "CT", "-o", "out", "--sensitivity", "high"], 2, "'high' is not a sensitivity"),
+        (["analyze", "CT", "-o", "out", "--write=nothing"], 2, "There is no output 'nothing'"),
+        (["analyze", "missing.nii.gz", "-o", "out"], 1, "There is no file or folder missing.nii.gz"),
+        (["analyze", "CT", "-o", "out", "--segmentation", "missing.nrrd"], 1, "no file or folder missing.nrrd"),
+        (["analyze", "CT", "-o", "out", "--prior", "missing"], 1, "There is no file or folder missing"),
+        (["analyze", "CT", "-o", "out", "--prior", ".", "--prior-image", "no.nii"], 1, "no file or folder no.nii"),
+        (["batch", ".", "-o", "out", "--explain=lesion:x"], 2, "is not something that can be explained"),
+        (["batch", ".", "-o", "out", "--sensitivity", "nan"], 2, "'nan' is not a sensitivity"),
+        (["phantom", "-o", "phantom"], 2, "give it one of the endings"),
+        (["phantom", "-o", "phantom.txt"], 2, "give it one of the endings"),
+        (["compare", ".", "-o", "out"], 2, "at least two studies"),
+        (["compare", ".", "missing", "-o", "out"], 1, "There is no file or folder missing"),
+        (["compare", ".", ".", "--images", "no.nii", "-", "-o", "out"], 1, "There is no file or folder no.nii"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_a_model_is_loaded_or_anything_computed(
+    tmp_path, monkeypatch, capsys, words, code, says
+):
+    def never(*_args, **_keywords):
+        raise AssertionError("too early")
+
+    monkeypatch.chdir(tmp_path)
+    write_good(tmp_path / "ct.nii.gz")
+    monkeypatch.setattr("LiverXAILib.models.load_model", never)
+    monkeypatch.setattr("LiverXAILib.phantoms.make_phantom", never)
+    monkeypatch.setattr("LiverXAILib.batch.command.find_cases", never)
+    assert main([word.replace("CT", "ct.nii.gz") for word in words]) == code
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

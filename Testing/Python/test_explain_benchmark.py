@@ -66,7 +66,7 @@ def test_each_map_is_examined_and_written_to_a_table_and_a_picture(tmp_path):
     assert rows[1]["spearman_noise"] == pytest.approx(spearman(alone, noisy), abs=1e-3)
 
     table, text, picture = write_benchmark(rows, tmp_path / "new")
-    assert text.read_text(encoding="utf-8").startswith("Maps of 1 lesions")
+    assert text.read_text(encoding="utf-8").startswith("Maps of 1 lesion;")
     with table.open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [float(row["gain"]) for row in read] == [row["gain"] for row in rows]

@@ -258,7 +258,7 @@ def test_a_study_without_a_liver_or_of_a_model_without_tumors_is_refused(tmp_pat
         changed = dataclasses.replace(analysis, measurements=dataclasses.replace(analysis.measurements, **change))
         with pytest.raises(lx.LiverXAIError, match=words):
             study_of(changed, "Study 1")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="There is no file or folder"):
         compare([tmp_path / "nothing", tmp_path / "nothing"])
     lx.write_analysis(analysis, tmp_path / "whole", report=False)
     for name, words in (("measurements.json", "damaged"), ("provenance.json", "not a whole result")):

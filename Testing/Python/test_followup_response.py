@@ -110,7 +110,11 @@ def test_mrecist_measures_what_is_viable(sums, new, expected):
     ],
 )
 def test_choi_takes_size_or_attenuation(sums, hu, new, expected):
-    assert choi_response(sums, hu, new_lesions=new).category == expected
+    response = choi_response(sums, hu, new_lesions=new)
+    assert response.category == expected
+    assert "– %" not in response.rule
+    assert ("attenuation" in response.rule) == (expected != "CR")
+    assert ("1 new lesion;" in response.rule) == (new == 1)
 
 
 def test_a_lesion_that_doubles_three_times_in_ninety_days_doubles_in_thirty():

@@ -110,6 +110,15 @@ def test_a_piece_that_the_model_is_not_sure_of_is_a_candidate_and_not_counted():
     assert analysis(probability=False).measurements.candidates == ()
 
 
+def test_the_summary_names_candidates_that_do_not_count_and_what_the_reader_decided():
+    lines = analysis().measurements.summary().splitlines()
+    assert "Not counted: 1 candidate, marked without being sure" in lines
+    (candidate,) = (line for line in lines if line.startswith(" C"))
+    assert candidate.split()[:4] == ["C", "1", f"{UNSURE.sum() * 12 / 1000:.2f}", "ml,"]
+    assert refine(analysis(), [accept(1)]).measurements.summary().splitlines()[-2].endswith("accepted by the reader")
+    assert "Not counted" not in analysis(probability=False).measurements.summary()
+
+
 def test_rims_of_lesions_specks_and_what_lies_outside_the_liver_are_no_candidates():
     one = analysis()
     values = one.segmentation.probabilities["tumor"].array.copy()
@@ -457,6 +466,8 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
         ([], "Nothing is decided"),
         (["--add", "12,3"], "is not a place"),
         (["--reject", "9"], "There is no lesion 9"),
+        (["--accept", "1"], "There is no candidate 1: there is no candidate"),
+        (["--sensitivity", "much"], "'much' is not a sensitivity"),
     ],
 )
 def test_a_decision_that_makes_no_sense_is_refused(analyzed, toy_model, capsys, words, says):

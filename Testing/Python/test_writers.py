@@ -166,10 +166,10 @@ def test_a_default_output_that_is_not_installed_is_left_out_but_one_that_was_ask
     for name in ("scene", "report"):
         monkeypatch.setitem(WRITERS, name, dataclasses.replace(WRITERS[name], requirement=missing))
     assert "scene" not in {writer.name for writer in Options().writers()}
-    Options().require_extras()
+    Options().require_valid()
     for asked in ({"report": True}, {"scene": True}, {"write": ["scene"]}):
         with pytest.raises(UsageError, match="Needs more"):
-            Options.from_mapping(asked).require_extras()
+            Options.from_mapping(asked).require_valid()
 
 
 def test_the_command_line_writes_what_is_asked_for(tmp_path, capsys):

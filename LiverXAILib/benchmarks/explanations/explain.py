@@ -43,6 +43,7 @@ from ...inference import Segmentation, segment, select_device
 from ...inference.lesions import lesion_count
 from ...models import Model, load_model
 from ...progress import CancelToken, Progress, scaled
+from ...text import counted
 from ...volumes.volume import Volume
 
 #: Each lesion found, up to so many of a case, the largest first.
@@ -262,11 +263,12 @@ def format_table(rows: Sequence[Row]) -> str:
     lesions = [row for row in rows if row["target"].startswith("lesion:")]
     others = [row for row in rows if not row["target"].startswith("lesion:")]
     lines = []
-    for title, group in (("lesions", lesions), *((one, [row for row in others if row["target"] == one])
+    for title, group in (("lesion", lesions), *((one, [row for row in others if row["target"] == one])
                          for one in dict.fromkeys(row["target"] for row in others))):  # fmt: skip
         if group:
             count = len({(row["case"], row["target"]) for row in group})
-            lines += [f"Maps of {count} {title}; in brackets 95 % intervals over them.", "", *_method_table(group), ""]
+            words = counted(count, title, f"{title}s" if title == "lesion" else title)
+            lines += [f"Maps of {words}; in brackets 95 % intervals over them.", "", *_method_table(group), ""]
     controls = {
         "case": "case",
         "target": "question",

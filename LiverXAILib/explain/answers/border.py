@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...text import counted
 from .answer import Answer
 
 
@@ -46,8 +47,7 @@ class BorderNeed(Answer):
         far = sum(place["points"] for place in e["far"])
         if not far:
             return f"{text} Nowhere does the border hang on what is farther than {reach} away."
-        places = "place" if far == 1 else "places"
-        text += f" In {far} {places} ({far / count:.0%}) the border hangs on what is farther than {reach} away"
+        text += f" In {counted(far, 'place')} ({far / count:.0%}) the border hangs on what is farther than {reach} away"
         return f"{text}, mostly {e['far'][0]['where']}: look at the border there."
 
 

@@ -99,7 +99,8 @@ def explain_regions(
             if refusals is None:
                 raise
             refusals.append(f"Not divided among parts: {target.describe()}. {error}")
-    context.report("Divided", 1.0)
+    if targets:
+        context.report("Divided", 1.0)
     return answers
 
 
