@@ -257,7 +257,7 @@ def _identify(store: Store, settings: Settings, screen: Screen, python: str) -> 
 def _tell(summary: RunSummary, screen: Screen, files: Sequence[Path], damage: Sequence[str]) -> None:
     """The end of a run in a few lines."""
     done, failed = len(summary.done), len(summary.failed)
-    before = f", {summary.done_before} were done before" if summary.done_before else ""
+    before = f", {counted(summary.done_before, 'was', 'were')} done before" if summary.done_before else ""
     before += f", {summary.failed_before} had failed before" if summary.failed_before else ""
     screen.say(f"{done} done, {failed} failed{before}.")
     if not summary.exit_code and not done:

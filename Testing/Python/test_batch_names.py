@@ -113,17 +113,21 @@ def test_tables_logs_and_manifest_name_no_patient_and_a_private_table_says_who_i
 def test_a_batch_goes_on_under_the_other_names_without_doing_a_case_again(place, tmp_path):
     write_good(tmp_path / "in" / "jane.nii.gz")
     arguments = (tmp_path / "in", "-o", tmp_path / "out", "--model", place.model, *FAST)
-    assert run(*arguments, env=place.env).returncode == 0
+    first = run(*arguments, env=place.env)
+    assert first.returncode == 0
     assert naming(tmp_path / "out") == []
     again = run(*arguments, env=place.env)
-    assert "1 were done before" in again.stdout
+    assert "1 was done before" in again.stdout
     named = run_batch(*arguments, env=place.env)
-    assert "1 were done before" in named.stdout, named.stdout
+    assert "1 was done before" in named.stdout, named.stdout
     (row,) = rows(tmp_path / "out" / "cases.csv")
     assert (row["case"], row["image"]) == ("jane.nii.gz", str(tmp_path / "in" / "jane.nii.gz"))
     assert [path.name for path in (tmp_path / "out" / "cases").iterdir()] == [row["folder"]]
     assert "jane" in row["folder"]
-    assert "1 were done before" in run(*arguments, env=place.env).stdout
+    assert "hold the names of files" not in first.stdout + again.stdout
+    last = run(*arguments, env=place.env)
+    assert "1 was done before" in last.stdout
+    assert "An earlier run into this folder was told --keep-names" in last.stdout
     (row,) = rows(tmp_path / "out" / "cases.csv")
     assert "jane" not in str(row)
     assert [line["state"] for line in final_states(tmp_path / "out").values()] == ["done"] * 2
