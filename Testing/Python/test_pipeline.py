@@ -157,6 +157,23 @@ def test_what_is_known_of_one_patient_is_measured_with_and_kept(volume_and_truth
     assert [target["number"] for target in known["recist_targets"]] == [1]
 
 
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({"targets": ()}, set()),
+        ({"targets": ("liver",), "answers": False}, {"Explained"}),
+        ({"targets": ("lesion:1",)}, {"Explained", "Changed"}),
+    ],
+)
+def test_no_step_is_reported_that_was_not_done(volume_and_truth, asked, steps):
+    said: list[str] = []
+    volume, _ = volume_and_truth
+    analyze(volume, threshold_model(), device="cpu", progress=lambda stage, _: said.append(stage), **asked)
+    assert {"Explained", "Changed", "Divided"} & set(said) == steps
+    assert said[-1] == "Analyzed"
+    assert "Done" not in said
+
+
 def test_a_chain_of_a_locator_and_a_finer_network_is_told_apart_in_all_that_is_written(volume_and_truth, tmp_path):
     volume, truth = volume_and_truth
     coarse = {"name": "locator", "spacing": (6.0, 6.0, 6.0), "labels": {"liver": ("liver",)}}
