@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
@@ -19,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from training_toys import ball_case, threshold_model, tiny, write_msd
 
 from LiverXAILib import cli
@@ -254,29 +258,30 @@ def test_folds_are_trained_one_after_the_other_and_judged_together(data: Path, t
 # --- two processes ------------------------------------------------------------------------------------------------
 
 
+def train_and_tell(path: str) -> tuple[int, str]:
+    """The command in a process of its own: its exit code and what it said."""
+    rank_zero_only.rank = int(os.environ["RANK"])  # a fresh process reads it as it imports Lightning
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = cli.main(["train", path])
+    return code, said.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork, and fresh processes import for a minute")
 def test_two_processes_do_what_one_does_with_batches_twice_as_large(data: Path, tmp_path: Path) -> None:
     changes = {"training__optimizer": "sgd", "training__epochs": 1}
     train(tiny(data, tmp_path / "one", **changes), say=silent)
     two = tiny(data, tmp_path / "two", training__batch_size=1, hardware__devices=2, hardware__strategy="ddp", **changes)
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(two.plain()), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "LiverXAILib", "train"]
-    result = subprocess.run(
-        [sys.executable, *command, str(path)], env=environment, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("training and 1 validation cases") == 1  # only the first process speaks
+    torchrun = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    ended = elastic_launch(torchrun, train_and_tell)(str(path))
+    assert [code for code, _ in ended.values()] == [0, 0]
+    assert "".join(said for _, said in ended.values()).count("training and 1 validation cases") == 1  # the first
     one, both = (checkpoint(tmp_path / name) for name in ("one", "two"))
     assert both["global_step"] == one["global_step"] == 3
     assert_same_weights(one["state_dict"], both["state_dict"], rtol=1e-4, atol=1e-5)
     for row, other in zip(one["liverxai"]["rows"], both["liverxai"]["rows"], strict=True):
         assert row == pytest.approx(other, rel=1e-4, nan_ok=True)
-
-
-def test_lightning_is_imported_without_torchvision() -> None:
-    code = "import sys, LiverXAILib.training.learner; sys.exit('torchvision' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_each_sample_of_an_epoch_is_drawn_once_whatever_the_number_of_processes() -> None:
@@ -511,15 +516,17 @@ def test_an_unusable_case_is_named_before_training_begins(data: Path, tmp_path: 
 # --- Slicer -------------------------------------------------------------------------------------------------------
 
 
-def test_the_script_for_slicer_trains_and_reports_its_exit_code(data: Path, whole: Config, tmp_path: Path) -> None:
+def test_the_script_for_slicer_trains_without_torchvision_and_reports_its_exit_code(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(whole.plain()), encoding="utf-8")  # a run that is done: it is only finished again
+    config = tiny(data, tmp_path / "run", training__epochs=1)
+    path.write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "Testing"), "OMP_NUM_THREADS": "1"}
+    listed = {"PYTHONPROFILEIMPORTTIME": "1"}  # Python lists on standard error what it imports
     script = ROOT / "LiverXAI" / "Scripts" / "train_slicer.py"
     slicer = ["-m", "slicerhost", "--no-splash", "--no-main-window", "--python-script", str(script)]
     result = subprocess.run(
         [sys.executable, *slicer, "--config", str(path)],
-        env=environment,
+        env={**environment, **listed},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -528,6 +535,10 @@ def test_the_script_for_slicer_trains_and_reports_its_exit_code(data: Path, whol
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert "The model is in" in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert {"lightning.pytorch", "LiverXAILib.training.learner"} <= imported
+    # Attempts are listed as well; where torchvision is there, this module of its own follows.
+    assert "torchvision.extension" not in imported, "Slicer's PyTorch comes without torchvision"
     result = subprocess.run(
         [sys.executable, str(script), "--config", str(tmp_path / "missing.yaml")],
         env=environment,
