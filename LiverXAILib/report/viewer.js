@@ -22,6 +22,7 @@
   const image = await unpack(data.image);
   const labels = await unpack(data.labels);
   const maps = await Promise.all(data.maps.map((map) => unpack(map.data)));
+  const candidates = data.candidates.data && await unpack(data.candidates.data);
   const strides = [1, ni, ni * nj];
   // The CT, and the CT without each lesion that was replaced.
   const edits = await Promise.all(data.edits.map(async (edit) => ({ ...edit, values: await unpack(edit.data) })));
@@ -86,26 +87,27 @@
     }
   };
 
-  const strokeOutlines = (plane, context, width, height, scaleX, scaleY) => {
+  // The outline of the voxels that `holds` says yes to, by their index.
+  const strokeOutline = (plane, context, width, height, holds, color, dashes) => {
     const indexAt = indexer(plane);
-    for (const label of Object.values(data.names)) {
-      const inside = (x, y) =>
-        x >= 0 && y >= 0 && x < width && y < height && label.values.includes(labels[indexAt(x, y)]);
-      context.beginPath();
-      for (let y = 0; y < height; y++) {
-        for (let x = 0; x < width; x++) {
-          if (!inside(x, y)) continue;
-          const [left, top, right, bottom] = [x * scaleX, y * scaleY, (x + 1) * scaleX, (y + 1) * scaleY];
-          if (!inside(x - 1, y)) { context.moveTo(left, top); context.lineTo(left, bottom); }
-          if (!inside(x + 1, y)) { context.moveTo(right, top); context.lineTo(right, bottom); }
-          if (!inside(x, y - 1)) { context.moveTo(left, top); context.lineTo(right, top); }
-          if (!inside(x, y + 1)) { context.moveTo(left, bottom); context.lineTo(right, bottom); }
-        }
+    const [scaleX, scaleY] = [context.canvas.width / width, context.canvas.height / height];
+    const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && holds(indexAt(x, y));
+    context.beginPath();
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        if (!inside(x, y)) continue;
+        const [left, top, right, bottom] = [x * scaleX, y * scaleY, (x + 1) * scaleX, (y + 1) * scaleY];
+        if (!inside(x - 1, y)) { context.moveTo(left, top); context.lineTo(left, bottom); }
+        if (!inside(x + 1, y)) { context.moveTo(right, top); context.lineTo(right, bottom); }
+        if (!inside(x, y - 1)) { context.moveTo(left, top); context.lineTo(right, top); }
+        if (!inside(x, y + 1)) { context.moveTo(left, bottom); context.lineTo(right, bottom); }
       }
-      context.lineWidth = 1.6;
-      context.strokeStyle = `rgb(${label.color.join(",")})`;
-      context.stroke();
     }
+    context.lineWidth = 1.6;
+    context.setLineDash(dashes);
+    context.strokeStyle = `rgb(${color.join(",")})`;
+    context.stroke();
+    context.setLineDash([]);
   };
 
   const markPosition = (plane, context, canvas, height) => {
@@ -149,7 +151,12 @@
     context.imageSmoothingQuality = "high";
     context.drawImage(small, 0, 0, canvas.width, canvas.height);
     if (controls.outlines.checked) {
-      strokeOutlines(plane, context, width, height, canvas.width / width, canvas.height / height);
+      for (const label of Object.values(data.names)) {
+        strokeOutline(plane, context, width, height, (n) => label.values.includes(labels[n]), label.color, []);
+      }
+    }
+    if (candidates && controls.candidates.checked) {
+      strokeOutline(plane, context, width, height, (n) => candidates[n] > 0, data.candidates.color, [4, 3]);
     }
     markPosition(plane, context, canvas, height);
     const slider = root.querySelector(`input[data-plane="${name}"]`);
@@ -166,7 +173,8 @@
     const hu = data.lowest_hu + stored * data.step_hu;
     const bound = stored === 0 ? "at most " : stored === 255 ? "at least " : "about ";
     const label = data.names[labels[index]];
-    status.textContent = `${place} mm: ${bound}${hu} HU, ${label ? label.name : "no label"}`;
+    const candidate = candidates && candidates[index] > 0 ? ", a candidate" : "";
+    status.textContent = `${place} mm: ${bound}${hu} HU, ${label ? label.name : "no label"}${candidate}`;
   };
 
   let scheduled = false;
@@ -245,12 +253,15 @@
   });
   controls.preset.addEventListener("change", () => choosePreset(controls.preset.value));
   controls.map.addEventListener("change", () => { state.map = Number(controls.map.value); update(); });
-  for (const name of ["outlines", "opacity", "threshold"]) controls[name].addEventListener("input", update);
+  controls.candidates.parentElement.hidden = !candidates;
+  for (const name of ["outlines", "candidates", "opacity", "threshold"]) controls[name].addEventListener("input", update);
 
-  for (const button of document.querySelectorAll("button[data-lesion]")) {
+  for (const button of document.querySelectorAll("button[data-lesion], button[data-candidate]")) {
+    const { lesion, candidate } = button.dataset;
+    const place = lesion ? data.lesions[lesion] : data.candidates.places[candidate];
     button.disabled = false;
     button.addEventListener("click", () => {
-      moveTo(data.lesions[button.dataset.lesion].map((mm, axis) => (mm - data.origin[axis]) / data.spacing[axis]));
+      moveTo(place.map((mm, axis) => (mm - data.origin[axis]) / data.spacing[axis]));
       root.scrollIntoView({ block: "nearest" });
     });
   }

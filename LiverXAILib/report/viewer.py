@@ -15,6 +15,7 @@ import numpy as np
 
 from ..analysis import Analysis
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
+from ..inference.lesions import numbered_candidates
 from ..models.spec import LabelSpec
 from ..volumes.box import Box
 from ..volumes.resample import resample
@@ -28,6 +29,7 @@ MAX_VOXELS = 2_400_000
 #: Of compression: a twentieth larger than by zlib at its best, in a twentieth of the time.
 _LEVEL = 2
 _MARGIN_MM = 25.0
+_CANDIDATE_COLOR = (240, 220, 60)
 _FINEST_MM = (1.0, 1.0, 1.5)
 _AIR_HU = -1024.0
 
@@ -62,6 +64,11 @@ def viewer_data(analysis: Analysis) -> dict[str, Any]:
         ],
         "edits": list(_edits(grid, analysis)),
         "lesions": {lesion.number: list(lesion.centroid_lps_mm) for lesion in analysis.measurements.lesions},
+        "candidates": {
+            "data": None if (mask := _candidates_on(grid, analysis)) is None else _packed(mask),
+            "color": list(_CANDIDATE_COLOR),
+            "places": {one.number: list(one.place_lps_mm) for one in analysis.measurements.candidates},
+        },
         "presets": presets(analysis),
         "heat_colors": [list(color) for color in HEAT_COLORS],
         "heat_threshold": VISIBLE_HEAT,
@@ -128,6 +135,19 @@ def _labels_on(grid: Grid, analysis: Analysis) -> np.ndarray:
         result[share > best] = spec.value
         best = np.maximum(share, best)
     return result
+
+
+def _candidates_on(grid: Grid, analysis: Analysis) -> np.ndarray | None:
+    """Where candidates are that the reader has not accepted: 1 in voxels that are for the most part theirs; None
+    where there are none."""
+    shown = [one.number for one in analysis.measurements.candidates if one.status != "accepted"]
+    segmentation = (analysis.own or analysis).segmentation  # candidates are the model's
+    box, numbers = numbered_candidates(segmentation)
+    if not shown or not numbers.size:
+        return None
+    part = segmentation.labels.grid.cropped(box)
+    share = resample(np.isin(numbers, shown).astype(np.float32), part, grid).numpy()
+    return (share > 0.5).astype(np.uint8)
 
 
 def _values_of(spec: LabelSpec, specs: Sequence[LabelSpec]) -> set[int]:

@@ -155,6 +155,74 @@ def test_the_viewer_holds_the_ct_without_a_lesion_and_elsewhere_the_ct(name: str
     assert np.abs(values[outside].astype(int) - image[there][outside]).max() <= 1
 
 
+def _with_candidate(analysis: Analysis) -> tuple[Analysis, np.ndarray]:
+    """The analysis of a model that is not sure of a ball in the liver, and where that is (bool, k, j, i)."""
+    from LiverXAILib.measure import measure
+
+    labels = analysis.segmentation.labels
+    liver, tumor = labels.array == 1, labels.array == 2
+    distance = ndimage.distance_transform_edt(liver)
+    center = np.unravel_index(int(distance.argmax()), labels.shape)
+    places = np.stack(np.indices(labels.shape), -1) - center
+    ball = np.linalg.norm(places * labels.spacing[::-1], axis=-1) < 8
+    probability = np.where(tumor, 0.98, np.where(ball, 0.7, 0.01)).astype(np.float16)
+    provenance = {**analysis.segmentation.provenance, "peak_probability": {"tumor": 0.9}}
+    segmentation = dataclasses.replace(
+        analysis.segmentation, probabilities={"tumor": labels.with_array(probability)}, provenance=provenance
+    )
+    measured = measure(analysis.volume, segmentation)
+    assert len(measured.candidates) == 1
+    return dataclasses.replace(analysis, segmentation=segmentation, measurements=measured), ball
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_the_viewer_holds_candidates_where_they_are_until_they_are_accepted(name: str) -> None:
+    analysis, ball = _with_candidate(_analysis(DIRECTIONS[name]))
+    data = viewer_data(analysis)
+    mask = np.frombuffer(gzip.decompress(base64.b64decode(data["candidates"]["data"])), np.uint8).reshape(data["shape"])
+    found = np.array(data["origin"]) + np.argwhere(mask).mean(axis=0)[::-1] * data["spacing"]
+    true = analysis.volume.grid.to_lps(np.argwhere(ball).mean(axis=0)[::-1])
+    assert np.abs(found - true).max() < 1.0
+    assert mask.sum() * np.prod(data["spacing"]) == pytest.approx(
+        ball.sum() * analysis.volume.grid.voxel_volume_mm3, rel=0.1
+    )
+    accepted = tuple(dataclasses.replace(one, status="accepted") for one in analysis.measurements.candidates)
+    measured = dataclasses.replace(analysis.measurements, candidates=accepted)
+    assert viewer_data(dataclasses.replace(analysis, measurements=measured))["candidates"]["data"] is None
+
+
+@browser_needed
+def test_candidates_are_outlined_can_be_hidden_and_are_a_click_away(browser: object, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    analysis, _ = _with_candidate(_analysis())
+    write_report(analysis, tmp_path / "report.html")
+    browser.get((tmp_path / "report.html").as_uri())
+    WebDriverWait(browser, 60).until(
+        lambda driver: driver.execute_script("return document.getElementById('viewer').dataset.ready") == "true"
+    )
+    browser.execute_script("document.querySelector('details.candidates').open = true;")
+    browser.find_element("css selector", "button[data-candidate='1']").click()
+    _settle(browser)
+    assert _status(browser).endswith("liver, a candidate")
+    _set(browser, "map", "-1")
+    _set(browser, "outlines", False)
+
+    def yellow() -> int:
+        pixels = _pixels(browser, "axial")[60:-60, 60:-60]
+        return int(((pixels[..., 0] - pixels[..., 2] > 60) & (pixels[..., 1] - pixels[..., 2] > 60)).sum())
+
+    assert yellow() > 20
+    _set(browser, "candidates", False)
+    assert yellow() == 0
+
+
+@browser_needed
+def test_without_candidates_there_is_no_switch_for_them(page: object) -> None:
+    hidden = "return document.querySelector('[data-control=candidates]').parentElement.offsetParent === null"
+    assert page.execute_script(hidden)
+
+
 def test_large_images_are_kept_small_and_whole() -> None:
     from LiverXAILib.inference.segmentation import Segmentation
     from LiverXAILib.models.spec import LIVER
