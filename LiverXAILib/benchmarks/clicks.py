@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,9 @@ def _random_walker(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...],
     markers = np.where((squares > 22.0**2) | ~liver[box], 2, 0).astype(np.int8)
     markers[squares <= 1.5**2] = 1
     found = np.zeros(array.shape, bool)
-    found[box] = random_walker(array[box], markers, beta=500, mode="cg_j", tol=1e-2, spacing=spacing[::-1]) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The probability range is outside")  # by the tolerance chosen here
+        found[box] = random_walker(array[box], markers, beta=500, mode="cg_j", tol=1e-2, spacing=spacing[::-1]) == 1
     return found
 
 

@@ -3,7 +3,7 @@
 
 It sees a cube of the CT around the first click: HU from the liver's median, the liver, the clicks in the lesion, the
 clicks that are not, and its own answer before the last click (as Sofiiuk et al., ICIP 2022). Small lesions are seen at
-1 mm, larger ones at 2 mm. ``python -m recipes.clicks`` trains it, ``liverxai benchmark clicks`` measures it.
+1 mm, larger ones at 2 or 4 mm. ``python -m recipes.clicks`` trains it, ``liverxai benchmark clicks`` measures it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from ..volumes.volume import Grid, Volume
 
 #: Voxels along each side of the cube.
 SIZE = 32
-#: Sizes of its voxels, from small lesions to large ones, in mm.
-SCALES_MM = (1.0, 2.0)
-#: Larger lesions (a ball of 20 mm) are looked at with larger voxels.
+#: Sizes of its voxels, from small lesions to large ones, in mm: a lesion that reaches the sides of a cube is looked at
+#: with larger ones.
+SCALES_MM = (1.0, 2.0, 4.0)
+#: So are larger lesions (a ball of 20 mm) than fit the smallest cube well.
 _LARGE_MM3 = 4200.0
 #: Of each click in the network's input: standard deviation in voxels.
 _CLICK_VOXELS = 2.0
@@ -116,6 +117,11 @@ class CubeOutline:
     logit: torch.Tensor
     at_sides: float
 
+    @property
+    def reach_mm(self) -> float:
+        """From the click to the sides of the cube."""
+        return SIZE / 2 * self.grid.spacing[0]
+
 
 def outline_by_network(
     volume: Volume,
@@ -159,6 +165,7 @@ def outline_by_network(
         sides = found.clone()
         sides[2:-2, 2:-2, 2:-2] = False
         at_sides = float(sides.sum()) / max(1.0, float(found.sum()))
-        if last or (at_sides == 0 and float(found.sum()) * scale**3 < _LARGE_MM3):
+        fits = at_sides == 0 and (scale != SCALES_MM[0] or float(found.sum()) * scale**3 < _LARGE_MM3)
+        if last or fits:
             break
     return CubeOutline(cube, logit, at_sides)

@@ -173,9 +173,10 @@ def _by_both(near: _Neighborhood, place_lps_mm: Point) -> np.ndarray | None:
 
     Elsewhere the network's: contrast alone leaks out of faint lesions, and breaks off in noise.
     """
-    network, is_large = _by_network(near, [Click(place_lps_mm)])
+    network, reach = _by_network(near, [Click(place_lps_mm)])
     # Of a lesion that fits what the network sees, nothing lies farther away.
-    around = near if is_large else near.within(SCALES_MM[-1] * SIZE / 2)
+    is_large = reach is None
+    around = near if reach is None else near.within(reach)
     found = _by_either_contrast(around)
     contrast = None if found is None else around.on(near, found)
     if contrast is None:
@@ -189,23 +190,24 @@ def _by_both(near: _Neighborhood, place_lps_mm: Point) -> np.ndarray | None:
 
 def _by_network(
     near: _Neighborhood, clicks: list[Click], before: Volume | None = None
-) -> tuple[np.ndarray | None, bool]:
-    """What the network outlines, None where it finds nothing; and whether the lesion is larger than what it sees."""
+) -> tuple[np.ndarray | None, float | None]:
+    """What the network outlines, None where it finds nothing; and how far it looked in mm, None if the lesion goes on
+    beyond."""
     grid = near.volume.grid
     part = near.volume.cropped(near.box)
     organ = Volume(near.organ, part.ijk_to_lps)
     found = outline_by_network(part, organ, near.median, clicks, before)
     if found.at_sides > _MOST_AT_SIDES and before is None:
-        return None, True
+        return None, None
     small = Box.full(found.grid.shape).projected(found.grid, part.grid)
     logit = resample(found.logit, found.grid, part.grid.cropped(small), fill=-20.0).numpy()
     mask = np.zeros(near.box.shape, bool) if before is None else np.array(before.array[near.box] > 0)
     mask[small] = logit > 0
     if before is not None:
-        return mask, False
+        return mask, found.reach_mm
     first = tuple(grid.nearest_voxel(clicks[0].place_lps_mm) - near.box.start)
     mask = _connected(mask, first)
-    return mask if mask.any() and _stands_out(part.array, mask, near.organ, near.median) else None, False
+    return mask if mask.any() and _stands_out(part.array, mask, near.organ, near.median) else None, found.reach_mm
 
 
 def _stands_out(array: np.ndarray, mask: np.ndarray, organ: np.ndarray, median: float) -> bool:

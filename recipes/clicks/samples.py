@@ -31,7 +31,9 @@ FIRST_SEED = 700_000
 #: A stored cube is larger than the network's, so that the click can be elsewhere in the lesion.
 STORED = 44
 #: Diameters of painted lesions in mm, at each voxel size.
-DIAMETERS_MM = {1.0: (3.5, 26.0), 2.0: (14.0, 50.0)}
+DIAMETERS_MM = {1.0: (3.5, 26.0), 2.0: (14.0, 50.0), 4.0: (30.0, 100.0)}
+#: How often each voxel size is drawn.
+_SCALE_WEIGHTS = (0.5, 0.35, 0.15)
 _MARGIN_MM = 12.0
 
 
@@ -47,11 +49,13 @@ class Scan:
 
 @dataclass(frozen=True, eq=False)
 class Cube:
-    """HU from the liver's median (int16), liver and lesion (bool): :data:`STORED` voxels along each side."""
+    """HU from the liver's median (int16), liver and lesion (bool): :data:`STORED` voxels of `scale_mm` along each
+    side."""
 
     hu: np.ndarray
     liver: np.ndarray
     lesion: np.ndarray
+    scale_mm: float
 
 
 def real_scans(data: Path, names: Iterable[str] = SCANS, *, whole: bool = False) -> list[Scan]:
@@ -103,7 +107,7 @@ def make_cube(scan: Scan, seed: int, scale_mm: float | None = None, diameter_mm:
     :param scale_mm, diameter_mm: of voxels and of a painted lesion; None: drawn.
     """
     rng = Rng(seed)
-    scale = scale_mm or SCALES_MM[rng.choose((0.65, 0.35))]
+    scale = scale_mm or SCALES_MM[rng.choose(_SCALE_WEIGHTS)]
     count = int(scan.lesions.max())
     if diameter_mm is None and count and rng.chance(0.4):
         return _own_lesion(scan, rng, scale, 1 + rng.integer(count))
@@ -154,7 +158,7 @@ def _stored(
     liver, inside = (
         (resample(mask.astype(np.float32), source, cube) > 0.5).numpy() for mask in (scan.liver[box], lesion)
     )
-    return Cube(hu.clamp(-1000, 1000).round().numpy().astype(np.int16), liver, inside)
+    return Cube(hu.clamp(-1000, 1000).round().numpy().astype(np.int16), liver, inside, scale)
 
 
 def painted(
@@ -228,4 +232,4 @@ def cut(cube: Cube, shift: Sequence[int]) -> Cube:
     """The network's part of a stored cube, whose middle is moved by `shift` voxels."""
     start = [(STORED - SIZE) // 2 + move for move in shift]
     box = Box.between(start, np.add(start, SIZE))
-    return Cube(cube.hu[box], cube.liver[box], cube.lesion[box])
+    return Cube(cube.hu[box], cube.liver[box], cube.lesion[box], cube.scale_mm)

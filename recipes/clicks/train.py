@@ -90,10 +90,11 @@ def _cubes(path: Path, data: Path, names: Sequence[str], seeds: range, count: in
                 if len(made) % 200 == 0:
                     _log.info("%d cubes", len(made))
         bits = np.stack([cube.liver + 2 * cube.lesion.astype(np.uint8) for cube in made]).astype(np.uint8)
-        np.savez(path, hu=np.stack([cube.hu for cube in made]), bits=bits)
+        scales = np.array([cube.scale_mm for cube in made])
+        np.savez(path, hu=np.stack([cube.hu for cube in made]), bits=bits, scales=scales)
     found = np.load(path)
-    hu, bits = found["hu"], found["bits"]
-    return [Cube(hu[n], (bits[n] & 1).astype(bool), (bits[n] & 2) > 0) for n in range(len(hu))]
+    hu, bits, scales = found["hu"], found["bits"], found["scales"]
+    return [Cube(hu[n], (bits[n] & 1).astype(bool), (bits[n] & 2) > 0, float(scales[n])) for n in range(len(hu))]
 
 
 def hash_of(seed: int, name: str) -> int:
@@ -224,7 +225,7 @@ def _loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def judge(network: nn.Module, cubes: Sequence[Cube]) -> str:
-    """Median Dice after one click and after a corrective one, by the lesion's size in voxels of 1 mm."""
+    """Median Dice after one click and after a corrective one, by the diameter of a ball as large as the lesion."""
     network.eval()
     rows = []
     rng = np.random.default_rng(0)
@@ -238,7 +239,7 @@ def judge(network: nn.Module, cubes: Sequence[Cube]) -> str:
             both = int((found & sample.lesion).sum())
             dice.append(2 * both / max(1, int(found.sum()) + int(sample.lesion.sum())))
             correct(sample, probability.clone())
-        rows.append(((6 * int(cube.lesion.sum()) / math.pi) ** (1 / 3), *dice))
+        rows.append((cube.scale_mm * (6 * int(cube.lesion.sum()) / math.pi) ** (1 / 3), *dice))
     words = []
     for low, high in ((0, 10), (10, 20), (20, 99)):
         own = [row for row in rows if low <= row[0] < high]
