@@ -6,7 +6,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +26,12 @@ from LiverXAILib.followup.matching import regions
 from LiverXAILib.followup.studies import Identity, read_result, study_of
 from LiverXAILib.followup.viable import viable_mm
 from LiverXAILib.followup.writing import SCHEMA_FILE, comparison_schema
+from LiverXAILib.inference import Segmentation
 from LiverXAILib.measure import measure
+from LiverXAILib.models import LIVER
 from LiverXAILib.options import Options
 from LiverXAILib.report.segmentation_file import write_segmentation_file
+from LiverXAILib.volumes.io import read_labels
 
 SHIFT = (6.0, -4.0, 8.0)
 STAYS, GOES, COMES = ((-15, 0, 0), 10), ((16, 0, 4), 7), ((4, 12, -16), 7)
@@ -224,6 +229,28 @@ def test_livers_of_other_shape_are_said_to_be_perhaps_of_another_patient(three, 
     files = lx.write_comparison(comparison, tmp_path / "out")
     assert remark in json.loads(files["comparison"].read_text(encoding="utf-8"))["remarks"]
     assert remark in files["comparison-report"].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("prior", "current", "alike"),
+    # Of all pairs in docs/follow-up.md the least alike of one patient, and the most alike of two.
+    [("hcc015_1", "hcc015_3", True), ("ircad01", "crlm1006", False)],
+)
+def test_real_livers_of_one_patient_are_alike_and_those_of_two_are_not(prior, current, alike):
+    root = os.environ.get("LIVERXAI_TEST_DATA")
+    if root is None:
+        pytest.skip("LIVERXAI_TEST_DATA is not set")
+
+    def subject(name):
+        labels = read_labels(Path(root) / "ct" / name / "liver.nii.gz")
+        mask = (labels.array > 0).astype(np.uint8)
+        return Subject(Segmentation(labels.with_array(mask), (LIVER,)))
+
+    try:
+        quality = register(subject(current), subject(prior), RunContext()).quality
+    except RegistrationRefused as error:
+        quality = error.quality
+    assert quality.alike == alike
 
 
 def test_studies_that_do_not_belong_together_are_refused():

@@ -15,6 +15,7 @@ from LiverXAILib.inference import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.mrml import segmentation_from_node, segmentation_to_node, segments_checksum, volume_to_node
+from LiverXAILib.report.segmentation_file import write_segmentation_file
 from LiverXAILib.volumes.volume import Volume
 
 
@@ -48,6 +49,29 @@ def test_labels_survive_the_way_through_a_node_voxel_for_voxel(scene, name):
     back = segmentation_from_node(node, ct, ball_analysis().model)
     np.testing.assert_array_equal(back.labels.array, segmentation.labels.array)
     assert back.labels.grid.matches(segmentation.labels.grid, 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in GEOMETRIES if "sheared" not in name])
+def test_a_written_file_is_read_by_slicers_own_reader_to_the_same_voxels(scene, tmp_path, name):
+    import slicer
+
+    segmentation = random_segmentation(GEOMETRIES[name])
+    write_segmentation_file(segmentation, tmp_path / "x.seg.nrrd")
+    ct = volume_to_node(random_volume(segmentation.labels.ijk_to_lps), scene, "CT")
+    node = slicer.vtkMRMLSegmentationNode()
+    scene.AddNode(node)
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    scene.AddNode(storage)
+    storage.SetFileName(str(tmp_path / "x.seg.nrrd"))
+    assert storage.ReadData(node)
+    segments = node.GetSegmentation()
+    for number, spec in enumerate(segmentation.specs):
+        segment = segments.GetNthSegment(number)
+        assert segment.GetName() == spec.name
+        np.testing.assert_allclose(segment.GetColor(), np.array(spec.color) / 255, atol=1e-5)
+        assert tag(node, segments.GetNthSegmentID(number), "TerminologyEntry") == spec.terminology_entry
+    back = segmentation_from_node(node, ct, ball_analysis().model)
+    np.testing.assert_array_equal(back.labels.array, segmentation.labels.array)
 
 
 @pytest.mark.parametrize("name", [name for name in GEOMETRIES if "sheared" not in name])
