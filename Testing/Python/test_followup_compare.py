@@ -374,6 +374,9 @@ def test_analyze_puts_a_comparison_with_earlier_results_into_its_report(toy_mode
     assert json.loads((tmp_path / "second" / "comparison.json").read_text(encoding="utf-8"))["steps"][0]["quality"]
     # What is wrong with the earlier result is said before the new CT is analyzed.
     assert main([*words[:-1], str(tmp_path / "nothing")]) == 1
+    assert "There is no file or folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([*words[:-1], str(tmp_path / "empty")]) == 1
     assert "not a whole result" in capsys.readouterr().err
     assert main([*words, "--prior-image", "-", "-"]) == 2
     # CTs themselves are analyzed for the comparison, and their segmentations kept.
