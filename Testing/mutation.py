@@ -30,7 +30,7 @@ TESTS = {
         *("test_nnunet_equivalence", "test_models_resize", "test_volumes_geometry", "test_uncertainty"),
     ],
     "volumes": ["test_volumes_*", "test_dicom_*", "test_resample", "test_models_resize"],
-    "measure": ["test_measure*", "test_uncertainty", "test_reading", "test_dicom_objects"],
+    "measure": ["test_measure*", "test_uncertainty", "test_reliability", "test_reading", "test_dicom_objects"],
     "batch": ["test_batch_[cs]*", "test_batch_re*", "test_case_names"],
 }
 _FOUND = ("killed", "timeout", "segfault", "suspicious")

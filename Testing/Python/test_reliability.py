@@ -15,7 +15,7 @@ from scipy import ndimage
 from LiverXAILib.errors import ModelError
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
-from LiverXAILib.measure.reliability import finding_features, judge_finding
+from LiverXAILib.measure.reliability import _SHELL_MM, finding_features, judge_finding
 from LiverXAILib.models import LIVER, TUMOR, ModelSpec
 from LiverXAILib.models.spec import Reliability
 from LiverXAILib.report.tables import write_tables
@@ -97,6 +97,16 @@ def test_what_is_vague_flat_faint_or_at_the_edge_shows_in_its_feature():
     labels[24:26, 10:40, 10:40] = 2
     flat = dataclasses.replace(segmentation, labels=segmentation.labels.with_array(labels))
     assert features_of(flat)["compactness"] < 0.3
+
+
+@pytest.mark.parametrize("height_mm", [80, 84, 90])
+def test_the_edge_share_is_the_part_of_the_shell_that_lies_outside_the_organ(height_mm):
+    grid = a_grid((1.0, 1.0, 1.0), (110, 100, 100))
+    height = distance_from((50, 50, height_mm), grid) - 10
+    shell = (height >= 0) & (height <= _SHELL_MM)
+    expected = float((distance_from((50, 50, 50), grid) >= 44)[shell].mean())
+    segmentation = a_segmentation(grid, center_mm=(50, 50, height_mm), radius_mm=10)
+    assert features_of(segmentation)["edge_share"] == pytest.approx(expected, abs=0.04)
 
 
 def test_a_piece_thinner_than_the_grid_of_the_features_has_features():
