@@ -21,6 +21,7 @@ from LiverXAILib.measure.lesions import slice_instance_number
 from LiverXAILib.measure.liver import ROMAN, remnants, standard_volume_ml, steatosis_hint
 from LiverXAILib.measure.measurements import ContrastPhase, Measurements
 from LiverXAILib.measure.phase import estimate_phase
+from LiverXAILib.measure.plausibility import liver_position
 from LiverXAILib.measure.recist import recist
 from LiverXAILib.models.labels import result_labels
 from LiverXAILib.models.registry import ImportOptions
@@ -219,6 +220,14 @@ def test_impossible_hu_and_size_are_implausible(offset: float, factor: float, se
     measured = measure(Volume(_body() + offset, matrix), segmentation)
     assert measured.plausible is False
     assert sentence in " ".join(measured.implausible_because)
+
+
+@pytest.mark.parametrize(("slices", "told"), [(4, None), (6, 0.0)])
+def test_bone_of_less_than_eight_milliliters_does_not_tell_front_from_back(slices: int, told: float | None) -> None:
+    hu = _body()
+    hu[hu > 300] = 40
+    hu[20 : 20 + slices, 46:51, 43:48] = 600  # 1.6 ml a slice
+    assert liver_position(Volume(hu, MATRIX), LIVER_AT).spine_in_front == told
 
 
 def test_without_a_liver_nothing_is_said() -> None:
