@@ -366,9 +366,9 @@ class Batch:
         )
         self._summary.failed[case.id] = event["error"]
         # Sentences about an image begin with its name, which needs no repeating.
-        file, error = Path(case.name).name, event["error"]
-        about = error.removeprefix(file) if error.startswith(f"{file} ") else f": {error}"
-        self._reporter.say(f"FAILED  {case.name}{about} ({self._outlook()})")
+        file, reason = Path(case.name).name, event["error"]
+        sentence = reason.removeprefix(file) if reason.startswith(f"{file} ") else f": {reason}"
+        self._reporter.say(f"FAILED  {case.name}{sentence} ({self._outlook()})")
 
     def _drive_is_gone(self, case: Case) -> bool:
         """Whether not only the image of `case` but also others that were found cannot be reached."""
