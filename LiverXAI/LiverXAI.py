@@ -416,6 +416,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.includeButton.connect("clicked(bool)", self.reader.on_include)
         ui.excludeButton.connect("clicked(bool)", self.reader.on_exclude)
         ui.splitButton.connect("clicked(bool)", self.reader.on_split)
+        ui.targetsButton.connect("clicked(bool)", self.reader.on_targets)
         ui.sensitivitySlider.connect("valueChanged(int)", self.sensitivity.on_moved)
         ui.windowSelector.connect("currentIndexChanged(int)", self.views.on_window)
         ui.tableButton.connect("clicked(bool)", self.views.on_table)

@@ -25,13 +25,14 @@ class Decision:
     """What a reader decided about a result.
 
     :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "add" a lesion, "include" a place in one or
-        "exclude" it, "measure" a lesion's diameters, or "edit" by hand.
+        "exclude" it, "measure" a lesion's diameters, "target" the lesions of RECIST, or "edit" by hand.
     :param numbers: of the candidate or the lesions, as they were when it was decided.
     :param place_lps_mm: where: a voxel of what was decided about (LPS mm), so that it is known also under other
         numbers; None for edits by hand.
     :param who: the reader, as named there.
     :param when: ISO 8601.
-    :param points_lps_mm: of "measure": both ends of the long axis, then of the short one (LPS mm).
+    :param points_lps_mm: of "measure": both ends of the long axis, then of the short one; of "target": a voxel of each
+        lesion (LPS mm).
     """
 
     kind: str
@@ -40,6 +41,11 @@ class Decision:
     who: str = ""
     when: str = ""
     points_lps_mm: tuple[tuple[float, float, float], ...] = ()
+
+    @property
+    def changes_outlines(self) -> bool:
+        """Whether it changes the segmentation, not only what is measured of it."""
+        return self.kind not in ("measure", "target")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

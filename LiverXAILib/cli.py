@@ -260,7 +260,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         print(one_line(answer.sentence))
     if comparison is not None:
         for remark in comparison.findings.remarks:
-            print(f"warning: {one_line(remark)}", file=sys.stderr)
+            warn(remark)
         print(comparison.findings.summary())
     for role, path in files.items():
         print(f"{role:>20}  {path}")

@@ -91,7 +91,7 @@ class Analyses:
         voxels, name = _voxel_time(node), f"refined {time.monotonic()}"
         labels = mrml.labels_token(segmentation_node)
         chosen = (get_attribute(segmentation_node, "Provenance") or {}).get("sensitivity", {}).get("asked", STANDARD)
-        changes = any(one.kind != "measure" for one in decisions) or chosen != self._models.sensitivity()
+        changes = any(one.changes_outlines for one in decisions) or chosen != self._models.sensitivity()
         self._runner.start(
             lambda: self._ask_refinement(decisions, name, chosen),
             lambda analysis: self._show_refined(analysis, node, name, voxels, segmentation_node, labels, changes),

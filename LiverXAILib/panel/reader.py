@@ -6,6 +6,7 @@ from __future__ import annotations
 from .. import mrml
 from ..analysis import Decision
 from ..errors import LiverXAIError
+from ..measure.recist import MOST_TARGETS
 from .analyses import Analyses
 from .calipers import Points
 from .edits import free_title, is_edited
@@ -75,6 +76,7 @@ class Reader:
         ui.rejectButton.enabled = idle and not edited and len(chosen) > 0
         ui.mergeButton.enabled = idle and not edited and len(chosen) > 1
         ui.splitButton.enabled = idle and not edited and len(chosen) == 1
+        ui.targetsButton.enabled = idle and not edited and 0 < len(chosen) <= MOST_TARGETS
         ui.addButton.enabled = ui.placeButton.enabled = idle
         ui.includeButton.enabled = ui.excludeButton.enabled = idle and bool(self._results.lesions)
         ui.editButton.enabled = ui.tableButton.enabled = node is not None
@@ -99,6 +101,10 @@ class Reader:
     def on_split(self) -> None:
         """The lesion chosen in the table is two."""
         self._analyses.refine([Decision("split", (self._results.selected_lesion,))])
+
+    def on_targets(self) -> None:
+        """The lesions chosen in the table are the target lesions of RECIST 1.1."""
+        self._analyses.refine([Decision("target", tuple(self._results.selected_lesions))])
 
     def can_measure_lesion(self) -> bool:
         """Whether the axes of a lesion may be moved: not during a task, nor while the table is from before an edit."""

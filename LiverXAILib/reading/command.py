@@ -26,6 +26,7 @@ from .decisions import (
     accept,
     add,
     change_sensitivity,
+    choose_targets,
     exclude,
     include,
     labels_checksum,
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="PLACE", help="a place that does not belong to its lesion"
     )
+    parser.add_argument(
+        "--targets", type=_numbers, nargs="+", default=[], metavar="N", help="the target lesions of RECIST 1.1: 1,3"
+    )
     parser.add_argument("--reader", default="reader", help="who decides, as it is recorded (default: reader)")
     options.add_arguments(parser)
     parser.set_defaults(sensitivity=None)  # as the result was made
@@ -74,10 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         *(add(_place(text)) for text in arguments.add),
         *(include(_place(text)) for text in arguments.include),
         *(exclude(_place(text)) for text in arguments.exclude),
+        *([choose_targets(*chain(*arguments.targets))] if arguments.targets else []),
     ]
     if not decisions and arguments.sensitivity is None:
         raise UsageError(
-            "Nothing is decided: give --accept, --reject, --merge, --split, --add, --include, --exclude or "
+            "Nothing is decided: give --accept, --reject, --merge, --split, --add, --include, --exclude, --targets or "
             "--sensitivity."
         )
     existing(arguments.image)

@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..inference.lesions import Point, candidate_components, grown, lesion_at, lesion_components, lesion_place
 from ..inference.sensitivity import at_sensitivity
 from ..measure import measure
+from ..measure.recist import MOST_TARGETS
 from ..volumes.box import bounding_box
 from ..volumes.volume import Volume
 from .measuring import asked_before, measure_again
@@ -80,6 +81,17 @@ def measure_lesion(lesion: int, points_lps_mm: Sequence[Sequence[float]]) -> Dec
 
 
 # Long: one block for each kind of decision.
+def choose_targets(*lesions: int) -> Decision:
+    """These lesions are the target lesions of RECIST 1.1, not those that its rule would take.
+
+    :raises LiverXAILib.errors.UsageError: there are none, or more than RECIST allows in one organ.
+    """
+    numbers = tuple(dict.fromkeys(lesions))
+    if not 0 < len(numbers) <= MOST_TARGETS:
+        raise UsageError(f"Choose one or two lesions as targets: RECIST 1.1 allows {MOST_TARGETS} in one organ.")
+    return Decision("target", numbers)
+
+
 def refine(
     analysis: Analysis,
     decisions: Iterable[Decision] = (),
@@ -93,7 +105,8 @@ def refine(
     result the lesions are numbered anew, by size; candidates keep their numbers, and say what was decided.
 
     :param decisions: made by :func:`accept`, :func:`reject`, :func:`add`, :func:`include`, :func:`exclude`,
-        :func:`merge` and :func:`split`; their time, place and numbers are filled in.
+        :func:`merge`, :func:`split`, :func:`measure_lesion` and :func:`choose_targets`; their time, place and numbers
+        are filled in.
     :param labels: the label map as the reader has edited it by hand; None: that of `analysis`.
     :param who: who decided.
     :return: a new analysis with the decisions (:attr:`~LiverXAILib.analysis.Analysis.decisions`) and the model's own
@@ -135,8 +148,8 @@ def refine(
                 array[chosen[0]] = tumor
             elif decision.kind == "reject":
                 array[chosen[0]] = liver
-            elif decision.kind == "measure":
-                pass  # the outline stays
+            elif not decision.changes_outlines:
+                pass
             elif decision.kind == "merge":
                 whole = chosen[0]
                 for other in chosen[1:]:
@@ -144,6 +157,9 @@ def refine(
                     whole = whole | other
             else:
                 array[_gap(chosen[0], before.labels)] = liver
+            if decision.kind == "target":
+                places = tuple(lesion_place(one, before.labels.grid) for one in chosen)
+                decision = dataclasses.replace(decision, points_lps_mm=places)
         decided.append(dataclasses.replace(decision, numbers=named, place_lps_mm=place, who=who, when=now))
     provenance = {**before.provenance, "edited": True}
     segmentation = dataclasses.replace(before, labels=before.labels.with_array(array), provenance=provenance)

@@ -20,17 +20,21 @@ from ..volumes.box import components
 from ..volumes.volume import Volume
 
 
-def asked_before(own: Analysis, segmentation: Segmentation) -> dict[str, Any]:
+def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[Decision] = ()) -> dict[str, Any]:
     """The arguments of :func:`~LiverXAILib.measure.measure` with which the model's answer was measured.
 
     RECIST targets that were named are found again by their places in `segmentation`, where lesions may have other
     numbers. If none of them is left, the rule chooses.
+
+    :param decisions: the last that names targets counts instead.
     """
     asked = own.provenance.get("measured_with", {})
-    targets = named = asked.get("recist_targets")
-    if named:
+    targets = asked.get("recist_targets")
+    places = [target["place_lps_mm"] for target in targets or ()]
+    places = next((list(one.points_lps_mm) for one in reversed(decisions) if one.kind == "target"), places)
+    if places:
         numbers, grid = lesion_components(segmentation), segmentation.labels.grid
-        there = (lesion_at(numbers, grid, tuple(target["place_lps_mm"])) for target in named)
+        there = (lesion_at(numbers, grid, tuple(place)) for place in places)
         targets = sorted({number for number in there if number}) or None
     return {"height_cm": asked.get("height_cm"), "weight_kg": asked.get("weight_kg"), "targets": targets}
 
@@ -50,7 +54,7 @@ def measure_again(
     volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
 ) -> Measurements:
     """The new measurements, with who outlined each lesion, and the model's candidates with what became of them."""
-    measured = measure(volume, segmentation, **asked_before(own, segmentation))
+    measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions))
     model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
     lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
     pieces = candidate_components(own.segmentation)

@@ -308,6 +308,18 @@ def test_two_lesions_are_merged_and_split_by_buttons(panel, toy_model):
     assert panel.ui.lesionTable.rowCount >= 2
 
 
+def test_target_lesions_are_chosen_by_a_button(panel, toy_model):
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    assert not panel.ui.targetsButton.enabled
+    assert "target lesions 2, 1" in panel.ui.summaryLabel.text  # the longer one first
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.targetsButton)
+    wait_idle(panel)
+    assert "target lesion 2" in panel.ui.summaryLabel.text
+    assert panel.ui.lesionTable.rowCount == 2
+
+
 def test_an_edit_is_measured_by_itself_after_two_idle_seconds(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "liver")
     apply_and_wait(panel)

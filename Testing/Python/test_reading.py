@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 import LiverXAILib as lx
-from LiverXAILib.analysis import Analysis
+from LiverXAILib.analysis import Analysis, Decision
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.inference.lesions import candidate_components, lesion_components
@@ -25,6 +25,7 @@ from LiverXAILib.reading import (
     accept,
     add,
     change_sensitivity,
+    choose_targets,
     exclude,
     include,
     measure_lesion,
@@ -32,6 +33,7 @@ from LiverXAILib.reading import (
     outline_lesion,
     refine,
     reject,
+    resume,
     split,
 )
 from LiverXAILib.report import write_report
@@ -225,7 +227,7 @@ def test_an_edit_by_hand_is_a_decision_and_measured():
     assert refine(one, labels=one.segmentation.labels).decisions == ()
 
 
-@pytest.mark.parametrize("decision", [accept(2), reject(3), merge(1, 3), split(0)])
+@pytest.mark.parametrize("decision", [accept(2), reject(3), merge(1, 3), split(0), choose_targets(3)])
 def test_what_does_not_exist_is_refused(decision):
     with pytest.raises(UsageError, match="There is no"):
         refine(analysis(), [decision])
@@ -401,6 +403,30 @@ def test_where_no_named_target_is_left_the_rule_chooses_and_none_stays_none():
     assert (kept.targets, kept.chosen_by_reader) == ((), True)
 
 
+def test_the_reader_chooses_the_target_lesions_which_keep_their_place():
+    one = analysis()
+    assert one.measurements.recist.targets == (1, 2)
+    chosen = refine(one, [choose_targets(2)])
+    found = chosen.measurements.recist
+    assert (found.targets, found.chosen_by_reader) == ((2,), True)
+    assert (chosen.segmentation.labels.array == one.segmentation.labels.array).all()
+    assert chosen.decisions[0].points_lps_mm == (place(SECOND),)
+    restored = resume(one, chosen.segmentation.labels, [Decision.from_dict(d.to_dict()) for d in chosen.decisions])
+    for later in (refine(chosen, [reject(1)]), refine(restored, [reject(1)])):
+        assert later.measurements.recist.targets == (1,), "the same lesion, under another number"
+        assert later.measurements.recist.sum_mm == found.sum_mm
+    assert not refine(chosen, [reject(2)]).measurements.recist.chosen_by_reader
+    both = refine(refine(told(), [choose_targets(1)]), [choose_targets(1, 2)]).measurements.recist
+    assert both.targets == (1, 2), "the last choice counts, also against that of the first analysis"
+    assert refine(told(), [choose_targets(1)]).measurements.recist.targets == (1,)
+
+
+@pytest.mark.parametrize("lesions", [(), (1, 2, 3)])
+def test_target_lesions_are_one_or_two(lesions):
+    with pytest.raises(UsageError, match="one or two lesions"):
+        choose_targets(*lesions)
+
+
 def test_another_sensitivity_keeps_size_and_targets():
     one = dataclasses.replace(told(), model=graded().model)
     for result in (change_sensitivity(one, "sensitive"), change_sensitivity(refine(one, [reject(1)]), "sensitive")):
@@ -504,6 +530,10 @@ def test_refining_keeps_what_the_analysis_was_told_and_refuses_another_ct(analyz
     assert after["standard_volume_ml"] == before["standard_volume_ml"] is not None
     assert (after["recist"]["targets"], after["recist"]["chosen_by_reader"]) == ([1], True)
     assert after["recist"]["diameters_mm"] == before["recist"]["diameters_mm"]
+    target = ["refine", str(result), "--targets", "1", "-o", str(tmp_path / "targets")]
+    assert main([*target, *common, "--image", str(ct)]) == 0
+    assert "target 1 at LPS" in capsys.readouterr().out
+    assert json.loads((tmp_path / "targets" / "measurements.json").read_text())["recist"]["targets"] == [1]
     # A result that does not say from which CT it was made cannot be checked, which is said.
     provenance = json.loads((result / "provenance.json").read_text())
     del provenance["input"]["sha256"]
