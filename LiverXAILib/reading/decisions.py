@@ -80,7 +80,6 @@ def measure_lesion(lesion: int, points_lps_mm: Sequence[Sequence[float]]) -> Dec
     return Decision("measure", (lesion,), points_lps_mm=points)
 
 
-# Long: one block for each kind of decision.
 def choose_targets(*lesions: int) -> Decision:
     """These lesions are the target lesions of RECIST 1.1, not those that its rule would take.
 
@@ -92,6 +91,7 @@ def choose_targets(*lesions: int) -> Decision:
     return Decision("target", numbers)
 
 
+# Long: one block for each kind of decision.
 def refine(
     analysis: Analysis,
     decisions: Iterable[Decision] = (),
