@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .changed_cts import show_changed_ct, update_changed_cts
+    from .changed_cts import changed_ct_steps, prepare_changed_cts, show_changed_ct
     from .display import set_heat_opacity, set_heat_threshold, show_overlay, show_surfaces
     from .heatmaps import explanation_to_node, hottest_place, hottest_point, uncertainty_to_node
     from .nodes import all_results, bring_back, find_results, input_of, place_results, put_aside, sets_aside
@@ -44,6 +44,7 @@ _HOMES = {
     "all_results": "nodes",
     "analysis_to_nodes": "results",
     "bring_back": "nodes",
+    "changed_ct_steps": "changed_cts",
     "ct_from_node": "volumes",
     "curves_to_chart": "plots",
     "explanation_to_node": "heatmaps",
@@ -55,6 +56,7 @@ _HOMES = {
     "measurements_to_node": "tables",
     "node_steps": "results",
     "place_results": "nodes",
+    "prepare_changed_cts": "changed_cts",
     "prepare_heatmaps": "results",
     "prepare_nodes": "results",
     "put_aside": "nodes",
@@ -71,7 +73,6 @@ _HOMES = {
     "show_overlay": "display",
     "show_surfaces": "display",
     "uncertainty_to_node": "heatmaps",
-    "update_changed_cts": "changed_cts",
     "update_refined": "results",
     "volume_from_node": "volumes",
     "volume_to_node": "volumes",
@@ -84,6 +85,7 @@ __all__ = [
     "all_results",
     "analysis_to_nodes",
     "bring_back",
+    "changed_ct_steps",
     "ct_from_node",
     "curves_to_chart",
     "explanation_to_node",
@@ -95,6 +97,7 @@ __all__ = [
     "measurements_to_node",
     "node_steps",
     "place_results",
+    "prepare_changed_cts",
     "prepare_heatmaps",
     "prepare_nodes",
     "put_aside",
@@ -112,7 +115,6 @@ __all__ = [
     "show_overlay",
     "show_surfaces",
     "uncertainty_to_node",
-    "update_changed_cts",
     "update_refined",
     "volume_from_node",
     "volume_to_node",

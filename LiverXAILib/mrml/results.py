@@ -12,12 +12,12 @@ import slicer
 from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from ..measure.uncertainty import entropy_map
-from .changed_cts import CHANGED_CT, update_changed_cts
+from .changed_cts import CHANGED_CT, changed_ct_steps, prepare_changed_cts
 from .heatmaps import heatmap_identity, update_heatmap_node, update_uncertainty_node
 from .nodes import find_results, has_attributes, remove_result, results_folder, set_attributes
 from .segmentations import LABELS_CHECKSUM, SegmentLayers, segment_layers, update_segmentation_node
 from .tables import update_table_node
-from .volumes import blank_image, check_shape, shared_image, volume_to_node
+from .volumes import blank_image, check_shape, prepare_images, shared_image, volume_to_node
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -83,10 +83,11 @@ def analysis_to_nodes(
 
 @dataclass(frozen=True, eq=False)
 class PreparedNodes:
-    """The voxels of nodes to be: segments, an image for each heat map, uncertainty."""
+    """The voxels of nodes to be: segments, an image for each heat map and for each changed CT, uncertainty."""
 
     layers: SegmentLayers
     heatmaps: Sequence[vtkImageData]
+    changed_cts: Sequence[vtkImageData]
     uncertainty: tuple[Volume, vtkImageData] | None
 
 
@@ -98,36 +99,29 @@ def prepare_nodes(
     It touches no node, so that it may run in any thread. The parameters are those of :func:`analysis_to_nodes`.
     """
     fill_heatmaps = prepare_heatmaps(analysis.explanations, share=share)
+    fill_changed = prepare_changed_cts(analysis.answers, share=share)
     shape = analysis.segmentation.labels.shape
     needed = bool(analysis.segmentation.probabilities) and not share
     blank = blank_image(shape, np.dtype(np.float32)) if needed else None
 
     def prepare() -> PreparedNodes:
-        layers, images = segment_layers(analysis.segmentation, lesion_segments=lesion_segments), fill_heatmaps()
+        layers = segment_layers(analysis.segmentation, lesion_segments=lesion_segments)
+        images, changed = fill_heatmaps(), fill_changed()
         entropy = entropy_map(analysis.segmentation)
         if entropy is not None and share:
-            return PreparedNodes(layers, images, (entropy, shared_image(entropy.array)))
+            return PreparedNodes(layers, images, changed, (entropy, shared_image(entropy.array)))
         if blank is None or entropy is None:
-            return PreparedNodes(layers, images, None)
+            return PreparedNodes(layers, images, changed, None)
         image, voxels = blank
         voxels[...] = entropy.array
-        return PreparedNodes(layers, images, (entropy, image))
+        return PreparedNodes(layers, images, changed, (entropy, image))
 
     return prepare
 
 
 def prepare_heatmaps(explanations: Sequence[Explanation], *, share: bool = False) -> Callable[[], list[vtkImageData]]:
     """As :func:`prepare_nodes`, for the images of :func:`~LiverXAILib.mrml.heatmaps.explanation_to_node`."""
-    if share:
-        return lambda: [shared_image(explanation.heatmap.array) for explanation in explanations]
-    blanks = [blank_image(explanation.heatmap.shape, np.dtype(np.float32)) for explanation in explanations]
-
-    def fill() -> list[vtkImageData]:
-        for explanation, (_, voxels) in zip(explanations, blanks, strict=True):
-            voxels[...] = explanation.heatmap.array
-        return [image for image, _ in blanks]
-
-    return fill
+    return prepare_images([explanation.heatmap.array for explanation in explanations], share=share)
 
 
 def node_steps(
@@ -154,7 +148,8 @@ def node_steps(
     for explanation, image in zip(analysis.explanations, prepared.heatmaps, strict=True):
         heatmaps[str(explanation.target)] = update_heatmap_node(explanation, scene, volume_node, image)
         yield
-    changed = update_changed_cts(analysis.answers, scene, volume_node, keep=before == [prepared.layers.checksum])
+    keep = before == [prepared.layers.checksum]
+    changed = yield from changed_ct_steps(analysis.answers, scene, volume_node, prepared.changed_cts, keep=keep)
     uncertainty_node = None
     if prepared.uncertainty is not None:
         uncertainty, image = prepared.uncertainty

@@ -8,6 +8,7 @@ node that they belong to, under the same transform, and follow it when the user 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,23 @@ def blank_image(
     image.SetDimensions(*reversed(shape))
     image.AllocateScalars(get_vtk_array_type(dtype), 1)
     return image, voxels_of(image)
+
+
+def prepare_images(arrays: Sequence[np.ndarray], *, share: bool = False) -> Callable[[], list[vtkImageData]]:
+    """Images for `arrays` (k, j, i): memory for them now, and a function that copies the voxels, in any thread.
+
+    :param share: as for :func:`volume_to_node`: nothing is copied.
+    """
+    if share:
+        return lambda: [shared_image(array) for array in arrays]
+    blanks = [blank_image(array.shape, array.dtype) for array in arrays]
+
+    def fill() -> list[vtkImageData]:
+        for array, (_, voxels) in zip(arrays, blanks, strict=True):
+            voxels[...] = array
+        return [image for image, _ in blanks]
+
+    return fill
 
 
 def voxels_of(image: vtkImageData) -> np.ndarray:

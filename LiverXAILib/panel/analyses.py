@@ -292,7 +292,10 @@ class Analyses:
             yield None
         if not self._state.contains(node):
             return _removed()
-        mrml.update_changed_cts(explained.answers, self._state.scene, node)
+        changed = yield mrml.prepare_changed_cts(explained.answers)
+        if not self._state.contains(node):
+            return _removed()
+        yield from mrml.changed_ct_steps(explained.answers, self._state.scene, node, changed)
         notes = [*(answer.sentence for answer in explained.answers), *explained.warnings]
         return (yield from self._show_heat_map(heat_map, explanations, node, voxels, notes))
 

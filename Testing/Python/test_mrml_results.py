@@ -350,8 +350,10 @@ def test_a_ct_without_a_lesion_lies_where_it_was_and_says_what_the_model_said(sc
     there = dataclasses.replace(
         analysis, volume=moved, answers=(an_answer(dataclasses.replace(analysis, volume=moved)),)
     )
-    (again,) = mrml.update_changed_cts(there.answers, scene, nodes.volume).values()
-    assert again is node
+    images = mrml.prepare_changed_cts(there.answers)()
+    steps = mrml.changed_ct_steps(there.answers, scene, nodes.volume, images)
+    assert len(list(steps)) == 1, "a step for each node"
+    assert mrml.find_results(scene, nodes.volume, "changed CT") == [node]
     np.testing.assert_allclose(mrml.volume_from_node(node).grid.origin, shown.grid.origin - [25, 0, 0], atol=1e-9)
     slicer.mrmlScene.RemoveNode(transform)
 
