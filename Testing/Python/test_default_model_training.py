@@ -374,7 +374,7 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 
 
 def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two phases of small networks on a block of liver."""
+    """Phases of small networks on a block of liver, without a GPU and without curves."""
     small = {"dimensions": 3, "features": [4, 6], "norm": "batch"}
     sizes = {"sizes": [((16, 24, 24), 1.0)], "validation_size": (16, 24, 24), "settings": SETTINGS}
     phases = {
@@ -389,14 +389,14 @@ def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "PAINTINGS", 1)
     monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm, most: ([block_of_liver()], [block_of_liver()]))
     monkeypatch.setattr(build, "phantom_scans", lambda stage, spacing_mm, seeds: [small_generator().sample(-1)])
+    monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
+    monkeypatch.setattr("recipes.default_model.training.write_curves", lambda rows, folder: None)
 
 
 def test_one_command_trains_the_chain_and_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_chain(monkeypatch)
-    monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
-    monkeypatch.setattr("recipes.default_model.training.write_curves", lambda rows, folder: None)
     command = ["all", "--data", "nowhere", "--output", str(tmp_path), "--workers", "0"]
     assert build.main(command) == 0
     first = {name: load_file(tmp_path / name / "weights.safetensors") for name in STAGES}
@@ -420,8 +420,6 @@ def test_tuning_goes_on_from_the_bundled_liver_network_and_keeps_the_locator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_chain(monkeypatch)
-    monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
-    monkeypatch.setattr("recipes.default_model.training.write_curves", lambda rows, folder: None)
     torch.manual_seed(0)
     bundled = {name: UNet(dimensions=3, features=[4, 6], norm="batch").state_dict() for name in STAGES}
     monkeypatch.setattr(build, "bundled_weights", lambda name: bundled[name])

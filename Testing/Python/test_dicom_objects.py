@@ -13,7 +13,7 @@ import pytest
 from dicom_checks import errors_of, needs_dciodvfy
 from dicom_series import a_body, write_series
 from test_dicom_seg import LABELS, PLACES, SHAPE, each, segmentation_of
-from toys import threshold_model
+from toys import threshold_model, without_evidence
 
 from LiverXAILib.analysis import Analysis
 from LiverXAILib.explain import Counterfactual, Target
@@ -181,15 +181,9 @@ def test_key_images_show_the_liver_and_each_lesion(tmp_path):
 @needs_dciodvfy
 def test_the_changed_cts_follow_the_key_images_with_what_the_model_said(tmp_path):
     analysis = analysis_of(tmp_path / "ct", PLACES["upright"])
-    evidence = {
-        "probability": 0.94,
-        "in_image": 0.94,
-        "without": 0.01,
-        "elsewhere": None,
-        "elsewhere_lps_mm": None,
-        "alone": 0.9,
-    }
-    answer = Counterfactual(Target.parse("lesion:1"), evidence, {"without": analysis.volume, "alone": analysis.volume})
+    answer = Counterfactual(
+        Target.parse("lesion:1"), without_evidence(), {"without": analysis.volume, "alone": analysis.volume}
+    )
     analysis = dataclasses.replace(analysis, answers=(answer,))
     files = write_outputs(analysis, tmp_path / "out", choose_writers(["dicom-sc"])).files
     paths = sorted(path for role, path in files.items() if "key-image" in role)

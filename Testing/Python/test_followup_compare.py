@@ -233,7 +233,7 @@ def test_livers_of_other_shape_are_said_to_be_perhaps_of_another_patient(three, 
 
 @pytest.mark.parametrize(
     ("prior", "current", "alike"),
-    # Of all pairs in docs/follow-up.md the least alike of one patient, and the most alike of two.
+    # Of the pairs that were at hand the least alike of one patient, and the most alike of two.
     [("hcc015_1", "hcc015_3", True), ("ircad01", "crlm1006", False)],
 )
 def test_real_livers_of_one_patient_are_alike_and_those_of_two_are_not(prior, current, alike):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from test_report import DIRECTIONS, _analysis
+from toys import without_evidence
 
 from LiverXAILib.analysis import Analysis
 from LiverXAILib.report import write_report
@@ -125,15 +126,7 @@ def _without_lesion(analysis: Analysis) -> Analysis:
     part = analysis.volume.cropped(box)
     lesion = analysis.segmentation.mask("tumor")[box]
     changed = part.with_array(np.where(lesion, 70, part.array).astype(np.int16))
-    evidence = {
-        "probability": 0.94,
-        "in_image": 0.94,
-        "without": 0.01,
-        "elsewhere": None,
-        "elsewhere_lps_mm": None,
-        "alone": 0.9,
-    }
-    answer = Counterfactual(Target.parse("lesion:1"), evidence, {"without": changed})
+    answer = Counterfactual(Target.parse("lesion:1"), without_evidence(), {"without": changed})
     return dataclasses.replace(analysis, answers=(answer,))
 
 

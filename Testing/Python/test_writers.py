@@ -136,6 +136,18 @@ def test_a_required_output_that_fails_leaves_the_old_result(analysis, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_report_that_cannot_be_drawn_is_left_out_like_one_that_cannot_be_written(analysis, tmp_path):
+    def draw(analysis: object) -> object:
+        raise InputError("No pictures.")
+
+    chosen = choose_writers(["report"])
+    writers = [dataclasses.replace(one, prepare=draw) if one.name == "report" else one for one in chosen]
+    written = write_outputs(analysis, tmp_path / "out", writers)
+    assert "report" not in written.files
+    assert written.warnings == ["Not written: page to read. No pictures."]
+    assert (tmp_path / "out" / "segmentation.seg.nrrd").is_file()
+
+
 def test_the_public_function_tells_the_log_what_is_missing(analysis, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(WRITERS, "report", failing(WRITERS["report"], ValueError("Doe^Jane")))
     with caplog.at_level(logging.WARNING):

@@ -81,3 +81,15 @@ def ball_phantom(grid: Grid, organ_mm: float = 45.0, lesion_mm: float = 12.0) ->
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|)."""
     return float(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
+
+
+def without_evidence() -> dict[str, Any]:
+    """The evidence of a counterfactual whose lesion is recognized alone and could not be moved elsewhere."""
+    return {
+        "probability": 0.94,
+        "in_image": 0.94,
+        "without": 0.01,
+        "elsewhere": None,
+        "elsewhere_lps_mm": None,
+        "alone": 0.9,
+    }

@@ -43,7 +43,9 @@ class BorderNeed(Answer):
             f"To draw the border of the {label} where it did (within {e['tolerance_mm']:g} mm), the model needs to see "
             f"{_within(e, half)} around it in half of {count} places"
         )
-        text += "." if most == half else f", and {_within(e, most)} in nine of ten."
+        # Places that need more than the largest radius are counted in the next sentence.
+        told = most == half or most == len(e["radii_mm"])
+        text += "." if told else f", and {_within(e, most)} in nine of ten."
         far = sum(place["points"] for place in e["far"])
         if not far:
             return f"{text} Nowhere does the border hang on what is farther than {reach} away."
