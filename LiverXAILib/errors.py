@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from .text import displayable
@@ -53,14 +53,24 @@ class Cancelled(LiverXAIError):
     """The user cancelled; nothing was written."""
 
 
+def with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on: each once, also where they go around in a circle.
+
+    An error that is raised again while another one that it caused is handled is in such a circle.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def is_memory(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, is a lack of memory."""
-    while error is not None:
-        text = str(error)
-        if isinstance(error, (MemoryError, DeviceError)) or "allocate memory" in text or "out of memory" in text:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(one, (MemoryError, DeviceError)) or "allocate memory" in str(one) or "out of memory" in str(one)
+        for one in with_causes(error)
+    )
 
 
 def own_errors(failed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

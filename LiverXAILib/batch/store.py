@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import LiverXAIError
+from ..errors import LiverXAIError, with_causes
 from ..files import put_folder
 from ..subprocesses import host_name, process_exists
 from .records import RECORD, DamagedError, Result, read_json, read_record, read_result
@@ -338,11 +338,7 @@ def same_result(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def is_lost_place(error: BaseException | None) -> bool:
     """Whether `error`, or what caused it, says that a place is full, read-only or gone."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in LOST_PLACE:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(isinstance(one, OSError) and one.errno in LOST_PLACE for one in with_causes(error))
 
 
 def _shard_of(path: Path) -> Shard:

@@ -31,7 +31,7 @@ from monai.transforms import (
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
-from ..errors import InputError, LiverXAIError
+from ..errors import InputError, LiverXAIError, with_causes
 from ..inference.geometry import AIR_HU
 from ..inference.stages import normalize, stage_grids
 from ..models.spec import StageSpec
@@ -128,10 +128,7 @@ def prepared_cases(
         return stored
     except RuntimeError as error:
         # MONAI wraps what its transforms raise.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, LiverXAIError):
-            cause = cause.__cause__
-        raise (cause or error) from None
+        raise next((one for one in with_causes(error) if isinstance(one, LiverXAIError)), error) from None
 
 
 class Samples(Dataset[dict[str, torch.Tensor]]):

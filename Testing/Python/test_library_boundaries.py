@@ -11,7 +11,7 @@ import torch
 from toys import ball_phantom, threshold_model
 
 import LiverXAILib as lx
-from LiverXAILib.errors import DeviceError, InputError, LiverXAIError, UsageError, own_errors
+from LiverXAILib.errors import DeviceError, InputError, LiverXAIError, UsageError, is_memory, own_errors, with_causes
 from LiverXAILib.explain import explainer
 from LiverXAILib.inference import segmenter
 from LiverXAILib.measure import measuring
@@ -124,6 +124,17 @@ def test_errors_of_other_libraries_leave_as_our_own(
         asked(function, scan, model, segmentation)
     assert type(raised.value) is kind
     assert raised.value is error or raised.value.__cause__ is error
+
+
+def test_causes_that_go_around_in_a_circle_are_each_looked_at_once():
+    first, second, third = InputError("No."), RuntimeError("wrapped"), ValueError("around it")
+    first.__context__, second.__cause__, third.__context__ = second, first, second
+    assert [*with_causes(third)] == [third, second, first]
+    assert not is_memory(third)
+    second.__context__ = MemoryError()
+    assert not is_memory(second)  # what is said to be the cause comes before what was merely handled
+    first.__context__ = MemoryError()
+    assert is_memory(third)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

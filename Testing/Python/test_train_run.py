@@ -506,11 +506,15 @@ def test_validation_cases_are_always_the_same_and_each_counts_once(healthy: Path
     assert len(list(shares[0])) == len(list(shares[1]))
 
 
-def test_an_unusable_case_is_named_before_training_begins(data: Path, tmp_path: Path) -> None:
+def test_an_unusable_case_is_named_before_training_begins(data: Path, tmp_path: Path, capsys) -> None:
     broken = write_msd(tmp_path / "data", 4)
     (broken / "imagesTr" / "liver_2.nii.gz").write_bytes(b"no image at all")
+    config = tiny(broken, tmp_path / "run")
     with pytest.raises(InputError, match="'liver_2'"):
-        train(tiny(broken, tmp_path / "run"), say=silent)
+        train(config, say=silent)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
+    assert cli.main(["train", str(tmp_path / "study.yaml")]) == 1
+    assert "'liver_2'" in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- Slicer -------------------------------------------------------------------------------------------------------
