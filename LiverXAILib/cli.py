@@ -59,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet = "--quiet" in flags
     with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(_signals_raise())
             if "--version" in words[:end]:
                 print(f"LiverXAI {__version__}")
                 return 0
             parsed = _parser(command).parse_args(options.separate_lists(words))
             level = next((level for flag, level in _LEVELS.items() if flag in flags), logging.WARNING)
             logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-            stack.enter_context(_signals_raise())
             stack.enter_context(progress_hidden(quiet))
             if quiet and command in _TELLING:
                 nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))

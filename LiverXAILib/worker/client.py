@@ -432,10 +432,11 @@ def _unsent(request: _Request, error: Exception) -> dict[str, Any]:
 
 def _error(message: Mapping[str, Any]) -> LiverXAIError:
     """The error of a failure; raises ValueError if it has no words."""
-    sentence = str(message["error"]).strip()
-    if not sentence:
+    error = KINDS.get(str(message["kind"]), WorkerError)(str(message["error"]).strip())
+    # What an error shows is what remains without control characters.
+    if not str(error).strip():
         raise ValueError("a failure without words")
-    return KINDS.get(str(message["kind"]), WorkerError)(sentence)
+    return error
 
 
 def _cores() -> int:

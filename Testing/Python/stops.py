@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that are stopped by a signal at a chosen point of the program, in a process of their own."""
+"""Commands that are stopped by a signal, at a chosen point or time, in a process of their own."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _LIMIT_S, _GRACE_S = 240.0, 3.0
 
 @dataclass(frozen=True)
 class Stopped:
-    """How a stopped command ended: its exit code, what it said, what runs still, and what temporary files are left."""
+    """How a stopped command ended: exit code, what it said, what runs still, what is left, and the time."""
 
     code: int | None
     said: str
     running: tuple[str, ...]
     temporary: tuple[str, ...]
+    seconds: float
 
 
 def stop(
@@ -51,24 +52,60 @@ def stop(
     :param values: replaced in the process that runs the command, by their places.
     :param environment: its environment, beside that of this process.
     """
+    return _stopped(arguments, folder, (place, number, event), None, values, environment)
+
+
+def stop_after(
+    arguments: Sequence[object],
+    seconds: float,
+    number: int,
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> Stopped:
+    """Run the command line; the signal `number` comes so long after its start, wherever it is then.
+
+    :param folder: a new folder for temporary files.
+    :param environment: its environment, beside that of this process.
+    """
+    return _stopped(arguments, folder, None, (seconds, number), None, environment)
+
+
+def _stopped(
+    arguments: Sequence[object],
+    folder: Path,
+    inside: tuple[str, int, str | None] | None,
+    outside: tuple[float, int] | None,
+    values: Mapping[str, Any] | None,
+    environment: Mapping[str, str] | None,
+) -> Stopped:
+    """Run the command line, stopped from inside (place, signal, event) or from outside (seconds, signal)."""
     folder.mkdir()
     log, mark = folder.with_suffix(".log"), uuid.uuid4().hex
     around = {**os.environ, "TMPDIR": str(folder), _MARK: mark, **(environment or {})}
     given = [*map(str, arguments)]
-    process = _clean_processes().Process(
-        target=_run, args=(given, place, number, event, log, dict(values or {}), around)
-    )
+    process = _clean_processes().Process(target=_run, args=(given, inside, log, dict(values or {}), around))
     process.start()
+    assert process.pid is not None
+    started = time.monotonic()
+    if outside is not None:
+        while process.is_alive() and not log.exists():
+            time.sleep(0.001)
+        started = time.monotonic()
+        process.join(outside[0])
+        if process.is_alive():
+            os.kill(process.pid, outside[1])
     process.join(_LIMIT_S)
     if process.is_alive():
         process.kill()
         process.join()
-    assert process.pid is not None
+    seconds = time.monotonic() - started
     return Stopped(
         process.exitcode,
-        log.read_text(encoding="utf-8"),
+        log.read_text(encoding="utf-8") if log.exists() else "",
         tuple(_running(process.pid, mark)),
         tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))),
+        seconds,
     )
 
 
@@ -83,9 +120,7 @@ def _clean_processes() -> Any:
 
 def _run(
     arguments: Sequence[str],
-    place: str,
-    number: int,
-    event: str | None,
+    inside: tuple[str, int, str | None] | None,
     log: Path,
     values: Mapping[str, Any],
     environment: Mapping[str, str],
@@ -94,10 +129,6 @@ def _run(
     import torch
 
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
@@ -105,7 +136,13 @@ def _run(
     for name, value in values.items():
         holder, attribute = _find(name)
         setattr(holder, attribute, value)
-    _interpose(place, number, event)
+    if inside is not None:
+        _interpose(*inside)
+    # The log is there from the moment at which a signal meets the program itself.
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
     sys.exit(cli.main(arguments))
 
 
@@ -122,7 +159,8 @@ def _find(place: str) -> tuple[Any, str]:
 def _interpose(place: str, number: int, event: str | None) -> None:
     """Let the function at `place` send a signal to its own process, once, before it does its work."""
     holder, name = _find(place)
-    original, sent = getattr(holder, name), []
+    original = getattr(holder, name)
+    sent: list[int] = []
 
     def stopping(*arguments: Any, **named: Any) -> Any:
         if not sent and (event is None or arguments[1]["event"] == event):

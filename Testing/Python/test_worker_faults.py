@@ -82,10 +82,12 @@ def message(**values: object) -> bytes:
         message(event="progress", stage="x", fraction="much", remaining_s=None),
         message(event="failed"),
         message(event="failed", kind=["input"], error=5, details=None),
+        message(event="failed", kind="input", error=" \t\n ", details=None),
+        message(event="failed", kind="input", error="\x1b\x00\u202e", details=None),
         message(event="what"),
         b"",
     ],
-    ids=range(15),
+    ids=range(17),
 )
 @pytest.mark.parametrize("then", ["sys.exit(3)", "time.sleep(600)"], ids=["and ends", "and waits"])
 def test_an_answer_without_meaning_is_one_failure_in_words(client, monkeypatch, tmp_path, answer, then):
@@ -96,7 +98,7 @@ def test_an_answer_without_meaning_is_one_failure_in_words(client, monkeypatch, 
     (event,) = outcome(client)
     assert event.kind == "failed"
     assert isinstance(event.error, Exception)
-    assert str(event.error)
+    assert str(event.error).strip()
     assert not client.busy
 
 

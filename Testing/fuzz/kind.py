@@ -47,6 +47,7 @@ KINDS = {
     "wire": ("wire", "Wire"),
     "kills": ("faults", "Kills"),
     "disks": ("faults", "Disks"),
+    "signals": ("signals", "Signals"),
 }
 
 
