@@ -11,8 +11,8 @@ import torch
 from explain_toys import trained_model, two_lesion_case
 
 from LiverXAILib.benchmarks.cost import benchmark_cost, format_cost
-from LiverXAILib.benchmarks.explanations.explain import (
-    benchmark_explain,
+from LiverXAILib.benchmarks.explanations.explain import _kept, benchmark_explain
+from LiverXAILib.benchmarks.explanations.method_tables import (
     format_table,
     intervals,
     ranked,
@@ -126,6 +126,33 @@ def test_a_stopped_benchmark_goes_on_and_tells_true_from_false_lesions():
     )  # fmt: skip
     assert [(row["target"], row["true"]) for row in first + rest] == [("lesion:1", "false"), ("lesion:2", "true")]
     assert kept == rest
+
+
+def test_without_curves_the_verdicts_are_the_same_and_fewer_maps_are_made():
+    model = trained_model()
+    volume, _ = two_lesion_case(model)
+    options = {"targets": ["lesion:1"], "methods": ["hires-cam", "seg-grad-cam"], "field_mm": 60, "device": "cpu"}
+    whole, quick = (
+        benchmark_explain({"two": volume}, model, layers=["bottleneck", "decoder.0"], points=points, **options)
+        for points in (3, 0)
+    )
+    assert {row["passed"] for row in quick} == {True, False}
+    for one, other in zip(whole, quick, strict=True):
+        assert {name: one[name] for name in other if name != "sentence"} == {
+            name: value for name, value in other.items() if name != "sentence"
+        }
+    assert "gain" in format_table(whole)
+    assert "gain" not in format_table(quick)
+
+
+def test_rows_that_were_made_with_other_options_are_not_mixed(tmp_path):
+    kept = tmp_path / "benchmark-explain.jsonl"
+    assert _kept(kept, {"points": 5, "layers": None}) == []
+    with kept.open("a", encoding="utf-8") as file:
+        file.write('{"case": "a"}\n')
+    assert _kept(kept, {"points": 5, "layers": None}) == [{"case": "a"}]
+    with pytest.raises(UsageError, match="made with other options"):
+        _kept(kept, {"points": 0, "layers": None})
 
 
 def test_nothing_to_compare_is_said(tmp_path):

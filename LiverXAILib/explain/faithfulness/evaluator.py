@@ -255,7 +255,7 @@ class FaithfulnessEvaluator:
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
         }
 
-    # Long: one measurement of the card after the other; the card is built where its numbers are.
+    # Long: half of it says what the card holds.
     def evaluate(
         self,
         values: torch.Tensor,
@@ -297,12 +297,8 @@ class FaithfulnessEvaluator:
         """
         values, norm = values.clamp_min(0), float(trained.norm())
         alike = [[spearman(trained, other) for other in draws] for draws in shuffled.values()]
-        card: dict[str, Any] = {
-            "score": round(self.intact, 5),
-            "score_replaced": round(self.erased, 5),
-            "score_in_image": round(self.in_image, 5),
-            "drop": {**self.drop(values), "controls": self._control_drops(list(shuffled.values())[-1])},
-            "magnitude": self._magnitude(values),
+        return {
+            **self.judged(values, list(shuffled.values())[-1], warned),
             "curves": self.curves(values),
             "controls": {**self.controls, **(controls or {})},
             "energy_lift": lift,
@@ -318,6 +314,30 @@ class FaithfulnessEvaluator:
                 "spearman": spearman(trained, noisy),
                 "relative_change": round(float((noisy - trained).norm()) / norm, 4) if norm else 0.0,
             },
+        }
+
+    def judged(
+        self,
+        values: torch.Tensor,
+        shuffled: Sequence[torch.Tensor],
+        warned: bool = False,
+        drop: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The part of :meth:`evaluate` that the verdict is made from, and the verdict.
+
+        With fewer kinds of controls it can only be better: what fails without `shuffled` fails with them, too.
+
+        :param values: the map in the window; of it the positive part counts.
+        :param shuffled: maps of networks in which all weights were shuffled; none: they are no control.
+        :param drop: :meth:`drop` of the map, if it is known.
+        """
+        values = values.clamp_min(0)
+        card: dict[str, Any] = {
+            "score": round(self.intact, 5),
+            "score_replaced": round(self.erased, 5),
+            "score_in_image": round(self.in_image, 5),
+            "drop": {**(self.drop(values) if drop is None else drop), "controls": self._control_drops(shuffled)},
+            "magnitude": self._magnitude(values),
             "baseline": self.baseline,
             "examined_ml": round(self._volume_ml, 1),
         }
@@ -331,8 +351,9 @@ class FaithfulnessEvaluator:
         kinds = {
             "edges": [self._edges_drop],
             "random places": self.noise_drops,
-            "shuffled networks": [self.drop(values)["share"] for values in shuffled],
         }
+        if shuffled:
+            kinds["shuffled networks"] = [self.drop(values)["share"] for values in shuffled]
         return {
             "draws": kinds,
             "median": max(round(median(draws), 4) for draws in kinds.values()),
