@@ -7,6 +7,7 @@ it is installed.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -163,7 +164,8 @@ class Entry:
         path = _HERE / self.card
         if not path.is_file():
             raise ModelError(f"The card of model {self.name!r} is missing from this installation: reinstall LiverXAI.")
-        return ModelSpec.from_json(path.read_text(encoding="utf-8"))
+        state = path.stat()
+        return _card(path, state.st_mtime_ns, state.st_size)
 
     def description(self) -> About:
         """What is known of the model, from the registry or from its card."""
@@ -219,6 +221,12 @@ class Entry:
         if self.kind == "archive":
             return folder.is_dir() and any(folder.iterdir())
         return all((folder / name).is_file() for stage in self.spec().stages for name in stage.weights)
+
+
+@functools.lru_cache(maxsize=32)
+def _card(path: Path, changed_ns: int, size: int) -> ModelSpec:
+    """The card in a file in this state: a panel asks for it again and again, and to read it takes milliseconds."""
+    return ModelSpec.from_json(path.read_text(encoding="utf-8"))
 
 
 def download_folder() -> Path:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         segmentation_to_node,
     )
     from .tables import measurements_to_node
-    from .tokens import labels_token, segments_checksum, volume_token
+    from .tokens import labels_token, prepare_checksum, segments_checksum, volume_token
     from .volumes import ct_from_node, volume_from_node, volume_to_node
 
 _HOMES = {
@@ -57,6 +57,7 @@ _HOMES = {
     "node_steps": "results",
     "place_results": "nodes",
     "prepare_changed_cts": "changed_cts",
+    "prepare_checksum": "tokens",
     "prepare_heatmaps": "results",
     "prepare_nodes": "results",
     "put_aside": "nodes",
@@ -98,6 +99,7 @@ __all__ = [
     "node_steps",
     "place_results",
     "prepare_changed_cts",
+    "prepare_checksum",
     "prepare_heatmaps",
     "prepare_nodes",
     "put_aside",

@@ -54,14 +54,14 @@ class _Segment:
 
 @dataclass(frozen=True, eq=False)
 class SegmentLayers:
-    """The segments of a segmentation as arrays: what :func:`segment_layers` computes and a node shows.
+    """The segments of a segmentation as images: what :func:`segment_layers` computes and a node shows.
 
-    :param layers: for each image its voxels (k, j, i) and the box of the CT that they fill; None: no voxels.
+    :param images: of each layer; an extent says which voxels of the CT it fills, and is empty if there are none.
     :param checksum: of all labels.
     """
 
     segments: tuple[_Segment, ...]
-    layers: tuple[tuple[np.ndarray, Box] | None, ...]
+    images: tuple[Any, ...]
     checksum: str
 
 
@@ -95,7 +95,7 @@ def segment_layers(segmentation: Segmentation, *, lesion_segments: bool = False)
             depth, parent = depth + 1, by_name[parent].parent
         depths.setdefault(depth, []).append(spec)
     segments: list[_Segment] = []
-    layers = []
+    images = []
     for number, (_, specs) in enumerate(sorted(depths.items())):
         array = np.zeros(segmentation.labels.shape, dtype=np.uint8)
         last = 0
@@ -115,10 +115,9 @@ def segment_layers(segmentation: Segmentation, *, lesion_segments: bool = False)
                 array[segmentation.mask(spec.name)] = spec.value
                 segments.append(_Segment(spec.name, spec.name, spec, _unit_color(spec), number, spec.value))
                 last = max(last, spec.value)
-        box = bounding_box(array > 0)
-        layers.append(None if box is None else (np.ascontiguousarray(array[box]), box))
+        images.append(_layer_image(array))
     checksum = sha256(np.ascontiguousarray(segmentation.labels.array).data).hexdigest()
-    return SegmentLayers(tuple(segments), tuple(layers), checksum)
+    return SegmentLayers(tuple(segments), tuple(images), checksum)
 
 
 def update_segmentation_node(
@@ -157,8 +156,11 @@ def update_segmentation_node(
             },
         )
         algorithm = f"LiverXAI {__version__} {model.get('name', '')} {model.get('version', '')}".strip()
-        images = [_labelmap(layer, volume_node) for layer in layers.layers]
-        _update_segments(node, layers.segments, images, algorithm[:64])  # a DICOM long string has 64 characters
+        matrix = vtkMatrix4x4()
+        volume_node.GetIJKToRASMatrix(matrix)
+        for image in layers.images:
+            image.SetImageToWorldMatrix(matrix)
+        _update_segments(node, layers.segments, layers.images, algorithm[:64])  # a DICOM long string has 64 characters
     return node
 
 
@@ -254,21 +256,17 @@ def modified_at_end(node: Any) -> Iterator[None]:
         node.EndModify(previous)
 
 
-def _labelmap(layer: tuple[np.ndarray, Box] | None, volume_node: slicer.vtkMRMLVolumeNode) -> Any:
-    """An image of the voxels of a layer; its extent says where in the CT it lies."""
-    image = slicer.vtkOrientedImageData()
-    if layer is not None:
-        array, box = layer
-        to_image(array, image)
+def _layer_image(array: np.ndarray) -> Any:
+    """An image of the part of `array` (k, j, i) that is not 0; its extent says where that lies."""
+    image, box = slicer.vtkOrientedImageData(), bounding_box(array > 0)
+    if box is not None:
+        to_image(array[box], image)
         image.SetExtent([n for s in reversed(box) for n in (s.start, s.stop - 1)])
-    matrix = vtkMatrix4x4()
-    volume_node.GetIJKToRASMatrix(matrix)
-    image.SetImageToWorldMatrix(matrix)
     return image
 
 
 def _update_segments(
-    node: slicer.vtkMRMLSegmentationNode, wanted: tuple[_Segment, ...], images: list[Any], algorithm: str
+    node: slicer.vtkMRMLSegmentationNode, wanted: tuple[_Segment, ...], images: tuple[Any, ...], algorithm: str
 ) -> None:
     segmentation, display = node.GetSegmentation(), node.GetDisplayNode()
     had_surface = segmentation.ContainsRepresentation(_SURFACE)

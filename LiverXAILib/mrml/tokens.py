@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from zlib import crc32
 
@@ -37,27 +38,37 @@ def segments_checksum(node: slicer.vtkMRMLSegmentationNode) -> str:
 
     Reads all labels (some 10 ms): to be asked where :func:`labels_token` says that something happened to them.
     """
+    return prepare_checksum(node)()
+
+
+def prepare_checksum(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], str]:
+    """:func:`segments_checksum` in two halves: now it takes what is in the scene, which is quick; the function that it
+    returns computes, and may run in any thread.
+    """
     segments = node.GetSegmentation()
     kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-    states = []
+    found: list[tuple[str, np.ndarray | None, int, np.ndarray, np.ndarray]] = []
     for identifier in segments.GetSegmentIDs():
         segment = segments.GetSegment(identifier)
-        labels = segment.GetRepresentation(kind)
-        scalars = labels.GetPointData().GetScalars() if labels is not None else None
-        if scalars is None:
-            states.append(f"{identifier}=")
-            continue
-        array = vtk_to_numpy(scalars).reshape(labels.GetDimensions()[::-1])
-        mask = array == segment.GetLabelValue()
-        box = bounding_box(mask)
-        if box is None:
-            states.append(f"{identifier}=")
-            continue
-        matrix = vtkMatrix4x4()
-        labels.GetImageToWorldMatrix(matrix)
-        first = np.array(labels.GetExtent()[::2]) + np.array(box.start)[::-1]
-        place = from_vtk_matrix(matrix)
-        place[:3, 3] += place[:3, :3] @ first
-        voxels = np.packbits(mask[box]).tobytes()
-        states.append(f"{identifier}={np.round(place, 3).tolist()} {box.shape} {crc32(voxels):08x}")
-    return " ".join(states)
+        labels, matrix, first, array = segment.GetRepresentation(kind), vtkMatrix4x4(), np.zeros(3, int), None
+        if labels is not None and labels.GetPointData().GetScalars() is not None:
+            array = vtk_to_numpy(labels.GetPointData().GetScalars()).reshape(labels.GetDimensions()[::-1])
+            first = np.array(labels.GetExtent()[::2])
+            labels.GetImageToWorldMatrix(matrix)
+        found.append((identifier, array, segment.GetLabelValue(), first, from_vtk_matrix(matrix)))
+    return lambda: " ".join(f"{identifier}={_state(*where)}" for identifier, *where in found)
+
+
+def _state(array: np.ndarray | None, value: int, first: np.ndarray, place: np.ndarray) -> str:
+    """The voxels (k, j, i) of a segment and where they lie, in short; "" if it has none.
+
+    :param first: index (i, j, k) of the first voxel of `array`.
+    :param place: 4x4, from indices to the world.
+    """
+    mask = None if array is None else array == value
+    box = None if mask is None else bounding_box(mask)
+    if mask is None or box is None:
+        return ""
+    place = place.copy()
+    place[:3, 3] += place[:3, :3] @ (first + np.array(box.start)[::-1])
+    return f"{np.round(place, 3).tolist()} {box.shape} {crc32(np.packbits(mask[box])):08x}"

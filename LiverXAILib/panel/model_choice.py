@@ -79,7 +79,7 @@ class ModelChoice:
         entry, folder = self.entry, self.folder()
         try:
             if entry is not None and entry.card is not None:
-                return self._parsed((id(entry), "card"), entry.spec)
+                return entry.spec()
             if folder is not None and (folder / "card.json").is_file():
                 card = folder / "card.json"
                 state = (card, card.stat().st_mtime_ns, card.stat().st_size)
