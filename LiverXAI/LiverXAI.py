@@ -44,6 +44,7 @@ from LiverXAILib.panel.guide import Guide
 from LiverXAILib.panel.heat_maps import HeatMaps
 from LiverXAILib.panel.installation import require_packages
 from LiverXAILib.panel.model_choice import ModelChoice
+from LiverXAILib.panel.outcomes import Outcomes
 from LiverXAILib.panel.questions import Questions
 from LiverXAILib.panel.reader import Reader
 from LiverXAILib.panel.results import ResultsView
@@ -369,9 +370,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.results = ResultsView(self.state, self.heatMaps)
         self.runner = TaskRunner(self.state, self.status, self.update)
         self.edits = Edits(self.state, self.onEdited, self.onTouched)
-        self.analyses = Analyses(
+        self.outcomes = Outcomes(
             self.state, self.models, self.runner, self.edits, self.showHeatMap, self.heatMaps.overlay
         )
+        self.analyses = Analyses(self.state, self.models, self.runner, self.outcomes)
         self.fetching = ModelFetching(self.state, self.status, self.models, self.runner, self.showParameters)
         self.devices = Devices(self.state, self.status, self.runner)
         self.reader = Reader(self.state, self.status, self.questions, self.results, self.runner, self.analyses)
@@ -460,7 +462,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.sensitivity.close()
         self.calipers.forget()
         self.runner.abort(_("Stopped, because the scene was closed."))
-        self.analyses.forget()
+        self.outcomes.forget()
 
     # --- what is shown ---------------------------------------------------------------------------------------------
 
@@ -506,7 +508,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.sensitivity.update()
 
     def onEdited(self) -> None:
-        """The segmentation is not what was measured any more."""
+        """The segmentation is not what was measured any more, or is again."""
+        if not self.runner.busy:
+            self.status.show()  # what was said is about what was before
         self.heatMaps.show()
         self.update()
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the panel asks the worker about a CT, and how the answer becomes nodes."""
+"""What the panel asks the worker about a CT."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,26 @@ from ..errors import LiverXAIError
 from ..explain.targets import Target
 from ..inference.sensitivity import STANDARD
 from ..models import ModelSpec
-from ..mrml.nodes import get_attribute, set_attributes
-from .edits import Edits, free_title, is_edited, made_by, must_be_kept
+from ..mrml.nodes import get_attribute
+from .edits import is_edited, made_by
 from .installation import REPORT_PACKAGES
 from .model_choice import ModelChoice
-from .results import table_rows
+from .outcomes import Asked, Outcomes
 from .state import PanelState
 from .tasks import Steps, TaskRunner
 
 
 class Analyses:
-    """Analyses and explanations of the chosen CT, with the chosen model.
+    """Analyses and explanations of the chosen CT, with the chosen model; `outcomes` shows what comes back."""
 
-    :param edits: told what was measured.
-    :param shown: called when results of the chosen CT are in the scene, with the heat map to be shown (or None) …
-    :param overlaid: … and after the next turn of the event loop with the place (RAS mm) to look at (or None).
-    """
-
-    def __init__(
-        self,
-        state: PanelState,
-        models: ModelChoice,
-        runner: TaskRunner,
-        edits: Edits,
-        shown: Callable[[Any], None],
-        overlaid: Callable[[Sequence[float] | None], None],
-    ) -> None:
-        self._state, self._models, self._runner = state, models, runner
-        self._edits, self._shown, self._overlaid = edits, shown, overlaid
-        #: Under which token the worker holds the labels of a segmentation node, and the labels' state then.
-        self._held_as: dict[str, tuple[str, str]] = {}
-
-    def forget(self) -> None:
-        """The scene was closed: its nodes are gone."""
-        self._held_as.clear()
-        self._edits.forget()
+    def __init__(self, state: PanelState, models: ModelChoice, runner: TaskRunner, outcomes: Outcomes) -> None:
+        self._state, self._models, self._runner, self._outcomes = state, models, runner, outcomes
 
     def analyze(self, questions: Sequence[str]) -> None:
         """Segment, explain and measure the chosen CT."""
         parameters, node = self._state.parameters, self._state.volume_node
         model = self._models.name
-        token, voxels = self._token(node), _voxel_time(node)
+        token, asked = self._token(node), Asked.now(node)
 
         def ask() -> int:
             return self._runner.client.analyze(
@@ -74,32 +53,30 @@ class Analyses:
                 **self._size(),
             )
 
-        self._runner.start(ask, lambda analysis: self._show_analysis(analysis, node, token, model, voxels))
+        self._runner.start(ask, lambda analysis: self._outcomes.show_analysis(analysis, asked, token, model))
 
     def explain(self, questions: Sequence[str]) -> None:
         """Explain the CT's segmentation as it is now, also after it was edited."""
-        node = self._state.volume_node
-        voxels = _voxel_time(node)
+        asked = Asked.now(self._state.volume_node, self._state.result("segmentation"))
         self._runner.start(
             lambda: self._ask_explanation(list(questions)),
-            lambda explained: self._show_explanations(explained, node, voxels),
+            lambda explained: self._outcomes.show_explanations(explained, asked),
         )
 
     def refine(self, decisions: Sequence[Decision]) -> None:
         """Apply the reader's decisions to the segmentation as it is now, and measure it again."""
-        node, segmentation_node = self._state.volume_node, self._state.result("segmentation")
-        voxels, name = _voxel_time(node), f"refined {time.monotonic()}"
-        labels = mrml.labels_token(segmentation_node)
+        segmentation_node = self._state.result("segmentation")
+        asked, name = Asked.now(self._state.volume_node, segmentation_node), f"refined {time.monotonic()}"
         chosen = (get_attribute(segmentation_node, "Provenance") or {}).get("sensitivity", {}).get("asked", STANDARD)
         changes = any(one.changes_outlines for one in decisions) or chosen != self._models.sensitivity()
         self._runner.start(
             lambda: self._ask_refinement(decisions, name, chosen),
-            lambda analysis: self._show_refined(analysis, node, name, voxels, segmentation_node, labels, changes),
+            lambda analysis: self._outcomes.show_refined(analysis, asked, name, changes),
         )
 
     def is_up_to_date(self, segmentation_node: Any) -> bool:
         """Whether the worker can write the result of a segmentation node as it is now."""
-        return not is_edited(segmentation_node) and segmentation_node.GetID() in self._held_as
+        return not is_edited(segmentation_node) and self._outcomes.hold(segmentation_node)
 
     def can_measure(self, segmentation_node: Any) -> bool:
         """Whether a segmentation node can be measured without a word to the user: its model is the chosen one."""
@@ -130,7 +107,7 @@ class Analyses:
         parameters, node, client = self._state.parameters, self._state.volume_node, self._runner.client
         segmentation_node, token = self._state.result("segmentation"), self._token(node)
         spec = self._models.spec()
-        labels = self._labels_token(segmentation_node)
+        labels = self._outcomes.labels_token(segmentation_node)
         segmentation = None
         if not client.holds(token, labels):
             if spec is None:
@@ -161,11 +138,11 @@ class Analyses:
     def _ask_refinement(self, decisions: Sequence[Decision], name: str, sensitivity_before: str) -> int:
         parameters, node, client = self._state.parameters, self._state.volume_node, self._runner.client
         segmentation_node, token, spec = self._state.result("segmentation"), self._token(node), self._models.spec()
-        labels = self._labels_token(segmentation_node)
+        labels = self._outcomes.labels_token(segmentation_node)
         segmentation = None
         if spec is not None and not made_by(segmentation_node, spec):
             raise LiverXAIError(_("This result was made by another model: choose that model first."))
-        base = self._held_as.get(segmentation_node.GetID(), ("", ""))[0]
+        base = self._outcomes.base_of(segmentation_node)
         if not base or not client.holds(token, labels):
             if spec is None:
                 raise LiverXAIError(_("This model has to be loaded first: press Apply."))
@@ -191,143 +168,11 @@ class Analyses:
             force=parameters.force,
         )
 
-    def _place_of(self, target: str) -> list[float] | None:
-        """Where the lesion of a target is (LPS mm), so that its heat map is known also under another number."""
-        table = self._state.result("measurements")
-        for row in table_rows(table):
-            if target == f"lesion:{row['number']}":
-                return [float(row[f"centroid_{axis}_mm"]) for axis in "lps"]
-        return None
-
-    def _labels_token(self, segmentation_node: Any) -> str:
-        """Under which name the worker holds the segmentation, if it does."""
-        state = mrml.labels_token(segmentation_node)
-        token, state_then = self._held_as.get(segmentation_node.GetID(), ("", ""))
-        return token if state_then == state else state
-
-    # --- results, in steps -----------------------------------------------------------------------------------------
-
-    def _show_analysis(self, analysis: Any, node: Any, token: str, model: str, voxels: Any) -> Steps:
-        if not self._state.contains(node):
-            return _removed()
-        prepared = yield mrml.prepare_nodes(analysis, lesion_segments=self._state.parameters.lesionSegments)
-        if not self._state.contains(node):
-            return _removed()
-        self._keep_what_must_stay(node, analysis.model)
-        steps = mrml.node_steps(analysis, self._state.scene, node, prepared)
-        while True:
-            if not self._state.contains(node):
-                return _removed()
-            try:
-                next(steps)
-            except StopIteration as end:
-                nodes = end.value
-                break
-            yield None
-        # An earlier result of this CT was held under the same name.
-        self._held_as = {one: held for one, held in self._held_as.items() if held[0] != token}
-        self._held_as[nodes.segmentation.GetID()] = (token, mrml.labels_token(nodes.segmentation))
-        self._edits.measured(nodes.segmentation)
-        self._models.remember(model, analysis.model)
-        heat_map = next(reversed(nodes.heatmaps.values()), None)
-        warnings = analysis.provenance["warnings"]
-        return (yield from self._show_heat_map(heat_map, analysis.explanations, node, voxels, warnings))
-
-    def _keep_what_must_stay(self, node: Any, model: Any) -> None:
-        """The reader's work and another model's result are put aside, not overwritten."""
-        before = next(iter(mrml.find_results(self._state.scene, node, "segmentation")), None)
-        if must_be_kept(before, model):
-            mrml.put_aside(self._state.scene, node, free_title(self._state.scene, node, before))
-
-    def _show_refined(
-        self,
-        analysis: Any,
-        node: Any,
-        labels_name: str,
-        voxels: Any,
-        segmentation_node: Any,
-        labels: str,
-        by_library: bool,
-    ) -> Steps:
-        """The result as the reader left it: segments that were only edited by hand stay as they are in the scene.
-
-        What the reader does to them meanwhile is not overwritten.
-
-        :param labels: the state of the segments when this was asked.
-        :param by_library: the library was asked to change segments.
-        """
-        if not self._state.contains(node) or not self._state.contains(segmentation_node):
-            return _removed()
-        layers = None
-        if by_library:
-            lesions = self._state.parameters.lesionSegments
-            layers = yield lambda: mrml.segment_layers(analysis.segmentation, lesion_segments=lesions)
-            if not self._state.contains(node) or not self._state.contains(segmentation_node):
-                return _removed()
-        edited_meanwhile = mrml.labels_token(segmentation_node) != labels
-        if edited_meanwhile and layers is not None:
-            self._held_as.pop(segmentation_node.GetID(), None)
-            return [_("The segmentation was edited meanwhile, so nothing was changed. Ask again.")]
-        mrml.update_refined(analysis, self._state.scene, node, layers)
-        state = labels if edited_meanwhile else mrml.labels_token(segmentation_node)
-        self._held_as[segmentation_node.GetID()] = (labels_name, state)
-        self._edits.measured(segmentation_node, state)
-        yield None
-        if self._state.volume_node is node:
-            self._shown(self._state.parameters.heatMap)
-            yield None
-        notes = [_("The CT was changed meanwhile. Press Apply again.")] if _voxel_time(node) != voxels else []
-        return [_("Measured again. For research use only."), *notes]
-
-    def _show_explanations(self, explained: Any, node: Any, voxels: Any) -> Steps:
-        heat_map, explanations = None, explained.explanations
-        if not self._state.contains(node):
-            return _removed()
-        images = yield mrml.prepare_heatmaps(explanations)
-        for explanation, image in zip(explanations, images, strict=True):
-            if not self._state.contains(node):
-                return _removed()
-            heat_map = mrml.explanation_to_node(explanation, self._state.scene, node, image=image)
-            set_attributes(heat_map, {"Place": self._place_of(str(explanation.target))})
-            yield None
-        if not self._state.contains(node):
-            return _removed()
-        changed = yield mrml.prepare_changed_cts(explained.answers)
-        if not self._state.contains(node):
-            return _removed()
-        yield from mrml.changed_ct_steps(explained.answers, self._state.scene, node, changed)
-        notes = [*(answer.sentence for answer in explained.answers), *explained.warnings]
-        return (yield from self._show_heat_map(heat_map, explanations, node, voxels, notes))
-
-    def _show_heat_map(
-        self, heat_map: Any, explanations: Sequence[Any], node: Any, voxels: Any, warnings: Sequence[str]
-    ) -> Steps:
-        """The last explanation over its CT, if that is still the one that is looked at; returns what to say."""
-        peak = None
-        if heat_map is not None:
-            peak = yield lambda: mrml.hottest_place(explanations[-1].heatmap)
-        if not self._state.contains(node):
-            return _removed()
-        notes = [*warnings, *(warning for explanation in explanations for warning in explanation.warnings)]
-        if _voxel_time(node) != voxels:
-            notes.insert(0, _("The CT was changed meanwhile; this is the result of what it was. Press Apply again."))
-        if self._state.volume_node is node:
-            self._shown(heat_map)
-            yield None
-            self._overlaid(peak)
-            yield None
-        seconds = self._runner.seconds
-        return [_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *notes]
-
 
 def reader_name() -> str:
     """Who decides, as Slicer's settings name the user; "reader" where they do not."""
     name: str = slicer.app.applicationLogic().GetUserInformation().GetName()
     return name or "reader"
-
-
-def _removed() -> list[str]:
-    return [_("The CT was removed meanwhile; its result was dropped.")]
 
 
 def _say_where(result: Any) -> Steps:
@@ -339,9 +184,3 @@ def _say_findings(result: Any) -> Steps:
     yield None
     where = _("Saved in {folder}.").format(folder=Path(next(iter(result["files"].values()))).parent)
     return [result["summary"], *result["warnings"], where]
-
-
-def _voxel_time(node: Any) -> Any:
-    """Changes when the voxels of a CT do."""
-    image = node.GetImageData() if node is not None else None
-    return image.GetMTime() if image is not None else None

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -21,7 +22,7 @@ EDITED = "LiverXAI.Edited"
 class Edits(VTKObservationMixin):
     """Notices that a segmentation was edited since it was measured, whoever did it: Segment Editor, script, undo.
 
-    :param changed: called when one was for the first time since it was measured.
+    :param changed: called when one was for the first time since it was measured, or is again as it was measured.
     :param touched: called at each change.
     """
 
@@ -35,6 +36,7 @@ class Edits(VTKObservationMixin):
         self._voxels: dict[str, str] = {}
         #: Whether an edit was noticed in this turn of the event loop: it may turn out to be such a step.
         self._settling = False
+        self._paused = False
 
     def watch(self) -> None:
         """Observe the present segmentation of the chosen CT."""
@@ -53,16 +55,30 @@ class Edits(VTKObservationMixin):
             if not self.hasObserver(segmentation, event, self._on_modified):
                 self.addObserver(segmentation, event, self._on_modified)
 
-    def measured(self, node: Any, state: str | None = None) -> None:
-        """The numbers are those of the segmentation as it is now, or was when its labels were `state`."""
-        now = mrml.labels_token(node)
-        if state in (None, now):
-            self._remember(node)
-            node.SetAttribute(EDITED, None)
-            return
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the panel itself writes segments: that is no edit."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def measured(self, node: Any, state: str) -> Generator[Callable[[], str], str, None]:
+        """The numbers are those of the segmentation when its labels were `state`, in steps of the panel's tasks.
+
+        The voxels are read by a thread; what is edited until it has done so is not taken for measured.
+        """
+        voxels = ""
+        if mrml.labels_token(node) == state:
+            voxels = yield mrml.prepare_checksum(node)
+        is_as_measured = mrml.labels_token(node) == state
         self._measured[node.GetID()] = state
-        self._voxels.pop(node.GetID(), None)
-        node.SetAttribute(EDITED, "1")
+        if is_as_measured:
+            self._voxels[node.GetID()] = voxels
+        else:
+            self._voxels.pop(node.GetID(), None)
+        node.SetAttribute(EDITED, None if is_as_measured else "1")
 
     def forget(self) -> None:
         """The scene was closed."""
@@ -78,7 +94,7 @@ class Edits(VTKObservationMixin):
         import qt
 
         node = self._state.result("segmentation")
-        if node is None or node.GetSegmentation() is not caller:
+        if self._paused or node is None or node.GetSegmentation() is not caller:
             return
         now = mrml.labels_token(node)
         if self._measured.get(node.GetID()) == now:

@@ -41,7 +41,8 @@ class Guide:
         ui.explainLesionButton.enabled = found and not edited and self._results.selected_lesion > 0
         ui.detailsButton.visible = bool(self._status.details)
         if not busy and not self._status.details:
-            self._status.show_step("\n".join(self._status.notes) or self._next_step(ready))
+            notes = [_("The segmentation was edited; the numbers are from before.")] if edited else []
+            self._status.show_step("\n".join([*notes, *self._status.notes]) or self._next_step(ready))
 
     def _next_step(self, ready: bool) -> str:
         node, model = self._state.volume_node, self._state.parameters.model

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 from ..errors import LiverXAIError
 from ..explain.catalog import CATALOG, DEFAULT_METHOD
 from ..mrml.volumes import world_grid
+from .edits import is_edited
 from .model_choice import ModelChoice
 from .state import PanelState
 
@@ -56,9 +57,14 @@ class Questions:
         """What is asked, as the library's targets.
 
         :param lesion: the number of the lesion that is chosen in the table; 0: none.
-        :raises LiverXAILib.errors.LiverXAIError: the place that is asked about is not in the CT.
+        :raises LiverXAILib.errors.LiverXAIError: the place that is asked about is not in the CT, or the number may
+            stand for another lesion, since the segmentation was edited.
         """
         target = self._state.parameters.target
+        if target == "lesion" and is_edited(self._state.result("segmentation")):
+            raise LiverXAIError(
+                _("The rows of the table are from before the edit: press Measure again, then choose the lesion.")
+            )
         if target == "lesion":
             return [f"lesion:{lesion or 1}"]
         if target == "crosshair":

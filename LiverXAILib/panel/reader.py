@@ -79,6 +79,7 @@ class Reader:
         ui.targetsButton.enabled = idle and not edited and 0 < len(chosen) <= MOST_TARGETS
         ui.addButton.enabled = ui.placeButton.enabled = idle
         ui.includeButton.enabled = ui.excludeButton.enabled = idle and bool(self._results.lesions)
+        ui.resultSelector.enabled = not self._runner.busy  # what comes is about the present result
         ui.editButton.enabled = ui.tableButton.enabled = node is not None
         ui.saveButton.enabled = ui.compareButton.enabled = idle and self._analyses.is_up_to_date(node)
 

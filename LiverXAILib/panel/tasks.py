@@ -116,9 +116,11 @@ class TaskRunner:
     def on_timer(self) -> None:
         """Hear the worker; or show one more piece of the result."""
         try:
-            for event in self.client.poll():
+            events = self.client.poll()
+            for event in events:
                 self._hear(event)
-            if self._steps is not None and (self._work is None or self._work.done()):
+            # To take an answer apart and to begin to show it are two steps.
+            if not events and self._steps is not None and (self._work is None or self._work.done()):
                 self._advance(self._steps)
         except Exception as error:
             self._finish(())

@@ -64,6 +64,44 @@ def test_an_edit_is_noticed_and_measured_again_by_one_click(panel, toy_model):
     assert second.volume_ml > 0
 
 
+def test_after_an_edit_the_status_line_says_that_the_numbers_are_from_before(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    assert panel.ui.statusLabel.text.startswith("Done in")
+    (segmentation,) = results(node, "segmentation")
+    before = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", node).copy()
+    erase(segmentation, "tumor", node, np.s_[:])
+    assert panel.ui.statusLabel.text == "The segmentation was edited; the numbers are from before."
+    panel.click(panel.ui.placeButton)
+    first, second = panel.ui.statusLabel.text.splitlines()
+    assert "numbers are from before" in first
+    assert "Click the place" in second
+    panel.click(panel.ui.placeButton)
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert panel.ui.statusLabel.text.startswith("Measured again")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(before, segmentation, "tumor", node)
+    qtapplication.process_events()
+    assert "numbers are from before" in panel.ui.statusLabel.text
+
+
+def test_a_question_about_a_row_from_before_an_edit_is_refused(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    panel.choose(panel.ui.targetSelector, "lesion")
+    panel.ui.lesionTable.selectRow(1)
+    (segmentation,) = results(node, "segmentation")
+    half = np.zeros(segment_array(segmentation, "tumor", node).shape, bool)
+    half[:, :, : half.shape[2] // 2] = True
+    erase(segmentation, "tumor", node, half)
+    for button in (panel.ui.explainButton, panel.ui.applyButton):
+        panel.click(button)
+        assert not panel.widget.runner.busy
+        assert "press Measure again, then choose the lesion" in panel.ui.statusLabel.text
+
+
 def test_a_lesion_is_rejected_and_added_again_and_saved_with_who_decided(panel, toy_model, tmp_path, monkeypatch):
     node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
     apply_and_wait(panel)
@@ -124,6 +162,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
 
 def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
     apply_and_wait(panel)
     (edited,) = results(node, "segmentation")
     table = results(node, "measurements")[0]
@@ -428,36 +467,91 @@ def test_the_axes_of_the_chosen_lesion_are_lines_whose_ends_can_be_moved(panel, 
     panel.ui.lesionTable.setCurrentCell(-1, -1)
 
 
-def test_another_frame_of_a_sequence_never_shows_the_results_of_the_one_before(panel, toy_model):
-    first, second = phantom(lesions=2), phantom()
-    node = prepare(panel, first, toy_model, "liver")
+def play(node, volumes):
+    """A CT becomes that of a sequence with these frames, the first of which is shown."""
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "phases")
     frame = slicer.vtkMRMLScalarVolumeNode()
-    for number, volume in enumerate((first, second)):
+    for number, volume in enumerate(volumes):
         frame.Copy(node)
         slicer.util.updateVolumeFromArray(frame, volume.array)
         sequence.SetDataNodeAtValue(frame, str(number))
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
     browser.AddSynchronizedSequenceNode(sequence)
     browser.AddProxyNode(node, sequence, False)
-    browser.SetSelectedItemNumber(0)
+    show_frame(browser, 0)
+    return browser
+
+
+def show_frame(browser, number):
+    browser.SetSelectedItemNumber(number)
     slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
     qtapplication.process_events()
+
+
+def test_another_frame_of_a_sequence_never_shows_the_results_of_the_one_before(panel, toy_model):
+    first = phantom(lesions=2)
+    node = prepare(panel, first, toy_model, "liver")
+    browser = play(node, [first, phantom()])
     apply_and_wait(panel)
     (portal,) = results(node, "segmentation")
-    browser.SetSelectedItemNumber(1)
-    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
-    qtapplication.process_events()
+    show_frame(browser, 1)
     assert results(node, "") == []
     assert not portal.GetDisplayNode().GetVisibility()
     assert panel.ui.lesionTable.rowCount == 0 or not panel.ui.lesionTable.visible
     apply_and_wait(panel)
     assert results(node, "segmentation") != [portal]
-    browser.SetSelectedItemNumber(0)
-    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
-    qtapplication.process_events()
+    show_frame(browser, 0)
     assert results(node, "segmentation") == [portal]
     assert portal.GetDisplayNode().GetVisibility()
+
+
+def test_the_result_of_one_frame_never_lies_over_another_that_was_chosen_meanwhile(panel, toy_model):
+    first = phantom(lesions=2)
+    node = prepare(panel, first, toy_model, "liver")
+    browser = play(node, [first, phantom()])
+    panel.click(panel.ui.applyButton)
+    show_frame(browser, 1)
+    wait_idle(panel)
+    assert results(node, "") == []
+    assert "Another frame was chosen meanwhile" in panel.ui.statusLabel.text
+    apply_and_wait(panel)
+    (second,) = results(node, "segmentation")
+    panel.click(panel.ui.explainButton)
+    show_frame(browser, 0)
+    wait_idle(panel)
+    assert results(node, "") == []
+    assert not second.GetDisplayNode().GetVisibility()
+
+
+def test_what_was_found_of_a_segmentation_that_was_removed_meanwhile_is_dropped(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "liver")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.rejectButton)
+    assert not panel.ui.resultSelector.enabled
+    slicer.mrmlScene.RemoveNode(segmentation)
+    wait_idle(panel)
+    assert "removed or put aside meanwhile" in panel.ui.statusLabel.text
+    assert results(node, "segmentation") == []
+
+
+def test_an_edit_of_a_new_result_whose_heat_maps_are_still_being_shown_is_noticed(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "both")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    values = slicer.util.arrayFromVolume(node)
+    values[:, :, : values.shape[2] // 2] = np.minimum(values[:, :, : values.shape[2] // 2], 100)  # one lesion less
+    slicer.util.arrayFromVolumeModified(node)
+    panel.click(panel.ui.applyButton)
+    before = segment_array(segmentation, "tumor", node)
+    qtapplication.wait_until(lambda: (segment_array(segmentation, "tumor", node) != before).any())
+    assert panel.widget.runner.showing
+    erase(segmentation, "tumor", node, np.s_[:])
+    wait_idle(panel)
+    assert panel.ui.editedLabel.visible
+    assert "numbers are from before" in panel.ui.statusLabel.text
 
 
 def test_results_are_not_offered_as_cts(panel, toy_model):

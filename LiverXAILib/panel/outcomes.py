@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has become of the panel's questions: results become nodes, in steps between which Slicer lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from .. import mrml
+from ..mrml.nodes import set_attributes
+from .edits import Edits, free_title, must_be_kept
+from .frames import frame_of
+from .model_choice import ModelChoice
+from .results import table_rows
+from .state import PanelState
+from .tasks import Steps, TaskRunner
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question was about: the CT, its voxels and frame then, and the segmentation and its labels then."""
+
+    volume: Any
+    voxels: Any
+    frame: str
+    segmentation: Any = None
+    labels: str = ""
+
+    @staticmethod
+    def now(volume: Any, segmentation: Any = None) -> Asked:
+        """As the CT and its segmentation are at this moment."""
+        labels = mrml.labels_token(segmentation) if segmentation is not None else ""
+        return Asked(volume, _voxel_time(volume), frame_of(volume), segmentation, labels)
+
+
+class Outcomes:
+    """Puts what the worker has found into the scene, unless what it is about has gone meanwhile.
+
+    :param edits: told what was measured.
+    :param shown: called when results of the chosen CT are in the scene, with the heat map to be shown (or None) …
+    :param overlaid: … and after the next turn of the event loop with the place (RAS mm) to look at (or None).
+    """
+
+    def __init__(
+        self,
+        state: PanelState,
+        models: ModelChoice,
+        runner: TaskRunner,
+        edits: Edits,
+        shown: Callable[[Any], None],
+        overlaid: Callable[[Sequence[float] | None], None],
+    ) -> None:
+        self._state, self._models, self._runner = state, models, runner
+        self._edits, self._shown, self._overlaid = edits, shown, overlaid
+        #: Under which token the worker holds the labels of a segmentation node, and the labels' state then.
+        self._held_as: dict[str, tuple[str, str]] = {}
+
+    def forget(self) -> None:
+        """The scene was closed: its nodes are gone."""
+        self._held_as.clear()
+        self._edits.forget()
+
+    def hold(self, segmentation_node: Any) -> bool:
+        """Whether the worker was told of a segmentation node, as it was at some time."""
+        return segmentation_node.GetID() in self._held_as
+
+    def base_of(self, segmentation_node: Any) -> str:
+        """Under which name the worker knows a segmentation node before edits by hand; "" if it does not."""
+        return self._held_as.get(segmentation_node.GetID(), ("", ""))[0]
+
+    def labels_token(self, segmentation_node: Any) -> str:
+        """Under which name the worker holds the segmentation as it is now, if it does."""
+        state = mrml.labels_token(segmentation_node)
+        token, state_then = self._held_as.get(segmentation_node.GetID(), ("", ""))
+        return token if state_then == state else state
+
+    def show_analysis(self, analysis: Any, asked: Asked, token: str, model: str) -> Steps:
+        """A new result of the CT.
+
+        :param token: under which the worker holds it.
+        :param model: the name under which the model was asked for.
+        """
+        node, scene = asked.volume, self._state.scene
+        if obstacle := self._obstacle(asked):
+            return obstacle
+        prepared = yield mrml.prepare_nodes(analysis, lesion_segments=self._state.parameters.lesionSegments)
+        if obstacle := self._obstacle(asked):
+            return obstacle
+        self._keep_what_must_stay(node, analysis.model)
+        steps, labels = mrml.node_steps(analysis, scene, node, prepared), ""
+        while True:
+            if not self._state.contains(node):
+                return self._obstacle(asked)
+            try:
+                with self._edits.paused():
+                    next(steps)
+            except StopIteration as end:
+                nodes = end.value
+                break
+            # The first step makes the segmentation; from then on the reader may edit it.
+            labels = labels or mrml.labels_token(mrml.find_results(scene, node, "segmentation")[0])
+            yield None
+        # An earlier result of this CT was held under the same name.
+        self._held_as = {one: held for one, held in self._held_as.items() if held[0] != token}
+        self._held_as[nodes.segmentation.GetID()] = (token, labels)
+        yield from self._edits.measured(nodes.segmentation, labels)
+        self._models.remember(model, analysis.model)
+        heat_map = next(reversed(nodes.heatmaps.values()), None)
+        warnings = analysis.provenance["warnings"]
+        return (yield from self._show_heat_map(heat_map, analysis.explanations, asked, warnings))
+
+    def _keep_what_must_stay(self, node: Any, model: Any) -> None:
+        """The reader's work and another model's result are put aside, not overwritten."""
+        before = next(iter(mrml.find_results(self._state.scene, node, "segmentation")), None)
+        if must_be_kept(before, model):
+            mrml.put_aside(self._state.scene, node, free_title(self._state.scene, node, before))
+
+    def show_refined(self, analysis: Any, asked: Asked, name: str, by_library: bool) -> Steps:
+        """The result as the reader left it: segments that were only edited by hand stay as they are in the scene.
+
+        What the reader does to them meanwhile is not overwritten.
+
+        :param name: under which the worker holds the labels.
+        :param by_library: the library was asked to change segments.
+        """
+        node, segmentation = asked.volume, asked.segmentation
+        if obstacle := self._obstacle(asked):
+            return obstacle
+        layers = None
+        if by_library:
+            lesions = self._state.parameters.lesionSegments
+            layers = yield lambda: mrml.segment_layers(analysis.segmentation, lesion_segments=lesions)
+            if obstacle := self._obstacle(asked):
+                return obstacle
+        edited_meanwhile = mrml.labels_token(segmentation) != asked.labels
+        if edited_meanwhile and layers is not None:
+            self._held_as.pop(segmentation.GetID(), None)
+            return [_("The segmentation was edited meanwhile, so nothing was changed. Ask again.")]
+        with self._edits.paused():
+            mrml.update_refined(analysis, self._state.scene, node, layers)
+        labels = asked.labels if edited_meanwhile else mrml.labels_token(segmentation)
+        self._held_as[segmentation.GetID()] = (name, labels)
+        yield from self._edits.measured(segmentation, labels)
+        yield None
+        if self._state.volume_node is node:
+            self._shown(self._state.parameters.heatMap)
+            yield None
+        notes = [_("The CT was changed meanwhile. Press Apply again.")] if _voxel_time(node) != asked.voxels else []
+        if edited_meanwhile:
+            return [_("Measured as it was before the last edit. For research use only."), *notes]
+        return [_("Measured again. For research use only."), *notes]
+
+    def show_explanations(self, explained: Any, asked: Asked) -> Steps:
+        """Heat maps and changed CTs of a segmentation."""
+        node, scene = asked.volume, self._state.scene
+        heat_map, explanations = None, explained.explanations
+        if obstacle := self._obstacle(asked):
+            return obstacle
+        images = yield mrml.prepare_heatmaps(explanations)
+        for explanation, image in zip(explanations, images, strict=True):
+            if obstacle := self._obstacle(asked):
+                return obstacle
+            heat_map = mrml.explanation_to_node(explanation, scene, node, image=image)
+            set_attributes(heat_map, {"Place": _place_of(scene, node, str(explanation.target))})
+            yield None
+        changed = yield mrml.prepare_changed_cts(explained.answers)
+        if obstacle := self._obstacle(asked):
+            return obstacle
+        yield from mrml.changed_ct_steps(explained.answers, scene, node, changed)
+        notes = [*(answer.sentence for answer in explained.answers), *explained.warnings]
+        return (yield from self._show_heat_map(heat_map, explanations, asked, notes))
+
+    def _show_heat_map(
+        self, heat_map: Any, explanations: Sequence[Any], asked: Asked, warnings: Sequence[str]
+    ) -> Steps:
+        """The last explanation over its CT, if that is still the one that is looked at; returns what to say."""
+        peak = None
+        if heat_map is not None:
+            peak = yield lambda: mrml.hottest_place(explanations[-1].heatmap)
+        if obstacle := self._obstacle(asked):
+            return obstacle
+        notes = [*warnings, *(warning for explanation in explanations for warning in explanation.warnings)]
+        if _voxel_time(asked.volume) != asked.voxels:
+            notes.insert(0, _("The CT was changed meanwhile; this is the result of what it was. Press Apply again."))
+        if self._state.volume_node is asked.volume:
+            self._shown(heat_map)
+            yield None
+            self._overlaid(peak)
+            yield None
+        seconds = self._runner.seconds
+        return [_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *notes]
+
+    def _obstacle(self, asked: Asked) -> list[str]:
+        """Why a result cannot be shown any more, in words; empty: it can."""
+        if not self._state.contains(asked.volume):
+            return [_("The CT was removed meanwhile; its result was dropped.")]
+        if frame_of(asked.volume) != asked.frame:
+            return [_("Another frame was chosen meanwhile; the result of the one before was dropped. Ask again there.")]
+        present = mrml.find_results(self._state.scene, asked.volume, "segmentation")
+        if asked.segmentation is not None and not any(node is asked.segmentation for node in present):
+            return [_("The segmentation was removed or put aside meanwhile; what was found of it was dropped.")]
+        return []
+
+
+def _place_of(scene: Any, volume: Any, target: str) -> list[float] | None:
+    """Where the lesion of a target is (LPS mm), so that its heat map is known also under another number."""
+    table = next(iter(mrml.find_results(scene, volume, "measurements")), None)
+    for row in table_rows(table):
+        if target == f"lesion:{row['number']}":
+            return [float(row[f"centroid_{axis}_mm"]) for axis in "lps"]
+    return None
+
+
+def _voxel_time(node: Any) -> Any:
+    """Changes when the voxels of a CT do."""
+    image = node.GetImageData() if node is not None else None
+    return image.GetMTime() if image is not None else None
