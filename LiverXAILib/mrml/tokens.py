@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from zlib import crc32
 
@@ -47,7 +48,7 @@ def prepare_checksum(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], str]:
     """
     segments = node.GetSegmentation()
     kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-    found: list[tuple[str, np.ndarray | None, int, np.ndarray, np.ndarray]] = []
+    states: list[Callable[[], str]] = []
     for identifier in segments.GetSegmentIDs():
         segment = segments.GetSegment(identifier)
         labels, matrix, first, array = segment.GetRepresentation(kind), vtkMatrix4x4(), np.zeros(3, int), None
@@ -55,12 +56,13 @@ def prepare_checksum(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], str]:
             array = vtk_to_numpy(labels.GetPointData().GetScalars()).reshape(labels.GetDimensions()[::-1])
             first = np.array(labels.GetExtent()[::2])
             labels.GetImageToWorldMatrix(matrix)
-        found.append((identifier, array, segment.GetLabelValue(), first, from_vtk_matrix(matrix)))
-    return lambda: " ".join(f"{identifier}={_state(*where)}" for identifier, *where in found)
+        place = from_vtk_matrix(matrix)
+        states.append(partial(_state, identifier, array, segment.GetLabelValue(), first, place))
+    return lambda: " ".join(state() for state in states)
 
 
-def _state(array: np.ndarray | None, value: int, first: np.ndarray, place: np.ndarray) -> str:
-    """The voxels (k, j, i) of a segment and where they lie, in short; "" if it has none.
+def _state(identifier: str, array: np.ndarray | None, value: int, first: np.ndarray, place: np.ndarray) -> str:
+    """The voxels (k, j, i) of a segment and where they lie, in short.
 
     :param first: index (i, j, k) of the first voxel of `array`.
     :param place: 4x4, from indices to the world.
@@ -68,7 +70,8 @@ def _state(array: np.ndarray | None, value: int, first: np.ndarray, place: np.nd
     mask = None if array is None else array == value
     box = None if mask is None else bounding_box(mask)
     if mask is None or box is None:
-        return ""
+        return f"{identifier}="
     place = place.copy()
     place[:3, 3] += place[:3, :3] @ (first + np.array(box.start)[::-1])
-    return f"{np.round(place, 3).tolist()} {box.shape} {crc32(np.packbits(mask[box])):08x}"
+    voxels = np.packbits(mask[box]).tobytes()
+    return f"{identifier}={np.round(place, 3).tolist()} {box.shape} {crc32(voxels):08x}"
