@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
+from forking import Process
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -201,23 +202,17 @@ def batch_command(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "LiverXAILib", "batch", "--keep-names", *map(str, arguments)]
 
 
-def start_batch(*arguments: Any, env: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start_batch(*arguments: Any, env: dict[str, str], start: Any = Process) -> subprocess.Popen[str]:
+    """`start`: :class:`subprocess.Popen` for a batch, and workers, that import all they need as those of a user do."""
+    return start(
         batch_command(*arguments), env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
 def run_batch(*arguments: Any, env: dict[str, str], timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        batch_command(*arguments),
-        env=env,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-        check=False,
-    )
+    with start_batch(*arguments, env=env) as process:
+        said = process.communicate(timeout=timeout)[0]
+    return subprocess.CompletedProcess(process.args, process.returncode, said)
 
 
 def manifest_lines(output: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def forked_children():
+    """The workers that tests of one file start are forked (see forking.py) instead of importing torch anew."""
+    from forking import let_liverxai_fork
+
+    with pytest.MonkeyPatch.context() as patch:
+        let_liverxai_fork(patch)
+        yield
+
+
 @pytest.fixture
 def scene():
     """Slicer's scene in the test host, empty before and after the test."""
@@ -67,7 +78,7 @@ def scene():
 
 
 @pytest.fixture(scope="module")
-def opened_panel():
+def opened_panel(forked_children):
     """The module's panel in the host with Qt; its worker stays alive for the tests of one file."""
     from slicerhost import qtapplication
 
@@ -92,6 +103,30 @@ def panel(opened_panel):
     if opened_panel.widget.runner.busy:
         opened_panel.host.clear()  # closing the scene ends what runs
     assert pythonqt.problems == []
+
+
+@pytest.fixture(scope="session")
+def segmented(tmp_path_factory):
+    """Segments CTs of the evaluation data, each once for all tests and test processes of one run."""
+    from filelock import FileLock
+
+    from LiverXAILib.inference import segment
+    from LiverXAILib.models import load_model
+    from LiverXAILib.volumes.io import read_volume
+
+    shared = tmp_path_factory.getbasetemp()  # empty when the run begins
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def segmenting(case: str, model: str = "default"):
+        path = shared / f"{case}-{model}.pickle"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                volume = read_volume(Path(os.environ["LIVERXAI_TEST_DATA"]) / "ct" / case / "image.nii.gz")
+                path.write_bytes(pickle.dumps(segment(volume, load_model(model), device="cpu")))
+            return pickle.loads(path.read_bytes())
+
+    return segmenting
 
 
 @pytest.fixture(scope="session")

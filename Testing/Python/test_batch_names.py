@@ -26,6 +26,7 @@ from batch_toys import (
     write_good,
     write_model,
 )
+from forking import Process
 
 from LiverXAILib.batch.cases import find_cases
 from LiverXAILib.batch.names import NAMES, passed_over_without_names, without_descriptions, without_names, write_names
@@ -69,7 +70,9 @@ def write_archive(folder: Path) -> Path:
 
 def run(*arguments, env):
     command = [sys.executable, "-m", "LiverXAILib", "batch", *map(str, arguments)]
-    return subprocess.run(command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=300, check=False)
+    with Process(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 def naming(output: Path) -> list[str]:

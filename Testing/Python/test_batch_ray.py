@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def test_a_lost_worker_changes_nothing_in_the_manifest(tmp_path):
         *("-o", output, "--model", write_model(tmp_path / "model"), "--engine", "ray", "--workers", 2),
         *COHORT_ARGUMENTS,
         env=environment(tmp_path / "env"),
+        start=subprocess.Popen,
     )
 
     # The worker that is lost is the one that hangs: whatever the other one does, this one has a case to lose.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,6 @@ from batch_toys import (
     RESULT_RECORD,
     ROOT,
     assert_whole,
-    batch_command,
     environment,
     final_states,
     manifest_lines,
@@ -181,19 +181,12 @@ def test_a_scheduler_that_terminates_the_batch_finds_it_gone_at_once_and_nothing
 
 def test_a_full_disk_stops_the_batch_and_blames_no_case(place, tmp_path):
     folder = images(tmp_path / "images", 3)
-    result = subprocess.run(
-        batch_command(folder, "-o", tmp_path / "out", "--model", place.model, *FAST),
-        env=place.env,
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)),
-    )
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "cannot be written" in result.stdout
-    assert "0 done, 0 failed" in result.stdout
+    start = partial(subprocess.Popen, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)))
+    process = start_batch(folder, "-o", tmp_path / "out", "--model", place.model, *FAST, env=place.env, start=start)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, said
+    assert "cannot be written" in said
+    assert "0 done, 0 failed" in said
     assert not list((tmp_path / "out" / "cases").iterdir())
     assert "failed" not in {line.get("state") for line in manifest_lines(tmp_path / "out")}
 

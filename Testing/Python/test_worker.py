@@ -21,6 +21,8 @@ import LiverXAILib as lx
 from LiverXAILib.worker import WorkerClient, WorkerError
 from LiverXAILib.worker.wire import pack_segmentation, unpack_segmentation
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,7 +32,7 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(tmp_path_factory, forked_children):
     """One worker for the tests that leave it alive."""
     client = WorkerClient(threads=1, log=tmp_path_factory.mktemp("log") / "worker.log")
     yield client
