@@ -31,7 +31,7 @@ from .answers import Answer, Counterfactual, NeededChange
 from .fill import healthy_liver, isolate, plausible_fill, transplant
 from .score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits, build_score
 from .stage_context import StageContext
-from .targets import Contrast, Target, WhyNot
+from .targets import LESION_LABEL, Contrast, Target, WhyNot
 
 #: Fills of a lesion, each with texture from another place, where nothing else is said.
 DRAWS = 1
@@ -44,6 +44,8 @@ _EDITED_MM = (EXAMINED_MM, CONTEXT_MM)
 _BATCH_VOXELS = 500_000
 #: In the box the model must give the target a probability within this of the whole image's.
 AGREEMENT = 0.15
+#: Fewest voxels of healthy liver in the box from which level and texture are taken, if a larger box may have more.
+_ENOUGH_HEALTHY = 1000
 #: How much of the CT around an edit is kept to be looked at.
 _SHOWN_MM = 20.0
 #: Balls that are tried where no lesion was found: diameters, and HU relative to the liver around.
@@ -91,8 +93,12 @@ class ExaminedBox:
         :param mask: the target's voxels, on the input's grid.
         :param small: a crop may be smaller than the part of the image that is changed.
         :raises FarContextError: none does.
+
+        Where there is hardly any healthy liver around the target, a larger one is taken as well.
         """
-        whole = _in_image(score_target, run, mask, context)
+        whole, poor = _in_image(score_target, run, mask, context), None
+        forwards = run.forwards
+        run, score_target = score_target.over_slices(run)
         extent = max(n * size for n, size in zip(score_target.box.shape, run.spacing, strict=True))
         for limit, reach, largest in _CROPS_MM if small else _CROPS_MM[1:]:
             if largest is not None and extent > largest:
@@ -102,10 +108,14 @@ class ExaminedBox:
                 continue  # only a part of the target would be removed
             edited = (limit, reach) if limit is None or limit >= _EDITED_MM[0] else _EDITED_MM
             alone, inside, box = score_target.in_focus(run, *edited)
-            examined = ExaminedBox(alone, inside, box, crop.shape, run.forwards, 0.0, whole)
+            examined = ExaminedBox(alone, inside, box, crop.shape, forwards, 0.0, whole)
             examined = replace(examined, probability=examined.ask([alone.image], context)[0])
             if abs(examined.probability - whole) <= AGREEMENT:
-                return examined
+                if limit is None or int(examined.healthy.sum()) >= _ENOUGH_HEALTHY:
+                    return examined
+                poor = examined
+        if poor is not None:
+            return poor
         raise FarContextError(
             f"The model's confidence in {score_target.target.describe()} depends on what lies far away: it is "
             f"{whole:.2f} in the whole image, but {examined.probability:.2f} in the part of it that can be examined."
@@ -116,6 +126,11 @@ class ExaminedBox:
         """The target in the box: float32 (k, j, i), sum 1."""
         weights = self.score_target.weights.abs().sum(dim=0)
         return weights / weights.sum()
+
+    @cached_property
+    def healthy(self) -> torch.Tensor:
+        """Where the box shows healthy liver: bool (k, j, i)."""
+        return healthy_liver(self.run)
 
     def ask(
         self, images: Sequence[torch.Tensor], context: RunContext, weights: Sequence[torch.Tensor] | None = None
@@ -128,6 +143,9 @@ class ExaminedBox:
         weights = [self.weights] * len(images) if weights is None else weights
         crops = [self._crop(one) for one in weights]
         windows = torch.stack([image[crop] for image, crop in zip(images, crops, strict=True)])
+        shape = windows.shape
+        if self.run.stage.dimensions == 2:
+            windows = windows.flatten(0, 1)[:, None]  # it reads slice by slice, whatever their number
         logits = []
         for part in windows.split(max(1, _BATCH_VOXELS // windows[0].numel())):
             context.check()
@@ -136,7 +154,8 @@ class ExaminedBox:
                 members = [run_batch(network, batch, self.run.stage).float().cpu() for network in self.forwards]
                 logits.append(torch.stack(members).mean(dim=0))
         answers = []
-        for one, crop, weight in zip(torch.cat(logits), crops, weights, strict=True):
+        found = torch.cat(logits).unflatten(0, (len(images), -1)).transpose(1, 2).reshape(len(images), -1, *shape[1:])
+        for one, crop, weight in zip(found, crops, weights, strict=True):
             here = weight[crop]
             answers.append(float((torch.sigmoid(self.score_target.evidence(one)) * here).sum() / here.sum()))
         return answers
@@ -175,7 +194,8 @@ def explain_lesions(
     :return: in the order of `targets`. Deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
     :raises FarContextError: the model's answer depends on what lies further away than can be examined.
-    :raises LiverXAILib.errors.UsageError: there is no healthy liver with which a lesion could be replaced.
+    :raises LiverXAILib.errors.UsageError: a target is not about lesions, the place of a "why not" lies outside the
+        liver, or there is no healthy liver with which a lesion could be replaced.
     """
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
@@ -187,6 +207,8 @@ def explain_lesions(
         context.report(f"Changing {target.describe()}", number / len(targets))
         try:
             target = target.resolve(segmentation)
+            if target.label != LESION_LABEL:
+                raise UsageError(f"Only lesions are replaced or put into the liver, and this is about {target.label}.")
             stage = model.spec.stage_of(target.label)
             if stage.name not in runs:
                 runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
@@ -194,7 +216,8 @@ def explain_lesions(
         except UsageError as error:
             if refusals is None:
                 raise
-            refusals.append(f"Not examined without it: {target.describe()}. {error}")
+            how = "" if isinstance(target, WhyNot) else " without it"
+            refusals.append(f"Not examined{how}: {target.describe()}. {error}")
     if targets:
         context.report("Changed", 1.0)
     return answers
@@ -231,7 +254,7 @@ def _explain_change(
 def _counterfactual(
     target: Target, examined: ExaminedBox, volume: Volume, draws: int, context: RunContext
 ) -> Counterfactual:
-    run, hu, donor = examined.run, examined.run.hu, healthy_liver(examined.run)
+    run, hu, donor = examined.run, examined.run.hu, examined.healthy
     fills = [plausible_fill(hu, examined.weights > 0, donor, run.spacing, seed) for seed in range(draws)]
     alone = isolate(hu, fills[0], donor)
     images, weights = [alone, *(fill.image for fill in fills)], [examined.weights] * (1 + draws)
@@ -279,8 +302,13 @@ def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, co
 
 
 def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -> NeededChange:
-    run, hu, donor = examined.run, examined.run.hu, healthy_liver(examined.run)
+    run, hu, donor = examined.run, examined.run.hu, examined.healthy
     center = torch.tensor(_center_kji(examined.weights))
+    if not run.mask(run.organ)[tuple(center.round().long())]:
+        raise UsageError(
+            f"It lies outside the {run.organ} that was found, and it is the {run.organ} that is made to look like a "
+            "lesion."
+        )
     steps = torch.stack(torch.meshgrid(*(torch.arange(n) for n in hu.shape), indexing="ij"), dim=-1) - center
     distance = (steps * torch.tensor(run.spacing)).norm(dim=-1)
     # The score of a "why not" has its sign turned: what is asked of the ball is the label itself.

@@ -174,6 +174,20 @@ class ScoreTarget:
         """The window with the largest share."""
         return max(self.windows, key=lambda number: self.windows[number])
 
+    def over_slices(self, run: StageContext) -> tuple[StageContext, ScoreTarget]:
+        """The run and the question with all slices of the target, and those around it, in one window.
+
+        Windows of 2-D networks are single slices, and a target has many. Other networks: as they are.
+        """
+        if run.stage.dimensions != 2:
+            return run, self
+        reach = round(CONTEXT_MM / run.spacing[0])
+        slices = slice(max(0, self.box.k.start - reach), min(run.image.shape[0], self.box.k.stop + reach))
+        boxes = {(box.j.start, box.i.start): Box(slices, box.j, box.i) for box in run.plan.boxes}
+        window = slices.stop - slices.start, run.plan.window[1], run.plan.window[2]
+        plan = replace(run.plan, window=window, boxes=tuple(boxes.values()))
+        return replace(run, plan=plan), replace(self, windows=window_contributions(self, plan))
+
     def in_focus(
         self, run: StageContext, limit_mm: float | None = EXAMINED_MM, context_mm: float = CONTEXT_MM
     ) -> tuple[StageContext, ScoreTarget, Box]:

@@ -16,11 +16,11 @@ from torch import nn
 from toys import ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import InputError, UsageError
-from LiverXAILib.explain import Answer, Counterfactual, NeededChange, Target, explain_lesions
+from LiverXAILib.explain import Answer, Counterfactual, NeededChange, Target, counterfactual, explain_lesions
 from LiverXAILib.explain.counterfactual import FarContextError
 from LiverXAILib.inference import segment
 from LiverXAILib.inference.lesions import lesion_components
-from LiverXAILib.models import MODELS_VARIABLE, load_model
+from LiverXAILib.models import MODELS_VARIABLE, StageSpec, load_model
 from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.pipeline import analyze
 from LiverXAILib.volumes.io import read_volume
@@ -155,6 +155,67 @@ class Dark(nn.Module):
         return torch.cat([(x - 5) / 2, torch.where(x > 5, (60 - x) / 2, -10.0)], dim=1)
 
 
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (
+            "why-not-tumor:voxel:lps:-58,-58,-58",
+            "Not examined: why no tumor at LPS (-58, -58, -58) mm. It lies",
+        ),
+        ("why-not-liver:voxel:lps:-58,-58,-58", "Not examined: why no liver at LPS (-58, -58, -58) mm. Only lesions"),
+        ("voxel:lps:-8,-8,-8", "Not examined without it: liver at LPS (-8, -8, -8) mm. Only lesions"),
+        ("liver", "Not examined without it: liver. Only lesions"),
+    ],
+)
+def test_what_no_change_of_a_lesion_answers_is_said_and_not_answered(target, says):
+    volume, model = a_case(), a_model()
+    segmentation = segment(volume, model, device="cpu")
+    refusals: list[str] = []
+    assert explain_lesions(volume, model, segmentation, [target], refusals=refusals) == []
+    (sentence,) = refusals
+    assert sentence.startswith(says)
+    with pytest.raises(UsageError, match=r"outside the liver|Only lesions"):
+        explain_lesions(volume, model, segmentation, [target])
+
+
+def test_where_little_healthy_liver_is_near_a_larger_part_of_the_image_is_examined(monkeypatch):
+    volume, model = a_case(), a_model()
+    segmentation = segment(volume, model, device="cpu")
+    (near,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
+    monkeypatch.setattr(counterfactual, "_ENOUGH_HEALTHY", 10**9)
+    (far,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
+    assert max(near.provenance["box_mm"]) < 64
+    assert far.provenance["box_mm"] == [128, 128, 128]
+    assert far.evidence["without"] == pytest.approx(near.evidence["without"], abs=0.01)
+
+
+class Slices(nn.Module):
+    """Of each slice: the liver above 50 HU, a tumor above 150."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.ndim == 4
+        return torch.cat([(x - 50) / 10, (x - 150) / 10], dim=1)
+
+
+@pytest.mark.parametrize("window", [(1, 64, 64), (1, 40, 40)])
+def test_for_a_network_of_slices_a_lesion_is_removed_from_all_of_them(window):
+    volume, three = a_case(), a_model()
+    fields = {field.name: getattr(three.spec.stages[0], field.name) for field in dataclasses.fields(StageSpec)}
+    model = model_of([{**fields, "dimensions": 2, "window": window, "divisor": (1, 4, 4)}], {"all": [Slices()]})
+    segmentation = segment(volume, model, device="cpu")
+    (answer,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
+    (expected,) = explain_lesions(volume, three, segment(volume, three, device="cpu"), ["lesion:1"])
+    assert answer.evidence["probability"] == pytest.approx(expected.evidence["probability"], abs=0.01)
+    assert answer.evidence["without"] < 0.05
+    lesion = lesion_components(segmentation) == 1
+    edited = answer.volumes["without"]
+    low = np.rint(volume.grid.to_ijk(edited.grid.origin)).astype(int)[::-1]
+    part = lesion[tuple(slice(n, n + m) for n, m in zip(low, edited.shape, strict=True))]
+    assert part.sum() == lesion.sum()
+    assert edited.array[part].max() < 130
+    assert answer.volumes["alone"].shape[0] > np.ptp(np.nonzero(lesion)[0])
+
+
 def test_the_edited_ct_is_the_ct_but_for_the_lesion():
     volume, model = a_case(), a_model()
     segmentation = segment(volume, model, device="cpu")
@@ -254,6 +315,8 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
         ({"probability": 0.8, "in_image": 0.9, "without": 0.01},
          "goes from 0.80 to 0.01 in the examined part of the CT (0.90 in the whole CT). By itself"),
         ({"probability": 0.9, "in_image": 0.9, "without": 0.88}, ": the model says tumor here for another reason"),
+        ({"probability": 0.9, "in_image": 0.9, "without": 0.5}, "to 0.50: part of the reason lies elsewhere."),
+        ({"probability": 0.3, "in_image": 0.3, "without": 0.7}, "to 0.70: the model says tumor here only without it."),
         ({"probability": 0.04, "in_image": 0.04, "without": 0.03},
          ": the model does not say tumor here, with it or without, and 0.80 in plain liver."),
     ],
@@ -264,4 +327,4 @@ def test_a_sentence_tells_what_its_confidences_are_and_claims_nothing_of_a_tumor
     evidence = {"elsewhere": None, "alone": 0.8, **numbers}
     sentence = Counterfactual(Target.parse("lesion:1"), evidence).sentence
     assert says in sentence
-    assert ("is enough" in sentence) == (numbers["in_image"] > 0.5)
+    assert ("is enough" in sentence) == (max(numbers["in_image"], numbers["without"]) > 0.5)

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,14 @@ from scipy import ndimage
 
 from ...context import RunContext
 from ...errors import LiverXAIError
-from ...explain import METHODS, explain_border, explain_lesions, explain_regions
+from ...explain import DEFAULT_METHOD, METHODS, Target, explain_border, explain_lesions, explain_regions
 from ...explain.counterfactual import FarContextError
-from ...explain.explainer import explain_all
-from ...explain.faithfulness import FaithfulnessEvaluator
+from ...explain.faithfulness import DRAWS, FaithfulnessEvaluator
 from ...explain.faithfulness.randomization import shuffled_networks
 from ...explain.methods import Method
-from ...explain.score import build_score
+from ...explain.score import ScoreTarget, build_score
 from ...explain.stage_context import StageContext
-from ...explain.targets import LesionTarget
+from ...explain.stitching import stage_maps
 from ...inference import Segmentation, segment, select_device
 from ...models import Model, load_model
 from ...progress import CancelToken, Progress
@@ -37,6 +37,9 @@ _CAUSE, _FAR = 0.2, 0.5
 #: A map that marks the causes has at least this of its sum there; causes are grown by this many mm.
 _ENERGY, _GROWN_MM = 0.5, 4.0
 TAG = "TAG"
+#: Answers that are audited, and of them those that an analysis gives without being asked.
+ANSWERS = ("counterfactual", "regions", "border")
+DEFAULT_ANSWERS = ("counterfactual", "border")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,22 @@ class Case:
     model: Model
     volume: Volume
     segmentation: Segmentation
+
+    @cached_property
+    def run(self) -> StageContext:
+        """The network that decides about tumors, and the CT as it sees it."""
+        stage = self.model.spec.stage_of("tumor")
+        return StageContext.prepare(self.volume, self.model, stage, self.segmentation, select_device("cpu"))
+
+    @cached_property
+    def score_target(self) -> ScoreTarget:
+        """The question why the lesion is one."""
+        return build_score(Target.parse(_TARGET), self.segmentation, self.model, self.run)
+
+    @cached_property
+    def evaluator(self) -> FaithfulnessEvaluator:
+        """What examines all maps of the case; what is the same for each is measured once."""
+        return FaithfulnessEvaluator(self.run, self.score_target)
 
 
 def planted_case(mechanism: Mechanism) -> Case:
@@ -85,8 +104,8 @@ def tagged_case() -> Case:
     return Case(mechanism, tagged, volume, segment(volume, tagged, device="cpu"))
 
 
-def audit_answers(case: Case, context: RunContext, *, regions: bool = True) -> list[Row]:
-    """What the answers name as causes, beside the truth: a row for each answer.
+def audit_answers(case: Case, context: RunContext, answers: Sequence[str] = ANSWERS) -> list[Row]:
+    """What the answers name as causes, beside the truth: a row for each of `answers`.
 
     The columns: ``says``, what is named (``lesion``, ``surroundings``), ``truth``, and ``right``.
     """
@@ -101,14 +120,15 @@ def audit_answers(case: Case, context: RunContext, *, regions: bool = True) -> l
         )
 
     asked = case.volume, case.model, case.segmentation
-    try:
-        (change,) = explain_lesions(*asked, [_TARGET], **context.part(0.0, 0.1).keywords)
-        e = change.evidence
-        gone = e["probability"] - e["without"] > e["probability"] / 2
-        add("counterfactual", _named(gone, not gone or e["alone"] <= 0.5), truth, change.sentence)
-    except FarContextError as error:
-        add("counterfactual", "surroundings", truth, str(error))
-    if regions:
+    if "counterfactual" in answers:
+        try:
+            (change,) = explain_lesions(*asked, [_TARGET], **context.part(0.0, 0.1).keywords)
+            e = change.evidence
+            gone = e["probability"] - e["without"] > e["probability"] / 2
+            add("counterfactual", _named(gone, not gone or e["alone"] <= 0.5), truth, change.sentence)
+        except FarContextError as error:
+            add("counterfactual", "surroundings", truth, str(error))
+    if "regions" in answers:
         (shares,) = explain_regions(*asked, [_TARGET], **context.part(0.1, 0.7).keywords)
         e = shares.evidence
         span = max(1e-6, e["in_image"] - e["replaced"])
@@ -116,60 +136,70 @@ def audit_answers(case: Case, context: RunContext, *, regions: bool = True) -> l
         others = [part["share"] for part in e["parts"] if not part["of_lesion"]] + [e["beyond"]]
         says = _named(own >= _CAUSE * span and own > 0.05, max(others) >= _CAUSE * span)
         add("regions", says, truth, shares.sentence)
-    border = explain_border(*asked, **context.part(0.7, 1.0).keywords)
-    far = sum(place["points"] for place in border.evidence["far"]) / border.evidence["points"]
-    add("border", "far" if far >= _FAR else "near", "far" if mechanism.far_border else "near", border.sentence)
+    if "border" in answers:
+        border = explain_border(*asked, **context.part(0.7, 1.0).keywords)
+        far = sum(place["points"] for place in border.evidence["far"]) / border.evidence["points"]
+        add("border", "far" if far >= _FAR else "near", "far" if mechanism.far_border else "near", border.sentence)
     return rows
 
 
 def audit_maps(case: Case, methods: Sequence[str], context: RunContext) -> list[Row]:
-    """The heat map of each method with its check: a row for each.
+    """The heat map of each method with the verdict of its check: a row for each.
 
     ``at_causes`` is the part of the map's sum that lies at the causes (lesion, marker); ``contradicted``: it passed and
     less than half of it lies there.
     """
-    causes = _causes(case)
+    evaluator, run, score_target = case.evaluator, case.run, case.score_target
+    causes = torch.from_numpy(_causes(case))
     rows = []
     for number, name in enumerate(methods):
-        part = context.step(number, len(methods))
-        (map_,) = explain_all(case.volume, case.model, case.segmentation, [_TARGET], name, check=True, **part.keywords)
-        assert map_.faithfulness is not None
-        heat = map_.heatmap.array
-        rows.append(_map_row(case, name, float(heat[causes].sum() / max(heat.sum(), 1e-9)), map_.faithfulness))
+        method, part = METHODS[name], context.step(number, len(methods))
+        layer = run.stage.default_layer if method.layer_maps else ""
+        (result,) = stage_maps(run, [score_target], method, layer, part)
+        card = evaluator.verdict(
+            result.values[evaluator.box],
+            lambda method=method, layer=layer: _of_shuffled_networks(evaluator, method, layer),
+            bool(result.warnings),
+        )
+        rows.append(_map_row(case, name, result.values.clamp_min(0), causes, card))
     return rows
 
 
-def audit_oracles(case: Case, method: Method, context: RunContext) -> list[Row]:
+def audit_oracles(case: Case, method: str) -> list[Row]:
     """The verdict about maps that are known to be right or wrong, in the box in which maps are examined.
 
-    "exact": all of the map at the causes; "92 % elsewhere": that much of it at a place without influence.
+    "exact": all of the map at the causes; "92 % elsewhere": that much of it at a place without influence; "at the
+    answer": where the answer was given, if that is no cause.
+
+    :param method: of whose maps of shuffled networks the controls are.
     """
-    run = _run(case)
-    score_target = build_score(LesionTarget(1), case.segmentation, case.model, run, context)
-    evaluator = FaithfulnessEvaluator(run, score_target, context.silent)
-    layer = run.stage.default_layer
-    trained = evaluator.map(method, layer)
-    noisy = evaluator.map(method, layer, noise=True)
-    shuffled = {
-        1.0: [
-            evaluator.map(method, layer, networks)
-            for draw in range(5)
-            for _, networks in shuffled_networks(evaluator.run, 1, draw)
-        ]
-    }
-    causes = torch.from_numpy(_causes(case, 0.0))[tuple(evaluator.box)].float()
-    elsewhere = torch.zeros_like(causes)
+    evaluator = case.evaluator
+    causes = torch.from_numpy(_causes(case, 0.0))[tuple(evaluator.box)]
+    elsewhere = torch.zeros(causes.shape)
     elsewhere[-8:, -8:, -8:] = 1.0
-    elsewhere *= causes == 0
-    maps = {"exact": causes, "92 % elsewhere": 0.08 * causes / causes.sum() + 0.92 * elsewhere / elsewhere.sum()}
-    rows = []
-    for name, values in maps.items():
-        card = evaluator.evaluate(values, trained, shuffled, noisy, 0.0)
-        rows.append(_map_row(case, name, float((values * (causes > 0)).sum() / values.sum()), card))
-    return rows
+    elsewhere *= ~causes
+    maps = {
+        "exact": causes.float(),
+        "92 % elsewhere": 0.08 * causes / causes.sum() + 0.92 * elsewhere / elsewhere.sum(),
+    }
+    if not case.mechanism.by_lesion:
+        answer = evaluator.score_target.weights.abs().sum(dim=0) > 0
+        maps["at the answer"] = (answer & ~causes).float()
+    shuffled = cache(lambda: _of_shuffled_networks(evaluator, METHODS[method], case.run.stage.default_layer))
+    return [_map_row(case, name, values, causes, evaluator.verdict(values, shuffled)) for name, values in maps.items()]
 
 
-def _map_row(case: Case, name: str, at_causes: float, card: Mapping[str, Any]) -> Row:
+def _of_shuffled_networks(evaluator: FaithfulnessEvaluator, method: Method, layer: str) -> list[torch.Tensor]:
+    """As many maps of shuffled networks as a single map's check takes."""
+    return [
+        evaluator.map(method, layer, networks)
+        for draw in range(DRAWS if layer else 1)
+        for _, networks in shuffled_networks(evaluator.run, 1, draw)
+    ]
+
+
+def _map_row(case: Case, name: str, values: torch.Tensor, causes: torch.Tensor, card: Mapping[str, Any]) -> Row:
+    at_causes = float(values[causes].sum() / values.sum().clamp_min(1e-9))
     passed = card["verdict"] == "passed"
     return {
         "mechanism": case.mechanism.name,
@@ -179,11 +209,6 @@ def _map_row(case: Case, name: str, at_causes: float, card: Mapping[str, Any]) -
         "contradicted": passed and at_causes < _ENERGY,
         "sentence": card["sentence"],
     }
-
-
-def _run(case: Case) -> StageContext:
-    stage = case.model.spec.stage_of("tumor")
-    return StageContext.prepare(case.volume, case.model, stage, case.segmentation, select_device("cpu"))
 
 
 def _causes(case: Case, grown_mm: float = _GROWN_MM) -> np.ndarray:
@@ -218,14 +243,12 @@ def benchmark_audit(
         part = context.step(number, len(mechanisms) + bundled)
         case = planted_case(mechanism)
         answers += audit_answers(case, part.part(0.0, 0.3))
-        maps += audit_maps(case, methods, part.part(0.3, 0.9))
-        if mechanism.by_lesion:
-            maps += audit_oracles(case, METHODS["hires-cam"], part.part(0.9, 1.0))
+        maps += audit_maps(case, methods, part.part(0.3, 1.0))
+        maps += audit_oracles(case, DEFAULT_METHOD)
     if bundled:
         # Its tag lies so far away that the parts would be asked of whole images, 128 times.
-        answers += audit_answers(
-            tagged_case(), context.part(len(mechanisms) / (len(mechanisms) + 1), 1.0), regions=False
-        )
+        part = context.step(len(mechanisms), len(mechanisms) + 1)
+        answers += audit_answers(tagged_case(), part, DEFAULT_ANSWERS)
     context.report("Done", 1.0)
     return answers, maps
 

@@ -158,10 +158,9 @@ def _examined(
             card = evaluator.evaluate(positive, positive, {1.0: shuffled}, noisy, row["energy_lift"], warned)
             yield {**row, **_verdict(card), **_curves(card)}
             continue
-        card = evaluator.judged(result.values, (), bool(result.warnings))
-        if card["verdict"] in ("passed", "undecided"):
-            shuffled = [other().values for other in made.shuffled]
-            card = evaluator.judged(result.values, shuffled, drop=card["drop"])
+        card = evaluator.verdict(
+            result.values, lambda made=made: [other().values for other in made.shuffled], bool(result.warnings)
+        )
         yield {**row, **_verdict({**card, "context": evaluator.context})}
 
 

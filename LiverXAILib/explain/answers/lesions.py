@@ -46,9 +46,11 @@ class Counterfactual(Answer):
         if e["in_image"] <= 0.5 and after <= 0.5:  # somebody else's lesion: there is nothing to lose or find again
             elsewhere = "" if e["elsewhere"] is None else f"; it is {_p(e['elsewhere'])} where the lesion was moved to"
             return f"{text}: {NOT_SAID}, with it or without{elsewhere}, and {_p(e['alone'])} in plain liver."
-        if before - after < _NO_CHANGE:
+        if e["in_image"] <= 0.5:
+            text += ": the model says tumor here only without it"
+        elif before - after < _NO_CHANGE:
             text += ": the model says tumor here for another reason than this lesion"
-        elif after > 0.5:
+        elif after > before / 2:
             text += ": part of the reason lies elsewhere"
         text += "."
         if e["elsewhere"] is not None:

@@ -21,7 +21,7 @@ from the numbers is said by :mod:`LiverXAILib.explain.faithfulness.verdict`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from statistics import median
@@ -298,7 +298,7 @@ class FaithfulnessEvaluator:
         values, norm = values.clamp_min(0), float(trained.norm())
         alike = [[spearman(trained, other) for other in draws] for draws in shuffled.values()]
         return {
-            **self.judged(values, list(shuffled.values())[-1], warned),
+            **self._judged(values, self.drop(values), list(shuffled.values())[-1], warned),
             "curves": self.curves(values),
             "controls": {**self.controls, **(controls or {})},
             "energy_lift": lift,
@@ -316,27 +316,30 @@ class FaithfulnessEvaluator:
             },
         }
 
-    def judged(
-        self,
-        values: torch.Tensor,
-        shuffled: Sequence[torch.Tensor],
-        warned: bool = False,
-        drop: Mapping[str, Any] | None = None,
+    def verdict(
+        self, values: torch.Tensor, shuffled: Callable[[], Sequence[torch.Tensor]], warned: bool = False
     ) -> dict[str, Any]:
-        """The part of :meth:`evaluate` that the verdict is made from, and the verdict.
+        """The part of :meth:`evaluate` that the verdict is made from, and the verdict, in as few passes as it takes.
 
-        With fewer kinds of controls it can only be better: what fails without `shuffled` fails with them, too.
+        A map that fails by the other controls fails with those of shuffled networks, too, which then are not made.
 
         :param values: the map in the window; of it the positive part counts.
-        :param shuffled: maps of networks in which all weights were shuffled; none: they are no control.
-        :param drop: :meth:`drop` of the map, if it is known.
+        :param shuffled: makes the maps of networks in which all weights were shuffled.
         """
-        values = values.clamp_min(0)
+        drop = self.drop(values.clamp_min(0))
+        card = self._judged(values.clamp_min(0), drop, (), warned)
+        if card["verdict"] in ("passed", "undecided"):
+            card = self._judged(values.clamp_min(0), drop, shuffled(), warned)
+        return card
+
+    def _judged(
+        self, values: torch.Tensor, drop: Mapping[str, Any], shuffled: Sequence[torch.Tensor], warned: bool
+    ) -> dict[str, Any]:
         card: dict[str, Any] = {
             "score": round(self.intact, 5),
             "score_replaced": round(self.erased, 5),
             "score_in_image": round(self.in_image, 5),
-            "drop": {**(self.drop(values) if drop is None else drop), "controls": self._control_drops(shuffled)},
+            "drop": {**drop, "controls": self._control_drops(shuffled)},
             "magnitude": self._magnitude(values),
             "baseline": self.baseline,
             "examined_ml": round(self._volume_ml, 1),
