@@ -36,20 +36,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/ (docs/study.md lists the scans)")
     parser.add_argument("--output", type=Path, default=Path("runs/study-2d-ct"))
     parser.add_argument("--folds", type=int, default=4, help=f"{len(ANATOMIES)}: each anatomy is left out alone")
-    parser.add_argument("--patients", type=int, default=40, help="synthetic patients of each anatomy")
+    parser.add_argument("--patients", type=int, default=64, help="synthetic patients of each anatomy")
     parser.add_argument("--slices", type=int, default=6, help="slices of each of them in an epoch")
     parser.add_argument("--anatomies", nargs="+", choices=list(ANATOMIES), default=list(ANATOMIES), metavar="NAME")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for liverxai train")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="folds that are trained side by side, on one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="folds that are trained side by side, one thread each")
     options = parser.parse_args(arguments)
     if not 2 <= options.folds <= len(options.anatomies):
         parser.error(f"--folds must be 2 to {len(options.anatomies)}, the number of anatomies.")
     try:
         with progress_bar() as progress:
             training, validation = prepare(
-                options.data, options.output, options.anatomies, options.patients, options.seed, progress
+                options.data, options.output, options.anatomies, options.patients, options.seed, options.jobs, progress
             )
     except LiverXAIError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -85,8 +85,6 @@ def fold_command(
     command = [sys.executable, "-m", "LiverXAILib", "train", str(options.config), "--output", str(folder)]
     changes = [f"data={json.dumps(data)}", f"training.slices_per_case={options.slices}", f"seed={options.seed}"]
     changes += [f"title=2-D U-Net after the study's recipe, real CT, fold {number}", "finish.explain=null"]
-    # Fourteen anatomies, however often they are redrawn, look more alike than hundreds of phantoms.
-    changes += ["augmentation.rotation=15", "augmentation.scaling=0.15"]
     changes += options.set
     return [*command, *(part for change in changes for part in ("--set", change))], folder
 

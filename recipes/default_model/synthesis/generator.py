@@ -124,6 +124,7 @@ class Generator:
         focus: float = 0.0,
         sizes: Sequence[tuple[Size, float]] = SIZES,
         repertoire: Repertoire | None = None,
+        redrawn: float = _REDRAWN,
     ) -> None:
         self.sources = list(sources)
         self.sizes = sizes
@@ -132,6 +133,7 @@ class Generator:
         self.lesions = lesions
         self.focus = focus
         self.repertoire = repertoire
+        self.redrawn = redrawn
         self._weights = [s.weight if s.liver.any() else 0.0 for s in self.sources]
         self._tensors = [
             (
@@ -193,7 +195,7 @@ class Generator:
 
         patient = self._patient(rng, broad=rng.chance(0.25))
         hu, phase = patient.hu, patient.phase
-        synthetic = real is None or rng.chance(_REDRAWN_WITH_TUMORS if own_tumors else _REDRAWN)
+        synthetic = real is None or rng.chance(_REDRAWN_WITH_TUMORS if own_tumors else self.redrawn)
         if synthetic:
             tumors = torch.zeros_like(liver)
         image = self._synthesize(rng, tissues, liver, patient)
