@@ -84,6 +84,7 @@ def keep(name: str, run: Path) -> None:
         "validation": [len(split["validation"]) for split in splits],
         "machine": machine(),
         "minutes": minutes(run),
+        **(json.loads(spent.read_text(encoding="utf-8")) if (spent := run / "time.json").is_file() else {}),
     }
     (KEPT / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -155,6 +156,7 @@ def page() -> str:
             f"{name}_rate": f"{about['learning_rate']:g}",
             f"{name}_balance": f"{about['tumor_balance']:g}",
             f"{name}_minutes": str(about["minutes"]),
+            f"{name}_processor_minutes": str(about.get("processor_minutes", "an unknown number of")),
             f"{name}_features": "-".join(map(str, about["features"])),
         }
     for key, value in values.items():

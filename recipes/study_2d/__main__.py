@@ -4,7 +4,7 @@
 Synthetic patients are made from each anatomy. In each fold some anatomies are left out: the network learns from the
 synthetic patients of the others and is validated on the real scans of those left out, so that every real liver is
 validated once, by a network that never saw its patient. A run that was interrupted goes on when the same command is
-given again.
+given again. ``time.json`` in the output folder has the processor time of a run in one go.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for liverxai train")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="folds that are trained side by side, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, with one thread each")
     options = parser.parse_args(arguments)
     if not 2 <= options.folds <= len(options.anatomies):
         parser.error(f"--folds must be 2 to {len(options.anatomies)}, the number of anatomies.")
@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: fold {codes.index(max(codes))} failed; see train.log in its folder.", file=sys.stderr)  # noqa: T201
         return 1
     summarize(options.output, folds)
+    spent = {"processor_minutes": round(_processor_minutes())}
+    (options.output / "time.json").write_text(json.dumps(spent) + "\n", encoding="utf-8")
     return 0
 
 
@@ -95,6 +97,12 @@ def _run(command: Sequence[str], folder: Path) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (folder / "train.log").open("a", encoding="utf-8") as log:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+
+
+def _processor_minutes() -> float:
+    """What this process and those it started have cost so far; 0 where the system does not say."""
+    spent = os.times()
+    return (spent.user + spent.system + spent.children_user + spent.children_system) / 60
 
 
 def summarize(output: Path, folds: Sequence[Sequence[str]]) -> None:
