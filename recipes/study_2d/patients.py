@@ -91,11 +91,11 @@ def write_patients(data: Path, folder: Path, anatomy: str, count: int, seed: int
 
 
 def _patient(generator: Generator, scan: Scan, seed: int) -> tuple[Volume, Volume]:
-    """A synthetic patient and the labels: the first of the seed's samples that shows a body."""
+    """A synthetic patient and the labels: the first of the seed's samples that shows a body in several slices."""
     for attempt in range(100):
         sample = generator.sample(seed + 1000 * attempt)
         ct, truth = _slices(sample, scan)
-        if (ct.array > -100).mean() > _LEAST_BODY:
+        if len(ct.array) > 1 and (ct.array > -100).mean() > _LEAST_BODY:
             return ct, truth
     raise InputError(f"{scan.name} shows hardly any body.")
 
