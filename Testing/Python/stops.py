@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -19,8 +20,9 @@ from typing import Any
 from LiverXAILib import cli
 
 _MARK = "LIVERXAI_TEST_RUN"
-#: Seconds until a stopped command must have ended, and then what it has started.
-_LIMIT_S, _GRACE_S = 240.0, 3.0
+#: Seconds until a stopped command must have ended, and then what it has started; what was started by a command that was
+#: killed has to notice by itself, and may be importing libraries.
+_LIMIT_S, _GRACE_S, _GRACE_AFTER_KILL_S = 240.0, 3.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,11 @@ def _stopped(
         process.kill()
         process.join()
     seconds = time.monotonic() - started
+    killed = outside is not None and outside[1] == signal.SIGKILL
     return Stopped(
         process.exitcode,
         log.read_text(encoding="utf-8") if log.exists() else "",
-        tuple(_running(process.pid, mark)),
+        tuple(_running(process.pid, mark, _GRACE_AFTER_KILL_S if killed else _GRACE_S)),
         tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))),
         seconds,
     )
@@ -171,9 +174,9 @@ def _interpose(place: str, number: int, event: str | None) -> None:
     setattr(holder, name, stopping)
 
 
-def _running(group: int, mark: str) -> list[str]:
+def _running(group: int, mark: str, grace_s: float) -> list[str]:
     """What still runs of the command a while after its end: in its group, or with its mark in the environment."""
-    until = time.monotonic() + _GRACE_S
+    until = time.monotonic() + grace_s
     while (found := [*_of_group(group), *_with_mark(mark)]) and time.monotonic() < until:
         time.sleep(0.02)
     return found
