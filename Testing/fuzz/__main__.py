@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
-from .kind import KINDS
+from .kind import KINDS, ONE_OF
 from .runner import Report, attack
 
 
@@ -15,16 +16,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("kind", choices=[*KINDS, "all"])
     parser.add_argument("--seed", type=int, default=1, help="decides all cases")
-    parser.add_argument("--cases", type=int, default=500, help="how many; 500 take a minute or some")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=500,
+        help="how many (of signals a fiftieth, if all kinds are run); 500 take minutes",
+    )
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one: --cases 1")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this time, e.g. 600 for a night")
     parser.add_argument("--keep", type=Path, default=None, help="a new folder in which the cases' files are left")
     arguments = parser.parse_args()
     reports = []
     for name in KINDS if arguments.kind == "all" else [arguments.kind]:
-        report = attack(
-            name, arguments.seed, arguments.cases, arguments.first, minutes=arguments.minutes, keep=arguments.keep
-        )
+        cases = arguments.cases if name == arguments.kind else math.ceil(arguments.cases / ONE_OF.get(name, 1))
+        report = attack(name, arguments.seed, cases, arguments.first, minutes=arguments.minutes, keep=arguments.keep)
         print(report.line(), flush=True)
         reports.append(report)
     show_findings(reports)

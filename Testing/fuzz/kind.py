@@ -38,6 +38,9 @@ class Kind:
         raise NotImplementedError
 
 
+#: Of how many cases that are asked of all kinds a slow kind runs one.
+ONE_OF = {"signals": 50}
+
 #: The kinds by name: module and class.
 KINDS = {
     "images": ("images", "Images"),

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 _TESTING = Path(__file__).parents[1]
 #: Seconds until a child has imported everything and prepared what its cases start from.
-_START_S = 300.0
+_START_S = 900.0
 #: A child is replaced after so many cases, so that what one of them did to the process is seen.
 _CASES_OF_A_CHILD = 500
 
