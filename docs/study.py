@@ -33,6 +33,8 @@ KEPT = HERE / "study"
 RUNS = {"phantoms": "phantoms", "ct": "real CT left out"}
 #: Columns of docs/study/*-cases.csv, of those of evaluation.csv.
 CASES = ("fold", "case", "structure", "dice", "predicted_ml", "reference_ml", "hd95_mm", "assd_mm")
+#: How the numbers of a case are written.
+FORMS = (".3f", ".0f", ".0f", ".1f", ".1f")
 
 Row = Mapping[str, str]
 
@@ -204,7 +206,8 @@ def cases(rows: Sequence[Row]) -> str:
     """Every case at the end, on its own grid."""
     lines = ["| case | structure | Dice | ml | reference ml | HD95 mm | ASSD mm |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        cells = [row["case"], row["structure"], *(row[key] or "–" for key in CASES[3:])]
+        values = [row[key] and f"{float(row[key]):{form}}" for key, form in zip(CASES[3:], FORMS, strict=True)]
+        cells = [row["case"], row["structure"], *(value or "–" for value in values)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -88,9 +88,9 @@ def write_curves(rows: Sequence[Row], folder: Path, name: str = "learning-curve"
             axes.grid(alpha=0.3)
             if axes.lines:
                 # Long enough a line that dashes are told from a solid one.
-                axes.legend(fontsize=7, handlelength=3.2, loc="upper right" if title == "loss" else "lower right")
+                axes.legend(fontsize=7, handlelength=3.2, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
-    _save(draw, folder / name, (15, 3.6))
+    _save(draw, folder / name, (15, 4.3))
 
 
 def write_case_curve(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
