@@ -94,6 +94,8 @@ class Signals(Kind):
             path for path, digest in found.items() if name != "analyze" and self.expected[name][path] != digest
         }:
             raise BrokenPromiseError(f"{name} left something else than it makes: {sorted(wrong)}")
+        if name == "import" and found:
+            return "import done"  # A second one with this name would be refused.
         shutil.rmtree(folder / "temporary", ignore_errors=True)
         again = self._run(name, folder, _NEVER_S, signal.SIGKILL)
         if again.code or _results(name, output) != self.expected[name]:
