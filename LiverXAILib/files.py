@@ -66,7 +66,18 @@ def staging_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all it holds, as far as it can be removed."""
+    """Remove a file, a link or a folder with all it holds, as far as it can be removed.
+
+    A removal that a signal interrupts is finished before the signal is obeyed.
+    """
+    try:
+        _remove(path)
+    except BaseException:
+        _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

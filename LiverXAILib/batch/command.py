@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import options
 from ..errors import InputError, LiverXAIError, UsageError
+from ..files import staging_folder
 from ..progress import progress_is_hidden
 from ..text import counted, one_line
 from .cases import Found, find_cases
@@ -237,8 +238,8 @@ def _identify(store: Store, settings: Settings, screen: Screen, python: str) -> 
 
     from .session import Session
 
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Store(Path(folder))
+    with staging_folder(Path(tempfile.gettempdir()) / "liverxai", private=True) as folder:
+        scratch = Store(folder)
         scratch.open()
         events: queue.Queue[dict[str, Any]] = queue.Queue()
         session = Session(scratch, settings.config(scratch), events.put, time_limit=0, python=python)

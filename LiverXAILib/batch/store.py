@@ -22,7 +22,6 @@ import glob
 import json
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LiverXAIError, with_causes
-from ..files import put_folder
+from ..files import put_folder, remove
 from ..subprocesses import host_name, process_exists
 from .records import RECORD, DamagedError, Result, read_json, read_record, read_result
 
@@ -287,7 +286,7 @@ class Store:
             put_folder(part, self.cases / folder, is_ours=lambda name: True, last=RECORD)
             _fsync(self.cases)
             old = None
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
         return old is None
 
     def update_record(self, folder: str, record: Mapping[str, Any]) -> None:
@@ -300,7 +299,7 @@ class Store:
         """Remove what an unfinished case left, also the hidden folder in which its files were being written."""
         part = self.part(folder)
         for path in (part, *self.cases.glob(f".{glob.escape(part.name)}-*")):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
     def probe(self) -> None:
         """Raise :class:`OutputError` if nothing more can be written."""
@@ -326,7 +325,7 @@ class Store:
         live = {_read_lock(path).get("token") for path in self.manifest.glob("lock-*.json")}
         for path in self.cases.glob("*.part-*"):
             if path.name.split("-")[1] not in live:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                remove(path)
 
 
 def same_result(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import ModelError
+from ..files import remove
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 
 _CHUNK = 1 << 20
@@ -172,7 +173,7 @@ def unpack(archive: Path, folder: Path) -> None:
             folder.mkdir()
             file.extractall(folder)
     except _ZIP_ERRORS as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         raise ModelError(f"{archive.name} is not an intact zip file: {error}.") from error
 
 

@@ -18,7 +18,6 @@ import logging
 import os
 import platform
 import queue
-import shutil
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..context import RunContext
 from ..errors import DeviceError, UsageError, is_memory
+from ..files import remove
 from ..progress import CancelToken, Progress
 from ..subprocesses import Channel, volunteer_for_the_oom_killer
 from ..text import counted
@@ -78,7 +78,7 @@ def _listen(requests: queue.Queue[dict[str, Any]], handler: RequestHandler) -> N
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         _log.error("A request without meaning: this process ends")
         code = 2
-    shutil.rmtree(handler.folder, ignore_errors=True)
+    remove(handler.folder)
     os._exit(code)
 
 

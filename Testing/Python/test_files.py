@@ -127,6 +127,23 @@ def test_the_folders_of_runs_that_live_are_not_swept(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_signal_while_a_folder_is_removed_is_obeyed_when_it_is_gone(tmp_path, monkeypatch):
+    removed = []
+
+    def interrupted(path, **options):
+        removed.append(path)
+        if len(removed) == 1:
+            raise KeyboardInterrupt
+        shutil_rmtree(path, **options)
+
+    shutil_rmtree = files.shutil.rmtree
+    monkeypatch.setattr(files.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("x", encoding="utf-8")
+    assert len(removed) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_beside_which_nothing_can_be_written_is_used_itself(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "done").write_text("old")
