@@ -27,7 +27,7 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
     Voxels that touch by a face, edge or corner (26-neighbors) belong to one lesion. Lesions of equal size are
     numbered in scan order, so that the numbers are the same in table, heat maps and report.
     """
-    box, pieces = _numbered(segmentation, label)
+    box, pieces = numbered_lesions(segmentation, label)
     numbers = np.zeros(segmentation.labels.shape, dtype=np.int32)
     numbers[box] = pieces
     return numbers
@@ -35,7 +35,7 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
 
 def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -> np.ndarray:
     """Where the lesion `number` of :func:`lesion_components` is: bool (k, j, i) on the input's grid."""
-    box, pieces = _numbered(segmentation, label)
+    box, pieces = numbered_lesions(segmentation, label)
     mask = np.zeros(segmentation.labels.shape, dtype=bool)
     mask[box] = pieces == number
     return mask
@@ -64,16 +64,17 @@ def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: f
 
 def lesion_count(segmentation: Segmentation, label: str = "tumor") -> int:
     """How many lesions :func:`lesion_components` numbers."""
-    return int(_numbered(segmentation, label)[1].max(initial=0))
+    return int(numbered_lesions(segmentation, label)[1].max(initial=0))
 
 
-def _numbered(segmentation: Segmentation, label: str) -> tuple[Box, np.ndarray]:
-    """The numbered lesions in the smallest box around them (an empty box if there are none), computed once."""
+def numbered_lesions(segmentation: Segmentation, label: str = "tumor") -> tuple[Box, np.ndarray]:
+    """:func:`lesion_components` in the smallest box around them (an empty one if there are none), computed once."""
     known = _NUMBERED.setdefault(segmentation, {})
     if label not in known:
-        mask = segmentation.mask(label)
-        box = bounding_box(mask) or Box.full((0, 0, 0))
-        known[label] = box, components(mask[box], corners=True, largest_first=True)
+        found = segmentation.box or Box.full((0, 0, 0))
+        mask = segmentation.mask(label, found)
+        own = bounding_box(mask) or Box.full((0, 0, 0))
+        known[label] = own.shifted(found.start), components(mask[own], corners=True, largest_first=True)
     return known[label]
 
 

@@ -66,10 +66,7 @@ def analysis_to_nodes(
     """
     scene.SaveStateForUndo()
     if volume_node is None:
-        volume_node = volume_to_node(analysis.volume, scene, name, share=share)
-        display = volume_node.GetDisplayNode()
-        display.AutoWindowLevelOff()
-        display.SetWindowLevelMinMax(*ABDOMEN_HU)
+        volume_node = volume_to_node(analysis.volume, scene, name, window=ABDOMEN_HU, share=share)
     check_shape(analysis.segmentation.labels.shape, volume_node)
     prepared = prepare_nodes(analysis, lesion_segments=lesion_segments, share=share)()
     steps = node_steps(analysis, scene, volume_node, prepared)

@@ -21,7 +21,7 @@ from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from .._version import __version__
 from ..errors import UsageError
-from ..inference.lesions import lesion_components
+from ..inference.lesions import numbered_lesions
 from ..inference.segmentation import Segmentation
 from ..labels.terminology import parse_terminology_entry
 from ..labels.vocabulary import STRUCTURES, structure_of
@@ -96,26 +96,27 @@ def segment_layers(segmentation: Segmentation, *, lesion_segments: bool = False)
         depths.setdefault(depth, []).append(spec)
     segments: list[_Segment] = []
     images = []
+    found = segmentation.box or Box.full((0, 0, 0))
     for number, (_, specs) in enumerate(sorted(depths.items())):
-        array = np.zeros(segmentation.labels.shape, dtype=np.uint8)
+        array = np.zeros(found.shape, dtype=np.uint8)
         last = 0
         for spec in specs:
             if lesion_segments and spec.parent is not None:
-                lesions = lesion_components(segmentation, spec.name)
-                count = int(lesions.max())
+                own, lesions = numbered_lesions(segmentation, spec.name)
+                count = int(lesions.max(initial=0))
                 if last + count > np.iinfo(array.dtype).max:
                     array = array.astype(np.uint16)
-                array[lesions > 0] = (last + lesions[lesions > 0]).astype(array.dtype)
+                array[own.relative_to(found)][lesions > 0] = (last + lesions[lesions > 0]).astype(array.dtype)
                 segments += [
                     _Segment(f"{spec.name}_{n}", f"lesion {n}", spec, _lesion_color(spec, n), number, last + n)
                     for n in range(1, count + 1)
                 ]
                 last += count
             else:
-                array[segmentation.mask(spec.name)] = spec.value
+                array[segmentation.mask(spec.name, found)] = spec.value
                 segments.append(_Segment(spec.name, spec.name, spec, _unit_color(spec), number, spec.value))
                 last = max(last, spec.value)
-        images.append(_layer_image(array))
+        images.append(_layer_image(array, found))
     checksum = sha256(np.ascontiguousarray(segmentation.labels.array).data).hexdigest()
     return SegmentLayers(tuple(segments), tuple(images), checksum)
 
@@ -256,12 +257,12 @@ def modified_at_end(node: Any) -> Iterator[None]:
         node.EndModify(previous)
 
 
-def _layer_image(array: np.ndarray) -> Any:
-    """An image of the part of `array` (k, j, i) that is not 0; its extent says where that lies."""
-    image, box = slicer.vtkOrientedImageData(), bounding_box(array > 0)
+def _layer_image(array: np.ndarray, place: Box) -> Any:
+    """An image of the part of `array` (k, j, i) that is not 0; its extent says where that lies if `array` is `place`."""
+    image, box = slicer.vtkOrientedImageData(), bounding_box(array)
     if box is not None:
         to_image(array[box], image)
-        image.SetExtent([n for s in reversed(box) for n in (s.start, s.stop - 1)])
+        image.SetExtent([n for s in reversed(box.shifted(place.start)) for n in (s.start, s.stop - 1)])
     return image
 
 

@@ -85,17 +85,23 @@ def volume_to_node(
     name: str,
     class_name: str = "vtkMRMLScalarVolumeNode",
     *,
+    window: tuple[float, float] | None = None,
     share: bool = False,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new volume node with the voxels of `volume`, where they lie in the world, without a transform.
 
     Types that VTK does not know are widened: bool to uint8, float16 to float32.
 
+    :param window: lowest and highest value that are told apart in the views; None: Slicer looks through the voxels.
     :param share: the node's voxels are the volume's own memory where the type allows, not a copy: for a scene in which
         nobody edits them.
     """
     node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
     node.SetIJKToRASMatrix(to_vtk_matrix(volume.grid.ijk_to_ras))
+    if window is not None:  # before there are voxels: else Slicer looks through all of them
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().AutoWindowLevelOff()
+        node.GetDisplayNode().SetWindowLevelMinMax(*window)
     if share:
         node.SetAndObserveImageData(shared_image(volume.array))
     else:

@@ -13,17 +13,17 @@ from .volume import Grid
 PADDING_HU = -1024
 #: Every CT of a body shows fat, lung or air: at least this fraction of its voxels lies in this range, padding left out.
 #: (On 26 real CTs of the abdomen and chest it is at least 0.48.)
-_DARK_HU, _DARK_FRACTION = (-1200.0, -50.0), 1e-3
+_DARK_HU, _DARK_FRACTION = (-1200, -50), 1e-3
 #: A lowest value that many voxels share is air cut off by the scanner if it lies here, else it is padding.
-_AIR_HU = (-1050.0, -900.0)
+_AIR_HU = (-1050, -900)
 #: At least this fraction lies within the range of soft tissue (on the same, at least 0.088).
-_SOFT_TISSUE_HU, _SOFT_TISSUE_FRACTION = (-200.0, 300.0), 5e-3
+_SOFT_TISSUE_HU, _SOFT_TISSUE_FRACTION = (-200, 300), 5e-3
 #: Of what is denser than lung, at most this fraction is as dense as cortical bone (on the same, at most 0.010). In a CT
 #: stored as value + 1024, soft tissue is.
-_DENSE_HU, _DENSE_FRACTION = (850.0, 1250.0), 0.1
+_DENSE_HU, _DENSE_FRACTION = (850, 1250), 0.1
 #: Nothing that a scanner measures is below this; a value that many voxels share is padding, the rest is a wrong scale.
-_LOWEST_HU, _LOWEST_FRACTION = -1200.0, 0.01
-_LUNG_HU = -300.0
+_LOWEST_HU, _LOWEST_FRACTION = -1200, 0.01
+_LUNG_HU = -300
 
 
 def to_smallest_dtype(array: np.ndarray, name: str) -> np.ndarray:
@@ -78,21 +78,28 @@ def looks_like_hu(array: np.ndarray) -> bool:
     the body.
     """
     low = array.min()
-    padded = (array <= low) & (not _AIR_HU[0] <= low <= _AIR_HU[1])
+    nothing = np.broadcast_to(False, array.shape)
+    padded = nothing if _AIR_HU[0] <= low <= _AIR_HU[1] else array <= low
     below = array < _LOWEST_HU
     if below.any():
         values, counts = np.unique(array[below], return_counts=True)
         padding = values[counts >= _LOWEST_FRACTION * array.size]
         if counts[~np.isin(values, padding)].sum() > _LOWEST_FRACTION * array.size:
             return False
-        padded |= np.isin(array, padding)
+        padded = padded | np.isin(array, padding)
 
-    def count(limits: tuple[float, float]) -> int:
-        return int(np.count_nonzero((array >= limits[0]) & (array <= limits[1]) & ~padded))
+    # Slice by slice, so that nothing as large as the image is made; and limits are whole numbers, since others would
+    # make each comparison of int16 one of float64.
+    def count(least: int, most: int | None = None) -> int:
+        total = 0
+        for plane, left_out in zip(array, padded, strict=True):
+            inside = (plane >= least) & ~left_out
+            total += int(np.count_nonzero(inside if most is None else inside & (plane <= most)))
+        return total
 
-    dense, body = count(_DENSE_HU), count((_LUNG_HU, np.inf))
+    dense, body = count(*_DENSE_HU), count(_LUNG_HU)
     return (
-        count(_DARK_HU) >= _DARK_FRACTION * array.size
-        and count(_SOFT_TISSUE_HU) >= _SOFT_TISSUE_FRACTION * array.size
+        count(*_DARK_HU) >= _DARK_FRACTION * array.size
+        and count(*_SOFT_TISSUE_HU) >= _SOFT_TISSUE_FRACTION * array.size
         and dense <= _DENSE_FRACTION * body
     )

@@ -121,9 +121,15 @@ def test_any_body_s_size_is_accepted_and_is_refused_in_meters_and_micrometers(x,
             check_size(Grid(shape, grid.ijk_to_lps * [[factor], [factor], [factor], [1]]), "x")
 
 
-@given(hnp.arrays(np.int16, st.tuples(*[st.integers(1, 6)] * 3)))
-def test_any_array_can_be_judged(array):
-    assert looks_like_hu(array) in (True, False)
+#: HU at and around the limits by which images are judged, and those of a body.
+HU = (-3000, -1201, -1200, -1051, -1024, -900, -301, -100, -50, -49, 40, 300, 301, 850, 1251)
+
+
+@given(
+    hnp.arrays(np.int16, st.tuples(*[st.integers(1, 6)] * 3), elements=st.sampled_from(HU) | st.integers(-4000, 4000))
+)
+def test_any_array_can_be_judged_whatever_its_type(array):
+    assert looks_like_hu(array) == looks_like_hu(array.astype(np.float32)) == looks_like_hu(array.astype(np.float64))
 
 
 def test_a_pair_is_read_back_by_both_names(tmp_path):
