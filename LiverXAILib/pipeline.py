@@ -27,6 +27,7 @@ from .explain.catalog import require_method
 from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
 from .explain.regions import explain_regions
+from .explain.stage_context import StageContexts
 from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
 from .files import put_folder, staging_folder
 from .inference import Postprocessing, Segmentation, segment, select_device
@@ -56,6 +57,7 @@ _log = logging.getLogger(__name__)
 
 # Long: most lines are its parameters and their documentation; the body calls one step after the other.
 @own_errors("The CT cannot be analyzed")
+@keep_freed_memory()
 def analyze(
     volume: Volume,
     model: Model,
@@ -138,6 +140,7 @@ def analyze(
     )
     checksum = beside.submit(lambda: volume.sha256)
     beside.shutdown(wait=False)
+    prepared = StageContexts(volume, model, segmentation, select_device(device))
     explanations = explain_all(
         volume,
         model,
@@ -146,35 +149,38 @@ def analyze(
         method=method,
         layer=layer,
         check=check,
+        prepared=prepared,
         **context.part(0.4, 0.75).keywords,
     )
     found: list[Answer] = []
-    with keep_freed_memory(select_device(device)):
-        for number, organ in enumerate(organs):
-            part = context.part(0.75, 0.85).step(number, len(organs))
-            try:
-                points = UNASKED_POINTS if targets is None else POINTS
-                found.append(explain_border(volume, model, segmentation, organ, points=points, **part.keywords))
-            except EmptyTargetError as error:
-                warnings.append(f"The border was not examined. {error}")
-        asked = _asked_without(answerable, segmentation) if answers or regions else []
-        found += explain_lesions(
-            volume,
-            model,
-            segmentation,
-            asked if answers else [],
-            draws=CHECK_DRAWS if check else DRAWS,
-            refusals=warnings,
-            **context.part(0.85, 0.88).keywords,
-        )
-        found += explain_regions(
-            volume,
-            model,
-            segmentation,
-            [target for target in asked if regions and not isinstance(target, WhyNot)],
-            refusals=warnings,
-            **context.part(0.88, 0.9).keywords,
-        )
+    for number, organ in enumerate(organs):
+        part = context.part(0.75, 0.85).step(number, len(organs))
+        try:
+            points = UNASKED_POINTS if targets is None else POINTS
+            asked_about = (volume, model, segmentation, organ)
+            found.append(explain_border(*asked_about, points=points, prepared=prepared, **part.keywords))
+        except EmptyTargetError as error:
+            warnings.append(f"The border was not examined. {error}")
+    asked = _asked_without(answerable, segmentation) if answers or regions else []
+    found += explain_lesions(
+        volume,
+        model,
+        segmentation,
+        asked if answers else [],
+        draws=CHECK_DRAWS if check else DRAWS,
+        refusals=warnings,
+        prepared=prepared,
+        **context.part(0.85, 0.88).keywords,
+    )
+    found += explain_regions(
+        volume,
+        model,
+        segmentation,
+        [target for target in asked if regions and not isinstance(target, WhyNot)],
+        refusals=warnings,
+        prepared=prepared,
+        **context.part(0.88, 0.9).keywords,
+    )
     uncertainty = None
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
         from .measure import measure_uncertainty
@@ -346,6 +352,7 @@ def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writ
     return Written(files, written.failures)
 
 
+@keep_freed_memory()
 def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> Written:
     """Write the files of an analysis into an empty folder that nobody looks at yet; `writers` as they were chosen.
 

@@ -30,7 +30,7 @@ from ..volumes.volume import Volume
 from .answers import Answer, Counterfactual, NeededChange
 from .fill import healthy_liver, isolate, plausible_fill, transplant
 from .score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits, build_score
-from .stage_context import StageContext
+from .stage_context import StageContext, StageContexts
 from .targets import LESION_LABEL, Contrast, Target, WhyNot
 
 #: Fills of a lesion, each with texture from another place, where nothing else is said.
@@ -179,6 +179,7 @@ def explain_lesions(
     *,
     draws: int = DRAWS,
     refusals: list[str] | None = None,
+    prepared: StageContexts | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -191,6 +192,7 @@ def explain_lesions(
     :param volume: the CT in HU from which `segmentation` was made.
     :param draws: fills of each target, with texture from another place each.
     :param refusals: gets a sentence about each target that cannot be examined, in place of an error.
+    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
     :return: in the order of `targets`. Deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
     :raises FarContextError: the model's answer depends on what lies further away than can be examined.
@@ -200,7 +202,7 @@ def explain_lesions(
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
-    runs: dict[str, StageContext] = {}
+    prepared = prepared or StageContexts(volume, model, segmentation, torch_device)
     answers = []
     for number, text in enumerate(targets):
         target = Target.parse(text)
@@ -209,10 +211,8 @@ def explain_lesions(
             target = target.resolve(segmentation)
             if target.label != LESION_LABEL:
                 raise UsageError(f"Only lesions are replaced or put into the liver, and this is about {target.label}.")
-            stage = model.spec.stage_of(target.label)
-            if stage.name not in runs:
-                runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
-            answers.append(_explain_change(target, volume, model, runs[stage.name], draws, context))
+            run = prepared.of(model.spec.stage_of(target.label))
+            answers.append(_explain_change(target, volume, model, run, draws, context))
         except UsageError as error:
             if refusals is None:
                 raise

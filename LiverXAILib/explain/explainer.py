@@ -26,7 +26,7 @@ from .faithfulness import check_faithfulness
 from .layers import cell_mm, find_layer
 from .methods import METHODS, Method
 from .score import ScoreTarget, build_score
-from .stage_context import StageContext
+from .stage_context import StageContext, StageContexts
 from .stitching import stage_maps
 from .targets import Target
 
@@ -75,6 +75,7 @@ def explain_all(
     *,
     device: str = "auto",
     check: bool = False,
+    prepared: StageContexts | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> list[Explanation]:
@@ -89,6 +90,7 @@ def explain_all(
     :param method: a name from :data:`~LiverXAILib.explain.methods.METHODS`.
     :param layer: a layer of the network; None for the model's default.
     :param check: also test how faithful each map is (see :mod:`LiverXAILib.explain.faithfulness`); takes minutes.
+    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
     :return: heat maps on the grid of `volume`, float32 in [0, 1], in the order of `targets`.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target has no voxels (no tumor was found …).
     :raises LiverXAILib.errors.UsageError: unknown method, layer or label, or a place outside the image.
@@ -109,6 +111,7 @@ def explain_all(
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
+    prepared = prepared or StageContexts(volume, model, segmentation, torch_device)
     answers: dict[int, Explanation] = {}
     for stage in model.spec.stages:
         numbers = stages.get(stage.name, [])
@@ -116,7 +119,7 @@ def explain_all(
             continue
         part = context.part(len(answers) / len(resolved), (len(answers) + len(numbers)) / len(resolved))
         try:
-            run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+            run = prepared.of(stage)
             score_targets = [
                 build_score(resolved[number], segmentation, model, run, context, masks[number]) for number in numbers
             ]

@@ -156,6 +156,21 @@ class StageContext:
         return gaussian(self.image, [BLUR_MM / size for size in self.spacing])
 
 
+class StageContexts:
+    """The stages of a model on one CT, each prepared once for all that is asked about its segmentation."""
+
+    def __init__(self, volume: Volume, model: Model, segmentation: Segmentation, device: torch.device) -> None:
+        self._about = volume, model, segmentation, device
+        self._prepared: dict[str, StageContext] = {}
+
+    def of(self, stage: StageSpec) -> StageContext:
+        """The run of `stage`, see :meth:`StageContext.prepare`."""
+        if stage.name not in self._prepared:
+            volume, model, segmentation, device = self._about
+            self._prepared[stage.name] = StageContext.prepare(volume, model, stage, segmentation, device)
+        return self._prepared[stage.name]
+
+
 def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
     """Gaussian smoothing of (k, j, i) with standard deviations in voxels along each axis; edges are repeated."""
     for axis, sigma in enumerate(sigmas):

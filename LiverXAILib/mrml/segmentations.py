@@ -258,7 +258,7 @@ def modified_at_end(node: Any) -> Iterator[None]:
 
 
 def _layer_image(array: np.ndarray, place: Box) -> Any:
-    """An image of the part of `array` (k, j, i) that is not 0; its extent says where that lies if `array` is `place`."""
+    """An image of the part of `array` that is not 0; its extent says where that lies. `array` (k, j, i) is `place`."""
     image, box = slicer.vtkOrientedImageData(), bounding_box(array)
     if box is not None:
         to_image(array[box], image)

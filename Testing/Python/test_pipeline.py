@@ -14,8 +14,13 @@ import SimpleITK as sitk
 from batch_toys import write_dicom, write_good, write_model
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
+from LiverXAILib import pipeline
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, InputError, UsageError
+from LiverXAILib.explain.border import explain_border
+from LiverXAILib.explain.counterfactual import explain_lesions
+from LiverXAILib.explain.stage_context import StageContext
+from LiverXAILib.inference import backends
 from LiverXAILib.models import LIVER, LayerSpec, load_model
 from LiverXAILib.models.spec import Region
 from LiverXAILib.options import Options
@@ -47,6 +52,34 @@ def test_an_analysis_holds_labels_heat_maps_and_measurements(analysis, volume_an
         assert explanation.heatmap.array.min() >= 0
         assert explanation.heatmap.array.max() == pytest.approx(1.0)
     assert json.loads(json.dumps(analysis.provenance))["segmentation"]["model"]["name"] == "toy"
+
+
+def test_a_stage_is_prepared_once_and_answers_as_if_each_question_were_asked_alone(volume_and_truth, monkeypatch):
+    volume, _ = volume_and_truth
+    model, prepare, prepared = threshold_model(), StageContext.prepare, []
+
+    def counted(*about):
+        prepared.append(about)
+        return prepare(*about)
+
+    monkeypatch.setattr(StageContext, "prepare", staticmethod(counted))
+    analysis = analyze(volume, model, targets=["liver", "tumor"], device="cpu")
+    assert len(prepared) == len(model.spec.stages) == 1
+    border = explain_border(volume, model, analysis.segmentation, "liver")
+    (lesion,) = explain_lesions(volume, model, analysis.segmentation, ["lesion:1"])
+    assert [answer.evidence for answer in analysis.answers] == [border.evidence, lesion.evidence]
+    for name, changed in lesion.volumes.items():
+        np.testing.assert_array_equal(analysis.answers[1].volumes[name].array, changed.array)
+
+
+def test_memory_that_was_kept_is_given_back_also_after_a_failure(analysis, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ArithmeticError
+
+    monkeypatch.setattr(pipeline, "explain_all", fail)
+    with pytest.raises(ArithmeticError):
+        analyze.__wrapped__(analysis.volume, threshold_model(), segmentation=analysis.segmentation)
+    assert backends._keeping == 0
 
 
 def test_written_files_can_be_read_by_others_and_lie_in_the_same_place(analysis, volume_and_truth, tmp_path):

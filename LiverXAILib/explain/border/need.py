@@ -32,7 +32,7 @@ from ...progress import CancelToken, Progress
 from ...volumes.box import bounding_box
 from ...volumes.volume import Volume
 from ..answers import BorderNeed
-from ..stage_context import StageContext
+from ..stage_context import StageContext, StageContexts
 from ..targets import EmptyTargetError, LabelTarget, Target
 from .probe import COMPARED_MM, BorderProbe
 from .replacements import REPLACEMENTS
@@ -58,6 +58,7 @@ def explain_border(
     *,
     points: int = POINTS,
     replacement: str = REPLACEMENT,
+    prepared: StageContexts | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -72,6 +73,7 @@ def explain_border(
     :param points: as many points of the surface are examined, at least, where the surface has as many voxels.
     :param replacement: what takes the place of the surroundings, a name of
         :data:`~LiverXAILib.explain.border.replacements.REPLACEMENTS`.
+    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
     :return: deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: nothing of the label was found, or none of its border is the
         network's own.
@@ -89,7 +91,7 @@ def explain_border(
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
     stage = model.spec.stage_of(target.label)
-    run = StageContext.prepare(volume, model, stage, segmentation, torch_device)
+    run = (prepared or StageContexts(volume, model, segmentation, torch_device)).of(stage)
     probe = BorderProbe(run, target.label, model, REPLACEMENTS[replacement], context)
     chosen = spread(probe.own_border(target.label), points, run.spacing)
     if not len(chosen):

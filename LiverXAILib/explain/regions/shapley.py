@@ -23,7 +23,7 @@ from ...volumes.volume import Volume
 from ..answers import RegionShares
 from ..counterfactual import ExaminedBox
 from ..score import build_score
-from ..stage_context import StageContext
+from ..stage_context import StageContext, StageContexts
 from ..targets import LESION_LABEL, Target, WhyNot
 from .parts import name_parts, replaced
 
@@ -64,6 +64,7 @@ def explain_regions(
     targets: Sequence[str | Target],
     *,
     refusals: list[str] | None = None,
+    prepared: StageContexts | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -73,6 +74,7 @@ def explain_regions(
     :param volume: the CT in HU from which `segmentation` was made.
     :param targets: lesions.
     :param refusals: gets a sentence about each target that cannot be examined, in place of an error.
+    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
     :return: in the order of `targets`. Deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
     :raises LiverXAILib.explain.counterfactual.FarContextError: the model's answer depends on what lies further away
@@ -83,7 +85,7 @@ def explain_regions(
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
-    runs: dict[str, StageContext] = {}
+    prepared = prepared or StageContexts(volume, model, segmentation, torch_device)
     answers = []
     for number, text in enumerate(targets):
         target = Target.parse(text)
@@ -91,10 +93,8 @@ def explain_regions(
             target = target.resolve(segmentation)
             if isinstance(target, WhyNot) or target.label != LESION_LABEL:
                 raise UsageError(f"{target.describe()} cannot be divided among parts: name a lesion, as in 'lesion:1'.")
-            stage = model.spec.stage_of(target.label)
-            if stage.name not in runs:
-                runs[stage.name] = StageContext.prepare(volume, model, stage, segmentation, torch_device)
-            answers.append(_shares(target, model, runs[stage.name], context.step(number, len(targets))))
+            run = prepared.of(model.spec.stage_of(target.label))
+            answers.append(_shares(target, model, run, context.step(number, len(targets))))
         except UsageError as error:
             if refusals is None:
                 raise
