@@ -37,7 +37,7 @@ def clean_organ(mask: np.ndarray, rules: Postprocessing) -> np.ndarray:
     if rules.largest_component:
         mask = largest_component(mask)
     if rules.fill_holes:
-        mask = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(mask.astype(np.uint8)))) > 0
+        mask = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(mask.view(np.uint8)))) > 0
     return mask
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ..errors import UsageError, own_errors
-from ..inference.lesions import lesion_components, lesion_count
+from ..inference.lesions import lesion_count, numbered_lesions
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume, require_volume
@@ -55,16 +55,20 @@ def measure(
     standard = standard_volume_ml(height_cm, weight_kg)
     liver = segmentation.mask("liver")
     looks_for_tumors = any(spec.name == "tumor" for spec in segmentation.specs)
-    components = lesion_components(segmentation) if looks_for_tumors else np.zeros(grid.shape, np.int32)
+    nothing = Box.full((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
+    tumors, pieces = numbered_lesions(segmentation) if looks_for_tumors else nothing
     ml = grid.voxel_volume_mm3 / 1000
     # Everything that is measured lies in this box: a tenth of a CT.
     found = segmentation.box or Box.full((0, 0, 0))
     box = bounding_box(liver[found])
     box = Box.full((0, 0, 0)) if box is None else box.shifted(found.start)
-    healthy = liver[box] & (components[box] == 0)
+    numbers = np.zeros(box.shape, np.int32)
+    if (common := box.intersection(tumors)) is not None:
+        numbers[common.relative_to(box)] = pieces[common.relative_to(tumors)]
+    healthy = liver[box] & (numbers == 0)
     parenchyma = volume.array[box][healthy].astype(np.float64)
     liver_ml = float(np.count_nonzero(liver[box])) * ml
-    tumor_ml = float(np.count_nonzero(components[box])) * ml
+    tumor_ml = float(np.count_nonzero(numbers)) * ml
     functional_ml = liver_ml - tumor_ml if looks_for_tumors and liver_ml else None
     median_hu = float(np.median(parenchyma)) if parenchyma.size else None
     cut_at = _sides_reached(liver, grid)
@@ -72,12 +76,15 @@ def measure(
     reasons = implausibilities(liver_ml, median_hu, not cut_at, position)
     phase = _phase(volume, healthy, box)
     segments = segment_masks(segmentation)
-    volumes = {name: float(np.count_nonzero(mask & (components == 0))) * ml for name, mask in segments.items()}
+    volumes = {
+        name: float(np.count_nonzero(mask) - np.count_nonzero(mask[tumors] & (pieces > 0))) * ml
+        for name, mask in segments.items()
+    }
     lesions: tuple[LesionMeasurements, ...] = ()
-    if components[box].any():
+    if numbers.any():
         context = _LiverContext(liver, box, segments, float(parenchyma.mean()) if parenchyma.size else None, phase,
                                 position.middle_x)  # fmt: skip
-        lesions = _lesions(volume, segmentation, components, context)
+        lesions = _lesions(volume, segmentation, numbers, context)
     return Measurements(
         liver_volume_ml=liver_ml,
         liver_mean_hu=float(parenchyma.mean()) if parenchyma.size else None,
@@ -125,24 +132,20 @@ def _recist(lesions: Sequence[LesionMeasurements], grid: Grid, targets: Sequence
 
 
 def _lesions(
-    volume: Volume, segmentation: Segmentation, components: np.ndarray, context: _LiverContext
+    volume: Volume, segmentation: Segmentation, numbers: np.ndarray, context: _LiverContext
 ) -> tuple[LesionMeasurements, ...]:
-    """Each lesion's measurements. `components` numbers the lesions; all lie in the box of the liver."""
-    kji = np.argwhere(components[context.box]) + context.box.start
-    numbers = components[tuple(kji.T)]
+    """Each lesion's measurements. `numbers` are those of the lesions, in the box of the liver."""
     probability = segmentation.probabilities.get("tumor")
     surface = _surface(context.liver, volume.grid, context.box)
-    reliable = list(finding_reliability(components, segmentation))
+    reliable = list(finding_reliability(numbers, segmentation, context.box))
     lesions = []
-    for number in range(1, int(numbers.max()) + 1):
-        chosen = numbers == number
-        voxels = kji[chosen]
-        hu = volume.array[tuple(voxels.T)].astype(np.float64)
-        low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
-        extent = Box.between(low, high)
-        mask, grid = components[extent] == number, volume.grid.cropped(extent)
+    for number, found in enumerate(ndimage.find_objects(numbers), start=1):
+        extent, mask = Box(*found).shifted(context.box.start), numbers[found] == number
+        voxels = np.argwhere(mask) + extent.start
+        hu = volume.array[extent][mask].astype(np.float64)
+        grid = volume.grid.cropped(extent)
         axial = axial_diameters(mask, grid)
-        start = int(low[2 - "ijk".index(axial.slice_axis)])
+        start = extent.start[2 - "ijk".index(axial.slice_axis)]
         x, y, z = (float(mm) for mm in volume.grid.to_lps(voxels[:, ::-1].mean(axis=0)))
         contrast = None if context.mean_hu is None else float(hu.mean()) - context.mean_hu
         index = axial.slice_index + start
@@ -160,7 +163,7 @@ def _lesions(
                 surface_distance_mm=None
                 if surface is None
                 else float(surface.query(grid.to_lps(_rim(mask)[:, ::-1]))[0].min()),
-                touches_image_border=bool((low == 0).any() or (high == components.shape).any()),
+                touches_image_border=0 in extent.start or bool(np.equal(extent.stop, volume.shape).any()),
                 contrast_hu=contrast,
                 enhancement=enhancement(contrast, context.phase),
                 sphericity=sphericity(mask, grid),

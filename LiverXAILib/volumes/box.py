@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    import SimpleITK as sitk
+
     from .volume import Grid
 
 #: Numbers of voxels along (k, j, i).
@@ -123,13 +125,26 @@ def components(mask: np.ndarray, *, corners: bool = False, largest_first: bool =
     numbers = np.zeros(mask.shape, dtype=np.int32)
     box = bounding_box(mask)
     if box is not None:
-        image = sitk.ConnectedComponent(sitk.GetImageFromArray((mask[box] != 0).astype(np.uint8)), corners)
-        if largest_first:
-            image = sitk.RelabelComponent(image, sortByObjectSize=True)
-        numbers[box] = sitk.GetArrayViewFromImage(image)
+        numbered = _numbered(mask[box], corners, largest_first)  # its view is valid while it lives
+        numbers[box] = sitk.GetArrayViewFromImage(numbered)
     return numbers
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest component (6 neighbors) of a mask (k, j, i), as bool; the first in scan order of several."""
-    return components(mask, largest_first=True) == 1
+    import SimpleITK as sitk
+
+    largest = np.zeros(mask.shape, dtype=bool)
+    box = bounding_box(mask)
+    if box is not None:
+        numbered = _numbered(mask[box], corners=False, largest_first=True)
+        largest[box] = sitk.GetArrayViewFromImage(numbered) == 1
+    return largest
+
+
+def _numbered(mask: np.ndarray, corners: bool, largest_first: bool) -> sitk.Image:
+    """The numbers of :func:`components` in all of an array, as an image of SimpleITK."""
+    import SimpleITK as sitk
+
+    image = sitk.ConnectedComponent(sitk.GetImageFromArray((mask != 0).view(np.uint8)), corners)
+    return sitk.RelabelComponent(image, sortByObjectSize=True) if largest_first else image
