@@ -9,6 +9,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from ..models.spec import LayerSpec, StageSpec
 from ..text import humanize_key
 
 if TYPE_CHECKING:
+    import jinja2
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
@@ -90,10 +92,16 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
     """
     require_report_extra()
+    return _environment(template.parent).get_template(template.name).render(context)
+
+
+@cache
+def _environment(folder: Path) -> jinja2.Environment:
+    """Reads the templates of a folder, and compiles each once."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -104,7 +112,7 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
     environment.filters["duration"] = _duration
     environment.filters["zip"] = zip
     environment.filters["words"] = humanize_key
-    return environment.get_template(template.name).render(context)
+    return environment
 
 
 def _context(analysis: Analysis) -> dict[str, Any]:
