@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ def audit_maps(case: Case, methods: Sequence[str], context: RunContext) -> list[
         (result,) = stage_maps(run, [score_target], method, layer, part)
         card = evaluator.verdict(
             result.values[evaluator.box],
-            lambda method=method, layer=layer: _of_shuffled_networks(evaluator, method, layer),
+            partial(_of_shuffled_networks, evaluator, method, layer),
             bool(result.warnings),
         )
         rows.append(_map_row(case, name, result.values.clamp_min(0), causes, card))

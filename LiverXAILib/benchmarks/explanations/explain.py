@@ -29,6 +29,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...context import RunContext
 from ...errors import UsageError
@@ -149,18 +150,16 @@ def _examined(
         context.check()
         context.report(f"{text}, {method} {layer}", count / total)
         result = made.trained()
-        row = {"method": method, "layer": layer, "warning": " ".join(result.warnings)}
-        row["energy_lift"] = energy_lift(result.values, evaluator.run, evaluator.score_target)
+        lift = energy_lift(result.values, evaluator.run, evaluator.score_target)
+        row = {"method": method, "layer": layer, "warning": " ".join(result.warnings), "energy_lift": lift}
         if curves:
-            shuffled = [other().values.clamp_min(0) for other in made.shuffled]
+            shuffled = [values.clamp_min(0) for values in made.of_shuffled_networks()]
             noisy, positive = made.noisy().values.clamp_min(0), result.values.clamp_min(0)
             warned = bool(result.warnings)
-            card = evaluator.evaluate(positive, positive, {1.0: shuffled}, noisy, row["energy_lift"], warned)
+            card = evaluator.evaluate(positive, positive, {1.0: shuffled}, noisy, lift, warned)
             yield {**row, **_verdict(card), **_curves(card)}
             continue
-        card = evaluator.verdict(
-            result.values, lambda made=made: [other().values for other in made.shuffled], bool(result.warnings)
-        )
+        card = evaluator.verdict(result.values, made.of_shuffled_networks, bool(result.warnings))
         yield {**row, **_verdict({**card, "context": evaluator.context})}
 
 
@@ -174,6 +173,9 @@ class _Maps:
     trained: Callable[[], StageMap]
     noisy: Callable[[], StageMap]
     shuffled: Sequence[Callable[[], StageMap]]
+
+    def of_shuffled_networks(self) -> list[torch.Tensor]:
+        return [one().values for one in self.shuffled]
 
 
 def _maps(

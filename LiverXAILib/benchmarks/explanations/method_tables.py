@@ -91,7 +91,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def _method_table(rows: Sequence[Row]) -> list[str]:
-    shown = {name: name for name in ("passed", "drop", "energy", "gain") if name in rows[0]}
+    shown: dict[str, str] = {name: name for name in ("passed", "drop", "energy", "gain") if name in rows[0]}
     by_truth = {
         truth: {(row["method"], row["layer"]): row for row in ranked([one for one in rows if one["true"] == truth])}
         for truth in ("true", "false")
@@ -103,7 +103,7 @@ def _method_table(rows: Sequence[Row]) -> list[str]:
             same = known.get((row["method"], row["layer"]))
             cells[truth] = "–" if same is None else f"{same['passed']:.2f} ({same['maps']})"
         table.append({**row, **cells})
-    columns = {"method": "method", "layer": "layer", **shown}
+    columns: dict[str, str] = {"method": "method", "layer": "layer", **shown}
     columns |= {"true": "passed, true", "false": "passed, false"}
     further = {"energy_lift": "energy lift", "spearman_shuffled": "ρ shuffled", "spearman_noise": "ρ noise"}
     return _markdown(table, columns | {name: title for name, title in further.items() if name in rows[0]})
