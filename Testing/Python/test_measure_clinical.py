@@ -20,7 +20,7 @@ from LiverXAILib.measure import measure
 from LiverXAILib.measure.lesions import slice_instance_number
 from LiverXAILib.measure.liver import ROMAN, remnants, standard_volume_ml, steatosis_hint
 from LiverXAILib.measure.measurements import ContrastPhase, Measurements
-from LiverXAILib.measure.phase import estimate_phase
+from LiverXAILib.measure.phase import _aorta, estimate_phase
 from LiverXAILib.measure.plausibility import liver_position
 from LiverXAILib.measure.recist import recist
 from LiverXAILib.models.labels import result_labels
@@ -180,6 +180,45 @@ def test_the_phase_is_told_from_liver_aorta_and_veins(liver: float, aorta: float
     assert found.phase == phase
     assert found.aorta_hu == pytest.approx(aorta, abs=8)
     assert 0.5 < found.probability <= 1
+
+
+@pytest.mark.parametrize(
+    ("before", "aside", "found"),
+    [
+        *((18, 0, False), (19, 0, True), (59, 0, True), (60, 0, False)),
+        *((30, -12, False), (30, -11, True), (30, 34, True), (30, 35, False)),
+    ],
+)
+def test_the_aorta_is_looked_for_in_a_field_before_the_spine(before: int, aside: int, found: bool) -> None:
+    """Between 18 and 60 mm before it, from 12 mm to its right to 35 mm to its left."""
+    hu = np.full((20, 160, 160), -1000.0)
+    hu[:, 10:150, 10:150] = 50
+    hu[:, 103:118, 73:88] = 500  # its center in row 110, column 80
+    # As large as the disc that is looked for, which lies in it at one place only.
+    hu[:, 104 - before : 116 - before, 74 + aside : 86 + aside] = 150
+    liver = np.zeros(hu.shape, bool)
+    liver[:, 20:30, 20:30] = True
+    assert _aorta(hu, liver, np.ones(3)) == pytest.approx(150 if found else 50, abs=0.1)
+
+
+@pytest.mark.parametrize("slices", [12, 13])
+def test_at_least_three_slices_tell_of_the_aorta(slices: int) -> None:
+    hu = np.full((slices, 60, 60), 50.0)
+    hu[:, 40:55, 20:35] = 500
+    liver = np.zeros(hu.shape, bool)
+    liver[:, 2:12, 2:12] = True
+    told = _aorta(hu, liver, np.ones(3))  # each sixth
+    assert (told is None) == (slices == 12)
+
+
+@pytest.mark.parametrize(("difference", "told"), [(39, True), (41, False)])
+def test_slices_that_disagree_tell_nothing_of_the_aorta(difference: float, told: bool) -> None:
+    hu = np.full((30, 60, 60), 50.0)
+    hu[12:] += difference  # three of five slices
+    hu[:, 40:55, 20:35] = 500
+    liver = np.zeros(hu.shape, bool)
+    liver[:, 2:12, 2:12] = True
+    assert (_aorta(hu, liver, np.ones(3)) is not None) == told
 
 
 def test_fat_is_judged_in_native_images_only() -> None:
