@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from batch_toys import write_good, write_model
+from forking import Process
 
 import LiverXAILib as lx
 from LiverXAILib.cli import main
@@ -139,7 +140,7 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
     arguments = ["analyze", image, "--model", model, "-o", tmp_path / "out", "--method", "occlusion", "--device", "cpu"]
-    process = subprocess.Popen(
+    process = Process(
         [sys.executable, "-m", "LiverXAILib", *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment
     )
     seen = []

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -47,24 +48,31 @@ class Report:
 
 
 def attack(
-    kind: str, seed: int, cases: int, first: int = 0, *, minutes: float | None = None, keep: Path | None = None
+    kind: str,
+    seed: int,
+    cases: int,
+    first: int = 0,
+    *,
+    minutes: float | None = None,
+    keep: Path | None = None,
+    start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
 ) -> Report:
-    """Run cases `first` to `first` + `cases` of a kind."""
+    """Run cases `first` to `first` + `cases` of a kind, in processes that `start` starts."""
     report, started = Report(kind, seed), time.monotonic()
     end = None if minutes is None else started + 60 * minutes
     number, last = first, first + cases
     while number < last and (end is None or time.monotonic() < end):
-        number = _child(report, number, min(last, number + _CASES_OF_A_CHILD), end, keep)
+        number = _child(report, number, min(last, number + _CASES_OF_A_CHILD), end, keep, start)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _child(report: Report, first: int, last: int, end: float | None, keep: Path | None) -> int:
+def _child(report: Report, first: int, last: int, end: float | None, keep: Path | None, start: Any) -> int:
     """Run cases in one child until it ends; returns the number of the next case."""
     with tempfile.TemporaryDirectory(prefix="liverxai-fuzz-") as temporary, tempfile.TemporaryFile() as errors:
         command = [sys.executable, "-m", "fuzz.child", report.kind, str(report.seed), str(first), str(last)]
         paths = [str(_TESTING), str(_TESTING / "Python"), str(_TESTING.parent), os.environ.get("PYTHONPATH", "")]
-        process = subprocess.Popen(
+        process = start(
             [*command, str(keep) if keep else temporary, temporary],
             stdout=subprocess.PIPE,
             stderr=errors,
