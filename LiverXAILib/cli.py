@@ -228,7 +228,6 @@ def _analyze(arguments: argparse.Namespace) -> int:
         reading = beside.submit(chosen.read, arguments.input)
         progress("Loading the model", 0.0)
         from .inference import select_device
-        from .inference.backends import keep_freed_memory
         from .models import load_model
         from .pipeline import check_request, require_writable
 
@@ -239,25 +238,24 @@ def _analyze(arguments: argparse.Namespace) -> int:
         require_writable(arguments.output)
         volume = reading.result()
         importing = beside.submit(chosen.import_ahead)
-        with keep_freed_memory():  # from analyzing to writing
-            prior = _prior(arguments, chosen)
-            given = _given(arguments, volume)
-            context = RunContext(progress, device=arguments.device)
-            analysis = chosen.analyze(volume, model, context.part(0.0, 0.7 if prior else 1.0), segmentation=given)
-            comparison = None
-            if prior:
-                from .followup import compare
+        prior = _prior(arguments, chosen)
+        given = _given(arguments, volume)
+        context = RunContext(progress, device=arguments.device)
+        analysis = chosen.analyze(volume, model, context.part(0.0, 0.7 if prior else 1.0), segmentation=given)
+        comparison = None
+        if prior:
+            from .followup import compare
 
-                comparison = compare([*prior, analysis], options=chosen, **context.part(0.7, 1.0).keywords)
-                analysis = dataclasses.replace(analysis, follow_up=comparison.findings)
-            progress("Writing", 1.0)
-            importing.result()
-            written = chosen.save(analysis, arguments.output)
-            files = dict(written.files)
-            if comparison is not None:
-                from .followup import write_comparison
+            comparison = compare([*prior, analysis], options=chosen, **context.part(0.7, 1.0).keywords)
+            analysis = dataclasses.replace(analysis, follow_up=comparison.findings)
+        progress("Writing", 1.0)
+        importing.result()
+        written = chosen.save(analysis, arguments.output)
+        files = dict(written.files)
+        if comparison is not None:
+            from .followup import write_comparison
 
-                files |= write_comparison(comparison, arguments.output, report="report" in files)
+            files |= write_comparison(comparison, arguments.output, report="report" in files)
     print(f"Image   {volume.summary()}")
     for sentence in [*analysis.provenance["warnings"], *written.warnings]:
         warn(sentence)

@@ -57,7 +57,6 @@ _log = logging.getLogger(__name__)
 
 # Long: most lines are its parameters and their documentation; the body calls one step after the other.
 @own_errors("The CT cannot be analyzed")
-@keep_freed_memory()
 def analyze(
     volume: Volume,
     model: Model,
@@ -153,34 +152,35 @@ def analyze(
         **context.part(0.4, 0.75).keywords,
     )
     found: list[Answer] = []
-    for number, organ in enumerate(organs):
-        part = context.part(0.75, 0.85).step(number, len(organs))
-        try:
-            points = UNASKED_POINTS if targets is None else POINTS
-            asked_about = (volume, model, segmentation, organ)
-            found.append(explain_border(*asked_about, points=points, prepared=prepared, **part.keywords))
-        except EmptyTargetError as error:
-            warnings.append(f"The border was not examined. {error}")
-    asked = _asked_without(answerable, segmentation) if answers or regions else []
-    found += explain_lesions(
-        volume,
-        model,
-        segmentation,
-        asked if answers else [],
-        draws=CHECK_DRAWS if check else DRAWS,
-        refusals=warnings,
-        prepared=prepared,
-        **context.part(0.85, 0.88).keywords,
-    )
-    found += explain_regions(
-        volume,
-        model,
-        segmentation,
-        [target for target in asked if regions and not isinstance(target, WhyNot)],
-        refusals=warnings,
-        prepared=prepared,
-        **context.part(0.88, 0.9).keywords,
-    )
+    with keep_freed_memory(select_device(device)):
+        for number, organ in enumerate(organs):
+            part = context.part(0.75, 0.85).step(number, len(organs))
+            try:
+                points = UNASKED_POINTS if targets is None else POINTS
+                asked_about = (volume, model, segmentation, organ)
+                found.append(explain_border(*asked_about, points=points, prepared=prepared, **part.keywords))
+            except EmptyTargetError as error:
+                warnings.append(f"The border was not examined. {error}")
+        asked = _asked_without(answerable, segmentation) if answers or regions else []
+        found += explain_lesions(
+            volume,
+            model,
+            segmentation,
+            asked if answers else [],
+            draws=CHECK_DRAWS if check else DRAWS,
+            refusals=warnings,
+            prepared=prepared,
+            **context.part(0.85, 0.88).keywords,
+        )
+        found += explain_regions(
+            volume,
+            model,
+            segmentation,
+            [target for target in asked if regions and not isinstance(target, WhyNot)],
+            refusals=warnings,
+            prepared=prepared,
+            **context.part(0.88, 0.9).keywords,
+        )
     uncertainty = None
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
         from .measure import measure_uncertainty
@@ -352,7 +352,6 @@ def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writ
     return Written(files, written.failures)
 
 
-@keep_freed_memory()
 def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> Written:
     """Write the files of an analysis into an empty folder that nobody looks at yet; `writers` as they were chosen.
 

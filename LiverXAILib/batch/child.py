@@ -151,20 +151,18 @@ class _Worker:
             del volume
 
     def _analyze(self, case: dict[str, Any], options: Options, volume: Volume, record: dict[str, Any]) -> None:
-        from ..inference.backends import keep_freed_memory
         from ..pipeline import write_files
 
         started = time.time()
         context = RunContext(self._progress(case["id"]), device=self._config["device"])
-        with keep_freed_memory():  # from analyzing to writing
-            analysis = options.analyze(volume, self._model, context)
-            analyzed = time.time()
-            self._phase = "writing"
-            part = self._store.part(case["folder"])
-            self._store.discard(case["folder"])
-            # Without parents: if the drive is gone, its mount point must not be filled.
-            part.mkdir()
-            written = write_files(analysis, part, options.writers())
+        analysis = options.analyze(volume, self._model, context)
+        analyzed = time.time()
+        self._phase = "writing"
+        part = self._store.part(case["folder"])
+        self._store.discard(case["folder"])
+        # Without parents: if the drive is gone, its mount point must not be filled.
+        part.mkdir()
+        written = write_files(analysis, part, options.writers())
         for error in written.failures.values():
             if is_lost_place(error):
                 raise error

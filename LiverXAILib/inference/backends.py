@@ -258,18 +258,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _TRIM_DEFAULT, _MMAP_DEFAULT = 128 * 1024, 65536
 
 
-_CPU = torch.device("cpu")
 #: How many blocks of :func:`keep_freed_memory` are running: the outermost one counts.
 _keeping = 0
 
 
 @contextlib.contextmanager
-def keep_freed_memory(device: torch.device = _CPU) -> Iterator[None]:
-    """Within the block glibc keeps freed memory for what comes next; at its end it is given back to the system.
+def keep_freed_memory(device: torch.device) -> Iterator[None]:
+    """Within the block glibc keeps freed memory for the next layer; at its end it is given back to the system.
 
-    Otherwise each activation of a large window, and each array as large as a CT, is mapped anew, and the kernel spends
-    up to a third of the time on zeroing its pages. Does nothing on other systems and for other devices than the CPU.
-    May be nested: what runs several passes keeps memory from one to the next, and so does a whole analysis.
+    Otherwise each activation of a large window is mapped anew, and the kernel spends up to a third of the time of a
+    forward pass on zeroing its pages. Does nothing on other systems and for other devices than the CPU. May be nested:
+    what runs several passes keeps memory from one to the next. Not for a whole analysis, whose peak would grow by what
+    a step leaves to the next one.
     """
     global _keeping
     libc = _glibc() if device.type == "cpu" else None

@@ -14,13 +14,11 @@ import SimpleITK as sitk
 from batch_toys import write_dicom, write_good, write_model
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
-from LiverXAILib import pipeline
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, InputError, UsageError
 from LiverXAILib.explain.border import explain_border
 from LiverXAILib.explain.counterfactual import explain_lesions
 from LiverXAILib.explain.stage_context import StageContext
-from LiverXAILib.inference import backends
 from LiverXAILib.models import LIVER, LayerSpec, load_model
 from LiverXAILib.models.spec import Region
 from LiverXAILib.options import Options
@@ -70,16 +68,6 @@ def test_a_stage_is_prepared_once_and_answers_as_if_each_question_were_asked_alo
     assert [answer.evidence for answer in analysis.answers] == [border.evidence, lesion.evidence]
     for name, changed in lesion.volumes.items():
         np.testing.assert_array_equal(analysis.answers[1].volumes[name].array, changed.array)
-
-
-def test_memory_that_was_kept_is_given_back_also_after_a_failure(analysis, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise ArithmeticError
-
-    monkeypatch.setattr(pipeline, "explain_all", fail)
-    with pytest.raises(ArithmeticError):
-        analyze.__wrapped__(analysis.volume, threshold_model(), segmentation=analysis.segmentation)
-    assert backends._keeping == 0
 
 
 def test_written_files_can_be_read_by_others_and_lie_in_the_same_place(analysis, volume_and_truth, tmp_path):
