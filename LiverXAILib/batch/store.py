@@ -312,7 +312,7 @@ class Store:
         except OSError as error:
             raise self.unusable(error) from error
         finally:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def unusable(self, error: OSError) -> OutputError:
         """What to tell the user about a system error in this folder."""
