@@ -13,8 +13,9 @@ SAMPLE ?= 60
 demo: $(VENV)/.demo
 	$(BIN)/python docs/demo.py --output $(OUTPUT)
 
+# Compiled modules are kept, whatever the environment says, because the tests start Python many times.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ settings.load_profile("liverxai")
 
 
 #: Files that take a minute or more. Processes begin with them, so that none works alone at the end.
-_LONG = ("test_train_run", "test_batch_resume", "test_slicer_end_to_end", "test_explain_counterfactual")
+_LONG = ("test_train_run", "test_signals", "test_batch_ray", "test_batch_cohort", "test_explain_counterfactual")
 
 
 @pytest.hookimpl(tryfirst=True)

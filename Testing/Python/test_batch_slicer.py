@@ -7,10 +7,10 @@ import argparse
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from batch_toys import ROOT, assert_whole, final_states, write_good, write_model
+from slicerhost.application import main
 
 from LiverXAILib.batch import command
 
@@ -27,19 +27,8 @@ SLICERS_OPTIONS = (
 )
 
 
-def run_slicer(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The script in the test host."""
-    flags = ["--no-splash", "--no-main-window", "--python-script", str(SCRIPT)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "Testing"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "slicerhost", *flags, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
+#: How the script is started.
+START = ("--no-splash", "--no-main-window", "--python-script", str(SCRIPT))
 
 
 def test_slicer_would_take_none_of_our_options():
@@ -54,10 +43,16 @@ def test_a_batch_in_slicer_makes_the_same_files_and_scenes(tmp_path):
     write_good(tmp_path / "images" / "Größe 1.nrrd", 1)
     (tmp_path / "images" / "bad.nrrd").write_bytes(b"NRRD0004\n")
     output = tmp_path / "out"
-    result = run_slicer(
-        *("--input", tmp_path / "images", "--output", output, "--model", write_model(tmp_path / "model")),
-        *("--scene", "--explain", "liver", "--report", "--keep-names"),
+    arguments = ["--input", tmp_path / "images", "--output", output, "--model", write_model(tmp_path / "model")]
+    flags = ["--scene", "--explain", "liver", "--report", "--keep-names"]
+    result = subprocess.run(
+        [sys.executable, "-m", "slicerhost", *START, *map(str, arguments), *flags],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "Testing"), "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
     )
     assert result.returncode == 1, result.stdout + result.stderr
     states = final_states(output)
@@ -77,17 +72,17 @@ def test_a_batch_in_slicer_makes_the_same_files_and_scenes(tmp_path):
         (["--usage"], 0, "--time-limit"),
     ],
 )
-def test_slicer_ends_with_the_right_code(tmp_path, arguments, code, words):
+def test_slicer_ends_with_the_right_code(scene, tmp_path, monkeypatch, capsys, caplog, arguments, code, words):
     (tmp_path / "empty").mkdir()
-    result = run_slicer(*arguments, cwd=tmp_path)
-    assert result.returncode == code, result.stdout + result.stderr
-    assert words in result.stdout + result.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main([*START, *arguments]) == code
+    said = capsys.readouterr()
+    assert words in said.out + said.err + caplog.text
 
 
-def test_slicer_ends_after_an_unexpected_error_too(tmp_path):
+def test_slicer_ends_after_an_unexpected_error_too(scene, tmp_path, caplog):
     (tmp_path / "images").mkdir()
     write_good(tmp_path / "images" / "a.nrrd")
     (tmp_path / "out").write_text("a file where the folder should be")
-    result = run_slicer("--input", tmp_path / "images", "--output", tmp_path / "out", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "cannot be written" in result.stderr
+    assert main([*START, "--input", str(tmp_path / "images"), "--output", str(tmp_path / "out")]) == 1
+    assert "cannot be written" in caplog.text

@@ -268,27 +268,25 @@ def test_a_lesion_without_healthy_liver_is_a_warning_and_not_a_failure():
         explain_lesions(volume.with_array(array), model, analysis.segmentation, ["lesion:1"])
 
 
-def the_lesions_are_gone(volume):
-    """The bundled model, asked about each lesion that it finds: three draws each."""
-    model = load_model("default")
-    segmentation = segment(volume, model, device="cpu")
+def the_lesions_are_gone(volume, model, segmentation):
+    """Ask the model about each lesion that it has found: three draws each."""
     count = int(lesion_components(segmentation).max())
     answers = explain_lesions(volume, model, segmentation, [f"lesion:{n + 1}" for n in range(count)], draws=3)
     for answer in answers:
         assert answer.evidence["probability"] > 0.5
         assert max(answer.evidence["draws"]) < 0.05
-    return segmentation, answers
+    return answers
 
 
 def test_no_lesion_of_a_phantom_outlasts_its_replacement():
-    _, answers = the_lesions_are_gone(make_phantom(7).ct)
-    assert len(answers) == 2
+    volume, model = make_phantom(7).ct, load_model("default")
+    assert len(the_lesions_are_gone(volume, model, segment(volume, model, device="cpu"))) == 2
 
 
 @pytest.mark.skipif(not DATA, reason="LIVERXAI_TEST_DATA is not set: no real CT with lesions")
-def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_same_liver(monkeypatch):
-    volume = read_volume(Path(str(DATA)) / "ct" / "ircad01" / "image.nii.gz")
-    segmentation, answers = the_lesions_are_gone(volume)
+def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_same_liver(segmented, monkeypatch):
+    volume, segmentation = read_volume(Path(str(DATA)) / "ct" / "ircad01" / "image.nii.gz"), segmented("ircad01")
+    answers = the_lesions_are_gone(volume, load_model("default"), segmentation)
     assert len(answers) >= 3
     edited, touched = volume.array.copy(), np.zeros(volume.shape, bool)
     for answer in answers:
@@ -299,8 +297,11 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
         edited[box][changed] = part.array[changed]
         touched[box] |= changed
     monkeypatch.setenv(MODELS_VARIABLE, str(Path(str(DATA)) / "models"))
-    other = load_model("obelisk")
-    liver = [segment(v, other, device="cpu").mask("liver") for v in (volume, volume.with_array(edited))]
+    found = [
+        segmented("ircad01", "obelisk"),
+        segment(volume.with_array(edited), load_model("obelisk"), device="cpu"),
+    ]
+    liver = [one.mask("liver") for one in found]
     lesions = segmentation.mask("tumor")
     # To a network that others trained on other scans, the largest lesion was hardly liver; what replaces it is.
     assert liver[0][lesions].mean() < 0.85

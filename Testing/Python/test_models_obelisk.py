@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from toys import dice
 
-from LiverXAILib.inference import segment
-from LiverXAILib.models import MODELS_VARIABLE, load_model, registered
+from LiverXAILib.models import MODELS_VARIABLE, registered
 from LiverXAILib.volumes.io import read_volume
 
 DATA = os.environ.get("LIVERXAI_TEST_DATA")
@@ -25,10 +24,8 @@ def test_its_card_can_be_read_and_its_licenses_are_known():
 
 @pytest.mark.skipif(not DATA, reason="LIVERXAI_TEST_DATA is not set: no CT with a manual label and no weights")
 @pytest.mark.parametrize("case", ["chaos03", "ircad01"])
-def test_it_finds_the_liver_as_well_as_published(case, monkeypatch):
+def test_it_finds_the_liver_as_well_as_published(case, segmented, monkeypatch):
     data = Path(str(DATA))
     monkeypatch.setenv(MODELS_VARIABLE, str(data / "models"))
-    volume = read_volume(data / "ct" / case / "image.nii.gz")
     truth = read_volume(data / "ct" / case / "liver.nii.gz", force=True)
-    result = segment(volume, load_model("obelisk"), device="cpu")
-    assert dice(result.mask("liver"), truth.array > 0) >= 0.94
+    assert dice(segmented(case, "obelisk").mask("liver"), truth.array > 0) >= 0.94

@@ -17,7 +17,7 @@ import yaml
 from batch_toys import write_good, write_model
 from model_server import serving
 from stops import stop
-from training_toys import tiny, write_msd
+from training_toys import draw_nothing, tiny, write_msd
 
 from LiverXAILib import cli
 from LiverXAILib.models import load_model
@@ -91,6 +91,10 @@ def test_a_batch_is_stopped(stage, number, tmp_path):
 # --- train --------------------------------------------------------------------------------------------------------
 
 
+#: Drawing takes longer than these trainings.
+WITHOUT_CURVES = {"LiverXAILib.training.finish:write_curves": draw_nothing}
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
@@ -119,7 +123,7 @@ def study(tmp_path_factory):
 def test_training_is_stopped(place, number, study, tmp_path):
     output = tmp_path / "run"
     arguments = ["train", study / "study.yaml", "-o", output, "--set", "hardware.workers=1"]
-    stopped = stop(arguments, f"LiverXAILib.training.{place}", number, tmp_path / "tmp")
+    stopped = stop(arguments, f"LiverXAILib.training.{place}", number, tmp_path / "tmp", values=WITHOUT_CURVES)
     assert_clean(stopped, number, output)
     assert not (output / "finished.json").exists()
     assert not (output / "model").exists()
@@ -139,7 +143,7 @@ def test_what_follows_training_is_stopped_and_done_again(place, number, study, t
     output = tmp_path / "run"
     shutil.copytree(study / "run", output)
     arguments = ["train", study / "study.yaml", "-o", output]
-    stopped = stop(arguments, f"LiverXAILib.training.{place}", number, tmp_path / "tmp")
+    stopped = stop(arguments, f"LiverXAILib.training.{place}", number, tmp_path / "tmp", values=WITHOUT_CURVES)
     assert_clean(stopped, number, output)
     assert not (output / "card.md").exists()
     if (output / "model").exists():
@@ -153,7 +157,8 @@ def test_a_model_that_is_there_is_replaced_whole_or_not_at_all(place, number, st
     shutil.copytree(study / "run", output)
     write_model(output / "model")
     arguments = ["train", study / "study.yaml", "-o", output]
-    stopped = stop(arguments, f"LiverXAILib.models.formats.liverxai:{place}", number, tmp_path / "tmp")
+    writing = f"LiverXAILib.models.formats.liverxai:{place}"
+    stopped = stop(arguments, writing, number, tmp_path / "tmp", values=WITHOUT_CURVES)
     assert_clean(stopped, number, output)
     assert load_model(output / "model").spec.name == "toy"
 

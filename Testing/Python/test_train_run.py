@@ -23,7 +23,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from training_toys import ball_case, threshold_model, tiny, write_msd
+from training_toys import ball_case, draw_nothing, threshold_model, tiny, write_msd
 
 from LiverXAILib import cli
 from LiverXAILib.errors import InputError, UsageError
@@ -69,6 +69,12 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     train(config, say=lines.append)
     (output / "said.txt").write_text("\n".join(lines), encoding="utf-8")
     return config
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `whole` draws its learning curve, which takes as long as a training here."""
+    monkeypatch.setattr("LiverXAILib.training.finish.write_curves", draw_nothing)
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,10 @@ from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.volume import Grid, Volume
 
 
+def draw_nothing(*_: Any) -> None:
+    """Instead of a learning curve."""
+
+
 def ball_case(number: int) -> tuple[Volume, Volume]:
     """A noisy ball with a lesion, 96 mm wide, another size for each number; and its labels."""
     matrix = np.diag([6.0, 6.0, 8.0, 1.0])
