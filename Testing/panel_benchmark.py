@@ -4,7 +4,8 @@
 A timer of 1 ms runs in the event loop of the test host while the panel analyzes a CT, and while it explains the
 segmentation again after it was edited, with all that has to go to the worker and to come back. A gap is the time
 between two ticks of the timer. On a busy machine a part of it is waiting for a processor that others use; Linux tells
-how long, and it is taken off (/proc/thread-self/schedstat).
+how long, and it is taken off (/proc/thread-self/schedstat). Beside it stands how long the event loop's thread has
+computed in the gap: the rest it has waited for a lock, for memory, or for the machine beneath a virtual one.
 
 The gaps depend on the number of voxels, not on the network. So the CT is a ball with two lesions in as many voxels as
 are asked for, and the network a tiny one; ``--patient`` takes a synthetic patient and the bundled model. ``--steps``
@@ -67,9 +68,11 @@ def measure_steps(shape: list[int]) -> None:
     from LiverXAILib.models import LIVER, TUMOR, registry
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
-        started, waited = time.perf_counter(), queued()
+        started, waited, computed = time.perf_counter(), queued(), time.thread_time()
         result = work()
-        print(f"{1000 * (time.perf_counter() - started - queued() + waited):6.0f} ms  {name}", flush=True)
+        computed = time.thread_time() - computed
+        took = time.perf_counter() - started - queued() + waited
+        print(f"{1000 * took:6.0f} ms, {1000 * computed:4.0f} ms computing  {name}", flush=True)
         return result
 
     scene, spec = slicer.mrmlScene, registry()["default"].spec()
@@ -96,24 +99,27 @@ def measure_steps(shape: list[int]) -> None:
         timed(name, lambda: next(steps, None))
     node = mrml.find_results(scene, ct, "segmentation")[0]
     read = timed("segments, to be sent", lambda: mrml.read_segments(node, ct, spec))
+    checksum = timed("checksum of the segments", lambda: mrml.prepare_checksum(node))
     timed("overlay", lambda: mrml.show_overlay(scene, ct, mrml.find_results(scene, ct, "heatmap")[0], node))
     print("another thread:")
+    timed("checksum put together", checksum)
     timed("all voxels", fill)
     timed("segments put together", read)
 
 
 class Clock:
-    """Ticks of a timer in the event loop: when, after how much waiting for a processor, and what the panel said."""
+    """Ticks of a timer in the event loop: when, after how much waiting for a processor, how much computing, and what
+    the panel said."""
 
     def __init__(self, panel: qtapplication.Panel) -> None:
         self.panel = panel
-        self.ticks: list[tuple[float, float, str]] = []
+        self.ticks: list[tuple[float, float, float, str]] = []
         self.timer = qtapplication.qt.QTimer()
         self.timer.interval = 1
         self.timer.connect("timeout()", self.tick)
 
     def tick(self) -> None:
-        self.ticks.append((time.perf_counter(), queued(), self.panel.ui.statusLabel.text))
+        self.ticks.append((time.perf_counter(), queued(), time.thread_time(), self.panel.ui.statusLabel.text))
 
     def measure(self, name: str, action: Callable[[], None]) -> None:
         """Do something, wait until the panel is idle again, and print the longest gaps."""
@@ -125,15 +131,17 @@ class Clock:
         qtapplication.wait_until(lambda: not self.panel.widget.runner.busy, 3600)
         qtapplication.process_events()
         self.timer.stop()
-        moments, waited, _ = zip(*self.ticks, strict=True)
+        moments, waited, computed, _ = zip(*self.ticks, strict=True)
         gaps = 1000 * np.diff(moments)
-        own = gaps - 1000 * np.diff(waited)
+        own, computing = gaps - 1000 * np.diff(waited), 1000 * np.diff(computed)
         print(f"{name}: {self.panel.ui.statusLabel.text.splitlines()[0]}")
         print(f"  longest gap {own.max():.0f} ms ({gaps.max():.0f} ms with waiting for a processor); ", end="")
+        print(f"longest computing {computing.max():.0f} ms; ", end="")
         print(f"median {np.median(own):.1f} ms; 99.9 % under {np.percentile(own, 99.9):.0f} ms")
-        for index in np.argsort(own)[::-1][:4]:
-            after, said = moments[index] - moments[0], self.ticks[index][2][:40]
-            print(f"  {own[index]:5.0f} ms ({gaps[index]:.0f} ms) after {after:.1f} s: {said!r}")
+        for index in dict.fromkeys([*np.argsort(own)[::-1][:4], *np.argsort(computing)[::-1][:2]]):
+            after, said = moments[index] - moments[0], self.ticks[index][3][:40]
+            took = f"{own[index]:5.0f} ms ({gaps[index]:.0f} ms), {computing[index]:.0f} ms computing"
+            print(f"  {took}, after {after:.1f} s: {said!r}")
 
 
 def main() -> None:
