@@ -163,6 +163,6 @@ def draw_benchmark(rows: Sequence[Row], path: Path) -> None:
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
         edges, places = (fmean(row[name] for row in cells.values()) for name in ("drop_edges", "drop_random"))
         controls = f"{edges:.2f} for edges, {places:.2f} for random places"
-        axes.set_title(f"{target}: drop, and % of the maps that passed (drop: {controls})", fontsize=8)
+        axes.set_title(f"{target}: drop, and % of the maps that passed\n(drop: {controls})", fontsize=8)
         figure.colorbar(picture, ax=axes, shrink=0.9)
     figure.savefig(path, dpi=110)
