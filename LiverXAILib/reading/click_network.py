@@ -22,7 +22,6 @@ from ..inference.geometry import AIR_HU, network_orientation_grid
 from ..models.downloads import checksum
 from ..models.formats.weights import build_with_weights, read_tensors
 from ..networks import UNet
-from ..volumes.box import Box
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 
@@ -37,10 +36,6 @@ _LARGE_MM3 = 4200.0
 _CLICK_VOXELS = 2.0
 #: HU from the liver's median are clipped to ± the first and divided by the second.
 _CLIP_HU, _UNIT_HU = 150.0, 50.0
-#: The axes of the channels along which the cube is mirrored, one after the other.
-_MIRRORED: tuple[tuple[int, ...], ...] = ((), (1, 2), (1, 3), (2, 3))
-#: Outside a cube there is no lesion.
-_FAR_LOGIT = -20.0
 #: Channels of the input: HU, liver, clicks in the lesion, clicks outside it, the answer before.
 CHANNELS = 5
 FOLDER = Path(__file__).parents[1] / "models" / "bundled" / "clicks"
@@ -115,27 +110,17 @@ def click_network() -> torch.nn.Module:
 
 @dataclass(frozen=True, eq=False)
 class CubeOutline:
-    """What the network says, in one cube or in several.
+    """What the network says: the logit of "lesion" (k, j, i) on `grid`; `at_sides` is the part of the lesion that lies
+    at the sides of the cube."""
 
-    :param looks: for each cube its grid and the logit of "lesion" (k, j, i); the first is around the click.
-    :param at_sides: the part of the lesion that lies at the sides of the first cube.
-    """
-
-    looks: tuple[tuple[Grid, torch.Tensor], ...]
+    grid: Grid
+    logit: torch.Tensor
     at_sides: float
 
     @property
     def reach_mm(self) -> float:
         """From the click to the sides of the cube."""
-        return SIZE / 2 * self.looks[0][0].spacing[0]
-
-    def probability(self, grid: Grid) -> tuple[Box, np.ndarray]:
-        """The part of `grid` that the first cube covers, and there the mean probability of all looks (k, j, i)."""
-        first = self.looks[0][0]
-        box = Box.full(first.shape).projected(first, grid)
-        part = grid.cropped(box)
-        found = [resample(logit, cube, part, fill=_FAR_LOGIT).sigmoid() for cube, logit in self.looks]
-        return box, torch.stack(found).mean(dim=0).numpy()
+        return SIZE / 2 * self.grid.spacing[0]
 
 
 def outline_by_network(
@@ -147,9 +132,6 @@ def outline_by_network(
     network: torch.nn.Module | None = None,
 ) -> CubeOutline:
     """Outline the lesion around the first click.
-
-    Without a corrective click the network looks a second time, around the middle of what it has found: a reader may
-    have clicked at the lesion's rim. Each time it sees the cube as it is and mirrored along two axes in turn.
 
     :param volume: the CT in HU.
     :param liver: its liver, dents of missed lesions included, as bool; on a grid of its own.
@@ -164,7 +146,8 @@ def outline_by_network(
         last = scale == SCALES_MM[-1]
         if not last and any((point < 2).any() or (point > SIZE - 3).any() for point in points):
             continue
-        hu, organ = _seen(volume, liver, median_hu, cube)
+        hu = resample(volume.array, volume.grid, cube, fill=AIR_HU) - median_hu
+        organ = resample(liver.array.astype(np.float32), liver.grid, cube) > 0.5
         present = torch.zeros((SIZE,) * 3)
         if before is not None:
             present = resample(before.array.astype(np.float32), before.grid, cube)
@@ -176,7 +159,8 @@ def outline_by_network(
             [point for point, click in told if not click.inside],
             present,
         )
-        logit = _mirrored(network, channels)
+        with torch.inference_mode():
+            logit = network(channels[None])[0, 0]
         found = (logit > 0) | (present > 0.5)
         sides = found.clone()
         sides[2:-2, 2:-2, 2:-2] = False
@@ -184,30 +168,4 @@ def outline_by_network(
         fits = at_sides == 0 and (scale != SCALES_MM[0] or float(found.sum()) * scale**3 < _LARGE_MM3)
         if last or fits:
             break
-    looks = [(cube, logit)]
-    if before is None and bool((logit > 0).any()):
-        middle = cube.to_lps((logit > 0).nonzero().double().mean(dim=0).numpy()[::-1])
-        again = click_grid(volume.grid, middle.tolist(), cube.spacing[0])
-        hu, organ = _seen(volume, liver, median_hu, again)
-        channels = network_input(hu, organ, [(SIZE // 2,) * 3], [], torch.zeros((SIZE,) * 3))
-        looks.append((again, _mirrored(network, channels)))
-    return CubeOutline(tuple(looks), at_sides)
-
-
-def _seen(volume: Volume, liver: Volume, median_hu: float, cube: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """HU from the liver's median, and the liver, in a cube."""
-    hu = resample(volume.array, volume.grid, cube, fill=AIR_HU) - median_hu
-    return hu, resample(liver.array.astype(np.float32), liver.grid, cube) > 0.5
-
-
-def _mirrored(network: torch.nn.Module, channels: torch.Tensor) -> torch.Tensor:
-    """The mean logit (k, j, i) of the cube as it is and mirrored along each two axes."""
-    # Mirroring moves the middle of an even number of voxels by one.
-    seen = [channels.flip(axes).roll((1,) * len(axes), axes) if axes else channels for axes in _MIRRORED]
-    with torch.inference_mode():
-        logits = network(torch.stack(seen))[:, 0]
-    back = [
-        logit.roll((-1,) * len(axes), [axis - 1 for axis in axes]).flip([axis - 1 for axis in axes]) if axes else logit
-        for logit, axes in zip(logits, _MIRRORED, strict=True)
-    ]
-    return torch.stack(back).mean(dim=0)
+    return CubeOutline(cube, logit, at_sides)

@@ -2,11 +2,11 @@
 """The outline of a lesion from one click in it, and its correction by another click.
 
 Where the probability of tumor stands out at the click, the lesion is the connected part of it above a fraction of
-its peak. Elsewhere a small network outlines it (:mod:`.click_network`). Larger lesions are also outlined by contrast:
-the connected part whose smoothed HU lie nearer to those at the click than to the median of the liver. This rule puts
-the border where the blurred edge of a homogeneous lesion is, but leaks out of faint lesions into vessels and noise: it
-counts where it finds what the network finds, or where a lesion is larger than what the network sees.
-``liverxai benchmark clicks`` measures all of them beside classical methods on the same clicks.
+its peak. Elsewhere a small network outlines it (:mod:`.click_network`), and so does contrast: the connected part whose
+smoothed HU lie nearer to those at the click than to the median of the liver. This rule puts the border where the
+blurred edge of a homogeneous lesion is, but leaks out of faint lesions into vessels and noise: it counts where it finds
+about as much as the network does, or where a lesion is larger than what the network sees. ``liverxai benchmark clicks``
+measures all of them beside classical methods on the same clicks.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scipy import ndimage
 from ..errors import UsageError
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, central_voxel, components
+from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .click_network import SCALES_MM, SIZE, Click, outline_by_network
 
@@ -44,15 +45,10 @@ _COARSE_MM = 2.0
 _MOST_AT_SIDES = 0.05
 #: A corrective click changes nothing farther away than this many times the distance from it to the border.
 _MISTAKE = 1.5
-#: Network and contrast agree from this Dice on.
-_AGREEMENT = 0.6
-#: What the network outlines as less than a ball of 12 mm ends where it is undecided, and is its alone. It outlines
-#: larger lesions as too small: they end at this probability.
-_SMALL_MM3, _LARGER_FROM = 900.0, 0.3
-#: The network learned from lesions of 3.5 mm on: what it marks as less is noise.
-_LEAST_MM3 = 22.0
+#: Network and contrast agree on a lesion's size if contrast finds so many times what the network does.
+_AGREEMENT = (0.25, 3.0)
 #: What the network marks must differ from the liver by so many standard errors.
-_SIGNIFICANT = 1.0
+_SIGNIFICANT = 2.0
 
 Point = tuple[float, float, float]
 
@@ -173,14 +169,11 @@ def _neighborhood(volume: Volume, segmentation: Segmentation, place_lps_mm: Poin
 
 
 def _by_both(near: _Neighborhood, place_lps_mm: Point) -> np.ndarray | None:
-    """The half-contrast outline of a larger lesion where the network agrees: it follows clear borders better.
+    """The half-contrast outline where the network agrees on how large the lesion is: it follows clear borders better.
 
-    Elsewhere the network's: contrast alone leaks out of faint and of small lesions, and breaks off in noise.
+    Elsewhere the network's: contrast alone leaks out of faint lesions, and breaks off in noise.
     """
     network, reach = _by_network(near, [Click(place_lps_mm)])
-    voxel_mm3 = near.volume.grid.voxel_volume_mm3
-    if network is not None and np.count_nonzero(network) * voxel_mm3 < _SMALL_MM3:
-        return network
     # Of a lesion that fits what the network sees, nothing lies farther away.
     is_large = reach is None
     around = near if reach is None else near.within(reach)
@@ -188,11 +181,11 @@ def _by_both(near: _Neighborhood, place_lps_mm: Point) -> np.ndarray | None:
     contrast = None if found is None else around.on(near, found)
     if contrast is None:
         return network
+    size = np.count_nonzero(contrast) * near.volume.grid.voxel_volume_mm3 / 1000
     if network is None:
-        return contrast if is_large or np.count_nonzero(contrast) * voxel_mm3 <= LARGE_ML * 1000 else None
-    common = np.count_nonzero(contrast & network)
-    agreement = 2 * common / (np.count_nonzero(contrast) + np.count_nonzero(network))
-    return contrast if agreement > _AGREEMENT else network
+        return contrast if is_large or size <= LARGE_ML else None
+    ratio = np.count_nonzero(contrast) / np.count_nonzero(network)
+    return contrast if _AGREEMENT[0] <= ratio <= _AGREEMENT[1] else network
 
 
 def _by_network(
@@ -206,28 +199,24 @@ def _by_network(
     found = outline_by_network(part, organ, near.median, clicks, before)
     if found.at_sides > _MOST_AT_SIDES and before is None:
         return None, None
-    seen, probability = found.probability(part.grid)
+    small = Box.full(found.grid.shape).projected(found.grid, part.grid)
+    logit = resample(found.logit, found.grid, part.grid.cropped(small), fill=-20.0).numpy()
     mask = np.zeros(near.box.shape, bool) if before is None else np.array(before.array[near.box] > 0)
-    mask[seen] = probability > 0.5
+    mask[small] = logit > 0
     if before is not None:
         return mask, found.reach_mm
     first = tuple(grid.nearest_voxel(clicks[0].place_lps_mm) - near.box.start)
     mask = _connected(mask, first)
-    if np.count_nonzero(mask) * grid.voxel_volume_mm3 >= _SMALL_MM3:
-        mask[seen] = probability > _LARGER_FROM
-        mask = _connected(mask, first)
-    is_lesion = np.count_nonzero(mask) * grid.voxel_volume_mm3 >= _LEAST_MM3
-    return mask if is_lesion and _stands_out(part.array, mask, near.organ, near.median) else None, found.reach_mm
+    return mask if mask.any() and _stands_out(part.array, mask, near.organ, near.median) else None, found.reach_mm
 
 
 def _stands_out(array: np.ndarray, mask: np.ndarray, organ: np.ndarray, median: float) -> bool:
-    """Whether the mean HU in a mask differs from its surroundings, or the liver's median, by more than noise does."""
-    around = ndimage.binary_dilation(mask, iterations=3) & organ & ~mask
-    mean, noise = float(array[mask].mean()), float(array[around].std()) if around.any() else 0.0
-    contrast = max(abs(mean - other) for other in (median, float(array[around].mean()) if around.any() else median))
+    """Whether the mean HU in a mask differs from the liver's median by more than noise does in as many voxels."""
+    around = ndimage.binary_dilation(mask, iterations=6) & organ & ~mask
+    noise = float(array[around].std()) if around.any() else 0.0
     # Neighboring voxels share their noise: eight count as one.
     error = noise / np.sqrt(max(1.0, np.count_nonzero(mask) / 8))
-    return contrast > max(LEAST_CONTRAST_HU, _SIGNIFICANT * error)
+    return abs(float(array[mask].mean()) - median) > max(LEAST_CONTRAST_HU, _SIGNIFICANT * error)
 
 
 def _by_either_contrast(near: _Neighborhood) -> np.ndarray | None:

@@ -95,23 +95,6 @@ def test_clicks_are_spots_in_channels_of_their_own():
     assert (channels[3] == 1).nonzero().tolist() == [[1, 2, 3], [6, 6, 6]]
 
 
-def test_the_network_sees_a_cube_mirrored_with_the_click_in_its_place_and_its_answers_come_back_together():
-    cube = torch.randn(clicks.CHANNELS, *(clicks.SIZE,) * 3, generator=torch.Generator().manual_seed(1))
-    middle = (slice(None), *(clicks.SIZE // 2,) * 3)
-    seen = []
-
-    def of_each_voxel(batch):
-        seen.append(batch)
-        return batch[:, :1]
-
-    logit = clicks._mirrored(of_each_voxel, cube)
-    (views,) = seen
-    torch.testing.assert_close(logit, cube[0])
-    assert len({view.numpy().tobytes() for view in views}) == len(views) == 4
-    for view in views:
-        torch.testing.assert_close(view[middle], cube[middle])
-
-
 def test_the_network_is_trained_from_painted_lesions(scan, tmp_path, monkeypatch):
     made = (make_cube(scan, seed, scale_mm=1.0, diameter_mm=9.0) for seed in range(40))
     cubes = [cube for cube in made if cube is not None and cube.lesion[6:-6, 6:-6, 6:-6].any()][:4]

@@ -110,7 +110,7 @@ def test_a_segmentation_of_another_kind_ends_in_one_of_our_errors(other, scan, m
     [
         ("segment", segmenter, "run_stage"),
         ("explain", explainer, "stage_maps"),
-        ("measure", measuring, "lesion_components"),
+        ("measure", measuring, "numbered_lesions"),
     ],
 )
 def test_errors_of_other_libraries_leave_as_our_own(
