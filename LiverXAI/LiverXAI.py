@@ -304,7 +304,15 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         if not found:
             raise UsageError(_("This CT has no segmentation of LiverXAI yet: analyze it first."))
         labels = mrml.segmentation_from_node(found[0], volumeNode, loaded.spec).labels
-        own = analyze(volume, loaded, targets=(), device=device, progress=progress, cancel=cancel)
+        own = analyze(
+            volume,
+            loaded,
+            targets=(),
+            device=device,
+            sensitivity=mrml.sensitivity_of(found[0]),
+            progress=progress,
+            cancel=cancel,
+        )
         earlier = tuple(map(Decision.from_dict, get_attribute(found[0], "Decisions") or ()))
         edited = labels_checksum(labels) != found[0].GetAttribute(LABELS_CHECKSUM)
         refined = refine(resume(own, labels, earlier, edited=edited, who=who), decisions, who=who)

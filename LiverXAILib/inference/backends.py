@@ -105,7 +105,7 @@ def choose_backend(
     :param requested: a backend's name; "auto": what :data:`BACKEND_VARIABLE` names, or the fastest that agrees.
     :raises LiverXAILib.errors.UsageError: no such backend here.
     """
-    requested = os.environ.get(BACKEND_VARIABLE, "auto") if requested == "auto" else requested
+    requested = (os.environ.get(BACKEND_VARIABLE) or "auto") if requested == "auto" else requested
     if requested != "auto":
         if requested != REFERENCE and requested not in available_backends(device):
             possible = ", ".join(available_backends(device))

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..errors import UsageError
 from ..models.spec import ModelSpec, OperatingPoint
-from ..volumes.box import components
-from .lesions import LEAST_CANDIDATE_ML
+from ..volumes.box import Box, components
+from .lesions import LEAST_CANDIDATE_ML, numbered_lesions
 from .segmentation import Segmentation
 
 #: The model's own operating point, and the ends of its card's table.
@@ -83,6 +83,18 @@ def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
     return fitting[-1]
 
 
+def marked_pieces(segmentation: Segmentation) -> tuple[Box, np.ndarray]:
+    """Number what the network marks as tumor, surely or not: each piece is a lesion at one operating point or another.
+
+    :return: a box of the image, and in it the numbers of the pieces (k, j, i), 0 background.
+    """
+    probability = segmentation.probabilities.get("tumor")
+    if probability is None:
+        return numbered_lesions(segmentation)
+    box = segmentation.labels.grid.box_of(probability.grid)
+    return box, components((probability.array > 0.5) | segmentation.mask("tumor", box), corners=True)
+
+
 def at_sensitivity(segmentation: Segmentation, model: ModelSpec, sensitivity: str) -> Segmentation:
     """The segmentation with the lesions that count at another operating point.
 
@@ -96,9 +108,8 @@ def at_sensitivity(segmentation: Segmentation, model: ModelSpec, sensitivity: st
     if point is None or probability is None:
         return segmentation
     level = 1 / (1 + math.exp(-point.peak))
-    box = segmentation.labels.grid.box_of(probability.grid)
+    box, pieces = marked_pieces(segmentation)
     counted = segmentation.mask("tumor")[box]
-    pieces = components((probability.array > 0.5) | counted, corners=True)
     count = int(pieces.max())
     peaks = np.zeros(count + 1)
     np.maximum.at(peaks, pieces[pieces > 0], probability.array[pieces > 0])

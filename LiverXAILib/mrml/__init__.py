@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         segment_layers,
         segmentation_from_node,
         segmentation_to_node,
+        sensitivity_of,
     )
     from .tables import measurements_to_node
     from .tokens import labels_token, prepare_checksum, segments_checksum, volume_token
@@ -66,6 +67,7 @@ _HOMES = {
     "segment_layers": "segmentations",
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
+    "sensitivity_of": "segmentations",
     "segments_checksum": "tokens",
     "set_heat_opacity": "display",
     "set_heat_threshold": "display",
@@ -109,6 +111,7 @@ __all__ = [
     "segment_layers",
     "segmentation_from_node",
     "segmentation_to_node",
+    "sensitivity_of",
     "segments_checksum",
     "set_heat_opacity",
     "set_heat_threshold",

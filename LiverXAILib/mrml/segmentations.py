@@ -23,6 +23,7 @@ from .._version import __version__
 from ..errors import UsageError
 from ..inference.lesions import numbered_lesions
 from ..inference.segmentation import Segmentation
+from ..inference.sensitivity import STANDARD
 from ..labels.terminology import parse_terminology_entry
 from ..labels.vocabulary import STRUCTURES, structure_of
 from ..models.spec import LabelSpec, ModelSpec
@@ -227,6 +228,13 @@ def read_segments(
         )
 
     return put_together
+
+
+def sensitivity_of(node: slicer.vtkMRMLSegmentationNode) -> str:
+    """The sensitivity (see :func:`LiverXAILib.inference.sensitivity.choose_point`) that a result was made with."""
+    provenance = get_attribute(node, "Provenance") or {}
+    asked: str = provenance.get("sensitivity", {}).get("asked", STANDARD)
+    return asked
 
 
 def require_segment(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec, label: str) -> None:

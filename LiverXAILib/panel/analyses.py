@@ -15,7 +15,6 @@ from .. import mrml
 from ..analysis import Decision
 from ..errors import LiverXAIError
 from ..explain.targets import Target
-from ..inference.sensitivity import STANDARD
 from ..models import ModelSpec
 from ..mrml.nodes import get_attribute
 from .edits import is_edited, made_by
@@ -67,7 +66,7 @@ class Analyses:
         """Apply the reader's decisions to the segmentation as it is now, and measure it again."""
         segmentation_node = self._state.result("segmentation")
         asked, name = Asked.now(self._state.volume_node, segmentation_node), f"refined {time.monotonic()}"
-        chosen = (get_attribute(segmentation_node, "Provenance") or {}).get("sensitivity", {}).get("asked", STANDARD)
+        chosen = mrml.sensitivity_of(segmentation_node)
         changes = any(one.changes_outlines for one in decisions) or chosen != self._models.sensitivity()
         self._runner.start(
             lambda: self._ask_refinement(decisions, name, chosen),

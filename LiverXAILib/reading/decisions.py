@@ -13,7 +13,7 @@ import numpy as np
 from ..analysis import Analysis, Decision
 from ..errors import UsageError
 from ..inference.lesions import Point, candidate_components, grown, lesion_at, lesion_components, lesion_place
-from ..inference.sensitivity import at_sensitivity
+from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
 from ..volumes.box import bounding_box
@@ -202,6 +202,14 @@ def resume(
     decisions = (*earlier, *((Decision("edit", (), None, who, _now()),) if edited else ()))
     segmentation = dataclasses.replace(own.segmentation, labels=own.segmentation.labels.with_array(labels.array))
     touched = labels.array != own.segmentation.labels.array
+    # What was decided stays touched where the model says the same at this operating point, but not at another one.
+    box, pieces = marked_pieces(own.segmentation)
+    grid = labels.grid.cropped(box)
+    for decision in earlier:
+        if not decision.changes_outlines or decision.place_lps_mm is None:
+            continue
+        if number := lesion_at(pieces, grid, decision.place_lps_mm):
+            touched[box] |= pieces == number
     return dataclasses.replace(own, segmentation=segmentation, decisions=decisions, own=own, touched=touched)
 
 
@@ -236,13 +244,22 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
         return model
     touched = _touched(analysis, analysis.segmentation.labels.array)
     labels = np.where(touched, analysis.segmentation.labels.array, chosen.labels.array)
-    changed = dataclasses.replace(analysis.segmentation, labels=standard.labels.with_array(labels))
+    # The operating point is kept with the labels: without it a later session would begin from another one.
+    changed = dataclasses.replace(
+        analysis.segmentation,
+        labels=standard.labels.with_array(labels),
+        provenance={**chosen.provenance, "edited": True},
+    )
     return dataclasses.replace(
         analysis,
         segmentation=changed,
         measurements=measure_again(analysis.volume, changed, model, analysis.decisions),
         own=model,
-        provenance={**analysis.provenance, "reader_labels_sha256": labels_checksum(changed.labels)},
+        provenance={
+            **analysis.provenance,
+            "segmentation": dict(chosen.provenance),
+            "reader_labels_sha256": labels_checksum(changed.labels),
+        },
     )
 
 

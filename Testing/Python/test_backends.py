@@ -161,6 +161,8 @@ def test_what_is_asked_for_is_taken_or_refused_in_words(monkeypatch):
     monkeypatch.setattr(backends, "available_backends", lambda device: [REFERENCE, "openvino float32"])
     monkeypatch.setenv(backends.BACKEND_VARIABLE, "openvino float32")
     assert choose(stage, network).backend == "openvino float32"
+    monkeypatch.setenv(backends.BACKEND_VARIABLE, "")  # as if it were not set
+    assert choose(stage, network, voxels=1000).reason == "too little work for a self-test"
 
 
 @pytest.mark.parametrize("supported", [False, True])

@@ -436,6 +436,32 @@ def test_the_slider_makes_candidates_lesions_and_back_without_the_network(panel,
     assert not segment_array(segmentation, "tumor", node).any()
 
 
+def test_a_rejection_outlives_the_slider_and_a_new_session(panel, graded_model):
+    node = prepare(panel, phantom(lesions=2), graded_model, "nothing")
+    apply_and_wait(panel)
+    for step in (2, 1, 2):
+        panel.ui.sensitivitySlider.value = step
+        qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
+        wait_idle(panel)
+        if decided(panel) == ["model", "model"]:
+            panel.ui.lesionTable.selectRow(0)
+            panel.click(panel.ui.rejectButton)
+            wait_idle(panel)
+    (segmentation,) = results(node, "segmentation")
+    left = segment_array(segmentation, "tumor", node).copy()
+    assert left.any()
+    for step in (1, 2):
+        panel.widget.runner.client.close()  # the next one knows only what the scene has
+        panel.ui.sensitivitySlider.value = step
+        qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
+        wait_idle(panel)
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), left)
+    panel.widget.logic.refine(node, model=graded_model, device="cpu", force=True)  # from the Python console
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), left)
+    assert lx.mrml.sensitivity_of(segmentation) == "sensitive"
+    assert [one["kind"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))] == ["reject"]
+
+
 def test_a_model_without_operating_points_has_no_slider(panel, toy_model):
     prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)

@@ -321,6 +321,15 @@ def test_what_the_reader_decided_stays_when_the_sensitivity_changes():
     sensitive = change_sensitivity(sure, "sensitive")
     np.testing.assert_array_equal(sensitive.segmentation.mask("tumor"), COUNTED | UNSURE)
     assert [x.kind for x in sensitive.decisions] == ["reject"]
+    for result, asked in ((mine, None), (sure, "sure"), (sensitive, "sensitive")):
+        assert result.segmentation.provenance.get("sensitivity", {}).get("asked") == asked
+    assert sensitive.provenance["segmentation"]["sensitivity"]["asked"] == "sensitive"
+    # A later session knows the labels, the decisions and the sensitivity. At "sure" the model has no lesion either.
+    for left, now in ((sensitive, "sure"), (sure, "sensitive")):
+        restored = resume(left.own, left.segmentation.labels, left.decisions)
+        again = change_sensitivity(restored, now)
+        expected = {"sure": sure, "sensitive": sensitive}[now]
+        np.testing.assert_array_equal(again.segmentation.labels.array, expected.segmentation.labels.array)
     back = change_sensitivity(sensitive, "standard")
     np.testing.assert_array_equal(back.segmentation.labels.array, mine.segmentation.labels.array)
     assert back.measurements == mine.measurements
