@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Decision:
     """What a reader decided about a result.
 
-    :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "add" a lesion, "include" a place in one or
-        "exclude" it, "measure" a lesion's diameters, "target" the lesions of RECIST, or "edit" by hand.
+    :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "restore" a rejected one, "add" a lesion,
+        "include" a place in one or "exclude" it, "measure" a lesion's diameters, "target" the lesions of RECIST, or
+        "edit" by hand.
     :param numbers: of the candidate or the lesions, as they were when it was decided.
     :param place_lps_mm: where: a voxel of what was decided about (LPS mm), so that it is known also under other
         numbers; None for edits by hand.
@@ -33,6 +34,8 @@ class Decision:
     :param when: ISO 8601.
     :param points_lps_mm: of "measure": both ends of the long axis, then of the short one; of "target": a voxel of each
         lesion (LPS mm).
+    :param voxels: whose label it changed, as of :func:`~LiverXAILib.volumes.packing.pack_mask`: by them a rejected
+        lesion is known, and comes back as it was. "" for what changes none, and for edits by hand.
     """
 
     kind: str
@@ -41,6 +44,7 @@ class Decision:
     who: str = ""
     when: str = ""
     points_lps_mm: tuple[tuple[float, float, float], ...] = ()
+    voxels: str = ""
 
     @property
     def changes_outlines(self) -> bool:
@@ -52,7 +56,8 @@ class Decision:
         place = None if self.place_lps_mm is None else [round(value, 3) for value in self.place_lps_mm]
         points = [[round(value, 3) for value in point] for point in self.points_lps_mm]
         whole = {**dataclasses.asdict(self), "numbers": list(self.numbers), "place_lps_mm": place}
-        return whole | {"points_lps_mm": points} if points else {k: v for k, v in whole.items() if k != "points_lps_mm"}
+        whole["points_lps_mm"] = points
+        return {key: value for key, value in whole.items() if value or key not in ("points_lps_mm", "voxels")}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Decision:
@@ -66,6 +71,7 @@ class Decision:
             values["who"],
             values["when"],
             points,
+            values.get("voxels", ""),
         )
 
 

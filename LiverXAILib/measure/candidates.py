@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lesions that the model is not sure of: kept and listed for the reader, not counted."""
+"""What is listed for the reader and not counted: candidates, which the model is not sure of, and rejected lesions."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..inference.lesions import numbered_candidates
 from ..inference.segmentation import Segmentation
-from ..volumes.box import bounding_box, central_voxel
+from ..volumes.box import Box, bounding_box, central_voxel
 from ..volumes.volume import Volume
 from .diameters import axial_diameters
-from .measurements import Candidate
+from .measurements import Candidate, RejectedLesion
 from .reliability import finding_reliability
 
 
@@ -25,7 +27,6 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
     probability = segmentation.probabilities.get("tumor")
     if probability is None:
         return ()
-    offset = volume.grid.box_of(probability.grid).start
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
     reliable = list(finding_reliability(numbers, segmentation, box))
     candidates = []
@@ -33,25 +34,64 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
         inside = bounding_box(numbers == number)
         assert inside is not None
         own, mask = inside.shifted(box.start), numbers[inside] == number
-        voxels = np.argwhere(mask) + own.start
-        values = probability.array[tuple((voxels - offset).T)].astype(np.float64)
-        x, y, z = volume.grid.to_lps(central_voxel(voxels)[::-1])
-        axial = axial_diameters(mask, volume.grid.cropped(own))
-        start = own.start[2 - "ijk".index(axial.slice_axis)]
+        values = _probabilities(probability, volume, own, mask)
+        peak = float(values.max())
         candidates.append(
             Candidate(
-                number=number,
-                volume_ml=len(voxels) * volume.grid.voxel_volume_mm3 / 1000,
-                mean_hu=float(volume.array[tuple(voxels.T)].astype(np.float64).mean()),
-                axial=dataclasses.replace(axial, slice_index=axial.slice_index + start),
+                **_measured(number, volume, own, mask),
                 mean_probability=float(values.mean()),
-                peak_probability=float(values.max()),
-                place_lps_mm=(float(x), float(y), float(z)),
-                reason=_reason(float(values.max()), needed),
+                peak_probability=peak,
+                reason=_reason(peak, needed),
                 reliability=reliable[number - 1],
             )
         )
     return tuple(candidates)
+
+
+def measure_rejected(
+    volume: Volume, segmentation: Segmentation, pieces: Sequence[tuple[Box, np.ndarray, str, str]]
+) -> tuple[RejectedLesion, ...]:
+    """Measure lesions that a reader has rejected, in this order.
+
+    :param volume: the CT in HU, on the segmentation's grid.
+    :param segmentation: the model's, with its probabilities.
+    :param pieces: of each lesion the box in the image, the voxels in the box (bool; k, j, i), who rejected it and when.
+    """
+    probability = segmentation.probabilities.get("tumor")
+    return tuple(
+        RejectedLesion(
+            **_measured(number, volume, box, mask),
+            mean_probability=None
+            if probability is None
+            else float(_probabilities(probability, volume, box, mask).mean()),
+            who=who,
+            when=when,
+        )
+        for number, (box, mask, who, when) in enumerate(pieces, start=1)
+    )
+
+
+def _measured(number: int, volume: Volume, box: Box, mask: np.ndarray) -> dict[str, Any]:
+    """What is measured of both: `mask` is where it is, in its `box` of the image."""
+    x, y, z = volume.grid.to_lps((central_voxel(np.argwhere(mask)) + box.start)[::-1])
+    axial = axial_diameters(mask, volume.grid.cropped(box))
+    start = box.start[2 - "ijk".index(axial.slice_axis)]
+    return {
+        "number": number,
+        "volume_ml": int(np.count_nonzero(mask)) * volume.grid.voxel_volume_mm3 / 1000,
+        "mean_hu": float(volume.array[box][mask].astype(np.float64).mean()),
+        "axial": dataclasses.replace(axial, slice_index=axial.slice_index + start),
+        "place_lps_mm": (float(x), float(y), float(z)),
+    }
+
+
+def _probabilities(probability: Volume, volume: Volume, box: Box, mask: np.ndarray) -> np.ndarray:
+    """The probability in each voxel; 0 outside the part of the image in which it is known."""
+    values = np.zeros(mask.shape)
+    known = volume.grid.box_of(probability.grid)
+    if (common := known.intersection(box)) is not None:
+        values[common.relative_to(box)] = probability.array[common.relative_to(known)]
+    return values[mask]
 
 
 def _reason(peak: float, needed: float | None) -> str:

@@ -12,7 +12,7 @@ from ..text import counted
 from .recist import Recist
 
 #: Of ``measurements.json``; the schema is ``LiverXAILib/report/measurements.schema.json``.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: Below this probability a contrast phase is called uncertain.
 CERTAIN = 0.8
 #: LPS mm.
@@ -168,6 +168,27 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class RejectedLesion:
+    """A lesion that a reader has rejected. It counts in no quantity, and is kept so that it can be taken back.
+
+    :param number: 1 is the largest.
+    :param mean_probability: as of a lesion.
+    :param place_lps_mm: as of a candidate.
+    :param who: the reader who rejected it.
+    :param when: ISO 8601.
+    """
+
+    number: int
+    volume_ml: float
+    mean_hu: float
+    axial: AxialDiameters
+    mean_probability: float | None
+    place_lps_mm: Point
+    who: str
+    when: str
+
+
+@dataclass(frozen=True)
 class Measurements:
     """What was measured in one CT. Standard deviations are those of the population of voxels.
 
@@ -189,6 +210,7 @@ class Measurements:
     :param remnants: what typical resections would leave, where the labels have all segments.
     :param recist: None if lesions were not looked for.
     :param candidates: pieces that the model marks without being sure; they count in no other quantity.
+    :param rejected: lesions that a reader rejected and that are no candidates either; they count nowhere, too.
     """
 
     liver_volume_ml: float
@@ -210,6 +232,7 @@ class Measurements:
     remnants: tuple[Remnant, ...] = ()
     recist: Recist | None = None
     candidates: tuple[Candidate, ...] = ()
+    rejected: tuple[RejectedLesion, ...] = ()
 
     @property
     def liver_complete(self) -> bool:
@@ -221,7 +244,8 @@ class Measurements:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "liver_complete": self.liver_complete}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for the liver, one for all tumors (if the model looks for them), one for each lesion and candidate.
+        """One row for the liver, one for all tumors (if the model looks for them), one for each lesion, candidate and
+        rejected lesion.
 
         All rows have the same columns; what does not apply is None.
         """
@@ -262,19 +286,21 @@ class Measurements:
                     "centroid_s_mm": z,
                 }
             )
-        for candidate in self.candidates:
-            values = {name: value for name, value in dataclasses.asdict(candidate).items() if name in COLUMNS}
-            x, y, z = candidate.place_lps_mm
+        others: list[tuple[str, Candidate | RejectedLesion]] = [("candidate", one) for one in self.candidates]
+        others += [("rejected lesion", one) for one in self.rejected]
+        for structure, other in others:
+            values = {name: value for name, value in dataclasses.asdict(other).items() if name in COLUMNS}
+            x, y, z = other.place_lps_mm
             rows.append(
                 empty
                 | values
                 | {
-                    "structure": "candidate",
-                    **_finding_columns(candidate),
+                    "structure": structure,
+                    **_finding_columns(other),
                     "centroid_l_mm": x,
                     "centroid_p_mm": y,
                     "centroid_s_mm": z,
-                    "source": "model",
+                    "source": "model" if structure == "candidate" else None,
                 }
             )
         return rows
@@ -308,6 +334,9 @@ class Measurements:
             for one in self.candidates:
                 status = "" if one.status == "open" else f", {one.status} by the reader"
                 lines.append(f" C{_line(one, f'{one.mean_hu:.0f} HU{status}')}")
+        if self.rejected:
+            lines.append(f"Not counted: {counted(len(self.rejected), 'lesion')}, rejected by the reader")
+            lines += [f" R{_line(one, f'{one.mean_hu:.0f} HU')}" for one in self.rejected]
         if self.recist is not None and self.recist.targets:
             numbers = ", ".join(str(number) for number in self.recist.targets)
             targets = "target lesion" if len(self.recist.targets) == 1 else "target lesions"
@@ -315,18 +344,23 @@ class Measurements:
         return "\n".join(lines)
 
 
-def _line(finding: LesionMeasurements | Candidate, hu: str) -> str:
+def _line(finding: LesionMeasurements | Candidate | RejectedLesion, hu: str) -> str:
     """A lesion or a candidate in the summary."""
-    axial, reliability = finding.axial, finding.reliability
+    axial, reliability = finding.axial, _reliability(finding)
     return (
         f"{finding.number:>3}   {finding.volume_ml:8.2f} ml, {axial.long_mm:.1f} × {axial.short_mm:.1f} mm axial, {hu}"
         + ("" if reliability is None else f"; {reliability.describe()}")
     )
 
 
-def _finding_columns(finding: LesionMeasurements | Candidate) -> dict[str, Any]:
+def _reliability(finding: LesionMeasurements | Candidate | RejectedLesion) -> FindingReliability | None:
+    """How often findings like this one are true; of what a reader rejected it is not told."""
+    return None if isinstance(finding, RejectedLesion) else finding.reliability
+
+
+def _finding_columns(finding: LesionMeasurements | Candidate | RejectedLesion) -> dict[str, Any]:
     """Columns that lesions and candidates have alike."""
-    reliability = finding.reliability
+    reliability = _reliability(finding)
     return {
         "axial_long_mm": finding.axial.long_mm,
         "axial_short_mm": finding.axial.short_mm,

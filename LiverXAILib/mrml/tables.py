@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements as a table node: one row for the liver, one for all tumors, one for each lesion."""
+"""Measurements as a table node: one row for the liver, one for all tumors, one for each lesion, found or rejected."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ def update_table_node(
         if unit:
             node.SetColumnUnitLabel(name, unit)
     candidates = [dataclasses.asdict(candidate) for candidate in measurements.candidates]
+    rejected = [dataclasses.asdict(lesion) for lesion in measurements.rejected]
     axes = {lesion.number: dataclasses.asdict(lesion.axial) for lesion in measurements.lesions}
-    set_attributes(node, {"Summary": measurements.summary(), "Candidates": candidates, "Axes": axes})
+    summary = measurements.summary()
+    set_attributes(node, {"Summary": summary, "Candidates": candidates, "Rejected": rejected, "Axes": axes})
     node.Modified()
     return node
 

@@ -70,9 +70,9 @@ class Reader:
         ui.editedLabel.visible = edited
         ui.measureButton.visible = node is not None and not self._analyses.is_up_to_date(node)
         ui.measureButton.enabled = idle
-        candidate = self._results.selected_candidate
+        acceptable = self._results.selected_candidate or self._results.selected_rejected
         chosen = self._results.selected_lesions
-        ui.acceptButton.enabled = idle and not edited and candidate > 0
+        ui.acceptButton.enabled = idle and not edited and acceptable > 0
         ui.rejectButton.enabled = idle and not edited and len(chosen) > 0
         ui.mergeButton.enabled = idle and not edited and len(chosen) > 1
         ui.splitButton.enabled = idle and not edited and len(chosen) == 1
@@ -88,8 +88,9 @@ class Reader:
         self._analyses.refine(())
 
     def on_accept(self) -> None:
-        """The candidate chosen in the table is a lesion."""
-        self._analyses.refine([Decision("accept", (self._results.selected_candidate,))])
+        """The candidate or rejected lesion chosen in the table is a lesion."""
+        candidate, rejected = self._results.selected_candidate, self._results.selected_rejected
+        self._analyses.refine([Decision("accept", (candidate,)) if candidate else Decision("restore", (rejected,))])
 
     def on_reject(self) -> None:
         """The lesions chosen in the table are none."""

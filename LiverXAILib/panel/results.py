@@ -25,6 +25,7 @@ class ResultsView:
         self._state, self._ui, self._heat_maps, self._qt = state, state.ui, heat_maps, qt
         self.lesions: list[dict[str, str]] = []
         self.candidates: list[dict[str, Any]] = []
+        self.rejected: list[dict[str, Any]] = []
         table = self._ui.lesionTable
         titles = [_("No."), _("Volume\n[ml]"), _("Axis\n[mm]"), _("Proba-\nbility"), _("Faithful\nmap")]
         titles += [_("Reliable"), _("Decided\nby")]
@@ -46,8 +47,11 @@ class ResultsView:
         ui.summaryLabel.text = _summary(table)
         ui.show3DButton.setSegmentationNode(segmentation)
         with self._state.filling():
-            candidates = get_attribute(table, "Candidates") if table is not None else None
-            self._fill_lesions([row for row in table_rows(table) if row["structure"] == "lesion"], candidates or [])
+            candidates, rejected = (
+                (get_attribute(table, name) if table is not None else None) or [] for name in ("Candidates", "Rejected")
+            )
+            lesions = [row for row in table_rows(table) if row["structure"] == "lesion"]
+            self._fill_lesions(lesions, candidates, rejected)
             self._fill_sets()
         self._show_answer()
         self._heat_maps.show()
@@ -62,18 +66,21 @@ class ResultsView:
             selector.addItem(title, title)
         selector.visible = self._ui.resultLabel.visible = bool(titles)
 
-    def _fill_lesions(self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]]) -> None:
-        """A row for each lesion, and beneath one for each candidate; reasons are in the tool tips."""
+    def _fill_lesions(
+        self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]], rejected: list[dict[str, Any]]
+    ) -> None:
+        """A row for each lesion, beneath one for each candidate and rejected lesion; reasons are in the tool tips."""
         table, heat_maps, changed = self._ui.lesionTable, self._of_lesions("heatmap"), self._of_lesions(CHANGED_CT)
         before = self.selected_lesion
-        if (lesions, candidates) != (self.lesions, self.candidates):
+        if (lesions, candidates, rejected) != (self.lesions, self.candidates, self.rejected):
             # A number may stand for another lesion now, unless it lies where that did.
             same = before and _place(lesions, before) == _place(self.lesions, before)
             if not same:
                 table.clearSelection()
                 table.setCurrentCell(-1, -1)
-        self.lesions, self.candidates = lesions, candidates
-        table.setRowCount(len(lesions) + len(candidates))
+        self.lesions, self.candidates, self.rejected = lesions, candidates, rejected
+        rows = len(lesions) + len(candidates) + len(rejected)
+        table.setRowCount(rows)
         for index, row in enumerate(lesions):
             texts = [
                 row["number"],
@@ -102,7 +109,20 @@ class ResultsView:
             ]
             reason = _reliability_words(reliability["probability"], reliability["reason"]) if reliability else ""
             self._fill_row(index, texts, "\n".join(filter(None, [candidate["reason"], reason])))
-        rows = len(lesions) + len(candidates)
+        for index, lesion in enumerate(rejected, len(lesions) + len(candidates)):
+            probability = lesion["mean_probability"]
+            texts = [
+                f"R{lesion['number']}",
+                number(lesion["volume_ml"], 2),
+                number(lesion["axial"]["long_mm"], 1),
+                "–" if probability is None else number(probability, 2),
+                "",
+                "",
+                _("rejected by reader"),
+            ]
+            words = _("Rejected by {who}, {when}; not counted. Accept makes it a lesion again.")
+            when = lesion["when"][:16].replace("T", " ")
+            self._fill_row(index, texts, words.format(who=lesion["who"], when=when))
         table.visible = self._ui.explainLesionButton.visible = self._ui.withoutButton.visible = bool(rows)
         if rows:
             line = self._qt.QFontMetrics(table.font).lineSpacing()
@@ -139,6 +159,12 @@ class ResultsView:
         if not 0 <= row < len(self.candidates) or self.candidates[row]["status"] == "accepted":
             return 0
         return int(self.candidates[row]["number"])
+
+    @property
+    def selected_rejected(self) -> int:
+        """The number of the rejected lesion chosen in the table, or 0."""
+        row = self._ui.lesionTable.currentRow() - len(self.lesions) - len(self.candidates)
+        return int(self.rejected[row]["number"]) if 0 <= row < len(self.rejected) else 0
 
     def on_without(self, shown: bool) -> None:
         """The CT without the chosen lesion was switched on or off."""
@@ -183,8 +209,8 @@ class ResultsView:
         row = self._ui.lesionTable.currentRow()
         if 0 <= row < len(self.lesions):
             left, posterior, superior = (float(self.lesions[row][f"centroid_{axis}_mm"]) for axis in "lps")
-        elif 0 <= row - len(self.lesions) < len(self.candidates):
-            left, posterior, superior = self.candidates[row - len(self.lesions)]["place_lps_mm"]
+        elif 0 <= row - len(self.lesions) < len(self.candidates) + len(self.rejected):
+            left, posterior, superior = [*self.candidates, *self.rejected][row - len(self.lesions)]["place_lps_mm"]
         else:
             return
         slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         merge,
         refine,
         reject,
+        restore,
         resume,
         split,
     )
@@ -40,6 +41,7 @@ __all__ = [
     "outline_lesion",
     "refine",
     "reject",
+    "restore",
     "resume",
     "split",
     "with_calipers",
@@ -61,6 +63,7 @@ __getattr__ = lazy_names(
         "outline_lesion": "outline",
         "refine": "decisions",
         "reject": "decisions",
+        "restore": "decisions",
         "resume": "decisions",
         "split": "decisions",
         "with_calipers": "measuring",

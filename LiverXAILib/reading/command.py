@@ -33,6 +33,7 @@ from .decisions import (
     merge,
     refine,
     reject,
+    restore,
     resume,
     split,
 )
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     numbers: dict[str, Any] = {"type": _numbers, "nargs": "+", "action": "extend", "default": [], "metavar": "N"}
     parser.add_argument("--accept", **numbers, help="candidates that are lesions, by their numbers in the report")
     parser.add_argument("--reject", "--remove", **numbers, help="lesions that are none, by their numbers in the report")
+    parser.add_argument("--restore", **numbers, help="rejected lesions that are lesions after all, by their numbers there")
     parser.add_argument("--split", **numbers, help="lesions that are two")
     parser.add_argument(
         "--merge", type=_numbers, nargs="+", action="append", default=[], metavar="N", help="lesions that are one: 2,3"
@@ -73,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     decisions = [
         *map(accept, chain(*arguments.accept)),
         *map(reject, chain(*arguments.reject)),
+        *map(restore, chain(*arguments.restore)),
         *(merge(*chain(*group)) for group in arguments.merge),
         *map(split, chain(*arguments.split)),
         *(add(_place(text)) for text in arguments.add),
@@ -82,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if not decisions and arguments.sensitivity is None:
         raise UsageError(
-            "Nothing is decided: give --accept, --reject, --merge, --split, --add, --include, --exclude, --targets or "
-            "--sensitivity."
+            "Nothing is decided: give --accept, --reject, --restore, --merge, --split, --add, --include, --exclude, "
+            "--targets or --sensitivity."
         )
     existing(arguments.image)
     provenance = _provenance(arguments.result)
@@ -91,8 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = dataclasses.replace(options.Options.from_arguments(arguments), sensitivity=before)
     chosen.require_valid()
     check_sensitivity(arguments.sensitivity or before)
-    if arguments.sensitivity is None:  # another one gives lesions and candidates other numbers
-        _require_candidates(arguments.result, decisions)
+    _require_candidates(arguments.result, decisions)
     with progress_bar() as progress:
         analysis = _refined(arguments, chosen, provenance, decisions, RunContext(progress, device=arguments.device))
         written = chosen.save(analysis, arguments.output or arguments.result)
@@ -140,9 +142,9 @@ def _refined(
     edited = labels_checksum(labels) != left
     untouched = not earlier and not edited
     current = own if untouched else resume(own, labels, earlier, edited=edited, who=arguments.reader)
-    if arguments.sensitivity is not None:
-        current = change_sensitivity(current, arguments.sensitivity)
     refined = refine(current, decisions, who=arguments.reader) if decisions or not untouched else current
+    if arguments.sensitivity is not None:  # after the decisions: their numbers are those of the report
+        refined = change_sensitivity(refined, arguments.sensitivity)
     answerable: list[Target] = []
     for question in questions:
         try:

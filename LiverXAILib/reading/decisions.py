@@ -17,9 +17,11 @@ from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
 from ..volumes.box import bounding_box
+from ..volumes.packing import pack_mask, unpack_mask
 from ..volumes.volume import Volume
 from .measuring import asked_before, measure_again
 from .outline import correct_outline, outline_lesion
+from .rejections import rejections
 
 _EDITED = "Explained before the reader's changes."
 #: A place belongs to the nearest lesion if that is not further away, in mm.
@@ -34,6 +36,11 @@ def accept(candidate: int) -> Decision:
 def reject(lesion: int) -> Decision:
     """A lesion is none: its voxels become liver."""
     return Decision("reject", (lesion,))
+
+
+def restore(rejected: int) -> Decision:
+    """A rejected lesion is a lesion after all: its voxels become tumor again."""
+    return Decision("restore", (rejected,))
 
 
 def add(place_lps_mm: Sequence[float]) -> Decision:
@@ -101,10 +108,11 @@ def refine(
 ) -> Analysis:
     """Apply what the reader decided, and measure again.
 
-    Numbers of lesions and candidates are those of `analysis`; all are looked up before anything changes. In the
-    result the lesions are numbered anew, by size; candidates keep their numbers, and say what was decided.
+    Numbers of lesions, candidates and rejected lesions are those of `analysis`; all are looked up before anything
+    changes. In the result lesions and rejected lesions are numbered anew, by size; candidates keep their numbers, and
+    say what was decided.
 
-    :param decisions: made by :func:`accept`, :func:`reject`, :func:`add`, :func:`include`, :func:`exclude`,
+    :param decisions: made by :func:`accept`, :func:`reject`, :func:`restore`, :func:`add`, :func:`include`, :func:`exclude`,
         :func:`merge`, :func:`split`, :func:`measure_lesion` and :func:`choose_targets`; their time, place and numbers
         are filled in.
     :param labels: the label map as the reader has edited it by hand; None: that of `analysis`.
@@ -125,9 +133,10 @@ def refine(
         decided.append(Decision("edit", (), None, who, now))
     base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
     lesions, candidates = lesion_components(base), candidate_components(own.segmentation)
+    rejected = rejections(analysis.decisions, base, own.segmentation)
     tumor, liver = base.spec("tumor").value, base.spec("liver").value
     for decision in decisions:
-        place, named = decision.place_lps_mm, decision.numbers
+        place, named, until = decision.place_lps_mm, decision.numbers, array.copy()
         if decision.kind == "add":
             assert place is not None
             box, mask = outline_lesion(analysis.volume, base, place)
@@ -140,6 +149,13 @@ def refine(
             box, mask = correct_outline(analysis.volume, base, lesion, place, inside)
             array[box][lesion[box] & ~mask] = liver
             array[box][mask] = tumor
+        elif decision.kind == "restore":
+            (number,) = named
+            if not 1 <= number <= len(rejected):
+                raise UsageError(_missing("rejected lesion", number, len(rejected)))
+            one = rejected[number - 1]
+            array[one.box][one.mask] = tumor
+            place = one.decision.place_lps_mm
         else:
             numbers, what = (candidates, "candidate") if decision.kind == "accept" else (lesions, "lesion")
             chosen = [_chosen(numbers, number, what) for number in decision.numbers]
@@ -160,7 +176,10 @@ def refine(
             if decision.kind == "target":
                 places = tuple(lesion_place(one, before.labels.grid) for one in chosen)
                 decision = dataclasses.replace(decision, points_lps_mm=places)
-        decided.append(dataclasses.replace(decision, numbers=named, place_lps_mm=place, who=who, when=now))
+        voxels = pack_mask(array != until)
+        decided.append(
+            dataclasses.replace(decision, numbers=named, place_lps_mm=place, who=who, when=now, voxels=voxels)
+        )
     provenance = {**before.provenance, "edited": True}
     segmentation = dataclasses.replace(before, labels=before.labels.with_array(array), provenance=provenance)
     everything = (*analysis.decisions, *decided)
@@ -206,6 +225,8 @@ def resume(
     box, pieces = marked_pieces(own.segmentation)
     grid = labels.grid.cropped(box)
     for decision in earlier:
+        where, mask = unpack_mask(decision.voxels)
+        touched[where] |= mask
         if not decision.changes_outlines or decision.place_lps_mm is None:
             continue
         if number := lesion_at(pieces, grid, decision.place_lps_mm):
@@ -275,9 +296,13 @@ def _now() -> str:
 def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
     count = int(numbers.max())
     if not 1 <= number <= count:
-        known = f"there are {count}" if count else f"there is no {what}"
-        raise UsageError(f"There is no {what} {number}: {known}.")
+        raise UsageError(_missing(what, number, count))
     return numbers == number
+
+
+def _missing(what: str, number: int, count: int) -> str:
+    known = f"there are {count}" if count else f"there is no {what}"
+    return f"There is no {what} {number}: {known}."
 
 
 def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near: bool) -> int:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from ..analysis import Analysis, Decision
-from ..inference.lesions import candidate_components, lesion_at, lesion_components
+from ..inference.lesions import lesion_at, lesion_components, numbered_candidates
 from ..inference.segmentation import Segmentation
 from ..measure import measure
-from ..measure.measurements import Candidate, LesionMeasurements, Measurements
+from ..measure.candidates import measure_rejected
+from ..measure.measurements import LesionMeasurements, Measurements
 from ..measure.recist import recist
 from ..volumes.box import components
 from ..volumes.volume import Volume
+from .rejections import candidate_status, rejections
 
 
 def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[Decision] = ()) -> dict[str, Any]:
@@ -53,18 +55,25 @@ def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
 def measure_again(
     volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
 ) -> Measurements:
-    """The new measurements, with who outlined each lesion, and the model's candidates with what became of them."""
+    """The new measurements, with who outlined each lesion, what became of the model's candidates, and what is rejected."""
     measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions))
     model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
     lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
-    pieces = candidate_components(own.segmentation)
-    labels = segmentation.labels.array
-    tumor = segmentation.spec("tumor").value
+    box, pieces = numbered_candidates(own.segmentation)
     candidates = tuple(
-        dataclasses.replace(one, status=_status(one, labels[pieces == one.number] == tumor, decisions))
+        dataclasses.replace(one, status=candidate_status(pieces == one.number, box, segmentation, decisions))
         for one in own.measurements.candidates
     )
-    measured = dataclasses.replace(measured, lesions=lesions, candidates=candidates)
+    rejected = [
+        (one.box, one.mask, one.decision.who, one.decision.when)
+        for one in rejections(decisions, segmentation, own.segmentation)
+    ]
+    measured = dataclasses.replace(
+        measured,
+        lesions=lesions,
+        candidates=candidates,
+        rejected=measure_rejected(volume, own.segmentation, rejected),
+    )
     return with_calipers(measured, segmentation, decisions)
 
 
@@ -118,10 +127,3 @@ def _is_whole(mask: np.ndarray, model: np.ndarray) -> bool:
     """Whether a lesion is one of the model's, voxel by voxel."""
     numbers = components(model, corners=True)
     return bool(((numbers == numbers[tuple(np.argwhere(mask)[0])]) == mask).all())
-
-
-def _status(candidate: Candidate, labelled: np.ndarray, decisions: Sequence[Decision]) -> str:
-    if 2 * np.count_nonzero(labelled) > labelled.size:
-        return "accepted"
-    was_accepted = any(one.kind == "accept" and candidate.number in one.numbers for one in decisions)
-    return "rejected" if was_accepted else "open"

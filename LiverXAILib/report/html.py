@@ -80,6 +80,10 @@ def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
             (candidate, embedded(*pictures.render_lesion(analysis, candidate)))
             for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
         ],
+        "rejected_pictures": [
+            (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
+            for lesion in analysis.measurements.rejected[: pictures.MAX_LESIONS]
+        ],
         "viewer": _json_in_script(viewer_data(analysis)) if viewer else None,
         "answers": [_answer(analysis, answer) for answer in analysis.answers],
         "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
@@ -253,7 +257,10 @@ def _overview_text(analysis: Analysis) -> str:
 def _without_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     source = provenance.get("input", {})
     known = {key: value for key, value in source.items() if key in (*_TELLABLE, "shape", "spacing_mm", "warnings")}
-    return {**provenance, "input": known}
+    told = {**provenance, "input": known}
+    if "reader" in told:  # the voxels are for programs, and in provenance.json
+        told["reader"] = [{k: v for k, v in one.items() if k != "voxels"} for one in told["reader"]]
+    return told
 
 
 def _number(value: float | None, digits: int = 1) -> str:

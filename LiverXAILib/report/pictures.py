@@ -17,7 +17,7 @@ import numpy as np
 from ..analysis import Analysis
 from ..explain.explanation import Explanation
 from ..inference.segmentation import Segmentation
-from ..measure.measurements import Candidate, LesionMeasurements, Measurements
+from ..measure.measurements import Candidate, LesionMeasurements, Measurements, RejectedLesion
 from ..models.spec import LabelSpec
 from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample
@@ -126,7 +126,9 @@ def render_planes(analysis: Analysis, explanation: Explanation | None = None) ->
     return pictures
 
 
-def render_lesion(analysis: Analysis, lesion: LesionMeasurements | Candidate) -> tuple[Picture, Picture]:
+def render_lesion(
+    analysis: Analysis, lesion: LesionMeasurements | Candidate | RejectedLesion
+) -> tuple[Picture, Picture]:
     """A lesion or candidate in the slice of its longest axial diameter, twice: in the abdominal window with calipers,
     and without them in a narrow window centered on the liver's own HU, in which faint lesions can be seen."""
     view = _lesion_view(analysis.volume.grid, lesion)
@@ -213,7 +215,7 @@ def _found(segmentation: Segmentation, name: str) -> tuple[Box, np.ndarray] | No
     return box.shifted(segmentation.box.start), np.array(mean) + segmentation.box.start
 
 
-def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate) -> View:
+def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate | RejectedLesion) -> View:
     """The image's own slice in which the lesion was measured, turned to the patient's left and posterior."""
     axis = "ijk".index(lesion.axial.slice_axis)
     across = np.delete(grid.ijk_to_lps[:3, :3], axis, axis=1)

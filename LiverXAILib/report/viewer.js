@@ -256,9 +256,9 @@
   controls.candidates.parentElement.hidden = !candidates;
   for (const name of ["outlines", "candidates", "opacity", "threshold"]) controls[name].addEventListener("input", update);
 
-  for (const button of document.querySelectorAll("button[data-lesion], button[data-candidate]")) {
-    const { lesion, candidate } = button.dataset;
-    const place = lesion ? data.lesions[lesion] : data.candidates.places[candidate];
+  for (const button of document.querySelectorAll("button[data-lesion], button[data-candidate], button[data-rejected]")) {
+    const { lesion, candidate, rejected } = button.dataset;
+    const place = lesion ? data.lesions[lesion] : candidate ? data.candidates.places[candidate] : data.rejected[rejected];
     button.disabled = false;
     button.addEventListener("click", () => {
       moveTo(place.map((mm, axis) => (mm - data.origin[axis]) / data.spacing[axis]));

@@ -64,6 +64,7 @@ def viewer_data(analysis: Analysis) -> dict[str, Any]:
         ],
         "edits": list(_edits(grid, analysis)),
         "lesions": {lesion.number: list(lesion.centroid_lps_mm) for lesion in analysis.measurements.lesions},
+        "rejected": {one.number: list(one.place_lps_mm) for one in analysis.measurements.rejected},
         "candidates": {
             "data": None if (mask := _candidates_on(grid, analysis)) is None else _packed(mask),
             "color": list(_CANDIDATE_COLOR),

@@ -263,11 +263,12 @@ class RequestHandler:
         context.report("Measuring", 0.9)
         if now is not None and not _same(now, current.segmentation.labels):
             current, measured = refine(current, (), now, who=who), True
-        chosen = (current.own or current).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)
-        if chosen != sensitivity:
-            current, measured = change_sensitivity(current, sensitivity), True
         asked = tuple(map(Decision.from_dict, decisions))
         refined = refine(current, asked, who=who) if asked or not measured else current
+        # After the decisions: their numbers are those that the reader has seen.
+        chosen = (refined.own or refined).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)
+        if chosen != sensitivity:
+            refined = change_sensitivity(refined, sensitivity)
         self._analysis, self._result = (image["token"], refined), labels["token"]
         self._segmentation = (labels["token"], refined.segmentation)
         return pack_analysis(dataclasses.replace(refined, explanations=()), self.folder)

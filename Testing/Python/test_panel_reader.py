@@ -112,7 +112,7 @@ def test_a_lesion_is_rejected_and_added_again_and_saved_with_who_decided(panel, 
     place = [float(panel.widget.results.lesions[1][f"centroid_{axis}_mm"]) for axis in "lps"]
     panel.click(panel.ui.rejectButton)
     wait_idle(panel)
-    assert decided(panel) == ["model"]
+    assert decided(panel) == ["model", "rejected by reader"]
     assert 0 < segment_array(segmentation, "tumor", node).sum() < before.sum()
     np.testing.assert_array_equal(segment_array(segmentation, "liver", node), liver)
     crosshair = slicer.mrmlScene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
@@ -149,7 +149,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     panel.click(panel.ui.rejectButton)
     wait_idle(panel)
     assert panel.ui.statusLabel.text.startswith("Measured again")
-    assert panel.ui.lesionTable.rowCount == 1
+    assert decided(panel) == ["model", "rejected by reader"]
     assert panel.ui.lesionTable.item(0, 4).text() == ""  # lesion 1 by now was lesion 2
     (heat,) = results(node, "heatmap")
     assert panel.ui.heatMapSelector.itemText(0) == f"{words}, before the changes"
@@ -222,11 +222,11 @@ def test_after_reopening_the_scene_everything_is_as_the_reader_left_it(panel, to
     qtapplication.process_events()
     node = panel.ui.inputSelector.currentNode()
     (segmentation,) = results(node, "segmentation")
-    assert decided(panel) == ["model"]
+    assert decided(panel) == ["model", "rejected by reader"]
     assert not panel.ui.editedLabel.visible
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
-    assert decided(panel) == ["model"]
+    assert decided(panel) == ["model", "rejected by reader"]
     np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), left)
     assert json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))[0]["kind"] == "reject"
 
@@ -279,7 +279,7 @@ def test_a_lesion_is_added_by_a_click_in_a_slice_view(panel, toy_model):
     left, posterior, superior = (float(panel.widget.results.lesions[1][f"centroid_{axis}_mm"]) for axis in "lps")
     panel.click(panel.ui.rejectButton)
     wait_idle(panel)
-    assert panel.ui.lesionTable.rowCount == 1
+    assert decided(panel) == ["model", "rejected by reader"]
     panel.click(panel.ui.placeButton)
     assert panel.ui.placeButton.checked
     assert "Click the place" in panel.ui.statusLabel.text
@@ -460,6 +460,113 @@ def test_a_rejection_outlives_the_slider_and_a_new_session(panel, graded_model):
     np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), left)
     assert lx.mrml.sensitivity_of(segmentation) == "sensitive"
     assert [one["kind"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))] == ["reject"]
+
+
+def move_slider(panel, value):
+    panel.ui.sensitivitySlider.value = value
+    qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
+    wait_idle(panel)
+
+
+def test_a_rejected_lesion_stays_listed_and_is_taken_back_by_accept(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    view.SetLayoutName("Red")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = segment_array(segmentation, "tumor", node).copy()
+    rows = [[panel.ui.lesionTable.item(row, column).text() for column in range(4)] for row in range(2)]
+    panel.ui.lesionTable.selectAll()
+    qtapplication.process_events()
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    assert decided(panel) == ["rejected by reader"] * 2
+    for row, texts in enumerate(rows):
+        assert [panel.ui.lesionTable.item(row, column).text() for column in range(1, 4)] == texts[1:]
+    assert panel.ui.lesionTable.item(1, 0).text() == "R2"
+    assert "Rejected by reader, 2" in panel.ui.lesionTable.item(1, 0).toolTip()
+    assert "rejected by the reader" in panel.ui.summaryLabel.text
+    panel.ui.lesionTable.selectRow(1)
+    superior = panel.widget.results.rejected[1]["place_lps_mm"][2]
+    np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), superior, atol=0.01)
+    assert not panel.ui.rejectButton.enabled
+    assert not panel.ui.explainLesionButton.enabled
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "rejected by reader"]
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
+    decisions = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert [one["kind"] for one in decisions] == ["reject", "reject", "restore", "restore"]
+
+
+def test_a_rejected_lesion_is_taken_back_in_a_scene_that_was_saved_and_opened_again(panel, toy_model, tmp_path):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = segment_array(segmentation, "tumor", node).copy()
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    panel.host.clear()
+    slicer.util.loadScene(path)
+    qtapplication.process_events()
+    node = panel.ui.inputSelector.currentNode()
+    (segmentation,) = results(node, "segmentation")
+    assert decided(panel) == ["model", "rejected by reader"]
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
+
+
+def test_a_rejected_lesion_stays_rejected_wherever_the_slider_is(panel, graded_model, tmp_path):
+    node = prepare(panel, phantom(lesions=2), graded_model, "nothing")
+    apply_and_wait(panel)
+    move_slider(panel, 2)
+    assert decided(panel) == ["model", "model"]
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "rejected by reader"]
+    move_slider(panel, 1)  # what is not counted there is a candidate
+    assert decided(panel) == ["candidate", "rejected"]
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    panel.host.clear()
+    slicer.util.loadScene(path)
+    qtapplication.process_events()
+    node = panel.ui.inputSelector.currentNode()
+    (segmentation,) = results(node, "segmentation")
+    move_slider(panel, 2)
+    assert decided(panel) == ["model", "rejected by reader"]
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    move_slider(panel, 1)  # the reader's word counts, not the border
+    assert "reader" in decided(panel)
+    assert segment_array(segmentation, "tumor", node).any()
+
+
+def test_a_decision_is_about_the_row_that_was_seen_also_while_the_slider_is_being_moved(panel, graded_model):
+    prepare(panel, phantom(lesions=2), graded_model, "nothing")
+    apply_and_wait(panel)
+    move_slider(panel, 2)
+    panel.ui.lesionTable.selectRow(1)
+    seen = panel.ui.lesionTable.item(1, 1).text()
+    panel.ui.sensitivitySlider.value = 1  # applied after a moment; there both are candidates
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    assert sorted(decided(panel)) == ["candidate", "rejected"]
+    row = decided(panel).index("rejected")
+    assert panel.ui.lesionTable.item(row, 1).text() == seen
 
 
 def test_a_model_without_operating_points_has_no_slider(panel, toy_model):

@@ -33,6 +33,7 @@ from LiverXAILib.reading import (
     outline_lesion,
     refine,
     reject,
+    restore,
     resume,
     split,
 )
@@ -151,6 +152,71 @@ def test_an_accepted_candidate_is_a_lesion_and_a_rejected_lesion_is_liver():
     assert result.own is one
     np.testing.assert_array_equal(one.segmentation.mask("tumor"), COUNTED | SECOND)
     json.dumps(result.provenance["reader"])
+
+
+def restarted(one, model=None):
+    """What another session makes of the files of `one`."""
+    decisions = [Decision.from_dict(json.loads(json.dumps(decision.to_dict()))) for decision in one.decisions]
+    return refine(resume(model or one.own, one.segmentation.labels, decisions))
+
+
+def test_a_rejected_lesion_is_listed_and_comes_back_as_it_was():
+    one = analysis()
+    larger = refine(one, [include(place(ball((12, 14, 29), 1)))])
+    whole = lesion_components(larger.segmentation) == 1
+    assert (whole & ~COUNTED).any()
+    result = restarted(refine(larger, [reject(1)], who="Dr. A"))
+    assert (result.measurements.lesion_count, len(result.measurements.rejected)) == (1, 1)
+    (rejected,) = result.measurements.rejected
+    measured = larger.measurements.lesions[0]
+    assert (rejected.number, rejected.who) == (1, "Dr. A")
+    assert rejected.volume_ml == pytest.approx(measured.volume_ml)
+    assert rejected.mean_hu == pytest.approx(measured.mean_hu)
+    assert rejected.axial == measured.axial
+    assert rejected.mean_probability == pytest.approx(measured.mean_probability)
+    assert "1 lesion, rejected by the reader" in result.measurements.summary()
+    assert result.measurements.rows()[-1]["structure"] == "rejected lesion"
+    back = refine(result, [restore(1)])
+    assert back.measurements.rejected == ()
+    np.testing.assert_array_equal(back.segmentation.mask("tumor"), larger.segmentation.mask("tumor"))
+    assert back.decisions[-1].place_lps_mm == pytest.approx(result.decisions[1].place_lps_mm, abs=1e-3)
+    # Rejected, taken back and rejected again: listed once.
+    assert len(refine(back, [reject(1)]).measurements.rejected) == 1
+    with pytest.raises(UsageError, match="There is no rejected lesion 1"):
+        refine(back, [restore(1)])
+
+
+def test_a_rejected_lesion_that_is_outlined_again_is_not_listed_as_rejected():
+    gone = refine(analysis(), [reject(1), reject(2)])
+    assert [one.volume_ml for one in gone.measurements.rejected] == pytest.approx(
+        [mask.sum() * 12 / 1000 for mask in (COUNTED, SECOND)]
+    )
+    (left,) = refine(gone, [add(place(COUNTED))]).measurements.rejected
+    assert left.volume_ml == pytest.approx(SECOND.sum() * 12 / 1000)
+
+
+def test_what_is_rejected_is_known_by_its_place_at_every_sensitivity():
+    one = graded()
+    mine = refine(change_sensitivity(one, "sensitive"), [reject(2)])  # at "standard" it is the candidate
+    assert len(mine.measurements.rejected) == 1
+    standard = change_sensitivity(mine, "standard")
+    assert standard.measurements.rejected == ()
+    assert [x.status for x in standard.measurements.candidates] == ["rejected"]
+    sure = restarted(change_sensitivity(mine, "sure"))
+    assert not sure.segmentation.mask("tumor").any()
+    assert sorted(x.status for x in sure.measurements.candidates) == ["open", "open", "rejected"]
+    later = change_sensitivity(sure, "sensitive")
+    np.testing.assert_array_equal(later.segmentation.mask("tumor"), COUNTED | SECOND)
+    assert len(later.measurements.rejected) == 1
+    back = refine(later, [restore(1)])
+    np.testing.assert_array_equal(back.segmentation.mask("tumor"), COUNTED | SECOND | UNSURE)
+    np.testing.assert_array_equal(change_sensitivity(back, "sure").segmentation.mask("tumor"), UNSURE)
+
+
+def test_an_accepted_candidate_stays_a_lesion_in_another_session_at_another_sensitivity():
+    mine = refine(graded(), [accept(1)])
+    later = restarted(change_sensitivity(mine, "sensitive"))
+    np.testing.assert_array_equal(change_sensitivity(later, "sure").segmentation.mask("tumor"), UNSURE)
 
 
 def test_decisions_of_several_rounds_add_up_and_the_models_own_answer_stays():
@@ -356,6 +422,10 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     assert "(reader)" in text
     assert "reject 2 at LPS" in text
     assert "(Dr. A, " in text
+    assert "1 lesion rejected by the reader, not counted" in text
+    assert "Rejected by Dr. A, 2" in text
+    assert text.count("<img") == 3 + 2 + 1 + 1
+    assert "&#34;voxels&#34;" not in text
 
 
 def test_files_tell_the_reader_from_the_model(tmp_path):
@@ -478,6 +548,14 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
     assert again["lesions"][1]["volume_ml"] == pytest.approx(before["lesions"][1]["volume_ml"], rel=0.4)
     decisions = json.loads((second / "provenance.json").read_text())["reader"]
     assert [(one["kind"], one["who"]) for one in decisions] == [("reject", "Dr. A"), ("add", "reader")]
+    # Taken back by its number in the result of the rejection, it is what it was.
+    assert after["rejected"][0]["volume_ml"] == pytest.approx(before["lesions"][1]["volume_ml"])
+    back = tmp_path / "back"
+    assert main(["refine", str(first), "--restore", "1", "-o", str(back), *common, "--explain"]) == 0
+    assert "restore 1 at LPS" in capsys.readouterr().out
+    restored = json.loads((back / "measurements.json").read_text())
+    assert [one["volume_ml"] for one in restored["lesions"]] == [one["volume_ml"] for one in before["lesions"]]
+    assert restored["rejected"] == []
     own = json.loads((second / "measurements-model.json").read_text())
     assert own["lesion_count"] == 2
     # The file of the segmentation is edited by hand: that is a decision, too.

@@ -132,7 +132,7 @@ def test_segment_then_explain_gives_what_analyze_gives(logic, ct, scene):
 def test_the_readers_decisions_are_applied_to_what_is_in_the_scene(logic, ct):
     import slicer.util
 
-    from LiverXAILib.reading import add, reject
+    from LiverXAILib.reading import add, reject, restore
 
     nodes = logic.analyze(ct, [], device="cpu", force=True)
     lesion = ball_analysis().measurements.lesions[0]
@@ -140,16 +140,25 @@ def test_the_readers_decisions_are_applied_to_what_is_in_the_scene(logic, ct):
     assert logic.refine(ct, [reject(1)], device="cpu", force=True) is nodes.segmentation
     assert not (slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct) > 0).any()
     assert "0 lesions" in nodes.table.GetAttribute("LiverXAI.Summary")
+    logic.refine(ct, [restore(1)], device="cpu", force=True)
+    again = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct) > 0
+    np.testing.assert_array_equal(again, before)
+    logic.refine(ct, [reject(1)], device="cpu", force=True)
     logic.refine(ct, [add(lesion.centroid_lps_mm)], who="Dr. A", device="cpu", force=True)
     after = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct) > 0
     assert 2 * (after & before).sum() / (after.sum() + before.sum()) > 0.8
     decided = json.loads(nodes.segmentation.GetAttribute("LiverXAI.Decisions"))
-    assert [(one["kind"], one["who"]) for one in decided] == [("reject", "reader"), ("add", "Dr. A")]
+    assert [(one["kind"], one["who"]) for one in decided] == [
+        ("reject", "reader"),
+        ("restore", "reader"),
+        ("reject", "reader"),
+        ("add", "Dr. A"),
+    ]
     tumor = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct)
     slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros_like(tumor), nodes.segmentation, "tumor", ct)
     logic.refine(ct, device="cpu", force=True)
     decided = json.loads(nodes.segmentation.GetAttribute("LiverXAI.Decisions"))
-    assert [one["kind"] for one in decided] == ["reject", "add", "edit"]
+    assert [one["kind"] for one in decided] == ["reject", "restore", "reject", "add", "edit"]
     with pytest.raises(UsageError, match="analyze it first"):
         logic.refine(volume_to_node(ball_analysis().volume, slicer.mrmlScene, "another"), force=True)
 

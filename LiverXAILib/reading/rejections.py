@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which lesions a reader has rejected and not taken back, and what became of the model's candidates.
+
+Both are known by voxels, not by numbers: another sensitivity, or another decision, gives lesions and candidates other
+numbers, and makes the one the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..analysis import Decision
+from ..inference.lesions import numbered_candidates
+from ..inference.segmentation import Segmentation
+from ..volumes.box import Box
+from ..volumes.packing import unpack_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Rejection:
+    """A rejected lesion: the decision, the box in the image, and the lesion's voxels (bool; k, j, i) in the box."""
+
+    decision: Decision
+    box: Box
+    mask: np.ndarray
+
+
+def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: Segmentation) -> list[Rejection]:
+    """The rejected lesions that are listed, the largest first.
+
+    One that is a lesion again for the most part, however that came about, is not; nor is one that is a candidate of
+    the model, since it is listed as that.
+
+    :param segmentation: the labels now.
+    :param own: the model's.
+    """
+    found: list[Rejection] = []
+    box, pieces = numbered_candidates(own)
+    for decision in reversed(decisions):
+        if decision.kind != "reject":
+            continue
+        one = Rejection(decision, *unpack_mask(decision.voxels))
+        again = segmentation.mask("tumor", one.box) if one.mask.any() else one.mask
+        if not one.mask.any() or _most(again, one.mask):
+            continue
+        if _most(_moved(pieces > 0, box, one.box), one.mask):
+            continue
+        # What was rejected twice is listed once.
+        if not any(_most(_moved(other.mask, other.box, one.box), one.mask) for other in found):
+            found.append(one)
+    return sorted(found, key=lambda one: -np.count_nonzero(one.mask))
+
+
+def candidate_status(
+    piece: np.ndarray, box: Box, segmentation: Segmentation, decisions: Sequence[Decision]
+) -> str:
+    """Whether a candidate is "open", or what the reader decided: "accepted" or "rejected".
+
+    :param piece: its voxels (bool; k, j, i) in `box` of the image.
+    """
+    if _most(segmentation.mask("tumor", box), piece):
+        return "accepted"
+    for decision in decisions:
+        if decision.kind in ("accept", "reject"):
+            where, mask = unpack_mask(decision.voxels)
+            if _most(_moved(mask, where, box), piece):
+                return "rejected"
+    return "open"
+
+
+def _most(other: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether most voxels of `mask` are in `other`, too."""
+    return bool(2 * np.count_nonzero(other & mask) > np.count_nonzero(mask))
+
+
+def _moved(mask: np.ndarray, box: Box, target: Box) -> np.ndarray:
+    """`mask`, which is known in `box`, in the box `target`; false where it is not known."""
+    moved = np.zeros(target.shape, bool)
+    if (common := box.intersection(target)) is not None:
+        moved[common.relative_to(target)] = mask[common.relative_to(box)]
+    return moved
