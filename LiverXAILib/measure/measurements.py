@@ -286,23 +286,8 @@ class Measurements:
                     "centroid_s_mm": z,
                 }
             )
-        others: list[tuple[str, Candidate | RejectedLesion]] = [("candidate", one) for one in self.candidates]
-        others += [("rejected lesion", one) for one in self.rejected]
-        for structure, other in others:
-            values = {name: value for name, value in dataclasses.asdict(other).items() if name in COLUMNS}
-            x, y, z = other.place_lps_mm
-            rows.append(
-                empty
-                | values
-                | {
-                    "structure": structure,
-                    **_finding_columns(other),
-                    "centroid_l_mm": x,
-                    "centroid_p_mm": y,
-                    "centroid_s_mm": z,
-                    "source": "model" if structure == "candidate" else None,
-                }
-            )
+        rows += [_not_counted(one, structure="candidate", source="model") for one in self.candidates]
+        rows += [_not_counted(one, structure="rejected lesion") for one in self.rejected]
         return rows
 
     def summary(self) -> str:
@@ -356,6 +341,14 @@ def _line(finding: LesionMeasurements | Candidate | RejectedLesion, hu: str) -> 
 def _reliability(finding: LesionMeasurements | Candidate | RejectedLesion) -> FindingReliability | None:
     """How often findings like this one are true; of what a reader rejected it is not told."""
     return None if isinstance(finding, RejectedLesion) else finding.reliability
+
+
+def _not_counted(finding: Candidate | RejectedLesion, **added: str) -> dict[str, Any]:
+    """The row of a candidate or a rejected lesion."""
+    values = {name: value for name, value in dataclasses.asdict(finding).items() if name in COLUMNS}
+    x, y, z = finding.place_lps_mm
+    place = {"centroid_l_mm": x, "centroid_p_mm": y, "centroid_s_mm": z}
+    return dict.fromkeys(COLUMNS) | values | _finding_columns(finding) | place | added
 
 
 def _finding_columns(finding: LesionMeasurements | Candidate | RejectedLesion) -> dict[str, Any]:

@@ -95,34 +95,9 @@ class ResultsView:
             sentence = answer.GetAttribute("LiverXAI.Sentence") if answer is not None else ""
             reason = _reliability_words(row.get("reliability", ""), row.get("reliability_reason", ""))
             self._fill_row(index, texts, "\n".join(filter(None, [reason, sentence, row.get("source", "")])))
-        for index, candidate in enumerate(candidates, len(lesions)):
-            reliability = candidate.get("reliability")
-            words = {"open": _("candidate"), "accepted": _("accepted"), "rejected": _("rejected")}
-            texts = [
-                f"C{candidate['number']}",
-                number(candidate["volume_ml"], 2),
-                number(candidate["axial"]["long_mm"], 1),
-                number(candidate["mean_probability"], 2),
-                "",
-                reliability["word"] if reliability else "",
-                words[candidate["status"]],
-            ]
-            reason = _reliability_words(reliability["probability"], reliability["reason"]) if reliability else ""
-            self._fill_row(index, texts, "\n".join(filter(None, [candidate["reason"], reason])))
-        for index, lesion in enumerate(rejected, len(lesions) + len(candidates)):
-            probability = lesion["mean_probability"]
-            texts = [
-                f"R{lesion['number']}",
-                number(lesion["volume_ml"], 2),
-                number(lesion["axial"]["long_mm"], 1),
-                "–" if probability is None else number(probability, 2),
-                "",
-                "",
-                _("rejected by reader"),
-            ]
-            words = _("Rejected by {who}, {when}; not counted. Accept makes it a lesion again.")
-            when = lesion["when"][:16].replace("T", " ")
-            self._fill_row(index, texts, words.format(who=lesion["who"], when=when))
+        others = [*map(_candidate_row, candidates), *map(_rejected_row, rejected)]
+        for index, (texts, tip) in enumerate(others, len(lesions)):
+            self._fill_row(index, texts, tip)
         table.visible = self._ui.explainLesionButton.visible = self._ui.withoutButton.visible = bool(rows)
         if rows:
             line = self._qt.QFontMetrics(table.font).lineSpacing()
@@ -223,6 +198,39 @@ class ResultsView:
         segmentation.GetDisplayNode().SetVisibility3D(True)
         for index in range(layout.threeDViewCount if layout is not None else 0):
             layout.threeDWidget(index).threeDView().resetFocalPoint()
+
+
+def _candidate_row(candidate: dict[str, Any]) -> tuple[list[str], str]:
+    """The cells of a candidate, and the tool tip."""
+    reliability = candidate.get("reliability")
+    words = {"open": _("candidate"), "accepted": _("accepted"), "rejected": _("rejected")}
+    texts = [
+        f"C{candidate['number']}",
+        number(candidate["volume_ml"], 2),
+        number(candidate["axial"]["long_mm"], 1),
+        number(candidate["mean_probability"], 2),
+        "",
+        reliability["word"] if reliability else "",
+        words[candidate["status"]],
+    ]
+    reason = _reliability_words(reliability["probability"], reliability["reason"]) if reliability else ""
+    return texts, "\n".join(filter(None, [candidate["reason"], reason]))
+
+
+def _rejected_row(lesion: dict[str, Any]) -> tuple[list[str], str]:
+    """The cells of a rejected lesion, and the tool tip."""
+    probability = lesion["mean_probability"]
+    texts = [
+        f"R{lesion['number']}",
+        number(lesion["volume_ml"], 2),
+        number(lesion["axial"]["long_mm"], 1),
+        "–" if probability is None else number(probability, 2),
+        "",
+        "",
+        _("rejected by reader"),
+    ]
+    words = _("Rejected by {who}, {when}; not counted. Accept makes it a lesion again.")
+    return texts, words.format(who=lesion["who"], when=lesion["when"][:16].replace("T", " "))
 
 
 def _reliability_words(probability: Any, reason: str) -> str:

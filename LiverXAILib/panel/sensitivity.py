@@ -6,6 +6,7 @@ from __future__ import annotations
 from slicer.i18n import tr as _
 
 from ..inference.sensitivity import STANDARD, named_points
+from ..mrml import sensitivity_of
 from .analyses import Analyses
 from .edits import is_edited
 from .model_choice import ModelChoice
@@ -72,9 +73,11 @@ class Sensitivity:
         self._timer.stop()
 
     def _apply(self) -> None:
-        if self._state.parameters is None or self._state.result("segmentation") is None:
+        node = self._state.result("segmentation")
+        if self._state.parameters is None or node is None:
             return
         if self._runner.busy:
             self._timer.start()
-        elif not is_edited(self._state.result("segmentation")):
+        # A decision that was made meanwhile was made with this sensitivity already.
+        elif not is_edited(node) and sensitivity_of(node) != self._models.sensitivity():
             self._analyses.refine(())

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     numbers: dict[str, Any] = {"type": _numbers, "nargs": "+", "action": "extend", "default": [], "metavar": "N"}
     parser.add_argument("--accept", **numbers, help="candidates that are lesions, by their numbers in the report")
     parser.add_argument("--reject", "--remove", **numbers, help="lesions that are none, by their numbers in the report")
-    parser.add_argument("--restore", **numbers, help="rejected lesions that are lesions after all, by their numbers there")
+    parser.add_argument("--restore", **numbers, help="rejected lesions that are lesions after all, by their numbers")
     parser.add_argument("--split", **numbers, help="lesions that are two")
     parser.add_argument(
         "--merge", type=_numbers, nargs="+", action="append", default=[], metavar="N", help="lesions that are one: 2,3"

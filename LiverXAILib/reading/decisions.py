@@ -112,9 +112,9 @@ def refine(
     changes. In the result lesions and rejected lesions are numbered anew, by size; candidates keep their numbers, and
     say what was decided.
 
-    :param decisions: made by :func:`accept`, :func:`reject`, :func:`restore`, :func:`add`, :func:`include`, :func:`exclude`,
-        :func:`merge`, :func:`split`, :func:`measure_lesion` and :func:`choose_targets`; their time, place and numbers
-        are filled in.
+    :param decisions: made by :func:`accept`, :func:`reject`, :func:`restore`, :func:`add`, :func:`include`,
+        :func:`exclude`, :func:`merge`, :func:`split`, :func:`measure_lesion` and :func:`choose_targets`; their time,
+        place, numbers and voxels are filled in.
     :param labels: the label map as the reader has edited it by hand; None: that of `analysis`.
     :param who: who decided.
     :return: a new analysis with the decisions (:attr:`~LiverXAILib.analysis.Analysis.decisions`) and the model's own

@@ -55,7 +55,7 @@ def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
 def measure_again(
     volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
 ) -> Measurements:
-    """The new measurements, with who outlined each lesion, what became of the model's candidates, and what is rejected."""
+    """The new measurements, with who outlined each lesion, what became of candidates, and what the reader rejected."""
     measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions))
     model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
     lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)

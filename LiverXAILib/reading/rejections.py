@@ -54,9 +54,7 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
     return sorted(found, key=lambda one: -np.count_nonzero(one.mask))
 
 
-def candidate_status(
-    piece: np.ndarray, box: Box, segmentation: Segmentation, decisions: Sequence[Decision]
-) -> str:
+def candidate_status(piece: np.ndarray, box: Box, segmentation: Segmentation, decisions: Sequence[Decision]) -> str:
     """Whether a candidate is "open", or what the reader decided: "accepted" or "rejected".
 
     :param piece: its voxels (bool; k, j, i) in `box` of the image.

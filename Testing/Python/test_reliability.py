@@ -161,7 +161,7 @@ def test_lesions_and_candidates_are_judged_and_both_files_say_so(tmp_path):
     assert candidate.reliability.features["mean_probability"] == pytest.approx(0.6, abs=1e-3)
     write_tables(measured, tmp_path / "m.json", tmp_path / "m.csv")
     data = json.loads((tmp_path / "m.json").read_text())
-    assert data["schema_version"] == 3
+    assert data["schema_version"] == 4
     assert data["candidates"][0]["reliability"]["word"] == candidate.reliability.word
     with (tmp_path / "m.csv").open() as file:
         rows = {row["structure"]: row for row in csv.DictReader(file)}

@@ -76,6 +76,25 @@ def test_slicers_own_functions_work_on_it(scene, tmp_path):
         slicer.util.loadVolume(str(tmp_path / "missing.nrrd"), {})
 
 
+def test_a_timer_that_fires_once_fires_once():
+    qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
+    qtapplication.start()
+    fired = []
+
+    def count():
+        fired.append(True)
+
+    timer = qtapplication.qt.QTimer()
+    timer.singleShot = True
+    timer.connect("timeout()", count)
+    timer.start()
+    qtapplication.qt.QTimer.singleShot(0, count)
+    for _ in range(10):
+        qtapplication.process_events()
+    assert timer.singleShot
+    assert len(fired) == 2
+
+
 def test_the_product_never_imports_the_host():
     root = TESTING.parent
     for folder in ("LiverXAI", "LiverXAILib"):

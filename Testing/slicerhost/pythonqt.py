@@ -27,7 +27,7 @@ from PySide6 import QtCore, QtGui, QtWidgets  # noqa: E402
 problems: list[str] = []
 
 _MODULES = (QtCore, QtGui, QtWidgets)
-#: Not made attributes: a static function, and two that Qt calls back.
+#: Not made attributes like the others: one that is a static function, too, and two that Qt calls back.
 _SKIPPED = {"singleShot", "sizeHint", "minimumSizeHint"}
 _connections: dict[tuple[int, str, Any], Callable[..., None]] = {}
 _strict = True
@@ -47,6 +47,7 @@ def install() -> ModuleType:
     for cls in sorted(classes, key=lambda cls: len(cls.__mro__), reverse=True):
         _make_attributes(cls)
         _make_strict(cls)
+    QtCore.QTimer.singleShot = _SingleShot()
     QtCore.QObject.name = property(lambda self: self.objectName, lambda self, name: self.setObjectName(name))
     QtCore.QObject.className = lambda self: self.metaObject().className()
     QtCore.QObject.delete = lambda self: shiboken6.delete(self)
@@ -59,6 +60,18 @@ def install() -> ModuleType:
         vars(qt).update({name: getattr(module, name) for name in dir(module) if not name.startswith("_")})
     sys.modules["qt"] = qt
     return qt
+
+
+class _SingleShot:
+    """``QTimer.singleShot(0, f)`` is a function, ``timer.singleShot`` whether it fires once."""
+
+    function = QtCore.QTimer.singleShot
+
+    def __get__(self, timer: Any, cls: type) -> Any:
+        return self.function if timer is None else timer.isSingleShot()
+
+    def __set__(self, timer: Any, value: bool) -> None:
+        timer.setSingleShot(value)
 
 
 def emit(sender: Any, signal: str, *arguments: Any) -> None:
