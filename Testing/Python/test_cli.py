@@ -121,18 +121,6 @@ def test_the_module_and_the_command_are_the_same_and_start_without_torch():
     assert run.stdout.startswith("LiverXAI ")
 
 
-def run_cli(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(
-        [sys.executable, "-m", "LiverXAILib", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        **options,
-    )
-
-
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("stage", ["Reading the image", "Segmenting", "Explaining"])
@@ -158,13 +146,17 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
 
 
 def test_progress_in_a_log_file_is_a_clean_line_for_each_stage(model, image, tmp_path):
-    run = run_cli("analyze", image, "--model", model, "-o", tmp_path / "out", "--write", "--explain", "liver")
-    assert run.returncode == 0
-    lines = run.stderr.splitlines()
+    arguments = ["analyze", image, "--model", model, "-o", tmp_path / "out", "--write", "--explain", "liver"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "LiverXAILib", *map(str, arguments)]
+    with Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        said = process.stderr.read()
+    assert process.returncode == 0
+    lines = said.splitlines()
     assert lines[0] == "Loading the model"
     assert "Reading the image" in lines
     assert len(lines) == len(set(lines))
-    assert not set("\r\x1b%█▏?") & set(run.stderr)
+    assert not set("\r\x1b%█▏?") & set(said)
 
 
 def test_flags_are_understood_anywhere(model, image, tmp_path, capsys):

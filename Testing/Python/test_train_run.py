@@ -10,8 +10,8 @@ import io
 import json
 import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -526,36 +526,26 @@ def test_an_unusable_case_is_named_before_training_begins(data: Path, tmp_path: 
 # --- Slicer -------------------------------------------------------------------------------------------------------
 
 
-def test_the_script_for_slicer_trains_without_torchvision_and_reports_its_exit_code(data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    config = tiny(data, tmp_path / "run", training__epochs=1)
-    path.write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "Testing"), "OMP_NUM_THREADS": "1"}
-    listed = {"PYTHONPROFILEIMPORTTIME": "1"}  # Python lists on standard error what it imports
-    script = ROOT / "LiverXAI" / "Scripts" / "train_slicer.py"
-    slicer = ["-m", "slicerhost", "--no-splash", "--no-main-window", "--python-script", str(script)]
-    result = subprocess.run(
-        [sys.executable, *slicer, "--config", str(path)],
-        env={**environment, **listed},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "The model is in" in result.stdout
-    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert {"lightning.pytorch", "LiverXAILib.training.learner"} <= imported
-    # Attempts are listed as well; where torchvision is there, this module of its own follows.
-    assert "torchvision.extension" not in imported, "Slicer's PyTorch comes without torchvision"
-    result = subprocess.run(
-        [sys.executable, str(script), "--config", str(tmp_path / "missing.yaml")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 2
-    assert "Cannot read" in result.stderr
+def test_the_script_for_slicer_trains_without_torchvision_and_reports_its_exit_code(
+    data: Path,
+    tmp_path: Path,
+    scene: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from slicerhost.application import main
+
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # Slicer's PyTorch comes without
+    path, script = tmp_path / "c.yaml", ROOT / "LiverXAI" / "Scripts" / "train_slicer.py"
+    path.write_text(yaml.safe_dump(tiny(data, tmp_path / "run", training__epochs=1).plain()), encoding="utf-8")
+    start = ["--no-splash", "--no-main-window", "--python-script", str(script)]
+    assert main([*start, "--config", str(path)]) == 0
+    assert "The model is in" in capsys.readouterr().out
+    load_model(tmp_path / "run" / "model")
+    monkeypatch.delitem(sys.modules, "slicer")  # any Python runs it
+    monkeypatch.setattr(sys, "argv", [str(script), "--config", str(tmp_path / "missing.yaml")])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 2
+    assert "Cannot read" in caplog.text
