@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from test_default_model_synthesis import block_of_liver
+from training_toys import draw_nothing
 
 from LiverXAILib.errors import InputError
 from LiverXAILib.inference.stages import normalize
@@ -72,6 +74,19 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The folder and the weights of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, trained(folder, validation=[small_generator().sample(-1)])
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `whole` draws its learning curve, which takes longer than a training here."""
+    monkeypatch.setattr("recipes.default_model.training.write_curves", draw_nothing)
+
+
 class Killed(Exception):
     """What ends a run in its middle."""
 
@@ -86,21 +101,25 @@ class Kill(Callback):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(step: int, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(
+    step: int, whole: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
     validation = [small_generator().sample(-1)]
-    whole = trained(tmp_path / "whole", validation=validation)
     with pytest.raises(Killed):
-        trained(tmp_path / "parts", validation=validation, callbacks=[Kill(step)])
-    resumed = trained(tmp_path / "parts", validation=validation)
+        trained(tmp_path, validation=validation, callbacks=[Kill(step)])
+    resumed = trained(tmp_path, validation=validation)
 
-    assert set(whole) == set(resumed)
-    for name, value in whole.items():
+    folder, weights = whole
+    assert set(weights) == set(resumed)
+    for name, value in weights.items():
         assert torch.equal(value, resumed[name]), name
     initial = small_network().state_dict()
-    assert any(not torch.equal(value, initial[name]) for name, value in whole.items())
-    expected, found = rows(tmp_path / "whole" / "epochs.csv"), rows(tmp_path / "parts" / "epochs.csv")
+    assert any(not torch.equal(value, initial[name]) for name, value in weights.items())
+    expected, found = rows(folder / "epochs.csv"), rows(tmp_path / "epochs.csv")
     assert found == expected
     assert [float(row["epoch"]) for row in expected] == [1, 2]
+    for ending in ("png", "svg"):
+        assert (folder / f"learning-curve.{ending}").stat().st_size > 100
 
 
 def test_samples_from_a_worker_process_train_the_same_weights(tmp_path: Path) -> None:
@@ -374,7 +393,7 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 
 
 def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phases of small networks on a block of liver, without a GPU and without curves."""
+    """Phases of small networks on a block of liver, without a GPU."""
     small = {"dimensions": 3, "features": [4, 6], "norm": "batch"}
     sizes = {"sizes": [((16, 24, 24), 1.0)], "validation_size": (16, 24, 24), "settings": SETTINGS}
     phases = {
@@ -390,7 +409,6 @@ def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm, most: ([block_of_liver()], [block_of_liver()]))
     monkeypatch.setattr(build, "phantom_scans", lambda stage, spacing_mm, seeds: [small_generator().sample(-1)])
     monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
-    monkeypatch.setattr("recipes.default_model.training.write_curves", lambda rows, folder: None)
 
 
 def test_one_command_trains_the_chain_and_goes_on_where_it_was_stopped(
@@ -466,8 +484,12 @@ def test_every_part_trains_from_what_it_starts_from() -> None:
             start_from(network, UNet(**PHASES[part.starts_from].arguments).state_dict())
 
 
+phantom_made_once = cache(make_phantom)
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str) -> None:
+def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.default_model.scans.make_phantom", phantom_made_once)
     part = PHASES[name]
     stage = stage_of(name, part, None)
     (scan,) = phantom_scans(stage, part.spacing_mm, [2000])
@@ -475,7 +497,7 @@ def test_whole_scans_of_phantoms_are_what_the_network_will_see(name: str) -> Non
     assert scan.known.all()
     assert scan.tumor.any(), "lesions are painted in"
     assert (scan.liver | ~scan.tumor).all()
-    phantom = make_phantom(2000, lesions=False)
+    phantom = phantom_made_once(2000, lesions=False)
     volume_mm3 = float(scan.liver.sum()) * part.spacing_mm**3
     assert volume_mm3 == pytest.approx((phantom.truth.array > 0).sum() * phantom.ct.grid.voxel_volume_mm3, rel=0.03)
     liver_hu = float(np.median(phantom.ct.array[phantom.truth.array > 0]))
@@ -504,7 +526,10 @@ def test_whole_scans_of_real_sources_keep_what_is_unknown(name: str) -> None:
         assert float(scan.image[healthy].median()) == pytest.approx(100, abs=2)
 
 
-def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(tmp_path: Path) -> None:
+def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.default_model.ablations._SIZE", (32, 32, 32))
     recipes = variants(300, 0)
     assert len({repr(variant) for variant in recipes.values()}) == len(recipes), "each differs from all others"
     block, unseen = block_of_liver(), replace(block_of_liver(), name=HELD_OUT)
