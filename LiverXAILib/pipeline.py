@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,7 +21,7 @@ from ._version import __version__
 from .analysis import Analysis
 from .context import RunContext
 from .errors import Cancelled, InputError, LiverXAIError, UsageError, is_memory, own_errors
-from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Target, explain_all
+from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Explanation, Target, explain_all
 from .explain.answers import Answer
 from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
 from .explain.catalog import require_method
@@ -132,55 +133,26 @@ def analyze(
             answerable.append(question)
         except EmptyTargetError as error:
             warnings.append(f"Not explained: {question.describe()}. {error}")
-    organs = [question for question in answerable if _has_quick_border(question, model)] if answers else []
     beside = ThreadPoolExecutor(1, "measuring")  # it needs nothing of what follows, and hardly computes with threads
     measuring = beside.submit(
         _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
     )
     checksum = beside.submit(lambda: volume.sha256)
     beside.shutdown(wait=False)
-    prepared = StageContexts(volume, model, segmentation, select_device(device))
-    explanations = explain_all(
+    explanations, found = explain_and_ask(
         volume,
         model,
         segmentation,
-        [question for question in answerable if targets is not None or question not in organs],
+        answerable,
+        unasked=targets is None,
         method=method,
         layer=layer,
         check=check,
-        prepared=prepared,
-        **context.part(0.4, 0.75).keywords,
+        answers=answers,
+        regions=regions,
+        refusals=warnings,
+        context=context.part(0.4, 0.9),
     )
-    found: list[Answer] = []
-    with keep_freed_memory(select_device(device)):
-        for number, organ in enumerate(organs):
-            part = context.part(0.75, 0.85).step(number, len(organs))
-            try:
-                points = UNASKED_POINTS if targets is None else POINTS
-                asked_about = (volume, model, segmentation, organ)
-                found.append(explain_border(*asked_about, points=points, prepared=prepared, **part.keywords))
-            except EmptyTargetError as error:
-                warnings.append(f"The border was not examined. {error}")
-        asked = _asked_without(answerable, segmentation) if answers or regions else []
-        found += explain_lesions(
-            volume,
-            model,
-            segmentation,
-            asked if answers else [],
-            draws=CHECK_DRAWS if check else DRAWS,
-            refusals=warnings,
-            prepared=prepared,
-            **context.part(0.85, 0.88).keywords,
-        )
-        found += explain_regions(
-            volume,
-            model,
-            segmentation,
-            [target for target in asked if regions and not isinstance(target, WhyNot)],
-            refusals=warnings,
-            prepared=prepared,
-            **context.part(0.88, 0.9).keywords,
-        )
     uncertainty = None
     if check and LESION_LABEL in segmentation.probabilities and segmentation.mask(LESION_LABEL).any():
         from .measure import measure_uncertainty
@@ -237,6 +209,90 @@ def analyze(
         tuple(found),
         standard=standard,
     )
+
+
+def explain_and_ask(
+    volume: Volume,
+    model: Model,
+    segmentation: Segmentation,
+    questions: Sequence[Target],
+    *,
+    unasked: bool,
+    method: str = DEFAULT_METHOD,
+    layer: str | None = None,
+    check: bool = False,
+    answers: bool = True,
+    regions: bool = False,
+    refusals: list[str],
+    context: RunContext,
+) -> tuple[list[Explanation], list[Answer]]:
+    """The heat maps and answers of :func:`analyze`, whose parameters these are.
+
+    :param questions: about what is there.
+    :param unasked: nobody named them: the organ's border answers for its heat map, at fewer points.
+    :param refusals: gets a sentence about each that cannot be answered.
+    """
+    device = select_device(context.device)
+    prepared = StageContexts(volume, model, segmentation, device)
+    organs = [question for question in questions if _has_quick_border(question, model)] if answers else []
+    explanations = explain_all(
+        volume,
+        model,
+        segmentation,
+        [question for question in questions if not unasked or question not in organs],
+        method=method,
+        layer=layer,
+        check=check,
+        prepared=prepared,
+        **context.part(0.0, 0.7).keywords,
+    )
+    for organ in organs:  # both threads below use it: it is made before
+        with contextlib.suppress(EmptyTargetError):
+            prepared.of(model.spec.stage_of(organ.label)).make_ready()
+    asked = _asked_without(questions, segmentation) if answers or regions else []
+    found: list[Answer] = []
+    changed: list[Answer] = []
+    refused: list[str] = []
+    with keep_freed_memory(device), ThreadPoolExecutor(1, "borders") as beside:
+        # Half of what both do is small steps that one processor takes: side by side they keep two busy.
+        points = UNASKED_POINTS if unasked else POINTS
+        borders = [
+            beside.submit(
+                explain_border,
+                *(volume, model, segmentation, organ),
+                points=points,
+                prepared=prepared,
+                **context.silent.keywords,
+            )
+            for organ in organs
+        ]
+        changed += explain_lesions(
+            volume,
+            model,
+            segmentation,
+            asked if answers else [],
+            draws=CHECK_DRAWS if check else DRAWS,
+            refusals=refused,
+            prepared=prepared,
+            **context.part(0.7, 0.9).keywords,
+        )
+        changed += explain_regions(
+            volume,
+            model,
+            segmentation,
+            [target for target in asked if regions and not isinstance(target, WhyNot)],
+            refusals=refused,
+            prepared=prepared,
+            **context.part(0.9, 0.95).keywords,
+        )
+        for border in borders:
+            try:
+                found.append(border.result())
+            except EmptyTargetError as error:
+                refusals.append(f"The border was not examined. {error}")
+    refusals += refused
+    context.report("Answered", 1.0)
+    return explanations, [*found, *changed]
 
 
 def _measure(volume: Volume, segmentation: Segmentation, **known: Any) -> Measurements:

@@ -28,7 +28,7 @@ from ..explain.stitching import stage_maps
 from ..inference import Segmentation, segment, select_device
 from ..inference.lesions import lesion_count
 from ..models import Model, load_model
-from ..pipeline import analyze
+from ..pipeline import analyze, explain_and_ask
 from ..progress import CancelToken, Progress
 from ..volumes.volume import Volume
 
@@ -57,7 +57,8 @@ def benchmark_cost(
     rows are about the whole image: all windows that the target touches; and the liver with up to four lesions, as maps
     on the network's grid and as finished heat maps on the image's grid
     (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image;
-    and everything that an analysis does by default after segmenting: heat maps, answers, measurements.
+    the default answers of an analysis: the tumors' heat map, the liver's border, and up to ten lesions in changed CTs;
+    and everything that it does by default after segmenting, with the measurements.
     """
     context = RunContext(progress, cancel, select_device(device))
     segmentation = segment(volume, model, **context.keywords)
@@ -95,6 +96,10 @@ def benchmark_cost(
         volume, model, segmentation, lesions, device=device, refusals=[]
     )
     found = lesion_count(segmentation) if "tumor" in stage.labels else 0
+    unasked = [Target.parse(text) for text in ("liver", "tumor") if text in texts or (text == "tumor" and found)]
+    jobs[f"heat map, border and changed CTs, as by default, {found} lesions"] = lambda: explain_and_ask(
+        volume, model, segmentation, unasked, unasked=True, refusals=[], context=context.silent
+    )
     jobs[f"analysis beyond the segmentation, {found} lesions"] = lambda: analyze(
         volume, model, segmentation=segmentation, device=device
     )

@@ -22,7 +22,7 @@ import torch
 
 from ..errors import UsageError
 from ..labels.vocabulary import liver_segment
-from ..volumes.box import bounding_box
+from ..volumes.box import Box, bounding_box
 from .stage_context import StageContext, gaussian
 
 #: HU ranges of what can prevail at a region's border.
@@ -212,10 +212,10 @@ def _texture(
     return residual, fitted
 
 
-def _places(shape: torch.Tensor, donor: torch.Tensor) -> tuple[tuple[slice, ...], list[int], torch.Tensor]:
+def _places(shape: torch.Tensor, donor: torch.Tensor) -> tuple[Box, list[int], torch.Tensor]:
     """The box of `shape`, its first voxel, and how many voxels of `shape` are not `donor` when its box starts there."""
-    sides = [shape.any(dim=tuple(a for a in range(3) if a != axis)).nonzero() for axis in range(3)]
-    box = tuple(slice(int(side.min()), int(side.max()) + 1) for side in sides)
+    box = bounding_box(shape.numpy())
+    assert box is not None
     return box, [side.start for side in box], _correlate(shape[box].float(), (~donor).float())
 
 

@@ -206,7 +206,7 @@ class ScoreTarget:
         size = share.shape[1], share.shape[2], share.shape[3]
         whole = Box.full(size)
         plan = WindowPlan(size, size, size, (whole,))
-        alone = replace(run, grid=run.grid.cropped(box), plan=plan, image=run.image[box])
+        alone = replace(run, grid=run.grid.cropped(box), plan=plan, image=run.image[box], part_of=(run, box))
         return alone, replace(self, weights=share, box=whole, windows={0: float(share.abs().sum())}), box
 
     def _surroundings(self, run: StageContext, window: Box, limit_mm: float, context_mm: float) -> Box:

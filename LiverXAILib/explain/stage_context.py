@@ -45,6 +45,7 @@ class StageContext:
     :param tissue: what plain tissue of the target's organ is: its median in this patient.
     :param water: what water, 0 HU, would be if nothing were clipped, and `unit_hu`: HU for each unit of the input.
     :param segmentation: the result that is explained.
+    :param part_of: the run whose image was cut down to this one, and the box that was cut out; None: it is whole.
     """
 
     stage: StageSpec
@@ -58,6 +59,7 @@ class StageContext:
     water: float
     unit_hu: float
     segmentation: Segmentation
+    part_of: tuple[StageContext, Box] | None = None
 
     @staticmethod
     def prepare(
@@ -104,11 +106,19 @@ class StageContext:
         return [(number, axes) for number in range(len(self.networks)) for axes in mirrorings(self.stage)]
 
     @cached_property
-    def forwards(self) -> list[Forward]:
-        """The networks, without gradients, on the backend that is fastest here, as the segmentation ran them."""
+    def backend(self) -> str:
+        """What is fastest here for a pass without gradients; the segmentation used it, too."""
         sample = self.image[sample_box(self.plan, self.stage)]
-        choice = choose_backend(self.networks[0], self.stage, self.device, sample, self.image.numel())
-        return [forward(choice.backend, network, self.device) for network in self.networks]
+        return choose_backend(self.networks[0], self.stage, self.device, sample, self.image.numel()).backend
+
+    @cached_property
+    def forwards(self) -> list[Forward]:
+        """The networks, without gradients, on :attr:`backend`."""
+        return [forward(self.backend, network, self.device) for network in self.networks]
+
+    def make_ready(self) -> None:
+        """Compile the networks now, before several threads use them."""
+        _ = self.forwards
 
     def network(self, pass_index: int, window: torch.Tensor) -> torch.Tensor:
         """Logits (channels, a, b, c) of pass number `pass_index` for one window (a, b, c), on the device."""
@@ -144,11 +154,32 @@ class StageContext:
         return _organ(self.segmentation).name
 
     def mask(self, label: str) -> torch.Tensor:
-        """Where `label` was found: bool (k, j, i), as in `image`."""
-        labels = self.segmentation.labels
-        box = Box.full(self.grid.shape).projected(self.grid, labels.grid, margin_mm=2 * max(self.spacing))
-        part = replace(self.segmentation, labels=labels.cropped(box))
-        return resample(part.mask(label).astype(np.float32), part.labels.grid, self.grid, antialias=False) > 0.5
+        """Where `label` was found: bool (k, j, i), as in `image`; not to be changed."""
+        if self.part_of is not None:
+            whole, box = self.part_of
+            return whole.mask(label)[box]
+        if label not in self._masks:
+            self._masks[label] = self._brought_here(label)
+        return self._masks[label]
+
+    def _brought_here(self, label: str) -> torch.Tensor:
+        """The voxels of `label` on this grid; only where they are is anything resampled."""
+        mask = torch.zeros(self.grid.shape, dtype=torch.bool)
+        labels = self.segmentation.labels.grid
+        found = self.segmentation.box
+        own = bounding_box(self.segmentation.mask(label, found)) if found is not None else None
+        if found is None or own is None:
+            return mask
+        box = own.shifted(found.start).projected(labels, self.grid, margin_mm=max(labels.spacing))
+        grid = self.grid.cropped(box)
+        source = Box.full(grid.shape).projected(grid, labels, margin_mm=2 * max(self.spacing))
+        voxels = self.segmentation.mask(label, source).astype(np.float32)
+        mask[box] = resample(voxels, labels.cropped(source), grid, antialias=False) > 0.5
+        return mask
+
+    @cached_property
+    def _masks(self) -> dict[str, torch.Tensor]:
+        return {}
 
     @cached_property
     def blurred(self) -> torch.Tensor:
@@ -177,12 +208,15 @@ def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
         reach = min(max(1, round(3 * sigma)), image.shape[axis] - 1)
         if sigma <= 0 or reach < 1:
             continue
-        offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
-        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        rows = image.movedim(axis, -1)
-        padded = torch.nn.functional.pad(rows.flatten(0, 1)[:, None], (reach, reach), mode="replicate")
-        smooth = torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])
-        image = smooth[:, 0].unflatten(0, rows.shape[:2]).movedim(-1, axis)
+        weights = torch.exp(-0.5 * (torch.arange(reach + 1, dtype=torch.float32) / sigma) ** 2)
+        weights /= 2 * weights.sum() - weights[0]
+        size, ends = image.shape[axis], [reach if a == axis else -1 for a in range(3)]
+        first, last = image.narrow(axis, 0, 1).expand(ends), image.narrow(axis, size - 1, 1).expand(ends)
+        padded = torch.cat([first, image, last], dim=axis)
+        # Shifted copies added up are several times as fast as a convolution with one channel.
+        image = image * weights[0]
+        for offset, weight in enumerate(weights[1:].tolist(), start=1):
+            image += weight * (padded.narrow(axis, reach - offset, size) + padded.narrow(axis, reach + offset, size))
     return image
 
 

@@ -27,6 +27,7 @@ import json
 import logging
 import os
 import platform
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -325,10 +326,12 @@ def _openvino_forward(network: nn.Module, precision: str) -> Forward:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         },
     )
-    request = compiled.create_infer_request()
+    requests = threading.local()  # one request answers one thread at a time
 
     def run(batch: torch.Tensor) -> torch.Tensor:
-        results = request.infer([batch.float().contiguous().numpy()], share_inputs=True, share_outputs=False)
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        results = requests.own.infer([batch.float().contiguous().numpy()], share_inputs=True, share_outputs=False)
         return torch.from_numpy(results[0])
 
     return run

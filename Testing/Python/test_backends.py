@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -163,6 +164,18 @@ def test_what_is_asked_for_is_taken_or_refused_in_words(monkeypatch):
     assert choose(stage, network).backend == "openvino float32"
     monkeypatch.setenv(backends.BACKEND_VARIABLE, "")  # as if it were not set
     assert choose(stage, network, voxels=1000).reason == "too little work for a self-test"
+
+
+@pytest.mark.skipif("openvino float32" not in available_backends(CPU), reason="the extra openvino is not installed")
+def test_a_compiled_network_answers_two_threads():
+    network = UNet(3, 1, 2, features=(4, 8), convolutions_per_stage=1).eval()
+    run = forward("openvino float32", network, CPU)
+    images = torch.rand((4, 1, 1, 32, 32, 32), generator=torch.Generator().manual_seed(0))
+    expected = [run(image) for image in images]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(run, images.repeat(8, 1, 1, 1, 1, 1)))
+    for number, logits in enumerate(found):
+        torch.testing.assert_close(logits, expected[number % 4], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("supported", [False, True])

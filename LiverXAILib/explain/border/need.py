@@ -101,7 +101,7 @@ def explain_border(
     provenance = {
         "stage": stage.name,
         "model": model.provenance,
-        "backend": probe.backend,
+        "backend": run.backend,
         "voxels_read": probe.voxels,
         "device": str(run.device),
         "seconds": round(time.perf_counter() - started, 3),

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from ...context import RunContext
-from ...inference.backends import choose_backend, forward
-from ...inference.stages import mirrorings, sample_box
+from ...inference.lesions import grown
+from ...inference.stages import mirrorings
 from ...models.model import Model
 from ...models.spec import StageSpec
 from ...volumes.box import Box
 from ...volumes.resample import resample
+from ..fill import distance_mm
 from ..score import ScoreTarget, blended_logits, positive_and_negative_channels
 from ..stage_context import StageContext
 from ..targets import LabelTarget
@@ -52,12 +53,6 @@ class BorderProbe:
         reach = [2 * ceil(COMPARED_MM / size) + 1 for size in run.spacing]
         around = Crop((reach[0], reach[1], reach[2]), run.spacing, COMPARED_MM)
         self._near = around.offsets[around.distance <= COMPARED_MM]
-        networks = run.networks
-        choice = choose_backend(
-            networks[0], run.stage, run.device, run.image[sample_box(run.plan, run.stage)], run.image.numel()
-        )
-        self.backend = choice.backend
-        self._forwards = [forward(choice.backend, network, run.device) for network in networks]
         self.voxels = 0
 
     def _found(self, label: str, context: RunContext) -> torch.Tensor:
@@ -76,9 +71,9 @@ class BorderProbe:
         inner = torch.zeros(mask.shape, dtype=torch.bool)
         reach = [int(np.ceil(COMPARED_MM / size)) for size in self.run.spacing]
         inner[tuple(slice(s.start + n, s.stop - n) for s, n in zip(self.run.plan.image_box, reach, strict=True))] = True
-        points = (torch.from_numpy(surface_of(self.reference.numpy())) & inner).nonzero()
-        same = self._agrees(gathered(mask, points, self._near), points)
-        kept: np.ndarray = points[same].numpy()
+        moved = distance_mm(_differ(mask, self._required), self.run.spacing, COMPARED_MM) <= COMPARED_MM
+        surface = torch.from_numpy(surface_of(self.reference.numpy()))
+        kept: np.ndarray = (surface & inner & ~moved).nonzero().numpy()
         return kept
 
     def stays(self, points: np.ndarray, radius_mm: float, context: RunContext) -> np.ndarray:
@@ -113,7 +108,7 @@ class BorderProbe:
         """Mean logits (n, channels, a, b, c), of the ensemble and its mirrorings, of crops (n, a, b, c), on the CPU."""
         self.voxels += crops.numel()
         total = torch.zeros(())
-        passes = [(network, axes) for network in self._forwards for axes in mirrorings(self.run.stage)]
+        passes = [(network, axes) for network in self.run.forwards for axes in mirrorings(self.run.stage)]
         for network, axes in passes:
             batch = crops.flip([axis + 1 for axis in axes]).to(self.run.device)
             if self.run.stage.dimensions == 2:
@@ -129,8 +124,7 @@ class BorderProbe:
 
     def _agrees(self, found: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Whether labels (n, m) near points (n, 3) are those of the whole image, but for the border's own voxels."""
-        required = gathered(self._required, points, self._near)
-        return ~((found & (required < 0)) | (~found & (required > 0))).any(dim=1)
+        return ~_differ(found, gathered(self._required, points, self._near)).any(dim=1)
 
 
 def is_fixed(stage: StageSpec) -> bool:
@@ -138,7 +132,11 @@ def is_fixed(stage: StageSpec) -> bool:
     return stage.size is not None or stage.pad_to_window
 
 
+def _differ(found: torch.Tensor, required: torch.Tensor) -> torch.Tensor:
+    """Where labels are not what is required of them: 1 that the label is there, -1 that it is not, 0 nothing."""
+    return (found & (required < 0)) | (~found & (required > 0))
+
+
 def _without_border(mask: torch.Tensor) -> torch.Tensor:
     """The voxels (int8) whose neighbors, all 26 that there are, lie in `mask` too."""
-    outside = (~mask).to(torch.uint8)[None, None].float()
-    return (torch.nn.functional.max_pool3d(outside, 3, 1, 1)[0, 0] == 0).to(torch.int8)
+    return torch.from_numpy(~grown((~mask).numpy())).to(torch.int8)

@@ -48,8 +48,17 @@ Replacement = Callable[[StageContext, torch.Tensor, Crop], torch.Tensor]
 
 def shown(run: StageContext, points: torch.Tensor, crop: Crop, replace: Replacement) -> torch.Tensor:
     """The crops (n, a, b, c) around points (n, 3): the image within the radius, its replacement beyond."""
-    kept = gathered(run.image, points, crop.offsets)
+    kept = crops_of(run.image, points, crop)
     return torch.where(crop.distance <= crop.radius_mm, kept, replace(run, points, crop))
+
+
+def crops_of(image: torch.Tensor, points: torch.Tensor, crop: Crop) -> torch.Tensor:
+    """The crops (n, a, b, c) of `image` around points (n, 3); edges are repeated."""
+    k, j, i = (
+        (points[:, axis, None] + torch.arange(size) - size // 2).clamp(0, image.shape[axis] - 1)
+        for axis, size in enumerate(crop.shape)
+    )
+    return image[k[:, :, None, None], j[:, None, :, None], i[:, None, None, :]]
 
 
 def gathered(image: torch.Tensor, points: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -64,11 +73,13 @@ def _reflected(run: StageContext, points: torch.Tensor, crop: Crop) -> torch.Ten
     folded = radius - (distance % (2 * radius) - radius).abs()  # 0 at the point, the radius at the surface, and back
     scale = (folded / distance.clamp_min(1e-6))[..., None]
     # Rounded toward the point, so that nothing is read beyond the radius.
-    return gathered(run.image, points, (crop.offsets * scale * (1 + 1e-6)).trunc().long())
+    k, j, i = ((crop.offsets * scale * (1 + 1e-6)).trunc().long() + torch.tensor(crop.shape) // 2).unbind(-1)
+    _, rows, columns = crop.shape
+    return crops_of(run.image, points, crop).flatten(1)[:, (k * rows + j) * columns + i]
 
 
 def _blurred(run: StageContext, points: torch.Tensor, crop: Crop) -> torch.Tensor:
-    return gathered(run.blurred, points, crop.offsets)
+    return crops_of(run.blurred, points, crop)
 
 
 def _shuffled(run: StageContext, points: torch.Tensor, crop: Crop) -> torch.Tensor:
