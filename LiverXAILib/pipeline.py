@@ -211,6 +211,7 @@ def analyze(
     )
 
 
+# Long: most lines are its parameters, and those of the three questions it asks.
 def explain_and_ask(
     volume: Volume,
     model: Model,
@@ -232,7 +233,7 @@ def explain_and_ask(
     :param unasked: nobody named them: the organ's border answers for its heat map, at fewer points.
     :param refusals: gets a sentence about each that cannot be answered.
     """
-    device = select_device(context.device)
+    device = select_device(str(context.device))
     prepared = StageContexts(volume, model, segmentation, device)
     organs = [question for question in questions if _has_quick_border(question, model)] if answers else []
     explanations = explain_all(

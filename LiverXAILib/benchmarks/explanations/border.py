@@ -64,7 +64,7 @@ def benchmark_border(
             within = {f"within_{radius:g}": float((need <= n).mean()) for n, radius in enumerate(RADII_MM)}
             rows.append(
                 {"case": name, "replacement": replacement, "points": len(chosen), "seconds": round(seconds, 1)}
-                | {"backend": probe.backend, "stays_0": float(leak)}
+                | {"backend": run.backend, "stays_0": float(leak)}
                 | within
             )
     context.report("Done", 1.0)
