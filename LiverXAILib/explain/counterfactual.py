@@ -251,6 +251,19 @@ def _explain_change(
     return replace(answer, provenance=provenance)
 
 
+def confidence_alone(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, context: RunContext) -> float:
+    """The model's confidence in a lesion by itself, in plain liver: the ``alone`` of its counterfactual.
+
+    :param mask: the lesion's voxels, on the input's grid.
+    :raises FarContextError: the model's answer depends on what lies further away than can be examined.
+    :raises LiverXAILib.errors.UsageError: there is no healthy liver.
+    """
+    examined = ExaminedBox.around(score_target, run, mask, context)
+    hu, donor = examined.run.hu, examined.healthy
+    fill = plausible_fill(hu, examined.weights > 0, donor, examined.run.spacing)
+    return examined.ask([examined.run.from_hu(isolate(hu, fill, donor))], context)[0]
+
+
 def _counterfactual(
     target: Target, examined: ExaminedBox, volume: Volume, draws: int, context: RunContext
 ) -> Counterfactual:

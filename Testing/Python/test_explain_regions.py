@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +16,14 @@ import torch
 from test_explain_counterfactual import NeedsMarker, a_case, a_model, with_marker
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.explain import Answer, RegionShares, Target, explain_regions
-from LiverXAILib.explain.regions import coalitions, name_parts, shapley_values
+from LiverXAILib.explain import Answer, RegionShares, Target, explain_lesions, explain_regions
+from LiverXAILib.explain.regions import coalitions, name_parts, shapley, shapley_values
 from LiverXAILib.inference import segment
-from LiverXAILib.models import LIVER, TUMOR
+from LiverXAILib.models import LIVER, TUMOR, load_model
 from LiverXAILib.pipeline import analyze
+from LiverXAILib.volumes.io import read_volume
 
+DATA = os.environ.get("LIVERXAI_TEST_DATA")
 pytestmark = pytest.mark.usefixtures("one_thread")
 LESION, RIM, FAR = "the lesion's core", "the lesion's rim", "what lies farther away"
 
@@ -69,6 +73,87 @@ def test_a_marker_in_the_liver_is_told_from_one_far_away():
     _, shares = shares_of(with_marker(a_case(), (-20, -10, -20)), NeedsMarker)
     assert shares.get(FAR, 0.0) == pytest.approx(0, abs=0.02)
     assert shares["vessels and other structures in the liver"] > 0.25
+
+
+class Planted(torch.nn.Module):
+    """A ball of 200 HU is a tumor where `sees` allows it.
+
+    It knows what part of the image is darker than tissue, and whether something of 290 HU is in it. Of the toy about
+    seven tenths are dark; without what is far less than a tenth is left, and in plain liver nothing.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole = (1, 2, 3, 4)
+        sees = self.sees((x < 30).float().mean(dim=whole), x.amax(dim=whole) > 260)[:, None, None, None, None]
+        tumor = torch.where(sees & (x < 250), (x - 150).clamp(max=40) / 10, -10.0)
+        return torch.cat([(x - 50) / 10, tumor], dim=1)
+
+
+class Disturbed(Planted):
+    """Needs the lesion alone, but is disturbed by an image that is nearly all bright, as of no patient."""
+
+    def sees(self, dark, marker):
+        return (dark < 0.01) | (dark > 0.3)
+
+
+class NeedsDark(Planted):
+    """Needs something dark beside the lesion, as fat or air."""
+
+    def sees(self, dark, marker):
+        return dark > 0.3
+
+
+class NeedsMarkerOrLiver(Planted):
+    """Needs a marker, unless there is bright tissue everywhere."""
+
+    def sees(self, dark, marker):
+        return marker | (dark < 0.01)
+
+
+BY_ITSELF = "In plain liver the lesion is enough by itself (0.98), but among its own surroundings "
+
+
+@pytest.mark.parametrize(
+    ("network", "replaced_by", "far", "says"),
+    [
+        (Disturbed, "fat", 0,
+         "It comes from the lesion itself. It can be disturbed from elsewhere: if plain liver took the place of what "
+         "lies farther away, the confidence would be below 0.001."),
+        (NeedsDark, "fat", 0,
+         "Of these parts the lesion counts, but in plain liver it is not enough by itself (below 0.001): the model "
+         "needs something around it, even if only what replaced the parts. It can be disturbed from elsewhere: if "
+         "plain liver took the place of what lies farther away, the confidence would be below 0.001."),
+        (NeedsMarkerOrLiver, "soft tissue", 1 / 3,
+         f"{BY_ITSELF}the answer depends on {FAR} as well: look there."),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_the_far_never_denies_what_the_lesion_alone_shows(network, replaced_by, far, says):
+    """A part is needed only if the answer is lost whatever takes its place."""
+    volume = with_marker(a_case(), (-50, -50, 50))
+    answer, shares = shares_of(volume, network)
+    (change,) = explain_lesions(volume, a_model(network), segment(volume, a_model(network), device="cpu"), ["lesion:1"])
+    assert answer.evidence["alone"] == pytest.approx(change.evidence["alone"], abs=1e-4)
+    (part,) = (part for part in answer.evidence["parts"] if part["name"] == FAR)
+    assert part["replaced_by"] == replaced_by
+    assert set(part["tried"]) == {"soft tissue", "fat", "air", "plain liver"}
+    assert shares[FAR] == pytest.approx(far * answer.evidence["probability"], abs=0.05)
+    assert answer.sentence.endswith(says)
+
+
+@pytest.mark.skipif(not DATA, reason="LIVERXAI_TEST_DATA is not set: no real CT with lesions")
+def test_in_a_real_ct_a_lesion_that_is_enough_by_itself_does_not_depend_on_the_far(segmented, monkeypatch):
+    """Soft tissue far away would take the lesion away from the bundled model, fat or air does not."""
+    monkeypatch.setattr(
+        shapley, "name_parts", lambda examined: [part for part in name_parts(examined) if part.name == FAR]
+    )
+    volume, asked = read_volume(Path(str(DATA)) / "ct" / "ircad01" / "image.nii.gz"), ["lesion:1"]
+    (answer,) = explain_regions(volume, load_model("default"), segmented("ircad01"), asked, device="cpu")
+    (change,) = explain_lesions(volume, load_model("default"), segmented("ircad01"), asked, device="cpu")
+    (part,) = answer.evidence["parts"]
+    assert answer.evidence["alone"] == pytest.approx(change.evidence["alone"], abs=1e-3)
+    assert change.evidence["alone"] > 0.9
+    assert abs(part["share"]) < 0.05
+    assert min(part["tried"].values()) < 0.1
 
 
 class Everywhere(torch.nn.Module):
@@ -124,40 +209,66 @@ CORE, VESSELS, NEAR, REST = (
 )
 
 
-def sentence_of(shares, *, probability=0.9, in_image=None, beyond=0.0):
+def sentence_of(shares, *, probability=0.9, in_image=None, beyond=0.0, alone=0.9, tried=None):
     """The sentence for shares by name; what is left of the probability was there with every part replaced."""
     parts = [
-        {"name": name, "of_lesion": name in (LESION, RIM), "ml": 1.0, "share": share} for name, share in shares.items()
+        {"name": name, "of_lesion": name in (LESION, RIM), "ml": 1.0, "share": share, "tried": {}}
+        for name, share in shares.items()
     ]
+    parts[-1]["tried"] = tried or {}
     evidence = {
         "probability": probability,
         "replaced": probability - sum(shares.values()),
         "in_image": probability if in_image is None else in_image,
         "beyond": beyond,
+        "alone": alone,
         "parts": parts,
     }
     return RegionShares(Target.parse("lesion:1"), evidence).sentence
 
 
+ENOUGH = "In plain liver the lesion is enough by itself (0.90), but among its own surroundings the answer"
+NOT_ENOUGH = "Of these parts the lesion counts, but in plain liver it is not enough by itself (0.30): the model"
+
+
 @pytest.mark.parametrize(
-    ("shares", "says"),
+    ("shares", "enough", "says"),
     [
-        ({CORE: 0.7, RIM: 0.1}, "It comes from the lesion itself."),
-        ({CORE: 0.5, RIM: 0.1, VESSELS: -0.04}, "It comes from the lesion itself."),
-        ({CORE: 0.7, RIM: 0.1, VESSELS: -0.3}, f"It comes from the lesion itself. It is lowered by {VESSELS}."),
-        ({CORE: 0.4, NEAR: 0.4}, f"The answer depends on {NEAR}, and not on the lesion alone: look there."),
-        ({CORE: 0.02, NEAR: 0.7}, f"The answer depends on {NEAR}, and hardly on the lesion: look there."),
-        ({CORE: -0.2, NEAR: 0.7, REST: 0.2},
+        ({CORE: 0.7, RIM: 0.1}, True, "It comes from the lesion itself."),
+        ({CORE: 0.5, RIM: 0.1, VESSELS: -0.04}, True, "It comes from the lesion itself."),
+        ({CORE: 0.7, RIM: 0.1, VESSELS: -0.3}, True, f"It comes from the lesion itself. It is lowered by {VESSELS}."),
+        ({CORE: 0.7, RIM: 0.1}, False,
+         f"{NOT_ENOUGH} needs something around it, even if only what replaced the parts."),
+        ({CORE: 0.4, NEAR: 0.4}, False, f"The answer depends on {NEAR}, and not on the lesion alone: look there."),
+        ({CORE: 0.4, NEAR: 0.4}, True, f"{ENOUGH} depends on {NEAR} as well: look there."),
+        ({CORE: 0.02, NEAR: 0.7}, False, f"The answer depends on {NEAR}, and hardly on the lesion: look there."),
+        ({CORE: 0.02, NEAR: 0.7}, True, f"{ENOUGH} depends on {NEAR} and hardly on the lesion: look there."),
+        ({CORE: -0.2, NEAR: 0.7, REST: 0.2}, False,
          f"The answer depends on {NEAR} and {REST}, and hardly on the lesion: look there."),
-        ({CORE: 0.02, VESSELS: 0.04, NEAR: 0.04, REST: 0.04, FAR: 0.04},
+        ({CORE: 0.02, VESSELS: 0.04, NEAR: 0.04, REST: 0.04, FAR: 0.04}, False,
          "It comes from the surroundings as a whole, and hardly from the lesion."),
-        ({CORE: 0.3, NEAR: -0.3}, "Together these parts do not raise it: the model says tumor for another reason."),
-        ({CORE: -0.3, NEAR: 0.1}, "Together these parts do not raise it: the model says tumor for another reason."),
-        ({CORE: 0.01, NEAR: 0.01}, "What it sees here hardly matters: the model says tumor for another reason."),
+        ({CORE: 0.02, VESSELS: 0.04, NEAR: 0.04, REST: 0.04, FAR: 0.04}, True,
+         f"{ENOUGH} comes from the surroundings as a whole, and hardly from the lesion."),
+        ({CORE: 0.3, VESSELS: 0.12, NEAR: 0.12, REST: 0.12, FAR: 0.12}, False,
+         "It comes from the surroundings as a whole and from the lesion."),
+        ({CORE: 0.3, NEAR: -0.3}, True,
+         "Together these parts do not raise it: the model says tumor for another reason."),
+        ({CORE: -0.3, NEAR: 0.1}, True,
+         "Together these parts do not raise it: the model says tumor for another reason."),
+        ({CORE: 0.01, NEAR: 0.01}, True, "What it sees here hardly matters: the model says tumor for another reason."),
     ],
 )  # fmt: skip
-def test_the_verdict_follows_from_all_shares_whatever_their_sign(shares, says):
-    assert sentence_of(shares).endswith(f". {says}")
+def test_the_verdict_follows_from_all_shares_whatever_their_sign(shares, enough, says):
+    assert sentence_of(shares, alone=0.9 if enough else 0.3).endswith(f". {says}")
+
+
+def test_what_takes_the_place_of_a_part_is_said_where_it_would_decide():
+    tried = {"fat": 0.9, "soft tissue": 0.4}
+    says = " It can be disturbed from elsewhere: if soft tissue took the place of what lies farther away, the"
+    assert sentence_of({CORE: 0.8, FAR: 0.01}, tried=tried).endswith(f"{says} confidence would be 0.40.")
+    assert "disturbed" not in sentence_of({CORE: 0.8, FAR: 0.01}, tried={**tried, "soft tissue": 0.5})
+    assert "disturbed" not in sentence_of({CORE: 0.4, FAR: 0.4}, tried=tried)  # it is said to depend on that
+    assert "disturbed" not in sentence_of({CORE: 0.8, FAR: 0.01}, tried=tried, in_image=0.4)
 
 
 def test_the_shares_in_a_sentence_sum_to_the_difference_that_it_names():

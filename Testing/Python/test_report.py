@@ -406,8 +406,8 @@ def test_the_report_shows_the_border_with_its_sentence_its_places_and_what_the_c
 def test_the_report_shows_the_shares_of_the_parts(tmp_path):
     parts = [("the lesion's core", True, 0.5), ("the lesion's rim", True, 0.1), ("what lies farther away", False, 0.3)]
     evidence = {
-        "probability": 0.95, "replaced": 0.05, "in_image": 0.95, "beyond": 0.0,
-        "parts": [{"name": name, "of_lesion": own, "ml": 2.0, "share": share} for name, own, share in parts],
+        "probability": 0.95, "replaced": 0.05, "in_image": 0.95, "beyond": 0.0, "alone": 0.9,
+        "parts": [{"name": n, "of_lesion": own, "ml": 2.0, "share": share, "tried": {}} for n, own, share in parts],
     }  # fmt: skip
     answer = RegionShares(Target.parse("lesion:1"), evidence)
     write_report(dataclasses.replace(_analysis(), answers=(answer,)), tmp_path / "report.html", viewer=False)

@@ -25,7 +25,10 @@ class RegionShares(Answer):
     examined box; ``replaced``, the same after every part was replaced; and ``parts``: ``name``, ``ml``, ``of_lesion``
     (whether it is a part of the lesion) and ``share``, by how much the part raises the probability, on average over
     all orders in which the parts could be restored. The shares sum to ``probability - replaced``. ``beyond`` is what
-    the whole image adds to the box (``in_image - probability``).
+    the whole image adds to the box (``in_image - probability``). ``replaced_by`` is the tissue that took a part's
+    place, and ``tried``, of a part outside the liver, the probability with that part alone replaced by each tissue.
+    ``alone`` is the probability of the lesion by itself in plain liver, as in a
+    :class:`~LiverXAILib.explain.answers.Counterfactual`.
     """
 
     kind = "regions"
@@ -65,14 +68,40 @@ class RegionShares(Answer):
         needed = [part["name"] for part in around if part["share"] >= least]
         lowering = [part["name"] for part in around if part["share"] <= -least]
         of_lesion = sum(part["share"] for part in parts if part["of_lesion"])
-        if needed:
+        # What the counterfactual says of the lesion by itself is another question, and never denied.
+        enough = e["alone"] > 0.5
+        by_itself = f"In plain liver the lesion is enough by itself ({_p(e['alone'])}), but among its own surroundings "
+        if needed and enough:
+            lesion = "as well" if of_lesion >= least else "and hardly on the lesion"
+            text = f"{by_itself}the answer depends on {_listed(needed)} {lesion}: look there."
+        elif needed:
             lesion = "not on the lesion alone" if of_lesion >= least else "hardly on the lesion"
             text = f"The answer depends on {_listed(needed)}, and {lesion}: look there."
-        elif of_lesion >= difference / 2:
+        elif of_lesion >= difference / 2 and enough:
             text = "It comes from the lesion itself."
+        elif of_lesion >= difference / 2:
+            text = (
+                "Of these parts the lesion counts, but in plain liver it is not enough by itself "
+                f"({_p(e['alone'])}): the model needs something around it, even if only what replaced the parts."
+            )
         else:
-            text = "It comes from the surroundings as a whole, and hardly from the lesion."
-        return f"{text} It is lowered by {_listed(lowering)}." if lowering else text
+            whole = "from the surroundings as a whole"
+            whole += " and from the lesion" if of_lesion >= least else ", and hardly from the lesion"
+            text = f"{by_itself}the answer comes {whole}." if enough else f"It comes {whole}."
+        if lowering:
+            text += f" It is lowered by {_listed(lowering)}."
+        return f"{text}{self._disturbed([part for part in around if part['name'] not in needed])}"
+
+    def _disturbed(self, parts: Sequence[Mapping[str, Any]]) -> str:
+        """What the least favorable tissue in the place of one of `parts` would do to the answer, if that is much."""
+        tried = [(confidence, tissue, part["name"]) for part in parts for tissue, confidence in part["tried"].items()]
+        confidence, tissue, name = min(tried, default=(1.0, "", ""))
+        if self.evidence["in_image"] <= 0.5 or confidence > self.evidence["probability"] / 2:
+            return ""
+        return (
+            f" It can be disturbed from elsewhere: if {tissue} took the place of {name}, the confidence would be "
+            f"{_p(confidence)}."
+        )
 
 
 def _signed(share: float) -> str:

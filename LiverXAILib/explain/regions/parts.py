@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from ...errors import UsageError
+from ...context import RunContext
 from ..counterfactual import ExaminedBox
-from ..fill import border_tissue, distance_mm, healthy_liver, isolate, plausible_fill
+from ..fill import distance_mm, healthy_liver, isolate, plausible_fill
 from ..targets import LESION_LABEL
 
 #: The core of a lesion lies deeper than this; its rim reaches as far out of it as one voxel.
@@ -21,6 +21,9 @@ _NEAR_MM = 30.0
 _HOLLOW_MM = 14.0
 #: Parts with fewer voxels are counted to a neighbor.
 _FEWEST = 8
+#: What takes the place of parts in the liver, and what may take that of parts outside it: typical HU.
+_LIVER = "plain liver"
+_TISSUES_HU = {"soft tissue": 50.0, "fat": -100.0, "air": -1000.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,22 +94,47 @@ def _closed(mask: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch
     return distance_mm(~grown, spacing_mm) > _HOLLOW_MM
 
 
-def replaced(examined: ExaminedBox, parts: list[Part], seed: int = 0) -> torch.Tensor:
-    """What each voxel of the box shows when its part is replaced: float32 (k, j, i), HU.
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What takes the place of the parts.
 
-    Parts inside the liver become plain liver of the same patient at the level of the lesion's surroundings, parts
-    outside become the tissue that prevails at their border; where there is too little of that, plain liver too.
+    :param image: what each voxel of the box shows when its part is replaced: float32 (k, j, i), HU.
+    :param tissues: what took the place of each part, by the part's name.
+    :param confidences: of each part outside the liver, the model's confidence in the lesion with that part alone
+        replaced by each tissue that was tried.
+    """
+
+    image: torch.Tensor
+    tissues: Mapping[str, str]
+    confidences: Mapping[str, Mapping[str, float]]
+
+
+def choose_replacement(examined: ExaminedBox, parts: Sequence[Part], context: RunContext) -> Replacement:
+    """Find what takes the place of each part.
+
+    Parts inside the liver become plain liver of the same patient at the level of the lesion's surroundings. For a part
+    outside it no tissue is right by itself: where much of the box turns into soft tissue, a network may lose a lesion
+    that it sees as well with fat or air there. Such a part is needed only if the answer is lost whatever takes its
+    place. So soft tissue, fat, air and plain liver are tried, and the one that changes the model's answer least is
+    taken. All have the noise of the patient's liver, and nothing of the part itself.
 
     :raises LiverXAILib.errors.UsageError: there is no healthy liver.
     """
     run, hu = examined.run, examined.run.hu
-    donor = healthy_liver(run)
-    fill = plausible_fill(hu, examined.weights > 0, donor, run.spacing, seed)
-    result = isolate(hu, replace(fill, weight=torch.zeros_like(fill.weight)), donor, seed)
+    fill = plausible_fill(hu, examined.weights > 0, examined.healthy, run.spacing)
+    liver = isolate(hu, replace(fill, weight=torch.zeros_like(fill.weight)), examined.healthy)
+    low, high = float(hu.min()), float(hu.max())
+    images = {name: (liver - fill.level_hu + level).clamp(low, high) for name, level in _TISSUES_HU.items()}
+    images[_LIVER] = liver
+    tried = [(part, tissue) for part in parts if part.outside for tissue in images]
+    inputs = [run.from_hu(torch.where(part.mask, images[tissue], hu)) for part, tissue in tried]
+    confidences: dict[str, dict[str, float]] = {}
+    for (part, tissue), confidence in zip(tried, examined.ask(inputs, context) if inputs else [], strict=True):
+        confidences.setdefault(part.name, {})[tissue] = confidence
+    image, tissues = liver, dict.fromkeys((part.name for part in parts), _LIVER)
     for part in parts:
         if part.outside:
-            with suppress(UsageError):
-                tissue = border_tissue(hu, part.mask, run.spacing) & ~part.mask
-                outside = plausible_fill(hu, part.mask, tissue, run.spacing, seed)
-                result = torch.where(part.mask, outside.image, result)
-    return result
+            change = {name: abs(one - examined.probability) for name, one in confidences[part.name].items()}
+            tissues[part.name] = min(change, key=change.__getitem__)
+            image = torch.where(part.mask, images[tissues[part.name]], image)
+    return Replacement(image, tissues, confidences)

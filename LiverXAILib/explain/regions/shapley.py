@@ -21,11 +21,11 @@ from ...models.model import Model
 from ...progress import CancelToken, Progress
 from ...volumes.volume import Volume
 from ..answers import RegionShares
-from ..counterfactual import ExaminedBox
+from ..counterfactual import ExaminedBox, confidence_alone
 from ..score import build_score
 from ..stage_context import StageContext, StageContexts
 from ..targets import LESION_LABEL, Target, WhyNot
-from .parts import name_parts, replaced
+from .parts import choose_replacement, name_parts
 
 #: So many images are made at a time. How many of them the network reads at once is for
 #: :meth:`~LiverXAILib.explain.counterfactual.ExaminedBox.ask` to say: on a processor it saves 4 % to read four of
@@ -110,7 +110,8 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
     score_target = build_score(target, run.segmentation, model, run, context, mask)
     examined = ExaminedBox.around(score_target, run, mask, context, small=False)
     parts = name_parts(examined)
-    plain, hu = replaced(examined, parts), examined.run.hu
+    replacement, hu = choose_replacement(examined, parts, context), examined.run.hu
+    plain = replacement.image
     asked = coalitions(len(parts))
     worth: list[float] = []
     for first in range(0, len(asked), _TOGETHER):
@@ -128,12 +129,15 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
         "replaced": nothing,
         "in_image": examined.in_image,
         "beyond": examined.in_image - everything,
+        "alone": confidence_alone(score_target, run, mask, context),
         "parts": [
             {
                 "name": part.name,
                 "of_lesion": part.of_lesion,
                 "ml": round(float(part.mask.sum()) * voxel_ml, 2),
                 "share": share,
+                "replaced_by": replacement.tissues[part.name],
+                "tried": replacement.confidences.get(part.name, {}),
             }
             for part, share in zip(parts, shares, strict=True)
         ],
@@ -142,7 +146,7 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
         "stage": run.stage.name,
         "model": model.provenance,
         "box_mm": [round(n * size, 1) for n, size in zip(examined.box.shape, run.spacing, strict=True)],
-        "passes": len(asked),
+        "passes": len(asked) + sum(map(len, replacement.confidences.values())),
         "device": str(run.device),
         "seconds": round(time.perf_counter() - started, 3),
     }
