@@ -120,7 +120,7 @@ BY_ITSELF = "In plain liver the lesion is enough by itself (0.98), but among its
          "It comes from the lesion itself. It can be disturbed from elsewhere: if plain liver took the place of what "
          "lies farther away, the confidence would be below 0.001."),
         (NeedsDark, "fat", 0,
-         "Of these parts the lesion counts, but in plain liver it is not enough by itself (below 0.001): the model "
+         "Most of it comes from the lesion, but in plain liver that is not enough by itself (below 0.001): the model "
          "needs something around it, even if only what replaced the parts. It can be disturbed from elsewhere: if "
          "plain liver took the place of what lies farther away, the confidence would be below 0.001."),
         (NeedsMarkerOrLiver, "soft tissue", 1 / 3,
@@ -228,7 +228,7 @@ def sentence_of(shares, *, probability=0.9, in_image=None, beyond=0.0, alone=0.9
 
 
 ENOUGH = "In plain liver the lesion is enough by itself (0.90), but among its own surroundings the answer"
-NOT_ENOUGH = "Of these parts the lesion counts, but in plain liver it is not enough by itself (0.30): the model"
+NOT_ENOUGH = "Most of it comes from the lesion, but in plain liver that is not enough by itself (0.30): the model"
 
 
 @pytest.mark.parametrize(

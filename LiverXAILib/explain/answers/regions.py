@@ -81,7 +81,7 @@ class RegionShares(Answer):
             text = "It comes from the lesion itself."
         elif of_lesion >= difference / 2:
             text = (
-                "Of these parts the lesion counts, but in plain liver it is not enough by itself "
+                "Most of it comes from the lesion, but in plain liver that is not enough by itself "
                 f"({_p(e['alone'])}): the model needs something around it, even if only what replaced the parts."
             )
         else:
