@@ -380,6 +380,54 @@ def test_deletion_and_insertion_change_the_highest_ranked_voxels():
     assert question.target == Target.parse("lesion:1")
 
 
+class Confidence(torch.nn.Module):
+    """The confidence of an examination, for images as rows of voxels (B, 1, n): (B, 1)."""
+
+    def __init__(self, evaluator):
+        super().__init__()
+        self.evaluator = evaluator
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        shape = self.evaluator.run.image.shape
+        return torch.tensor([[self.evaluator.score(row.reshape(shape))] for row in rows])
+
+
+def test_deletion_and_energy_agree_with_quantus():
+    """An independent implementation of both, https://github.com/understandable-machine-intelligence-lab/Quantus."""
+    quantus = pytest.importorskip("quantus")
+    evaluator = an_examination()
+    image, plain = evaluator.run.image, evaluator._replacement.flatten().numpy()
+    values = evaluator.map(METHODS["hires-cam"], "decoder.0").clamp_min(0)
+    # No two voxels alike, whose order would be arbitrary.
+    values = values + 1e-4 * values.max() * torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+    card = evaluator.curves(values)
+
+    def replace(arr, indices, **_):
+        changed = arr.copy()
+        np.put_along_axis(changed, indices, plain[indices], axis=1)
+        return changed
+
+    asked = {
+        "x_batch": image.reshape(1, 1, -1).numpy(),
+        "y_batch": np.zeros(1, int),
+        "a_batch": values.reshape(1, 1, -1).numpy(),
+    }
+    quiet = {"abs": False, "normalise": False, "disable_warnings": True}
+    step = image.numel() // 64  # of five points the n-th stands after n^3 / 64 of the voxels
+    flipping = quantus.PixelFlipping(features_in_step=step, perturb_func=replace, perturb_baseline="black", **quiet)
+    (curve,) = flipping(model=Confidence(evaluator).eval(), channel_first=True, softmax=False, device="cpu", **asked)
+    assert image.numel() % 64 == 0
+    np.testing.assert_allclose([curve[n**3 - 1] for n in (1, 2, 3, 4)], card["deletion"][1:], atol=2e-5)
+    assert curve[0] < 0.5 * evaluator.intact  # it is a curve and no line
+
+    region = evaluator.region["mask"]
+    accuracy = quantus.RelevanceMassAccuracy(**quiet)
+    (energy,) = accuracy(
+        model=Confidence(evaluator).eval(), s_batch=region.reshape(1, 1, -1).numpy(), channel_first=True, **asked
+    )
+    assert judged(evaluator, values)["magnitude"]["energy"] == pytest.approx(energy, abs=1e-4)
+
+
 def test_a_perfect_map_gains_more_than_a_reversed_one():
     evaluator = an_examination()
     target = evaluator.score_target.weights[0]
