@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from pathlib import Path
@@ -13,6 +14,9 @@ from hypothesis import settings
 # One thread for each process, this one and those it starts, because test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", os.environ["OMP_NUM_THREADS"])
+
+# What is imported while tests are collected is no garbage, and is not looked through again and again.
+gc.disable()
 
 # No test depends on how fast the machine is.
 settings.register_profile("liverxai", deadline=None)
@@ -27,6 +31,11 @@ _LONG = ("test_train_run", "test_signals", "test_batch_ray", "test_batch_cohort"
 def pytest_collection_modifyitems(items):
     """Long files first; a random order comes after this, and stays random."""
     items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,8 +179,12 @@ def test_a_scheduler_that_terminates_the_batch_finds_it_gone_at_once_and_nothing
 
 def test_a_full_disk_stops_the_batch_and_blames_no_case(place, tmp_path):
     folder = images(tmp_path / "images", 3)
-    start = partial(subprocess.Popen, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)))
-    process = start_batch(folder, "-o", tmp_path / "out", "--model", place.model, *FAST, env=place.env, start=start)
+    # The limit of the batch and of its workers, which a forked process does not take over from this one.
+    (tmp_path / "limit").mkdir()
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+    (tmp_path / "limit" / "sitecustomize.py").write_text(limit)
+    env = {**place.env, "PYTHONPATH": os.pathsep.join([str(tmp_path / "limit"), place.env["PYTHONPATH"]])}
+    process = start_batch(folder, "-o", tmp_path / "out", "--model", place.model, *FAST, env=env)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 1, said
     assert "cannot be written" in said
@@ -230,7 +232,7 @@ def test_a_lost_output_drive_stops_the_batch_and_what_was_done_is_whole(place, t
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_tried(
-    place, tmp_path, arguments, code, words, monkeypatch, capsys
+    forked_children, place, tmp_path, arguments, code, words, monkeypatch, capsys
 ):
     images(tmp_path / "images", 1)
     (tmp_path / "empty").mkdir()

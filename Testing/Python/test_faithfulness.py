@@ -260,7 +260,9 @@ def test_a_map_with_a_warning_does_not_pass():
     assert "warning" in card["sentence"]
 
 
-def test_explanations_come_with_their_card():
+@cache
+def an_explanation():
+    """A map with its card as a user gets it, and how far its progress was each time it was told."""
     model = trained_model()
     volume, segmentation = two_lesion_case(model)
     seen = []
@@ -274,6 +276,11 @@ def test_explanations_come_with_their_card():
         check=True,
         progress=lambda stage, fraction: seen.append(fraction),
     )
+    return explanation, seen
+
+
+def test_explanations_come_with_their_card():
+    explanation, seen = an_explanation()
     card = explanation.faithfulness
     assert card["passed"]
     assert json.loads(json.dumps(card)) == card
@@ -289,11 +296,9 @@ def test_explanations_come_with_their_card():
 
 def test_a_map_must_beat_the_map_of_a_typical_shuffled_network():
     """Neither that of one which happens to be like it, nor that of one which happens to be its opposite."""
-    model = trained_model()
-    volume, segmentation = two_lesion_case(model)
-    card = explain(
-        volume, model, segmentation, "lesion:1", "hires-cam", "decoder.0", device="cpu", check=True
-    ).faithfulness
+    explanation, _ = an_explanation()
+    assert explanation.layer == "decoder.0"
+    card = explanation.faithfulness
     evaluator = FaithfulnessEvaluator(*a_question())
     method = METHODS["hires-cam"]
     trained, gains = evaluator.map(method, "decoder.0"), {}
