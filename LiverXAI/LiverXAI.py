@@ -295,9 +295,10 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         """
         loaded = self.loadModel(model)
         from LiverXAILib import mrml
+        from LiverXAILib.inference.segmentation import labels_checksum
         from LiverXAILib.mrml.segmentations import LABELS_CHECKSUM
         from LiverXAILib.pipeline import analyze
-        from LiverXAILib.reading import labels_checksum, refine, resume
+        from LiverXAILib.reading import refine, resume
 
         volume = mrml.ct_from_node(volumeNode, force=force)
         found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
@@ -523,6 +524,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.update()
 
     def onTouched(self) -> None:
+        if self.heatMaps.any_present:  # explained since the edit before
+            self.heatMaps.show()
         self.reader.on_touched()
 
     # --- what the user does ----------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_outp
 from .volumes.volume import Volume, require_volume
 
 if TYPE_CHECKING:
+    from .explain.explanation import Explanation
     from .measure import Measurements
 
 #: What is explained when nobody asks for something else, where the model knows it. The organ's border answers for it
@@ -179,18 +180,7 @@ def analyze(
             "recist_targets": _target_places(segmentation, recist_targets),
         },
         "segmentation": dict(segmentation.provenance),
-        "explanations": [
-            {
-                "target": explanation.target.describe(),
-                "method": explanation.method,
-                "layer": explanation.layer,
-                "raw_maximum": explanation.raw_maximum,
-                "faithfulness": explanation.faithfulness,
-                "warnings": list(explanation.warnings),
-                **explanation.provenance,
-            }
-            for explanation in explanations
-        ],
+        "explanations": _explained(explanations, segmentation),
         "answers": [answer.to_dict() for answer in found],
         "uncertainty": None if uncertainty is None else uncertainty.to_dict(),
         "warnings": warnings,
@@ -395,6 +385,22 @@ def write_analysis(
     return dict(written.files)
 
 
+def _explained(explanations: Sequence[Explanation], segmentation: Segmentation) -> list[dict[str, Any]]:
+    """What provenance tells of heat maps."""
+    return [
+        {
+            "target": explanation.target.describe(),
+            "method": explanation.method,
+            "layer": explanation.layer,
+            "raw_maximum": explanation.raw_maximum,
+            "faithfulness": explanation.faithfulness,
+            "warnings": list(explanation.remarks(segmentation)),
+            **explanation.provenance,
+        }
+        for explanation in explanations
+    ]
+
+
 def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writer]) -> Written:
     """What :func:`write_analysis` does, with chosen writers."""
     folder = Path(os.path.realpath(folder))
@@ -414,6 +420,9 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
 
     :raises OSError: a required file cannot be written.
     """
+    # Some may have been asked later, or the segmentation changed since.
+    explained = _explained(analysis.explanations, analysis.segmentation)
+    analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, "explanations": explained})
     files: dict[str, Path] = {}
     failures: dict[str, Exception] = {}
     with ThreadPoolExecutor(1, "preparing") as beside:

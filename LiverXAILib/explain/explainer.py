@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ..volumes.box import bounding_box
 from ..volumes.resample import resample
 from ..volumes.volume import Volume, require_volume
 from .catalog import DEFAULT_METHOD
-from .explanation import Explanation
+from .explanation import LABELS, Explanation
 from .faithfulness import check_faithfulness
 from .layers import cell_mm, find_layer
 from .methods import METHODS, Method
@@ -131,7 +132,10 @@ def explain_all(
         answers.update(zip(numbers, explained, strict=True))
     if targets:
         context.report("Explained", 1.0)
-    return [answers[number] for number in range(len(resolved))]
+    about = {LABELS: segmentation.checksum}
+    return [
+        replace(answers[number], provenance={**answers[number].provenance, **about}) for number in range(len(resolved))
+    ]
 
 
 def _explain_stage(

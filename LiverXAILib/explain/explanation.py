@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..inference.segmentation import Segmentation
 from ..volumes.volume import Volume
 from .targets import Target
+
+#: In the provenance of an explanation: the checksum of the labels that it is about.
+LABELS = "labels_sha256"
+_BEFORE = "Explained before the changes: it answers for the segmentation as it was then."
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +39,11 @@ class Explanation:
     faithfulness: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_about(self, segmentation: Segmentation) -> bool:
+        """Whether it was asked of these labels, not before they were changed. True if it does not know."""
+        return self.provenance.get(LABELS) in (None, segmentation.checksum)
+
+    def remarks(self, segmentation: Segmentation) -> tuple[str, ...]:
+        """Its warnings, and that it was made before the changes that led to `segmentation`, if it was."""
+        return self.warnings if self.is_about(segmentation) else (*self.warnings, _BEFORE)

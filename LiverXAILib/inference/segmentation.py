@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ class Segmentation:
         """The smallest box around all labels; None if nothing was found."""
         return bounding_box(self.labels.array)
 
+    @cached_property
+    def checksum(self) -> str:
+        """:func:`labels_checksum` of its labels."""
+        return labels_checksum(self.labels)
+
     def mask(self, name: str, box: Box | None = None) -> np.ndarray:
         """Where the structure `name` is, including its parts: bool (k, j, i). The liver includes its tumors.
 
@@ -73,3 +79,8 @@ class Segmentation:
             names.append(spec.parent)
             spec = self.spec(spec.parent)
         return names
+
+
+def labels_checksum(labels: Volume) -> str:
+    """SHA-256 of the voxels of a label map: by it an edit by hand is noticed, and what an explanation is about."""
+    return sha256(np.ascontiguousarray(labels.array, dtype=np.uint8).data).hexdigest()

@@ -15,7 +15,9 @@ import slicer
 from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
-from .nodes import result_node, set_attributes
+from .nodes import find_results, result_node, set_attributes
+from .segmentations import LABELS_CHECKSUM
+from .tokens import labels_token
 from .volumes import check_shape, place_like, to_image, volume_from_node
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Certain to uncertain, of another family than the heat map's so that they are not taken for each other.
 UNCERTAINTY_COLORS = ((10, 30, 50), (0, 110, 130), (60, 200, 190), (235, 255, 250))
+#: At the end of the name of a heat map of a segmentation that has changed since.
+_BEFORE = ", before the changes"
 #: What :func:`LiverXAILib.measure.entropy_map` computes.
 UNCERTAINTY = "entropy of the probability [bit]"
 
@@ -64,6 +68,7 @@ def update_heatmap_node(
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """:func:`explanation_to_node` without the checks and without a state for undo."""
     question = explanation.target.describe()
+    present = next(iter(find_results(scene, volume_node, "segmentation")), None)
     node, created = result_node(
         scene,
         volume_node,
@@ -77,7 +82,8 @@ def update_heatmap_node(
         node,
         {
             "Question": question,
-            "Stale": None,
+            "Labels": explanation.provenance.get("labels_sha256"),
+            "State": None if present is None else labels_token(present),
             "Model": explanation.provenance.get("model"),
             "RawMaximum": explanation.raw_maximum,
             "Faithfulness": None if explanation.faithfulness is None else dict(explanation.faithfulness),
@@ -85,10 +91,33 @@ def update_heatmap_node(
             "Provenance": dict(explanation.provenance),
         },
     )
+    mark_before_changes(node, False)
     if created:
         colors = _color_table(scene, "LiverXAI heat map", HEAT_COLORS)
         _style(node, colors, VISIBLE_HEAT, f"Influence on {question}")
     return node
+
+
+def is_about(node: slicer.vtkMRMLScalarVolumeNode, segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Whether a heat map node was asked of the labels of a segmentation node as they were measured last.
+
+    True if it does not know what it was asked of.
+    """
+    labels = node.GetAttribute("LiverXAI.Labels")
+    return segmentation is None or labels in (None, segmentation.GetAttribute(LABELS_CHECKSUM))
+
+
+def is_about_edit(node: slicer.vtkMRMLScalarVolumeNode, segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Whether a heat map node was asked of a segmentation node since its last edit, which is not measured yet."""
+    return bool(node.GetAttribute("LiverXAI.State") == labels_token(segmentation))
+
+
+def mark_before_changes(node: slicer.vtkMRMLScalarVolumeNode, before: bool) -> None:
+    """Say in the name of a heat map node, which views show, whether the segmentation has changed since."""
+    name = node.GetName().removesuffix(_BEFORE)
+    wanted = name + _BEFORE if before else name
+    if node.GetName() != wanted:
+        node.SetName(wanted)
 
 
 def uncertainty_to_node(

@@ -13,7 +13,13 @@ from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from ..measure.uncertainty import entropy_map
 from .changed_cts import CHANGED_CT, changed_ct_steps, prepare_changed_cts
-from .heatmaps import heatmap_identity, update_heatmap_node, update_uncertainty_node
+from .heatmaps import (
+    heatmap_identity,
+    is_about,
+    mark_before_changes,
+    update_heatmap_node,
+    update_uncertainty_node,
+)
 from .nodes import find_results, has_attributes, remove_result, results_folder, set_attributes
 from .segmentations import LABELS_CHECKSUM, SegmentLayers, segment_layers, update_segmentation_node
 from .tables import update_table_node
@@ -163,18 +169,24 @@ def update_refined(
 ) -> slicer.vtkMRMLSegmentationNode:
     """Show what a reader has changed in the present results of a CT: segments, table, decisions.
 
-    Heat maps and changed CTs stay and are marked with ``LiverXAI.Stale``: they are about the segmentation before, and
-    the numbers of lesions may stand for others.
+    Heat maps and changed CTs stay. If labels have changed, heat maps say so in their names, and changed CTs are marked
+    with ``LiverXAI.Stale``: they are about the segmentation before, and the numbers of lesions may stand for others.
 
     :param layers: the new segments (:func:`~LiverXAILib.mrml.segmentations.segment_layers`); None: as they are in the
         scene.
     """
     (node,) = find_results(scene, volume_node, "segmentation")
+    before = node.GetAttribute(LABELS_CHECKSUM)
     if layers is not None:
         update_segmentation_node(analysis.segmentation, scene, volume_node, layers)
     decisions = [decision.to_dict() for decision in analysis.decisions]
     set_attributes(node, {"Decisions": decisions or None, "Provenance": dict(analysis.segmentation.provenance)})
+    if "reader_labels_sha256" in analysis.provenance:  # segments that were edited by hand are as they are in the scene
+        node.SetAttribute(LABELS_CHECKSUM, analysis.provenance["reader_labels_sha256"])
     update_table_node(analysis.measurements, scene, volume_node)
-    for result in [*find_results(scene, volume_node, "heatmap"), *find_results(scene, volume_node, CHANGED_CT)]:
-        set_attributes(result, {"Stale": True})
+    for heat_map in find_results(scene, volume_node, "heatmap"):
+        mark_before_changes(heat_map, not is_about(heat_map, node))
+    if node.GetAttribute(LABELS_CHECKSUM) != before:
+        for changed_ct in find_results(scene, volume_node, CHANGED_CT):
+            set_attributes(changed_ct, {"Stale": True})
     return node

@@ -11,7 +11,6 @@ import colorsys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from ..volumes.volume import Grid, Volume
 from .nodes import get_attribute, result_node, set_attributes
 from .volumes import check_shape, from_vtk_matrix, to_image, voxels_of, world_grid
 
-#: Attribute that tells whether a new result has other voxels.
+#: Attribute that tells the labels as they were measured (:func:`LiverXAILib.inference.segmentation.labels_checksum`).
 LABELS_CHECKSUM = "LiverXAI.LabelsSHA256"
 _LABEL_TAG, _COLOR_TAG = "LiverXAI.Label", "LiverXAI.Color"
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
@@ -118,8 +117,7 @@ def segment_layers(segmentation: Segmentation, *, lesion_segments: bool = False)
                 segments.append(_Segment(spec.name, spec.name, spec, _unit_color(spec), number, spec.value))
                 last = max(last, spec.value)
         images.append(_layer_image(array, found))
-    checksum = sha256(np.ascontiguousarray(segmentation.labels.array).data).hexdigest()
-    return SegmentLayers(tuple(segments), tuple(images), checksum)
+    return SegmentLayers(tuple(segments), tuple(images), segmentation.checksum)
 
 
 def update_segmentation_node(

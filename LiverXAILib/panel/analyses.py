@@ -17,6 +17,7 @@ from ..errors import LiverXAIError
 from ..explain.targets import Target
 from ..models import ModelSpec
 from ..mrml.nodes import get_attribute
+from ..mrml.segmentations import LABELS_CHECKSUM
 from .edits import is_edited, made_by
 from .installation import REPORT_PACKAGES
 from .model_choice import ModelChoice
@@ -157,6 +158,7 @@ class Analyses:
             segmentation=segmentation,
             base=base,
             edited=is_edited(segmentation_node),
+            left=segmentation_node.GetAttribute(LABELS_CHECKSUM) or "",
             earlier=get_attribute(segmentation_node, "Decisions") or (),
             who=reader_name(),
             sensitivity=self._models.sensitivity(),

@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 
 from ..explain.catalog import CATALOG
 from ..mrml import curves_to_chart, set_heat_opacity, set_heat_threshold, show_overlay
+from ..mrml.heatmaps import is_about, is_about_edit, mark_before_changes
 from ..mrml.nodes import get_attribute
 from .edits import is_edited
 from .state import PanelState
@@ -26,6 +27,8 @@ class HeatMaps:
 
     def __init__(self, state: PanelState) -> None:
         self._state, self._ui = state, state.ui
+        #: Whether a heat map of the list is about the segmentation as it is now.
+        self.any_present = False
         with state.filling():
             for name, text in COLORS.items():
                 self._ui.colorSelector.addItem(text, name)
@@ -34,13 +37,15 @@ class HeatMaps:
         """The list of the CT's heat maps, and what is known about the chosen one."""
         ui, heat_maps = self._ui, self._state.results("heatmap")
         ui.heatMapButton.visible = bool(heat_maps)
-        edited = is_edited(self._state.result("segmentation"))
+        self.any_present = False
         with self._state.filling():
             ui.heatMapSelector.clear()
             for heat_map in heat_maps:
                 question, method = heat_map.GetAttribute("LiverXAI.Question"), heat_map.GetAttribute("LiverXAI.Method")
                 title = _(CATALOG[method].title) if method in CATALOG else method
-                place, stale = get_attribute(heat_map, "Place"), edited or get_attribute(heat_map, "Stale")
+                place, stale = get_attribute(heat_map, "Place"), self._is_from_before(heat_map)
+                mark_before_changes(heat_map, stale)
+                self.any_present |= not stale
                 where = "" if place is None else " " + place_words(place)
                 words = f"{question}{where} ({title})" + (_(", before the changes") if stale else "")
                 ui.heatMapSelector.addItem(words, heat_map.GetID())
@@ -49,6 +54,13 @@ class HeatMaps:
             index = ui.heatMapSelector.findData(chosen.GetID()) if chosen is not None else -1
             ui.heatMapSelector.setCurrentIndex(index if index >= 0 else ui.heatMapSelector.count - 1)
         self._show_faithfulness()
+
+    def _is_from_before(self, heat_map: Any) -> bool:
+        """Whether the segmentation has changed since a heat map was asked."""
+        segmentation = self._state.result("segmentation")
+        if is_edited(segmentation):
+            return not is_about_edit(heat_map, segmentation)
+        return not is_about(heat_map, segmentation)
 
     def choose(self, heat_map: Any) -> None:
         """Show a heat map of the list."""

@@ -18,6 +18,9 @@ from .results import table_rows
 from .state import PanelState
 from .tasks import Steps, TaskRunner
 
+#: Attribute of a segmentation node: what the reader has decided.
+DECISIONS = "LiverXAI.Decisions"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -55,8 +58,8 @@ class Outcomes:
     ) -> None:
         self._state, self._models, self._runner = state, models, runner
         self._edits, self._shown, self._overlaid = edits, shown, overlaid
-        #: Under which token the worker holds the labels of a segmentation node, and the labels' state then.
-        self._held_as: dict[str, tuple[str, str]] = {}
+        #: Under which token the worker holds the labels of a segmentation node, and their state and decisions then.
+        self._held_as: dict[str, tuple[str, str, str | None]] = {}
 
     def forget(self) -> None:
         """The scene was closed: its nodes are gone."""
@@ -64,17 +67,22 @@ class Outcomes:
         self._edits.forget()
 
     def hold(self, segmentation_node: Any) -> bool:
-        """Whether the worker was told of a segmentation node, as it was at some time."""
-        return segmentation_node.GetID() in self._held_as
+        """Whether the worker knows a segmentation node before edits by hand."""
+        return bool(self.base_of(segmentation_node))
+
+    def _hold(self, segmentation_node: Any, token: str, labels: str) -> None:
+        self._held_as[segmentation_node.GetID()] = (token, labels, segmentation_node.GetAttribute(DECISIONS))
 
     def base_of(self, segmentation_node: Any) -> str:
         """Under which name the worker knows a segmentation node before edits by hand; "" if it does not."""
-        return self._held_as.get(segmentation_node.GetID(), ("", ""))[0]
+        token, _state, decisions = self._held_as.get(segmentation_node.GetID(), ("", "", None))
+        # Decisions of the Python console are not known to it.
+        return token if segmentation_node.GetAttribute(DECISIONS) == decisions else ""
 
     def labels_token(self, segmentation_node: Any) -> str:
         """Under which name the worker holds the segmentation as it is now, if it does."""
         state = mrml.labels_token(segmentation_node)
-        token, state_then = self._held_as.get(segmentation_node.GetID(), ("", ""))
+        token, state_then, _decisions = self._held_as.get(segmentation_node.GetID(), ("", "", None))
         return token if state_then == state else state
 
     def show_analysis(self, analysis: Any, asked: Asked, token: str, model: str) -> Steps:
@@ -105,7 +113,7 @@ class Outcomes:
             yield None
         # An earlier result of this CT was held under the same name.
         self._held_as = {one: held for one, held in self._held_as.items() if held[0] != token}
-        self._held_as[nodes.segmentation.GetID()] = (token, labels)
+        self._hold(nodes.segmentation, token, labels)
         yield from self._edits.measured(nodes.segmentation, labels)
         self._models.remember(model, analysis.model)
         heat_map = next(reversed(nodes.heatmaps.values()), None)
@@ -142,7 +150,7 @@ class Outcomes:
         with self._edits.paused():
             mrml.update_refined(analysis, self._state.scene, node, layers)
         labels = asked.labels if edited_meanwhile else mrml.labels_token(segmentation)
-        self._held_as[segmentation.GetID()] = (name, labels)
+        self._hold(segmentation, name, labels)
         yield from self._edits.measured(segmentation, labels)
         yield None
         if self._state.volume_node is node:
@@ -164,7 +172,8 @@ class Outcomes:
             if obstacle := self._obstacle(asked):
                 return obstacle
             heat_map = mrml.explanation_to_node(explanation, scene, node, image=image)
-            set_attributes(heat_map, {"Place": _place_of(scene, node, str(explanation.target))})
+            place = _place_of(scene, node, str(explanation.target))
+            set_attributes(heat_map, {"Place": place, "State": asked.labels or None})
             yield None
         changed = yield mrml.prepare_changed_cts(explained.answers)
         if obstacle := self._obstacle(asked):

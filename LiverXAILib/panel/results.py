@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from ..mrml import sets_aside, show_changed_ct
 from ..mrml.changed_cts import CHANGED_CT
+from ..mrml.heatmaps import is_about
 from ..mrml.nodes import get_attribute
 from .heat_maps import HeatMaps, faithfulness_word
 from .state import PanelState
@@ -112,8 +113,12 @@ class ResultsView:
 
     def _of_lesions(self, kind: str) -> dict[str, Any]:
         """Heat maps or changed CTs by target, but for those whose numbers may stand for other lesions by now."""
-        nodes = self._state.results(kind)
-        return {node.GetAttribute("LiverXAI.Target"): node for node in nodes if not get_attribute(node, "Stale")}
+        nodes, segmentation = self._state.results(kind), self._state.result("segmentation")
+        return {
+            node.GetAttribute("LiverXAI.Target"): node
+            for node in nodes
+            if is_about(node, segmentation) and not get_attribute(node, "Stale")
+        }
 
     @property
     def selected_lesion(self) -> int:
@@ -227,7 +232,7 @@ def _rejected_row(lesion: dict[str, Any]) -> tuple[list[str], str]:
         "–" if probability is None else number(probability, 2),
         "",
         "",
-        _("rejected by reader"),
+        _("rejected\nby reader"),
     ]
     words = _("Rejected by {who}, {when}; not counted. Accept makes it a lesion again.")
     return texts, words.format(who=lesion["who"], when=lesion["when"][:16].replace("T", " "))

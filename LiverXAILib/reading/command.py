@@ -17,6 +17,7 @@ from .. import options
 from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
+from ..inference.segmentation import labels_checksum
 from ..inference.sensitivity import STANDARD, check_sensitivity
 from ..progress import progress_bar
 from ..text import warn
@@ -29,7 +30,6 @@ from .decisions import (
     choose_targets,
     exclude,
     include,
-    labels_checksum,
     merge,
     refine,
     reject,

@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
 from ..analysis import Analysis, Decision
 from ..errors import UsageError
 from ..inference.lesions import Point, candidate_components, grown, lesion_at, lesion_components, lesion_place
+from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
@@ -23,7 +24,6 @@ from .measuring import asked_before, measure_again
 from .outline import correct_outline, outline_lesion
 from .rejections import rejections
 
-_EDITED = "Explained before the reader's changes."
 #: A place belongs to the nearest lesion if that is not further away, in mm.
 _NEAREST_MM = 20.0
 
@@ -118,8 +118,8 @@ def refine(
     :param labels: the label map as the reader has edited it by hand; None: that of `analysis`.
     :param who: who decided.
     :return: a new analysis with the decisions (:attr:`~LiverXAILib.analysis.Analysis.decisions`) and the model's own
-        answer (:attr:`~LiverXAILib.analysis.Analysis.own`). Heat maps and counterfactuals of single lesions are
-        left out: their numbers may stand for others.
+        answer (:attr:`~LiverXAILib.analysis.Analysis.own`). If outlines have changed, heat maps and counterfactuals
+        of single lesions are left out: their numbers may stand for others.
     :raises LiverXAILib.errors.UsageError: there is no such lesion or candidate, or nothing at the place.
     """
     own = analysis.own or analysis
@@ -183,16 +183,9 @@ def refine(
     provenance = {**before.provenance, "edited": True}
     segmentation = dataclasses.replace(before, labels=before.labels.with_array(array), provenance=provenance)
     everything = (*analysis.decisions, *decided)
-    kept = [
-        dataclasses.replace(explanation, warnings=tuple(dict.fromkeys((*explanation.warnings, _EDITED))))
-        for explanation in analysis.explanations
-        if not str(explanation.target).startswith("lesion")
-    ]
     return dataclasses.replace(
         analysis,
-        segmentation=segmentation,
-        explanations=tuple(kept),
-        answers=(),
+        **_kept(analysis, segmentation),
         measurements=measure_again(analysis.volume, segmentation, own, everything),
         decisions=everything,
         own=own,
@@ -200,7 +193,7 @@ def refine(
         provenance={
             **analysis.provenance,
             "reader": [decision.to_dict() for decision in everything],
-            "reader_labels_sha256": labels_checksum(segmentation.labels),
+            "reader_labels_sha256": segmentation.checksum,
         },
     )
 
@@ -254,10 +247,8 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     measured = measure(analysis.volume, chosen, **asked_before(own, chosen))
     model = dataclasses.replace(
         own,
-        segmentation=chosen,
         standard=standard,
-        explanations=tuple(one for one in own.explanations if not str(one.target).startswith("lesion")),
-        answers=(),
+        **_kept(own, chosen),
         measurements=measured,
         provenance={**own.provenance, "segmentation": dict(chosen.provenance)},
     )
@@ -273,20 +264,23 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     )
     return dataclasses.replace(
         analysis,
-        segmentation=changed,
+        **_kept(analysis, changed),
         measurements=measure_again(analysis.volume, changed, model, analysis.decisions),
         own=model,
         provenance={
             **analysis.provenance,
             "segmentation": dict(chosen.provenance),
-            "reader_labels_sha256": labels_checksum(changed.labels),
+            "reader_labels_sha256": changed.checksum,
         },
     )
 
 
-def labels_checksum(labels: Volume) -> str:
-    """SHA-256 of the voxels of a label map: by it an edit by hand is noticed."""
-    return sha256(np.ascontiguousarray(labels.array, dtype=np.uint8).data).hexdigest()
+def _kept(analysis: Analysis, segmentation: Segmentation) -> dict[str, Any]:
+    """A new segmentation, and what was explained before it that still can be shown."""
+    if segmentation.checksum == analysis.segmentation.checksum:
+        return {"segmentation": segmentation}
+    explanations = tuple(one for one in analysis.explanations if not str(one.target).startswith("lesion"))
+    return {"segmentation": segmentation, "explanations": explanations, "answers": ()}
 
 
 def _now() -> str:

@@ -192,7 +192,8 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "empty": explanation.raw_maximum == 0,
         "accounts_for": explanation.provenance.get("accounts_for"),
         "raw_maximum": explanation.raw_maximum,
-        "warnings": list(explanation.warnings),
+        "warnings": list(explanation.remarks(analysis.segmentation)),
+        "before": not explanation.is_about(analysis.segmentation),
         "planes": _planes(analysis, explanation),
         "picture_text": f"Axial, coronal and sagittal slices with the heat map for {description} over the CT: "
         "red places were influential, blue ones hardly, uncolored ones not.",

@@ -57,7 +57,8 @@ def viewer_data(analysis: Analysis) -> dict[str, Any]:
         },
         "maps": [
             {
-                "title": explanation.target.describe(),
+                "title": explanation.target.describe()
+                + ("" if explanation.is_about(analysis.segmentation) else ", before the changes"),
                 "data": _packed(255 * resample(explanation.heatmap.array, volume.grid, grid).numpy()),
             }
             for explanation in analysis.explanations

@@ -181,6 +181,7 @@ class WorkerClient:
         earlier: Sequence[Mapping[str, Any]] = (),
         base: str = "",
         edited: bool = False,
+        left: str = "",
         who: str = "reader",
         sensitivity: str = "standard",
         sensitivity_before: str = "standard",
@@ -198,6 +199,7 @@ class WorkerClient:
         :param base: under which name the worker holds the labels of the analysis, before edits by hand; "": it may
             hold none, or that of another result of this image, and computes the model's own answer again.
         :param edited: the labels were edited by hand since the last decision.
+        :param left: checksum of the labels as the last decision left them: if they are so, they were not edited.
         :param sensitivity: which lesions count; another than before is applied without running a network.
         :param sensitivity_before: with which the labels as they are now came about.
         :param height, weight: see :class:`LiverXAILib.options.Options`; of the analysis, if the worker holds it.
@@ -209,6 +211,7 @@ class WorkerClient:
             "earlier": list(earlier),
             "base": base,
             "edited": edited,
+            "left": left,
             "who": who,
             "sensitivity": sensitivity,
             "sensitivity_before": sensitivity_before,

@@ -231,6 +231,7 @@ class RequestHandler:
         earlier: list[dict[str, Any]],
         base: str,
         edited: bool,
+        left: str,
         who: str,
         sensitivity: str,
         sensitivity_before: str,
@@ -241,6 +242,7 @@ class RequestHandler:
     ) -> dict[str, Any]:
         """The reader's decisions on the labels as they are now; the model's own answer is computed where it is lost."""
         from ..analysis import Decision
+        from ..inference.segmentation import labels_checksum
         from ..inference.sensitivity import STANDARD
         from ..options import Options
         from ..reading import change_sensitivity, refine, resume
@@ -259,6 +261,7 @@ class RequestHandler:
             measured = not earlier and _same(now, current.segmentation.labels)
             if not measured:
                 before = tuple(map(Decision.from_dict, earlier))
+                edited = edited and labels_checksum(now) != left
                 current = resume(current, now, before, edited=edited, who=who)
         context.report("Measuring", 0.9)
         if now is not None and not _same(now, current.segmentation.labels):

@@ -11,6 +11,7 @@ from batch_toys import phantom, write_model
 from panel_toys import apply_and_wait, choose_model, prepare, results, wait_idle
 
 import LiverXAILib as lx
+from LiverXAILib.reading import reject
 
 qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
 slicer = pytest.importorskip("slicer")
@@ -31,7 +32,7 @@ def erase(node, name, ct, where):
 def decided(panel):
     """The last column of the lesion table."""
     table = panel.ui.lesionTable
-    return [table.item(row, table.columnCount - 1).text() for row in range(table.rowCount)]
+    return [table.item(row, table.columnCount - 1).text().replace("\n", " ") for row in range(table.rowCount)]
 
 
 def test_an_edit_is_noticed_and_measured_again_by_one_click(panel, toy_model):
@@ -158,6 +159,94 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     wait_idle(panel)
     assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
     assert panel.ui.lesionTable.item(0, 4).text() == "unchecked"
+
+
+def heat_maps(panel, node):
+    """Whether each heat map is said to be from before the changes: in the list, and by its name in the views."""
+    listed = [panel.ui.heatMapSelector.itemText(row) for row in range(panel.ui.heatMapSelector.count - 1)]
+    names = [heat_map.GetName() for heat_map in results(node, "heatmap")]
+    said = [text.endswith(", before the changes") for text in listed]
+    assert [name.endswith(", before the changes") for name in names] == said
+    return said
+
+
+def test_a_heat_map_says_that_it_is_from_before_an_edit_until_it_is_asked_again(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "both")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", node).copy()
+    half = np.zeros(before.shape, bool)
+    half[:, :, : half.shape[2] // 2] = True
+    assert heat_maps(panel, node) == [False, False]
+    erase(segmentation, "tumor", node, half)
+    assert heat_maps(panel, node) == [True, True]
+    panel.choose(panel.ui.targetSelector, "tumor")
+    panel.click(panel.ui.explainButton)
+    wait_idle(panel)
+    assert panel.ui.editedLabel.visible
+    assert heat_maps(panel, node) == [True, False]  # liver, tumor
+    erase(segmentation, "tumor", node, np.s_[:2])
+    assert heat_maps(panel, node) == [True, True]
+    panel.click(panel.ui.explainButton)
+    wait_idle(panel)
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert heat_maps(panel, node) == [True, False]
+    # As it was when the other one was asked.
+    slicer.util.updateSegmentBinaryLabelmapFromArray(before, segmentation, "tumor", node)
+    qtapplication.process_events()
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert heat_maps(panel, node) == [False, True]
+
+
+def test_an_edit_that_is_undone_leaves_heat_maps_as_they_were(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", node).copy()
+    erase(segmentation, "tumor", node, np.s_[:])
+    assert heat_maps(panel, node) == [True]
+    slicer.util.updateSegmentBinaryLabelmapFromArray(before, segmentation, "tumor", node)
+    qtapplication.process_events()
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert heat_maps(panel, node) == [False]
+
+
+def test_what_changes_no_outline_leaves_heat_maps_of_lesions_valid(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.explainLesionButton)
+    wait_idle(panel)
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.targetsButton)
+    wait_idle(panel)
+    assert heat_maps(panel, node) == [False]
+    assert panel.ui.lesionTable.item(1, 4).text() == "unchecked"
+
+
+def test_what_was_decided_on_the_console_is_known_to_the_panel(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = segment_array(segmentation, "tumor", node).copy()
+    panel.widget.logic.refine(node, [reject(2)], who="Dr. A", model=toy_model, device="cpu", force=True)
+    qtapplication.process_events()
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "rejected by reader"]
+    assert "Rejected by Dr. A" in panel.ui.lesionTable.item(1, 0).toolTip()
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
+    kinds = [one["kind"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))]
+    assert kinds == ["reject", "restore"]
 
 
 def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_model):

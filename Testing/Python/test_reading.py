@@ -15,6 +15,8 @@ from scipy import ndimage
 import LiverXAILib as lx
 from LiverXAILib.analysis import Analysis, Decision
 from LiverXAILib.errors import UsageError
+from LiverXAILib.explain import Target
+from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.inference.lesions import candidate_components, lesion_components
 from LiverXAILib.inference.sensitivity import at_sensitivity, choose_point
@@ -426,6 +428,29 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     assert "Rejected by Dr. A, 2" in text
     assert text.count("<img") == 3 + 2 + 1 + 1
     assert "&#34;voxels&#34;" not in text
+
+
+def test_files_and_report_say_which_heat_maps_are_from_before_the_changes(tmp_path):
+    one = analysis()
+    heat = one.volume.with_array(one.volume.array.astype(np.float32) / 1000)
+    about = {"labels_sha256": one.segmentation.checksum}
+    one = dataclasses.replace(
+        one,
+        explanations=tuple(
+            Explanation(heat, 1.0, Target.parse(name), "hires-cam", "", provenance=about)
+            for name in ("tumor", "lesion:1")
+        ),
+    )
+    changed = refine(one, [reject(2)])
+    assert [str(x.target) for x in changed.explanations] == ["tumor"]
+    back = refine(changed, [restore(1)])
+    for result, says in ((one, 0), (changed, 1), (back, 0), (refine(one, [choose_targets(1)]), 0)):
+        files = lx.write_analysis(result, tmp_path)
+        text = files["report"].read_text()
+        assert text.count("(before the changes)") == text.count("Explained before the changes") == says
+        told = json.loads(files["provenance"].read_text())["explanations"]
+        assert sum("Explained before the changes" in " ".join(x["warnings"]) for x in told) == says
+    assert len(refine(one, [choose_targets(1)]).explanations) == 2
 
 
 def test_files_tell_the_reader_from_the_model(tmp_path):
