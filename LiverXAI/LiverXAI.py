@@ -33,7 +33,6 @@ if find_spec("LiverXAILib") is None:
 
 from LiverXAILib.analysis import Decision
 from LiverXAILib.errors import LiverXAIError, UsageError
-from LiverXAILib.mrml.nodes import get_attribute
 from LiverXAILib.panel.analyses import Analyses
 from LiverXAILib.panel.calipers import Calipers
 from LiverXAILib.panel.choices import Choices, Devices
@@ -314,7 +313,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
             progress=progress,
             cancel=cancel,
         )
-        earlier = tuple(map(Decision.from_dict, get_attribute(found[0], "Decisions") or ()))
+        earlier = mrml.decisions_of(found[0], volumeNode)
         edited = labels_checksum(labels) != found[0].GetAttribute(LABELS_CHECKSUM)
         refined = refine(resume(own, labels, earlier, edited=edited, who=who), decisions, who=who)
         layers = mrml.segment_layers(refined.segmentation)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     )
     from .scene import write_scene
     from .segmentations import (
+        decisions_of,
+        moved_point,
+        moved_since,
         read_segments,
         require_segment,
         segment_layers,
@@ -68,6 +71,9 @@ _HOMES = {
     "segmentation_from_node": "segmentations",
     "segmentation_to_node": "segmentations",
     "sensitivity_of": "segmentations",
+    "decisions_of": "segmentations",
+    "moved_point": "segmentations",
+    "moved_since": "segmentations",
     "segments_checksum": "tokens",
     "set_heat_opacity": "display",
     "set_heat_threshold": "display",
@@ -112,6 +118,9 @@ __all__ = [
     "segmentation_from_node",
     "segmentation_to_node",
     "sensitivity_of",
+    "decisions_of",
+    "moved_point",
+    "moved_since",
     "segments_checksum",
     "set_heat_opacity",
     "set_heat_threshold",

@@ -21,7 +21,14 @@ from .heatmaps import (
     update_uncertainty_node,
 )
 from .nodes import find_results, has_attributes, remove_result, results_folder, set_attributes
-from .segmentations import LABELS_CHECKSUM, SegmentLayers, segment_layers, update_segmentation_node
+from .segmentations import (
+    LABELS_CHECKSUM,
+    SegmentLayers,
+    remember_grids,
+    remove_merged_segments,
+    segment_layers,
+    update_segmentation_node,
+)
 from .tables import update_table_node
 from .volumes import blank_image, check_shape, prepare_images, shared_image, volume_to_node
 
@@ -179,6 +186,8 @@ def update_refined(
     before = node.GetAttribute(LABELS_CHECKSUM)
     if layers is not None:
         update_segmentation_node(analysis.segmentation, scene, volume_node, layers)
+        remove_merged_segments(node, layers, analysis.model)
+    remember_grids(node, analysis.segmentation)
     decisions = [decision.to_dict() for decision in analysis.decisions]
     set_attributes(node, {"Decisions": decisions or None, "Provenance": dict(analysis.segmentation.provenance)})
     if "reader_labels_sha256" in analysis.provenance:  # segments that were edited by hand are as they are in the scene

@@ -8,9 +8,9 @@ measured volume do, and the tumors lie in a second layer above it.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from vtkmodules.vtkCommonCore import reference, vtkStringArray
 from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from .._version import __version__
+from ..analysis import Decision
 from ..errors import UsageError
 from ..inference.lesions import numbered_lesions
 from ..inference.segmentation import Segmentation
@@ -149,12 +150,10 @@ def update_segmentation_node(
             node,
             {
                 "Model": model,
-                "Grid": _grid_to_json(world_grid(volume_node)),
-                "StageGrids": {name: _grid_to_json(grid) for name, grid in segmentation.stage_grids.items()},
-                "StageCenters": dict(segmentation.stage_centers),
                 "Provenance": dict(segmentation.provenance),
             },
         )
+        remember_grids(node, segmentation)
         algorithm = f"LiverXAI {__version__} {model.get('name', '')} {model.get('version', '')}".strip()
         matrix = vtkMatrix4x4()
         volume_node.GetIJKToRASMatrix(matrix)
@@ -226,6 +225,59 @@ def read_segments(
         )
 
     return put_together
+
+
+def remember_grids(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentation) -> None:
+    """Remember where the CT was when a result was measured, and where its network has run."""
+    set_attributes(
+        node,
+        {
+            "Grid": _grid_to_json(segmentation.labels.grid),
+            "StageGrids": {name: _grid_to_json(grid) for name, grid in segmentation.stage_grids.items()},
+            "StageCenters": dict(segmentation.stage_centers),
+        },
+    )
+
+
+def moved_since(node: slicer.vtkMRMLSegmentationNode | None, volume_node: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
+    """4x4, LPS mm: from places in the measurements of a result to where they are now, after the CT was transformed."""
+    then = get_attribute(node, "Grid") if node is not None else None
+    if then is None or volume_node.GetImageData() is None:
+        return np.eye(4)
+    return world_grid(volume_node).ijk_to_lps @ np.linalg.inv(_grid_from_json(then).ijk_to_lps)
+
+
+def decisions_of(
+    node: slicer.vtkMRMLSegmentationNode, volume_node: slicer.vtkMRMLScalarVolumeNode
+) -> tuple[Decision, ...]:
+    """What a reader has decided about a result, with places where they are now."""
+    decisions = map(Decision.from_dict, get_attribute(node, "Decisions") or ())
+    matrix = moved_since(node, volume_node)
+    return tuple(
+        replace(
+            one,
+            place_lps_mm=None if one.place_lps_mm is None else moved_point(matrix, one.place_lps_mm),
+            points_lps_mm=tuple(moved_point(matrix, point) for point in one.points_lps_mm),
+        )
+        for one in decisions
+    )
+
+
+def moved_point(matrix: np.ndarray, point: Sequence[float]) -> tuple[float, float, float]:
+    """A point after a 4x4 transform."""
+    x, y, z = matrix[:3, :3] @ np.asarray(point, dtype=float) + matrix[:3, 3]
+    return float(x), float(y), float(z)
+
+
+def remove_merged_segments(node: slicer.vtkMRMLSegmentationNode, layers: SegmentLayers, model: ModelSpec) -> None:
+    """Remove what the user has drawn as segments of his own for the model's labels: `layers` hold their voxels by now.
+
+    Left there, they would bring back what a reader has rejected.
+    """
+    segments, wanted = node.GetSegmentation(), {segment.identifier for segment in layers.segments}
+    for identifier in segments.GetSegmentIDs():
+        if identifier not in wanted and _label_of(segments.GetSegment(identifier), model) is not None:
+            segments.RemoveSegment(identifier)
 
 
 def sensitivity_of(node: slicer.vtkMRMLSegmentationNode) -> str:

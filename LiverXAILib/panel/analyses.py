@@ -16,7 +16,6 @@ from ..analysis import Decision
 from ..errors import LiverXAIError
 from ..explain.targets import Target
 from ..models import ModelSpec
-from ..mrml.nodes import get_attribute
 from ..mrml.segmentations import LABELS_CHECKSUM
 from .edits import is_edited, made_by
 from .installation import REPORT_PACKAGES
@@ -75,8 +74,11 @@ class Analyses:
         )
 
     def is_up_to_date(self, segmentation_node: Any) -> bool:
-        """Whether the worker can write the result of a segmentation node as it is now."""
-        return not is_edited(segmentation_node) and self._outcomes.hold(segmentation_node)
+        """Whether the worker can write the result of a segmentation node as it is now, where its CT is now."""
+        held = self._outcomes.hold(segmentation_node) and self._runner.client.holds(
+            self._token(self._state.volume_node)
+        )
+        return held and not is_edited(segmentation_node)
 
     def can_measure(self, segmentation_node: Any) -> bool:
         """Whether a segmentation node can be measured without a word to the user: its model is the chosen one."""
@@ -143,7 +145,8 @@ class Analyses:
         if spec is not None and not made_by(segmentation_node, spec):
             raise LiverXAIError(_("This result was made by another model: choose that model first."))
         base = self._outcomes.base_of(segmentation_node)
-        if not base or not client.holds(token, labels):
+        # Labels that were edited and explained since are held, too, but not as what the decisions start from.
+        if not base or labels != base or not client.holds(token, labels):
             if spec is None:
                 raise LiverXAIError(_("This model has to be loaded first: press Apply."))
             for label in spec.labels:
@@ -159,7 +162,7 @@ class Analyses:
             base=base,
             edited=is_edited(segmentation_node),
             left=segmentation_node.GetAttribute(LABELS_CHECKSUM) or "",
-            earlier=get_attribute(segmentation_node, "Decisions") or (),
+            earlier=[one.to_dict() for one in mrml.decisions_of(segmentation_node, node)],
             who=reader_name(),
             sensitivity=self._models.sensitivity(),
             sensitivity_before=sensitivity_before,

@@ -9,6 +9,7 @@ from typing import Any
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from ..mrml import moved_point, moved_since
 from ..mrml.nodes import get_attribute
 from .state import PanelState
 
@@ -48,11 +49,12 @@ class Calipers(VTKObservationMixin):
         if axes is None:
             return
         self._lesion = lesion
+        matrix = moved_since(self._state.result("segmentation"), self._state.volume_node)
         for key, title, color in _AXES:
             line = self._state.scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode", f"{_('Lesion')} {lesion}, {title}")
             line.SetSaveWithScene(False)
             line.SetHideFromEditors(True)
-            for left, posterior, superior in axes[key]:
+            for left, posterior, superior in (moved_point(matrix, end) for end in axes[key]):
                 line.AddControlPointWorld(-left, -posterior, superior)
             line.CreateDefaultDisplayNodes()
             display = line.GetDisplayNode()

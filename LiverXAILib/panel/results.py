@@ -8,7 +8,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..mrml import sets_aside, show_changed_ct
+from ..mrml import moved_point, moved_since, sets_aside, show_changed_ct
 from ..mrml.changed_cts import CHANGED_CT
 from ..mrml.heatmaps import is_about
 from ..mrml.nodes import get_attribute
@@ -193,7 +193,13 @@ class ResultsView:
             left, posterior, superior = [*self.candidates, *self.rejected][row - len(self.lesions)]["place_lps_mm"]
         else:
             return
+        left, posterior, superior = self._now((left, posterior, superior))
         slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)
+
+    def _now(self, place_lps_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Where a place of the table is now: the CT may have been transformed since it was measured."""
+        matrix = moved_since(self._state.result("segmentation"), self._state.volume_node)
+        return moved_point(matrix, place_lps_mm)
 
     def on_show_3d(self, shown: bool) -> None:
         """Surfaces were switched on or off by Slicer's own button: they are of use only where they can be seen."""

@@ -86,6 +86,26 @@ def results(node: Any, kind: str) -> list[Any]:
     return find_results(slicer.mrmlScene, node, kind)
 
 
+def decided(panel: Any) -> list[str]:
+    """The last column of the lesion table."""
+    table = panel.ui.lesionTable
+    return [table.item(row, table.columnCount - 1).text().replace("\n", " ") for row in range(table.rowCount)]
+
+
+def place_point(ras: Any) -> None:
+    """What Slicer does when the reader clicks in a slice view while a point is being placed."""
+    import slicer
+    from slicerhost.qtapplication import process_events
+
+    logic = slicer.app.applicationLogic()
+    interaction = logic.GetInteractionNode()
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    node = slicer.mrmlScene.GetNodeByID(logic.GetSelectionNode().GetActivePlaceNodeID())
+    node.AddControlPointWorld(*ras)
+    interaction.SwitchToViewTransformMode()
+    process_events()
+
+
 def clipped_texts(panel: Any) -> list[str]:
     """Labels and buttons that show at this moment and are smaller than their text."""
     from PySide6 import QtWidgets

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from batch_toys import phantom, write_model
-from panel_toys import apply_and_wait, choose_model, prepare, results, wait_idle
+from panel_toys import apply_and_wait, choose_model, decided, place_point, prepare, results, wait_idle
 
 import LiverXAILib as lx
 from LiverXAILib.reading import reject
@@ -27,12 +27,6 @@ def erase(node, name, ct, where):
     array[where] = 0
     slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, name, ct)
     qtapplication.process_events()
-
-
-def decided(panel):
-    """The last column of the lesion table."""
-    table = panel.ui.lesionTable
-    return [table.item(row, table.columnCount - 1).text().replace("\n", " ") for row in range(table.rowCount)]
 
 
 def test_an_edit_is_noticed_and_measured_again_by_one_click(panel, toy_model):
@@ -344,17 +338,6 @@ def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(pan
     assert decided(panel) == ["reader", "accepted", "candidate"]
     (segmentation,) = results(node, "segmentation")
     assert segment_array(segmentation, "tumor", node).any()
-
-
-def place_point(ras):
-    """What Slicer does when the reader clicks in a slice view while a point is being placed."""
-    logic = slicer.app.applicationLogic()
-    interaction = logic.GetInteractionNode()
-    assert interaction.GetCurrentInteractionMode() == interaction.Place
-    node = slicer.mrmlScene.GetNodeByID(logic.GetSelectionNode().GetActivePlaceNodeID())
-    node.AddControlPointWorld(*ras)
-    interaction.SwitchToViewTransformMode()
-    qtapplication.process_events()
 
 
 def markups():

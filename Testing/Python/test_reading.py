@@ -447,7 +447,7 @@ def test_files_and_report_say_which_heat_maps_are_from_before_the_changes(tmp_pa
     for result, says in ((one, 0), (changed, 1), (back, 0), (refine(one, [choose_targets(1)]), 0)):
         files = lx.write_analysis(result, tmp_path)
         text = files["report"].read_text()
-        assert text.count("(before the changes)") == text.count("Explained before the changes") == says
+        assert text.count("(before the changes)") == text.count(">Explained before the changes") == says
         told = json.loads(files["provenance"].read_text())["explanations"]
         assert sum("Explained before the changes" in " ".join(x["warnings"]) for x in told) == says
     assert len(refine(one, [choose_targets(1)]).explanations) == 2

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What else users do to a CT and its results: transforms, renamed, deleted and own segments, undo, another model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from batch_toys import phantom, write_model
+from panel_toys import apply_and_wait, choose_model, decided, place_point, prepare, results, wait_idle
+
+qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
+slicer = pytest.importorskip("slicer")
+
+#: RAS mm: a turn by 30 degrees about the patient's axis, and a shift.
+TURN = np.array([[0.866025, -0.5, 0, 30], [0.5, 0.866025, 0, -20], [0, 0, 1, 45], [0, 0, 0, 1]])
+
+
+def tumor(segmentation, ct):
+    return slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", ct) > 0
+
+
+def reject_row(panel, row):
+    panel.ui.lesionTable.selectRow(row)
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+
+
+def measure(panel):
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+
+
+def ras(row):
+    left, posterior, superior = (float(row[f"centroid_{axis}_mm"]) for axis in "lps")
+    return np.array([-left, -posterior, superior, 1.0])
+
+
+def transform(node, matrix=TURN):
+    """Put a node under a transform that is under another; returns where its places are then, 4x4 RAS."""
+    inner, outer = (slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode") for _ in range(2))
+    for one in (inner, outer):
+        one.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    inner.SetAndObserveTransformNodeID(outer.GetID())
+    node.SetAndObserveTransformNodeID(inner.GetID())
+    qtapplication.process_events()
+    return matrix @ matrix
+
+
+def test_under_nested_transforms_clicks_rows_and_axes_are_where_the_lesion_is(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    view.SetLayoutName("Red")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = tumor(segmentation, node).copy()
+    first, second = (ras(row) for row in panel.widget.results.lesions)
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.targetsButton)
+    wait_idle(panel)
+    reject_row(panel, 0)
+    moved = transform(node)
+    # The row is from before the transform, but leads to where the lesion is now; so do its axes.
+    panel.ui.lesionTable.selectRow(0)
+    np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), (moved @ second)[2], atol=0.1)
+    line = slicer.util.getNodesByClass("vtkMRMLMarkupsLineNode")[0]
+    center = np.mean([line.GetNthControlPointPositionWorld(0), line.GetNthControlPointPositionWorld(1)], axis=0)
+    assert np.linalg.norm(center - (moved @ second)[:3]) < 8  # the lesion's radius is 9 mm
+    assert not panel.ui.saveButton.enabled  # the files would say where it was
+    panel.click(panel.ui.placeButton)
+    place_point((moved @ first)[:3])
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    after = tumor(segmentation, node)
+    assert 2 * (after & before).sum() / (after.sum() + before.sum()) > 0.9
+    np.testing.assert_allclose(ras(panel.widget.results.lesions[0])[:3], (moved @ first)[:3], atol=3)
+    # The target that was chosen before is the same lesion.
+    assert "target lesion 2" in panel.ui.summaryLabel.text
+    places = [one["place_lps_mm"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))]
+    expected = (moved @ first)[:3] * (-1, -1, 1)
+    np.testing.assert_allclose(places[1], expected, atol=4)  # the rejection
+    assert panel.ui.saveButton.enabled
+
+
+def test_renamed_segments_are_still_what_they_were(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    segments = segmentation.GetSegmentation()
+    segments.GetSegment("liver").SetName("Leber")
+    segments.GetSegment("tumor").SetName("Herde")
+    qtapplication.process_events()
+    assert not panel.ui.editedLabel.visible
+    summary, before = panel.ui.summaryLabel.text, tumor(segmentation, node).copy()
+    reject_row(panel, 1)
+    panel.widget.runner.client.close()  # the next worker reads the segments
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert panel.ui.summaryLabel.text == summary
+    np.testing.assert_array_equal(tumor(segmentation, node), before)
+    assert [segments.GetSegment(name).GetName() for name in ("liver", "tumor")] == ["Leber", "Herde"]
+    assert segments.GetNumberOfSegments() == 2
+
+
+def test_a_deleted_segment_of_tumors_comes_back_with_the_next_lesion(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = tumor(segmentation, node).copy()
+    place = ras(panel.widget.results.lesions[0])
+    reject_row(panel, 1)
+    segmentation.GetSegmentation().RemoveSegment("tumor")
+    qtapplication.process_events()
+    assert panel.ui.editedLabel.visible
+    measure(panel)
+    assert decided(panel) == ["rejected by reader"]
+    panel.ui.lesionTable.selectRow(0)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model"]
+    panel.click(panel.ui.placeButton)
+    place_point(place[:3])
+    wait_idle(panel)
+    after = tumor(segmentation, node)
+    assert 2 * (after & before).sum() / (after.sum() + before.sum()) > 0.9
+
+
+def test_a_segment_that_the_reader_drew_is_measured_and_can_be_rejected(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    segments = segmentation.GetSegmentation()
+    drawn = np.zeros(tumor(segmentation, node).shape, np.uint8)
+    drawn[7:10, 19:23, 15:18] = 1
+    segments.AddEmptySegment("drawn", "Tumor")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, segmentation, "drawn", node)
+    segments.AddEmptySegment("vessel", "portal vein")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, segmentation, "vessel", node)
+    qtapplication.process_events()
+    measure(panel)
+    assert sorted(decided(panel)) == ["model", "model", "reader"]
+    reject_row(panel, decided(panel).index("reader"))
+    assert sorted(decided(panel)) == ["model", "model", "rejected by reader"]
+    assert sorted(segments.GetSegmentIDs()) == ["liver", "tumor", "vessel"]
+    panel.widget.runner.client.close()
+    measure(panel)
+    assert sorted(decided(panel)) == ["model", "model", "rejected by reader"]
+
+
+def test_undo_in_the_segment_editor_is_an_edit_like_others(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = tumor(segmentation, node).copy()
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(segmentation.GetSegmentation())
+    history.SaveState()
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros(before.shape, np.uint8), segmentation, "tumor", node)
+    qtapplication.process_events()
+    assert panel.ui.editedLabel.visible
+    history.RestorePreviousState()
+    qtapplication.process_events()
+    measure(panel)
+    assert decided(panel) == ["model", "model"]
+    np.testing.assert_array_equal(tumor(segmentation, node), before)
+    # It takes the panel's decision back, too.
+    history.SaveState()
+    reject_row(panel, 0)
+    assert decided(panel) == ["model", "rejected by reader"]
+    history.RestorePreviousState()
+    qtapplication.process_events()
+    assert panel.ui.editedLabel.visible
+    measure(panel)
+    assert decided(panel) == ["model", "model"]
+    np.testing.assert_array_equal(tumor(segmentation, node), before)
+
+
+def test_results_of_a_ct_that_was_removed_stay_and_the_panel_goes_on(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
+    apply_and_wait(panel)
+    reject_row(panel, 1)
+    (segmentation,) = results(node, "segmentation")
+    panel.ui.lesionTable.selectRow(0)
+    slicer.mrmlScene.RemoveNode(node)
+    qtapplication.process_events()
+    assert slicer.mrmlScene.GetNodeByID(segmentation.GetID()) is segmentation
+    assert slicer.util.getNodesByClass("vtkMRMLMarkupsLineNode") == []
+    assert panel.ui.lesionTable.rowCount == 0
+    assert not panel.ui.acceptButton.enabled
+    assert not panel.ui.saveButton.visible
+    # What is edited now is nobody's result; another CT is analyzed as usual.
+    segmentation.GetSegmentation().RemoveSegment("tumor")
+    qtapplication.process_events()
+    another = prepare(panel, phantom(lesions=2), toy_model, "tumor", "another")
+    apply_and_wait(panel)
+    assert decided(panel) == ["model", "model"]
+    assert results(another, "segmentation") != [segmentation]
+
+
+def test_rejections_stay_with_their_result_when_another_model_makes_a_second_one(panel, toy_model, tmp_path):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (first,) = results(node, "segmentation")
+    before = tumor(first, node).copy()
+    reject_row(panel, 1)
+    choose_model(panel, str(write_model(tmp_path / "other", liver_hu=40.0)))
+    apply_and_wait(panel)
+    assert decided(panel) == ["model", "model"]
+    panel.ui.resultSelector.setCurrentIndex(1)
+    qtapplication.process_events()
+    assert results(node, "segmentation") == [first]
+    assert decided(panel) == ["model", "rejected by reader"]
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert "made by another model" in panel.ui.statusLabel.text
+    choose_model(panel, toy_model)
+    panel.ui.lesionTable.selectRow(1)
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    np.testing.assert_array_equal(tumor(first, node), before)
