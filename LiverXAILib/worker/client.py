@@ -66,6 +66,7 @@ class _Request:
     volume: Volume | None = None
     cancel_deadline: float | None = None
     held: dict[str, str] = field(default_factory=dict)
+    unpacking: threading.Thread | None = None
 
 
 class WorkerClient:
@@ -354,7 +355,14 @@ class WorkerClient:
         if kind == "unsent":
             return self._on_message(news)
         if kind == "ended":
+            if self._running is not None and self._running.unpacking is not None:
+                # The answer came before the end: it is whole, and counts.
+                self._running.unpacking.join()
+                self._inbox.put((kind, self._process, news))
+                return None
             return self._on_exit(news)
+        if kind == "unpacked":
+            return self._on_result(*news)
         if kind == "message":
             try:
                 return self._on_message(news)
@@ -373,20 +381,42 @@ class WorkerClient:
             return Event("progress", running.number, str(message["stage"]), fraction, seconds)
         if message["event"] == "failed":
             event = Event("failed", running.number, error=_error(message), details=str(message["details"]))
-        else:
-            result = self._unpack(running, message["result"])
-            self._held.update(running.held)
-            event = Event("done", running.number, fraction=1.0, result=result)
-        self._running = None
-        return event
+            self._running = None
+            return event
+        # To open the files of many images takes longer than a window may stand still.
+        arguments = (self._process, self._folder, running, message["result"])
+        running.unpacking = threading.Thread(target=self._unpack, args=arguments, daemon=True)
+        running.unpacking.start()
+        return None
 
-    def _unpack(self, request: _Request, result: Mapping[str, Any]) -> Analysis | Explained | Mapping[str, Any]:
-        assert self._folder is not None
+    def _on_result(self, request: _Request, result: Any, problem: str) -> Event | None:
+        """The answer is unpacked; `problem`: why it is none."""
+        if request is not self._running:
+            return None
+        if problem:
+            request.unpacking = None
+            return self._fail_and_end(problem)
+        self._held.update(request.held)
+        self._running = None
+        return Event("done", request.number, fraction=1.0, result=result)
+
+    def _unpack(self, process: ChildProcess, folder: Path, request: _Request, result: Mapping[str, Any]) -> None:
+        news: tuple[_Request, Any, str]
+        try:
+            news = request, self._unpacked(folder, request, result), ""
+        except Exception as error:
+            # The answer, or a file that came with it, is not what it should be.
+            news = request, None, "".join(traceback.format_exception(error))
+        self._inbox.put(("unpacked", process, news))
+
+    def _unpacked(
+        self, folder: Path, request: _Request, result: Mapping[str, Any]
+    ) -> Analysis | Explained | Mapping[str, Any]:
         if request.action in ("analyze", "refine"):
             assert request.volume is not None
-            return unpack_analysis(result, self._folder, request.volume)
+            return unpack_analysis(result, folder, request.volume)
         if request.action == "explain":
-            return unpack_explained(result, self._folder)
+            return unpack_explained(result, folder)
         if not isinstance(result, dict):
             raise TypeError(f"{type(result).__name__} instead of a mapping")
         return result
