@@ -32,21 +32,8 @@ def picture(panel: qtapplication.Panel, path: Path) -> None:
     print(path)
 
 
-def place(ras: Any) -> None:
-    """What Slicer does when the reader clicks in a slice view while a point is being placed."""
-    import slicer
-
-    logic = slicer.app.applicationLogic()
-    node = slicer.mrmlScene.GetNodeByID(logic.GetSelectionNode().GetActivePlaceNodeID())
-    node.AddControlPointWorld(*ras)
-    logic.GetInteractionNode().SwitchToViewTransformMode()
-
-
-def read(panel: qtapplication.Panel, ct: Any, missed: Any, folder: Path) -> None:
-    """The reader's loop: a lesion is rejected, a missed one added by a click, a part of the liver erased.
-
-    :param missed: a place (RAS mm) in a lesion.
-    """
+def read(panel: qtapplication.Panel, ct: Any, folder: Path) -> None:
+    """The reader's loop: a lesion is rejected, and a part of the liver erased."""
     import slicer
 
     def wait() -> None:
@@ -54,14 +41,7 @@ def read(panel: qtapplication.Panel, ct: Any, missed: Any, folder: Path) -> None
 
     panel.ui.lesionTable.selectRow(0)
     picture(panel, folder / "reader-1-chosen.png")
-    if panel.ui.rejectButton.enabled:
-        panel.click(panel.ui.rejectButton)
-    elif panel.ui.acceptButton.enabled:
-        panel.click(panel.ui.acceptButton)
-    wait()
-    panel.click(panel.ui.placeButton)
-    place(missed)
-    qtapplication.process_events()
+    panel.click(panel.ui.rejectButton)
     wait()
     picture(panel, folder / "reader-2-decided.png")
     panel.ui.autoMeasureCheckBox.checked = False
@@ -83,7 +63,6 @@ def main(folder: Path, check: bool) -> None:
     panel = qtapplication.Panel(ROOT / "LiverXAI" / "LiverXAI.py")
     picture(panel, folder / "panel-empty.png")
     ct, truth = make_phantom(seed=7, spacing_mm=(2.0, 2.0, 4.0))
-    missed = truth.GetSegmentCenterRAS(truth.GetSegmentation().GetNthSegmentID(1))
     slicer.mrmlScene.RemoveNode(truth)
     panel.ui.inputSelector.setCurrentNode(ct)
     panel.choose(panel.ui.targetSelector, "both")
@@ -98,7 +77,7 @@ def main(folder: Path, check: bool) -> None:
         qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     panel.ui.heatMapSelector.setCurrentIndex(min(1, panel.ui.heatMapSelector.count - 1))
     picture(panel, folder / "panel-results.png")
-    read(panel, ct, missed, folder)
+    read(panel, ct, folder)
     panel.ui.advancedButton.collapsed = False
     qtapplication.wait_until(lambda: not panel.widget.runner.busy, 600)
     picture(panel, folder / "panel-advanced.png")
