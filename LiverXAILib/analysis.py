@@ -35,7 +35,7 @@ class Decision:
     :param points_lps_mm: of "measure": both ends of the long axis, then of the short one; of "target": a voxel of each
         lesion (LPS mm).
     :param voxels: whose label it changed, as of :func:`~LiverXAILib.volumes.packing.pack_mask`: by them a rejected
-        lesion is known, and comes back as it was. "" for what changes none, and for edits by hand.
+        lesion is known, and comes back as it was. "" for what changes none.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Decision:
         return Decision(
             values["kind"],
             tuple(values["numbers"]),
-            None if place is None else tuple(place),
+            None if place is None else (float(place[0]), float(place[1]), float(place[2])),
             values["who"],
             values["when"],
             points,

@@ -113,6 +113,8 @@ def analyze(
 
         standard_volume_ml(height_cm, weight_kg)  # what makes no sense is refused before anything is computed
     given, standard = segmentation is not None, None
+    if given and sensitivity != STANDARD:
+        raise UsageError("A sensitivity is about what the model finds, and these contours were given: leave it out.")
     if segmentation is None:
         segmentation = segment(
             volume,

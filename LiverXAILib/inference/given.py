@@ -15,6 +15,9 @@ from .segmentation import Segmentation
 
 _ADVICE = "Say what it is by --liver-label and --tumor-label, or that others are background (--ignore-other-labels)."
 
+#: What the provenance of such a segmentation names as its source.
+GIVEN = "given contours"
+
 
 def read_segmentation(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -46,4 +49,4 @@ def read_segmentation(
         raise InputError(f"{names}: nothing is drawn in it.")
     specs = (LIVER, TUMOR) if "tumor" in found.structures else (LIVER,)
     warning = "The contours were given, not made by the model: what is explained is how the model sees them."
-    return Segmentation(found.volume, specs, provenance={"source": "given contours", "warnings": [warning]})
+    return Segmentation(found.volume, specs, provenance={"source": GIVEN, "warnings": [warning]})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from ..volumes.box import Box, components
 from .lesions import LEAST_CANDIDATE_ML, numbered_lesions
 from .segmentation import Segmentation
 
+#: For each segmentation in use, what :func:`marked_pieces` says: each decision of a reader asks for it.
+_MARKED: WeakKeyDictionary[Segmentation, tuple[Box, np.ndarray]] = WeakKeyDictionary()
 #: The model's own operating point, and the ends of its card's table.
 STANDARD, SURE, SENSITIVE = "standard", "sure", "sensitive"
 
@@ -88,11 +91,16 @@ def marked_pieces(segmentation: Segmentation) -> tuple[Box, np.ndarray]:
 
     :return: a box of the image, and in it the numbers of the pieces (k, j, i), 0 background.
     """
-    probability = segmentation.probabilities.get("tumor")
-    if probability is None:
-        return numbered_lesions(segmentation)
-    box = segmentation.labels.grid.box_of(probability.grid)
-    return box, components((probability.array > 0.5) | segmentation.mask("tumor", box), corners=True)
+    if segmentation not in _MARKED:
+        probability = segmentation.probabilities.get("tumor")
+        if probability is None:
+            return numbered_lesions(segmentation)
+        box = segmentation.labels.grid.box_of(probability.grid)
+        _MARKED[segmentation] = (
+            box,
+            components((probability.array > 0.5) | segmentation.mask("tumor", box), corners=True),
+        )
+    return _MARKED[segmentation]
 
 
 def at_sensitivity(segmentation: Segmentation, model: ModelSpec, sensitivity: str) -> Segmentation:
@@ -115,7 +123,9 @@ def at_sensitivity(segmentation: Segmentation, model: ModelSpec, sensitivity: st
     np.maximum.at(peaks, pieces[pieces > 0], probability.array[pieces > 0])
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     inside = np.bincount(pieces[segmentation.mask("liver")[box]], minlength=count + 1)
-    least = LEAST_CANDIDATE_ML * 1000 / segmentation.labels.grid.voxel_volume_mm3
+    rules = segmentation.provenance.get("postprocessing", {})
+    least_ml = max(LEAST_CANDIDATE_ML, rules.get("min_lesion_ml", 0.0))
+    least = least_ml * 1000 / segmentation.labels.grid.voxel_volume_mm3
     before = np.bincount(pieces[counted], minlength=count + 1) > 0
     after = (peaks >= level) & (before | ((sizes >= least) & (2 * inside >= sizes)))
     after[0] = before[0] = False

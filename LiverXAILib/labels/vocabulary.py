@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from . import terminology
 from .terminology import Code
 
@@ -70,6 +70,12 @@ def named_values(liver: list[int] | None, tumor: list[int] | None) -> dict[str, 
         return None
     given = (("liver", liver), ("tumor", tumor))
     chosen = {name: [STRUCTURES[name]] if values is None else values for name, values in given}
+    if chosen["liver"] != [0] and set(chosen["liver"]) <= set(chosen["tumor"]):
+        values = " and ".join(map(str, chosen["liver"]))
+        raise UsageError(
+            f"The liver's value {values} is also the tumor's, so that nothing would be liver. Name the values of "
+            "both by --liver-label and --tumor-label; 0 is for what there is not."
+        )
     return {name: values for name, values in chosen.items() if values != [0]}
 
 

@@ -28,6 +28,7 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
     if probability is None:
         return ()
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
+    least_ml = segmentation.provenance.get("postprocessing", {}).get("min_lesion_ml", 0.0)
     reliable = list(finding_reliability(numbers, segmentation, box))
     candidates = []
     for number in range(1, int(numbers.max(initial=0)) + 1):
@@ -36,12 +37,13 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
         own, mask = inside.shifted(box.start), numbers[inside] == number
         values = _probabilities(probability, volume, own, mask)
         peak = float(values.max())
+        measured = _measured(number, volume, own, mask)
         candidates.append(
             Candidate(
-                **_measured(number, volume, own, mask),
+                **measured,
                 mean_probability=float(values.mean()),
                 peak_probability=peak,
-                reason=_reason(peak, needed),
+                reason=_reason(peak, needed, measured["volume_ml"], least_ml),
                 reliability=reliable[number - 1],
             )
         )
@@ -94,6 +96,10 @@ def _probabilities(probability: Volume, volume: Volume, box: Box, mask: np.ndarr
     return values[mask]
 
 
-def _reason(peak: float, needed: float | None) -> str:
+def _reason(peak: float, needed: float | None, volume_ml: float, least_ml: float) -> str:
     sentence = f"The model's probability of tumor is at most {100 * peak:.0f} % in it"
-    return f"{sentence}." if needed is None else f"{sentence}; a lesion counts from {100 * needed:.1f} % on."
+    if needed is not None and peak < needed:
+        return f"{sentence}; a lesion counts from {100 * needed:.1f} % on."
+    if volume_ml < least_ml:
+        return f"{sentence}; it has {volume_ml:.2f} ml, and a lesion counts from {least_ml:g} ml on."
+    return f"{sentence}."

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,11 +18,15 @@ from .. import options
 from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
+from ..inference.given import GIVEN
+from ..inference.postprocess import Postprocessing
 from ..inference.segmentation import labels_checksum
 from ..inference.sensitivity import STANDARD, check_sensitivity
 from ..progress import progress_bar
 from ..text import warn
+from ..volumes.box import Box
 from ..volumes.image_file import existing
+from ..volumes.packing import unpack_mask
 from ..volumes.volume import Volume
 from .decisions import (
     accept,
@@ -88,6 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
             "Nothing is decided: give --accept, --reject, --restore, --merge, --split, --add, --include, --exclude, "
             "--targets or --sensitivity."
         )
+    if arguments.regions or arguments.no_postprocessing or arguments.min_lesion_ml is not None:
+        raise UsageError(
+            "--regions, --no-postprocessing and --min-lesion-ml go with 'analyze': 'refine' changes what it has found, "
+            "by the same rules."
+        )
     existing(arguments.image)
     provenance = _provenance(arguments.result)
     before = provenance["segmentation"].get("sensitivity", {}).get("asked", STANDARD)
@@ -119,7 +129,7 @@ def _refined(
     """The model's own answer once more (it is the same), what the folder holds now, and the new decisions."""
     from ..explain import EmptyTargetError, Target, explain_all
     from ..models import load_model
-    from ..pipeline import check_request
+    from ..pipeline import analyze, check_request
 
     model = load_model(arguments.model)
     made_by = provenance["segmentation"]["model"]
@@ -132,8 +142,14 @@ def _refined(
     questions = check_request(model, chosen.explain, chosen.method, chosen.layer, asked)
     volume = chosen.read(arguments.image)
     require_same_ct(arguments.result, provenance, volume)
-    own = dataclasses.replace(chosen, explain=(), check=False, answers=False).analyze(
-        volume, model, context.part(0.0, 0.4)
+    own = analyze(
+        volume,
+        model,
+        targets=(),
+        answers=False,
+        postprocessing=Postprocessing(**provenance["segmentation"].get("postprocessing", {})),
+        sensitivity=chosen.sensitivity,
+        **context.part(0.0, 0.4).keywords,
     )
     own = measured_with(own, provenance.get("measured_with", {}))
     earlier = tuple(Decision.from_dict(one) for one in provenance.get("reader", ()))
@@ -198,20 +214,46 @@ def _provenance(folder: Path) -> dict[str, Any]:
     path = folder / "provenance.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found["segmentation"]["model"]["sha256"], found["input"]["shape"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        given = found["segmentation"].get("source") == GIVEN
+        if not given:
+            found["segmentation"]["model"]["sha256"], found["input"]["shape"]
+            Postprocessing(**found["segmentation"].get("postprocessing", {}))
+            _require_decisions(found)
+    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise InputError(
             f"{folder} is not a whole result of 'liverxai analyze': {path.name} is missing or damaged."
         ) from error
+    if given:
+        raise UsageError(
+            f"{folder} was made from contours that were given (--segmentation), and decisions are about what a model "
+            "has found. Change the contours instead, and analyze with them."
+        )
     return found
+
+
+def _require_decisions(provenance: Mapping[str, Any]) -> None:
+    """Raise some ValueError, KeyError, TypeError or zlib.error if the decisions of a result cannot be read."""
+    whole = Box.full(provenance["input"]["shape"])
+    for values in provenance.get("reader", ()):
+        where, mask = unpack_mask(Decision.from_dict(values).voxels)
+        if mask.size and where.intersection(whole) != where:
+            raise ValueError("voxels of a decision lie outside the image")
+    if provenance.get("reader"):
+        provenance["reader_labels_sha256"]
 
 
 def _labels(path: Path, own: Analysis) -> Volume:
     """The label map of the folder: as it was written, or as somebody has edited the file since."""
+    from ..labels.label_map import read_label_map
+    from ..labels.vocabulary import STRUCTURES
     from ..volumes.io import read_labels
 
+    before = own.segmentation.labels
+    if {spec.name: spec.value for spec in own.segmentation.specs} == STRUCTURES:
+        # By the names of its segments: an editor may have given them other values, or cropped the file to them.
+        return before.with_array(read_label_map(path).on(before.grid, path.name, "CT").volume.array)
     labels = read_labels(path)
-    if not labels.grid.matches(own.segmentation.labels.grid):
+    if not labels.grid.matches(before.grid):
         raise InputError(f"{path} does not lie on the grid of the CT. Is --image the CT that the result is about?")
     return labels.with_array(labels.array.astype(np.uint8))
 

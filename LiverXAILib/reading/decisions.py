@@ -130,11 +130,12 @@ def refine(
     if labels is not None and (array != before.labels.array).any():
         if not labels.grid.matches(before.labels.grid):
             raise UsageError("The edited label map does not lie on the image's grid.")
-        decided.append(Decision("edit", (), None, who, now))
+        decided.append(Decision("edit", (), None, who, now, voxels=pack_mask(array != before.labels.array)))
     base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
     lesions, candidates = lesion_components(base), candidate_components(own.segmentation)
     rejected = rejections(analysis.decisions, base, own.segmentation)
     tumor, liver = base.spec("tumor").value, base.spec("liver").value
+    gone: set[int] = set()
     for decision in decisions:
         place, named, until = decision.place_lps_mm, decision.numbers, array.copy()
         if decision.kind == "add":
@@ -146,9 +147,11 @@ def refine(
             inside = decision.kind == "include"
             number = _lesion_at(lesions, before.labels, place, near=inside)
             lesion, named = lesions == number, (number,)
+            _require_there(named, gone)
             box, mask = correct_outline(analysis.volume, base, lesion, place, inside)
+            # Only what the click changes: another decision may have changed the rest of the lesion.
             array[box][lesion[box] & ~mask] = liver
-            array[box][mask] = tumor
+            array[box][mask & ~lesion[box]] = tumor
         elif decision.kind == "restore":
             (number,) = named
             if not 1 <= number <= len(rejected):
@@ -160,10 +163,13 @@ def refine(
             numbers, what = (candidates, "candidate") if decision.kind == "accept" else (lesions, "lesion")
             chosen = [_chosen(numbers, number, what) for number in decision.numbers]
             place = lesion_place(chosen[0], before.labels.grid)
+            if decision.kind not in ("accept", "reject"):
+                _require_there(named, gone)
             if decision.kind == "accept":
                 array[chosen[0]] = tumor
             elif decision.kind == "reject":
                 array[chosen[0]] = liver
+                gone.update(named)
             elif not decision.changes_outlines:
                 pass
             elif decision.kind == "merge":
@@ -189,7 +195,7 @@ def refine(
         measurements=measure_again(analysis.volume, segmentation, own, everything),
         decisions=everything,
         own=own,
-        touched=_touched(analysis, array),
+        touched=_touched(analysis, array, decided),
         provenance={
             **analysis.provenance,
             "reader": [decision.to_dict() for decision in everything],
@@ -211,26 +217,53 @@ def resume(
     """
     if not labels.grid.matches(own.segmentation.labels.grid):
         raise UsageError("The edited label map does not lie on the image's grid.")
-    decisions = (*earlier, *((Decision("edit", (), None, who, _now()),) if edited else ()))
-    segmentation = dataclasses.replace(own.segmentation, labels=own.segmentation.labels.with_array(labels.array))
-    touched = labels.array != own.segmentation.labels.array
-    # What was decided stays touched where the model says the same at this operating point, but not at another one.
-    box, pieces = marked_pieces(own.segmentation)
-    grid = labels.grid.cropped(box)
-    for decision in earlier:
+    array = labels.array
+    touched = _held(earlier, array, own.segmentation)
+    by_hand = (array != own.segmentation.labels.array) & ~touched
+    edits = (Decision("edit", (), None, who, _now(), voxels=pack_mask(by_hand)),) if edited else ()
+    touched |= by_hand | _held(edits, array, own.segmentation)
+    segmentation = dataclasses.replace(own.segmentation, labels=own.segmentation.labels.with_array(array))
+    return dataclasses.replace(own, segmentation=segmentation, decisions=(*earlier, *edits), own=own, touched=touched)
+
+
+def _touched(analysis: Analysis, labels: np.ndarray, decided: Sequence[Decision] = ()) -> np.ndarray:
+    """Where the reader has had a say: before, or now by what was `decided`, which led to `labels`."""
+    held: np.ndarray = labels != analysis.segmentation.labels.array
+    held |= _held(decided, labels, (analysis.own or analysis).segmentation)
+    return held if analysis.touched is None else analysis.touched | held
+
+
+def _held(decisions: Sequence[Decision], labels: np.ndarray, own: Segmentation) -> np.ndarray:
+    """Where decisions hold also at another operating point, at which the model says something else.
+
+    These are the voxels that a decision changed, and all of the lesion that it was about: one whose outline a reader
+    has corrected, or joined to another, is a lesion, however sure the model is of it.
+
+    :param labels: what the decisions led to.
+    :param own: the model's, which knows what is a lesion at one operating point or another.
+    """
+    held = np.zeros(labels.shape, bool)
+    if not any(decision.changes_outlines for decision in decisions):
+        return held
+    box, pieces = marked_pieces(own)
+    grid = own.labels.grid.cropped(box)
+    for decision in decisions:
         where, mask = unpack_mask(decision.voxels)
-        touched[where] |= mask
-        if not decision.changes_outlines or decision.place_lps_mm is None:
+        held[where] |= mask
+        if not decision.changes_outlines:
             continue
-        if number := lesion_at(pieces, grid, decision.place_lps_mm):
-            touched[box] |= pieces == number
-    return dataclasses.replace(own, segmentation=segmentation, decisions=decisions, own=own, touched=touched)
-
-
-def _touched(analysis: Analysis, labels: np.ndarray) -> np.ndarray:
-    """Where the reader has changed a label: before, or now."""
-    changed: np.ndarray = labels != analysis.segmentation.labels.array
-    return changed if analysis.touched is None else analysis.touched | changed
+        numbers: set[int] = set()
+        around = where.grown((1, 1, 1), labels.shape)
+        if mask.any() and (common := around.intersection(box)) is not None:
+            changed = np.zeros(around.shape, bool)
+            changed[where.relative_to(around)] = mask
+            beside = grown(changed)[common.relative_to(around)] & (labels[common] == own.spec("tumor").value)
+            numbers.update(np.unique(pieces[common.relative_to(box)][beside]).tolist())
+        if decision.place_lps_mm is not None:
+            numbers.add(lesion_at(pieces, grid, decision.place_lps_mm))
+        if numbers := numbers - {0}:
+            held[box] |= np.isin(pieces, list(numbers))
+    return held
 
 
 def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
@@ -294,6 +327,13 @@ def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
     return numbers == number
 
 
+def _require_there(numbers: Sequence[int], rejected: set[int]) -> None:
+    """Refuse two decisions of which one takes away what the other is about."""
+    for number in numbers:
+        if number in rejected:
+            raise UsageError(f"Lesion {number} is rejected: nothing else can be decided about it at the same time.")
+
+
 def _missing(what: str, number: int, count: int) -> str:
     known = f"there are {count}" if count else f"there is no {what}"
     return f"There is no {what} {number}: {known}."
@@ -301,7 +341,12 @@ def _missing(what: str, number: int, count: int) -> str:
 
 def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near: bool) -> int:
     """The number of the lesion at a place, or (`near`) of the nearest one."""
-    number = lesion_at(numbers, labels.grid, place_lps_mm, _NEAREST_MM if near else None)
+    if near:
+        number = lesion_at(numbers, labels.grid, place_lps_mm, _NEAREST_MM)
+    else:
+        voxel = labels.grid.nearest_voxel(place_lps_mm)
+        inside = (voxel >= 0).all() and (voxel < numbers.shape).all()
+        number = int(numbers[tuple(voxel)]) if inside else 0
     if not number:
         where = "The place {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
         raise UsageError(

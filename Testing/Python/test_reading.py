@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -219,6 +220,86 @@ def test_an_accepted_candidate_stays_a_lesion_in_another_session_at_another_sens
     mine = refine(graded(), [accept(1)])
     later = restarted(change_sensitivity(mine, "sensitive"))
     np.testing.assert_array_equal(change_sensitivity(later, "sure").segmentation.mask("tumor"), UNSURE)
+
+
+@pytest.mark.parametrize("session", [lambda one: one, restarted], ids=["same session", "later session"])
+@pytest.mark.parametrize(
+    ("decide", "held"),
+    [
+        (merge(1, 2), COUNTED | SECOND),
+        (include(place(ball((12, 14, 29), 1))), COUNTED),
+        (exclude(place(ball((12, 14, 22), 1))), COUNTED),
+    ],
+    ids=["merge", "include", "exclude"],
+)
+def test_a_lesion_whose_outline_the_reader_changed_is_one_at_every_sensitivity(session, decide, held):
+    mine = refine(graded(), [decide])
+    expected = mine.segmentation.mask("tumor")
+    sure = change_sensitivity(session(mine), "sure")  # where the model has no lesion
+    wanted = expected if held is not COUNTED else expected & ~SECOND
+    np.testing.assert_array_equal(sure.segmentation.mask("tumor"), wanted)
+    back = change_sensitivity(session(sure), "standard")
+    np.testing.assert_array_equal(back.segmentation.mask("tumor"), expected)
+
+
+def test_what_was_edited_by_hand_stays_in_later_sessions_at_other_sensitivities():
+    one = graded()
+    array = one.segmentation.labels.array.copy()
+    array[SECOND], array[UNSURE] = 1, 2
+    drawn = one.segmentation.labels.with_array(array)
+    for mine in (refine(one, labels=drawn), refine(resume(one, drawn, (), edited=True))):
+        assert [x.kind for x in mine.decisions] == ["edit"]
+        for there in ("sure", "sensitive"):  # of what was drawn and erased the model says the same at one of them
+            away = restarted(change_sensitivity(mine, there))
+            back = change_sensitivity(restarted(away), "standard")
+            np.testing.assert_array_equal(back.segmentation.mask("tumor"), COUNTED | UNSURE)
+
+
+def test_decisions_of_one_round_do_not_undo_one_another():
+    one = analysis()
+    first, second = place(ball((12, 14, 22), 1)), place(ball((12, 14, 26), 1))
+    both = refine(one, [exclude(first), exclude(second)]).segmentation.mask("tumor")
+    each = [refine(one, [exclude(point)]).segmentation.mask("tumor") for point in (first, second)]
+    np.testing.assert_array_equal(both, each[0] & each[1])
+    apart = refine(one, [split(1)])
+    gap = one.segmentation.mask("tumor") & ~apart.segmentation.mask("tumor")
+    beside = place(ball((12, 14, 29), 1))
+    mine = refine(one, [split(1), include(beside)]).segmentation.mask("tumor")
+    assert not mine[gap].any()
+    assert mine[ball((12, 14, 29), 1)].all()
+
+
+@pytest.mark.parametrize(
+    "other", [split(1), merge(1, 2), include(place(COUNTED)), exclude(place(COUNTED)), choose_targets(1)]
+)
+def test_nothing_else_is_decided_about_a_lesion_that_is_rejected(other):
+    with pytest.raises(UsageError, match="Lesion 1 is rejected"):
+        refine(analysis(), [reject(1), other])
+
+
+def test_a_place_beside_a_lesion_is_not_taken_out_of_it():
+    edge = np.argwhere(COUNTED)[-1] + (0, 1, 0)
+    point = tuple(MATRIX[:3, :3] @ edge[::-1] + MATRIX[:3, 3])
+    assert not COUNTED[tuple(edge)]
+    with pytest.raises(UsageError, match="not in a lesion"):
+        refine(analysis(), [exclude(point)])
+
+
+def test_a_small_lesion_stays_dropped_at_every_sensitivity_and_its_size_is_the_reason():
+    one = graded()
+    provenance = {**one.segmentation.provenance, "postprocessing": {"min_lesion_ml": 0.7}}
+    labels = one.segmentation.labels.array.copy()
+    labels[SECOND] = 1
+    segmentation = dataclasses.replace(
+        one.segmentation, labels=one.segmentation.labels.with_array(labels), provenance=provenance
+    )
+    small = SECOND.sum() * 12 / 1000
+    assert small < 0.7 < UNSURE.sum() * 12 / 1000
+    sensitive = at_sensitivity(segmentation, one.model, "sensitive")
+    np.testing.assert_array_equal(sensitive.mask("tumor"), COUNTED | UNSURE)
+    unsure, dropped = measure(one.volume, segmentation).candidates
+    assert unsure.reason.endswith("a lesion counts from 90.0 % on.")
+    assert dropped.reason.endswith(f"is at most 98 % in it; it has {small:.2f} ml, and a lesion counts from 0.7 ml on.")
 
 
 def test_decisions_of_several_rounds_add_up_and_the_models_own_answer_stays():
@@ -598,10 +679,85 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
     assert [one["kind"] for one in decisions] == ["reject", "add", "edit", "split"]
 
 
+def test_refining_keeps_the_rules_of_the_analysis(analyzed, toy_model, tmp_path):
+    from LiverXAILib.cli import main
+
+    common = ["--model", toy_model, "--no-report", "--device", "cpu", "--explain"]
+    result, ct = tmp_path / "result", str(analyzed / "ct.nii.gz")
+    assert main(["analyze", ct, "-o", str(result), *common, "--min-lesion-ml", "5"]) == 0
+    assert json.loads((result / "measurements.json").read_text())["lesion_count"] == 0
+    assert main(["refine", str(result), "--image", ct, "--accept", "1", *common]) == 0
+    after = json.loads((result / "measurements.json").read_text())
+    assert after["lesion_count"] == 1
+    assert [one["status"] for one in after["candidates"]] == ["accepted", "open"]
+    assert [one["kind"] for one in json.loads((result / "provenance.json").read_text())["reader"]] == ["accept"]
+
+
+def test_an_edited_file_is_understood_by_the_names_of_its_segments(analyzed, toy_model, tmp_path):
+    from LiverXAILib.cli import main
+
+    result = tmp_path / "result"
+    shutil.copytree(analyzed / "result", result)
+    path = result / "segmentation.seg.nrrd"
+    image = sitk.ReadImage(str(path))
+    array = sitk.GetArrayFromImage(image)
+    # As an editor may save it: with other values, and cropped to what is drawn.
+    other = sitk.GetImageFromArray(np.choose(array, [0, 2, 1]).astype(np.uint8))
+    other.CopyInformation(image)
+    k, j, i = (slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(array))
+    other = other[i, j, k]
+    for key in image.GetMetaDataKeys():
+        value = image.GetMetaData(key)
+        other.SetMetaData(key, {"1": "2", "2": "1"}[value] if key.endswith("LabelValue") else value)
+    sitk.WriteImage(other, str(path))
+    words = [
+        "--image",
+        str(analyzed / "ct.nii.gz"),
+        "--model",
+        toy_model,
+        "--no-report",
+        "--device",
+        "cpu",
+        "--explain",
+    ]
+    assert main(["refine", str(result), "--targets", "1", *words]) == 0
+    before, after = (json.loads((one / "measurements.json").read_text()) for one in (analyzed / "result", result))
+    assert after["tumor_volume_ml"] == before["tumor_volume_ml"]
+    assert [one["kind"] for one in json.loads((result / "provenance.json").read_text())["reader"]] == ["target"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda found: found["reader"][0].update(voxels="1 2 x"),
+        lambda found: found["reader"][0].update(voxels="100 100 100 3 3 3 eJxjYAAAAAIAAQ=="),
+        lambda found: found["reader"][0].update(voxels="0 0 0 3 3 3 abcd"),
+        lambda found: found["reader"][0].update(place_lps_mm=["x", 1, 2]),
+        lambda found: found["reader"][0].pop("kind"),
+        lambda found: found.update(reader={"kind": "reject"}),
+        lambda found: found.pop("reader_labels_sha256"),
+        lambda found: found["segmentation"].update(postprocessing={"typo": 1}),
+    ],
+)
+def test_a_record_of_decisions_that_is_damaged_is_refused_in_words(analyzed, toy_model, tmp_path, capsys, damage):
+    from LiverXAILib.cli import main
+
+    found = json.loads((analyzed / "result" / "provenance.json").read_text())
+    found["reader"] = [Decision("reject", (1,), (0.0, 0.0, 0.0), "Dr. A", "now").to_dict()]
+    found["reader_labels_sha256"] = "0"
+    damage(found)
+    (tmp_path / "provenance.json").write_text(json.dumps(found))
+    words = ["--image", str(analyzed / "ct.nii.gz"), "--model", toy_model, "--device", "cpu"]
+    assert main(["refine", str(tmp_path), "--reject", "1", *words]) == 1
+    assert "provenance.json is missing or damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ([], "Nothing is decided"),
+        (["--reject", "1", "--regions"], "go with 'analyze'"),
+        (["--reject", "1", "--min-lesion-ml", "1"], "go with 'analyze'"),
         (["--add", "12,3"], "is not a place"),
         (["--reject", "9"], "There is no lesion 9"),
         (["--accept", "1"], "There is no candidate 1: there is no candidate"),
