@@ -315,7 +315,13 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
         ({"probability": 0.9, "in_image": 0.9, "without": 0.01}, "goes from 0.90 to 0.01. By itself"),
         ({"probability": 0.8, "in_image": 0.9, "without": 0.01},
          "goes from 0.80 to 0.01 in the examined part of the CT (0.90 in the whole CT). By itself"),
-        ({"probability": 0.9, "in_image": 0.9, "without": 0.88}, ": the model says tumor here for another reason"),
+        ({"probability": 0.9, "in_image": 0.9, "without": 0.88},
+         " for another reason than this lesion. In plain liver the model says tumor here as"),
+        ({"probability": 0.9, "in_image": 0.9, "without": 0.88, "alone": 0.2},
+         " for another reason than this lesion. By itself, in plain liver, it is not enough"),
+        ({"probability": 0.42, "in_image": 0.55, "without": 0.35}, "(0.55 in the whole CT): part of the reason lies"),
+        ({"probability": 0.3, "in_image": 0.3, "without": 0.7, "elsewhere": 0.9}, "it is recognized there: the place"),
+        ({"probability": 0.3, "in_image": 0.3, "without": 0.7, "elsewhere": 0.2}, "it is not recognized there, either"),
         ({"probability": 0.9, "in_image": 0.9, "without": 0.5}, "to 0.50: part of the reason lies elsewhere."),
         ({"probability": 0.3, "in_image": 0.3, "without": 0.7}, "to 0.70: the model says tumor here only without it."),
         ({"probability": 0.04, "in_image": 0.04, "without": 0.03},
@@ -328,4 +334,18 @@ def test_a_sentence_tells_what_its_confidences_are_and_claims_nothing_of_a_tumor
     evidence = {"elsewhere": None, "alone": 0.8, **numbers}
     sentence = Counterfactual(Target.parse("lesion:1"), evidence).sentence
     assert says in sentence
-    assert ("is enough" in sentence) == (max(numbers["in_image"], numbers["without"]) > 0.5)
+    seen = max(numbers["in_image"], numbers["without"]) > 0.5
+    assert ("is enough" in sentence) == (seen and evidence["alone"] > 0.5 and "another reason" not in sentence)
+
+
+@pytest.mark.parametrize(("in_image", "needed"), [(0.86, None), (0.86, -15.0)])
+def test_of_a_place_where_the_model_says_tumor_no_change_is_asked(in_image, needed):
+    evidence = {
+        "probability": 0.9,
+        "in_image": in_image,
+        "diameters_mm": [10.0],
+        "contrasts_hu": [-15.0],
+        "needed": [needed],
+    }
+    sentence = NeededChange(Target.parse("why-not-tumor:voxel:lps:0,0,0"), evidence).sentence
+    assert sentence.endswith("It says tumor here already, although this is not counted.")

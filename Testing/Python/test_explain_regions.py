@@ -252,7 +252,7 @@ NOT_ENOUGH = "Most of it comes from the lesion, but in plain liver that is not e
         ({CORE: 0.3, VESSELS: 0.12, NEAR: 0.12, REST: 0.12, FAR: 0.12}, False,
          "It comes from the surroundings as a whole and from the lesion."),
         ({CORE: 0.3, NEAR: -0.3}, True,
-         "Together these parts do not raise it: the model says tumor for another reason."),
+         "Together these parts do not raise it: what the lesion adds (+0.30), others take away."),
         ({CORE: -0.3, NEAR: 0.1}, True,
          "Together these parts do not raise it: the model says tumor for another reason."),
         ({CORE: 0.01, NEAR: 0.01}, True, "What it sees here hardly matters: the model says tumor for another reason."),

@@ -507,6 +507,9 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     assert "(Dr. A, " in text
     assert "1 lesion rejected by the reader, not counted" in text
     assert "Rejected by Dr. A, 2" in text
+    # The model's card tells it, though of what a reader outlined nothing is said.
+    assert "its card does not tell" not in text
+    assert "is not told of what others outlined or edited" in text
     assert text.count("<img") == 3 + 2 + 1 + 1
     assert "&#34;voxels&#34;" not in text
 

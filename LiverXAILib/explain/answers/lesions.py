@@ -46,18 +46,24 @@ class Counterfactual(Answer):
         if e["in_image"] <= 0.5 and after <= 0.5:  # somebody else's lesion: there is nothing to lose or find again
             elsewhere = "" if e["elsewhere"] is None else f"; it is {_p(e['elsewhere'])} where the lesion was moved to"
             return f"{text}: {NOT_SAID}, with it or without{elsewhere}, and {_p(e['alone'])} in plain liver."
+        unneeded = e["in_image"] > 0.5 and after > 0.5 and before - after < _NO_CHANGE
         if e["in_image"] <= 0.5:
             text += ": the model says tumor here only without it"
-        elif before - after < _NO_CHANGE:
+        elif unneeded:
             text += ": the model says tumor here for another reason than this lesion"
         elif after > before / 2:
             text += ": part of the reason lies elsewhere"
         text += "."
         if e["elsewhere"] is not None:
             moved = e["elsewhere"]
-            verdict = "is recognized there as well" if moved > 0.5 else "is not recognized there: the place matters"
+            if e["in_image"] > 0.5:
+                verdict = "is recognized there as well" if moved > 0.5 else "is not recognized there: the place matters"
+            else:
+                verdict = "is recognized there: the place matters" if moved > 0.5 else "is not recognized there, either"
             text += f" Moved to another place in the liver, it {verdict} ({_p(moved)})."
         alone = e["alone"]
+        if unneeded and alone > 0.5:  # which the lesion need not be the reason of, either
+            return f"{text} In plain liver the model says tumor here as well ({_p(alone)})."
         verdict = "is enough" if alone > 0.5 else "is not enough: the model needs its surroundings"
         return f"{text} By itself, in plain liver, it {verdict} ({_p(alone)})."
 
@@ -86,6 +92,8 @@ class NeededChange(Answer):
         least = f"{self.evidence['diameters_mm'][-1]:g} mm"
         part = _whole_ct(self.evidence["probability"], self.evidence["in_image"])
         now = f"The model's confidence in {place} is {_p(self.evidence['probability'])}{part}. "
+        if self.evidence["in_image"] > 0.5:  # a candidate, or contours that somebody else drew
+            return f"{now}It says {label} here already, although this is not counted."
         if not found:
             hardest = max(abs(contrast) for contrast in self.evidence["contrasts_hu"])
             return (

@@ -61,6 +61,9 @@ class RegionShares(Answer):
         difference, raising = e["probability"] - e["replaced"], sum(max(0.0, part["share"]) for part in parts)
         if difference < _NAMED:
             finding = "Together these parts do not raise it" if some_named else "What it sees here hardly matters"
+            of_lesion = sum(part["share"] for part in parts if part["of_lesion"])
+            if of_lesion >= _NAMED and e["in_image"] > 0.5:
+                return f"{finding}: what the lesion adds ({_signed(of_lesion)}), others take away."
             reason = "the model says tumor for another reason" if e["in_image"] > 0.5 else NOT_SAID
             return f"{finding}: {reason}."
         around = [part for part in parts if not part["of_lesion"]]
