@@ -276,6 +276,20 @@ def test_every_kind_of_segmentation_is_read(tmp_path, kind):
     np.testing.assert_array_equal(read_segment_masks(tmp_path / "seg.dcm", own)[1].sum(), truth.sum())
 
 
+@pytest.mark.parametrize("keyword", ["CodeValue", "LongCodeValue", "URNCodeValue", None])
+def test_a_code_is_read_wherever_it_stands_and_is_empty_where_there_is_none(tmp_path, keyword):
+    """Values of more than 16 characters, and those that are addresses, have attributes of their own."""
+    made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    code = dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
+    del code.CodeValue
+    if keyword is not None:
+        setattr(code, keyword, "10200004")
+    dataset.save_as(tmp_path / "seg.dcm")
+    (segment,) = read_segments(tmp_path / "seg.dcm")
+    assert segment.type == ("SCT", "10200004" if keyword else "", "Liver")
+
+
 def test_a_segmentation_is_carried_to_another_grid(tmp_path):
     volume = made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
     finer = volume.ijk_to_lps.copy()

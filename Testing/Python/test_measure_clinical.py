@@ -17,7 +17,7 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
-from LiverXAILib.measure.lesions import slice_instance_number
+from LiverXAILib.measure.lesions import location, slice_instance_number
 from LiverXAILib.measure.liver import ROMAN, remnants, standard_volume_ml, steatosis_hint
 from LiverXAILib.measure.measurements import ContrastPhase, Measurements
 from LiverXAILib.measure.phase import _aorta, estimate_phase
@@ -159,6 +159,13 @@ def test_segments_say_where_a_lesion_lies_and_what_resections_leave() -> None:
     assert remnants({"I": 1.0}, None) == ()
 
 
+def test_of_a_lesion_s_segments_the_one_that_holds_most_of_it_is_named_first() -> None:
+    voxels = np.argwhere(np.ones((1, 1, 100), bool))
+    columns = np.arange(100).reshape(1, 1, 100)
+    segments = {"IV": columns < 30, "V": (columns >= 30) & (columns < 91), "VIII": columns >= 91}
+    assert location(voxels, segments, 0.0, None) == "segments V (61 %), IV (30 %)"  # not VIII, which holds 9 %
+
+
 def test_the_standard_volume_is_vautheys() -> None:
     # 170 cm and 70 kg: 1.818 m2.
     assert standard_volume_ml(170, 70) == pytest.approx(-794.41 + 1267.28 * 1.81812, abs=0.1)
@@ -199,6 +206,15 @@ def test_the_aorta_is_looked_for_in_a_field_before_the_spine(before: int, aside:
     liver = np.zeros(hu.shape, bool)
     liver[:, 20:30, 20:30] = True
     assert _aorta(hu, liver, np.ones(3)) == pytest.approx(150 if found else 50, abs=0.1)
+
+
+@pytest.mark.parametrize("bone", [np.s_[:, 3:7, 40:50], np.s_[:, 36:44, 70:78]], ids=["breastbone", "rib"])
+def test_bone_in_front_or_at_the_side_is_not_taken_for_the_spine(bone: tuple) -> None:
+    hu = _body()
+    hu[bone] = 700
+    found = estimate_phase(Volume(hu, MATRIX), LIVER_AT)
+    assert found is not None
+    assert found.aorta_hu == pytest.approx(150, abs=8)
 
 
 @pytest.mark.parametrize("slices", [12, 13])

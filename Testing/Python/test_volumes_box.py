@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes and connected components, against plain array indexing and SciPy."""
+"""Boxes, connected components and masks as text, against plain array indexing and SciPy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from LiverXAILib.volumes.box import Box, bounding_box, components, largest_component
+from LiverXAILib.volumes.packing import pack_mask, unpack_mask
 from LiverXAILib.volumes.volume import Grid
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
@@ -108,3 +109,11 @@ def test_touching_at_a_corner_connects_only_where_it_is_asked(corners):
     mask = np.zeros((2, 2, 2))
     mask[0, 0, 0] = mask[1, 1, 1] = 5
     assert components(mask, corners=corners).max() == (1 if corners else 2)
+
+
+@given(masks)
+def test_a_mask_is_in_its_place_again_after_it_was_text(mask):
+    box, inside = unpack_mask(pack_mask(mask))
+    again = np.zeros(mask.shape, bool)
+    again[box] = inside
+    np.testing.assert_array_equal(again, mask)
