@@ -429,6 +429,18 @@ def test_windowed_ct_still_looks_like_ct(tmp_path):
     assert read_volume(tmp_path / "ct.nrrd").array.min() == -160
 
 
+@pytest.mark.parametrize(("percent", "taken"), [(9, True), (11, False)])
+def test_up_to_a_tenth_of_a_body_may_be_as_dense_as_cortical_bone(tmp_path, percent, taken):
+    array = a_body()
+    body = np.flatnonzero(array >= -300)
+    array.flat[body[: len(body) * percent // 100]] = 1000
+    write_volume(Volume(array, np.eye(4)), tmp_path / "ct.nrrd")
+    if taken:
+        assert read_volume(tmp_path / "ct.nrrd").array.max() == 1000
+    else:
+        assert "does not look like CT" in refusal(tmp_path / "ct.nrrd")
+
+
 def test_paths_that_lead_nowhere_are_refused(tmp_path):
     assert "no file or folder" in refusal(tmp_path / "missing.nii")
     (tmp_path / "ct.xyz").write_text("hello")
