@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -219,7 +218,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
             found["segmentation"]["model"]["sha256"], found["input"]["shape"]
             Postprocessing(**found["segmentation"].get("postprocessing", {}))
             _require_decisions(found)
-    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} is not a whole result of 'liverxai analyze': {path.name} is missing or damaged."
         ) from error
@@ -232,7 +231,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 
 def _require_decisions(provenance: Mapping[str, Any]) -> None:
-    """Raise some ValueError, KeyError, TypeError or zlib.error if the decisions of a result cannot be read."""
+    """Raise some ValueError, KeyError or TypeError if the decisions of a result cannot be read."""
     whole = Box.full(provenance["input"]["shape"])
     for values in provenance.get("reader", ()):
         where, mask = unpack_mask(Decision.from_dict(values).voxels)

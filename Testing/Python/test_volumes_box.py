@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,3 +120,22 @@ def test_a_mask_is_in_its_place_again_after_it_was_text(mask):
     again = np.zeros(mask.shape, bool)
     again[box] = inside
     np.testing.assert_array_equal(again, mask)
+
+
+def test_a_damaged_text_is_no_mask_and_never_unpacks_to_more_than_its_shape():
+    text = pack_mask(np.arange(512).reshape(8, 8, 8) % 3 == 0)
+    *numbers, bits = text.split(" ")
+    bomb = base64.b64encode(zlib.compress(bytes(10**7))).decode("ascii")
+    damaged = bits[:8] + ("A" if bits[8] != "A" else "B") + bits[9:]
+    for wrong in (
+        " ".join([*numbers, bomb]),
+        " ".join([*numbers, damaged]),
+        " ".join([*numbers, bits[: len(bits) // 2 // 4 * 4]]),
+        " ".join(["0 0 0 4000 4000 4000", bits]),
+        " ".join(["-1 0 0 8 8 8", bits]),
+        " ".join(["0 0 0 8 8 0", bits]),
+        "0 0 0",
+        "words",
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011  # which one tells the reader nothing
+            unpack_mask(wrong)
