@@ -34,6 +34,11 @@ TESTS = {
     "batch": ["test_batch_[cs]*", "test_batch_re*", "test_case_names"],
 }
 _FOUND = ("killed", "timeout", "segfault", "suspicious")
+#: Mutmut's code where Pytest refused the tests that it was given; it calls that a timeout.
+_REFUSED = 255
+#: Imported once for all faults. Tests are collected anew for each: collected again in the same process, a test whose
+#: parameter has a backslash has another name, and Pytest refuses the one that Mutmut knows.
+_PRELOADED = ("pytest", "hypothesis", "torch", "scipy.ndimage", "SimpleITK", "pydicom")
 _SETTINGS = """[mutmut]
 source_paths = LiverXAILib
 only_mutate = LiverXAILib/{package}/*
@@ -45,10 +50,12 @@ pytest_add_cli_args =
 pytest_add_cli_args_test_selection =
 {tests}
 process_isolation = forkserver
+forkserver_warmup = import
+preload_modules_file = preload.txt
 track_dependencies = False
 use_git_change_detection = False
 timeout_multiplier = 8.0
-timeout_constant = 5.0
+timeout_constant = 15.0
 """
 
 
@@ -94,6 +101,7 @@ def _copy(package: str, folder: Path) -> None:
         tests="\n".join(f"    {path.relative_to(ROOT)}" for path in tests),
     )
     (folder / "setup.cfg").write_text(settings)
+    (folder / "preload.txt").write_text("\n".join(_PRELOADED))
 
 
 def _mutmut(folder: Path, *words: str) -> None:
@@ -162,7 +170,8 @@ def _outcomes(folder: Path) -> dict[str, str]:
     codes: dict[str, int | None] = {}
     for path in (folder / "mutants" / "LiverXAILib").rglob("*.meta"):
         codes |= json.loads(path.read_text())["exit_code_by_key"]
-    return {name: status_by_exit_code[code] for name, code in sorted(codes.items())}
+    became = {name: "not tried" if code == _REFUSED else status_by_exit_code[code] for name, code in codes.items()}
+    return dict(sorted(became.items()))
 
 
 def _living(outcomes: dict[str, str]) -> list[str]:
@@ -193,7 +202,7 @@ def _report(output: Path) -> None:
             lived = _living(outcomes)
             total = json.loads((folder / "planted.json").read_text())["total"]
             rows.append((package, total, len(outcomes), len(outcomes) - len(lived)))
-            living += [(folder, name) for name in lived]
+            living += [(folder, name, outcomes[name]) for name in lived]
     rows.append(("all", *(sum(row[column] for row in rows) for column in (1, 2, 3))))
     print("| package | possible faults | tried | found | % | 95 % interval |\n|---|---|---|---|---|---|")
     for package, total, tried, found in rows:
@@ -201,7 +210,8 @@ def _report(output: Path) -> None:
         low, high = 100 * interval.low, 100 * interval.high
         print(f"| {package} | {total:,} | {tried} | {found} | {100 * found / tried:.1f} | {low:.1f} to {high:.1f} |")
     sys.stdout.flush()
-    for folder, name in living:
+    for folder, name, became in living:
+        print(f"\n{became}:", flush=True)
         _mutmut(folder, "show", name)
 
 
