@@ -34,7 +34,7 @@ class Decision:
     :param when: ISO 8601.
     :param points_lps_mm: of "measure": both ends of the long axis, then of the short one; of "target": a voxel of each
         lesion (LPS mm).
-    :param voxels: whose label it changed, as of :func:`~LiverXAILib.volumes.packing.pack_mask`: by them a rejected
+    :param voxels: whose label it changed, as of :func:`~LiverXAILib.reading.packing.pack_mask`: by them a rejected
         lesion is known, and comes back as it was. "" for what changes none.
     """
 

@@ -25,7 +25,6 @@ from ..progress import progress_bar
 from ..text import warn
 from ..volumes.box import Box
 from ..volumes.image_file import existing
-from ..volumes.packing import unpack_mask
 from ..volumes.volume import Volume
 from .decisions import (
     accept,
@@ -42,6 +41,7 @@ from .decisions import (
     split,
 )
 from .measuring import measured_with
+from .packing import unpack_mask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,10 +18,10 @@ from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
 from ..volumes.box import bounding_box
-from ..volumes.packing import pack_mask, unpack_mask
 from ..volumes.volume import Volume
 from .measuring import asked_before, measure_again
 from .outline import correct_outline, outline_lesion
+from .packing import pack_mask, unpack_mask
 from .rejections import rejections
 
 #: A place belongs to the nearest lesion if that is not further away, in mm.

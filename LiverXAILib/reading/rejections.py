@@ -16,7 +16,7 @@ from ..analysis import Decision
 from ..inference.lesions import numbered_candidates
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box
-from ..volumes.packing import unpack_mask
+from .packing import unpack_mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from LiverXAILib.reading.packing import pack_mask, unpack_mask
 from LiverXAILib.volumes.box import Box, bounding_box, components, largest_component
-from LiverXAILib.volumes.packing import pack_mask, unpack_mask
 from LiverXAILib.volumes.volume import Grid
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)

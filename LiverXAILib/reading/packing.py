@@ -9,7 +9,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from .box import Box, bounding_box
+from ..volumes.box import Box, bounding_box
 
 #: A CT of 4,000 slices has as many.
 _MOST_VOXELS = 2**30
