@@ -27,9 +27,10 @@ class Mask(NamedTuple):
         return None if found is None else found.shifted(self.box.start)
 
     def on(self, box: Box) -> np.ndarray:
-        """The mask in a `box` of the image that holds its own."""
+        """The mask in another `box` of the image; what lies outside that is left out."""
         if box == self.box:
             return self.voxels
         result = np.zeros(box.shape, dtype=bool)
-        result[self.box.relative_to(box)] = self.voxels
+        if (common := self.box.intersection(box)) is not None:
+            result[common.relative_to(box)] = self.voxels[common.relative_to(self.box)]
         return result

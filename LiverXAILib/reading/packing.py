@@ -9,6 +9,7 @@ from math import ceil, prod
 
 import numpy as np
 
+from ..inference.masks import Mask
 from ..volumes.box import Box, bounding_box
 
 #: A CT of 4,000 slices has as many.
@@ -27,13 +28,13 @@ def pack_mask(mask: np.ndarray) -> str:
     return " ".join(map(str, (*box.start, *box.shape))) + " " + base64.b64encode(bits).decode("ascii")
 
 
-def unpack_mask(text: str) -> tuple[Box, np.ndarray]:
-    """The reverse of :func:`pack_mask`: the box, and the mask (bool) in it; an empty box for "".
+def unpack_mask(text: str) -> Mask:
+    """The reverse of :func:`pack_mask`; an empty box for "".
 
     :raises ValueError: it is damaged. No more is unpacked than its shape asks for.
     """
     if not text:
-        return Box.full((0, 0, 0)), np.zeros((0, 0, 0), bool)
+        return Mask(Box.full((0, 0, 0)), np.zeros((0, 0, 0), bool))
     *numbers, bits = text.split(" ")
     k, j, i, *size = map(int, numbers)
     shape = (size[0], size[1], size[2])
@@ -49,4 +50,4 @@ def unpack_mask(text: str) -> tuple[Box, np.ndarray]:
     if len(raw) != size_bytes or not unpacker.eof:
         raise ValueError(f"these bits are not those of a mask of {voxels} voxels")
     mask = np.unpackbits(np.frombuffer(raw, np.uint8), count=voxels).reshape(shape).astype(bool)
-    return Box.full(shape).shifted((k, j, i)), mask
+    return Mask(Box.full(shape).shifted((k, j, i)), mask)

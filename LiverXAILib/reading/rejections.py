@@ -14,6 +14,7 @@ import numpy as np
 
 from ..analysis import Decision
 from ..inference.lesions import numbered_candidates
+from ..inference.masks import Mask
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box
 from .packing import unpack_mask
@@ -46,10 +47,10 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
         again = segmentation.mask("tumor", one.box) if one.mask.any() else one.mask
         if not one.mask.any() or _most(again, one.mask):
             continue
-        if _most(_moved(pieces > 0, box, one.box), one.mask):
+        if _most(Mask(box, pieces > 0).on(one.box), one.mask):
             continue
         # What was rejected twice is listed once.
-        if not any(_most(_moved(other.mask, other.box, one.box), one.mask) for other in found):
+        if not any(_most(Mask(other.box, other.mask).on(one.box), one.mask) for other in found):
             found.append(one)
     return sorted(found, key=lambda one: -np.count_nonzero(one.mask))
 
@@ -62,21 +63,11 @@ def candidate_status(piece: np.ndarray, box: Box, segmentation: Segmentation, de
     if _most(segmentation.mask("tumor", box), piece):
         return "accepted"
     for decision in decisions:
-        if decision.kind in ("accept", "reject"):
-            where, mask = unpack_mask(decision.voxels)
-            if _most(_moved(mask, where, box), piece):
-                return "rejected"
+        if decision.kind in ("accept", "reject") and _most(unpack_mask(decision.voxels).on(box), piece):
+            return "rejected"
     return "open"
 
 
 def _most(other: np.ndarray, mask: np.ndarray) -> bool:
     """Whether most voxels of `mask` are in `other`, too."""
     return bool(2 * np.count_nonzero(other & mask) > np.count_nonzero(mask))
-
-
-def _moved(mask: np.ndarray, box: Box, target: Box) -> np.ndarray:
-    """`mask`, which is known in `box`, in the box `target`; false where it is not known."""
-    moved = np.zeros(target.shape, bool)
-    if (common := box.intersection(target)) is not None:
-        moved[common.relative_to(target)] = mask[common.relative_to(box)]
-    return moved
