@@ -244,7 +244,6 @@ def explain_and_ask(
             prepared.of(model.spec.stage_of(organ.label)).make_ready()
     asked = _asked_without(questions, segmentation) if answers or regions else []
     found: list[Answer] = []
-    changed: list[Answer] = []
     refused: list[str] = []
     with keep_freed_memory(device), ThreadPoolExecutor(1, "borders") as beside:
         # Half of what both do is small steps that one processor takes: side by side they keep two busy.
@@ -259,7 +258,7 @@ def explain_and_ask(
             )
             for organ in organs
         ]
-        changed += explain_lesions(
+        changed = explain_lesions(
             volume,
             model,
             segmentation,

@@ -28,7 +28,7 @@ from ..explain.stitching import stage_maps
 from ..inference import Segmentation, segment, select_device
 from ..inference.lesions import lesion_count
 from ..models import Model, load_model
-from ..pipeline import analyze, explain_and_ask
+from ..pipeline import DEFAULT_TARGETS, analyze, explain_and_ask
 from ..progress import CancelToken, Progress
 from ..volumes.volume import Volume
 
@@ -96,7 +96,9 @@ def benchmark_cost(
         volume, model, segmentation, lesions, device=device, refusals=[]
     )
     found = lesion_count(segmentation) if "tumor" in stage.labels else 0
-    unasked = [Target.parse(text) for text in ("liver", "tumor") if text in texts or (text == "tumor" and found)]
+    unasked = [
+        Target.parse(label) for label in DEFAULT_TARGETS if label in stage.labels and segmentation.mask(label).any()
+    ]
     jobs[f"heat map, border and changed CTs, as by default, {found} lesions"] = lambda: explain_and_ask(
         volume, model, segmentation, unasked, unasked=True, refusals=[], context=context.silent
     )

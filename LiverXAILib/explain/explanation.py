@@ -40,9 +40,14 @@ class Explanation:
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def labels_sha256(self) -> str | None:
+        """The checksum of the labels that it was asked of; None if it does not know."""
+        return self.provenance.get(LABELS)
+
     def is_about(self, segmentation: Segmentation) -> bool:
         """Whether it was asked of these labels, not before they were changed. True if it does not know."""
-        return self.provenance.get(LABELS) in (None, segmentation.checksum)
+        return self.labels_sha256 in (None, segmentation.checksum)
 
     def remarks(self, segmentation: Segmentation) -> tuple[str, ...]:
         """Its warnings, and that it was made before the changes that led to `segmentation`, if it was."""

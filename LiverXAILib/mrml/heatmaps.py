@@ -82,7 +82,7 @@ def update_heatmap_node(
         node,
         {
             "Question": question,
-            "Labels": explanation.provenance.get("labels_sha256"),
+            "Labels": explanation.labels_sha256,
             "State": None if present is None else labels_token(present),
             "Model": explanation.provenance.get("model"),
             "RawMaximum": explanation.raw_maximum,
