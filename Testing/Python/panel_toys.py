@@ -92,6 +92,27 @@ def decided(panel: Any) -> list[str]:
     return [table.item(row, table.columnCount - 1).text().replace("\n", " ") for row in range(table.rowCount)]
 
 
+def decide(panel: Any, row: int, button: str) -> None:
+    """Choose a row of the lesion table and press a button, such as "reject", below it."""
+    panel.ui.lesionTable.selectRow(row)
+    panel.click(getattr(panel.ui, f"{button}Button"))
+    wait_idle(panel)
+
+
+def save_and_reopen(panel: Any, path: Path) -> tuple[Any, Any]:
+    """Save the scene, close it and open it again; returns the CT chosen in the panel, and its segmentation."""
+    import slicer
+    from slicerhost.qtapplication import process_events
+
+    assert slicer.util.saveScene(str(path))
+    panel.host.clear()
+    slicer.util.loadScene(str(path))
+    process_events()
+    node = panel.ui.inputSelector.currentNode()
+    (segmentation,) = results(node, "segmentation")
+    return node, segmentation
+
+
 def place_point(ras: Any) -> None:
     """What Slicer does when the reader clicks in a slice view while a point is being placed."""
     import slicer

@@ -6,10 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import ndimage, stats
 
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain.fill import border_tissue, distance_mm, isolate, plausible_fill, transplant
+from LiverXAILib.explain.stage_context import gaussian
 
 SPACING = (2.0, 2.0, 2.0)
 SIZE = 48
@@ -141,3 +142,17 @@ def test_distances_within_reach_are_those_of_the_whole_image():
     torch.testing.assert_close(near[within], whole[within], rtol=0, atol=1e-4)
     assert (near[~within] > 6.0).all()
     assert near.isinf().any()
+
+
+@pytest.mark.parametrize("sigmas", [(0.7, 0.7, 0.7), (1.0, 0.0, 6.0), (3.0, 0.2, 0.5)])
+def test_smoothing_is_that_of_scipy(sigmas):
+    """Also where the kernel reaches beyond the image, whose edges are repeated."""
+    image = np.random.default_rng(0).normal(0, 100, (20, 24, 28)).astype(np.float32)
+    before = image.copy()
+    expected = image.astype(np.float64)
+    for axis, sigma in enumerate(sigmas):
+        if sigma:
+            reach = max(1, round(3 * sigma))
+            expected = ndimage.gaussian_filter1d(expected, sigma, axis, mode="nearest", radius=reach)
+    np.testing.assert_allclose(gaussian(torch.from_numpy(image), sigmas).numpy(), expected, atol=1e-3)
+    np.testing.assert_array_equal(image, before)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from test_explain_exactness import a_case
@@ -16,6 +18,7 @@ from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.shared_backward import SharedBackward
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import recorded, stage_maps
+from LiverXAILib.volumes.resample import resample
 
 BALLS = {"all": (0, 0, 0), "a": (4, 4, 4), "b": (24, 8, 8), "c": (4, 22, 9), "near a": (12, 4, 4)}
 
@@ -98,6 +101,21 @@ def test_one_pass_serves_several_layers():
                 torch.testing.assert_close(result.values, alone.values, rtol=1e-4, atol=1e-7)
                 assert result.warnings == alone.warnings
     assert "copy of the network's score" in result.warnings[0]
+
+
+@pytest.mark.parametrize("label", ["liver", "tumor"])
+def test_a_mask_is_brought_to_the_grid_once_and_cut_for_parts_of_it(label):
+    volume, model, segmentation = a_case(window=(16, 20, 24))
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    everywhere = segmentation.mask(label).astype(np.float32)
+    expected = resample(everywhere, segmentation.labels.grid, run.grid, antialias=False) > 0.5
+    assert expected.any()
+    assert run.mask(label) is run.mask(label)
+    assert torch.equal(run.mask(label), expected)
+    alone, _, box = build_score(Target.parse("tumor"), segmentation, model, run).in_focus(run)
+    assert torch.equal(alone.mask(label), expected[box])
+    nothing = dataclasses.replace(segmentation, labels=volume.with_array(np.zeros(volume.shape, np.uint8)))
+    assert not dataclasses.replace(run, segmentation=nothing).mask(label).any()
 
 
 class Token:

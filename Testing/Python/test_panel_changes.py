@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from batch_toys import phantom, write_model
-from panel_toys import apply_and_wait, choose_model, decided, place_point, prepare, results, wait_idle
+from panel_toys import apply_and_wait, choose_model, decide, decided, place_point, prepare, results, wait_idle
 
 qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
 slicer = pytest.importorskip("slicer")
@@ -19,12 +19,6 @@ TURN = np.array([[0.866025, -0.5, 0, 30], [0.5, 0.866025, 0, -20], [0, 0, 1, 45]
 
 def tumor(segmentation, ct):
     return slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", ct) > 0
-
-
-def reject_row(panel, row):
-    panel.ui.lesionTable.selectRow(row)
-    panel.click(panel.ui.rejectButton)
-    wait_idle(panel)
 
 
 def measure(panel):
@@ -56,10 +50,8 @@ def test_under_nested_transforms_clicks_rows_and_axes_are_where_the_lesion_is(pa
     (segmentation,) = results(node, "segmentation")
     before = tumor(segmentation, node).copy()
     first, second = (ras(row) for row in panel.widget.results.lesions)
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.targetsButton)
-    wait_idle(panel)
-    reject_row(panel, 0)
+    decide(panel, 1, "targets")
+    decide(panel, 0, "reject")
     moved = transform(node)
     # The row is from before the transform, but leads to where the lesion is now; so do its axes.
     panel.ui.lesionTable.selectRow(0)
@@ -93,11 +85,9 @@ def test_renamed_segments_are_still_what_they_were(panel, toy_model):
     qtapplication.process_events()
     assert not panel.ui.editedLabel.visible
     summary, before = panel.ui.summaryLabel.text, tumor(segmentation, node).copy()
-    reject_row(panel, 1)
+    decide(panel, 1, "reject")
     panel.widget.runner.client.close()  # the next worker reads the segments
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 1, "accept")
     assert panel.ui.summaryLabel.text == summary
     np.testing.assert_array_equal(tumor(segmentation, node), before)
     assert [segments.GetSegment(name).GetName() for name in ("liver", "tumor")] == ["Leber", "Herde"]
@@ -111,15 +101,13 @@ def test_a_deleted_segment_of_tumors_comes_back_with_the_next_lesion(panel, toy_
     (segmentation,) = results(node, "segmentation")
     before = tumor(segmentation, node).copy()
     place = ras(panel.widget.results.lesions[0])
-    reject_row(panel, 1)
+    decide(panel, 1, "reject")
     segmentation.GetSegmentation().RemoveSegment("tumor")
     qtapplication.process_events()
     assert panel.ui.editedLabel.visible
     measure(panel)
     assert decided(panel) == ["rejected by reader"]
-    panel.ui.lesionTable.selectRow(0)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 0, "accept")
     assert decided(panel) == ["model"]
     panel.click(panel.ui.placeButton)
     place_point(place[:3])
@@ -143,7 +131,7 @@ def test_a_segment_that_the_reader_drew_is_measured_and_can_be_rejected(panel, t
     qtapplication.process_events()
     measure(panel)
     assert sorted(decided(panel)) == ["model", "model", "reader"]
-    reject_row(panel, decided(panel).index("reader"))
+    decide(panel, decided(panel).index("reader"), "reject")
     assert sorted(decided(panel)) == ["model", "model", "rejected by reader"]
     assert sorted(segments.GetSegmentIDs()) == ["liver", "tumor", "vessel"]
     panel.widget.runner.client.close()
@@ -170,7 +158,7 @@ def test_undo_in_the_segment_editor_is_an_edit_like_others(panel, toy_model):
     np.testing.assert_array_equal(tumor(segmentation, node), before)
     # It takes the panel's decision back, too.
     history.SaveState()
-    reject_row(panel, 0)
+    decide(panel, 0, "reject")
     assert decided(panel) == ["model", "rejected by reader"]
     history.RestorePreviousState()
     qtapplication.process_events()
@@ -183,7 +171,7 @@ def test_undo_in_the_segment_editor_is_an_edit_like_others(panel, toy_model):
 def test_results_of_a_ct_that_was_removed_stay_and_the_panel_goes_on(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
     apply_and_wait(panel)
-    reject_row(panel, 1)
+    decide(panel, 1, "reject")
     (segmentation,) = results(node, "segmentation")
     panel.ui.lesionTable.selectRow(0)
     slicer.mrmlScene.RemoveNode(node)
@@ -207,7 +195,7 @@ def test_rejections_stay_with_their_result_when_another_model_makes_a_second_one
     apply_and_wait(panel)
     (first,) = results(node, "segmentation")
     before = tumor(first, node).copy()
-    reject_row(panel, 1)
+    decide(panel, 1, "reject")
     choose_model(panel, str(write_model(tmp_path / "other", liver_hu=40.0)))
     apply_and_wait(panel)
     assert decided(panel) == ["model", "model"]
@@ -215,13 +203,9 @@ def test_rejections_stay_with_their_result_when_another_model_makes_a_second_one
     qtapplication.process_events()
     assert results(node, "segmentation") == [first]
     assert decided(panel) == ["model", "rejected by reader"]
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 1, "accept")
     assert "made by another model" in panel.ui.statusLabel.text
     choose_model(panel, toy_model)
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 1, "accept")
     assert decided(panel) == ["model", "model"]
     np.testing.assert_array_equal(tumor(first, node), before)

@@ -8,7 +8,17 @@ import json
 import numpy as np
 import pytest
 from batch_toys import phantom, write_model
-from panel_toys import apply_and_wait, choose_model, decided, place_point, prepare, results, wait_idle
+from panel_toys import (
+    apply_and_wait,
+    choose_model,
+    decide,
+    decided,
+    place_point,
+    prepare,
+    results,
+    save_and_reopen,
+    wait_idle,
+)
 
 import LiverXAILib as lx
 from LiverXAILib.reading import reject
@@ -140,9 +150,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     words = panel.ui.heatMapSelector.currentText
     assert "lesion 2 at " in words
     assert " mm (" in words
-    panel.ui.lesionTable.selectRow(0)
-    panel.click(panel.ui.rejectButton)
-    wait_idle(panel)
+    decide(panel, 0, "reject")
     assert panel.ui.statusLabel.text.startswith("Measured again")
     assert decided(panel) == ["model", "rejected by reader"]
     assert panel.ui.lesionTable.item(0, 4).text() == ""  # lesion 1 by now was lesion 2
@@ -216,9 +224,7 @@ def test_what_changes_no_outline_leaves_heat_maps_of_lesions_valid(panel, toy_mo
     panel.ui.lesionTable.selectRow(1)
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.targetsButton)
-    wait_idle(panel)
+    decide(panel, 1, "targets")
     assert heat_maps(panel, node) == [False]
     assert panel.ui.lesionTable.item(1, 4).text() == "unchecked"
 
@@ -234,9 +240,7 @@ def test_what_was_decided_on_the_console_is_known_to_the_panel(panel, toy_model)
     wait_idle(panel)
     assert decided(panel) == ["model", "rejected by reader"]
     assert "Rejected by Dr. A" in panel.ui.lesionTable.item(1, 0).toolTip()
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 1, "accept")
     assert decided(panel) == ["model", "model"]
     np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
     kinds = [one["kind"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))]
@@ -293,18 +297,10 @@ def test_a_second_model_makes_a_second_result(panel, toy_model, tmp_path):
 def test_after_reopening_the_scene_everything_is_as_the_reader_left_it(panel, toy_model, tmp_path):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)
-    panel.ui.lesionTable.selectRow(0)
-    panel.click(panel.ui.rejectButton)
-    wait_idle(panel)
+    decide(panel, 0, "reject")
     (segmentation,) = results(node, "segmentation")
     left = segment_array(segmentation, "tumor", node).copy()
-    path = str(tmp_path / "scene.mrb")
-    assert slicer.util.saveScene(path)
-    panel.host.clear()
-    slicer.util.loadScene(path)
-    qtapplication.process_events()
-    node = panel.ui.inputSelector.currentNode()
-    (segmentation,) = results(node, "segmentation")
+    node, segmentation = save_and_reopen(panel, tmp_path / "scene.mrb")
     assert decided(panel) == ["model", "rejected by reader"]
     assert not panel.ui.editedLabel.visible
     panel.click(panel.ui.measureButton)
@@ -413,9 +409,7 @@ def test_two_lesions_are_merged_and_split_by_buttons(panel, toy_model):
     panel.click(panel.ui.mergeButton)
     wait_idle(panel)
     assert panel.ui.lesionTable.rowCount == 1
-    panel.ui.lesionTable.selectRow(0)
-    panel.click(panel.ui.splitButton)
-    wait_idle(panel)
+    decide(panel, 0, "split")
     assert panel.ui.lesionTable.rowCount >= 2
 
 
@@ -424,9 +418,7 @@ def test_target_lesions_are_chosen_by_a_button(panel, toy_model):
     apply_and_wait(panel)
     assert not panel.ui.targetsButton.enabled
     assert "target lesions 2, 1" in panel.ui.summaryLabel.text  # the longer one first
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.targetsButton)
-    wait_idle(panel)
+    decide(panel, 1, "targets")
     assert "target lesion 2" in panel.ui.summaryLabel.text
     assert panel.ui.lesionTable.rowCount == 2
 
@@ -501,9 +493,7 @@ def test_the_slider_makes_candidates_lesions_and_back_without_the_network(panel,
     assert decided(panel) == ["model", "model"]
     (segmentation,) = results(node, "segmentation")
     assert segment_array(segmentation, "tumor", node).any()
-    panel.ui.sensitivitySlider.value = 1
-    qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
-    wait_idle(panel)
+    move_slider(panel, 1)
     assert decided(panel) == ["candidate", "candidate"]
     assert not segment_array(segmentation, "tumor", node).any()
 
@@ -566,9 +556,7 @@ def test_a_rejected_lesion_stays_listed_and_is_taken_back_by_accept(panel, toy_m
     panel.click(panel.ui.acceptButton)
     wait_idle(panel)
     assert decided(panel) == ["model", "rejected by reader"]
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 1, "accept")
     assert decided(panel) == ["model", "model"]
     np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
     decisions = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
@@ -580,20 +568,10 @@ def test_a_rejected_lesion_is_taken_back_in_a_scene_that_was_saved_and_opened_ag
     apply_and_wait(panel)
     (segmentation,) = results(node, "segmentation")
     before = segment_array(segmentation, "tumor", node).copy()
-    panel.ui.lesionTable.selectRow(0)
-    panel.click(panel.ui.rejectButton)
-    wait_idle(panel)
-    path = str(tmp_path / "scene.mrb")
-    assert slicer.util.saveScene(path)
-    panel.host.clear()
-    slicer.util.loadScene(path)
-    qtapplication.process_events()
-    node = panel.ui.inputSelector.currentNode()
-    (segmentation,) = results(node, "segmentation")
+    decide(panel, 0, "reject")
+    node, segmentation = save_and_reopen(panel, tmp_path / "scene.mrb")
     assert decided(panel) == ["model", "rejected by reader"]
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 1, "accept")
     assert decided(panel) == ["model", "model"]
     np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
 
@@ -603,24 +581,14 @@ def test_a_rejected_lesion_stays_rejected_wherever_the_slider_is(panel, graded_m
     apply_and_wait(panel)
     move_slider(panel, 2)
     assert decided(panel) == ["model", "model"]
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.rejectButton)
-    wait_idle(panel)
+    decide(panel, 1, "reject")
     assert decided(panel) == ["model", "rejected by reader"]
     move_slider(panel, 1)  # what is not counted there is a candidate
     assert decided(panel) == ["candidate", "rejected"]
-    path = str(tmp_path / "scene.mrb")
-    assert slicer.util.saveScene(path)
-    panel.host.clear()
-    slicer.util.loadScene(path)
-    qtapplication.process_events()
-    node = panel.ui.inputSelector.currentNode()
-    (segmentation,) = results(node, "segmentation")
+    node, segmentation = save_and_reopen(panel, tmp_path / "scene.mrb")
     move_slider(panel, 2)
     assert decided(panel) == ["model", "rejected by reader"]
-    panel.ui.lesionTable.selectRow(1)
-    panel.click(panel.ui.acceptButton)
-    wait_idle(panel)
+    decide(panel, 1, "accept")
     assert decided(panel) == ["model", "model"]
     move_slider(panel, 1)  # the reader's word counts, not the border
     assert "reader" in decided(panel)
