@@ -18,10 +18,9 @@ import torch
 
 from ..context import RunContext
 from ..errors import UsageError
-from ..inference.backends import Forward, keep_freed_memory
+from ..inference.backends import keep_freed_memory
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
-from ..inference.stages import run_batch
 from ..models.model import Model
 from ..progress import CancelToken, Progress
 from ..volumes.box import Box, bounding_box
@@ -67,7 +66,6 @@ class ExaminedBox:
     :param score_target: the target there.
     :param box: on the padded image of the stage.
     :param crop: how many voxels (k, j, i) the network reads around a target.
-    :param forwards: the networks.
     :param probability: mean probability of the answer over the target, in a crop; `in_image`: in the whole image.
     """
 
@@ -75,7 +73,6 @@ class ExaminedBox:
     score_target: ScoreTarget
     box: Box
     crop: tuple[int, int, int]
-    forwards: Sequence[Forward]
     probability: float
     in_image: float
 
@@ -97,7 +94,6 @@ class ExaminedBox:
         Where there is hardly any healthy liver around the target, a larger one is taken as well.
         """
         whole, poor = _in_image(score_target, run, mask, context), None
-        forwards = run.forwards
         run, score_target = score_target.over_slices(run)
         extent = max(n * size for n, size in zip(score_target.box.shape, run.spacing, strict=True))
         for limit, reach, largest in _CROPS_MM if small else _CROPS_MM[1:]:
@@ -108,7 +104,7 @@ class ExaminedBox:
                 continue  # only a part of the target would be removed
             edited = (limit, reach) if limit is None or limit >= _EDITED_MM[0] else _EDITED_MM
             alone, inside, box = score_target.in_focus(run, *edited)
-            examined = ExaminedBox(alone, inside, box, crop.shape, forwards, 0.0, whole)
+            examined = ExaminedBox(alone, inside, box, crop.shape, 0.0, whole)
             examined = replace(examined, probability=examined.ask([alone.image], context)[0])
             if abs(examined.probability - whole) <= AGREEMENT:
                 if limit is None or int(examined.healthy.sum()) >= _ENOUGH_HEALTHY:
@@ -143,21 +139,17 @@ class ExaminedBox:
         weights = [self.weights] * len(images) if weights is None else weights
         crops = [self._crop(one) for one in weights]
         windows = torch.stack([image[crop] for image, crop in zip(images, crops, strict=True)])
-        shape = windows.shape
-        if self.run.stage.dimensions == 2:
-            windows = windows.flatten(0, 1)[:, None]  # it reads slice by slice, whatever their number
+        targets = [one[crop] for one, crop in zip(weights, crops, strict=True)]
+        part = Box.union(bounding_box((target > 0).numpy()) for target in targets)
         logits = []
-        for part in windows.split(max(1, _BATCH_VOXELS // windows[0].numel())):
+        for some in windows.split(max(1, _BATCH_VOXELS // windows[0].numel())):
             context.check()
-            with torch.inference_mode(), keep_freed_memory(self.run.device):
-                batch = part.to(self.run.device)
-                members = [run_batch(network, batch, self.run.stage).float().cpu() for network in self.forwards]
-                logits.append(torch.stack(members).mean(dim=0))
+            with keep_freed_memory(self.run.device):
+                logits.append(self.run.logits(some, part))
         answers = []
-        found = torch.cat(logits).unflatten(0, (len(images), -1)).transpose(1, 2).reshape(len(images), -1, *shape[1:])
-        for one, crop, weight in zip(found, crops, weights, strict=True):
-            here = weight[crop]
-            answers.append(float((torch.sigmoid(self.score_target.evidence(one)) * here).sum() / here.sum()))
+        for found, target in zip(torch.cat(logits), targets, strict=True):
+            here = target[part]
+            answers.append(float((torch.sigmoid(self.score_target.evidence(found)) * here).sum() / here.sum()))
         return answers
 
     def _crop(self, weights: torch.Tensor) -> Box:

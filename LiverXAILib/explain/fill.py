@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil
 
 import numpy as np
@@ -104,10 +105,10 @@ def healthy_liver(run: StageContext) -> torch.Tensor:
     differ from the median by more than 2.5 standard deviations after smoothing.
     """
     voxel = max(run.spacing)
-    healthy = distance_mm(~run.mask(run.organ), run.spacing) > 1.01 * voxel
+    healthy = ~within_mm(~run.mask(run.organ), run.spacing, 1.01 * voxel)
     for spec in run.segmentation.specs:
         if spec.name != run.organ and liver_segment(spec.name) is None:
-            healthy &= distance_mm(run.mask(spec.name), run.spacing, 2.01 * voxel) > 2.01 * voxel
+            healthy &= ~within_mm(run.mask(spec.name), run.spacing, 2.01 * voxel)
     if healthy.any():
         smooth = gaussian(run.hu, [_SMOOTH_MM / size for size in run.spacing])
         difference = (smooth - smooth[healthy].median()).abs()
@@ -192,7 +193,11 @@ def _texture(
     for turn in range(_PATCHES):
         box, offsets, misfit = _places(missing, donor)
         best = (misfit <= misfit.min() + _FIT * total).nonzero()
-        nearest = (best - torch.tensor(offsets)).square().sum(dim=1).argsort(stable=True)[:_NEAREST]
+        squared = (best - torch.tensor(offsets)).square().sum(dim=1)
+        if len(best) > _NEAREST:  # a part of them is sorted faster than all
+            close = squared <= squared.kthvalue(_NEAREST).values
+            best, squared = best[close], squared[close]
+        nearest = squared.argsort(stable=True)[:_NEAREST]
         start = best[nearest[int(torch.randint(len(nearest), (1,), generator=generator))]].tolist()
         there = tuple(slice(low, low + n) for low, n in zip(start, missing[box].shape, strict=True))
         usable = missing[box] & donor[there]
@@ -252,3 +257,20 @@ def distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float], reach_mm: float
     image = sitk.GetImageFromArray(mask.numpy().astype(np.uint8))
     image.SetSpacing(tuple(float(size) for size in reversed(spacing_mm)))
     return torch.from_numpy(sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True)))
+
+
+def within_mm(mask: torch.Tensor, spacing_mm: Sequence[float], reach_mm: float) -> torch.Tensor:
+    """Where :func:`distance_mm` is `reach_mm` at most: for a reach of one or two voxels several times as fast."""
+    near = mask.clone()
+    box = bounding_box(mask.numpy())
+    if box is None:
+        return near
+    reach = [int(reach_mm / size) for size in spacing_mm]
+    box = box.grown(reach, mask.shape)
+    padded = torch.nn.functional.pad(mask[box], [n for side in reversed(reach) for n in (side, side)])
+    for step in product(*(range(-side, side + 1) for side in reach)):
+        if any(step) and sum((n * size) ** 2 for n, size in zip(step, spacing_mm, strict=True)) <= reach_mm**2:
+            near[box] |= padded[
+                tuple(slice(side + n, side + n + size) for side, n, size in zip(reach, step, box.shape, strict=True))
+            ]
+    return near

@@ -258,7 +258,7 @@ def build_score(
     target = target.resolve(segmentation)
     mask = target.mask(segmentation) if mask is None else mask
     terms = score_terms(target, mask, segmentation, model.spec, run.stage)
-    count = float(mask.sum())
+    count = float(np.count_nonzero(mask))  # several times as fast as a sum
     weights = [_on_stage(term, segmentation.labels.grid, run, count) for term in terms]
     box = bounding_box(np.logical_or.reduce([(w != 0).numpy() for w in weights]))
     if box is None:

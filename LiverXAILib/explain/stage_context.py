@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..inference.backends import Forward, choose_backend, forward
+from ..inference.backends import PartialForward, choose_backend, partial_forward
 from ..inference.geometry import AIR_HU
 from ..inference.segmentation import Segmentation
 from ..inference.stages import (
@@ -112,13 +112,36 @@ class StageContext:
         return choose_backend(self.networks[0], self.stage, self.device, sample, self.image.numel()).backend
 
     @cached_property
-    def forwards(self) -> list[Forward]:
+    def forwards(self) -> list[PartialForward]:
         """The networks, without gradients, on :attr:`backend`."""
-        return [forward(self.backend, network, self.device) for network in self.networks]
+        if self.part_of is not None:  # what is fastest was found for the whole image
+            return self.part_of[0].forwards
+        return [partial_forward(self.backend, network, self.device) for network in self.networks]
 
     def make_ready(self) -> None:
         """Compile the networks now, before several threads use them."""
         _ = self.forwards
+
+    def logits(self, windows: torch.Tensor, part: Box) -> torch.Tensor:
+        """Mean logits (n, channels, \\*part) of all passes, without gradients, in a part of each of `windows`
+        (n, a, b, c), on the CPU."""
+        total = torch.zeros(())
+        shape = windows.shape[1:]
+        with torch.inference_mode():
+            for number, axes in self.passes:
+                batch = windows.flip([axis + 1 for axis in axes]).to(self.device)
+                sides = [
+                    slice(n - side.stop, n - side.start) if axis in axes else side
+                    for axis, (side, n) in enumerate(zip(part, shape, strict=True))
+                ]
+                if self.stage.dimensions == 2:  # it reads slice by slice
+                    batch = batch[:, sides[0]]
+                    logits = self.forwards[number](batch.flatten(0, 1)[:, None], Box(*sides))
+                    logits = logits.unflatten(0, batch.shape[:2]).transpose(1, 2)
+                else:
+                    logits = self.forwards[number](batch[:, None], Box(*sides))
+                total = total + logits.float().cpu().flip([axis + 2 for axis in axes]) / len(self.passes)
+        return total
 
     def network(self, pass_index: int, window: torch.Tensor) -> torch.Tensor:
         """Logits (channels, a, b, c) of pass number `pass_index` for one window (a, b, c), on the device."""

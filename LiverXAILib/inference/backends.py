@@ -45,6 +45,7 @@ from torch import nn
 from ..errors import UsageError
 from ..files import replacing, staging_folder
 from ..models.spec import COMPILED_NETWORKS, StageSpec
+from ..volumes.box import Box
 from .cost import input_channels
 from .device import processor_name
 
@@ -52,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 #: A network as a function: a batch ``(N, C, *window)`` on the device → float32 logits.
 Forward = Callable[[torch.Tensor], torch.Tensor]
+#: The same for a part (a, b, c) of the windows: logits of the whole windows there, (N, C, *part).
+PartialForward = Callable[[torch.Tensor, Box], torch.Tensor]
 
 #: Names a backend for every stage, without a self-test: "torch float32", "openvino float32" …
 BACKEND_VARIABLE = "LIVERXAI_BACKEND"
@@ -138,6 +141,22 @@ def forward(name: str, network: nn.Module, device: torch.device) -> Forward:
     if key not in compiled:
         compiled[key] = _openvino_forward(network, precision)
     return compiled[key]
+
+
+def partial_forward(name: str, network: nn.Module, device: torch.device) -> PartialForward:
+    """`network` as :func:`forward` runs it, for callers that need the logits of a part of each window only.
+
+    A network that can do less work for a part does it with torch, in the backend's precision.
+    """
+    if getattr(network, "has_local_stages", False):
+        return _torch_forward(network, device, name.partition(" ")[2])
+    whole = forward(name, network, device)
+
+    def run(batch: torch.Tensor, part: Box) -> torch.Tensor:
+        index = (..., *(part if batch.ndim == 5 else part[1:]))
+        return whole(batch)[index]
+
+    return run
 
 
 #: Compiled networks. They hold no reference to the network, so that it can go.
@@ -238,14 +257,14 @@ def _keep_decision(key: str, choice: BackendChoice) -> None:
 # --- torch --------------------------------------------------------------------------------------------------------
 
 
-def _torch_forward(network: nn.Module, device: torch.device, precision: str) -> Forward:
+def _torch_forward(network: nn.Module, device: torch.device, precision: str) -> Callable[..., torch.Tensor]:
     if precision == "float32":
         return network
     dtype = getattr(torch, precision)
 
-    def run(batch: torch.Tensor) -> torch.Tensor:
+    def run(batch: torch.Tensor, *part: Box) -> torch.Tensor:
         with torch.autocast(device.type, dtype=dtype):
-            return network(batch.contiguous(memory_format=_channels_last(batch))).float()
+            return network(batch.contiguous(memory_format=_channels_last(batch)), *part).float()
 
     return run
 

@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..volumes.box import Box
+
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _UPSAMPLING = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+#: Norms that take statistics of the image.
+_IMAGE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 
 
 class UNet(nn.Module):
@@ -80,6 +84,7 @@ class UNet(nn.Module):
         self.channels = in_channels, out_channels
         self.deep_supervision = deep_supervision
         self._stem_stride = stem_stride
+        self._reach = convolutions_per_stage  # voxels, of a stage's convolutions
         self._strides = [(stem_stride,) * dimensions, *steps]
         self.encoder = nn.ModuleList(
             stage(features[level - 1] if level else in_channels, features[level], self._strides[level], stem=level == 0)
@@ -102,6 +107,11 @@ class UNet(nn.Module):
         )
 
     @property
+    def has_local_stages(self) -> bool:
+        """Whether what a stage says of a place depends only on what lies near it; statistics of an image do not."""
+        return self.dimensions == 3 and not any(isinstance(module, _IMAGE_NORMS) for module in self.modules())
+
+    @property
     def divisor(self) -> tuple[int, ...]:
         """What the input's size must be divisible by, along each axis."""
         return _product(self._strides)
@@ -113,9 +123,12 @@ class UNet(nn.Module):
         up = [(f"decoder.{i}", stride) for i, stride in enumerate(reversed(down[:-1]))]
         return [*zip(names, down[:-1], strict=True), ("bottleneck", down[-1]), *up]
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+    def forward(self, image: torch.Tensor, part: Box | None = None) -> torch.Tensor | list[torch.Tensor]:
         """Logits (N, `out_channels`, …) of an image (N, `in_channels`, …).
 
+        :param part: a part (k, j, i) of a volume, if only its logits are wanted, in evaluation mode: they are the
+            whole image's, but the last stage of the decoder, a third of the work, is computed only there. What hooks
+            see of that stage is cropped. Only if :attr:`has_local_stages`.
         :raises ValueError: a size that :attr:`divisor` does not divide. Pad first: the network does not guess how.
         """
         if any(n % d for n, d in zip(image.shape[2:], self.divisor, strict=True)):
@@ -127,14 +140,29 @@ class UNet(nn.Module):
             skips.append(x)
         x = self.bottleneck(x)
         outputs = []
-        for stage in self.decoder:
+        for stage in self.decoder[:-1]:
             x = stage(x, skips.pop())
             outputs.append(x)
+        if part is not None:
+            return self._logits_of_part(x, skips.pop(), part)
+        outputs.append(self.decoder[-1](x, skips.pop()))
         logits = self._expand(self.head(outputs[-1]))
         if not (self.deep_supervision and self.training):
             return logits
         auxiliary = [head(x) for head, x in zip(self.auxiliary_heads, outputs[:-1], strict=True)]
         return [logits, *reversed(auxiliary)]
+
+    def _logits_of_part(self, x: torch.Tensor, skip: torch.Tensor, part: Box) -> torch.Tensor:
+        """The last stage of the decoder and the head, for a part of the image and what the convolutions reach."""
+        step, up = self._stem_stride, self._strides[1]
+        wanted = Box(*(slice(side.start // step, -(-side.stop // step)) for side in part))
+        halo = wanted.grown([self._reach] * 3, skip.shape[2:])
+        coarse = Box(*(slice(side.start // n, -(-side.stop // n)) for side, n in zip(halo, up, strict=True)))
+        read = Box(*(slice(side.start * n, side.stop * n) for side, n in zip(coarse, up, strict=True)))
+        every = slice(None), slice(None)
+        x = self.decoder[-1](x[every + coarse], skip[every + read])
+        logits = self._expand(self.head(x[every + wanted.relative_to(read)]))
+        return logits[every + part.shifted([-side.start * step for side in wanted])]
 
     def _expand(self, logits: torch.Tensor) -> torch.Tensor:
         """Lay the channels (C · 2^dimensions, stem stride 2) out as the image voxels they stand for."""

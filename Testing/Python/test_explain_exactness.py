@@ -22,6 +22,7 @@ from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.inference.stages import logit_margin, mirrorings, run_network, stage_input, stage_plan
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -137,6 +138,19 @@ def test_the_stitched_map_is_that_of_one_graph(case, method):
                 expected[box] += weight * upsampled(lattice, plan.window)
     assert float(expected.abs().max()) > 0
     assert float((values - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("case", ["one window", "ensemble", "mirrored", "slice by slice"])
+def test_logits_of_a_part_of_changed_windows_are_the_mean_of_all_passes_there(case):
+    volume, model, segmentation = a_case(**CASES[case])
+    (stage,) = model.spec.stages
+    run = StageContext.prepare(volume, model, stage, segmentation, torch.device("cpu"))
+    windows = torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(0))
+    part = Box(slice(1, 4), slice(7, 12), slice(0, 3))
+    with torch.inference_mode():
+        passes = [[run.network(number, window) for number in range(len(run.passes))] for window in windows]
+    expected = torch.stack([torch.stack(of_one).mean(dim=0)[:, part.k, part.j, part.i] for of_one in passes])
+    torch.testing.assert_close(run.logits(windows, part), expected)
 
 
 def test_windows_that_are_not_run_have_no_gradient_to_speak_of():

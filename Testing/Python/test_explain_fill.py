@@ -9,7 +9,14 @@ import torch
 from scipy import ndimage, stats
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.explain.fill import border_tissue, distance_mm, isolate, plausible_fill, transplant
+from LiverXAILib.explain.fill import (
+    border_tissue,
+    distance_mm,
+    isolate,
+    plausible_fill,
+    transplant,
+    within_mm,
+)
 from LiverXAILib.explain.stage_context import gaussian
 
 SPACING = (2.0, 2.0, 2.0)
@@ -142,6 +149,18 @@ def test_distances_within_reach_are_those_of_the_whole_image():
     torch.testing.assert_close(near[within], whole[within], rtol=0, atol=1e-4)
     assert (near[~within] > 6.0).all()
     assert near.isinf().any()
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (5.0, 1.0, 1.5)])
+@pytest.mark.parametrize("voxels", [1.01, 2.01])
+def test_what_lies_within_reach_is_what_the_distance_says(spacing, voxels):
+    reach = voxels * max(spacing)
+    for mask in (
+        torch.rand(12, 20, 16) > 0.97,
+        torch.rand(12, 20, 16) > 0.3,
+        torch.zeros(12, 20, 16, dtype=torch.bool),
+    ):
+        assert torch.equal(within_mm(mask, spacing, reach), distance_mm(mask, spacing) <= reach)
 
 
 @pytest.mark.parametrize("sigmas", [(0.7, 0.7, 0.7), (1.0, 0.0, 6.0), (3.0, 0.2, 0.5)])

@@ -11,6 +11,8 @@ import torch
 
 from LiverXAILib.errors import ModelError
 from LiverXAILib.networks import ObeliskUNet, UNet, build_network, default_layer
+from LiverXAILib.networks.folding import fold_batch_norms
+from LiverXAILib.volumes.box import Box
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,3 +139,34 @@ def test_a_way_back_that_ends_in_the_decoder_gives_the_gradient_of_the_whole_gra
         torch.autograd.grad(out[0, 1].square().sum(), of)[0] for out, of in zip((whole, ended), held, strict=True)
     ]
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+@pytest.mark.parametrize("convolutions", [1, 2, 3])
+@pytest.mark.parametrize("strides", [None, [(1, 2, 2), (2, 2, 2)]])
+def test_logits_of_a_part_are_those_of_the_whole_image(stem_stride, convolutions, strides):
+    torch.manual_seed(convolutions)
+    network = UNet(3, features=(4, 6, 8), convolutions_per_stage=convolutions, strides=strides, stem_stride=stem_stride)
+    fold_batch_norms(network)
+    assert network.has_local_stages
+    image = torch.randn(2, 1, 16, 32, 24)
+    with torch.inference_mode():
+        whole = network(image)
+        for start, stop in [((5, 13, 9), (8, 16, 14)), ((0, 0, 0), (3, 2, 1)), ((13, 31, 20), (16, 32, 24))]:
+            part = Box.between(start, stop)
+            torch.testing.assert_close(network(image, part), whole[..., part.k, part.j, part.i], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(network(image, Box.full((16, 32, 24))), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_part_the_last_stage_computes_no_more_than_its_convolutions_reach():
+    network = UNet(3, features=(4, 6, 8)).eval()
+    sizes = []
+    network.decoder[-1].register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))
+    network(torch.zeros(1, 1, 32, 32, 32), Box.between((14, 15, 0), (16, 17, 4)))
+    assert sizes == [(6, 8, 6)]
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_a_network_with_statistics_of_the_image_has_no_local_stages(norm):
+    assert not UNet(3, features=(4, 8), norm=norm).has_local_stages
+    assert not UNet(2, features=(4, 8)).has_local_stages  # parts are of volumes

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import ceil, prod
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 
 from ...context import RunContext
 from ...inference.lesions import grown
-from ...inference.stages import mirrorings
 from ...models.model import Model
 from ...models.spec import StageSpec
 from ...volumes.box import Box
@@ -83,15 +81,20 @@ class BorderProbe:
         """
         crop = Crop(self._crop_shape(radius_mm), self.run.spacing, radius_mm)
         together = max(1, _BATCH_VOXELS // prod(crop.shape))
+        near = self._near + torch.tensor(crop.shape) // 2
+        compared = Box.between(near.amin(dim=0).tolist(), (near.amax(dim=0) + 1).tolist())
+        k, j, i = (near - torch.tensor(compared.start)).T
         result = [torch.zeros(0, dtype=torch.bool)]
         with torch.inference_mode():
             for start in range(0, len(points), together):
                 context.check()
                 context.report(f"Examining the border: {radius_mm:g} mm", start / len(points))
                 part = torch.from_numpy(points[start : start + together])
-                logits = self._logits(shown(self.run, part, crop, self._replace))
+                crops = shown(self.run, part, crop, self._replace)
+                self.voxels += crops.numel()
+                logits = self.run.logits(crops, compared)
                 found = self._score.evidence(logits.transpose(0, 1)) > 0
-                result.append(self._same(found, part, crop.shape))
+                result.append(self._agrees(found[:, k, j, i], part))
         return torch.cat(result).numpy()
 
     def _crop_shape(self, radius_mm: float) -> tuple[int, int, int]:
@@ -103,24 +106,6 @@ class BorderProbe:
         wanted = (2 * (radius_mm + MARGIN_MM) / size for size in self.run.spacing)
         a, b, c = (ceil(n / step - 1e-6) * step for n, step in zip(wanted, divisor, strict=True))
         return a, b, c
-
-    def _logits(self, crops: torch.Tensor) -> torch.Tensor:
-        """Mean logits (n, channels, a, b, c), of the ensemble and its mirrorings, of crops (n, a, b, c), on the CPU."""
-        self.voxels += crops.numel()
-        total = torch.zeros(())
-        passes = [(network, axes) for network in self.run.forwards for axes in mirrorings(self.run.stage)]
-        for network, axes in passes:
-            batch = crops.flip([axis + 1 for axis in axes]).to(self.run.device)
-            if self.run.stage.dimensions == 2:
-                logits = network(batch.flatten(0, 1)[:, None]).unflatten(0, batch.shape[:2]).transpose(1, 2)
-            else:
-                logits = network(batch[:, None])
-            total = total + logits.float().cpu().flip([axis + 2 for axis in axes]) / len(passes)
-        return total
-
-    def _same(self, found: torch.Tensor, points: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        k, j, i = (self._near + torch.tensor(shape) // 2).T
-        return self._agrees(found[:, k, j, i], points)
 
     def _agrees(self, found: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Whether labels (n, m) near points (n, 3) are those of the whole image, but for the border's own voxels."""
