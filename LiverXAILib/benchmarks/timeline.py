@@ -35,7 +35,6 @@ _PARTS: tuple[tuple[str, str, str, int | None], ...] = (
     ("LiverXAILib.inference.segmenter", "segment", "labels", None),
     ("LiverXAILib.explain.explainer", "explain_all", "heat maps", None),
     ("LiverXAILib.explain.border.need", "explain_border", "answer about the border", None),
-    ("LiverXAILib.explain.counterfactual", "explain_change", "answer about {}", 0),
     ("LiverXAILib.explain.counterfactual", "explain_lesions", "answers", None),
     ("LiverXAILib.measure.measuring", "measure", "measure", None),
     ("LiverXAILib.measure.disagreement", "measure_uncertainty", "uncertainty", None),

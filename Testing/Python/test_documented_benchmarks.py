@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from batch_toys import phantom, write_model
 from safetensors.torch import load_file
 
-from LiverXAILib.benchmarks import speed, speed_peers, wait
+from LiverXAILib.benchmarks import speed, speed_peers, timeline, wait
 from LiverXAILib.cli import main
 from LiverXAILib.models import Region, load_model, save_model
 from LiverXAILib.models.spec import Intensity
@@ -145,3 +147,9 @@ def test_another_checkout_must_be_one(tmp_path):
     write_volume(phantom(), tmp_path / "ct.nrrd")
     assert main(["benchmark", "wait", str(tmp_path / "ct.nrrd"), "--against", str(tmp_path)]) == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["ct.nrrd"]
+
+
+@pytest.mark.parametrize(("module", "path"), [part[:2] for part in timeline._PARTS] + [timeline._WRITING])
+def test_every_part_that_benchmark_wait_measures_is_there(module, path):
+    """A checkout to compare with may lack a function; this one must not, or its time is counted elsewhere."""
+    assert callable(attrgetter(path)(importlib.import_module(module)))
