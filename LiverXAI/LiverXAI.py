@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import unittest
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -369,6 +369,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.initializeParameterNode()
 
     def makeParts(self) -> None:
+        self.missesChange = False  # of the scene, while results were being shown
         self.state = PanelState(self.ui, slicer.mrmlScene)
         self.status = StatusLine(self.state)
         self.models = ModelChoice(self.state)
@@ -487,7 +488,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
     def onSceneChanged(self) -> None:
         """Nodes or parameters have changed; while results come in one by one, they show themselves."""
         if self.runner.showing:
+            self.missesChange = True
             return
+        self.missesChange = False
         if self.frames.follow():
             with self.state.writing() as parameters:
                 parameters.heatMap = None
@@ -496,16 +499,20 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
                 self.status.show()
         self.showParameters()
 
-    def showHeatMap(self, heatMapNode: Any) -> None:
-        """New results of the chosen CT are in the scene; of its heat maps this one is to be shown."""
+    def showHeatMap(self, heatMapNode: Any) -> Iterator[None]:
+        """New results of the chosen CT are in the scene: in steps, and of its heat maps this one is to be shown."""
+        self.missesChange = False  # all nodes of these results are there: what comes or goes from now on is not ours
         with self.state.writing() as parameters:
             parameters.heatMap = heatMapNode
         if self.state.result("segmentation") is not None:
             self.frames.mark(self.state.result("segmentation"))
         self.models.show()
-        self.results.show()
+        yield
+        yield from self.results.steps()
+        yield
         self.calipers.show(self.results.selected_lesion)
         self.sensitivity.show()
+        yield
 
     def update(self) -> None:
         if self.state.parameters is not None:
@@ -514,6 +521,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.reader.update()
             self.calipers.update()
             self.sensitivity.update()
+            if self.missesChange and not self.runner.showing:
+                self.watch.refresh_soon()
 
     def onEdited(self) -> None:
         """The segmentation is not what was measured any more, or is again."""
@@ -546,8 +555,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.update()
 
     def onResultChosen(self) -> None:
-        self.reader.on_result_chosen()
-        self.update()
+        if self.state.listens:
+            self.reader.on_result_chosen()
+            self.update()
 
     def onLesionSelected(self) -> None:
         self.results.on_lesion_selected()

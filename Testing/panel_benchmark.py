@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the panel keeps Slicer's event loop waiting: ``python Testing/panel_benchmark.py``.
 
-A timer of 1 ms runs in the event loop of the test host while the panel analyzes a CT, and while it explains the
-segmentation again after it was edited, with all that has to go to the worker and to come back. A gap is the time
-between two ticks of the timer. On a busy machine a part of it is waiting for a processor that others use; Linux tells
-how long, and it is taken off (/proc/thread-self/schedstat). Beside it stands how long the event loop's thread has
-computed in the gap: the rest it has waited for a lock, for memory, or for the machine beneath a virtual one.
+A timer of 1 ms runs in the event loop of the test host while the panel analyzes a CT, and while it explains and
+measures the segmentation again after it was edited, with all that has to go to the worker and to come back. A gap is
+the time between two ticks of the timer. On a busy machine a part of it is waiting for a processor that others use;
+Linux tells how long, and it is taken off (/proc/thread-self/schedstat). Beside it stands how long the event loop's
+thread has computed in the gap: the rest it has waited for a lock, for memory, or for the machine beneath a virtual one.
+
+Python searches all that was loaded for garbage after enough new objects were made. Those of the start are searched
+before the measurement, as in a Slicer that has run for a while; what the panel makes counts.
 
 The gaps depend on the number of voxels, not on the network. So the CT is a ball with two lesions in as many voxels as
 are asked for, and the network a tiny one; ``--patient`` takes a synthetic patient and the bundled model. ``--steps``
@@ -16,8 +19,10 @@ to show an analysis of so many voxels and to hand an edited one back, and what a
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,10 +31,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "Testing" / "Python"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "Testing"), str(ROOT)]
 
 import numpy as np  # noqa: E402
-from batch_toys import phantom, write_model  # noqa: E402
 from slicerhost import qtapplication  # noqa: E402
 
 from LiverXAILib.mrml import volume_to_node  # noqa: E402
@@ -38,15 +42,31 @@ from LiverXAILib.panel.sample_data import make_phantom  # noqa: E402
 from LiverXAILib.volumes.box import Box  # noqa: E402
 from LiverXAILib.volumes.volume import Volume  # noqa: E402
 
+#: Makes the model and the ball of the tests, in a process of its own: Slicer's never loads torch, and Python would look
+#: through all that torch has made when it looks for garbage, in a gap of the event loop.
+_TOYS = """
+import sys
+from pathlib import Path
+import numpy as np
+from batch_toys import phantom, write_model
+folder, ball = Path(sys.argv[1]), phantom(lesions=2)
+write_model(folder / "toy")
+np.savez(folder / "ball.npz", array=ball.array, ijk_to_lps=ball.ijk_to_lps)
+"""
 
-def make_ball(shape: list[int]) -> Volume:
-    """The ball of the tests in about as many voxels (k, j, i), the smaller for it."""
-    volume = phantom(lesions=2)
-    factors = [max(1, wanted // size) for wanted, size in zip(shape, volume.shape, strict=True)]
-    array = volume.array
+
+def make_toys(shape: list[int]) -> tuple[Volume, Path]:
+    """The ball of the tests in about as many voxels (k, j, i), the smaller for it, and the folder of a tiny model."""
+    folder = Path(tempfile.mkdtemp())
+    paths = os.pathsep.join([str(ROOT / "Testing" / "Python"), str(ROOT)])
+    subprocess.run([sys.executable, "-c", _TOYS, str(folder)], env={**os.environ, "PYTHONPATH": paths}, check=True)
+    ball = np.load(folder / "ball.npz")
+    array = ball["array"]
+    factors = [max(1, wanted // size) for wanted, size in zip(shape, array.shape, strict=True)]
     for axis, factor in enumerate(factors):
         array = array.repeat(factor, axis=axis)
-    return Volume(array, volume.ijk_to_lps @ np.diag([*(1 / factor for factor in reversed(factors)), 1]))
+    volume = Volume(array, ball["ijk_to_lps"] @ np.diag([*(1 / factor for factor in reversed(factors)), 1]))
+    return volume, folder / "toy"
 
 
 def queued() -> float:
@@ -123,6 +143,7 @@ class Clock:
 
     def measure(self, name: str, action: Callable[[], None]) -> None:
         """Do something, wait until the panel is idle again, and print the longest gaps."""
+        gc.collect()
         self.timer.start()
         qtapplication.process_events()
         self.ticks.clear()
@@ -162,9 +183,10 @@ def main() -> None:
         ct, truth = make_phantom(spacing_mm=(1.5, 1.5, 3.0))
         slicer.mrmlScene.RemoveNode(truth)
     else:
-        ct = volume_to_node(make_ball(arguments.shape), slicer.mrmlScene, "CT")
+        ball, model = make_toys(arguments.shape)
+        ct = volume_to_node(ball, slicer.mrmlScene, "CT")
         panel.choose(panel.ui.modelSelector, FROM_FOLDER)
-        panel.ui.modelFolder.currentPath = str(write_model(Path(tempfile.mkdtemp()) / "toy"))
+        panel.ui.modelFolder.currentPath = str(model)
     panel.ui.inputSelector.setCurrentNode(ct)
     clock = Clock(panel)
     print("CT {}×{}×{}".format(*ct.GetImageData().GetDimensions()))
@@ -176,6 +198,7 @@ def main() -> None:
     slicer.util.updateSegmentBinaryLabelmapFromArray(liver, segmentation, "liver", ct)
     panel.choose(panel.ui.targetSelector, "liver")
     clock.measure("Explain again after an edit", panel.ui.explainButton.click)
+    clock.measure("Measure again", panel.ui.measureButton.click)
     panel.close()
 
 

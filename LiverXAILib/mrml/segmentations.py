@@ -183,6 +183,9 @@ def read_segments(
 ) -> Callable[[], Segmentation]:
     """:func:`segmentation_from_node` in two halves: now it takes what is in the scene, which is quick unless segments
     lie on another grid than the CT; the function that it returns puts it together, and may run in any thread.
+
+    Voxels are not copied before that: they may show a part of what is edited meanwhile. Then
+    :func:`~LiverXAILib.mrml.tokens.labels_token` is not the same any more.
     """
     segments = node.GetSegmentation()
     found: dict[str, list[str]] = {}
@@ -197,9 +200,8 @@ def read_segments(
             f"{names}. Rename the segment of the liver to 'liver'."
         )
     grid = world_grid(volume_node)
-    copies: dict[str, np.ndarray] = {}
     pieces = [  # later labels are parts of earlier ones
-        (spec.value, *_read_segment(node, identifier, volume_node, copies))
+        (spec.value, *_read_segment(node, identifier, volume_node))
         for spec in model.labels
         for identifier in found.get(spec.name, ())
     ]
@@ -386,14 +388,11 @@ def _label_of(segment: slicer.vtkSegment, model: ModelSpec) -> LabelSpec | None:
 
 
 def _read_segment(
-    node: slicer.vtkMRMLSegmentationNode,
-    identifier: str,
-    volume_node: slicer.vtkMRMLScalarVolumeNode,
-    copies: dict[str, np.ndarray],
+    node: slicer.vtkMRMLSegmentationNode, identifier: str, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> tuple[np.ndarray, int, Box]:
-    """A copy of the labels (k, j, i) among which a segment is, its number among them, and their box in the CT.
+    """The labels (k, j, i) among which a segment is, its number among them, and their box in the CT.
 
-    :param copies: of images that several segments share.
+    They are the node's own memory, which stays valid when the segment gets another image or goes.
     """
     segment = node.GetSegmentation().GetSegment(identifier)
     image = segment.GetRepresentation(_BINARY)
@@ -409,10 +408,7 @@ def _read_segment(
     drawn = Box.full(voxels.shape).shifted(starts[::-1])
     # A segment that was drawn elsewhere may reach beyond the CT, or lie beside it.
     inside = drawn.intersection(Box.full(size[::-1])) or Box.full((0, 0, 0)).shifted(drawn.start)
-    key = image.GetAddressAsString("")
-    if key not in copies:
-        copies[key] = voxels[inside.relative_to(drawn)].copy()
-    return copies[key], segment.GetLabelValue(), inside
+    return voxels[inside.relative_to(drawn)], segment.GetLabelValue(), inside
 
 
 def _shift(node: slicer.vtkMRMLSegmentationNode, image: Any, volume_node: slicer.vtkMRMLScalarVolumeNode) -> Any:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from .. import mrml
 from ..mrml.nodes import set_attributes
+from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, update_refined
 from .edits import Edits, free_title, must_be_kept
 from .frames import frame_of
 from .model_choice import ModelChoice
@@ -43,8 +44,8 @@ class Outcomes:
     """Puts what the worker has found into the scene, unless what it is about has gone meanwhile.
 
     :param edits: told what was measured.
-    :param shown: called when results of the chosen CT are in the scene, with the heat map to be shown (or None) …
-    :param overlaid: … and after the next turn of the event loop with the place (RAS mm) to look at (or None).
+    :param shown: shows in steps what the scene has of the chosen CT, with the heat map to be shown (or None) …
+    :param overlaid: … and is called after the last of them with the place (RAS mm) to look at (or None).
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Outcomes:
         models: ModelChoice,
         runner: TaskRunner,
         edits: Edits,
-        shown: Callable[[Any], None],
+        shown: Callable[[Any], Iterator[None]],
         overlaid: Callable[[Sequence[float] | None], None],
     ) -> None:
         self._state, self._models, self._runner = state, models, runner
@@ -94,11 +95,11 @@ class Outcomes:
         node, scene = asked.volume, self._state.scene
         if obstacle := self._obstacle(asked):
             return obstacle
-        prepared = yield mrml.prepare_nodes(analysis, lesion_segments=self._state.parameters.lesionSegments)
+        prepared = yield prepare_nodes(analysis, lesion_segments=self._state.parameters.lesionSegments)
         if obstacle := self._obstacle(asked):
             return obstacle
         self._keep_what_must_stay(node, analysis.model)
-        steps, labels = mrml.node_steps(analysis, scene, node, prepared), ""
+        steps, labels = node_steps(analysis, scene, node, prepared), ""
         while True:
             if not self._state.contains(node):
                 return self._obstacle(asked)
@@ -148,14 +149,12 @@ class Outcomes:
             self._held_as.pop(segmentation.GetID(), None)
             return [_("The segmentation was edited meanwhile, so nothing was changed. Ask again.")]
         with self._edits.paused():
-            mrml.update_refined(analysis, self._state.scene, node, layers)
+            update_refined(analysis, self._state.scene, node, layers)
         labels = asked.labels if edited_meanwhile else mrml.labels_token(segmentation)
         self._hold(segmentation, name, labels)
         yield from self._edits.measured(segmentation, labels)
         yield None
-        if self._state.volume_node is node:
-            self._shown(self._state.parameters.heatMap)
-            yield None
+        yield from self._show_in_panel(node, self._state.parameters.heatMap)
         notes = [_("The CT was changed meanwhile. Press Apply again.")] if _voxel_time(node) != asked.voxels else []
         if edited_meanwhile:
             return [_("Measured as it was before the last edit. For research use only."), *notes]
@@ -167,7 +166,7 @@ class Outcomes:
         heat_map, explanations = None, explained.explanations
         if obstacle := self._obstacle(asked):
             return obstacle
-        images = yield mrml.prepare_heatmaps(explanations)
+        images = yield prepare_heatmaps(explanations)
         for explanation, image in zip(explanations, images, strict=True):
             if obstacle := self._obstacle(asked):
                 return obstacle
@@ -194,13 +193,21 @@ class Outcomes:
         notes = [*warnings, *(warning for explanation in explanations for warning in explanation.warnings)]
         if _voxel_time(asked.volume) != asked.voxels:
             notes.insert(0, _("The CT was changed meanwhile; this is the result of what it was. Press Apply again."))
-        if self._state.volume_node is asked.volume:
-            self._shown(heat_map)
-            yield None
+        if (yield from self._show_in_panel(asked.volume, heat_map)):
             self._overlaid(peak)
             yield None
         seconds = self._runner.seconds
         return [_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *notes]
+
+    def _show_in_panel(self, node: Any, heat_map: Any) -> Generator[None, Any, bool]:
+        """Show what the scene has of a CT, as long as it is the chosen one; returns whether it is at the end."""
+        if self._state.volume_node is not node:
+            return False
+        for _step in self._shown(heat_map):
+            yield None
+            if self._state.volume_node is not node:
+                return False
+        return True
 
     def _obstacle(self, asked: Asked) -> list[str]:
         """Why a result cannot be shown any more, in words; empty: it can."""

@@ -152,12 +152,11 @@ class Reader:
 
     def on_result_chosen(self) -> None:
         """Another set of results of this CT was chosen."""
-        if self._state.listens:
-            title = self._ui.resultSelector.currentData
-            if title:
-                scene, volume = self._state.scene, self._state.volume_node
-                mrml.put_aside(scene, volume, free_title(scene, volume, self._state.result("segmentation")))
-                mrml.bring_back(scene, volume, title)
-                with self._state.writing() as parameters:
-                    parameters.heatMap = None
-                self._results.show()
+        title = self._ui.resultSelector.currentData
+        if title:
+            scene, volume = self._state.scene, self._state.volume_node
+            mrml.put_aside(scene, volume, free_title(scene, volume, self._state.result("segmentation")))
+            mrml.bring_back(scene, volume, title)
+            with self._state.writing() as parameters:
+                parameters.heatMap = None
+            self._results.show()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import slicer
@@ -41,20 +42,29 @@ class ResultsView:
 
     def show(self) -> None:
         """The tables and the list of heat maps of the chosen CT."""
+        for _step in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """:meth:`show` in steps between which Slicer may live on: each shows what is in the scene then."""
         ui = self._ui
         segmentation, table = self._state.result("segmentation"), self._state.result("measurements")
         ui.resultsButton.visible = ui.saveButton.visible = ui.compareButton.visible = segmentation is not None
         ui.segmentsTable.setSegmentationNode(segmentation)
         ui.summaryLabel.text = _summary(table)
         ui.show3DButton.setSegmentationNode(segmentation)
+        yield
+        table = self._state.result("measurements")
         with self._state.filling():
             candidates, rejected = (
                 (get_attribute(table, name) if table is not None else None) or [] for name in ("Candidates", "Rejected")
             )
             lesions = [row for row in table_rows(table) if row["structure"] == "lesion"]
             self._fill_lesions(lesions, candidates, rejected)
-            self._fill_sets()
         self._show_answer()
+        yield
+        with self._state.filling():
+            self._fill_sets()
         self._heat_maps.show()
 
     def _fill_sets(self) -> None:

@@ -70,6 +70,10 @@ class SceneWatch(VTKObservationMixin):
                 parameters.inputVolume = keep
         self.refresh()
 
+    def refresh_soon(self) -> None:
+        """:meth:`refresh` in the next turn of the event loop."""
+        self._timer.start()
+
     def refresh(self) -> None:
         """Show the parameter node and the scene as they are now."""
         if self._state.parameters is None:
@@ -118,11 +122,11 @@ class SceneWatch(VTKObservationMixin):
 
     def _on_nodes_changed(self, caller: Any, event: Any) -> None:
         if not caller.IsClosing() and not caller.IsImporting():
-            self._timer.start()
+            self.refresh_soon()
 
     def _on_parameters(self, caller: Any, event: Any) -> None:
         if not self._state.is_writing:
-            self._timer.start()
+            self.refresh_soon()
 
     def _on_start_close(self, caller: Any, event: Any) -> None:
         self._closing()

@@ -327,10 +327,10 @@ class WorkerClient:
             with contextlib.suppress(OSError):
                 stale.unlink()
         try:
+            if callable(segmentation):  # first: what it is made of may be edited while the image is written
+                segmentation = segmentation()
             if request.volume is not None and not self.holds(arguments["image"]["token"]):
                 arguments["image"] = {**arguments["image"], **pack_volume(request.volume, folder)}
-            if callable(segmentation):
-                segmentation = segmentation()
             if segmentation is not None:
                 arguments["labels"] = {**arguments["labels"], **pack_segmentation(segmentation, folder)}
             process.send({"id": request.number, "action": request.action, **arguments})

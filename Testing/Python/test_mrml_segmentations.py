@@ -14,7 +14,14 @@ from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR
-from LiverXAILib.mrml import segmentation_from_node, segmentation_to_node, segments_checksum, volume_to_node
+from LiverXAILib.mrml import (
+    labels_token,
+    read_segments,
+    segmentation_from_node,
+    segmentation_to_node,
+    segments_checksum,
+    volume_to_node,
+)
 from LiverXAILib.report.segmentation_file import write_segmentation_file
 from LiverXAILib.volumes.volume import Volume
 
@@ -179,6 +186,32 @@ def test_a_second_run_keeps_the_node_and_what_the_user_changed(scene):
     np.testing.assert_array_equal(back.labels.array, labels)
 
 
+def test_segments_are_read_without_a_copy_and_stay_readable_when_they_are_replaced_or_removed(scene):
+    import gc
+
+    import slicer
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+
+    segmentation = random_segmentation(affine(OBLIQUE))
+    ct, node = shown(scene, segmentation)
+    state, read = labels_token(node), read_segments(node, ct, ball_analysis().model)
+    image = node.GetSegmentation().GetSegment("tumor").GetRepresentation("Binary labelmap")
+    vtk_to_numpy(image.GetPointData().GetScalars())[:] = 0  # in place, as a brush does
+    image.Modified()
+    assert labels_token(node) != state
+    assert not read().mask("tumor").any()  # a copy would have them
+    ct, node = shown(scene, segmentation)
+    read = read_segments(node, ct, ball_analysis().model)
+    tumor = slicer.util.arrayFromSegmentBinaryLabelmap(node, "tumor", ct)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.roll(tumor, 1, axis=2), node, "tumor", ct)
+    node.GetSegmentation().RemoveSegment("liver")
+    scene.RemoveNode(node)
+    scene.RemoveNode(ct)
+    del node, ct
+    gc.collect()
+    np.testing.assert_array_equal(read().labels.array, segmentation.labels.array)
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_segments_have_one_checksum_however_they_are_stored_and_another_after_an_edit(scene, name):
     import slicer
@@ -320,7 +353,7 @@ def test_segments_are_read_as_slicer_exports_them(scene, name):
     node.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
     node.GetSegmentation().AddSegment(segment, "large")
     assert _shift(node, segment.GetRepresentation("Binary labelmap"), ct) == [-2, 0, 0]
-    array, number, box = _read_segment(node, "large", ct, {})
+    array, number, box = _read_segment(node, "large", ct)
     found = np.zeros((9, 10, 11), np.uint8)
     found[box] = array == number
     np.testing.assert_array_equal(found, _resampled(node, "large", ct))
