@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..errors import UsageError
 from ..models.spec import StageSpec
 from ..networks.folding import OneDnnConvolution
+from ..networks.unet import UNet
 from ..volumes.volume import Grid
 
 #: Steps of an autograd graph that are linear whatever they are given.
@@ -83,10 +84,13 @@ class LayerTap:
     the layer is recorded, whatever its size; a second tap on a later layer leaves the graph between them whole. The
     rest of the network gets a copy, because an in-place activation behind the layer would otherwise overwrite what
     was held.
+
+    :ivar is_cropped: whether a pass for a part of the window computes only a part of the layer.
     """
 
     def __init__(self, network: nn.Module, name: str, stage: StageSpec) -> None:
         self.name = name
+        self.is_cropped = isinstance(network, UNet) and network.has_local_stages and network.crops(name)
         self.consumer: nn.Module | None = None
         self._activation: torch.Tensor | None = None
         self._passed_on: torch.Tensor | None = None

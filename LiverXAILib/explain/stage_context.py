@@ -126,37 +126,44 @@ class StageContext:
         """Mean logits (n, channels, \\*part) of all passes, without gradients, in a part of each of `windows`
         (n, a, b, c), on the CPU."""
         total = torch.zeros(())
-        shape = windows.shape[1:]
         with torch.inference_mode():
             for number, axes in self.passes:
                 batch = windows.flip([axis + 1 for axis in axes]).to(self.device)
-                sides = [
-                    slice(n - side.stop, n - side.start) if axis in axes else side
-                    for axis, (side, n) in enumerate(zip(part, shape, strict=True))
-                ]
+                mirrored = _mirrored(part, axes, windows.shape[1:])
                 if self.stage.dimensions == 2:  # it reads slice by slice
-                    batch = batch[:, sides[0]]
-                    logits = self.forwards[number](batch.flatten(0, 1)[:, None], Box(*sides))
+                    batch = batch[:, mirrored.k]
+                    logits = self.forwards[number](batch.flatten(0, 1)[:, None], mirrored)
                     logits = logits.unflatten(0, batch.shape[:2]).transpose(1, 2)
                 else:
-                    logits = self.forwards[number](batch[:, None], Box(*sides))
+                    logits = self.forwards[number](batch[:, None], mirrored)
                 total = total + logits.float().cpu().flip([axis + 2 for axis in axes]) / len(self.passes)
         return total
 
-    def network(self, pass_index: int, window: torch.Tensor) -> torch.Tensor:
-        """Logits (channels, a, b, c) of pass number `pass_index` for one window (a, b, c), on the device."""
+    def network(self, pass_index: int, window: torch.Tensor, part: Box | None = None) -> torch.Tensor:
+        """Logits (channels, a, b, c) of pass number `pass_index` for one window (a, b, c), on the device.
+
+        :param part: only there they are needed; elsewhere they may be 0.
+        """
         number, axes = self.passes[pass_index]
-        return self.undo_mirroring(
-            pass_index, run_network(self.networks[number], window.flip(axes), self.stage).float()
-        )
+        network = self.networks[number]
+        if part is None or not getattr(network, "has_local_stages", False):
+            return self.undo_mirroring(pass_index, run_network(network, window.flip(axes), self.stage).float())
+        mirrored = _mirrored(part, axes, window.shape)
+        logits = network(window.flip(axes)[None, None], mirrored)[0].float()
+        around = [(side.start, n - side.stop) for side, n in zip(mirrored, window.shape, strict=True)]
+        logits = torch.nn.functional.pad(logits, [n for ends in reversed(around) for n in ends])
+        return self.undo_mirroring(pass_index, logits)
 
     def undo_mirroring(self, pass_index: int, values: torch.Tensor) -> torch.Tensor:
         """What pass number `pass_index` computed, (channels, a, b, c), mirrored back."""
         return values.flip([axis + 1 for axis in self.passes[pass_index][1]])
 
-    def forward(self, pass_index: int, box: Box) -> torch.Tensor:
-        """Logits (channels, a, b, c) of one network in the window at `box` of the image, on the device."""
-        return self.network(pass_index, self.image[box].to(self.device))
+    def forward(self, pass_index: int, box: Box, part: Box | None = None) -> torch.Tensor:
+        """Logits (channels, a, b, c) of one network in the window at `box` of the image, on the device.
+
+        :param part: of the window: only there they are needed.
+        """
+        return self.network(pass_index, self.image[box].to(self.device), part)
 
     @property
     def hu(self) -> torch.Tensor:
@@ -255,6 +262,16 @@ class StageMap:
     values: torch.Tensor
     warnings: list[str] = field(default_factory=list)
     details: Mapping[str, object] = field(default_factory=dict)
+
+
+def _mirrored(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box:
+    """`box` after an array of `shape` was flipped along `axes`."""
+    return Box(
+        *(
+            slice(n - side.stop, n - side.start) if axis in axes else side
+            for axis, (side, n) in enumerate(zip(box, shape, strict=True))
+        )
+    )
 
 
 def _organ(segmentation: Segmentation) -> LabelSpec:

@@ -16,7 +16,7 @@ Two kinds of maps (see :class:`LiverXAILib.explain.methods.Method`):
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -25,6 +25,7 @@ import torch
 from ..context import UNATTENDED, RunContext
 from ..inference.backends import keep_freed_memory
 from ..models.spec import StageSpec
+from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample
 from .layers import LayerTap, lattice_grid, layer_stride, layer_warnings
 from .methods import Method, TensorFile
@@ -150,8 +151,9 @@ class Recording:
         weight = run.plan.weight(box)
         asking = [index for index, score_target in enumerate(self._score_targets) if number in score_target.windows]
         shares = {index: self._score_targets[index].window_weights(box, weight) for index in asking}
+        asked = None if any(tap.is_cropped for tap in taps) else _asked(shares.values())
         with torch.enable_grad():
-            logits = run.forward(pass_index, box)
+            logits = run.forward(pass_index, box, asked)
             scores = {
                 index: self._score_targets[index].score(logits, shares[index].to(run.device)) / len(run.passes)
                 for index in asking
@@ -182,6 +184,12 @@ class Recording:
                     self._warnings[layer, index] = layer_warnings(
                         layer, taps[place].consumer, kept[place], gradient, scores[index], held[place]
                     )
+
+
+def _asked(shares: Collection[torch.Tensor]) -> Box | None:
+    """The box around all voxels of a window with a share in a score."""
+    boxes = [bounding_box((share != 0).any(dim=0).numpy()) for share in shares]
+    return Box.union(boxes) if any(boxes) else None
 
 
 def _temporary(files: ExitStack, in_memory: int) -> TensorFile:

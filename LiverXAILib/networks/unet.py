@@ -111,6 +111,10 @@ class UNet(nn.Module):
         """Whether what a stage says of a place depends only on what lies near it; statistics of an image do not."""
         return self.dimensions == 3 and not any(isinstance(module, _IMAGE_NORMS) for module in self.modules())
 
+    def crops(self, layer: str) -> bool:
+        """Whether hooks at a layer, a module's name, see only a part of it where logits of a part are wanted."""
+        return f"{layer}.".startswith((f"decoder.{len(self.decoder) - 1}.", "head."))
+
     @property
     def divisor(self) -> tuple[int, ...]:
         """What the input's size must be divisible by, along each axis."""
@@ -127,8 +131,8 @@ class UNet(nn.Module):
         """Logits (N, `out_channels`, …) of an image (N, `in_channels`, …).
 
         :param part: a part (k, j, i) of a volume, if only its logits are wanted, in evaluation mode: they are the
-            whole image's, but the last stage of the decoder, a third of the work, is computed only there. What hooks
-            see of that stage is cropped. Only if :attr:`has_local_stages`.
+            whole image's, but the last stage of the decoder, a third of the work, is computed only there (see
+            :meth:`crops`). Only if :attr:`has_local_stages`.
         :raises ValueError: a size that :attr:`divisor` does not divide. Pad first: the network does not guess how.
         """
         if any(n % d for n, d in zip(image.shape[2:], self.divisor, strict=True)):

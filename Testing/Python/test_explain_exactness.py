@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from explain_toys import tiny_model, with_labels
+from explain_toys import tiny_model, trained_model, two_lesion_case, with_labels
 from toys import ball_phantom
 
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
@@ -22,6 +22,8 @@ from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.inference.stages import logit_margin, mirrorings, run_network, stage_input, stage_plan
+from LiverXAILib.models import Model
+from LiverXAILib.networks import UNet
 from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Grid, Volume
@@ -151,6 +153,30 @@ def test_logits_of_a_part_of_changed_windows_are_the_mean_of_all_passes_there(ca
         passes = [[run.network(number, window) for number in range(len(run.passes))] for window in windows]
     expected = torch.stack([torch.stack(of_one).mean(dim=0)[:, part.k, part.j, part.i] for of_one in passes])
     torch.testing.assert_close(run.logits(windows, part), expected)
+
+
+@pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
+def test_a_map_is_the_same_if_the_last_stage_is_computed_everywhere(mirror_axes, monkeypatch):
+    trained = trained_model()
+    (stage,) = trained.spec.stages
+    stage = replace(stage, mirror_axes=mirror_axes)
+    model = Model(replace(trained.spec, stages=(stage,)), {stage.name: trained.members(stage)})
+    volume, segmentation = two_lesion_case(model)
+
+    def maps():
+        layers = ("bottleneck", "decoder.0", "decoder.1")
+        targets = ["lesion:1", "tumor"]
+        return [
+            one
+            for name in layers
+            for one in explain_all(volume, model, segmentation, targets, layer=name, device="cpu")
+        ]
+
+    near = maps()
+    monkeypatch.setattr(UNet, "has_local_stages", False)
+    for one, whole in zip(near, maps(), strict=True):
+        assert one.raw_maximum == pytest.approx(whole.raw_maximum, rel=1e-5)
+        np.testing.assert_allclose(one.heatmap.array, whole.heatmap.array, atol=1e-5)
 
 
 def test_windows_that_are_not_run_have_no_gradient_to_speak_of():

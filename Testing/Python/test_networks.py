@@ -164,6 +164,10 @@ def test_of_a_part_the_last_stage_computes_no_more_than_its_convolutions_reach()
     network.decoder[-1].register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))
     network(torch.zeros(1, 1, 32, 32, 32), Box.between((14, 15, 0), (16, 17, 4)))
     assert sizes == [(6, 8, 6)]
+    cropped = {name for name, _ in network.explainable_layers() if network.crops(name)}
+    assert cropped == {"decoder.1"}
+    assert network.crops("decoder.1.convolutions.0")
+    assert network.crops("head")
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
