@@ -52,7 +52,8 @@ def rows(panel):
 @pytest.mark.skipif(not DATA, reason="LIVERXAI_TEST_DATA is not set: no real CT")
 def test_a_reader_goes_through_a_real_ct_by_clicks(panel, tmp_path, monkeypatch):
     folder = Path(DATA) / "ct" / "ircad01"
-    node = add_ct(lx.read_volume(folder / "image.nii.gz"), "ircad01")
+    volume = lx.read_volume(folder / "image.nii.gz")
+    node = add_ct(volume, "ircad01")
     truth = read_labels(folder / "tumor.nii.gz").array > 0
     panel.ui.inputSelector.setCurrentNode(node)
     panel.choose(panel.ui.modelSelector, "default")
@@ -78,25 +79,28 @@ def test_a_reader_goes_through_a_real_ct_by_clicks(panel, tmp_path, monkeypatch)
         wait(panel)
         assert len(panel.widget.results.lesions) == lesions
 
-    # Add a missed lesion with one point.
+    # Add each missed lesion with one point in its middle.
     before = tumor(segmentation, node)
     numbers, count = ndimage.label(truth, np.ones((3, 3, 3)))
-    sizes = np.bincount(numbers.ravel())
-    missed = [
-        n for n in range(1, count + 1) if not (before & (numbers == n)).any() and not (found & (numbers == n)).any()
-    ]
-    chosen = numbers == max(missed, key=lambda n: sizes[n])
-    voxels = np.argwhere(chosen)
-    k, j, i = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    grid = lx.read_volume(folder / "image.nii.gz").grid
-    left, posterior, superior = grid.to_lps(np.array([i, j, k]))
-    panel.click(panel.ui.placeButton)
-    click_in_view((-left, -posterior, superior))
-    wait(panel)
-    added = tumor(segmentation, node) & ~before
-    assert added[k, j, i]
-    assert (added & chosen).sum() > 0.1 * chosen.sum()  # how well is measured by `liverxai benchmark clicks --image`
-    assert added.sum() < 4 * chosen.sum()
+    missed = [n for n in range(1, count + 1) if not ((before | found) & (numbers == n)).any()]
+    assert len(missed) == 3
+    dice, drawn, right = [], 0, 0
+    for number in missed:
+        chosen, before = numbers == number, tumor(segmentation, node)
+        voxels = np.argwhere(chosen)
+        k, j, i = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        left, posterior, superior = volume.grid.to_lps(np.array([i, j, k]))
+        panel.click(panel.ui.placeButton)
+        click_in_view((-left, -posterior, superior))
+        wait(panel)
+        added = tumor(segmentation, node) & ~before
+        assert added[k, j, i]
+        dice.append(2 * (added & chosen).sum() / (added.sum() + chosen.sum()))
+        drawn, right = drawn + added.sum(), right + (added & chosen).sum()
+    # Reached: 0.24 in the largest, which the network outlines in part, 0.68 and 0.73; 91 % of what is drawn is lesion.
+    assert np.median(dice) > 0.6
+    assert min(dice) > 0.2
+    assert right > 0.85 * drawn
 
     # Erase a part of the liver, as the Segment Editor does; measure again.
     liver = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "liver", node)
@@ -115,7 +119,7 @@ def test_a_reader_goes_through_a_real_ct_by_clicks(panel, tmp_path, monkeypatch)
     monkeypatch.setattr(panel.widget, "askFolder", lambda: str(tmp_path / "result"))
     panel.click(panel.ui.saveButton)
     wait(panel)
-    kinds = ["reject", *(["accept"] if candidates else []), "add", "edit"]
+    kinds = ["reject", *(["accept"] if candidates else []), *["add"] * len(missed), "edit"]
     provenance = json.loads((tmp_path / "result" / "provenance.json").read_text(encoding="utf-8"))
     assert [one["kind"] for one in provenance["reader"]] == kinds
     measured = json.loads((tmp_path / "result" / "measurements.json").read_text(encoding="utf-8"))
