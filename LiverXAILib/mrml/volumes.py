@@ -160,8 +160,8 @@ def prepare_images(arrays: Sequence[np.ndarray], *, share: bool = False) -> Call
 def _use_large_pages(voxels: np.ndarray) -> None:
     """Ask Linux for large pages beneath new voxels, as numpy does for arrays of its own.
 
-    An image that is replaced gives its memory back in Slicer's thread, page by page: 40 ms for a heat map of
-    512 × 512 × 256 voxels in small ones.
+    An image that is replaced gives its memory back in Slicer's thread, page by page: in small ones this was the longest
+    step of showing a result.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None or voxels.nbytes < _LARGE_IMAGE:
