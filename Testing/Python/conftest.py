@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def settings_of_nobody(tmp_path_factory):
     """Tests neither read nor write the settings of the user who runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_memory():
+    """Freed memory is kept to the end of a file: otherwise the kernel spends a third of the time on zeroing pages."""
+    if "torch" not in sys.modules:  # a file alone that computes nothing
+        yield
+        return
+    import torch
+
+    from LiverXAILib.inference.backends import keep_freed_memory
+
+    with keep_freed_memory(torch.device("cpu")):
         yield
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from toys import ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import InputError, UsageError
-from LiverXAILib.explain import Answer, Counterfactual, NeededChange, Target, counterfactual, explain_lesions
-from LiverXAILib.explain.counterfactual import FarContextError
+from LiverXAILib.explain import Answer, Counterfactual, NeededChange, Target, explain_lesions
+from LiverXAILib.explain.counterfactual import FarContextError, examined
 from LiverXAILib.inference import segment
 from LiverXAILib.inference.lesions import lesion_components
 from LiverXAILib.models import MODELS_VARIABLE, StageSpec, load_model
@@ -182,7 +182,7 @@ def test_where_little_healthy_liver_is_near_a_larger_part_of_the_image_is_examin
     volume, model = a_case(), a_model()
     segmentation = segment(volume, model, device="cpu")
     (near,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
-    monkeypatch.setattr(counterfactual, "_ENOUGH_HEALTHY", 10**9)
+    monkeypatch.setattr(examined, "_ENOUGH_HEALTHY", 10**9)
     (far,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
     assert max(near.provenance["box_mm"]) < 64
     assert far.provenance["box_mm"] == [128, 128, 128]
