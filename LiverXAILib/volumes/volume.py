@@ -119,13 +119,14 @@ class Grid:
 class Volume:
     """An image on a :class:`Grid`. Immutable: the array is made read-only.
 
-    `array` is (k, j, i). `metadata` holds what the reader learned and a report may show (modality, series,
+    `array` is (k, j, i), and `grid` where it lies. `metadata` holds what the reader learned and a report may show (modality, series,
     warnings) and "files" (the paths of DICOM slices, which no report shows); never a patient's name or identifier.
     """
 
     array: np.ndarray
     ijk_to_lps: np.ndarray
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    grid: Grid = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         array = np.asarray(self.array)
@@ -134,12 +135,8 @@ class Volume:
         view = array.view()
         view.setflags(write=False)
         object.__setattr__(self, "array", view)
-        object.__setattr__(self, "ijk_to_lps", Grid(array.shape, self.ijk_to_lps).ijk_to_lps)
-
-    @property
-    def grid(self) -> Grid:
-        k, j, i = self.array.shape
-        return Grid((k, j, i), self.ijk_to_lps)
+        object.__setattr__(self, "grid", Grid(array.shape, self.ijk_to_lps))
+        object.__setattr__(self, "ijk_to_lps", self.grid.ijk_to_lps)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -63,6 +65,14 @@ UNSURE, MISSED = ball((8, 24, 30), 6), ball((16, 26, 24), 6)
 
 def analysis(probability=True):
     """A liver with two lesions, a candidate, and a dark lesion that the model has not seen at all."""
+    volume, spec, segmentation, measurements = analyzed_once(probability)
+    segmentation = dataclasses.replace(segmentation, provenance=copy.deepcopy(segmentation.provenance))
+    return Analysis(volume, spec, segmentation, (), measurements, {"warnings": []})
+
+
+@cache
+def analyzed_once(probability):
+    """What the analyses of all tests share: nothing of it can be changed but the provenance, of which each has its own."""
     hu = np.where(LIVER_MASK, 110, -50) + NOISE
     for lesion in (COUNTED, SECOND, UNSURE, MISSED):
         hu[lesion] = 55 + NOISE[lesion]
@@ -78,8 +88,7 @@ def analysis(probability=True):
         "peak_probability": {"tumor": 0.9},
     }
     segmentation = Segmentation(Volume(labels, MATRIX), (LIVER, TUMOR), scores, {}, provenance)
-    spec = registry()["default"].spec()
-    return Analysis(volume, spec, segmentation, (), measure(volume, segmentation), {"warnings": []})
+    return volume, registry()["default"].spec(), segmentation, measure(volume, segmentation)
 
 
 def lx_box(box):
