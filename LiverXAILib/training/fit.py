@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing.util
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -127,6 +128,9 @@ def make_trainer(
     :param clip: the longest gradient, in its Euclidean norm.
     :raises LiverXAILib.errors.UsageError: the hardware is not here.
     """
+    # Processes that prepare samples put their sockets there. Who makes the folder removes it, and a stopped run may have
+    # to end such a process by force.
+    multiprocessing.util.get_temp_dir()
     csv_logger = CSVLogger(folder, name="logs")
     try:
         return pl.Trainer(

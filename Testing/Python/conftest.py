@@ -39,6 +39,20 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session):
+    """When tests have been collected, all they import is here and nothing has been computed: see forking.py.
+
+    This wrapper is outside the one in which Pytest catches the warnings of a collection.
+    """
+    result = yield
+    if session.testscollected and hasattr(os, "fork"):
+        from forking import start_server
+
+        start_server()
+    return result
+
+
 @pytest.fixture(scope="session", autouse=True)
 def reference_backend():
     """Tests compute with torch in single precision, whatever is fastest on this machine; tests of backends say so."""

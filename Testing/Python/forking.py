@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes of tests without the seconds that imports take: forked from a process that has imported everything.
 
-:class:`Popen` is :class:`subprocess.Popen` for ``python -m module …``. What it starts is a process of its own, with its
-own pipes, environment, folder, signals and exit code; only what it would import is there already. Tests of what a
-process imports, and one test at least of each module that is run so, start Python afresh.
+:class:`Popen` is :class:`subprocess.Popen` for ``python -m module …`` and ``python -c code …``. What it starts is a
+process of its own, with its own pipes, environment, folder, signals and exit code; only what it would import is there
+already. Tests of what a process imports, and one test at least of each module that is run so, start Python afresh.
+
+They are forked by a server, which has no threads and computes nothing. It is itself forked from the test process when
+tests have been collected (:func:`start_server`), and so has what was imported for them; elsewhere, as in
+``Testing/fuzz``, it is started afresh.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
+import faulthandler
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -25,6 +30,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,22 +47,26 @@ _IMPORTS = (
     "LiverXAILib.pipeline",
     "LiverXAILib.report.writers",
 )
+#: What single modules need besides.
+_MORE_IMPORTS = {"stops": ("LiverXAILib.models.commands", "LiverXAILib.training.run", "LiverXAILib.training.fit")}
 #: Messages of the server: the number of the process, and later how it ended, as ``os.waitpid`` tells.
 _NUMBER = struct.Struct("i")
 _LONGEST_REQUEST = 1 << 17
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
-    """A process that is forked; it leads a session of its own. The first two arguments are "python" and "-m"."""
+    """A process that is forked, and leads a session of its own. It is started by "python", and "-m" or "-c"."""
 
     def _execute_child(self, args: Sequence[Any], *more: Any) -> None:
         _, preexec_fn, _, _, cwd, env, _, _, shell, *pipes = more[:15]
-        assert args[:2] == [sys.executable, "-m"]
+        assert args[0] == sys.executable
+        assert args[1] in ("-m", "-c")
         assert preexec_fn is None
         assert not shell
         ours, theirs = socket.socketpair()
         request = {
-            "module": args[2],
+            "option": args[1],
+            "program": args[2],
             "arguments": [*map(str, args[3:])],
             "folder": str(cwd or Path.cwd()),
             "environment": dict(os.environ if env is None else env),
@@ -106,23 +116,62 @@ def let_liverxai_fork(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("LiverXAILib.subprocesses.subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
 
 
-@functools.cache
-def _server() -> socket.socket:
-    """The server of this process and of all that are forked from it; started at the first call."""
+#: The sockets through which this process and all that are forked from it ask the server; and what ends it.
+_started: list[Any] = []
+
+
+def start_server() -> None:
+    """Fork the server from this process, if no thread of a library is running, which would be missing in the server."""
+    threads = len([*Path("/proc/self/task").glob("*")])
+    if not 0 < threads <= len(sys._current_frames()):
+        return
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "forking", str(ours.fileno()), str(theirs.fileno())],
-            stdin=subprocess.PIPE,  # its end is that of this process
-            pass_fds=[ours.fileno(), theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE.parents[1]), *_python_path()])},
-            start_new_session=True,
-        )
-    _started.append(process)
-    return ours
+    end, kept = os.pipe()
+    with theirs, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that of a thread of pytest-xdist, which is not needed
+        if os.fork() == 0:
+            try:
+                _be_the_server(ours, theirs, end)
+            finally:
+                os._exit(1)
+    os.close(end)
+    _started.extend((ours, kept))
 
 
-_started: list[subprocess.Popen[bytes]] = []
+def _be_the_server(ours: socket.socket, theirs: socket.socket, end: int) -> NoReturn:
+    """In the forked process: leave all that belongs to the test process, then serve."""
+    os.setsid()
+    faulthandler.disable()
+    logging.getLogger().handlers.clear()
+    for category in (DeprecationWarning, PendingDeprecationWarning):
+        warnings.simplefilter("ignore", category)  # which Pytest shows
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.dup2(end, 0)
+    with Path(os.devnull).open("r+b", buffering=0) as nothing:
+        # Their numbers stay in use: somebody might close a file by a number that would be another one's.
+        for path in [*Path("/proc/self/fd").iterdir()]:
+            if (number := int(path.name)) not in (0, ours.fileno(), theirs.fileno(), nothing.fileno()):
+                with contextlib.suppress(OSError):
+                    os.dup2(nothing.fileno(), number)
+    _started[:] = [ours]
+    run(serve(theirs))
+
+
+def _server() -> socket.socket:
+    """The server of this process and of all that are forked from it; started at the first call if it is not there."""
+    if not _started:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "forking", str(ours.fileno()), str(theirs.fileno())],
+                stdin=subprocess.PIPE,  # its end is that of this process
+                pass_fds=[ours.fileno(), theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE.parents[1]), *_python_path()])},
+                start_new_session=True,
+            )
+        _started.extend((ours, process))
+    return _started[0]
 
 
 def _python_path() -> list[str]:
@@ -134,10 +183,6 @@ def _python_path() -> list[str]:
 
 def serve(requests: socket.socket) -> dict[str, Any]:
     """Fork processes until the test process ends. Returns in those forked alone, with what they are to do."""
-    let_liverxai_fork(pytest.MonkeyPatch())
-    for name in _IMPORTS:
-        importlib.import_module(name)
-    gc.freeze()  # or the collection of garbage would copy all pages
     woken, wake = socket.socketpair()
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
@@ -153,6 +198,8 @@ def serve(requests: socket.socket) -> dict[str, Any]:
         if requests in ready:
             told, files, _, _ = socket.recv_fds(requests, _LONGEST_REQUEST, 4)
             *streams, control = files
+            request = json.loads(told)
+            _import_for(request["program"])
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -163,11 +210,20 @@ def serve(requests: socket.socket) -> dict[str, Any]:
                     one.close()
                 for number in files:
                     os.close(number)
-                return dict(json.loads(told))
+                return dict(request)
             for number in streams:
                 os.close(number)
             running[pid] = socket.socket(fileno=control)
             running[pid].send(_NUMBER.pack(pid))
+
+
+def _import_for(program: str) -> None:
+    """Import what is not here yet of what `program` needs, and every program."""
+    new = [name for name in (*_IMPORTS, *_MORE_IMPORTS.get(program, ())) if name not in sys.modules]
+    for name in new:
+        importlib.import_module(name)
+    if new:
+        gc.freeze()  # or the collection of garbage would copy all pages
 
 
 def _tell_ends(running: dict[int, socket.socket]) -> None:
@@ -181,8 +237,10 @@ def _tell_ends(running: dict[int, socket.socket]) -> None:
 
 
 def run(request: dict[str, Any]) -> NoReturn:
-    """Do in a forked process what ``python -m module`` does in one of its own."""
+    """Do in a forked process what ``python -m module`` or ``python -c code`` does in one of its own."""
     os.setsid()
+    gc.enable()
+    let_liverxai_fork(pytest.MonkeyPatch())
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -201,10 +259,15 @@ def run(request: dict[str, Any]) -> NoReturn:
 
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
-    sys.argv = [request["module"], *request["arguments"]]
+    sys.argv = ["-c" if request["option"] == "-c" else request["program"], *request["arguments"]]
     code: Any = 1
     try:
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        # A program that a test has imported is here already.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
+        if request["option"] == "-c":
+            exec(request["program"], {"__name__": "__main__"})
+        else:
+            runpy.run_module(request["program"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
         code = error.code
@@ -224,8 +287,7 @@ def run(request: dict[str, Any]) -> NoReturn:
 def main() -> None:
     """Be the server: ``python -m forking OURS THEIRS``, two sockets; those forked ask through the first."""
     ours, theirs = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
-    _server.cache_clear()
-    globals()["_server"] = lambda: ours
+    _started[:] = [ours]
     run(serve(theirs))
 
 

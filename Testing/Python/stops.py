@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
+
+from forking import Popen
 
 from LiverXAILib import cli
 
@@ -86,25 +88,26 @@ def _stopped(
     log, mark = folder.with_suffix(".log"), uuid.uuid4().hex
     around = {**os.environ, "TMPDIR": str(folder), _MARK: mark, **(environment or {})}
     given = [*map(str, arguments)]
-    process = _clean_processes().Process(target=_run, args=(given, inside, log, dict(values or {}), around))
-    process.start()
-    assert process.pid is not None
+    process = Popen([sys.executable, "-m", "stops"], env=around, stdin=subprocess.PIPE)
+    with process.stdin as stream:
+        stream.write(pickle.dumps((given, inside, log, dict(values or {}))))
     started = time.monotonic()
     if outside is not None:
-        while process.is_alive() and not log.exists():
+        while process.poll() is None and not log.exists():
             time.sleep(0.001)
         started = time.monotonic()
-        process.join(outside[0])
-        if process.is_alive():
-            os.kill(process.pid, outside[1])
-    process.join(_LIMIT_S)
-    if process.is_alive():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(outside[0])
+        process.send_signal(outside[1])
+    try:
+        process.wait(_LIMIT_S)
+    except subprocess.TimeoutExpired:
         process.kill()
-        process.join()
+        process.wait()
     seconds = time.monotonic() - started
     killed = outside is not None and outside[1] == signal.SIGKILL
     return Stopped(
-        process.exitcode,
+        process.returncode,
         log.read_text(encoding="utf-8") if log.exists() else "",
         tuple(_running(process.pid, mark, _GRACE_AFTER_KILL_S if killed else _GRACE_S)),
         tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))),
@@ -112,30 +115,15 @@ def _stopped(
     )
 
 
-@cache
-def _clean_processes() -> Any:
-    """Makes processes that have imported everything, but have none of the threads of this one."""
-    context = multiprocessing.get_context("forkserver")
-    parts = ("batch.command", "models.commands", "models.loading", "models.store", "training.run", "training.fit")
-    context.set_forkserver_preload([f"LiverXAILib.{part}" for part in parts])
-    return context
-
-
 def _run(
-    arguments: Sequence[str],
-    inside: tuple[str, int, str | None] | None,
-    log: Path,
-    values: Mapping[str, Any],
-    environment: Mapping[str, str],
+    arguments: Sequence[str], inside: tuple[str, int, str | None] | None, log: Path, values: Mapping[str, Any]
 ) -> None:
     """In the process: run the command line, and end with its exit code."""
     import torch
 
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(environment)
-    tempfile.tempdir = None
     torch.set_num_threads(1)
+    # What it starts is started afresh, and so has the mark in its environment.
+    setattr(*_find("LiverXAILib.subprocesses:subprocess"), subprocess)
     for name, value in values.items():
         holder, attribute = _find(name)
         setattr(holder, attribute, value)
@@ -199,3 +187,7 @@ def _with_mark(mark: str) -> list[str]:
         except OSError:
             pass  # It has ended, or belongs to somebody else.
     return found
+
+
+if __name__ == "__main__":
+    _run(*pickle.load(sys.stdin.buffer))

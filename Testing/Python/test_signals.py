@@ -19,6 +19,7 @@ from model_server import serving
 from stops import stop
 from training_toys import draw_nothing, tiny, write_msd
 
+import LiverXAILib.training.fit  # noqa: F401 - what trainings are forked from has it, see forking.py
 from LiverXAILib import cli
 from LiverXAILib.models import load_model
 from LiverXAILib.models.downloads import checksum
