@@ -119,8 +119,9 @@ class Grid:
 class Volume:
     """An image on a :class:`Grid`. Immutable: the array is made read-only.
 
-    `array` is (k, j, i), and `grid` where it lies. `metadata` holds what the reader learned and a report may show (modality, series,
-    warnings) and "files" (the paths of DICOM slices, which no report shows); never a patient's name or identifier.
+    `array` is (k, j, i), and `grid` where it lies. `metadata` holds what the reader learned and a report may show
+    (modality, series, warnings) and "files" (the paths of DICOM slices, which no report shows); never a patient's name
+    or identifier.
     """
 
     array: np.ndarray

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +187,30 @@ def test_the_bridge_is_found_without_importing_slicer_and_needs_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["True", "False", "False"]
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="Linux with large pages of memory is needed"
+)
+def test_a_large_image_lies_in_large_pages_and_a_small_one_is_left_alone():
+    from LiverXAILib.mrml.volumes import blank_image
+
+    def flags(address):
+        """The flags of the piece of memory at an address."""
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            words = line.split()
+            if not words[0].endswith(":"):
+                first, last = (int(end, 16) for end in words[0].split("-"))
+                inside = first <= address < last
+            elif inside and words[0] == "VmFlags:":
+                return words[1:]
+        raise AssertionError("this address is in no piece of memory")
+
+    for dtype in (np.int16, np.float32):
+        _image, voxels = blank_image((256, 256, 256), np.dtype(dtype))
+        assert "hg" in flags(voxels.ctypes.data + voxels.nbytes // 2)
+        voxels[:] = 1
+        assert voxels.min() == 1
+    _image, voxels = blank_image((4, 5, 6), np.dtype(np.int16))
+    assert "hg" not in flags(voxels.ctypes.data)

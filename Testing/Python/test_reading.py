@@ -72,7 +72,7 @@ def analysis(probability=True):
 
 @cache
 def analyzed_once(probability):
-    """What the analyses of all tests share: nothing of it can be changed but the provenance, of which each has its own."""
+    """What the analyses of all tests share. Only its provenance could be changed, and each analysis has a copy."""
     hu = np.where(LIVER_MASK, 110, -50) + NOISE
     for lesion in (COUNTED, SECOND, UNSURE, MISSED):
         hu[lesion] = 55 + NOISE[lesion]
