@@ -345,26 +345,3 @@ def test_closing_the_scene_during_the_run_ends_it(panel, toy_model):
     assert panel.ui.applyButton.text == "Apply"
     assert "Load a CT" in panel.ui.statusLabel.text or "Stopped" in panel.ui.statusLabel.text
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
-
-
-def test_unloading_the_module_during_the_run_leaves_no_process(toy_model):
-    from slicerhost import pythonqt
-
-    host = qtapplication.start()
-    host.clear()
-    pythonqt.problems.clear()
-    host.app.testing = True
-    first = qtapplication.Panel(MODULE)
-    prepare(first, roomy_phantom(), toy_model)
-    first.choose(first.ui.methodSelector, "occlusion")
-    first.click(first.ui.applyButton)
-    wait_running(first)
-    pid = first.widget.runner.client.pid
-    first.close()
-    assert not alive(pid)
-    second = qtapplication.Panel(MODULE)
-    assert second.ui.inputSelector.currentNode() is not None
-    second.close()
-    host.clear()
-    host.app.testing = False
-    assert pythonqt.problems == []
