@@ -381,6 +381,8 @@ class WorkerClient:
             return Event("progress", running.number, str(message["stage"]), fraction, seconds)
         if message["event"] == "failed":
             event = Event("failed", running.number, error=_error(message), details=str(message["details"]))
+            # It may have put its image and labels in the place of those that were held, or not.
+            self._held = {what: token for what, token in self._held.items() if running.held.get(what, token) == token}
             self._running = None
             return event
         # To open the files of many images takes longer than a window may stand still.

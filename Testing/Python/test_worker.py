@@ -50,7 +50,7 @@ def own(tmp_path):
 def test_the_worker_finds_what_the_library_finds(shared, model_folder):
     volume = phantom(lesions=2)
     seen = []
-    shared.analyze(volume, "ct", model=model_folder, explain=["liver", "tumor"], check=True, device="cpu")
+    shared.analyze(volume, "two lesions", model=model_folder, explain=["liver", "tumor"], check=True, device="cpu")
     event = wait(shared, seen)
     assert event.kind == "done", event
     model = lx.load_model(model_folder)
@@ -89,12 +89,12 @@ def test_progress_names_the_stage_rises_and_estimates_the_rest(shared, model_fol
 
 def test_another_question_needs_neither_image_nor_model_again(shared, model_folder):
     volume = phantom(lesions=2)
-    shared.analyze(volume, "ct", model=model_folder, explain=[], device="cpu")
+    shared.analyze(volume, "two lesions", model=model_folder, explain=[], device="cpu")
     analysis = wait(shared).result
     pid = shared.pid
-    assert shared.holds("ct", "ct")
-    assert not shared.holds("another ct")
-    shared.explain(["lesion:2"], "ct", model=model_folder, device="cpu")
+    assert shared.holds("two lesions", "two lesions")
+    assert not shared.holds("never sent")
+    shared.explain(["lesion:2"], "two lesions", model=model_folder, device="cpu")
     started = time.monotonic()
     event = wait(shared)
     seconds = time.monotonic() - started
@@ -127,13 +127,31 @@ def test_an_edited_segmentation_can_be_explained(shared, model_folder):
     assert shared.holds("ct", "edited")
 
 
+def test_what_a_failed_request_may_have_replaced_is_sent_again(shared, model_folder):
+    volume = phantom()
+    shared.analyze(volume, "ct", model=model_folder, explain=[], device="cpu")
+    found = wait(shared).result.segmentation
+    without = lx.Segmentation(found.labels.with_array(np.minimum(found.labels.array, 1)), found.specs)
+    shared.explain(["tumor"], "ct", labels="erased", segmentation=without, model=model_folder, device="cpu")
+    assert isinstance(wait(shared).error, lx.UsageError)
+    assert shared.holds("ct")
+    assert not shared.holds("ct", "ct")
+    shared.explain(["tumor"], "ct", labels="ct", segmentation=found, model=model_folder, device="cpu")
+    assert wait(shared).kind == "done"
+    shared.analyze(volume, "other ct", model="nonsense", explain=[], device="cpu")
+    assert isinstance(wait(shared).error, lx.ModelError)
+    assert not shared.holds("ct")
+    shared.analyze(volume, "ct", model=model_folder, explain=[], device="cpu")
+    assert wait(shared).kind == "done"
+
+
 def test_what_goes_wrong_before_the_worker_is_asked_is_told(shared, model_folder):
     def fail():
         raise lx.UsageError("There is nothing to be explained.")
 
     shared.analyze(phantom(), "ct", model=model_folder, explain=[], device="cpu")
     wait(shared)
-    shared.explain(["liver"], "ct", labels="edited", segmentation=fail, model=model_folder, device="cpu")
+    shared.explain(["liver"], "ct", labels="never drawn", segmentation=fail, model=model_folder, device="cpu")
     event = wait(shared)
     assert type(event.error) is lx.UsageError
     assert str(event.error) == "There is nothing to be explained."
@@ -208,14 +226,15 @@ def test_the_environment_names_versions_and_devices(shared):
 
 
 def test_cancel_ends_the_request_and_keeps_the_worker(shared, model_folder):
-    shared.analyze(roomy_phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    shared.analyze(roomy_phantom(), "roomy", model=model_folder, device="cpu", **SLOW)
     wait_for_progress(shared)
     pid = shared.pid
     shared.cancel()
     event = wait(shared)
     assert isinstance(event.error, lx.Cancelled)
     shared.analyze(phantom(), "ct", model=model_folder, explain=[], device="cpu")
-    assert wait(shared).kind == "done"
+    event = wait(shared)
+    assert event.kind == "done", event
     assert shared.pid == pid
 
 
@@ -250,14 +269,14 @@ def test_the_log_tells_what_happened_but_nothing_of_the_patient(shared, model_fo
 
 
 def test_a_killed_worker_is_told_and_replaced(shared, model_folder):
-    shared.analyze(roomy_phantom(), "ct", model=model_folder, device="cpu", **SLOW)
+    shared.analyze(roomy_phantom(), "roomy", model=model_folder, device="cpu", **SLOW)
     wait_for_progress(shared)
     pid = shared.pid
     os.kill(pid, signal.SIGKILL)
     event = wait(shared)
     assert isinstance(event.error, WorkerError)
     assert "out of memory" in str(event.error)
-    assert not shared.holds("ct")
+    assert not shared.holds("roomy")
     shared.analyze(phantom(), "ct", model=model_folder, explain=[], device="cpu")
     assert wait(shared).kind == "done"
     assert shared.pid != pid
