@@ -128,8 +128,8 @@ def make_trainer(
     :param clip: the longest gradient, in its Euclidean norm.
     :raises LiverXAILib.errors.UsageError: the hardware is not here.
     """
-    # Processes that prepare samples put their sockets there. Who makes the folder removes it, and a stopped run may have
-    # to end such a process by force.
+    # Processes that prepare samples put their sockets there. Who makes the folder removes it, and a stopped run may
+    # have to end such a process by force.
     multiprocessing.util.get_temp_dir()
     csv_logger = CSVLogger(folder, name="logs")
     try:
