@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from functools import cache
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from explain_toys import trained_model, two_lesion_case, two_lesion_truth, with_labels
 from scipy.stats import spearmanr
+from torch import nn
 from toys import ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import Cancelled
@@ -23,7 +25,7 @@ from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.inference import segment
-from LiverXAILib.models import Model
+from LiverXAILib.models import Intensity, LayerSpec, Model
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.volume import Grid
 
@@ -484,3 +486,38 @@ def test_cancelling_stops_at_once(check):
     with pytest.raises(Cancelled):
         explain_all(volume, model, segmentation, targets, device="cpu", check=check, progress=progress, cancel=token)
     assert len(seen) <= 2 + 7 * check
+
+
+class SliceThresholds(nn.Module):
+    """Of each slice: the liver above 50 HU, a tumor above 150."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.ones_(self.smooth.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.smooth(x)
+        return torch.cat([(y - 50) / 10, (y - 150) / 10], dim=1)
+
+
+@pytest.mark.parametrize("window", [(1, 64, 64), (1, 24, 24)])
+def test_for_a_network_of_slices_all_slices_of_the_target_are_examined(window):
+    volume, _ = ball_phantom(Grid((40, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])), 34.0, 10.0)
+    fields = dataclasses.asdict(threshold_model().spec.stages[0])
+    changes = {"dimensions": 2, "window": window, "divisor": (1, 4, 4), "layers": (LayerSpec("smooth", (1, 1)),)}
+    known = {name: fields[name] for name in ("name", "network", "arguments", "weights", "sha256", "axes", "spacing")}
+    known |= {name: fields[name] for name in ("activation", "channels", "labels", "default_layer")}
+    model = model_of([{**known, "intensity": Intensity(-200, 300), **changes}], {"all": [SliceThresholds()]})
+    segmentation = segment(volume, model, device="cpu")
+    target = Target.parse("lesion:1")
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(target, segmentation, model, run)
+    evaluator = FaithfulnessEvaluator(run, question)
+    assert question.box.shape[0] > 5
+    assert evaluator.box.k.start <= question.box.k.start
+    assert evaluator.box.k.stop >= question.box.k.stop
+    assert evaluator.intact == pytest.approx(evaluator.in_image, abs=0.01)
+    card = explain(volume, model, segmentation, target, check=True, device="cpu").faithfulness
+    assert card["magnitude"]["ml"] == pytest.approx(4 / 3 * np.pi, abs=0.3)  # the whole ball
+    assert card["magnitude"]["effect"] == pytest.approx(1.0, abs=0.01)

@@ -3,7 +3,7 @@
 
 All checks run in one box: the window that decides most of the question, or the part of it around the target (see
 :meth:`LiverXAILib.explain.score.ScoreTarget.in_focus`), on the grid of the network. It is enlarged until the model says
-there what it says in the whole image. In the box
+there what it says in the whole image. For a network of slices it holds all slices of the target. In the box
 
     f(x) = sum_y T(y) p(y; x) / sum_y T(y),
 
@@ -89,6 +89,7 @@ class FaithfulnessEvaluator:
         self._expected = 10 * (points - 2) + LEVELS + DRAWS + NOISE_DRAWS + len(_REGIONS_MM) + 8
         self.depends_on_far = ""
         odds = score_target.evidence(blended_logits(run, score_target, context))
+        run, score_target = score_target.over_slices(run)
         for limit, reach in ((limit_mm, CONTEXT_MM), (1.7 * limit_mm, 2 * CONTEXT_MM), (None, 0.0)):
             self.run, self.score_target, self.box = score_target.in_focus(run, limit, reach)
             self._weights = self.score_target.weights.abs().sum(dim=0)
