@@ -107,13 +107,20 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
 Process = Popen if hasattr(os, "fork") else subprocess.Popen
 
 
-def let_liverxai_fork(patch: pytest.MonkeyPatch) -> None:
-    """Let the child processes of LiverXAI that this process starts be forked, until `patch` is undone."""
+def let_liverxai_fork(patch: pytest.MonkeyPatch, module: str = "LiverXAILib.subprocesses") -> None:
+    """Let the Python processes that `module` starts in this process be forked, until `patch` is undone."""
 
     def start(command: Sequence[str], **options: Any) -> Any:
         return (Process if command[0] == sys.executable else subprocess.Popen)(command, **options)
 
-    patch.setattr("LiverXAILib.subprocesses.subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+    def run(command: Sequence[str], *, capture_output: bool, check: bool, **options: Any) -> Any:
+        assert capture_output
+        assert not check
+        with start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+            said = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, *said)
+
+    patch.setattr(f"{module}.subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start, "run": run}))
 
 
 #: The sockets through which this process and all that are forked from it ask the server; and what ends it.

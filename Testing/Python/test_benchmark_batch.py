@@ -5,15 +5,30 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 
 import pytest
 from batch_toys import write_good, write_model
+from forking import let_liverxai_fork
 
 from LiverXAILib.benchmarks import batch as benchmark_batch
 from LiverXAILib.cli import main
 
 
-def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def timed_runs_are_forked(monkeypatch):
+    """Only the run whose memory is measured starts, and imports, as that of a user does."""
+    measure_memory = benchmark_batch._memory
+
+    def memory(*arguments):
+        monkeypatch.setattr(benchmark_batch, "subprocess", subprocess)
+        return measure_memory(*arguments)
+
+    let_liverxai_fork(monkeypatch, benchmark_batch.__name__)
+    monkeypatch.setattr(benchmark_batch, "_memory", memory)
+
+
+def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypatch, timed_runs_are_forked):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for number in range(2):
         write_good(tmp_path / "images" / f"{number}.nrrd", number)
