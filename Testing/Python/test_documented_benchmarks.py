@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from batch_toys import phantom, write_model
+from forking import let_liverxai_fork
 from safetensors.torch import load_file
 
-from LiverXAILib.benchmarks import speed, speed_peers, timeline, wait
+from LiverXAILib.benchmarks import machine, speed, speed_peers, timeline, wait
 from LiverXAILib.cli import main
 from LiverXAILib.models import Region, load_model, save_model
 from LiverXAILib.models.spec import Intensity
@@ -71,6 +72,9 @@ def small(monkeypatch):
         "_ZOO_SPACING": (4.0, 4.0, 6.0),
     }.items():
         monkeypatch.setattr(speed_peers, name, value)
+    monkeypatch.setattr(machine, "_CONVOLUTIONS", ((8, 8),))
+    # test_benchmark_speed.py starts its process afresh.
+    let_liverxai_fork(monkeypatch, speed.__name__)
     monkeypatch.setattr(speed, "_phantom", phantom)
     monkeypatch.setattr(speed, "SHAPE", (16, 32, 32))
     monkeypatch.setattr(speed, "SLICES", ((16, 6.0),))
