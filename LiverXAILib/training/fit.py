@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing.util
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ from .table import header, line, write_csv, write_curves
 
 #: Curves take a second to draw: while training they are drawn no more often than this.
 _DRAW_SECONDS = 60.0
+#: Bytes of a folder's path to which 32 may be added for a socket: Unix takes 103, Linux 107.
+_LONGEST_FOLDER = 71
 
 
 def fit(
@@ -128,9 +132,7 @@ def make_trainer(
     :param clip: the longest gradient, in its Euclidean norm.
     :raises LiverXAILib.errors.UsageError: the hardware is not here.
     """
-    # Processes that prepare samples put their sockets there. Who makes the folder removes it, and a stopped run may
-    # have to end such a process by force.
-    multiprocessing.util.get_temp_dir()
+    _make_folder_of_sockets()
     csv_logger = CSVLogger(folder, name="logs")
     try:
         return pl.Trainer(
@@ -151,6 +153,21 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UsageError(f"These settings of 'hardware' cannot be used here: {error}") from error
+
+
+def _make_folder_of_sockets() -> None:
+    """Make the folder in which processes that prepare samples put the sockets by which they hand them over.
+
+    Who makes it removes it: the processes themselves may have to be ended by force. A path that is too long for a
+    socket would let the training wait forever for its first sample.
+    """
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > _LONGEST_FOLDER and Path("/tmp").is_dir():
+        tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = usual
 
 
 @contextlib.contextmanager

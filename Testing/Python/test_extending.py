@@ -70,9 +70,10 @@ def _apply(diff: str, folder: Path, *options: str) -> None:
     assert done.returncode == 0, f"The diff does not apply any more:\n{diff[:200]}\n{done.stderr}"
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("extended")
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    folder = tmp_path / "extended"
+    folder.mkdir()
     skipped = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(ROOT / "LiverXAILib", folder / "LiverXAILib", ignore=skipped)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)

@@ -130,6 +130,15 @@ def test_training_is_stopped(place, number, study, tmp_path):
     assert not (output / "model").exists()
 
 
+def test_training_goes_on_where_the_temporary_folder_has_a_long_path(study, tmp_path):
+    """Samples come through sockets, and a socket's path has 107 bytes at most."""
+    output, folder = tmp_path / "run", tmp_path / ("long" * 20)
+    arguments = ["train", study / "study.yaml", "-o", output, "--set", "hardware.workers=1"]
+    place = "LiverXAILib.training.learner:Learner.validation_step"
+    stopped = stop(arguments, place, signal.SIGTERM, folder, values=WITHOUT_CURVES)
+    assert_clean(stopped, signal.SIGTERM, output)
+
+
 @pytest.mark.parametrize(
     ("place", "number"),
     [
