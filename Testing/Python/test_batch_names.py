@@ -32,8 +32,8 @@ from LiverXAILib.batch.cases import find_cases
 from LiverXAILib.batch.names import NAMES, passed_over_without_names, without_descriptions, without_names, write_names
 from LiverXAILib.volumes.io import write_volume
 
-#: Parts of all names of patients below, as they would be looked for.
-NAMED = ("quimby", "jane", "müller", "mueller", "1950", "4711")
+#: Parts of all names of patients below, as they would be looked for; none can be a part of a checksum or a time.
+NAMED = ("quimby", "jane", "müller", "mueller", "1950-01", "k4711")
 FAST = ("--explain", "--no-report", "--device", "cpu")
 
 
@@ -48,7 +48,7 @@ def write_archive(folder: Path) -> Path:
     write_dicom(folder / "QUIMBY^JANE 1950-01-01" / "CT")
     for path in (folder / "QUIMBY^JANE 1950-01-01" / "CT").iterdir():
         header = pydicom.dcmread(path)
-        header.PatientName, header.PatientID, header.SeriesDescription = "QUIMBY^JANE", "4711", "Quimby 1950"
+        header.PatientName, header.PatientID, header.SeriesDescription = "QUIMBY^JANE", "K4711", "Quimby 1950-01"
         header.save_as(path)
         path.rename(path.with_name(f"Quimby_{path.name}"))
     write_dicom(folder / "Jane Quimby MR", modality="MR")
@@ -59,8 +59,8 @@ def write_archive(folder: Path) -> Path:
     broken = volume.array.astype(np.float32)
     broken[3, 4, 5] = np.nan
     write_volume(volume.with_array(broken), folder / "Quimby NaN.nrrd")
-    (folder / "Mueller" / "4711 crash").mkdir(parents=True)
-    write_good(folder / "Mueller" / "4711 crash" / "crash.nrrd")
+    (folder / "Mueller" / "K4711 crash").mkdir(parents=True)
+    write_good(folder / "Mueller" / "K4711 crash" / "crash.nrrd")
     (folder / "letter of Quimby.txt").write_text("x")
     (folder / "Quimby.dcm").write_bytes(b"hello")
     if os.name != "nt":
