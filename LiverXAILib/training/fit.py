@@ -32,6 +32,8 @@ from .table import header, line, write_csv, write_curves
 _DRAW_SECONDS = 60.0
 #: Bytes of a folder's path to which 32 may be added for a socket: Unix takes 103, Linux 107.
 _LONGEST_FOLDER = 71
+#: Where the sockets go otherwise, in a folder that nobody else may enter.
+_SHORT_FOLDER = "/tmp"  # nosec B108
 
 
 def fit(
@@ -162,8 +164,8 @@ def _make_folder_of_sockets() -> None:
     socket would let the training wait forever for its first sample.
     """
     usual = tempfile.gettempdir()
-    if len(os.fsencode(usual)) > _LONGEST_FOLDER and Path("/tmp").is_dir():
-        tempfile.tempdir = "/tmp"
+    if len(os.fsencode(usual)) > _LONGEST_FOLDER and Path(_SHORT_FOLDER).is_dir():
+        tempfile.tempdir = _SHORT_FOLDER
     try:
         multiprocessing.util.get_temp_dir()
     finally:
