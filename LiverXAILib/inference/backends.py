@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 #: A network as a function: a batch ``(N, C, *window)`` on the device → float32 logits.
 Forward = Callable[[torch.Tensor], torch.Tensor]
-#: The same for a part (a, b, c) of the windows: logits of the whole windows there, (N, C, *part).
+#: The same for a part (a, b, c) of the windows: logits of the whole windows there, ``(N, C, *part)``.
 PartialForward = Callable[[torch.Tensor, Box], torch.Tensor]
 
 #: Names a backend for every stage, without a self-test: "torch float32", "openvino float32" …
