@@ -28,10 +28,11 @@ needs_orthanc = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory):
+@pytest.fixture
+def pacs(tmp_path):
     """The address of an empty Orthanc on this machine, with a user and a password."""
-    folder = tmp_path_factory.mktemp("orthanc")
+    folder = tmp_path / "orthanc"
+    folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
