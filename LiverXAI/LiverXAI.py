@@ -369,7 +369,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.initializeParameterNode()
 
     def makeParts(self) -> None:
-        self.missesChange = False  # of the scene, while results were being shown
+        self.changedMeanwhile = False  # the scene, while results were being shown
         self.state = PanelState(self.ui, slicer.mrmlScene)
         self.status = StatusLine(self.state)
         self.models = ModelChoice(self.state)
@@ -488,9 +488,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
     def onSceneChanged(self) -> None:
         """Nodes or parameters have changed; while results come in one by one, they show themselves."""
         if self.runner.showing:
-            self.missesChange = True
+            self.changedMeanwhile = True
             return
-        self.missesChange = False
+        self.changedMeanwhile = False
         if self.frames.follow():
             with self.state.writing() as parameters:
                 parameters.heatMap = None
@@ -501,7 +501,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
 
     def showHeatMap(self, heatMapNode: Any) -> Iterator[None]:
         """New results of the chosen CT are in the scene: in steps, and of its heat maps this one is to be shown."""
-        self.missesChange = False  # all nodes of these results are there: what comes or goes from now on is not ours
+        # All nodes of these results are there: what comes or goes from now on is not ours.
+        self.changedMeanwhile = False
         with self.state.writing() as parameters:
             parameters.heatMap = heatMapNode
         if self.state.result("segmentation") is not None:
@@ -521,7 +522,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.reader.update()
             self.calipers.update()
             self.sensitivity.update()
-            if self.missesChange and not self.runner.showing:
+            if self.changedMeanwhile and not self.runner.showing:
                 self.watch.refresh_soon()
 
     def onEdited(self) -> None:

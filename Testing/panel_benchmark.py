@@ -155,7 +155,7 @@ class Clock:
         moments, waited, computed, _ = zip(*self.ticks, strict=True)
         gaps = 1000 * np.diff(moments)
         own, computing = gaps - 1000 * np.diff(waited), 1000 * np.diff(computed)
-        print(f"{name}: {self.panel.ui.statusLabel.text.splitlines()[0]}")
+        print(f"{name}, {moments[-1] - moments[0]:.0f} s: {self.panel.ui.statusLabel.text.splitlines()[0]}")
         print(f"  longest gap {own.max():.0f} ms ({gaps.max():.0f} ms with waiting for a processor); ", end="")
         print(f"longest computing {computing.max():.0f} ms; ", end="")
         print(f"median {np.median(own):.1f} ms; 99.9 % under {np.percentile(own, 99.9):.0f} ms")

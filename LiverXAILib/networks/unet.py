@@ -16,8 +16,6 @@ _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _UPSAMPLING = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-#: Norms that take statistics of the image.
-_IMAGE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 
 
 class UNet(nn.Module):
@@ -83,6 +81,8 @@ class UNet(nn.Module):
         self.dimensions = dimensions
         self.channels = in_channels, out_channels
         self.deep_supervision = deep_supervision
+        #: Whether logits of a part can be had: of a volume, and without norms that take statistics of the image.
+        self.has_local_stages = dimensions == 3 and norm == "batch"
         self._stem_stride = stem_stride
         self._reach = convolutions_per_stage  # voxels, of a stage's convolutions
         self._strides = [(stem_stride,) * dimensions, *steps]
@@ -106,11 +106,6 @@ class UNet(nn.Module):
             if deep_supervision
         )
 
-    @property
-    def has_local_stages(self) -> bool:
-        """Whether what a stage says of a place depends only on what lies near it; statistics of an image do not."""
-        return self.dimensions == 3 and not any(isinstance(module, _IMAGE_NORMS) for module in self.modules())
-
     def crops(self, layer: str) -> bool:
         """Whether hooks at a layer, a module's name, see only a part of it where logits of a part are wanted."""
         return f"{layer}.".startswith((f"decoder.{len(self.decoder) - 1}.", "head."))
@@ -133,8 +128,11 @@ class UNet(nn.Module):
         :param part: a part (k, j, i) of a volume, if only its logits are wanted, in evaluation mode: they are the
             whole image's, but the last stage of the decoder, a third of the work, is computed only there (see
             :meth:`crops`). Only if :attr:`has_local_stages`.
-        :raises ValueError: a size that :attr:`divisor` does not divide. Pad first: the network does not guess how.
+        :raises ValueError: a size that :attr:`divisor` does not divide. Pad first: the network does not guess how. Or
+            a part of what cannot be computed in parts.
         """
+        if part is not None and (self.training or not self.has_local_stages):
+            raise ValueError("logits of a part can be had in evaluation only, of a volume, with batch norms")
         if any(n % d for n, d in zip(image.shape[2:], self.divisor, strict=True)):
             raise ValueError(f"the size {tuple(image.shape[2:])} must be divisible by {self.divisor}; pad the image")
         skips = []

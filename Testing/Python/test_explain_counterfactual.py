@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import ball_phantom, model_of, threshold_model
+from toys import Thresholds, ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.explain import Answer, Counterfactual, NeededChange, Target, explain_lesions
@@ -189,19 +189,11 @@ def test_where_little_healthy_liver_is_near_a_larger_part_of_the_image_is_examin
     assert far.evidence["without"] == pytest.approx(near.evidence["without"], abs=0.01)
 
 
-class Slices(nn.Module):
-    """Of each slice: the liver above 50 HU, a tumor above 150."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert x.ndim == 4
-        return torch.cat([(x - 50) / 10, (x - 150) / 10], dim=1)
-
-
 @pytest.mark.parametrize("window", [(1, 64, 64), (1, 40, 40)])
 def test_for_a_network_of_slices_a_lesion_is_removed_from_all_of_them(window):
     volume, three = a_case(), a_model()
     fields = {field.name: getattr(three.spec.stages[0], field.name) for field in dataclasses.fields(StageSpec)}
-    model = model_of([{**fields, "dimensions": 2, "window": window, "divisor": (1, 4, 4)}], {"all": [Slices()]})
+    model = model_of([{**fields, "dimensions": 2, "window": window, "divisor": (1, 4, 4)}], {"all": [Thresholds(2)]})
     segmentation = segment(volume, model, device="cpu")
     (answer,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
     (expected,) = explain_lesions(volume, three, segment(volume, three, device="cpu"), ["lesion:1"])

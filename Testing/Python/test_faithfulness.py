@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from functools import cache
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from explain_toys import trained_model, two_lesion_case, two_lesion_truth, with_labels
 from scipy.stats import spearmanr
-from torch import nn
 from toys import ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import Cancelled
@@ -25,7 +23,7 @@ from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import stage_maps
 from LiverXAILib.inference import segment
-from LiverXAILib.models import Intensity, LayerSpec, Model
+from LiverXAILib.models import LayerSpec, Model
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.volume import Grid
 
@@ -488,27 +486,11 @@ def test_cancelling_stops_at_once(check):
     assert len(seen) <= 2 + 7 * check
 
 
-class SliceThresholds(nn.Module):
-    """Of each slice: the liver above 50 HU, a tumor above 150."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.smooth = nn.Conv2d(1, 1, 1, bias=False)
-        nn.init.ones_(self.smooth.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.smooth(x)
-        return torch.cat([(y - 50) / 10, (y - 150) / 10], dim=1)
-
-
 @pytest.mark.parametrize("window", [(1, 64, 64), (1, 24, 24)])
 def test_for_a_network_of_slices_all_slices_of_the_target_are_examined(window):
     volume, _ = ball_phantom(Grid((40, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])), 34.0, 10.0)
-    fields = dataclasses.asdict(threshold_model().spec.stages[0])
-    changes = {"dimensions": 2, "window": window, "divisor": (1, 4, 4), "layers": (LayerSpec("smooth", (1, 1)),)}
-    known = {name: fields[name] for name in ("name", "network", "arguments", "weights", "sha256", "axes", "spacing")}
-    known |= {name: fields[name] for name in ("activation", "channels", "labels", "default_layer")}
-    model = model_of([{**known, "intensity": Intensity(-200, 300), **changes}], {"all": [SliceThresholds()]})
+    layers = (LayerSpec("smooth", (1, 1)),)
+    model = threshold_model(dimensions=2, window=window, divisor=(1, 4, 4), layers=layers)
     segmentation = segment(volume, model, device="cpu")
     target = Target.parse("lesion:1")
     run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))

@@ -171,6 +171,10 @@ def test_of_a_part_the_last_stage_computes_no_more_than_its_convolutions_reach()
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
-def test_a_network_with_statistics_of_the_image_has_no_local_stages(norm):
+def test_a_network_with_statistics_of_the_image_refuses_parts(norm):
+    part = Box.full((8, 8, 8))
+    for network in (UNet(3, features=(4, 8), norm=norm).eval(), UNet(3, features=(4, 8)).train()):
+        with pytest.raises(ValueError, match="logits of a part"):
+            network(torch.zeros(1, 1, 8, 8, 8), part)
     assert not UNet(3, features=(4, 8), norm=norm).has_local_stages
     assert not UNet(2, features=(4, 8)).has_local_stages  # parts are of volumes

@@ -17,9 +17,9 @@ from LiverXAILib.volumes.volume import Grid, Volume
 class Thresholds(nn.Module):
     """Nested sigmoid logits "brighter than 50" and "brighter than 150": segmentation without learning."""
 
-    def __init__(self) -> None:
+    def __init__(self, dimensions: int = 3) -> None:
         super().__init__()
-        self.smooth = nn.Conv3d(1, 1, 1, bias=False)
+        self.smooth = (nn.Conv3d if dimensions == 3 else nn.Conv2d)(1, 1, 1, bias=False)
         nn.init.ones_(self.smooth.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def threshold_model(**changes: Any) -> Model:
         "layers": (LayerSpec("smooth", (1, 1, 1)),),
         "default_layer": "smooth",
     }
-    return model_of([{**fields, **changes}], {"all": [Thresholds()]})
+    return model_of([{**fields, **changes}], {"all": [Thresholds(changes.get("dimensions", 3))]})
 
 
 def model_of(stages: list[Mapping[str, Any]], networks: Mapping[str, list[nn.Module]]) -> Model:
