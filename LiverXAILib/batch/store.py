@@ -150,12 +150,13 @@ class Store:
             raise self.unusable(error) from error
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, and remove what workers that were lost or stopped left half done."""
         self._closed.set()
         # If the folder is gone: a lock that nobody touches is dead in a minute.
         with contextlib.suppress(OSError):
             if _read_lock(self._lock_path).get("token") == self.token:
                 self._lock_path.unlink()
+                self._sweep()
 
     @property
     def _lock_path(self) -> Path:
@@ -322,8 +323,10 @@ class Store:
         )
 
     def _sweep(self) -> None:
+        # Listed before the locks are read: a run takes its lock before it makes anything.
+        parts = list(self.cases.glob("*.part-*"))
         live = {_read_lock(path).get("token") for path in self.manifest.glob("lock-*.json")}
-        for path in self.cases.glob("*.part-*"):
+        for path in parts:
             if path.name.split("-")[1] not in live:
                 remove(path)
 

@@ -119,6 +119,17 @@ def test_only_what_dead_runs_left_is_swept(tmp_path):
     assert {path.name for path in cases.iterdir()} == {".part-other-a", "whole"}
 
 
+def test_what_lost_workers_left_goes_with_the_run_itself(tmp_path):
+    lock_of_another(tmp_path, shard="1-of-2", pid=os.getppid())
+    store = Store(tmp_path, Shard(2, 2))
+    store.open()
+    store.part("a").mkdir()
+    for path in (store.part("a") / "half", store.part("probe-1234"), store.cases / ".part-other-b"):
+        path.write_text("x")
+    store.close()
+    assert [path.name for path in store.cases.iterdir()] == [".part-other-b"]
+
+
 # --- results ------------------------------------------------------------------------------------------------------
 
 

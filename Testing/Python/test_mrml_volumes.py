@@ -193,24 +193,31 @@ def test_the_bridge_is_found_without_importing_slicer_and_needs_no_torch():
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="Linux with large pages of memory is needed"
 )
 def test_a_large_image_lies_in_large_pages_and_a_small_one_is_left_alone():
-    from LiverXAILib.mrml.volumes import blank_image
+    # In a new process: numpy asks for large pages too, and memory that it gave back keeps them.
+    subprocess.run([sys.executable, "-c", PAGES_OF_IMAGES], check=True)
 
-    def flags(address):
-        """The flags of the piece of memory at an address."""
-        inside = False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            words = line.split()
-            if not words[0].endswith(":"):
-                first, last = (int(end, 16) for end in words[0].split("-"))
-                inside = first <= address < last
-            elif inside and words[0] == "VmFlags:":
-                return words[1:]
-        raise AssertionError("this address is in no piece of memory")
 
-    for dtype in (np.int16, np.float32):
-        _image, voxels = blank_image((256, 256, 256), np.dtype(dtype))
-        assert "hg" in flags(voxels.ctypes.data + voxels.nbytes // 2)
-        voxels[:] = 1
-        assert voxels.min() == 1
-    _image, voxels = blank_image((4, 5, 6), np.dtype(np.int16))
-    assert "hg" not in flags(voxels.ctypes.data)
+PAGES_OF_IMAGES = """
+from pathlib import Path
+import numpy as np
+from LiverXAILib.mrml.volumes import blank_image
+
+def flags(address):
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            first, last = (int(end, 16) for end in words[0].split("-"))
+            inside = first <= address < last
+        elif inside and words[0] == "VmFlags:":
+            return words[1:]
+    raise AssertionError("this address is in no piece of memory")
+
+_image, voxels = blank_image((64, 64, 64), np.dtype(np.int16))
+assert "hg" not in flags(voxels.ctypes.data + voxels.nbytes // 2)
+for dtype in (np.int16, np.float32):
+    _image, voxels = blank_image((256, 256, 256), np.dtype(dtype))
+    assert "hg" in flags(voxels.ctypes.data + voxels.nbytes // 2)
+    voxels[:] = 1
+    assert voxels.min() == 1
+"""
