@@ -159,9 +159,9 @@ class Options:
         from .inference import Postprocessing
         from .pipeline import analyze
 
-        rules = Postprocessing(False, False, False, 0.0) if self.no_postprocessing else Postprocessing()
+        rules = Postprocessing(False, False, False, 0.0) if self.no_postprocessing else None
         if self.min_lesion_ml is not None:
-            rules = dataclasses.replace(rules, min_lesion_ml=self.min_lesion_ml)
+            rules = dataclasses.replace(rules or Postprocessing(), min_lesion_ml=self.min_lesion_ml)
         return analyze(
             volume,
             model,

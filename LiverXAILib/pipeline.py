@@ -108,13 +108,18 @@ def analyze(
     require_model(model)
     started = time.time()
     questions = check_request(model, targets, method, layer, sensitivity)
+    for question in questions:
+        question.place(volume.grid)  # one outside the image is refused before anything is computed
     if height_cm is not None or weight_kg is not None:
         from .measure.liver import standard_volume_ml
 
         standard_volume_ml(height_cm, weight_kg)  # what makes no sense is refused before anything is computed
     given, standard = segmentation is not None, None
-    if given and sensitivity != STANDARD:
-        raise UsageError("A sensitivity is about what the model finds, and these contours were given: leave it out.")
+    if given and (sensitivity != STANDARD or postprocessing is not None):
+        raise UsageError(
+            "A sensitivity, a least volume of lesions and other rules are about what the model finds, and these "
+            "contours were given: leave them out (--sensitivity, --min-lesion-ml, --no-postprocessing)."
+        )
     if segmentation is None:
         segmentation = segment(
             volume,

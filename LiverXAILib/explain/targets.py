@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -92,6 +93,13 @@ class Target(ABC):
 
     def focus(self, segmentation: Segmentation) -> np.ndarray | None:
         """Where to look: a point in LPS mm, (3,); None if the target is nowhere in particular, as a whole label."""
+        return None
+
+    def place(self, grid: Grid) -> np.ndarray | None:
+        """The voxels of the place that is asked about, whatever was found there: bool (k, j, i); None: no place is.
+
+        :raises LiverXAILib.errors.UsageError: the place lies outside the image.
+        """
         return None
 
     @property
@@ -181,10 +189,7 @@ class PlaceTarget(Target):
 
     @abstractmethod
     def place(self, grid: Grid) -> np.ndarray:
-        """The voxels of the place whatever was found there: bool (k, j, i).
-
-        :raises LiverXAILib.errors.UsageError: the place lies outside the image.
-        """
+        """The voxels of the place: bool (k, j, i)."""
 
     def __str__(self) -> str:
         text = f"{self.kind}:{self.frame}:{','.join(map(_exact, self.numbers))}"
@@ -254,11 +259,15 @@ class BoxTarget(PlaceTarget):
     def place(self, grid: Grid) -> np.ndarray:
         mask = np.zeros(grid.shape, dtype=bool)
         low, high = self.corners.min(axis=0), self.corners.max(axis=0)
-        # The grid may be oblique: ask every voxel where it is.
-        j, i = np.indices(grid.shape[1:])
-        for k in range(grid.shape[0]):
+        # The grid may be oblique: ask every voxel near the box where it is.
+        corners = np.clip(list(product(*zip(low, high, strict=True))), -1e12, 1e12)  # without overflow
+        corners = grid.to_ijk(corners)[:, ::-1]
+        near = np.array([np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 2])
+        start, stop = np.clip(near, 0, grid.shape).astype(int)
+        j, i = np.mgrid[start[1] : stop[1], start[2] : stop[2]]
+        for k in range(start[0], stop[0]):
             lps = grid.to_lps(np.stack((i, j, np.full_like(i, k)), axis=-1))
-            mask[k] = ((lps >= low) & (lps <= high)).all(axis=-1)
+            mask[k, start[1] : stop[1], start[2] : stop[2]] = ((lps >= low) & (lps <= high)).all(axis=-1)
         if not mask.any():
             raise UsageError(
                 f"The box at {self._words(self.numbers[:3])} lies outside the image, or it holds no voxel center."
@@ -299,6 +308,9 @@ class Contrast(Target):
     def focus(self, segmentation: Segmentation) -> np.ndarray | None:
         return self.target.focus(segmentation)
 
+    def place(self, grid: Grid) -> np.ndarray | None:
+        return self.target.place(grid)
+
 
 @dataclass(frozen=True)
 class WhyNot(Target):
@@ -327,12 +339,15 @@ class WhyNot(Target):
 
     def mask(self, segmentation: Segmentation) -> np.ndarray:
         return _not_empty(
-            self.target.place(segmentation.labels.grid) & ~segmentation.mask(self.label),
+            self.place(segmentation.labels.grid) & ~segmentation.mask(self.label),
             f"All of it is {self.label}: there is nothing to ask 'why not' about.",
         )
 
     def focus(self, segmentation: Segmentation) -> np.ndarray:
         return self.target.focus(segmentation)
+
+    def place(self, grid: Grid) -> np.ndarray:
+        return self.target.place(grid)
 
 
 def _parse_plain(text: str) -> Target:

@@ -9,12 +9,12 @@ results apart. No observers are added anywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import slicer
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 
 #: Node reference from a result to the CT that it is about.
 INPUT_ROLE = "LiverXAI.Input"
@@ -153,7 +153,19 @@ def set_attributes(node: Any, attributes: Mapping[str, Any]) -> None:
         node.SetAttribute(f"LiverXAI.{name}", text)
 
 
-def get_attribute(node: Any, name: str) -> Any:
-    """The value of attribute ``LiverXAI.<name>`` that was given as JSON, or None."""
+def get_attribute(node: Any, name: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
+    """The value of attribute ``LiverXAI.<name>`` that was given as JSON, or None.
+
+    :param convert: makes of the value, if there is one, what is wanted.
+    :raises LiverXAILib.errors.InputError: the scene was damaged or changed: it is not JSON, or cannot be converted.
+    """
     text = node.GetAttribute(f"LiverXAI.{name}")
-    return None if text is None else json.loads(text)
+    if text is None:
+        return None
+    try:
+        return convert(json.loads(text))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UsageError):
+        raise InputError(
+            f"What the scene holds about {node.GetName()!r} (attribute LiverXAI.{name}) is damaged. Open the scene as "
+            "it was saved, or remove this node and analyze the CT again."
+        ) from None

@@ -209,9 +209,9 @@ def read_segments(
     stage_centers: dict[str, float] = {}
     made_here = get_attribute(node, "Model") or {}
     if made_here.get("sha256") == [s for stage in model.stages for s in stage.sha256]:
-        then = get_attribute(node, "Grid")
-        if then is not None and _grid_from_json(then).matches(grid):
-            stage_grids = {name: _grid_from_json(x) for name, x in get_attribute(node, "StageGrids").items()}
+        then = get_attribute(node, "Grid", _grid_from_json)
+        if then is not None and then.matches(grid):
+            stage_grids = get_attribute(node, "StageGrids", _grids_from_json) or {}
             stage_centers = get_attribute(node, "StageCenters") or {}
 
     def put_together() -> Segmentation:
@@ -243,17 +243,17 @@ def remember_grids(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentat
 
 def moved_since(node: slicer.vtkMRMLSegmentationNode | None, volume_node: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
     """4x4, LPS mm: from places in the measurements of a result to where they are now, after the CT was transformed."""
-    then = get_attribute(node, "Grid") if node is not None else None
+    then = get_attribute(node, "Grid", _grid_from_json) if node is not None else None
     if then is None or volume_node.GetImageData() is None:
         return np.eye(4)
-    return world_grid(volume_node).ijk_to_lps @ np.linalg.inv(_grid_from_json(then).ijk_to_lps)
+    return world_grid(volume_node).ijk_to_lps @ np.linalg.inv(then.ijk_to_lps)
 
 
 def decisions_of(
     node: slicer.vtkMRMLSegmentationNode, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> tuple[Decision, ...]:
     """What a reader has decided about a result, with places where they are now."""
-    decisions = map(Decision.from_dict, get_attribute(node, "Decisions") or ())
+    decisions = get_attribute(node, "Decisions", lambda found: [*map(Decision.from_dict, found)]) or ()
     matrix = moved_since(node, volume_node)
     return tuple(
         replace(
@@ -462,3 +462,7 @@ def _grid_to_json(grid: Grid) -> dict[str, Any]:
 def _grid_from_json(data: dict[str, Any]) -> Grid:
     k, j, i = data["shape"]
     return Grid((k, j, i), np.array(data["ijk_to_lps"]))
+
+
+def _grids_from_json(data: dict[str, Any]) -> dict[str, Grid]:
+    return {name: _grid_from_json(grid) for name, grid in data.items()}

@@ -187,6 +187,26 @@ def test_a_box_holds_the_label_s_voxels_whose_centers_lie_in_it():
     np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_box_in_an_oblique_image_holds_all_voxels_whose_centers_lie_in_it(seed):
+    random = np.random.default_rng(seed)
+    axes = np.linalg.qr(random.normal(size=(3, 3)))[0] * random.uniform(0.5, 3.0, 3)
+    matrix = np.eye(4)
+    matrix[:3] = np.column_stack((axes, random.normal(0, 50, 3)))
+    grid = Grid((9, 11, 13), matrix)
+    k, j, i = np.indices(grid.shape)
+    centers = grid.to_lps(np.stack((i, j, k), axis=-1))
+    inside = centers[tuple(random.integers(0, grid.shape))]
+    numbers = np.stack((inside, inside + random.normal(0, 10.0 ** random.integers(0, 4), 3)))
+    expected = ((centers >= numbers.min(axis=0)) & (centers <= numbers.max(axis=0))).all(axis=-1)
+    np.testing.assert_array_equal(BoxTarget(tuple(numbers.ravel())).place(grid), expected)
+
+
+def test_a_box_of_huge_numbers_holds_the_whole_image():
+    grid = a_segmentation().labels.grid
+    assert BoxTarget((-1e308, -1e308, -1e308, 1e308, 1e308, 1e308)).place(grid).all()
+
+
 def test_why_not_asks_about_the_voxels_that_are_not_the_label():
     segmentation = a_segmentation()
     grid = segmentation.labels.grid

@@ -96,8 +96,13 @@ def test_the_command_measures_and_explains_given_contours(
     assert cli.main([*command, "--liver-label", "1"]) == 2
     assert "go with --segmentation" in capsys.readouterr().err
     # What is about a model's answer has none here.
-    assert cli.main([*command, "--segmentation", *map(str, files), "--sensitivity", "sure"]) == 2
-    assert "sensitivity" in capsys.readouterr().err
+    for option, words in (
+        (["--sensitivity", "sure"], "sensitivity"),
+        (["--min-lesion-ml", "1"], "these contours were given"),
+        (["--no-postprocessing"], "these contours were given"),
+    ):
+        assert cli.main([*command, "--segmentation", *map(str, files), *option]) == 2
+        assert words in capsys.readouterr().err
     words = ["--image", str(tmp_path / "ct.nii.gz"), "--reject", "1", "--model", toy_model]
     assert cli.main(["refine", str(tmp_path / "out"), *words]) == 2
     assert "made from contours that were given" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from LiverXAILib.inference import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.mrml import (
+    decisions_of,
     labels_token,
     read_segments,
     segmentation_from_node,
@@ -297,6 +298,18 @@ def test_the_grids_of_the_stages_come_back_only_for_the_same_model_and_place(sce
     elsewhere = segmentation_from_node(node, ct, analysis.model)
     assert not elsewhere.stage_grids
     assert not elsewhere.stage_centers
+
+
+@pytest.mark.parametrize("text", ["", "[", "3", "[1]", '[{"kind": "add"}]', '{"shape": [1, 2]}', "[" * 100_000])
+@pytest.mark.parametrize("name", ["Decisions", "Grid", "StageGrids"])
+def test_what_a_damaged_scene_holds_about_a_result_is_refused_by_name(scene, name, text):
+    analysis = ball_analysis()
+    ct = volume_to_node(analysis.volume, scene, "CT")
+    node = segmentation_to_node(analysis.segmentation, scene, ct)
+    node.SetAttribute(f"LiverXAI.{name}", text)
+    read = decisions_of if name == "Decisions" else lambda *nodes: segmentation_from_node(*nodes, analysis.model)
+    with pytest.raises(InputError, match=rf"LiverXAI\.{name}\) is damaged"):
+        read(node, ct)
 
 
 def test_somebody_elses_segmentation_is_read_by_name_or_terminology_on_the_cts_grid(scene):

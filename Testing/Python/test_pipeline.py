@@ -157,6 +157,10 @@ def test_an_unknown_target_or_method_is_refused_before_any_work(volume_and_truth
         analyze(volume, threshold_model(), method="crystal-ball", progress=lambda s, f: seen.append(f))
     with pytest.raises(UsageError, match="no layer"):
         analyze(volume, threshold_model(), layer="encoder.7", progress=lambda s, f: seen.append(f))
+    outside = "voxel:lps:5000,0,0"
+    for target in (outside, f"tumor:{outside}-vs-liver", f"why-not-tumor:{outside}"):
+        with pytest.raises(UsageError, match="outside the image"):
+            analyze(volume, threshold_model(), targets=[target], progress=lambda s, f: seen.append(f))
     for size, words in (({"height_cm": 170}, "both height and weight"), ({"height_cm": 1.7, "weight_kg": 70}, "adult")):
         with pytest.raises(UsageError, match=words):
             analyze(volume, threshold_model(), **size, progress=lambda s, f: seen.append(f))
