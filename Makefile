@@ -7,6 +7,8 @@ OUTPUT ?= output
 SEED ?= 1
 CASES ?= 500
 SAMPLE ?= 60
+# Test processes: one more than processors, four at most. Tests wait for processes that they start.
+PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + os.cpu_count()))")
 
 .PHONY: demo test lint fuzz mutation docs benchmark train clean
 
@@ -15,7 +17,7 @@ demo: $(VENV)/.demo
 
 # Compiled modules are kept, whatever the environment says, because the tests start Python many times.
 test: $(VENV)/.test
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
