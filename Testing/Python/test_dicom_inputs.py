@@ -120,7 +120,7 @@ FRAMES = inserted(b"\x28\x00\x08\x00IS\x0a\x002147483647")
 HARMFUL = [change for name, (change, _) in DAMAGE.items() if name != "fewer rows than pixels"]
 
 FILES: dict[str, Make] = {
-    "one file for each slice, in any order and of any name": plain(names=["z", "a.b", "IM3", "0", "m.dcm"]),
+    "one file for each slice, in any order and with any name": plain(names=["z", "a.b", "IM3", "0", "m.dcm"]),
     "no file meta header, no preamble": plain(preamble=False, syntax=ImplicitVRLittleEndian),
     "JPEG 2000, JPEG-LS, lossless JPEG, RLE, deflated, big endian": several(*(plain(syntax=one) for one in SYNTAXES)),
     "one Enhanced CT file with all frames": enhanced,
@@ -137,7 +137,7 @@ FILES: dict[str, Make] = {
         plain(edit=each(AcquisitionNumber=lambda k: k + 1)),
         plain(edit=each(AcquisitionTime=lambda k: f"1010{10 + k}")),
     ),
-    "localizers and saved screens among the slices": with_screens,
+    "localizers and screenshots among the slices": with_screens,
     "a study or frame of reference for each slice": several(
         plain(edit=each(StudyInstanceUID=lambda k: generate_uid())),
         plain(edit=each(FrameOfReferenceUID=lambda k: generate_uid())),
@@ -159,10 +159,10 @@ FILES: dict[str, Make] = {
     "middle file damaged": damaged("002.dcm", *HARMFUL),
     "a slice missing": at(0, 2.5, 5, 10, 12.5),
     "uneven spacing": at(0, 2.5, 5, 8.5, 12),
-    "a copied file": with_copy,
+    "a duplicate file": with_copy,
     "slices of two sizes": of_two_sizes,
     "slices without a position": plain(edit=without("ImagePositionPatient")),
-    "absurd number of frames in all files": damaged("*", FRAMES),
+    "implausible number of frames in all files": damaged("*", FRAMES),
     "pixel size of 0": plain(edit=each(PixelSpacing=[0, 0])),
     "a single slice": plain(edit=each(SeriesInstanceUID=lambda k: generate_uid())),
     "MR": plain(Modality="MR"),

@@ -242,8 +242,8 @@ FILES: dict[tuple[str, str], Callable[[Path], list[Path]]] = {
     ("NIfTI", "`.nii`"): lambda d: [nifti(d / "a.nii")],
     ("NIfTI", "`.nii.gz`"): lambda d: [nifti(d / "a.nii.gz")],
     ("NIfTI", "`.nii.bz2`"): lambda d: [nifti(d / "a.nii.bz2")],
-    ("NIfTI", "`.NII.GZ`: endings in capitals"): lambda d: [nifti(d / "A.NII.GZ"), nifti(d / "B.Nii")],
-    ("NIfTI", "pair `.hdr` and `.img`, named by either"): pair,
+    ("NIfTI", "`.NII.GZ`: extension in capitals"): lambda d: [nifti(d / "A.NII.GZ"), nifti(d / "B.Nii")],
+    ("NIfTI", "pair `.hdr` and `.img`, given by either name"): pair,
     ("NIfTI", "pair without its `.img`"): without_voxels,
     ("NIfTI", "ANALYZE 7.5"): analyze,
     ("NIfTI", "neither sform nor qform"): lambda d: [nifti(d / "a.nii", (252, "hh", 0, 0))],
@@ -257,15 +257,15 @@ FILES: dict[tuple[str, str], Callable[[Path], list[Path]]] = {
         nifti(d / "a.nii", (280, "12f", *[0.0] * 12), (268, "f", NAN)),
         nifti(d / "b.nii", (252, "hh", 0, 0), (80, "3f", 0, 1, 1)),
     ],
-    ("NIfTI", "sform of directions only"): lambda d: [
+    ("NIfTI", "sform with directions only"): lambda d: [
         nifti(d / "a.nii", (280, "12f", -1, 0, 0, -10, 0, -1, 0, -20, 0, 0, 1, 30))
     ],
     ("NIfTI", "`dim[4]` is 0"): lambda d: [nifti(d / "a.nii", (40, "h", 4), (48, "h", 0))],
     ("NIfTI", "lengths in meters"): lambda d: [
         nifti(d / "a.nii", (123, "B", 1), matrix=np.diag([1e-3, 1e-3, 1e-3, 1]) @ MATRIX)
     ],
-    ("NIfTI", "bits of a voxel do not fit its type"): lambda d: [nifti(d / "a.nii", (72, "h", 8))],
-    ("NIfTI", "voxels said to begin at NaN"): lambda d: [
+    ("NIfTI", "bits per voxel do not match the data type"): lambda d: [nifti(d / "a.nii", (72, "h", 8))],
+    ("NIfTI", "voxel offset of NaN"): lambda d: [
         nifti(d / f"{n}.nii", (108, "f", value)) for n, value in enumerate((NAN, float("inf"), -5.0, 1e9, 352.5))
     ],
     ("NIfTI", "colors"): lambda d: [nifti(d / "a.nii", (70, "hh", 128, 24)), nifti(d / "b.nii", (70, "h", 32))],
@@ -310,7 +310,7 @@ FILES: dict[tuple[str, str], Callable[[Path], list[Path]]] = {
         nrrd(d / "a.nrrd", SPACE + "space directions: (0,8,0,0) (0,0,8,0) (0,0,2,5)\n" + ORIGIN),
         nrrd(d / "b.nrrd", "spacings: 0,8 0,8 2,5\n"),
     ],
-    ("NRRD", "a field that does not exist"): lambda d: [
+    ("NRRD", "an unknown field"): lambda d: [
         nrrd(d / "a.nrrd", SPACE + DIRECTIONS + "space origim: (10,20,30)\n"),
         nrrd(d / "b.nrrd", SPACE + SPACE + DIRECTIONS),
     ],
@@ -334,15 +334,17 @@ FILES: dict[tuple[str, str], Callable[[Path], list[Path]]] = {
     ("MetaImage", "scaling of intensities"): lambda d: [
         mha(d / "a.mha", PLACE + "ElementToIntensityFunctionSlope = 2\n")
     ],
-    ("any", "bytes behind the compressed voxels"): lambda d: changed(
+    ("any", "extra bytes after the compressed voxels"): lambda d: changed(
         compressed_files(d), lambda content: content + b"more"
     ),
-    ("any", "bytes behind uncompressed voxels"): lambda d: changed(plain_files(d), lambda content: content + b"more"),
+    ("any", "extra bytes after uncompressed voxels"): lambda d: changed(
+        plain_files(d), lambda content: content + b"more"
+    ),
     ("any", "a flipped bit in compressed voxels"): lambda d: changed(compressed_files(d), flipped),
     ("any", "half of the file"): lambda d: changed(
         [*compressed_files(d / "c"), *plain_files(d / "p")], lambda content: content[: len(content) // 2]
     ),
-    ("any", "more voxels promised than there are"): promised,
+    ("any", "a header that declares more voxels than there are"): promised,
     ("any", "more voxels than memory"): huge,
     ("any", "two dimensions"): lambda d: itk_files(d, sitk.GetImageFromArray(BODY[0])),
     ("any", "four dimensions"): lambda d: itk_files(d, sitk.JoinSeries([sitk.GetImageFromArray(BODY)] * 2)),
@@ -350,17 +352,17 @@ FILES: dict[tuple[str, str], Callable[[Path], list[Path]]] = {
         d, sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
     )[1:],
     ("any", "NaN"): lambda d: all_formats(d, np.where(BODY[0, 0, 0] == BODY, NAN, BODY).astype(np.float32)),
-    ("any", "every voxel the same"): lambda d: all_formats(d, np.full((4, 5, 6), -1000, np.int16)),
+    ("any", "all voxels the same"): lambda d: all_formats(d, np.full((4, 5, 6), -1000, np.int16)),
     ("any", "data file in another folder"): elsewhere,
     ("any", "data file that is a link to another folder"): linked,
     ("any", "data in a list or pattern of files"): several_files,
     ("any", "a pipe or a device"): pipes,
-    ("any", "a link that leads in a circle"): circle,
+    ("any", "a circular link"): circle,
     ("any", "an archive (`.zip`, `.tar.gz`)"): lambda d: named(d, "a.zip", "B.TAR.GZ", "c.tgz", "d.7z"),
     ("any", "`.dcm.gz`"): lambda d: named(d, "a.dcm.gz", "B.DCM.GZ"),
     ("any", "a picture (`.png`)"): lambda d: named(d, "a.png", "b.JPG", "c.tiff"),
-    ("any", "lengths in meters, called mm"): lambda d: scaled(d, 0.001),
-    ("any", "lengths in micrometers, called mm"): lambda d: scaled(d, 1000),
+    ("any", "lengths in meters, declared as mm"): lambda d: scaled(d, 0.001),
+    ("any", "lengths in micrometers, declared as mm"): lambda d: scaled(d, 1000),
     ("any", "lengths ten times too large"): lambda d: scaled(d, 10),
     ("any", "lengths ten times too small"): lambda d: scaled(d, 0.1),
     ("any", "values + 1024"): lambda d: all_formats(d, BODY + 1024),
