@@ -48,5 +48,5 @@ def read_segmentation(
     if not found.mask("liver").any():
         raise InputError(f"{names}: nothing is drawn in it.")
     specs = (LIVER, TUMOR) if "tumor" in found.structures else (LIVER,)
-    warning = "The contours were given, not made by the model: what is explained is how the model sees them."
+    warning = "The contours were given, not made by the model: explanations show how the model sees them."
     return Segmentation(found.volume, specs, provenance={"source": GIVEN, "warnings": [warning]})

@@ -88,7 +88,7 @@ def pad_value(stage: StageSpec, center_hu: float = 0.0) -> float:
 def padded_input(
     volume: Volume, stage: StageSpec, grid: Grid, plan: WindowPlan, center_hu: float = 0.0
 ) -> torch.Tensor:
-    """:func:`stage_input` extended to ``plan.padded_shape``: what the windows of `plan` are cut from."""
+    """:func:`stage_input` padded to ``plan.padded_shape``, from which the windows of `plan` are taken."""
     return plan.pad(stage_input(volume, stage, grid, center_hu), pad_value(stage, center_hu))
 
 

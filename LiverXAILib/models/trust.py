@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which models may run code: the user's decision, kept in the user's settings and never beside a model.
+"""Which models may run code: the user's decision, kept in the user's settings and never in a model's folder.
 
 A decision applies to exact files: it lists the SHA-256 of every file of the model. If a file changes or is added, the
 model is untrusted again. Nothing in a model's folder, nor the folder's location, can make a model trusted.

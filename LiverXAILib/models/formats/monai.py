@@ -295,7 +295,7 @@ def _class(component: Mapping[str, Any], package: str) -> str:
     """The class name of a component, if it belongs to `package`."""
     path, _, name = str(component["_target_"]).rpartition(".")
     if path and not path.startswith(package):
-        raise ModelError(f"The bundle asks for {component['_target_']!r}, which is not part of {package}.")
+        raise ModelError(f"The bundle requires {component['_target_']!r}, which is not part of {package}.")
     return name
 
 

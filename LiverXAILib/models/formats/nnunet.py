@@ -372,7 +372,7 @@ def _architecture(configuration: Mapping[str, Any]) -> tuple[str, dict[str, Any]
             "nonlin_kwargs": {"inplace": True},
         }
     if class_name not in _NETWORKS:
-        raise ModelError(f"The plans ask for the network {class_name!r}; supported are {' and '.join(_NETWORKS)}.")
+        raise ModelError(f"The plans require the network {class_name!r}; supported are {' and '.join(_NETWORKS)}.")
     return class_name, arguments
 
 
@@ -390,7 +390,7 @@ def _network(
         if (wanted := built.get(key)) is not None:
             if wanted not in _MODULES:
                 raise ModelError(
-                    f"The plans ask for {wanted!r} as {key}, which is not among the layers LiverXAI allows."
+                    f"The plans require {wanted!r} as {key}, which is not among the layers that LiverXAI allows."
                 )
             built[key] = _MODULES[wanted]
     # Explanations keep references to the outputs of layers, which no in-place operation may overwrite.
