@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a CT to labels on its own grid."""
+"""Inference: from a CT to labels on its own grid."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What computes a network's forward pass: torch in several precisions, or OpenVINO.
+"""Backends for a network's forward pass: torch in several precisions, or OpenVINO.
 
-:func:`choose_backend` decides by a short self-test on a piece of the image at hand: each backend that can work on this
-machine computes the same window, its labels are compared with those of torch in single precision, and the fastest one
-that agrees wins. The decision is kept for this machine, these versions and this network. Explanations need gradients
-and always stay on torch.
+:func:`choose_backend` decides by a short self-test on a part of the current image: each backend that is available on
+this machine computes the same window, its labels are compared with those of torch in single precision, and the fastest
+one that agrees is chosen. The decision is cached for this machine, these versions and this network. Explanations need
+gradients and always use torch.
 
 =====================  ==============================================================================================
-torch float32          everywhere, and the reference; batch norms folded at load, channels-last
+torch float32          everywhere; the reference; batch norms folded at load, channels-last
 torch float16          CUDA and Apple GPUs
 torch bfloat16         CPUs with AMX or AVX512-BF16; elsewhere one window would take minutes, so it is not even tried
 openvino float32       CPUs, with the extra ``openvino``
-openvino bfloat16      the same, where OpenVINO says that the CPU has it
+openvino bfloat16      the same, if OpenVINO reports that the CPU supports it
 =====================  ==============================================================================================
 
-Integers (int8) are not offered: they change labels, and no model's card says by how much.
+Integer precision (int8) is not offered: it changes labels, and no model card states by how much.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ _log = logging.getLogger(__name__)
 
 #: A network as a function: a batch ``(N, C, *window)`` on the device → float32 logits.
 Forward = Callable[[torch.Tensor], torch.Tensor]
-#: The same for a part (a, b, c) of the windows: logits of the whole windows there, ``(N, C, *part)``.
+#: The same for a part (a, b, c) of the windows: the part's logits ``(N, C, *part)`` equal those of the whole windows.
 PartialForward = Callable[[torch.Tensor, Box], torch.Tensor]
 
-#: Names a backend for every stage, without a self-test: "torch float32", "openvino float32" …
+#: Environment variable: the backend for every stage, without a self-test: "torch float32", "openvino float32" …
 BACKEND_VARIABLE = "LIVERXAI_BACKEND"
 REFERENCE = "torch float32"
-#: The fraction of voxels whose label must be that of the reference.
+#: The fraction of voxels whose label must equal the reference's, by precision.
 _AGREEMENT = {"float32": 0.9999, "float16": 0.995, "bfloat16": 0.99}
-#: A self-test costs some seconds: stages that read fewer voxels are done before.
+#: A self-test takes some seconds: stages with fewer voxels than this finish sooner without one.
 _WORTH_VOXELS = 500_000
-#: Another backend must be this much faster: a tie is torch's, which needs no second copy of the weights.
+#: Another backend must be faster by this factor; otherwise torch is chosen, which needs no second copy of the weights.
 _GAIN = 1.1
 #: Timed passes of each backend in a self-test.
 _ROUNDS = 3
@@ -79,11 +79,11 @@ class BackendChoice:
 
 
 def available_backends(device: torch.device) -> list[str]:
-    """The backends that can work on `device`, the reference first."""
+    """The backends that are available on `device`, the reference first."""
     names = [REFERENCE]
     if device.type in ("cuda", "mps"):
         return [*names, "torch float16"]
-    # Private names, therefore looked up: a torch without them gets no bfloat16.
+    # These names are private, so they may be missing: then bfloat16 is not offered.
     has_bf16 = [getattr(torch.cpu, f"_is_{unit}_supported", bool) for unit in ("amx_tile", "avx512_bf16")]
     if any(supported() for supported in has_bf16):
         names.append("torch bfloat16")
@@ -105,15 +105,15 @@ def choose_backend(
     """The backend for a stage whose first network is `network`.
 
     :param sample: a part (a, b, c) of the stage's input that the network accepts, on the CPU.
-    :param voxels: how many voxels the network will read in all.
-    :param requested: a backend's name; "auto": what :data:`BACKEND_VARIABLE` names, or the fastest that agrees.
-    :raises LiverXAILib.errors.UsageError: no such backend here.
+    :param voxels: the total number of voxels that the network will process.
+    :param requested: a backend's name; "auto": the one in :data:`BACKEND_VARIABLE`, or the fastest that agrees.
+    :raises LiverXAILib.errors.UsageError: the backend is not available here.
     """
     requested = (os.environ.get(BACKEND_VARIABLE) or "auto") if requested == "auto" else requested
     if requested != "auto":
         if requested != REFERENCE and requested not in available_backends(device):
             possible = ", ".join(available_backends(device))
-            raise UsageError(f"The backend {requested!r} is not possible on {device}; use one of: {possible}.")
+            raise UsageError(f"The backend {requested!r} is not available on {device}; use one of: {possible}.")
         return BackendChoice(requested, "requested")
     if voxels < _WORTH_VOXELS:
         return BackendChoice(REFERENCE, "too little work for a self-test")
@@ -132,7 +132,7 @@ def choose_backend(
 
 
 def forward(name: str, network: nn.Module, device: torch.device) -> Forward:
-    """`network` (on `device`) as the backend called `name` runs it; what is compiled lives as long as the network."""
+    """The forward pass of `network` (on `device`) in the backend called `name`, cached as long as the network lives."""
     library, _, precision = name.partition(" ")
     if library == "torch":
         return _torch_forward(network, device, precision)
@@ -144,9 +144,9 @@ def forward(name: str, network: nn.Module, device: torch.device) -> Forward:
 
 
 def partial_forward(name: str, network: nn.Module, device: torch.device) -> PartialForward:
-    """`network` as :func:`forward` runs it, for callers that need the logits of a part of each window only.
+    """Like :func:`forward`, for callers that need only the logits of a part of each window.
 
-    A network that can do less work for a part does it with torch, in the backend's precision.
+    A network that can save work for a part runs in torch, in the backend's precision.
     """
     if getattr(network, "has_local_stages", False):
         return _torch_forward(network, device, name.partition(" ")[2])
@@ -159,7 +159,7 @@ def partial_forward(name: str, network: nn.Module, device: torch.device) -> Part
     return run
 
 
-#: Compiled networks. They hold no reference to the network, so that it can go.
+#: Compiled networks. They hold no reference to the network, so that it can be freed.
 _compiled: WeakKeyDictionary[nn.Module, dict[tuple[str, int], Forward]] = WeakKeyDictionary()
 
 
@@ -169,7 +169,7 @@ _compiled: WeakKeyDictionary[nn.Module, dict[tuple[str, int], Forward]] = WeakKe
 def _self_test(
     names: list[str], network: nn.Module, stage: StageSpec, device: torch.device, batch: torch.Tensor
 ) -> BackendChoice:
-    """Run all backends in turn, several times, so that what else the machine does hits all of them; the best counts."""
+    """Time all backends in turn, over several rounds, so that other load affects all of them; the best time counts."""
     logits: dict[str, torch.Tensor] = {}
     seconds: dict[str, float] = {}
     tests: dict[str, Any] = {name: {} for name in names}
@@ -180,12 +180,12 @@ def _self_test(
                 with torch.inference_mode(), keep_freed_memory(device):
                     logits[name] = forward(name, network, device)(batch.to(device)).float().cpu()
             except Exception as error:
-                # A backend is an extra: whatever is wrong with it, torch still computes.
+                # Backends are optional: if one fails in any way, torch is still available.
                 _log.warning("Backend %s cannot run stage %s: %s", name, stage.name, type(error).__name__)
                 tests[name]["failed"] = type(error).__name__
                 continue
             passed = time.perf_counter() - started
-            if "first_seconds" not in tests[name]:  # It converts, compiles and allocates.
+            if "first_seconds" not in tests[name]:  # the first pass converts, compiles and allocates
                 tests[name]["first_seconds"] = round(passed, 3)
             else:
                 seconds[name] = min(passed, seconds.get(name, passed))
@@ -200,14 +200,14 @@ def _self_test(
 
 
 def label_agreement(logits: torch.Tensor, expected: torch.Tensor, stage: StageSpec) -> float:
-    """The fraction of voxels whose labels are the same by both logits (N, channels, …)."""
+    """The fraction of voxels that get the same labels from both logits (N, channels, …)."""
     if stage.activation == "sigmoid":
         return float(((logits > 0) == (expected > 0)).all(dim=1).double().mean())
     return float((logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
 
 
 def _decision_key(network: nn.Module, device: torch.device) -> str:
-    # Its version from the installation: the import takes a quarter of a second.
+    # The version is read from the package metadata because an import takes a quarter of a second.
     openvino = metadata.version("openvino") if find_spec("openvino") is not None else ""
     parts = [_processor(device), str(device), str(torch.get_num_threads()), torch.__version__, openvino]
     return "|".join([*parts, _fingerprint(network)])
@@ -221,7 +221,7 @@ def _processor(device: torch.device) -> str:
 
 
 def _fingerprint(network: nn.Module) -> str:
-    """Names a network by its layers and weights."""
+    """An identifier of a network, computed from its layers and weights."""
     digest = hashlib.sha256(repr(network).encode())
     for name, value in network.state_dict().items():
         digest.update(name.encode())
@@ -240,7 +240,7 @@ def _decisions() -> dict[str, Any]:
         decisions = json.loads((_cache_folder() / "backends.json").read_text(encoding="utf-8"))
         return {key: value for key, value in decisions.items() if value["backend"] and "tests" in value}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # Not there or damaged: a cache may be lost at any time.
+        return {}  # missing or damaged: a cache may be lost at any time
 
 
 def _keep_decision(key: str, choice: BackendChoice) -> None:
@@ -251,7 +251,7 @@ def _keep_decision(key: str, choice: BackendChoice) -> None:
             decisions = {**_decisions(), key: {"backend": choice.backend, "tests": choice.tests}}
             new.write_text(json.dumps(decisions, indent=1), encoding="utf-8")
     except OSError:
-        _log.warning("The backend's self-test cannot be kept, and will run again.")
+        _log.warning("The result of the backends' self-test cannot be saved; the test will run again.")
 
 
 # --- torch --------------------------------------------------------------------------------------------------------
@@ -278,18 +278,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _TRIM_DEFAULT, _MMAP_DEFAULT = 128 * 1024, 65536
 
 
-#: How many blocks of :func:`keep_freed_memory` are running: the outermost one counts.
+#: How many nested :func:`keep_freed_memory` blocks are active; only the outermost one changes settings.
 _keeping = 0
 
 
 @contextlib.contextmanager
 def keep_freed_memory(device: torch.device) -> Iterator[None]:
-    """Within the block glibc keeps freed memory for the next layer; at its end it is given back to the system.
+    """Within the block, glibc keeps freed memory for the next layer; at its end it is returned to the system.
 
     Otherwise each activation of a large window is mapped anew, and the kernel spends up to a third of the time of a
-    forward pass on zeroing its pages. Does nothing on other systems and for other devices than the CPU. May be nested:
-    what runs several passes keeps memory from one to the next. Not for a whole analysis, whose peak would grow by what
-    a step leaves to the next one.
+    forward pass on zeroing its pages. Does nothing on other systems and for devices other than the CPU. May be nested:
+    code that runs several passes keeps memory from one to the next. Not for a whole analysis, whose peak would grow by
+    the memory that one step leaves to the next.
     """
     global _keeping
     libc = _glibc() if device.type == "cpu" else None
@@ -330,7 +330,7 @@ def _core() -> Any:
 
 
 def _openvino_forward(network: nn.Module, precision: str) -> Forward:
-    """`network` compiled for windows of any size. The conversion, of seconds, is kept on disk."""
+    """`network` compiled for windows of any size. The conversion takes seconds and is cached on disk."""
     import openvino as ov
 
     path = _cache_folder() / "openvino" / ov.__version__.split("-")[0] / f"{_fingerprint(network)}.xml"
@@ -345,7 +345,7 @@ def _openvino_forward(network: nn.Module, precision: str) -> Forward:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         },
     )
-    requests = threading.local()  # one request answers one thread at a time
+    requests = threading.local()  # a request can serve only one thread at a time
 
     def run(batch: torch.Tensor) -> torch.Tensor:
         if not hasattr(requests, "own"):
@@ -357,20 +357,20 @@ def _openvino_forward(network: nn.Module, precision: str) -> Forward:
 
 
 def _convert(network: nn.Module, path: Path) -> None:
-    """Write the network as OpenVINO's files. Both are complete, or the one that is looked for is not there.
+    """Write the network as OpenVINO's files. The file that marks the conversion exists only if both are complete.
 
-    By the frontend itself: ``openvino.convert_model`` would report its use over the internet.
+    Uses the frontend directly, because ``openvino.convert_model`` would report its use over the internet.
     """
     import openvino as ov
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     size = getattr(network, "divisor", (32,) * _dimensions(network))
-    # Unequal sides: a size that the tracer mistakes for a constant shows in the self-test.
+    # Unequal sides, so that a size that the tracer records as a constant makes the self-test fail.
     example = torch.zeros(2, input_channels(network), *((axis + 1) * n for axis, n in enumerate(size)))
     alone = copy.deepcopy(network).cpu()
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The tracer warns of every size that a network checks.
+        warnings.simplefilter("ignore")  # the tracer warns about every size that a network checks
         traced = torch.jit.trace(alone, example, check_trace=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced, example_input=example)  # must live until the model is converted

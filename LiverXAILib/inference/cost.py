@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward pass will cost, known before it runs."""
+"""The cost of a forward pass, estimated before it runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import nn
 from ..models.spec import StageSpec
 from ..networks import NETWORKS, build_network
 
-#: What is alive beside a layer's input and output: the skip connections, about as much again.
+#: Memory in use besides a layer's input and output: the skip connections, about as much again.
 _BESIDE_A_LAYER = 2.0
 
 
 def activation_bytes(stage: StageSpec) -> float | None:
-    """About how many bytes of activations are alive at once, per voxel of the window; None for a foreign network."""
+    """Approximate peak memory of the activations, in bytes per voxel of the window; None for a foreign network."""
     if stage.network not in NETWORKS:
         return None
     return _activation_bytes(stage.network, json.dumps(dict(stage.arguments), sort_keys=True), stage.divisor)
@@ -27,7 +27,7 @@ def activation_bytes(stage: StageSpec) -> float | None:
 
 @lru_cache
 def _activation_bytes(name: str, arguments: str, divisor: tuple[int, int, int]) -> float:
-    """From the sizes of all layers in a window of the smallest size there is."""
+    """Computed from the sizes of all layers for the smallest possible window."""
     network = build_network(name, json.loads(arguments)).eval()
     most = 0
 
@@ -51,7 +51,7 @@ def operations(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Floating-point operations (a multiplication and an addition are two) of one pass over a batch of `shape`."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Without data, on torch's "meta" device.
+    # Without data: tensors on torch's "meta" device have only shapes.
     empty = copy.deepcopy(network).to("meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         empty(torch.empty(shape, device="meta"))
@@ -59,5 +59,5 @@ def operations(network: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def input_channels(network: nn.Module) -> int:
-    """Of a network that begins with a convolution."""
+    """The number of input channels of a network that begins with a convolution."""
     return next(layer.in_channels for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d)))

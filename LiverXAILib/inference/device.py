@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device computes."""
+"""Selection of the device that runs the networks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..errors import DeviceError
 
 
 def processor_name() -> str:
-    """The CPU's model, as far as the system tells."""
+    """The CPU's model, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or an ARM that does not say
+    except (OSError, StopIteration):  # not Linux, or an ARM CPU that does not report it
         return platform.processor() or platform.machine()
 
 
@@ -36,12 +36,12 @@ def select_device(name: str = "auto") -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise DeviceError(
-                f"Device {name!r} was asked for, but torch {torch.__version__} finds {count} CUDA devices. "
+                f"Device {name!r} was requested, but torch {torch.__version__} finds {count} CUDA devices. "
                 "Use --device cpu, or install a CUDA build of torch and a driver."
             )
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise DeviceError("Device 'mps' was asked for, but this torch has no Apple GPU. Use --device cpu.")
+            raise DeviceError("Device 'mps' was requested, but this torch finds no Apple GPU. Use --device cpu.")
     elif device.type != "cpu":
         raise DeviceError(f"Device {name!r} is not supported. Use auto, cpu, cuda, cuda:N or mps.")
     return device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The voxel grid a network's axes see."""
+"""The voxel grid in the orientation of a network's axes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..volumes.orientation import Reorientation
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 
-#: Hounsfield units of what lies outside an image.
+#: Hounsfield units assumed outside an image.
 AIR_HU = -1024.0
-#: A scan turned further than this from the patient's axes is resampled to them; below it, its own axes are kept.
+#: A scan rotated by more than this from the patient's axes is resampled to them; otherwise it keeps its own axes.
 _MAX_TILT_DEGREES = 10.0
 
 
 def network_orientation_grid(grid: Grid, axes: str) -> Grid:
     """The image's voxel grid with its axes in the order `axes` ("SPL": superior, posterior, left).
 
-    Voxels stay where they are unless the scan is sheared or oblique by more than 10 degrees, as with a tilted
-    gantry: then the result is the upright box around it, since networks are trained on upright patients. With `axes`
-    like "kji" the image's own axes are only reordered, whatever they run toward.
+    The voxel centers are kept unless the scan is sheared or oblique by more than 10 degrees, as with a tilted gantry:
+    then the result is the upright box around it, because networks are trained on upright patients. With `axes` like
+    "kji" the image's own axes are only reordered, whatever their directions.
     """
     canonical = _reorientation(grid, axes).grid
     if _is_axis_aligned(canonical, axes):
@@ -49,9 +49,9 @@ def network_orientation_image(volume: Volume, axes: str) -> Volume:
 
 
 def from_network_orientation(mask: np.ndarray, source: Grid, grid: Grid, axes: str) -> np.ndarray:
-    """A mask on `source`, a part of a :func:`network_orientation_grid`, on the same part of the image, `grid`.
+    """Map a mask on `source`, a part of a :func:`network_orientation_grid`, to the same part of the image, `grid`.
 
-    The exact inverse of :func:`network_orientation_image` where voxels are kept.
+    The exact inverse of :func:`network_orientation_image` if the voxel centers were kept.
     """
     turn = _reorientation(grid, axes)
     if _is_axis_aligned(turn.grid, axes):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""read_segmentation(): what somebody else drew, to be measured and explained as if it were the model's."""
+"""read_segmentation(): contours from another source, to be measured and explained as if they were the model's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .segmentation import Segmentation
 
 _ADVICE = "Say what it is by --liver-label and --tumor-label, or that others are background (--ignore-other-labels)."
 
-#: What the provenance of such a segmentation names as its source.
+#: The source of such a segmentation in its provenance.
 GIVEN = "given contours"
 
 
@@ -29,24 +29,24 @@ def read_segmentation(
     """Read contours of the liver, and perhaps of its tumors, that belong to `volume`.
 
     :param path: a label map, a ``.seg.nrrd``, a DICOM SEG, or several files ("liver.nii.gz" and "tumor.nii.gz") that
-        add up. What their values, names and codes mean is told by :mod:`LiverXAILib.labels`.
-    :param volume: the CT that they were drawn on.
-    :param labels: values of "liver" and "tumor" in label maps; None: what the files say of themselves.
-    :param others: values that are not explained are background.
-    :return: labels on the CT's grid, without probabilities; with "tumor" only if the files speak of tumors.
-    :raises LiverXAILib.errors.InputError: they do not lie on the CT's voxels, hold values that nobody explained, or
-        describe no liver.
+        are combined. :mod:`LiverXAILib.labels` interprets their values, names and codes.
+    :param volume: the CT on which they were drawn.
+    :param labels: values of "liver" and "tumor" in label maps; None: as described in the files.
+    :param others: values without a known meaning are background.
+    :return: labels on the CT's grid, without probabilities; with "tumor" only if the files describe tumors.
+    :raises LiverXAILib.errors.InputError: they do not lie on the CT's voxels, hold values without a known meaning, or
+        contain no liver.
     """
     several = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     found = read_structures([Path(one) for one in several], volume.grid, labels, others=others, advice=_ADVICE)
     names = ", ".join(Path(one).name for one in several)
     if "liver" not in found.structures:
         raise InputError(
-            f"{names}: no liver is described, and tumors are measured in one. Give its contour too, with a label "
+            f"{names}: there is no liver, but tumors are measured within one. Give its contour too, with a label "
             "'liver' or as a further file."
         )
     if not found.mask("liver").any():
         raise InputError(f"{names}: nothing is drawn in it.")
     specs = (LIVER, TUMOR) if "tumor" in found.structures else (LIVER,)
-    warning = "The contours were given, not made by the model: what is explained is how the model sees them."
+    warning = "The contours were given, not made by the model: explanations show how the model sees them."
     return Segmentation(found.volume, specs, provenance={"source": GIVEN, "warnings": [warning]})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single lesions: the connected components of a lesion label, with numbers that everybody uses."""
+"""Single lesions: the connected components of a lesion label, with the numbers that are used everywhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..volumes.box import Box, bounding_box, central_voxel, components
 from ..volumes.volume import Grid
 from .segmentation import Segmentation
 
-#: LPS mm.
+#: A point in LPS mm.
 Point = tuple[float, float, float]
 
-#: Smaller pieces are no candidates: see :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
+#: Smaller components are not candidates: see :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
 LEAST_CANDIDATE_ML = 0.05
 #: For each segmentation in use, by label, the box around its lesions and their numbers there: nearly every step of an
-#: analysis asks for them. A segmentation does not change.
+#: analysis needs them. Segmentations are immutable.
 _NUMBERED: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
 
 
@@ -34,7 +34,7 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
 
 
 def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -> np.ndarray:
-    """Where the lesion `number` of :func:`lesion_components` is: bool (k, j, i) on the input's grid."""
+    """The mask of the lesion `number` of :func:`lesion_components`: bool (k, j, i) on the input's grid."""
     box, pieces = numbered_lesions(segmentation, label)
     mask = np.zeros(segmentation.labels.shape, dtype=bool)
     mask[box] = pieces == number
@@ -42,15 +42,15 @@ def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -
 
 
 def lesion_place(mask: np.ndarray, grid: Grid) -> Point:
-    """The voxel of a lesion that is nearest to its centroid, LPS mm: by it the lesion is found under another number."""
+    """The voxel of a lesion nearest to its centroid, in LPS mm; it identifies the lesion even if its number changes."""
     x, y, z = grid.to_lps(central_voxel(np.argwhere(mask))[::-1])
     return float(x), float(y), float(z)
 
 
 def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: float | None = None) -> int:
-    """The number of the lesion at a place, or nearest to it; 0 if none lies near.
+    """The number of the lesion at a point, or nearest to it; 0 if none is near.
 
-    :param numbers: as of :func:`lesion_components`, on `grid`.
+    :param numbers: as from :func:`lesion_components`, on `grid`.
     :param within_mm: how far it may be; None: one voxel.
     """
     voxels = np.argwhere(numbers)
@@ -63,7 +63,7 @@ def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: f
 
 
 def lesion_count(segmentation: Segmentation, label: str = "tumor") -> int:
-    """How many lesions :func:`lesion_components` numbers."""
+    """The number of lesions in :func:`lesion_components`."""
     return int(numbered_lesions(segmentation, label)[1].max(initial=0))
 
 
@@ -79,11 +79,11 @@ def numbered_lesions(segmentation: Segmentation, label: str = "tumor") -> tuple[
 
 
 def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
-    """Number the candidates: pieces that the network marks as `label` without being sure enough to count them.
+    """Number the candidates: components that the network marks as `label` without reaching the operating point.
 
-    A candidate is a connected piece of probability above 0.5 that the label map does not hold, because nowhere in it
-    the network reaches the peak threshold of its card. It has at least :data:`LEAST_CANDIDATE_ML`, lies at least half
-    in the label's parent (the liver), and does not touch a voxel of `label`: what does is the rim of a lesion.
+    A candidate is a connected component of probability above 0.5 that is not in the label map because its score
+    reaches the card's peak threshold nowhere. It has at least :data:`LEAST_CANDIDATE_ML`, at least half of it lies in
+    the label's parent (the liver), and it does not touch a voxel of `label`, or it would be the rim of a lesion.
 
     :return: int32 (k, j, i) on the input's grid, 0 background, 1 the largest candidate, 2 the next …; all 0 if the
         segmentation has no probabilities of `label`.
@@ -106,7 +106,7 @@ def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tup
     box = bounding_box(marked)
     if box is None:
         return nothing
-    box = box.grown((1, 1, 1), marked.shape)  # what touches a piece from outside matters, too
+    box = box.grown((1, 1, 1), marked.shape)  # voxels that touch a component from outside matter too
     counted, whole = counted[box], box.shifted(known.start)
     pieces = components(marked[box], corners=True)
     sizes = np.bincount(pieces.ravel())
@@ -121,7 +121,7 @@ def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tup
 
 
 def _above_half(probability: np.ndarray) -> np.ndarray:
-    """Where a probability is above 0.5. Half precision, which NumPy compares slowly, is ordered as its bits are."""
+    """The mask of probabilities above 0.5. Half precision is compared by its bits, because NumPy compares it slowly."""
     if probability.dtype == np.float16:
         return probability.view(np.uint16) > np.float16(0.5).view(np.uint16)
     return probability > 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks that are kept only where they are: a liver fills a tenth of a CT, and everything done to it costs a tenth."""
+"""Masks stored only in a box around the structure: a liver fills a tenth of a CT, and so operations cost a tenth."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..volumes.box import Box, bounding_box
 
 
 class Mask(NamedTuple):
-    """A structure in an image: `voxels`, bool (k, j, i), in the `box` of the image; outside it there is nothing."""
+    """A structure in an image: `voxels`, bool (k, j, i), in the `box` of the image; False outside it."""
 
     box: Box
     voxels: np.ndarray
 
     @staticmethod
     def empty() -> Mask:
-        """A structure that was looked for and not found."""
+        """The mask of a structure that was not found."""
         return Mask(Box.full((1, 1, 1)), np.zeros((1, 1, 1), dtype=bool))
 
     def bounding_box(self) -> Box | None:
@@ -27,7 +27,7 @@ class Mask(NamedTuple):
         return None if found is None else found.shifted(self.box.start)
 
     def on(self, box: Box) -> np.ndarray:
-        """The mask in another `box` of the image; what lies outside that is left out."""
+        """The mask in another `box` of the image; voxels outside that box are dropped."""
         if box == self.box:
             return self.voxels
         result = np.zeros(box.shape, dtype=bool)

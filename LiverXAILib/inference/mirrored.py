@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second look: does the model find more liver when the image is mirrored? Then it was mirrored or turned before."""
+"""Detection of mirrored or rotated images: the model finds more liver after the image is flipped back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .device import select_device
 from .segmenter import run_stage
 from .stages import logit_margin
 
-#: The ways in which images get turned: axes to flip, and what to call it. The likely ones first.
+#: The ways in which images are mirrored or rotated by mistake: axes to flip, and description. The likely ones first.
 _FLIPS = (
     ("L", "mirrored left to right"),
     ("LP", "turned by 180 degrees about the long axis"),
@@ -28,16 +28,16 @@ _FLIPS = (
     ("LPS", "mirrored along all axes"),
 )
 _LIKELY = 4
-#: On 26 CTs of one orientation no flip finds more liver than the right way round; the other way about it is at least
-#: 1.2 times as much, and mostly several times.
+#: In 26 CTs of one orientation, no flip yields more liver than the correct orientation; a flipped image yields at least
+#: 1.2 times as much after it is flipped back, and mostly several times as much.
 _MUCH_MORE, _MORE_ML = 1.2, 100.0
-#: A stage on a grid at least this coarse, in mm, is cheap enough for a mere suspicion.
+#: A stage on a grid at least this coarse, in mm, is fast enough to run on a mere suspicion.
 _COARSE_MM = 3.0
 
 
 @dataclass(frozen=True)
 class MirroredLiver:
-    """What a second look found: `how` the image seems to be turned, and how much liver there is so and as it is."""
+    """A probable flip: `how` the image seems to be mirrored or rotated, and the liver volume with it and without it."""
 
     how: str
     mirrored_ml: float
@@ -47,17 +47,17 @@ class MirroredLiver:
         """A sentence for the user."""
         return (
             f"When the image is {self.how}, the model finds {self.mirrored_ml:.0f} ml of liver instead of "
-            f"{self.found_ml:.0f} ml: it is probably {self.how} against its header. Check it in another "
+            f"{self.found_ml:.0f} ml: it is probably {self.how} relative to its header. Check it in another "
             "viewer, and export it again."
         )
 
 
 def find_mirrored_liver(volume: Volume, model: Model, context: RunContext, *, sure: bool) -> MirroredLiver | None:
-    """Look for the liver in mirrored copies of `volume` with the stage of `model` that finds it first.
+    """Segment the liver in mirrored copies of `volume`, with the first stage of `model` that finds it.
 
-    :param sure: the first result is implausible, so that all flips are tried, whatever it takes; otherwise only the
-        likely ones, and only by a stage on a coarse grid.
-    :return: the flip that finds much more liver than the image as it is; None: there is none.
+    :param sure: the first result is implausible, so all flips are tried at any cost; otherwise only the likely ones,
+        and only with a stage on a coarse grid.
+    :return: the flip that yields much more liver than the image as it is; None if there is none.
     :raises LiverXAILib.errors.Cancelled: `context` was cancelled.
     """
     stage = next((stage for stage in model.spec.stages if stage.region is None and _liver(stage, model)), None)
@@ -80,13 +80,13 @@ def find_mirrored_liver(volume: Volume, model: Model, context: RunContext, *, su
 
 
 def _liver(stage: StageSpec, model: Model) -> str | None:
-    """The label of the liver that a stage finds."""
+    """The liver label of a stage, or None."""
     livers = [spec.name for spec in model.spec.labels if spec.is_liver]
     return next((label for label in stage.labels if label in livers), None)
 
 
 def _liver_ml(volume: Volume, model: Model, stage: StageSpec, context: RunContext) -> float:
-    """How much liver, in one piece, a stage finds in an image."""
+    """The volume in ml of the largest connected liver that a stage finds in an image."""
     grid, logits, _ = run_stage(volume, model, stage, None, "auto", context.silent)
     label = _liver(stage, model)
     assert label is not None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nnU-Net does its own way around the network (Isensee et al. 2021), so that its models answer as they did there.
+"""nnU-Net's preprocessing and postprocessing (Isensee et al. 2021), so that its models give the same result as there.
 
-Differences from other stages: the image is cut to where it is not 0; normalized before it is resized; resized by
-cubic splines without anti-aliasing, thick slices apart; padded with 0; window scores are summed in half precision;
-all channels are resized to the image before labels are taken.
+Differences from other stages: the image is cropped to its nonzero region; normalized before it is resized; resized by
+cubic splines without anti-aliasing, with thick slices resized separately; padded with 0; window scores are summed in
+half precision; all channels are resized to the image before labels are decided.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from .scores import logit_margin
 from .standard import MARGIN_MM, body_box
 from .windows import WindowPlan
 
-#: Scores are resized in blocks of at most this many numbers: bounds the memory of models with many channels.
+#: Scores are resized in blocks of at most this many numbers, to bound the memory of models with many channels.
 _BLOCK = 50_000_000
-#: nnU-Net scales the Gaussian to this maximum, so that half precision does not lose its flanks.
+#: nnU-Net scales the Gaussian to this maximum, so that its flanks do not underflow in half precision.
 _GAUSSIAN_MAXIMUM = 10.0
 
 
 class NnUNetPreprocessing:
     """The :class:`~LiverXAILib.inference.preprocessing.Preprocessing` of nnU-Nets.
 
-    :param rules: what the plans say.
+    :param rules: settings from the plans.
     """
 
     def __init__(self, rules: NnUNet) -> None:
         self._rules = rules
 
     def grids(self, volume: Volume, stage: StageSpec, area: StageArea) -> list[Grid]:
-        """One: the area, cut to where the image is not 0, at the stage's spacing."""
+        """A single grid: the area, cropped to the image's nonzero region, at the stage's spacing."""
         base = area.grid
         if stage.crop_to_body:
             base = base.cropped(body_box(volume, base))
@@ -70,7 +70,7 @@ class NnUNetPreprocessing:
     def read_scores(
         self, logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
     ) -> dict[str, RegionScores]:
-        """As nnU-Net does it: every channel is resized to the image, then the best one wins."""
+        """As in nnU-Net, every channel is resized to the image, then the label is that of the highest score."""
         boxes = [bounding_box((logit_margin(logits, stage, label) > 0).numpy()) for label in labels]
         if not any(boxes):
             return {label: (Mask.empty(), None) for label in labels}
@@ -100,7 +100,7 @@ class NnUNetPreprocessing:
         :param logits: (channels, k, j, i) on `grid`.
         :param found: box on `grid`.
         :return: the working grid of the image (its voxels in the order of the network's axes), the box on it that the
-            blocks fill, and the blocks: their place in that box, and float32 (channels, \\*block).
+            blocks fill, and the blocks: their position in that box, and float32 (channels, \\*block).
         """
         rule = self._rules.scores
         image, crop = _source(volume, stage, grid)
@@ -114,16 +114,16 @@ class NnUNetPreprocessing:
             for start in range(inner.k.start, inner.k.stop, thickness):
                 part = inner._replace(k=slice(start, min(start + thickness, inner.k.stop)))
                 block = _resize(logits, shape, after, before, rule, part)
-                # In half precision, scores can be equal, and then the first channel wins.
+                # Rounding to half precision can make scores equal; then the first channel wins, as in nnU-Net.
                 yield part.relative_to(inner), block.half().float() if rule.half else block
 
         return image.grid, inner.shifted(crop.start), blocks()
 
 
 class HalfBlend:
-    """Sums windows' scores as nnU-Net does: in half precision, with a Gaussian of height 10.
+    """Sums the scores of windows as nnU-Net does: in half precision, with a Gaussian of height 10.
 
-    To rounding, the result is the same weighted mean as that of other stages (``plan.weight``).
+    Up to rounding, the result is the same weighted mean as for other stages (``plan.weight``).
     """
 
     def __init__(self, plan: WindowPlan) -> None:
@@ -136,7 +136,7 @@ class HalfBlend:
         self._sums: list[torch.Tensor] = []
 
     def add(self, member: int, box: Box, scores: torch.Tensor) -> None:
-        """Add the scores (channels, a, b, c) of the network number `member` in one window."""
+        """Add the scores (channels, a, b, c) that network number `member` gave for one window."""
         while len(self._sums) <= member:
             self._sums.append(torch.zeros((scores.shape[0], *self._plan.padded_shape), dtype=torch.half))
         k, j, i = box
@@ -151,20 +151,20 @@ class HalfBlend:
 
 
 def _source(volume: Volume, stage: StageSpec, grid: Grid) -> tuple[Volume, Box]:
-    """The image in the order of the network's axes, and the box on it whose field of view `grid` divides anew."""
+    """The image in the order of the network's axes, and the box on it with the field of view of `grid`."""
     image = network_orientation_image(volume, stage.axes)
     return image, Box.full(grid.shape).projected(grid, image.grid)
 
 
 def _spacings(grid: Grid, stage: StageSpec) -> tuple[list[float], list[float]]:
-    """The image's and the stage's spacing along the tensor's axes, rounded: a matrix's columns are not exact."""
+    """The image's and the stage's spacing along the tensor's axes, rounded because matrix columns are inexact."""
     assert stage.spacing is not None
     own = [round(mm, 9) for mm in grid.spacing[::-1]]
     return own, [mm if wanted is None else wanted for mm, wanted in zip(own, stage.spacing, strict=True)]
 
 
 def _normalize(pixels: np.ndarray, stage: StageSpec, rules: NnUNet) -> np.ndarray:
-    """In single precision from the image's own voxels, as nnU-Net does."""
+    """Normalize the image's own voxels in single precision, as nnU-Net does."""
     scale = stage.intensity
     if scale.statistics == "z-score":
         mask = _nonzero(pixels) if rules.masked else np.ones(pixels.shape, dtype=bool)
@@ -191,7 +191,7 @@ def _resize(
     rule: Resampling,
     box: Box | None = None,
 ) -> torch.Tensor:
-    """Resize (..., k, j, i), thick slices apart; what a cubic spline overshoots is clipped to the image's range."""
+    """Resize (..., k, j, i), thick slices separately; overshoot of a cubic spline is clipped to the image's range."""
     thick = _thick_axis(before, after, rule)
     if tuple(image.shape[-3:]) == shape or rule.order <= 1:
         return resize(image, shape, _orders(rule, thick), box)
@@ -220,7 +220,7 @@ def _orders(rule: Resampling, thick: int | None) -> list[int]:
 
 
 def _thick_axis(before: Sequence[float], after: Sequence[float], rule: Resampling) -> int | None:
-    """The axis of thick slices that is resized on its own, or None: nnU-Net's rule."""
+    """The axis of thick slices that is resized separately, or None, by nnU-Net's rule."""
     if rule.separate_z is False:
         return None
     if rule.separate_z or max(before) / min(before) > rule.anisotropy:

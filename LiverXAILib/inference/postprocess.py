@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From scores to labels: what is kept of a network's answer, by rules that follow from anatomy."""
+"""From scores to labels: which regions of a network's output are kept, by rules based on anatomy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..volumes.box import bounding_box, components, largest_component
 class Postprocessing:
     """The rules; all can be switched off.
 
-    :param largest_component: keep only the largest connected liver (there is one).
+    :param largest_component: keep only the largest connected component of the liver.
     :param fill_holes: fill cavities that the liver encloses in 3-D (vessels, necrotic lesions).
-    :param lesions_in_liver: drop lesions of which less than half lies in the kept liver. A liver is taught and asked
-        with its lesions, so a network that says "lesion, but not liver" contradicts itself: it sees an effusion, a
+    :param lesions_in_liver: drop lesions of which less than half lies in the kept liver. The liver label includes its
+        lesions in training and in inference, so voxels that are lesion but not liver are contradictory: an effusion, a
         gallbladder, bowel.
-    :param min_lesion_ml: drop smaller lesions: a ball of 4.6 mm diameter at the default of 0.05 ml, below what CT
-        slices resolve.
+    :param min_lesion_ml: drop lesions smaller than this; the default of 0.05 ml is a sphere of 4.6 mm diameter, below
+        the resolution of CT slices.
     """
 
     largest_component: bool = True
@@ -31,7 +31,7 @@ class Postprocessing:
 
 
 def clean_organ(mask: np.ndarray, rules: Postprocessing) -> np.ndarray:
-    """The organ's mask (k, j, i), bool, after the rules for organs."""
+    """The organ's mask (k, j, i), bool, after applying the rules for organs."""
     if not mask.any():
         return mask
     if rules.largest_component:
@@ -42,9 +42,9 @@ def clean_organ(mask: np.ndarray, rules: Postprocessing) -> np.ndarray:
 
 
 def clean_lesions(lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: float, rules: Postprocessing) -> np.ndarray:
-    """The lesions' mask (k, j, i), bool, after the rules for lesions.
+    """The lesions' mask (k, j, i), bool, after applying the rules for lesions.
 
-    :param organ: the cleaned organ as the network sees it, its lesions included.
+    :param organ: the cleaned mask of the organ, including its lesions.
     """
     box = bounding_box(lesions)
     if box is None:

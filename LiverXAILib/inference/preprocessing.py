@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a stage's network gets its image, and how its scores become regions: one strategy for each way of doing it."""
+"""Interfaces for preparing a stage's input and turning its scores into regions; one implementation per model family."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RegionScores = tuple[Mask, "Volume | None"]
 
 @dataclass(frozen=True)
 class StageArea:
-    """Where a stage looks.
+    """The part of an image on which a stage runs.
 
     :param scan: the whole image's voxel grid with its axes in the order of the network.
-    :param grid: the part of it that the stage looks at.
+    :param grid: the part of it on which the stage runs.
     """
 
     scan: Grid
@@ -32,15 +32,15 @@ class StageArea:
 
     @property
     def is_part(self) -> bool:
-        """Whether an earlier stage decided where this one looks."""
+        """Whether the area was determined by an earlier stage."""
         return self.grid is not self.scan
 
 
 class Blend(Protocol):
-    """Adds up windows' scores, averaged over the networks of an ensemble."""
+    """Blends the scores of windows, averaged over the networks of an ensemble."""
 
     def add(self, member: int, box: Box, scores: torch.Tensor) -> None:
-        """Add the scores (channels, a, b, c) of the network number `member` in one window."""
+        """Add the scores (channels, a, b, c) that network number `member` gave for one window."""
         ...
 
     def mean(self) -> torch.Tensor:
@@ -49,25 +49,25 @@ class Blend(Protocol):
 
 
 class Preprocessing(Protocol):
-    """What differs between families of models around the same steps of segmenting and explaining."""
+    """The steps of segmentation and explanation that differ between families of models."""
 
     def grids(self, volume: Volume, stage: StageSpec, area: StageArea) -> list[Grid]:
-        """The grids on which the stage may run: one, or several overlapping parts of a scan longer than it can take."""
+        """The grids on which the stage may run: one, or overlapping parts of a scan that exceeds its field of view."""
         ...
 
     def image(self, volume: Volume, stage: StageSpec, grid: Grid, center_hu: float) -> torch.Tensor:
         """The network's input: float32 (k, j, i) on `grid`, normalized.
 
-        :param center_hu: median HU of what the stage looks around, for an intensity that is centered on it.
+        :param center_hu: median HU of the structure in the stage's region, for a centered intensity.
         """
         ...
 
     def pad_value(self, stage: StageSpec, center_hu: float) -> float:
-        """What surrounds an image that is smaller than its padded windows, as the network sees it."""
+        """The padding value, as network input, for an image that is smaller than its padded size."""
         ...
 
     def blend(self, plan: WindowPlan) -> Blend:
-        """An empty sum of windows' scores."""
+        """An empty accumulator for the scores of windows."""
         ...
 
     def read_scores(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network's logits say about a label."""
+"""The score of a label, computed from a network's logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..models.spec import StageSpec
 
 
 def logit_margin(logits: torch.Tensor, stage: StageSpec, label: str) -> torch.Tensor:
-    """How much more the network believes in `label` than in its best rival: positive inside the region.
+    """The logit margin of `label` over its best rival: positive inside the label's region.
 
     With softmax channels: largest logit of the label's channels minus largest logit of the others, so that
     "positive" is the same as "the argmax is one of them". With nested sigmoid channels: the channels' largest logit.

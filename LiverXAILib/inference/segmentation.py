@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of segmenting: labels, their meaning, probabilities, and how they came about."""
+"""The result of a segmentation: labels, their meaning, probabilities, and provenance."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Segmentation:
 
     :param labels: uint8 :class:`Volume`; 0 is background, other values are those of `specs`.
     :param specs: the labels' names, values, colors and terminology.
-    :param probabilities: for each label a float16 :class:`Volume` in [0, 1] cropped to where the label may be;
-        outside it the probability is (nearly) 0. Above 0.5 the network prefers the label to every rival.
-    :param stage_grids: the grids on which the model's stages ran: explanations run there again.
-    :param provenance: JSON-ready: model, settings, device, what happened on the way.
-    :param stage_centers: for the stages whose intensity is centered (:class:`~LiverXAILib.models.spec.Intensity`): on
-        which HU it was.
+    :param probabilities: for each label a float16 :class:`Volume` in [0, 1] cropped to the region where the label may
+        be; outside it the probability is (nearly) 0. Above 0.5 the label's score exceeds that of every rival.
+    :param stage_grids: the grids on which the model's stages ran; explanations run on the same grids.
+    :param provenance: JSON-ready: model, settings, device, warnings and steps.
+    :param stage_centers: the HU at the center of the intensity, for stages with a centered intensity
+        (:class:`~LiverXAILib.models.spec.Intensity`).
     """
 
     labels: Volume
@@ -52,11 +52,11 @@ class Segmentation:
 
     @cached_property
     def checksum(self) -> str:
-        """:func:`labels_checksum` of its labels."""
+        """The :func:`labels_checksum` of its labels."""
         return labels_checksum(self.labels)
 
     def mask(self, name: str, box: Box | None = None) -> np.ndarray:
-        """Where the structure `name` is, including its parts: bool (k, j, i). The liver includes its tumors.
+        """The mask of the structure `name`, including its parts: bool (k, j, i). The liver includes its tumors.
 
         :param box: only this part of the image; None: all of it.
         """
@@ -82,5 +82,5 @@ class Segmentation:
 
 
 def labels_checksum(labels: Volume) -> str:
-    """SHA-256 of the voxels of a label map: by it an edit by hand is noticed, and what an explanation is about."""
+    """SHA-256 of the voxels of a label map, which reveals manual edits and links explanations to their segmentation."""
     return sha256(np.ascontiguousarray(labels.array, dtype=np.uint8).data).hexdigest()

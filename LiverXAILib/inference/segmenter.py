@@ -32,9 +32,9 @@ from .windows import WindowPlan
 
 _log = logging.getLogger(__name__)
 
-#: A liver smaller than this is a slice or two of one, or none.
+#: A liver smaller than this is only a slice or two of one, or a false positive.
 _LEAST_ORGAN_ML = 10.0
-#: How a structure is found for a later stage, whatever the user's rules for the result are.
+#: The rules for a structure around which a later stage runs, whatever the user's rules for the result.
 _LARGEST_PIECE = Postprocessing(fill_holes=False)
 
 
@@ -52,22 +52,22 @@ def segment(
 ) -> Segmentation:
     """Segment `volume` with `model`.
 
-    The image is brought to canonical axes, resampled to the grid of each of the model's stages, normalized, read in
-    one window or in several that are blended with a Gaussian, and the scores are resampled to the image's own grid,
-    where they become labels; then the rules of `postprocessing` apply. A stage whose labels a later stage decides
-    anew only finds the box for it, and its scores stay on its own grid.
+    The image is brought to canonical axes, resampled to the grid of each of the model's stages, normalized, and
+    processed in one window or in several that are blended with a Gaussian. The scores are resampled to the image's own
+    grid, where they become labels; then the rules of `postprocessing` apply. If a later stage decides the labels of a
+    stage again, the earlier one only determines the region of the later one, and its scores stay on its own grid.
 
     :param volume: CT in HU, any orientation.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     :param backend: "auto", or one of :func:`LiverXAILib.inference.backends.available_backends` for all stages.
-    :param postprocessing: defaults to :class:`Postprocessing` as it is documented.
+    :param postprocessing: default: :class:`Postprocessing` with its default rules.
     :param progress: called after each window.
-    :param cancel: asked before each window.
+    :param cancel: checked before each window.
     :return: labels on the input's grid.
-    :raises LiverXAILib.errors.InputError: the image is not as large as a CT of a body, needs more memory than may be
-        used, or holds values that are not finite numbers.
+    :raises LiverXAILib.errors.InputError: the image's voxel size or extent does not fit a CT of a body, it needs more
+        memory than may be used, or holds values that are not finite numbers.
     :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
-    :raises LiverXAILib.errors.UsageError: `backend` is not possible here.
+    :raises LiverXAILib.errors.UsageError: `backend` is not available here.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
     require_volume(volume)
@@ -154,7 +154,7 @@ def run_stage(
 ) -> tuple[Grid, torch.Tensor, dict[str, Any]]:
     """Run one stage: its grid, its logits, and the report for the provenance.
 
-    Of several parts of a long scan, the one that shows most of the stage's first label wins.
+    If a long scan is cut into parts, the part that contains most of the stage's first label is chosen.
     """
     begun = time.perf_counter()
     device = torch.device(context.device)
@@ -195,21 +195,21 @@ def run_stage(
 
 
 def _require_memory(stage: StageSpec, plan: WindowPlan) -> None:
-    """Refuse an image whose logits, kept for the best of several parts and made for the next, cannot fit."""
+    """Refuse an image whose logits, of the best part so far and of the next one, do not fit into memory."""
     voxels = " x ".join(str(n) for n in plan.shape[::-1])
     size = 4 * prod(plan.padded_shape) * (2 * len(stage.channels) + 2)
     require_memory(size, f"Stage {stage.name!r} of the model, on {voxels} voxels,")
 
 
 class RegionOfInterest(NamedTuple):
-    """Where a later stage will look: the `box` on the image around a structure, and the structure's median HU."""
+    """The region of a later stage: the `box` on the image around a structure, and the structure's median HU."""
 
     box: Box
     median_hu: float
 
 
 def _roi_found(stage: StageSpec, regions: Mapping[str, RegionOfInterest | None]) -> bool:
-    """Whether what a stage looks into is known to be there."""
+    """Whether the structure in which a stage runs was found."""
     return stage.region is None or regions.get(stage.region.label) is not None
 
 
@@ -218,7 +218,7 @@ def _roi_from_logits(
 ) -> RegionOfInterest | None:
     """The region of interest around a structure, on the stage's own grid.
 
-    Of the liver its largest piece: a speck at the other end of the body must not blow the box up.
+    For the liver, only its largest component counts: a distant false positive must not enlarge the box.
     """
     mask = (logit_margin(logits, stage, label) > 0).numpy()
     if any(spec.is_liver for spec in model.spec.labels if spec.name == label):
@@ -226,7 +226,7 @@ def _roi_from_logits(
     box = bounding_box(mask)
     if box is None:
         return None
-    # The image's voxels nearest to the structure's: their median is not better for being interpolated.
+    # The image's nearest voxels suffice: interpolation would not improve their median.
     nearest = volume.grid.nearest_voxel(grid.to_lps(np.argwhere(mask)[:, ::-1]))
     k, j, i = nearest.clip(0, np.array(volume.shape) - 1).T
     return RegionOfInterest(box.projected(grid, volume.grid), float(np.median(volume.array[k, j, i])))
@@ -239,9 +239,9 @@ def _roi_from_mask(mask: Mask, volume: Volume) -> RegionOfInterest | None:
 
 
 def _clean(masks: dict[str, Mask], model: Model, rules: Postprocessing, voxel_volume_mm3: float) -> dict[str, Mask]:
-    """Apply the rules: the liver first, then the lesions, which it includes, then its other parts; the rest stays.
+    """Apply the rules: first to the liver, then to the lesions in it, then to its other parts; the rest is unchanged.
 
-    All in one box around all masks: what is outside it is outside every structure.
+    Everything happens in one box around all masks, outside which there is no structure.
     """
     if not masks:
         return {}
@@ -263,7 +263,7 @@ def _clean(masks: dict[str, Mask], model: Model, rules: Postprocessing, voxel_vo
 
 
 def _sanity(masks: dict[str, Mask], model: Model, grid: Grid) -> list[str]:
-    """What the user should know before trusting the labels."""
+    """Warnings that the user should see before trusting the labels."""
     warnings = []
     for spec in model.spec.labels:
         if not spec.is_liver:
@@ -274,7 +274,7 @@ def _sanity(masks: dict[str, Mask], model: Model, grid: Grid) -> list[str]:
             warnings.append(f"No {spec.name} was found in this image.")
         elif volume_ml < _LEAST_ORGAN_ML:
             warnings.append(
-                f"No {spec.name} was found in this image, or hardly any: what is marked has {volume_ml:.1f} ml. "
+                f"No {spec.name} was found in this image, or hardly any: the marked volume is {volume_ml:.1f} ml. "
                 "Do not trust it without looking."
             )
         if box is not None and any(side.start == 0 or side.stop == n for side, n in zip(box, grid.shape, strict=True)):

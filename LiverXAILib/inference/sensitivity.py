@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure the model has to be to count a lesion: the border between lesions and candidates.
+"""Operating points for lesions: the threshold between lesions and candidates.
 
-A model's card lists operating points from "sure" to "sensitive": the peak that a piece of probability above 0.5 must
-reach to count, and how many false findings a case that brought on the data that the card names. Another point needs no
-network: the pieces and their peaks are those of the probability that the segmentation keeps.
+A model's card lists operating points from "sure" to "sensitive": the peak that a component of probability above 0.5
+must reach to count, and the resulting false findings per case on the data that the card names. To change the point, the
+network need not run again: components and their peaks follow from the probability stored in the segmentation.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from ..volumes.box import Box, components
 from .lesions import LEAST_CANDIDATE_ML, numbered_lesions
 from .segmentation import Segmentation
 
-#: For each segmentation in use, what :func:`marked_pieces` says: each decision of a reader asks for it.
+#: The result of :func:`marked_pieces` for each segmentation in use: every decision of a reader needs it.
 _MARKED: WeakKeyDictionary[Segmentation, tuple[Box, np.ndarray]] = WeakKeyDictionary()
 #: The model's own operating point, and the ends of its card's table.
 STANDARD, SURE, SENSITIVE = "standard", "sure", "sensitive"
 
 
 def operating_points(model: ModelSpec, label: str = "tumor") -> tuple[OperatingPoint, ...]:
-    """What the model's card lists for a label, from sure to sensitive; empty if it lists nothing."""
+    """The operating points in the model's card for a label, from sure to sensitive; empty if there are none."""
     if not any(spec.name == label for spec in model.labels):
         return ()
     return tuple(sorted(model.stage_of(label).operating_points.get(label, ()), key=lambda point: -point.peak))
 
 
 def named_points(model: ModelSpec, label: str = "tumor") -> dict[str, OperatingPoint]:
-    """The points by what :func:`choose_point` calls them, from :data:`SURE` to :data:`SENSITIVE`."""
+    """The points by their names in :func:`choose_point`, from :data:`SURE` to :data:`SENSITIVE`."""
     points = operating_points(model, label)
     names = [SURE, *(f"{point.false_per_case:g}" for point in points[1:-1]), SENSITIVE]
     return dict(zip(names, points, strict=False))
 
 
 def check_sensitivity(sensitivity: str) -> None:
-    """Raise :class:`~LiverXAILib.errors.UsageError` unless this is a word or a number that :func:`choose_point` knows.
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless :func:`choose_point` can interpret this word or number.
 
-    Whether a model has such a point, its card says.
+    Whether a model has such a point depends on its card.
     """
     if sensitivity in (SURE, STANDARD, SENSITIVE):
         return
@@ -53,16 +53,16 @@ def check_sensitivity(sensitivity: str) -> None:
         allowed = math.nan
     if not allowed >= 0:
         raise UsageError(
-            f"{sensitivity!r} is not a sensitivity. Give {SURE}, {STANDARD}, {SENSITIVE}, or how many false findings a "
-            "case you accept, such as 0.5."
+            f"{sensitivity!r} is not a sensitivity. Give {SURE}, {STANDARD}, {SENSITIVE}, or how many false findings "
+            "per case you accept, such as 0.5."
         )
 
 
 def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
-    """The operating point that a user's word or number stands for; None: the model's own.
+    """The operating point for a user's word or number; None: the model's own.
 
-    :param sensitivity: :data:`STANDARD`, :data:`SURE`, :data:`SENSITIVE`, or false findings a case as a number: the
-        most sensitive point that has no more.
+    :param sensitivity: :data:`STANDARD`, :data:`SURE`, :data:`SENSITIVE`, or a number of false findings per case: the
+        most sensitive point that does not exceed it.
     :raises LiverXAILib.errors.UsageError: it is none of these, or the card has no such point.
     """
     check_sensitivity(sensitivity)
@@ -80,16 +80,16 @@ def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
     if not fitting:
         least = min(point.false_per_case for point in points)
         raise UsageError(
-            f"No operating point of model {model.name!r} has at most {allowed:g} false findings a case; the surest has "
-            f"{least:g}."
+            f"No operating point of model {model.name!r} has at most {allowed:g} false findings per case; the surest "
+            f"has {least:g}."
         )
     return fitting[-1]
 
 
 def marked_pieces(segmentation: Segmentation) -> tuple[Box, np.ndarray]:
-    """Number what the network marks as tumor, surely or not: each piece is a lesion at one operating point or another.
+    """Number all components that the network marks as tumor: each is a lesion at some operating point.
 
-    :return: a box of the image, and in it the numbers of the pieces (k, j, i), 0 background.
+    :return: a box of the image, and in it the numbers of the components (k, j, i), 0 background.
     """
     if segmentation not in _MARKED:
         probability = segmentation.probabilities.get("tumor")
@@ -106,10 +106,10 @@ def marked_pieces(segmentation: Segmentation) -> tuple[Box, np.ndarray]:
 def at_sensitivity(segmentation: Segmentation, model: ModelSpec, sensitivity: str) -> Segmentation:
     """The segmentation with the lesions that count at another operating point.
 
-    Outlines stay as they are; a piece counts as a whole, or becomes a candidate.
+    Outlines do not change; a component counts as a whole, or becomes a candidate.
 
-    :param segmentation: of the model, at its own operating point.
-    :raises LiverXAILib.errors.UsageError: as :func:`choose_point`.
+    :param segmentation: the model's segmentation, at its own operating point.
+    :raises LiverXAILib.errors.UsageError: as for :func:`choose_point`.
     """
     point = choose_point(model, sensitivity)
     probability = segmentation.probabilities.get("tumor")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an image to what a stage's network sees, and back: grids, intensities, windows, logits.
+"""From an image to the input of a stage's network, and back: grids, intensities, windows, logits.
 
 Each function is used by :func:`LiverXAILib.inference.segment` and, with gradients, by :mod:`LiverXAILib.explain`, so
-that an explanation is about exactly the computation that made the segmentation.
+that an explanation refers to exactly the computation that produced the segmentation.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ __all__ = [
 ]
 
 
-#: Largest grid of a stage. A CT of 1000 slices has a quarter of that at half its voxel size.
+#: Largest grid of a stage, in voxels: about that of a CT of 512 x 512 x 1000 voxels at half its voxel size.
 _MOST_VOXELS = 2**31
 
 
 def preprocessing_of(stage: StageSpec) -> Preprocessing:
-    """How the stage's card wants images prepared and scores read."""
+    """The preprocessing that the stage's card specifies."""
     return StandardPreprocessing() if stage.nnunet is None else NnUNetPreprocessing(stage.nnunet)
 
 
 def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> list[Grid]:
-    """The grids on which `stage` may run: one, or several overlapping parts of a scan longer than it can take.
+    """The grids on which `stage` may run: one, or overlapping parts of a scan that exceeds its field of view.
 
-    :param box: (k, j, i) box on the *input* image around what an earlier stage found; None for the whole image.
+    :param box: (k, j, i) box on the *input* image around a structure that an earlier stage found; None for the whole
+        image.
     """
     scan = grid = network_orientation_grid(volume.grid, stage.axes)
     if box is not None:
@@ -65,34 +66,34 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     grids = preprocessing_of(stage).grids(volume, stage, StageArea(scan, grid))
     if (voxels := max(prod(grid.shape) for grid in grids)) > _MOST_VOXELS:
         raise ModelError(
-            f"Stage {stage.name!r} of the model would read the image with {voxels:.2g} voxels, more than "
+            f"Stage {stage.name!r} of the model would process the image with {voxels:.2g} voxels, more than "
             f"{_MOST_VOXELS:.2g}: the voxel size of its card ({stage.spacing} mm) or of the image is wrong."
         )
     return grids
 
 
 def stage_input(volume: Volume, stage: StageSpec, grid: Grid, center_hu: float = 0.0) -> torch.Tensor:
-    """The image as `stage`'s network wants it: float32 (k, j, i) on `grid`, normalized.
+    """The input of `stage`'s network: float32 (k, j, i) on `grid`, normalized.
 
-    :param center_hu: median HU of what the stage looks around, for an intensity that is centered on it.
+    :param center_hu: median HU of the structure in the stage's region, for a centered intensity.
     """
     return preprocessing_of(stage).image(volume, stage, grid, center_hu)
 
 
 def pad_value(stage: StageSpec, center_hu: float = 0.0) -> float:
-    """What surrounds an image that is smaller than its padded windows, as the network sees it."""
+    """The padding value, as network input, for an image that is smaller than its padded size."""
     return preprocessing_of(stage).pad_value(stage, center_hu)
 
 
 def padded_input(
     volume: Volume, stage: StageSpec, grid: Grid, plan: WindowPlan, center_hu: float = 0.0
 ) -> torch.Tensor:
-    """:func:`stage_input` extended to ``plan.padded_shape``: what the windows of `plan` are cut from."""
+    """:func:`stage_input` padded to ``plan.padded_shape``, from which the windows of `plan` are taken."""
     return plan.pad(stage_input(volume, stage, grid, center_hu), pad_value(stage, center_hu))
 
 
 def run_network(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:
-    """Logits (channels, a, b, c) of one window (a, b, c). A 2-D network reads its slices along `a` as a batch."""
+    """Logits (channels, a, b, c) of one window (a, b, c). A 2-D network processes the slices along `a` as a batch."""
     return _run_windows(network, window[None], stage)[0]
 
 
@@ -103,9 +104,9 @@ def predict_logits(
     plan: WindowPlan,
     context: RunContext,
 ) -> torch.Tensor:
-    """Blended logits of a whole image: the mean over the ensemble of the windows' weighted sum.
+    """Blended logits of a whole image: the weighted sum over the windows, averaged over the ensemble.
 
-    :param networks: modules on the context's device, or what a backend makes of them.
+    :param networks: modules on the context's device, or their forward passes in a backend.
     :param image: from :func:`padded_input`: (k, j, i) as in ``plan.padded_shape``.
     :return: (channels, k, j, i) as in ``plan.shape``, on the CPU; float32, or half precision for an nnU-Net.
     """
@@ -125,7 +126,7 @@ def predict_logits(
         logits = plan.unpad(blend.mean())
     low, high = logits.aminmax()
     if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise ModelError(f"The network of stage {stage.name!r} answers with values that are not finite numbers.")
+        raise ModelError(f"The network of stage {stage.name!r} returns values that are not finite numbers.")
     return logits
 
 
@@ -141,7 +142,7 @@ def run_batch(network: Forward, windows: torch.Tensor, stage: StageSpec) -> torc
     expected = (len(windows), len(stage.channels), *windows.shape[1:])
     if logits.shape != expected:
         raise ModelError(
-            f"The network of stage {stage.name!r} answers a window with {tuple(logits.shape[1:])} numbers; by the "
+            f"The network of stage {stage.name!r} returns an output of shape {tuple(logits.shape[1:])}; by the "
             f"model card it must be {expected[1:]}."
         )
     for flip in axes[1:]:
@@ -158,5 +159,5 @@ def _run_windows(network: Forward, windows: torch.Tensor, stage: StageSpec) -> t
 
 
 def mirrorings(stage: StageSpec) -> list[tuple[int, ...]]:
-    """Along which axes of a window (a, b, c) each pass of :func:`run_mirrored` is flipped; the first is not."""
+    """The axes of a window (a, b, c) along which each pass of :func:`run_mirrored` is flipped; none for the first."""
     return [axes for count in range(len(stage.mirror_axes) + 1) for axes in combinations(stage.mirror_axes, count)]

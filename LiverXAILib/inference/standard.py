@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How LiverXAI's own models and MONAI's see an image: resampled, normalized by the card, read label by label."""
+"""Preprocessing of LiverXAI's own and MONAI's models: resampling, normalization by the card, scores label by label."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .scores import logit_margin
 from .stage_windows import stage_plan
 from .windows import WindowPlan
 
-#: The body: everything denser than this that hangs together.
+#: The body is the largest connected component denser than this.
 _BODY_HU = -300.0
 #: A scan longer than a stage's field of view is cut into parts that overlap by this fraction.
 _PART_OVERLAP = 0.5
-#: How far around a structure its probabilities are kept.
+#: Margin around a structure within which its probabilities are stored.
 MARGIN_MM = 10.0
-#: Logits beyond this are certain enough; clipping keeps them from dominating the interpolation at the border.
+#: Logits are clipped to this magnitude, so that extreme ones do not dominate the interpolation at the border.
 _MAX_LOGIT = 20.0
 
 
 class StandardPreprocessing:
-    """The :class:`~LiverXAILib.inference.preprocessing.Preprocessing` of stages whose card asks for no other."""
+    """The :class:`~LiverXAILib.inference.preprocessing.Preprocessing` of stages whose card specifies no other."""
 
     def grids(self, volume: Volume, stage: StageSpec, area: StageArea) -> list[Grid]:
         base = area.grid
@@ -44,7 +44,7 @@ class StandardPreprocessing:
             k, j, i = (own if mm is None else mm for own, mm in zip(base.spacing[::-1], stage.spacing, strict=True))
             grid = regrid(base, (i, j, k))
             if area.is_part and not stage.pad_to_window:
-                # What the network's divisor adds to the box is image as well, not air.
+                # The voxels added to reach the network's divisor should contain image, not air.
                 grid = _shift_inside_scan(area.scan, stage_plan(stage, grid).padded_grid(grid))
             return [grid]
         assert stage.size is not None
@@ -68,9 +68,9 @@ class StandardPreprocessing:
     def read_scores(
         self, logits: torch.Tensor, stage: StageSpec, labels: Sequence[str], grid: Grid, volume: Volume
     ) -> dict[str, RegionScores]:
-        """The regions of `labels` on the input grid: a score is interpolated, and the region is where it is positive.
+        """The regions of `labels` on the input grid: where the interpolated score is positive.
 
-        Scores are interpolated only where the region may be: on a full CT that is a tenth of the work.
+        Scores are interpolated only where the region may be, which on a full CT is a tenth of the work.
         """
         readings: dict[str, RegionScores] = {}
         for label in labels:
@@ -86,7 +86,7 @@ class StandardPreprocessing:
                     label in stage.peak_threshold
                     and (doubtful := _below_peak(margin, stage.peak_threshold[label])).any()
                 ):
-                    # Voxels between two of the grid belong to one piece: pieces that touch, at corners too, are one.
+                    # No image voxel lies between two components: voxels that touch, even at corners, are connected.
                     mask &= resample(doubtful.float(), grid, volume.grid.cropped(box)) <= 0
                 readings[label] = Mask(box, mask.numpy()), Volume(probability, volume.grid.cropped(box).ijk_to_lps)
         return readings
@@ -97,8 +97,8 @@ def normalize(
 ) -> torch.Tensor:
     """HU to network input, by the card's intensity.
 
-    :param center_hu: median of what the stage looks around, for an intensity that is centered on it.
-    :param reference: the image whose statistics count where the card asks for them; default: `image` itself.
+    :param center_hu: median HU of the structure in the stage's region, for a centered intensity.
+    :param reference: the image whose statistics are used if the card requires any; default: `image` itself.
     """
     if intensity.centered:
         image = image - center_hu
@@ -114,7 +114,7 @@ def normalize(
 
 
 class Blend:
-    """Adds up windows' scores with their weights, averaged over the networks of an ensemble."""
+    """Sums the weighted scores of windows, averaged over the networks of an ensemble."""
 
     def __init__(self, plan: WindowPlan) -> None:
         self._plan = plan
@@ -122,7 +122,7 @@ class Blend:
         self._members: set[int] = set()
 
     def add(self, member: int, box: Box, scores: torch.Tensor) -> None:
-        """Add the scores (channels, a, b, c) of the network number `member` in one window."""
+        """Add the scores (channels, a, b, c) that network number `member` gave for one window."""
         if self._sum is None:
             self._sum = torch.zeros((scores.shape[0], *self._plan.padded_shape))
         k, j, i = box
@@ -136,13 +136,13 @@ class Blend:
 
 
 def _shift_inside_scan(scan: Grid, grid: Grid) -> Grid:
-    """`grid`, moved by whole voxels of its own to where less of it lies outside `scan`, whose axes it shares.
+    """`grid`, moved by whole voxels of its own so that less of it lies outside `scan`, whose axes it shares.
 
-    Networks lose the liver's last slice where the scan ends and a single slice of air follows, then nothing.
+    If the scan is followed by a single slice of air at the end of the grid, networks miss the liver's last slice.
     """
     first, last = (scan.to_ijk(grid.to_lps(corner)) for corner in (np.zeros(3), np.array(grid.shape[::-1]) - 1))
     sizes, step = np.array(scan.shape[::-1]), np.array(grid.spacing) / np.array(scan.spacing)
-    # In voxels of `grid`, how far its ends are inside the scan (positive) or outside.
+    # Distances, in voxels of `grid`, of its ends from those of the scan; positive inside.
     start, end = (first + 0.5) / step, (sizes - 0.5 - last) / step
     forward = np.clip(np.minimum(np.ceil(-start), np.floor(end)), 0, None)
     backward = np.clip(np.minimum(np.ceil(-end), np.floor(start)), 0, None)
@@ -152,7 +152,7 @@ def _shift_inside_scan(scan: Grid, grid: Grid) -> Grid:
 
 
 def _below_peak(margin: torch.Tensor, level: float) -> torch.Tensor:
-    """The pieces of a region (where `margin` is positive) that reach `level` nowhere, as bool (k, j, i)."""
+    """The components of a region (where `margin` is positive) that reach `level` nowhere, as bool (k, j, i)."""
     pieces = torch.from_numpy(components((margin > 0).numpy(), corners=True)).long()
     certain = torch.zeros(int(pieces.max()) + 1, dtype=torch.bool)
     certain[pieces[margin >= level]] = True
@@ -164,7 +164,7 @@ def body_box(volume: Volume, base: Grid) -> Box:
     coarse = regrid(base, (6.0, 6.0, 6.0))
     dense = (resample(volume.array, volume.grid, coarse, fill=AIR_HU) > _BODY_HU).numpy().astype(np.uint8)
     image = sitk.GetImageFromArray(dense)
-    # Opening by a voxel cuts the thin contacts between the back and the table.
+    # Opening by a voxel removes the thin contacts between the back and the table.
     opened = sitk.BinaryMorphologicalOpening(image, [1, 1, 0])
     box = bounding_box(largest_component(sitk.GetArrayViewFromImage(opened)))
     if box is None:

@@ -2,7 +2,7 @@
 """Sliding windows whose blending weights are known before any network runs.
 
 The blended logit of a voxel is ``sum_p W_p(x) * l_p(x)`` with ``W_p = g_p / sum_q g_q``: a fixed linear combination
-of what the windows say. That makes explanations of blended results exact (see :mod:`LiverXAILib.explain`).
+of the windows' logits. This makes explanations of blended results exact (see :mod:`LiverXAILib.explain`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _SIGMA = 1 / 8
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Where the windows lie on an image of `shape` (voxels along the three tensor axes).
+    """The positions of windows on an image of `shape` (voxels along the three tensor axes).
 
-    `padded_shape` is at least `shape`: before windows are cut the image is padded on both sides of each axis, with
-    the odd voxel at the end, as in nnU-Net.
+    `padded_shape` is at least `shape`: before it is divided into windows, the image is padded on both sides of each
+    axis, with the odd voxel at the end, as in nnU-Net.
     """
 
     shape: tuple[int, int, int]
@@ -48,7 +48,7 @@ class WindowPlan:
 
         :param window: largest window, or None for one window of any size; a smaller image gets a smaller window
             unless `pad_to_window`.
-        :param overlap: fraction of a window shared with its neighbor, at least.
+        :param overlap: minimum fraction of a window that overlaps its neighbor.
         :param divisor: window sizes are rounded up to multiples of this.
         """
         sizes, padded, starts = [], [], []
@@ -97,12 +97,12 @@ class WindowPlan:
 
     @property
     def image_box(self) -> Box:
-        """Where the image lies in the padded image."""
+        """The box of the image in the padded image."""
         starts = [(p - n) // 2 for n, p in zip(self.shape, self.padded_shape, strict=True)]
         return Box.full(self.shape).shifted(starts)
 
     def padded_grid(self, grid: Grid) -> Grid:
-        """Where the voxels of the padded image lie if those of the image lie on `grid`."""
+        """The grid of the padded image if the image itself lies on `grid`."""
         return grid.cropped(Box.full(self.padded_shape).relative_to(self.image_box))
 
     def pad(self, image: torch.Tensor, value: float) -> torch.Tensor:
@@ -113,7 +113,7 @@ class WindowPlan:
         return torch.nn.functional.pad(image, (*ends[2], *ends[1], *ends[0]), value=value)
 
     def unpad(self, image: torch.Tensor) -> torch.Tensor:
-        """Cut ``(..., *padded_shape)`` back to ``(..., *shape)``."""
+        """Crop ``(..., *padded_shape)`` to ``(..., *shape)``."""
         k, j, i = self.image_box
         return image[..., k, j, i]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models: what is known about them, where they are, and how they are loaded."""
+"""Models: their cards, where their files are, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
     "verify_model",
 ]
 
-# What needs torch is imported when it is first used: Slicer shows the cards of models before torch is installed.
+# Names that need torch are imported on first use: Slicer shows the cards of models before torch is installed.
 __getattr__ = lazy_names(
     __name__,
     {

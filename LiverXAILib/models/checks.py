@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model card must satisfy to make sense: one sentence for each thing that does not.
+"""Validation of model cards: one clause for each requirement that a card does not meet.
 
-A card is data from anywhere. What passes here can be built and run in bounded time and memory.
+A card is untrusted data. A model whose card passes can be built and run in bounded time and memory.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from .spec import Intensity, LabelSpec, LayerSpec, ModelSpec, Reliability, Resampling, StageSpec
 
 _AXIS_PAIRS = ({"L", "R"}, {"P", "A"}, {"S", "I"})
-#: Most characters of a name, channels and labels of a stage, stages, networks of an ensemble, and layers.
+#: Upper limits: characters of a name, channels and labels of a stage, stages, networks of an ensemble, and layers.
 _LONGEST_NAME, _MOST_CHANNELS, _MOST_STAGES, _MOST_MEMBERS, _MOST_LAYERS = 200, 1000, 20, 50, 1000
-#: Largest voxel (mm), size of a window or grid along an axis (voxels), and HU.
+#: Upper limits: voxel size (mm), size of a window or grid along an axis (voxels), and magnitude of numbers such as HU.
 _LARGEST_MM, _LARGEST_SIZE, _LARGEST_HU = 1000.0, 4096, 1e6
 _SMALLEST_MM = 0.01
 _MOST_OVERLAP = 0.9
-#: What a finding's reliability can be computed from, see :mod:`LiverXAILib.measure.reliability`.
+#: Features from which a finding's reliability can be computed; see :mod:`LiverXAILib.measure.reliability`.
 FEATURES = ("border_entropy", "compactness", "mean_probability", "edge_share", "log10_ml")
 
 
 def is_inner_file(name: str) -> bool:
-    """Whether `name` is that of a file in a folder, or in one below it, on every system."""
+    """Whether `name` is a valid path of a file inside a folder, or a subfolder of it, on every system."""
     path = PurePosixPath(name)
     return bool(
         name
@@ -42,7 +42,7 @@ def is_inner_file(name: str) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` can be shown in a line of text: not empty, not endless, without control characters."""
+    """Whether `name` can be shown in a line of text: not empty, not too long, without control characters."""
     return bool(name.strip()) and len(name) <= _LONGEST_NAME and name.isprintable()
 
 
@@ -57,7 +57,7 @@ def intensity_problems(intensity: Intensity) -> Iterator[str]:
     if intensity.low is not None and intensity.high is not None and not intensity.low < intensity.high:
         yield "low must be less than high"
     if intensity.centered and intensity.statistics is not None:
-        yield "centered does not go with statistics"
+        yield "centered and statistics exclude each other"
 
 
 def resampling_problems(rule: Resampling) -> Iterator[str]:
@@ -70,10 +70,10 @@ def resampling_problems(rule: Resampling) -> Iterator[str]:
 def reliability_problems(reliability: Reliability) -> Iterator[str]:
     parts = (reliability.weights, reliability.centers, reliability.scales)
     if any(set(part) != set(reliability.weights) for part in parts) or not set(reliability.weights) <= set(FEATURES):
-        yield f"weights, centers and scales of the reliability must be of the same features, of {', '.join(FEATURES)}"
+        yield f"weights, centers and scales of the reliability must have the same features, from {', '.join(FEATURES)}"
     numbers = [reliability.intercept, *(value for part in parts for value in part.values())]
     if not all(math.isfinite(value) and abs(value) <= _LARGEST_HU for value in numbers):
-        yield "the reliability must be made of finite numbers"
+        yield "the reliability must consist of finite numbers"
     if not all(value > 0 for value in reliability.scales.values()):
         yield "scales of the reliability must be above 0"
     if not 0 < reliability.true < reliability.findings:
@@ -89,7 +89,7 @@ def label_problems(label: LabelSpec) -> Iterator[str]:
         yield f"the color of label {label.name[:40]!r} must be three numbers from 0 to 255"
     codes = [text for code in (label.category, label.type, label.region or ()) for text in code]
     if not all(is_plain_name(text) for text in codes):
-        yield f"the terminology of label {label.name[:40]!r} must be codes and words"
+        yield f"the terminology of label {label.name[:40]!r} must consist of codes and words"
 
 
 def layer_problems(layers: Iterable[LayerSpec], default: str, dimensions: int) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _names_and_files(stage: StageSpec) -> Iterator[str]:
         yield "weights and sha256 must list the same, at least one, files"
     if not all(map(is_inner_file, stage.weights)) or _twice(stage.weights):
         yield "weights must be different files in the model's folder"
-    # Others never match a file; empty: not yet written.
+    # Other values never match a file. Empty: the weights are not yet written.
     if not all(len(value) <= 64 and value.isprintable() for value in stage.sha256):
         yield "sha256 must be checksums of 64 hexadecimal digits"
     try:
@@ -136,15 +136,15 @@ def _channels(stage: StageSpec) -> Iterator[str]:
     if not 1 <= len(names) <= _MOST_CHANNELS or not all(map(is_plain_name, names)) or _twice(names):
         yield "channels must be different names"
     if not 1 <= len(stage.labels) <= _MOST_CHANNELS or not all(map(is_plain_name, stage.labels)):
-        yield "a stage must make at least one label"
+        yield "a stage must produce at least one label"
     if not all(stage.labels.values()):
-        yield "each label must be made of at least one channel"
+        yield "each label must consist of at least one channel"
     if unknown := {c for cs in stage.labels.values() for c in cs} - set(names):
         yield f"labels name channels that do not exist: {sorted(unknown)[:5]}"
     if stage.activation not in ("softmax", "sigmoid"):
         yield f"activation {stage.activation[:40]!r} must be 'softmax' or 'sigmoid'"
     if stage.activation == "softmax" and any(set(cs) >= set(names) for cs in stage.labels.values()):
-        yield "with softmax, a label cannot be made of all channels: nothing would be left beside it"
+        yield "with softmax, a label cannot consist of all channels: no rival would remain"
 
 
 def _grid(stage: StageSpec) -> Iterator[str]:
@@ -178,7 +178,7 @@ def _windows(stage: StageSpec) -> Iterator[str]:
 
 def _combinations(stage: StageSpec) -> Iterator[str]:
     if not set(stage.peak_threshold) <= set(stage.labels) or (stage.peak_threshold and stage.nnunet is not None):
-        yield "peak_threshold must name labels of this stage, and does not go with nnunet"
+        yield "peak_threshold must name labels of this stage, and cannot be combined with nnunet"
     if not all(math.isfinite(value) for value in stage.peak_threshold.values()):
         yield "peak_threshold must be finite numbers"
     if not set(stage.operating_points) <= set(stage.labels):
@@ -189,13 +189,13 @@ def _combinations(stage: StageSpec) -> Iterator[str]:
     ):
         yield "operating_points must have a finite peak, no fewer than 0 false findings, and a sensitivity from 0 to 1"
     if stage.intensity.centered and (stage.region is None or stage.nnunet is not None):
-        yield "a centered intensity needs a region, and does not go with nnunet"
+        yield "a centered intensity needs a region, and cannot be combined with nnunet"
     if stage.nnunet is not None and stage.spacing is None:
         yield "nnunet needs a spacing"
 
 
 def model_problems(spec: ModelSpec) -> list[str]:
-    """What is wrong with a card beside its stages and labels themselves."""
+    """What is wrong with a card apart from its individual stages and labels."""
     problems = []
     if not is_plain_name(spec.name):
         problems.append("its name must be a word")
@@ -204,17 +204,17 @@ def model_problems(spec: ModelSpec) -> list[str]:
     for what, values in (
         ("stages called", [stage.name for stage in spec.stages]),
         ("labels called", [label.name for label in spec.labels]),
-        ("labels of the value", [label.value for label in spec.labels]),
+        ("labels with the value", [label.value for label in spec.labels]),
     ):
         if twice := _twice(values):
             problems.append(f"it has two {what} {twice[0]!r}")
     made: set[str] = set()
     for stage in spec.stages:
         if stage.region is not None and stage.region.label not in made:
-            problems.append(f"stage {stage.name!r} looks around {stage.region.label!r}, which no stage before it finds")
+            problems.append(f"stage {stage.name!r} runs around {stage.region.label!r}, which no earlier stage finds")
         made.update(stage.labels)
     if missing := [label.name for label in spec.labels if label.name not in made]:
-        problems.append(f"it promises labels that no stage makes: {missing[:5]}")
+        problems.append(f"it lists labels that no stage produces: {missing[:5]}")
     parents = {label.name: label.parent for label in spec.labels}
     for name, parent in parents.items():
         seen = {name}
@@ -228,14 +228,14 @@ def model_problems(spec: ModelSpec) -> list[str]:
     return problems
 
 
-#: Bounds of what a file may give a network's class as arguments.
+#: Bounds on the arguments that a file may pass to a network's class: values, nesting depth, largest number.
 _MOST_VALUES, _DEEPEST, _LARGEST_NUMBER = 2000, 6, 65536
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments of a network's class that no real network has: they could cost any amount of memory.
+    """Refuse arguments for a network's class that no real network has: they could take any amount of memory.
 
-    :raises ValueError: too many values, too deeply nested, or too large numbers.
+    :raises ValueError: too many values, nesting too deep, or numbers too large.
     """
     left = _MOST_VALUES
 
@@ -246,7 +246,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError("the network's arguments have too many values")
         if isinstance(value, Mapping):
             for key, item in value.items():
-                # Attention windows: memory grows with the sixth power.
+                # Memory grows with the sixth power of the size of an attention window.
                 if "window_size" in str(key) and isinstance(item, (int, float)) and item > 16:
                     raise ValueError(f"the network's argument {key} is too large")
                 check(item, depth + 1)

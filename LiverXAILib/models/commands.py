@@ -17,18 +17,18 @@ from ..text import humanize_key
 from .registry import About, Entry, imported_folder, imported_models, registered, registry
 from .spec import ModelSpec
 
-#: Columns of text.
+#: Width of the text in characters.
 _WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Fill the parser of ``liverxai models``."""
+    """Add the subcommands of ``liverxai models`` to its parser."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    one = actions.add_parser("list", help="the models that have a name")
+    one = actions.add_parser("list", help="list the named models")
     one.set_defaults(action=_list)
     for name, action, text in (
-        ("show", _show, "what a model is for, its labels, licenses, training data and published quality"),
-        ("download", _download, "get a model's weights; an interrupted download continues"),
+        ("show", _show, "show a model's purpose, labels, licenses, training data and published quality"),
+        ("download", _download, "download a model's weights; an interrupted download continues"),
         ("verify", _verify, "check a model's files against their checksums"),
         ("remove", _remove, "delete a model's downloaded or imported files"),
     ):
@@ -38,18 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "download":
             one.add_argument("--accept-license", action="store_true", help="you have read and accept the model's terms")
         if name == "show":
-            one.add_argument("--card", action="store_true", help="print the card as JSON (loads the model if need be)")
+            one.add_argument("--card", action="store_true", help="print the card as JSON (loads the model if needed)")
             one.add_argument(
                 "--layers", action="store_true", help="list the layers that can be explained, with their size in mm"
             )
-    one = actions.add_parser("trust", help="allow the code in a compiled model's files, as they are now, to be run")
+    one = actions.add_parser("trust", help="allow the code in a compiled model's current files to be run")
     one.add_argument("name", metavar="NAME_OR_FOLDER")
     one.add_argument("--yes", action="store_true", help="do not ask: you trust whoever made these files")
     one.add_argument("--revoke", action="store_true", help="no longer trust this model")
     one.set_defaults(action=_trust)
-    one = actions.add_parser("import", help="take a model from a folder or zip file, for machines without internet")
+    one = actions.add_parser("import", help="import a model from a folder or zip file, for machines without internet")
     one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path)
-    one.add_argument("--name", default=None, help="under which to find it (default: its own, or the registry's)")
+    one.add_argument("--name", default=None, help="name of the imported model (default: its own, or the registry's)")
     one.add_argument(
         "--trust",
         action="store_true",
@@ -114,7 +114,7 @@ def layer_lines(spec: ModelSpec) -> list[str]:
 
 
 def _description(entry: Entry, about: About) -> list[str]:
-    """What is known of a model, as lines of text."""
+    """The description of a model, as lines of text."""
     folder = entry.folder()
     stages = entry.spec().stages if entry.card is not None else ()
     rows: list[tuple[str, Any]] = [
@@ -147,7 +147,7 @@ def _spacing(spacing_mm: Sequence[float | None]) -> str:
 
 
 def _text(value: Any) -> list[str]:
-    """A value of a card as lines: mappings are indented, short ones share a line, lists get dashes."""
+    """A value of a card as lines: mappings are indented, short mappings share a line, lists get dashes."""
     if isinstance(value, Mapping):
         lines = []
         for key, item in value.items():
@@ -205,7 +205,7 @@ def _trust(arguments: argparse.Namespace) -> int:
         print(f"  {sha256}  {name}")
     print(
         "If you trust it, code in these files runs on this computer with all your rights whenever the model is used. "
-        "It can read, change and send your data. When a file changes, you are asked again."
+        "It can read, change and send your data. If a file changes, you will be asked again."
     )
     if not arguments.yes:
         if not sys.stdin.isatty():
@@ -221,7 +221,7 @@ def _trust(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from .store import verify_model
 
-    print(f"{verify_model(arguments.name)}: all files are as they should be.")
+    print(f"{verify_model(arguments.name)}: all files match their checksums.")
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Getting files over an unreliable network, and unpacking archives that nobody vouches for."""
+"""Downloading files over an unreliable network, and unpacking untrusted archives."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..files import remove
 from ..progress import CancelToken, Progress, check_cancel, report_progress
 
 _CHUNK = 1 << 20
-#: Seconds to wait for a connection, and for the next bytes.
+#: Timeouts in seconds: for the connection, and for the next bytes.
 _TIMEOUT = (15, 60)
-#: What is left free on the disk.
+#: Bytes that stay free on the disk.
 _RESERVE = 100e6
-#: Most files of an archive; and how many times its own size it may unfold to, beyond some bytes: weights hardly shrink.
+#: Limits of an archive: number of files; and its expansion ratio, beyond some bytes, because weights hardly compress.
 _MOST_MEMBERS, _MOST_RATIO, _SMALL = 5000, 50, 10_000_000
-#: What :mod:`zipfile` raises for archives that are damaged, encrypted, or have names that the system does not allow.
+#: Exceptions of :mod:`zipfile` for archives that are damaged, encrypted, or have names that the system does not allow.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -49,7 +49,7 @@ def checksum(path: Path) -> str:
 
 
 def require_space(folder: Path, size: float) -> None:
-    """Raise :class:`~LiverXAILib.errors.ModelError` unless `size` bytes fit into `folder`, which must exist."""
+    """Raise :class:`~LiverXAILib.errors.ModelError` unless `folder`, which must exist, has space for `size` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size + _RESERVE:
         raise ModelError(f"Not enough space in {folder}: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} are free.")
@@ -67,12 +67,12 @@ def fetch(
 ) -> str:
     """Download `url` to `target`, which appears only when it is complete and has the right checksum.
 
-    What arrives is kept in a file ``.part`` beside `target` until then, and a later call continues there. Proxies and
-    certificate authorities are taken from the environment (``HTTPS_PROXY``, ``REQUESTS_CA_BUNDLE`` …).
+    Until then, the received bytes are kept in a ``.part`` file next to `target`, and a later call continues from there.
+    Proxies and certificate authorities come from the environment (``HTTPS_PROXY``, ``REQUESTS_CA_BUNDLE`` …).
 
-    :param factor: how many times the file's size must be free on the disk.
+    :param factor: multiple of the file's size that must be free on the disk.
     :return: the file's SHA-256.
-    :raises LiverXAILib.errors.ModelError: no connection, no space, an incomplete or a different file.
+    :raises LiverXAILib.errors.ModelError: no connection, no space, an incomplete or unexpected file.
     """
     import requests
 
@@ -82,7 +82,7 @@ def fetch(
         _receive(url, part, target.name, size, factor, progress, cancel)
     except requests.RequestException as error:
         raise ModelError(
-            f"Could not download {target.name}: {_reason(error)}. Try again, it continues where it stopped; or get "
+            f"Could not download {target.name}: {_reason(error)}. Try again to continue where it stopped, or get "
             f"{url} elsewhere and use 'liverxai models import'."
         ) from error
     except OSError as error:
@@ -91,7 +91,7 @@ def fetch(
     if (sha256 and found != sha256.lower()) or (size and part.stat().st_size != size):
         part.unlink()
         raise ModelError(
-            f"{target.name} from {url} is not the file that was expected (SHA-256 or size differs); it was deleted."
+            f"{target.name} from {url} is not the expected file (SHA-256 or size differs); it was deleted."
         )
     part.replace(target)
     return found
@@ -113,11 +113,11 @@ def _receive(
         part.unlink()
         done = 0
     headers = {"Range": f"bytes={done}-"} if done else {}
-    # Compressed transfer would make the number of bytes meaningless.
+    # With compressed transfer, byte offsets could not be used to resume.
     headers["Accept-Encoding"] = "identity"
     with requests.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            # Nothing is missing (or the file changed): the checksum decides.
+            # The file is complete, or it changed on the server: the checksum decides.
             return
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
@@ -140,21 +140,21 @@ def _reason(error: Exception) -> str:
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answered {error.response.status_code} ({error.response.reason})"
+        return f"the server responded with {error.response.status_code} ({error.response.reason})"
     if isinstance(error, requests.exceptions.SSLError):
         return "the server's certificate is not trusted here (set REQUESTS_CA_BUNDLE to your organization's)"
     if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy refused (see HTTPS_PROXY)"
+        return "the proxy refused the connection (see HTTPS_PROXY)"
     if isinstance(error, requests.Timeout):
-        return "the server does not answer"
+        return "the server does not respond"
     return f"the connection failed ({error})"
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip file into the new folder `folder`.
 
-    :raises LiverXAILib.errors.ModelError: it is not a zip file, is damaged, does not fit on the disk, wants to write
-        outside the folder, or unfolds to far more files or bytes than any model has. Nothing is unpacked then.
+    :raises LiverXAILib.errors.ModelError: it is not a zip file, is damaged, does not fit on the disk, would write
+        outside the folder, or would expand to far more files or bytes than any model has. Nothing is unpacked then.
     """
     if not archive.is_file():
         raise ModelError(f"{archive} is missing, or is not a regular file.")
@@ -166,7 +166,7 @@ def unpack(archive: Path, folder: Path) -> None:
             size = sum(member.file_size for member in members)
             if len(members) > _MOST_MEMBERS or size > _SMALL + _MOST_RATIO * archive.stat().st_size:
                 raise ModelError(
-                    f"{archive.name} is refused: it unfolds to {len(members)} files of {size / 1e6:.0f} MB, which no "
+                    f"{archive.name} is refused: it expands to {len(members)} files of {size / 1e6:.0f} MB, which no "
                     "model does."
                 )
             require_space(folder.parent, size)
@@ -178,8 +178,8 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
-    # orig_filename is what the file says; filename may already have been tidied.
+    # orig_filename is the name in the archive; filename may already have been sanitized.
     name = member.orig_filename.replace("\\", "/")
     outside = ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
     if outside or stat.S_ISLNK(member.external_attr >> 16):
-        raise ModelError(f"{archive.name} is refused: it wants to write outside its folder ({member.orig_filename!r}).")
+        raise ModelError(f"{archive.name} is refused: it would write outside its folder ({member.orig_filename!r}).")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the channels of a foreign network mean here: names, colors and codes, from the names its makers gave them."""
+"""Labels for the channels of a foreign network: names, colors and codes, derived from the names in its files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .spec import LIVER, TUMOR, LabelSpec
 def result_labels(
     values: Mapping[str, int], *, overlapping: bool, reading: ImportOptions
 ) -> tuple[tuple[LabelSpec, ...], dict[str, tuple[str, ...]]]:
-    """The labels of a model's result, and the channels that make each.
+    """The labels of a model's result, and the channels that each label consists of.
 
-    "liver" and the many names of its lesions become our "liver" and "tumor"; the liver then includes the tumor.
+    "liver" and the various names of its lesions become "liver" and "tumor"; the liver then includes the tumor.
 
-    :param values: for each foreground channel its value in the label map; if they overlap, in the order of drawing.
-    :param overlapping: channels are regions of their own; else they exclude each other.
-    :return: labels in the order in which they are drawn; and for each the channels whose union it is.
+    :param values: the value of each foreground channel in the label map; if channels overlap, in the order of drawing.
+    :param overlapping: channels are independent regions; else they exclude each other.
+    :return: labels in the order in which they are drawn; and for each label the channels whose union it is.
     :raises LiverXAILib.errors.ModelError: a label that `reading` keeps does not exist, or a value is too large.
     """
     named = {channel: reading.labels.get(channel) or our_name(channel) for channel in values}
@@ -32,14 +32,14 @@ def result_labels(
     if unknown := set(reading.keep) - set(named.values()):
         raise ModelError(f"The model has no label {', '.join(sorted(unknown))}; it has {', '.join(named.values())}.")
     if not values or not all(1 <= value <= 255 for value in values.values()):
-        raise ModelError("The model's labels must have values from 1 to 255: LiverXAI's label maps hold no others.")
+        raise ModelError("The model's labels must have values from 1 to 255, the range of LiverXAI's label maps.")
     chosen = [
         (named[channel], value)
         for channel, value in values.items()
         if named[channel] in (reading.keep or named.values())
     ]
     if not overlapping:
-        # The order says which organ a lesion is drawn over.
+        # The order decides which label is drawn over which.
         chosen.sort(key=lambda item: (item[0] == TUMOR.name, item[0] != LIVER.name, item[1]))
     specs: list[LabelSpec] = []
     for name, value in chosen:
@@ -54,13 +54,13 @@ def result_labels(
 
 
 def our_name(name: str) -> str:
-    """Ours for what others call the liver or its lesions; any other name as it is."""
+    """LiverXAI's name for synonyms of the liver and its lesions; any other name unchanged."""
     structure = structure_of_name(name)
     return structure if structure in STRUCTURES else name
 
 
 def _label(name: str, value: int, has_liver: bool) -> LabelSpec:
-    """A label with what is known of its meaning. It is part of the liver only where the model draws a liver first."""
+    """A label with its known color and codes. It is part of the liver only if the model draws a liver first."""
     parent = LIVER.name if has_liver else None
     if name == LIVER.name:
         return dataclasses.replace(LIVER, value=value)

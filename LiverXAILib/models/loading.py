@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading models by name or from a folder. Nothing in their files is run without the user's consent."""
+"""Loading models by name or from a folder. No code in their files is run without the user's consent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .spec import COMPILED_NETWORKS, ModelSpec
 
 
 def load_model(name_or_path: str | Path = "default", *, trust: bool = False) -> Model:
-    """Load a model by its name, or from a folder.
+    """Load a model by name or from a folder.
 
     A folder may hold a LiverXAI model (``card.json``), a trained nnU-Net v2 (``plans.json``, ``dataset.json``,
     ``fold_*``) or a MONAI bundle (``configs/metadata.json``). Known checksums are verified before a file is opened.
 
-    :param trust: open compiled models (TorchScript, exported programs) although the user did not say before that
-        this one may be (``liverxai models trust``). **Whatever code is in them is run.** See ``SECURITY.md``.
+    :param trust: open a compiled model (TorchScript, exported program) even if the user has not trusted it before
+        (``liverxai models trust``). **Whatever code is in it is run.** See ``SECURITY.md``.
     :raises LiverXAILib.errors.ModelError: unknown, missing, changed, unsafe or unsuitable files.
     """
     path = Path(name_or_path).expanduser()
@@ -34,7 +34,7 @@ def load_model(name_or_path: str | Path = "default", *, trust: bool = False) -> 
     if path.exists() or path.suffix in (".zip", ".pt", ".pth", ".ts", ".pt2") or len(path.parts) > 1:
         raise ModelError(
             f"{path} is not a model folder. Import a zip file with 'liverxai models import'; a single weights file "
-            f"needs a {CARD} beside it (see docs/models.md)."
+            f"needs a {CARD} in its folder (see docs/models.md)."
         )
     if name not in registry() and (own := imported_folder(name)):
         return load_folder(own, name=name, trust=trust)
@@ -44,7 +44,7 @@ def load_model(name_or_path: str | Path = "default", *, trust: bool = False) -> 
 def load_folder(
     folder: Path, *, name: str | None = None, notes: ModelNotes | None = None, trust: bool = False
 ) -> Model:
-    """Load whatever kind of model lies in `folder`; see :func:`load_model`."""
+    """Load a model of any supported format from `folder`; see :func:`load_model`."""
     record = read_record(folder)
     if record is not None:
         verify_files(folder, record.files)
@@ -53,9 +53,9 @@ def load_folder(
 
 
 def load_states(name_or_path: str | Path) -> tuple[ModelSpec, dict[str, list[dict[str, torch.Tensor]]]]:
-    """The card of a LiverXAI model and its weights as they are stored, to train them further.
+    """The card of a LiverXAI model and its weights as stored, for further training.
 
-    :func:`load_model` gives networks whose batch norms are folded away; training needs them.
+    :func:`load_model` folds the batch norms into the convolutions; training needs them.
 
     :return: the card, and for each stage name the state dicts of its networks, floating-point weights as float32.
     :raises LiverXAILib.errors.ModelError: unknown or changed files, or not a model of LiverXAI's own format.
@@ -98,7 +98,7 @@ def _load_entry(entry: Entry, trust: bool) -> Model:
 
 
 def _load_chain(entry: Entry, trust: bool) -> Model:
-    """Put the stages of other models one behind the other: one result, each label from the model that made it."""
+    """Concatenate the stages of several models: one result, with each label from the model that produced it."""
     stages, networks, versions = [], {}, []
     for link in entry.chain:
         model = _load_entry(registered(link.model), trust)

@@ -15,7 +15,7 @@ from .spec import ModelSpec, StageSpec
 
 
 class Model:
-    """Networks in evaluation mode, with frozen parameters, and the card that says how to feed them.
+    """Networks in evaluation mode, with frozen parameters, and the card that describes their input and output.
 
     :param spec: the card.
     :param networks: for each stage name, one network or the members of an ensemble.
@@ -35,12 +35,12 @@ class Model:
 
     @property
     def sha256(self) -> tuple[str, ...]:
-        """Checksums of all weights files, in the order of the card: what a result's provenance names."""
+        """Checksums of all weights files, in the order of the card, as listed in a result's provenance."""
         return tuple(checksum for stage in self.spec.stages for checksum in stage.sha256)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a result says of the model that made it, JSON-ready: name, version and checksums of the weights."""
+        """The model's entry in a result's provenance, JSON-ready: name, version and checksums of the weights."""
         return {"name": self.spec.name, "version": self.spec.version, "sha256": list(self.sha256)}
 
     def to(self, device: torch.device) -> Model:

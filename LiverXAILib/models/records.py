@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written beside the files of a model that was downloaded or imported."""
+"""The record that is stored with the files of a downloaded or imported model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .serialization import from_json_value, read_json
 
 @dataclass(frozen=True)
 class ImportRecord:
-    """Where a model's files came from, and their SHA-256 then. It tells damage, and says nothing about trust."""
+    """Where a model's files came from, and their SHA-256 at that time. It reveals damage; it does not imply trust."""
 
     source: str
     date: str
@@ -34,7 +34,7 @@ def read_record(folder: Path) -> ImportRecord | None:
     if not path.is_file():
         return None
     data = read_json(path, dict, "the import record")
-    # Older records also said whether the model was trusted. No folder decides that.
+    # Older records also stored whether the model was trusted, which a model's folder must not decide.
     data.pop("trusted", None)
     try:
         return from_json_value(ImportRecord, data)

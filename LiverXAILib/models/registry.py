@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that have a name: what is known of them, where their files are or can be had.
+"""The named models: their descriptions, where their files are, and where they can be downloaded.
 
-``registry.json`` is described in ``docs/models.md``. Nothing here needs torch: a list of models can be shown before
-it is installed.
+``registry.json`` is described in ``docs/models.md``. Nothing here needs torch, so that a list of models can be shown
+before it is installed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ..errors import ModelError
 from .serialization import from_json_value, read_json
 from .spec import LabelSpec, ModelSpec, Region
 
-#: A folder with one sub-folder per model, e.g. on a share behind a hospital's firewall.
+#: Environment variable: a folder with one subfolder per model, e.g. on a share behind a hospital's firewall.
 MODELS_VARIABLE = "LIVERXAI_MODELS"
-#: Written beside the files of a model that was downloaded or imported: from where, and their checksums.
+#: File in the folder of a downloaded or imported model: where its files came from, and their checksums.
 IMPORT_RECORD = "origin.json"
-#: What a user knows of a foreign model, beside its files.
+#: File with a user's notes about a foreign model, in the model's folder.
 NOTES = "liverxai.json"
 
-#: What a model may be called, and its folder.
+#: Allowed names of models and of their folders.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _HERE = Path(__file__).parent
 _REGISTRY = _HERE / "registry.json"
 _VERSION = 1
-#: What an entry must have besides its name, by kind.
+#: Required fields of an entry besides its name, by kind.
 _KINDS = {"card": ("card",), "archive": ("about", "archive"), "chain": ("about", "chain")}
 
 
@@ -41,7 +41,7 @@ class RemoteFile:
     """A file that can be downloaded.
 
     :param size: in bytes, where known.
-    :param sha256: in hexadecimal, where known; for the weights of a card it stands in the card.
+    :param sha256: in hexadecimal, where known; for the weights of a card it is given in the card.
     """
 
     url: str
@@ -51,9 +51,9 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Licenses:
-    """Of the code that made the model, of its weights and of the data it was trained on.
+    """Licenses of the code that made the model, of its weights and of its training data.
 
-    :param terms: if not empty, what a user must accept before the weights are downloaded.
+    :param terms: if not empty, terms that a user must accept before the weights are downloaded.
     """
 
     code: str
@@ -64,7 +64,7 @@ class Licenses:
 
 @dataclass(frozen=True)
 class About:
-    """What a user wants to know before choosing a model. `quality` says for each figure where it was published."""
+    """Information for choosing a model. `quality` states for each figure where it was published."""
 
     title: str
     task: str
@@ -81,12 +81,12 @@ class About:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the files of an nnU-Net do not say.
+    """Import options for an nnU-Net that its files do not specify.
 
-    :param axes: what the axes of training images (slowest first) ran toward if they were all alike, e.g. "SAR" for
-        canonical NIfTI files; None: images are read as they are stored, as nnU-Net does.
-    :param labels: our names for labels of ``dataset.json``, e.g. {"liver_lesions": "tumor"}.
-    :param keep: only these labels (our names) are made; empty: all.
+    :param axes: directions of the axes of the training images (slowest first) if they were all the same, e.g. "SAR"
+        for canonical NIfTI files; None: images are read as stored, as nnU-Net does.
+    :param labels: LiverXAI's names for labels of ``dataset.json``, e.g. {"liver_lesions": "tumor"}.
+    :param keep: only these labels (LiverXAI's names) are produced; empty: all.
     :param mirroring: average over mirrored windows where the training allows it: up to 8 times slower.
     """
 
@@ -98,7 +98,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ModelNotes:
-    """What a user may write about a foreign model into ``liverxai.json`` beside its files."""
+    """A user's notes about a foreign model, in the file ``liverxai.json`` in its folder."""
 
     reading: ImportOptions = ImportOptions()
     title: str = ""
@@ -119,7 +119,7 @@ class ModelNotes:
 
 @dataclass(frozen=True)
 class ChainLink:
-    """One model of a chain: which of its labels are used, and around which earlier one it looks (None: everywhere)."""
+    """One model of a chain: which of its labels are used, and around which earlier label it runs (None: everywhere)."""
 
     model: str
     labels: tuple[str, ...]
@@ -133,7 +133,7 @@ class Entry:
     :param kind: "card": a LiverXAI model; "archive": a model folder of any kind in a zip file; "chain": other named
         models, one after the other.
     :param card: path of the card, relative to the folder of the registry.
-    :param files: the files to download, beside the card; empty for a bundled model.
+    :param files: the files to download in addition to the card; empty for a bundled model.
     """
 
     kind: str
@@ -156,10 +156,10 @@ class Entry:
         return self.kind == "card" and not self.files
 
     def spec(self) -> ModelSpec:
-        """The card. Raises :class:`~LiverXAILib.errors.ModelError` for a model whose card follows from its files."""
+        """The card; raises :class:`~LiverXAILib.errors.ModelError` for a model whose card is derived from its files."""
         if self.card is None:
             raise ModelError(
-                f"Model {self.name!r} has no card of its own; it follows from its files when it is loaded."
+                f"Model {self.name!r} has no card of its own; it is derived from its files when they are loaded."
             )
         path = _HERE / self.card
         if not path.is_file():
@@ -168,7 +168,7 @@ class Entry:
         return _card(path, state.st_mtime_ns, state.st_size)
 
     def description(self) -> About:
-        """What is known of the model, from the registry or from its card."""
+        """The description of the model, from the registry or from its card."""
         if self.about is not None:
             return self.about
         spec = self.spec()
@@ -186,7 +186,7 @@ class Entry:
         )
 
     def notes(self) -> ModelNotes:
-        """What is known of the model, as for one that a user brought."""
+        """The description of the model, in the form of a user's notes."""
         about = self.description()
         return ModelNotes(
             self.reading or ImportOptions(),
@@ -199,7 +199,7 @@ class Entry:
         )
 
     def folders(self) -> list[Path]:
-        """Where the files are looked for, first match wins."""
+        """The folders in which the files are searched; the first match wins."""
         if self.bundled:
             return [(_HERE / str(self.card)).parent]
         local = os.environ.get(MODELS_VARIABLE)
@@ -225,12 +225,12 @@ class Entry:
 
 @functools.lru_cache(maxsize=32)
 def _card(path: Path, changed_ns: int, size: int) -> ModelSpec:
-    """The card in a file in this state: a panel asks for it again and again, and to read it takes milliseconds."""
+    """The card in a file of this state, cached: a panel reads it repeatedly, and parsing takes milliseconds."""
     return ModelSpec.from_json(path.read_text(encoding="utf-8"))
 
 
 def download_folder() -> Path:
-    """Where downloads go: a folder of the user's, outside the program, so that updates do not lose them."""
+    """The folder for downloads: in the user's data, outside the program, so that updates keep them."""
     import platformdirs
 
     return Path(platformdirs.user_data_dir("liverxai")) / "models"
@@ -252,7 +252,7 @@ def registry(path: Path | None = None) -> dict[str, Entry]:
             for name, entry in data["models"].items()
         }
     except (TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path.name} has something this version does not understand: {error}.") from error
+        raise ModelError(f"{path.name} contains something that this version does not understand: {error}.") from error
     for entry in entries.values():
         if unknown := [link.model for link in entry.chain if link.model not in entries]:
             raise ModelError(f"{path.name}: the chain {entry.name!r} names unknown models: {', '.join(unknown)}.")
@@ -260,7 +260,7 @@ def registry(path: Path | None = None) -> dict[str, Entry]:
 
 
 def registered(name: str) -> Entry:
-    """The entry called `name`; raises :class:`~LiverXAILib.errors.ModelError` that lists the names there are."""
+    """The entry called `name`; otherwise raises a :class:`~LiverXAILib.errors.ModelError` that lists all names."""
     entries = registry()
     if name not in entries:
         raise ModelError(f"There is no model {name!r}. Named models: {', '.join(entries)}; or give a model's folder.")
@@ -274,7 +274,7 @@ def imported_models() -> list[str]:
 
 
 def imported_folder(name: str) -> Path | None:
-    """Where the imported model `name` lies, or None."""
+    """The folder of the imported model `name`, or None."""
     if not MODEL_NAME.fullmatch(name):
         return None
     return next((root / name for root in _model_roots() if (root / name / IMPORT_RECORD).is_file()), None)

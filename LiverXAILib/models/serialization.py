@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that others wrote, strictly: bounded, finite numbers, no field that is twice, unknown or of another type."""
+"""Strict reading of untrusted JSON: bounded size, finite numbers, no duplicate, unknown or wrongly typed fields."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..errors import ModelError
 
 T = TypeVar("T")
 
-#: Largest JSON file that is read, in bytes: nnU-Net lists all training cases in one.
+#: Largest JSON file that is read, in bytes: nnU-Net lists all training cases in one file.
 _MOST_BYTES = 32_000_000
-#: Most stages, labels, layers … in a list: checking more of them than any model has would take minutes.
+#: The longest list of stages, labels, layers …: checking far more of them than any model has would take minutes.
 _MOST_OBJECTS = 1000
 _type_hints = functools.cache(get_type_hints)
 
@@ -35,7 +35,7 @@ def read_json(path: Path, kind: type[T], what: str) -> T:
 def read_text(path: Path, what: str) -> str:
     """The text of a file of bounded size; raises :class:`~LiverXAILib.errors.ModelError` if it cannot be read."""
     try:
-        # Neither a pipe nor a device, which may never end.
+        # Refuse a pipe or device, which might never end.
         if not path.is_file():
             raise ModelError(f"{what[:1].upper()}{what[1:]} {path} is missing, or is not a regular file.")
         with path.open("rb") as file:
@@ -48,7 +48,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def parse_json(text: str, kind: type[T], what: str) -> T:
-    """`text` as a value of type `kind`; ``dict`` takes any JSON object as it is.
+    """`text` as a value of type `kind`; ``dict`` accepts any JSON object unchanged.
 
     :raises LiverXAILib.errors.ModelError: it is not such a value; the message says where.
     """
@@ -85,12 +85,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [key for key, _ in pairs]
-        raise ValueError(f"the field {_shortened(next(n for n in names if names.count(n) > 1), 40)!r} is there twice")
+        raise ValueError(f"the field {_shortened(next(n for n in names if names.count(n) > 1), 40)!r} appears twice")
     return data
 
 
 def from_json_value(kind: Any, data: Any, where: str = "") -> Any:
-    """Build a value of type `kind` from `data` as :mod:`json` gives it: lists become tuples, objects dataclasses.
+    """Build a value of type `kind` from the output of :mod:`json`: lists become tuples, objects dataclasses.
 
     :param where: path of `data` in the document, for messages.
     :raises ValueError: `data` is not such a value; the message says where.

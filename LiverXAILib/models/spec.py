@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about a model: how to feed it, how to read it, where it came from, how good it is.
+"""The model card: a model's input and output, its origin, and its measured quality.
 
-A model is a chain of one or more *stages*. Each stage is one network (or an ensemble of networks of one
-architecture) with its own grid and intensity scale. A stage with a `region` runs only in the box around what an
-earlier stage found: locator → liver → lesions. The explanation of a label is asked of the stage that made it.
+A model is a cascade of one or more *stages*. Each stage is one network (or an ensemble of networks of one
+architecture) with its own grid and intensity scale. A stage with a `region` runs only in the bounding box of a label
+that an earlier stage found: locator → liver → lesions. A label is explained with the stage that decides it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .checks import (
 )
 from .serialization import from_json_value, parse_json
 
-#: Version of the JSON card. Raised when a reader of the old format could misunderstand the new one.
+#: Version of the JSON card. Incremented when a reader of the old format could misinterpret the new one.
 FORMAT_VERSION = 1
 
-#: What a card's `network` is called for compiled models, whose files hold code.
+#: Values of a card's `network` for compiled models, whose files hold code.
 COMPILED_NETWORKS = ("TorchScript", "ExportedProgram")
 
 
 def _refuse(problems: Iterable[str]) -> None:
-    """Raise :class:`ValueError` if there are problems: a card's reader says where in the card."""
+    """Raise :class:`ValueError` if there are problems; the reader of the card adds where in the card they are."""
     if problems := list(problems):
         raise ValueError("; ".join(problems))
 
@@ -45,9 +45,9 @@ def _refuse(problems: Iterable[str]) -> None:
 class LabelSpec:
     """One anatomical label of the result.
 
-    `value` is its number in the label map; `color` is sRGB 0..255; `parent` is the label whose organ includes this
-    one (the tumor is part of the liver); `category`, `type` and `region` are coded
-    concepts (scheme, value, meaning) of DICOM's segmentation terminology.
+    `value` is its number in the label map; `color` is sRGB 0..255; `parent` is the label of the organ that includes
+    this one (the tumor is part of the liver); `category`, `type` and `region` are coded concepts (scheme, value,
+    meaning) of DICOM's segmentation terminology.
     """
 
     name: str
@@ -60,7 +60,7 @@ class LabelSpec:
 
     @property
     def terminology_entry(self) -> str:
-        """Category, type and region as 3D Slicer stores them."""
+        """Category, type and region in the format that 3D Slicer stores."""
         return terminology.terminology_entry(self.category, self.type, self.region)
 
     def __post_init__(self) -> None:
@@ -73,11 +73,11 @@ class LabelSpec:
 
     @property
     def is_lesion(self) -> bool:
-        """Whether this is something ill, of which there may be any number."""
+        """Whether this is a pathological finding, of which there may be any number."""
         return self.category[:2] == terminology.MORPHOLOGICALLY_ALTERED[:2]
 
 
-#: The two labels that every liver model of this project ends in.
+#: The two final labels of every liver model in this project.
 LIVER = LabelSpec("liver", STRUCTURES["liver"], (221, 130, 101), type=terminology.LIVER)
 TUMOR = LabelSpec(
     "tumor",
@@ -95,10 +95,10 @@ class Intensity:
     """``(x - shift) / scale`` with ``x = clip(HU, low, high)``; ``low`` or ``high`` None: no clipping on that side.
 
     With `statistics` "z-score" x is instead the distance from the image's mean in standard deviations, with "range"
-    the place between its smallest (0) and largest value (1): for networks trained so.
+    the position between its smallest (0) and largest value (1), for networks trained in this way.
 
-    :param centered: HU count from the median of what an earlier stage found (the stage's `region`), so that `low`,
-        `high` and `shift` do too: contrast phase and fat move a liver by 100 HU, and its tumors with it.
+    :param centered: HU, and with them `low`, `high` and `shift`, are relative to the median of the structure that an
+        earlier stage found (the stage's `region`): contrast phase and fat shift a liver by 100 HU, and its tumors too.
     """
 
     low: float | None = None
@@ -122,7 +122,7 @@ class Region:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer of a network that may be explained: a dotted module path and its stride in voxels of the grid."""
+    """An explainable layer of a network: a dotted module path and its stride in voxels of the grid."""
 
     name: str
     stride: tuple[int, ...]
@@ -133,9 +133,9 @@ class LayerSpec:
 class Resampling:
     """How nnU-Net resizes an image, or its scores: splines of `order`, 0 nearest, 1 linear, 3 cubic.
 
-    :param order_z: order along the axis of the thick slices, where it is resized on its own.
-    :param separate_z: whether it is; None: where spacings differ by more than `anisotropy`.
-    :param half: scores in half precision stay so.
+    :param order_z: order along the axis of thick slices, if that axis is resized separately.
+    :param separate_z: whether it is; None: if spacings differ by more than a factor of `anisotropy`.
+    :param half: scores in half precision stay in half precision.
     """
 
     order: int = 3
@@ -150,11 +150,11 @@ class Resampling:
 
 @dataclass(frozen=True)
 class NnUNet:
-    """What is nnU-Net's own in preparing an image and in reading the scores (Isensee et al. 2021).
+    """Preprocessing and postprocessing specific to nnU-Net (Isensee et al. 2021).
 
-    The image is cut to where it is not 0, normalized, then resized; scores are resized before labels are taken.
+    The image is cropped to its nonzero region, normalized, then resized; scores are resized before labels are decided.
 
-    :param masked: a z-score looks only at, and changes only, what is not 0 (with holes filled).
+    :param masked: a z-score is computed from, and applied to, the nonzero region only (with holes filled).
     """
 
     masked: bool = False
@@ -164,11 +164,11 @@ class NnUNet:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What counts as a lesion, and what that brought on the data that the card names.
+    """A threshold above which a connected component counts as a lesion, and its performance on the card's data.
 
-    :param peak: the logit that a piece must reach somewhere, on the image's own grid.
-    :param false_per_case: false findings a case.
-    :param sensitivity: part of the lesions that were found.
+    :param peak: the logit that a component must reach somewhere, on the image's own grid.
+    :param false_per_case: false findings per case.
+    :param sensitivity: fraction of the lesions that were found.
     """
 
     peak: float
@@ -178,17 +178,17 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One network of the chain and everything needed to feed it and to read its output.
+    """One network of the cascade and everything needed to prepare its input and interpret its output.
 
     :param name: short name, unique in the model ("liver", "lesions").
     :param network: class name from :mod:`LiverXAILib.networks` or a loader ("UNet", "ObeliskUNet").
     :param arguments: keyword arguments of that class.
-    :param weights: file names beside the card; more than one means an ensemble whose logits are averaged.
+    :param weights: names of files in the card's folder; more than one means an ensemble whose logits are averaged.
     :param sha256: checksums, one for each weights file, in hexadecimal.
-    :param axes: what the tensor's axes run toward, e.g. "SPL": axis 0 to superior, 1 to posterior, 2 to left. Or the
-        image's own axes in some order, e.g. "kji": as the file has them, for a network trained on such files.
+    :param axes: the directions of the tensor's axes, e.g. "SPL": axis 0 to superior, 1 to posterior, 2 to left. Or the
+        image's own axes in some order, e.g. "kji": as stored, for a network trained on images as stored.
     :param spacing: voxel size in mm along those axes (None for an axis: the image's own), or None if `size` is given.
-    :param size: the field of view is resized to this many voxels, whatever its size in mm (None for an axis: the
+    :param size: the field of view is resized to this many voxels, whatever its extent in mm (None for an axis: the
         image's own number); or None.
     :param field_of_view_mm: with `size`: a scan longer than this along an axis is cut into overlapping parts
         (None for an axis: never cut).
@@ -200,14 +200,14 @@ class StageSpec:
     :param overlap: fraction of a window shared with its neighbor.
     :param activation: "softmax" (channels exclude each other) or "sigmoid" (channels are nested regions).
     :param channels: names of the output channels, in order.
-    :param labels: for each label that this stage decides: the channels whose union is its region. With nested
+    :param labels: for each label that this stage decides, the channels whose union is its region. With nested
         regions "liver" includes "tumor".
-    :param peak_threshold: hysteresis thresholding, for a label: a connected component of its region (score above 0)
-        counts only if the score, a logit, reaches this somewhere.
-    :param operating_points: for a label, others that a user may choose instead
+    :param peak_threshold: hysteresis thresholding, by label: a connected component of the label's region (score above
+        0) counts only if the score, a logit, reaches this somewhere.
+    :param operating_points: by label, other operating points that a user may choose
         (:mod:`LiverXAILib.inference.sensitivity`).
-    :param region: run only around what an earlier stage found.
-    :param layers: layers of the network that may be explained; none for a compiled model.
+    :param region: run only around a label that an earlier stage found.
+    :param layers: explainable layers of the network; none for a compiled model.
     :param default_layer: the one to use when the user names none; "" if there are none.
     :param dimensions: 3, or 2 for a network that reads single slices along axis 0.
     :param mirror_axes: the logits are averaged over all mirrorings of a window along these tensor axes.
@@ -246,7 +246,7 @@ class StageSpec:
             raise ModelError(f"The model card's stage {self.name[:40]!r} is wrong: {'; '.join(problems)}.")
 
     def summary(self) -> str:
-        """The network, its grid, where it looks and what it finds, in a line of text."""
+        """The network, its grid, its region and its labels, as one line of text."""
         sizes = ["any" if n is None else f"{n:.3g}" for n in self.spacing or self.size or ()]
         grid = " x ".join(sizes) + (" voxels" if self.spacing is None else " mm")
         where = f", within {self.region.margin_mm:g} mm of the {self.region.label}" if self.region else ""
@@ -256,9 +256,9 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Reliability:
-    """A logistic regression that tells how often findings of this model's tumors are true.
+    """A logistic regression for the probability that a tumor finding of this model is true.
 
-    The features are those of :mod:`LiverXAILib.measure.reliability`; `weights` are of ``(feature - center) / scale``.
+    The features are those of :mod:`LiverXAILib.measure.reliability`; `weights` apply to ``(feature - center) / scale``.
 
     :param findings: how many findings it was fitted on, and `true`: how many of them were true.
     :param source: the command that fitted it.
@@ -278,10 +278,10 @@ class Reliability:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The card of a model. `labels` are those of the final result, by name; later ones are drawn over earlier.
+    """The card of a model. `labels` are those of the final result, by name; later labels are drawn over earlier ones.
 
     `quality` and `training` are free-form, JSON-ready mappings that reports print; `limits` are sentences.
-    `reliability` tells how often this model's findings are true, where that was measured.
+    `reliability` estimates the probability that a finding of this model is true, if that was fitted.
     """
 
     name: str
@@ -328,7 +328,7 @@ class ModelSpec:
             raise ModelError(f'The model card must have "format": {FORMAT_VERSION}; get a newer LiverXAI or model.')
         stages = data.get("stages")
         for stage in stages if isinstance(stages, list) else ():
-            # Older cards call it so.
+            # The former name of the field in older cards.
             if isinstance(stage, dict) and "certain_at" in stage:
                 stage.setdefault("peak_threshold", stage.pop("certain_at"))
         try:

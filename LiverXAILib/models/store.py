@@ -23,7 +23,7 @@ from .registry import MODEL_NAME, Entry, download_folder, imported_folder, regis
 from .serialization import read_json
 from .trust import file_checksums, revoke, trust
 
-#: Licenses that the user accepted, in the folder of downloads.
+#: File in the folder for downloads that lists the licenses that the user accepted.
 _ACCEPTED = "accepted-licenses.json"
 
 # --- verifying and trusting ---------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ _ACCEPTED = "accepted-licenses.json"
 def verify_model(name: str) -> Path:
     """Check the files of a named model (of all models of a chain) against their checksums; returns their folder.
 
-    :raises LiverXAILib.errors.ModelError: they are not here, changed, or there is nothing to check them against.
+    :raises LiverXAILib.errors.ModelError: they are not on this machine, have changed, or no checksums are known.
     """
     own = imported_folder(name) if name not in registry() else None
     entry = None if own else registered(name)
@@ -47,7 +47,7 @@ def verify_model(name: str) -> Path:
     elif (record := read_record(folder)) is not None:
         verify_files(folder, record.files)
     else:
-        raise ModelError(f"No checksums are known for {folder}; import the model to have them kept.")
+        raise ModelError(f"No checksums are known for {folder}; import the model to record them.")
     return folder
 
 
@@ -68,14 +68,14 @@ def model_files(name_or_path: str | Path) -> tuple[Path, dict[str, str]]:
 
 
 def trust_model(name_or_path: str | Path) -> tuple[Path, dict[str, str]]:
-    """Remember that the user allows the code in a model's files as they are now; returns :func:`model_files`."""
+    """Record that the user allows the code in a model's current files; returns :func:`model_files`."""
     folder, files = model_files(name_or_path)
     trust(folder, files)
     return folder, files
 
 
 def revoke_trust(name_or_path: str | Path) -> bool:
-    """Forget that the code in a model's files is allowed; returns whether it was."""
+    """Revoke the permission to run the code in a model's files; returns whether it was given."""
     return revoke(model_files(name_or_path)[1])
 
 
@@ -91,9 +91,9 @@ def download(
 ) -> Path:
     """Download a named model's missing files (a chain's models) into the user's model folder and verify them.
 
-    A download that was interrupted continues. A file that does not match its checksum is not kept.
+    An interrupted download is continued. A file that does not match its checksum is not kept.
 
-    :param accept_license: the user has read and accepts the model's license; asked for once, where one asks for it.
+    :param accept_license: the user has read and accepts the model's license; required once, if the model has terms.
     :return: the folder.
     :raises LiverXAILib.errors.ModelError: no connection, no space, wrong checksum, license not accepted.
     """
@@ -161,11 +161,11 @@ def _check_license(entry: Entry, accepted: bool) -> None:
 def import_model(source: str | Path, name: str | None = None, *, trust: bool = False) -> tuple[str, Path]:
     """Copy a model from a folder or zip file into the user's model folder, for machines without internet.
 
-    The model is loaded once to see that it can be used; checksums of its files are kept, so that later changes are
-    noticed. Only the files that are needed are copied.
+    The model is loaded once to check that it can be used; checksums of its files are recorded, so that later changes
+    are detected. Only the files that are needed are copied.
 
-    :param name: under which to find it; default: a name of the registry if the files are those of one of its models,
-        else the model's own.
+    :param name: name of the imported model; default: the registry's if the files are those of one of its models, else
+        the model's own.
     :param trust: the user allows the code in the files of a compiled model (:func:`trust_model`): **it is run**.
     :return: the name, and the folder.
     :raises LiverXAILib.errors.ModelError: unsafe or unsuitable files, or the name is taken. Nothing is left behind.
@@ -187,14 +187,14 @@ def remove(name: str) -> list[Path]:
     folder = download_folder() / name
     if not folder.is_dir():
         raise ModelError(f"There are no downloaded or imported files of model {name!r}.")
-    # Renamed first: half a model must not be found under its name.
+    # Renamed first, so that a partly deleted model is never found under its name.
     with staging_folder(folder) as doomed:
         folder.rename(doomed / name)
     return [folder]
 
 
 def _install(source: Path, name: str | None, origin: str, *, check: bool, consent: bool) -> Path:
-    """Take a model's files from a folder or zip file into the model folder, all or none."""
+    """Copy a model's files from a folder or zip file into the model folder, all or none."""
     root = download_folder()
     root.mkdir(parents=True, exist_ok=True)
     with staging_folder(root / "import") as temporary:
@@ -235,7 +235,7 @@ def _as_folder(source: Path, temporary: Path) -> Iterator[Path]:
 
 
 def _needed_files(kind: Format, folder: Path) -> dict[str, Path]:
-    """The files of the model in `folder` by their place in it."""
+    """The files of the model in `folder`, by their relative path."""
     paths = kind.files(folder)
     for path in paths:
         if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
@@ -244,7 +244,7 @@ def _needed_files(kind: Format, folder: Path) -> dict[str, Path]:
 
 
 def _known_name(source: Path, folder: Path) -> str | None:
-    """The name in the registry of the model whose archive these files are."""
+    """The registry's name of the model whose archive holds exactly these files, or None."""
     parts = {source.stem, *folder.parts}
     for name, entry in registry().items():
         if entry.archive is not None and entry.archive.url.rsplit("/", 1)[-1].removesuffix(".zip") in parts:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which models may run code: the user's decision, kept in the user's settings and never beside a model.
+"""Which models may run code: the user's decision, kept in the user's settings and never in a model's folder.
 
-A decision counts for exact files: it names the SHA-256 of every file of the model. When one changes, or a file is
-added, the model is as untrusted as any other. Nothing in a model's folder, and no folder, can vouch for itself.
+A decision applies to exact files: it lists the SHA-256 of every file of the model. If a file changes or is added, the
+model is untrusted again. Nothing in a model's folder, nor the folder's location, can make a model trusted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class TrustDecision:
-    """One model whose code the user allowed: its files with their checksums, and when and where they were seen."""
+    """One model whose code the user allowed: its files with their checksums, their folder, and the date."""
 
     files: Mapping[str, str]
     date: str
@@ -38,14 +38,14 @@ class _Decisions:
 
 
 def trust_file() -> Path:
-    """Where the user's decisions are kept."""
+    """The file in which the user's decisions are stored."""
     import platformdirs
 
     return Path(platformdirs.user_config_dir("liverxai")) / "trusted-models.json"
 
 
 def file_checksums(folder: Path, files: list[Path]) -> dict[str, str]:
-    """SHA-256 of `files` by their place in `folder`."""
+    """SHA-256 of `files`, by their path relative to `folder`."""
     return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
 
 
@@ -55,7 +55,7 @@ def is_trusted(files: Mapping[str, str]) -> bool:
 
 
 def trust(folder: Path, files: Mapping[str, str]) -> None:
-    """Remember that the user allows the code in these files (checksums by name) of the model in `folder`."""
+    """Record that the user allows the code in these files (checksums by name) of the model in `folder`."""
     if is_trusted(files):
         return
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -63,7 +63,7 @@ def trust(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def revoke(files: Mapping[str, str]) -> bool:
-    """Forget that the code in these files is allowed; returns whether it was."""
+    """Revoke the permission to run the code in these files; returns whether it was given."""
     known = _decisions().models
     kept = tuple(decision for decision in known if decision.files != dict(files))
     if len(kept) < len(known):
@@ -75,8 +75,8 @@ def require_trust(folder: Path, files: Mapping[str, str], what: str, consent: bo
     """Raise :class:`~LiverXAILib.errors.ModelError` unless the user allowed the code in these files.
 
     :param files: checksums by name of all files of the model in `folder`.
-    :param what: what holds code, for the message.
-    :param consent: the user agrees now, for this time.
+    :param what: clause that says what holds code, which starts the message.
+    :param consent: the user agrees for this one time.
     """
     if consent or is_trusted(files):
         return
@@ -92,7 +92,7 @@ def _decisions() -> _Decisions:
         return _Decisions()
     decisions = read_json(path, _Decisions, "the list of trusted models")
     if decisions.version != _VERSION:
-        raise ModelError(f"{path} is of another version; delete it, and trust your models again.")
+        raise ModelError(f"{path} has another version; delete it, and trust your models again.")
     return decisions
 
 

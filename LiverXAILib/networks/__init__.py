@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: plain torch modules whose stages have names, so that they can be explained."""
+"""Networks: plain torch modules whose blocks have names, so that they can be explained."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ..errors import ModelError
 from .obelisk import ObeliskUNet
 from .unet import UNet, default_layer
 
-#: What a model card may name. A card is data: it never names code outside this list.
+#: The networks that a model card may name. A card is data: it cannot refer to code outside this list.
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {"UNet": UNet, "ObeliskUNet": ObeliskUNet}
 
 
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Make the network a model card names, with fresh weights.
+    """Build the network that a model card names, with newly initialized weights.
 
     :param name: a key of :data:`NETWORKS`.
     :param arguments: keyword arguments of that class.
-    :raises LiverXAILib.errors.ModelError: unknown name, or arguments the class does not take.
+    :raises LiverXAILib.errors.ModelError: unknown name, or arguments that the class does not accept.
     """
     if name not in NETWORKS:
         raise ModelError(f"The network {name!r} is unknown. LiverXAI has: {', '.join(sorted(NETWORKS))}.")
     try:
         return NETWORKS[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"The network {name} cannot be made with {dict(arguments)}: {error}") from error
+        raise ModelError(f"The network {name} cannot be built with {dict(arguments)}: {error}") from error
 
 
 __all__ = ["NETWORKS", "ObeliskUNet", "UNet", "build_network", "default_layer"]

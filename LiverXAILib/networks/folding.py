@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a trained network faster without changing what it computes."""
+"""Speed up a trained network without changing its output."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 
 
 class OneDnnConvolution(torch.autograd.Function):
-    """A 3-D convolution with constant weights, whose backward pass costs only what the gradient reaches.
+    """A 3-D convolution with constant weights, whose backward pass is computed only where the gradient is not zero.
 
-    Explanations ask for the gradients of small targets: zero nearly everywhere. The gradient of a convolution that
-    keeps the size is a convolution with mirrored weights; it is computed where it is not zero, by the same kernel.
+    The gradients of small targets are zero nearly everywhere. The gradient of a convolution that preserves the size is
+    a convolution with mirrored weights; it is computed by the same kernel, in the box of nonzero gradients.
     """
 
     @staticmethod
@@ -62,8 +62,8 @@ class OneDnnConvolution(torch.autograd.Function):
 class _OneDnnConv3d(nn.Conv3d):
     """A 3-D convolution that oneDNN computes on CPUs.
 
-    torch chooses a slow kernel of its own where one sample's maps are small (torch 2.13: N·C·D·H up to 20480), which
-    are the deep levels of a U-Net.
+    torch chooses a slow kernel of its own for small feature maps (torch 2.13: N·C·D·H up to 20480), as in the deep
+    levels of a U-Net.
     """
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -74,7 +74,7 @@ class _OneDnnConv3d(nn.Conv3d):
             and not isinstance(self.padding, str)
             and torch.backends.mkldnn.is_available()
             and not torch.is_autocast_enabled("cpu")
-            and not torch.jit.is_tracing()  # other runtimes know torch's own convolution only
+            and not torch.jit.is_tracing()  # other runtimes support only torch's own convolution
         ):
             if not weight.requires_grad:
                 return OneDnnConvolution.apply(
@@ -85,13 +85,13 @@ class _OneDnnConv3d(nn.Conv3d):
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """Merge each batch norm into the convolution before it, in place, and lay weights out channels-last.
+    """Merge each batch norm into the convolution before it, in place, and convert weights to channels-last.
 
-    3-D convolutions are left to oneDNN on CPUs.
+    On CPUs, 3-D convolutions are computed by oneDNN.
 
     A batch norm in evaluation mode is an affine map of each channel, so the merged convolution gives the same output;
-    the norm is replaced by an identity and module names stay as they are. The memory layout is changed only for
-    networks without instance or group norm, which would copy back and forth. Returns the network itself.
+    the norm is replaced by an identity, and module names do not change. The memory layout is changed only for
+    networks without instance or group norm, which would convert it back and forth. Returns the network itself.
     """
     network.eval()
     for parent in network.modules():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The all-convolutional U-Net published beside OBELISK (Heinrich, Oktay, Bouteldja 2019)."""
+"""The all-convolutional U-Net published with OBELISK (Heinrich, Oktay, Bouteldja 2019)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _DECODER = (("6dU", 126, 56), ("6cU", 98, 42), ("6bU", 70, 28), ("6U", 42, 14), 
 class ObeliskUNet(nn.Module):
     """U-Net whose state dict has the names of the published weights (``conv0``, ``batch0``, … ``conv77U``).
 
-    The published code applies functional dropout, which stays active in evaluation; it is left out here. The
-    activations that end each stage are modules of their own, without weights: ``encoder.0``…``encoder.4``,
-    ``bottleneck``, ``decoder.0``…``decoder.4`` (coarsest first). Hook these.
+    The published code applies functional dropout, which stays active in evaluation; it is omitted here. The final
+    activations of the blocks are separate modules without weights: ``encoder.0``…``encoder.4``, ``bottleneck``,
+    ``decoder.0``…``decoder.4`` (coarsest first). Hooks belong on these.
 
     Takes raw HU (N, 1, 144, 144, 144) and returns logits (N, 9, …); class 6 is the liver.
     """
@@ -45,7 +45,7 @@ class ObeliskUNet(nn.Module):
 
     @property
     def divisor(self) -> tuple[int, int, int]:
-        """Sizes are best divisible by this; other sizes work, because upsampling goes to the skip's size."""
+        """Preferred divisor of the input's size; other sizes work too, because upsampling targets the skip's size."""
         return 32, 32, 32
 
     def explainable_layers(self) -> list[tuple[str, tuple[int, ...]]]:

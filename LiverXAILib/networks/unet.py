@@ -21,23 +21,24 @@ _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 class UNet(nn.Module):
     """Encoder, bottleneck and decoder with skip connections; returns logits.
 
-    The stages ``encoder.0``…, ``bottleneck``, ``decoder.0``… (``decoder.0`` is the coarsest) are whole modules that
-    end in an activation; hook these. Nothing in the network works in place.
+    The blocks ``encoder.0``…, ``bottleneck``, ``decoder.0``… (``decoder.0`` is the coarsest) are modules that end in an
+    activation; hooks belong on these. No operation of the network works in place.
 
     :param dimensions: 2 for images (N, C, Y, X), 3 for volumes (N, C, Z, Y, X).
     :param features: channels of each level, from full size down; the last is the bottleneck's.
-    :param norm: "batch" (can be folded into the convolutions, same answer for every crop), "instance" or "group".
-    :param convolutions_per_stage: convolutions (3 voxels wide, each with norm and leaky ReLU) in each stage.
-    :param deep_supervision: in training mode return a list of logits, full size first, then each coarser decoder
-        stage's; in evaluation mode always the full-size logits alone.
-    :param strides: for each level below the first the stride along each axis; default 2 everywhere. A stride of 1
+    :param norm: "batch" (can be folded into the convolutions; the output does not depend on the crop), "instance" or
+        "group".
+    :param convolutions_per_stage: convolutions (3 voxels wide, each with norm and leaky ReLU) in each block.
+    :param deep_supervision: in training mode return a list of logits, full size first, then those of each coarser
+        decoder block; in evaluation mode always the full-size logits alone.
+    :param strides: the stride along each axis, for each level below the first; default 2 everywhere. A stride of 1
         keeps an axis with thick slices at full size.
-    :param stem_stride: 1, or 2: the first convolution (then 6 voxels wide) halves the image, and the head answers for
-        each of its voxels with all the image voxels it stands for (sub-pixel convolution, Shi 2016). At full
-        resolution nothing is computed then, which is where a U-Net spends most of its time.
+    :param stem_stride: 1, or 2: the first convolution (then 6 voxels wide) halves the image, and the head predicts, for
+        each of its voxels, all the image voxels that it covers (sub-pixel convolution, Shi 2016). Then nothing is
+        computed at full resolution, where a U-Net spends most of its time.
     """
 
-    # Long: it builds the network level by level, as the docstring draws it.
+    # Long: it builds the network level by level, in the order of the docstring.
     def __init__(
         self,
         dimensions: int = 3,
@@ -56,7 +57,7 @@ class UNet(nn.Module):
         if norm not in ("batch", "instance", "group"):
             raise ValueError(f"norm must be 'batch', 'instance' or 'group', got {norm!r}")
         if len(features) < 2 or convolutions_per_stage < 1:
-            raise ValueError("a U-Net has at least two levels and one convolution per stage")
+            raise ValueError("a U-Net has at least two levels and one convolution per block")
         steps: list[Any] = [tuple(s) for s in strides] if strides else [(2,) * dimensions] * (len(features) - 1)
         if len(steps) != len(features) - 1 or any(len(s) != dimensions or min(s) < 1 for s in steps):
             raise ValueError(f"strides must hold {len(features) - 1} tuples of {dimensions} positive numbers")
@@ -81,10 +82,10 @@ class UNet(nn.Module):
         self.dimensions = dimensions
         self.channels = in_channels, out_channels
         self.deep_supervision = deep_supervision
-        #: Whether logits of a part can be had: of a volume, and without norms that take statistics of the image.
+        #: Whether logits can be computed for a part: only for volumes, and without norms that use image statistics.
         self.has_local_stages = dimensions == 3 and norm == "batch"
         self._stem_stride = stem_stride
-        self._reach = convolutions_per_stage  # voxels, of a stage's convolutions
+        self._reach = convolutions_per_stage  # in voxels, of a block's convolutions
         self._strides = [(stem_stride,) * dimensions, *steps]
         self.encoder = nn.ModuleList(
             stage(features[level - 1] if level else in_channels, features[level], self._strides[level], stem=level == 0)
@@ -99,7 +100,7 @@ class UNet(nn.Module):
             for level in reversed(range(len(features) - 1))
         )
         self.head = _CONVOLUTION[dimensions](features[0], out_channels * stem_stride**dimensions, 1)
-        # Coarsest first, like the decoder; the last decoder level has the head itself.
+        # Coarsest first, like the decoder; the last decoder level has the main head.
         self.auxiliary_heads = nn.ModuleList(
             _CONVOLUTION[dimensions](features[level], out_channels, 1)
             for level in reversed(range(1, len(features) - 1))
@@ -107,12 +108,12 @@ class UNet(nn.Module):
         )
 
     def crops(self, layer: str) -> bool:
-        """Whether hooks at a layer, a module's name, see only a part of it where logits of a part are wanted."""
+        """Whether hooks at `layer` (a module's name) receive only a part of it when logits of a part are computed."""
         return f"{layer}.".startswith((f"decoder.{len(self.decoder) - 1}.", "head."))
 
     @property
     def divisor(self) -> tuple[int, ...]:
-        """What the input's size must be divisible by, along each axis."""
+        """The number by which the input's size must be divisible, along each axis."""
         return _product(self._strides)
 
     def explainable_layers(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -125,14 +126,14 @@ class UNet(nn.Module):
     def forward(self, image: torch.Tensor, part: Box | None = None) -> torch.Tensor | list[torch.Tensor]:
         """Logits (N, `out_channels`, …) of an image (N, `in_channels`, …).
 
-        :param part: a part (k, j, i) of a volume, if only its logits are wanted, in evaluation mode: they are the
-            whole image's, but the last stage of the decoder, a third of the work, is computed only there (see
-            :meth:`crops`). Only if :attr:`has_local_stages`.
-        :raises ValueError: a size that :attr:`divisor` does not divide. Pad first: the network does not guess how. Or
-            a part of what cannot be computed in parts.
+        :param part: compute only the logits of this part (k, j, i) of a volume, in evaluation mode. They equal those of
+            the whole image, but the last block of the decoder, a third of the work, is computed only there (see
+            :meth:`crops`). Requires :attr:`has_local_stages`.
+        :raises ValueError: the size is not divisible by :attr:`divisor` (pad the image first), or `part` is given for a
+            network that cannot compute parts.
         """
         if part is not None and (self.training or not self.has_local_stages):
-            raise ValueError("logits of a part can be had in evaluation only, of a volume, with batch norms")
+            raise ValueError("logits of a part can be computed only in evaluation mode, for a volume, with batch norms")
         if any(n % d for n, d in zip(image.shape[2:], self.divisor, strict=True)):
             raise ValueError(f"the size {tuple(image.shape[2:])} must be divisible by {self.divisor}; pad the image")
         skips = []
@@ -155,7 +156,7 @@ class UNet(nn.Module):
         return [logits, *reversed(auxiliary)]
 
     def _logits_of_part(self, x: torch.Tensor, skip: torch.Tensor, part: Box) -> torch.Tensor:
-        """The last stage of the decoder and the head, for a part of the image and what the convolutions reach."""
+        """The last block of the decoder and the head, for a part of the image and the reach of the convolutions."""
         step, up = self._stem_stride, self._strides[1]
         wanted = Box(*(slice(side.start // step, -(-side.stop // step)) for side in part))
         halo = wanted.grown([self._reach] * 3, skip.shape[2:])
@@ -167,7 +168,7 @@ class UNet(nn.Module):
         return logits[every + part.shifted([-side.start * step for side in wanted])]
 
     def _expand(self, logits: torch.Tensor) -> torch.Tensor:
-        """Lay the channels (C · 2^dimensions, stem stride 2) out as the image voxels they stand for."""
+        """Rearrange channels (C · 2^dimensions, for stem stride 2) to the image voxels that they represent."""
         if self._stem_stride == 1:
             return logits
         n, size, axes = logits.shape[0], logits.shape[2:], self.dimensions
@@ -188,7 +189,8 @@ class _DecoderStage(nn.Module):
         x = self.up(x)
         if not x.requires_grad or skip.requires_grad:
             return self.convolutions(torch.cat([x, skip], dim=1))
-        # A deeper layer is explained. With the first convolution in two, the backward pass skips the encoder's part.
+        # Only a deeper layer needs gradients: splitting the first convolution spares the encoder's half of the backward
+        # pass.
         first, count = self.convolutions[0], x.shape[1]
         assert isinstance(first, nn.Conv2d | nn.Conv3d)
         own = first._conv_forward(x, first.weight[:, :count], first.bias)
@@ -198,8 +200,8 @@ class _DecoderStage(nn.Module):
 def default_layer(layers: Sequence[tuple[str, tuple[int, ...]]], spacing: Sequence[float]) -> str:
     """The layer to explain when the user names none: in the decoder, at stride 4, or 2 if that is over 12 mm.
 
-    The last decoder layer is never chosen: under a 1x1 head its Grad-CAM is the logit map whatever is asked. Deeper
-    layers see further but blur lesions. Falls back to the bottleneck for a network of two levels.
+    The last decoder layer is never chosen: below a 1x1 head its Grad-CAM is the logit map whatever the target. Deeper
+    layers have a larger receptive field but blur lesions. Falls back to the bottleneck for a network of two levels.
 
     :param layers: as from ``explainable_layers()``.
     :param spacing: voxel size of the network's grid in mm, along the tensor's axes.

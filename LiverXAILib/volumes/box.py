@@ -41,7 +41,7 @@ class Box(NamedTuple):
 
     @staticmethod
     def union(boxes: Iterable[Box | None]) -> Box:
-        """The smallest box around all `boxes`, of which at least one is not None."""
+        """The smallest box around all `boxes`; at least one of them must not be None."""
         found = [box for box in boxes if box is not None]
         return Box.between(np.min([box.start for box in found], axis=0), np.max([box.stop for box in found], axis=0))
 
@@ -103,13 +103,13 @@ def bounding_box(mask: np.ndarray) -> Box | None:
             return None
         start.append(hit[0])
         stop.append(hit[-1] + 1)
-        # Only what is left is read for the next axis.
+        # Cropped before the next axis, so that fewer voxels are read.
         mask = mask[(slice(None),) * axis + (slice(hit[0], hit[-1] + 1),)]
     return Box.between(start, stop)
 
 
 def central_voxel(voxels: np.ndarray) -> np.ndarray:
-    """Of `voxels` (n, 3) the one that is nearest to their centroid, counted in voxels; the first of several."""
+    """The one of `voxels` (n, 3) nearest to their centroid, measured in voxels; the first of several equally near."""
     nearest: np.ndarray = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
     return nearest
 
@@ -118,20 +118,20 @@ def components(mask: np.ndarray, *, corners: bool = False, largest_first: bool =
     """Number the connected components of a mask (k, j, i): int32 of the same shape, 0 where `mask` is 0.
 
     :param corners: voxels that touch at an edge or a corner are connected too (26 neighbors instead of 6).
-    :param largest_first: number them by size, those of equal size in scan order; otherwise all in scan order.
+    :param largest_first: number them by decreasing size, ties in scan order; otherwise all in scan order.
     """
-    import SimpleITK as sitk  # needed only here: Slicer's module imports boxes when it starts
+    import SimpleITK as sitk  # imported only here: Slicer's module imports this file at startup
 
     numbers = np.zeros(mask.shape, dtype=np.int32)
     box = bounding_box(mask)
     if box is not None:
-        numbered = _numbered(mask[box], corners, largest_first)  # its view is valid while it lives
+        numbered = _numbered(mask[box], corners, largest_first)  # must outlive the view of its buffer
         numbers[box] = sitk.GetArrayViewFromImage(numbered)
     return numbers
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest component (6 neighbors) of a mask (k, j, i), as bool; the first in scan order of several."""
+    """The largest component (6-neighbors) of a mask (k, j, i), as bool; of several the first in scan order."""
     import SimpleITK as sitk
 
     largest = np.zeros(mask.shape, dtype=bool)
@@ -143,7 +143,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def _numbered(mask: np.ndarray, corners: bool, largest_first: bool) -> sitk.Image:
-    """The numbers of :func:`components` in all of an array, as an image of SimpleITK."""
+    """The numbering of :func:`components` for a whole array, as a SimpleITK image."""
     import SimpleITK as sitk
 
     image = sitk.ConnectedComponent(sitk.GetImageFromArray((mask != 0).view(np.uint8)), corners)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading DICOM Segmentation objects (SEG): binary, fractional and label maps, on any regular or sheared stack.
 
-Only frames that show something need to be stored; everywhere else there is background. Frames that lie on the slices of
-the wanted grid are taken as they are, so that slices which nobody drew on stay empty; others are resampled.
+A SEG need not store empty frames; where none is stored there is background. Frames that lie on the slices of the
+requested grid are copied unchanged, so that slices without annotations stay empty; others are resampled.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from .volume import Grid
 
 Code = tuple[str, str, str]
 
-#: Frames lie on the pixels of a grid if they are less than this fraction of a pixel beside them, and their axes differ
-#: by less than this fraction.
+#: Frames lie on the pixels of a grid if their offset is below this fraction of a pixel and their axes differ by less
+#: than this fraction.
 _SAME_PIXELS, _SAME_AXES = 0.1, 1e-3
-#: A segmentation whose slices are further apart than this many slices of the image was drawn on thicker ones.
+#: A segmentation whose slice thickness and spacing both exceed the image's slice spacing by this factor was drawn on
+#: thicker slices.
 _THICKER = 1.5
-#: More voxels than any CT has: a damaged position.
+#: No CT has this many voxels: if a grid needs more, a position is damaged.
 _MOST_VOXELS = 1 << 32
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What a SEG says of one segment: `label` is free text; codes are (scheme, value, meaning)."""
+    """One segment as described in a SEG: `label` is free text; codes are (scheme, value, meaning)."""
 
     number: int
     label: str
@@ -46,13 +47,13 @@ class Segment:
 
 
 def find_segs(folder: Path) -> Iterator[Path]:
-    """The files in `folder`, at any depth, that are DICOM Segmentations, in order of their names."""
+    """The DICOM Segmentation files in `folder`, at any depth, sorted by path."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and is_dicom(path)):
         try:
             with pydicom_warnings_hidden():
                 header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["Modality"])
                 found = header.get("Modality") == "SEG"
-        except Exception:  # pydicom raises nearly every kind; a damaged file is not a segmentation
+        except Exception:  # pydicom raises almost any type; a damaged file is not a segmentation
             continue
         if found:
             yield path
@@ -89,18 +90,18 @@ def _codes(item: Dataset, keyword: str) -> tuple[Code, ...]:
 
 
 def segmentation_grid(path: Path) -> Grid:
-    """The grid on which a DICOM SEG was drawn, as far as its frames reach.
+    """The grid on which a DICOM SEG was drawn, cropped to the extent of its frames.
 
-    :raises LiverXAILib.errors.InputError: the file is damaged or its frames do not make a volume.
+    :raises LiverXAILib.errors.InputError: the file is damaged or its frames do not form a volume.
     """
     with _readable(path):
         return _Frames(pydicom.dcmread(path, stop_before_pixels=True, force=True)).own_grid()[0]
 
 
 def read_segment_masks(path: Path, grid: Grid) -> dict[int, np.ndarray]:
-    """Where each segment is, by its number: bool (k, j, i) on `grid`, which need not be the segmentation's own.
+    """The mask of each segment, by its number: bool (k, j, i) on `grid`, which may differ from the segmentation's own.
 
-    :raises LiverXAILib.errors.InputError: the file is damaged or its frames do not make a volume.
+    :raises LiverXAILib.errors.InputError: the file is damaged or its frames do not form a volume.
     """
     # A LABELMAP segmentation may list its background as segment 0.
     numbers = [segment.number for segment in read_segments(path) if segment.number > 0]
@@ -109,7 +110,7 @@ def read_segment_masks(path: Path, grid: Grid) -> dict[int, np.ndarray]:
         frames = _Frames(dataset)
         pixels = dataset.pixel_array.reshape(-1, *frames.size)
         if len(pixels) != len(frames.positions):
-            raise ValueError(f"it has {len(pixels)} frames and descriptions of {len(frames.positions)}")
+            raise ValueError(f"it has {len(pixels)} frames but describes {len(frames.positions)}")
         drawn = {number: frames.of_segment(number, pixels) for number in numbers}
         if (places := frames.places_in(grid)) is not None:
             return {number: _placed(images, places, grid) for number, images in drawn.items()}
@@ -124,7 +125,7 @@ def read_segment_masks(path: Path, grid: Grid) -> dict[int, np.ndarray]:
 
 
 def _placed(images: list[tuple[int, np.ndarray]], places: np.ndarray, grid: Grid) -> np.ndarray:
-    """Frames at (i, j, k) of a grid, as far as they lie within it."""
+    """The mask on `grid` of frames placed at (i, j, k), clipped to the grid."""
     mask = np.zeros(grid.shape, bool)
     for index, image in images:
         i, j, k = places[index]
@@ -139,7 +140,7 @@ def _placed(images: list[tuple[int, np.ndarray]], places: np.ndarray, grid: Grid
 class _Frames:
     """The frames of a SEG: where they lie and what they show.
 
-    :raises Exception: of nearly every kind, if the header is damaged: use it within :func:`_readable`.
+    :raises Exception: of almost any type if the header is damaged; use within :func:`_readable`.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -174,7 +175,7 @@ class _Frames:
         return [float(number) for number in self._value(frame, f"{group}Sequence", f"{keyword}Patient")]
 
     def of_segment(self, number: int, pixels: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """The frames on which a segment is drawn: their numbers and masks (bool (rows, columns))."""
+        """The frames of a segment: their indices and masks (bool (rows, columns))."""
         kind = self._dataset.get("SegmentationType")
         if kind == "LABELMAP":
             return [(index, image == number) for index, image in enumerate(pixels)]
@@ -186,7 +187,7 @@ class _Frames:
         ]
 
     def places_in(self, grid: Grid) -> np.ndarray | None:
-        """The voxel (i, j, k) of `grid` at which each frame starts; None if frames do not lie on its slices."""
+        """The voxel (i, j, k) of `grid` at which each frame starts; None if the frames do not lie on its slices."""
         axes = grid.ijk_to_lps[:3, :2].T
         for own, other in ((self.row, axes[0]), (self.column, axes[1])):
             if np.abs(own - other).max() > _SAME_AXES * np.linalg.norm(other):
@@ -205,7 +206,7 @@ class _Frames:
     def own_grid(self) -> tuple[Grid, np.ndarray]:
         """The regular stack of the frames, and the slice (k) of each frame in it.
 
-        :raises ValueError: there is none.
+        :raises ValueError: the frames do not form one.
         """
         depths = self.positions @ self._normal
         order = np.argsort(depths, kind="stable")
@@ -216,7 +217,7 @@ class _Frames:
         step = self._between or self._thickness or 1.0
         if len(gaps):
             smallest = float(gaps.min())
-            # The spacing in the header is taken where it fits the positions; frames may be missing between others.
+            # The header's spacing is preferred where it fits the positions: frames may be missing in every gap.
             step = self._between if 0 < self._between <= smallest + ROUNDING_MM else smallest
         count = round(extent / step) + 1
         if not 0 < count * self.size[0] * self.size[1] < _MOST_VOXELS:
@@ -235,7 +236,7 @@ class _Frames:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever is raised about a file becomes an :class:`~LiverXAILib.errors.InputError` that names it."""
+    """Turn any exception about a file into an :class:`~LiverXAILib.errors.InputError` that names the file."""
     try:
         with pydicom_warnings_hidden():
             yield
@@ -243,5 +244,5 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(f"{path} cannot be read as a DICOM segmentation: {error}.") from error
-    except Exception as error:  # pydicom raises nearly every kind
+    except Exception as error:  # pydicom raises almost any type
         raise InputError(f"{path} cannot be read as a DICOM segmentation: it is damaged or incomplete.") from error

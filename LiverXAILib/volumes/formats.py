@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image file formats, told by the end of the name. DICOM files need none."""
+"""Image file formats, recognized by the file name's ending. DICOM files need no ending."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: What can be read, by the end of the name, in any case of its letters.
+#: Formats that can be read, by the ending of the name (upper or lower case).
 FILE_FORMATS = {
     ".nii": "NIfTI",
     ".nii.gz": "NIfTI",
@@ -16,19 +16,19 @@ FILE_FORMATS = {
     ".mha": "MetaImage",
     ".mhd": "MetaImage",
 }
-#: What can be written: the formats that are one file.
+#: Endings that can be written: formats that consist of a single file.
 WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
-#: Files that belong to a header beside them, which is what is read.
+#: Files of voxels that belong to a header in the same folder; the header is the file to read.
 VOXEL_FILES = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")
-#: What holds images but is not read, and what to do.
+#: Files that hold images but cannot be read, with the reason and what to do instead.
 NOT_READ = (
-    ((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar"), "is an archive: unpack it, name what is in it"),
+    ((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar"), "is an archive: unpack it and name its content"),
     ((".dcm.gz", ".dcm.bz2", ".ima.gz"), "is a compressed DICOM file: unpack it (gunzip)"),
     ((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"), "is a picture: export the CT as DICOM or NIfTI"),
-    ((".mgz", ".mgh", ".mnc", ".vtk", ".vti", ".npy", ".npz"), "is of a format that is not read: convert it to NIfTI"),
-    ((".nii.xz", ".nii.zst", ".nii.zip"), "is packed in a way that is not read: unpack it or use .nii.gz"),
+    ((".mgz", ".mgh", ".mnc", ".vtk", ".vti", ".npy", ".npz"), "has a format that cannot be read: convert it to NIfTI"),
+    ((".nii.xz", ".nii.zst", ".nii.zip"), "is compressed in a way that cannot be read: unpack it or use .nii.gz"),
 )
-#: Names of segmentations: files of a format above that say what their values mean.
+#: Endings of segmentations: files in one of the formats above that also describe what their values mean.
 SEGMENTATIONS = (".seg.nrrd", ".seg.nhdr")
 
 
@@ -39,7 +39,7 @@ def image_ending(path: str | Path) -> str | None:
 
 
 def why_not_read(path: str | Path) -> str | None:
-    """Why files with such a name are not read, as the rest of a sentence; None for others."""
+    """Why files with such a name cannot be read, as the predicate of a sentence; None for others."""
     name = str(path).lower()
     return next((reason for endings, reason in NOT_READ if name.endswith(endings)), None)
 
@@ -56,6 +56,6 @@ def is_segmentation(path: str | Path) -> bool:
 
 
 def without_ending(name: str) -> str:
-    """A file's name without its image ending, for segmentations without ``.seg`` either."""
+    """A file's name without its image ending and, for segmentations, without ``.seg``."""
     ending = next((end for end in SEGMENTATIONS if name.lower().endswith(end)), image_ending(name)) or ""
     return name[: len(name) - len(ending)]

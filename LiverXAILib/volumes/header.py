@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the headers of image files say, in one form, and the values of headers that are text."""
+"""The headers of image files in one common form, and parsing of values in text headers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 from .stream import Compression, HeaderError, shown
 from .volume import Grid
 
-#: The longest header of text, in bytes; a segmentation with a hundred named segments needs a twentieth of it.
+#: The longest text header, in bytes; a segmentation with a hundred named segments needs a twentieth of this.
 LONGEST_HEADER = 2**20
-#: The longest side of an image.
+#: The longest side of an image, in voxels.
 _MOST_VOXELS = 2**20
-#: Millimeters in units of length, as headers abbreviate them.
+#: Millimeters per unit of length, by the names that headers use.
 _MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "centimeter": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001,
        "µm": 0.001, "μm": 0.001, "micron": 0.001, "micrometer": 0.001, "nm": 1e-6, "nanometer": 1e-6}  # fmt: skip
-NO_ORIENTATION = "The file does not say how the patient lies: left and right may be swapped."
-NO_ORIGIN = "The file does not say where the image lies; its first voxel was taken to be at 0, 0, 0."
-NO_SPACING = "The file does not say how large its voxels are; 1 mm was taken. All sizes depend on that."
+NO_ORIENTATION = "The file does not specify the patient's orientation: left and right may be swapped."
+NO_ORIGIN = "The file does not specify the image's position; its first voxel was assumed to be at 0, 0, 0."
+NO_SPACING = "The file does not specify the voxel size; 1 mm was assumed. All measured sizes depend on it."
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Header:
 
     :param shape: (k, j, i) in voxels.
     :param layers: images of that shape in the file, usually 1.
-    :param interleaved: the layers' values of a voxel are beside each other; else the layers follow each other.
-    :param scaling: (slope, intercept) that turn stored numbers into values.
-    :param data: the file that holds the voxels, from byte `start` on; -1: they are its end.
+    :param interleaved: the values of all layers are stored together for each voxel; else one layer follows the other.
+    :param scaling: (slope, intercept) that turn stored values into intensities.
+    :param data: the file that holds the voxels, from byte `start` on; -1: they end with the file.
     :param offset: bytes of the decompressed stream before the voxels.
-    :param limit: how many bytes of the file belong to the compressed voxels, where the header says it.
+    :param limit: how many bytes of the file belong to the compressed voxels, if the header says so.
     :param text: the voxels are written as numbers in text.
-    :param fields: what else the header says, as text.
+    :param fields: the header's other entries, as text.
     :param warnings: sentences for the user.
     """
 
@@ -63,14 +63,14 @@ class Header:
 
 
 def storable(array: np.ndarray) -> np.ndarray:
-    """The array in a type that files know: bool as uint8, float16 as float32."""
+    """The array in a type that the file formats support: bool as uint8, float16 as float32."""
     if array.dtype == bool:
         return array.astype(np.uint8)
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 # --- values of text headers ----------------------------------------------------------------------------------------
-# Python reads numbers the same in every locale; C libraries take "0.8" for 0 where the decimal sign is a comma.
+# Python parses numbers the same way in every locale; C libraries read "0.8" as 0 where the decimal sign is a comma.
 
 
 def integer(text: str, name: str, low: int, high: int) -> int:
@@ -109,22 +109,22 @@ def side(text: str, name: str) -> int:
 
 
 def millimeters(unit: str) -> float:
-    """Millimeters per `unit` of length; an empty or unknown ("???") one counts as mm.
+    """Millimeters per `unit` of length; an empty or unspecified ("???") unit counts as mm.
 
-    :raises HeaderError: it is a unit of something else.
+    :raises HeaderError: it is not a known unit of length.
     """
     name = unit.strip().lower()
     if not name.strip("?"):
         return 1.0
     factor = _MM.get(name, _MM.get(name.removesuffix("s")))
     if factor is None:
-        raise HeaderError(f"counts lengths in {shown(unit)}, which is not known here. Export it in mm.")
+        raise HeaderError(f"gives lengths in {shown(unit)}, which is not a known unit. Export it in mm.")
     return factor
 
 
 def converted(unit: str, factor: float) -> list[str]:
     """The warning that lengths were converted, if they were."""
-    return [] if factor == 1.0 else [f"The file counts lengths in {shown(unit)}; they were converted to mm."]
+    return [] if factor == 1.0 else [f"The file gives lengths in {shown(unit)}; they were converted to mm."]
 
 
 def affine(directions: np.ndarray, origin: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -141,9 +141,9 @@ def affine(directions: np.ndarray, origin: np.ndarray, shape: tuple[int, int, in
 
 
 def three_axes(sizes: list[int]) -> tuple[int, int, int]:
-    """(k, j, i) of sizes (i, j, k, ...); trailing axes of length 1 do not count.
+    """(k, j, i) of sizes (i, j, k, ...); trailing axes of length 1 are dropped.
 
-    :raises HeaderError: there are not three, or one is empty.
+    :raises HeaderError: the number of axes is not three, or one is empty.
     """
     kept = list(sizes)
     while len(kept) > 3 and kept[-1] == 1:

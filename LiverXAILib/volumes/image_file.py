@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of an image file, before anybody judges whether it is a CT or a label map."""
+"""The content of an image file, before it is checked whether it is a CT or a label map."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .volume import Grid
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """The content of an image file: `layers` (layers, k, j, i) in the file's own type, on `grid`.
+    """The content of an image file: `layers` (layers, k, j, i) in the file's own data type, on `grid`.
 
     `fields` are the header's other entries as text (the segments of a ``.seg.nrrd``, for example).
     """
@@ -38,9 +38,9 @@ class ImageFile:
 def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
     """The content of a NIfTI, NRRD or MetaImage file as it is: all layers, their grid, and the header's other fields.
 
-    What a ``.seg.nrrd`` says of its segments is among these fields, by the names that 3D Slicer gives them.
+    The segments of a ``.seg.nrrd`` are described in these fields, under the names that 3D Slicer uses.
 
-    :raises LiverXAILib.errors.InputError: it is damaged or incomplete, has not three dimensions, or needs more memory
+    :raises LiverXAILib.errors.InputError: it is damaged or incomplete, is not three-dimensional, or needs more memory
         than may be used.
     """
     path = existing(path)
@@ -49,14 +49,14 @@ def read_image_file(path: str | os.PathLike[str]) -> ImageFile:
 
 
 def read_image_fields(path: str | os.PathLike[str]) -> Mapping[str, str]:
-    """The fields of :func:`read_image_file` without the voxels; raises the same."""
+    """The fields of :func:`read_image_file`, without reading the voxels; raises the same errors."""
     path = existing(path)
     with reading(path):
         return _header(path).fields
 
 
 def image_files(path: Path) -> tuple[Path, ...]:
-    """All files of an image: its own, and the one with its voxels if it is only a header. Never raises."""
+    """All files of an image: `path`, and the file with the voxels if `path` is only a header. Never raises."""
     try:
         with reading(path):
             return tuple(dict.fromkeys((path, _header(path).data)))
@@ -65,7 +65,7 @@ def image_files(path: Path) -> tuple[Path, ...]:
 
 
 def is_label_map(path: Path) -> bool:
-    """Whether a voxel has 8 bits, in which no CT fits: air is -1000 HU. Only the header is read; never raises."""
+    """Whether voxels have 8 bits, too few for CT (air is -1000 HU). Only the header is read; never raises."""
     try:
         with reading(path):
             header = _header(path)
@@ -75,7 +75,7 @@ def is_label_map(path: Path) -> bool:
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
-    """The path; of a pair .hdr/.img always the header's."""
+    """The path, which must exist; for a pair .hdr/.img always the header's."""
     path = Path(path)
     if "\0" in str(path) or not path.exists():
         raise InputError(f"There is no file or folder {path}.")
@@ -96,7 +96,7 @@ def _header(path: Path) -> Header:
 def _read_voxels(header: Header, path: Path) -> ImageFile:
     """The voxels that belong to a header.
 
-    :raises HeaderError: the file with them is damaged, incomplete, or not what the header promises.
+    :raises HeaderError: the file that holds them is damaged, incomplete, or contradicts the header.
     :raises LiverXAILib.errors.InputError: they need too much memory.
     """
     shape = (*header.shape, header.layers) if header.interleaved else (header.layers, *header.shape)
@@ -124,7 +124,7 @@ def _read_voxels(header: Header, path: Path) -> ImageFile:
             array = read_array(stream, header.dtype, count)
         trailing = stream.trailing + (available - header.limit if header.limit is not None else 0)
         if trailing:
-            warnings.append(f"{trailing:,} bytes follow the compressed voxels in the file; they were left out.")
+            warnings.append(f"{trailing:,} bytes follow the compressed voxels in the file; they were ignored.")
     array = array.reshape(shape)
     if header.interleaved:
         array = np.moveaxis(array, -1, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What voxel values may be: finite, not constant, in Hounsfield units."""
+"""Checks of voxel values: finite, not constant, in Hounsfield units."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from ..errors import InputError
 from .size import check_size
 from .volume import Grid
 
-#: Hounsfield units of air; what DICOM marks as padding becomes this, just below it.
+#: Pixels that DICOM marks as padding get this value, just below that of air.
 PADDING_HU = -1024
-#: Every CT of a body shows fat, lung or air: at least this fraction of its voxels lies in this range, padding left out.
-#: (On 26 real CTs of the abdomen and chest it is at least 0.48.)
+#: Every CT of a body shows fat, lung or air: at least this fraction of its voxels lies in this range, padding excluded.
+#: (In 26 real CTs of the abdomen and chest it is at least 0.48.)
 _DARK_HU, _DARK_FRACTION = (-1200, -50), 1e-3
-#: A lowest value that many voxels share is air cut off by the scanner if it lies here, else it is padding.
+#: A minimum in this range is air clipped by the scanner; any other minimum is padding.
 _AIR_HU = (-1050, -900)
-#: At least this fraction lies within the range of soft tissue (on the same, at least 0.088).
+#: At least this fraction lies within the range of soft tissue (in the same CTs, at least 0.088).
 _SOFT_TISSUE_HU, _SOFT_TISSUE_FRACTION = (-200, 300), 5e-3
-#: Of what is denser than lung, at most this fraction is as dense as cortical bone (on the same, at most 0.010). In a CT
-#: stored as value + 1024, soft tissue is.
+#: Of the voxels denser than lung, at most this fraction is as dense as cortical bone (in the same CTs, at most 0.010).
+#: In a CT stored as HU + 1024, soft tissue falls into this range.
 _DENSE_HU, _DENSE_FRACTION = (850, 1250), 0.1
-#: Nothing that a scanner measures is below this; a value that many voxels share is padding, the rest is a wrong scale.
+#: No scanner measures values below this. One that at least this fraction of voxels share is padding; others mean that
+#: the scale is wrong.
 _LOWEST_HU, _LOWEST_FRACTION = -1200, 0.01
 _LUNG_HU = -300
 
@@ -34,7 +35,7 @@ def to_smallest_dtype(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
         if bad:
-            raise InputError(f"{name} holds {bad} voxels without a number (NaN or infinite). Export it again.")
+            raise InputError(f"{name} holds {bad} voxels that are not finite (NaN or infinity). Export it again.")
     low, high = array.min(), array.max()
     if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
         raise InputError(f"{name} holds values of up to {max(abs(float(low)), abs(float(high))):g}. Export it again.")
@@ -45,13 +46,13 @@ def to_smallest_dtype(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def validate_ct(array: np.ndarray, grid: Grid, name: str, *, force: bool = False, advice: str = "") -> np.ndarray:
-    """The array (k, j, i) in its smallest type, if it can be a CT of a body.
+    """The array (k, j, i) in its smallest data type, if it can be a CT of a body.
 
-    :param name: of the image, as the start of a sentence.
-    :param force: intensities need not look like Hounsfield units.
-    :param advice: what to do if they do not and the user knows better.
-    :raises LiverXAILib.errors.InputError: it is a single slice, has no contrast, holds NaN, has voxels of another size
-        than a CT's, or intensities that are not Hounsfield units.
+    :param name: name of the image, which starts the error message.
+    :param force: accept intensities that do not look like Hounsfield units.
+    :param advice: what a user who knows that the image is a CT can do if it is refused for its intensities.
+    :raises LiverXAILib.errors.InputError: it is a single slice, is constant, holds NaN, has voxels of a size that no CT
+        has, or intensities that are not Hounsfield units.
     """
     if min(array.shape) < 2:
         raise InputError(f"{name} is a single slice; a CT volume is needed.")
@@ -72,10 +73,10 @@ def validate_ct(array: np.ndarray, grid: Grid, name: str, *, force: bool = False
 def looks_like_hu(array: np.ndarray) -> bool:
     """Whether intensities can be Hounsfield units of a body.
 
-    Judged without padding: the lowest value unless it is that of air, and what is below -1200 and shared by many
-    voxels. True if there is fat, lung or air, and soft tissue, not more bone than a body has, and nothing darker than
-    air. MR, labels, heat maps, normalized images and CT stored with an offset fail one of these, whatever surrounds
-    the body.
+    Padding is excluded: the lowest value, unless it is that of air, and any value below -1200 that many voxels share.
+    True if there is fat, lung or air, and soft tissue, no more bone than a body has, and nothing less dense than air.
+    MR, label maps, heat maps, normalized images and CT stored with an offset fail one of these tests, whatever
+    surrounds the body.
     """
     low = array.min()
     nothing = np.broadcast_to(False, array.shape)
@@ -88,8 +89,8 @@ def looks_like_hu(array: np.ndarray) -> bool:
             return False
         padded = padded | np.isin(array, padding)
 
-    # Slice by slice, so that nothing as large as the image is made; and limits are whole numbers, since others would
-    # make each comparison of int16 one of float64.
+    # Slice by slice, to allocate no array as large as the image. The limits are integers because float limits would
+    # turn each int16 comparison into a float64 one.
     def count(least: int, most: int | None = None) -> int:
         total = 0
         for plane, left_out in zip(array, padded, strict=True):

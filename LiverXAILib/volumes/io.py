@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and writing images: NIfTI, NRRD, MetaImage and DICOM.
 
-Whatever cannot be a CT volume is refused at this door with a sentence that says why, so that nothing behind it has
-to ask again.
+Whatever cannot be a CT volume is refused here, with a sentence that says why, so that no later code has to check
+again.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def read_volume(
     :param path: a NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; a folder with DICOM
         files, at any depth and of any name; or one DICOM file, which stands for its series.
     :param series: DICOM only: which series to read, by its number in :func:`list_series` (from 1) or its Series
-        Instance UID. None takes the first of that list, the best by the rule of
+        Instance UID. None takes the first of that list, which is the best according to
         :func:`LiverXAILib.volumes.dicom.rank`.
-    :param allow_irregular: DICOM only: resample a series with irregular slice spacing linearly to a regular one,
-        and say so in ``metadata["warnings"]``, instead of refusing it.
+    :param allow_irregular: DICOM only: resample a series with irregular slice spacing linearly to regular spacing,
+        with a warning in ``metadata["warnings"]``, instead of refusing it.
     :param force: accept a file without a modality whose intensities do not look like Hounsfield units. (A DICOM
-        series says what it is; one that says MR is refused in any case.)
-    :param files: DICOM only: look into these files alone, if it is known which ones belong to the series.
+        series states its modality; one that is MR is refused in any case.)
+    :param files: DICOM only: read only these files, if it is known which ones belong to the series.
     :return: HU as int16 if they are whole numbers, else float32. ``metadata`` has "source_format", "modality"
         (None if the format has none), "warnings" (a list of sentences) and for DICOM "series" (the chosen one, as
         a dictionary), "other_series" (the alternatives, and why they are not usable), "series_instance_uid" and
@@ -69,7 +69,7 @@ def read_volume(
             path, series=series, allow_irregular=allow_irregular, files=files, progress=progress, cancel=cancel
         )
     if series is not None:
-        raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is none.")
+        raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is not one.")
     report_progress(progress, "Reading the image", 0.0)
     image = read_image_file(path)
     if len(image.layers) > 1:
@@ -91,7 +91,7 @@ def read_labels(path: str | os.PathLike[str]) -> Volume:
     path = existing(path)
     image = read_image_file(path)
     if len(image.layers) > 1:
-        raise InputError(f"{path} holds {len(image.layers)} layers of labels; here one is needed.")
+        raise InputError(f"{path} holds {len(image.layers)} layers of labels; only one is supported here.")
     array = to_smallest_dtype(image.layers[0], str(path))
     if array.dtype.kind == "f" and not (array == np.rint(array)).all():
         raise InputError(f"{path} is not a label map: it holds fractions.")
@@ -100,7 +100,7 @@ def read_labels(path: str | os.PathLike[str]) -> Volume:
 
 
 def require_writable_ending(path: Path) -> str:
-    """The ending of a file that :func:`write_volume` can write; else :class:`~LiverXAILib.errors.UsageError`."""
+    """The ending of `path`; raises :class:`~LiverXAILib.errors.UsageError` unless :func:`write_volume` can write it."""
     ending = image_ending(path)
     if ending not in WRITABLE:
         raise UsageError(f"Cannot write {path}: give it one of the endings {', '.join(WRITABLE)}.")
@@ -108,12 +108,12 @@ def require_writable_ending(path: Path) -> str:
 
 
 def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
-    """Write a volume as .nii, .nii.gz, .nrrd or .mha (compressed except .nii), replacing an older file at once.
+    """Write a volume as .nii, .nii.gz, .nrrd or .mha (all but .nii compressed), replacing an older file atomically.
 
-    Nobody ever sees half a file. NIfTI keeps geometry to seven digits, the others to all of them.
+    A partly written file is never visible. NIfTI keeps seven digits of the geometry, the others all of them.
 
-    :raises LiverXAILib.errors.UsageError: the name has another ending, or the image is sheared (gantry tilt) and
-        the ending is NIfTI's, which ITK and 3D Slicer could then not read.
+    :raises LiverXAILib.errors.UsageError: the name has another ending, or a sheared image (gantry tilt) would be
+        written as NIfTI, which ITK and 3D Slicer could not read.
     :raises LiverXAILib.errors.InputError: the file cannot be written there.
     """
     path = Path(path)
@@ -136,7 +136,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
 def list_series(
     path: str | os.PathLike[str], *, progress: Progress | None = None, cancel: CancelToken | None = None
 ) -> list[SeriesInfo]:
-    """All DICOM series in a folder (at any depth) or beside a DICOM file, the best first.
+    """All DICOM series in a folder (at any depth) or in the folder of a DICOM file, the best first.
 
     :raises LiverXAILib.errors.InputError: there is no DICOM image.
     """
@@ -151,7 +151,7 @@ def list_series(
 def _may_be_dicom(path: Path) -> bool:
     """True for folders and DICOM files, False for the other formats.
 
-    :raises LiverXAILib.errors.InputError: it is not a known format.
+    :raises LiverXAILib.errors.InputError: the format is not known.
     """
     if path.is_dir():
         return True
@@ -160,7 +160,7 @@ def _may_be_dicom(path: Path) -> bool:
     if (reason := why_not_read(path)) is not None:
         raise InputError(f"{path} {reason}.")
     with reading(path), open_regular(path):
-        pass  # neither a pipe nor a device, which would never end
+        pass  # refuse a pipe or device, which might never end
     from . import dicom
 
     if not dicom.is_dicom(path):

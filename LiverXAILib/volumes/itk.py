@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes to SimpleITK images."""
+"""Conversion of volumes to SimpleITK images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def to_itk(volume: Volume) -> sitk.Image:
 
 @contextmanager
 def itk_warnings_hidden() -> Iterator[None]:
-    """Keep ITK from printing to the console what becomes an exception or does not matter."""
+    """Keep ITK from printing warnings that also become exceptions or do not matter."""
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory an image may take, asked before the work instead of found out during it."""
+"""Limits on the memory that an image may take, checked before the work starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError, UsageError
 
-#: Environment variable with the limit, e.g. "8G"; the command line's --max-memory sets it, for child processes as well.
+#: Environment variable with the limit, e.g. "8G"; the command line's --max-memory sets it, also for child processes.
 MAX_MEMORY = "LIVERXAI_MAX_MEMORY"
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 #: The limit of a container (cgroup version 2, then 1).
@@ -29,7 +29,7 @@ def parse_memory(text: str) -> int:
 
 
 def memory_limit() -> int:
-    """The bytes that may be used: what the user allows, else what the machine or its container has.
+    """The number of bytes that may be used: the user's limit, else the memory of the machine or container.
 
     :raises LiverXAILib.errors.UsageError: the environment variable is not a size.
     """
@@ -48,14 +48,14 @@ def _machine_memory() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return 2**36  # Windows does not tell it this way: the operating system has the last word there
+        return 2**36  # Windows has no sysconf: a limit so high that the operating system decides
 
 
 def require_memory(size: int, what: str) -> None:
     """Refuse work that cannot fit.
 
-    :param size: bytes it will need at once.
-    :param what: names the work, as the start of a sentence: "x.nrrd (512 x 512 x 9000 voxels)".
+    :param size: peak memory in bytes.
+    :param what: the work, as the subject of a sentence: "x.nrrd (512 x 512 x 9000 voxels)".
     :raises LiverXAILib.errors.InputError: it is more than :func:`memory_limit`.
     """
     limit = memory_limit()

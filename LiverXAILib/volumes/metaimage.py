@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MetaImage (.mha, .mhd): https://itk.org/Wiki/ITK/MetaIO/Documentation.
 
-Read and written here, not by ITK, which does not notice damage in compressed voxels, allocates what a header promises,
-follows it to any file of the machine, and asks the C locale for the decimal sign.
+Read and written here, not by ITK, which does not detect damaged compressed voxels, allocates whatever size a header
+claims, opens any file that the header names, and takes the decimal sign from the C locale.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TYPES = {
 
 
 def metaimage_header(path: Path) -> Header:
-    """What a MetaImage file's header says.
+    """The header of a MetaImage file.
 
     :raises LiverXAILib.volumes.stream.HeaderError: it is damaged, or describes something that is not a volume.
     """
@@ -59,13 +59,13 @@ def metaimage_header(path: Path) -> Header:
     text = not _flag(fields, "BinaryData", default=False)
     matrix, warnings = _geometry(fields, dimension, shape)
     if _scaling(fields) != (1.0, 0.0):
-        warnings.append("The header names a scaling of intensities, which is not applied here (nor by ITK).")
+        warnings.append("The header specifies a rescaling of intensities, which is not applied here (nor by ITK).")
     name = _field(fields, "ElementDataFile")
     local = name.upper() == "LOCAL"
     compressed = _flag(fields, "CompressedData", default=False)
     skip = integer(fields.get("HeaderSize", "0"), "HeaderSize", -1, 2**40)
     if skip and (compressed or text):
-        raise HeaderError("is damaged: only uncompressed voxels can lie behind a HeaderSize. Export it again.")
+        raise HeaderError("is damaged: only uncompressed voxels can follow a HeaderSize. Export it again.")
     limit = fields.get("CompressedDataSize") if compressed else None
     return Header(
         shape,
@@ -105,7 +105,7 @@ _KNOWN = frozenset(
 
 
 def _lines(file: BinaryIO) -> tuple[dict[str, str], int]:
-    """The fields, and where the voxels begin: behind the line ElementDataFile."""
+    """The fields, and where the voxels begin: after the line ElementDataFile."""
     fields: dict[str, str] = {}
     while "ElementDataFile" not in fields:
         line = file.readline(LONGEST_HEADER)
@@ -125,7 +125,7 @@ def _lines(file: BinaryIO) -> tuple[dict[str, str], int]:
 
 def _field(fields: Mapping[str, str], name: str) -> str:
     if name not in fields:
-        raise HeaderError(f"is damaged: its header does not have {name}. Export it again.")
+        raise HeaderError(f"is damaged: its header lacks {name}. Export it again.")
     return fields[name]
 
 
@@ -172,7 +172,7 @@ def _geometry(fields: Mapping[str, str], dimension: int, shape: tuple[int, int, 
     else:
         warnings.append(NO_ORIGIN)
     if min(spacing[:3]) <= 0:
-        raise HeaderError(f"is damaged: its header says voxels of {spacing[:3]}. Export it again.")
+        raise HeaderError(f"is damaged: its header gives the voxel size {spacing[:3]}. Export it again.")
     if directions[3:, :3].any():
         raise HeaderError("is damaged: its header has directions that do not lie in space. Export it again.")
     steps = directions[:3, :3] * spacing[:3] * unit
@@ -184,9 +184,9 @@ def _scaling(fields: Mapping[str, str]) -> tuple[float, float]:
     return slope, number(fields.get("ElementToIntensityFunctionOffset", "0"), "ElementToIntensityFunctionOffset")
 
 
-#: Fast; more makes CT a few percent smaller.
+#: Fast; higher levels make CT only a few percent smaller.
 _LEVEL = 2
-#: The names of the types that are written.
+#: The type names used for writing.
 _NAMES = {code: name for name, code in _TYPES.items() if "LONG" not in name or "LONG_LONG" in name}
 
 

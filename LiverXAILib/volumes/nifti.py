@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading NIfTI-1 and NIfTI-2 (.nii, .nii.gz, .nii.bz2, and pairs .hdr/.img): https://nifti.nimh.nih.gov.
 
-ITK is not used for this format because it reads a truncated file as if zeros followed, and refuses or straightens
-sheared geometry (gantry tilt), which the format's sform matrix holds well. Where a file holds two usable positions,
-the same one is used as in ITK and 3D Slicer.
+ITK is not used for this format because it fills a truncated file with zeros, and refuses or straightens sheared
+geometry (gantry tilt), which the format's sform matrix can represent. If a file holds two usable transforms (sform and
+qform), the choice is the same as in ITK and 3D Slicer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _header_type(size: int, integer: str, real: str, fields: dict[str, tuple[str
     return np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": size})
 
 
-#: The fields used here, by size of the header in bytes. I and R stand for the widths that differ.
+#: The fields used here, by size of the header in bytes. I and R stand for the types whose widths differ.
 _HEADERS = {
     348: _header_type(
         348,
@@ -84,15 +84,15 @@ _DATA_TYPES = {
 }
 #: Millimeters per unit of length, by the lowest three bits of ``xyzt_units`` (1 m, 2 mm, 3 µm; 0 unknown).
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
-#: Two positions in one file that agree better than this are the same one, rounded.
+#: Two transforms in one file that agree within this distance differ by rounding only.
 _SAME_PLACE_MM = 0.1
-#: Extensions between header and voxels are not longer than this.
+#: The greatest offset of the voxels, in bytes: extensions between header and voxels are shorter.
 _MOST_OFFSET = 2**26
 _EXPORT = "Export it again."
 
 
 def nifti_header(path: Path) -> Header:
-    """What a NIfTI file's header says. `path` is a .nii file or the .hdr of a pair, compressed or not.
+    """The header of a NIfTI file. `path` is a .nii file or the .hdr of a pair, compressed or not.
 
     :raises LiverXAILib.volumes.stream.HeaderError: it is damaged, or describes something that is not a volume.
     """
@@ -137,21 +137,21 @@ def _compression(first: bytes) -> Compression | None:
 
 
 def _header(content: bytes) -> Any:
-    """The header as a structured scalar; the header's own size tells the version and the byte order."""
+    """The header as a structured scalar; version and byte order follow from its size field."""
     orders: tuple[Literal["<"], Literal[">"]] = ("<", ">")
     for order in orders:
         size = int(np.frombuffer(content, order + "i4", 1)[0]) if len(content) >= 4 else 0
         if size in _HEADERS and len(content) >= size:
             header = np.frombuffer(content, _HEADERS[size].newbyteorder(order), 1)[0]
             if bytes(header["magic"])[:3] == bytes(3) and size == 348:
-                raise HeaderError("is an ANALYZE 7.5 file, which does not say what is left. Convert it to NIfTI.")
+                raise HeaderError("is an ANALYZE 7.5 file, which leaves left and right undefined. Convert it to NIfTI.")
             if bytes(header["magic"])[:3] in (b"n+1", b"n+2", b"ni1", b"ni2") and 1 <= header["dim"][0] <= 7:
                 return header
     raise HeaderError("is not a NIfTI file, or it is damaged.")
 
 
 def _data_file(path: Path, header: Any) -> Path:
-    """The file with the voxels: the same, or the other one of a pair."""
+    """The file with the voxels: `path` itself, or the other file of a pair."""
     if bytes(header["magic"])[1:2] == b"+":
         return path
     name = path.name.lower()
@@ -175,17 +175,17 @@ def _offset(header: Any) -> int:
 
 
 def _ijk_to_lps(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[str]]:
-    """The position by ITK's rule, of the usable ones, and warnings.
+    """The usable transform that ITK would choose, and warnings.
 
-    The sform with code 1 (scanner) wins, then the qform, then an sform of another kind.
+    An sform with code 1 (scanner) has precedence, then the qform, then an sform with another code.
     """
     unit = int(header["xyzt_units"]) & 7
     scale = np.diag([_MM_PER_UNIT.get(unit, 1.0)] * 3 + [1.0])
     warnings = []
     if unit in _MM_PER_UNIT:
-        warnings.append(f"The file counts lengths in {'m' if unit == 1 else 'µm'}; they were converted to mm.")
+        warnings.append(f"The file gives lengths in {'m' if unit == 1 else 'µm'}; they were converted to mm.")
     elif unit > 3:
-        warnings.append("The file counts lengths in a unit that does not exist; mm was taken.")
+        warnings.append("The file gives lengths in an undefined unit; mm was assumed.")
     grids: dict[str, Grid] = {}
     unusable = []
     for name, code in (("sform", header["sform_code"]), ("qform", header["qform_code"])):
@@ -200,21 +200,21 @@ def _ijk_to_lps(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, l
         if unusable:
             raise HeaderError(f"has no usable position and voxel size. {_EXPORT}")
         try:
-            # ITK takes the voxel axes for L, P and S.
+            # Like ITK, assume that the voxel axes run toward L, P and S.
             grid = Grid(shape, scale @ np.diag([*np.abs(header["pixdim"][1:4].astype(np.float64)), 1.0]))
         except ValueError as error:
             raise HeaderError(f"has no usable position and voxel size. {_EXPORT}") from error
         return grid.ijk_to_lps, [*warnings, NO_ORIENTATION]
     chosen = "sform" if "sform" in grids and (header["sform_code"] == 1 or "qform" not in grids) else "qform"
     if unusable:
-        warnings.append(f"The file's {unusable[0]} is not a position; the {chosen} was used.")
+        warnings.append(f"The file's {unusable[0]} is not a usable transform; the {chosen} was used.")
     if len(grids) == 2 and not grids["sform"].matches(grids["qform"], _SAME_PLACE_MM):
         warnings.append(f"The file gives two different positions (sform and qform); the {chosen} was used.")
     return LPS_TO_RAS @ grids[chosen].ijk_to_lps, warnings
 
 
 def _sform(header: Any) -> tuple[np.ndarray, list[str]]:
-    """The sform matrix; one of directions only takes its sizes from pixdim, as in ITK."""
+    """The sform matrix; if it holds directions only, the voxel size comes from pixdim, as in ITK."""
     matrix = np.vstack([header["srow"].astype(np.float64), [0, 0, 0, 1]])
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     sizes = np.abs(header["pixdim"][1:4].astype(np.float64))

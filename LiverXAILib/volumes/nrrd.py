@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NRRD (.nrrd, .nhdr): https://teem.sourceforge.net/nrrd/format.html.
 
-Read and written here, not by ITK, whose parser asks the C locale for the decimal sign, writes outside its memory for
-hostile headers, and follows a header to any file of the machine.
+Read and written here, not by ITK, whose parser takes the decimal sign from the C locale, writes out of bounds on
+malicious headers, and opens any file that a header names.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ _ENCODINGS: dict[str, Compression | None] = {
     "raw": None, "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2",
 }  # fmt: skip
 _TEXT_ENCODINGS = ("ascii", "text", "txt")
-#: What turns a space's coordinates into LPS.
+#: Signs that convert the coordinates of a space to LPS.
 _SPACES = {
     "left-posterior-superior": (1, 1, 1), "lps": (1, 1, 1),
     "right-anterior-superior": (-1, -1, 1), "ras": (-1, -1, 1),
     "left-anterior-superior": (1, -1, 1), "las": (1, -1, 1),
 }  # fmt: skip
-#: Spaces that do not say which way the patient lies.
+#: Spaces that do not define the patient's orientation.
 _VAGUE_SPACES = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
-#: All fields of the format, without their blanks.
+#: All fields of the format, with the spaces removed.
 _FIELDS = frozenset(
     [
         "content",
@@ -96,7 +96,7 @@ _FIELDS = frozenset(
 
 
 def nrrd_header(path: Path) -> Header:
-    """What an NRRD file's header says.
+    """The header of an NRRD file.
 
     :raises LiverXAILib.volumes.stream.HeaderError: it is damaged, or describes something that is not a volume.
     """
@@ -113,7 +113,7 @@ def nrrd_header(path: Path) -> Header:
         raise HeaderError(f"has {dimension} dimensions; a CT volume with exactly three is needed.")
     encoding = _field(fields, "encoding").lower()
     if encoding not in _ENCODINGS and encoding not in _TEXT_ENCODINGS:
-        raise HeaderError(f"stores its voxels as {shown(encoding)}, which is not read here. Export it again.")
+        raise HeaderError(f"stores its voxels as {shown(encoding)}, which cannot be read. Export it again.")
     compression = _ENCODINGS.get(encoding)
     matrix, warnings = _geometry(fields, axes[:3], shape)
     data, start = path, end
@@ -138,7 +138,7 @@ def nrrd_header(path: Path) -> Header:
 
 
 def _lines(file: BinaryIO) -> tuple[dict[str, str], dict[str, str], int]:
-    """Fields (names in lower case, without blanks), key-value pairs, and where the voxels begin."""
+    """Fields (names in lower case, without spaces), key-value pairs, and where the voxels begin."""
     first = file.readline(80)
     if not re.fullmatch(rb"NRRD000[1-5]\r?\n", first):
         raise HeaderError("is not an NRRD file, or it is damaged.")
@@ -173,7 +173,7 @@ def _unescaped(text: str) -> str:
 
 def _field(fields: Mapping[str, str], name: str) -> str:
     if name not in fields:
-        raise HeaderError(f"is damaged: its header does not say its {name}. Export it again.")
+        raise HeaderError(f"is damaged: its header lacks the field {name}. Export it again.")
     return fields[name]
 
 
@@ -183,12 +183,12 @@ def _spatial_axes(fields: Mapping[str, str], sizes: list[int]) -> tuple[list[int
     if (text := fields.get("spacedirections")) is not None:
         vectors = _vectors(text)
         if len(vectors) != len(sizes):
-            raise HeaderError("is damaged: its header has not one direction for each axis. Export it again.")
+            raise HeaderError("is damaged: its header does not have one direction for each axis. Export it again.")
         axes = [axis for axis in everything if vectors[axis] is not None]
     elif (text := fields.get("kinds")) is not None:
         kinds = text.lower().split()
         if len(kinds) != len(sizes):
-            raise HeaderError("is damaged: its header has not one kind for each axis. Export it again.")
+            raise HeaderError("is damaged: its header does not have one kind for each axis. Export it again.")
         axes = [axis for axis in everything if kinds[axis] in ("domain", "space", "???", "none")]
     else:
         axes = everything
@@ -216,13 +216,13 @@ def _geometry(fields: Mapping[str, str], axes: list[int], shape: tuple[int, int,
     signs = _SPACES.get(space)
     if signs is None:
         if space not in ("", *_VAGUE_SPACES):
-            raise HeaderError(f"lies in the space {shown(space)}, which is not known here. Export it again.")
+            raise HeaderError(f"is in the space {shown(space)}, which is not a known space. Export it again.")
         warnings.append(NO_ORIENTATION)
         signs = (1, 1, 1)
     units = re.findall(r'"([^"]*)"|(\S+)', fields.get("spaceunits", ""))
     unit = np.array([millimeters(quoted or plain) for quoted, plain in units[:3]] or [1.0] * 3)
     if len(unit) != 3:
-        raise HeaderError("is damaged: its header has not three space units. Export it again.")
+        raise HeaderError("is damaged: its header does not have three space units. Export it again.")
     warnings += converted(fields.get("spaceunits", ""), float(unit.prod()))
     to_lps = np.diag(np.array(signs) * unit)
     if (text := fields.get("spacedirections")) is not None:
@@ -245,14 +245,14 @@ def _geometry(fields: Mapping[str, str], axes: list[int], shape: tuple[int, int,
 
 
 def _three(vector: list[float]) -> np.ndarray:
-    """A vector in space; what a time axis adds to it must be 0."""
+    """The first three components of a vector; further ones (of a time axis) must be 0."""
     if len(vector) < 3 or any(vector[3:]):
         raise HeaderError("is damaged: its header has directions that do not lie in space. Export it again.")
     return np.array(vector[:3])
 
 
 def _spacings(fields: Mapping[str, str], axes: list[int]) -> tuple[np.ndarray, list[str]]:
-    """Directions along the axes of the voxels, and warnings about their lengths."""
+    """Directions from the spacings, along the voxel axes, and warnings about units."""
     if (text := fields.get("spacings")) is None:
         return np.eye(3), [NO_SPACING]
     parts = text.split()
@@ -270,12 +270,12 @@ def _dtype(fields: Mapping[str, str], text: bool) -> np.dtype:
         raise HeaderError(f"holds voxels of the type {shown(fields['type'])}, not numbers. Export it again.")
     endian = fields.get("endian", "").lower()
     if endian not in ("little", "big") and not (code.endswith("1") or text):
-        raise HeaderError("is damaged: its header does not say the order of its bytes (endian). Export it again.")
+        raise HeaderError("is damaged: its header does not specify the byte order (endian). Export it again.")
     return np.dtype(code).newbyteorder(">" if endian == "big" else "<")
 
 
 def _skipped(fields: Mapping[str, str], data: Path, start: int, encoded: object) -> int:
-    """Where in the file of the voxels they begin, -1: they are its end."""
+    """The byte of the data file at which the voxels begin; -1: the voxels end with the file."""
     lines = integer(fields.get("lineskip", "0"), "line skip", 0, 10_000)
     skip = integer(fields.get("byteskip", "0"), "byte skip", -1, 2**40)
     if lines:
@@ -285,7 +285,7 @@ def _skipped(fields: Mapping[str, str], data: Path, start: int, encoded: object)
                 file.readline(LONGEST_HEADER)
             start = file.tell()
     if skip < 0 and encoded:
-        raise HeaderError("is damaged: only uncompressed voxels can be found from the end. Export it again.")
+        raise HeaderError("is damaged: only uncompressed voxels can be located from the end. Export it again.")
     return -1 if skip < 0 else start + skip
 
 
@@ -317,7 +317,7 @@ def write_nrrd(volume: Volume, file: BinaryIO, fields: Mapping[str, str] | None 
     file.write(packer.flush())
 
 
-#: Fast; more makes CT a few percent smaller (of isal and zlib alike, which count differently).
+#: Fast; higher levels make CT only a few percent smaller (both in isal and in zlib, whose levels differ).
 _LEVEL = 2
 
 

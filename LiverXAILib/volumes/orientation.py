@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reordering and flipping the axes of an image, without loss and with an exact inverse.
 
-A code of three letters says what the *array's* axes run toward: "SPL" means that axis 0 (k) runs toward superior,
+A code of three letters states which way the *array's* axes run: "SPL" means that axis 0 (k) runs toward superior,
 axis 1 (j) toward posterior and axis 2 (i) toward the patient's left. In the order (i, j, k) that SimpleITK and
 Slicer use, the same image is "LPS". Voxels are never interpolated: an oblique or sheared image stays oblique or
-sheared, its axes only get the nearest names.
+sheared, and its axes are named after the nearest anatomical directions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Reorientation:
 
     @classmethod
     def to(cls, source: Grid, axes: str) -> Reorientation:
-        """The reorientation of `source` whose result runs toward `axes` (e.g. "SPL").
+        """The reorientation of `source` whose result has axes that run toward `axes` (e.g. "SPL").
 
         :raises LiverXAILib.errors.UsageError: `axes` does not name each of L/R, P/A and S/I once.
         """
@@ -48,7 +48,7 @@ class Reorientation:
 
     @property
     def grid(self) -> Grid:
-        """Where the reoriented voxels lie: the places of the source's voxels, in another order."""
+        """The grid of the reoriented voxels: the same voxel centers as the source's, in another order."""
         new_to_old = np.zeros((4, 4))
         new_to_old[3, 3] = 1.0
         for new, (old, flip) in enumerate(zip(self.order, self.flips, strict=True)):
@@ -77,10 +77,10 @@ class Reorientation:
 
 
 def axis_codes(grid: Grid) -> str:
-    """What the array's axes (k, j, i) run toward, e.g. "SPL"; the nearest names if the grid is oblique.
+    """The directions toward which the array's axes (k, j, i) run, e.g. "SPL"; the nearest ones if the grid is oblique.
 
-    The largest direction cosine names its axis first, then the largest of what is left, so that each name is used
-    once whatever the geometry; equal cosines (rounded to 1e-6) are taken in the order of LPS, then of (i, j, k).
+    The axis with the largest direction cosine is named first, then the largest of the remaining ones, so that each name
+    is used once whatever the geometry; equal cosines (rounded to 1e-6) are taken in the order of LPS, then (i, j, k).
     """
     direction = grid.direction
     left = np.abs(direction).round(6)
@@ -101,7 +101,7 @@ def reorient_grid(grid: Grid, axes: str) -> Grid:
 
 
 def reorient(volume: Volume, axes: str) -> Volume:
-    """The same image with its array axes running toward `axes` (e.g. "SPL"); no voxel changes value or place.
+    """The same image with its array axes running toward `axes` (e.g. "SPL"); no voxel changes its value or position.
 
     :raises LiverXAILib.errors.UsageError: `axes` does not name each of L/R, P/A and S/I once.
     """

@@ -2,7 +2,7 @@
 """Linear resampling between grids, and its adjoint.
 
 Downsampling is anti-aliased with a triangle filter as wide as the target's spacing, because a CT's noise would
-otherwise fold into the coarse image. Voxel *centers* are what the matrices map, so nothing shifts by half a voxel.
+otherwise alias into the coarse image. The matrices map voxel *centers*, so nothing shifts by half a voxel.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .volume import Grid
 
 #: Axes count as parallel if no voxel is misplaced by more than this (in source voxels) across the target.
 _PARALLEL_TOLERANCE = 0.02
-#: Voxels sampled at a time: bounds memory.
+#: Voxels sampled at a time, to bound memory.
 _SLAB_VOXELS = 4_000_000
-#: Target voxels along an axis that are computed by one matrix: few enough that it is nearly full.
+#: Target voxels along an axis that are computed by one matrix: few enough that the matrix is nearly dense.
 _BLOCK = 16
 
 
@@ -30,7 +30,7 @@ def resample(
     """Sample an image given on `source` at the voxel centers of `target`, linearly.
 
     :param array: (..., k, j, i) on `source`; leading axes are channels.
-    :param fill: value further than half a source voxel outside `source`.
+    :param fill: value at positions more than half a source voxel outside `source`.
     :param antialias: widen the filter where the target is coarser than the source.
     :return: float32 tensor (..., k, j, i) on `target`, on the device of `array`.
 
@@ -47,10 +47,10 @@ def resample(
 
 
 def resample_adjoint(array: torch.Tensor, source: Grid, target: Grid, *, antialias: bool = True) -> torch.Tensor:
-    """The transpose of :func:`resample`: weights given on `target` (k, j, i) carried back to `source`.
+    """The adjoint (transpose) of :func:`resample`: maps weights on `target` (k, j, i) back to `source`.
 
-    For all x, y: ``sum(resample(x) * y) == sum(x * resample_adjoint(y))``. A question asked on the image's grid
-    ("the sum of the score over these voxels") becomes the same question on the network's grid.
+    For all x, y: ``sum(resample(x) * y) == sum(x * resample_adjoint(y))``. A weighted sum of scores on the image's grid
+    thus becomes a weighted sum on the network's grid with the same value.
     """
     target_to_source = np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps
     axes = _parallel_axes(target_to_source, target.shape)
@@ -58,13 +58,13 @@ def resample_adjoint(array: torch.Tensor, source: Grid, target: Grid, *, antiali
         with torch.enable_grad():
             probe = torch.zeros(source.shape, dtype=torch.float32, device=array.device, requires_grad=True)
             sampled = resample(probe, source, target, antialias=antialias)
-            # Not as "grad_outputs": torch imports SymPy to check their shape.
+            # Not passed as "grad_outputs", because torch imports SymPy to check their shape.
             (weights,) = torch.autograd.grad((sampled * array).sum(), probe)
         return weights
     matrices, _ = _separable_weights(source.shape, target_to_source, axes, target.shape, antialias)
     ends = [_used(matrix) for matrix in matrices]
     w_i, w_j, w_k = (matrix[:, first:stop].T for matrix, (first, stop) in zip(matrices, ends, strict=True))
-    # The target's axes (k, j, i) in the order of the source's that they are parallel to.
+    # The target's axes (k, j, i), reordered to match the source axes to which they are parallel.
     weights = array.to(torch.float32).permute(2 - axes[2], 2 - axes[1], 2 - axes[0])
     weights = _contract(_contract(weights, w_i, -1), w_j, -2)
     weights = _contract(weights.flatten(1), w_k, -2).unflatten(1, weights.shape[1:])
@@ -164,7 +164,7 @@ def _resample_separable(
 ) -> torch.Tensor:
     weights, within = _separable_weights(tensor.shape[-3:], matrix, axes, target_shape, antialias)
 
-    # Only what the target sees is read, and a few slices at a time: the image is never held in float32 as a whole.
+    # Only voxels with a weight are read, a few slices at a time: the whole image is never held in float32.
     used = [_used(w) for w in weights]
     w_i, w_j, w_k = (w[:, first:stop] for w, (first, stop) in zip(weights, used, strict=True))
     i, j, k = (slice(*ends) for ends in used)
@@ -183,7 +183,7 @@ def _resample_separable(
     result = result.permute(0, *(1 + source_kji_to_target.index(t) for t in (1, 2, 3)))
     result = result.reshape(-1, *target_shape).contiguous()
     if fill:
-        # In place, and only where there is something to fill: most results lie inside the source.
+        # In place, and only if a position lies outside the source, which is rare.
         for target_axis, ok in zip(axes, within, strict=True):
             outside = torch.from_numpy(np.flatnonzero(~ok)).to(tensor.device)
             if len(outside):
@@ -192,13 +192,13 @@ def _resample_separable(
 
 
 def _used(weights: np.ndarray) -> tuple[int, int]:
-    """The first source voxel with a weight, and the one after the last; (0, 1) if there is none."""
+    """The first source voxel with a nonzero weight, and one past the last; (0, 1) if there is none."""
     columns = np.flatnonzero(weights.any(axis=0))
     return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 1)
 
 
 def _contract(tensor: torch.Tensor, weights: np.ndarray, axis: int) -> torch.Tensor:
-    """Multiply `axis` (-1 or -2) of `tensor` with an interpolation matrix, which is nearly all zeros: in blocks."""
+    """Multiply `axis` (-1 or -2) of `tensor` by an interpolation matrix, in blocks because most of it is zero."""
     blocks = []
     for start in range(0, len(weights), _BLOCK):
         block = weights[start : start + _BLOCK]
@@ -211,7 +211,7 @@ def _contract(tensor: torch.Tensor, weights: np.ndarray, axis: int) -> torch.Ten
 
 def _resample_oblique(tensor: torch.Tensor, source: Grid, target: Grid, fill: float, antialias: bool) -> torch.Tensor:
     if antialias:
-        # How far one step of the target goes along each source axis tells how much to blur beforehand.
+        # The width of the anti-aliasing blur along each source axis follows from the length of one target step.
         steps = np.abs(np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps)[:3, :3].max(axis=1)
         if steps.max() > 1.5:
             spacing = np.array(source.spacing) * np.maximum(steps, 1.0)

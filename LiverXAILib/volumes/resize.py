@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resizing an array to another number of voxels over the same field of view, by splines of order 0, 1 or 3.
+"""Resizing an array to another number of voxels over the same field of view, with splines of order 0, 1 or 3.
 
-The rule of ``skimage.transform.resize(..., mode="edge", anti_aliasing=False)``, which nnU-Net uses: voxel ``o`` of the
-result lies at ``(o + 1/2) n / m - 1/2`` of the source's ``n`` voxels, and beyond the source its edge voxels repeat.
-Unlike :func:`~LiverXAILib.volumes.resample.resample` nothing is anti-aliased. Each axis is one matrix, so the result is
-a fixed linear function of the input.
+The definition is that of ``skimage.transform.resize(..., mode="edge", anti_aliasing=False)``, which nnU-Net uses: voxel
+``o`` of ``m`` in the result lies at ``(o + 1/2) n / m - 1/2`` of the source's ``n`` voxels, and beyond the source its
+edge voxels are repeated. Unlike :func:`~LiverXAILib.volumes.resample.resample` there is no anti-aliasing. Each axis is
+multiplied by one matrix, so the result is a fixed linear function of the input.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 
 from .box import Box
 
-#: Edge voxels repeated on each side before a cubic spline is fitted, as in SciPy: its influence there is below 1e-6.
+#: Edge voxels repeated on each side before a cubic spline is fitted, as in SciPy: further ones would have an influence
+#: below 1e-6.
 _EDGE = 12
-#: A cubic spline's weights fade by a factor of 3.7 a voxel; smaller ones than this are as good as 0.
+#: A cubic spline's weights decay by a factor of 3.7 per voxel; those below this are treated as 0.
 _NEGLIGIBLE = 1e-9
 
 
@@ -30,7 +31,7 @@ def resize(
 ) -> torch.Tensor:
     """Resize ``(..., k, j, i)`` to ``(..., *shape)``.
 
-    :param orders: of the spline along (k, j, i): 0 nearest, 1 linear, 3 cubic.
+    :param orders: order of the spline along (k, j, i): 0 nearest, 1 linear, 3 cubic.
     :param box: compute only this part of the result.
     :return: float32.
     """
@@ -45,7 +46,7 @@ def resize(
 
 def _along(image: torch.Tensor, axis: int, n: int, places: np.ndarray, order: int) -> torch.Tensor:
     if order == 0 or np.array_equal(places, places.round()):
-        # Ties go up, as in SciPy; the small number undoes rounding errors of the places.
+        # Ties round up, as in SciPy; the small number compensates for rounding errors of the positions.
         nearest = np.clip(np.floor(places + 0.5 + 1e-9), 0, n - 1).astype(np.int64)
         return image.index_select(image.ndim + axis, torch.from_numpy(nearest).to(image.device))
     weights = _spline_weights(n, places, order)
@@ -60,7 +61,7 @@ def _spline_weights(n: int, places: np.ndarray, order: int) -> np.ndarray:
     if order == 1:
         return np.maximum(0.0, 1.0 - np.abs(np.arange(n)[None, :] - np.clip(places, 0, n - 1)[:, None]))
     if order != 3:
-        raise ValueError(f"splines of order 0, 1 and 3 are known, not {order}")
+        raise ValueError(f"splines of order 0, 1 and 3 are supported, not {order}")
     size = n + 2 * _EDGE
     # B-spline coefficients c of samples x solve c[i-1] + 4 c[i] + c[i+1] = 6 x[i], mirrored at the ends.
     collocation = 4 * np.eye(size) + np.eye(size, k=1) + np.eye(size, k=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether voxels and image are as large as those of a CT of a body: a header in meters passes every other check."""
+"""Check that voxel size and extent fit a CT of a body: a header in meters passes all other checks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 from ..errors import InputError
 from .volume import Grid
 
-#: Sides of a CT's voxels, in mm: below the finest detectors' pixels, above the thickest slices.
+#: Limits of a CT's voxel size, in mm: below the finest detectors' pixels, above the thickest slices.
 _SMALLEST_MM, _LARGEST_MM = 0.08, 25.0
-#: No scanner's table moves further, and no body is wider than the gantry's opening: only one side may exceed that.
+#: Limits of the extent, in mm: of one axis by the travel of a scanner's table, of the others by the gantry's bore.
 _LONGEST_MM, _WIDEST_MM = 2500.0, 1000.0
-#: A field of view (the second longest side) below this is a crop; with voxels finer than any in the plane of a
-#: body's CT, it is a body counted in the wrong unit.
+#: A field of view (the second longest side) below this is a crop; if its voxels are also finer than the in-plane pixels
+#: of any CT of a body, the image is a body in the wrong unit.
 _NARROWEST_MM, _FINE_MM = 60.0, 0.4
 #: Fields of view of bodies, in mm.
 _BODY_MM = (120.0, 700.0)
-#: By what lengths may be wrong, and how that happens.
+#: Factors that correct lengths in a wrong unit, and the likely mistake.
 _FACTORS = {
     1000.0: "meters instead of millimeters",
     0.001: "micrometers instead of millimeters",
@@ -33,8 +33,9 @@ _FACTORS = {
 def check_size(grid: Grid, name: str) -> None:
     """Refuse an image whose voxels or extent cannot be those of a CT of a body.
 
-    :param name: of the image, as the start of a sentence.
-    :raises LiverXAILib.errors.InputError: they cannot; with the factor by which all lengths would make sense.
+    :param name: name of the image, which starts the error message.
+    :raises LiverXAILib.errors.InputError: they cannot; the message gives the factor that would make all lengths
+        plausible.
     """
     sides = np.array(grid.spacing)
     extent = sides * grid.shape[::-1]
@@ -42,7 +43,7 @@ def check_size(grid: Grid, name: str) -> None:
         return
     factor = next((one for one in _FACTORS if _is_body(one * sides, one * extent)), None)
     if factor is not None:
-        advice = f"Times {factor:g} they would ({_FACTORS[factor]}?): correct the header, or export the image in mm."
+        advice = f"Multiplied by {factor:g} they would ({_FACTORS[factor]}?). Correct the header or export it in mm."
     else:
         advice = "Correct the voxel size in the header, or export the image again."
     raise InputError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices to a volume: their order and regularity, from their positions alone.
+"""Arranging slices to a volume: their order and regularity, from their positions alone.
 
-Neither file names, instance numbers, slice locations nor the tilt, thickness and spacing tags are trusted. Slices are
-sorted along their normal; the vector from one slice to the next is whatever the positions say, so that a tilted
-gantry comes out as shear.
+File names, instance numbers, slice locations and the tilt, thickness and spacing tags are not trusted. Slices are
+sorted along their normal; the vector from one slice to the next comes from the positions, so that a tilted gantry
+results in shear.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: A slice may lie this far from its place in a regular stack, as a fraction of the slice spacing ...
+#: A slice may deviate this far from its position in a regular stack, as a fraction of the slice spacing ...
 SPACING_TOLERANCE = 0.1
-#: ... or this far in mm, since some scanners round positions to a tenth of a millimeter.
+#: ... or this far in mm, because some scanners round positions to a tenth of a millimeter.
 ROUNDING_MM = 0.1
-#: Slices closer together than this show the same place.
+#: Slices closer together than this are at the same position.
 DUPLICATE_MM = 0.1
 #: The widest gap between two slices of an irregular stack that is filled by interpolation.
 WIDEST_GAP_MM = 10.0
@@ -27,8 +27,8 @@ class Stack:
     """An arrangement of slices.
 
     `order` lists the slices' indices along `depths`, their ascending positions along the normal in mm.
-    `ijk_to_lps` is the regular grid of `count` slices that fits them. `problem` says in words what is wrong, or is
-    None; `can_be_resampled` tells whether interpolation along the depth may mend it.
+    `ijk_to_lps` is the regular grid of `count` slices that fits them. `problem` is a clause that says what is wrong, or
+    None; `can_be_resampled` is whether interpolation along the depth can correct it.
     """
 
     order: np.ndarray
@@ -40,12 +40,12 @@ class Stack:
 
     @property
     def spacing(self) -> float:
-        """mm between the slices of the regular grid, along the (maybe tilted) stack."""
+        """Distance in mm between the slices of the regular grid, along the (possibly tilted) stack."""
         return float(np.linalg.norm(self.ijk_to_lps[:3, 2]))
 
     @property
     def tilt_degrees(self) -> float:
-        """Angle between the way from slice to slice and the slices' normal."""
+        """Angle between the vector from slice to slice and the slices' normal."""
         normal = np.cross(self.ijk_to_lps[:3, 0], self.ijk_to_lps[:3, 1])
         cosine = self.ijk_to_lps[:3, 2] @ normal / (self.spacing * np.linalg.norm(normal))
         return float(np.degrees(np.arccos(min(1.0, cosine))))
@@ -57,7 +57,7 @@ def sort_slices(positions: np.ndarray, row: np.ndarray, column: np.ndarray) -> S
     :param positions: (n, 3) LPS mm of the center of each slice's first pixel.
     :param row: LPS mm from one pixel to the next in a row (along i).
     :param column: LPS mm from one pixel to the next in a column (along j).
-    :return: the stack; or, if the slices form none at all, the reason in words.
+    :return: the stack; or, if the slices do not form one, a clause that says why.
     """
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
@@ -69,14 +69,14 @@ def sort_slices(positions: np.ndarray, row: np.ndarray, column: np.ndarray) -> S
     if twice:
         return (
             f"it has slices at duplicate positions ({twice} of {len(order)}): several phases in one series, or "
-            "copied files"
+            "duplicate files"
         )
     step = (positions[-1] - positions[0]) / (depths[-1] - depths[0])
     sideways = np.linalg.norm(positions - positions[0] - np.outer(depths - depths[0], step), axis=1).max()
     median = float(np.median(gaps))
     tolerance = max(SPACING_TOLERANCE * median, ROUNDING_MM)
     if sideways > tolerance:
-        return f"its slices are shifted sideways against each other by up to {sideways:.1f} mm"
+        return f"its slices are shifted sideways relative to each other by up to {sideways:.1f} mm"
 
     regular = np.linspace(depths[0], depths[-1], len(depths))
     problem, can_be_resampled, count = None, False, len(depths)

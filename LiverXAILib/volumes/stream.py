@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of image files: from regular files only, decompressed here, checked by the stream's own checksum and length.
+"""Bytes of image files: from regular files only, decompressed and verified by the stream's checksum and length.
 
-No C++ library sees a file before its size and its compressed data have been found to be what the header promises.
+No C++ library opens a file before its size and its compressed data have been found to match the header.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import InputError, LiverXAIError
 from .memory import require_memory
 
 fast_zlib: Any = zlib
-with suppress(ImportError):  # the same results, in less time
+with suppress(ImportError):  # the same results, faster
     from isal import isal_zlib
 
     fast_zlib = isal_zlib
@@ -29,20 +29,19 @@ with suppress(ImportError):  # the same results, in less time
 Compression = Literal["gzip", "zlib", "bzip2"]
 
 _CHUNK = 1 << 20
-#: What a byte of the compressed stream can become, at most. Deflate: 1032 (zlib's documentation). bzip2: runs
-#: of zeros, measured 900,000.
+#: The largest expansion of one compressed byte. Deflate: 1032 (zlib's documentation). bzip2: 900,000, measured on runs
+#: of zeros.
 _MOST_EXPANSION = {"gzip": 1032, "zlib": 1032, "bzip2": 2_000_000}
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 class HeaderError(ValueError):
-    """What is wrong with a file, as the rest of a sentence that begins with its name."""
+    """What is wrong with a file, as the predicate of a sentence that begins with the file's name."""
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """The one place where whatever goes wrong while a file is read becomes an :class:`~LiverXAILib.errors.InputError`
-    with the file's name and a sentence."""
+    """Turn any error while a file is read into an :class:`~LiverXAILib.errors.InputError` that names the file."""
     try:
         yield
     except LiverXAIError:
@@ -60,7 +59,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading that is a file: not a folder, pipe, socket or device, which could block or never end.
+    """Open a regular file for reading; not a folder, pipe, socket or device, which could block or never end.
 
     :raises LiverXAILib.errors.InputError: it is something else.
     """
@@ -68,7 +67,7 @@ def open_regular(path: Path) -> BinaryIO:
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InputError(f"{path} is not a regular file (but a folder, pipe or device).")
+        raise InputError(f"{path} is not a regular file (it is a folder, pipe or device).")
     return os.fdopen(descriptor, "rb")
 
 
@@ -80,15 +79,15 @@ def detached_file(header: Path, name: str) -> Path:
     if name.split(None, 1)[:1] == ["LIST"] or "%" in name:
         raise HeaderError("spreads its voxels over several files. Convert it to a single file.")
     if not name or name in (".", "..") or name != Path(name).name or "\\" in name or ":" in name or "\0" in name:
-        raise HeaderError(f"names the file {shown(name)} for its voxels: only a file in the same folder is read.")
+        raise HeaderError(f"names {shown(name)} as the file with its voxels: only a file in the same folder is read.")
     path = header.parent / name
     if path.is_symlink() and path.resolve().parent != header.parent.resolve():
-        raise HeaderError(f"names the file {shown(name)} for its voxels, which is a link to another folder.")
+        raise HeaderError(f"names {shown(name)} as the file with its voxels, which is a link to another folder.")
     return path
 
 
 def shown(text: str) -> str:
-    """Text of a file for a message: shortened, and without characters that could disturb a terminal."""
+    """Text from a file for use in a message: shortened, and without characters that a terminal could interpret."""
     return ascii(text if len(text) <= 60 else text[:57] + "...")
 
 
@@ -99,7 +98,7 @@ class ByteStream:
     """
 
     def __init__(self, file: BinaryIO, compression: Compression | None, limit: int | None = None) -> None:
-        """`limit`: only so many bytes of the file belong to the stream; None: all of them."""
+        """`limit`: the number of bytes of the file that belong to the stream; None: all of them."""
         self.trailing = 0
         self._file, self._limit = file, limit
         self._blocks = self._raw() if compression is None else self._decompressed(compression)
@@ -111,7 +110,7 @@ class ByteStream:
         return bytes(buffer[: self.read_into(memoryview(buffer))])
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer`, as far as there are bytes; their number."""
+        """Fill `buffer` as far as there are bytes; returns their number."""
         done = 0
         while done < len(buffer):
             block = self._rest or next(self._blocks, b"")
@@ -126,10 +125,10 @@ class ByteStream:
     def finish(self) -> None:
         """Read on to the end of the stream, so that its checksum is verified.
 
-        :raises HeaderError: there is more in it, or its checksum does not fit.
+        :raises HeaderError: there is more in it, or its checksum does not match.
         """
         if self._rest or any(self._blocks):
-            raise HeaderError("holds more voxels than its header says: it is damaged. Copy or export it again.")
+            raise HeaderError("holds more voxels than its header specifies: it is damaged. Copy or export it again.")
 
     def _chunks(self) -> Iterator[bytes]:
         left = self._limit
@@ -144,16 +143,16 @@ class ByteStream:
     def _decompressed(self, compression: Compression) -> Iterator[bytes]:
         chunks = self._chunks()
         data = next(chunks, b"")
-        while True:  # a stream may have several members
+        while True:  # a gzip or bzip2 stream may have several members
             decompressor = _decompressor(compression)
             while not decompressor.eof:
                 if not data and not (data := next(chunks, b"")):
-                    raise HeaderError("is incomplete: its compressed voxels end too early. Copy or export it again.")
+                    raise HeaderError("is incomplete: its compressed voxels end prematurely. Copy or export it again.")
                 try:
                     block = decompressor.decompress(data, _CHUNK)
                 except (zlib.error, fast_zlib.error, OSError, EOFError, ValueError) as error:
                     raise HeaderError(
-                        "is damaged: its compressed voxels cannot be unpacked. Copy or export it again."
+                        "is damaged: its compressed voxels cannot be decompressed. Copy or export it again."
                     ) from error
                 data = getattr(decompressor, "unconsumed_tail", b"")
                 if compression == "bzip2":
@@ -179,23 +178,23 @@ def _decompressor(compression: Compression) -> Any:
 
 
 def check_promise(size: int, available: int, compression: Compression | None, voxels: str, path: Path) -> None:
-    """Refuse a file that cannot hold what its header promises, before memory is taken for it.
+    """Refuse a file that cannot hold what its header claims, before memory is allocated for it.
 
-    :param size: promised bytes of voxels.
+    :param size: bytes of voxels according to the header.
     :param available: bytes of the file that may hold them.
-    :param voxels: their number in words, for the message.
-    :raises HeaderError: too few or (uncompressed) too many.
+    :param voxels: their number as text, for the message.
+    :raises HeaderError: `available` is too small or (uncompressed) too large.
     :raises LiverXAILib.errors.InputError: there is not enough memory.
     """
     if compression is None and size != available:
         problem = "is incomplete" if size > available else "is damaged"
         raise HeaderError(
-            f"{problem}: its header promises {voxels} voxels, {size:,} bytes, and {available:,} are there. Copy or "
+            f"{problem}: its header specifies {voxels} voxels, {size:,} bytes, but {available:,} are there. Copy or "
             "export it again."
         )
     if compression is not None and size > available * _MOST_EXPANSION[compression]:
         raise HeaderError(
-            f"is damaged: its header promises {voxels} voxels, more than {available:,} compressed bytes can hold. "
+            f"is damaged: its header specifies {voxels} voxels, more than {available:,} compressed bytes can hold. "
             "Copy or export it again."
         )
     require_memory(3 * size, f"{path} ({voxels} voxels)")
@@ -216,15 +215,15 @@ def read_array(stream: ByteStream, dtype: np.dtype, count: int) -> np.ndarray:
 def parse_text(content: bytes, dtype: np.dtype, count: int) -> np.ndarray:
     """Numbers written as text, separated by white space or commas.
 
-    :raises HeaderError: it is something else, or another number of them.
+    :raises HeaderError: it is other text, or the count differs.
     """
     try:
         numbers = np.array(content.replace(b",", b" ").split(), dtype=np.float64)
     except ValueError as error:
-        raise HeaderError("is damaged: what should be numbers is other text. Copy or export it again.") from error
+        raise HeaderError("is damaged: it holds text where numbers are expected. Copy or export it again.") from error
     limits = np.iinfo(dtype) if dtype.kind in "iu" else None
     if numbers.size != count:
-        raise HeaderError(f"promises {count:,} voxels and holds {numbers.size:,}: it is incomplete or damaged.")
+        raise HeaderError(f"should hold {count:,} voxels but holds {numbers.size:,}: it is incomplete or damaged.")
     if limits is not None and not ((numbers >= limits.min) & (numbers <= limits.max) & (numbers % 1 == 0)).all():
-        raise HeaderError("is damaged: it holds numbers that its type of voxels cannot have.")
+        raise HeaderError("is damaged: it holds numbers that its voxel type cannot represent.")
     return numbers.astype(dtype)

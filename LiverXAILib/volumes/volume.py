@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volume: voxels and where they lie in the patient.
+"""Volume: voxels and their position in the patient.
 
 Conventions, everywhere in LiverXAI:
 
@@ -22,10 +22,10 @@ import numpy as np
 from ..errors import InputError, UsageError
 from .box import Box, bounding_box
 
-#: ``bounding_box`` moved to :mod:`LiverXAILib.volumes.box`; importing it from here goes on working.
+#: ``bounding_box`` moved to :mod:`LiverXAILib.volumes.box`; importing it from here still works.
 __all__ = ["LPS_TO_RAS", "Grid", "Volume", "bounding_box"]
 
-#: Multiplying a point or the rows of a matrix with this converts LPS to RAS and back.
+#: Multiplying a homogeneous point or a matrix by this from the left converts LPS to RAS and back.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -89,13 +89,14 @@ class Grid:
         return (np.asarray(lps, dtype=np.float64) - self.ijk_to_lps[:3, 3]) @ np.linalg.inv(self.ijk_to_lps[:3, :3]).T
 
     def nearest_voxel(self, lps: Sequence[float] | np.ndarray) -> np.ndarray:
-        """LPS mm (..., 3) → the voxels (..., 3) as (k, j, i) with the nearest centers, also beyond the grid."""
+        """LPS mm (..., 3) → the voxels (..., 3) as (k, j, i) with the nearest centers, which may lie outside."""
         return np.rint(self.to_ijk(np.asarray(lps))).astype(int)[..., ::-1]
 
     def box_of(self, part: Grid) -> Box:
-        """The voxels that `part` has of this grid: ``grid.box_of(grid.cropped(box)) == box``.
+        """The box of this grid that `part` covers: ``grid.box_of(grid.cropped(box)) == box``.
 
-        :param part: a grid with the same axes and spacing, whose voxels lie on those of this one; it may reach beyond.
+        :param part: a grid with the same axes and spacing, whose voxels coincide with voxels of this grid (which it may
+            exceed).
         """
         return Box.full(part.shape).shifted(self.nearest_voxel(part.origin))
 
@@ -119,7 +120,7 @@ class Grid:
 class Volume:
     """An image on a :class:`Grid`. Immutable: the array is made read-only.
 
-    `array` is (k, j, i), and `grid` where it lies. `metadata` holds what the reader learned and a report may show
+    `array` is (k, j, i), and `grid` its geometry. `metadata` holds information from the reader that a report may show
     (modality, series, warnings) and "files" (the paths of DICOM slices, which no report shows); never a patient's name
     or identifier.
     """
@@ -151,19 +152,21 @@ class Volume:
 
     @property
     def sha256(self) -> str:
-        """Checksum of the voxels in (k, j, i) order: by it a CT is known again. Half a gigabyte takes a third of a
-        second."""
+        """Checksum of the voxels in (k, j, i) order; it identifies a CT.
+
+        Half a gigabyte takes a third of a second.
+        """
         values = np.ascontiguousarray(self.array, dtype=self.array.dtype.newbyteorder("<"))
         return sha256(values.data).hexdigest()
 
     def summary(self) -> str:
-        """What was read and how fine it is, in a line of text."""
+        """The source, size and spacing of the image, as one line of text."""
         source = (self.metadata.get("series") or {}).get("name") or self.metadata.get("source_format") or "in memory"
         size = " x ".join(str(n) for n in self.shape[::-1])
         return f"{source}, {size} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing)} mm"
 
     def with_array(self, array: np.ndarray) -> Volume:
-        """The same place with other voxels (of the same shape)."""
+        """A volume with the same geometry and metadata but other voxels (of the same shape)."""
         if array.shape != self.array.shape:
             raise ValueError(f"expected shape {self.array.shape}, got {array.shape}")
         return Volume(array, self.ijk_to_lps, self.metadata)
@@ -184,5 +187,5 @@ def require_volume(value: object) -> None:
         )
     if value.array.dtype.kind == "f" and not np.isfinite(value.array).all():
         raise InputError(
-            "The image holds values that are not finite numbers (NaN or infinity); replace them, e.g. by air."
+            "The image holds values that are not finite numbers (NaN or infinity); replace them, for example with air."
         )

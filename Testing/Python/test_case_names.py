@@ -99,7 +99,7 @@ def test_every_file_of_a_tree_is_a_case_or_passed_over_with_a_reason(tmp_path):
         "cut/a.dcm": (raw[:300], ""),
         "text/a.dcm": (b"hello", "does not start like DICOM"),
         "gz/a.dcm.gz": (gzip.compress(raw), "compressed"),
-        "ct.nii.xz": (b"x", "packed"),
+        "ct.nii.xz": (b"x", "compressed in a way"),
         "alone.img": (b"x", "no header"),
         "notes.txt": (b"x", "not an image"),
         "labels.seg.nrrd": (b"x", "a segmentation"),

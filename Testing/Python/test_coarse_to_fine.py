@@ -128,7 +128,7 @@ def test_a_card_that_centers_on_nothing_is_refused():
     centered = Intensity(centered=True)
     with pytest.raises(ModelError, match="centered intensity needs a region"):
         threshold_model(intensity=centered)
-    with pytest.raises(ValueError, match="does not go with statistics"):
+    with pytest.raises(ValueError, match="centered and statistics exclude each other"):
         Intensity(statistics="z-score", centered=True)
 
 

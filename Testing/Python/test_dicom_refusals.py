@@ -152,9 +152,9 @@ def test_a_map_that_is_not_in_hounsfield_units_is_refused(tmp_path):
     ("tags", "reason"),
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
-        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "saved screen"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen capture"),
         ({"SOPClassUID": SecondaryCaptureImageStorage}, "Secondary Capture"),
-        ({"SamplesPerPixel": 3}, "color picture"),
+        ({"SamplesPerPixel": 3}, "color image"),
     ],
 )
 def test_pictures_that_are_no_slices_are_refused_alone_and_left_out_of_a_series(tmp_path, tags, reason):
@@ -238,7 +238,7 @@ def test_an_enhanced_file_with_fewer_frames_than_it_says_is_refused(tmp_path):
     dataset.PixelData = dataset.PixelData[: 3 * 64 * 80 * 2]
     dataset.NumberOfFrames = 3
     dataset.save_as(tmp_path / "enhanced")
-    assert "3 frames and descriptions of 5" in refusal(tmp_path)
+    assert "3 frames but describes 5" in refusal(tmp_path)
 
 
 def test_frames_without_positions_are_refused(tmp_path):

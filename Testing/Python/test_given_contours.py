@@ -64,7 +64,7 @@ def test_contours_without_tumors_say_nothing_of_tumors(tmp_path: Path) -> None:
 def test_contours_without_a_liver_or_of_another_image_are_refused(tmp_path: Path) -> None:
     _forms(tmp_path)
     write_volume(Volume((TRUTH == 2) * np.uint8(2), MATRIX), tmp_path / "only.nii.gz")
-    with pytest.raises(InputError, match="no liver is described"):
+    with pytest.raises(InputError, match="there is no liver"):
         read_segmentation(tmp_path / "only.nii.gz", CT)
     write_volume(Volume(TRUTH * 0, MATRIX), tmp_path / "empty.nii.gz")
     with pytest.raises(InputError, match="nothing is drawn"):

@@ -99,7 +99,7 @@ def test_only_listed_networks_are_built() -> None:
     assert isinstance(build_network("UNet", {"dimensions": 2}), UNet)
     with pytest.raises(ModelError, match="unknown"):
         build_network("os.system", {})
-    with pytest.raises(ModelError, match="cannot be made"):
+    with pytest.raises(ModelError, match="cannot be built"):
         build_network("UNet", {"colour": "red"})
 
 

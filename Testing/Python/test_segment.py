@@ -131,7 +131,7 @@ def test_a_liver_too_small_to_be_one_is_pointed_out():
     usual, _ = ball_phantom(grid)
     for volume, hint in ((small, True), (usual, False)):
         warnings = segment(volume, threshold_model(), device="cpu").provenance["warnings"]
-        assert any("hardly any: what is marked has" in warning for warning in warnings) is hint
+        assert any("hardly any: the marked volume is" in warning for warning in warnings) is hint
 
 
 def test_probabilities_are_high_inside_and_agree_with_the_labels():

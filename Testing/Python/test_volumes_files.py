@@ -359,7 +359,7 @@ def test_nan_and_infinity_are_refused(tmp_path, ending, bad, everywhere):
     path = tmp_path / f"ct{ending}"
     sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
     count = array.size if everywhere else 1
-    assert f"holds {count} voxels without a number" in refusal(path)
+    assert f"holds {count} voxels that are not finite" in refusal(path)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

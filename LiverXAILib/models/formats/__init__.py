@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of model folders that LiverXAI reads. One more is a module here and an entry in :data:`FORMATS`."""
+"""The formats of model folders that LiverXAI reads. A new one is a module here and an entry in :data:`FORMATS`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .nnunet import NnUNetFormat
 
 
 class Format(Protocol):
-    """One kind of model folder.
+    """One format of model folders.
 
-    Nothing in such a folder may be run or unpickled, except what a format runs on purpose after asking
+    Nothing in such a folder may be run or unpickled, except code that a format runs deliberately after
     :func:`LiverXAILib.models.trust.require_trust`. Every function raises
-    :class:`~LiverXAILib.errors.ModelError` for what it does not understand completely.
+    :class:`~LiverXAILib.errors.ModelError` for anything that it does not fully understand.
     """
 
-    #: What the kind is called, and the files by which its folder is known, for messages.
+    #: The format's name, and the files by which its folder is recognized, for messages.
     name: str
     marker: str
 
     def find(self, folder: Path) -> Path | None:
-        """The model's own folder in or below `folder`; None if `folder` holds no model of this kind."""
+        """The model's own folder in or below `folder`; None if `folder` holds no model of this format."""
         ...
 
     def files(self, folder: Path) -> list[Path]:
@@ -37,14 +37,14 @@ class Format(Protocol):
     def load(self, folder: Path, *, name: str | None, notes: ModelNotes | None, trust: bool) -> Model:
         """Load the model from the found `folder`.
 
-        :param name: the model's name in results; None: what its files say.
-        :param notes: what its files do not say; None: what lies beside them.
+        :param name: the model's name in results; None: the name in its files.
+        :param notes: a user's notes about the model; None: those in the folder.
         :param trust: the user agrees that code in the files is run.
         """
         ...
 
     def sanitize(self, folder: Path) -> None:
-        """Rewrite the files of a copy, in the found `folder`, so that they hold only what is needed."""
+        """Rewrite the files of a copy, in the found `folder`, so that they hold only the data needed for inference."""
         ...
 
 
@@ -55,9 +55,9 @@ _WRAPPINGS = 4
 
 
 def find_format(folder: Path) -> tuple[Format, Path]:
-    """The kind of the model in `folder`, and the model's own folder in or below it.
+    """The format of the model in `folder`, and the model's own folder in or below it.
 
-    :raises LiverXAILib.errors.ModelError: there is none, or several to choose from.
+    :raises LiverXAILib.errors.ModelError: there is no model, or there are several.
     """
     outer = folder
     for _ in range(_WRAPPINGS):

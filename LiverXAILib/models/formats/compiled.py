@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled models: TorchScript files and exported programs. They can be run, but have no inspectable layers.
 
-A model folder with a card names them as its stage's `network`; the card says everything else (see ``docs/models.md``).
+The card of the model folder gives their kind as the stage's `network`, and everything else (see ``docs/models.md``).
 Opening one runs whatever code is in it, so the user must have agreed (:mod:`LiverXAILib.models.trust`).
 """
 
@@ -19,7 +19,7 @@ from ..spec import StageSpec
 
 
 class ExportedProgram(nn.Module):
-    """An exported program as a module. It computes on the CPU, for which it was exported."""
+    """An exported program as a module. It runs on the CPU, for which it was exported."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__()
@@ -33,15 +33,15 @@ class ExportedProgram(nn.Module):
 def load_compiled(path: Path, stage: StageSpec, sha256: str) -> nn.Module:
     """Load a TorchScript file or an exported program that the user trusts. **Code in it is run.**
 
-    :param sha256: of the file that is trusted. What is opened are the very bytes that were compared with it, so that
-        nobody can exchange the file in between.
-    :raises LiverXAILib.errors.ModelError: another file, damaged, or the card lists layers.
+    :param sha256: checksum of the trusted file. The bytes that are opened are the same bytes that were verified, so
+        that nobody can exchange the file in between.
+    :raises LiverXAILib.errors.ModelError: the file has changed or is damaged, or the card lists layers.
     """
     if stage.layers:
         raise ModelError(f"The card lists layers of {path.name}, but a {stage.network} has no inspectable layers.")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256.lower():
-        raise ModelError(f"{path} has changed while it was opened; it is not run.")
+        raise ModelError(f"{path} changed while it was opened; it is not run.")
     try:
         if stage.network == "TorchScript":
             return torch.jit.load(io.BytesIO(data), map_location="cpu")

@@ -47,11 +47,11 @@ class LiverXAIFormat:
         return load_networks(read_card(folder), folder, trust=trust)
 
     def sanitize(self, folder: Path) -> None:
-        """Nothing: the card names all that is used."""
+        """Nothing to do: all files are used."""
 
 
 def read_card(folder: Path) -> ModelSpec:
-    """The card in `folder`; raises :class:`~LiverXAILib.errors.ModelError` if there is no card that makes sense."""
+    """The card in `folder`; raises :class:`~LiverXAILib.errors.ModelError` if there is no valid card."""
     return ModelSpec.from_json(read_text(folder / CARD, "the model card"))
 
 
@@ -63,7 +63,7 @@ def card_checksums(spec: ModelSpec) -> dict[str, str]:
 
 
 def verify_files(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Check that all files are there and unchanged.
+    """Check that all files are present and unchanged.
 
     :param checksums: SHA-256 by name.
     :raises LiverXAILib.errors.ModelError: one is missing or changed.
@@ -74,18 +74,18 @@ def verify_files(folder: Path, checksums: Mapping[str, str]) -> None:
             raise ModelError(f"The file {name} is missing from {folder}.")
         if checksum(path) != expected:
             raise ModelError(
-                f"{path} is not the file it should be (SHA-256 differs). It is damaged or has been changed; delete it "
-                "and get it again."
+                f"{path} is not the expected file (SHA-256 differs). It is damaged or has been changed; delete it "
+                "and download or copy it again."
             )
 
 
 def load_networks(spec: ModelSpec, folder: Path, *, trust: bool) -> Model:
-    """The model of a card whose weights lie in `folder`; they are verified first."""
+    """The model of a card whose weights are in `folder`; they are verified first."""
     checksums = card_checksums(spec)
     verify_files(folder, checksums)
     if any(stage.network in COMPILED_NETWORKS for stage in spec.stages):
         names = ", ".join(name for x in spec.stages if x.network in COMPILED_NETWORKS for name in x.weights)
-        # The weights as the card that was read says, not as they are by now.
+        # Checksums of the weights from the card that was read, not of the files as they may be by now.
         card = {CARD: checksum(folder / CARD)} if (folder / CARD).is_file() else {}
         require_trust(folder, {**card, **checksums}, f"{names} is a compiled model", consent=trust)
     networks = {
@@ -106,7 +106,7 @@ def _network(folder: Path, stage: StageSpec, file: str, sha256: str) -> nn.Modul
 
 
 def _check_fit(network: nn.Module, stage: StageSpec) -> None:
-    """Refuse a card that asks of its network what the network has not, or cannot do."""
+    """Refuse a card that does not fit its network: layers, dimensions, sizes or channels."""
     modules = dict(network.named_modules())
     problems = [f"there is no layer {layer.name!r}" for layer in stage.layers if layer.name not in modules]
     if isinstance(network, UNet):
@@ -116,7 +116,7 @@ def _check_fit(network: nn.Module, stage: StageSpec) -> None:
         elif any(own % d for own, d in zip(divisor, network.divisor, strict=True)):
             problems.append(f"divisor must be multiples of {list(network.divisor)}")
         if network.channels != (1, len(stage.channels)):
-            problems.append("the network must read 1 channel and answer with those of the card")
+            problems.append("the network must have 1 input channel and the card's output channels")
     if problems:
         raise ModelError(f"The model card's stage {stage.name!r} does not fit its network: {'; '.join(problems[:5])}.")
 
@@ -129,7 +129,7 @@ def float_weights(path: Path) -> dict[str, torch.Tensor]:
 def save_model(
     spec: ModelSpec, state_dicts: Mapping[str, Sequence[Mapping[str, torch.Tensor]]], folder: Path, *, half: bool = True
 ) -> ModelSpec:
-    """Write a model folder: the card and one safetensors file for each network. The folder appears whole or not.
+    """Write a model folder atomically: the card and one safetensors file for each network.
 
     :param state_dicts: for each stage name its networks' state dicts, in the order of the stage's `weights`.
     :param half: store floating-point weights in half precision (they are loaded as float32).
@@ -147,7 +147,7 @@ def save_model(
                     for key, value in state.items()
                 }
                 save_file(tensors, new / name)
-                # safetensors keeps its files to their owner; a model folder may lie on a share.
+                # safetensors makes its files private to their owner; a model folder may be on a share.
                 (new / name).chmod(0o644)
                 checksums.append(checksum(new / name))
             stages.append(dataclasses.replace(stage, sha256=tuple(checksums)))

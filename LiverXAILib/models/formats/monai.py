@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI bundles as models: the network, how to feed it and what its channels mean, from the bundle's configuration.
+"""MONAI bundles as models: network, preprocessing and meaning of the channels, from the bundle's configuration.
 
-MONAI itself runs a configuration: strings that begin with ``$`` are Python. Here they are read as arithmetic on
-numbers and lists, and nothing else; classes are taken from a list. What is not understood is refused.
+MONAI itself executes a configuration: strings that begin with ``$`` are Python. Here they are evaluated only as
+arithmetic on numbers and lists, and classes must be on a list. A bundle with anything else is refused.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .weights import build_with_weights, checked_state, load_torch_file
 
 _METADATA, _WEIGHTS = "configs/metadata.json", "models/model.pt"
 _CONFIGURATIONS = tuple(f"configs/inference.{suffix}" for suffix in ("json", "yaml", "yml"))
-#: What of a bundle is needed to use it.
+#: The files of a bundle that are needed to use it.
 _FILES = (_METADATA, *_CONFIGURATIONS, _WEIGHTS, "LICENSE*", NOTES)
-#: Bounds of what a configuration may unfold to: values, characters of an expression, items of a list, an integer.
+#: Bounds on the expansion of a configuration: values, characters of an expression, items of a list, an integer.
 _MOST_VALUES, _LONGEST_EXPRESSION, _LONGEST_LIST, _LARGEST_INTEGER = 20_000, 1000, 10_000, 2**53
 
 _NETWORKS = (
@@ -50,7 +50,7 @@ _NETWORKS = (
     "UNet",
     "VNet",
 )
-#: Transforms that do not change what a network sees of an image that is already a CT in memory.
+#: Transforms that have no effect on an image that is already a CT in memory.
 _NEUTRAL = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "ToTensord", "CastToTyped")
 
 
@@ -72,17 +72,17 @@ class MonaiFormat:
         return load_bundle(folder, name=name, notes=notes)
 
     def sanitize(self, folder: Path) -> None:
-        """Nothing: the weights are all that is in a bundle's file."""
+        """Nothing to do: a bundle's file holds only the weights."""
 
 
 def load_bundle(folder: Path, *, name: str | None = None, notes: ModelNotes | None = None) -> Model:
     """Load a MONAI bundle that segments one CT.
 
-    Read are ``network_def`` (a network of a list), ``preprocessing`` (orientation, spacing, intensity),
+    Reads ``network_def`` (one of the supported networks), ``preprocessing`` (orientation, spacing, intensity),
     ``inferer`` (window and overlap; windows are always blended with a Gaussian), ``postprocessing`` (softmax or
     sigmoid) and the names of the channels.
 
-    :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or says something that is not supported.
+    :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or contains something that is not supported.
     """
     notes = ModelNotes.beside(folder) if notes is None else notes
     metadata, config = _read(folder / _METADATA), _Configuration(_inference(folder))
@@ -102,7 +102,7 @@ def _model(
     outputs = metadata["network_data_format"]["outputs"]
     (image,), (prediction,) = inputs.values(), outputs.values()
     if image.get("num_channels", 1) != 1:
-        raise ModelError(f"The bundle in {folder} reads {image['num_channels']} images at once, and a CT is one.")
+        raise ModelError(f"The bundle in {folder} takes {image['num_channels']} input channels, but a CT has one.")
     channel_def = prediction["channel_def"]
     channels = tuple(str(channel_def[key]) for key in sorted(channel_def, key=int))
     sigmoid = _activation(config)
@@ -154,7 +154,7 @@ def _model(
 
 
 class _Configuration:
-    """A bundle's configuration, with its references and the harmless part of its expressions resolved."""
+    """A bundle's configuration, with its references and its harmless expressions resolved."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._data = data
@@ -171,7 +171,7 @@ class _Configuration:
         """`value` without references and expressions."""
         self._left -= 1
         if depth > 20 or self._left < 0:
-            raise ModelError("The bundle's configuration refers to itself, or unfolds to too many values.")
+            raise ModelError("The bundle's configuration refers to itself, or expands to too many values.")
         if isinstance(value, Mapping):
             return {key: self.resolve(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list):
@@ -198,11 +198,11 @@ class _Configuration:
             return _compute(tree.body, lambda key: self.resolve(references[key], depth + 1))
         except (SyntaxError, KeyError, _NotPlainError) as error:
             raise ModelError(
-                f"The bundle's configuration would run Python ({'$' + expression!r}); only arithmetic is read."
+                f"The bundle's configuration would run Python ({'$' + expression!r}); only arithmetic is allowed."
             ) from error
         except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
             raise ModelError(
-                f"The bundle's expression {'$' + expression!r} has no value: {type(error).__name__}: {error}"
+                f"The bundle's expression {'$' + expression!r} cannot be evaluated: {type(error).__name__}: {error}"
             ) from error
 
 
@@ -224,7 +224,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 
 def _compute(node: ast.AST, lookup: Callable[[str], Any]) -> Any:
-    """The value of an expression of numbers, texts, lists, references, arithmetic and a few functions."""
+    """The value of an expression of numbers, strings, lists, references, arithmetic and a few functions."""
     if isinstance(node, ast.Constant):
         if not isinstance(node.value, (int, float, str, bool, type(None))):
             raise _NotPlainError
@@ -237,7 +237,7 @@ def _compute(node: ast.AST, lookup: Callable[[str], Any]) -> Any:
         return -_compute(node.operand, lookup)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = _compute(node.left, lookup), _compute(node.right, lookup)
-        # Texts and lists can be joined; their other operators format, or repeat a billion times.
+        # Strings and lists can be concatenated; other operators could format, or repeat them a billion times.
         joined = isinstance(node.op, ast.Add) and type(left) is type(right) and isinstance(left, (str, list))
         if not joined and not all(isinstance(side, (int, float)) for side in (left, right)):
             raise _NotPlainError
@@ -252,7 +252,7 @@ def _compute(node: ast.AST, lookup: Callable[[str], Any]) -> Any:
 
 
 def _bounded(value: Any) -> Any:
-    """`value`, if it is a finite number, or a text or list of moderate length."""
+    """`value`, if it is a finite number, or a string or list of moderate length."""
     if isinstance(value, (str, list, tuple)) and len(value) > _LONGEST_LIST:
         raise ValueError("it is too long")
     if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
@@ -292,10 +292,10 @@ def _inference(folder: Path) -> dict[str, Any]:
 
 
 def _class(component: Mapping[str, Any], package: str) -> str:
-    """The class a component names, if it is one of `package`."""
+    """The class name of a component, if it belongs to `package`."""
     path, _, name = str(component["_target_"]).rpartition(".")
     if path and not path.startswith(package):
-        raise ModelError(f"The bundle asks for {component['_target_']!r}, which is not part of {package}.")
+        raise ModelError(f"The bundle requires {component['_target_']!r}, which is not part of {package}.")
     return name
 
 
@@ -329,16 +329,16 @@ def _network(folder: Path, config: _Configuration) -> nn.Module:
 
 
 def _without_downloads(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments under which no network fetches weights from the internet: the bundle's own replace them anyway."""
+    """Arguments with which no network downloads pretrained weights, which the bundle's weights replace anyway."""
     return {key: False if "pretrained" in key.lower() else value for key, value in arguments.items()}
 
 
 def _layers(
     network: nn.Module, window: Sequence[int] | None, spacing: Sequence[float | None]
 ) -> tuple[tuple[LayerSpec, ...], str]:
-    """Blocks of the network by the order in which they end and the size of what they put out.
+    """Explainable blocks of the network, in the order in which they finish, with the stride of their output.
 
-    Of neighboring blocks of one size the last is kept: what a level of a U-Net ends with.
+    Of consecutive blocks with outputs of one size the last is kept, which is the end of a level of a U-Net.
     """
     size = [min(n, 64) for n in window or (64, 64, 64)]
     size = [max(32, n // 32 * 32) for n in size]
@@ -356,7 +356,7 @@ def _layers(
             network.eval()(torch.zeros(1, 1, *size))
     except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
-        raise ModelError(f"The bundle's network does not take a CT: {reason}") from error
+        raise ModelError(f"The bundle's network does not accept a CT: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -413,7 +413,7 @@ def _preprocessing(config: _Configuration) -> tuple[str, _Spacing, Intensity]:
             intensity = _normalization(settings)
         elif name == "ScaleIntensityd" and settings.get("factor") is None:
             low, high = float(settings.get("minv", 0.0)), float(settings.get("maxv", 1.0))
-            # After a z-score as well: both are linear, and the range is the same.
+            # Also after a z-score: both are linear, and the resulting range is the same.
             intensity = Intensity(statistics="range", shift=-low / (high - low), scale=1 / (high - low))
         else:
             raise ModelError(f"The bundle prepares images with {name!r}, which is not supported.")
@@ -432,7 +432,7 @@ def _range(settings: Mapping[str, Any]) -> Intensity:
 
 def _normalization(settings: Mapping[str, Any]) -> Intensity:
     if settings.get("nonzero", False):
-        raise ModelError("The bundle normalizes over nonzero voxels only, which means nothing in a CT; refused.")
+        raise ModelError("The bundle normalizes over nonzero voxels only, which is meaningless in a CT; refused.")
     subtrahend, divisor = settings.get("subtrahend"), settings.get("divisor")
     if subtrahend is None and divisor is None:
         return Intensity(statistics="z-score")
@@ -441,13 +441,13 @@ def _normalization(settings: Mapping[str, Any]) -> Intensity:
 
 
 def _inferer(config: _Configuration) -> tuple[tuple[int, int, int] | None, float]:
-    """Window and overlap; no window for a network that reads the whole image."""
+    """Window and overlap; no window for a network that takes the whole image."""
     component = config.get("inferer")
     name = _class(component, "monai.inferers")
     if name == "SimpleInferer":
         return None, 0.0
     if name != "SlidingWindowInferer":
-        raise ModelError(f"The bundle infers with {name!r}; supported is SlidingWindowInferer.")
+        raise ModelError(f"The bundle uses the inferer {name!r}; only SlidingWindowInferer is supported.")
     settings = {key: component[key] for key in ("roi_size", "overlap") if key in component}
     resolved = config.resolve(settings)
     size = resolved["roi_size"]

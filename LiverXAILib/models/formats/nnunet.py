@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained nnU-Net v2 folders (``plans.json``, ``dataset.json``, ``fold_*/checkpoint_*.pth``) as models.
 
-Read from the files alone: nnU-Net itself is not needed, only its network classes (extra ``nnunet``). Whatever is not
-understood completely is refused, because a wrong guess gives wrong organs without an error. Checkpoints are unpickled
-as plain tensors and numbers, never as more.
+Everything is read from the files: nnU-Net itself is not needed, only its network classes (extra ``nnunet``). Settings
+that are not fully understood are refused, because a wrong guess gives wrong organs without an error. Checkpoints are
+unpickled as plain tensors and numbers only.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .weights import build_with_weights, checked_state, load_torch_file
 
 PLANS, DATASET = "plans.json", "dataset.json"
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
-#: What a checkpoint must hold to be used; everything else in it is for continuing the training.
+#: Required entries of a checkpoint; all others serve only to continue the training.
 NEEDED = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
 
-#: Parts of trainer names that say how long, on which augmentation or with which loss was trained: same network.
+#: Parts of trainer names that denote the duration, augmentation or loss of the training, which keep the network.
 _HARMLESS = (
     r"NoMirroring|onlyMirror01|noDummy2DDA|DASegOrd0|DA5(?:Segord0|ord0)?|DAOrd0|NoDA|CosAnneal|warmup|Vanilla|Adam|Adan"
     r"|[134]en[134]|DiceCELoss|DiceTopK10Loss|Topk10Loss|DiceLoss|CELoss|LS01|noSmooth|SkeletonRecall|BS8"
@@ -45,7 +45,7 @@ _HARMLESS = (
 )
 _TRAINER = re.compile(rf"nnUNet_?Trainer(?:_?(?:{_HARMLESS}))*")
 
-#: The readers of nnU-Net, and what the axes of their arrays run toward.
+#: The readers of nnU-Net, and the directions of their arrays' axes.
 _READERS = {"SimpleITKIO": "kji", "NibabelIO": "kji", "NibabelIOWithReorient": "SAR", "SimpleITKIOWithReorient": "SAR"}
 
 _NORMALIZATIONS = {
@@ -104,12 +104,12 @@ class NnUNetFormat:
         return load_nnunet(folder, name=name, notes=notes)
 
     def sanitize(self, folder: Path) -> None:
-        """Leave out of the checkpoints what is only there to continue the training."""
+        """Remove from the checkpoints everything that serves only to continue the training."""
         for file in _checkpoints(folder):
             checkpoint = read_checkpoint(folder / file)
             configuration = checkpoint["init_args"].get("configuration")
             checkpoint["init_args"] = {"configuration": str(configuration)}
-            # Clones, since a tensor is saved with all numbers of the storage that it may be a small part of.
+            # Cloned, because a tensor that is a view is saved with its whole storage.
             weights = {key: value.clone() for key, value in checkpoint["network_weights"].items()}
             with replacing(folder / file) as path:
                 torch.save({**checkpoint, "network_weights": weights}, path)
@@ -118,10 +118,10 @@ class NnUNetFormat:
 def load_nnunet(folder: Path, *, name: str | None = None, notes: ModelNotes | None = None) -> Model:
     """Load a trained nnU-Net v2 folder.
 
-    :param folder: holds ``plans.json``, ``dataset.json`` and folders ``fold_*``; all folds found make an ensemble.
+    :param folder: holds ``plans.json``, ``dataset.json`` and folders ``fold_*``; all folds found form an ensemble.
     :param name: the model's name in results; default: the data set's.
-    :param notes: what the files do not say; default: ``liverxai.json`` in the folder, if it is there.
-    :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or of a kind that is not supported.
+    :param notes: a user's notes about the model; default: ``liverxai.json`` in the folder, if it exists.
+    :raises LiverXAILib.errors.ModelError: a file is missing, unsafe, or not supported.
     """
     notes = ModelNotes.beside(folder) if notes is None else notes
     plans = read_json(folder / PLANS, dict, "the nnU-Net plans")
@@ -151,7 +151,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _safe_numpy() -> list[Any]:
-    """The NumPy numbers that nnU-Net writes into its training log, by the names of old and new NumPy."""
+    """The NumPy number types in nnU-Net's training log, under their names in old and new NumPy."""
     scalar = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
     return [
@@ -222,14 +222,14 @@ def _model(
     return Model(spec, {"nnunet": networks})
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- refused models -----------------------------------------------------------------------------------------------
 
 
 def _check_trainer(path: Path, trainer: str) -> None:
     if not _TRAINER.fullmatch(trainer):
         raise ModelError(
-            f"{path} was trained by {trainer!r}. That trainer is not among those known to leave nnU-Net's network as "
-            "the plans describe it (STUNet, MedNeXt, U-Mamba, Primus … build another), so the model is refused."
+            f"{path} was trained by {trainer!r}. That trainer is not among those known to build the network that the "
+            "plans describe (STUNet, MedNeXt, U-Mamba, Primus … build another), so the model is refused."
         )
 
 
@@ -239,7 +239,7 @@ def _check_plans(
     problems = []
     channels = dataset.get("channel_names", dataset.get("modality", {}))
     if len(channels) != 1:
-        problems.append(f"it reads {len(channels)} images at once, and a CT is one")
+        problems.append(f"it takes {len(channels)} input channels, but a CT has one")
     if plans.get("image_reader_writer", "SimpleITKIO") not in _READERS:
         problems.append(f"its reader {plans['image_reader_writer']!r} is unknown")
     if configuration.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
@@ -270,7 +270,7 @@ def _stage(
     mirror_axes: Sequence[int] | None,
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The fields of the stage that follow from the plans."""
+    """The stage, with the fields that the plans determine."""
     patch = tuple(int(n) for n in configuration["patch_size"])
     flat = len(patch) == 2
     order = plans.get("transpose_forward", [0, 1, 2])
@@ -280,7 +280,7 @@ def _stage(
     )
     scheme = configuration["normalization_schemes"][0]
     if scheme not in _NORMALIZATIONS:
-        raise ModelError(f"The plans normalize with {scheme!r}; supported are {', '.join(_NORMALIZATIONS)}.")
+        raise ModelError(f"The plans use the normalization {scheme!r}; supported are {', '.join(_NORMALIZATIONS)}.")
     intensity = _NORMALIZATIONS[scheme]
     if scheme == "CTNormalization":
         numbers = properties["0"]  # type: ignore[index]
@@ -317,7 +317,7 @@ def _resampling(configuration: Mapping[str, Any], key: str) -> Resampling:
     torch_modes = settings.get("mode", "linear"), settings.get("aniso_axis_mode", "nearest-exact")
     if function == "resample_torch_fornnunet" and torch_modes == ("linear", "nearest-exact"):
         return Resampling(1, 0, separate, anisotropy, half=False)
-    raise ModelError(f"The plans resample with {function!r} {settings}, which is not supported.")
+    raise ModelError(f"The plans use the resampling {function!r} {settings}, which is not supported.")
 
 
 def _channels(dataset: Mapping[str, Any]) -> tuple[bool, dict[str, int], tuple[str, ...]]:
@@ -342,7 +342,7 @@ def _channels(dataset: Mapping[str, Any]) -> tuple[bool, dict[str, int], tuple[s
 
 
 def _architecture(configuration: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Class name and keyword arguments, as JSON, from plans of either form."""
+    """Class name and keyword arguments, JSON-ready, from old or new plans."""
     if "architecture" in configuration:
         described = configuration["architecture"]
         name, arguments = str(described["network_class_name"]), dict(described["arch_kwargs"])
@@ -372,7 +372,7 @@ def _architecture(configuration: Mapping[str, Any]) -> tuple[str, dict[str, Any]
             "nonlin_kwargs": {"inplace": True},
         }
     if class_name not in _NETWORKS:
-        raise ModelError(f"The plans ask for the network {class_name!r}; supported are {' and '.join(_NETWORKS)}.")
+        raise ModelError(f"The plans require the network {class_name!r}; supported are {' and '.join(_NETWORKS)}.")
     return class_name, arguments
 
 
@@ -390,10 +390,10 @@ def _network(
         if (wanted := built.get(key)) is not None:
             if wanted not in _MODULES:
                 raise ModelError(
-                    f"The plans ask for {wanted!r} as {key}, which is not among the layers LiverXAI allows."
+                    f"The plans require {wanted!r} as {key}, which is not among the layers that LiverXAI allows."
                 )
             built[key] = _MODULES[wanted]
-    # Explanations hold on to what a layer put out: nothing may overwrite it.
+    # Explanations keep references to the outputs of layers, which no in-place operation may overwrite.
     built["nonlin_kwargs"] = {**(built.get("nonlin_kwargs") or {}), "inplace": False}
     check_arguments(arguments)
     make = partial(getattr(unet, class_name), input_channels=1, num_classes=channels, deep_supervision=False, **built)
@@ -407,7 +407,7 @@ def _strides(arguments: Mapping[str, Any]) -> list[list[int]]:
 
 
 def _layers(arguments: Mapping[str, Any], spacing: Sequence[float | None]) -> tuple[tuple[LayerSpec, ...], str]:
-    """The stages that may be explained, and the one to explain by default."""
+    """The explainable layers, and the name of the default one."""
     steps = _strides(arguments)
     strides = [tuple(prod(axis) for axis in zip(*steps[: level + 1], strict=True)) for level in range(len(steps))]
     layers = [LayerSpec(f"encoder.stages.{n}", stride, "encoder") for n, stride in enumerate(strides[:-1])]
@@ -418,7 +418,7 @@ def _layers(arguments: Mapping[str, Any], spacing: Sequence[float | None]) -> tu
 
 
 def _checkpoints(folder: Path) -> list[str]:
-    """For each fold its checkpoint, relative to `folder`; ``fold_all`` only if it is the only one."""
+    """The checkpoint of each fold, relative to `folder`; ``fold_all`` only if there is no other."""
     found = {}
     for fold in sorted(folder.glob("fold_*")):
         for name in _CHECKPOINTS:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files without code in them, and networks that cost no more memory than their weights say.
+"""Reading weights files without running code, and building networks in memory bounded by their weights.
 
-A file is data from anywhere: it may promise more numbers than it has, or belong to a network of a million layers.
+A file is untrusted data: it may claim more numbers than it has, or belong to a network of a million layers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...errors import ModelError
 
-#: What building a network may allocate: so many times the numbers in its weights, and these more.
+#: How many numbers building a network may allocate: this multiple of the numbers in its weights, plus a constant.
 _TIMES, _SPARE_NUMBERS = 4, 20_000_000
-#: And how many operations of torch it may run, for each tensor of its weights, and at least.
+#: How many torch operations it may run: this many for each tensor of its weights, plus a constant.
 _OPERATIONS, _SPARE_OPERATIONS = 60, 20_000
-#: Errors of a class that was given arguments it cannot use.
+#: Exceptions of a class that is called with invalid arguments.
 _BUILD_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -40,7 +40,7 @@ _BUILD_ERRORS = (
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a safetensors file or a file of torch, which is read without running any code in it.
+    """Tensors by name from a safetensors file or a torch file, which is read without running any code in it.
 
     :raises LiverXAILib.errors.ModelError: the file is damaged, or has other content.
     """
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_torch_file(path: Path, extra_types: Sequence[Any] = ()) -> Any:
-    """What is in a file of torch, if it is only tensors, numbers, text, lists and mappings (and `extra_types`).
+    """The content of a torch file that holds only tensors, numbers, text, lists and mappings (and `extra_types`).
 
     :raises LiverXAILib.errors.ModelError: the file is damaged, or opening it could run code.
     """
@@ -73,15 +73,15 @@ def load_torch_file(path: Path, extra_types: Sequence[Any] = ()) -> Any:
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} is not opened: it holds more than tensors and numbers, and opening it could run code. Ask its "
-            "maker for the weights alone (docs/models.md says how to write them)."
+            "author for the weights alone (docs/models.md describes how to write them)."
         ) from error
     except Exception as error:
-        # The unpickler of a hostile file can fail in any way.
+        # Unpickling a malicious file can raise any exception.
         raise ModelError(f"The weights file {path} is damaged: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _require_stored(path: Path) -> None:
-    """Torch stores tensors uncompressed; what is compressed could be a thousand times as large in memory."""
+    """Refuse a file with compressed parts, which torch never writes: they could expand a thousandfold in memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -94,9 +94,9 @@ def _require_stored(path: Path) -> None:
 
 
 def checked_state(state: Any, path: Path) -> dict[str, torch.Tensor]:
-    """`state` if it is tensors by name whose numbers are all in the file and finite.
+    """`state`, if it is a mapping from names to tensors whose numbers are all in the file and finite.
 
-    :raises LiverXAILib.errors.ModelError: it is not.
+    :raises LiverXAILib.errors.ModelError: it is something else.
     """
     if not isinstance(state, Mapping) or not state:
         raise ModelError(f"The weights file {path.name} does not hold tensors by name.")
@@ -106,7 +106,7 @@ def checked_state(state: Any, path: Path) -> dict[str, torch.Tensor]:
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise ModelError(f"The weights file {path.name}: {name[:80]!r} is not a plain tensor.")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ModelError(f"The weights file {path.name}: {name[:80]!r} promises more numbers than it has.")
+            raise ModelError(f"The weights file {path.name}: {name[:80]!r} claims more numbers than it has.")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"The weights file {path.name}: {name[:80]!r} has values that are not finite numbers.")
     return dict(state)
@@ -115,10 +115,11 @@ def checked_state(state: Any, path: Path) -> dict[str, torch.Tensor]:
 def build_with_weights(
     build: Callable[[], nn.Module], state: Mapping[str, torch.Tensor], path: Path, what: str
 ) -> nn.Module:
-    """The network that `build` makes, with the weights `state`, which must fit exactly.
+    """The network that `build` returns, with the weights `state`, which must fit exactly.
 
-    :param path: where `state` was read, for messages; `what`: the network's name.
-    :raises LiverXAILib.errors.ModelError: the network cannot be made, is far larger than its weights, or they do not
+    :param path: the file from which `state` was read, for messages.
+    :param what: the network's name, for messages.
+    :raises LiverXAILib.errors.ModelError: the network cannot be built, is far larger than its weights, or they do not
         fit.
     """
     numbers = sum(value.numel() for value in state.values())
@@ -136,7 +137,7 @@ def build_with_weights(
 
 
 class _Budget(TorchDispatchMode):
-    """Bounds how many numbers torch allocates, and how many operations it runs, while it is active."""
+    """Limits how many numbers torch allocates, and how many operations it runs, while it is active."""
 
     def __init__(self, numbers: int, operations: int) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class _Budget(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Else torch imports its compiler, which takes longer than building the network does, to keep it out of here.
+        # Otherwise torch imports its compiler, in order to exclude it, which takes longer than building the network.
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

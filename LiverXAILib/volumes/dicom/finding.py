@@ -13,21 +13,21 @@ from ..formats import image_ending
 from .headers import DicomFile, is_dicom, read_header
 from .series import Series, SeriesInfo, arrange_series, rank
 
-#: Endings of DICOM files, where they have one: such a file is damaged if it does not start like DICOM.
+#: Endings of DICOM files that have one: such a file is damaged if it does not start like DICOM.
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
-#: So many damaged files are named in a message.
+#: How many damaged files a message names.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class FoundSeries:
-    """The series among files, numbered, the best first; and the files that were passed over, each with the reason."""
+    """The series among files, numbered from the best; and the files that were passed over, each with the reason."""
 
     series: tuple[Series, ...]
     damaged: tuple[tuple[Path, str], ...] = ()
 
     def notes(self) -> list[str]:
-        """What the user should know of the damaged files."""
+        """Warnings for the user about damaged files."""
         return [damage_note(self.damaged)] if self.damaged else []
 
 
@@ -41,7 +41,7 @@ def damage_note(damaged: Sequence[tuple[Path, str]]) -> str:
 
 
 def list_series(path: Path, *, progress: Progress | None = None, cancel: CancelToken | None = None) -> list[SeriesInfo]:
-    """All series in a folder, at any depth, or in the folder of a file; the best CT first, as :func:`rank` says.
+    """All series in a folder, at any depth, or in the folder of a file; the best CT first, by :func:`rank`.
 
     :raises LiverXAILib.errors.InputError: there is no DICOM image.
     """
@@ -51,7 +51,7 @@ def list_series(path: Path, *, progress: Progress | None = None, cancel: CancelT
 def find_series(
     files: Sequence[Path], *, progress: Progress | None = None, cancel: CancelToken | None = None
 ) -> FoundSeries:
-    """All series among `files`, with the files of each; the best CT first, as :func:`rank` says. May be empty."""
+    """All series among `files`, with the files of each; the best CT first, by :func:`rank`. May be empty."""
     groups: dict[str, list[DicomFile]] = {}
     damaged: list[tuple[Path, str]] = []
     for done, path in enumerate(files):
@@ -67,7 +67,7 @@ def find_series(
             damaged.append((path, str(error)))
             continue
         if file is not None:
-            # Files without a UID belong together if they lie together.
+            # Files without a UID belong together if they are in the same folder.
             groups.setdefault(file.series or f"without UID in {path.parent}", []).append(file)
     parts = sorted((arrange_series(members) for members in groups.values()), key=lambda parts: rank(parts[0].info))
     return FoundSeries(

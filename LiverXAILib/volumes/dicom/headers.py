@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DICOM file's header says of its pictures: whether they are slices of a CT, where they lie, whose they are.
+"""Reading the headers of DICOM files: whether their images are slices of a CT, where they lie, which scan they are of.
 
-The only place that takes values out of the headers of input files. Whatever pydicom raises about a file leaves it as
-an :class:`~LiverXAILib.errors.InputError` that names the file. Values that only describe (a series number, a kernel)
-are left out where they cannot be read; without those that decide what a voxel is or where it lies the file is damaged.
+This is the only module that reads values from the headers of input files. Any exception of pydicom about a file becomes
+an :class:`~LiverXAILib.errors.InputError` that names the file. Descriptive values (a series number, a kernel) are left
+out if they cannot be read; a file without the values that determine intensities or geometry counts as damaged.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ...errors import InputError
 #: CT Image, Enhanced CT Image and Legacy Converted Enhanced CT Image Storage.
 _CT_CLASSES = {"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
-#: Values of Image Type of pictures that are not slices of a scan.
+#: Values of Image Type that mark images that are not slices of a scan.
 _NOT_SLICE_TYPES = {"LOCALIZER", "SCREEN SAVE", "CT_SOM5 PROT", "DOSE", "DOSE_INFO"}
-#: Values of Rescale Type under which a CT holds Hounsfield units ("US" is unspecified).
+#: Values of Rescale Type of a CT in Hounsfield units ("US" means unspecified).
 _HU_TYPES = {"", "HU", "HU_MOD", "US"}
-#: Wider or higher CT images do not exist; a header that says so is damaged.
+#: No CT image has more rows or columns than this; a header with larger values is damaged.
 _LARGEST_MATRIX = 8192
-#: Deflate makes nothing smaller than by this factor.
+#: The largest compression factor of Deflate.
 _DEFLATE_FACTOR = 1032
-#: Each compressed frame has at least the header of one item.
+#: Each compressed frame takes at least the header of one item.
 _SMALLEST_FRAME_BYTES = 8
 
 _HEADER_TAGS = [
@@ -57,11 +57,11 @@ class CtSlice:
 
     :param size: rows, columns.
     :param position: LPS mm of the center of the first pixel; geometry is None where the header has none.
-    :param rescaled: whether the header says how stored values become HU.
-    :param instance: Instance Number, then the frame.
+    :param rescaled: whether the header specifies the conversion of stored values to HU.
+    :param instance: Instance Number, then the index of the frame.
     :param time: when it was acquired, in seconds; None if unknown.
-    :param identity: what slices of one scan have in common: values by the names that
-        :mod:`LiverXAILib.volumes.dicom.identity` knows; absent if unknown.
+    :param identity: values that slices of one scan have in common, by the names used in
+        :mod:`LiverXAILib.volumes.dicom.identity`; absent if unknown.
     """
 
     path: Path
@@ -80,10 +80,11 @@ class CtSlice:
 
 @dataclass(frozen=True, eq=False)
 class DicomFile:
-    """What is needed of one file to sort it into a series.
+    """The values of one file that assign it to a series.
 
-    :param series: Series Instance UID; "" if there is none. :param study: likewise.
-    :param not_a_slice: in words why it does not show slices of a CT scan; None if it does.
+    :param series: Series Instance UID; "" if there is none.
+    :param study: Study Instance UID; "" if there is none.
+    :param not_a_slice: a clause that says why it does not show slices of a CT scan; None if it does.
     """
 
     path: Path
@@ -105,14 +106,14 @@ def is_dicom(path: Path) -> bool:
             start = file.read(132)
     except OSError:
         return False
-    # Without preamble, a data set starts with an element of group 0002 or 0008 and a low element number.
+    # Without a preamble, a data set starts with an element of group 0002 or 0008 and a low element number.
     return start[128:] == b"DICM" or (len(start) >= 8 and start[0] in (2, 8) and start[1] == 0 and start[3] == 0)
 
 
 def read_header(path: Path) -> DicomFile | None:
-    """What a file says of itself; None if it is a DICOM directory or holds no object at all.
+    """The header values of a file; None if it is a DICOM directory or holds no object at all.
 
-    :raises LiverXAILib.errors.InputError: it is damaged; the message says how, without the path.
+    :raises LiverXAILib.errors.InputError: it is damaged; the message describes how, without the path.
     """
     try:
         with pydicom_warnings_hidden(), path.open("rb") as file:
@@ -120,18 +121,18 @@ def read_header(path: Path) -> DicomFile | None:
             return _described(path, header, _pixel_bytes(file, header))
     except InputError:
         raise
-    except Exception as error:  # pydicom raises nearly every kind
+    except Exception as error:  # pydicom raises almost any type
         raise InputError("its header is damaged") from error
 
 
 def _pixel_bytes(file: BinaryIO, header: Dataset) -> int:
-    """How many bytes of pixels follow in the file: as many as their length says, but not more than there are."""
+    """The number of bytes of pixels that follow in the file: their stated length, limited by the end of the file."""
     start, begin = file.read(12), file.tell()
     rest = file.seek(0, os.SEEK_END) - begin
     implicit, little = header.original_encoding
     order: Literal["little", "big"] = "big" if little is False else "little"
     length = int.from_bytes(start[4:8] if implicit else start[8:12], order)
-    # 0xFFFFFFFF means: until the end of the compressed frames.
+    # 0xFFFFFFFF means an undefined length: up to the end of the compressed frames.
     return min(length, rest + 4 * bool(implicit))
 
 
@@ -166,13 +167,13 @@ def _why_not_a_ct_slice(header: Dataset) -> str | None:
     if "LOCALIZER" in image_types:
         return "it is a localizer (scout)"
     if image_types & _NOT_SLICE_TYPES:
-        return "it is a saved screen, not a slice"
+        return "it is a screen capture, not a slice"
     if "Rows" not in header or "Columns" not in header:
         if storage in _CT_CLASSES:
             raise InputError("its header is incomplete")
         return "it does not hold an image"
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        return "it is a color picture"
+        return "it is a color image"
     rescale_type = _text(header, "RescaleType").upper()
     if rescale_type not in _HU_TYPES:
         return f"its values are {rescale_type}, not Hounsfield units"
@@ -180,13 +181,13 @@ def _why_not_a_ct_slice(header: Dataset) -> str | None:
 
 
 def _slices(path: Path, header: Dataset, pixel_bytes: int) -> Iterator[CtSlice]:
-    """The frames of a file with what their functional groups say, or its only frame."""
+    """The frames of a file, with the values of their functional groups, or its only frame."""
     count = int(header.get("NumberOfFrames") or 1)
     _check_pixel_size(header, count, pixel_bytes)
     shared = next(iter(header.get("SharedFunctionalGroupsSequence") or []), Dataset())
     frames = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * count
     if len(frames) != count:
-        raise InputError(f"it has {count} frames and descriptions of {len(frames)}")
+        raise InputError(f"it has {count} frames but describes {len(frames)}")
     for index, frame in enumerate(frames):
         found = _FrameValues(header, shared, frame)
         slope = _finite(found.value("RescaleSlope", "PixelValueTransformationSequence"))
@@ -198,7 +199,7 @@ def _slices(path: Path, header: Dataset, pixel_bytes: int) -> Iterator[CtSlice]:
             position=_numbers(found.value("ImagePositionPatient", "PlanePositionSequence"), 3),
             orientation=_numbers(found.value("ImageOrientationPatient", "PlaneOrientationSequence"), 6),
             pixel_spacing=_numbers(found.value("PixelSpacing", "PixelMeasuresSequence"), 2),
-            # A slope of 0 would wipe out the image; it stands for "none".
+            # A slope of 0 would make the image constant; it means that there is none.
             slope=slope or 1.0,
             intercept=intercept or 0.0,
             rescaled=slope is not None or intercept is not None,
@@ -224,11 +225,11 @@ class _FrameValues:
     def text(self, keyword: str, group: str = "") -> str:
         try:
             return " ".join(_strings(self.value(keyword, group) if group else self._header.get(keyword))).strip()
-        except Exception:  # pydicom raises nearly every kind; what only describes may be missing
+        except Exception:  # pydicom raises almost any type; descriptive values may be missing
             return ""
 
     def seconds(self) -> float | None:
-        """When it was acquired, in seconds since the first of January of year 0, or since midnight."""
+        """The acquisition time in seconds, since January 1 of year 0 or since midnight."""
         stamp = self.text("FrameAcquisitionDateTime", "FrameContentSequence") or self.text("AcquisitionDateTime")
         date, time = (stamp[:8], stamp[8:]) if stamp else (self.text("AcquisitionDate"), self.text("AcquisitionTime"))
         time = time.replace(":", "")
@@ -260,11 +261,11 @@ class _FrameValues:
 
 
 def _check_pixel_size(header: Dataset, frames: int, pixel_bytes: int) -> None:
-    """Refuse a file that cannot hold the pixels that its header promises."""
+    """Refuse a file that cannot hold the pixels that its header specifies."""
     rows, columns, bits = int(header.Rows), int(header.Columns), int(header.get("BitsAllocated") or 16)
     if not (1 <= rows <= _LARGEST_MATRIX and 1 <= columns <= _LARGEST_MATRIX and frames >= 1 and bits in (8, 16, 32)):
         raise InputError(f"its size makes no sense ({columns} x {rows} pixels of {bits} bits, {frames} frames)")
-    # Before anything is made room for.
+    # Checked before any memory is allocated.
     promised = rows * columns * frames * bits // 8
     syntax = UID(header.file_meta.get("TransferSyntaxUID", ""))
     if syntax.is_valid and syntax.is_transfer_syntax and syntax.is_encapsulated:
@@ -272,23 +273,23 @@ def _check_pixel_size(header: Dataset, frames: int, pixel_bytes: int) -> None:
     elif syntax == DeflatedExplicitVRLittleEndian:
         fits = promised <= _DEFLATE_FACTOR * Path(header.filename).stat().st_size if header.filename else True
     else:
-        # One byte may fill up an odd length. Anything else means that the size or the pixels are damaged.
+        # One byte may pad an odd length. Any other difference means that the size or the pixels are damaged.
         fits = pixel_bytes in (promised, promised + 1)
     if not fits:
-        raise InputError("its pixels are incomplete, or not of the size that it says")
+        raise InputError("its pixels are incomplete, or do not have the stated size")
 
 
 def _sop_class(header: Dataset) -> str:
-    """The SOP class, from the file's meta header where the data set lost it."""
+    """The SOP class, from the file meta information if the data set lacks it."""
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
 
 
 def _lenient(header: Dataset, keyword: str, convert: Callable[[Any], Any]) -> Any:
-    """A value that only describes; None if it is missing or cannot be read."""
+    """A descriptive value; None if it is missing or cannot be read."""
     try:
         value = header.get(keyword)
         return None if value is None or value == "" else convert(value)
-    except Exception:  # pydicom raises nearly every kind
+    except Exception:  # pydicom raises almost any type
         return None
 
 
@@ -314,7 +315,7 @@ def _numbers(value: Any, count: int) -> np.ndarray | None:
 
 
 def _plain(number: str, unit: str) -> str:
-    """The same text for the same number ("5.0" and "5.000"); "" if it is none."""
+    """The same text for equal numbers ("5.0" and "5.000"); "" if it is not a number."""
     try:
         return f"{float(number):g} {unit}"
     except ValueError:
@@ -331,7 +332,7 @@ def _strings(value: Any) -> list[str]:
 
 @contextmanager
 def pydicom_warnings_hidden() -> Iterator[None]:
-    """Keep pydicom from telling of deviations from the standard that do not matter here, with the patient's values."""
+    """Suppress pydicom's warnings about irrelevant deviations from the standard, which quote the patient's values."""
     logger = logging.getLogger("pydicom")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

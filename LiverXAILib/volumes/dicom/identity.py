@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which slices under one Series Instance UID belong together: those of one scan, reconstructed in one way.
 
-Archives and anonymizers put several scans, phases, kernels or even patients under one UID. What tells them apart is
-looked for in two ways. Some values are the same throughout a scan by what they mean (patient, study, kernel …): slices
-that differ in them are never merged. Others may change along an ordinary scan, as the acquisition number does from
-rotation to rotation of a step-and-shoot scan: they tell scans apart only where slices of different values lie between
-or upon each other. The way from part to part is deterministic, so that a part keeps its number.
+Archives and anonymizers put several scans, phases, kernels or even patients under one UID. Two kinds of values tell
+them apart. Some are by definition constant throughout a scan (patient, study, kernel …): slices that differ in them are
+never merged. Others may change along an ordinary scan, as the acquisition number does from rotation to rotation of a
+step-and-shoot scan: they separate scans only where slices with different values interleave or coincide. The division is
+deterministic, so that a part keeps its number.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from .headers import CtSlice
 
 #: Slices that differ in one of these are never merged, even if each differs from all others.
 _ALWAYS = ("patient", "kernel", "contrast agent")
-#: Slices that differ in one of these are not merged, unless each differs from all others: then a program that removed
-#: the patient's name gave every file its own.
+#: Slices that differ in one of these are not merged, unless each differs from all others: then an anonymizer gave every
+#: file a value of its own.
 _UNLESS_RANDOM = ("study", "frame of reference", "series number", "description")
-#: These tell scans apart where their slices lie between or upon each other.
+#: These separate scans where their slices interleave or coincide.
 _WHERE_OVERLAPPING = (
     *("temporal position", "cardiac phase", "acquisition", "tube voltage", "slice thickness", "image type"),
 )
-#: Values that are not shown: they may identify the patient, or are of no use to a reader.
+#: Values that are not shown, because they may identify the patient or mean nothing to a reader.
 _ONLY_COUNTED = ("patient", "study", "frame of reference")
-#: Scans that lie one above the other are told apart if this many seconds lie between them ...
+#: Scans that lie one above the other are separated if this many seconds lie between them ...
 _PHASE_SECONDS = 30.0
-#: ... and each has this many slices. So a step-and-shoot scan stays whole.
+#: ... and each has this many slices, so that a step-and-shoot scan stays whole.
 _BLOCK_SLICES = 10
-#: A pause between acquisitions is this much longer than the usual time from one to the next, and at least so many
-#: seconds long.
+#: A pause between acquisitions is longer than the usual time from one to the next by this factor, and at least this
+#: many seconds long.
 _PAUSE_FACTOR, _PAUSE_SECONDS = 5.0, 2.0
 #: Cosines, and relative pixel sizes, that differ by less than this are the same.
 SAME_DIRECTION, SAME_SPACING = 1e-3, 1e-3
@@ -46,7 +46,7 @@ _Groups = Mapping[str, list[CtSlice]]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Slices that belong together, and what tells them apart from the others of their series ("kernel B70f" …)."""
+    """Slices that belong together, and what distinguishes them from the rest of their series ("kernel B70f" …)."""
 
     slices: tuple[CtSlice, ...]
     distinction: tuple[str, ...] = ()
@@ -54,9 +54,9 @@ class Part:
 
 
 def split(slices: Sequence[CtSlice], arrange: Arrange) -> list[Part]:
-    """The parts of a series, in an order that depends on nothing but the slices.
+    """The parts of a series, in an order that depends only on the slices.
 
-    :param arrange: makes a stack of slices, or says why there is none.
+    :param arrange: arranges slices to a stack, or returns the reason why they do not form one.
     """
     parts = [Part(tuple(slices))]
     for name in (*_ALWAYS, *_UNLESS_RANDOM):
@@ -87,7 +87,7 @@ def _divided(part: Part, name: str, groups: _Groups) -> list[Part]:
 
 
 def _grouped(slices: Sequence[CtSlice], name: str) -> dict[str, list[CtSlice]]:
-    """Slices by a value. Those without one join the others if these agree, except where patients could be mixed."""
+    """Slices by a value. Slices without it join the others if these agree, except where patients could be mixed."""
     groups: dict[str, list[CtSlice]] = {}
     for one in slices:
         groups.setdefault(one.identity.get(name, ""), []).append(one)
@@ -101,13 +101,13 @@ def _split_by_value(part: Part, name: str) -> list[Part]:
     if len(groups) == 1:
         return [part]
     if name in _UNLESS_RANDOM and len(groups) == len(part.slices) > 2:
-        note = f"Each slice has its own {name}, so that it cannot tell whether they belong together."
+        note = f"Each slice has its own {name}, which therefore cannot show whether they belong together."
         return [Part(part.slices, part.distinction, (*part.notes, note))]
     return _divided(part, name, groups)
 
 
 def _split_by_geometry(part: Part, arrange: Arrange) -> list[Part]:
-    """Divide where planes, sizes or pixel sizes differ and each kind makes a stack: reformations under one UID."""
+    """Divide where planes, sizes or pixel sizes differ and each group forms a stack: reformations under one UID."""
     if any(one.orientation is None or one.pixel_spacing is None for one in part.slices):
         return [part]
     kinds: list[list[CtSlice]] = []
@@ -134,7 +134,7 @@ def _same_geometry(one: CtSlice, other: CtSlice) -> bool:
 
 
 def _split_by_overlap(part: Part, name: str, groups: _Groups) -> list[Part]:
-    """Divide if slices of different groups lie between or upon each other, or belong to different phases."""
+    """Divide if slices of different groups interleave or coincide, or belong to different phases."""
     if not 1 < len(groups) < len(part.slices):
         return [part]
     depths = _depths(part.slices)
@@ -157,13 +157,13 @@ def _split_by_overlap(part: Part, name: str, groups: _Groups) -> list[Part]:
         if any(pause is not None and pause >= _PHASE_SECONDS for pause in pauses):
             return _divided(part, name, groups)
         if None in pauses:
-            note = f"{len(groups)} acquisitions that lie one above the other were joined; their times are unknown."
+            note = f"{len(groups)} acquisitions that lie one above the other were joined: their times are unknown."
             return [Part(part.slices, part.distinction, (*part.notes, note))]
     return [part]
 
 
 def _depths(slices: Sequence[CtSlice]) -> np.ndarray | None:
-    """Where slices lie along the normal of the first, in mm; None if one does not say."""
+    """Positions of slices along the normal of the first, in mm; None if one of them is unknown."""
     orientation = slices[0].orientation
     positions = [one.position for one in slices if one.position is not None]
     if orientation is None or len(positions) < len(slices):
@@ -180,7 +180,7 @@ def _pause(one: Sequence[CtSlice], other: Sequence[CtSlice]) -> float | None:
 
 
 def _by_pauses(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
-    """Slices by acquisition, as far as pauses between their times show it."""
+    """Slices by acquisition, as far as it follows from pauses between their times."""
     known = [one.time for one in slices if one.time is not None]
     times = sorted(set(known))
     if len(times) < 2 or len(known) < len(slices):
@@ -195,7 +195,7 @@ def _by_pauses(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
 
 
 def _by_time(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
-    """Slices by the exact time; only where few times are shared by many slices, as by the phases of a scan."""
+    """Slices by exact time; only if many slices share few times, as in the phases of a scan."""
     groups: dict[str, list[CtSlice]] = {}
     for one in slices:
         groups.setdefault("" if one.time is None else f"at {_clock(one.time)}", []).append(one)
@@ -203,7 +203,7 @@ def _by_time(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
 
 
 def _split_by_instance(part: Part) -> list[Part]:
-    """Divide slices that run through the same places several times, one time after the other."""
+    """Divide slices that pass through the same positions several times, one pass after the other."""
     depths = _depths(part.slices)
     if depths is None or len({one.instance for one in part.slices}) < len(part.slices):
         return [part]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stored values of a DICOM file in Hounsfield units.
 
-Uncompressed pixels are read by pydicom; compressed ones (JPEG, JPEG-LS, JPEG 2000, RLE) are unpacked by the GDCM in
-SimpleITK, which needs no plugins. Intensities always come from the header.
+Uncompressed pixels are read by pydicom; compressed ones (JPEG, JPEG-LS, JPEG 2000, RLE) are decoded by the GDCM in
+SimpleITK, which needs no plugins. Rescaling and padding always come from the header.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ..intensities import PADDING_HU
 from ..itk import itk_warnings_hidden
 from .headers import CtSlice, pydicom_warnings_hidden
 
-#: Any number of gray frames and nothing else: the wrapping in which GDCM unpacks pixels without interpreting them.
+#: A class for any number of grayscale frames and nothing else, in which GDCM decodes pixels without interpreting them.
 _GRAY_FRAMES_CLASS = UID("1.2.840.10008.5.1.4.1.1.7.3")
-#: A padding value that means soft tissue would punch holes into organs: it is not believed.
+#: A padding value in the range of soft tissue would punch holes into organs, so it is ignored.
 _TISSUE_HU = (-200.0, 300.0)
 _PIXEL_KEYWORDS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData")
 
@@ -36,7 +36,7 @@ _PIXEL_KEYWORDS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", 
 class StoredPixels:
     """The stored values of one file.
 
-    :raises LiverXAILib.errors.InputError: the file is damaged; the message says how, without the path.
+    :raises LiverXAILib.errors.InputError: the file is damaged; the message describes how, without the path.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class StoredPixels:
         try:
             with pydicom_warnings_hidden():
                 self._dataset = pydicom.dcmread(path, force=True)
-        except Exception as error:  # pydicom, and zlib for deflated files, raise nearly every kind
+        except Exception as error:  # pydicom, and zlib for deflated files, raise almost any type
             raise InputError("it is damaged and cannot be read") from error
 
     @cached_property
@@ -52,7 +52,7 @@ class StoredPixels:
         """(frames, rows, columns), before rescaling."""
         dataset = self._dataset
         if "TransferSyntaxUID" not in dataset.file_meta:
-            # A file without meta header is uncompressed; pydicom found out how its elements are encoded.
+            # A file without a meta header is uncompressed; pydicom has detected how its elements are encoded.
             implicit, _ = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         syntax = dataset.file_meta.TransferSyntaxUID
@@ -64,18 +64,18 @@ class StoredPixels:
                     _check_length(dataset)
                     frames = dataset.pixel_array
                 return frames.reshape(-1, dataset.Rows, dataset.Columns)
-        except Exception as error:  # the two libraries raise nearly every kind
+        except Exception as error:  # the two libraries raise almost any type
             raise InputError("its pixels are damaged, incomplete or compressed in an unknown way") from error
 
     def hounsfield(self, one: CtSlice) -> tuple[np.ndarray, str | None]:
-        """A slice in HU with its padding set to air, and what was wrong with its padding value, in a sentence."""
+        """A slice in HU with its padding set to air, and a sentence about its padding value if that was ignored."""
         if one.frame >= len(self._frames):
             raise InputError("its pixels are incomplete")
         stored = self._frames[one.frame]
         image = stored * one.slope + one.intercept
         try:
             ranges = list(self._padding())
-        except Exception:  # pydicom raises nearly every kind about odd values
+        except Exception:  # pydicom raises almost any type about odd values
             return image, "The padding value of the series cannot be read and was ignored."
         note = None
         for first, last in ranges:
@@ -111,7 +111,7 @@ class StoredPixels:
 
 
 def _check_length(dataset: Dataset) -> None:
-    """Uncompressed pixels must be exactly as many as the header says: damage to either would shift all lines."""
+    """Refuse uncompressed pixels whose number differs from the header's: damage to either would shift all lines."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     promised = dataset.Rows * dataset.Columns * frames * dataset.BitsAllocated // 8
     if len(dataset.PixelData) not in (promised, promised + 1):
@@ -119,7 +119,7 @@ def _check_length(dataset: Dataset) -> None:
 
 
 def _unpacked_by_gdcm(dataset: Dataset, syntax: UID) -> np.ndarray:
-    """The stored values of compressed pixels, by way of a temporary file that holds nothing else."""
+    """The stored values of compressed pixels, decoded through a temporary file that holds nothing else."""
     bare = Dataset()
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = syntax

@@ -22,7 +22,7 @@ from .series import Series
 
 _logger = logging.getLogger(__name__)
 
-#: While slices become a volume they are held twice, at most as float32.
+#: Slices are held twice, at most as float32, while they are stacked to a volume.
 _BYTES_A_VOXEL = 8
 
 
@@ -49,15 +49,15 @@ def read_dicom(
     if stack.problem:
         array = resample_to_regular(array, stack)
         notes.append(
-            f"Resampled along the slices to an even {stack.spacing:.2f} mm, because {stack.problem}. Sizes along this "
+            f"Resampled across the slices to an even {stack.spacing:.2f} mm, because {stack.problem}. Sizes along this "
             "direction are less certain."
         )
     array = validate_ct(array, Grid(array.shape, stack.ijk_to_lps), info.name, force=True)
     if not looks_like_hu(array):
-        notes.append("The intensities do not look like Hounsfield units, although the series says that it is CT.")
+        notes.append("The intensities do not look like Hounsfield units, although the modality of the series is CT.")
     if info.n_skipped:
         notes.append(
-            f"{info.n_skipped} files of the series are not slices (localizers, saved screens) and were left out."
+            f"{info.n_skipped} files of the series are not slices (localizers, screen captures) and were left out."
         )
     others = [one for one in found.series if one.info.key != info.key]
     notes += _choice_notes(chosen, others, series)
@@ -86,7 +86,7 @@ def _series_of(path: Path, found: FoundSeries) -> Series:
 
 
 def _choose(found: FoundSeries, series: str | int | None, path: Path) -> Series:
-    """The series named by the user, or the best; of a series with several parts without saying which, its best part.
+    """The series that the user named, or the best; if it has several parts and none was named, its best part.
 
     :raises LiverXAILib.errors.UsageError: no series has that number or UID.
     """
@@ -97,11 +97,11 @@ def _choose(found: FoundSeries, series: str | int | None, path: Path) -> Series:
         if wanted in (one.info.key, one.info.lasting_key, str(one.info.number), one.info.uid):
             return one
     listed = "; ".join(f"{one.info.key}: {one.info.name}" for one in found.series)
-    raise UsageError(f"There is no series {wanted} in {path}. There are {listed}.")
+    raise UsageError(f"There is no series {wanted} in {path}. It contains {listed}.")
 
 
 def _check_usable(chosen: Series, found: FoundSeries, allow_irregular: bool) -> None:
-    """Raise :class:`~LiverXAILib.errors.InputError` if the series makes no volume, with what else can be done."""
+    """Raise :class:`~LiverXAILib.errors.InputError`, with what can be done, if the series does not form a volume."""
     info = chosen.info
     if not info.problem or (allow_irregular and info.can_be_resampled):
         return
@@ -119,7 +119,7 @@ def _decoded(
 ) -> tuple[Series, np.ndarray, list[str]]:
     """The series, its voxels in HU (n, j, i) in the order of the stack, and notes for the user.
 
-    A file whose pixels are damaged is passed over; what is left must still make a volume.
+    A file whose pixels are damaged is passed over; the remaining slices must still form a volume.
     """
     rows, columns = chosen.slices[0].size
     size = f"{columns} x {rows} x {len(chosen.slices)} voxels"
@@ -155,18 +155,18 @@ def _decoded(
 
 
 def _choice_notes(chosen: Series, others: list[Series], asked: str | int | None) -> list[str]:
-    """What the user should know about the series that were not taken."""
+    """Notes for the user about the series that were not chosen."""
     notes = []
     usable = [one for one in others if one.info.problem is None]
     siblings = [one for one in others if one.info.number == chosen.info.number]
     if siblings and str(asked) not in (chosen.info.key, chosen.info.lasting_key):
         listed = "; ".join(f"--series {one.info.key}: {one.info.distinction}" for one in siblings)
-        notes.append(f"The series holds {len(siblings) + 1} scans, of which {chosen.info.name} was taken ({listed}).")
+        notes.append(f"The series holds {len(siblings) + 1} scans, of which {chosen.info.name} was chosen ({listed}).")
     if asked is not None:
         return notes
     if usable:
         notes.append(
-            f"{chosen.info.name} was chosen of {len(usable) + 1} usable CT series; --series (series=) takes another."
+            f"{chosen.info.name} was chosen of {len(usable) + 1} usable CT series; --series (series=) selects another."
         )
     for one in others:
         if one.info.problem and len(one.slices) > 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A CT series: its slices arranged to a volume, and how good it is for finding a liver."""
+"""A CT series: its slices arranged to a volume, and how well it is suited to segmenting a liver."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from .identity import SAME_DIRECTION, SAME_SPACING, split
 #: A series at least this long may show a whole liver.
 _LIVER_MM = 100.0
 _SHARP_WORDS = re.compile(r"lung|bone|edge|sharp|inner ?ear", re.IGNORECASE)
-#: Siemens B50f and Br59 upward, Canon FC30 upward, and the sharp ones of Philips.
+#: Siemens B50f and Br59 upward, Canon FC30 upward, and the sharp kernels of Philips.
 _SHARP_KERNEL = re.compile(r"\b[a-z]{1,2}[5-9]\d(?!\d)|\bfc[3-9]\d|^(d|e|l|y[a-d])$", re.IGNORECASE)
 _PORTAL_VENOUS = re.compile(r"portal|ven(ous|ös|oes|eus|ose)|(?<![a-z])(pv|pvp)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class SeriesInfo:
-    """What a list of series shows; nothing in it identifies the patient.
+    """One entry in a list of series; nothing in it identifies the patient.
 
     `number` counts from 1, the best first. A series that holds several scans is listed as several parts: `part`
-    counts them, the best first, and `distinction` says what tells them apart. :attr:`key` is what ``series=`` takes.
-    `size` is voxels along (i, j, k), `spacing` mm. `axes` is where the array's axes (k, j, i) run. `n_skipped` counts
-    pictures of the series that are not slices. `problem` says in words why the series cannot be read as CT;
-    `can_be_resampled` that ``allow_irregular=True`` reads it anyway.
+    counts them, the best first, and `distinction` states how they differ. :attr:`key` is the value for ``series=``.
+    `size` is in voxels and `spacing` in mm, along (i, j, k). `axes` are the directions of the array's axes (k, j, i).
+    `n_skipped` counts images of the series that are not slices. `problem` is a clause that says why the series cannot
+    be read as CT; `can_be_resampled` is whether ``allow_irregular=True`` reads it anyway.
     """
 
     number: int
@@ -57,17 +57,17 @@ class SeriesInfo:
 
     @property
     def key(self) -> str:
-        """What ``--series`` takes: "3", or "3/2" for the second part of the third series."""
+        """The value for ``--series``: "3", or "3/2" for the second part of the third series."""
         return str(self.number) if self.part is None else f"{self.number}/{self.part}"
 
     @property
     def lasting_key(self) -> str:
-        """The same with the Series Instance UID, which does not depend on what else lies in the folder."""
+        """The same with the Series Instance UID, which does not depend on what else is in the folder."""
         return self.uid if self.part is None else f"{self.uid}/{self.part}"
 
     @property
     def name(self) -> str:
-        """What a message calls the series."""
+        """The name of the series in messages."""
         number = f"series {self.series_number}" if self.series_number is not None else "series without a number"
         described = f' ("{self.description}")' * bool(self.description)
         return f"DICOM {number}{described}" + f", {self.distinction}" * bool(self.distinction)
@@ -86,9 +86,9 @@ def rank(info: SeriesInfo) -> tuple[Any, ...]:
     3. It is long enough for a liver (100 mm).
     4. It is an original reconstruction, not derived from another one.
     5. Its kernel is for soft tissue, rather than for lung or bone.
-    6. Its description says portal venous, the phase in which liver and lesions differ most.
+    6. Its description names the portal venous phase, in which liver and lesions differ most.
     7. Its slices are closer together; then, it has more of them.
-    8. It has the lower series number, at last the lower UID.
+    8. It has the lower series number; last, the lower UID.
     """
     length = (info.slices - 1) * info.spacing[2] if info.spacing else 0.0
     return (
@@ -108,11 +108,11 @@ def rank(info: SeriesInfo) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The files of a series, or of a part of one, arranged as far as possible.
+    """The files of a series, or of a part of one, arranged to a stack if possible.
 
-    :param files: all files of the series: what its parts are depends on each of them.
+    :param files: all files of the series: its division into parts depends on each of them.
     :param study: Study Instance UID; "" if there is none.
-    :param notes: sentences for the user about what was decided when the slices were arranged.
+    :param notes: sentences for the user about decisions made when the slices were arranged.
     """
 
     files: frozenset[Path]
@@ -124,7 +124,7 @@ class Series:
 
     @property
     def places(self) -> int:
-        """How many different places its CT slices show (to 0.1 mm), as far as they say where they are."""
+        """The number of different positions of its CT slices (to 0.1 mm), as far as these are known."""
         known = {tuple(np.round(one.position, 1)) for one in self.slices if one.position is not None}
         return len(known) + sum(one.position is None for one in self.slices)
 
@@ -141,9 +141,9 @@ class Series:
 
 
 def arrange_series(files: Sequence[DicomFile]) -> list[Series]:
-    """The series that `files`, which have one Series Instance UID, are of; several if they hold more than one scan.
+    """The series of `files`, which share one Series Instance UID; several parts if they hold more than one scan.
 
-    Localizers and the like among them are left out. The best part comes first.
+    Localizers and similar images are left out. The best part comes first.
     """
     kept = [file for file in files if file.not_a_slice is None]
     first = (kept or files)[0]
@@ -183,10 +183,10 @@ def arrange_series(files: Sequence[DicomFile]) -> list[Series]:
 
 
 def _arranged(series: Series, slices: tuple[CtSlice, ...]) -> Series:
-    """The series with its slices in a stack, or with the reason why they make none."""
+    """The series with its slices in a stack, or with the reason why they do not form one."""
     info = replace(series.info, slices=len(slices), problem=None, can_be_resampled=False)
     if not all(one.rescaled for one in slices):
-        note = "The series does not say how its values become Hounsfield units; they were taken as they are."
+        note = "The series does not specify a rescaling to Hounsfield units; its values were used unchanged."
         series = replace(series, notes=tuple({**dict.fromkeys(series.notes), note: None}))
     try:
         stack = arrange_slices(slices)
@@ -195,7 +195,7 @@ def _arranged(series: Series, slices: tuple[CtSlice, ...]) -> Series:
         rows, columns = slices[0].size
         grid = Grid((stack.count, rows, columns), stack.ijk_to_lps)
     except (ValueError, ArithmeticError):
-        # Positions that are numbers, but no geometry: 1e300 mm, for example.
+        # Positions may be numbers but not a valid geometry: 1e300 mm, for example.
         problem = "its orientation or pixel size makes no sense"
         return replace(series, slices=slices, arranged=None, info=replace(info, problem=problem))
     info = replace(
@@ -211,7 +211,7 @@ def _arranged(series: Series, slices: tuple[CtSlice, ...]) -> Series:
 
 
 def arrange_slices(slices: Sequence[CtSlice]) -> Stack | str:
-    """The stack of slices that agree in size, orientation and pixel spacing; or why there is none, in words."""
+    """The stack of slices that agree in size, orientation and pixel spacing; or a clause that says why they do not."""
     sizes = {one.size for one in slices}
     if len(sizes) > 1:
         listed = ", ".join(f"{columns} x {rows}" for rows, columns in sorted(sizes))
