@@ -131,7 +131,7 @@ class Analyses:
         )
 
     def _require_segments(self, segmentation_node: Any, spec: ModelSpec, questions: Sequence[str]) -> None:
-        """Raise an error if a target has no segment any more."""
+        """Raise an error if a target no longer has a segment."""
         for question in questions:
             label = Target.parse(question).label
             if label:

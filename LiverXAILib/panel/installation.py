@@ -53,7 +53,7 @@ def require_packages(names: Sequence[str] = REQUIRED_PACKAGES) -> None:
 def install_packages(names: Sequence[str], wheel_folder: str = "") -> None:
     """Install Python packages into Slicer without a dialog: ask the user before calling it.
 
-    torch is installed by the extension "PyTorch". Slicer's own numpy and SimpleITK are pinned to their versions.
+    torch is installed by the extension "PyTorch". Slicer's own numpy and SimpleITK are pinned to their present version.
 
     :param wheel_folder: a folder with wheels to install from, for computers without internet; "": the internet.
     :raises LiverXAILib.errors.LiverXAIError: an installation failed; the message says what to try.
