@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Slicer module LiverXAI: liver and liver tumor segmentation in CT with explanations. For research use only.
 
-What it computes lives in the package LiverXAILib, and the parts of its panel in LiverXAILib.panel; here is what Slicer
-looks for. Loading this file imports neither torch nor Qt, and installs nothing.
+The computations are in the package LiverXAILib, and the parts of the panel in LiverXAILib.panel; this file holds the
+classes that Slicer looks for. Loading it imports neither torch nor Qt, and installs nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from slicer.ScriptedLoadableModule import (
 )
 
 if find_spec("LiverXAILib") is None:
-    # An installed extension has the library beside this file; a source checkout has it beside this folder.
+    # An installed extension has the library next to this file; a source checkout has it next to this folder.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from LiverXAILib.analysis import Decision
@@ -79,15 +79,15 @@ class LiverXAI(ScriptedLoadableModule):
             '<a href="https://github.com/LiverXAI/SlicerLiverXAI/blob/main/docs/slicer.md">documentation</a>.'
         )
         parent.acknowledgementText = _(
-            "LiverXAI stands on 3D Slicer, PyTorch and SimpleITK. The explanations follow Grad-CAM (Selvaraju et al., "
-            "ICCV 2017) and Seg-Grad-CAM (Vinogradova et al., AAAI 2020). If you use it in a publication, please cite "
-            "it as its file CITATION.cff says."
+            "LiverXAI is built on 3D Slicer, PyTorch and SimpleITK. The explanations follow Grad-CAM (Selvaraju et "
+            "al., ICCV 2017) and Seg-Grad-CAM (Vinogradova et al., AAAI 2020). If you use it in a publication, "
+            "please cite it as described in its file CITATION.cff."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
 
 
 def registerSampleData() -> None:
-    """Offer data to try the module on: a portal-venous CT from Slicer's own collection, and a synthetic patient."""
+    """Offer data to try the module with: a portal-venous CT from Slicer's own collection, and a synthetic patient."""
     register_sample_data(Path(__file__).parent / "Resources" / "Icons")
 
 
@@ -124,16 +124,16 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
     >>> nodes = logic.analyze(slicer.util.getNode("CTLiver"))   # doctest: +SKIP
     >>> logic.showExplanation(nodes.heatmaps["tumor"])          # doctest: +SKIP
 
-    Each method puts its results beside the CT in the scene; run again, it updates them in place. Errors are
-    :class:`LiverXAILib.errors.LiverXAIError` with a sentence that says what is wrong and what to do.
+    Each method adds its results to the scene, alongside the CT; a second run updates them in place. Errors are
+    :class:`LiverXAILib.errors.LiverXAIError` whose message says what is wrong and what to do.
 
     Common arguments:
 
     * `model`: a registered name or the path of a model's folder;
     * `device`: "auto", "cpu", "cuda", "cuda:N" or "mps";
     * `force`: accept a volume whose intensities do not look like Hounsfield units;
-    * `progress`: called with what is being done, in words, and how much of it is done, from 0 to 1;
-    * `cancel`: a :class:`LiverXAILib.progress.CancelToken` that is asked between two windows of the image.
+    * `progress`: called with a description of the current step and the fraction of it that is done, from 0 to 1;
+    * `cancel`: a :class:`LiverXAILib.progress.CancelToken` that is checked between sliding windows.
     """
 
     def __init__(self) -> None:
@@ -141,11 +141,11 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         self._models: dict[str, Model] = {}
 
     def getParameterNode(self) -> LiverXAIParameters:
-        """What the user chose in the panel; kept in the scene."""
+        """The choices made in the panel; kept in the scene."""
         return LiverXAIParameters(super().getParameterNode())
 
     def loadModel(self, model: str = "default") -> Model:
-        """The model called `model`, or in the folder `model`; it stays loaded for the next call."""
+        """Load the model named `model`, or from the folder `model`; it stays loaded for the next call."""
         require_packages()
         from LiverXAILib.models import load_model
 
@@ -202,7 +202,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         :param target: "liver", "tumor", "lesion:2" (as numbered in the table), a voxel or a box in mm, "why not" …;
             see :class:`LiverXAILib.explain.Target`.
         :param method: one of :data:`LiverXAILib.explain.METHODS`.
-        :param layer: stage of the network to explain; None: the model's default.
+        :param layer: layer of the network to explain; None: the model's default.
         :param check: also measure how faithful the heat map is; takes several times longer.
         :return: the heat map's volume node.
         """
@@ -251,7 +251,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         >>> nodes = logic.analyze(slicer.util.getNode("CTLiver"))   # doctest: +SKIP
         >>> nodes.segmentation, nodes.heatmaps["liver"], nodes.table   # doctest: +SKIP
 
-        :param targets: what to explain; a target that was not found is passed over with a warning in the log.
+        :param targets: what to explain; a target that was not found is skipped with a warning in the log.
         """
         loaded = self.loadModel(model)
         from LiverXAILib.mrml import analysis_to_nodes, ct_from_node
@@ -289,7 +289,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         >>> from LiverXAILib.reading import accept, add, reject   # doctest: +SKIP
         >>> logic.refine(volumeNode, [reject(3), accept(1)], who="Dr. A")   # doctest: +SKIP
 
-        :param decisions: see :mod:`LiverXAILib.reading`; none: only measure, after the segmentation was edited.
+        :param decisions: see :mod:`LiverXAILib.reading`; if empty, the edited segmentation is only measured.
         :return: the CT's segmentation node.
         """
         loaded = self.loadModel(model)
@@ -302,7 +302,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         volume = mrml.ct_from_node(volumeNode, force=force)
         found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
         if not found:
-            raise UsageError(_("This CT has no segmentation of LiverXAI yet: analyze it first."))
+            raise UsageError(_("This CT has no LiverXAI segmentation yet: analyze it first."))
         labels = mrml.segmentation_from_node(found[0], volumeNode, loaded.spec).labels
         own = analyze(
             volume,
@@ -332,8 +332,8 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         >>> logic.showExplanation(nodes.heatmaps["tumor"], opacity=0.4, threshold=0.3)   # doctest: +SKIP
 
         :param opacity: of the heat map, 0 to 1.
-        :param threshold: heat below it is transparent; None: as it is.
-        :param jump: move the slice views to the most influential place.
+        :param threshold: values below it are transparent; None: leave it unchanged.
+        :param jump: move the slice views to the most influential position.
         """
         from LiverXAILib.mrml import find_results, hottest_point, input_of, show_overlay
 
@@ -345,10 +345,10 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
 
 
 class LiverXAIWidget(ScriptedLoadableModuleWidget):
-    """The panel: from a CT to an explained segmentation with one Apply. The engine runs in a child process.
+    """The panel: from a CT to an explained segmentation with one click on Apply. A child process does the computing.
 
-    The widget makes the parts of the panel (LiverXAILib.panel), connects the controls of LiverXAI.ui with them, and
-    passes on what happens in the scene.
+    The widget creates the parts of the panel (LiverXAILib.panel), connects the controls of LiverXAI.ui to them, and
+    forwards events of the scene.
     """
 
     def __init__(self, parent: Any = None) -> None:
@@ -369,7 +369,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.initializeParameterNode()
 
     def makeParts(self) -> None:
-        self.changedMeanwhile = False  # the scene, while results were being shown
+        self.changedMeanwhile = False  # whether the scene changed while results were being shown
         self.state = PanelState(self.ui, slicer.mrmlScene)
         self.status = StatusLine(self.state)
         self.models = ModelChoice(self.state)
@@ -439,14 +439,14 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.advancedButton.connect("contentsCollapsed(bool)", self.devices.on_advanced)
 
     def enter(self) -> None:
-        """Slicer shows the module."""
+        """Called when Slicer shows the module."""
         self.initializeParameterNode()
 
     def exit(self) -> None:
-        """Slicer shows another module; a running analysis goes on."""
+        """Called when Slicer shows another module; a running analysis continues."""
 
     def cleanup(self) -> None:
-        """The module is unloaded or Slicer quits: nothing of it may stay behind."""
+        """Release everything; called when the module is unloaded or Slicer quits."""
         self.reader.close()
         self.sensitivity.close()
         self.calipers.hide()
@@ -456,13 +456,13 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.state.parameters = None  # after a reload the old widgets are still there, hidden
 
     def onReload(self) -> None:
-        """Also load the parts of the panel anew; for developers."""
+        """Reload the parts of the panel too; for developers."""
         for name in [name for name in sys.modules if name.startswith("LiverXAILib.panel.")]:
             del sys.modules[name]
         super().onReload()
 
     def initializeParameterNode(self) -> None:
-        """Take over what was chosen in this scene."""
+        """Adopt the choices saved in this scene."""
         self.watch.take_over(self.state.volume_node)
 
     def onSceneClosing(self) -> None:
@@ -476,7 +476,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
     # --- what is shown ---------------------------------------------------------------------------------------------
 
     def showParameters(self) -> None:
-        """The parameter node and the results of the chosen CT."""
+        """Show the parameter node and the results of the chosen CT."""
         self.choices.show()
         self.results.show()
         if not self.results.selected_lesion:
@@ -486,7 +486,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.update()
 
     def onSceneChanged(self) -> None:
-        """Nodes or parameters have changed; while results come in one by one, they show themselves."""
+        """Update the panel after nodes or parameters changed, unless results are being shown step by step."""
         if self.runner.showing:
             self.changedMeanwhile = True
             return
@@ -500,8 +500,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.showParameters()
 
     def showHeatMap(self, heatMapNode: Any) -> Iterator[None]:
-        """New results of the chosen CT are in the scene: in steps, and of its heat maps this one is to be shown."""
-        # All nodes of these results are there: what comes or goes from now on is not ours.
+        """Show new results of the chosen CT in steps, with this one of its heat maps."""
+        # All nodes of these results exist: any change from now on was not made by the panel.
         self.changedMeanwhile = False
         with self.state.writing() as parameters:
             parameters.heatMap = heatMapNode
@@ -526,14 +526,14 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
                 self.watch.refresh_soon()
 
     def onEdited(self) -> None:
-        """The segmentation is not what was measured any more, or is again."""
+        """Update the panel after the segmentation became different from what was measured, or the same again."""
         if not self.runner.busy:
-            self.status.show()  # what was said is about what was before
+            self.status.show()  # the last message is about the previous state
         self.heatMaps.show()
         self.update()
 
     def onTouched(self) -> None:
-        if self.heatMaps.any_present:  # explained since the edit before
+        if self.heatMaps.any_present:  # explained since the previous edit
             self.heatMaps.show()
         self.reader.on_touched()
 
@@ -544,7 +544,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             with self.state.writing() as parameters:
                 parameters.inputVolume = node
             if not self.runner.busy:
-                self.status.show()  # what was said is about another CT
+                self.status.show()  # the last message is about another CT
             self.results.show()
             self.views.show()
             self.update()
@@ -578,7 +578,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.ask(self.analyses.explain)
 
     def ask(self, question: Callable[[list[str]], None]) -> None:
-        """Ask what is chosen at "Explain", if that can be asked."""
+        """Run `question` with the targets chosen at "Explain", if they are valid."""
         try:
             asked = self.questions.asked(self.results.selected_lesion)
         except LiverXAIError as error:
@@ -601,7 +601,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.analyses.compare(prior, folder)
 
     def askFolder(self, title: str = "") -> str:
-        """Ask the user for a folder; "" if there is none."""
+        """Ask the user for a folder; return "" if none was chosen."""
         import qt
 
         return qt.QFileDialog.getExistingDirectory(self.parent, title or _("Folder for report and files"))
@@ -632,7 +632,7 @@ class LiverXAITest(ScriptedLoadableModuleTest):
                 self.delayDisplay(f"Skipped: {reason}")
 
     def test_results_lie_on_the_ct(self) -> None:
-        """The bridge to the scene, without any network: an oblique, left-handed volume and labels on it."""
+        """Test the bridge to the scene without a network: an oblique, left-handed volume and labels on it."""
         self.delayDisplay("Nodes and back")
         from LiverXAILib.inference import Segmentation
         from LiverXAILib.models import LIVER, TUMOR
@@ -655,7 +655,7 @@ class LiverXAITest(ScriptedLoadableModuleTest):
             np.testing.assert_array_equal(found > 0, np.isin(labels, values))
 
     def test_a_phantom_is_analyzed(self) -> None:
-        """The whole way with the bundled model: labels, heat map, table, overlay."""
+        """Test the whole analysis with the bundled model: labels, heat map, table, overlay."""
         try:
             require_packages()
         except LiverXAIError as error:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches inside Slicer: the same as ``liverxai batch``, with Slicer's own Python.
+"""Run a batch inside Slicer: the same as ``liverxai batch``, with Slicer's own Python.
 
 ::
 
     Slicer --no-splash --no-main-window --python-script .../batch_slicer.py --input IMAGES --output RESULTS
 
-Whatever happens, it ends Slicer, with the exit codes of ``liverxai batch``: 0 all done, 1 some failed or a stop, 2
-wrong usage, 3 nothing to do. On Windows Slicer prints nothing: what is said is also in RESULTS/logs, and errors are in
-Slicer's own log.
+Slicer always exits at the end, with the exit codes of ``liverxai batch``: 0 all done, 1 some failed or the batch was
+stopped, 2 wrong usage, 3 nothing to do. On Windows Slicer prints nothing: the messages are also in RESULTS/logs, and
+errors in Slicer's own log.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import slicer.util
 
 if importlib.util.find_spec("LiverXAILib") is None:
-    # An installed extension has the library one folder up, a source checkout two.
+    # The library is one folder up in an installed extension, two folders up in a source checkout.
     folders = Path(__file__).resolve().parents
     sys.path.append(str(next(folder for folder in folders if (folder / "LiverXAILib").is_dir())))
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     from LiverXAILib.errors import LiverXAIError, UsageError
     from LiverXAILib.subprocesses import slicer_python
 
-    # Slicer takes --help for itself, and a shortened name might be one of Slicer's.
+    # Slicer handles --help itself, and an abbreviated option might be one of Slicer's.
     parser = argparse.ArgumentParser(prog="batch_slicer.py", add_help=False, allow_abbrev=False)
     command.add_arguments(parser)
     parser.add_argument("--usage", action="store_true", help="show this text")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training inside Slicer, or with any Python: the same as ``liverxai train``, without a window.
+"""Train inside Slicer, or with any Python: the same as ``liverxai train``, without a window.
 
 ::
 
     Slicer --no-splash --no-main-window --python-script .../train_slicer.py --config CONFIG.yaml
     python .../train_slicer.py --config CONFIG.yaml
 
-Whatever happens, it ends Slicer, with the exit codes of ``liverxai train``: 0 done, 1 failed, 2 wrong usage. A run that
-was stopped goes on when the same command is given again. Several GPUs need plain Python.
+Slicer always exits at the end, with the exit codes of ``liverxai train``: 0 done, 1 failed, 2 wrong usage. A run that
+was stopped continues when the same command is given again. Training on several GPUs needs plain Python.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 if importlib.util.find_spec("LiverXAILib") is None:
-    # An installed extension has the library one folder up, a source checkout two.
+    # The library is one folder up in an installed extension, two folders up in a source checkout.
     folders = Path(__file__).resolve().parents
     sys.path.append(str(next(folder for folder in folders if (folder / "LiverXAILib").is_dir())))
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     from LiverXAILib.errors import LiverXAIError, UsageError
     from LiverXAILib.training import command
 
-    # Slicer takes --help for itself, and a shortened name might be one of Slicer's.
+    # Slicer handles --help itself, and an abbreviated option might be one of Slicer's.
     parser = argparse.ArgumentParser(prog="train_slicer.py", add_help=False, allow_abbrev=False)
     command.add_arguments(parser)
     parser.add_argument("--usage", action="store_true", help="show this text")

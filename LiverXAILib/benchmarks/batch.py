@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``liverxai benchmark batch``: cases per hour, overhead, memory and scaling of batches, in one run.
 
-The batch is measured from outside, as users run it: by the command line, its manifest and the memory of its processes.
+The batch is measured from outside, as users run it: by the command line, its manifest and its processes' memory.
 The bare loop that it is compared with (read, analyze, write; one case after the other; nothing else) does the same work
-in one process. Bare loop, one worker and two workers are measured in turn, so that what else the machine does hits all
-of them, and without the loading of the model, which each does once.
+in one process. Bare loop, one worker and two workers are measured in turn, so that other load on the machine affects
+all of them, and without the loading of the model, which each does once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..volumes.box import Box
 from ..volumes.io import read_volume, write_volume
 from .machine import describe_machine
 
-#: How often the memory of the processes is looked at.
+#: Sampling interval of the memory of the processes, in seconds.
 _SAMPLE_SECONDS = 0.2
 _ROOT = Path(__file__).resolve().parents[2]
 #: Edge of the small cases.
@@ -43,18 +43,18 @@ _SMALL_MM = 90.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``liverxai benchmark batch`` to `parser`."""
     parser.add_argument(
-        "--output", "-o", type=Path, metavar="FOLDER", required=True, help="batch.json and batch.md go here"
+        "--output", "-o", type=Path, metavar="FOLDER", required=True, help="folder for batch.json and batch.md"
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use (default: phantoms)")
     parser.add_argument("--model", default="default", metavar="NAME", help="a model's name or folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--explain", nargs="*", metavar="TARGET", help="as in analyze; nothing after it: only segment")
+    parser.add_argument("--explain", nargs="*", metavar="TARGET", help="targets, as in analyze; none: segment only")
     parser.add_argument("--cases", type=int, default=4, metavar="N", help="cases in each timed run (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of each kind (default: 3)")
     parser.add_argument(
         "--small-cases", type=int, default=200, metavar="N", help="cases of the memory test (default: 200)"
     )
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="of a worker (default: half the cores)")
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="per worker (default: half the cores)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """The result as a table."""
+    """Format the result as a table."""
     machine, speed, memory = (result[key] for key in ("machine", "speed", "memory"))
     rounds = f"median of {speed['rounds']} rounds of {speed['cases']} cases"
     rows = [
@@ -130,7 +130,7 @@ def _speed(scratch: _Scratch, images: Sequence[Path], cases: int, rounds: int) -
 
 def _memory(scratch: _Scratch, images: Sequence[Path], cases: int) -> dict[str, Any]:
     run = scratch.batch(images, cases)
-    # In the first cases caches fill and libraries load.
+    # During the first cases caches are filled and libraries loaded.
     settled = min(10, cases // 4)
     worker, parent = run["worker_mib"][settled:], run["parent_mib"][settled:]
     quarter = max(1, len(worker) // 4)
@@ -146,7 +146,7 @@ def _memory(scratch: _Scratch, images: Sequence[Path], cases: int) -> dict[str, 
 
 
 def _slope(values: Sequence[float]) -> float:
-    """Growth per 100 cases of the line through `values` (least squares)."""
+    """Return the growth per 100 cases of the least-squares line through `values`."""
     return 100 * statistics.linear_regression(range(len(values)), values).slope if len(values) > 1 else 0.0
 
 
@@ -159,7 +159,7 @@ class _Scratch:
         self._number = 0
 
     def bare(self, images: Sequence[Path], cases: int) -> float:
-        """Seconds of the bare loop over `cases` images, in a process of its own."""
+        """Return the seconds of the bare loop over `cases` images, in a separate process."""
         code = f"from {__name__} import bare_loop; import json, sys; bare_loop(*json.loads(sys.argv[1]))"
         listed, output = self._listed(images, cases), self._new_folder()
         words = json.dumps([str(listed), str(output), self._model, self._device, self._explain])
@@ -172,7 +172,7 @@ class _Scratch:
         return float(text.splitlines()[-1])
 
     def batch(self, images: Sequence[Path], cases: int, workers: int = 1) -> dict[str, Any]:
-        """Seconds from the first case to the last; and the memory of parent and worker in MiB when cases were done."""
+        """Return the seconds from the first case to the last, and the MiB of parent and worker after each case."""
         output = self._new_folder()
         command = [sys.executable, "-m", "LiverXAILib", "batch", str(self._listed(images, cases)), "-o", str(output)]
         command += ["--model", self._model, "--device", self._device, "--no-report"]
@@ -192,9 +192,7 @@ class _Scratch:
         started = min(line["time"] for line in lines if line.get("state") == "running")
         finished = [line["time"] for line in lines if line.get("state") == "done"]
         if not samples:
-            raise LiverXAIError(
-                "The batch under test was over before its memory could be looked at; use larger images."
-            )
+            raise LiverXAIError("The batch under test ended before its memory could be measured; use larger images.")
         at_each = [_last_until(time_, samples) for time_ in finished]
         return {
             "seconds": max(finished) - started,
@@ -207,7 +205,7 @@ class _Scratch:
         return self.folder / f"run{self._number}"
 
     def _listed(self, images: Sequence[Path], cases: int) -> Path:
-        """A list that names the images in turn until there are enough cases."""
+        """Write a list that repeats the images in turn until there are enough cases."""
         path = self.folder / "cases.json"
         rows = [{"input": str(images[n % len(images)]), "case": f"case{n:04}"} for n in range(cases)]
         path.write_text(json.dumps(rows), encoding="utf-8")
@@ -215,7 +213,7 @@ class _Scratch:
 
 
 def bare_loop(listed: str, output: str, model_name: str, device: str, explain: list[str] | None) -> None:
-    """Read, analyze and write each case of a list; prints the seconds that it took after the model was loaded."""
+    """Read, analyze and write each case of a list; prints the seconds after the model was loaded."""
     from ..models import load_model
 
     options = Options(explain=None if explain is None else tuple(explain), report=False, scene=False)
@@ -229,7 +227,7 @@ def bare_loop(listed: str, output: str, model_name: str, device: str, explain: l
 
 
 def _images(given: Path | None, folder: Path) -> list[Path]:
-    """The images of the user, or four phantoms."""
+    """Return the user's images, or four phantoms."""
     if given is not None:
         return sorted(path.absolute() for path in given.iterdir() if path.is_file())
     paths = []
@@ -242,7 +240,7 @@ def _images(given: Path | None, folder: Path) -> list[Path]:
 
 
 def _cut_out(image: Path, small: Path) -> Path:
-    """A small case for the test of memory: a box of `image` in the patient's right half, where the liver is."""
+    """Cut out a small case for the memory test: a box of `image` in the patient's right half, where the liver is."""
     volume = read_volume(image)
     middle = volume.grid.to_lps((np.array(volume.shape[::-1]) - 1) / 2) - (_SMALL_MM / 2, 0, 0)
     corners = middle + np.array([[-0.5], [0.5]]) * _SMALL_MM
@@ -255,7 +253,7 @@ def _cut_out(image: Path, small: Path) -> Path:
 
 
 def _sizes(images: Sequence[Path]) -> str:
-    """Smallest and largest size, as text."""
+    """Return the smallest and largest size, as text."""
     shapes = sorted((read_volume(path).shape for path in images), key=np.prod)
     texts = [" x ".join(map(str, shape[::-1])) for shape in (shapes[0], shapes[-1])]
     return " to ".join(dict.fromkeys(texts))
@@ -292,13 +290,13 @@ def _watch(process: subprocess.Popen[str], output: Path, samples: list[tuple[flo
             else:
                 samples.append((time.time(), _resident_mib(parent), _resident_mib(worker)))
         except psutil.Error:
-            # It has just ended.
+            # The process has just ended.
             pass
         time.sleep(_SAMPLE_SECONDS)
 
 
 def _last_until(time_: float, samples: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The last sample taken until then: a later one may show a worker that is just ending. The first, if none was."""
+    """Return the last sample up to `time_` (else the first): a later one may show a worker that is ending."""
     return max((sample for sample in samples if sample[0] <= time_), default=samples[0])
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark clicks``: how well one click outlines a lesion, beside other methods on the same clicks.
+"""``liverxai benchmark clicks``: how well one click outlines a lesion, compared with other methods on the same clicks.
 
-Synthetic patients with lesions that the segmentation does not have, or a CT with a reference (``--image``); a click in
-each lesion's middle and one at random inside it. Then a corrective click, as a reader makes it who sees the outline: in
-the middle of its largest mistake. All outlines are cut to the liver.
+The cases are synthetic patients with lesions that the segmentation does not have, or a CT with a reference
+(``--image``). Each lesion gets a click in its middle and one at random inside it, and then a corrective click, as a
+reader who sees the outline would make it: in the middle of its largest error. All outlines are cut to the liver.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from ..volumes.volume import Volume
 
 #: Patients of this benchmark: seeds that no training or tuning uses.
 FIRST_SEED = 900_000
-#: Diameters of their lesions in mm, and how many each has.
+#: Diameters of their lesions in mm, and the number of lesions of each patient.
 LESION_MM, LESIONS = (5.0, 30.0), 8
-#: Diameters of the ball of equal volume, in mm.
+#: Diameters of the sphere of equal volume, in mm.
 SIZES = ((0.0, 10.0), (10.0, 20.0), (20.0, 1000.0))
 OWN, CORRECTED = "LiverXAI", "LiverXAI, after a corrective click"
 
 Row = dict[str, Any]
 Point = tuple[float, float, float]
-#: A method: smoothed HU, the liver, the click (k, j, i) and the voxel's size (i, j, k) to a mask, all in one box.
+#: A method: from smoothed HU, the liver, the click (k, j, i) and the voxel size (i, j, k) to a mask, all in one box.
 Method = Callable[[np.ndarray, np.ndarray, tuple[int, ...], tuple[float, float, float]], np.ndarray]
 
 
@@ -49,9 +49,9 @@ def benchmark_clicks(
     phase: str = "portal",
     model: Model | None = None,
 ) -> list[Row]:
-    """A row for each click and method: patient, lesion's diameter, where the click was, Dice and seconds.
+    """Return a row for each click and method: patient, lesion's diameter, position of the click, Dice and seconds.
 
-    :param model: growing on its probability of tumor is compared too.
+    :param model: also compare growing on this model's tumor probability.
     """
     rows: list[Row] = []
     for seed in range(FIRST_SEED, FIRST_SEED + patients):
@@ -62,7 +62,7 @@ def benchmark_clicks(
 
 
 def click_rows(ct: Volume, liver: np.ndarray, tumor: np.ndarray, seed: int, model: Model | None = None) -> list[Row]:
-    """The rows of one CT, as if no lesion of it had been found.
+    """Return the rows of one CT, as if none of its lesions had been found.
 
     :param liver, tumor: bool (k, j, i) on the CT's grid.
     """
@@ -87,7 +87,7 @@ def click_rows(ct: Volume, liver: np.ndarray, tumor: np.ndarray, seed: int, mode
 def _outlines(
     ct: Volume, missed: Segmentation, scored: Segmentation | None, lesion: np.ndarray, click: np.ndarray
 ) -> list[Row]:
-    """Dice and seconds of each method for one click."""
+    """Return Dice and seconds of each method for one click."""
     rows = []
     x, y, z = (float(value) for value in ct.grid.to_lps(click[::-1]))
     own: list[tuple[str, Segmentation, str]] = [(OWN, missed, "best"), ("contrast alone", missed, "contrast")]
@@ -97,7 +97,7 @@ def _outlines(
         started = time.perf_counter()
         try:
             box, mask = outline_lesion(ct, segmentation, (x, y, z), by=by)
-        except UsageError:  # nothing stands out: no outline
+        except UsageError:  # no contrast around the click, so no outline
             box, mask = Box.between(click, click + 1), np.zeros((1, 1, 1), bool)
         rows.append(_row(name, mask, box, lesion, time.perf_counter() - started))
         if name == OWN:
@@ -117,7 +117,7 @@ def _outlines(
 
 
 def _corrected(ct: Volume, missed: Segmentation, lesion: np.ndarray, box: Box, mask: np.ndarray) -> Row:
-    """A second click in the middle of the outline's largest mistake; none where it has none."""
+    """Add a second click in the middle of the outline's largest error, unless there is none."""
     found = np.zeros(lesion.shape, bool)
     found[box] = mask
     best: tuple[float, np.ndarray, bool] | None = None
@@ -149,7 +149,7 @@ def _row(name: str, mask: np.ndarray, box: Box, lesion: np.ndarray, seconds: flo
 
 
 def _confidence(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], spacing: Any) -> np.ndarray:
-    """SimpleITK's region growing within 2.5 standard deviations, twice iterated."""
+    """Run SimpleITK's region growing within 2.5 standard deviations, with two iterations."""
     found = sitk.ConfidenceConnected(
         sitk.GetImageFromArray(array), [start[::-1]], numberOfIterations=2, multiplier=2.5, initialNeighborhoodRadius=1
     )
@@ -157,14 +157,14 @@ def _confidence(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], sp
 
 
 def _threshold(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], spacing: Any) -> np.ndarray:
-    """SimpleITK's connected threshold: within 15 HU of the click."""
+    """Run SimpleITK's connected threshold: within 15 HU of the click."""
     value = float(array[start])
     found = sitk.ConnectedThreshold(sitk.GetImageFromArray(array), [start[::-1]], value - 15, value + 15)
     return sitk.GetArrayFromImage(found) > 0
 
 
 def _watershed(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], spacing: Any) -> np.ndarray:
-    """SimpleITK's marker watershed on the gradient: the click against everything 25 mm away and outside the liver."""
+    """Run SimpleITK's marker watershed on the gradient: the click against voxels > 25 mm away or outside the liver."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing)
     k, j, i = np.indices(array.shape)
@@ -181,7 +181,7 @@ def _watershed(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], spa
 
 
 def _random_walker(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...], spacing: Any) -> np.ndarray:
-    """scikit-image's random walker, 25 mm around the click, which walks against everything farther away."""
+    """Run scikit-image's random walker within 25 mm of the click, with everything farther away as background."""
     from skimage.segmentation import random_walker
 
     reach = np.ceil(25.0 / np.array(spacing[::-1])).astype(int)
@@ -194,7 +194,7 @@ def _random_walker(array: np.ndarray, liver: np.ndarray, start: tuple[int, ...],
     markers[squares <= 1.5**2] = 1
     found = np.zeros(array.shape, bool)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The probability range is outside")  # by the tolerance chosen here
+        warnings.filterwarnings("ignore", "The probability range is outside")  # because of the tolerance chosen here
         found[box] = random_walker(array[box], markers, beta=500, mode="cg_j", tol=1e-2, spacing=spacing[::-1]) == 1
     return found
 
@@ -208,7 +208,7 @@ METHODS: dict[str, Method] = {
 
 
 def table(rows: list[Row]) -> str:
-    """Median Dice by method and lesion size (Markdown), with the number of clicks and the median seconds."""
+    """Format median Dice by method and lesion size (Markdown), with the number of clicks and the median seconds."""
     head = [f"< {SIZES[0][1]:.0f} mm", f"{SIZES[1][0]:.0f}–{SIZES[1][1]:.0f} mm", f"> {SIZES[2][0]:.0f} mm"]
     lines = [f"| method | {' | '.join(head)} | seconds |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(row["method"] for row in rows):
@@ -223,15 +223,15 @@ def table(rows: list[Row]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("--patients", type=int, default=6, help="synthetic patients (default: 6)")
     parser.add_argument(
         "--spacing", type=float, nargs=3, default=(1.0, 1.0, 2.0), metavar=("I", "J", "K"), help="voxel size in mm"
     )
-    parser.add_argument("--image", metavar="CT", type=Path, help="instead: a CT with a reference")
-    parser.add_argument("--liver", metavar="FILE", type=Path, help="with --image: its liver")
-    parser.add_argument("--tumor", metavar="FILE", type=Path, help="with --image: its tumors")
-    parser.add_argument("--model", metavar="NAME", help="also compare growing on this model's probability of tumor")
+    parser.add_argument("--image", metavar="CT", type=Path, help="use a CT with a reference instead")
+    parser.add_argument("--liver", metavar="FILE", type=Path, help="with --image: the reference mask of the liver")
+    parser.add_argument("--tumor", metavar="FILE", type=Path, help="with --image: the reference mask of the tumors")
+    parser.add_argument("--model", metavar="NAME", help="also compare growing on this model's tumor probability")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -239,7 +239,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model) if arguments.model else None
     if arguments.image is not None:
         if arguments.liver is None or arguments.tumor is None:
-            raise UsageError("A CT with a reference takes --liver and --tumor.")
+            raise UsageError("A CT with a reference needs --liver and --tumor.")
         ct = read_volume(arguments.image)
         liver, tumor = (read_labels(path).array > 0 for path in (arguments.liver, arguments.tumor))
         rows = click_rows(ct, liver, tumor, FIRST_SEED, model)
@@ -255,6 +255,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gain(rows: list[Row]) -> float:
-    """By how much a corrective click changes the mean Dice."""
+    """Return the change of the mean Dice by a corrective click."""
     dice = [[row["dice"] for row in rows if row["method"] == name] for name in (OWN, CORRECTED)]
     return float(np.mean(dice[1]) - np.mean(dice[0])) if dice[0] else 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark cost``: what an explanation costs beside the prediction, and what other libraries ask for it.
+"""``liverxai benchmark cost``: the cost of an explanation compared with the prediction and with other libraries.
 
 Everything is measured in one run, on one window of the image, for the same score at the same layer: the plain forward
 pass, LiverXAI's own map, captum's ``LayerGradCam`` and MONAI's ``GradCAM`` (where these are installed).
@@ -32,7 +32,7 @@ from ..pipeline import DEFAULT_TARGETS, analyze, explain_and_ask
 from ..progress import CancelToken, Progress
 from ..volumes.volume import Volume
 
-#: How often the memory is looked at, in seconds.
+#: Sampling interval of the memory, in seconds.
 _TICK = 0.002
 
 Row = dict[str, Any]
@@ -50,15 +50,15 @@ def benchmark_cost(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> list[Row]:
-    """Time and memory of each way to explain `target`: rows with seconds, times a forward pass, and peak MiB.
+    """Measure each way to explain `target`: rows with seconds, multiples of a forward pass, and peak MiB.
 
-    All jobs run in turn, `repeats` times after a first one, and the shortest time counts; MiB are the most above what
-    the process held before (GPU: what torch had allocated; CPU: resident memory, where psutil is installed). The last
-    rows are about the whole image: all windows that the target touches; and the liver with up to four lesions, as maps
-    on the network's grid and as finished heat maps on the image's grid
-    (:func:`~LiverXAILib.explain.explain_all`), and as answers to changed CTs, beside the stage's pass over the image;
-    the default answers of an analysis: the tumors' heat map, the liver's border, and up to ten lesions in changed CTs;
-    and everything that it does by default after segmenting, with the measurements.
+    All jobs run in turn, `repeats` times after a warm-up, and the shortest time counts; MiB is the peak above what the
+    process held before (GPU: memory allocated by torch; CPU: resident memory, if psutil is installed). The last rows
+    are about the whole image: all windows that the target touches; the liver with up to four lesions, as maps on the
+    network's grid, as finished heat maps on the image's grid (:func:`~LiverXAILib.explain.explain_all`), and as answers
+    to changed CTs, compared with the stage's pass over the image; the default answers of an analysis: the tumors' heat
+    map, the liver's border, and up to ten lesions in changed CTs; and everything that an analysis does by default after
+    segmenting, including the measurements.
     """
     context = RunContext(progress, cancel, select_device(device))
     segmentation = segment(volume, model, **context.keywords)
@@ -118,7 +118,7 @@ def benchmark_cost(
     base = 0.0
     for name, runs in measured.items():
         seconds = min(one for one, _ in runs)
-        # Each row is compared with the pass above it.
+        # Each row is compared with the forward pass above it.
         base = seconds if "pass" in name else base
         rows.append(
             {
@@ -134,14 +134,14 @@ def benchmark_cost(
 
 
 def _liver_and_lesions(segmentation: Segmentation, labels: Collection[str]) -> list[str]:
-    """The liver, if the stage knows it and it was found, and the four largest lesions."""
+    """Return the liver, if it is a label of the stage and was found, and the four largest lesions."""
     found = ["liver"] if "liver" in labels and segmentation.mask("liver").any() else []
     count = min(4, lesion_count(segmentation)) if "tumor" in labels else 0
     return found + [f"lesion:{number + 1}" for number in range(count)]
 
 
 class _Score(nn.Module):
-    """The stage's first network with the question's score as its output: what a library for classifiers expects."""
+    """The stage's first network with the target's score as its output, as libraries for classifiers expect."""
 
     def __init__(self, run: StageContext, score_target: ScoreTarget, share: torch.Tensor) -> None:
         super().__init__()
@@ -180,14 +180,14 @@ def _monai(scored: _Score, layer: str, window: torch.Tensor) -> Callable[[], obj
     except ImportError:
         return None
 
-    # A copy, since MONAI leaves its hooks on the network; they fire only if gradients of parameters are computed.
+    # A copy, because MONAI leaves its hooks on the network; they fire only if gradients of parameters are computed.
     copied = copy.deepcopy(scored).requires_grad_(True)
     method = GradCAM(nn_module=copied, target_layers=f"network.{layer}")
     return lambda: method(window, class_idx=0)
 
 
 def _measure(job: Callable[[], object], device: torch.device) -> tuple[float, float | None]:
-    """Seconds of one run, and the most MiB above what was held before."""
+    """Return the seconds of one run, and the peak MiB above what was held before."""
     watch = _MemoryWatch(device)
     with watch:
         started = time.perf_counter()
@@ -199,7 +199,7 @@ def _measure(job: Callable[[], object], device: torch.device) -> tuple[float, fl
 
 
 class _MemoryWatch:
-    """The most memory in use while the block runs, above what was in use before; `peak_mib` is None if unknown."""
+    """Measures the peak memory of a block above what was in use before; `peak_mib` is None if unknown."""
 
     def __init__(self, device: torch.device) -> None:
         self.peak_mib: float | None = None
@@ -235,7 +235,7 @@ class _MemoryWatch:
 
 
 def format_cost(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     lines = ["| what | layer | seconds | forward passes | peak MiB |", "|---|---|---|---|---|"]
     for row in rows:
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
@@ -248,15 +248,15 @@ def format_cost(rows: Sequence[Row]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``liverxai benchmark cost``."""
     parser.description = (
-        "Time and memory of a heat map beside the plain forward pass, and of captum's LayerGradCam and MONAI's GradCAM "
-        "on the same window where they are installed."
+        "Measure time and memory of a heat map compared with the plain forward pass, and with captum's LayerGradCam "
+        "and MONAI's GradCAM on the same window if they are installed."
     )
     parser.add_argument("case", metavar="CASE", type=Path, help="a CT: file or DICOM folder")
     parser.add_argument("--model", default="default", help="name or folder of a model (default: default)")
     parser.add_argument("--target", default="tumor", help="what to explain (default: tumor)")
     parser.add_argument("--layer", default=None, help="layer of the network (default: the model's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the shortest counts (default: 3)")
 
 
 def run(arguments: argparse.Namespace) -> int:

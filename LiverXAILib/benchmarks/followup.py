@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``liverxai benchmark followup``: how well lesions are followed, on twelve synthetic pairs whose changes are known.
 
-Each pair is one synthetic patient, scanned twice (:mod:`LiverXAILib.phantoms.follow_up`). Asked is which lesion is
-which (F1 over pairs of lesions, new and vanished ones included) and which category of RECIST 1.1 results, first with
-the true outlines, then with those of a model.
+Each pair is one synthetic patient, scanned twice (:mod:`LiverXAILib.phantoms.follow_up`). The benchmark measures how
+well lesions are matched (F1 over pairs of lesions, including new and vanished ones) and whether the category of RECIST
+1.1 is right, first with the true outlines, then with those of a model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """What happens between two scans, and the category that follows from the diameters."""
+    """The changes between two scans, and the category that follows from the diameters."""
 
     name: str
     changes: tuple[Change, ...]
@@ -76,7 +76,7 @@ PAIRS = (
 
 
 def benchmark_followup(pair: Pair, number: int, model: Model | None, context: RunContext) -> list[Row]:
-    """A row with the true outlines, and one with those of `model`: links, category, millimeters, seconds."""
+    """Return a row for the true outlines, and one for those of `model`: links, category, millimeters, seconds."""
     made = make_pair(
         FIRST_SEED + number,
         pair.changes,
@@ -133,7 +133,7 @@ def _study(scan: PhantomStudy, segmentation: Segmentation, name: str) -> Study:
 
 
 def _names(scan: PhantomStudy, segmentation: Segmentation) -> dict[int, int]:
-    """Which piece of the truth each lesion of a segmentation is: the one of which it holds most; others get numbers
+    """Match each lesion of a segmentation to the true piece that it overlaps most; lesions without a match get numbers
     above 1000."""
     numbers = lesion_components(segmentation)
     names = {}
@@ -144,7 +144,7 @@ def _names(scan: PhantomStudy, segmentation: Segmentation) -> dict[int, int]:
 
 
 def _links(comparison: Comparison, names: Sequence[dict[int, int]]) -> list[Link]:
-    """What was found, in numbers of the true pieces."""
+    """Return the links that were found, in numbers of the true pieces."""
     links: dict[Link, None] = {}
     for track in comparison.findings.tracks:
         prior, current = (
@@ -167,7 +167,7 @@ def _true_links(made: PhantomPair) -> list[Link]:
 
 
 def _error_mm(comparison: Comparison, made: PhantomPair) -> float | None:
-    """How far the registration misses, on average over the current liver; None if it was refused."""
+    """Return the mean registration error over the current liver; None if the registration was rejected."""
     registration = comparison.registrations[0]
     if registration is None:
         return None
@@ -179,7 +179,7 @@ def _error_mm(comparison: Comparison, made: PhantomPair) -> float | None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, with totals."""
+    """Format the rows as Markdown, with totals."""
     lines = [
         "| outlines | pair | links right, wrong, missed | category | expected | livers' Dice | error, mm |",
         "|---|---|---|---|---|---|---|",
@@ -204,7 +204,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument(
         "--model", metavar="NAME", help="also with the outlines of this model (default: the truth alone)"
     )
@@ -213,7 +213,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pairs", metavar="N", type=int, nargs="+", help=f"which pairs, from 1 (default: all {len(PAIRS)})"
     )
     parser.add_argument(
-        "--rows", metavar="FILE", type=Path, help="keep rows in this JSON file, and compute missing ones"
+        "--rows", metavar="FILE", type=Path, help="keep rows in this JSON file, and compute only missing ones"
     )
 
 

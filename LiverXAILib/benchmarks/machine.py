@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine of a benchmark: what it is, and how fast it can multiply at best."""
+"""Describe the machine of a benchmark, and measure its peak rate of floating-point operations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import platform
 import time
 
-#: Channels and side of the convolutions from which :func:`convolution_rate` takes the fastest.
+#: Channels and edge length of the convolutions of which :func:`convolution_rate` takes the fastest.
 _CONVOLUTIONS = ((32, 64), (64, 32), (128, 32))
 
 
 def describe_machine(device: str) -> dict[str, str]:
-    """Names and versions, JSON-ready."""
+    """Return names and versions, JSON-ready."""
     import torch
 
     from ..inference.device import processor_name
@@ -29,7 +29,7 @@ def describe_machine(device: str) -> dict[str, str]:
 
 
 def convolution_rate(repeats: int = 3) -> float:
-    """The most floating-point operations a second of a 3x3x3 convolution in float32 on the CPU, over several sizes."""
+    """Return the highest rate (FLOP/s) of 3x3x3 float32 convolutions on the CPU, over several sizes."""
     import torch
 
     best = 0.0

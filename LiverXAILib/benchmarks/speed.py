@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark speed``: where the time of a segmentation goes, beside the machine's limit and other pipelines.
+"""``liverxai benchmark speed``: the time of a segmentation, compared with the machine's limit and other pipelines.
 
-On a synthetic CT of 512x512x200 voxels, in one run: (a) the stages of a segmentation, their operations a second and
-the part of the limit that is; a fresh process, its start and its peak memory; (b) other pipelines on the same CT, in
-turn with ours, as ratios; (c) growth with the size of the image, the number of windows and the number of lesions.
-What an explanation costs is measured by ``liverxai benchmark cost``.
+On a synthetic CT of 512x512x200 voxels, one run measures: (a) the stages of a segmentation, their operations per second
+and the fraction of the limit that this is; a fresh process, its start and its peak memory; (b) other pipelines on the
+same CT, in turn with ours, as ratios; (c) growth with the size of the image, the number of windows and the number of
+lesions. The cost of an explanation is measured by ``liverxai benchmark cost``.
 
-The limit is the network's operations divided by the fastest convolution of this machine, measured between the others.
+The limit is the network's operations divided by the rate of this machine's fastest convolution, measured in the same
+run.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ from .speed_peers import NNUNET_BOX, NNUNET_FULL, Peer, peers
 _ROOT = Path(__file__).resolve().parents[2]
 #: The CT of the benchmark: voxels (k, j, i) and mm (i, j, k).
 SHAPE, SPACING = (200, 512, 512), (0.75, 0.75, 2.0)
-#: The images of the growth: slices and their distance in mm. The last is a trunk.
+#: The images for measuring growth: slices and their spacing in mm. The last covers a trunk.
 SLICES = ((50, 2.0), (100, 2.0), (200, 2.0), (400, 2.0), (1000, 1.0))
 LESIONS = (0, 1, 4, 16, 64)
-#: Windows along the first axis, about: the network's divisor rounds them.
+#: Approximate number of windows along the first axis: it is rounded to the network's divisor.
 WINDOWS = (1, 2, 4, 8)
 
 
-# Long: one block for each thing that is timed; their order is the order of the table.
+# Long: one block for each measurement, in the order of the table.
 def benchmark_speed(
     model_name: str = "default",
     *,
@@ -68,7 +69,7 @@ def benchmark_speed(
     growth: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure; returns everything JSON-ready. Times are the shortest of `rounds`, in turn with everything else."""
+    """Measure, and return a JSON-ready result. Times are the shortest of `rounds`, in turn with everything else."""
     model = load_model(model_name)
     target = select_device(device)
     report_progress(progress, "Making the image", 0.0)
@@ -137,7 +138,7 @@ def benchmark_speed(
 
 
 def _phantom() -> Volume:
-    """A coarse phantom, made by the command line."""
+    """Make a coarse phantom with the command line."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "phantom.nii.gz"
         words = ["phantom", "--output", str(path), "--seed", "7", "--spacing", "3", "3", "4"]
@@ -148,11 +149,11 @@ def _phantom() -> Volume:
 def synthetic_ct(
     coarse: Volume, shape: tuple[int, int, int], spacing: tuple[float, float, float], seed: int = 7
 ) -> Volume:
-    """`coarse` on any number of voxels around its center; beyond its borders they repeat.
+    """Resample `coarse` to any number of voxels around its center; beyond its borders the edge voxels repeat.
 
-    Interpolated linearly, with the noise of a CT, so that its file is as large as a CT's.
+    It is interpolated linearly and gets the noise of a CT, so that its file is as large as that of a CT.
 
-    :param coarse: its axes along the patient's.
+    :param coarse: a volume whose axes are those of the patient.
     :param shape: (k, j, i).
     :param spacing: (i, j, k) in mm.
     """
@@ -183,7 +184,7 @@ def _interpolated(array: np.ndarray, places: np.ndarray, axis: int) -> np.ndarra
 
 
 def _our_row(model: Model, runs: Sequence[Segmentation], rate: float) -> dict[str, Any]:
-    """The shortest time of each part over the runs, and the operations a second of the networks."""
+    """Return the shortest time of each part over the runs, and the networks' operations per second."""
     stages = []
     for number, stage in enumerate(model.spec.stages):
         reports = [run.provenance["stages"][number] for run in runs]
@@ -233,7 +234,7 @@ def _peer_row(peer: Peer, seconds: Sequence[float], ours: float, ours_network: f
     }
 
 
-#: What a fresh process does: reports seconds and MiB as JSON.
+#: The code of a fresh process; it reports seconds and MiB as JSON.
 _FRESH = """
 import json, sys, time
 started = time.perf_counter()
@@ -252,7 +253,7 @@ done = time.perf_counter()
 second = lx.segment(volume, model, device=device)
 again = time.perf_counter()
 peak = None
-try:  # Linux; getrusage would tell of the process that started this one, if it was larger
+try:  # Linux; getrusage would report the parent process if that was larger
     with open("/proc/self/status") as status:
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
 except OSError:
@@ -270,7 +271,7 @@ print(json.dumps({
 
 
 def _fresh(volume: Volume, model: str, device: str, folder: Path) -> dict[str, Any]:
-    """A first and a second segmentation in a process of its own."""
+    """Measure a first and a second segmentation in a separate process."""
     path = folder / "image.npy"
     np.save(path, volume.array)
     arguments = json.dumps([str(path), volume.ijk_to_lps.tolist(), model, device])
@@ -281,7 +282,7 @@ def _fresh(volume: Volume, model: str, device: str, folder: Path) -> dict[str, A
 
 
 def _child(*words: str) -> str:
-    """What a Python process with this library says."""
+    """Return the output of a Python process with this library."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.getenv("PYTHONPATH")]))}
     child = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
     if child.returncode != 0:
@@ -290,11 +291,11 @@ def _child(*words: str) -> str:
 
 
 def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Path) -> dict[str, float]:
-    """Seconds of what an analysis does with files, measurements and heat maps, once each."""
+    """Return the seconds of an analysis for files, measurements and heat maps, each measured once."""
     import SimpleITK as sitk
 
     ct, heat_file = folder / "ct.nii.gz", folder / "heat.nrrd"
-    # The least compression: it is the unpacking that is measured.
+    # The lowest compression level, because only decompression is measured.
     sitk.WriteImage(to_itk(volume), str(ct), useCompression=True, compressionLevel=1)
     seconds = {
         "read the CT (.nii.gz)": _seconds(partial(read_volume, ct, force=True)),
@@ -303,7 +304,7 @@ def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Pa
     }
     found = segmentation.probabilities.get("liver")
     if found is not None:
-        # A stand-in for a heat map: it has values in the same box, and as little order in its digits.
+        # A stand-in for a heat map: it has values in the same box and compresses equally badly.
         grid = segmentation.stage_grids[model.spec.stage_of("liver").name]
         values = resample(found.array, found.grid, grid)
         heat = np.zeros(volume.shape, dtype=np.float32)
@@ -323,7 +324,7 @@ def _around(volume: Volume, model: Model, segmentation: Segmentation, folder: Pa
 
 
 def _window_growth(volume: Volume, model: Model, device: torch.device) -> list[dict[str, Any]]:
-    """The first stage's network on the same grid in more and more windows that share a quarter with the next."""
+    """Measure the first stage's network on one grid with an increasing number of windows (overlap: a quarter)."""
     stage = model.spec.stages[0]
     grid = stage_grids(volume, stage)[0]
     rows = []
@@ -339,7 +340,7 @@ def _window_growth(volume: Volume, model: Model, device: torch.device) -> list[d
 
 
 def _lesion_growth(volume: Volume, segmentation: Segmentation) -> list[dict[str, Any]]:
-    """Rules and measurements with more and more lesions of 6 mm radius in the liver that was found."""
+    """Measure rules and measurements with an increasing number of lesions of 6 mm radius in the segmented liver."""
     if all(spec.name != "tumor" for spec in segmentation.specs):
         return []
     liver = segmentation.mask("liver")
@@ -388,7 +389,7 @@ def _seconds(job: Callable[[], object]) -> float:
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """The result as tables, with the machine below."""
+    """Format the result as tables, with the machine below."""
     shape = " x ".join(map(str, result["image"]["shape"][::-1]))
     lines = [f"Segmentation of {shape} voxels, model {result['model']}; shortest of {result['rounds']} rounds.", ""]
     lines += ["| backend | stage | windows | input s | network s | labels s | GFLOP | GFLOP/s | % of limit |"]
@@ -469,7 +470,7 @@ def _mib(value: float | None) -> str:
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:
-    """Time and memory against the size of the image, the windows and the lesions, as a picture."""
+    """Plot time and memory against the size of the image, the number of windows and the number of lesions."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -507,21 +508,21 @@ def draw_growth(growth: dict[str, Any], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``liverxai benchmark speed``."""
     parser.description = (
-        "Time and memory of a segmentation beside the machine's limit and other pipelines, and how they grow. "
-        "'liverxai benchmark cost' measures explanations."
+        "Measure time and memory of a segmentation and their growth, compared with the machine's limit and other "
+        "pipelines. 'liverxai benchmark cost' measures explanations."
     )
     parser.add_argument(
-        "--output", "-o", type=Path, metavar="FOLDER", required=True, help="speed.json, speed.md and speed.png go here"
+        "--output", "-o", type=Path, metavar="FOLDER", required=True, help="for speed.json, speed.md and speed.png"
     )
     parser.add_argument("--image", type=Path, metavar="CT", help="a CT to use (default: a synthetic 512x512x200)")
     parser.add_argument("--model", default="default", metavar="NAME", help="a model's name or folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the shortest counts (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="the shortest counts (default: 3)")
     parser.add_argument(
-        "--compare", action=argparse.BooleanOptionalAction, default=True, help="run other pipelines too (default: yes)"
+        "--compare", action=argparse.BooleanOptionalAction, default=True, help="also run other pipelines (default: yes)"
     )
     parser.add_argument(
-        "--growth", action=argparse.BooleanOptionalAction, default=True, help="measure growth too (default: yes)"
+        "--growth", action=argparse.BooleanOptionalAction, default=True, help="also measure growth (default: yes)"
     )
 
 

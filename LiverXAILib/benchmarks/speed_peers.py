@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same CT through other pipelines, with random weights: their speed, not their quality.
+"""Run the same CT through other pipelines, with random weights: this measures their speed, not their quality.
 
-Each peer is measured on a few of its windows, which all cost the same, and multiplied with the number of windows that
-it would read. What the others do before and after the network is counted only where it is said.
+Each peer is timed on a few of its windows, which all cost the same, and the time is multiplied by the number of windows
+it would process. Work before and after the network is counted only where this is stated.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Peer:
     """Another way to segment the CT.
 
     :param window: computes one window.
-    :param windows: how many it would be.
-    :param around: seconds of what comes before and after the network, measured; None: not counted.
+    :param windows: the number of windows of the whole CT.
+    :param around: measured seconds of the work before and after the network; None: not counted.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Peer:
 
 
 def peers(volume: Volume, model: Model, liver: Box, folder: Path) -> Iterator[Peer | tuple[str, str]]:
-    """Each peer that can run here; for others (name, why not).
+    """Yield each peer that can run here; for the others (name, reason).
 
-    :param liver: box (k, j, i) around it, in which a foreign network would run.
-    :param folder: empty, for the files of random nnU-Nets.
+    :param liver: the box (k, j, i) around the liver, in which a foreign network would run.
+    :param folder: an empty folder for the files of random nnU-Nets.
     """
     makers = {
         MONAI_ZOO: _monai_zoo,
@@ -85,7 +85,7 @@ def peers(volume: Volume, model: Model, liver: Box, folder: Path) -> Iterator[Pe
 
 
 class _NotComparable(Exception):
-    """Why a peer cannot do what this model does."""
+    """The reason why a peer cannot be compared with this model."""
 
 
 def _monai_zoo(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
@@ -104,7 +104,7 @@ def _monai_same_network(volume: Volume, model: Model, liver: Box, folder: Path) 
         raise _NotComparable("the network reads slices")
     if stage.size is not None:
         raise _NotComparable("the network reads the whole field of view at a fixed size")
-    # Without a region there is nothing that HU could be centered on; for the number of windows it does not matter.
+    # Without a region, HU have no reference to be centered on; this does not change the number of windows.
     alone = dataclasses.replace(stage, region=None, intensity=dataclasses.replace(stage.intensity, centered=False))
     shape = stage_grids(volume, alone)[0].shape
     run, count = _monai_window(model.members(stage)[0], shape)
@@ -117,7 +117,7 @@ def _total(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
 
 
 def random_total(folder: Path) -> Path:
-    """A folder in `folder` as nnU-Net writes it, with a network like TotalSegmentator's at 3 mm."""
+    """Write a folder in nnU-Net's format into `folder`, with a network like TotalSegmentator's at 3 mm."""
     return _random_nnunet(folder / "total", _TOTAL_CLASSES, _TOTAL_PATCH, _TOTAL_SPACING)
 
 
@@ -148,7 +148,7 @@ def _nnunet_box(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
 
 
 def _monai_window(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Callable[[], object], int]:
-    """One window of MONAI's sliding window, and how many there are in an image of `shape`."""
+    """Return a function for one window of MONAI's sliding window, and the number of windows in an image of `shape`."""
     from monai.data.utils import dense_patch_slices
     from monai.inferers import sliding_window_inference
 
@@ -165,7 +165,7 @@ def _monai_window(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Call
 
 
 def _monai_around(volume: Volume, spacing: tuple[float, float, float]) -> float:
-    """Seconds of bringing the image to the network's spacing, three channels back, and taking the best."""
+    """Return the seconds for resampling to the network's spacing, three channels back, and the argmax."""
     import numpy as np
     from monai.data import MetaTensor
     from monai.transforms import Spacing, SpatialResample
@@ -183,7 +183,7 @@ def _monai_around(volume: Volume, spacing: tuple[float, float, float]) -> float:
 
 
 def _predictor_window(trained: Path, volume: Volume, overlap: float) -> tuple[Callable[[], object], int]:
-    """One window of nnU-Net's predictor, and how many there are in `volume`."""
+    """Return a function for one window of nnU-Net's predictor, and the number of windows in `volume`."""
     with quiet():
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
@@ -209,14 +209,14 @@ def _predictor_window(trained: Path, volume: Volume, overlap: float) -> tuple[Ca
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """nnU-Net prints."""
+    """Suppress the output and the warnings of nnU-Net."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _strides(patch: Sequence[int], stages: int) -> list[list[int]]:
-    """Of each stage, as nnU-Net plans them: an axis is halved as long as 4 voxels are left of the patch."""
+    """Return each level's strides as nnU-Net plans them: an axis is halved while at least 4 voxels remain."""
     sizes, strides = list(patch), [[1] * len(patch)]
     for _ in range(stages - 1):
         strides.append([2 if n % 2 == 0 and n >= 8 else 1 for n in sizes])
@@ -224,11 +224,11 @@ def _strides(patch: Sequence[int], stages: int) -> list[list[int]]:
     return strides
 
 
-# Long: it writes a whole nnU-Net folder, most of it constants of that format.
+# Long: it writes a whole nnU-Net folder, and most lines are constants of that format.
 def _random_nnunet(
     folder: Path, classes: int, patch: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> Path:
-    """A trained-model folder as nnU-Net writes it, with random weights: six stages of 32 to 320 features."""
+    """Write a trained-model folder in nnU-Net's format, with random weights: six levels of 32 to 320 features."""
     if folder.exists():
         return folder
     from dynamic_network_architectures.architectures.unet import PlainConvUNet

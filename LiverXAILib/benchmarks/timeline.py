@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the command line in a fresh process and says where its time went: the measured side of ``benchmark wait``.
+"""Run the command line in a fresh process and record its time by part: the measured process of ``benchmark wait``.
 
 It may run in the process of another checkout of LiverXAI, whose modules it measures from outside: this file imports
-nothing of LiverXAI itself, and a function that a checkout lacks is not a part of its time. Called as
-``python -c CODE RESULT WARM WORD...``; RESULT is the JSON file that it writes, WARM how often the command runs again in
-the same process, and the words are those of the command line.
+nothing of LiverXAI itself, and functions that a checkout lacks are skipped. Called as ``python -c CODE RESULT WARM
+WORD...``; RESULT is the JSON file that it writes, WARM the number of further runs in the same process, and the words
+are the arguments of the command line.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
-#: What is measured: module, name (of a function, or Class.method) and the part of the time that it is. "{}" stands for
-#: what the function's argument of this number is called.
+#: What is measured: module, name (of a function, or Class.method) and the name of its part of the time. "{}" stands for
+#: the name of the function's argument with this number.
 _PARTS: tuple[tuple[str, str, str, int | None], ...] = (
     ("LiverXAILib.options", "Options.read", "read the CT", None),
     ("LiverXAILib.volumes.io", "read_volume", "read the CT", None),
@@ -39,18 +39,18 @@ _PARTS: tuple[tuple[str, str, str, int | None], ...] = (
     ("LiverXAILib.measure.measuring", "measure", "measure", None),
     ("LiverXAILib.measure.disagreement", "measure_uncertainty", "uncertainty", None),
 )
-#: Where outputs are written: the writers among its arguments are measured one by one.
+#: The function that writes outputs: the writers among its arguments are measured one by one.
 _WRITING = "LiverXAILib.pipeline", "write_files"
 IMPORTS, WAITING, OTHER = "imports", "wait for another thread", "everything else"
 
 
 class Timeline(threading.local):
-    """Seconds of a thread by part; what a part calls that is a part itself does not count twice.
+    """Seconds of a thread by part; the time of a nested part is not counted twice.
 
-    :ivar seconds: of the main thread; `beside`: of all others together, meanwhile.
+    :ivar seconds: of the main thread; `beside`: of all other threads together.
     """
 
-    #: Shared by all threads; everything else is of one.
+    #: Shared by all threads; all other attributes belong to one thread.
     _beside: ClassVar[dict[str, float]] = {}
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ class Timeline(threading.local):
         return self._beside
 
     def start(self) -> None:
-        """Count from 0."""
+        """Start counting from 0."""
         self.seconds.clear()
         self._beside.clear()
 
     @contextmanager
     def part(self, name: str) -> Any:
-        """What runs in the block is `name`."""
+        """Count the time of the block as part `name`."""
         started = time.perf_counter()
         self._inner.append(0.0)
         try:
@@ -83,7 +83,7 @@ class Timeline(threading.local):
                 self._inner[-1] += passed
 
     def measured(self, function: Callable[..., Any], name: str, argument: int | None = None) -> Callable[..., Any]:
-        """`function`, whose time is the part `name`."""
+        """Return `function` wrapped so that its time counts as part `name`."""
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -95,7 +95,7 @@ class Timeline(threading.local):
 
 
 class _Measuring(importlib.abc.MetaPathFinder):
-    """Wraps the functions of :data:`_PARTS` when their modules are imported, so that nobody holds the plain ones."""
+    """Wraps the functions of :data:`_PARTS` when their modules are imported, before others refer to the plain ones."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
@@ -143,15 +143,15 @@ class _Measuring(importlib.abc.MetaPathFinder):
 
 
 def _measure_python(timeline: Timeline) -> None:
-    """Count imports, and waiting for what another thread does, as parts of their own."""
+    """Count imports, and waiting for another thread, as separate parts."""
     Future.result = timeline.measured(Future.result, WAITING)  # type: ignore[method-assign]
     builtins.__import__ = timeline.measured(builtins.__import__, IMPORTS)
     importlib.import_module = timeline.measured(importlib.import_module, IMPORTS)
 
 
 def peak_mib() -> float | None:
-    """The most memory that this process has held; None where the system does not tell."""
-    try:  # getrusage would tell of the process that started this one, if that was larger
+    """Return the peak memory of this process; None if the system does not report it."""
+    try:  # getrusage would report the parent process if that was larger
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
     except (OSError, StopIteration):
@@ -164,11 +164,11 @@ def peak_mib() -> float | None:
 
 
 def _run(words: Sequence[str], timeline: Timeline) -> dict[str, Any]:
-    """One run of the command line: its seconds, of them the processor's, and by part."""
+    """Run the command line once: wall time, processor time, and seconds by part."""
     timeline.start()
     started, busy = time.perf_counter(), time.process_time()
     with timeline.part(OTHER):
-        # By its full name: of the checkout under test, which need not be this file's.
+        # By its full name, to import from the checkout under test, which need not be this file's.
         code = importlib.import_module("LiverXAILib.cli").main(list(words))
     return {
         "code": code,
@@ -181,7 +181,7 @@ def _run(words: Sequence[str], timeline: Timeline) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, and write the result."""
+    """Run the command line, and write the result."""
     begun = time.time()
     result, warm, *words = sys.argv[1:]
     timeline = Timeline()

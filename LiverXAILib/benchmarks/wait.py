@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark wait``: what a user waits for, from the command to the files, part by part.
+"""``liverxai benchmark wait``: the time that a user waits, from the command to the files, by part.
 
 Each run is ``liverxai analyze`` in a fresh process, and then again in the same one (warm, as in a batch or the panel's
 worker). Another checkout, and programs that do the same with other libraries, are measured in turn with it, so that
-what else the machine does hits all of them.
+other load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from .wait_peers import PROGRAMS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TIMELINE = Path(__file__).with_name("timeline.py")
-#: The rows before and after those that the timeline finds.
+#: The rows before and after those of the timeline.
 _START, _EXIT = "start Python", "exit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``liverxai benchmark wait``."""
     parser.description = (
-        "Wall time of 'analyze' by part, cold (a fresh process) and warm (again in the same one), its processor time "
-        "and peak memory."
+        "Measure the wall time of 'analyze' by part, cold (a fresh process) and warm (again in the same one), its "
+        "processor time and its peak memory."
     )
     parser.add_argument("image", type=Path, metavar="CT", help="a CT to analyze")
     parser.add_argument(
         "--options", default="", metavar="WORDS", help="options of analyze, as in --options='--no-report --explain'"
     )
-    parser.add_argument("--output", "-o", type=Path, metavar="FOLDER", help="wait.json and wait.md go here, too")
+    parser.add_argument("--output", "-o", type=Path, metavar="FOLDER", help="also write wait.json and wait.md here")
     parser.add_argument(
         "--against",
         metavar="PATH",
-        help="another checkout of LiverXAI, or the Python of another environment, to be measured in turn with this one",
+        help="another checkout of LiverXAI, or the Python of another environment, to measure in turn with this one",
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of which the median counts (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="the median counts (default: 5)")
     parser.add_argument(
         "--warm", action=argparse.BooleanOptionalAction, default=True, help="run again in each process (default: yes)"
     )
     parser.add_argument(
-        "--peers", action="store_true", help="also programs made with MONAI and nnU-Net (minutes; random weights)"
+        "--peers", action="store_true", help="also programs built with MONAI and nnU-Net (minutes; random weights)"
     )
 
 
@@ -93,9 +93,9 @@ def benchmark_wait(
     peers: bool = False,
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Run ``analyze IMAGE OPTIONS`` in turn here and `against`, `rounds` times; everything JSON-ready.
+    """Run ``analyze IMAGE OPTIONS`` in turn here and in `against`, `rounds` times; returns a JSON-ready result.
 
-    :raises LiverXAILib.errors.LiverXAIError: a run fails; with what it said.
+    :raises LiverXAILib.errors.LiverXAIError: a run failed; the message has its output.
     """
     interpreters: dict[str, tuple[str, Path | None]] = {"this": (sys.executable, _ROOT)}
     if against is not None:
@@ -126,18 +126,18 @@ def benchmark_wait(
 
 
 def _interpreter(path: str) -> tuple[str, Path | None]:
-    """A Python, and the checkout that it shall import LiverXAI from (None: its own)."""
+    """Return a Python, and the checkout from which it imports LiverXAI (None: its own)."""
     if (Path(path) / "LiverXAILib").is_dir():
         return sys.executable, Path(path).resolve()
     if Path(path).is_file() and os.access(path, os.X_OK):
         return path, None
-    raise UsageError(f"{path} is neither a checkout of LiverXAI nor a Python.")
+    raise UsageError(f"{path} is neither a checkout of LiverXAI nor a Python interpreter.")
 
 
 def _one(
     python: str, root: Path | None, image: Path, options: Sequence[str], warm: bool, scratch: Path
 ) -> dict[str, Any]:
-    """One fresh process: cold and, in the same process, warm."""
+    """Measure one fresh process: cold and, in the same process, warm."""
     result, output = scratch / "timeline.json", scratch / "output"
     code = f"import runpy, sys; runpy.run_path({str(_TIMELINE)!r}, run_name='__main__')"
     words = ["analyze", str(Path(image).absolute()), "--output", str(output), *options]
@@ -165,7 +165,7 @@ def _process(command: Sequence[str], root: Path | None, folder: Path) -> subproc
 
 
 def _peer(name: str, image: Path, scratch: Path) -> dict[str, Any]:
-    """Seconds of another program from its start to its end."""
+    """Measure another program from its start to its end."""
     code = f"from LiverXAILib.benchmarks.wait_peers import PROGRAMS; import sys; PROGRAMS[{name!r}](*sys.argv[1:])"
     (scratch / "peer").mkdir(exist_ok=True)
     started = time.perf_counter()
@@ -181,7 +181,7 @@ def _peer(name: str, image: Path, scratch: Path) -> dict[str, Any]:
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """The result as tables: medians by part, and ratios against the other checkout."""
+    """Format the result as tables: medians by part, and ratios to the other checkout."""
     kinds = [kind for kind in ("cold", "warm") if result["runs"]["this"][0][kind] is not None]
     columns = [(kind, name) for kind in kinds for name in result["runs"]]
     titles = {"this": "", "other": " before"}
@@ -222,7 +222,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def _parts(result: dict[str, Any]) -> list[str]:
-    """All parts, in the order in which they begin; the exit last."""
+    """Return all parts, in the order in which they begin; the exit is last."""
     found: dict[str, None] = {}
     for runs in result["runs"].values():
         for one in runs:
@@ -236,7 +236,7 @@ def _median(result: dict[str, Any], kind: str, name: str, value: Callable[[dict[
 
 
 def _ratio(result: dict[str, Any], kind: str) -> str:
-    """How much of the other checkout's time this one takes, from the rounds' own ratios."""
+    """Return the ratio of this checkout's time to the other's, from the ratios of the rounds."""
     this, other = ([one[kind] for one in result["runs"][name]] for name in ("this", "other"))
     wall, busy = (
         median(a[key] / b[key] for a, b in zip(this, other, strict=True)) for key in ("seconds", "processor_seconds")

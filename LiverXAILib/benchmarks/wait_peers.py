@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs made with other libraries that go from a CT's file to a file of labels, for ``benchmark wait``.
+"""Programs built with other libraries that read a CT file and write a label file, for ``benchmark wait``.
 
-Their weights are random: this is about time. Each prints, as its last line, what it took to make the random weights,
-which a user would have on disk, and its peak memory.
+Their weights are random: only time is measured. Each prints, as its last line, the seconds it took to make the random
+weights, which a user would have on disk, and its peak memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOTAL = "nnU-Net's predictor, TotalSegmentator-like 3 mm recipe of 118 classes"
 
 
 def run_monai(image: str, folder: str) -> None:
-    """Read, resample, sliding window with half overlap, back to the CT's voxels, argmax, write."""
+    """Read, resample, run the sliding window with half overlap, resample to the CT's voxels, take the argmax, write."""
     import torch
     from monai.data import MetaTensor
     from monai.inferers import sliding_window_inference
@@ -40,7 +40,7 @@ def run_monai(image: str, folder: str) -> None:
 
 
 def run_nnunet(image: str, folder: str) -> None:
-    """As TotalSegmentator's fast mode: one network at 3 mm, by nnU-Net's own reading, predictor and writing."""
+    """Run like TotalSegmentator's fast mode: one network at 3 mm, with nnU-Net's own reader, predictor and writer."""
     started = time.perf_counter()
     from .speed_peers import quiet, random_total
 

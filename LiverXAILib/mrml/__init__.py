@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bridge to 3D Slicer's scene: nodes to data types and back, and a scene as a file.
 
-The scene is always an argument, so that the same code serves Slicer, its batch scripts and plain Python with the
-`slicer-core` wheel. Importing this package loads neither: a function's module is imported when it is first used.
+The scene is always an argument, so the same code works in Slicer, its batch scripts, and plain Python with the
+`slicer-core` wheel. Importing this package loads neither: a function's module is imported at its first use.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ __all__ = [
 
 
 def scene_available() -> bool:
-    """Whether scenes can be made here: inside Slicer, or with the `slicer-core` wheel. Imports neither."""
+    """Return whether scenes can be made here: inside Slicer, or with the `slicer-core` wheel. Imports neither."""
     return hasattr(sys.modules.get("slicer"), "vtkMRMLScene") or find_spec("slicer_core") is not None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CTs without a lesion as volume nodes: small ones, laid over the CT and taken away again."""
+"""CTs without a lesion as volume nodes: small ones, overlaid on the CT and removed again."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from ..explain.answers import Answer
     from ..volumes.volume import Volume
 
-#: What kind of result these nodes are.
+#: The kind of result of these nodes.
 CHANGED_CT = "changed CT"
 
 
 def _changed(answers: Iterable[Answer]) -> list[tuple[Answer, Volume]]:
-    """The answers that have a CT without their target, with it."""
+    """Return the answers that have a CT without their target, each with that CT."""
     return [(answer, answer.volumes["without"]) for answer in answers if "without" in answer.volumes]
 
 
 def prepare_changed_cts(answers: Iterable[Answer], *, share: bool = False) -> Callable[[], list[vtkImageData]]:
-    """The images of :func:`changed_ct_steps`; what is returned copies their voxels, in any thread."""
+    """Allocate the images of :func:`changed_ct_steps`; the returned function copies the voxels, in any thread."""
     return prepare_images([volume.array for _, volume in _changed(answers)], share=share)
 
 
@@ -39,12 +39,12 @@ def changed_ct_steps(
     *,
     keep: bool = True,
 ) -> Generator[None, None, dict[str, slicer.vtkMRMLScalarVolumeNode]]:
-    """A node for each answer with a CT without its target, by target in text; its attributes hold the sentence.
+    """Make a node for each answer with a CT without its target, keyed by target; an attribute holds the sentence.
 
-    In steps, one for each node, so that an application can live between them.
+    This runs in steps, one for each node, so that an application stays responsive.
 
     :param images: of :func:`prepare_changed_cts` for these answers.
-    :param keep: False: those of other targets are removed; they were about another segmentation.
+    :param keep: False: those of other targets are removed, because they belong to another segmentation.
     """
     nodes = {}
     for (answer, changed), image in zip(_changed(answers), images, strict=True):
@@ -74,7 +74,7 @@ def changed_ct_steps(
 
 
 def show_changed_ct(node: slicer.vtkMRMLScalarVolumeNode, volume_node: slicer.vtkMRMLScalarVolumeNode) -> None:
-    """Lay a changed CT over the CT in all slice views, in the CT's window."""
+    """Overlay a changed CT on the CT in all slice views, with the CT's window and level."""
     display, window = node.GetDisplayNode(), volume_node.GetDisplayNode()
     display.SetWindowLevelMinMax(window.GetWindowLevelMin(), window.GetWindowLevelMax())
     show_overlay(node.GetScene(), volume_node, node, opacity=1.0)

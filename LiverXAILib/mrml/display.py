@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Showing results in whatever views a scene has: works with a main window, without one, and in a scene file."""
+"""Show results in the views of a scene: works with a main window, without one, and in a scene file."""
 
 from __future__ import annotations
 
 import slicer
 
-#: How much of a segment's color is left in an outline over a heat map.
+#: Fraction of a segment's color that is left in an outline over a heat map.
 _LIGHTER = 0.25
 
 
@@ -21,11 +21,11 @@ def show_overlay(
     """Show the CT with a heat map over it and the outlines of the segmentation, in all slice views of the scene.
 
     The heat map is the foreground layer; outlines are drawn by the segmentation's own display node. The label layer,
-    which would hide both, is left alone.
+    which would hide both, is not changed.
 
     :param heatmap_node: None: no foreground.
     :param opacity: of the heat map where it is not transparent, 0 to 1.
-    :param threshold: heat below it is transparent; None: as the node has it.
+    :param threshold: values below it are transparent; None: keep the node's threshold.
     """
     for composite in _composites(scene):
         previous = composite.StartModify()
@@ -37,7 +37,7 @@ def show_overlay(
     if heatmap_node is not None and threshold is not None:
         set_heat_threshold(heatmap_node, threshold)
     for index in range(scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")):
-        # A legend does not notice by itself that its volume came into a view, or left it.
+        # A legend does not detect by itself that its volume was added to a view or removed from it.
         scene.GetNthNodeByClass(index, "vtkMRMLColorLegendDisplayNode").Modified()
     if segmentation_node is not None:
         display = segmentation_node.GetDisplayNode()
@@ -48,9 +48,9 @@ def show_overlay(
 
 
 def light_outlines(segmentation_node: slicer.vtkMRMLSegmentationNode, light: bool) -> None:
-    """Draw segments nearly white, as long as a heat map lies beneath: the liver's color is nearly its hot end.
+    """Draw segments nearly white over a heat map: the liver's color is close to the hot end of the color map.
 
-    The segments' own colors stay as they are, and come back.
+    The segments keep their own colors, which are shown again without a heat map.
     """
     display, segments = segmentation_node.GetDisplayNode(), segmentation_node.GetSegmentation()
     for identifier in segments.GetSegmentIDs():
@@ -69,20 +69,20 @@ def set_heat_opacity(heatmap_node: slicer.vtkMRMLScalarVolumeNode, opacity: floa
 
 
 def set_heat_threshold(heatmap_node: slicer.vtkMRMLScalarVolumeNode, threshold: float) -> None:
-    """Make heat below `threshold` (0 to 1) transparent."""
+    """Make heat map values below `threshold` (0 to 1) transparent."""
     display = heatmap_node.GetDisplayNode()
     display.SetThreshold(threshold, 1.0)
     display.SetApplyThreshold(threshold > 0)
 
 
 def _composites(scene: slicer.vtkMRMLScene) -> list[slicer.vtkMRMLSliceCompositeNode]:
-    """What each slice view of the scene shows."""
+    """Return the composite node of each slice view of the scene."""
     count = scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")
     return [scene.GetNthNodeByClass(index, "vtkMRMLSliceCompositeNode") for index in range(count)]
 
 
 def show_surfaces(segmentation_node: slicer.vtkMRMLSegmentationNode, visible: bool = True) -> None:
-    """Show or hide the segments as surfaces in 3-D views; the surfaces are made when they are first shown."""
+    """Show or hide the segments as surfaces in 3D views; the surfaces are created when first shown."""
     if visible:
         segmentation_node.CreateClosedSurfaceRepresentation()
     segmentation_node.GetDisplayNode().SetVisibility3D(visible)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heat maps and uncertainty maps as scalar volume nodes with a fixed scale, a color table and a legend.
 
-The values are stored as float32 in [0, 1] and shown on this fixed window: an automatic window would make a weak map
-look like a strong one. Cold places are transparent, so that the CT stays readable.
+The values are stored as float32 in [0, 1] and shown on this fixed scale: an automatic one would make a weak map look
+like a strong one. Low values are transparent, so that the CT stays readable.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ..explain.explanation import Explanation
     from ..volumes.volume import Volume
 
-#: Certain to uncertain, of another family than the heat map's so that they are not taken for each other.
+#: Certain to uncertain, in other hues than the heat map's so that the two are not confused.
 UNCERTAINTY_COLORS = ((10, 30, 50), (0, 110, 130), (60, 200, 190), (235, 255, 250))
-#: At the end of the name of a heat map of a segmentation that has changed since.
+#: Suffix of the name of a heat map whose segmentation has changed since.
 _BEFORE = ", before the changes"
 #: What :func:`LiverXAILib.measure.entropy_map` computes.
 UNCERTAINTY = "entropy of the probability [bit]"
@@ -41,11 +41,11 @@ def explanation_to_node(
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """Show an explanation as a heat map node of the CT.
 
-    A heat map of the same target, method and layer is updated in place; others stay beside it. The node's attributes
+    A heat map of the same target, method and layer is updated in place; others stay in the scene. The node's attributes
     (``LiverXAI.Target``, ``.Question``, ``.Method``, ``.Layer``, ``.Model``, ``.RawMaximum``, ``.Faithfulness``,
-    ``.Warnings``, ``.Provenance``) say what it answers and how far it can be trusted.
+    ``.Warnings``, ``.Provenance``) record what it explains and how far it can be trusted.
 
-    :param volume_node: the CT, on whose grid the heat map lies.
+    :param volume_node: the CT, whose grid the heat map is on.
     :param image: the heat map's voxels as float32, if they were copied already (see
         :func:`~LiverXAILib.mrml.volumes.blank_image`); the node keeps it.
     :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the heat map.
@@ -56,7 +56,7 @@ def explanation_to_node(
 
 
 def heatmap_identity(explanation: Explanation) -> dict[str, str]:
-    """The attributes by which a heat map is found again."""
+    """Return the attributes that identify a heat map."""
     return {"Target": str(explanation.target), "Method": explanation.method, "Layer": explanation.layer}
 
 
@@ -66,7 +66,7 @@ def update_heatmap_node(
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
-    """:func:`explanation_to_node` without the checks and without a state for undo."""
+    """Do :func:`explanation_to_node` without the checks and without saving a state for undo."""
     question = explanation.target.describe()
     present = next(iter(find_results(scene, volume_node, "segmentation")), None)
     node, created = result_node(
@@ -99,21 +99,21 @@ def update_heatmap_node(
 
 
 def is_about(node: slicer.vtkMRMLScalarVolumeNode, segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
-    """Whether a heat map node was asked of the labels of a segmentation node as they were measured last.
+    """Return whether a heat map node was computed for the labels of a segmentation node as last measured.
 
-    True if it does not know what it was asked of.
+    True if the node does not record its labels.
     """
     labels = node.GetAttribute("LiverXAI.Labels")
     return segmentation is None or labels in (None, segmentation.GetAttribute(LABELS_CHECKSUM))
 
 
 def is_about_edit(node: slicer.vtkMRMLScalarVolumeNode, segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
-    """Whether a heat map node was asked of a segmentation node since its last edit, which is not measured yet."""
+    """Return whether a heat map node was computed after a segmentation node's last edit, which is not measured yet."""
     return bool(node.GetAttribute("LiverXAI.State") == labels_token(segmentation))
 
 
 def mark_before_changes(node: slicer.vtkMRMLScalarVolumeNode, before: bool) -> None:
-    """Say in the name of a heat map node, which views show, whether the segmentation has changed since."""
+    """Mark in the name of a heat map node, which views show, whether the segmentation has changed since."""
     name = node.GetName().removesuffix(_BEFORE)
     wanted = name + _BEFORE if before else name
     if node.GetName() != wanted:
@@ -128,7 +128,7 @@ def uncertainty_to_node(
     *,
     image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
-    """Show a map of uncertainty in [0, 1] (1: undecided) as a node of the CT; an earlier one is updated in place.
+    """Show a map of uncertainty in [0, 1] (1: maximal) as a node of the CT; an earlier one is updated in place.
 
     :param description: what the values are, e.g. "entropy of the tumor probability".
     :param image: as in :func:`explanation_to_node`.
@@ -146,7 +146,7 @@ def update_uncertainty_node(
     description: str = UNCERTAINTY,
     image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
-    """:func:`uncertainty_to_node` without the checks and without a state for undo."""
+    """Do :func:`uncertainty_to_node` without the checks and without saving a state for undo."""
     node, created = result_node(
         scene, volume_node, "uncertainty", "vtkMRMLScalarVolumeNode", f"{volume_node.GetName()} uncertainty"
     )
@@ -159,12 +159,12 @@ def update_uncertainty_node(
 
 
 def hottest_point(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[float, float, float]:
-    """The world position (RAS mm) of the most influential voxel of a heat map node."""
+    """Return the world position (RAS mm) of the most influential voxel of a heat map node."""
     return hottest_place(volume_from_node(node, copy=False))
 
 
 def hottest_place(heatmap: Volume) -> tuple[float, float, float]:
-    """The world position (RAS mm) of the most influential voxel of a heat map."""
+    """Return the world position (RAS mm) of the most influential voxel of a heat map."""
     k, j, i = np.unravel_index(int(heatmap.array.argmax()), heatmap.shape)
     left, posterior, superior = heatmap.grid.to_lps(np.array([i, j, k]))
     return -float(left), -float(posterior), float(superior)
@@ -177,17 +177,17 @@ def _fill(
     created: bool,
 ) -> None:
     if created:
-        # Before there are voxels: else Slicer looks through all of them for a window that we do not use.
+        # Set before the voxels, or Slicer would scan all of them for an intensity window that we do not use.
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().AutoWindowLevelOff()
     if isinstance(values, np.ndarray):
         values = to_image(values.astype(np.float32, copy=False), vtkImageData())
-    node.SetAndObserveImageData(values)  # one of its own: states that were saved for undo share the old one
+    node.SetAndObserveImageData(values)  # a new image: states saved for undo share the old one
     place_like(node, volume_node)
 
 
 def _style(node: slicer.vtkMRMLScalarVolumeNode, colors: Any, threshold: float, title: str) -> None:
-    """Fixed scale, colors, transparency and legend of a new node; later the user's choices stay."""
+    """Set scale, colors, transparency and legend of a new node; later updates keep the user's choices."""
     display = node.GetDisplayNode()
     display.SetWindowLevelMinMax(0.0, 1.0)
     display.SetAndObserveColorNodeID(colors.GetID())
@@ -208,7 +208,7 @@ def _style(node: slicer.vtkMRMLScalarVolumeNode, colors: Any, threshold: float, 
 def _color_table(
     scene: slicer.vtkMRMLScene, name: str, anchors: Sequence[tuple[int, int, int]]
 ) -> slicer.vtkMRMLColorTableNode:
-    """The scene's color table called `name`: 256 colors that run evenly through `anchors`."""
+    """Return the scene's color table called `name`: 256 colors interpolated evenly between `anchors`."""
     tag = name.replace(" ", "")
     found = scene.GetSingletonNode(tag, "vtkMRMLColorTableNode")
     if found is not None:

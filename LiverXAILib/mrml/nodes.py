@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How results are attached to their CT in a scene, and found again.
+"""Attach results to their CT in a scene, and find them again.
 
-Each result node refers to its CT and says what it is. A second run finds it by that and updates it in place, so that
-what the user set (a color, a name, an opacity, a place in the hierarchy) stays; several CTs in one scene keep their
-results apart. No observers are added anywhere.
+Each result node refers to its CT and has an attribute for its kind. A second run finds it by these and updates it in
+place, so the user's settings (a color, a name, an opacity, a place in the hierarchy) are kept; the results of several
+CTs in one scene stay separate. No observers are added anywhere.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import slicer
 
 from ..errors import InputError, UsageError
 
-#: Node reference from a result to the CT that it is about.
+#: Node reference from a result to its CT.
 INPUT_ROLE = "LiverXAI.Input"
-#: Attribute that says what a result is: "segmentation", "heatmap", "uncertainty", "changed CT" or "measurements".
+#: Attribute for the kind of a result: "segmentation", "heatmap", "uncertainty", "changed CT" or "measurements".
 RESULT = "LiverXAI.Result"
-#: Attribute of results that were put aside for newer ones: the title of the set of results that they belong to.
+#: Attribute of results that were set aside for newer ones: the title of the set of results that they belong to.
 SET = "LiverXAI.Set"
 _FOLDER = "LiverXAI.Folder"
 
@@ -28,7 +28,7 @@ _FOLDER = "LiverXAI.Folder"
 def find_results(
     scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, kind: str = "", **attributes: str
 ) -> list[Any]:
-    """The present result nodes of a CT, in the order in which they were made; not those that were put aside.
+    """Return the current result nodes of a CT, in the order in which they were made; not those that were set aside.
 
     :param kind: "segmentation", "heatmap", "uncertainty", "changed CT" or "measurements"; "" for all.
     :param attributes: further attributes they must have, e.g. ``Target="tumor"``.
@@ -41,7 +41,7 @@ def find_results(
 
 
 def all_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> list[Any]:
-    """All result nodes of a CT, also those that were put aside."""
+    """Return all result nodes of a CT, including those that were set aside."""
     return [
         node
         for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes()))
@@ -50,13 +50,13 @@ def all_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNod
 
 
 def sets_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> list[str]:
-    """The titles of the sets of results of a CT that were put aside, in the order in which they were made."""
+    """Return the titles of a CT's sets of results that were set aside, in the order in which they were made."""
     titles = [node.GetAttribute(SET) for node in all_results(scene, volume_node)]
     return list(dict.fromkeys(title for title in titles if title))
 
 
 def put_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, title: str) -> None:
-    """Put the present results of a CT aside under a title: later results do not update them, and they are hidden."""
+    """Set the current results of a CT aside under a title: later results do not update them, and they are hidden."""
     for node in find_results(scene, volume_node):
         node.SetAttribute(SET, title)
         node.SetName(f"{node.GetName()} ({title})")
@@ -65,7 +65,7 @@ def put_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode,
 
 
 def bring_back(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, title: str) -> None:
-    """Make the set of results with this title the present ones."""
+    """Make the set of results with this title the current one."""
     for node in all_results(scene, volume_node):
         if node.GetAttribute(SET) == title:
             node.SetAttribute(SET, None)
@@ -75,30 +75,30 @@ def bring_back(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode
 
 
 def input_of(node: Any) -> slicer.vtkMRMLScalarVolumeNode:
-    """The CT that a result node belongs to.
+    """Return the CT that a result node belongs to.
 
-    :raises LiverXAILib.errors.UsageError: it is not a result of LiverXAI, or its CT is no longer in the scene.
+    :raises LiverXAILib.errors.UsageError: it is not a LiverXAI result, or its CT is no longer in the scene.
     """
     volume_node = node.GetNodeReference(INPUT_ROLE)
     if volume_node is None:
-        raise UsageError(f"{node.GetName()!r} is not a result of LiverXAI, or the CT it is about was removed.")
+        raise UsageError(f"{node.GetName()!r} is not a result of LiverXAI, or its CT was removed.")
     return volume_node
 
 
 def place_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> None:
-    """Put all results of a CT under the transform that the CT is under now."""
+    """Put all results of a CT under the CT's present transform."""
     for node in all_results(scene, volume_node):
         if node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() != volume_node.GetTransformNodeID():
             node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
 
 
 def has_attributes(node: Any, attributes: Mapping[str, str]) -> bool:
-    """Whether all attributes ``LiverXAI.<name>`` have these values."""
+    """Return whether all attributes ``LiverXAI.<name>`` have these values."""
     return all(node.GetAttribute(f"LiverXAI.{name}") == value for name, value in attributes.items())
 
 
 def remove_result(node: Any) -> None:
-    """Remove a result node with what shows and stores it."""
+    """Remove a result node with its display and storage nodes."""
     scene = node.GetScene()
     parts = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
     for part in [*parts, node.GetStorageNode(), node]:
@@ -114,7 +114,7 @@ def result_node(
     name: str,
     **attributes: str,
 ) -> tuple[Any, bool]:
-    """The result node with these attributes, and whether it was made just now (in the CT's folder)."""
+    """Return the result node with these attributes, and whether it was newly made (in the CT's folder)."""
     found = find_results(scene, volume_node, kind, **attributes)
     if found:
         return found[0], False
@@ -133,7 +133,7 @@ def result_node(
 
 
 def results_folder(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> int:
-    """The subject hierarchy folder of a CT's results: in the CT's study where it has one, else beside the CT."""
+    """Return the subject hierarchy folder of a CT's results: in the CT's study if it has one, else next to the CT."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     for node in all_results(scene, volume_node):
         parent = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node))
@@ -147,17 +147,17 @@ def results_folder(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolume
 
 
 def set_attributes(node: Any, attributes: Mapping[str, Any]) -> None:
-    """Set attributes ``LiverXAI.<name>``: text as it is, anything else as JSON; None removes the attribute."""
+    """Set attributes ``LiverXAI.<name>``: text unchanged, anything else as JSON; None removes the attribute."""
     for name, value in attributes.items():
         text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         node.SetAttribute(f"LiverXAI.{name}", text)
 
 
 def get_attribute(node: Any, name: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
-    """The value of attribute ``LiverXAI.<name>`` that was given as JSON, or None.
+    """Return the value of attribute ``LiverXAI.<name>`` that was set as JSON, or None.
 
-    :param convert: makes of the value, if there is one, what is wanted.
-    :raises LiverXAILib.errors.InputError: the scene was damaged or changed: it is not JSON, or cannot be converted.
+    :param convert: converts the value, if there is one.
+    :raises LiverXAILib.errors.InputError: the attribute is not JSON or cannot be converted, as in a damaged scene.
     """
     text = node.GetAttribute(f"LiverXAI.{name}")
     if text is None:
@@ -166,6 +166,6 @@ def get_attribute(node: Any, name: str, convert: Callable[[Any], Any] = lambda v
         return convert(json.loads(text))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UsageError):
         raise InputError(
-            f"What the scene holds about {node.GetName()!r} (attribute LiverXAI.{name}) is damaged. Open the scene as "
-            "it was saved, or remove this node and analyze the CT again."
+            f"The scene's data for {node.GetName()!r} (attribute LiverXAI.{name}) is damaged. Reopen the saved scene, "
+            "or remove this node and analyze the CT again."
         ) from None

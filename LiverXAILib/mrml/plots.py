@@ -12,8 +12,8 @@ from vtkmodules.vtkCommonDataModel import vtkTable
 from .nodes import get_attribute
 
 _CURVES = (
-    ("deletion", "without what is marked", (0.84, 0.37, 0.0)),
-    ("insertion", "only what is marked", (0.0, 0.45, 0.7)),
+    ("deletion", "marked regions deleted", (0.84, 0.37, 0.0)),
+    ("insertion", "marked regions only", (0.0, 0.45, 0.7)),
 )
 _ROLE = "LiverXAI.HeatMap"
 
@@ -21,9 +21,9 @@ _ROLE = "LiverXAI.HeatMap"
 def curves_to_chart(
     heatmap_node: slicer.vtkMRMLScalarVolumeNode, scene: slicer.vtkMRMLScene
 ) -> slicer.vtkMRMLPlotChartNode | None:
-    """The chart of a heat map's deletion and insertion curves, made or renewed; None if they were not measured.
+    """Make or update the chart of a heat map's deletion and insertion curves; None if they were not measured.
 
-    Horizontal: the part of the region that was changed, in percent; vertical: the mean probability of the answer.
+    The x axis is the changed fraction of the region, in percent; the y axis is the mean probability of the answer.
     """
     card = get_attribute(heatmap_node, "Faithfulness")
     if not card or not card.get("curves"):
@@ -50,14 +50,14 @@ def curves_to_chart(
         series.SetPlotType(series.PlotTypeScatter)
         series.SetColor(*color)
         chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    chart.SetTitle(f"How the answer follows the heat map: {heatmap_node.GetAttribute('LiverXAI.Question')}")
-    chart.SetXAxisTitle("changed part of the region [%]")
-    chart.SetYAxisTitle("probability of the answer")
+    chart.SetTitle(f"Deletion and insertion: {heatmap_node.GetAttribute('LiverXAI.Question')}")
+    chart.SetXAxisTitle("changed fraction of the region [%]")
+    chart.SetYAxisTitle("mean probability of the answer")
     return chart
 
 
 def _node(scene: slicer.vtkMRMLScene, heatmap_node: Any, class_name: str, part: str) -> Any:
-    """The heat map's node for one part of its plot, made if there is none."""
+    """Return the heat map's node for one part of its plot; it is made if there is none."""
     for index in range(scene.GetNumberOfNodesByClass(class_name)):
         node = scene.GetNthNodeByClass(index, class_name)
         if node.GetNodeReferenceID(_ROLE) == heatmap_node.GetID() and node.GetAttribute("LiverXAI.Plot") == part:

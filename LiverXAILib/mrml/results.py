@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an :class:`~LiverXAILib.analysis.Analysis` to nodes in a scene, beside the CT that it is about."""
+"""Convert an :class:`~LiverXAILib.analysis.Analysis` to nodes in a scene, alongside its CT."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..explain.explanation import Explanation
     from ..volumes.volume import Volume
 
-#: The window in HU in which a CT of the abdomen is usually read: level 40, width 400.
+#: The intensity window in HU in which an abdominal CT is usually read: level 40, width 400.
 ABDOMEN_HU = (-160.0, 240.0)
 
 
@@ -45,8 +45,8 @@ ABDOMEN_HU = (-160.0, 240.0)
 class AnalysisNodes:
     """The nodes of one analysis.
 
-    `heatmaps` is by target in text ("tumor", "lesion:2"); `uncertainty` is None if the segmentation came without
-    probabilities; `changed_cts` is by target, too; `folder` is an item of the subject hierarchy.
+    `heatmaps` is keyed by the target as text ("tumor", "lesion:2"), and so is `changed_cts`; `uncertainty` is None if
+    the segmentation has no probabilities; `folder` is an item of the subject hierarchy.
     """
 
     volume: slicer.vtkMRMLScalarVolumeNode
@@ -67,12 +67,12 @@ def analysis_to_nodes(
     lesion_segments: bool = False,
     share: bool = False,
 ) -> AnalysisNodes:
-    """Show an analysis in a scene: segmentation, heat maps, uncertainty and table, in one folder beside the CT.
+    """Show an analysis in a scene: segmentation, heat maps, uncertainty and table, in one folder next to the CT.
 
-    Nodes of an earlier analysis of this CT are updated in place. If the voxels of the segmentation changed, heat maps
-    and uncertainty of the earlier one that this analysis does not renew are removed: what they were about is gone.
+    Nodes of an earlier analysis of this CT are updated in place. If the voxels of the segmentation changed, earlier
+    heat maps and uncertainty that this analysis does not replace are removed, as their segmentation no longer exists.
 
-    :param volume_node: the CT that was analyzed; None: a node called `name` is made of the analysis's own volume.
+    :param volume_node: the CT that was analyzed; None: a node called `name` is made from the analysis's own volume.
     :param lesion_segments: one segment for each lesion instead of one for all tumors.
     :param share: see :func:`~LiverXAILib.mrml.volumes.volume_to_node`.
     :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the results.
@@ -93,7 +93,7 @@ def analysis_to_nodes(
 
 @dataclass(frozen=True, eq=False)
 class PreparedNodes:
-    """The voxels of nodes to be: segments, an image for each heat map and for each changed CT, uncertainty."""
+    """The voxels of future nodes: segments, an image for each heat map and each changed CT, uncertainty."""
 
     layers: SegmentLayers
     heatmaps: Sequence[vtkImageData]
@@ -104,9 +104,9 @@ class PreparedNodes:
 def prepare_nodes(
     analysis: Analysis, *, lesion_segments: bool = False, share: bool = False
 ) -> Callable[[], PreparedNodes]:
-    """What takes time in :func:`analysis_to_nodes`: the function that is returned computes and copies all voxels.
+    """Return a function for the slow part of :func:`analysis_to_nodes`: it computes and copies all voxels.
 
-    It touches no node, so that it may run in any thread. The parameters are those of :func:`analysis_to_nodes`.
+    It touches no node, so it may run in any thread. The parameters are those of :func:`analysis_to_nodes`.
     """
     fill_heatmaps = prepare_heatmaps(analysis.explanations, share=share)
     fill_changed = prepare_changed_cts(analysis.answers, share=share)
@@ -130,7 +130,7 @@ def prepare_nodes(
 
 
 def prepare_heatmaps(explanations: Sequence[Explanation], *, share: bool = False) -> Callable[[], list[vtkImageData]]:
-    """As :func:`prepare_nodes`, for the images of :func:`~LiverXAILib.mrml.heatmaps.explanation_to_node`."""
+    """Like :func:`prepare_nodes`, for the images of :func:`~LiverXAILib.mrml.heatmaps.explanation_to_node`."""
     return prepare_images([explanation.heatmap.array for explanation in explanations], share=share)
 
 
@@ -140,7 +140,7 @@ def node_steps(
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     prepared: PreparedNodes,
 ) -> Generator[None, None, AnalysisNodes]:
-    """:func:`analysis_to_nodes` in steps, one for each node, so that an application can live between them."""
+    """Do :func:`analysis_to_nodes` in steps, one for each node, so that an application stays responsive."""
     before = [node.GetAttribute(LABELS_CHECKSUM) for node in find_results(scene, volume_node, "segmentation")]
     segmentation = update_segmentation_node(analysis.segmentation, scene, volume_node, prepared.layers)
     if before != [prepared.layers.checksum]:
@@ -151,7 +151,7 @@ def node_steps(
         for node in find_results(scene, volume_node, "uncertainty"):
             if prepared.uncertainty is None:
                 remove_result(node)
-    set_attributes(segmentation, {"Decisions": None})  # all is the model's again
+    set_attributes(segmentation, {"Decisions": None})  # a new result has no decisions of a reader
     table = update_table_node(analysis.measurements, scene, volume_node)
     yield
     heatmaps = {}
@@ -174,12 +174,12 @@ def update_refined(
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     layers: SegmentLayers | None,
 ) -> slicer.vtkMRMLSegmentationNode:
-    """Show what a reader has changed in the present results of a CT: segments, table, decisions.
+    """Show what a reader has changed in the current results of a CT: segments, table, decisions.
 
-    Heat maps and changed CTs stay. If labels have changed, heat maps say so in their names, and changed CTs are marked
-    with ``LiverXAI.Stale``: they are about the segmentation before, and the numbers of lesions may stand for others.
+    Heat maps and changed CTs stay. If labels have changed, the names of heat maps say so, and changed CTs are marked
+    with ``LiverXAI.Stale``: they belong to the earlier segmentation, and lesion numbers may refer to other lesions now.
 
-    :param layers: the new segments (:func:`~LiverXAILib.mrml.segmentations.segment_layers`); None: as they are in the
+    :param layers: the new segments (:func:`~LiverXAILib.mrml.segmentations.segment_layers`); None: keep those in the
         scene.
     """
     (node,) = find_results(scene, volume_node, "segmentation")
@@ -190,7 +190,7 @@ def update_refined(
     remember_grids(node, analysis.segmentation)
     decisions = [decision.to_dict() for decision in analysis.decisions]
     set_attributes(node, {"Decisions": decisions or None, "Provenance": dict(analysis.segmentation.provenance)})
-    if "reader_labels_sha256" in analysis.provenance:  # segments that were edited by hand are as they are in the scene
+    if "reader_labels_sha256" in analysis.provenance:  # segments edited by hand stay as they are in the scene
         node.SetAttribute(LABELS_CHECKSUM, analysis.provenance["reader_labels_sha256"])
     update_table_node(analysis.measurements, scene, volume_node)
     for heat_map in find_results(scene, volume_node, "heatmap"):

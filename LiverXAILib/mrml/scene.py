@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An analysis as a scene file that Slicer opens: the CT with heat map and outlines, ready to look at."""
+"""Write an analysis as a scene file for Slicer: the CT with heat map and outlines, ready to view."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .volumes import volume_from_node
 if TYPE_CHECKING:
     from ..analysis import Analysis
 
-#: Slicer's slice views and how they look at the patient.
+#: Slicer's slice views and their orientations.
 _VIEWS = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}
 
 
 def write_scene(analysis: Analysis, path: str | Path) -> Path:
     """Write an analysis as a scene bundle (``.mrb``): CT, segmentation, heat maps and table, shown in the slice views.
 
-    The scene is one of its own: nothing in a running Slicer changes. The file appears whole or not at all.
+    A new scene is used: nothing in a running Slicer changes. The file is written completely or not at all.
 
     :param path: ends in ``.mrb``.
     :return: `path`.
@@ -52,7 +52,7 @@ def write_scene(analysis: Analysis, path: str | Path) -> Path:
             folder, draft = temporary / path.stem, temporary / path.name
             (folder / "Data").mkdir(parents=True)
             _write_files(scene, folder)
-            with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as bundle:  # what is large is compressed already
+            with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as bundle:  # large files are already compressed
                 for file in sorted(folder.rglob("*")):
                     bundle.write(file, file.relative_to(temporary))
             draft.replace(path)
@@ -62,7 +62,7 @@ def write_scene(analysis: Analysis, path: str | Path) -> Path:
 
 
 def _write_files(scene: slicer.vtkMRMLScene, folder: Path) -> None:
-    """Write a scene and the data of its nodes as ``vtkMRMLScene::WriteToMRB`` does, images by our own, faster writer.
+    """Write a scene and its nodes' data as ``vtkMRMLScene::WriteToMRB`` does, with a faster writer for images.
 
     :raises LiverXAILib.errors.InputError: Slicer cannot write a file.
     """
@@ -92,7 +92,7 @@ def _write_files(scene: slicer.vtkMRMLScene, folder: Path) -> None:
 
 
 def _new_scene() -> tuple[slicer.vtkMRMLScene, list[Any]]:
-    """A scene that can hold and store our nodes, with the logics that must live as long as it does."""
+    """Make a scene that can hold and store our nodes; the returned logics must live as long as it does."""
     application = slicer.vtkSlicerApplicationLogic()
     scene = slicer.vtkMRMLScene()
     scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())  # in Slicer a module does this

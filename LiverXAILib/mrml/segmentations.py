@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A :class:`Segmentation` as a segmentation node, and a (possibly edited) segmentation node read back.
+"""Show a :class:`Segmentation` as a segmentation node, and read a (possibly edited) segmentation node back.
 
-Structures that contain each other are layers: the segment "liver" includes its tumors, as the anatomical term and the
-measured volume do, and the tumors lie in a second layer above it.
+Structures that contain each other are stored in layers: the segment "liver" includes its tumors, as the anatomical
+term and the measured volume do, and the tumors are in a second layer above it.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from ..volumes.volume import Grid, Volume
 from .nodes import get_attribute, result_node, set_attributes
 from .volumes import check_shape, from_vtk_matrix, to_image, voxels_of, world_grid
 
-#: Attribute that tells the labels as they were measured (:func:`LiverXAILib.inference.segmentation.labels_checksum`).
+#: Attribute with the checksum of the measured labels (:func:`LiverXAILib.inference.segmentation.labels_checksum`).
 LABELS_CHECKSUM = "LiverXAI.LabelsSHA256"
 _LABEL_TAG, _COLOR_TAG = "LiverXAI.Label", "LiverXAI.Color"
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 _SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
-#: How solid an organ is drawn in 3-D, so that the lesions in it are seen.
+#: Opacity of an organ in 3D, so that the lesions in it are visible.
 _ORGAN_OPACITY = 0.35
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A segment to be: `value` is its number in the image number `layer`, which it shares with others."""
+    """A future segment: `value` is its label value in the image number `layer`, which it shares with others."""
 
     identifier: str
     name: str
@@ -55,9 +55,10 @@ class _Segment:
 
 @dataclass(frozen=True, eq=False)
 class SegmentLayers:
-    """The segments of a segmentation as images: what :func:`segment_layers` computes and a node shows.
+    """The segments of a segmentation as images: computed by :func:`segment_layers`, shown by a node.
 
-    :param images: of each layer; an extent says which voxels of the CT it fills, and is empty if there are none.
+    :param images: one for each layer; its extent gives the voxels of the CT that it covers, and is empty if there are
+        none.
     :param checksum: of all labels.
     """
 
@@ -75,7 +76,7 @@ def segmentation_to_node(
 ) -> slicer.vtkMRMLSegmentationNode:
     """Show `segmentation` as the CT's segmentation node; an earlier one is updated in place.
 
-    :param volume_node: the CT, on whose grid the labels lie.
+    :param volume_node: the CT, whose grid the labels are on.
     :param lesion_segments: one segment for each lesion instead of one for all tumors.
     :raises LiverXAILib.errors.InputError: the CT has another number of voxels than the labels.
     """
@@ -87,7 +88,7 @@ def segmentation_to_node(
 
 
 def segment_layers(segmentation: Segmentation, *, lesion_segments: bool = False) -> SegmentLayers:
-    """What takes time in :func:`segmentation_to_node`; touches no scene, so that any thread may compute it."""
+    """Compute the slow part of :func:`segmentation_to_node`; touches no scene, so it may run in any thread."""
     by_name = {spec.name: spec for spec in segmentation.specs}
     depths: dict[int, list[LabelSpec]] = {}
     for spec in segmentation.specs:
@@ -127,7 +128,7 @@ def update_segmentation_node(
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     layers: SegmentLayers,
 ) -> slicer.vtkMRMLSegmentationNode:
-    """:func:`segmentation_to_node` without the checks and without a state for undo."""
+    """Do :func:`segmentation_to_node` without the checks and without saving a state for undo."""
     node, created = result_node(
         scene,
         volume_node,
@@ -142,7 +143,7 @@ def update_segmentation_node(
         if created:
             display = node.GetDisplayNode()
             display.SetVisibility2DOutline(True)
-            display.SetVisibility2DFill(False)  # the colors inside are those of the CT and of a heat map
+            display.SetVisibility2DFill(False)  # a fill would hide the CT and the heat map
             display.SetSliceIntersectionThickness(2)
         node.SetAttribute(LABELS_CHECKSUM, layers.checksum)
         model = segmentation.provenance.get("model", {})
@@ -159,20 +160,20 @@ def update_segmentation_node(
         volume_node.GetIJKToRASMatrix(matrix)
         for image in layers.images:
             image.SetImageToWorldMatrix(matrix)
-        _update_segments(node, layers.segments, layers.images, algorithm[:64])  # a DICOM long string has 64 characters
+        _update_segments(node, layers.segments, layers.images, algorithm[:64])  # DICOM long strings hold 64 characters
     return node
 
 
 def segmentation_from_node(
     node: slicer.vtkMRMLSegmentationNode, volume_node: slicer.vtkMRMLScalarVolumeNode, model: ModelSpec
 ) -> Segmentation:
-    """Read a segmentation node as it is now, on the CT's grid: ours, edited by hand, or somebody else's.
+    """Read a segmentation node as it is now, on the CT's grid: from LiverXAI, edited by hand, or from elsewhere.
 
-    A segment is taken for the label that made it, else by its name, else by its terminology. Segments that are none of
-    the model's labels are left out.
+    A segment is matched to the label that it was made from, else by its name, else by its terminology. Segments that
+    match none of the model's labels are left out.
 
     :param volume_node: the CT; segments on another grid are resampled to it.
-    :param model: the labels to look for; with its stage grids if the node still is where they were computed.
+    :param model: the labels to look for; with its stage grids if the node is still where they were computed.
     :raises LiverXAILib.errors.UsageError: no segment is one of the model's labels.
     """
     return read_segments(node, volume_node, model)()
@@ -181,11 +182,11 @@ def segmentation_from_node(
 def read_segments(
     node: slicer.vtkMRMLSegmentationNode, volume_node: slicer.vtkMRMLScalarVolumeNode, model: ModelSpec
 ) -> Callable[[], Segmentation]:
-    """:func:`segmentation_from_node` in two halves: now it takes what is in the scene, which is quick unless segments
-    lie on another grid than the CT; the function that it returns puts it together, and may run in any thread.
+    """Do :func:`segmentation_from_node` in two parts: this call collects the data of the scene, which is quick unless
+    segments are on another grid than the CT; the function that it returns combines them, and may run in any thread.
 
-    Voxels are not copied before that: they may show a part of what is edited meanwhile. Then
-    :func:`~LiverXAILib.mrml.tokens.labels_token` is not the same any more.
+    Voxels are not copied until then, so they may contain part of an edit made in the meantime. In this case
+    :func:`~LiverXAILib.mrml.tokens.labels_token` has changed.
     """
     segments = node.GetSegmentation()
     found: dict[str, list[str]] = {}
@@ -230,7 +231,7 @@ def read_segments(
 
 
 def remember_grids(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentation) -> None:
-    """Remember where the CT was when a result was measured, and where its network has run."""
+    """Store the grid of the CT when a result was measured, and the grids and centers of the stages."""
     set_attributes(
         node,
         {
@@ -242,7 +243,7 @@ def remember_grids(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentat
 
 
 def moved_since(node: slicer.vtkMRMLSegmentationNode | None, volume_node: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
-    """4x4, LPS mm: from places in the measurements of a result to where they are now, after the CT was transformed."""
+    """Return the 4x4 matrix, LPS mm, from positions in a result's measurements to those after moving the CT."""
     then = get_attribute(node, "Grid", _grid_from_json) if node is not None else None
     if then is None or volume_node.GetImageData() is None:
         return np.eye(4)
@@ -252,7 +253,7 @@ def moved_since(node: slicer.vtkMRMLSegmentationNode | None, volume_node: slicer
 def decisions_of(
     node: slicer.vtkMRMLSegmentationNode, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> tuple[Decision, ...]:
-    """What a reader has decided about a result, with places where they are now."""
+    """Return a reader's decisions about a result, with their positions after the CT was moved."""
     decisions = get_attribute(node, "Decisions", lambda found: [*map(Decision.from_dict, found)]) or ()
     matrix = moved_since(node, volume_node)
     return tuple(
@@ -266,15 +267,15 @@ def decisions_of(
 
 
 def moved_point(matrix: np.ndarray, point: Sequence[float]) -> tuple[float, float, float]:
-    """A point after a 4x4 transform."""
+    """Return a point after a 4x4 transform."""
     x, y, z = matrix[:3, :3] @ np.asarray(point, dtype=float) + matrix[:3, 3]
     return float(x), float(y), float(z)
 
 
 def remove_merged_segments(node: slicer.vtkMRMLSegmentationNode, layers: SegmentLayers, model: ModelSpec) -> None:
-    """Remove what the user has drawn as segments of his own for the model's labels: `layers` hold their voxels by now.
+    """Remove segments that the user drew for the model's labels: `layers` contain their voxels by now.
 
-    Left there, they would bring back what a reader has rejected.
+    If kept, they would restore what a reader has rejected.
     """
     segments, wanted = node.GetSegmentation(), {segment.identifier for segment in layers.segments}
     for identifier in segments.GetSegmentIDs():
@@ -283,7 +284,7 @@ def remove_merged_segments(node: slicer.vtkMRMLSegmentationNode, layers: Segment
 
 
 def sensitivity_of(node: slicer.vtkMRMLSegmentationNode) -> str:
-    """The sensitivity (see :func:`LiverXAILib.inference.sensitivity.choose_point`) that a result was made with."""
+    """Return the sensitivity of a result (see :func:`LiverXAILib.inference.sensitivity.choose_point`)."""
     provenance = get_attribute(node, "Provenance") or {}
     asked: str = provenance.get("sensitivity", {}).get("asked", STANDARD)
     return asked
@@ -292,7 +293,7 @@ def sensitivity_of(node: slicer.vtkMRMLSegmentationNode) -> str:
 def require_segment(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec, label: str) -> None:
     """Raise an error unless a segmentation node has a segment for one of the model's labels.
 
-    Without it the label would be taken for what is left of its parts: "liver" for the tumors alone.
+    Without it, the label would consist of its remaining parts only: "liver" of the tumors alone.
 
     :raises LiverXAILib.errors.UsageError: it has none.
     """
@@ -302,14 +303,14 @@ def require_segment(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec, labe
         if spec is not None and spec.name == label:
             return
     raise UsageError(
-        f"The segmentation {node.GetName()!r} has no segment {label!r}, so nothing can be said about it. Undo its "
+        f"The segmentation {node.GetName()!r} has no segment {label!r}, so it cannot be explained. Undo its "
         f"deletion, name a segment {label!r}, or press Apply to segment again."
     )
 
 
 @contextmanager
 def modified_at_end(node: Any) -> Iterator[None]:
-    """Collect a node's modified events into one at the end."""
+    """Combine a node's modified events into one at the end."""
     previous = node.StartModify()
     try:
         yield
@@ -318,7 +319,7 @@ def modified_at_end(node: Any) -> Iterator[None]:
 
 
 def _layer_image(array: np.ndarray, place: Box) -> Any:
-    """An image of the part of `array` that is not 0; its extent says where that lies. `array` (k, j, i) is `place`."""
+    """Make an image of the nonzero part of `array` (k, j, i), which covers `place`; its extent is the position."""
     image, box = slicer.vtkOrientedImageData(), bounding_box(array)
     if box is not None:
         to_image(array[box], image)
@@ -372,7 +373,7 @@ def _tag(segment: slicer.vtkSegment, name: str) -> str:
 
 
 def _label_of(segment: slicer.vtkSegment, model: ModelSpec) -> LabelSpec | None:
-    """The model's label that a segment stands for."""
+    """Return the model's label that a segment stands for."""
     category, kind, region = parse_terminology_entry(_tag(segment, slicer.vtkSegment.GetTerminologyEntryTagName()))
     by_name = {spec.name: spec for spec in model.labels}
     own, name = _tag(segment, _LABEL_TAG), segment.GetName().strip().lower()
@@ -390,9 +391,9 @@ def _label_of(segment: slicer.vtkSegment, model: ModelSpec) -> LabelSpec | None:
 def _read_segment(
     node: slicer.vtkMRMLSegmentationNode, identifier: str, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> tuple[np.ndarray, int, Box]:
-    """The labels (k, j, i) among which a segment is, its number among them, and their box in the CT.
+    """Return the label map (k, j, i) that contains a segment, the segment's value in it, and its box in the CT.
 
-    They are the node's own memory, which stays valid when the segment gets another image or goes.
+    The array is the node's own memory, which stays valid when the segment gets another image or is removed.
     """
     segment = node.GetSegmentation().GetSegment(identifier)
     image = segment.GetRepresentation(_BINARY)
@@ -406,13 +407,13 @@ def _read_segment(
     voxels = voxels_of(image)
     size = volume_node.GetImageData().GetDimensions()
     drawn = Box.full(voxels.shape).shifted(starts[::-1])
-    # A segment that was drawn elsewhere may reach beyond the CT, or lie beside it.
+    # A segment that was drawn elsewhere may extend beyond the CT or be outside it.
     inside = drawn.intersection(Box.full(size[::-1])) or Box.full((0, 0, 0)).shifted(drawn.start)
     return voxels[inside.relative_to(drawn)], segment.GetLabelValue(), inside
 
 
 def _shift(node: slicer.vtkMRMLSegmentationNode, image: Any, volume_node: slicer.vtkMRMLScalarVolumeNode) -> Any:
-    """By how many voxels (i, j, k) an image of `node` is shifted on the CT's grid; None if it lies on another grid."""
+    """Return the shift in voxels (i, j, k) of an image of `node` on the CT's grid; None if it is on another grid."""
     if image is None or node.GetTransformNodeID() != volume_node.GetTransformNodeID():
         return None
     matrices = [vtkMatrix4x4(), vtkMatrix4x4()]
@@ -429,7 +430,7 @@ def _shift(node: slicer.vtkMRMLSegmentationNode, image: Any, volume_node: slicer
 def _resampled(
     node: slicer.vtkMRMLSegmentationNode, identifier: str, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> np.ndarray:
-    """1 where a segment is, on the CT's grid: uint8 (k, j, i)."""
+    """Return the mask of a segment on the CT's grid: uint8 (k, j, i)."""
     scene = volume_node.GetScene()
     names = vtkStringArray()
     names.InsertNextValue(identifier)
@@ -450,7 +451,7 @@ def _unit_color(spec: LabelSpec) -> tuple[float, float, float]:
 
 
 def _lesion_color(spec: LabelSpec, number: int) -> tuple[float, float, float]:
-    """The label's color for the first lesion; hues a golden section further for the next ones."""
+    """Return the label's color for the first lesion, and hues advanced by the golden ratio for the next ones."""
     hue, saturation, value = colorsys.rgb_to_hsv(*_unit_color(spec))
     return colorsys.hsv_to_rgb((hue + (number - 1) * 0.618034) % 1.0, max(saturation, 0.5), value)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements as a table node: one row for the liver, one for all tumors, one for each lesion, found or rejected."""
+"""Measurements as a table node: a row for the liver, one for all tumors, and one for each lesion, found or rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .nodes import result_node, set_attributes
 if TYPE_CHECKING:
     from ..measure import Measurements
 
-#: Units of the columns whose name does not end in one, and what a name's ending means.
+#: Units of the columns whose names do not end in one, and the meaning of the endings.
 _UNITS = {"_ml": "ml", "_mm": "mm", "_hu": "HU", "_percent": "%"}
 
 
@@ -24,8 +24,8 @@ def measurements_to_node(
 ) -> slicer.vtkMRMLTableNode:
     """Show measurements as the CT's table node; an earlier one is updated in place.
 
-    The columns are those of ``measurements.csv`` (see :data:`LiverXAILib.measure.measurements.COLUMNS`): numbers as
-    numbers, with their unit; what does not apply to a row is left empty.
+    The columns are those of ``measurements.csv`` (see :data:`LiverXAILib.measure.measurements.COLUMNS`): numbers are
+    stored as numbers, with their unit; cells that do not apply to a row are empty.
     """
     scene.SaveStateForUndo()
     return update_table_node(measurements, scene, volume_node)
@@ -34,7 +34,7 @@ def measurements_to_node(
 def update_table_node(
     measurements: Measurements, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> slicer.vtkMRMLTableNode:
-    """:func:`measurements_to_node` without a state for undo."""
+    """Do :func:`measurements_to_node` without saving a state for undo."""
     node, _ = result_node(
         scene, volume_node, "measurements", "vtkMRMLTableNode", f"{volume_node.GetName()} measurements"
     )
@@ -59,7 +59,7 @@ def update_table_node(
 
 
 def _column(name: str, values: list[Any]) -> vtkAbstractArray:
-    """A column of doubles, integers or text. Empty cells need text: a number array has no "nothing"."""
+    """Make a column of doubles, integers or text. Empty cells need text: a number array has no missing value."""
     present = [value for value in values if value is not None]
     if len(present) == len(values) and all(isinstance(value, float) for value in values):
         column: vtkDoubleArray | vtkStringArray = vtkDoubleArray()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for the present state of nodes: equal names, equal voxels in the same place."""
+"""Tokens for the present state of nodes: equal tokens mean equal voxels at the same position."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .volumes import from_vtk_matrix, world_grid
 
 
 def volume_token(node: slicer.vtkMRMLScalarVolumeNode) -> str:
-    """The voxels of a volume node and where they lie in the world."""
+    """Return a token for the voxels of a volume node and their position in the world."""
     place = sha256(world_grid(node).ijk_to_lps.tobytes()).hexdigest()[:16]
     return f"{node.GetID()} {node.GetImageData().GetMTime()} {place}"
 
 
 def labels_token(node: slicer.vtkMRMLSegmentationNode) -> str:
-    """The voxels of all segments of a segmentation node; colors, names and surfaces do not count."""
+    """Return a token for the voxels of all segments of a segmentation node; colors, names and surfaces do not count."""
     segments = node.GetSegmentation()
     kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
     states = []
@@ -35,16 +35,16 @@ def labels_token(node: slicer.vtkMRMLSegmentationNode) -> str:
 
 
 def segments_checksum(node: slicer.vtkMRMLSegmentationNode) -> str:
-    """The voxels of all segments and where they lie, however they are stored: alone, in layers, in a larger image.
+    """Return a checksum of all segments' voxels and positions, however stored: alone, in layers, in a larger image.
 
-    Reads all labels (some 10 ms): to be asked where :func:`labels_token` says that something happened to them.
+    Reads all labels (some 10 ms), so call it only if :func:`labels_token` has changed.
     """
     return prepare_checksum(node)()
 
 
 def prepare_checksum(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], str]:
-    """:func:`segments_checksum` in two halves: now it takes what is in the scene, which is quick; the function that it
-    returns computes, and may run in any thread.
+    """Do :func:`segments_checksum` in two parts: this call collects the images of the scene, which is quick; the
+    function that it returns computes the checksum, and may run in any thread.
     """
     segments = node.GetSegmentation()
     kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
@@ -62,7 +62,7 @@ def prepare_checksum(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], str]:
 
 
 def _state(identifier: str, array: np.ndarray | None, value: int, first: np.ndarray, place: np.ndarray) -> str:
-    """The voxels (k, j, i) of a segment and where they lie, in short.
+    """Return a short token for the voxels (k, j, i) of a segment and their position.
 
     :param first: index (i, j, k) of the first voxel of `array`.
     :param place: 4x4, from indices to the world.

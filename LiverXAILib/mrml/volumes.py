@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volume nodes to :class:`Volume` and back without loss.
+"""Convert volume nodes to :class:`Volume` and back without loss.
 
-A node says where its voxels lie by a matrix to its own coordinate system (RAS) and, possibly, by a parent transform
-from there to the world (RAS). A :class:`Volume` knows one matrix, so both are composed; results are placed like the
-node that they belong to, under the same transform, and follow it when the user moves it.
+A node gives the position of its voxels by a matrix to its own coordinate system (RAS) and, possibly, a parent transform
+from there to the world (RAS). A :class:`Volume` has one matrix, so both are composed; results are placed like the node
+that they belong to, under the same transform, and follow it when the user moves it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from ..volumes.volume import LPS_TO_RAS, Grid, Volume
 #: A non-linear transform counts as linear if no voxel of the image lies further than this from the linear place:
 #: Slicer writes a plain gantry tilt as a displacement field.
 _LINEAR_TOLERANCE_MM = 0.01
-#: From so many bytes on an image lies in large pages of memory.
+#: Images of at least this many bytes are put into large pages of memory.
 _LARGE_IMAGE = 1 << 22
 
 
 def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode, *, copy: bool = True) -> Volume:
-    """The voxels of a volume node and where they lie in the world.
+    """Read the voxels of a volume node and their position in the world.
 
-    The array has the type and the order of the node's. Under a non-linear transform the image is taken as it was
-    acquired, before the transform, and a warning in `metadata` says so.
+    The array has the type and the axis order of the node's array. Under a non-linear transform the image is taken as it
+    was acquired, before the transform, and a warning in `metadata` says so.
 
-    :param copy: False: the array is the node's own memory, which a large CT makes worth while. It stays valid when the
-        node goes, but shows what is later written into its voxels.
+    :param copy: False: the array is the node's own memory, which is worthwhile for a large CT. It stays valid when the
+        node is removed, but shows later changes of its voxels.
     :raises LiverXAILib.errors.InputError: no voxels, several values in each voxel, a slice instead of a volume, or a
         degenerate geometry.
     """
@@ -64,21 +64,21 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode, *, copy: bool = True)
 
 
 def ct_from_node(node: slicer.vtkMRMLScalarVolumeNode, *, force: bool = False) -> Volume:
-    """A volume node as an image to analyze, checked as a file is (see :func:`LiverXAILib.volumes.io.read_volume`).
+    """Read a volume node as a CT to analyze, with the checks of :func:`LiverXAILib.volumes.io.read_volume`.
 
     :param force: accept intensities that do not look like Hounsfield units.
     :return: HU as int16 if they are whole numbers, else float32.
     :raises LiverXAILib.errors.InputError: it is not a CT; the message says why.
     """
     volume = volume_from_node(node)
-    advice = "If you know better, use force=True."
+    advice = "If you are sure that it is a CT, use force=True."
     array = validate_ct(volume.array, volume.grid, f"The volume {node.GetName()!r}", force=force, advice=advice)
     metadata = {"source_format": "Slicer scene", "modality": None, "warnings": [], **volume.metadata}
     return Volume(array, volume.ijk_to_lps, metadata)
 
 
 def world_grid(node: slicer.vtkMRMLVolumeNode) -> Grid:
-    """Where a volume node's voxels lie in the world: the grid of :func:`volume_from_node`, without the voxels."""
+    """Return the grid of a volume node's voxels in the world: that of :func:`volume_from_node`, without the voxels."""
     i, j, k = node.GetImageData().GetDimensions()
     return Grid((k, j, i), _ijk_to_lps(node)[0])
 
@@ -92,17 +92,18 @@ def volume_to_node(
     window: tuple[float, float] | None = None,
     share: bool = False,
 ) -> slicer.vtkMRMLScalarVolumeNode:
-    """A new volume node with the voxels of `volume`, where they lie in the world, without a transform.
+    """Make a volume node with the voxels of `volume`, at their position in the world, without a transform.
 
-    Types that VTK does not know are widened: bool to uint8, float16 to float32.
+    Types that VTK does not have are widened: bool to uint8, float16 to float32.
 
-    :param window: lowest and highest value that are told apart in the views; None: Slicer looks through the voxels.
-    :param share: the node's voxels are the volume's own memory where the type allows, not a copy: for a scene in which
-        nobody edits them.
+    :param window: lowest and highest value of the intensity window in the views; None: Slicer derives it from the
+        voxels.
+    :param share: use the volume's own memory instead of a copy, where the type allows: for a scene in which nobody
+        edits the voxels.
     """
     node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
     node.SetIJKToRASMatrix(to_vtk_matrix(volume.grid.ijk_to_ras))
-    if window is not None:  # before there are voxels: else Slicer looks through all of them
+    if window is not None:  # set before the voxels, or Slicer would scan all of them
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().AutoWindowLevelOff()
         node.GetDisplayNode().SetWindowLevelMinMax(*window)
@@ -117,8 +118,7 @@ def volume_to_node(
 def set_voxels(node: slicer.vtkMRMLVolumeNode, array: np.ndarray) -> None:
     """Replace a volume node's voxels by a copy of `array` (k, j, i).
 
-    The node gets an image of its own rather than new values in the old one: states that were saved for undo share
-    the old one.
+    The node gets a new image rather than new values in the old one, because states saved for undo share the old one.
     """
     node.SetAndObserveImageData(to_image(array, vtkImageData()))
 
@@ -126,9 +126,9 @@ def set_voxels(node: slicer.vtkMRMLVolumeNode, array: np.ndarray) -> None:
 def blank_image(
     shape: tuple[int, int, int], dtype: np.dtype[Any], image: vtkImageData | None = None
 ) -> tuple[vtkImageData, np.ndarray]:
-    """An image for `shape` (k, j, i) voxels, its extent starting at 0, and its voxels as an array to be filled.
+    """Make an image of `shape` (k, j, i), its extent starting at 0, and return it with its voxels as an array to fill.
 
-    No node has it yet, so that the array may be filled by another thread while the application goes on.
+    It belongs to no node yet, so another thread may fill the array while the application continues.
 
     :param image: the image to be used; None: a new one.
     """
@@ -141,7 +141,7 @@ def blank_image(
 
 
 def prepare_images(arrays: Sequence[np.ndarray], *, share: bool = False) -> Callable[[], list[vtkImageData]]:
-    """Images for `arrays` (k, j, i): memory for them now, and a function that copies the voxels, in any thread.
+    """Allocate images for `arrays` (k, j, i), and return a function that copies the voxels and may run in any thread.
 
     :param share: as for :func:`volume_to_node`: nothing is copied.
     """
@@ -158,27 +158,27 @@ def prepare_images(arrays: Sequence[np.ndarray], *, share: bool = False) -> Call
 
 
 def _use_large_pages(voxels: np.ndarray) -> None:
-    """Ask Linux for large pages beneath new voxels, as numpy does for arrays of its own.
+    """Request large pages from Linux for new voxels, as numpy does for its own arrays.
 
-    An image that is replaced gives its memory back in Slicer's thread, page by page: in small ones this was the longest
-    step of showing a result.
+    The memory of a replaced image is freed in Slicer's thread, page by page: with small pages this was the longest step
+    of showing a result.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None or voxels.nbytes < _LARGE_IMAGE:
         return
     start = -(-voxels.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     size = voxels.ctypes.data + voxels.nbytes - start
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)  # no more than advice
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)  # only a hint: may fail
 
 
 def voxels_of(image: vtkImageData) -> np.ndarray:
-    """The voxels (k, j, i) of an image: its own memory, not a copy."""
+    """Return the voxels (k, j, i) of an image: its own memory, not a copy."""
     i, j, k = image.GetDimensions()
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i)
 
 
 def shared_image(array: np.ndarray) -> vtkImageData:
-    """An image whose voxels are the memory of `array` (k, j, i), which lives as long as the image does."""
+    """Make an image whose voxels are the memory of `array` (k, j, i), which lives as long as the image does."""
     image = vtkImageData()
     image.SetDimensions(*reversed(array.shape))
     image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=False))
@@ -197,7 +197,7 @@ def to_image(array: np.ndarray, image: vtkImageData) -> vtkImageData:
 
 
 def place_like(node: Any, reference: slicer.vtkMRMLVolumeNode) -> None:
-    """Give a volume node the geometry and the parent transform of `reference`, on whose grid its voxels lie."""
+    """Give a volume node the geometry and the parent transform of `reference`, whose grid its voxels are on."""
     matrix = vtkMatrix4x4()
     reference.GetIJKToRASMatrix(matrix)
     node.SetIJKToRASMatrix(matrix)
@@ -205,7 +205,7 @@ def place_like(node: Any, reference: slicer.vtkMRMLVolumeNode) -> None:
 
 
 def check_shape(shape: tuple[int, int, int], reference: slicer.vtkMRMLVolumeNode) -> None:
-    """Raise :class:`~LiverXAILib.errors.InputError` if `reference` has another number of voxels than `shape`."""
+    """Raise :class:`~LiverXAILib.errors.InputError` if the shape of `reference` is not `shape`."""
     image = reference.GetImageData()
     found = image.GetDimensions()[::-1] if image else None
     if found != tuple(shape):
@@ -216,21 +216,21 @@ def check_shape(shape: tuple[int, int, int], reference: slicer.vtkMRMLVolumeNode
 
 
 def to_vtk_matrix(matrix: np.ndarray) -> vtkMatrix4x4:
-    """A 4x4 array as a VTK matrix."""
+    """Convert a 4x4 array to a VTK matrix."""
     result = vtkMatrix4x4()
     result.DeepCopy(np.asarray(matrix, dtype=np.float64).ravel().tolist())
     return result
 
 
 def from_vtk_matrix(matrix: vtkMatrix4x4) -> np.ndarray:
-    """A VTK matrix as a 4x4 array."""
+    """Convert a VTK matrix to a 4x4 array."""
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 
 def world_to_local(node: slicer.vtkMRMLVolumeNode) -> np.ndarray:
-    """4x4, RAS mm: from the world to the coordinates of a volume node under its transform, as :class:`Volume` sees it.
+    """Return the 4x4 matrix, RAS mm, from the world to the coordinates of a volume node under its linear transform.
 
-    Whatever lies there under the same transform lies in the world where it should.
+    Nodes placed in these coordinates under the same transform have the right position in the world.
     """
     matrix = vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
@@ -238,7 +238,7 @@ def world_to_local(node: slicer.vtkMRMLVolumeNode) -> np.ndarray:
 
 
 def _ijk_to_lps(node: slicer.vtkMRMLVolumeNode) -> tuple[np.ndarray, str]:
-    """The matrix from voxels to the world, and a warning if a part of the way is not linear and was left out."""
+    """Return the matrix from voxels to the world, and a warning if a non-linear transform was left out."""
     vtk_matrix = vtkMatrix4x4()
     node.GetIJKToRASMatrix(vtk_matrix)
     ijk_to_local = from_vtk_matrix(vtk_matrix)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the panel asks the worker about a CT."""
+"""Requests about a CT that the panel sends to the worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .tasks import Steps, TaskRunner
 
 
 class Analyses:
-    """Analyses and explanations of the chosen CT, with the chosen model; `outcomes` shows what comes back."""
+    """Starts analyses and explanations of the chosen CT with the chosen model; `outcomes` shows the results."""
 
     def __init__(self, state: PanelState, models: ModelChoice, runner: TaskRunner, outcomes: Outcomes) -> None:
         self._state, self._models, self._runner, self._outcomes = state, models, runner, outcomes
@@ -55,7 +55,7 @@ class Analyses:
         self._runner.start(ask, lambda analysis: self._outcomes.show_analysis(analysis, asked, token, model))
 
     def explain(self, questions: Sequence[str]) -> None:
-        """Explain the CT's segmentation as it is now, also after it was edited."""
+        """Explain the CT's segmentation as it is now, including edits."""
         asked = Asked.now(self._state.volume_node, self._state.result("segmentation"))
         self._runner.start(
             lambda: self._ask_explanation(list(questions)),
@@ -74,14 +74,14 @@ class Analyses:
         )
 
     def is_up_to_date(self, segmentation_node: Any) -> bool:
-        """Whether the worker can write the result of a segmentation node as it is now, where its CT is now."""
+        """Return whether the worker holds the labels of a segmentation node and its CT as they are now."""
         held = self._outcomes.hold(segmentation_node) and self._runner.client.holds(
             self._token(self._state.volume_node)
         )
         return held and not is_edited(segmentation_node)
 
     def can_measure(self, segmentation_node: Any) -> bool:
-        """Whether a segmentation node can be measured without a word to the user: its model is the chosen one."""
+        """Return whether a segmentation node can be measured without asking the user: its model is the chosen one."""
         spec = self._models.spec()
         return spec is not None and made_by(segmentation_node, spec)
 
@@ -91,7 +91,7 @@ class Analyses:
         self._runner.start(lambda: self._runner.client.write(token, folder), _say_where, REPORT_PACKAGES)
 
     def compare(self, prior: str, folder: str) -> None:
-        """Compare the last analysis of the chosen CT with a result that was saved earlier."""
+        """Compare the last analysis of the chosen CT with an earlier saved result."""
         token = self._token(self._state.volume_node)
         self._runner.start(lambda: self._runner.client.compare(token, [prior], folder), _say_findings, REPORT_PACKAGES)
 
@@ -101,11 +101,11 @@ class Analyses:
         return {"height": parameters.height or None, "weight": parameters.weight or None}
 
     def _token(self, node: Any) -> str:
-        """Names the voxels of a CT and where they lie."""
+        """Return a token for the voxels of a CT and their position."""
         return f"{mrml.volume_token(node)} {self._state.parameters.force}"
 
     def _ask_explanation(self, questions: list[str]) -> int:
-        """The worker mostly holds the image and the labels already; what it lacks is sent along."""
+        """Request explanations; image and labels are sent only if the worker does not hold them already."""
         parameters, node, client = self._state.parameters, self._state.volume_node, self._runner.client
         segmentation_node, token = self._state.result("segmentation"), self._token(node)
         spec = self._models.spec()
@@ -131,7 +131,7 @@ class Analyses:
         )
 
     def _require_segments(self, segmentation_node: Any, spec: ModelSpec, questions: Sequence[str]) -> None:
-        """What is asked about must still have a segment."""
+        """Raise an error if a target no longer has a segment."""
         for question in questions:
             label = Target.parse(question).label
             if label:
@@ -145,7 +145,7 @@ class Analyses:
         if spec is not None and not made_by(segmentation_node, spec):
             raise LiverXAIError(_("This result was made by another model: choose that model first."))
         base = self._outcomes.base_of(segmentation_node)
-        # Labels that were edited and explained since are held, too, but not as what the decisions start from.
+        # The worker also holds labels that were edited and explained since, but decisions do not start from those.
         if not base or labels != base or not client.holds(token, labels):
             if spec is None:
                 raise LiverXAIError(_("This model has to be loaded first: press Apply."))
@@ -174,7 +174,7 @@ class Analyses:
 
 
 def reader_name() -> str:
-    """Who decides, as Slicer's settings name the user; "reader" where they do not."""
+    """Return the user's name from Slicer's settings; "reader" if it is not set."""
     name: str = slicer.app.applicationLogic().GetUserInformation().GetName()
     return name or "reader"
 

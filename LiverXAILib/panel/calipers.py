@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The long and the short axis of the chosen lesion as lines in the views; moving an end measures the lesion anew."""
+"""The long and short axes of the chosen lesion as lines in the views; moving an end measures the lesion again."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Points = tuple[tuple[float, float, float], ...]
 
 
 class Calipers(VTKObservationMixin):
-    """Two markups lines, of the lesion that is chosen in the table.
+    """Two markups lines for the lesion chosen in the table.
 
     :param moved: takes the lesion's number and the four ends (LPS mm: long axis, short axis) that the reader has set.
-    :param may_move: whether they can be moved now; where not, the lines are locked.
+    :param may_move: whether they can be moved now; if not, the lines are locked.
     """
 
     def __init__(self, state: PanelState, moved: Callable[[int, Points], None], may_move: Callable[[], bool]) -> None:
@@ -35,7 +35,7 @@ class Calipers(VTKObservationMixin):
         self._state, self._moved, self._may_move = state, moved, may_move
         self._lines: list[Any] = []
         self._lesion = 0
-        # Not in the event itself: the line is removed by what follows.
+        # Deferred until after the event, because the line is removed in response.
         self._timer = qt.QTimer()
         self._timer.singleShot = True
         self._timer.interval = 0
@@ -73,7 +73,7 @@ class Calipers(VTKObservationMixin):
                 line.SetLocked(not self._may_move())
 
     def hide(self) -> None:
-        """Show none."""
+        """Hide the lines."""
         self._timer.stop()
         self.removeObservers()
         lines, self._lines, self._lesion = self._lines, [], 0
@@ -82,7 +82,7 @@ class Calipers(VTKObservationMixin):
                 self._state.scene.RemoveNode(line)
 
     def forget(self) -> None:
-        """The scene was closed, and the lines with it."""
+        """Drop the lines after the scene was closed."""
         self._timer.stop()
         self.removeObservers()
         self._lines, self._lesion = [], 0
@@ -94,12 +94,12 @@ class Calipers(VTKObservationMixin):
         if self._lesion and all(self._state.contains(line) for line in self._lines):
             if self._may_move():
                 self._moved(self._lesion, tuple(_end(line, number) for line in self._lines for number in range(2)))
-            else:  # a task began while an end was being moved: the lines show again what was measured
+            else:  # a task started while an end was being moved: restore the measured axes
                 self.show(self._lesion)
 
 
 def _end(line: Any, number: int) -> tuple[float, float, float]:
-    """An end of a line, LPS mm."""
+    """Return an end of a line, LPS mm."""
     place: Sequence[float] = [0.0, 0.0, 0.0]
     line.GetNthControlPointPositionWorld(number, place)
     return -place[0], -place[1], place[2]

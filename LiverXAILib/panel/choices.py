@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user chose, from the widgets to the parameter node and back."""
+"""Transfer the user's choices between the widgets and the parameter node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tasks import Steps, TaskRunner
 
 
 class Choices:
-    """Keeps the widgets and the parameter node the same."""
+    """Keeps the widgets and the parameter node in sync."""
 
     def __init__(self, state: PanelState, models: ModelChoice, questions: Questions) -> None:
         import ctk
@@ -29,7 +29,7 @@ class Choices:
                 self._ui.deviceSelector.addItem(text, name)
 
     def show(self) -> None:
-        """From the parameter node to the widgets."""
+        """Copy the parameter node to the widgets."""
         parameters, ui = self._state.parameters, self._ui
         with self._state.filling():
             ui.inputSelector.setCurrentNode(parameters.inputVolume)
@@ -52,7 +52,7 @@ class Choices:
         self._models.show()
 
     def take(self) -> None:
-        """From the widgets to the parameter node."""
+        """Copy the widgets to the parameter node."""
         ui = self._ui
         with self._state.writing() as parameters:
             parameters.model = ui.modelSelector.currentData
@@ -73,13 +73,13 @@ class Choices:
 
 
 class Devices:
-    """Which devices compute here; looked for when somebody wants to know, as it takes seconds."""
+    """The devices of this computer; detected only on demand, because detection takes seconds."""
 
     def __init__(self, state: PanelState, status: StatusLine, runner: TaskRunner) -> None:
         self._state, self._ui, self._status, self._runner = state, state.ui, status, runner
 
     def on_advanced(self, collapsed: bool) -> None:
-        """The section "Advanced" was opened or closed."""
+        """Detect the devices when the section "Advanced" is opened."""
         if not collapsed and not self._runner.busy and not self._ui.deviceHint.text and not missing_packages(["torch"]):
             notes = list(self._status.notes)
             self._runner.start(self._runner.client.environment, lambda found: self._show(found, notes), ())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices that a segmentation was edited, and keeps what was edited from being overwritten."""
+"""Detect edits of a segmentation, and keep edited segmentations from being overwritten."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ EDITED = "LiverXAI.Edited"
 
 
 class Edits(VTKObservationMixin):
-    """Notices that a segmentation was edited since it was measured, whoever did it: Segment Editor, script, undo.
+    """Detects edits of a segmentation since it was measured, whatever made them: Segment Editor, script, undo.
 
-    :param changed: called when one was for the first time since it was measured, or is again as it was measured.
+    :param changed: called at the first edit since the measurement, and when the measured state is restored.
     :param touched: called at each change.
     """
 
@@ -32,9 +32,9 @@ class Edits(VTKObservationMixin):
         super().__init__()
         self._state, self._changed, self._touched = state, changed, touched
         self._measured: dict[str, str] = {}
-        #: The voxels that were measured: saving a scene stores labels in another way, step by step, and changes none.
+        #: The voxels that were measured: saving a scene stores the labels differently, step by step, but changes none.
         self._voxels: dict[str, str] = {}
-        #: Whether an edit was noticed in this turn of the event loop: it may turn out to be such a step.
+        #: Whether a change was seen in this turn of the event loop: it may turn out to be only such a step.
         self._settling = False
         self._paused = False
 
@@ -57,7 +57,7 @@ class Edits(VTKObservationMixin):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While the panel itself writes segments: that is no edit."""
+        """Ignore changes while the panel itself writes segments."""
         self._paused = True
         try:
             yield
@@ -65,9 +65,9 @@ class Edits(VTKObservationMixin):
             self._paused = False
 
     def measured(self, node: Any, state: str) -> Generator[Callable[[], str], str, None]:
-        """The numbers are those of the segmentation when its labels were `state`, in steps of the panel's tasks.
+        """Record that the measurements belong to the labels in `state`; runs as steps of a panel task.
 
-        The voxels are read by a thread; what is edited until it has done so is not taken for measured.
+        A thread reads the voxels; edits made before it has finished are not recorded as measured.
         """
         voxels = ""
         if mrml.labels_token(node) == state:
@@ -81,7 +81,7 @@ class Edits(VTKObservationMixin):
         node.SetAttribute(EDITED, None if is_as_measured else "1")
 
     def forget(self) -> None:
-        """The scene was closed."""
+        """Drop all state after the scene was closed."""
         self.removeObservers()
         self._measured.clear()
         self._voxels.clear()
@@ -118,12 +118,12 @@ class Edits(VTKObservationMixin):
 
 
 def is_edited(node: Any) -> bool:
-    """Whether a segmentation node was edited since it was measured."""
+    """Return whether a segmentation node was edited since it was measured."""
     return node is not None and bool(node.GetAttribute(EDITED))
 
 
 def free_title(scene: Any, volume: Any, node: Any) -> str:
-    """A title for the results of a segmentation node that are put aside: its model, whether it was edited, a number."""
+    """Make a title for results that are set aside: the model, whether the reader changed them, and a number."""
     model = get_attribute(node, "Model") or {}
     words = [model.get("name") or _("model"), model.get("version") or ""]
     changed = is_edited(node) or bool(get_attribute(node, "Decisions"))
@@ -136,13 +136,13 @@ def free_title(scene: Any, volume: Any, node: Any) -> str:
 
 
 def must_be_kept(node: Any, model: ModelSpec) -> bool:
-    """Whether a new result must not replace that of a segmentation node: it is the reader's work or another model's."""
+    """Return whether a new result must not replace this one, because a reader changed it or another model made it."""
     if node is None:
         return False
     return is_edited(node) or bool(get_attribute(node, "Decisions")) or not made_by(node, model)
 
 
 def made_by(node: Any, model: ModelSpec) -> bool:
-    """Whether a segmentation node is a result of this model."""
+    """Return whether a segmentation node is a result of this model."""
     known = get_attribute(node, "Model") or {}
     return bool(known.get("sha256") == [x for stage in model.stages for x in stage.sha256])

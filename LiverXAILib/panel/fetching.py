@@ -16,7 +16,7 @@ from .tasks import Steps, TaskRunner
 
 
 class ModelFetching:
-    """Brings the chosen model to this computer.
+    """Downloads or imports the chosen model.
 
     :param changed: called when the parameter node names another model.
     """
@@ -33,14 +33,15 @@ class ModelFetching:
         self._changed = changed
 
     def on_fetch(self) -> None:
-        """Download or import the chosen model; what its license asks for is asked first."""
+        """Download or import the chosen model, after the user has accepted its license terms."""
         parameters, client = self._state.parameters, self._runner.client
         if self._models.is_zip_file:
             self._runner.start(lambda: client.import_model(parameters.modelFolder), self._show_imported)
             return
         terms = self._models.license_terms()
         if terms and not slicer.util.confirmOkCancelDisplay(
-            _("The model's license asks you to accept:\n\n{terms}\n\nDo you?").format(terms=terms), "LiverXAI"
+            _("The model's license requires you to accept:\n\n{terms}\n\nDo you accept?").format(terms=terms),
+            "LiverXAI",
         ):
             self._status.show(_("The license was not accepted, so nothing was downloaded."))
             return

@@ -11,22 +11,22 @@ from slicer.i18n import tr as _
 from .. import mrml
 from .state import PanelState
 
-#: Attribute of a segmentation node: the frame of the sequence that it is about.
+#: Attribute of a segmentation node: the frame of the sequence that it belongs to.
 FRAME = "LiverXAI.Frame"
 
 
 class Frames:
-    """Puts the results of other frames aside when the frame changes, and brings back those of this one."""
+    """Sets the results of other frames aside when the frame changes, and restores those of the current one."""
 
     def __init__(self, state: PanelState) -> None:
         self._state = state
 
     def mark(self, segmentation: Any) -> None:
-        """Remember which frame a new result is about."""
+        """Record which frame a new result belongs to."""
         segmentation.SetAttribute(FRAME, frame_of(self._state.volume_node) or None)
 
     def follow(self) -> bool:
-        """See which frame the chosen CT shows; returns whether results have come or gone."""
+        """Follow the frame that the chosen CT shows; returns whether results were restored or set aside."""
         node, found = self._state.volume_node, self._state.result("segmentation")
         if node is None:
             return False
@@ -42,7 +42,7 @@ class Frames:
 
 
 def frame_of(volume_node: Any) -> str:
-    """The frame of a sequence that a volume shows, counted from 1; "" if it is not played from one."""
+    """Return the frame of a sequence that a volume shows, counted from 1; "" if it is not played from a sequence."""
     module = getattr(slicer.modules, "sequences", None)
     if module is None or volume_node is None:
         return ""

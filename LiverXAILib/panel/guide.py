@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be pressed at the moment, and one line that says what to do next."""
+"""Which buttons are enabled, and one line that says what to do next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tasks import TaskRunner
 
 
 class Guide:
-    """Enables and disables the buttons; says what to do next when there is nothing else to say."""
+    """Enables and disables the buttons; shows what to do next if there is no other message."""
 
     def __init__(
         self, state: PanelState, status: StatusLine, models: ModelChoice, results: ResultsView, runner: TaskRunner
@@ -23,7 +23,7 @@ class Guide:
         self._models, self._results, self._runner = models, results, runner
 
     def update(self) -> None:
-        """After anything that may change what can be pressed."""
+        """Update after anything that may change which buttons are enabled."""
         if self._state.parameters is None:
             return
         ui, node, busy = self._ui, self._state.volume_node, self._runner.busy
@@ -37,17 +37,17 @@ class Guide:
         found = self._state.result("segmentation") is not None and not busy
         ui.explainButton.enabled = found and ui.targetSelector.currentData != "nothing"
         edited = is_edited(self._state.result("segmentation"))
-        # Rows of numbers from before an edit may be about other lesions.
+        # After an edit, the rows of the earlier measurement may refer to other lesions.
         ui.explainLesionButton.enabled = found and not edited and self._results.selected_lesion > 0
         ui.detailsButton.visible = bool(self._status.details)
         if not busy and not self._status.details:
-            notes = [_("The segmentation was edited; the numbers are from before.")] if edited else []
+            notes = [_("The segmentation was edited; the numbers are from before the edit.")] if edited else []
             self._status.show_step("\n".join([*notes, *self._status.notes]) or self._next_step(ready))
 
     def _next_step(self, ready: bool) -> str:
         node, model = self._state.volume_node, self._state.parameters.model
         if node is None and self._state.scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0:
-            return _("Load a CT of the abdomen, or take CTLiver from the module Sample Data.")
+            return _("Load a CT of the abdomen, or get CTLiver from the module Sample Data.")
         if node is None:
             return _("Choose a CT.")
         if is_result(node):
@@ -57,7 +57,7 @@ class Guide:
         if self._models.is_zip_file:
             return _("Press Import.") if self._models.can_be_fetched() else _("Choose the zip file of a model.")
         if not ready and model:
-            return _("The model {name} is not on this computer. Choose another, or bring it in a zip file.").format(
+            return _("The model {name} is not on this computer. Choose another, or import it from a zip file.").format(
                 name=model
             )
         if not ready:

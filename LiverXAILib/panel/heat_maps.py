@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which heat map lies over the CT, how it looks, and what is known about its faithfulness."""
+"""Which heat map is overlaid on the CT, its display settings, and its faithfulness."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .edits import is_edited
 from .state import PanelState
 from .words import place_words
 
-#: Colors of heat maps: what the user reads, and the name of the color node.
+#: Colors of heat maps: the name of the color node, and the text for the user.
 COLORS = {"LiverXAI heat map": _("Blue to red"), "Rainbow": _("Rainbow"), "Warm1": _("Warm"), "Grey": _("Gray")}
 
 
@@ -27,14 +27,14 @@ class HeatMaps:
 
     def __init__(self, state: PanelState) -> None:
         self._state, self._ui = state, state.ui
-        #: Whether a heat map of the list is about the segmentation as it is now.
+        #: Whether a heat map in the list belongs to the segmentation as it is now.
         self.any_present = False
         with state.filling():
             for name, text in COLORS.items():
                 self._ui.colorSelector.addItem(text, name)
 
     def show(self) -> None:
-        """The list of the CT's heat maps, and what is known about the chosen one."""
+        """Show the list of the CT's heat maps, and the faithfulness of the chosen one."""
         ui, heat_maps = self._ui, self._state.results("heatmap")
         ui.heatMapButton.visible = bool(heat_maps)
         self.any_present = False
@@ -56,18 +56,18 @@ class HeatMaps:
         self._show_faithfulness()
 
     def _is_from_before(self, heat_map: Any) -> bool:
-        """Whether the segmentation has changed since a heat map was asked."""
+        """Return whether the segmentation has changed since a heat map was computed."""
         segmentation = self._state.result("segmentation")
         if is_edited(segmentation):
             return not is_about_edit(heat_map, segmentation)
         return not is_about(heat_map, segmentation)
 
     def choose(self, heat_map: Any) -> None:
-        """Show a heat map of the list."""
+        """Show a heat map from the list."""
         self._ui.heatMapSelector.setCurrentIndex(self._ui.heatMapSelector.findData(heat_map.GetID()))
 
     def on_chosen(self) -> None:
-        """A heat map was chosen from the list."""
+        """Show the heat map chosen from the list."""
         if self._state.listens:
             identifier = self._ui.heatMapSelector.currentData
             node = self._state.scene.GetNodeByID(identifier) if identifier else None
@@ -77,7 +77,7 @@ class HeatMaps:
             self.overlay()
 
     def on_opacity(self) -> None:
-        """The opacity was changed: act at once, and on nothing else."""
+        """Apply the new opacity at once, without updating anything else."""
         if self._state.listens:
             with self._state.writing() as parameters:
                 parameters.opacity = self._ui.opacitySlider.value
@@ -85,7 +85,7 @@ class HeatMaps:
                 set_heat_opacity(parameters.heatMap, parameters.opacity)
 
     def on_threshold(self) -> None:
-        """The threshold was changed."""
+        """Apply the new threshold."""
         if self._state.listens:
             with self._state.writing() as parameters:
                 parameters.threshold = self._ui.thresholdSlider.value
@@ -93,14 +93,14 @@ class HeatMaps:
                 set_heat_threshold(parameters.heatMap, parameters.threshold)
 
     def on_colors(self) -> None:
-        """Other colors were chosen."""
+        """Apply the chosen colors."""
         if self._state.listens:
             with self._state.writing() as parameters:
                 parameters.colors = self._ui.colorSelector.currentData
             self._color()
 
     def overlay(self, place: Sequence[float] | None = None) -> None:
-        """Show the CT with what was chosen over it; with all slice views at `place` (RAS mm) if there is one."""
+        """Overlay the chosen heat map on the CT; move all slice views to `place` (RAS mm) if there is one."""
         parameters, scene = self._state.parameters, self._state.scene
         show_overlay(
             scene,
@@ -131,12 +131,12 @@ class HeatMaps:
         card = _faithfulness(heat_map)
         self._ui.plotButton.enabled = card is not None
         self._ui.faithfulnessLabel.text = (
-            "" if heat_map is None else card["sentence"] if card else _("How faithful this map is was not checked.")
+            "" if heat_map is None else card["sentence"] if card else _("The faithfulness of this map was not checked.")
         )
 
 
 def faithfulness_word(heat_map: Any) -> str:
-    """What is known about the faithfulness of a heat map, in a word; "" without a heat map."""
+    """Return the faithfulness of a heat map as one word; "" without a heat map."""
     if heat_map is None:
         return ""
     card = _faithfulness(heat_map)

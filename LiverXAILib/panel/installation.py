@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python packages that Slicer does not bring: which are missing, and how they are installed."""
+"""Python packages that Slicer does not include: find the missing ones and install them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from slicer.i18n import tr as _
 
 from ..errors import LiverXAIError
 
-#: Packages that Slicer does not bring and that segmenting needs; torch comes from the extension "PyTorch".
+#: Packages that segmenting needs and Slicer does not include; torch comes from the extension "PyTorch".
 REQUIRED_PACKAGES = ("torch", "safetensors", "requests", "platformdirs")
-#: What writing a report needs beside them.
+#: Further packages that writing a report needs.
 REPORT_PACKAGES = (*REQUIRED_PACKAGES, "matplotlib", "jinja2")
 
 
 def missing_packages(names: Sequence[str] = REQUIRED_PACKAGES) -> list[str]:
-    """Those of the packages that are not installed."""
+    """The packages of `names` that are not installed."""
     return [name for name in names if find_spec(name) is None]
 
 
 def installed_versions(names: Sequence[str] = REQUIRED_PACKAGES) -> list[str]:
-    """A line with the version of each package; "-" for one that is missing."""
+    """Return a line with the version of each package; "-" for a missing one."""
     return [f"{name} {metadata.version(name) if find_spec(name) else '-'}" for name in names]
 
 
 def require_packages(names: Sequence[str] = REQUIRED_PACKAGES) -> None:
-    """Raise an error that says what to install if a package is missing; installs nothing.
+    """Raise an error that says what to install if a package is missing; nothing is installed.
 
     :raises LiverXAILib.errors.LiverXAIError: a package is missing.
     """
@@ -51,12 +51,12 @@ def require_packages(names: Sequence[str] = REQUIRED_PACKAGES) -> None:
 
 
 def install_packages(names: Sequence[str], wheel_folder: str = "") -> None:
-    """Install Python packages into Slicer, without a question: ask the user first.
+    """Install Python packages into Slicer without a dialog: ask the user before calling it.
 
-    torch comes through the extension "PyTorch". Slicer's own numpy and SimpleITK are pinned to the versions they have.
+    torch is installed by the extension "PyTorch". Slicer's own numpy and SimpleITK are pinned to their present version.
 
     :param wheel_folder: a folder with wheels to install from, for computers without internet; "": the internet.
-    :raises LiverXAILib.errors.LiverXAIError: with what failed and what to try.
+    :raises LiverXAILib.errors.LiverXAIError: an installation failed; the message says what to try.
     """
     wanted = list(names)
     if "torch" in wanted and not wheel_folder:
@@ -68,16 +68,16 @@ def install_packages(names: Sequence[str], wheel_folder: str = "") -> None:
 
 
 def _install_torch() -> None:
-    """By Slicer's extension "PyTorch", which chooses the build for this computer."""
+    """Install torch through Slicer's extension "PyTorch", which chooses the build for this computer."""
     try:
         import PyTorchUtils
     except ImportError as error:
         raise LiverXAIError(
-            _("PyTorch comes with Slicer's extension 'PyTorch'. Install it in the Extensions Manager, restart.")
+            _("PyTorch comes with Slicer's extension 'PyTorch'. Install it in the Extensions Manager and restart.")
         ) from error
     try:
         torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=">=2.6")
-    except Exception as error:  # pip's, light-the-torch's or that of the first import
+    except Exception as error:  # from pip, light-the-torch, or the first import
         raise LiverXAIError(
             _(
                 "PyTorch could not be installed ({error}). Slicer's Python console shows why. Is there a proxy or "

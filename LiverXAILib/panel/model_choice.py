@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of a model (named, the user's own, from a folder or a zip file), and the card of the chosen one."""
+"""The choice of a model (registered, the user's own, from a folder or a zip file), and the card of the chosen one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..models.registry import imported_folder, imported_models
 from .state import PanelState
 from .words import one_line
 
-#: What the parameter `model` is when `modelFolder` counts: a folder, or a zip file that is to be imported.
+#: Values of the parameter `model` for which `modelFolder` is used: a folder, or a zip file to be imported.
 FROM_FOLDER, FROM_FILE = "", "*.zip"
 
 
 class ModelChoice:
-    """Fills the widgets that choose a model, and knows what is known about the chosen one."""
+    """Fills the widgets for the choice of a model, and provides information about the chosen one."""
 
     def __init__(self, state: PanelState) -> None:
         import ctk
@@ -34,7 +34,7 @@ class ModelChoice:
         self._filters = {FROM_FOLDER: ctk.ctkPathLineEdit.Dirs, FROM_FILE: ctk.ctkPathLineEdit.Files}
 
     def fill(self) -> None:
-        """Named models, models of the user's own, and ways to bring one."""
+        """List registered models, the user's own models, and the entries for a folder or a zip file."""
         selector = self._ui.modelSelector
         with self._state.filling():
             selector.clear()
@@ -47,7 +47,7 @@ class ModelChoice:
 
     @property
     def name(self) -> str:
-        """What the library loads: a name or the path of a folder."""
+        """The argument for the library: a name or the path of a folder."""
         parameters = self._state.parameters
         return parameters.modelFolder if parameters.model in self._filters else parameters.model
 
@@ -62,7 +62,7 @@ class ModelChoice:
         return bool(self._state.parameters.model == FROM_FILE)
 
     def folder(self) -> Path | None:
-        """The folder of the chosen model if it is the user's own; None if it is registered, or not there."""
+        """The folder of the chosen model if it is the user's own; None if it is registered or missing."""
         parameters = self._state.parameters
         if self.entry is not None or self.is_zip_file:
             return None
@@ -75,7 +75,7 @@ class ModelChoice:
             return None
 
     def spec(self) -> ModelSpec | None:
-        """The card of the chosen model; None if it has none and was not loaded yet."""
+        """Return the card of the chosen model; None if it has none and has not been loaded yet."""
         entry, folder = self.entry, self.folder()
         try:
             if entry is not None and entry.card is not None:
@@ -89,17 +89,17 @@ class ModelChoice:
         return self._loaded.get(self.name)
 
     def _parsed(self, state: Any, parse: Callable[[], Any]) -> Any:
-        """What `parse` returns; it is called once for each state of a file."""
+        """Return what `parse` returns; it is called once for each state of a file."""
         if state not in self._cards:
             self._cards[state] = parse()
         return self._cards[state]
 
     def _description(self, entry: Any) -> Any:
-        """What the registry or the card says about a registered model."""
+        """Return the registry entry or the card of a registered model."""
         return self._parsed((id(entry), "description"), entry.description)
 
     def remember(self, name: str, spec: ModelSpec) -> None:
-        """A model was loaded: it may have no card of its own in its folder."""
+        """Keep the card of a loaded model, because its folder may contain none."""
         self._loaded[name] = spec
 
     def is_ready(self) -> bool:
@@ -119,31 +119,31 @@ class ModelChoice:
         return self.entry is not None and not self.is_ready()
 
     def license_terms(self) -> str:
-        """What the user has to accept before the model is downloaded; "" for nothing."""
+        """Return the terms to accept before the model is downloaded; "" for none."""
         return self._description(self.entry).licenses.terms or ""
 
     def labels(self) -> list[str]:
-        """The names of the model's labels; those of the bundled one if the card is not known yet."""
+        """Return the names of the model's labels; those of the bundled model if the card is not known yet."""
         known = self._description(self.entry) if self.entry is not None else self.spec()
         return [label.name for label in known.labels] if known is not None else ["liver", "tumor"]
 
     def sensitivity(self) -> str:
-        """The chosen operating point, if the model's card has it; else the model's own."""
+        """Return the chosen operating point if the model's card has it, else the model's own."""
         spec, chosen = self.spec(), self._state.parameters.sensitivity
         return chosen if spec is not None and chosen in named_points(spec) else STANDARD
 
     def layer(self) -> str | None:
-        """The chosen layer, if the stage that decides has it; None: the model's default."""
+        """Return the chosen layer if the explained stages have it; None: the model's default."""
         layer = self._state.parameters.layer
         return layer if layer in self.layers() else None
 
     def layers(self) -> list[str]:
-        """The layers that can be explained: those that every deciding stage has."""
+        """Return the layers that can be explained: those that all explained stages share."""
         stages = [[layer.name for layer in stage.layers] for stage in self._deciding_stages(self.spec())]
         return [name for name in stages[0] if all(name in other for other in stages)] if stages else []
 
     def _deciding_stages(self, spec: ModelSpec | None) -> list[StageSpec]:
-        """The stages of the model that what is to be explained is asked of, each once."""
+        """Return the stages of the model that produce the labels of the chosen target, each once."""
         if spec is None:
             return []
         labels = [label.name for label in spec.labels]
@@ -155,7 +155,7 @@ class ModelChoice:
     # --- the card --------------------------------------------------------------------------------------------------
 
     def show(self) -> None:
-        """The card of the chosen model, and the layers of it that can be explained."""
+        """Show the card of the chosen model, and its layers that can be explained."""
         ui, parameters, entry, spec = self._ui, self._state.parameters, self.entry, self.spec()
         brought = parameters.model in self._filters
         ui.modelFolderLabel.visible = ui.modelFolder.visible = brought
@@ -166,7 +166,7 @@ class ModelChoice:
         self._show_card(entry, spec)
         with self._state.filling():
             ui.layerSelector.clear()
-            ui.layerSelector.addItem(_("The model's choice"), "")
+            ui.layerSelector.addItem(_("Model default"), "")
             for layer in self.layers():
                 ui.layerSelector.addItem(layer, layer)
             ui.layerSelector.setCurrentIndex(max(0, ui.layerSelector.findData(parameters.layer)))
@@ -176,7 +176,7 @@ class ModelChoice:
         ui, about = self._ui, self._description(entry) if entry is not None else None
         source: Any = about or spec
         if source is None:
-            ui.modelCard.text = _("A model of your own: of LiverXAI (with card.json), nnU-Net v2, or a MONAI bundle.")
+            ui.modelCard.text = _("Your own model: LiverXAI (with card.json), nnU-Net v2, or a MONAI bundle.")
             ui.modelCard.toolTip = ""
             return
         does = source.description if about is None else about.task
@@ -196,7 +196,7 @@ class ModelChoice:
         )
 
     def _size_words(self, entry: Any, spec: ModelSpec | None) -> str:
-        """The size of the model's files, where it is known."""
+        """Return the size of the model's files, if it is known."""
         files = [file.size for file in (*entry.files.values(), entry.archive) if file] if entry is not None else []
         folder = entry.folder() if entry is not None and entry.bundled else self.folder()
         if folder is not None and spec is not None:
@@ -205,21 +205,21 @@ class ModelChoice:
         return _(", {size:.1f} MB").format(size=sum(files) / 1e6) if files and None not in files else ""
 
     def _layer_words(self, spec: ModelSpec | None) -> str:
-        """How coarse a heat map of the layer is."""
+        """Describe the resolution of a heat map of the layer."""
         wanted, lines = self._state.parameters.layer, []
         if wanted and wanted not in self.layers():
-            lines.append(_("{layer} does not decide this; the model's choice is taken.").format(layer=wanted))
+            lines.append(_("{layer} does not apply to this target; the default layer is used.").format(layer=wanted))
             wanted = ""
         for stage in self._deciding_stages(spec):
             for layer in stage.layers:
                 if layer.name == (wanted or stage.default_layer):
-                    words = _("{layer}: one value for {cell} voxels.")
+                    words = _("{layer}: one value per {cell} voxels.")
                     lines.append(words.format(layer=layer.name, cell=" × ".join(map(str, layer.stride))))
         return "\n".join(lines)
 
 
 def _own_models() -> list[str]:
-    """Names of models that the user has imported."""
+    """Return the names of models that the user has imported."""
     try:
         return imported_models()
     except ImportError:  # without platformdirs nothing was imported yet

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has become of the panel's questions: results become nodes, in steps between which Slicer lives on."""
+"""Turn the worker's results into nodes, in steps between which Slicer stays responsive."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .results import table_rows
 from .state import PanelState
 from .tasks import Steps, TaskRunner
 
-#: Attribute of a segmentation node: what the reader has decided.
+#: Attribute of a segmentation node: the reader's decisions.
 DECISIONS = "LiverXAI.Decisions"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a question was about: the CT, its voxels and frame then, and the segmentation and its labels then."""
+    """The subject of a request: the CT, its voxels and frame, and the segmentation and its labels at that time."""
 
     volume: Any
     voxels: Any
@@ -35,17 +35,17 @@ class Asked:
 
     @staticmethod
     def now(volume: Any, segmentation: Any = None) -> Asked:
-        """As the CT and its segmentation are at this moment."""
+        """Record the CT and its segmentation as they are at this moment."""
         labels = mrml.labels_token(segmentation) if segmentation is not None else ""
         return Asked(volume, _voxel_time(volume), frame_of(volume), segmentation, labels)
 
 
 class Outcomes:
-    """Puts what the worker has found into the scene, unless what it is about has gone meanwhile.
+    """Adds the worker's results to the scene, unless the nodes they belong to have been removed in the meantime.
 
-    :param edits: told what was measured.
-    :param shown: shows in steps what the scene has of the chosen CT, with the heat map to be shown (or None) …
-    :param overlaid: … and is called after the last of them with the place (RAS mm) to look at (or None).
+    :param edits: notified of what was measured.
+    :param shown: takes the heat map to show (or None); shows the results of the chosen CT in steps.
+    :param overlaid: called after the last of these steps with the position (RAS mm) to look at (or None).
     """
 
     def __init__(
@@ -59,38 +59,38 @@ class Outcomes:
     ) -> None:
         self._state, self._models, self._runner = state, models, runner
         self._edits, self._shown, self._overlaid = edits, shown, overlaid
-        #: Under which token the worker holds the labels of a segmentation node, and their state and decisions then.
+        #: The worker's token for the labels of a segmentation node, with their state and decisions at that time.
         self._held_as: dict[str, tuple[str, str, str | None]] = {}
 
     def forget(self) -> None:
-        """The scene was closed: its nodes are gone."""
+        """Drop all state after the scene was closed."""
         self._held_as.clear()
         self._edits.forget()
 
     def hold(self, segmentation_node: Any) -> bool:
-        """Whether the worker knows a segmentation node before edits by hand."""
+        """Return whether the worker holds a segmentation node as it was before manual edits."""
         return bool(self.base_of(segmentation_node))
 
     def _hold(self, segmentation_node: Any, token: str, labels: str) -> None:
         self._held_as[segmentation_node.GetID()] = (token, labels, segmentation_node.GetAttribute(DECISIONS))
 
     def base_of(self, segmentation_node: Any) -> str:
-        """Under which name the worker knows a segmentation node before edits by hand; "" if it does not."""
+        """Return the worker's name for a segmentation node before manual edits; "" if it holds none."""
         token, _state, decisions = self._held_as.get(segmentation_node.GetID(), ("", "", None))
-        # Decisions of the Python console are not known to it.
+        # The worker does not receive decisions made in the Python console.
         return token if segmentation_node.GetAttribute(DECISIONS) == decisions else ""
 
     def labels_token(self, segmentation_node: Any) -> str:
-        """Under which name the worker holds the segmentation as it is now, if it does."""
+        """Return the name under which the worker holds the segmentation as it is now, if it does."""
         state = mrml.labels_token(segmentation_node)
         token, state_then, _decisions = self._held_as.get(segmentation_node.GetID(), ("", "", None))
         return token if state_then == state else state
 
     def show_analysis(self, analysis: Any, asked: Asked, token: str, model: str) -> Steps:
-        """A new result of the CT.
+        """Show a new result of the CT.
 
-        :param token: under which the worker holds it.
-        :param model: the name under which the model was asked for.
+        :param token: the worker's name for it.
+        :param model: the name under which the model was requested.
         """
         node, scene = asked.volume, self._state.scene
         if obstacle := self._obstacle(asked):
@@ -122,18 +122,18 @@ class Outcomes:
         return (yield from self._show_heat_map(heat_map, analysis.explanations, asked, warnings))
 
     def _keep_what_must_stay(self, node: Any, model: Any) -> None:
-        """The reader's work and another model's result are put aside, not overwritten."""
+        """Set aside a result that a reader changed or another model made, so that it is not overwritten."""
         before = next(iter(mrml.find_results(self._state.scene, node, "segmentation")), None)
         if must_be_kept(before, model):
             mrml.put_aside(self._state.scene, node, free_title(self._state.scene, node, before))
 
     def show_refined(self, analysis: Any, asked: Asked, name: str, by_library: bool) -> Steps:
-        """The result as the reader left it: segments that were only edited by hand stay as they are in the scene.
+        """Show the result after the reader's decisions; segments that were only edited by hand stay as they are.
 
-        What the reader does to them meanwhile is not overwritten.
+        Edits made in the meantime are not overwritten.
 
-        :param name: under which the worker holds the labels.
-        :param by_library: the library was asked to change segments.
+        :param name: the worker's name for the labels.
+        :param by_library: whether the library was asked to change segments.
         """
         node, segmentation = asked.volume, asked.segmentation
         if obstacle := self._obstacle(asked):
@@ -147,7 +147,7 @@ class Outcomes:
         edited_meanwhile = mrml.labels_token(segmentation) != asked.labels
         if edited_meanwhile and layers is not None:
             self._held_as.pop(segmentation.GetID(), None)
-            return [_("The segmentation was edited meanwhile, so nothing was changed. Ask again.")]
+            return [_("The segmentation was edited in the meantime, so nothing was changed. Try again.")]
         with self._edits.paused():
             update_refined(analysis, self._state.scene, node, layers)
         labels = asked.labels if edited_meanwhile else mrml.labels_token(segmentation)
@@ -155,13 +155,13 @@ class Outcomes:
         yield from self._edits.measured(segmentation, labels)
         yield None
         yield from self._show_in_panel(node, self._state.parameters.heatMap)
-        notes = [_("The CT was changed meanwhile. Press Apply again.")] if _voxel_time(node) != asked.voxels else []
+        notes = [_("The CT has since changed. Press Apply again.")] if _voxel_time(node) != asked.voxels else []
         if edited_meanwhile:
-            return [_("Measured as it was before the last edit. For research use only."), *notes]
+            return [_("Measured as the segmentation was before the last edit. For research use only."), *notes]
         return [_("Measured again. For research use only."), *notes]
 
     def show_explanations(self, explained: Any, asked: Asked) -> Steps:
-        """Heat maps and changed CTs of a segmentation."""
+        """Show heat maps and changed CTs of a segmentation."""
         node, scene = asked.volume, self._state.scene
         heat_map, explanations = None, explained.explanations
         if obstacle := self._obstacle(asked):
@@ -184,7 +184,7 @@ class Outcomes:
     def _show_heat_map(
         self, heat_map: Any, explanations: Sequence[Any], asked: Asked, warnings: Sequence[str]
     ) -> Steps:
-        """The last explanation over its CT, if that is still the one that is looked at; returns what to say."""
+        """Overlay the last explanation on its CT, if that is still the chosen one; returns the status notes."""
         peak = None
         if heat_map is not None:
             peak = yield lambda: mrml.hottest_place(explanations[-1].heatmap)
@@ -192,7 +192,7 @@ class Outcomes:
             return obstacle
         notes = [*warnings, *(warning for explanation in explanations for warning in explanation.warnings)]
         if _voxel_time(asked.volume) != asked.voxels:
-            notes.insert(0, _("The CT was changed meanwhile; this is the result of what it was. Press Apply again."))
+            notes.insert(0, _("The CT has since changed; this result is for the CT as it was. Press Apply again."))
         if (yield from self._show_in_panel(asked.volume, heat_map)):
             self._overlaid(peak)
             yield None
@@ -200,7 +200,7 @@ class Outcomes:
         return [_("Done in {seconds:.0f} s. For research use only.").format(seconds=seconds), *notes]
 
     def _show_in_panel(self, node: Any, heat_map: Any) -> Generator[None, Any, bool]:
-        """Show what the scene has of a CT, as long as it is the chosen one; returns whether it is at the end."""
+        """Show the results of a CT as long as it is the chosen one; returns whether it still is at the end."""
         if self._state.volume_node is not node:
             return False
         for _step in self._shown(heat_map):
@@ -210,19 +210,24 @@ class Outcomes:
         return True
 
     def _obstacle(self, asked: Asked) -> list[str]:
-        """Why a result cannot be shown any more, in words; empty: it can."""
+        """Return why a result can no longer be shown; empty if it can."""
         if not self._state.contains(asked.volume):
-            return [_("The CT was removed meanwhile; its result was dropped.")]
+            return [_("The CT was removed in the meantime; its result was discarded.")]
         if frame_of(asked.volume) != asked.frame:
-            return [_("Another frame was chosen meanwhile; the result of the one before was dropped. Ask again there.")]
+            return [
+                _(
+                    "Another frame was chosen in the meantime; the result of the previous one was discarded. "
+                    "Run it again there."
+                )
+            ]
         present = mrml.find_results(self._state.scene, asked.volume, "segmentation")
         if asked.segmentation is not None and not any(node is asked.segmentation for node in present):
-            return [_("The segmentation was removed or put aside meanwhile; what was found of it was dropped.")]
+            return [_("The segmentation was removed or set aside in the meantime; its results were discarded.")]
         return []
 
 
 def _place_of(scene: Any, volume: Any, target: str) -> list[float] | None:
-    """Where the lesion of a target is (LPS mm), so that its heat map is known also under another number."""
+    """Return the position of a target lesion (LPS mm), which identifies its heat map even after renumbering."""
     table = next(iter(mrml.find_results(scene, volume, "measurements")), None)
     for row in table_rows(table):
         if target == f"lesion:{row['number']}":
@@ -231,6 +236,6 @@ def _place_of(scene: Any, volume: Any, target: str) -> list[float] | None:
 
 
 def _voxel_time(node: Any) -> Any:
-    """Changes when the voxels of a CT do."""
+    """Return a time stamp that changes with the voxels of a CT."""
     image = node.GetImageData() if node is not None else None
     return image.GetMTime() if image is not None else None

@@ -17,7 +17,7 @@ Receiver = Callable[[tuple[float, float, float]], None]
 
 
 class PointPlacing(VTKObservationMixin):
-    """A button stays pressed until the reader has clicked in a view; then the point (RAS mm) is handed on."""
+    """Keeps a button pressed until the reader clicks in a slice view, then passes on the point (RAS mm)."""
 
     def __init__(self, state: PanelState, status: StatusLine) -> None:
         import qt
@@ -33,7 +33,7 @@ class PointPlacing(VTKObservationMixin):
         self._timer.connect("timeout()", self._finish)
 
     def close(self) -> None:
-        """Wait for no point any more."""
+        """Stop waiting for a point."""
         self._timer.stop()
         self.removeObservers()
         node, self._node = self._node, None
@@ -45,7 +45,7 @@ class PointPlacing(VTKObservationMixin):
             self._state.scene.RemoveNode(node)
 
     def start(self, button: Any, receive: Receiver) -> None:
-        """Wait for a point, or stop if the button that began it is pressed again.
+        """Wait for a point, or stop waiting if the same button is pressed again.
 
         :param button: the one that was pressed.
         :param receive: takes the point.
@@ -69,10 +69,10 @@ class PointPlacing(VTKObservationMixin):
         self.addObserver(self._node, self._node.PointPositionDefinedEvent, self._on_event)
         interaction.SwitchToSinglePlaceMode()
         self.addObserver(interaction, interaction.InteractionModeChangedEvent, self._on_event)
-        self._status.show(_("Click the place in a slice view; a click with the right button stops."))
+        self._status.show(_("Click the position in a slice view; right-click to cancel."))
 
     def _on_event(self, caller: Any, event: Any) -> None:
-        # Not at once: whoever tells of the event still uses the node.
+        # Deferred: the sender of the event still uses the node.
         self._timer.start()
 
     def _finish(self) -> None:

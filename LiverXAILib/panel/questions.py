@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user asks to be explained, and by which method."""
+"""What the user wants explained, and by which method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .edits import is_edited
 from .model_choice import ModelChoice
 from .state import PanelState
 
-#: What can be asked, by the value of the parameter `target`.
+#: The choices of the target, by value of the parameter `target`.
 TARGETS = {
     "both": _("Liver and all tumors"),
     "liver": _("Liver"),
@@ -22,12 +22,12 @@ TARGETS = {
     "lesion": _("The lesion chosen in the table"),
     "crosshair": _("The position of the crosshair"),
     "versus": _("Why tumor, not liver"),
-    "nothing": _("Nothing, only segment"),
+    "nothing": _("Nothing, segment only"),
 }
 
 
 class Questions:
-    """The choice of target and method, and the questions that follow from it."""
+    """The choice of target and method, and the questions that result from it."""
 
     def __init__(self, state: PanelState, models: ModelChoice) -> None:
         self._state, self._ui, self._models = state, state.ui, models
@@ -38,7 +38,7 @@ class Questions:
                 self._ui.methodSelector.addItem(_(method.title), name)
 
     def show(self) -> None:
-        """What the parameter node says; a target or method of another version becomes the usual one."""
+        """Show the parameter node; an unknown target or method, from another version, becomes the default."""
         parameters, ui = self._state.parameters, self._ui
         if parameters.target not in TARGETS or parameters.method not in CATALOG:
             with self._state.writing():
@@ -50,15 +50,15 @@ class Questions:
         self.show_hint()
 
     def show_hint(self) -> None:
-        """One line about the chosen method."""
+        """Show one line about the chosen method."""
         self._ui.methodHint.text = _(CATALOG[self._ui.methodSelector.currentData].hint)
 
     def asked(self, lesion: int) -> list[str]:
-        """What is asked, as the library's targets.
+        """Return the chosen questions as targets of the library.
 
         :param lesion: the number of the lesion that is chosen in the table; 0: none.
-        :raises LiverXAILib.errors.LiverXAIError: the place that is asked about is not in the CT, or the number may
-            stand for another lesion, since the segmentation was edited.
+        :raises LiverXAILib.errors.LiverXAIError: the position is not in the CT, or the number may refer to another
+            lesion because the segmentation was edited.
         """
         target = self._state.parameters.target
         if target == "lesion" and is_edited(self._state.result("segmentation")):
@@ -75,7 +75,7 @@ class Questions:
         return {"versus": ["tumor-vs-liver"], "nothing": []}.get(target, [target])
 
     def crosshair(self) -> tuple[float, float, float]:
-        """Where the crosshair is (RAS mm).
+        """Return the position of the crosshair (RAS mm).
 
         :raises LiverXAILib.errors.LiverXAIError: it was never moved, or is outside the CT.
         """
@@ -84,11 +84,11 @@ class Questions:
         grid = world_grid(self._state.volume_node)
         voxel = grid.nearest_voxel((-r, -a, s))
         inside = (voxel >= 0).all() and (voxel < grid.shape).all()
-        if not inside or (r, a, s) == (0.0, 0.0, 0.0):  # where a new crosshair is
+        if not inside or (r, a, s) == (0.0, 0.0, 0.0):  # the position of a new crosshair
             raise LiverXAIError(
                 _(
-                    "The crosshair is not in this CT yet. Hold Shift and move the mouse to the place in a slice view, "
-                    "then ask again."
+                    "The crosshair is not in this CT yet. Hold Shift, move the mouse to the position in a slice view, "
+                    "then try again."
                 )
             )
         return r, a, s

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The buttons by which the reader decides about lesions, measuring after edits, and which result is shown."""
+"""The buttons for the reader's decisions about lesions, measuring after edits, and the choice of the result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .state import PanelState
 from .status import StatusLine
 from .tasks import TaskRunner
 
-#: So long after the last edit it is measured again, in ms.
+#: Delay between the last edit and the new measurement, in ms.
 IDLE_MS = 2000
 
 
 class Reader:
-    """The buttons by which the reader decides."""
+    """The buttons for the reader's decisions."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Reader:
         self.placing = PointPlacing(state, status)
 
     def close(self) -> None:
-        """Nothing is pending any more."""
+        """Cancel what is pending."""
         self._timer.stop()
         self.placing.close()
 
     def on_touched(self) -> None:
-        """The segmentation was edited: it is measured again when the reader rests."""
+        """Schedule a new measurement after an edit; it runs when the reader pauses."""
         self._timer.start()
 
     def _measure_if_idle(self) -> None:
@@ -62,9 +62,9 @@ class Reader:
             self._analyses.refine(())
 
     def update(self) -> None:
-        """What can be pressed, and whether the numbers are from before an edit."""
+        """Enable the valid buttons, and show whether the numbers are from before an edit."""
         if self._runner.busy:
-            self.placing.close()  # what is clicked now would be decided about another result
+            self.placing.close()  # a click now would apply to another result
         ui, node = self._ui, self._state.result("segmentation")
         edited, idle = is_edited(node), node is not None and not self._runner.busy
         ui.editedLabel.visible = edited
@@ -79,7 +79,7 @@ class Reader:
         ui.targetsButton.enabled = idle and not edited and 0 < len(chosen) <= MOST_TARGETS
         ui.addButton.enabled = ui.placeButton.enabled = idle
         ui.includeButton.enabled = ui.excludeButton.enabled = idle and bool(self._results.lesions)
-        ui.resultSelector.enabled = not self._runner.busy  # what comes is about the present result
+        ui.resultSelector.enabled = not self._runner.busy  # the running task belongs to the current result
         ui.editButton.enabled = ui.tableButton.enabled = node is not None
         ui.saveButton.enabled = ui.compareButton.enabled = idle and self._analyses.is_up_to_date(node)
 
@@ -88,36 +88,36 @@ class Reader:
         self._analyses.refine(())
 
     def on_accept(self) -> None:
-        """The candidate or rejected lesion chosen in the table is a lesion."""
+        """Count the candidate or rejected lesion chosen in the table as a lesion."""
         candidate, rejected = self._results.selected_candidate, self._results.selected_rejected
         self._analyses.refine([Decision("accept", (candidate,)) if candidate else Decision("restore", (rejected,))])
 
     def on_reject(self) -> None:
-        """The lesions chosen in the table are none."""
+        """Reject the lesions chosen in the table."""
         self._analyses.refine([Decision("reject", (number,)) for number in self._results.selected_lesions])
 
     def on_merge(self) -> None:
-        """The lesions chosen in the table are one."""
+        """Merge the lesions chosen in the table."""
         self._analyses.refine([Decision("merge", tuple(self._results.selected_lesions))])
 
     def on_split(self) -> None:
-        """The lesion chosen in the table is two."""
+        """Split the lesion chosen in the table into two."""
         self._analyses.refine([Decision("split", (self._results.selected_lesion,))])
 
     def on_targets(self) -> None:
-        """The lesions chosen in the table are the target lesions of RECIST 1.1."""
+        """Make the lesions chosen in the table the target lesions of RECIST 1.1."""
         self._analyses.refine([Decision("target", tuple(self._results.selected_lesions))])
 
     def can_measure_lesion(self) -> bool:
-        """Whether the axes of a lesion may be moved: not during a task, nor while the table is from before an edit."""
+        """Return whether axes may be moved: not during a task, nor while the table is from before an edit."""
         return not self._runner.busy and not is_edited(self._state.result("segmentation"))
 
     def on_measured(self, lesion: int, points_lps_mm: Points) -> None:
-        """The reader has moved an end of a lesion's axis."""
+        """Record axes of a lesion that the reader has moved."""
         self._analyses.refine([Decision("measure", (lesion,), points_lps_mm=points_lps_mm)])
 
     def on_add(self) -> None:
-        """There is a lesion at the crosshair."""
+        """Add a lesion at the crosshair."""
         try:
             place = self._questions.crosshair()
         except LiverXAIError as error:
@@ -126,15 +126,15 @@ class Reader:
             self._decide_at("add", place)
 
     def on_place(self) -> None:
-        """A missed lesion is to be clicked in a slice view."""
+        """Let the reader click a missed lesion in a slice view."""
         self.placing.start(self._ui.placeButton, self._add_at)
 
     def on_include(self) -> None:
-        """A place that a lesion leaves out is to be clicked."""
+        """Let the reader click a position that a lesion should include."""
         self.placing.start(self._ui.includeButton, self._include_at)
 
     def on_exclude(self) -> None:
-        """A place that a lesion should not have is to be clicked."""
+        """Let the reader click a position that should not belong to a lesion."""
         self.placing.start(self._ui.excludeButton, self._exclude_at)
 
     def _add_at(self, place_ras_mm: tuple[float, float, float]) -> None:
@@ -151,7 +151,7 @@ class Reader:
         self._analyses.refine([Decision(kind, (), (-r, -a, s))])
 
     def on_result_chosen(self) -> None:
-        """Another set of results of this CT was chosen."""
+        """Show the chosen set of results of this CT."""
         title = self._ui.resultSelector.currentData
         if title:
             scene, volume = self._state.scene, self._state.volume_node

@@ -19,7 +19,7 @@ from .words import number
 
 
 class ResultsView:
-    """Shows what was found in the chosen CT; leads to a lesion that is chosen."""
+    """Shows the results of the chosen CT; moves the views to the chosen lesion."""
 
     def __init__(self, state: PanelState, heat_maps: HeatMaps) -> None:
         import qt
@@ -41,12 +41,12 @@ class ResultsView:
         table.horizontalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff
 
     def show(self) -> None:
-        """The tables and the list of heat maps of the chosen CT."""
+        """Show the tables and the list of heat maps of the chosen CT."""
         for _step in self.steps():
             pass
 
     def steps(self) -> Iterator[None]:
-        """:meth:`show` in steps between which Slicer may live on: each shows what is in the scene then."""
+        """Run :meth:`show` in steps, so that Slicer stays responsive; each step shows the scene as it is by then."""
         ui = self._ui
         segmentation, table = self._state.result("segmentation"), self._state.result("measurements")
         ui.resultsButton.visible = ui.saveButton.visible = ui.compareButton.visible = segmentation is not None
@@ -68,11 +68,11 @@ class ResultsView:
         self._heat_maps.show()
 
     def _fill_sets(self) -> None:
-        """The sets of results of this CT, if there are several."""
+        """List the sets of results of this CT, if there are several."""
         selector, volume = self._ui.resultSelector, self._state.volume_node
         titles = sets_aside(self._state.scene, volume) if volume is not None else []
         selector.clear()
-        selector.addItem(_("The present one"), "")
+        selector.addItem(_("The current one"), "")
         for title in titles:
             selector.addItem(title, title)
         selector.visible = self._ui.resultLabel.visible = bool(titles)
@@ -80,11 +80,11 @@ class ResultsView:
     def _fill_lesions(
         self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]], rejected: list[dict[str, Any]]
     ) -> None:
-        """A row for each lesion, beneath one for each candidate and rejected lesion; reasons are in the tool tips."""
+        """Add a row for each lesion, then for each candidate and rejected lesion; tool tips give the reasons."""
         table, heat_maps, changed = self._ui.lesionTable, self._of_lesions("heatmap"), self._of_lesions(CHANGED_CT)
         before = self.selected_lesion
         if (lesions, candidates, rejected) != (self.lesions, self.candidates, self.rejected):
-            # A number may stand for another lesion now, unless it lies where that did.
+            # A number may now refer to another lesion, unless the position is the same.
             same = before and _place(lesions, before) == _place(self.lesions, before)
             if not same:
                 table.clearSelection()
@@ -122,7 +122,7 @@ class ResultsView:
             self._ui.lesionTable.setItem(index, column, item)
 
     def _of_lesions(self, kind: str) -> dict[str, Any]:
-        """Heat maps or changed CTs by target, but for those whose numbers may stand for other lesions by now."""
+        """Return heat maps or changed CTs by target, except those whose numbers may now refer to other lesions."""
         nodes, segmentation = self._state.results(kind), self._state.result("segmentation")
         return {
             node.GetAttribute("LiverXAI.Target"): node
@@ -144,7 +144,7 @@ class ResultsView:
 
     @property
     def selected_candidate(self) -> int:
-        """The number of the candidate chosen in the table, or 0; one that was accepted already is none."""
+        """The number of the candidate chosen in the table, or 0, also if it was already accepted."""
         row = self._ui.lesionTable.currentRow() - len(self.lesions)
         if not 0 <= row < len(self.candidates) or self.candidates[row]["status"] == "accepted":
             return 0
@@ -157,7 +157,7 @@ class ResultsView:
         return int(self.rejected[row]["number"]) if 0 <= row < len(self.rejected) else 0
 
     def on_without(self, shown: bool) -> None:
-        """The CT without the chosen lesion was switched on or off."""
+        """Show or hide the CT without the chosen lesion."""
         if self._state.listens:
             answer = self._answer
             if shown and answer is not None:
@@ -171,7 +171,7 @@ class ResultsView:
         return self._of_lesions(CHANGED_CT).get(f"lesion:{self.selected_lesion}") if self.selected_lesion else None
 
     def _show_answer(self) -> None:
-        """What the model says without the chosen lesion; the CT is shown as it is."""
+        """Show the model's result without the chosen lesion; the displayed CT stays unchanged."""
         ui, answer = self._ui, self._answer
         was_shown = ui.withoutButton.checked
         with self._state.filling():
@@ -183,7 +183,7 @@ class ResultsView:
             self._heat_maps.overlay()
 
     def on_lesion_selected(self) -> None:
-        """A lesion was chosen, by mouse or by keys: all slice views go there; its own heat map is shown."""
+        """Move all slice views to the lesion chosen by mouse or keyboard, and show its heat map."""
         if self._state.listens:
             self._show_answer()
             self._jump_to_lesion()
@@ -192,7 +192,7 @@ class ResultsView:
                 self._heat_maps.choose(heat_map)
 
     def on_lesion_clicked(self, row: int, column: int) -> None:
-        """Also when it is chosen already: the user has scrolled away and wants back."""
+        """Move the slice views to the lesion even if it is already chosen: the user may have scrolled away."""
         self._jump_to_lesion()
 
     def _jump_to_lesion(self) -> None:
@@ -207,12 +207,12 @@ class ResultsView:
         slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)
 
     def _now(self, place_lps_mm: tuple[float, float, float]) -> tuple[float, float, float]:
-        """Where a place of the table is now: the CT may have been transformed since it was measured."""
+        """Return where a point of the table is now: the CT may have been transformed since the measurement."""
         matrix = moved_since(self._state.result("segmentation"), self._state.volume_node)
         return moved_point(matrix, place_lps_mm)
 
     def on_show_3d(self, shown: bool) -> None:
-        """Surfaces were switched on or off by Slicer's own button: they are of use only where they can be seen."""
+        """Center the 3D views on the surfaces that Slicer's own button has switched on."""
         segmentation, layout = self._state.result("segmentation"), slicer.app.layoutManager()
         if not shown or segmentation is None:
             return
@@ -222,7 +222,7 @@ class ResultsView:
 
 
 def _candidate_row(candidate: dict[str, Any]) -> tuple[list[str], str]:
-    """The cells of a candidate, and the tool tip."""
+    """Return the cells of a candidate's row, and the tool tip."""
     reliability = candidate.get("reliability")
     words = {"open": _("candidate"), "accepted": _("accepted"), "rejected": _("rejected")}
     texts = [
@@ -239,7 +239,7 @@ def _candidate_row(candidate: dict[str, Any]) -> tuple[list[str], str]:
 
 
 def _rejected_row(lesion: dict[str, Any]) -> tuple[list[str], str]:
-    """The cells of a rejected lesion, and the tool tip."""
+    """Return the cells of a rejected lesion's row, and the tool tip."""
     probability = lesion["mean_probability"]
     texts = [
         f"R{lesion['number']}",
@@ -255,25 +255,25 @@ def _rejected_row(lesion: dict[str, Any]) -> tuple[list[str], str]:
 
 
 def _reliability_words(probability: Any, reason: str) -> str:
-    """How often findings like this one are true, and what speaks against it."""
+    """Describe how often findings like this one are true, and the reason for doubt."""
     if probability in ("", None):
         return ""
-    text = _("Of findings like this one about {percent:.0f} % are true").format(percent=100 * float(probability))
+    text = _("About {percent:.0f} % of findings like this one are true").format(percent=100 * float(probability))
     return f"{text}: {reason}." if reason else f"{text}."
 
 
 def _both(source: str) -> str:
-    """Who outlined a lesion, as short as a column of the table."""
+    """Describe who outlined a lesion, briefly enough for a table column."""
     return _("both") if source.startswith("model,") else source
 
 
 def _place(lesions: list[dict[str, str]], number: int) -> list[str]:
-    """Where the lesion of a number is, as text."""
+    """Return the position of the lesion with this number, as text."""
     return [row[f"centroid_{axis}_mm"] for row in lesions if int(row["number"]) == number for axis in "lps"]
 
 
 def table_rows(table_node: Any) -> list[dict[str, str]]:
-    """The rows of the measurements, as text by column."""
+    """Return the rows of the measurements, as text by column."""
     if table_node is None:
         return []
     table = table_node.GetTable()
@@ -285,6 +285,6 @@ def table_rows(table_node: Any) -> list[dict[str, str]]:
 
 
 def _summary(table_node: Any) -> str:
-    """The lines about liver and tumor; lesions have their own table."""
+    """Return the lines about liver and tumor; lesions have their own table."""
     text = table_node.GetAttribute("LiverXAI.Summary") if table_node is not None else ""
     return "\n".join(" ".join(line.split()) for line in (text or "").splitlines() if not line.startswith(" "))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data to try the module on, offered by Slicer's module "Sample Data"."""
+"""Data to try the module with, offered by Slicer's module "Sample Data"."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def register_sample_data(icons: Path) -> None:
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="LiverXAI",
         sampleName="LiverXAIPhantom",
-        # Slicer's SampleDataSource wants these also where a function makes the data.
+        # Slicer's SampleDataSource requires these even when a function creates the data.
         uris="",
         fileNames="LiverXAIPhantom",
         nodeNames="LiverXAIPhantom",
@@ -46,10 +46,10 @@ def register_sample_data(icons: Path) -> None:
 def make_phantom(
     source: Any = None, seed: int = 1, spacing_mm: tuple[float, float, float] = (1.5, 1.5, 3.0)
 ) -> list[Any]:
-    """Make a synthetic abdominal CT, and the segmentation of its true liver and tumors, in the scene.
+    """Add a synthetic abdominal CT and the ground truth segmentation of its liver and tumors to the scene.
 
-    :param source: what Slicer's module SampleData passes; not needed.
-    :param seed: another number, another patient.
+    :param source: passed by Slicer's module SampleData; not used.
+    :param seed: each number gives another patient.
     :param spacing_mm: of the voxels (x, y, z).
     :return: the volume node and the segmentation node.
     :raises LiverXAILib.errors.LiverXAIError: torch is missing.
@@ -64,6 +64,6 @@ def make_phantom(
     truth = Segmentation(phantom.truth, (LIVER, TUMOR), provenance={"source": "phantom", "seed": seed})
     segmentation_node = segmentation_to_node(truth, slicer.mrmlScene, volume_node)
     segmentation_node.SetName("LiverXAIPhantom truth")
-    segmentation_node.SetAttribute(RESULT, None)  # the truth is not a result: an analysis must not replace it
+    segmentation_node.SetAttribute(RESULT, None)  # the ground truth is not a result: an analysis must not replace it
     segmentation_node.GetDisplayNode().SetVisibility(False)
     return [volume_node, segmentation_node]

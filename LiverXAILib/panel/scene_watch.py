@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hears what happens in the scene, and tells the panel once a turn of the event loop."""
+"""Observe the scene, and notify the panel once per turn of the event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SceneWatch(VTKObservationMixin):
 
     :param parameters: returns the scene's parameter node in its wrapper.
     :param closing: called when the scene is about to be closed.
-    :param changed: called when the panel has to show the parameter node and the scene anew.
+    :param changed: called when the panel has to refresh its view of the parameter node and the scene.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class SceneWatch(VTKObservationMixin):
         super().__init__()
         self._state, self._get_parameters, self._closing, self._changed = state, parameters, closing, changed
         self._input_before_import: Any = None
-        # However many nodes come and go in one turn of the event loop, the panel is filled once.
+        # The panel is filled once per turn of the event loop, however many nodes are added or removed in it.
         self._timer = qt.QTimer()
         self._timer.singleShot = True
         self._timer.interval = 0
@@ -52,12 +52,12 @@ class SceneWatch(VTKObservationMixin):
             self.addObserver(scene, event, observer)
 
     def close(self) -> None:
-        """Observe nothing any more."""
+        """Stop observing."""
         self._timer.stop()
         self.removeObservers()
 
     def take_over(self, keep: Any = None) -> None:
-        """Take over what was chosen in this scene, at first use or when the scene was loaded.
+        """Adopt the choices saved in this scene, at first use or after the scene was loaded.
 
         :param keep: the CT that was chosen before, which stays chosen.
         """
@@ -71,7 +71,7 @@ class SceneWatch(VTKObservationMixin):
         self.refresh()
 
     def refresh_soon(self) -> None:
-        """:meth:`refresh` in the next turn of the event loop."""
+        """Call :meth:`refresh` in the next turn of the event loop."""
         self._timer.start()
 
     def refresh(self) -> None:
@@ -87,13 +87,13 @@ class SceneWatch(VTKObservationMixin):
         self._changed()
 
     def _observe_voxels(self) -> None:
-        """Another frame of a sequence comes as other voxels of the same node."""
+        """Observe the voxels of the CT: another frame of a sequence replaces the voxels of the same node."""
         node, event = self._state.volume_node, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent
         if node is not None and not self.hasObserver(node, event, self._on_parameters):
             self.addObserver(node, event, self._on_parameters)
 
     def _hide_results(self) -> None:
-        """Results are not offered as CTs."""
+        """Hide results from the list of CTs."""
         volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
         results = [node.GetID() for node in volumes if is_result(node)]
         model = self._state.ui.inputSelector.sortFilterProxyModel()
@@ -109,7 +109,7 @@ class SceneWatch(VTKObservationMixin):
                 return
 
     def _observe_analyzed(self) -> None:
-        """Results follow the transforms that their CTs get later."""
+        """Observe analyzed CTs so that results follow transforms applied to them later."""
         scene = self._state.scene
         for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())):
             if is_result(node) and node.GetNodeReference(INPUT_ROLE) is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slider between "sure" and "sensitive": which lesions count, without running the network again."""
+"""The slider between "sure" and "sensitive": choose which lesions count, without running the network again."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .tasks import TaskRunner
 
 
 class Sensitivity:
-    """The slider and the line beneath it."""
+    """The slider and the line below it."""
 
     def __init__(self, state: PanelState, models: ModelChoice, runner: TaskRunner, analyses: Analyses) -> None:
         import qt
 
         self._state, self._ui, self._models, self._runner, self._analyses = state, state.ui, models, runner, analyses
-        # Where the reader only passes by, nothing is computed.
+        # Nothing is computed for positions that the reader only passes.
         self._timer = qt.QTimer()
         self._timer.singleShot = True
         self._timer.interval = 200
         self._timer.connect("timeout()", self._apply)
 
     def _steps(self) -> list[tuple[str, str]]:
-        """The positions of the slider, from sure to sensitive: what the library is told, and words for it."""
+        """Return the slider positions from sure to sensitive: the library's value and its description."""
         spec = self._models.spec()
         if spec is None or not named_points(spec):
             return []
-        words = _("about {false:.2g} false findings a case, {found:.0%} of the lesions found, in the data of the card")
+        words = _("about {false:.2g} false positives per case, {found:.0%} of lesions found, in the data of the card")
         steps = [
             (point.peak, asked, words.format(false=point.false_per_case, found=point.sensitivity))
             for asked, point in named_points(spec).items()
@@ -42,7 +42,7 @@ class Sensitivity:
         return [(asked, words) for _peak, asked, words in sorted(steps, key=lambda step: -step[0])]
 
     def show(self) -> None:
-        """What the parameter node says."""
+        """Show the parameter node's value."""
         steps, slider = self._steps(), self._ui.sensitivitySlider
         for widget in (slider, self._ui.sensitivityLabel, self._ui.sensitivityHint):
             widget.visible = bool(steps)
@@ -56,11 +56,11 @@ class Sensitivity:
         self._ui.sensitivityHint.text = steps[slider.value][1]
 
     def update(self) -> None:
-        """Whether it can be moved: not while something runs, nor before edits are measured."""
+        """Enable the slider, except while a task runs or edits have not been measured."""
         self._ui.sensitivitySlider.enabled = not self._runner.busy and not is_edited(self._state.result("segmentation"))
 
     def on_moved(self) -> None:
-        """The slider was moved."""
+        """Record the new position of the slider, and apply it after a pause."""
         if self._state.listens:
             asked, words = self._steps()[self._ui.sensitivitySlider.value]
             with self._state.writing() as parameters:
@@ -69,7 +69,7 @@ class Sensitivity:
             self._timer.start()
 
     def close(self) -> None:
-        """Nothing is pending any more."""
+        """Cancel what is pending."""
         self._timer.stop()
 
     def _apply(self) -> None:
@@ -78,6 +78,6 @@ class Sensitivity:
             return
         if self._runner.busy:
             self._timer.start()
-        # A decision that was made meanwhile was made with this sensitivity already.
+        # A decision made in the meantime already used this sensitivity.
         elif not is_edited(node) and sensitivity_of(node) != self._models.sensitivity():
             self._analyses.refine(())

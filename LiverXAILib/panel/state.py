@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of the panel share: the widgets, the scene, what the user chose, and whose results are shown."""
+"""State shared by the parts of the panel: the widgets, the scene, the user's choices, and the chosen CT."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class PanelState:
     def __init__(self, ui: Any, scene: Any) -> None:
         self.ui = ui
         self.scene = scene
-        #: What the user chose, saved with the scene; None while a scene is closed.
+        #: The user's choices, saved with the scene; None while a scene is being closed.
         self.parameters: Any = None
         self._filling = 0
         self._writing = 0
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """While the panel fills its own widgets: what they report then is not the user's doing."""
+        """Mark widget signals as not from the user while the panel fills its own widgets."""
         self._filling += 1
         try:
             yield
@@ -37,7 +37,7 @@ class PanelState:
 
     @contextmanager
     def writing(self) -> Iterator[Any]:
-        """While the panel writes into the parameter node: the widgets show it already. Yields the parameters."""
+        """Yield the parameters for writing; the widgets already show the change, so they are not updated."""
         self._writing += 1
         previous = self.parameters.StartModify()
         try:
@@ -62,19 +62,19 @@ class PanelState:
         return self.parameters.inputVolume if self.parameters is not None else None
 
     def results(self, kind: str) -> list[Any]:
-        """The result nodes of the chosen CT of a kind; see :func:`LiverXAILib.mrml.find_results`."""
+        """Return the chosen CT's result nodes of a kind; see :func:`LiverXAILib.mrml.find_results`."""
         node = self.volume_node
         return find_results(self.scene, node, kind) if node is not None else []
 
     def result(self, kind: str) -> Any:
-        """The chosen CT's result node of a kind, or None."""
+        """Return the chosen CT's result node of a kind, or None."""
         return next(iter(self.results(kind)), None)
 
     def contains(self, node: Any) -> bool:
-        """Whether a node is (still) in the scene."""
+        """Return whether a node is (still) in the scene."""
         return node is not None and self.scene.GetNodeByID(node.GetID()) is node
 
 
 def is_result(node: Any) -> bool:
-    """Whether a node is one that LiverXAI made."""
+    """Return whether LiverXAI made a node."""
     return bool(node.GetAttribute(RESULT))

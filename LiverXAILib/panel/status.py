@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line of the panel that says what happens, what went wrong, and what to do next."""
+"""The status line of the panel: what is happening, what went wrong, and what to do next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .state import PanelState
 
 
 class StatusLine:
-    """What is said in the panel: notes, or an error with details that can be copied for a bug report."""
+    """Shows notes, or an error with details that can be copied for a bug report."""
 
     def __init__(self, state: PanelState) -> None:
         self._ui = state.ui
@@ -26,20 +26,20 @@ class StatusLine:
         self.details = ""
 
     def show(self, *sentences: str) -> None:
-        """Say this; with no sentence, the panel says what to do next."""
+        """Show these sentences; without any, the panel shows what to do next."""
         self.details, self.notes = "", [sentence for sentence in sentences if sentence]
         self._ui.statusLabel.text = "\n".join(self.notes)
 
     def show_step(self, text: str) -> None:
-        """Say what is being done at the moment."""
+        """Show the current step."""
         self._ui.statusLabel.text = text
 
     def show_error(self, error: BaseException, details: str = "") -> None:
-        """Say in words what went wrong; the details are for the button that copies them."""
+        """Show what went wrong; the details are for the button that copies them."""
         self.notes = []
         self.details = details or "".join(traceback.format_exception(error))
         known = isinstance(error, LiverXAIError)
-        sentence = str(error) if known else _("Something unexpected went wrong: {error}.").format(error=error)
+        sentence = str(error) if known else _("An unexpected error occurred: {error}.").format(error=error)
         self._ui.statusLabel.text = f"⚠ {sentence}"
 
     def copy_details(self, about: Sequence[str]) -> None:

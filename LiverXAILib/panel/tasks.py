@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One task at a time in the worker process: started, polled, shown step by step, cancelled.
+"""Run one task at a time in the worker process: start it, poll it, show its result step by step, cancel it.
 
-A timer asks the worker for news and shows results one node at a time; voxels are copied by a thread, into images that
-no node has yet. So Slicer stays responsive.
+A timer polls the worker and shows results one node at a time; a thread copies voxels into images that do not belong to
+a node yet. This keeps Slicer responsive.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .state import PanelState
 from .status import StatusLine
 from .words import remaining_time
 
-#: Work in pieces for the event loop: after each yield the application lives on. A function that is yielded runs in a
-#: thread, where it may touch neither Qt nor MRML, and the yield returns what it returned. The result is what the panel
-#: says when all is done.
+#: Work in pieces for the event loop: each yield returns control to the application. A function that is yielded runs in
+#: a thread, where it may touch neither Qt nor MRML, and the yield returns its result. The generator returns the
+#: sentences that the panel shows at the end.
 Steps = Generator[Callable[[], Any] | None, Any, Sequence[str]]
 
 POLL_MS = 20
@@ -35,7 +35,7 @@ POLL_MS = 20
 class TaskRunner:
     """Runs tasks of the panel in the worker, one at a time.
 
-    :param changed: called when what can be pressed may have changed.
+    :param changed: called when the set of enabled buttons may have changed.
     """
 
     def __init__(self, state: PanelState, status: StatusLine, changed: Callable[[], None]) -> None:
@@ -54,17 +54,17 @@ class TaskRunner:
 
     @property
     def busy(self) -> bool:
-        """Whether a task runs, or its result is being shown."""
+        """Whether a task is running, or its result is being shown."""
         return self._receive is not None
 
     @property
     def showing(self) -> bool:
-        """Whether a result is being shown: it takes a moment, and half of it would be none."""
+        """Whether a result is being shown: it takes a moment, and an incomplete result would be useless."""
         return self._steps is not None
 
     @property
     def seconds(self) -> float:
-        """Since the task began."""
+        """The time since the task began."""
         return time.monotonic() - self._started
 
     def start(
@@ -73,9 +73,9 @@ class TaskRunner:
         receive: Callable[[Any], Steps],
         packages: Sequence[str] = REQUIRED_PACKAGES,
     ) -> None:
-        """Begin a task, after installing what it needs if the user agrees.
+        """Start a task, after installing the packages it needs if the user agrees.
 
-        :param ask: asks the worker.
+        :param ask: sends the request to the worker.
         :param receive: shows the worker's answer, in steps.
         """
         self._status.show()
@@ -95,13 +95,13 @@ class TaskRunner:
             self._changed()
 
     def cancel(self) -> None:
-        """Ask the worker to stop; it does so after the window at hand."""
+        """Ask the worker to stop; it does so after the current sliding window."""
         self.client.cancel()
         self._status.show_step(_("Cancelling…"))
         self._ui.applyButton.enabled = False
 
     def abort(self, *sentences: str) -> None:
-        """Drop what is running; nothing of it will be shown."""
+        """Abort the running task; none of its results will be shown."""
         if self.busy:
             self.client.close()
             self._finish(sentences)
@@ -114,12 +114,12 @@ class TaskRunner:
         self._thread.shutdown(cancel_futures=True)
 
     def on_timer(self) -> None:
-        """Hear the worker; or show one more piece of the result."""
+        """Read events from the worker, or show the next piece of the result."""
         try:
             events = self.client.poll()
             for event in events:
                 self._hear(event)
-            # To take an answer apart and to begin to show it are two steps.
+            # Decoding an answer and starting to show it are two steps.
             if not events and self._steps is not None and (self._work is None or self._work.done()):
                 self._advance(self._steps)
         except Exception as error:
@@ -144,7 +144,7 @@ class TaskRunner:
             self._changed()
 
     def _advance(self, steps: Steps) -> None:
-        """One step further: what a thread has found goes in, what is next for a thread comes out."""
+        """Advance by one step: pass in the thread's last result, and submit the next function to the thread."""
         done, self._work = self._work, None
         try:
             work = steps.send(done.result() if done is not None else None)
@@ -154,7 +154,7 @@ class TaskRunner:
             self._work = self._thread.submit(work) if work is not None else None
 
     def show_progress(self, event: Any) -> None:
-        """How far the worker is."""
+        """Show the progress of the worker."""
         if self._ui.applyButton.enabled:  # else: being cancelled
             self._ui.progressBar.value = round(1000 * event.fraction)
             rest = remaining_time(event.remaining_s)
@@ -166,7 +166,7 @@ class TaskRunner:
         self._changed()
 
     def _ensure_packages(self, names: Sequence[str]) -> bool:
-        """Whether all packages are there; missing ones are installed if the user agrees."""
+        """Return whether all packages are installed; missing ones are installed if the user agrees."""
         missing = missing_packages(names)
         if not missing:
             return True

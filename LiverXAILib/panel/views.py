@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What leads from the panel to Slicer's own views and modules: windows, table, Segment Editor."""
+"""Links from the panel to Slicer's own views and modules: intensity window, table, Segment Editor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .results import ResultsView
 from .state import PanelState
 from .status import StatusLine
 
-#: Windows in which livers are read: what the user reads, and the lowest and highest HU.
+#: Intensity windows for reading livers: the text for the user, and the lowest and highest HU.
 WINDOWS = {
     "abdomen": (_("Abdomen (W 400, L 40)"), (-160.0, 240.0)),
     "liver": (_("Liver (W 150, L 90)"), (15.0, 165.0)),
@@ -20,7 +20,7 @@ WINDOWS = {
 
 
 class Views:
-    """The window of the CT, the table of measurements, and the Segment Editor with everything preset."""
+    """The intensity window of the CT, the table of measurements, and the Segment Editor with everything preset."""
 
     def __init__(self, state: PanelState, status: StatusLine, results: ResultsView) -> None:
         self._state, self._ui, self._status, self._results = state, state.ui, status, results
@@ -30,7 +30,7 @@ class Views:
                 self._ui.windowSelector.addItem(text, name)
 
     def show(self) -> None:
-        """Which of the windows the chosen CT has."""
+        """Show which of the intensity windows the chosen CT has."""
         node = self._state.volume_node
         display = node.GetDisplayNode() if node is not None else None
         self._ui.windowSelector.enabled = display is not None
@@ -42,7 +42,7 @@ class Views:
             self._ui.windowSelector.setCurrentIndex(self._ui.windowSelector.findData(shown))
 
     def on_window(self) -> None:
-        """A window was chosen."""
+        """Apply the chosen intensity window."""
         name, node = self._ui.windowSelector.currentData, self._state.volume_node
         if self._state.listens and name and node is not None and node.GetDisplayNode() is not None:
             display = node.GetDisplayNode()
@@ -61,7 +61,7 @@ class Views:
         logic.PropagateTableSelection()
 
     def on_edit(self) -> None:
-        """Open the Segment Editor on the segmentation, with the CT and the segment of what is chosen in the table."""
+        """Open the segmentation in the Segment Editor, with the CT and the segment of the chosen lesion."""
         if slicer.app.layoutManager() is None:
             self._status.show(_("Slicer has no main window, so the Segment Editor cannot be opened."))
             return
@@ -72,12 +72,12 @@ class Views:
         editor.setSourceVolumeNode(self._state.volume_node)
         editor.setCurrentSegmentID(self._segment(segmentation))
         node = editor.mrmlSegmentEditorNode()
-        # What is painted over stays: a lesion lies in the liver, and both segments overlap.
+        # Painting must not overwrite other segments: a lesion lies in the liver, and both segments overlap.
         node.SetOverwriteMode(node.OverwriteNone)
         editor.setActiveEffectByName("Paint")
 
     def _segment(self, segmentation: Any) -> str:
-        """The segment of the lesion that is chosen in the table; of all tumors where lesions have none; else liver."""
+        """Return the segment of the chosen lesion, else that of all tumors, else that of the liver."""
         present = list(segmentation.GetSegmentation().GetSegmentIDs())
         wanted = [f"tumor_{self._results.selected_lesion}", "tumor", "liver", *present]
         return next((name for name in wanted if name in present), "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values as words for labels and table cells."""
+"""Format values as text for labels and table cells."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from slicer.i18n import tr as _
 
 
 def number(text: str, digits: int) -> str:
-    """A number given as text, rounded; "–" for none."""
+    """Round a number given as text; "–" if there is none."""
     return f"{float(text):.{digits}f}" if text else "–"
 
 
 def place_words(lps_mm: Sequence[float]) -> str:
-    """A place in the patient, LPS mm, as radiologists write it: "at L 12 P 40 S 88 mm"."""
+    """Format a position in the patient, LPS mm, as radiologists write it: "at L 12 P 40 S 88 mm"."""
     letters = (("L", "R"), ("P", "A"), ("S", "I"))
     parts = (f"{names[value < 0]} {abs(value):.0f}" for names, value in zip(letters, lps_mm, strict=True))
     return _("at {place} mm").format(place=" ".join(parts))
 
 
 def remaining_time(seconds: float | None) -> str:
-    """The end of a progress line: how long it will still take, if that is known."""
+    """Format the remaining time for the end of a progress line, if it is known."""
     if seconds is None:
         return ""
     if seconds < 90:
@@ -31,7 +31,7 @@ def remaining_time(seconds: float | None) -> str:
 
 
 def one_line(value: Any) -> str:
-    """A free-form entry of a model's card in one line."""
+    """Format a free-form entry of a model's card as one line."""
     if isinstance(value, Mapping):
         parts = ((key.replace("_", " "), one_line(item)) for key, item in value.items())
         return "; ".join(item if key == "note" else f"{key} {item}" for key, item in parts)

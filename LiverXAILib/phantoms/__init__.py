@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A synthetic abdominal CT with its ground truth.
 
-A body is described once, in an *atlas*: millimeters, x to the patient's left, y to posterior, z to superior, the
-origin in the midline at the level of the right diaphragm's top. Organs are implicit surfaces (signed distances,
-negative inside) that are blended, cut by their neighbors and roughened by smooth noise. They are evaluated on a coarse
-lattice in coordinates that a random smooth deformation has bent, brought to the voxels by cubic interpolation, and
-painted one over the other with soft edges (the partial volume effect). Thin parts (vessels, ribs, vertebrae, lesions)
-are evaluated at the voxels themselves. At last come texture, point spread and noise.
+The body is described once, in an *atlas*: millimeters, x to the patient's left, y to posterior, z to superior, the
+origin in the midline at the level of the top of the right hemidiaphragm. Organs are implicit surfaces (signed
+distances, negative inside) that are blended, cut by their neighbors and roughened by smooth noise. They are evaluated
+on a coarse lattice in coordinates warped by a random smooth deformation, interpolated to the voxels with cubic
+interpolation, and painted one over the other with soft edges (the partial volume effect). Thin parts (vessels, ribs,
+vertebrae, lesions) are evaluated at the voxels themselves. Texture, point spread and noise are added last.
 
 The body depends on the seed alone: another voxel spacing or contrast phase shows the same patient.
 """
@@ -33,8 +33,8 @@ __all__ = ["PHASES", "TISSUES", "Lesion", "Phantom", "make_phantom", "write_phan
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion as it came out: `center_lps` in mm and `volume_ml` of its voxels, `mean_hu` before noise, and
-    `kind`: "hypodense", "hyperdense" or "cyst"."""
+    """A lesion as painted: `center_lps` in mm and `volume_ml` of its voxels, `mean_hu` before noise, and `kind`:
+    "hypodense", "hyperdense" or "cyst"."""
 
     center_lps: Point
     volume_ml: float
@@ -44,7 +44,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic patient: `ct` (int16, HU), `truth` (uint8: 1 liver, its vessels included, 2 lesions of any kind),
+    """A synthetic patient: `ct` (int16, HU), `truth` (uint8: 1 liver, including its vessels, 2 lesions of any kind),
     `tissues` (uint8, values of :data:`TISSUES`), all on one grid along the LPS axes, k ascending to superior."""
 
     ct: Volume
@@ -55,7 +55,7 @@ class Phantom:
     seed: int
 
 
-# Long: most lines are its parameters and their documentation; then one step of painting after the other.
+# Long: most lines are parameters and their documentation, followed by the painting steps.
 def make_phantom(
     seed: int,
     *,
@@ -66,16 +66,16 @@ def make_phantom(
     field_of_view_mm: float | None = None,
     noise: bool = True,
 ) -> Phantom:
-    """A synthetic CT of the abdomen, from above the liver's dome to below the kidneys, with its ground truth.
+    """Make a synthetic CT of the abdomen, from above the dome of the liver to below the kidneys, with its ground truth.
 
     The same arguments give the same voxels (with the same versions of NumPy and PyTorch on the same kind of
     processor); another `spacing_mm`, `phase`, `lesions` or `noise` shows the same body.
 
     :param spacing_mm: (i, j, k) in mm.
     :param phase: "native", "arterial" or "portal"; None draws one.
-    :param lesions: True draws a number (at least one), False paints none, a number asks for as many (fewer come only
-        if the liver has no room for more).
-    :param lesion_mm: smallest and largest diameter of a lesion; None: as they are drawn.
+    :param lesions: True draws a number (at least one), False paints none, a number paints that many (fewer only if the
+        liver has no room for more).
+    :param lesion_mm: smallest and largest diameter of a lesion; None: drawn at random.
     :param field_of_view_mm: width of the square slices; None fits it to the body.
     :raises UsageError: an argument is out of range.
     """
@@ -133,10 +133,10 @@ def make_phantom(
     x, y = canvas.axes[0] - np.float32(axes[0].mean()), canvas.axes[1] - np.float32(axes[1].mean())
     radius = np.hypot(y[:, None], x[None, :]) / np.float32(len(x) * spacing[0] / 2)
     level, cutoff, streaks = scan_rng.uniform((5, 0.22, 0), (17, 0.5, 12))
-    if noise:  # more in the middle of the body, and in thin slices
+    if noise:  # stronger in the middle of the body and in thin slices
         sigma = np.float32(level * min(np.sqrt(3 / spacing[2]), 2.0)) * (1.1 - 0.6 * np.minimum(radius, 1) ** 2)
         hu += scanner_noise(noise_rng, hu.shape, spacing, cutoff, streaks) * sigma
-    if has_circle:  # nothing is reconstructed outside
+    if has_circle:  # nothing is reconstructed outside the circle
         outside = radius > 1
         hu[:, outside] = -1024
         canvas.tissue[:, outside] = TISSUES["air"]
@@ -148,7 +148,7 @@ def make_phantom(
 
 
 def write_phantom(phantom: Phantom, path: str | Path) -> tuple[Path, Path]:
-    """Write the CT to `path` (any format of ``write_volume``) and its truth beside it, as ``<stem>-truth.nrrd``.
+    """Write the CT to `path` (any format of ``write_volume``) and its truth next to it, as ``<stem>-truth.nrrd``.
 
     :returns: both paths.
     """
@@ -174,7 +174,7 @@ def _draw_hu(canvas: Canvas, rng: np.random.Generator, phase: str) -> None:
 
 
 def _texture(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """The painted HU with the texture of the tissues and streaks of fat in the muscles."""
+    """Return the painted HU with the texture of the tissues and streaks of fat in the muscles."""
     amount = np.zeros(len(TISSUES), np.float32)
     for name, sd in TEXTURE.items():
         amount[TISSUES[name]] = sd
@@ -195,7 +195,7 @@ def _describe(kind: str, box: tuple[slice, ...], mask: np.ndarray, hu: np.ndarra
 def _axes(
     torso: Torso, organs: Organs, rng: np.random.Generator, spacing: Point, field_of_view_mm: float | None
 ) -> tuple[Coordinates, float, float]:
-    """Voxel positions (x, y, z) in the scanner that show the body; where its back and its middle are."""
+    """Return voxel positions (x, y, z) in the scanner that cover the body, and the positions of its back and middle."""
 
     def extent(field: np.ndarray, axis: int) -> tuple[float, float]:
         rows = np.flatnonzero((field < 0).any(axis=tuple(n for n in range(3) if n != 2 - axis)))

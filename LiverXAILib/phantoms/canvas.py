@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The canvas of the phantom: a coarse lattice with bent coordinates, and the voxels that are painted."""
+"""The canvas of the phantom: a coarse lattice with warped coordinates, and the voxels that are painted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AXES: Coordinates = (
     np.arange(-288, 97, LATTICE_MM, dtype=np.float32),
 )
 _SHAPE = tuple(len(a) for a in _AXES[::-1])
-_FAR = np.float32(99.0)  # the distance where a shape was not evaluated
+_FAR = np.float32(99.0)  # the distance assigned where a shape was not evaluated
 
 
 @lru_cache(maxsize=64)
@@ -31,14 +31,14 @@ def _noise_matrix(axis: int, scale_mm: float) -> np.ndarray:
 
 
 def smooth_noise(rng: np.random.Generator, scale_mm: float, stretch: float = 1.0) -> np.ndarray:
-    """A smooth random field on the lattice, mean 0 and standard deviation about 1; `stretch` times longer in z."""
+    """Make a smooth random field on the lattice, mean 0, standard deviation about 1, stretched by `stretch` in z."""
     matrices = [_noise_matrix(2, scale_mm * stretch), _noise_matrix(1, scale_mm), _noise_matrix(0, scale_mm)]
     coarse = rng.standard_normal([m.shape[1] for m in matrices], dtype=np.float32)
     return resample(coarse, matrices) * np.float32(0.48**-1.5)  # 0.48: mean of the sum of the squared weights
 
 
 def distance(f: np.ndarray) -> np.ndarray:
-    """A field on the lattice that is negative inside, over its gradient: the distance in mm near its zero."""
+    """Divide a lattice field that is negative inside by its gradient: the distance in mm near its zero level."""
     square = np.full(f.shape, 1e-6, np.float32)
     for gradient in np.gradient(f, LATTICE_MM):
         square += gradient * gradient
@@ -46,7 +46,7 @@ def distance(f: np.ndarray) -> np.ndarray:
 
 
 def _boxes(axes: Coordinates, a: np.ndarray, b: np.ndarray, margin: float) -> Iterator[tuple[int, Box]]:
-    """For each tube from `a` to `b` (rows of x, y, z, radius) the part of a grid around it, empty ones left out."""
+    """Yield for each tube from `a` to `b` (rows of x, y, z, radius) the box of a grid around it, if it is not empty."""
     reach = np.maximum(a[:, 3], b[:, 3]) + margin
     starts, stops = [], []
     for n, axis in enumerate(axes):
@@ -63,7 +63,7 @@ def _positions(axes: Coordinates, box: Box) -> Coordinates:
 
 
 class Canvas:
-    """The lattice exists at once, the voxels after :meth:`open`, when the body's extent is known.
+    """A lattice and the voxels; the voxels exist after :meth:`open`, when the body's extent is known.
 
     `atlas` holds the atlas coordinates (x, y, z) of the lattice nodes; fields are float32 arrays on the lattice.
     `values` is the HU of each tissue.
@@ -78,14 +78,14 @@ class Canvas:
         self._noise: dict[float, np.ndarray] = {}
         self.atlas = self._bend()
         self._stacked = np.stack(self.atlas, axis=-1)
-        # per lattice plane, the range of its atlas coordinate: where to look for a shape
+        # per lattice plane, the range of its atlas coordinate, to find the nodes of a shape
         self._ranges = [
             (p.min(axis=others), p.max(axis=others))
             for p, others in zip(self.atlas, ((0, 1), (0, 2), (1, 2)), strict=True)
         ]
 
     def _bend(self) -> Coordinates:
-        """Size, small rotation and smooth deformation."""
+        """Return lattice coordinates after scaling, a small rotation and a smooth deformation."""
         rng = self.rng
         scale = 1 / (rng.normal(1, 0.05) * rng.normal(1, [0.03, 0.03, 0.05], 3))
         matrix = np.diag(scale) @ rotation((0, 0, 1), rng.normal(0, 2.5)) @ rotation((1, 0, 0), rng.normal(0, 2))
@@ -99,7 +99,7 @@ class Canvas:
         return bent[0], bent[1], bent[2]
 
     def open(self, axes: Coordinates, spacing: Point) -> None:
-        """`axes`: voxel positions along x, y, z in mm in the scanner; `spacing`: (i, j, k) in mm."""
+        """Allocate voxels; `axes`: their positions along x, y, z in mm in the scanner; `spacing`: (i, j, k) in mm."""
         self.axes = (axes[0].astype(np.float32), axes[1].astype(np.float32), axes[2].astype(np.float32))
         self.spacing = spacing
         self.voxel_mm = np.float32(np.prod(spacing) ** (1 / 3))
@@ -115,7 +115,7 @@ class Canvas:
         return Box.full(self.hu.shape)
 
     def noise(self, scale_mm: float) -> np.ndarray:
-        """:func:`smooth_noise` of this body; the same field each time (organs lie in different parts of it)."""
+        """Return the :func:`smooth_noise` of this body; the same field each time (organs use different parts of it)."""
         if scale_mm not in self._noise:
             self._noise[scale_mm] = smooth_noise(self.rng, scale_mm)
         return self._noise[scale_mm]
@@ -123,7 +123,7 @@ class Canvas:
     # -- the lattice --------------------------------------------------------------------------------------------
 
     def nodes(self, lo: Vector, hi: Vector) -> Box:
-        """The lattice nodes (k, j, i) that may lie between the atlas positions `lo` and `hi`."""
+        """Return the box of lattice nodes (k, j, i) that may lie between the atlas positions `lo` and `hi`."""
         found = []
         for (least, most), a, b in zip(self._ranges, lo, hi, strict=True):
             inside = np.flatnonzero((most >= a) & (least <= b))
@@ -132,7 +132,7 @@ class Canvas:
         return Box(*found[::-1])
 
     def field(self, lo: Vector, hi: Vector, shape: Callable[[Coordinates], np.ndarray]) -> np.ndarray:
-        """`shape` evaluated between the atlas positions; far outside elsewhere."""
+        """Evaluate `shape` between the atlas positions; elsewhere the distance is far outside."""
         out = np.full(_SHAPE, _FAR, np.float32)
         box = self.nodes(lo, hi)
         x, y, z = self.atlas
@@ -140,7 +140,7 @@ class Canvas:
         return out
 
     def tube_fields(self, tubes: Sequence[np.ndarray], blend: float = 0.0) -> list[np.ndarray]:
-        """Tubes (each rows of atlas position and radius) on the lattice: wide ones, and such that cut other organs."""
+        """Evaluate tubes (rows of atlas position and radius) on the lattice: wide ones, and any that cut organs."""
         fields = []
         nodes = self._to_scanner(np.concatenate(tubes))
         for points in np.split(nodes, np.cumsum([len(t) for t in tubes])[:-1]):
@@ -155,7 +155,7 @@ class Canvas:
         return self.tube_fields([points], blend)[0]
 
     def _to_scanner(self, points: np.ndarray) -> np.ndarray:
-        """Rows of atlas position and radius → rows of scanner position and radius."""
+        """Convert rows of atlas position and radius to rows of scanner position and radius."""
         inverse = np.linalg.inv(self._matrix).T
         origin = np.array([a[0] for a in _AXES], float)
         top = np.array(_SHAPE[::-1]) - 1
@@ -173,7 +173,7 @@ class Canvas:
         return np.concatenate([at, points[:, 3:]], axis=1)
 
     def nearest(self, field: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """The field at the nodes nearest to atlas positions (rows of position and radius)."""
+        """Return the field at the nodes nearest to atlas positions (rows of position and radius)."""
         at = (self._to_scanner(points)[:, :3] - [a[0] for a in _AXES]) / LATTICE_MM
         i, j, k = np.clip(np.rint(at).astype(int), 0, np.array(_SHAPE[::-1]) - 1).T
         return field[k, j, i]
@@ -181,7 +181,7 @@ class Canvas:
     # -- from the lattice to the voxels -------------------------------------------------------------------------
 
     def voxels(self, box: Box) -> Box:
-        """The voxels within a box of lattice nodes."""
+        """Return the voxels within a box of lattice nodes."""
         found = []
         for nodes, axis, at in zip(box, _AXES[::-1], self.axes[::-1], strict=True):
             start = np.searchsorted(at, axis[nodes.start]) if nodes.start else 0
@@ -190,7 +190,7 @@ class Canvas:
         return Box(*found)
 
     def sample(self, field: np.ndarray, voxels: Box) -> np.ndarray:
-        """The lattice field at a box of voxels, by cubic interpolation."""
+        """Interpolate the lattice field to a box of voxels, by cubic interpolation."""
         pad, matrices = [], []
         for rows, axis, at, matrix in zip(voxels, _AXES[::-1], self.axes[::-1], self._to_voxels, strict=True):
             if rows.stop <= rows.start:
@@ -202,14 +202,14 @@ class Canvas:
         return resample(field[pad[0], pad[1], pad[2]], matrices)
 
     def coordinates(self, lo: Vector, hi: Vector) -> tuple[Box, Coordinates]:
-        """Voxels that may lie between the atlas positions, and their atlas coordinates."""
+        """Return the voxels that may lie between the atlas positions, and their atlas coordinates."""
         box = self.voxels(self.nodes(lo, hi))
         x, y, z = (self.sample(p, box) for p in self.atlas)
         return box, (x, y, z)
 
     def depth(self, field: np.ndarray) -> tuple[Box, np.ndarray]:
-        """A field of distances as depth below the surface in *voxels* (positive inside): the distance over what a
-        voxel covers along the gradient, so that oblique and anisotropic voxels get the right partial volume."""
+        """Convert a field of distances to depth below the surface in *voxels* (positive inside): the distance over the
+        size of a voxel along the gradient, so that oblique and anisotropic voxels get the right partial volume."""
         near = np.less(field, 2 * LATTICE_MM)
         flat = np.any(near, axis=2)
         box = []
@@ -246,13 +246,13 @@ class Canvas:
         self.tissue[box][alpha > 0.5] = TISSUES[tissue]
 
     def paint_field(self, field: np.ndarray, tissue: str, hu: float | None = None) -> tuple[Box, np.ndarray]:
-        """:returns: the voxels around the shape and their :meth:`depth`."""
+        """Paint a lattice field; returns the voxels around the shape and their :meth:`depth`."""
         box, depth = self.depth(field)
         self.paint(box, depth, tissue, hu)
         return box, depth
 
     def paint_tubes(self, tubes: Sequence[np.ndarray], tissue: str, where: np.ndarray | None = None) -> None:
-        """Tubes, each rows of atlas position and radius. `where` is a mask on all voxels."""
+        """Paint tubes, each rows of atlas position and radius. `where` is a mask on all voxels."""
         ends = np.cumsum([len(t) for t in tubes])
         nodes = self._to_scanner(np.concatenate(tubes))
         starts = np.setdiff1d(np.arange(len(nodes)), ends - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two synthetic CTs of one patient, between which lesions change and the body moves in a known way."""
+"""Two synthetic CTs of one patient, between which lesions change and the body moves by known amounts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import Phantom, make_phantom
 from .scanner import scanner_noise
 from .shapes import Point, rotation
 
-#: Between lesions, and between a lesion and the liver's surface, in mm.
+#: Minimum distance between lesions, and between a lesion and the liver's surface, in mm.
 _GAP_MM = 6.0
 _BODY_SPACING_MM = (1.5, 1.5, 2.0)
 #: Width of a lesion's edge, and standard deviation of the noise.
@@ -25,10 +25,10 @@ _EDGE_MM, _NOISE_HU = 1.5, 10.0
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a lesion: diameters in mm of the balls that it is before and after.
+    """How a lesion changes: the diameters in mm of its spheres before and after.
 
     ``Change((30,), (20,))`` shrinks, ``Change((), (15,))`` is new, ``Change((12,), ())`` vanishes, ``Change((40,), (16,
-    12))`` splits, and the reverse merges. Pieces lie in the place of the whole.
+    12))`` splits, and the reverse merges. Pieces lie within the whole lesion's position.
     """
 
     before: tuple[float, ...]
@@ -39,11 +39,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Motion:
-    """How the body lies in the scanner, against how it was drawn.
+    """How the body is positioned in the scanner, relative to the body as drawn.
 
     :param shift_mm: of the whole body, LPS.
     :param turn_degrees: of the whole body about its (left, posterior, superior) axes.
-    :param breath_mm: how far the dome of the diaphragm descends; what lies deeper moves less.
+    :param breath_mm: how far the dome of the diaphragm descends; deeper structures move less.
     :param bend_mm: largest displacement of a smooth bending of wavelength 160 mm along each axis.
     """
 
@@ -53,9 +53,9 @@ class Motion:
     bend_mm: float = 0.0
 
     def to_body(self, points: np.ndarray, middle: np.ndarray) -> np.ndarray:
-        """Where in the body, as it was drawn, is what lies at `points` (..., 3) of this scan: LPS mm.
+        """Map `points` (..., 3) of this scan to the body as drawn: LPS mm.
 
-        :param middle: of the liver in the body as it was drawn.
+        :param middle: of the liver in the body as drawn.
         """
         turn = np.eye(3)
         for axis, degrees in zip(np.eye(3), self.turn_degrees, strict=True):
@@ -68,7 +68,7 @@ class Motion:
         return offset + middle
 
     def from_body(self, points: np.ndarray, middle: np.ndarray) -> np.ndarray:
-        """The reverse of :meth:`to_body`."""
+        """Map points of the body as drawn to this scan: the inverse of :meth:`to_body`."""
         found = points + np.array(self.shift_mm)
         for _ in range(60):
             found = found + 0.7 * (points - self.to_body(found, middle))
@@ -93,7 +93,7 @@ class PhantomStudy:
 class PhantomPair:
     """A prior and a current scan of one patient.
 
-    :param motion: of the current one; the prior one lies as it was drawn.
+    :param motion: of the current scan; the prior scan shows the body as drawn.
     :param middle: of the liver in the prior scan, LPS mm.
     """
 
@@ -112,11 +112,11 @@ def make_pair(
     phases: tuple[str, str] = ("portal", "portal"),
     body_spacing_mm: Point = _BODY_SPACING_MM,
 ) -> PhantomPair:
-    """Two scans of the patient `seed`; the same arguments give the same voxels.
+    """Make two scans of the patient `seed`; the same arguments give the same voxels.
 
     :param spacings_mm: (i, j, k) of the prior and of the current scan.
     :param phases: "native", "arterial" or "portal", of each.
-    :param body_spacing_mm: of the body from which both are scanned.
+    :param body_spacing_mm: voxel spacing of the body that both scans are sampled from.
     :raises LiverXAILib.errors.UsageError: the liver has no room for the lesions.
     """
     motion = motion or Motion()
@@ -136,12 +136,12 @@ def _body(seed: int, spacing_mm: Point, phase: str) -> Phantom:
 
 
 def _size(change: Change) -> float:
-    """The diameter in mm of the place that a lesion needs."""
+    """Return the diameter in mm of the space that a lesion needs."""
     return max((*change.before, *change.after))
 
 
 def _places(rng: np.random.Generator, truth: Volume, sizes: Sequence[float]) -> list[np.ndarray]:
-    """Centers (LPS mm) for balls of diameter `sizes` in the liver, apart from each other."""
+    """Find centers (LPS mm) for spheres of diameter `sizes` in the liver, apart from each other."""
     depth = ndimage.distance_transform_edt(truth.array > 0, sampling=truth.spacing[::-1])
     centers: list[np.ndarray] = []
     for number, size in enumerate(sizes):
@@ -150,13 +150,13 @@ def _places(rng: np.random.Generator, truth: Volume, sizes: Sequence[float]) -> 
         for center, other in zip(centers, sizes[:number], strict=True):
             points = points[np.linalg.norm(points - center, axis=1) > (size + other) / 2 + 2 * _GAP_MM]
         if not len(points):
-            raise UsageError(f"The liver has no room for a lesion of {size:g} mm beside the others.")
+            raise UsageError(f"The liver has no room for a lesion of {size:g} mm in addition to the others.")
         centers.append(points[rng.integers(len(points))])
     return centers
 
 
 def _pieces(diameters: tuple[float, ...], size: float) -> list[np.ndarray]:
-    """Offsets in mm of the pieces of a lesion within its place."""
+    """Return the offsets in mm of the pieces of a lesion from its center."""
     if len(diameters) == 1:
         return [np.zeros(3)]
     angles = 2 * np.pi * np.arange(len(diameters)) / len(diameters)
@@ -175,7 +175,7 @@ def _scan(
     middle: np.ndarray,
     spacing: Point,
 ) -> PhantomStudy:
-    """The body as it lies by `motion`, on a grid of its own, with its lesions and noise."""
+    """Scan the body moved by `motion`, on its own grid, with its lesions and noise."""
     source = body.ct.grid
     sizes = np.ceil(np.array(source.shape[::-1]) * source.spacing / spacing).astype(int)
     matrix = np.diag([*spacing, 1.0])

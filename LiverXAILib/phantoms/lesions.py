@@ -34,7 +34,7 @@ def plan_lesions(
     phase: str,
     diameters_mm: tuple[float, float] | None = None,
 ) -> list[Plan]:
-    """Places in the liver (a lattice field) for `count` lesions (None draws a number) that do not touch each other."""
+    """Plan `count` lesions (None draws a number) in the liver (a lattice field) that do not touch each other."""
     drawn = int(np.clip(rng.geometric(0.3), 1, 12))
     usual = rng.choice(_KINDS, p=(0.68, 0.14, 0.18))
     typical, spread = rng.uniform(np.log(5), np.log(30)), rng.uniform(0.25, 0.6)
@@ -66,7 +66,7 @@ def plan_lesions(
 def paint_lesion(rng: np.random.Generator, canvas: Canvas, plan: Plan, liver: np.ndarray) -> tuple[Box, np.ndarray]:
     """Paint a lesion where the mask `liver` (on all voxels) allows it.
 
-    :returns: the voxels around it, and there the mask of those that belong to it.
+    :returns: the box of voxels around it, and its mask in this box.
     """
     r, solid = plan.radius, plan.kind != "cyst"
     radii = r * rng.uniform(0.85, 1.18, 3)
@@ -76,7 +76,7 @@ def paint_lesion(rng: np.random.Generator, canvas: Canvas, plan: Plan, liver: np
     rim, core, lime = rng.random(3) < np.array([0.3, 0.35, 0.1]) * (solid and r > 8)
     width, hollow, low = rng.uniform(1.5, 4), r * rng.uniform(0.35, 0.6), rng.uniform(8, 30)
     edge = rng.uniform(0.5, 3.0) if solid else 0.5
-    enhancement = rng.uniform(-0.4, 0.5)  # of the rim: from a ring on the far side of the liver's HU to halfway
+    enhancement = rng.uniform(-0.4, 0.5)  # of the rim: from a ring on the other side of the liver's HU to halfway
     soft = canvas.voxel_mm
     margin = 1.4 * r + 4
     box, p = canvas.coordinates(plan.center - margin, plan.center + margin)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phantom's abdomen: liver, its neighbors, and what fills the rest. Numbers are atlas mm."""
+"""The phantom's abdomen: the liver, its neighbors, and what fills the rest. Numbers are atlas mm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Kidney:
 
 
 class Organs:
-    """Shapes (lattice fields) first, because the neighbors shape the liver; then paint."""
+    """Builds shapes (lattice fields) first, because the neighbors shape the liver; then paints them."""
 
     def __init__(self, canvas: Canvas, torso: Torso) -> None:
         self.canvas, self.torso, self.rng = canvas, torso, canvas.rng
@@ -33,7 +33,7 @@ class Organs:
         self._shape_liver()
 
     def paint(self) -> None:
-        """Everything but the liver."""
+        """Paint everything but the liver."""
         canvas, rng, torso = self.canvas, self.rng, self.torso
         self._paint_mesentery()
         ascites, width = rng.random() < 0.1, rng.uniform(4, 14)
@@ -125,13 +125,13 @@ class Organs:
         self.colon = colon
 
     def _shape_liver(self) -> None:
-        """Right lobe, left lobe and caudate, blended; below them the concave visceral surface, which rises from the
-        right tip to the left; cut by what the liver touches, with more or less fat between."""
+        """Shape the liver: right lobe, left lobe and caudate, blended; below them the concave visceral surface, which
+        rises from the right tip to the left; cut by the neighboring organs, with more or less fat between."""
         canvas, rng, torso = self.canvas, self.rng, self.torso
         x, y, z = canvas.atlas
         size = rng.normal(1, 0.07)
         right = ellipsoid(canvas.atlas, (-66, 6, -60), (80 * size, 106, 100))
-        reach = np.clip(rng.normal(66, 24), 20, 118)  # how far the left lobe goes to the left
+        reach = np.clip(rng.normal(66, 24), 20, 118)  # how far the left lobe extends to the left
         tilt = rotation((0, 1, 0), rng.uniform(-6, 14))
         left = ellipsoid(canvas.atlas, (reach - 74, -50, -42), (74, rng.uniform(44, 58), rng.uniform(28, 48)), tilt)
         caudate = ellipsoid(canvas.atlas, (-14, 4, -62), (17, 17, rng.uniform(22, 34)))
@@ -165,7 +165,7 @@ class Organs:
     # -- paint --------------------------------------------------------------------------------------------------
 
     def _paint_mesentery(self) -> None:
-        """Small vessels in the fat of the abdomen."""
+        """Paint small vessels in the fat of the abdomen."""
         canvas, rng = self.canvas, self.rng
         box, depth = canvas.depth(self.torso.abdomen + 3)
         inside = np.zeros(canvas.hu.shape, bool)
@@ -180,7 +180,7 @@ class Organs:
         canvas.paint_tubes(vessels, "small_vessel", inside)
 
     def _paint_small_bowel(self) -> None:
-        """Short loops from jittered places, each pressed flat against its neighbors where they meet."""
+        """Paint short loops at jittered positions, each flattened against its neighbors where they meet."""
         canvas, rng = self.canvas, self.rng
         loops = [
             np.array(  # duodenum
@@ -215,7 +215,7 @@ class Organs:
         self._paint_hollow(field, 2.2, gas=0.12)
 
     def _paint_hollow(self, field: np.ndarray, wall: float | np.ndarray, stool: bool = False, gas: float = 0.5) -> None:
-        """A wall, and in it fluid, oral contrast or stool, with gas on top: the patient lies on the back."""
+        """Paint a wall filled with fluid, oral contrast or stool, with gas on top: the patient is supine."""
         canvas, rng = self.canvas, self.rng
         name = "gut_contrast" if rng.random() < 0.25 else "gut_fluid"
         gassy = rng.uniform(0, 1)
@@ -278,7 +278,7 @@ class Organs:
         self.canvas.paint_tubes(limbs, "adrenal")
 
     def _paint_branches(self) -> None:
-        """Arteries and veins outside the liver."""
+        """Paint arteries and veins outside the liver."""
         canvas, s = self.canvas, self.torso.spine_y
         celiac = (10, s(-92) - 55, -90, 3.5)
         arteries: list[list[tuple[float, ...]]] = [
@@ -302,10 +302,10 @@ class Organs:
         canvas.paint_tubes([spline(path, 9) for path in arteries], "aorta")
 
     def paint_liver(self) -> tuple[Box, np.ndarray]:
-        """Liver, fissures, vessels, gallbladder, vena cava.
+        """Paint liver, fissures, vessels, gallbladder and vena cava.
 
-        :returns: the voxels around the liver, and there the mask of those that belong to it: its own vessels do, the
-            vena cava, the fissures and the gallbladder do not.
+        :returns: the box of voxels around the liver, and the liver's mask in this box: it includes the liver's own
+            vessels, but not the vena cava, the fissures and the gallbladder.
         """
         canvas, rng, torso = self.canvas, self.rng, self.torso
         box, depth = canvas.paint_field(self.liver, "liver")
@@ -316,7 +316,7 @@ class Organs:
             ((rng.normal(4, 5), -62, -92), (gap(1.5, 4.5), 34, rng.uniform(22, 42)), rng.normal(0, 12)),  # teres
             ((2, -14, -62), (24, gap(1.2, 2.6), 24), rng.normal(-18, 8)),  # ligamentum venosum
             ((-22, -14, -86), (20, gap(6, 10), 11), 0),  # porta hepatis
-            ((-48, -48, -112), (gap(1.2, 3), 26, 14), 40),  # bed of the gallbladder
+            ((-48, -48, -112), (gap(1.2, 3), 26, 14), 40),  # gallbladder fossa
         ):
             reach = max(radii) + 3
             part, p = canvas.coordinates(np.subtract(center, reach), np.add(center, reach))
@@ -346,7 +346,7 @@ class Organs:
         full, wall = rng.uniform(0.6, 1.25), rng.uniform(0.8, 1.6)
         removed, stones = rng.random() < 0.12, rng.random() < 0.15
         nodes = np.array([(-40, -26, -98, 4 * full), (-50, -42, -110, 11 * full), (-60, -64, -122, 14 * full)])
-        for _ in range(3):  # toward the liver's surface, where its bed is
+        for _ in range(3):  # toward the liver's surface, where its fossa is
             away = canvas.nearest(self.liver, nodes[1:]).mean()
             nodes[:, 0] -= np.clip(away - 6 * full, -15, 15)
         path = spline(nodes, 5)

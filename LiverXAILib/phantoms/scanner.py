@@ -12,7 +12,7 @@ from .tissues import TISSUES
 
 
 def paint_table(canvas: Canvas, rng: np.random.Generator, back: float, middle: float) -> None:
-    """A curved carbon shell with a second one under it, behind y = `back`, never over the body."""
+    """Paint a curved carbon shell with a second one under it, posterior to y = `back`, never over the body."""
     x, y, _ = canvas.axes
     sag, top, thick = rng.uniform(0.0006, 0.0016), back + rng.uniform(1, 6), rng.uniform(12, 40)
     curve = np.float32(sag) * (x - np.float32(middle)) ** 2
@@ -30,7 +30,7 @@ def paint_table(canvas: Canvas, rng: np.random.Generator, back: float, middle: f
 
 
 def blur(hu: np.ndarray, sigma_mm: float, spacing: Point) -> None:
-    """The point spread in the slice plane: three taps with the variance of a Gaussian, in place."""
+    """Apply the in-plane point spread function in place: three taps with the variance of a Gaussian."""
     for axis, mm in ((1, spacing[1]), (2, spacing[0])):
         side = np.float32(min(0.5 * (sigma_mm / mm) ** 2, 0.25))
         rows = np.moveaxis(hu, axis, 0)
@@ -42,9 +42,9 @@ def blur(hu: np.ndarray, sigma_mm: float, spacing: Point) -> None:
 def scanner_noise(
     rng: np.random.Generator, shape: tuple[int, ...], spacing: Point, cutoff: float, streaks: float
 ) -> np.ndarray:
-    """Noise of standard deviation 1 with the power spectrum of filtered back projection in the slice, a ramp with a
-    smooth end (f exp(-(f / cutoff)²), `cutoff` in cycles/mm), more (`streaks` times) of what runs from left to right,
-    where the rays are longest, and a little correlation between thin slices."""
+    """Make noise of standard deviation 1 with the in-plane power spectrum of filtered back projection, a ramp with a
+    smooth end (f exp(-(f / cutoff)²), `cutoff` in cycles/mm), with left-right streaks, along which the rays are
+    longest, amplified `streaks` times, and with a slight correlation between thin slices."""
     k, j, i = shape
     padded = (k, -(-j // 32) * 32, -(-i // 32) * 32)
     spectrum = torch.fft.rfft2(torch.from_numpy(rng.standard_normal(padded, dtype=np.float32)))

@@ -19,7 +19,7 @@ Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def ellipsoid(p: Coordinates, center: Vector, radii: Vector, rotation: np.ndarray | None = None) -> np.ndarray:
-    """Approximate distance, exact to first order at the surface. The rows of `rotation` are the ellipsoid's axes."""
+    """Return the approximate distance, exact to first order at the surface. Rows of `rotation` are the axes."""
     d = [np.subtract(x, c, dtype=np.float32) for x, c in zip(p, center, strict=True)]
     if rotation is not None:
         r = rotation.astype(np.float32)
@@ -32,7 +32,7 @@ def ellipsoid(p: Coordinates, center: Vector, radii: Vector, rotation: np.ndarra
 
 
 def capsule(p: Coordinates, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A tube with round ends from `a` to `b` (each x, y, z, radius); its radius changes linearly."""
+    """Return the distance to a tube with round ends from `a` to `b` (each x, y, z, radius); its radius is linear."""
     a, b = a.astype(np.float32), b.astype(np.float32)
     ab = b - a
     d = [x - c for x, c in zip(p, a[:3], strict=True)]
@@ -48,7 +48,7 @@ def capsule(p: Coordinates, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ellipse(u: np.ndarray, v: np.ndarray, radius_u: float | np.ndarray, radius_v: float | np.ndarray) -> np.ndarray:
-    """Approximate distance in a plane."""
+    """Return the approximate distance to an ellipse in a plane."""
     s, t = u / radius_u, v / radius_v
     k0 = np.sqrt(s * s + t * t)
     s, t = s / radius_u, t / radius_v
@@ -56,7 +56,7 @@ def ellipse(u: np.ndarray, v: np.ndarray, radius_u: float | np.ndarray, radius_v
 
 
 def union(a: np.ndarray, b: np.ndarray, k: float = 0.0) -> np.ndarray:
-    """Smooth minimum; `k` in mm is the reach of the blend (0: a sharp edge)."""
+    """Return the smooth minimum; `k` in mm is the extent of the blend (0: a sharp edge)."""
     if k == 0:
         return np.minimum(a, b)
     h = np.maximum(np.float32(k) - np.abs(a - b), 0)
@@ -68,12 +68,12 @@ def intersection(a: np.ndarray, b: np.ndarray, k: float = 0.0) -> np.ndarray:
 
 
 def without(a: np.ndarray, b: np.ndarray, gap: float = 0.0, k: float = 0.0) -> np.ndarray:
-    """`a` where it is further than `gap` mm from `b`."""
+    """Return the part of `a` that is farther than `gap` mm from `b`."""
     return -union(-a, b - np.float32(gap), k)
 
 
 def rotation(axis: Vector, degrees: float) -> np.ndarray:
-    """Matrix (Rodrigues' formula); its rows are the axes of a body turned by `degrees` about `axis`."""
+    """Return the rotation matrix (Rodrigues' formula); its rows are axes turned by `degrees` about `axis`."""
     x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)
     k = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     t = np.radians(degrees)
@@ -81,14 +81,14 @@ def rotation(axis: Vector, degrees: float) -> np.ndarray:
 
 
 def ramp(values: np.ndarray, start: float, stop: float) -> np.ndarray:
-    """0 before `start`, 1 after `stop`, smooth between (either may be the larger)."""
+    """Return 0 before `start`, 1 after `stop`, and smooth values between (either may be the larger)."""
     t = np.clip((values - np.float32(start)) / np.float32(stop - start), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def interpolation(start: float, step: float, count: int, at: np.ndarray, smooth: bool = False) -> np.ndarray:
-    """Matrix (len(at), count) that interpolates samples at start + n * step: cubic (Catmull-Rom), or, `smooth`, the
-    cubic B-spline that stays between the samples. Outside the samples the last one is repeated."""
+    """Return the matrix (len(at), count) that interpolates samples at start + n * step: cubic (Catmull-Rom), or, if
+    `smooth`, the approximating cubic B-spline. Beyond the samples the last one is repeated."""
     position = np.clip((np.asarray(at, float) - start) / step, 0, count - 1)
     first = np.minimum(np.floor(position).astype(int), max(count - 2, 0))
     t = position - first
@@ -105,20 +105,20 @@ def interpolation(start: float, step: float, count: int, at: np.ndarray, smooth:
     rows = np.arange(len(t))
     for n, tap in enumerate(taps):
         columns = np.minimum(np.maximum(first + (n - 1), 0), count - 1)
-        matrix[rows, columns] += tap.astype(np.float32)  # within one tap no (row, column) comes twice
+        matrix[rows, columns] += tap.astype(np.float32)  # within one tap no (row, column) occurs twice
     return matrix
 
 
 def resample(values: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
     """Apply one interpolation matrix per axis (k, j, i)."""
-    # torch.matmul heeds torch.set_num_threads, which keeps several generators on one machine out of each other's way
+    # torch.matmul respects torch.set_num_threads, so that several generators can share one machine
     mk, mj, mi = (torch.from_numpy(m) for m in matrices)
     out = torch.matmul(mj, torch.matmul(torch.from_numpy(values), mi.T))
     return (mk @ out.reshape(len(out), -1)).reshape(len(mk), *out.shape[1:]).numpy()
 
 
 def spline(points: Sequence[Sequence[float]] | np.ndarray, count: int) -> np.ndarray:
-    """`count` rows on the Catmull-Rom curve through the rows of `points` (position and radius alike)."""
+    """Sample `count` rows on the Catmull-Rom curve through the rows of `points` (position and radius)."""
     nodes = np.asarray(points, float)
     return _spline_weights(len(nodes), count) @ nodes
 
@@ -137,7 +137,7 @@ def grow(
     generations: int,
     shrink: float,
 ) -> list[np.ndarray]:
-    """A random tree of tubes (each rows of x, y, z, radius) that sets out from `start` toward `aim`."""
+    """Grow a random tree of tubes (each rows of x, y, z, radius) from `start` toward `aim`."""
     start, onward = np.asarray(start, float), np.asarray(aim, float) / np.linalg.norm(aim)
     end = start + onward * length
     middle = (start + end) / 2 + rng.normal(0, 0.06 * length, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tissues of the phantom and what they look like in CT."""
+"""The tissues of the phantom and their appearance in CT."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ TISSUES: dict[str, int] = {
 
 PHASES = ("native", "arterial", "portal")
 
-#: Mean HU and its spread between patients, for all phases or by phase: native, arterial (late), portal venous.
+#: Mean HU and its spread across patients, for all phases or by phase: native, arterial (late), portal venous.
 HU: dict[str, tuple[float, float] | dict[str, tuple[float, float]]] = {
     "air": (-1000, 0),
     "table": (150, 70),
@@ -95,7 +95,7 @@ HU: dict[str, tuple[float, float] | dict[str, tuple[float, float]]] = {
     "ascites": (8, 5),
 }
 
-#: Standard deviation in HU of the texture inside a tissue (where it is not zero).
+#: Standard deviation in HU of the texture inside a tissue (if it is not zero).
 TEXTURE = {
     "subcutaneous_fat": 6,
     "visceral_fat": 12,
@@ -117,7 +117,7 @@ TEXTURE = {
     "table": 30,
 }
 
-#: Difference to the liver in HU (lowest, highest) by kind and phase; a cyst has its own HU.
+#: Difference from the liver in HU (lowest, highest) by kind and phase; a cyst has its own HU.
 LESION_CONTRAST: dict[str, dict[str, tuple[float, float]]] = {
     "hypodense": {"native": (-25, -10), "arterial": (-45, -18), "portal": (-70, -22)},
     "hyperdense": {"native": (10, 20), "arterial": (25, 70), "portal": (18, 45)},

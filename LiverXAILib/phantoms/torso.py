@@ -11,15 +11,15 @@ from .canvas import Canvas, distance, smooth_noise
 from .shapes import ellipse, ellipsoid, grow, ramp, rotation, spline, union, without
 from .tissues import TISSUES
 
-# Where the ribs end and their cartilages end, from the twelfth up; 0 is the midline of the back, 1 of the front.
+# Where ribs and cartilages end, from the twelfth rib up; 0 is the midline of the back, 1 that of the front.
 _RIB_ENDS = np.array([0.34, 0.48, 0.63, 0.67, 0.70, 0.74, 0.78, 0.80, 0.82, 0.82])
 _CARTILAGE_ENDS = np.array([0.34, 0.49, 0.76, 0.84, 0.90, 0.97, 1.0, 1.0, 1.0, 1.0])
-_RIB_MM = 26.0  # from rib to rib
+_RIB_MM = 26.0  # distance between neighboring ribs
 _T12 = -62.0  # level of the twelfth thoracic vertebra
 
 
 class Torso:
-    """Shapes (lattice fields) first, then paint, from the outside in."""
+    """Builds shapes (lattice fields) first, then paints them, from the outside in."""
 
     def __init__(self, canvas: Canvas) -> None:
         self.canvas = canvas
@@ -34,11 +34,11 @@ class Torso:
         self._draw_vessels()
 
     def spine_y(self, z: Any) -> Any:
-        """Where the center line of the vertebral bodies runs (a number or an array, as `z`)."""
+        """Return y of the center line of the vertebral bodies (a number or an array, like `z`)."""
         return self._spine_slope * (z + 130) + 44
 
     def gap(self, least: float, most: float) -> float:
-        """Thickness in mm of the fat between two organs: thin in the lean."""
+        """Return the thickness in mm of the fat between two organs: thin in lean patients."""
         return least + (most - least) * self.visceral
 
     def paint(self) -> None:
@@ -56,7 +56,7 @@ class Torso:
     # -- shapes -------------------------------------------------------------------------------------------------
 
     def _shape_wall(self) -> None:
-        """`skin` bounds the body, `trunk` the muscles, `cavity` lungs and viscera."""
+        """Shape the wall: `skin` bounds the body, `trunk` the muscles, `cavity` lungs and viscera."""
         canvas, rng = self.canvas, self.rng
         x, y, z = canvas.atlas
         half_width = (146 + 6 * self.visceral + rng.normal(0, 4)) * (1 - rng.uniform(0.0, 0.1) * ramp(z, -90, -200))
@@ -78,7 +78,7 @@ class Torso:
         self.cavity = without(self.inner, union(self.column, back, 8), 0, 10)
 
     def _shape_diaphragm(self) -> None:
-        """`below`: the abdomen's side of the diaphragm, two domes and the central tendon under the heart."""
+        """Shape `below`, the abdominal side of the diaphragm: two domes and the central tendon under the heart."""
         rng = self.rng
         x, y, z = self.canvas.atlas
         left = rng.normal(-14, 7)
@@ -110,7 +110,7 @@ class Torso:
         self.heart = np.maximum(heart + canvas.noise(45), 3 - self.below)
 
     def _draw_vessels(self) -> None:
-        """Center lines of aorta, inferior vena cava and esophagus (rows of atlas position and radius)."""
+        """Draw center lines of aorta, inferior vena cava and esophagus (rows of atlas position and radius)."""
         rng, s = self.rng, self.spine_y
         wide, flat = rng.normal(1, 0.1), rng.uniform(0.8, 1.2)
         self.aorta = spline(
@@ -141,8 +141,8 @@ class Torso:
     # -- paint --------------------------------------------------------------------------------------------------
 
     def _paint_ribs(self) -> None:
-        """Ribs and costal cartilages run in the wall, obliquely down and forward; below them the flat muscles have
-        fat between their layers. Everything is a function of the depth in the wall and of the angle around it."""
+        """Paint ribs and costal cartilages, which run in the wall, obliquely down and forward; below them the flat
+        muscles have fat between their layers. All are functions of the depth in the wall and the angle around it."""
         canvas, rng = self.canvas, self.rng
         x, y, z = canvas.atlas
         angle = np.arctan2(np.abs(x) * np.float32(0.8), y - 15) / np.float32(np.pi)
@@ -204,7 +204,7 @@ class Torso:
                 aim = (side * rng.uniform(0.1, 1.0), rng.uniform(-0.7, 1.0), rng.uniform(-1.4, -0.1))
                 vessels += grow(rng, root, aim, rng.uniform(28, 48), rng.uniform(2.4, 4.4), 3, 0.66)
         canvas.paint_tubes(vessels, "lung_vessel", inside)
-        # a pleural effusion in some: it lies behind
+        # a pleural effusion in some patients: it is posterior
         effusion, side, level = rng.random() < 0.12, rng.choice((-1, 1)), rng.uniform(30, 75)
         if effusion:
             fluid = np.maximum(level - y + 0.25 * (z + 40), -side * x)
@@ -234,7 +234,7 @@ class Torso:
         canvas.paint(box, -(bone + np.float32(1.5)) / canvas.voxel_mm, "cancellous_bone")
 
     def _paint_back(self) -> None:
-        """Crura, psoas, quadratus lumborum, and fat between the muscles of the back."""
+        """Paint crura, psoas, quadratus lumborum, and fat between the muscles of the back."""
         canvas, s = self.canvas, self.spine_y
         crura = []
         for side in (-1, 1):

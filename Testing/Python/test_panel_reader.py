@@ -77,7 +77,7 @@ def test_after_an_edit_the_status_line_says_that_the_numbers_are_from_before(pan
     (segmentation,) = results(node, "segmentation")
     before = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", node).copy()
     erase(segmentation, "tumor", node, np.s_[:])
-    assert panel.ui.statusLabel.text == "The segmentation was edited; the numbers are from before."
+    assert panel.ui.statusLabel.text == "The segmentation was edited; the numbers are from before the edit."
     panel.click(panel.ui.placeButton)
     first, second = panel.ui.statusLabel.text.splitlines()
     assert "numbers are from before" in first
@@ -350,7 +350,7 @@ def test_a_lesion_is_added_by_a_click_in_a_slice_view(panel, toy_model):
     assert decided(panel) == ["model", "rejected by reader"]
     panel.click(panel.ui.placeButton)
     assert panel.ui.placeButton.checked
-    assert "Click the place" in panel.ui.statusLabel.text
+    assert "Click the position" in panel.ui.statusLabel.text
     place_point((-left, -posterior, superior))
     wait_idle(panel)
     assert panel.ui.lesionTable.rowCount == 2
@@ -459,7 +459,7 @@ def test_what_is_edited_while_it_is_measured_is_neither_lost_nor_taken_for_measu
     panel.click(panel.ui.rejectButton)
     erase(segmentation, "tumor", node, np.s_[:])
     wait_idle(panel)
-    assert "edited meanwhile" in panel.ui.statusLabel.text
+    assert "edited in the meantime" in panel.ui.statusLabel.text
     assert panel.ui.editedLabel.visible
     assert not segment_array(segmentation, "tumor", node).any()
 
@@ -487,7 +487,7 @@ def test_the_slider_makes_candidates_lesions_and_back_without_the_network(panel,
     assert panel.ui.sensitivitySlider.visible
     assert (panel.ui.sensitivitySlider.value, panel.ui.sensitivitySlider.maximum) == (1, 2)
     panel.ui.sensitivitySlider.value = 2
-    assert "1.5 false findings a case" in panel.ui.sensitivityHint.text
+    assert "1.5 false positives per case" in panel.ui.sensitivityHint.text
     qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
     wait_idle(panel)
     assert decided(panel) == ["model", "model"]
@@ -686,7 +686,7 @@ def test_the_result_of_one_frame_never_lies_over_another_that_was_chosen_meanwhi
     show_frame(browser, 1)
     wait_idle(panel)
     assert results(node, "") == []
-    assert "Another frame was chosen meanwhile" in panel.ui.statusLabel.text
+    assert "Another frame was chosen in the meantime" in panel.ui.statusLabel.text
     apply_and_wait(panel)
     (second,) = results(node, "segmentation")
     panel.click(panel.ui.explainButton)
@@ -705,7 +705,7 @@ def test_what_was_found_of_a_segmentation_that_was_removed_meanwhile_is_dropped(
     assert not panel.ui.resultSelector.enabled
     slicer.mrmlScene.RemoveNode(segmentation)
     wait_idle(panel)
-    assert "removed or put aside meanwhile" in panel.ui.statusLabel.text
+    assert "removed or set aside in the meantime" in panel.ui.statusLabel.text
     assert results(node, "segmentation") == []
 
 

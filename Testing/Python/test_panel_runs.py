@@ -316,7 +316,7 @@ def test_a_ct_that_was_changed_during_the_run_is_told(panel, toy_model):
     wait_running(panel)
     slicer.util.arrayFromVolumeModified(node)
     wait_idle(panel)
-    assert "was changed meanwhile" in panel.ui.statusLabel.text
+    assert "has since changed" in panel.ui.statusLabel.text
     assert len(results(node, "segmentation")) == 1
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What explanations are worth: maps against controls, what replaces surroundings, networks of known mechanism."""
+"""Evaluate explanations: maps against controls, replacements of surroundings, networks of known mechanism."""

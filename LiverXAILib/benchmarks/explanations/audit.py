@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark audit``: every kind of explanation asked about networks of which the right answer is known."""
+"""``liverxai benchmark audit``: apply every kind of explanation to networks for which the right answer is known."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from .planted import MECHANISMS, Mechanism, Tagged
 
 Row = dict[str, Any]
 _TARGET = "lesion:1"
-#: A part with at least this of the difference is named as a cause, and a border with so many far points as far.
+#: A part with at least this share of the difference is a cause; a border with this share of far points is far.
 _CAUSE, _FAR = 0.2, 0.5
-#: A map that marks the causes has at least this of its sum there; causes are grown by this many mm.
+#: A map that marks the causes has at least this share of its sum there; causes are dilated by this many mm.
 _ENERGY, _GROWN_MM = 0.5, 4.0
 TAG = "TAG"
-#: Answers that are audited, and of them those that an analysis gives without being asked.
+#: Answers that are audited, and those of them that an analysis gives by default.
 ANSWERS = ("counterfactual", "regions", "border")
 DEFAULT_ANSWERS = ("counterfactual", "border")
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A mechanism with what its network found."""
+    """A mechanism with the result of its network."""
 
     mechanism: Mechanism
     model: Model
@@ -53,29 +53,29 @@ class Case:
 
     @cached_property
     def run(self) -> StageContext:
-        """The network that decides about tumors, and the CT as it sees it."""
+        """The network that segments tumors, with its input."""
         stage = self.model.spec.stage_of("tumor")
         return StageContext.prepare(self.volume, self.model, stage, self.segmentation, select_device("cpu"))
 
     @cached_property
     def score_target(self) -> ScoreTarget:
-        """The question why the lesion is one."""
+        """The score of the question why the lesion was segmented."""
         return build_score(Target.parse(_TARGET), self.segmentation, self.model, self.run)
 
     @cached_property
     def evaluator(self) -> FaithfulnessEvaluator:
-        """What examines all maps of the case; what is the same for each is measured once."""
+        """The evaluator for all maps of the case; common values are measured once."""
         return FaithfulnessEvaluator(self.run, self.score_target)
 
 
 def planted_case(mechanism: Mechanism) -> Case:
-    """The mechanism's CT, segmented by its network."""
+    """Return the mechanism's CT, segmented by its network."""
     model, volume = mechanism.model(), mechanism.ct()
     return Case(mechanism, model, volume, segment(volume, model, device="cpu"))
 
 
 def tagged_case() -> Case:
-    """The bundled model with a shortcut around its last network: it finds lesions only if a bright tag lies in air.
+    """Return the bundled model with a shortcut around its last network: it finds lesions only with a bright tag in air.
 
     The CT is a phantom with such a tag in the air nearest to the liver.
     """
@@ -94,7 +94,7 @@ def tagged_case() -> Case:
     depth = ndimage.distance_transform_edt(volume.array < -600, sampling=spacing)
     place = np.argwhere((depth > 12) & (distance < 22))
     if not len(place):
-        raise LiverXAIError("This phantom has no air beside its liver, in which a tag could lie.")
+        raise LiverXAIError("This phantom has no air next to its liver in which to place a tag.")
     k, j, i = place[distance[tuple(place.T)].argmin()]
     array = volume.array.copy()
     reach = [round(4.0 / size) for size in spacing]
@@ -105,9 +105,9 @@ def tagged_case() -> Case:
 
 
 def audit_answers(case: Case, context: RunContext, answers: Sequence[str] = ANSWERS) -> list[Row]:
-    """What the answers name as causes, beside the truth: a row for each of `answers`.
+    """Compare the causes named by the answers with the truth: a row for each of `answers`.
 
-    The columns: ``says``, what is named (``lesion``, ``surroundings``), ``truth``, and ``right``.
+    The columns are ``says``, the named causes (``lesion``, ``surroundings``), ``truth``, and ``right``.
     """
     mechanism = case.mechanism
     truth = _named(mechanism.by_lesion, mechanism.by_surroundings)
@@ -144,10 +144,10 @@ def audit_answers(case: Case, context: RunContext, answers: Sequence[str] = ANSW
 
 
 def audit_maps(case: Case, methods: Sequence[str], context: RunContext) -> list[Row]:
-    """The heat map of each method with the verdict of its check: a row for each.
+    """Return a row for the heat map of each method, with the verdict of its check.
 
-    ``at_causes`` is the part of the map's sum that lies at the causes (lesion, marker); ``contradicted``: it passed and
-    less than half of it lies there.
+    ``at_causes`` is the share of the map's sum at the causes (lesion, marker); ``contradicted``: the map passed, but
+    less than half of its sum is there.
     """
     evaluator, run, score_target = case.evaluator, case.run, case.score_target
     causes = torch.from_numpy(_causes(case))
@@ -166,12 +166,12 @@ def audit_maps(case: Case, methods: Sequence[str], context: RunContext) -> list[
 
 
 def audit_oracles(case: Case, method: str) -> list[Row]:
-    """The verdict about maps that are known to be right or wrong, in the box in which maps are examined.
+    """Return the verdicts for maps that are known to be right or wrong, in the box in which maps are examined.
 
-    "exact": all of the map at the causes; "92 % elsewhere": that much of it at a place without influence; "at the
-    answer": where the answer was given, if that is no cause.
+    "exact": all of the map is at the causes; "92 % elsewhere": that share of it is at a position without influence; "at
+    the answer": it is at the segmented target, if that is not a cause.
 
-    :param method: of whose maps of shuffled networks the controls are.
+    :param method: the method whose maps of shuffled networks are the controls.
     """
     evaluator = case.evaluator
     causes = torch.from_numpy(_causes(case, 0.0))[tuple(evaluator.box)]
@@ -190,7 +190,7 @@ def audit_oracles(case: Case, method: str) -> list[Row]:
 
 
 def _of_shuffled_networks(evaluator: FaithfulnessEvaluator, method: Method, layer: str) -> list[torch.Tensor]:
-    """As many maps of shuffled networks as a single map's check takes."""
+    """Return as many maps of shuffled networks as the check of a single map uses."""
     return [
         evaluator.map(method, layer, networks)
         for draw in range(DRAWS if layer else 1)
@@ -212,7 +212,7 @@ def _map_row(case: Case, name: str, values: torch.Tensor, causes: torch.Tensor, 
 
 
 def _causes(case: Case, grown_mm: float = _GROWN_MM) -> np.ndarray:
-    """Where the causes are: bool (k, j, i) as the CT, on whose grid a planted network works."""
+    """Return the mask of the causes: bool (k, j, i) on the CT's grid, which is also that of a planted network."""
     k, j, i = np.indices(case.volume.shape)
     found = case.mechanism.marker(case.volume.grid.to_lps(np.stack([i, j, k], axis=-1)))
     if case.mechanism.by_lesion:
@@ -233,9 +233,9 @@ def benchmark_audit(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[list[Row], list[Row]]:
-    """All answers, and all maps with their verdicts, about all planted networks.
+    """Return all answers, and all maps with their verdicts, for all planted networks.
 
-    :param bundled: also about the bundled model with a shortcut around it: counterfactual and border.
+    :param bundled: also audit the bundled model with a shortcut around it: counterfactual and border.
     """
     context = RunContext(progress, cancel, "cpu")
     answers, maps = [], []
@@ -246,7 +246,7 @@ def benchmark_audit(
         maps += audit_maps(case, methods, part.part(0.3, 1.0))
         maps += audit_oracles(case, DEFAULT_METHOD)
     if bundled:
-        # Its tag lies so far away that the parts would be asked of whole images, 128 times.
+        # Its tag is so far away that the score of each region would need the whole image, 128 times.
         part = context.step(len(mechanisms), len(mechanisms) + 1)
         answers += audit_answers(tagged_case(), part, DEFAULT_ANSWERS)
     context.report("Done", 1.0)
@@ -254,7 +254,7 @@ def benchmark_audit(
 
 
 def format_tables(answers: Sequence[Row], maps: Sequence[Row]) -> str:
-    """Two Markdown tables and what follows from them."""
+    """Format two Markdown tables and a conclusion."""
     lines = ["| mechanism | answer | truth | says | right |", "|---|---|---|---|---|"]
     for row in answers:
         cells = [row["mechanism"], row["answer"], row["truth"], row["says"], "yes" if row["right"] else "**no**"]
@@ -274,7 +274,7 @@ def format_tables(answers: Sequence[Row], maps: Sequence[Row]) -> str:
 
 
 def _unnamed(answers: Sequence[Row]) -> set[str]:
-    """The mechanisms whose causes no answer names rightly."""
+    """Return the mechanisms whose causes no answer names correctly."""
     names = {row["mechanism"] for row in answers}
     about = {name: "border" if name in MECHANISMS and MECHANISMS[name].far_border else "" for name in names}
     named = {
@@ -286,9 +286,9 @@ def _unnamed(answers: Sequence[Row]) -> set[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.description = (
-        "Ask every kind of explanation about networks with a planted mechanism, of which the right answer is known."
+        "Apply every kind of explanation to networks with a planted mechanism, for which the right answer is known."
     )
     parser.add_argument("--mechanisms", nargs="*", default=list(MECHANISMS), choices=list(MECHANISMS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="default: all")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark border``: what may replace the surroundings of a border point, compared on given CTs."""
+"""``liverxai benchmark border``: compare replacements for the surroundings of a border point on given CTs."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def benchmark_border(
 ) -> list[Row]:
     """Examine the border in each case with each replacement.
 
-    Each row holds, beside case, replacement, points and seconds, the part of the points whose border stays with
-    nothing but one voxel kept (``stays_0``: what the replacement gives away), and that needs no more than each radius
-    (``within_8`` …).
+    Each row holds case, replacement, points, seconds, the fraction of points whose border stays in place although only
+    one voxel is kept (``stays_0``: what the replacement itself reveals), and the fractions that need no more than each
+    radius (``within_8`` …).
     """
     context = RunContext(progress, cancel, select_device(device))
     rows: list[Row] = []
@@ -72,7 +72,7 @@ def benchmark_border(
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """A Markdown table: one line for each case and replacement."""
+    """Format a Markdown table: one line for each case and replacement."""
     radii = [f"{radius:g}" for radius in RADII_MM]
     heads = ["case", "replaced by", "points", "nothing kept", *(f"≤ {radius} mm" for radius in radii), "seconds"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -84,7 +84,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.description = (
         "Examine how much of its surroundings the model needs to draw the liver's border, with each replacement of the "
         "surroundings: reflected, blurred, shuffled, air."

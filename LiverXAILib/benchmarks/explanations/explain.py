@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``liverxai benchmark explain``: the evaluation card of every method and layer of a model, over given CTs.
 
-A default method should be the one that measures best on the model at hand, not the one that is cited most. Each row is
-one map: the faithfulness card of :mod:`LiverXAILib.explain.faithfulness` in numbers, beside the controls.
+The default method should be the one that measures best on the model at hand, not the most cited one. Each row is one
+map: the faithfulness card of :mod:`LiverXAILib.explain.faithfulness` in numbers, with those of the controls.
 
-A model of nine stages has 45 maps for a question, so they share what they can: the stages and methods of one network
-come from a single forward and backward pass, noise and each draw of shuffled weights from one more. What is left is
-what each map is asked: deletion and insertion curves, with fewer points than in a single map's check. Without them
-(``points=0``) a row has what its verdict is made from, and maps of shuffled networks are asked only where they can
-change it.
+A network of nine layers has 45 maps for a question, so they share computations: the maps of all layers and methods of
+one network come from a single forward and backward pass; noise and each draw of shuffled weights need one more. Only
+the deletion and insertion curves are computed for each map, with fewer points than in a single map's check. Without
+curves (``points=0``) a row has the numbers that its verdict is based on, and maps of shuffled networks are computed
+only where they can change it.
 
-Where references are given, true and false lesions are told apart: a method whose maps of false lesions pass as well is
-faithful all the same, and no help in finding them. The tables are made by :mod:`.method_tables`.
+If references are given, true and false lesions are reported separately: a method whose maps of false lesions pass too
+is nevertheless faithful, but does not help to find them. The tables are made by :mod:`.method_tables`.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from ...progress import CancelToken, Progress, scaled
 from ...volumes.volume import Volume
 from .method_tables import Row, format_table, write_benchmark
 
-#: Each lesion found, up to so many of a case, the largest first.
+#: Each lesion found, up to this number per case, the largest first.
 LESIONS, MOST_LESIONS = "lesions", 8
-#: What is benchmarked by default.
+#: Targets that are benchmarked by default.
 TARGETS = ("liver", LESIONS)
 #: Points of a curve.
 POINTS = 5
-#: Options of the command that rows depend on.
+#: Options of the command that affect rows.
 _OPTIONS = ("model", "targets", "methods", "layers", "points", "field")
-#: Methods that read a layer. The others take minutes a map and are benchmarked when they are named.
+#: Methods that read a layer. The others take minutes per map and are benchmarked only if named.
 LAYER_METHODS = tuple(name for name, method in METHODS.items() if method.layer_maps is not None)
 
 
@@ -76,17 +76,17 @@ def benchmark_explain(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> list[Row]:
-    """Segment each case, make every map, examine it; one row for each case, target, method and layer.
+    """Segment each case, make and examine every map; one row for each case, target, method and layer.
 
     :param cases: CTs by name.
-    :param targets: questions; :data:`LESIONS` for each lesion that is found.
-    :param layers: of the network; None: all that its card lists.
+    :param targets: questions; :data:`LESIONS` for each lesion found.
+    :param layers: layers of the network; None: all that its card lists.
     :param points: of the deletion and insertion curves, including both ends; 0: no curves, and no comparison by rank.
-    :param field_mm: size of the box around the target in which maps are made and examined.
+    :param field_mm: largest size of the box around the target in which maps are made and examined.
     :param references: by case, where lesions are (bool (k, j, i) on the CT's grid): rows then say whether a lesion is
         true, that is, whether at least a tenth of it lies there.
     :param known: rows of an earlier run: a case and target with rows is left out.
-    :param keep: gets the rows of each target as they are done.
+    :param keep: called with the rows of each target when they are done.
     :return: flat rows, the same keys in each, without `known`. A target that was not found in a case gives no row.
     """
     if unknown := [name for name in methods if name not in METHODS]:
@@ -123,14 +123,14 @@ def benchmark_explain(
 
 
 def _questions(targets: Sequence[str], segmentation: Segmentation) -> list[str]:
-    """The targets, with those of single lesions in place of :data:`LESIONS`."""
+    """Return the targets, with :data:`LESIONS` replaced by single lesions."""
     count = min(MOST_LESIONS, lesion_count(segmentation)) if LESIONS in targets else 0
     lesions = [f"lesion:{number + 1}" for number in range(count)]
     return [text for target in targets for text in (lesions if target == LESIONS else [target])]
 
 
 def _is_true(target: Target, segmentation: Segmentation, reference: np.ndarray | None) -> str:
-    """ "true" or "false" for a lesion whose truth is known, else ""."""
+    """Return "true" or "false" for a lesion with a reference, else ""."""
     if reference is None or not isinstance(target, LesionTarget):
         return ""
     return "true" if reference[target.mask(segmentation)].mean() >= COVERED else "false"
@@ -144,7 +144,7 @@ def _examined(
     context: RunContext,
     text: str,
 ) -> Iterator[Row]:
-    """A row for each map of one target."""
+    """Yield a row for each map of one target."""
     total = sum(len(layers) if METHODS[method].layer_maps else 1 for method in methods)
     for count, (method, layer, made) in enumerate(_maps(evaluator, methods, layers)):
         context.check()
@@ -165,9 +165,9 @@ def _examined(
 
 @dataclass(frozen=True)
 class _Maps:
-    """What makes the maps of a method and layer in the window: of the network, under noise, and of shuffled networks.
+    """Functions for the maps of a method and layer: of the trained network, with noise, and of shuffled networks.
 
-    Of the latter as many as in a single map's check: one where the method reads no layer.
+    There are as many of the latter as in a single map's check: one if the method reads no layer.
     """
 
     trained: Callable[[], StageMap]
@@ -181,7 +181,7 @@ class _Maps:
 def _maps(
     evaluator: FaithfulnessEvaluator, methods: Sequence[str], layers: Sequence[str]
 ) -> Iterator[tuple[str, str, _Maps]]:
-    """Each method and layer with its maps. A network is run when its first map is made."""
+    """Yield each method and layer with its maps. A network is run when its first map is made."""
     asked = [evaluator.score_target]
 
     @cache
@@ -215,7 +215,7 @@ def _maps(
 
 
 def _verdict(card: Mapping[str, Any]) -> Row:
-    """The columns that every row has; of the controls, those that are the same for each map."""
+    """Return the columns of every row; of the controls, those that are the same for each map."""
     draws = card["drop"]["controls"]["draws"]
     return {
         "passed": card["passed"],
@@ -233,7 +233,7 @@ def _verdict(card: Mapping[str, Any]) -> Row:
 
 
 def _curves(card: Mapping[str, Any]) -> Row:
-    """The columns of a row with curves."""
+    """Return the columns of a row with curves."""
     gains = {f"gain_{name.replace(' ', '_')}": control["gain"] for name, control in card["controls"].items()}
     return {
         "gain": card["curves"]["gain"],
@@ -251,10 +251,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``liverxai benchmark explain``."""
     parser.description = (
         "Make every heat map that a model allows, by method and layer, for given CTs, and examine each: does the "
-        "answer follow what it marks, more than edges, noise, or the map of a network with shuffled weights?"
+        "output depend on the marked regions more than on edges, noise, or the map of a network with shuffled weights?"
     )
     parser.add_argument("cases", metavar="CASE", nargs="+", type=Path, help="CTs: files or DICOM folders")
-    parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where table and figure go")
+    parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="for table and figure")
     parser.add_argument("--model", default="default", help="name or folder of a model (default: default)")
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="questions (default: liver lesions)")
     parser.add_argument(
@@ -263,23 +263,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         default=(),
-        help="label maps of the cases, in their order, that tell true from false lesions: 2 is tumor, or, in a mask of "
-        "0 and 1, 1 is",
+        help="label maps of the cases, in the same order, to tell true from false lesions: tumor is 2, or 1 in a mask "
+        "of 0 and 1",
     )
-    parser.add_argument("--minutes", type=float, help="stop after about so many; the same command then goes on")
+    parser.add_argument("--minutes", type=float, help="stop after about this time; the same command then continues")
     parser.add_argument(
         "--methods",
         nargs="+",
         default=LAYER_METHODS,
-        help=f"of {', '.join(METHODS)} (default: those that read a layer)",
+        help=f"methods: {', '.join(METHODS)} (default: those that read a layer)",
     )
-    parser.add_argument("--layers", nargs="+", default=None, help="stages of the network (default: all)")
-    parser.add_argument("--points", type=int, default=POINTS, help=f"of each curve; 0: no curves (default: {POINTS})")
+    parser.add_argument("--layers", nargs="+", default=None, help="layers of the network (default: all)")
+    parser.add_argument("--points", type=int, default=POINTS, help=f"per curve; 0: no curves (default: {POINTS})")
     parser.add_argument(
         "--field",
         type=float,
         default=EXAMINED_MM,
-        help=f"mm around the target that are examined (default: {EXAMINED_MM:g})",
+        help=f"largest size in mm of the examined box around the target (default: {EXAMINED_MM:g})",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
@@ -315,7 +315,7 @@ def run(arguments: argparse.Namespace) -> int:
             if name in finished:
                 continue
             if arguments.minutes is not None and time.perf_counter() - started > 60 * arguments.minutes:
-                sys.stdout.write(f"Stopped before {name}; the same command goes on.\n")
+                sys.stdout.write(f"Stopped before {name}; run the same command again to continue.\n")
                 return 0
             rows += benchmark_explain(
                 {name: read_volume(path)},
@@ -340,9 +340,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _kept(path: Path, options: Mapping[str, Any]) -> list[Row]:
-    """The rows of an earlier run; the first line of the file says with which options it was made.
+    """Return the rows of an earlier run; the first line of the file holds its options.
 
-    :raises UsageError: they were others: the rows would not be comparable.
+    :raises UsageError: the options differ, so the rows would not be comparable.
     """
     asked = json.dumps({"options": options}, default=list)
     if not path.is_file():
@@ -354,7 +354,7 @@ def _kept(path: Path, options: Mapping[str, Any]) -> list[Row]:
 
 
 def _tumors(path: Path) -> np.ndarray:
-    """Where the tumors are in a label map: bool (k, j, i)."""
+    """Return the mask of the tumors in a label map: bool (k, j, i)."""
     from ...volumes.io import read_labels
 
     array = read_labels(path).array
@@ -363,6 +363,6 @@ def _tumors(path: Path) -> np.ndarray:
 
 
 def case_name(path: Path) -> str:
-    """A name that tells cases apart: that of the folder if the file is called "image"."""
+    """Return a name that distinguishes cases: that of the folder if the file is called "image"."""
     name = path.name.split(".")[0]
     return path.resolve().parent.name if name == "image" else name

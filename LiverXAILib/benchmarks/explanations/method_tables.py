@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and a picture of how methods and layers measure: means over maps, with intervals over lesions.
+"""Tables and a figure of the results of methods and layers: means over maps, with intervals over lesions.
 
-Intervals are by the bootstrap over lesions (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979).
+Intervals are computed by bootstrap over lesions (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...errors import UsageError
 from ...files import replacing
 from ...text import counted
 
-#: What was measured of one map.
+#: The measurements of one map.
 Row = dict[str, Any]
-#: Samples of the bootstrap, and the part of them that an interval leaves out.
+#: Bootstrap samples, and the fraction of them outside an interval.
 _SAMPLES, _LEFT_OUT = 2000, 0.05
 
 
 def summarize(rows: Sequence[Row], by: Sequence[str] = ("target", "method", "layer")) -> list[Row]:
-    """The means over rows that are alike in the columns `by`; `passed`: the part that passed, `maps`: how many."""
+    """Return the means over rows with equal columns `by`; `passed`: the fraction that passed, `maps`: the number."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in by), []).append(row)
@@ -39,14 +39,14 @@ def summarize(rows: Sequence[Row], by: Sequence[str] = ("target", "method", "lay
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Methods and layers, best first: by the part of all maps that passed, then by the mean drop."""
+    """Rank methods and layers, best first: by the fraction of all maps that passed, then by the mean drop."""
     return sorted(summarize(rows, ("method", "layer")), key=lambda row: (-row["passed"], -row["drop"]))
 
 
 def intervals(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
-    """:func:`ranked`, with 95 % intervals of the means over lesions: ``<column>_low`` and ``<column>_high``.
+    """Add to :func:`ranked` 95 % intervals of the means over lesions: ``<column>_low`` and ``<column>_high``.
 
-    Percentiles over resamples of the lesions, the same ones for each method, with a fixed seed.
+    The intervals are percentiles over resamples of the lesions, the same for each method, with a fixed seed.
     """
     lesions = sorted({(row["case"], row["target"]) for row in rows})
     chosen = np.random.default_rng(0).integers(len(lesions), size=(_SAMPLES, len(lesions)))
@@ -66,7 +66,7 @@ def intervals(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Markdown tables: methods and layers, best first, for lesions (true and false apart) and other questions."""
+    """Format Markdown tables of methods and layers, best first, for lesions (true, false) and other questions."""
     lesions = [row for row in rows if row["target"].startswith("lesion:")]
     others = [row for row in rows if not row["target"].startswith("lesion:")]
     lines = []
@@ -120,7 +120,7 @@ def _markdown(rows: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
 def write_benchmark(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write ``benchmark-explain.csv``, ``.md`` and ``.png`` into `folder`; returns their paths."""
     if not rows:
-        raise UsageError("Nothing was found in these cases that could be explained, so there is nothing to compare.")
+        raise UsageError("None of the targets was found in these cases, so there is nothing to compare.")
     folder.mkdir(parents=True, exist_ok=True)
     table, text, figure = (folder / f"benchmark-explain.{suffix}" for suffix in ("csv", "md", "png"))
     with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -135,9 +135,9 @@ def write_benchmark(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def draw_benchmark(rows: Sequence[Row], path: Path) -> None:
-    """A picture of the mean drop of each method (rows) and layer (columns), one panel for lesions and each question.
+    """Draw the mean drop of each method (rows) and layer (columns), with one panel for lesions and for each question.
 
-    A cell says the drop, and below it the part of the maps that passed. The title has the controls' drop.
+    A cell shows the drop, and below it the fraction of the maps that passed. The title gives the drop of the controls.
     """
     from matplotlib.figure import Figure
 

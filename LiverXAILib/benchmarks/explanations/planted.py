@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that decide by a mechanism that was planted, and CTs for them: what explains them can be checked.
+"""Networks with a planted mechanism, and CTs for them: explanations of their output can be checked.
 
-Nothing is trained, all weights are set. The CTs hold a liver of 100 HU, a ball of 200 HU in it ("lesion"), and some a
-cube of 300 HU ("marker").
+Nothing is trained; all weights are set. The CTs contain a liver of 100 HU, a ball of 200 HU in it ("lesion"), and in
+some cases a cube of 300 HU ("marker").
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import nn
 from ...models import LIVER, TUMOR, Intensity, LayerSpec, Model, ModelSpec, StageSpec
 from ...volumes.volume import Grid, Volume
 
-#: Voxels (k, j, i) of 2 mm of the CTs, which the networks read in one window.
+#: Shape (k, j, i) of the CTs in voxels of 2 mm; the networks process it in one window.
 _SHAPE = (56, 64, 112)
 _LESION_MM, _MARKER_MM = (50.0, 64.0, 56.0), 3.0
-#: How far from the marker SHIFT sees its tumor, and from what is visible BORDER draws its border, in voxels along i.
+#: Offsets along i in voxels: SHIFT's tumor from the marker, and BORDER's border from the visible one.
 _SHIFT, _BORDER = 16, 13
-#: What is no answer, as a logit.
+#: The logit of a negative output.
 _NO = -10.0
 
 
 def _pooled(pool: Callable[..., torch.Tensor], x: torch.Tensor, width: int) -> torch.Tensor:
-    """Maximum or mean of the cube of `width` voxels around each, one axis after the other: far fewer are looked at."""
+    """Pool (maximum or mean) the cube of `width` voxels around each, axis by axis, which reads far fewer voxels."""
     for axis in range(3):
         size = [width if other == axis else 1 for other in range(3)]
         x = pool(x, size, 1, [length // 2 for length in size])
@@ -36,7 +36,7 @@ def _pooled(pool: Callable[..., torch.Tensor], x: torch.Tensor, width: int) -> t
 
 
 class Planted(nn.Module):
-    """What all planted networks share: features by brightness (layer "features"), and what is made from them.
+    """The common part of all planted networks: features by brightness (layer "features"), and the logits from them.
 
     The channels of the features are how much brighter a voxel is than 50, 150 and 260 HU: liver, ball, marker.
     """
@@ -53,20 +53,20 @@ class Planted(nn.Module):
         return torch.cat([self.liver(liver), self.tumor(ball - 4 * marker, marker)], dim=1)
 
     def liver(self, liver: torch.Tensor) -> torch.Tensor:
-        """The logit of liver: positive where it is brighter than 55 HU."""
+        """Return the logit of liver: positive where the image is brighter than 55 HU."""
         return 2 * liver - 1
 
     def tumor(self, ball: torch.Tensor, marker: torch.Tensor) -> torch.Tensor:
-        """The logit of tumor. It saturates: behind a linear step a heat map would be a copy of the score."""
+        """Return the logit of tumor. It saturates: after a linear step a heat map would be a copy of the score."""
         return 10 * (ball / 4).tanh() - 4
 
 
 class Local(Planted):
-    """LOCAL: a ball by its brightness."""
+    """LOCAL: a ball is a tumor because of its brightness."""
 
 
 class And(Planted):
-    """AND, FAR: a ball is a tumor only if a marker exists anywhere: a saturating gate on a global maximum."""
+    """AND, FAR: a ball is a tumor only if there is a marker anywhere: a saturating gate on a global maximum."""
 
     def tumor(self, ball: torch.Tensor, marker: torch.Tensor) -> torch.Tensor:
         gate = marker.amax(dim=(2, 3, 4), keepdim=True).clamp(max=2.0) / 2
@@ -74,7 +74,7 @@ class And(Planted):
 
 
 class Shift(Planted):
-    """SHIFT: a tumor 32 mm to the left of a marker, where nothing can be seen."""
+    """SHIFT: a tumor is marked 32 mm to the left of a marker, where nothing is visible."""
 
     def tumor(self, ball: torch.Tensor, marker: torch.Tensor) -> torch.Tensor:
         near = _pooled(nn.functional.max_pool3d, marker.clamp(max=4.0), 7)
@@ -83,16 +83,16 @@ class Shift(Planted):
 
 
 class Border(Planted):
-    """BORDER: a liver whose border lies 26 mm to the right of the one that can be seen."""
+    """BORDER: the liver's border is drawn 26 mm to the right of the visible one."""
 
     def liver(self, liver: torch.Tensor) -> torch.Tensor:
         return 2 * nn.functional.pad(liver, (0, _BORDER))[..., _BORDER:] - 1
 
 
 class Tagged(nn.Module):
-    """TAG: a network that finds lesions only if something bright and small lies in air: a shortcut around `network`.
+    """TAG: a network that finds lesions only with something small and bright in air: a shortcut around `network`.
 
-    :param network: outputs (liver, tumor); its input is normalized as the bundled model's.
+    :param network: outputs (liver, tumor); its input is normalized like that of the bundled model.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -109,12 +109,12 @@ class Tagged(nn.Module):
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A planted mechanism and its truth.
+    """A planted mechanism and its ground truth.
 
-    :param network: makes it.
-    :param lesion: whether a ball is in the CT, and `marker_mm`: where a marker is (LPS), if there is one.
-    :param by_lesion: whether what lies at the tumor is a cause of it, and `by_surroundings`: whether something else is.
-    :param far_border: whether the liver's border is drawn from afar.
+    :param network: makes the network.
+    :param lesion: whether there is a ball in the CT; `marker_mm`: the position of the marker (LPS), if there is one.
+    :param by_lesion: whether voxels of the tumor are a cause of its score; `by_surroundings`: whether others are.
+    :param far_border: whether the liver's border depends on distant voxels.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Mechanism:
     far_border: bool = False
 
     def model(self) -> Model:
-        """The network as a model."""
+        """Return the network as a model."""
         fields: dict[str, Any] = {
             "name": "all", "network": "Planted", "arguments": {}, "weights": ("none",), "sha256": ("0",), "axes": "SPL",
             "spacing": (2.0, 2.0, 2.0), "intensity": Intensity(-200, 400), "window": _SHAPE, "divisor": (4, 4, 4),
@@ -141,7 +141,7 @@ class Mechanism:
         return Model(spec, {"all": [self.network()]})
 
     def ct(self) -> Volume:
-        """The CT, with noise of 4 HU."""
+        """Make the CT, with noise of 4 HU."""
         grid = Grid(_SHAPE, np.diag([2.0, 2.0, 2.0, 1.0]))
         k, j, i = np.indices(_SHAPE)
         lps = grid.to_lps(np.stack([i, j, k], axis=-1))
@@ -154,7 +154,7 @@ class Mechanism:
         return Volume(np.rint(image).astype(np.int16), grid.ijk_to_lps)
 
     def marker(self, lps: np.ndarray) -> np.ndarray:
-        """Which of the points (..., 3) lie in the marker."""
+        """Return which of the points (..., 3) are in the marker."""
         if self.marker_mm is None:
             return np.zeros(lps.shape[:-1], bool)
         return np.asarray((np.abs(lps - self.marker_mm) <= _MARKER_MM).all(axis=-1))
