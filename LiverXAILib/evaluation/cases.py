@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are evaluated against which, and how they are read."""
+"""Pairs of files to be compared, and how they are read."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from ..tables import read_table
 from ..volumes.formats import image_ending, without_ending
 from ..volumes.volume import Volume
 
-#: What ``analyze`` calls its segmentation.
+#: Name of the segmentation file that ``analyze`` writes.
 SEGMENTATION_FILE = "segmentation.seg.nrrd"
-_ADVICE = (
-    "Say what it is by --{0}liver-label and --{0}tumor-label, or that others are background (--ignore-other-labels)."
-)
+_ADVICE = "Specify the values with --{0}liver-label and --{0}tumor-label, or ignore others with --ignore-other-labels."
 
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: a prediction, and as reference one label map or a liver with or without tumors.
+    """Files of one case: a prediction, and, as the reference, a label map or a liver mask with or without a tumor mask.
 
-    :param probabilities: of "liver" (tumors included) and "tumor", where calibration is to be judged.
+    :param probabilities: of "liver" (tumors included) and "tumor", if calibration is to be evaluated.
     """
 
     name: str
@@ -38,7 +36,7 @@ class Case:
 
 
 def read_prediction(path: Path, values: Values | None = None, *, others: bool = False) -> LabelMap:
-    """What a prediction says. `path` is a segmentation file or a folder that ``analyze`` wrote.
+    """Read a prediction. `path` is a segmentation file or a folder written by ``analyze``.
 
     :param values, others: see :func:`LiverXAILib.labels.label_map.read_label_map`.
     """
@@ -48,7 +46,7 @@ def read_prediction(path: Path, values: Values | None = None, *, others: bool = 
 
 
 def read_reference(case: Case, values: Values | None = None, *, others: bool = False) -> LabelMap:
-    """The reference of a case, from one file or from separate ones of liver and tumor."""
+    """Read the reference of a case, from one file or from separate files of liver and tumor."""
     if case.reference is not None:
         return read_label_map(case.reference, values, others=others, advice=_ADVICE.format(""))
     if case.liver is None:
@@ -62,7 +60,7 @@ def read_reference(case: Case, values: Values | None = None, *, others: bool = F
 
 
 def read_probabilities(case: Case) -> dict[str, Volume]:
-    """The probabilities of a case, by structure; refused if they are none."""
+    """Read the probabilities of a case, by structure; values outside 0 to 1 are an error."""
     from ..volumes.io import read_volume
 
     volumes = {name: read_volume(path, force=True) for name, path in case.probabilities.items()}
@@ -75,8 +73,8 @@ def read_probabilities(case: Case) -> dict[str, Volume]:
 def pair_folders(predictions: Path, references: Path) -> list[Case]:
     """Cases of two folders, paired by name.
 
-    A prediction is a file, or a folder that ``analyze`` wrote; a reference is a file, or a folder that holds
-    ``liver`` and perhaps ``tumor``. The name is that of the folder, or of the file without its ending.
+    A prediction is a file, or a folder written by ``analyze``; a reference is a file, or a folder that contains
+    ``liver`` and perhaps ``tumor``. The name is that of the folder, or of the file without its extension.
 
     :raises LiverXAILib.errors.UsageError: the folders have no name in common, or predictions are missing.
     """
@@ -106,10 +104,10 @@ def pair_folders(predictions: Path, references: Path) -> list[Case]:
 def read_cases(path: Path) -> list[Case]:
     """Cases from a table with the columns case, prediction, and reference or liver and tumor.
 
-    The columns liver_probability and tumor_probability add what calibration is judged by. Relative paths start at the
-    table's folder; a column may be missing or a cell empty. How it may be written: :func:`read_table`.
+    The columns liver_probability and tumor_probability are for calibration. Relative paths start at the table's folder;
+    a column may be missing or a cell empty. For the format, see :func:`read_table`.
 
-    :raises LiverXAILib.errors.UsageError: it is not such a table, or two cases have one name.
+    :raises LiverXAILib.errors.UsageError: it is not such a table, or two cases have the same name.
     """
     cases = []
     for row in read_table(path):
@@ -130,7 +128,7 @@ def read_cases(path: Path) -> list[Case]:
 def by_name(items: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     """Files by the names of their cases.
 
-    :raises LiverXAILib.errors.UsageError: two cases have one name; the message says where they are.
+    :raises LiverXAILib.errors.UsageError: two cases have the same name; the message says where they are.
     """
     found: dict[str, Path] = {}
     for name, path in items:
@@ -141,15 +139,15 @@ def by_name(items: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def case_name(path: Path) -> str:
-    """The name of a path as it is given, without the ending of an image; a link is not followed."""
+    """The name of a path as it is given, without the extension of an image; a link is not followed."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute keeps "..", Path.resolve follows links)
     return path.name if path.is_dir() else without_ending(path.name)
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Folders, and files with the ending of an image, in order; hidden ones left out."""
+    """Folders, and files with the extension of an image, sorted, without hidden ones."""
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder, but a folder of references was given.")
+        raise UsageError(f"{folder} is not a folder, although a folder of references was given.")
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return [path for path in entries if path.is_dir() or image_ending(path)]
 

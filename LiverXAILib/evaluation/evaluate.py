@@ -32,7 +32,7 @@ from .lesions import match_lesions
 from .metrics import calibration_error, detect_lesions, overlap, surface_distances
 from .results import CaseResult, StructureResult, format_results, write_lesions, write_results
 
-#: Calibration is judged in the reference's liver and this far around it.
+#: Calibration is computed in the reference's liver and within this distance of it.
 CALIBRATION_MARGIN_MM = 10.0
 
 
@@ -51,15 +51,15 @@ def evaluate(
 
     The liver includes its tumors on both sides.
 
-    :param prediction: label map on the reference's grid. Its axes may be in another order: it is reoriented, never
+    :param prediction: label map on the reference's grid. Its axes may be in a different order: it is reoriented, never
         resampled.
     :param labels: values of "liver" and, if the reference has it, "tumor" in `reference`. None: 1 is liver, 2 is
-        tumor, and a map without 2 says nothing of tumors.
+        tumor, and a map without 2 does not describe tumors.
     :param predicted_labels: likewise in `prediction`; None: as `labels`. What is missing on one side is not compared.
     :param probabilities: of "liver" (tumors included) or "tumor", whole or cropped (0 outside): adds the ECE.
     :param surface: also compute surface distances (needs the extra ``evaluate``).
     :param tolerance_mm: of the normalized surface Dice.
-    :raises LiverXAILib.errors.InputError: the grids differ, or a value is not explained.
+    :raises LiverXAILib.errors.InputError: the grids differ, or the meaning of a value is unknown.
     :raises LiverXAILib.errors.UsageError: no structure is in both, or the extra is missing.
     """
     return compare(
@@ -121,8 +121,8 @@ def _left_out(prediction: LabelMap, reference: LabelMap) -> tuple[str, ...]:
     """Sentences about structures that only one side describes."""
     sides = (("prediction", prediction, reference), ("reference", reference, prediction))
     return tuple(
-        f"The {what} says nothing of the {structure}, so it is not compared. If it was looked for and not found, say "
-        f"so by --{'predicted-' if what == 'prediction' else ''}{structure}-label."
+        f"The {what} does not describe the {structure}, so it is not compared. If it was looked for and not found, "
+        f"specify --{'predicted-' if what == 'prediction' else ''}{structure}-label."
         for what, own, other in sides
         for structure in other.structures
         if structure not in own.structures
@@ -142,9 +142,9 @@ def evaluate_cases(
 ) -> list[CaseResult]:
     """Read and evaluate cases one after the other; arguments as in :func:`evaluate`.
 
-    :param labels: None: what each file says of itself (:func:`LiverXAILib.labels.label_map.read_label_map`).
-    :param predicted_labels: likewise, of predictions.
-    :param others: values that are not explained are background.
+    :param labels: None: as described in each file (:func:`LiverXAILib.labels.label_map.read_label_map`).
+    :param predicted_labels: likewise, for predictions.
+    :param others: whether values of unknown meaning are background.
     """
     results = []
     for number, case in enumerate(cases):
@@ -178,7 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PREDICTION",
         type=Path,
         nargs="?",
-        help="a label map, a folder that analyze wrote, or a folder of either",
+        help="a label map, a folder written by analyze, or a folder of either",
     )
     parser.add_argument(
         "--reference", metavar="PATH", type=Path, help="the reference's label map, or a folder of references"
@@ -191,8 +191,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cases",
         metavar="CSV",
         type=Path,
-        help="instead: columns case, prediction, and reference or liver and tumor; with liver_probability and "
-        "tumor_probability calibration is judged",
+        help="instead: a table with the columns case, prediction, and reference or liver and tumor; with "
+        "liver_probability and tumor_probability, calibration is evaluated",
     )
     for option, text in (("", "in label maps of the reference"), ("predicted-", "in predictions")):
         for name, value in STRUCTURES.items():
@@ -201,16 +201,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar="N",
                 type=int,
                 nargs="+",
-                help=f"value of the {name} {text} (default: what the file says of itself, else {value}; 0: none)",
+                help=f"value of the {name} {text} (default: as described in the file, otherwise {value}; 0: none)",
             )
     parser.add_argument(
         "--ignore-other-labels", action="store_true", help="other values in label maps are background, not an error"
     )
-    parser.add_argument("--liver-probability", metavar="FILE", type=Path, help="also judge calibration")
-    parser.add_argument("--tumor-probability", metavar="FILE", type=Path, help="likewise, of tumors")
-    parser.add_argument("--no-surface", action="store_true", help="no surface distances (needs no MONAI, faster)")
+    parser.add_argument("--liver-probability", metavar="FILE", type=Path, help="also evaluate calibration")
+    parser.add_argument("--tumor-probability", metavar="FILE", type=Path, help="likewise, for tumors")
+    parser.add_argument("--no-surface", action="store_true", help="skip surface distances (faster; MONAI not needed)")
     parser.add_argument(
-        "--tolerance", metavar="MM", type=float, default=2.0, help="of the normalized surface Dice (default: 2)"
+        "--tolerance", metavar="MM", type=float, default=2.0, help="for the normalized surface Dice (default: 2)"
     )
     parser.add_argument(
         "--output",
@@ -233,7 +233,7 @@ def run(options: argparse.Namespace) -> int:
 
     for path in options.output:
         if path.suffix not in (".csv", ".json"):
-            raise UsageError(f"Cannot write {path}: give it the ending .csv or .json.")
+            raise UsageError(f"Cannot write {path}: its extension must be .csv or .json.")
     cases = _chosen_cases(options)
     with tqdm(total=len(cases), unit="case", leave=False, disable=None if len(cases) > 1 else True) as bar:
         results = evaluate_cases(
@@ -258,22 +258,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _chosen_cases(options: argparse.Namespace) -> list[Case]:
-    """The cases that the options name, or a UsageError that says what is missing."""
+    """The cases that the options name.
+
+    :raises LiverXAILib.errors.UsageError: something is missing or contradictory.
+    """
     if options.cases is not None:
         if options.prediction is not None or options.reference is not None or options.liver is not None:
-            raise UsageError("--cases already names predictions and references: give nothing else.")
+            raise UsageError("--cases already names predictions and references: do not give any others.")
         return read_cases(options.cases)
     if options.prediction is None or (options.reference is None) == (options.liver is None):
         raise UsageError(
             "Give a PREDICTION and either --reference PATH or --liver FILE [--tumor FILE]; or --cases CSV."
         )
     if options.tumor is not None and options.liver is None:
-        raise UsageError("--tumor goes with --liver; a label map of both is given with --reference.")
+        raise UsageError("--tumor requires --liver; a label map of both is given with --reference.")
     if not options.prediction.exists():
         raise InputError(f"{options.prediction} does not exist.")
     if options.reference is not None and options.reference.is_dir():
         if _probabilities(options):
-            raise UsageError("For several cases list the files of probabilities in a table (--cases).")
+            raise UsageError("For several cases, list the files of probabilities in a table (--cases).")
         return pair_folders(options.prediction, options.reference)
     name = case_name(options.prediction)
     return [Case(name, options.prediction, options.reference, options.liver, options.tumor, _probabilities(options))]
@@ -290,14 +293,14 @@ def _placed(cropped: Volume, grid: Grid) -> np.ndarray:
     box, tolerance_mm = grid.box_of(cropped.grid), GRID_TOLERANCE * min(grid.spacing)
     inside = box.intersection(Box.full(grid.shape)) == box
     if not inside or not grid.cropped(box).matches(cropped.grid, tolerance_mm):
-        raise InputError("The probabilities do not lie on the grid of the reference.")
+        raise InputError("The probabilities are not on the grid of the reference.")
     placed = np.zeros(grid.shape, np.float32)
     placed[box] = cropped.array
     return placed
 
 
 def _grown(mask: np.ndarray, grid: Grid, margin_mm: float) -> np.ndarray:
-    """A mask and what lies within `margin_mm` of it (an ellipsoid of whole voxels)."""
+    """A mask dilated by `margin_mm` (with an ellipsoid of whole voxels)."""
     radius = [round(margin_mm / size) for size in grid.spacing]
     image = sitk.BinaryDilate(sitk.GetImageFromArray(mask.astype(np.uint8)), radius, sitk.sitkBall)
     return sitk.GetArrayFromImage(image).astype(bool)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FROC (Chakraborty 1989): sensitivity over lesions against false lesions per case, as the least score is lowered.
+"""FROC (Chakraborty 1989): sensitivity over lesions against false lesions per case, as the score threshold is lowered.
 
-All pieces that the model marks take part, also those that it was not sure enough of to count them (candidates): the
-curve says what another operating point would find. A piece's score is its largest probability. A lesion is found, and
-a piece is false, by the definitions of :mod:`LiverXAILib.evaluation.metrics`.
+All connected components that the model marks are included, even those below the operating point (candidates), so the
+curve shows what another operating point would find. A component's score is its largest probability. A lesion is found,
+and a component is a false positive, by the definitions of :mod:`LiverXAILib.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from ..volumes.box import components
 from .metrics import COVERED, SIZE_LIMITS_MM, SIZE_NAMES, bootstrap_interval
 
-#: A curve has at most so many points.
+#: The maximum number of points of a curve.
 _POINTS = 50
 
 
 @dataclass(frozen=True)
 class FrocCase:
-    """One case: the scores of false pieces, and for each lesion its size class (0 to 2) and the score from which down
-    it is found; None: never."""
+    """One case: the scores of false positives, and for each lesion its size class (0 to 2) and the highest score
+    threshold at which it is found; None: never."""
 
     false_scores: tuple[float, ...]
     lesions: tuple[tuple[int, float | None], ...]
@@ -37,10 +37,10 @@ def froc_case(
     voxel_volume_mm3: float,
     region: np.ndarray | None = None,
 ) -> FrocCase:
-    """The pieces of one case: where the prediction says tumor, or its probability is above 0.5.
+    """The components of one case: where the prediction is tumor, or its probability is above 0.5.
 
-    :param prediction, reference: bool (k, j, i); `probability`: of tumor, likewise.
-    :param region: pieces that lie less than half in it do not count (the liver).
+    :param prediction, reference: bool (k, j, i); `probability`: of tumor, float (k, j, i).
+    :param region: components with less than half of their voxels in it (the liver) do not count.
     """
     pieces = components(prediction | (probability > 0.5), corners=True)
     count = int(pieces.max())
@@ -66,10 +66,10 @@ def froc_case(
 
 
 def froc(cases: Sequence[FrocCase], scores: Sequence[float] | None = None) -> list[dict[str, Any]]:
-    """The points of the curve, from the strictest score to the mildest; empty without lesions or pieces.
+    """The points of the curve, from the highest to the lowest score threshold; empty without lesions or components.
 
-    :param scores: at which; None: where the curve has its steps.
-    :return: rows with `score`, `false_per_case` and `sensitivity`, of all lesions and of each size class, each with
+    :param scores: the thresholds; None: the steps of the curve.
+    :return: rows with `score`, `false_per_case` and `sensitivity`, for all lesions and for each size class, each with
         the ends of its 95 % interval over cases (``…_low``, ``…_high``; None for fewer than three cases).
     """
     if scores is None:

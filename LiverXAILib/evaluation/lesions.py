@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lesion by lesion: which predicted lesion is which of the reference's, how well they agree, how sure the model was.
+"""Lesion-wise evaluation: matching of predicted and reference lesions, their agreement, and the model's confidence.
 
 * **Matching** is one to one: of all pairs whose IoU is at least :data:`MATCH_IOU` the one with the largest IoU is taken
-  first, then the next among the lesions that are left. (Whether a lesion was *found* is asked more generously in
+  first, then the next among the remaining lesions. (Whether a lesion was *found* is decided less strictly in
   :mod:`LiverXAILib.evaluation.metrics`, where one prediction may have found two lesions.)
 * **Bland–Altman** (Lancet 1986;1:307): the mean difference and the limits of agreement, 1.96 standard deviations away.
 """
@@ -18,15 +18,15 @@ from ..measure.diameters import axial_diameters
 from ..volumes.box import bounding_box, components
 from ..volumes.volume import Grid
 
-#: Two lesions are one if their intersection is at least this fraction of their union.
+#: Two lesions match if their intersection is at least this fraction of their union.
 MATCH_IOU = 0.1
 
 
 @dataclass(frozen=True)
 class LesionPair:
-    """A lesion of the reference and the predicted one that matches it; None for what the other side lacks.
+    """A reference lesion and the matching predicted one; None where one side has no such lesion.
 
-    Numbers count from 1, the largest lesion first, on each side for itself. `score` is the predicted lesion's largest
+    Lesions are numbered from 1, the largest first, separately on each side. `score` is the predicted lesion's largest
     probability; None without probabilities.
     """
 
@@ -54,7 +54,7 @@ class BlandAltman:
 def match_lesions(
     prediction: np.ndarray, reference: np.ndarray, grid: Grid, probability: np.ndarray | None = None
 ) -> tuple[LesionPair, ...]:
-    """Pairs of lesions: matched ones and missed ones by the reference's numbers, then false ones.
+    """Pairs of lesions: matched and missed ones in the order of the reference's numbers, then false positives.
 
     :param prediction, reference: bool (k, j, i) on `grid`; lesions are their components (26 neighbors).
     :param probability: of tumor, on `grid`.

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a segmentation agrees with a reference: numbers for one structure of one case, and over cases.
 
-Where there is a choice of definition, this is the one taken:
+Where definitions vary, these are used:
 
-* **Dice, IoU**: of voxels. Both masks empty: None (there was nothing to find). Only one empty: 0.
+* **Dice, IoU**: over voxels. Both masks empty: None (there was nothing to find). Only one empty: 0.
 * **Surface distances** are those of MONAI (the same as DeepMind's surface-distance; Nikolov et al., JMIR 2021):
-  surfaces are found between voxels and every surface element counts by its area. HD95 is the larger of the two
-  directed 95th percentiles; ASSD is the mean over both surfaces together; NSD is the part of both surfaces that lies
-  within the tolerance of the other. A mask that is cut by the image's border has a surface there.
-* **Lesions** are connected components (26 neighbors). One of the reference is *found* if at least a tenth of its
-  volume is predicted to be tumor; a predicted one is *true* if at least a tenth of its volume is tumor. So a
+  surfaces lie between voxels, and every surface element is weighted by its area. HD95 is the larger of the two
+  directed 95th percentiles; ASSD is the mean over both surfaces together; NSD is the fraction of both surfaces that
+  lies within the tolerance of the other. A mask that is cut by the image's border has a surface there.
+* **Lesions** are connected components (26 neighbors). A reference lesion is *found* if at least a tenth of its
+  volume is predicted to be tumor; a predicted lesion is *true* if at least a tenth of its volume is tumor. Thus a
   prediction that joins two lesions has found both, and one that floods the liver is false.
 * **ECE**, the expected calibration error (Naeini et al. 2015): predicted probabilities in ten equal bins; the mean
   gap between a bin's probability and how often the voxels in it truly are the structure.
@@ -27,10 +27,10 @@ from ..errors import UsageError
 from ..text import how_to_install
 from ..volumes.box import components
 
-#: Upper ends in mm of the size classes of lesions (diameter of the ball of the same volume), and their names.
+#: Upper limits in mm of the size classes of lesions (diameter of a sphere of the same volume), and the class names.
 SIZE_LIMITS_MM = (10.0, 20.0)
 SIZE_NAMES = ("<10 mm", "10-20 mm", ">20 mm")
-#: A lesion counts as hit if this fraction of its volume is covered.
+#: A lesion counts as hit if at least this fraction of its volume is covered.
 COVERED = 0.1
 
 
@@ -57,8 +57,8 @@ class SurfaceDistances:
 
 @dataclass(frozen=True)
 class LesionDetection:
-    """Counts by size class (:data:`SIZE_NAMES`): how many lesions of the reference there are and were found; how
-    many lesions were predicted and are true."""
+    """Counts by size class (:data:`SIZE_NAMES`): reference lesions, those that were found, predicted lesions, and those
+    that are true."""
 
     reference: tuple[int, int, int]
     found: tuple[int, int, int]
@@ -72,7 +72,7 @@ class LesionDetection:
 
 
 def overlap(prediction: np.ndarray, reference: np.ndarray, voxel_volume_mm3: float) -> Overlap:
-    """Overlap of two boolean arrays of one shape."""
+    """Overlap of two boolean arrays of the same shape."""
     common = int(np.count_nonzero(prediction & reference))
     predicted, expected = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     either = predicted + expected - common
@@ -100,12 +100,12 @@ def surface_distances(
         from monai.metrics.utils import get_edge_surface_distance
     except ImportError as error:
         raise UsageError(
-            f"Surface distances need MONAI: {how_to_install('evaluate')}; or go without (--no-surface)."
+            f"Surface distances need MONAI: {how_to_install('evaluate')}; or leave them out (--no-surface)."
         ) from error
     import torch
 
     with warnings.catch_warnings():
-        # MONAI warns of an option that it passes to itself.
+        # MONAI warns about an option that it sets itself.
         warnings.filterwarnings("ignore", message="monai.metrics.utils get_mask_edges", category=FutureWarning)
         edges, distances, areas = get_edge_surface_distance(
             torch.from_numpy(np.ascontiguousarray(prediction)),
@@ -127,14 +127,14 @@ def surface_distances(
 
 
 def _weighted_percentile(values: np.ndarray, weights: np.ndarray, fraction: float) -> float:
-    """The smallest value up to which at least `fraction` of the weight lies."""
+    """The smallest value at or below which at least `fraction` of the weight lies."""
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order]) / weights.sum()
     return float(values[order][min(int(np.searchsorted(cumulative, fraction)), len(values) - 1)])
 
 
 def detect_lesions(prediction: np.ndarray, reference: np.ndarray, voxel_volume_mm3: float) -> LesionDetection:
-    """Lesion by lesion: which of the reference's are found, which of the predicted are true, by size."""
+    """Lesion-wise detection by size: which reference lesions are found, which predicted lesions are true."""
     expected, found = _hits(reference, prediction, voxel_volume_mm3)
     predicted, true = _hits(prediction, reference, voxel_volume_mm3)
     return LesionDetection(expected, found, predicted, true)
@@ -156,7 +156,7 @@ def _hits(
 
 
 def calibration_error(probability: np.ndarray, truth: np.ndarray, bins: int = 10) -> float | None:
-    """ECE of probabilities of one structure (any shape) against where it truly is (bool); None without voxels."""
+    """ECE of the probabilities of one structure (any shape) against its true mask (bool); None without voxels."""
     if not probability.size:
         return None
     p = probability.ravel().astype(np.float64)
@@ -171,11 +171,11 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """95 % interval of a mean over cases, or of a ratio of sums, by drawing cases with replacement (percentiles).
 
+    The same cases give the same interval, because the seed is fixed.
+
     :param numerators: one number for each case.
     :param denominators: likewise, for a ratio such as lesions found / lesions; None: the mean.
-    :return: (low, high); None for fewer than three cases, of which an interval would say nothing.
-
-    The same cases give the same interval: the seed is fixed.
+    :return: (low, high); None for fewer than three cases, for which an interval would be meaningless.
     """
     above = np.asarray(numerators, dtype=float)
     below = np.ones_like(above) if denominators is None else np.asarray(denominators, dtype=float)

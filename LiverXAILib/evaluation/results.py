@@ -19,7 +19,7 @@ from .metrics import SIZE_NAMES, LesionDetection, Overlap, SurfaceDistances, boo
 
 #: Size classes as parts of column names, in the order of :data:`~LiverXAILib.evaluation.metrics.SIZE_NAMES`.
 _SIZE_COLUMNS = ("lt10mm", "10to20mm", "gt20mm")
-#: Columns of the table for reading: title, key of the row, digits (None: text).
+#: Columns of the table for people: title, key of the row, digits (None: text).
 _SHOWN = (
     ("case", "case", None),
     ("structure", "structure", None),
@@ -36,9 +36,11 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class StructureResult:
-    """One structure of one case. `surface` is None if it was not asked for or the grid is sheared; `ece` None
-    without probabilities; `lesions` and `pairs` (lesion by lesion) None for the liver, `froc` also without
-    probabilities."""
+    """One structure of one case.
+
+    `surface` is None if it was not requested or the grid is sheared; `ece` is None without probabilities; `lesions` and
+    `pairs` (lesion by lesion) are None for the liver, and `froc` is also None without probabilities.
+    """
 
     structure: str
     overlap: Overlap
@@ -62,7 +64,7 @@ class StructureResult:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The structures of one case, and sentences about what was not compared."""
+    """The structures of one case, and sentences about structures that were not compared."""
 
     case: str
     structures: tuple[StructureResult, ...]
@@ -74,7 +76,7 @@ class CaseResult:
 
 
 def lesion_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
-    """One flat row for each lesion of either side, with the errors of volume and diameter of matched ones."""
+    """One flat row for each lesion of either side, with the errors of volume and diameter for matched lesions."""
     rows = []
     for case, pair in ((result.case, pair) for result in results for s in result.structures for pair in s.pairs or ()):
         volumes, lengths = (pair.predicted_ml, pair.reference_ml), (pair.predicted_long_mm, pair.reference_long_mm)
@@ -92,7 +94,7 @@ def write_lesions(results: Sequence[CaseResult], path: Path) -> None:
 
 
 def paired_quantities(results: Sequence[CaseResult]) -> dict[str, tuple[list[float], list[float]]]:
-    """What is measured on both sides, by name with its unit: predictions and references."""
+    """Quantities measured on both sides, by name with unit: predictions and references."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for structure in ("liver", "tumor"):
         overlaps = [one.overlap for result in results for one in result.structures if one.structure == structure]
@@ -114,7 +116,7 @@ def summarize(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     """Means over cases, and lesion-wise rates over all lesions, with 95 % bootstrap intervals over cases.
 
     Each row has structure, metric, value, low, high (None for fewer than three cases) and n: the number of cases,
-    or of lesions for a rate. Cases where a metric is undefined do not enter its mean.
+    or of lesions for a rate. Cases for which a metric is undefined are left out of its mean.
     """
     rows = [row for result in results for row in result.rows()]
     summary: list[dict[str, Any]] = []
@@ -148,18 +150,18 @@ def summarize(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
 
 
 def froc_cases(results: Sequence[CaseResult]) -> list[FrocCase]:
-    """What the FROC curve of these results is made of."""
+    """The data for the FROC curve of these results."""
     return [one.froc for result in results for one in result.structures if one.froc is not None]
 
 
 def write_results(results: Sequence[CaseResult], path: Path) -> None:
     """Write ``.csv`` (one row for each case and structure) or ``.json`` (these and the summary).
 
-    :raises LiverXAILib.errors.UsageError: another ending.
+    :raises LiverXAILib.errors.UsageError: the path has another extension.
     """
     rows = [row for result in results for row in result.rows()]
     if path.suffix not in (".csv", ".json"):
-        raise UsageError(f"Cannot write {path}: give it the ending .csv or .json.")
+        raise UsageError(f"Cannot write {path}: its extension must be .csv or .json.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         write_table(path, list(rows[0]), rows)
@@ -180,7 +182,7 @@ def write_results(results: Sequence[CaseResult], path: Path) -> None:
 
 
 def format_results(results: Sequence[CaseResult]) -> str:
-    """Tables for reading: cases, then the summary of several."""
+    """Tables as text: the cases, then, for several cases, the summary."""
     cases = [[title for title, _, _ in _SHOWN] + ["lesions found", "false"]]
     for result in results:
         for row, structure in zip(result.rows(), result.structures, strict=True):
@@ -211,7 +213,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns under each other: the first two to the left, numbers to the right."""
+    """Aligned columns: the first two left-aligned, numbers right-aligned."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     aligned = [
         [

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why the model answered as it did: targets, methods, exact maps from windows, and checks of their faithfulness.
+"""Explanations of the model's answers: targets, methods, exact maps from windows, and checks of their faithfulness.
 
-The package itself can be called: ``LiverXAILib.explain(volume, model, segmentation)`` is :func:`explain`.
+The package itself is callable: ``LiverXAILib.explain(volume, model, segmentation)`` is :func:`explain`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
     "explain_regions",
 ]
 
-# What needs torch is imported when it is first used: Slicer's main process shows heat maps and never loads torch.
+# Modules that need torch are imported on first use: Slicer's main process shows heat maps and never loads torch.
 __getattr__ = lazy_names(
     __name__,
     {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods by name, in words: what the panel, the command line, reports and the docs say about each.
+"""The catalog of methods: what the panel, the command line, reports and the docs say about each.
 
-Needs no torch, so that Slicer's main process can read it. What computes a method is found under the same name in
-:data:`LiverXAILib.explain.methods.METHODS`.
+Needs no torch, so Slicer's main process can read it. The implementation of each method is found under the same name
+in :data:`LiverXAILib.explain.methods.METHODS`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..errors import UsageError
 
-#: The method that measures best: see docs/explanations.md.
+#: The method that performs best in the faithfulness checks: see docs/explanations.md.
 DEFAULT_METHOD = "hires-cam"
 
 
@@ -22,11 +22,11 @@ class MethodInfo:
 
     :param name: as users write it.
     :param title: as reports print it.
-    :param description: one line in plain words.
+    :param description: one line in plain language.
     :param hint: one or two sentences for a panel: what the map shows, and what it costs.
-    :param kind: "layer": it reads a layer of the network; "image": it changes the image, needs no layer and takes many
-        passes of the network.
-    :param place_specific: in a word, whether the map is about the place that was asked about.
+    :param kind: "layer": the method reads a layer of the network; "image": it changes the image, needs no layer and
+        takes many passes of the network.
+    :param place_specific: whether the map is specific to the place that was asked about.
     """
 
     name: str
@@ -43,15 +43,15 @@ CATALOG: dict[str, MethodInfo] = {
         MethodInfo(
             "seg-grad-cam",
             "Seg-Grad-CAM",
-            "features that matter for the answer, wherever they are near it (smooth, not place-specific)",
-            "Features that matter for the answer, near it. Smooth, fast, not exact about the place.",
+            "features that matter for the answer, anywhere near the target (smooth, not place-specific)",
+            "Features near the target that matter for the answer. Smooth and fast, but not precise about the place.",
             place_specific="no",
         ),
         MethodInfo(
             "seg-grad-cam++",
             "Seg-Grad-CAM++",
-            "as Seg-Grad-CAM, counting only what increases the score",
-            "As Seg-Grad-CAM, counting only what increases the score.",
+            "like Seg-Grad-CAM, but counting only what increases the score",
+            "Like Seg-Grad-CAM, but counting only what increases the score.",
             place_specific="no",
         ),
         MethodInfo(
@@ -76,22 +76,22 @@ CATALOG: dict[str, MethodInfo] = {
         MethodInfo(
             "integrated-gradients",
             "Integrated gradients (from liver density)",
-            "voxels whose difference from plain liver tissue made the answer (slow)",
-            "Voxels whose difference from plain liver made the answer. Slow; needs no layer.",
+            "voxels whose difference from plain liver tissue led to the answer (slow)",
+            "Voxels whose difference from plain liver led to the answer. Slow; needs no layer.",
             kind="image",
         ),
         MethodInfo(
             "integrated-gradients-air",
             "Integrated gradients (from air)",
-            "voxels whose difference from air made the answer (slow)",
-            "Voxels whose difference from air made the answer. Slow; needs no layer.",
+            "voxels whose difference from air led to the answer (slow)",
+            "Voxels whose difference from air led to the answer. Slow; needs no layer.",
             kind="image",
         ),
         MethodInfo(
             "occlusion",
             "Occlusion",
-            "how much the answer suffers when a place is replaced by plain tissue (model-agnostic, slow)",
-            "How the answer suffers when a place becomes plain tissue. Slow; needs no layer.",
+            "how much the score drops when a place is replaced by plain tissue (model-agnostic, slow)",
+            "How much the score drops when a place is replaced by plain tissue. Slow; needs no layer.",
             kind="image",
         ),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""explain(): a CT, a model, its segmentation and a question in; a heat map on the CT's own grid out."""
+"""explain(): from a CT, a model, its segmentation and a question to a heat map on the CT's own grid."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .stage_context import StageContext, StageContexts
 from .stitching import stage_maps
 from .targets import Target
 
-#: How much of the progress bar the map takes if it is checked as well.
+#: The fraction of the progress bar that the map takes if it is also checked.
 _MAP_SHARE = 0.1
 
 
@@ -64,7 +64,7 @@ def explain(
     return explanation
 
 
-# Long: half of it is what a caller must know.
+# Long: half of it is documentation for callers.
 @own_errors("The segmentation cannot be explained")
 def explain_all(
     volume: Volume,
@@ -82,8 +82,8 @@ def explain_all(
 ) -> list[Explanation]:
     """Answer several questions about `segmentation` with a heat map each.
 
-    The stage of the model that decides a target's label runs again, with gradients, in the windows that the target
-    touches; several targets share each window's forward pass. Maps are stitched exactly (see
+    The stage of the model that decides a target's label runs again, with gradients, in the windows that overlap the
+    target; several targets share each window's forward pass. Maps are stitched exactly (see
     :mod:`LiverXAILib.explain.score`), resampled to the grid of `volume` and normalized once.
 
     :param volume: the CT in HU from which `segmentation` was made, or on whose grid it was drawn.
@@ -91,7 +91,7 @@ def explain_all(
     :param method: a name from :data:`~LiverXAILib.explain.methods.METHODS`.
     :param layer: a layer of the network; None for the model's default.
     :param check: also test how faithful each map is (see :mod:`LiverXAILib.explain.faithfulness`); takes minutes.
-    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
+    :param prepared: the stages on this CT, shared with other questions about it; None: they are prepared now.
     :return: heat maps on the grid of `volume`, float32 in [0, 1], in the order of `targets`.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target has no voxels (no tumor was found …).
     :raises LiverXAILib.errors.UsageError: unknown method, layer or label, or a place outside the image.
@@ -103,7 +103,7 @@ def explain_all(
     if method not in METHODS:
         raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
     if not segmentation.labels.grid.matches(volume.grid):
-        raise UsageError("The segmentation does not lie on the grid of the image that is to be explained.")
+        raise UsageError("The segmentation is not on the grid of the image that is to be explained.")
     resolved = [Target.parse(target).resolve(segmentation) for target in targets]
     masks = [target.mask(segmentation) for target in resolved]
     stages: dict[str, list[int]] = {}
@@ -187,16 +187,16 @@ def _explain_stage(
 
 
 def to_input_grid(values: torch.Tensor, run: StageContext, volume: Volume) -> tuple[Volume, float]:
-    """A map (>= 0) on the padded grid of a stage → a heat map in [0, 1] on the grid of `volume`, and what became 1.
+    """A map (>= 0) on the padded grid of a stage → a heat map in [0, 1] on the grid of `volume`, and its raw maximum.
 
-    A place outside the stage's grid, at which the stage never looked, gets 0.
+    Voxels outside the stage's grid, which the stage never processed, get 0.
     """
     heat = np.zeros(volume.shape, dtype=np.float32)
     found = bounding_box((values > 0).numpy())
     if found is None:
         return Volume(heat, volume.ijk_to_lps), 0.0
     box = found.projected(run.grid, volume.grid, margin_mm=max(run.spacing))
-    # Outside the box nothing is touched: these pages of the large array are never made.
+    # Outside the box nothing is written, so the memory pages of the large array there are never allocated.
     part = resample(values, run.grid, volume.grid.cropped(box)).numpy()
     maximum = float(part.max())
     if maximum > 0:

@@ -11,9 +11,9 @@ from ..inference.segmentation import Segmentation
 from ..volumes.volume import Volume
 from .targets import Target
 
-#: In the provenance of an explanation: the checksum of the labels that it is about.
+#: Key in the provenance of an explanation: the checksum of the label map that it explains.
 LABELS = "labels_sha256"
-_BEFORE = "Explained before the changes: it answers for the segmentation as it was then."
+_BEFORE = "Made before the segmentation was changed: it explains the segmentation as it was then."
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +21,11 @@ class Explanation:
     """A heat map on the input's grid.
 
     :param heatmap: float32 in [0, 1]; 1 is the most influential place of the whole image (one normalization).
-    :param raw_maximum: the value before normalization that became 1: maps of one model, method and layer can be
-        compared with it. 0 means that the map is empty.
+    :param raw_maximum: the value before normalization that became 1; with it, maps of the same model, method and
+        layer can be compared. 0 means that the map is empty.
     :param target: the question.
     :param method: name of the method, e.g. "hires-cam".
-    :param layer: dotted name of the explained layer of the network, or "" for methods that need none.
+    :param layer: dotted name of the explained layer of the network, or "" for methods that need no layer.
     :param faithfulness: JSON-ready result of the checks, or None if they were not run.
     :param warnings: sentences for the user (degenerate layer, empty map …).
     :param provenance: JSON-ready: model, stage, windows, time.
@@ -42,13 +42,13 @@ class Explanation:
 
     @property
     def labels_sha256(self) -> str | None:
-        """The checksum of the labels that it was asked of; None if it does not know."""
+        """The checksum of the label map that it explains; None if it is not recorded."""
         return self.provenance.get(LABELS)
 
     def is_about(self, segmentation: Segmentation) -> bool:
-        """Whether it was asked of these labels, not before they were changed. True if it does not know."""
+        """Whether it explains these labels, not those before a change. True if that is not recorded."""
         return self.labels_sha256 in (None, segmentation.checksum)
 
     def remarks(self, segmentation: Segmentation) -> tuple[str, ...]:
-        """Its warnings, and that it was made before the changes that led to `segmentation`, if it was."""
+        """Its warnings; and, if it was made before the changes that led to `segmentation`, a sentence that says so."""
         return self.warnings if self.is_about(segmentation) else (*self.warnings, _BEFORE)

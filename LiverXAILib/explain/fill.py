@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plausible fill: a region of a CT is replaced by what the same patient has instead.
+"""Plausible fill: a region of a CT is replaced by other tissue of the same patient.
 
-A blurred lesion is still a lesion: it is darker than the liver, only softer. To ask what a network would say *without*
-it, the lesion is replaced by healthy liver of the same patient: at the level (median HU) of the healthy liver around
-it, with the texture and the noise of a place of the same shape elsewhere in the healthy liver, blended in with a soft
-edge. Other regions are replaced by the tissue that prevails at their border (air, fat or soft tissue).
+A blurred lesion is still a lesion: it is darker than the liver, only with softer edges. To test the network *without*
+the lesion, the lesion is replaced by healthy liver of the same patient: at the level (median HU) of the healthy liver
+around it, with the texture and noise of a place of the same shape elsewhere in the healthy liver, blended in with a
+soft edge. Other regions are replaced by the tissue that prevails at their border (air, fat or soft tissue).
 
-Replacing by tissue of the same image follows counterfactual inpainting (COIN, https://arxiv.org/abs/2404.12832); a
-generative model is not needed, since plain liver is available in nearly every patient.
+Replacement by tissue of the same image follows counterfactual inpainting (COIN, https://arxiv.org/abs/2404.12832); a
+generative model is not needed, because plain liver is available in nearly every patient.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from ..labels.vocabulary import liver_segment
 from ..volumes.box import Box, bounding_box
 from .stage_context import StageContext, gaussian
 
-#: HU ranges of what can prevail at a region's border.
+#: HU ranges of the tissues that can prevail at a region's border.
 TISSUES_HU = {"air": (-1100.0, -300.0), "fat": (-200.0, -20.0), "soft tissue": (-20.0, 200.0)}
 #: The level is taken from donor tissue within this distance of the region.
 _RING_MM = 12.0
-#: A ring with fewer voxels says nothing; all donor voxels do instead.
+#: If the ring has fewer voxels, the level is taken from all donor voxels instead.
 _RING_VOXELS = 50
 #: Standard deviation of the soft edge, in voxels.
 _FEATHER = 0.7
-#: Where the soft edge has less weight than this, nothing is replaced.
+#: Voxels to which the soft edge gives less weight than this are not replaced.
 _EDGE = 0.05
-#: So many places are tried to cover a region that fits nowhere as a whole; the rest is drawn.
+#: How many places are tried to cover a region that fits nowhere as a whole; the rest is filled with synthetic noise.
 _PATCHES = 4
-#: Of all places into which a region fits equally well, one of so many nearest is chosen.
+#: Of the places where a region fits equally well, one of this many nearest is chosen at random.
 _NEAREST = 64
-#: Places that differ by no more than this part of the region fit equally well.
+#: Places fit equally well if they differ by no more than this fraction of the region.
 _FIT = 0.01
-#: Liver that differs by more robust standard deviations than this after smoothing is not plain liver.
+#: Liver that deviates by more than this many robust standard deviations after smoothing is not plain liver.
 _OUTLIER, _SMOOTH_MM = 2.5, 2.0
 #: Standard deviation of a normal distribution, in median absolute deviations.
 _MAD = 1.4826
@@ -52,13 +52,13 @@ _DONORS = 100
 
 @dataclass(frozen=True, eq=False)
 class Fill:
-    """An image without a region.
+    """An image in which a region was replaced.
 
     :param image: float32 (k, j, i), HU.
     :param weight: float32 in [0, 1]: how much of each voxel was replaced.
     :param level_hu: of the tissue that replaces the region.
     :param ring: whether the level is that of the region's surroundings; otherwise that of all donor tissue.
-    :param fitted: the part of the region whose texture was found in one piece elsewhere.
+    :param fitted: the fraction of the region whose texture was found in one piece elsewhere.
     """
 
     image: torch.Tensor
@@ -71,13 +71,13 @@ class Fill:
 def plausible_fill(
     image: torch.Tensor, region: torch.Tensor, donor: torch.Tensor, spacing_mm: Sequence[float], seed: int = 0
 ) -> Fill:
-    """Replace `region` of `image` by tissue as it is found in `donor`.
+    """Replace `region` of `image` by tissue like that in `donor`.
 
     :param image: float32 (k, j, i), HU.
-    :param region: bool (k, j, i): what is to be removed; it is grown by one voxel, since borders are partial volume.
-    :param donor: bool (k, j, i): tissue that may replace it; voxels within two voxels of the region do not count.
+    :param region: bool (k, j, i): what is to be removed; it is grown by one voxel because of partial volume.
+    :param donor: bool (k, j, i): tissue that may replace it; voxels within two voxels of the region are excluded.
     :param spacing_mm: along the tensor's axes (k, j, i).
-    :param seed: another seed takes the texture from another place.
+    :param seed: a different seed takes the texture from a different place.
     :raises LiverXAILib.errors.UsageError: there is no tissue that could replace the region.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def plausible_fill(
     weight = torch.where(weight > _EDGE, weight, 0.0)
     donor = donor & (distance > 2.01 * voxel)
     if int(donor.sum()) < _DONORS:
-        raise UsageError("There is too little healthy tissue in this image to replace the region by.")
+        raise UsageError("There is too little healthy tissue in this image to replace the region with.")
     ring = donor & (distance <= _RING_MM + voxel)
     enough = int(ring.sum()) >= _RING_VOXELS
     level = float(image[ring if enough else donor].median())
@@ -100,9 +100,9 @@ def plausible_fill(
 def healthy_liver(run: StageContext) -> torch.Tensor:
     """The donors for lesions: plain liver, bool (k, j, i), as in ``run.image``.
 
-    It lies at least one voxel inside the organ and two from everything else that is labeled (lesions, vessels; not
-    the liver's segments), and it looks like the rest of the liver: large vessels, and lesions that were not found,
-    differ from the median by more than 2.5 standard deviations after smoothing.
+    It lies at least one voxel inside the organ and two voxels from everything else that is labeled (lesions, vessels;
+    but not liver segments), and it looks like the rest of the liver: large vessels and missed lesions differ from the
+    median by more than 2.5 standard deviations after smoothing.
     """
     voxel = max(run.spacing)
     healthy = ~within_mm(~run.mask(run.organ), run.spacing, 1.01 * voxel)
@@ -128,10 +128,10 @@ def border_tissue(image: torch.Tensor, region: torch.Tensor, spacing_mm: Sequenc
 
 
 def plain_tissue(run: StageContext, region: torch.Tensor, label: str, seed: int = 0) -> tuple[float, torch.Tensor]:
-    """An image of plain tissue everywhere, by which any part of the image of `run` can be replaced.
+    """An image that shows plain tissue everywhere, with which any part of the image of `run` can be replaced.
 
-    For a lesion it is liver as around it, for anything else the tissue that prevails at its border. Where the image
-    shows that tissue already, it is kept, shifted to the level.
+    For a lesion this is liver like that around it, for anything else the tissue that prevails at its border. Where the
+    image already shows that tissue, it is kept, shifted to the level.
 
     :param region: bool (k, j, i): where `label` is, as in ``run.image``.
     :return: the level in HU, and the image as network input.
@@ -147,13 +147,13 @@ def plain_tissue(run: StageContext, region: torch.Tensor, label: str, seed: int 
 def transplant(
     image: torch.Tensor, fill: Fill, donor: torch.Tensor, spacing_mm: Sequence[float]
 ) -> tuple[torch.Tensor, tuple[int, int, int]] | None:
-    """Put the region that `fill` removed from `image` to the deepest place in `donor` where it fits.
+    """Move the region that `fill` removed from `image` to the deepest place in `donor` where it fits.
 
-    Deepest: furthest from everything that is not donor tissue. The region keeps its difference from the level of its
-    old surroundings and takes on the level of the new.
+    Deepest means farthest from everything that is not donor tissue. The region keeps its difference from the level of
+    its surroundings and is shifted to the level at the new place.
 
-    :return: the image with the region there and not at its old place, and the offset (k, j, i) in voxels; None if it
-        fits nowhere.
+    :return: the image with the region at the new place instead of the old one, and the offset (k, j, i) in voxels;
+        None if it fits nowhere.
     """
     shape = fill.weight > 0
     box, offsets, misfit = _places(shape, donor & ~shape)
@@ -187,14 +187,14 @@ def isolate(image: torch.Tensor, fill: Fill, donor: torch.Tensor, seed: int = 0)
 def _texture(
     image: torch.Tensor, shape: torch.Tensor, donor: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, float]:
-    """Differences from the level for the voxels of `shape`, and the part of them that was found in one piece."""
+    """Differences from the level for the voxels of `shape`, and the fraction of them found in one piece."""
     residual = torch.zeros_like(image)
     missing, total, fitted = shape.clone(), float(shape.sum()), 0.0
     for turn in range(_PATCHES):
         box, offsets, misfit = _places(missing, donor)
         best = (misfit <= misfit.min() + _FIT * total).nonzero()
         squared = (best - torch.tensor(offsets)).square().sum(dim=1)
-        if len(best) > _NEAREST:  # a part of them is sorted faster than all
+        if len(best) > _NEAREST:  # sorting a part of them is faster than sorting all
             close = squared <= squared.kthvalue(_NEAREST).values
             best, squared = best[close], squared[close]
         nearest = squared.argsort(stable=True)[:_NEAREST]
@@ -228,7 +228,7 @@ def _correlate(pattern: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """``sum_x pattern(x) image(s + x)`` for every s at which the pattern lies inside `image`, by FFT."""
     if pattern.shape == image.shape:
         return (pattern * image).sum()[None, None, None]
-    # Sides without large prime factors are several times faster.
+    # FFTs of sizes without large prime factors are several times faster.
     sizes = [_fast_size(n) for n in image.shape]
     spectrum = torch.fft.rfftn(image, sizes) * torch.fft.rfftn(pattern, sizes).conj()
     a, b, c = (n - m + 1 for n, m in zip(image.shape, pattern.shape, strict=True))
@@ -243,7 +243,7 @@ def _fast_size(n: int) -> int:
 def distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float], reach_mm: float | None = None) -> torch.Tensor:
     """Distance in mm of each voxel's center from the nearest voxel of `mask`; negative inside, from the outside.
 
-    :param reach_mm: distances up to this are needed; further away they may be infinite, and are not computed.
+    :param reach_mm: distances up to this are needed; larger ones are not computed and may be infinite.
     """
     distance = torch.full(mask.shape, torch.inf)
     box = bounding_box(mask.numpy())
@@ -260,7 +260,7 @@ def distance_mm(mask: torch.Tensor, spacing_mm: Sequence[float], reach_mm: float
 
 
 def within_mm(mask: torch.Tensor, spacing_mm: Sequence[float], reach_mm: float) -> torch.Tensor:
-    """Where :func:`distance_mm` is `reach_mm` at most: for a reach of one or two voxels several times as fast."""
+    """Where :func:`distance_mm` is at most `reach_mm`; several times faster for a reach of one or two voxels."""
     near = mask.clone()
     box = bounding_box(mask.numpy())
     if box is None:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integrated gradients: which voxels made the answer, measured against an image without the structure.
+"""Integrated gradients: which voxels led to the answer, relative to an image without the structure.
 
 Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, https://arxiv.org/abs/1703.01365:
 
     IG(y) = (x(y) - b(y)) * 1/n sum_s dS/dx(y) at b + (s - 1/2)/n * (x - b),
 
 by the midpoint rule with n steps. The gradient of the stitched score is the sum of the windows' gradients, so this is
-exact for the whole image as well. *Completeness*: the map sums to S(x) - S(b); how well it does says whether n was
+exact for the whole image as well. *Completeness*: the map should sum to S(x) - S(b); the deviation shows whether n was
 large enough, and is reported.
 
-The baseline b matters in CT, and there are two: "air" (-1024 HU everywhere) asks what any tissue at all contributes;
-"tissue" (the organ's median HU everywhere) asks what differs from plain liver, which is how a lesion stands out.
+The baseline b matters in CT, and there are two: with "air" (-1024 HU everywhere) the map shows what any tissue at all
+contributes; with "tissue" (the organ's median HU everywhere) it shows what differs from plain liver, as a lesion does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .stage_context import StageContext, StageMap
 
 #: Steps of the path.
 STEPS = 16
-#: A completeness error beyond this part of the score difference earns a warning.
+#: A completeness error above this fraction of the score difference leads to a warning.
 _TOLERANCE = 0.1
 
 
@@ -77,7 +77,7 @@ def integrated_gradients(
     warnings = []
     if error > _TOLERANCE * abs(change):
         warnings.append(
-            f"Integrated gradients are incomplete: they sum to {float(values.sum()):.3g} where the score changes by "
+            f"Integrated gradients are incomplete: they sum to {float(values.sum()):.3g}, but the score changes by "
             f"{change:.3g}. The gradient varies too strongly along the integration path for {steps} "
             "steps; read the map with care."
         )

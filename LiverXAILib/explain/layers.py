@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a network that can be explained: finding and tapping them, and telling the useless ones."""
+"""The layers of a network that can be explained: finding and tapping them, and detecting uninformative ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..networks.folding import OneDnnConvolution
 from ..networks.unet import UNet
 from ..volumes.volume import Grid
 
-#: Steps of an autograd graph that are linear whatever they are given.
+#: Nodes of an autograd graph that are linear for every input.
 _LINEAR = {
     "Convolution", "MkldnnConvolution", OneDnnConvolution.__name__,
     "Clone", "ToCopy", "Contiguous", "Alias", "Select", "Slice", "Split",
@@ -25,12 +25,12 @@ _LINEAR = {
     "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Flip", "Roll", "ConstantPadNd", "AvgPool2D", "AvgPool3D",
     "PixelShuffle", "UpsampleBilinear2D", "UpsampleTrilinear3D", "UpsampleNearest2D", "UpsampleNearest3D",
 }  # fmt: skip
-#: A gradient whose sum is this small a part of its absolute sum cancels out: what remains is rounding noise.
+#: A gradient whose sum is at most this fraction of its absolute sum cancels out: the remainder is rounding noise.
 _CANCELS = 1e-3
 
 
 def full_stride(stride: Sequence[int]) -> tuple[int, int, int]:
-    """A stride along all three tensor axes; a 2-D network's stride lacks the first."""
+    """A stride along all three tensor axes; the stride of a 2-D network lacks the first."""
     a, b, c = (1,) * (3 - len(stride)) + tuple(stride)
     return a, b, c
 
@@ -42,7 +42,7 @@ def cell_mm(stride: Sequence[int], spacing: Sequence[float]) -> tuple[float, flo
 
 
 def layer_stride(stage: StageSpec, layer: str, window: Sequence[int], cells: Sequence[int]) -> tuple[int, int, int]:
-    """The stride of `layer`: what the card says, or what its activation's size (`cells`) in a `window` tells."""
+    """The stride of `layer`: from the model card, or else from the size of its activation (`cells`) in a `window`."""
     for spec in stage.layers:
         if spec.name == layer:
             return full_stride(spec.stride)
@@ -51,7 +51,7 @@ def layer_stride(stage: StageSpec, layer: str, window: Sequence[int], cells: Seq
 
 
 def lattice_grid(grid: Grid, stride: tuple[int, int, int], cells: tuple[int, int, int]) -> Grid:
-    """Where the cells of a layer lie: cell n of stride s is centered at ``s * n + (s - 1) / 2`` voxels of `grid`.
+    """The grid of a layer's cells: cell n of stride s is centered at ``s * n + (s - 1) / 2`` voxels of `grid`.
 
     :param stride: along the tensor's axes (k, j, i).
     :param cells: size of the activation, (k, j, i).
@@ -64,26 +64,29 @@ def lattice_grid(grid: Grid, stride: tuple[int, int, int], cells: tuple[int, int
 
 
 def find_layer(network: nn.Module, name: str, stage: StageSpec) -> nn.Module:
-    """The module called `name`; raises :class:`~LiverXAILib.errors.UsageError` that lists the choices."""
+    """The module called `name`.
+
+    :raises LiverXAILib.errors.UsageError: there is none; the message lists the choices.
+    """
     modules = dict(network.named_modules())
     if name in modules and name:
         return modules[name]
     if not stage.layers:
         raise UsageError(
-            f"The network of stage {stage.name!r} is a compiled program, whose inside cannot be seen. "
+            f"The network of stage {stage.name!r} is a compiled program, and its layers cannot be accessed. "
             "Explain it with the method 'occlusion'."
         )
     listed = ", ".join(layer.name for layer in stage.layers)
-    raise UsageError(f"The network of stage {stage.name!r} has no layer {name!r}. Layers to choose from: {listed}.")
+    raise UsageError(f"The network of stage {stage.name!r} has no layer {name!r}. Choose one of: {listed}.")
 
 
 class LayerTap:
     """Cuts a network's graph at one layer and holds that layer's activation. Use as a context manager.
 
     While it is open, each forward pass replaces the layer's output by a leaf of the autograd graph. Nothing before
-    the layer is recorded, whatever its size; a second tap on a later layer leaves the graph between them whole. The
-    rest of the network gets a copy, because an in-place activation behind the layer would otherwise overwrite what
-    was held.
+    the layer is recorded, however large it is; a second tap on a later layer leaves the graph between the two intact.
+    The rest of the network gets a copy, because an in-place activation after the layer would otherwise overwrite the
+    held activation.
 
     :ivar is_cropped: whether a pass for a part of the window computes only a part of the layer.
     """
@@ -110,17 +113,17 @@ class LayerTap:
             handle.remove()
 
     def take(self) -> torch.Tensor:
-        """The activation of the last forward pass, which requires a gradient; forgets it."""
+        """The activation of the last forward pass, which requires a gradient. It is then released."""
         activation, self._activation, self._passed_on = self._activation, None, None
         if activation is None:
-            raise UsageError(f"Layer {self.name!r} takes no part in the prediction.")
+            raise UsageError(f"Layer {self.name!r} is not used in the prediction.")
         return activation
 
     def _cut(self, module: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
         if not isinstance(output, torch.Tensor) or output.ndim < 3:
-            raise UsageError(f"Layer {self.name!r} does not put out a single feature map and cannot be explained.")
+            raise UsageError(f"Layer {self.name!r} does not output a single feature map, so it cannot be explained.")
         if self._activation is not None:
-            raise UsageError(f"Layer {self.name!r} runs several times in one pass; choose one that runs once.")
+            raise UsageError(f"Layer {self.name!r} runs several times in one pass; choose a layer that runs once.")
         self._activation = output if output.requires_grad else output.detach().requires_grad_()
         self._passed_on = self._activation.clone()
         return self._passed_on
@@ -138,13 +141,13 @@ def layer_warnings(
     score: torch.Tensor,
     held: torch.Tensor,
 ) -> list[str]:
-    """Why a map at this layer would say nothing, in sentences for the user; empty if nothing is wrong.
+    """Why a map at this layer would be meaningless, in sentences for the user; empty if nothing is wrong.
 
     :param consumer: the normalization that reads the layer's output directly, if there is one.
     :param activation: (channels, a, b, c) in one window.
     :param gradient: of the score with respect to it.
     :param score: with its autograd graph.
-    :param held: the activation as the graph knows it, from :meth:`LayerTap.take`.
+    :param held: the activation as a node of the graph, from :meth:`LayerTap.take`.
     """
     found = []
     if not bool(torch.isfinite(gradient).all()):
@@ -155,8 +158,8 @@ def layer_warnings(
         found.append(f"Layer {name!r} is dead: all its activations are 0.")
     if cancels := _cancellation(gradient, consumer):
         found.append(
-            f"Layer {name!r} feeds a normalization that takes its {cancels} away, so the average gradient there is "
-            "exactly 0 and what a Grad-CAM shows is rounding noise. Choose the whole block instead of its convolution."
+            f"Layer {name!r} feeds a normalization that removes its {cancels}, so the average gradient there is "
+            "exactly 0 and a Grad-CAM shows only rounding noise. Choose the whole block instead of its convolution."
         )
     if is_linear(score, held):
         found.append(
@@ -167,10 +170,10 @@ def layer_warnings(
 
 
 def is_linear(score: torch.Tensor, activation: torch.Tensor) -> bool:
-    """Whether `score` is an affine function of `activation`, from which it was computed, as under a pointwise head.
+    """Whether `score` is an affine function of `activation`, from which it was computed, as with a pointwise head.
 
-    Then its gradient is the same whatever the image shows, and the channels' weights are those of the head: a Grad-CAM
-    is the (shifted, perhaps resized) score itself. Steps that are not known count as not linear.
+    Its gradient is then the same for every image, and the channels' weights are those of the head: a Grad-CAM is the
+    (shifted, perhaps resized) score itself. Unknown steps count as nonlinear.
     """
     waiting, seen = [score.grad_fn], {activation.grad_fn}
     while waiting:
@@ -183,7 +186,7 @@ def is_linear(score: torch.Tensor, activation: torch.Tensor) -> bool:
         if kind in ("Mul", "Div"):
             linear = parents[-1] is None or (kind == "Mul" and parents[0] is None)
         elif kind == "NativeBatchNorm":
-            linear = not node._saved_training  # type: ignore[attr-defined]  # instance norm looks at the image
+            linear = not node._saved_training  # type: ignore[attr-defined]  # instance norm depends on the image
         else:
             linear = kind in _LINEAR or kind == "torch::autograd::AccumulateGrad"
         if not linear:
@@ -193,7 +196,7 @@ def is_linear(score: torch.Tensor, activation: torch.Tensor) -> bool:
 
 
 def _cancellation(gradient: torch.Tensor, consumer: nn.Module | None) -> str:
-    """What of `gradient` sums to 0: "mean" over each channel, "group mean" over channels; or nothing."""
+    """Which mean of `gradient` vanishes: "mean" (each channel), "group mean", "overall mean"; or "" if none does."""
     flat = gradient.flatten(1).double()
     if _vanishes(flat):
         return "mean"

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods by name, and those that turn a layer's activations and gradients into a map.
+"""The methods by name, and the implementations of those that turn a layer's activations and gradients into a map.
 
 A new method is one function here, or one in its own file that maps a whole image, and an entry in
-:data:`LiverXAILib.explain.catalog.CATALOG`. Each function here gets a :class:`Record` of every window that the question
-touches and yields one map a window, on the layer's own lattice. `S` is the score of the question, `A_k` the activation
-of channel k, `g_k = dS/dA_k` its gradient, `j` a cell of the layer, `p` a window. Sums over `p` make the result that of
-one graph over the whole image.
+:data:`LiverXAILib.explain.catalog.CATALOG`. Each function here gets a :class:`Record` of every window that overlaps
+the target and yields one map per window, on the layer's own lattice. `S` is the score of the question, `A_k` the
+activation of channel k, `g_k = dS/dA_k` its gradient, `j` a cell of the layer, `p` a window. Because of the sums over
+`p`, the result is that of one graph over the whole image.
 
-What is left to :mod:`LiverXAILib.explain.stitching`: blending the windows, keeping the positive part, resampling,
-normalizing.
+:mod:`LiverXAILib.explain.stitching` does the rest: it blends the windows, keeps the positive part, resamples and
+normalizes.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _POOL = 4
 
 
 class Record(Protocol):
-    """Activation and gradient of one network in the windows that were run; can be iterated several times."""
+    """Activations and gradients of one network in the windows that were run; can be iterated several times."""
 
     @property
     def cells(self) -> int:
-        """Number of cells of the layer over *all* windows of the image, also those that were not run."""
+        """Number of cells of the layer over *all* windows of the image, including those that were not run."""
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (activation, gradient), each (channels, a, b, c), float32 on the CPU, window by window."""
 
 
 class TensorFile:
-    """Tensors of one shape in a (spooled, temporary) file: what does not fit into memory goes to disk."""
+    """Tensors of one shape in a spooled temporary file, which moves to disk when it outgrows its memory limit."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -79,12 +79,12 @@ class Method:
     """How a method of :data:`~LiverXAILib.explain.catalog.CATALOG` is computed.
 
     :param info: its name and what users read about it.
-    :param layer_maps: for methods that read a layer: activations and gradients in, a map for each window out.
-    :param image_map: for methods that change the image: the stage, the score and the context in, the whole map out.
+    :param layer_maps: for methods that read a layer: takes activations and gradients, yields a map for each window.
+    :param image_map: for methods that change the image: takes stage, score and context, returns the whole map.
     :param blended: whether a window's map is a *state* of the network (blended with the windows' known weights) or a
         *share* of the score (summed).
-    :param additive: whether the map's cells are parts of the score, so that their sum says how much of it the layer
-        accounts for; the rest comes through skip connections that pass the layer by, and from biases.
+    :param additive: whether the map's cells are parts of the score, so that their sum is the part of the score that
+        the layer accounts for; the rest comes from skip connections that bypass the layer and from biases.
     """
 
     info: MethodInfo
@@ -99,7 +99,7 @@ class Method:
         return self.info.name
 
 
-#: Methods that read a layer are entered by :func:`_layer_method`.
+#: Methods that read a layer are registered by :func:`_layer_method`.
 _METHODS: dict[str, Method] = {
     name: Method(CATALOG[name], image_map=function)
     for name, function in (
@@ -111,7 +111,7 @@ _METHODS: dict[str, Method] = {
 
 
 def _layer_method(name: str, *, blended: bool = False, additive: bool = False) -> Callable[[LayerMaps], LayerMaps]:
-    """Enter the function below as the method that the catalog calls `name`."""
+    """Register the decorated function as the method that the catalog calls `name`."""
 
     def enter(function: LayerMaps) -> LayerMaps:
         _METHODS[name] = Method(CATALOG[name], function, blended=blended, additive=additive)
@@ -124,8 +124,8 @@ def _layer_method(name: str, *, blended: bool = False, additive: bool = False) -
 def seg_grad_cam(record: Record) -> Iterator[torch.Tensor]:
     """``sum_k alpha_k A_k`` with ``alpha_k = 1/N sum_p sum_j g_k(j)``: which channels matter for S, and where they are.
 
-    Vinogradova et al., AAAI 2020, https://arxiv.org/abs/2002.11434. Not specific to a place by design: similar tissue
-    near the target lights up as well.
+    Vinogradova et al., AAAI 2020, https://arxiv.org/abs/2002.11434. By design not specific to a place: similar tissue
+    near the target is highlighted as well.
     """
     alpha = _sum(gradient.flatten(1).sum(dim=1) for _, gradient in record) / record.cells
     for activation, _ in record:
@@ -137,9 +137,9 @@ def seg_grad_cam_plus_plus(record: Record) -> Iterator[torch.Tensor]:
     """``sum_k w_k A_k`` with ``w_k = sum_pj g_k^2 / (2 g_k^2 + g_k^3 sum A_k) * relu(g_k)``.
 
     Chattopadhay et al., WACV 2018, https://arxiv.org/abs/1710.11063, eq. 19, for Y = exp(S) with the *scalar* S
-    (the derivatives of a score map, which some libraries take, do not exist at a coarser layer). Activations are
-    assumed not to be negative there; the negative tail of a leaky activation is left out of the sum over A_k, since
-    the denominator could vanish. The sum runs over the windows that the question touches.
+    (the derivatives of a score map, which some libraries take, do not exist at a coarser layer). The paper assumes
+    nonnegative activations; the negative tail of a leaky activation is left out of the sum over A_k, because the
+    denominator could otherwise vanish. The sum runs over the windows that overlap the target.
     """
     total = _sum(activation.clamp_min(0).flatten(1).sum(dim=1) for activation, _ in record)
     weights = _sum(_plus_plus_weights(gradient.flatten(1), total) for _, gradient in record)
@@ -158,7 +158,7 @@ def _plus_plus_weights(gradient: torch.Tensor, total: torch.Tensor) -> torch.Ten
 
 @_layer_method("hires-cam", additive=True)
 def hires_cam(record: Record) -> Iterator[torch.Tensor]:
-    """``sum_k g_k(j) A_k(j)``: faithful to the place.
+    """``sum_k g_k(j) A_k(j)``: specific to the place.
 
     Draelos and Carin, https://arxiv.org/abs/2011.08891; for segmentation Rheude et al., MELBA 2024:023.
     """
@@ -168,7 +168,7 @@ def hires_cam(record: Record) -> Iterator[torch.Tensor]:
 
 @_layer_method("seg-xres-cam")
 def seg_xres_cam(record: Record) -> Iterator[torch.Tensor]:
-    """HiResCAM with the gradient averaged over blocks of 4 cells, linear between them: midway to Seg-Grad-CAM.
+    """HiResCAM with the gradient averaged over blocks of 4 cells, linear between them: halfway to Seg-Grad-CAM.
 
     Hasany et al., CVPR workshops 2023, "Seg-XRes-CAM: Explaining Spatially Local Regions in Image Segmentation".
     """

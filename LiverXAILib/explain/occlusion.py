@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Occlusion: replace a place and see what the answer loses. Needs no gradients and no layer.
+"""Occlusion: replace a place and see how much the score drops. Needs no gradients and no layer.
 
 Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014. Occluders are cubes that tile the
-windows which the question touches. Inside a cube the image is replaced by plain tissue of the same patient
-(:func:`LiverXAILib.explain.fill.plain_tissue`): liver for lesions, what prevails around it for an organ. Black cubes
-would be answered for their edges, and a blurred lesion is still one; the blurred image is used only where no plain
-tissue is found.
+windows that overlap the target. Inside a cube the image is replaced by plain tissue of the same patient
+(:func:`LiverXAILib.explain.fill.plain_tissue`): liver for lesions, the prevailing surrounding tissue for an organ. The
+network would respond to the edges of black cubes, and a blurred lesion is still a lesion; the blurred image is used
+only where no plain tissue is found.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .layers import lattice_grid
 from .score import ScoreTarget
 from .stage_context import StageContext, StageMap
 
-#: The most often that a network may run for one question.
+#: The maximum number of network runs for one question.
 BUDGET = 250
 #: Cubes are not made smaller than this.
 _SMALLEST_MM = 6.0
@@ -39,12 +39,12 @@ def occlusion(
     budget: int = BUDGET,
     baseline: torch.Tensor | None = None,
 ) -> StageMap:
-    """For each cube the drop of the score when it is occluded, interpolated between the cubes' centers.
+    """The drop of the score when each cube is occluded, interpolated between the centers of the cubes.
 
-    The cubes are the smallest (not below 6 mm) for which no more than about `budget` runs of a network are needed;
-    windows are run only for cubes that lie in them.
+    The cubes are the smallest (not below 6 mm) for which no more than about `budget` network runs are needed; windows
+    are run only for cubes that overlap them.
 
-    :param baseline: network input that replaces the image in a cube, of its size; None: plain tissue.
+    :param baseline: network input of the image's size that replaces the image in a cube; None: plain tissue.
     """
     baseline, replaced_by = _plain(run, score_target) if baseline is None else (baseline, "given")
     boxes = [run.plan.boxes[number] for number in score_target.windows]
@@ -85,7 +85,7 @@ def occlusion(
 
 
 def _plain(run: StageContext, score_target: ScoreTarget) -> tuple[torch.Tensor, str]:
-    """What replaces the image, and what that is in a word."""
+    """The network input that replaces the image, and its name."""
     region = torch.zeros(run.image.shape, dtype=torch.bool)
     region[score_target.box] = score_target.weights.abs().sum(dim=0) > 0
     try:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a question means for the logits of a network: its score, as weights on the logits of all windows.
+"""The score of a question: a weighted sum of the network's logits over all windows.
 
-The score is the mean, over the voxels that the question is about, of the logit that decided there. It is linear in the
-network's blended logits, which makes explanations of windowed predictions exact: the blended logit of channel c at
-voxel x is ``l_c(x) = 1/M sum_m sum_p W_p(x) l_c^{m,p}(x)`` over the M networks of an ensemble (or, if mirrored windows
-are averaged, over all networks and mirrorings) and the windows p that hold x; the weights ``W_p`` are known before any
-network runs. So the score is
+The score is the mean, over the voxels that the question is about, of the logit that decided the label there. It is
+linear in the network's blended logits, which makes explanations of windowed predictions exact: the blended logit of
+channel c at voxel x is ``l_c(x) = 1/M sum_m sum_p W_p(x) l_c^{m,p}(x)`` over the M networks of an ensemble (or, if
+mirrored windows are averaged, over all networks and mirrorings) and the windows p that contain x; the weights ``W_p``
+are known before any network runs. The score is therefore
 
     S = sum_c sum_x T_c(x) l_c(x) = sum_m sum_p sum_c sum_x [T_c(x) W_p(x) / M] l_c^{m,p}(x),
 
-a window needs only its own weights ``T_c W_p``, and a window without any has no influence at all on S: gradients are
-exactly those of one graph over the whole image, and only the windows that touch the target run.
+each window needs only its own weights ``T_c W_p``, and a window whose weights are all 0 has no influence on S. The
+gradients are exactly those of one graph over the whole image, although only the windows that overlap the target run.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ..volumes.volume import Grid
 from .stage_context import StageContext
 from .targets import Contrast, EmptyTargetError, Target, WhyNot
 
-#: Windows that together hold less than this part of a score are not run: their Gaussian weights are as good as 0.
+#: Windows that together contribute less than this fraction of a score are not run: their Gaussian weights are almost 0.
 _NEGLIGIBLE = 1e-6
-#: How far around a target the evaluation of a map looks, and how large the box is that it looks at, at most.
+#: The margin around a target within which a map is evaluated, and the largest size of the examined box.
 CONTEXT_MM = 48.0
 EXAMINED_MM = 120.0
 
@@ -55,11 +55,11 @@ class ScoreTerm:
 def score_terms(
     target: Target, mask: np.ndarray, segmentation: Segmentation, model: ModelSpec, stage: StageSpec
 ) -> list[ScoreTerm]:
-    """What `target` means for the logits of `stage`, for the voxels `mask` on the input's grid.
+    """The summands of the score of `target` in `stage`, for the voxels `mask` on the input's grid.
 
-    * a label: the logit of the channel that decided. Where the label has parts that exclude each other (liver =
-      healthy liver + tumor), the segmentation tells which channel that was;
-    * a label against a rival: that, minus the rival's logit (see :func:`positive_and_negative_channels`);
+    * a label: the logit of the channel that decided. Where the label consists of mutually exclusive parts (liver =
+      healthy liver + tumor), the segmentation determines which channel that was;
+    * a label against a rival: the same, minus the rival's logit (see :func:`positive_and_negative_channels`);
     * why not: the best other logit minus the label's.
     """
     own, rivals = positive_and_negative_channels(target, model, stage)
@@ -76,9 +76,9 @@ def positive_and_negative_channels(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The output channels that raise the answer to `target`, and those that lower it.
 
-    A label is lowered, if the channels exclude each other (softmax), by all others; nested channels (sigmoid) have no
-    rivals. A label against its rival is lowered by the rival's own channels; if the stage does not know the rival,
-    again by all others. For "why not", the two change sides.
+    If the channels are mutually exclusive (softmax), a label is lowered by all other channels; nested channels
+    (sigmoid) have no rivals. A label against its rival is lowered by the rival's own channels or, if the stage does not
+    have the rival, again by all others. For "why not", the two are swapped.
     """
     own = _channels(stage, target.label)
     others = tuple(index for index in range(len(stage.channels)) if index not in own)
@@ -133,7 +133,7 @@ class ScoreTarget:
     :param weights: float32 (channels, \\*box).
     :param box: on the padded image.
     :param own: the channels that raise the answer, and `rivals`: those that lower it.
-    :param windows: for each window of the plan with a share in the question, the size of that share.
+    :param windows: the size of each window's share in the question, for the windows of the plan that have one.
     """
 
     target: Target
@@ -166,7 +166,7 @@ class ScoreTarget:
         return odds
 
     def turned(self) -> ScoreTarget:
-        """The opposite question: what raises the answer lowers it, and the reverse."""
+        """The opposite question: channels that raise the answer and channels that lower it are swapped."""
         return replace(self, own=self.rivals, rivals=self.own)
 
     @property
@@ -177,7 +177,7 @@ class ScoreTarget:
     def over_slices(self, run: StageContext) -> tuple[StageContext, ScoreTarget]:
         """The run and the question with all slices of the target, and those around it, in one window.
 
-        Windows of 2-D networks are single slices, and a target has many. Other networks: as they are.
+        Windows of 2-D networks are single slices, but a target spans many. For other networks, nothing changes.
         """
         if run.stage.dimensions != 2:
             return run, self
@@ -191,12 +191,12 @@ class ScoreTarget:
     def in_focus(
         self, run: StageContext, limit_mm: float | None = EXAMINED_MM, context_mm: float = CONTEXT_MM
     ) -> tuple[StageContext, ScoreTarget, Box]:
-        """The run and the question cut down to one window, as if there were nothing else, and where it lies.
+        """The run and the question restricted to one window, as if it were the whole image, and that window's box.
 
-        It is the window that matters most, or, if the stage reads images of any size, the part of it within
-        `context_mm` of the target: much cheaper to run many times. Where that is more than `limit_mm` along an
-        axis, it is the box of that size which holds target and surroundings in the best balance, up to half and half.
-        Without `limit_mm` it is the window.
+        It is the window with the largest share or, if the stage accepts images of any size, the part of it within
+        `context_mm` of the target, which is much cheaper to run many times. Where that part is larger than `limit_mm`
+        along an axis, the box of that size that best balances target and surroundings, at most half and half, is
+        taken. Without `limit_mm` the whole window is taken.
         """
         window = run.plan.boxes[self.focus]
         box = window
@@ -221,7 +221,7 @@ class ScoreTarget:
         box = Box.full(sizes).shifted(np.add(window.start, nearest))
         common = window.intersection(self.box)
         if box.intersection(self.box) == common and 2 * np.prod(self.box.shape) <= np.prod(sizes):
-            return box  # it holds all that is asked about, and no other such box is nearer: nothing to be weighed
+            return box  # it holds the whole target, and no other such box is nearer: there is nothing to balance
         asked = self.window_weights(window, run.plan.weight(window)).abs().sum(dim=0) > 0
         part = _box_means(asked.float(), sizes)
         balance = part * (1 - part)
@@ -249,20 +249,20 @@ def build_score(
 ) -> ScoreTarget:
     """Turn `target` into weights on the logits of `run`.
 
-    The mask lies on the input's grid; its transpose under resampling carries it to the stage's, so that the score is
+    The mask is on the input's grid; the transpose of resampling carries it to the stage's grid, so that the score is
     exactly the mean over the target of the scores on the input's grid.
 
     :param mask: the target's voxels, if they are already known.
-    :raises EmptyTargetError: the target has no voxels where the stage looked.
+    :raises EmptyTargetError: the target has no voxels in the part of the image that the stage processed.
     """
     target = target.resolve(segmentation)
     mask = target.mask(segmentation) if mask is None else mask
     terms = score_terms(target, mask, segmentation, model.spec, run.stage)
-    count = float(np.count_nonzero(mask))  # several times as fast as a sum
+    count = float(np.count_nonzero(mask))  # several times faster than a sum
     weights = [_on_stage(term, segmentation.labels.grid, run, count) for term in terms]
     box = bounding_box(np.logical_or.reduce([(w != 0).numpy() for w in weights]))
     if box is None:
-        raise EmptyTargetError(f"Stage {run.stage.name!r} of the model did not look at {target.describe()}.")
+        raise EmptyTargetError(f"Stage {run.stage.name!r} of the model did not process {target.describe()}.")
     weights = [w[box] for w in weights]
     if any(len(term.channels) > 1 for term in terms):
         extent = torch.stack(weights).abs().sum(dim=0)[None]
@@ -281,7 +281,7 @@ def build_score(
 
 
 def blended_logits(run: StageContext, score_target: ScoreTarget, context: RunContext = UNATTENDED) -> torch.Tensor:
-    """The blended logits of all channels in the box of `question`: float32 (channels, \\*box), without gradients."""
+    """The blended logits of all channels in the target's box: float32 (channels, \\*box), without gradients."""
     logits: torch.Tensor | None = None
     with torch.inference_mode():
         for number in window_contributions(score_target, run.plan):
@@ -301,7 +301,7 @@ def blended_logits(run: StageContext, score_target: ScoreTarget, context: RunCon
 
 
 def window_contributions(score_target: ScoreTarget, plan: WindowPlan) -> dict[int, float]:
-    """The share of each window in `question`, for the windows that matter, in the order of the plan."""
+    """The share of each window in the score, for windows with a non-negligible share, in the order of the plan."""
     shares = {}
     for number, box in enumerate(plan.boxes):
         if (common := box.intersection(score_target.box)) is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One backward pass for several targets: their gradients are separated by the receptive field.
+"""One backward pass for several targets, whose gradients do not overlap because the receptive field is limited.
 
-At the explained layer the gradient of a score is 0 but for the cells that the rest of the network can carry to the
-target: a few voxels around it, if only convolutions follow. Where the targets lie further apart than that, the
-gradient of the sum of their scores is each one's own gradient, side by side, and one backward pass serves them all.
+At the explained layer the gradient of a score is 0 except in cells within the receptive field of the target: a few
+voxels around it if only convolutions follow. If the targets are farther apart than that, the gradient of the sum of
+their scores consists of their separate gradients side by side, and one backward pass suffices for all of them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Back = Callable[[torch.Tensor], list[torch.Tensor]]
 
 
 class SharedBackward:
-    """Computes the gradients of several scores in few passes; learns how far the network carries.
+    """Computes the gradients of several scores in few passes; determines the reach of the network as it does so.
 
-    The *reach* is the largest (Chebyshev) distance of a cell with a gradient to the nearest target. If the targets'
-    own regions met, the cells between two targets would have gradients as well, and the reach would be half the
-    targets' distance or more. So, if it is less, the parts are each target's own, exactly; otherwise (near targets,
-    networks with instance norm) each score gets a pass of its own.
+    The *reach* is the largest (Chebyshev) distance of a cell with a gradient from the nearest target. If the regions
+    of two targets met, the cells between them would have gradients as well, and the reach would be half the targets'
+    distance or more. If it is less, the parts are exactly the gradients of the single targets; otherwise (targets close
+    to each other, networks with instance norm) each score gets a pass of its own.
     """
 
     def __init__(self) -> None:
@@ -40,9 +40,10 @@ class SharedBackward:
         """The gradient of each score at each layer.
 
         :param scores: by question.
-        :param shares: by question: (channels, a, b, c), nonzero in a window's voxels where the score was asked for.
+        :param shares: by question: (channels, a, b, c), nonzero in the voxels of a window that have a share in the
+            score.
         :param strides: of the layers.
-        :param back: the gradients of a score, (channels, a, b, c) for each layer.
+        :param back: returns the gradients of a score, (channels, a, b, c) for each layer.
         """
         if len(scores) == 1:
             return {index: back(score) for index, score in scores.items()}
@@ -63,7 +64,7 @@ class SharedBackward:
     def _far_apart(
         self, waiting: Sequence[int], boxes: Mapping[int, Box | None], strides: Sequence[Stride]
     ) -> list[int]:
-        """The first that waits, and those that lie further from each other than the reach allows."""
+        """The first waiting question, and further ones that are all far enough apart for the reach known so far."""
         group = waiting[:1]
         for index in waiting[1:]:
             if all(self._clear(boxes[index], boxes[other], strides) for other in group):
@@ -80,11 +81,11 @@ class SharedBackward:
     def _part(
         self, together: list[torch.Tensor], boxes: Sequence[Box | None], strides: Sequence[Stride]
     ) -> list[list[torch.Tensor]] | None:
-        """The gradients of each target; None if they cannot be told apart. A target of its own tells the reach too."""
+        """The gradients of each target; None if they cannot be separated. A single target also updates the reach."""
         parts: list[list[torch.Tensor]] = [[] for _ in boxes]
         for gradient, stride in zip(together, strides, strict=True):
             distances = [_distance(box, stride, gradient.shape[1:]) for box in boxes if box is not None]
-            if not distances:  # a question that nothing in this window answers, alone
+            if not distances:  # a single question without a share in this window
                 break
             nearest, owner = torch.stack(distances).min(dim=0)
             alive = (gradient != 0).any(dim=0).cpu()
@@ -99,7 +100,7 @@ class SharedBackward:
 
 
 def _distance(box: Box, stride: Stride, cells: Sequence[int]) -> torch.Tensor:
-    """Of each cell's center from `box`, in voxels: the largest over the axes (a, b, c)."""
+    """The distance of each cell's center from `box`, in voxels: the largest over the axes (a, b, c)."""
     sides = []
     for limits, step, count in zip(box, stride, cells, strict=True):
         place = torch.arange(count) * step + (step - 1) / 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The computation that is explained: one stage of a model on one image, as the segmentation ran it."""
+"""The computation that is explained: one stage of a model on one image, as run for the segmentation."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .targets import EmptyTargetError
 
-#: Standard deviation in mm of the Gaussian that takes a structure out of an image without leaving an edge.
+#: Standard deviation in mm of the Gaussian that removes a structure from an image without leaving an edge.
 BLUR_MM = 12.0
 
 
 @dataclass(frozen=True, eq=False)
 class StageContext:
-    """A stage's networks, the image as they see it, and the windows.
+    """A stage's networks, their input image, and the windows.
 
     :param grid: of the padded image: where each of its voxels lies.
     :param image: float32, normalized, (k, j, i) as in ``plan.padded_shape``.
-    :param air: what air is in the network's input.
-    :param tissue: what plain tissue of the target's organ is: its median in this patient.
-    :param water: what water, 0 HU, would be if nothing were clipped, and `unit_hu`: HU for each unit of the input.
+    :param air: the value of air in the network's input.
+    :param tissue: the value of plain tissue of the target's organ: its median in this patient.
+    :param water: the value that water, 0 HU, would have without clipping, and `unit_hu`: HU per unit of the input.
     :param segmentation: the result that is explained.
-    :param part_of: the run whose image was cut down to this one, and the box that was cut out; None: it is whole.
+    :param part_of: the run whose image was cropped to this one, and the box of the crop; None: it is not cropped.
     """
 
     stage: StageSpec
@@ -67,7 +67,7 @@ class StageContext:
     ) -> StageContext:
         """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card.
 
-        :raises EmptyTargetError: the stage counts HU from a structure that is not there.
+        :raises EmptyTargetError: the stage measures HU relative to a structure that is not there.
         """
         grid = segmentation.stage_grids.get(stage.name) or _grid_for(volume, stage, segmentation)
         plan = stage_plan(stage, grid)
@@ -102,19 +102,19 @@ class StageContext:
 
     @cached_property
     def passes(self) -> list[tuple[int, tuple[int, ...]]]:
-        """What is averaged: each network, and each set of axes along which it sees windows mirrored."""
+        """The passes that are averaged: each network with each set of axes along which its input is mirrored."""
         return [(number, axes) for number in range(len(self.networks)) for axes in mirrorings(self.stage)]
 
     @cached_property
     def backend(self) -> str:
-        """What is fastest here for a pass without gradients; the segmentation used it, too."""
+        """The backend that is fastest here for a pass without gradients; the segmentation used it, too."""
         sample = self.image[sample_box(self.plan, self.stage)]
         return choose_backend(self.networks[0], self.stage, self.device, sample, self.image.numel()).backend
 
     @cached_property
     def forwards(self) -> list[PartialForward]:
         """The networks, without gradients, on :attr:`backend`."""
-        if self.part_of is not None:  # what is fastest was found for the whole image
+        if self.part_of is not None:  # the fastest backend was chosen for the whole image
             return self.part_of[0].forwards
         return [partial_forward(self.backend, network, self.device) for network in self.networks]
 
@@ -130,7 +130,7 @@ class StageContext:
             for number, axes in self.passes:
                 batch = windows.flip([axis + 1 for axis in axes]).to(self.device)
                 mirrored = _mirrored(part, axes, windows.shape[1:])
-                if self.stage.dimensions == 2:  # it reads slice by slice
+                if self.stage.dimensions == 2:  # the network processes single slices
                     batch = batch[:, mirrored.k]
                     logits = self.forwards[number](batch.flatten(0, 1)[:, None], mirrored)
                     logits = logits.unflatten(0, batch.shape[:2]).transpose(1, 2)
@@ -142,7 +142,7 @@ class StageContext:
     def network(self, pass_index: int, window: torch.Tensor, part: Box | None = None) -> torch.Tensor:
         """Logits (channels, a, b, c) of pass number `pass_index` for one window (a, b, c), on the device.
 
-        :param part: only there they are needed; elsewhere they may be 0.
+        :param part: the part of the window where logits are needed; elsewhere they may be 0.
         """
         number, axes = self.passes[pass_index]
         network = self.networks[number]
@@ -155,19 +155,19 @@ class StageContext:
         return self.undo_mirroring(pass_index, logits)
 
     def undo_mirroring(self, pass_index: int, values: torch.Tensor) -> torch.Tensor:
-        """What pass number `pass_index` computed, (channels, a, b, c), mirrored back."""
+        """The result of pass number `pass_index`, (channels, a, b, c), with its mirroring undone."""
         return values.flip([axis + 1 for axis in self.passes[pass_index][1]])
 
     def forward(self, pass_index: int, box: Box, part: Box | None = None) -> torch.Tensor:
         """Logits (channels, a, b, c) of one network in the window at `box` of the image, on the device.
 
-        :param part: of the window: only there they are needed.
+        :param part: the part of the window where logits are needed.
         """
         return self.network(pass_index, self.image[box].to(self.device), part)
 
     @property
     def hu(self) -> torch.Tensor:
-        """The image in HU, within the range that the network sees."""
+        """The image in HU, clipped to the network's input range."""
         return self.to_hu(self.image)
 
     def to_hu(self, values: torch.Tensor) -> torch.Tensor:
@@ -175,16 +175,16 @@ class StageContext:
         return (values - self.water) * self.unit_hu
 
     def from_hu(self, hu: torch.Tensor) -> torch.Tensor:
-        """HU → network input, for HU within the range that the network sees."""
+        """HU → network input, for HU within the network's input range."""
         return hu / self.unit_hu + self.water
 
     @property
     def organ(self) -> str:
-        """The label of the organ in which lesions are looked for: the liver; where there is none, the first label."""
+        """The label of the organ in which lesions are looked for: the liver, or else the first label."""
         return _organ(self.segmentation).name
 
     def mask(self, label: str) -> torch.Tensor:
-        """Where `label` was found: bool (k, j, i), as in `image`; not to be changed."""
+        """Where `label` was found: bool (k, j, i), as in `image`; must not be modified."""
         if self.part_of is not None:
             whole, box = self.part_of
             return whole.mask(label)[box]
@@ -193,7 +193,7 @@ class StageContext:
         return self._masks[label]
 
     def _brought_here(self, label: str) -> torch.Tensor:
-        """The voxels of `label` on this grid; only where they are is anything resampled."""
+        """The voxels of `label` on this grid; only the part of the grid that contains them is resampled."""
         mask = torch.zeros(self.grid.shape, dtype=torch.bool)
         labels = self.segmentation.labels.grid
         found = self.segmentation.box
@@ -213,12 +213,12 @@ class StageContext:
 
     @cached_property
     def blurred(self) -> torch.Tensor:
-        """The image after a Gaussian of :data:`BLUR_MM`: what "nothing special here" looks like in this patient."""
+        """The image after a Gaussian of :data:`BLUR_MM`: how this patient's CT looks without focal structures."""
         return gaussian(self.image, [BLUR_MM / size for size in self.spacing])
 
 
 class StageContexts:
-    """The stages of a model on one CT, each prepared once for all that is asked about its segmentation."""
+    """The stages of a model on one CT, each prepared once for all questions about its segmentation."""
 
     def __init__(self, volume: Volume, model: Model, segmentation: Segmentation, device: torch.device) -> None:
         self._about = volume, model, segmentation, device
@@ -243,7 +243,7 @@ def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
         size, ends = image.shape[axis], [reach if a == axis else -1 for a in range(3)]
         first, last = image.narrow(axis, 0, 1).expand(ends), image.narrow(axis, size - 1, 1).expand(ends)
         padded = torch.cat([first, image, last], dim=axis)
-        # Shifted copies added up are several times as fast as a convolution with one channel.
+        # Adding shifted copies is several times faster than a convolution with one channel.
         image = image * weights[0]
         for offset, weight in enumerate(weights[1:].tolist(), start=1):
             image += weight * (padded.narrow(axis, reach - offset, size) + padded.narrow(axis, reach + offset, size))
@@ -255,7 +255,7 @@ class StageMap:
     """A signed map on the padded grid of a stage, before normalization.
 
     :param values: float32 (k, j, i).
-    :param warnings: why the map may say nothing.
+    :param warnings: why the map may be meaningless.
     :param details: JSON-ready, for the provenance.
     """
 
@@ -279,9 +279,9 @@ def _organ(segmentation: Segmentation) -> LabelSpec:
 
 
 def _grid_for(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> Grid:
-    """The stage's grid for a segmentation that does not say on which it ran.
+    """The stage's grid for a segmentation that does not record it.
 
-    Of several parts of a long scan, the one that holds most of what was found.
+    Of several parts of a long scan, the one that contains most of the segmented voxels is taken.
     """
     region = stage.region.label if stage.region else None
     box = bounding_box(segmentation.mask(region)) if region else None
@@ -291,7 +291,7 @@ def _grid_for(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> G
 
 
 def _center_hu(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> float:
-    """What the stage's intensity is centered on: as it was, or, if the segmentation was made elsewhere, as it is."""
+    """The HU on which the stage's intensity is centered: as recorded, or else computed now."""
     if not stage.intensity.centered or stage.region is None:
         return 0.0
     if stage.name in segmentation.stage_centers:
@@ -299,7 +299,7 @@ def _center_hu(volume: Volume, stage: StageSpec, segmentation: Segmentation) -> 
     label = stage.region.label
     region = segmentation.mask(label)
     if not region.any():
-        raise EmptyTargetError(f"No {label} is marked, from which stage {stage.name!r} of the model counts HU.")
+        raise EmptyTargetError(f"Stage {stage.name!r} of the model needs the HU of the {label}, which is not marked.")
     return float(np.median(volume.array[region]))
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole-image maps from windows: run what the question touches, keep what the method needs, put it together.
+"""Whole-image maps from windows: run the windows that overlap the target, keep what the method needs, stitch the maps.
 
 Two kinds of maps (see :class:`LiverXAILib.explain.methods.Method`):
 
-* *shares* of the score (HiResCAM and relatives): window p contributes ``h_p = sum_k g_k^p A_k^p``. The gradient
-  ``g^p`` already holds the window's blending weight, so shares are summed: ``map(y) = sum_p up(h_p)(y)``;
+* *shares* of the score (HiResCAM and related methods): window p contributes ``h_p = sum_k g_k^p A_k^p``. The gradient
+  ``g^p`` already includes the window's blending weight, so shares are summed: ``map(y) = sum_p up(h_p)(y)``;
 * *states* of the network (Seg-Grad-CAM): ``map_p = sum_k alpha_k A_k^p`` with alpha summed over all windows. An
   activation is a state, not a share, and is blended as the logits are: ``map(y) = sum_p W_p(y) up(map_p)(y)``.
-  Windows without a share in the question do not influence the score and count as 0, so the map fades out, by the same
-  Gaussian weights, where they begin.
+  Windows without a share in the question do not influence the score and count as 0, so the map fades out toward them
+  with the same Gaussian weights.
 
 ``up`` interpolates linearly between the centers of the layer's cells. The positive part is taken last.
 """
@@ -33,13 +33,13 @@ from .score import ScoreTarget
 from .shared_backward import SharedBackward
 from .stage_context import StageContext, StageMap
 
-#: Activations and gradients of all windows together beyond this many bytes go to temporary files.
+#: Activations and gradients that together exceed this many bytes go to temporary files.
 _SPOOL_BYTES = 256 * 1024**2
 
 
 @dataclass
 class _Record:
-    """What one question keeps of one network: see :class:`LiverXAILib.explain.methods.Record`."""
+    """What is kept of one network for one question: see :class:`LiverXAILib.explain.methods.Record`."""
 
     activations: TensorFile
     gradients: TensorFile
@@ -77,7 +77,7 @@ def recorded(
     layers: Sequence[str],
     context: RunContext = UNATTENDED,
 ) -> Iterator[Recording]:
-    """Run the windows that `questions` touch, once, and keep what maps at `layers` need while the block runs."""
+    """Run the windows that overlap the targets, once, and keep what maps at `layers` need while the block runs."""
     with ExitStack() as files:
         recording = Recording(run, score_targets, layers, files)
         with ExitStack() as stack:
@@ -92,11 +92,11 @@ def recorded(
 
 
 class Recording:
-    """Activations and gradients at some layers, for some questions, in every window that these touch.
+    """Activations and gradients at some layers, for some questions, in every window that overlaps their targets.
 
-    In each window all questions share one forward pass of each network, and those whose targets lie far apart share
-    the backward pass as well (see :class:`LiverXAILib.explain.shared_backward.SharedBackward`). What is kept goes to
-    temporary files.
+    In each window all questions share one forward pass of each network, and those whose targets are far apart share
+    the backward pass as well (see :class:`LiverXAILib.explain.shared_backward.SharedBackward`). Activations and
+    gradients are kept in temporary files.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ def channels_first(activation: torch.Tensor, stage: StageSpec) -> torch.Tensor:
 
 
 def _gradients(score: torch.Tensor, held: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Of one score, at each layer; the graph is kept for the next."""
+    """The gradients of one score at each layer; the graph is kept for the next score."""
     if not score.requires_grad:
         return [torch.zeros_like(activation) for activation in held]
     found = torch.autograd.grad(score, held, retain_graph=True, allow_unused=True)

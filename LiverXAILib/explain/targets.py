@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be explained: a label, a lesion, a place, and contrasts between answers.
 
-A new kind of target is one class here with a line in :func:`_parse_plain`. What a target means for the scores of a
-network follows from its label and its voxels, see :mod:`LiverXAILib.explain.score`.
+A new kind of target is one class here with a line in :func:`_parse_plain`. The score of a target follows from its
+label and its voxels, see :mod:`LiverXAILib.explain.score`.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ _PLACE = re.compile(r"(?:(?P<label>[^:]+):)?(?P<kind>voxel|box):(?P<frame>ras|lp
 _WHY_NOT = "why-not-"
 _VERSUS = "-vs-"
 
-#: What users can write, in a sentence.
+#: What users can write, as a sentence.
 GRAMMAR = (
     "Write a label ('liver', 'tumor'), 'lesion:2', 'voxel:lps:x,y,z' or 'box:ras:x0,y0,z0,x1,y1,z1' (mm, LPS or RAS "
-    "stated), one of these with '-vs-liver' behind it, or 'why-not-tumor:box:lps:x0,y0,z0,x1,y1,z1'."
+    "stated), one of these followed by '-vs-liver', or 'why-not-tumor:box:lps:x0,y0,z0,x1,y1,z1'."
 )
 
 
 class EmptyTargetError(UsageError):
-    """The question has no voxels to be asked about: nothing of the kind was found. Nothing is broken."""
+    """The target has no voxels, because nothing of the kind was found. This is not a malfunction."""
 
 
 class Target(ABC):
-    """What is to be explained. ``Target.parse(str(target)) == target``; equal targets are one key of a dictionary.
+    """What is to be explained. ``Target.parse(str(target)) == target``; targets are hashable by value.
 
-    :ivar label: the label that is asked about; "" with a place: whatever the segmentation says there.
+    :ivar label: the label that is asked about; "" for a place: whatever label the segmentation has there.
     """
 
     label: str
 
     @staticmethod
     def parse(text: str | Target) -> Target:
-        """Read a target from text; a :class:`Target` is returned as it is.
+        """Read a target from text; a :class:`Target` is returned unchanged.
 
         :raises LiverXAILib.errors.UsageError: the text is not a target.
         """
@@ -73,13 +73,13 @@ class Target(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """The target in plain words, e.g. "lesion 2 rather than liver" or "why no tumor at LPS (1, 2, 3) mm"."""
+        """The target in plain language, e.g. "lesion 2 rather than liver" or "why no tumor at LPS (1, 2, 3) mm"."""
 
     @abstractmethod
     def mask(self, segmentation: Segmentation) -> np.ndarray:
         """The voxels that the question is about: bool (k, j, i) on the grid of `segmentation`.
 
-        :raises EmptyTargetError: there are none, in words for the user.
+        :raises EmptyTargetError: there are none; the message is for the user.
         :raises LiverXAILib.errors.UsageError: the label does not exist or the place lies outside the image.
         """
 
@@ -92,11 +92,11 @@ class Target(ABC):
         return self
 
     def focus(self, segmentation: Segmentation) -> np.ndarray | None:
-        """Where to look: a point in LPS mm, (3,); None if the target is nowhere in particular, as a whole label."""
+        """Where to look: a point in LPS mm, (3,); None if the target has no particular place, like a whole label."""
         return None
 
     def place(self, grid: Grid) -> np.ndarray | None:
-        """The voxels of the place that is asked about, whatever was found there: bool (k, j, i); None: no place is.
+        """The voxels of the place that is asked about, whatever was found there: bool (k, j, i); None without a place.
 
         :raises LiverXAILib.errors.UsageError: the place lies outside the image.
         """
@@ -154,7 +154,7 @@ class LesionTarget(Target):
     def mask(self, segmentation: Segmentation) -> np.ndarray:
         count = lesion_count(segmentation, self.label)
         if self.number > count:
-            raise EmptyTargetError(f"There is no lesion {self.number}: {count} were found.")
+            raise EmptyTargetError(f"There is no lesion {self.number}; the number of lesions found is {count}.")
         return lesion_mask(segmentation, self.number, self.label)
 
     def focus(self, segmentation: Segmentation) -> np.ndarray:
@@ -169,7 +169,7 @@ class PlaceTarget(Target):
     """What is found at a place. Base of :class:`PointTarget` and :class:`BoxTarget`.
 
     :param numbers: mm, in the coordinate system `frame`, "lps" or "ras".
-    :param label: "": whatever the segmentation says there.
+    :param label: "": whatever label the segmentation has there.
     """
 
     numbers: tuple[float, ...]
@@ -247,7 +247,7 @@ class PointTarget(PlaceTarget):
 
 @dataclass(frozen=True)
 class BoxTarget(PlaceTarget):
-    """What is found in a box that is upright in the patient, given by two opposite corners."""
+    """What is found in a box aligned with the patient's axes, given by two opposite corners."""
 
     kind = "box"
     _count = 6
@@ -259,7 +259,7 @@ class BoxTarget(PlaceTarget):
     def place(self, grid: Grid) -> np.ndarray:
         mask = np.zeros(grid.shape, dtype=bool)
         low, high = self.corners.min(axis=0), self.corners.max(axis=0)
-        # The grid may be oblique: ask every voxel near the box where it is.
+        # The grid may be oblique: test the position of every voxel near the box.
         corners = np.clip(list(product(*zip(low, high, strict=True))), -1e12, 1e12)  # without overflow
         corners = grid.to_ijk(corners)[:, ::-1]
         near = np.array([np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 2])
@@ -284,9 +284,9 @@ class Contrast(Target):
 
     def __post_init__(self) -> None:
         if not self.rival or ":" in self.rival:
-            raise UsageError(f"{self.rival!r} is not a label that {self.target} can be compared with.")
+            raise UsageError(f"{self.rival!r} is not a label with which {self.target} can be compared.")
         if isinstance(self.target, (Contrast, WhyNot)):
-            raise UsageError(f"{self.target} cannot be compared with {self.rival}: it is a comparison already.")
+            raise UsageError(f"{self.target} cannot be compared with {self.rival}: it is already a comparison.")
 
     @property
     def label(self) -> str:  # type: ignore[override]  # read-only is enough for users of Target
@@ -351,7 +351,10 @@ class WhyNot(Target):
 
 
 def _parse_plain(text: str) -> Target:
-    """A target without contrast; ValueError if `text` is none."""
+    """A target without contrast.
+
+    :raises ValueError: `text` is not such a target.
+    """
     if place := _PLACE.fullmatch(text):
         numbers = tuple(float(number) for number in place["numbers"].split(","))
         kind = PointTarget if place["kind"] == "voxel" else BoxTarget

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""measure(): quantities of liver and lesions; entropy_map(), measure_uncertainty(): where the model hesitates.
+"""measure(): quantities of liver and lesions; entropy_map(), measure_uncertainty(): where the model is uncertain.
 
 The package itself can be called: ``LiverXAILib.measure(volume, segmentation)`` is :func:`measure`.
 """

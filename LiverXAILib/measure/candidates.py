@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is listed for the reader and not counted: candidates, which the model is not sure of, and rejected lesions."""
+"""Findings that are listed for the reader but not counted: candidates below the operating point, rejected lesions."""
 
 from __future__ import annotations
 
@@ -53,11 +53,12 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
 def measure_rejected(
     volume: Volume, segmentation: Segmentation, pieces: Sequence[tuple[Box, np.ndarray, str, str]]
 ) -> tuple[RejectedLesion, ...]:
-    """Measure lesions that a reader has rejected, in this order.
+    """Measure lesions that a reader has rejected, in the order of `pieces`.
 
     :param volume: the CT in HU, on the segmentation's grid.
     :param segmentation: the model's, with its probabilities.
-    :param pieces: of each lesion the box in the image, the voxels in the box (bool; k, j, i), who rejected it and when.
+    :param pieces: for each lesion its box in the image, its voxels in the box (bool; k, j, i), who rejected it, and
+        when.
     """
     probability = segmentation.probabilities.get("tumor")
     return tuple(
@@ -74,7 +75,7 @@ def measure_rejected(
 
 
 def _measured(number: int, volume: Volume, box: Box, mask: np.ndarray) -> dict[str, Any]:
-    """What is measured of both: `mask` is where it is, in its `box` of the image."""
+    """The measurements common to both; `mask` holds the finding's voxels in its `box` of the image."""
     x, y, z = volume.grid.to_lps((central_voxel(np.argwhere(mask)) + box.start)[::-1])
     axial = axial_diameters(mask, volume.grid.cropped(box))
     start = box.start[2 - "ijk".index(axial.slice_axis)]
@@ -88,7 +89,7 @@ def _measured(number: int, volume: Volume, box: Box, mask: np.ndarray) -> dict[s
 
 
 def _probabilities(probability: Volume, volume: Volume, box: Box, mask: np.ndarray) -> np.ndarray:
-    """The probability in each voxel; 0 outside the part of the image in which it is known."""
+    """The probability in each voxel of `mask`; 0 outside the part of the image for which it is known."""
     values = np.zeros(mask.shape)
     known = volume.grid.box_of(probability.grid)
     if (common := known.intersection(box)) is not None:
@@ -97,9 +98,9 @@ def _probabilities(probability: Volume, volume: Volume, box: Box, mask: np.ndarr
 
 
 def _reason(peak: float, needed: float | None, volume_ml: float, least_ml: float) -> str:
-    sentence = f"The model's probability of tumor is at most {100 * peak:.0f} % in it"
+    sentence = f"The model's highest tumor probability in it is {100 * peak:.0f} %"
     if needed is not None and peak < needed:
-        return f"{sentence}; a lesion counts from {100 * needed:.1f} % on."
+        return f"{sentence}; a lesion is counted from {100 * needed:.1f} %."
     if volume_ml < least_ml:
-        return f"{sentence}; it has {volume_ml:.2f} ml, and a lesion counts from {least_ml:g} ml on."
+        return f"{sentence}; its volume is {volume_ml:.2f} ml, and a lesion is counted from {least_ml:g} ml."
     return f"{sentence}."

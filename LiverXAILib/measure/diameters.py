@@ -2,11 +2,11 @@
 """Caliper measurements of one lesion on any grid: oblique, left-handed or sheared.
 
 Lengths are measured on the lesion's outline, not between voxel centers. In a slice the outline is an iso-contour of the
-mask, smoothed by a Gaussian of :data:`_SMOOTHING` pixels against the stairs of voxels; its level is the one that
-leaves as many pixel centers inside as the mask has, so that small lesions do not shrink. A single voxel measures a
-voxel. What is left of error on balls, ellipsoids and boxes is listed in ``docs/measurements.md``.
+mask, smoothed by a Gaussian of :data:`_SMOOTHING` pixels to reduce the staircase effect of voxels; its level is the
+one that leaves as many pixel centers inside as the mask has, so that small lesions do not shrink. A single voxel
+measures one voxel. The remaining errors on spheres, ellipsoids and boxes are listed in ``docs/measurements.md``.
 
-Contours are found in voxel indices and carried to millimeters, so that all grids are treated alike.
+Contours are computed in voxel indices and converted to millimeters, so that all grids are treated alike.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .measurements import AxialDiameters, Point
 
 #: Standard deviation in pixels of the Gaussian that smooths a mask before its outline is taken.
 _SMOOTHING = 0.7
-#: Rows of the matrix of distances that are computed at a time: bounds memory.
+#: Rows of the distance matrix that are computed at a time, which limits memory.
 _ROWS = 512
 #: Background around a mask in pixels: the Gaussian's reach.
 _PADDING = 3
 
 
 def axial_axis(grid: Grid) -> int:
-    """The voxel axis (0 i, 1 j, 2 k) whose slices are nearest to the patient's axial plane."""
+    """The voxel axis (0 i, 1 j, 2 k) whose slices are closest to the patient's axial plane."""
     i, j, k = grid.ijk_to_lps[:3, :3].T
     normals = np.array([np.cross(j, k), np.cross(k, i), np.cross(i, j)])
     return int(np.argmax(np.abs(normals[:, 2]) / np.linalg.norm(normals, axis=1)))
@@ -38,8 +38,8 @@ def axial_axis(grid: Grid) -> int:
 def axial_diameters(mask: np.ndarray, grid: Grid) -> AxialDiameters:
     """Longest in-slice diameter of a lesion and its perpendicular.
 
-    :param mask: bool (k, j, i), not empty. Slices are the image's own, across the axis nearest to axial: in an
-        oblique image they are oblique. Pixels that touch at a corner belong to one piece.
+    :param mask: bool (k, j, i), not empty. Slices are the image's own, those closest to axial; in an oblique image
+        they are oblique. Pixels that touch at a corner belong to one connected component.
     """
     axis = axial_axis(grid)
     slices = np.moveaxis(mask, 2 - axis, 0)
@@ -48,7 +48,7 @@ def axial_diameters(mask: np.ndarray, grid: Grid) -> AxialDiameters:
         for loops in _outlines(slices[index]):
             lines = [grid.to_lps(np.insert(loop, axis, index, axis=1)) for loop in loops]
             length, start, end = _farthest_pair(np.concatenate(lines))
-            if best is None or length > best[0] + 1e-6:  # of slices alike the first
+            if best is None or length > best[0] + 1e-6:  # of equal slices the first is taken
                 best = length, index, lines, (start, end)
     assert best is not None
     long_mm, index, lines, (start, end) = best
@@ -72,7 +72,7 @@ def feret_diameter_mm(mask: np.ndarray, grid: Grid) -> float:
 
 
 def _outlines(mask: np.ndarray) -> list[list[np.ndarray]]:
-    """For each connected piece of a 2-D mask the closed lines (n, 2) around it, as (column, row) in pixels."""
+    """The closed lines (n, 2) around each connected component of a 2-D mask, as (column, row) in pixels."""
     pieces, _ = ndimage.label(mask, np.ones((3, 3)))
     outlines = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(pieces), start=1):
@@ -84,7 +84,7 @@ def _outlines(mask: np.ndarray) -> list[list[np.ndarray]]:
 
 
 def _smoothed(mask: np.ndarray) -> tuple[np.ndarray, float]:
-    """A smoothed mask with :data:`_PADDING` background around it, and the level of its outline."""
+    """A smoothed mask padded with :data:`_PADDING` pixels of background, and the level of its outline."""
     padded = np.pad(mask.astype(np.float32), _PADDING)
     smooth = ndimage.gaussian_filter(padded, _SMOOTHING, mode="constant", truncate=_PADDING / _SMOOTHING)
     inside = int(np.count_nonzero(mask))
@@ -96,7 +96,7 @@ def _farthest_pair(points: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """The two points (n, 3) that are farthest apart, and their distance."""
     flat = points - points.mean(axis=0)
     _, sizes, axes = np.linalg.svd(flat, full_matrices=False)
-    corners = points[ConvexHull(flat @ axes[sizes > 1e-6 * sizes[0]].T).vertices]  # of points in a plane in 2-D
+    corners = points[ConvexHull(flat @ axes[sizes > 1e-6 * sizes[0]].T).vertices]  # coplanar points: in 2-D
     best = (-1.0, 0, 0)
     for row in range(0, len(corners), _ROWS):
         distances = cdist(corners[row : row + _ROWS], corners)
@@ -111,7 +111,7 @@ def _widest_across(
 ) -> tuple[float, tuple[Point, Point]]:
     """The longest distance at a right angle to start–end between two points of closed `lines` (n, 3) in a plane.
 
-    Between vertices the distance is linear in where the line from start to end is crossed: the longest one goes
+    Between vertices the distance is a linear function of the position along start–end, so the longest one passes
     through a vertex.
 
     :param normal: of the plane.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure the model is: what windows, networks and mirrorings say one by one, as a map and for each lesion."""
+"""Model uncertainty: disagreement of windows, networks and mirrorings, as a map and for each lesion."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .uncertainty import binary_entropy
 
-#: Margins beyond this are certain enough; half precision holds them.
+#: Logit margins are clipped to this, which is certain enough and fits into half precision.
 _MAX_MARGIN = 20.0
 
 
 @dataclass(frozen=True)
 class LesionUncertainty:
-    """How sure the model is of one lesion.
+    """How certain the model is of one lesion.
 
     :param number: as in :func:`LiverXAILib.inference.lesions.lesion_components`.
     :param mean_probability: over the lesion's voxels.
     :param boundary_entropy: mean binary entropy in bits over the voxels at the lesion's border, on both sides: 1 where
-        the border could as well lie elsewhere, near 0 where it is sharp.
-    :param pairwise_dice: mean Dice between what two passes of the model (networks of an ensemble, mirrorings) mark at
-        the lesion; None if the model has a single pass.
+        the border could just as well lie elsewhere, near 0 where it is sharp.
+    :param pairwise_dice: mean Dice between the masks of two passes of the model (networks of an ensemble, mirrorings)
+        at the lesion; None if the model has a single pass.
     """
 
     number: int
@@ -50,12 +50,12 @@ class LesionUncertainty:
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """Where, and how much, a segmentation is undecided about one label.
+    """Where, and how much, a segmentation is uncertain about one label.
 
-    :param disagreement: standard deviation of the label's probability over everything that was averaged to make it,
+    :param disagreement: standard deviation of the label's probability over everything that was averaged to compute it,
         float32 in [0, 0.5], on the input's grid, cropped to where the label may be.
-    :param sources: what was averaged and may disagree: "windows", "networks", "mirrorings"; empty: nothing was.
-    :param pairwise_dice: mean Dice between two passes over the whole label, the best simple sign of a failed
+    :param sources: what was averaged and may disagree: "windows", "networks", "mirrorings"; empty if nothing was.
+    :param pairwise_dice: mean Dice between two passes over the whole label, the best simple indicator of a failed
         segmentation among those compared by Zenk et al. 2025 (https://arxiv.org/abs/2406.03323); None: one pass.
     """
 
@@ -94,10 +94,10 @@ def measure_uncertainty(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Uncertainty:
-    """Run the model again where `label` is, and compare what windows, networks and mirrorings say one by one.
+    """Run the model again where `label` is, and compare the outputs of single windows, networks and mirrorings.
 
     A pass is one network of the stage with one of the mirrorings that its card allows; ``E`` is the mean over passes
-    and over the windows that hold a voxel, by their blending weights. The map is ``sqrt(E[p^2] - E[p]^2)``.
+    and over the windows that contain a voxel, by their blending weights. The map is ``sqrt(E[p^2] - E[p]^2)``.
 
     :raises LiverXAILib.explain.EmptyTargetError: `label` was not found.
     :raises LiverXAILib.errors.UsageError: the segmentation has no such label, or no probabilities of it.
@@ -129,7 +129,7 @@ def measure_uncertainty(
                 moments[0][box] += weight * probability / len(run.passes)
                 moments[1][box] += weight * probability**2 / len(run.passes)
                 masks[pass_index][box] += (weight * margin).half()
-    # Where windows are left out that the question does not touch, the weights do not sum to 1.
+    # Windows that do not overlap the target are left out; near them the weights do not sum to 1.
     mean, square = moments / covered.clamp_min(1e-6)
     deviation = (square - mean**2).clamp_min(0).sqrt()
     place = segmentation.probabilities[label].grid
@@ -158,7 +158,7 @@ def _lesions(segmentation: Segmentation, label: str, votes: np.ndarray, grid: Gr
         entropy = binary_entropy(probability.array[grown & ~shrunk])
         dice = None
         if len(votes) > 1:
-            # What the passes mark in the lesion and its neighborhood, on the network's grid.
+            # The masks of the passes in the lesion and its neighborhood, on the network's grid.
             near = resample(grown.astype(np.float32), probability.grid, grid).numpy() > 0
             dice = _pairwise_dice(votes & near)
         yield LesionUncertainty(number, float(p[lesion].mean()), float(entropy.mean()), dice)

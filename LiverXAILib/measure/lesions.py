@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of one lesion besides its size: against the liver, its shape, its place."""
+"""Descriptions of one lesion besides its size: enhancement relative to the liver, shape, location."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import SimpleITK as sitk
 from ..volumes.volume import Grid, Volume
 from .measurements import ContrastPhase
 
-#: Lesions whose mean HU differs less from the liver's are isoattenuating.
+#: Lesions whose mean HU differs from the liver's by at most this are isoattenuating.
 ISO_HU = 10.0
 #: A segment that holds less than this fraction of a lesion is not named.
 _LEAST_SHARE = 0.1
 
 
 def enhancement(contrast_hu: float | None, phase: ContrastPhase | None) -> str | None:
-    """How a lesion looks against the liver, in words; None where the phase is uncertain."""
+    """A lesion's attenuation relative to the liver, as text; None where the phase is uncertain."""
     if contrast_hu is None or phase is None or not phase.certain:
         return None
     kind = "iso" if abs(contrast_hu) <= ISO_HU else "hyper" if contrast_hu > 0 else "hypo"
@@ -26,9 +26,9 @@ def enhancement(contrast_hu: float | None, phase: ContrastPhase | None) -> str |
 
 
 def sphericity(mask: np.ndarray, grid: Grid) -> float | None:
-    """Surface of the ball of the same volume over the surface of `mask` (Crofton's estimate), at most 1.
+    """Surface of a sphere of the same volume over the surface of `mask` (Crofton's estimate), at most 1.
 
-    :return: None on a sheared grid, on which the estimate does not hold.
+    :return: None on a sheared grid, for which the estimate is invalid.
     """
     if grid.is_sheared:
         return None
@@ -42,12 +42,12 @@ def sphericity(mask: np.ndarray, grid: Grid) -> float | None:
 def location(
     voxels: np.ndarray, segments: Mapping[str, np.ndarray], centroid_x: float, middle_x: float | None
 ) -> str | None:
-    """Where a lesion lies, in words.
+    """The location of a lesion, as text.
 
     :param voxels: (n, 3) as (k, j, i).
     :param segments: masks of the hepatic segments, by roman numeral; may be empty.
     :param centroid_x: of the lesion, LPS mm.
-    :param middle_x: of the body's middle plane, LPS mm; None: unknown.
+    :param middle_x: of the body's midsagittal plane, LPS mm; None: unknown.
     """
     shares = {name: float(mask[tuple(voxels.T)].mean()) for name, mask in segments.items()}
     named = sorted((name for name in shares if shares[name] >= _LEAST_SHARE), key=lambda name: -shares[name])
@@ -57,11 +57,11 @@ def location(
     if middle_x is None:
         return None
     side = "right" if centroid_x < middle_x else "left"
-    return f"{side} of the body's middle plane (the model has no hepatic segments)"
+    return f"{side} of the body's midline (the model has no hepatic segments)"
 
 
 def slice_instance_number(volume: Volume, slice_axis: str, slice_index: int) -> int | None:
-    """The DICOM instance number of a slice, where each slice is a file of its own."""
+    """The DICOM instance number of a slice; None unless each slice is a file of its own."""
     files = volume.metadata.get("files")
     if not files or slice_axis != "k" or len(files) != volume.shape[0]:
         return None

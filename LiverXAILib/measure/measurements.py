@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantities of the liver and its lesions, each with its unit in its name."""
+"""Quantities of the liver and its lesions, each with the unit in its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..text import counted
 from .recist import Recist
 
-#: Of ``measurements.json``; the schema is ``LiverXAILib/report/measurements.schema.json``.
+#: Version of ``measurements.json``; the schema is ``LiverXAILib/report/measurements.schema.json``.
 SCHEMA_VERSION = 4
 #: Below this probability a contrast phase is called uncertain.
 CERTAIN = 0.8
@@ -21,15 +21,15 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class AxialDiameters:
-    """The longest diameter in one axial slice and its perpendicular, as RECIST 1.1 and WHO measure.
+    """The longest diameter in one axial slice and its perpendicular, as measured for RECIST 1.1 and WHO.
 
-    :param long_mm: longest distance between two points of the outline of one piece of the lesion in one slice, over
-        all slices: it never bridges two islands.
-    :param short_mm: the longest distance at a right angle to it between two points of the same outline.
+    :param long_mm: longest distance between two points on the outline of one connected component of the lesion in one
+        slice, over all slices: it never bridges two components.
+    :param short_mm: the longest distance perpendicular to it between two points on the same outline.
     :param long_ends_lps_mm: where the calipers touch, LPS mm.
-    :param short_ends_lps_mm: likewise, of the perpendicular.
-    :param slice_axis: the image axis ("i", "j" or "k") across which the slices nearest to axial are stacked.
-    :param slice_index: number of the slice along that axis, from 0.
+    :param short_ends_lps_mm: likewise, for the perpendicular.
+    :param slice_axis: the image axis ("i", "j" or "k") along which the slices closest to axial are stacked.
+    :param slice_index: index of the slice along that axis, from 0.
     """
 
     long_mm: float
@@ -44,11 +44,11 @@ class AxialDiameters:
 class FindingReliability:
     """How often findings of this model that look like this one are true, see :mod:`LiverXAILib.measure.reliability`.
 
-    :param probability: estimated on findings of known truth, of phantoms and painted lesions: an estimate for
-        patients. Not the chance of malignancy.
+    :param probability: fitted on findings with known ground truth, in phantoms and with painted lesions; only an
+        estimate for patients. Not the probability of malignancy.
     :param word: "likely", "uncertain" or "doubtful".
-    :param reason: what lowers the probability, in words; "" for likely ones, or if it is nothing in particular.
-    :param features: what it was computed from.
+    :param reason: what lowers the probability, as text; "" for likely findings, or if nothing stands out.
+    :param features: the features from which it was computed.
     """
 
     probability: float
@@ -57,7 +57,7 @@ class FindingReliability:
     features: Mapping[str, float]
 
     def describe(self) -> str:
-        """Word, number and reason: "doubtful (23 %): lies at the edge of the liver"."""
+        """Word, number and reason: "doubtful (23 %): it lies at the edge of the liver"."""
         text = f"{self.word} ({100 * self.probability:.0f} %)"
         return f"{text}: {self.reason}" if self.reason else text
 
@@ -67,23 +67,24 @@ class LesionMeasurements:
     """One lesion.
 
     :param number: as in :func:`LiverXAILib.inference.lesions.lesion_components`: 1 is the largest.
-    :param mean_probability: the model's mean probability of "tumor" over the lesion; None if it gave none. It is
-        the model's confidence, not the chance of malignancy.
+    :param mean_probability: the model's mean probability of "tumor" over the lesion; None without probabilities. It is
+        the model's confidence, not the probability of malignancy.
     :param axial: longest axial diameter and its perpendicular.
     :param feret_mm: longest diameter in any direction.
     :param surface_distance_mm: from the lesion to the nearest voxel at the liver's surface; 0: it reaches the
         surface. None if the liver has no surface in the image.
-    :param touches_image_border: the lesion may go on outside the image.
+    :param touches_image_border: the lesion may extend beyond the image.
     :param contrast_hu: the lesion's mean HU minus the liver's without lesions; None if all of the liver is lesion.
-    :param enhancement: "hypo", "iso" or "hyper" against the liver (apart by more than
-        :data:`LiverXAILib.measure.lesions.ISO_HU`) and the phase in which it is so; None where the phase is uncertain.
-    :param sphericity: surface of the ball of the same volume over the lesion's surface: 1 for a ball; None on sheared
+    :param enhancement: hypo-, iso- or hyperattenuating relative to the liver (hypo and hyper: by more than
+        :data:`LiverXAILib.measure.lesions.ISO_HU`), with the phase; None where the phase is uncertain.
+    :param sphericity: surface of a sphere of the same volume over the lesion's surface: 1 for a sphere; None on sheared
         grids.
-    :param location: the hepatic segments that it lies in, where the labels have segments; otherwise on which side of
-        the body's middle plane, which is said.
-    :param instance_number: DICOM: of the slice with the axial diameters; None if the image was not read from DICOM.
+    :param location: the hepatic segments in which it lies, where the labels have segments; otherwise a text that says
+        on which side of the body's midline it lies.
+    :param instance_number: DICOM instance number of the slice with the axial diameters; None if the image was not read
+        from DICOM.
     :param source: who outlined it: "model", "reader", or "model, edited by the reader".
-    :param reliability: None if the model's card does not tell how to compute it, or if a reader outlined the lesion.
+    :param reliability: None if the model card does not define it, or if a reader outlined the lesion.
     """
 
     number: int
@@ -111,10 +112,10 @@ class ContrastPhase:
     """An estimate, not a measurement.
 
     :param phase: "native", "arterial", "portal venous" or "delayed": the most probable one.
-    :param probability: of it, if these four are all there are and equally frequent; below :data:`CERTAIN` the phase is
-        uncertain.
-    :param aorta_hu: mean in the brightest even disc of 12 mm before the spine, over slices; None: slices disagree,
-        and the aorta was not used.
+    :param probability: its probability, assuming that only these four phases occur and are equally frequent; below
+        :data:`CERTAIN` the phase is uncertain.
+    :param aorta_hu: median over slices of the HU in the brightest homogeneous disc of 12 mm in front of the spine;
+        None: slices disagree, and the aorta was not used.
     :param liver_vessels_hu: 99th percentile of the smoothed liver, where portal and hepatic veins are.
     """
 
@@ -125,13 +126,13 @@ class ContrastPhase:
 
     @property
     def certain(self) -> bool:
-        """The phase is more than a guess."""
+        """Whether the probability of the phase is at least :data:`CERTAIN`."""
         return self.probability >= CERTAIN
 
 
 @dataclass(frozen=True)
 class Remnant:
-    """What a resection of whole hepatic segments would leave, without lesions.
+    """What a resection of whole hepatic segments would leave, excluding lesions.
 
     :param percent: of the functional volume, or of the standard volume where height and weight are known.
     """
@@ -144,15 +145,15 @@ class Remnant:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A piece that the network marks as tumor without being sure.
+    """A connected component that the network marks as tumor without reaching the operating point.
 
     :param number: as in :func:`LiverXAILib.inference.lesions.candidate_components`: 1 is the largest.
     :param axial: longest axial diameter and its perpendicular.
-    :param mean_probability: the model's mean probability of "tumor" in it, and `peak_probability` its highest.
-    :param place_lps_mm: a voxel of the piece, the one nearest to its centroid: by it the candidate is found again.
-    :param reason: why it is not counted, in a sentence.
+    :param mean_probability: the model's mean probability of "tumor" in it, and `peak_probability`: the highest.
+    :param place_lps_mm: the voxel of the component nearest to its centroid, by which the candidate is found again.
+    :param reason: a sentence that says why it is not counted.
     :param status: "open", or what the reader decided: "accepted" or "rejected".
-    :param reliability: as that of a lesion.
+    :param reliability: as for a lesion.
     """
 
     number: int
@@ -169,11 +170,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RejectedLesion:
-    """A lesion that a reader has rejected. It counts in no quantity, and is kept so that it can be taken back.
+    """A lesion that a reader has rejected. It counts in no quantity but is kept, so that it can be restored.
 
     :param number: 1 is the largest.
-    :param mean_probability: as of a lesion.
-    :param place_lps_mm: as of a candidate.
+    :param mean_probability: as for a lesion.
+    :param place_lps_mm: as for a candidate.
     :param who: the reader who rejected it.
     :param when: ISO 8601.
     """
@@ -194,23 +195,23 @@ class Measurements:
 
     :param liver_volume_ml: including tumors; 0 if no liver was found.
     :param liver_mean_hu: of the liver without tumors; None if there is none.
-    :param liver_cut_at: sides of the image that the liver reaches ("superior", "inferior" …): where it may go on
-        outside, so that its volume is a lower bound. Empty: the liver is complete.
+    :param liver_cut_at: sides of the image that the liver reaches ("superior", "inferior" …): it may extend beyond the
+        image there, so its volume is a lower bound. Empty: the liver is complete.
     :param tumor_volume_ml: of all lesions; None if the model does not look for tumors.
-    :param tumor_burden_percent: tumor volume in percent of the liver's, tumors included.
+    :param tumor_burden_percent: tumor volume as a percentage of the liver volume, tumors included.
     :param lesions: in the order of their numbers; empty if there are none or the model does not look for tumors.
     :param plausible: whether this can be a liver (:mod:`LiverXAILib.measure.plausibility`); None if none was found.
     :param implausible_because: sentences that say why not.
     :param functional_volume_ml: of the liver without lesions; None if lesions were not looked for.
-    :param standard_volume_ml: of a person of this height and weight; None where these are not known.
+    :param standard_volume_ml: for a person of this height and weight; None where these are not known.
     :param standard_volume_ratio: functional volume (the liver's where lesions were not looked for) to standard volume.
     :param phase: contrast phase, estimated; None if there is too little liver to tell.
-    :param steatosis: what the HU of a native CT say of fat; None in other phases, and where the phase is uncertain.
+    :param steatosis: a sentence about fat from the HU of an unenhanced CT; None in other phases, or if it is uncertain.
     :param segment_volumes_ml: functional volume by hepatic segment ("I" to "VIII"), where the labels have segments.
     :param remnants: what typical resections would leave, where the labels have all segments.
     :param recist: None if lesions were not looked for.
-    :param candidates: pieces that the model marks without being sure; they count in no other quantity.
-    :param rejected: lesions that a reader rejected and that are no candidates either; they count nowhere, too.
+    :param candidates: components below the model's operating point; they count in no other quantity.
+    :param rejected: lesions that a reader rejected and that are not candidates; they count in no quantity either.
     """
 
     liver_volume_ml: float
@@ -236,11 +237,11 @@ class Measurements:
 
     @property
     def liver_complete(self) -> bool:
-        """A liver was found, and it does not reach the image's border."""
+        """Whether a liver was found that does not reach the image's border."""
         return self.liver_volume_ml > 0 and not self.liver_cut_at
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, everything."""
+        """Everything, JSON-ready."""
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "liver_complete": self.liver_complete}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -305,7 +306,7 @@ class Measurements:
             part = "the liver" if self.functional_volume_ml is None else "the liver without lesions"
             lines.append(
                 f"Size    {self.standard_volume_ml:8.1f} ml, standard liver volume; {part} has "
-                f"{100 * self.standard_volume_ratio:.0f} % of it"
+                f"{100 * self.standard_volume_ratio:.0f} % of this volume"
             )
         if self.tumor_volume_ml is None:
             lines.append("Tumor   not looked for by this model")
@@ -315,7 +316,8 @@ class Measurements:
             lines.append(f"Tumor   {self.tumor_volume_ml:8.1f} ml{burden}, {count}")
         lines += [f"  {_line(x, f'{x.mean_hu:.0f} ± {x.sd_hu:.0f} HU')}" for x in self.lesions]
         if self.candidates:
-            lines.append(f"Not counted: {counted(len(self.candidates), 'candidate')}, marked without being sure")
+            candidates = counted(len(self.candidates), "candidate")
+            lines.append(f"Not counted: {candidates}, marked without sufficient confidence")
             for one in self.candidates:
                 status = "" if one.status == "open" else f", {one.status} by the reader"
                 lines.append(f" C{_line(one, f'{one.mean_hu:.0f} HU{status}')}")
@@ -330,7 +332,7 @@ class Measurements:
 
 
 def _line(finding: LesionMeasurements | Candidate | RejectedLesion, hu: str) -> str:
-    """A lesion or a candidate in the summary."""
+    """The line of a lesion, candidate or rejected lesion in the summary."""
     axial, reliability = finding.axial, _reliability(finding)
     return (
         f"{finding.number:>3}   {finding.volume_ml:8.2f} ml, {axial.long_mm:.1f} × {axial.short_mm:.1f} mm axial, {hu}"
@@ -339,7 +341,7 @@ def _line(finding: LesionMeasurements | Candidate | RejectedLesion, hu: str) -> 
 
 
 def _reliability(finding: LesionMeasurements | Candidate | RejectedLesion) -> FindingReliability | None:
-    """How often findings like this one are true; of what a reader rejected it is not told."""
+    """How often findings like this one are true; None for rejected lesions."""
     return None if isinstance(finding, RejectedLesion) else finding.reliability
 
 
@@ -352,7 +354,7 @@ def _not_counted(finding: Candidate | RejectedLesion, **added: str) -> dict[str,
 
 
 def _finding_columns(finding: LesionMeasurements | Candidate | RejectedLesion) -> dict[str, Any]:
-    """Columns that lesions and candidates have alike."""
+    """Columns that all findings have in common."""
     reliability = _reliability(finding)
     return {
         "axial_long_mm": finding.axial.long_mm,

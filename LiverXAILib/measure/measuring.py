@@ -38,27 +38,27 @@ def measure(
 ) -> Measurements:
     """Measure the liver and its lesions.
 
-    Volumes are numbers of voxels times the determinant of the grid, so they hold for oblique, left-handed and
+    Volumes are voxel counts times the determinant of the grid, so they are also correct for oblique, left-handed and
     sheared images.
 
     :param volume: the CT in HU.
     :param segmentation: on the same grid, with a label "liver" and perhaps "tumor".
     :param height_cm, weight_kg: of the patient, for the standard liver volume.
-    :param targets: numbers of the RECIST target lesions; None: by the rule.
+    :param targets: numbers of the RECIST target lesions; None: chosen by the rule.
     :raises LiverXAILib.errors.UsageError: the grids differ, there is no label "liver", only one of height and weight is
         given, or a target does not exist.
     """
     require_volume(volume)
     grid = volume.grid
     if not grid.matches(segmentation.labels.grid):
-        raise UsageError("The segmentation does not lie on the image's grid; measure it on the image it was made from.")
+        raise UsageError("The segmentation is not on the image's grid; measure it on the image from which it was made.")
     standard = standard_volume_ml(height_cm, weight_kg)
     liver = segmentation.mask("liver")
     looks_for_tumors = any(spec.name == "tumor" for spec in segmentation.specs)
     nothing = Box.full((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
     tumors, pieces = numbered_lesions(segmentation) if looks_for_tumors else nothing
     ml = grid.voxel_volume_mm3 / 1000
-    # Everything that is measured lies in this box: a tenth of a CT.
+    # Everything that is measured lies in this box, about a tenth of a CT.
     found = segmentation.box or Box.full((0, 0, 0))
     box = bounding_box(liver[found])
     box = Box.full((0, 0, 0)) if box is None else box.shifted(found.start)
@@ -110,7 +110,7 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class _LiverContext:
-    """What lesions are measured against. `liver` includes them, and `box` holds it."""
+    """What lesions are compared with. `liver` includes the lesions; `box` contains the liver."""
 
     liver: np.ndarray
     box: Box
@@ -134,7 +134,7 @@ def _recist(lesions: Sequence[LesionMeasurements], grid: Grid, targets: Sequence
 def _lesions(
     volume: Volume, segmentation: Segmentation, numbers: np.ndarray, context: _LiverContext
 ) -> tuple[LesionMeasurements, ...]:
-    """Each lesion's measurements. `numbers` are those of the lesions, in the box of the liver."""
+    """The measurements of each lesion. `numbers` holds the lesions' numbers in the box of the liver."""
     probability = segmentation.probabilities.get("tumor")
     surface = _surface(context.liver, volume.grid, context.box)
     reliable = list(finding_reliability(numbers, segmentation, context.box))
@@ -174,14 +174,14 @@ def _lesions(
 
 
 def _mean_at(cropped: Volume, grid: Grid, kji: np.ndarray) -> float:
-    """Mean over voxels `kji` of `grid` of an image that is a part of `grid`, and 0 outside."""
+    """Mean over voxels `kji` of `grid` of an image that covers a part of `grid` and is 0 outside."""
     inside = kji - grid.box_of(cropped.grid).start
     inside = inside[((inside >= 0) & (inside < cropped.shape)).all(axis=1)]
     return float(cropped.array[tuple(inside.T)].astype(np.float64).sum() / len(kji))
 
 
 def _sides_reached(mask: np.ndarray, grid: Grid) -> tuple[str, ...]:
-    """The sides of the image that a mask reaches, in the patient's directions."""
+    """The sides of the image that a mask reaches, as anatomical directions."""
     names = (("left", "right"), ("posterior", "anterior"), ("superior", "inferior"))
     sides = []
     for axis in range(3):
@@ -194,9 +194,9 @@ def _sides_reached(mask: np.ndarray, grid: Grid) -> tuple[str, ...]:
 
 
 def _surface(organ: np.ndarray, grid: Grid, box: Box) -> cKDTree | None:
-    """The organ's voxels at its surface, as points in LPS mm; None if it has no surface. `box` holds the organ.
+    """The organ's voxels at its surface, as points in LPS mm; None if it has no surface. `box` contains the organ.
 
-    A voxel is at the surface if a face-neighbor in the image is not organ: where the image ends there is none.
+    A voxel is at the surface if a face neighbor in the image is not organ; the edge of the image is not a surface.
     """
     around = box.grown((1, 1, 1), organ.shape)
     inside = organ[around]
@@ -210,12 +210,12 @@ def _surface(organ: np.ndarray, grid: Grid, box: Box) -> cKDTree | None:
 
 
 def _distance(surface: cKDTree, points: np.ndarray) -> float:
-    """The least distance of the points (n, 3) from the surface."""
+    """The smallest distance of the points (n, 3) from the surface."""
     some = float(surface.query(points[:: max(1, len(points) // 50)])[0].min())
-    # What is no nearer than these few is not searched for.
+    # The distance of a few points limits the search for the others.
     return min(some, float(surface.query(points, distance_upper_bound=some)[0].min()))
 
 
 def _rim(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a mask that are not surrounded by it: (n, 3) as (k, j, i)."""
+    """The voxels at the surface of a mask: (n, 3) as (k, j, i)."""
     return np.argwhere(mask & ~ndimage.binary_erosion(mask))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which contrast phase a CT shows, estimated from the HU of liver, aorta and the vessels in the liver."""
+"""The contrast phase of a CT, estimated from the HU of the liver, the aorta and the vessels in the liver."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..volumes.orientation import reorient
 from ..volumes.volume import Volume
 from .measurements import ContrastPhase
 
-#: What is typical of each phase: HU of the aorta, of the liver, and how much brighter the liver's vessels are than the
-#: liver; each with its standard deviation between patients, scanners and injections. Round numbers that agree with 20
-#: public CTs of known phase.
+#: Typical values of each phase: HU of the aorta, HU of the liver, and how much brighter the vessels in the liver are
+#: than the liver; each with its standard deviation between patients, scanners and injections. Round numbers that agree
+#: with 20 public CTs of known phase.
 _TYPICAL = {
     "native": ((42.0, 18.0), (52.0, 14.0), (10.0, 10.0)),
     "arterial": ((320.0, 90.0), (68.0, 14.0), (18.0, 12.0)),
     "portal venous": ((155.0, 35.0), (112.0, 22.0), (35.0, 14.0)),
     "delayed": ((105.0, 20.0), (95.0, 18.0), (18.0, 10.0)),
 }
-#: Between the quartiles of what slices say of the aorta.
+#: Maximum interquartile range of the aorta's HU over slices.
 _EVEN_HU = 40.0
-#: How often a landmark is misread, and the range of HU that it then may have.
+#: The probability that a landmark is misidentified, and the range of HU that it may then have.
 _MISREAD, _ANY_HU = 0.1, 400.0
 _COARSE_MM, _DISC_MM, _BONE_HU = 2.0, 12.0, 250.0
 
@@ -56,7 +56,7 @@ def estimate_phase(volume: Volume, parenchyma: np.ndarray) -> ContrastPhase | No
 
 
 def _density(value: float | None, mean: float, spread: float) -> float:
-    """How probable an HU is: normally distributed, or misread, which may give anything."""
+    """The probability density of an HU: normally distributed, or uniform if the landmark is misidentified."""
     if value is None:
         return 1.0
     normal = np.exp(-0.5 * ((value - mean) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
@@ -88,7 +88,7 @@ def _aorta(hu: np.ndarray, liver: np.ndarray, spacing: np.ndarray) -> float | No
         if near.any():
             values.append(float(mean[near].max()))
     if len(values) < 3 or np.subtract(*np.percentile(values, (75, 25))) > _EVEN_HU:
-        return None  # in a vessel slices agree
+        return None  # within a vessel, slices agree
     return float(np.median(values))
 
 

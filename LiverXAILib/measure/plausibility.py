@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can this be a liver? HU, size, and where it lies in the body, which also tells whether the image is turned.
+"""Plausibility of a liver: HU, volume, and position in the body, which also reveals a wrongly oriented image.
 
-Nobody can know whether a header tells the truth, but anatomy can be asked: the liver lies right of the middle, the
-spine behind it, the lungs above it. A result that contradicts this is reported as implausible; it is not changed.
+Whether a header is correct cannot be known, but it can be checked against anatomy: the liver lies right of the midline,
+the spine behind it, the lungs above it. A result that contradicts this is reported as implausible; it is not changed.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from ..volumes.box import bounding_box, largest_component
 from ..volumes.orientation import reorient
 from ..volumes.volume import Volume
 
-#: Median HU of a liver: from one full of fat to one in which contrast medium is at its densest.
+#: Range of a liver's median HU: from severe steatosis to maximum contrast enhancement.
 LIVER_HU = (-50.0, 250.0)
-#: Milliliters of a whole liver: from what is left after a resection, or a small child's, to a polycystic one.
+#: Range of a whole liver's volume in ml: from a remnant after resection, or a small child's liver, to a polycystic one.
 LIVER_ML = (300.0, 6000.0)
-#: Below this a second look at the mirrored image is worth its time: three of four adults' livers are larger.
+#: Below this volume a second run on the mirrored image is worth its time: three out of four adult livers are larger.
 USUAL_ML = 1300.0
 
-#: The body is judged on about this grid, in mm.
+#: Approximate voxel size at which the body is examined, in mm.
 _COARSE_MM = 4.0
 _BODY_HU, _LUNG_HU, _BONE_HU = -300.0, (-950.0, -600.0), 250.0
-#: The spine is sought within this fraction of the body's width on both sides of its middle.
+#: The spine is searched within this fraction of the body's width on both sides of its midline.
 _NEAR_MIDDLE = 0.12
-#: Less of it than this, in ml, says nothing.
+#: Smaller volumes of a landmark than this, in ml, are not conclusive.
 _LEAST_BONE_ML, _LEAST_LUNG_ML = 8.0, 150.0
-#: A liver whose center is farther left of the middle than this lies on the left side.
+#: A liver whose center is farther to the left of the midline than this lies on the left side.
 _LEFT_MM = 10.0
-#: Of the bone near the middle, or of the lungs, this much must lie on the wrong side.
+#: Fraction of the bone near the midline, or of the lungs, that must lie on the wrong side.
 _WRONG_SIDE = 0.7
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where the liver lies in the body; None where too little of the landmark is in the image.
+    """Where the liver lies in the body; None where too little of a landmark is in the image.
 
-    :param middle_x: of the body's middle plane at the liver, LPS mm.
-    :param right: distance in mm of the liver's center of mass to the right of the body's middle.
-    :param spine_in_front: fraction of the bone near the middle that lies in front of the body's center.
+    :param middle_x: of the body's midsagittal plane at the liver, LPS mm.
+    :param right: distance in mm of the liver's center of mass to the right of the body's midline.
+    :param spine_in_front: fraction of the bone near the midline that lies in front of the body's center.
     :param lungs_below: fraction of the lungs that lies below the liver's center of mass.
     """
 
@@ -53,23 +53,26 @@ class Position:
 
 
 def implausibilities(liver_ml: float, median_hu: float | None, complete: bool, position: Position) -> tuple[str, ...]:
-    """Sentences that say why what was found cannot be a liver; empty: it can, or nothing was found.
+    """Sentences that say why the segmented structure cannot be a liver; empty: it can, or nothing was found.
 
     :param liver_ml: tumors included.
     :param median_hu: of the liver without tumors.
-    :param complete: it does not reach the border of the image.
+    :param complete: whether the liver does not reach the border of the image.
     """
     if liver_ml == 0:
         return ()
     reasons = []
     if median_hu is not None and not LIVER_HU[0] <= median_hu <= LIVER_HU[1]:
         reasons.append(
-            f"The liver has a median of {median_hu:.0f} HU; livers have {LIVER_HU[0]:.0f} to {LIVER_HU[1]:.0f}. Are "
-            "the intensities Hounsfield units?"
+            f"The liver has a median of {median_hu:.0f} HU, outside the plausible range of {LIVER_HU[0]:.0f} to "
+            f"{LIVER_HU[1]:.0f} HU. Are the intensities in Hounsfield units?"
         )
     if liver_ml > LIVER_ML[1] or (complete and liver_ml < LIVER_ML[0]):
-        reasons.append(f"The liver has {liver_ml:.0f} ml; whole livers have {LIVER_ML[0]:.0f} to {LIVER_ML[1]:.0f} ml.")
-    turned = "The image may be mirrored or turned against its header."
+        reasons.append(
+            f"The liver has a volume of {liver_ml:.0f} ml, outside the plausible range of {LIVER_ML[0]:.0f} to "
+            f"{LIVER_ML[1]:.0f} ml for whole livers."
+        )
+    turned = "The image may be mirrored or rotated relative to its header."
     if position.right is not None and position.right < -_LEFT_MM:
         reasons.append(f"The liver lies on the left side of the body. {turned}")
     if position.spine_in_front is not None and position.spine_in_front > _WRONG_SIDE:
@@ -98,7 +101,7 @@ def liver_position(volume: Volume, liver: np.ndarray) -> Position:
     columns, rows = (np.flatnonzero(at_liver.any(axis=axes)) for axes in ((0, 1), (0, 2)))
     middle, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0]
     center = np.argwhere(found).mean(axis=0)
-    # The middle plane as a point beside the liver's center, since axes may be oblique.
+    # The midsagittal plane as a point next to the liver's center, because axes may be oblique.
     beside = upright.grid.to_lps(np.array([middle, center[1], center[0]]) * steps[::-1])
     right = float(middle - center[2]) * steps[2] * upright.spacing[0]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from ..errors import UsageError
 from ..text import counted
 
-#: A measurable lesion's long axis in mm, on slices of at most 5 mm; on thicker ones it is twice the slice thickness.
+#: Minimum long axis of a measurable lesion in mm on slices of at most 5 mm; on thicker ones, twice the slice thickness.
 MEASURABLE_MM = 10.0
 _THICK_MM = 5.0
-#: Target lesions in one organ.
+#: Maximum number of target lesions in one organ.
 MOST_TARGETS = 2
 
 
@@ -21,11 +21,11 @@ class Recist:
     """The liver's part of a RECIST 1.1 reading.
 
     :param targets: numbers of the target lesions, the longest first.
-    :param diameters_mm: their long axes, rounded to whole millimeters as reports do.
-    :param sum_mm: of these rounded numbers, so that it agrees with its parts.
+    :param diameters_mm: their long axes, rounded to whole millimeters as in reports.
+    :param sum_mm: the sum of these rounded numbers, so that it agrees with them.
     :param measurable: all lesions that could be targets, the longest first.
-    :param chosen_by_reader: the targets were named, not taken by the rule.
-    :param rule: the rule in words.
+    :param chosen_by_reader: whether a reader named the targets; otherwise the rule chose them.
+    :param rule: the rule as text.
     """
 
     targets: tuple[int, ...]
@@ -42,7 +42,7 @@ def recist(
     """Choose target lesions: the two longest that are measurable.
 
     :param long_axes_mm: the longest axial diameter of each lesion, by its number.
-    :param targets: a reader's choice instead of the rule's, at most two; empty: none.
+    :param targets: a reader's choice instead of the rule's, at most two; empty: no targets.
     :raises LiverXAILib.errors.UsageError: there is no such lesion, or there are too many.
     """
     least = MEASURABLE_MM if slice_thickness_mm <= _THICK_MM else 2 * slice_thickness_mm
@@ -63,11 +63,11 @@ def recist(
         sum(diameters),
         measurable,
         targets is not None,
-        f"RECIST 1.1: long axis of at least {least:g} mm in an axial slice, at most {MOST_TARGETS} lesions an organ, "
+        f"RECIST 1.1: long axis of at least {least:g} mm in an axial slice, at most {MOST_TARGETS} lesions per organ, "
         "the longest first",
     )
 
 
 def rounded_mm(mm: float) -> int:
-    """A diameter in whole millimeters, as reports give it: halves up."""
+    """A diameter in whole millimeters, as in reports: halves are rounded up."""
     return int(mm + 0.5)

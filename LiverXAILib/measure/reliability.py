@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often findings like this one are true: a calibrated probability, a word, and the reason, for each finding.
 
-Five features that cost milliseconds tell true findings from false ones. The model card holds a logistic regression on
-them (:class:`~LiverXAILib.models.spec.Reliability`) that was fitted on findings whose truth is known; a model without
-one says nothing about reliability. The features are taken on a grid of :data:`_SPACING_MM`, so that they mean the same
-in images of any voxel size.
+Five features that take milliseconds to compute separate true findings from false ones. The model card contains a
+logistic regression on them (:class:`~LiverXAILib.models.spec.Reliability`), fitted on findings with known ground truth;
+without it, no reliability is given. The features are computed on a grid of :data:`_SPACING_MM`, so that they are
+comparable between images of different voxel sizes.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from ..volumes.volume import Grid
 from .measurements import FindingReliability
 from .uncertainty import binary_entropy
 
-#: Voxel size on which features are taken.
+#: Voxel size at which features are computed.
 _SPACING_MM = 2.0
-#: How far from the border "at the border" reaches, to both sides.
+#: Voxels within this distance of the border, on both sides, are "at the border".
 _BORDER_MM = 2.0
-#: Thickness of the shell around a finding of which the part outside the liver counts.
+#: Thickness of the shell around a finding; the feature is the fraction of the shell outside the liver.
 _SHELL_MM = 4.0
-#: From this probability on a finding is called likely, and below the other doubtful.
+#: A finding is "likely" from the first probability on, and "doubtful" below the second.
 LIKELY, DOUBTFUL = 0.8, 0.4
-#: A feature is given as a reason if it lowers the log-odds by this much, and by this part of all that lowers them.
+#: A feature is given as a reason if it lowers the log-odds by this much and by this fraction of all negative terms.
 _REASON, _PART = 0.4, 0.25
 
-#: What is said of a feature that lowers the probability.
+#: The text for each feature that lowers the probability.
 _REASONS = {
-    "edge_share": "lies at the edge of the liver",
-    "border_entropy": "its border is undecided",
+    "edge_share": "it lies at the edge of the liver",
+    "border_entropy": "its border is uncertain",
     "compactness": "its shape is irregular",
-    "mean_probability": "the model's probability of tumor is low in it",
+    "mean_probability": "its mean tumor probability is low",
     "log10_ml": "it is small",
 }
 
@@ -47,16 +47,16 @@ _REASONS = {
 def finding_features(
     numbers: np.ndarray, segmentation: Segmentation, inside: Box | None = None
 ) -> list[dict[str, float]]:
-    """The features of each numbered piece, in the order of the numbers; empty without probabilities of tumor.
+    """The features of each numbered component, in the order of the numbers; empty without tumor probabilities.
 
     * ``border_entropy``: mean binary entropy in bits, within 2 mm of the border on both sides;
-    * ``compactness``: radius of the largest inscribed ball over that of the ball of the same volume, at most 1;
-    * ``mean_probability``: over the piece;
-    * ``edge_share``: the part of a shell of 4 mm around the piece that is not liver (its lesions are);
+    * ``compactness``: radius of the largest inscribed sphere over that of a sphere of the same volume, at most 1;
+    * ``mean_probability``: over the component;
+    * ``edge_share``: the fraction of a 4 mm shell around the component that is not liver (lesions count as liver);
     * ``log10_ml``: logarithm of its volume in ml.
 
-    :param numbers: int (k, j, i) on the segmentation's grid, 0 background, then 1 to the number of pieces.
-    :param inside: the part of the grid that `numbers` is; None: all of it.
+    :param numbers: int (k, j, i) on the segmentation's grid, 0 background, then 1 to the number of components.
+    :param inside: the part of the grid that `numbers` covers; None: all of it.
     """
     probability = segmentation.probabilities.get("tumor")
     if probability is None or not numbers.any():
@@ -80,13 +80,13 @@ def finding_features(
 
 
 def _features(mask: np.ndarray, probability: np.ndarray, organ: np.ndarray, grid: Grid) -> dict[str, float]:
-    """The features of one piece; all arrays (k, j, i) on `grid`, which reaches beyond the piece."""
+    """The features of one component; all arrays (k, j, i) on `grid`, which extends beyond the component."""
     ml = np.count_nonzero(mask) * grid.voxel_volume_mm3 / 1000
     mean = float(probability[mask].mean())
     fine = regrid(grid, (_SPACING_MM,) * 3)
     images = np.stack([mask.astype(np.float32), probability, organ.astype(np.float32)])
     share, p, inside = resample(images, grid, fine, antialias=False).numpy()
-    # A piece thinner than the grid would vanish.
+    # A component thinner than the grid spacing would vanish.
     piece = share >= min(0.5, float(share.max()))
     depth = ndimage.distance_transform_edt(piece, sampling=_SPACING_MM)
     height = ndimage.distance_transform_edt(~piece, sampling=_SPACING_MM)
@@ -105,7 +105,7 @@ def _features(mask: np.ndarray, probability: np.ndarray, organ: np.ndarray, grid
 def finding_reliability(
     numbers: np.ndarray, segmentation: Segmentation, inside: Box | None = None
 ) -> Iterator[FindingReliability | None]:
-    """The reliability of each numbered piece of tumor; None where the model's card does not tell how to compute it.
+    """The reliability of each numbered tumor component; None if the model card does not define it.
 
     The parameters are those of :func:`finding_features`.
     """
@@ -119,7 +119,7 @@ def finding_reliability(
 
 
 def judge_finding(features: Mapping[str, float], reliability: Reliability) -> FindingReliability:
-    """The probability that a finding with these features is true, in words, and what lowers it.
+    """The probability that a finding with these features is true, its category, and what lowers it.
 
     ``1 / (1 + exp(-(intercept + sum weight (feature - center) / scale)))``
     """
@@ -133,7 +133,7 @@ def judge_finding(features: Mapping[str, float], reliability: Reliability) -> Fi
 
 
 def _reason(terms: Mapping[str, float]) -> str:
-    """What lowers the log-odds most, in words; two things at most."""
+    """What lowers the log-odds most, as text; at most two reasons."""
     lowering = sorted((value, name) for name, value in terms.items() if value < 0)
     total = sum(value for value, _ in lowering)
     named = [name for value, name in lowering if value <= -_REASON and value <= _PART * total][:2]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as files a person opens: HTML report, tables, segmentation, pictures."""
+"""Results as files for people to open: HTML report, tables, segmentation, pictures."""
 
 from __future__ import annotations
 

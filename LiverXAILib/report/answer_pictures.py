@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of answers: a lesion as it is, and the changed CTs that the model was shown. Needs the extra ``report``."""
+"""Pictures of answers: a lesion in the CT and in the changed CTs for the model. Needs the extra ``report``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .pictures import PLANES, WINDOW_HU, View, draw_letters, draw_scale_bar
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What a changed CT shows, in the order of the pictures.
+#: Captions of the changed CTs, in the order of the pictures.
 _CAPTIONS = {"without": "without it", "elsewhere": "moved elsewhere", "alone": "alone in plain liver"}
 _SMALLEST_FIELD_MM = 60.0
 _PIXELS = 360
@@ -37,12 +37,12 @@ def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, P
 
 
 def answer_legend(answer: Answer) -> list[tuple[str, str]]:
-    """What the colors in an answer's pictures mean: words and colors; empty where there are none."""
+    """The legend of an answer's pictures: texts and colors; empty if there is none."""
     return border_legend(answer) if isinstance(answer, BorderNeed) else []
 
 
 def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[str, Picture]]:
-    """Axial slices through the lesion's center, where it is or where it was moved to; all at one scale."""
+    """Axial slices through the lesion's center, at its own place or where it was moved to; all at the same scale."""
     center = answer.target.focus(analysis.segmentation)
     if center is None:  # a whole label: its largest lesion
         center = np.array(analysis.measurements.lesions[0].centroid_lps_mm)
@@ -57,7 +57,7 @@ def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[s
 
 
 def _axial(volume: Volume, changed: Volume | None, center: np.ndarray, field_mm: float) -> Picture:
-    """A slice of `volume`, and of `changed` where that is."""
+    """A slice of `volume`, or of `changed` where that has voxels."""
     plane = PLANES[0]
     middle = plane.flat(center)
     view = View(plane, center, middle - field_mm / 2, middle + field_mm / 2, field_mm / _PIXELS)

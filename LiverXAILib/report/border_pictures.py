@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of how much of its surroundings an organ's border needs. Needs the extra ``report``."""
+"""Pictures of how much of the surroundings the model needs to draw an organ's border. Needs the extra ``report``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..volumes.volume import Volume
 from .canvas import Picture
 from .pictures import PLANES, WINDOW_HU, Plane, View, draw_letters, draw_scale_bar
 
-#: From little to much, and more than was tried. They differ in lightness too.
+#: From small to large needs, and more than was tried. The colors also differ in lightness.
 _COLORS = ("#2c7bb6", "#7fc4e8", "#e6e6c8", "#f5923e", "#8b0a1a")
 _AXIAL, _CORONAL = PLANES[0], PLANES[1]
-#: From where the surface is looked at.
+#: The directions from which the surface is viewed.
 _SIDES = {
     "from the front": _CORONAL,
     "from behind": Plane("coronal", -_CORONAL.right, _CORONAL.down, "LRSI"),
@@ -28,7 +28,7 @@ _MARGIN_MM = 12.0
 
 
 def border_legend(answer: BorderNeed) -> list[tuple[str, str]]:
-    """What each color means: words and color."""
+    """The meaning of each color: text and color."""
     radii = answer.evidence["radii_mm"]
     words = [f"{radius:g} mm" for radius in radii] + [f"more than {radii[-1]:g} mm"]
     return list(zip(words, _COLORS, strict=True))
@@ -49,27 +49,27 @@ def border_pictures(analysis: Analysis, answer: BorderNeed) -> Iterator[tuple[st
 
 
 def _colors(answer: BorderNeed, values: np.ndarray) -> np.ndarray:
-    """RGB (..., 3), 0 to 255, of needs as a map shows them."""
+    """RGB (..., 3), 0 to 255, for the values of a map of needs."""
     number = np.searchsorted(answer.evidence["radii_mm"], values)
     table = np.array([[int(color[n : n + 2], 16) for n in (1, 3, 5)] for color in _COLORS])
     return table[number]
 
 
 def _frame(plane: Plane, lps: np.ndarray, center: np.ndarray) -> View:
-    """A picture that holds all points, with a margin."""
+    """A view that contains all points, with a margin."""
     flat = plane.flat(lps)
     low, high = flat.min(axis=0) - _MARGIN_MM, flat.max(axis=0) + _MARGIN_MM
     return View(plane, center, low, high, float(high[0] - low[0]) / _PIXELS)
 
 
 def _surface(plane: Plane, lps: np.ndarray, colors: np.ndarray, cell_mm: float) -> Picture:
-    """The surface voxels that are nearest to whoever looks along the plane's normal, shaded by their slope."""
+    """The surface voxels that are nearest to a viewer looking along the plane's normal, shaded by their slope."""
     view = _frame(plane, lps, lps.mean(axis=0))
     _, rows, columns = view.grid.shape
     size = np.ceil((view.high - view.low) / cell_mm).astype(int) + 1
     column, row = ((plane.flat(lps) - view.low) / cell_mm).astype(int).T
     depth = -(lps @ plane.normal)
-    order = np.argsort(depth, kind="stable")  # what is nearer is painted later
+    order = np.argsort(depth, kind="stable")  # nearer voxels are painted last
     color = np.zeros((size[1], size[0], 3))
     height = np.full((size[1], size[0]), np.nan)
     color[row[order], column[order]] = colors[order]

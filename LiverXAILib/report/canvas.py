@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A slice of a CT as a picture: gray values, a heat map over them, lines and text with dark halos.
 
-What is drawn is kept as data in millimeters and becomes pixels once. Pillow has no smooth lines: they are drawn
-:data:`_OVERSAMPLING` times as large and averaged.
+Drawings are kept as data in millimeters and rasterized once. Pillow does not draw antialiased lines, so everything is
+drawn :data:`_OVERSAMPLING` times as large and averaged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WHITE: Color = (255, 255, 255)
 _OVERSAMPLING = 4
 #: Opacity of halos, and how far they reach around a line and a text, in pixels.
 _HALO_OPACITY, _LINE_HALO, _TEXT_HALO = 0.75, 1.0, 2.0
-#: Lengths of a dash and of the gap behind it, in pixels.
+#: Lengths of a dash and of the following gap, in pixels.
 _DASH = (8.0, 4.0)
 
 
@@ -41,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Text:
-    """`text` at a `place` in pixels to the right and down; `anchor` as Pillow's: "mm" its middle, "lt" its corner."""
+    """`text` at a `place` in pixels to the right and down; `anchor` as in Pillow: "mm" is the middle, "lt" a corner."""
 
     text: str
     place: tuple[float, float]
@@ -54,7 +54,7 @@ class Text:
 class Picture:
     """A slice of a CT and what is drawn on it.
 
-    :param hu: (rows, columns) in HU; `window_hu`: lowest and highest that are shown, as black and white.
+    :param hu: (rows, columns) in HU; `window_hu`: the HU shown as black and as white.
     :param corner_mm: the upper left corner of the picture, mm to the right and down.
     :param pixel_mm: size of a pixel.
     :param heat: (rows, columns) in [0, 1], or None.
@@ -86,7 +86,7 @@ class Picture:
         gray = np.clip((self.hu - low) * (255 / (high - low)), 0, 255)
         image = np.repeat(gray.astype(np.float32)[..., None], 3, axis=2)
         if self.heat is not None:
-            # Fades in from the threshold on, so that no false edge appears where it is crossed.
+            # The map fades in above the threshold, so that no false edge appears there.
             opacity = heat_opacity(self.heat)[..., None]
             image += opacity * (heat_color(self.heat) - image)
         if self.painted is not None:
@@ -113,35 +113,35 @@ class Picture:
 
 
 def heat_opacity(heat: np.ndarray) -> np.ndarray:
-    """How much of a heat map in [0, 1] covers the CT, 0 to 1."""
+    """The opacity, 0 to 1, with which a heat map in [0, 1] covers the CT."""
     return np.clip((heat - VISIBLE_HEAT) / 0.15, 0, 1) * (0.4 + 0.25 * heat)
 
 
 def side_by_side(pictures: Sequence[Picture]) -> np.ndarray:
-    """Pictures of one height as one: uint8 (rows, columns, 3)."""
+    """Pictures of equal height joined to one: uint8 (rows, columns, 3)."""
     return np.concatenate([picture.pixels() for picture in pictures], axis=1)
 
 
 def embedded(pixels: np.ndarray) -> str:
-    """Pixels (rows, columns, 3) as a data URI, without loss."""
+    """Pixels (rows, columns, 3) as a data URI, losslessly compressed."""
     buffer = io.BytesIO()
-    # More effort makes it a seventh smaller in three times the time.
+    # More effort would make it a seventh smaller in three times the time.
     Image.fromarray(pixels).save(buffer, format="webp", lossless=True, quality=0, method=0)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 class _Mask:
-    """What is covered by lines and texts; drawn large, and averaged when it is painted."""
+    """The area covered by lines and texts; drawn enlarged, and averaged when it is painted."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._image = Image.new("L", (size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING))
         self._draw = ImageDraw.Draw(self._image)
 
     def line(self, points: np.ndarray, width: float, dashed: bool) -> None:
-        # Pillow leaves corners open, or closes them slowly: the line through the middles of its pieces does it as well.
+        # Pillow leaves corners open, or closes them slowly; a second line through the segments' midpoints closes them.
         pieces = _dashes(points) if dashed else [points, (points[1:] + points[:-1]) / 2][: len(points) - 1]
         for piece in pieces:
-            # Pillow's pixel 0 begins at 0: half a pixel of the large picture lies between.
+            # Pillow's pixel 0 begins at 0, hence the shift by half a pixel of the enlarged picture.
             self._draw.line((piece * _OVERSAMPLING - 0.5).ravel().tolist(), 255, round(width * _OVERSAMPLING))
 
     def text(self, text: Text, halo: float) -> None:
@@ -173,5 +173,5 @@ def _dashes(points: np.ndarray) -> list[np.ndarray]:
 @cache
 def _font(size: float) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size * _OVERSAMPLING)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # it is not only where Pillow was built without FreeType
+    assert isinstance(font, ImageFont.FreeTypeFont)  # except where Pillow was built without FreeType
     return font

@@ -17,7 +17,7 @@ from .dicom_source import DicomSource, read_source
 def write_dicom_heatmap(
     explanation: Explanation, volume: Volume, path: str | os.PathLike[str], number: int = 1
 ) -> list[str]:
-    """Write a heat map to `path`: float32 on the pixels of the slices on which it is not zero, and between these.
+    """Write a heat map to `path`: float32 on the pixels of all slices from the first nonzero to the last nonzero one.
 
     :param volume: the CT that is explained, read from DICOM.
     :param number: of the instance in its series.

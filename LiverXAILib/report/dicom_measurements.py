@@ -53,7 +53,7 @@ def write_measurement_report(
     source = read_source(analysis.volume)
     segments = lesion_segments(analysis.segmentation)
     if not segments:
-        raise UsageError("Nothing was found, and so there is nothing to report.")
+        raise UsageError("Nothing was found, so there is nothing to report.")
     seg: list[Dataset] = []
 
     def make_segmentation() -> Dataset:
@@ -91,7 +91,7 @@ def _report(analysis: Analysis, source: DicomSource, seg: Dataset) -> Dataset:
 
 
 def _groups(analysis: Analysis, source: DicomSource, seg: Dataset, segment: Dataset) -> list[Any]:
-    """The measurements of one segment of the SEG: those of its voxels, and of a lesion its calipers."""
+    """The measurements of one segment of the SEG: those of its voxels and, for a lesion, its calipers."""
     import highdicom
 
     name, _, number = str(segment.SegmentLabel).rpartition(" ")
@@ -159,7 +159,7 @@ def _value(name: Code, value: float, unit: Code, derivation: Code | None = None,
 def _line(
     ends_lps_mm: Any, lesion: LesionMeasurements, analysis: Analysis, source: DicomSource
 ) -> CoordinatesForMeasurement | CoordinatesForMeasurement3D:
-    """A caliper's ends: in the pixels of its slice where this is an image of the archive, else in the patient."""
+    """The ends of a caliper: in pixels of its slice if that is a stored image, otherwise in patient coordinates."""
     import highdicom
 
     ends = np.array(ends_lps_mm)
@@ -168,7 +168,7 @@ def _line(
             graphic_type="POLYLINE", graphic_data=ends, frame_of_reference_uid=source.first.FrameOfReferenceUID
         )
     header = source.headers[lesion.axial.slice_index]
-    # The middle of the first pixel is (0.5, 0.5).
+    # The center of the first pixel is (0.5, 0.5).
     pixels = analysis.volume.grid.to_ijk(ends)[:, :2] + 0.5
     return highdicom.sr.CoordinatesForMeasurement(
         graphic_type="POLYLINE",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all DICOM objects that LiverXAI writes have in common: who made them, how, and that they are for research."""
+"""Common parts of all DICOM objects that LiverXAI writes: who made them, how, and that they are for research."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     import highdicom
     from highdicom.sr.coding import CodedConcept
 
-#: Series numbers of what is added to a study, well above those of scanners.
+#: Series numbers of the objects added to a study, well above those of scanners.
 SERIES_NUMBERS = {"seg": 300, "sr": 301, "pm": 302, "sc": 303}
 
 
 def require_dicom_extra() -> None:
-    """Raise :class:`~LiverXAILib.errors.UsageError` if what DICOM objects need is not installed."""
+    """Raise :class:`~LiverXAILib.errors.UsageError` if the extra ``dicom`` is not installed."""
     if importlib.util.find_spec("highdicom") is None:
         raise UsageError(f"DICOM objects need highdicom: {how_to_install('dicom')}; or leave out --dicom.")
 
 
 def save(make: Callable[[], Dataset], source: DicomSource, path: str | os.PathLike[str]) -> list[str]:
-    """Make an object of a series and write it to `path`; returns what was repaired or left out of the headers.
+    """Make an object of a series and write it to `path`; returns what was repaired in, or left out of, the headers.
 
     :raises LiverXAILib.errors.UsageError: the extra ``dicom`` is not installed.
     :raises LiverXAILib.errors.InputError: the object cannot be made of the series.
@@ -70,7 +70,7 @@ def made_by(what: str, series_number: int, instance_number: int = 1) -> dict[str
 
 
 def code(concept: Code) -> CodedConcept:
-    """A coded concept as highdicom's."""
+    """A coded concept as a highdicom object."""
     from highdicom.sr.coding import CodedConcept
 
     scheme, value, meaning = concept
@@ -91,14 +91,14 @@ def algorithm(segmentation: Segmentation) -> highdicom.AlgorithmIdentificationSe
 
 
 def tracking_of(source: DicomSource, name: str, mask: np.ndarray) -> dict[str, str]:
-    """Identifier and UID by which the objects of one analysis mean the same structure of one series."""
+    """Identifier and UID by which the objects of one analysis refer to the same structure of one series."""
     digest = hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
     uid = generate_uid(entropy_srcs=[source.first.SeriesInstanceUID, name, digest])
     return {"tracking_id": name, "tracking_uid": uid}
 
 
 def without_references(dataset: Dataset) -> Dataset:
-    """An object of slices that no archive knows: what would refer to them is taken out."""
+    """Remove the references to source images from an object, because its slices do not exist as stored images."""
     for keyword in ("ReferencedSeriesSequence", "SourceImageSequence"):
         if keyword in dataset:
             delattr(dataset, keyword)

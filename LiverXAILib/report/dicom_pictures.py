@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Key images as DICOM Secondary Capture: each lesion with its outline and calipers, for viewers that show no others."""
+"""Key images as DICOM Secondary Capture: lesions with outline and calipers, for viewers without SEG or SR support."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .dicom_source import DicomSource, read_source
 
 
 def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
-    """Write a picture of each lesion to ``key-image-<number>.dcm`` in `folder`, and one of the liver to number 0.
+    """Write a picture of each lesion to ``key-image-<number>.dcm`` in `folder`; number 0 shows the liver.
 
-    After them come the changed CTs that the model was shown, a picture for each lesion, with what it said of them.
+    They are followed by a picture for each lesion of the changed CTs on which the model was run, with its answers.
 
     :raises LiverXAILib.errors.UsageError: the CT was not read from DICOM, or an extra (``dicom``, ``report``) is not
         installed.
@@ -40,7 +40,7 @@ def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
     ]
     for answer in analysis.answers:
         if isinstance(answer, Counterfactual):
-            text = f"CHANGED CTs that the model was shown. {answer.sentence} For research use only."
+            text = f"CHANGED CTs on which the model was run. {answer.sentence} For research use only."
             rendered.append((text, _changed_cts(analysis, answer)))
     for number, (text, pixels) in enumerate(rendered):
         path = folder / f"key-image-{number}.dcm"
@@ -50,7 +50,7 @@ def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
 
 
 def _changed_cts(analysis: Analysis, answer: Counterfactual) -> np.ndarray:
-    """The CT as it is and as it was changed, side by side, with captions: uint8 (rows, columns, 3)."""
+    """The CT and its changed versions, side by side, with captions: uint8 (rows, columns, 3)."""
     from .answer_pictures import answer_pictures
     from .canvas import Picture, Text, side_by_side
 
@@ -71,7 +71,7 @@ def _capture(pixels: np.ndarray, source: DicomSource, series: str, number: int, 
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        # All are axial, seen from the feet: to the right is the patient's left, down is the back.
+        # All are axial and seen from the feet: right is the patient's left, down is posterior.
         patient_orientation=("L", "P"),
         study_instance_uid=first.StudyInstanceUID,
         patient_id=first.PatientID,
@@ -89,5 +89,5 @@ def _capture(pixels: np.ndarray, source: DicomSource, series: str, number: int, 
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.BodyPartExamined = "LIVER"
     dataset.BurnedInAnnotation = "NO"
-    dataset.DerivationDescription = text[:1024]  # more an ST cannot hold
+    dataset.DerivationDescription = text[:1024]  # the maximum length of an ST
     return dataset

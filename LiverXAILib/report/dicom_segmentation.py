@@ -25,21 +25,21 @@ def write_dicom_segmentation(
 ) -> list[str]:
     """Write the labels that were found to `path` as a binary DICOM SEG; "liver" includes its tumors.
 
-    The object belongs to the patient and the study of the CT, as DICOM demands, and names them.
+    As DICOM requires, the object belongs to the patient and the study of the CT and identifies them.
 
     :param segmentation: of a CT that was read from DICOM.
     :param lesions: one segment for each lesion instead of one for all, with tracking identifiers that the measurement
         report uses too.
     :return: sentences about what was repaired or left out of the series' headers.
-    :raises LiverXAILib.errors.UsageError: it is of something else, nothing was found, or the extra ``dicom`` is not
-        installed.
+    :raises LiverXAILib.errors.UsageError: the CT was not read from DICOM, nothing was found, or the extra ``dicom`` is
+        not installed.
     :raises LiverXAILib.errors.InputError: the files of the series cannot be read.
     :raises OSError: the file cannot be written.
     """
     source = read_source(segmentation.labels)
     segments = lesion_segments(segmentation) if lesions else _found(segmentation)
     if not segments:
-        raise UsageError("Nothing was found, and a DICOM segmentation cannot be empty.")
+        raise UsageError("Nothing was found, and a DICOM segmentation must not be empty.")
     return save(lambda: segmentation_dataset(segmentation, source, segments), source, path)
 
 
@@ -49,7 +49,7 @@ def _found(segmentation: Segmentation) -> list[Segment]:
 
 
 def lesion_segments(segmentation: Segmentation) -> list[Segment]:
-    """What was found, with one segment for each lesion, called "tumor 1" … by the lesions' numbers."""
+    """What was found, with one segment for each lesion, named "tumor 1" … by the lesion numbers."""
     segments: list[Segment] = []
     for spec, mask in _found(segmentation):
         if spec.is_lesion:

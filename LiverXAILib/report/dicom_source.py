@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DICOM object that is made from a CT series takes over of it: patient, study, frame of reference, slices.
+"""What a DICOM object made from a CT series takes over from it: patient, study, frame of reference, slices.
 
-Hospitals' and anonymizers' headers break the standard in many ways, and a derived object that copied them would too.
-So nothing is copied as it is: each value is read, brought into the standard's form, or left empty. What was repaired or
-left out is said in a sentence.
+Headers from hospitals and anonymizers violate the standard in many ways, and so would a derived object that copied
+them. Therefore nothing is copied unchanged: each value is read and converted to the standard's form, or left empty. A
+sentence says what was repaired or left out.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _TAGS = [
     *("ReferringPhysicianName", "SeriesInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator"),
     *("SOPClassUID", "SOPInstanceUID", "Modality", "Rows", "Columns", "SliceThickness", "InstanceNumber"),
 ]
-#: The most characters of each text, by its value representation.
+#: The maximum length of each text, by value representation.
 _LONGEST = {"SH": 16, "LO": 64, "PN": 64}
 _SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
-#: 16 characters are the most of a DICOM decimal string.
+#: Significant digits that fit into the 16 characters of a DICOM decimal string.
 _DECIMALS = 9
 
 
@@ -41,10 +41,10 @@ _DECIMALS = 9
 class DicomSource:
     """The series that derived objects belong to.
 
-    :param headers: one for each slice of the volume, in their order: what derived objects need of it, all in the form
-        that the standard demands. Positions are those of the volume's grid.
-    :param can_be_referenced: the headers' instances exist, so that an object may refer to them. Otherwise their UIDs
-        were made up (multi-frame files, slices that were resampled, missing UIDs).
+    :param headers: one for each slice of the volume, in their order: the values that derived objects need, all in the
+        form that the standard requires. Positions are those of the volume's grid.
+    :param can_be_referenced: whether the headers' instances exist, so that an object may refer to them. Otherwise
+        their UIDs were generated (multi-frame files, resampled slices, missing UIDs).
     :param notes: sentences about what was repaired or left out.
     """
 
@@ -61,11 +61,11 @@ def read_source(volume: Volume) -> DicomSource:
     """The source of a CT that was read from DICOM.
 
     :raises LiverXAILib.errors.UsageError: it was not read from DICOM.
-    :raises LiverXAILib.errors.InputError: a file of the series cannot be read any more.
+    :raises LiverXAILib.errors.InputError: a file of the series can no longer be read.
     """
     files = volume.metadata.get("files")
     if not files:
-        raise UsageError("DICOM objects can only be made of a CT that was read from DICOM files.")
+        raise UsageError("DICOM objects can only be made from a CT that was read from DICOM files.")
     cleaned = _Cleaned([_header(Path(name)) for name in files])
     resampled = (volume.metadata.get("series") or {}).get("problem") is not None
     instances = cleaned.instances() if len(files) == volume.shape[0] and not resampled else None
@@ -87,9 +87,9 @@ def read_source(volume: Volume) -> DicomSource:
 
 
 def study_text(volume: Volume) -> str:
-    """Dates of study and series, series number and description of a CT that was read from DICOM; "" of others.
+    """Study and series date, series number and description of a CT that was read from DICOM; "" for other images.
 
-    :raises LiverXAILib.errors.InputError: the first file of the series cannot be read any more.
+    :raises LiverXAILib.errors.InputError: the first file of the series can no longer be read.
     """
     files = volume.metadata.get("files")
     if not files:
@@ -104,19 +104,19 @@ def _header(path: Path) -> Dataset:
     try:
         with pydicom_warnings_hidden():
             return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-    except Exception as error:  # pydicom raises nearly every kind
-        raise InputError(f"{path} cannot be read any more, so that no DICOM object can refer to it.") from error
+    except Exception as error:  # pydicom raises almost any type
+        raise InputError(f"{path} can no longer be read, so no DICOM object can refer to it.") from error
 
 
 @dataclass
 class _Cleaned:
-    """The values of a series in the standard's form; `notes` keeps the order in which they were made."""
+    """The values of a series in the standard's form; `notes` holds the notes in the order in which they arose."""
 
     raw: Sequence[Dataset]
     notes: dict[str, None] = field(default_factory=dict)
 
     def common(self, volume: Volume) -> Dataset:
-        """What all slices share. Texts are Unicode, and become UTF-8 in the file, whatever they were before."""
+        """The values that all slices share. Texts are Unicode and become UTF-8 in the file, whatever their encoding."""
         header = Dataset()
         header.SpecificCharacterSet = "ISO_IR 192"
         for keyword, kind in (("PatientID", "LO"), ("StudyID", "SH"), ("AccessionNumber", "SH")):
@@ -148,7 +148,7 @@ class _Cleaned:
         return self._uid("SeriesInstanceUID")
 
     def instances(self) -> list[str] | None:
-        """The SOP Instance UIDs of the files; None if they cannot serve as references."""
+        """The SOP Instance UIDs of the files; None if they cannot be used as references."""
         found = [
             _valid_uid(_value(raw, "SOPInstanceUID")) or _valid_uid(raw.file_meta.get("MediaStorageSOPInstanceUID"))
             for raw in self.raw
@@ -158,7 +158,7 @@ class _Cleaned:
         return uids if known and len(set(uids)) == len(self.raw) else None
 
     def _uid(self, keyword: str) -> str:
-        """The UID that all files should share; a new one, always the same, if there is none."""
+        """The UID that all files should share; without one, a new UID that is the same each time."""
         found = Counter(uid for raw in self.raw if (uid := _valid_uid(_value(raw, keyword))))
         name = keyword.removesuffix("UID").replace("OfReference", " of Reference").replace("Instance", " Instance")
         if not found:
@@ -208,10 +208,10 @@ def _value(header: Dataset, keyword: str) -> Any:
     try:
         with pydicom_warnings_hidden():
             value = header.get(keyword)
-            # Names are decoded only when they are looked at.
+            # Names are decoded only on access.
             str(value)
             return value
-    except Exception:  # pydicom raises nearly every kind
+    except Exception:  # pydicom raises almost any type
         return None
 
 
@@ -233,7 +233,7 @@ def _date(text: str) -> str | None:
 
 
 def _time(text: str) -> str | None:
-    """HHMMSS.FFFFFF, or as much of it as there is; also from HH:MM:SS."""
+    """HHMMSS.FFFFFF, or as much of it as is given; also from HH:MM:SS."""
     match = re.fullmatch(r"([01]\d|2[0-3])(?::?([0-5]\d)(?::?([0-5]\d)(\.\d{1,6})?)?)?", text)
     return "".join(part or "" for part in match.groups()) if match else None
 
@@ -244,7 +244,7 @@ def _words(keyword: str) -> str:
 
 
 def _orthonormal(direction: np.ndarray) -> np.ndarray:
-    """Six cosines at right angles, nearest to the first two columns of a direction."""
+    """Two orthonormal direction cosines (6 numbers) close to the first two columns of a direction matrix."""
     row = direction[:, 0] / np.linalg.norm(direction[:, 0])
     column = direction[:, 1] - (direction[:, 1] @ row) * row
     return np.concatenate([row, column / np.linalg.norm(column)])

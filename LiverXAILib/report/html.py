@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: one HTML file that needs nothing else, on screen or on A4 paper."""
+"""The report: one self-contained HTML file, for the screen or A4 paper."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
     from .canvas import Picture
 
-#: What the image's metadata may tell in a report. DICOM UIDs and series names can identify a patient.
+#: Image metadata that may appear in a report. DICOM UIDs and series names can identify a patient.
 _TELLABLE = ("modality", "source_format")
 
 
 def require_report_extra() -> None:
-    """Raise :class:`~LiverXAILib.errors.UsageError` if what reports need is not installed."""
+    """Raise :class:`~LiverXAILib.errors.UsageError` if a package that reports need is not installed."""
     modules = {"jinja2": "jinja2", "matplotlib": "matplotlib", "pillow": "PIL"}
     missing = [name for name, module in modules.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UsageError(
-            f"The report needs {' and '.join(missing)}: pip install {' '.join(missing)}, or go without a report."
+            f"The report needs {' and '.join(missing)}: pip install {' '.join(missing)}, or leave out the report."
         )
 
 
@@ -53,8 +53,8 @@ def write_report(
 ) -> None:
     """Write the report of one analysis to `path`.
 
-    :param viewer: put an interactive viewer of the CT, outlines and heat maps into the page (adds 2 to 6 MB).
-    :param drawn: what :func:`draw_report` made of this analysis; None: it is made now.
+    :param viewer: embed an interactive viewer of the CT, outlines and heat maps in the page (adds 2 to 6 MB).
+    :param drawn: the result of :func:`draw_report` for this analysis; None: it is computed now.
     :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
     :raises OSError: the file cannot be written.
     """
@@ -65,7 +65,7 @@ def write_report(
 
 
 def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
-    """The pictures of a report and the data of its viewer: nearly all of its time, and nothing of its warnings."""
+    """The pictures of a report and the data of its viewer, which take most of the time and do not need the warnings."""
     require_report_extra()
     from . import pictures
     from .viewer import viewer_data
@@ -91,7 +91,7 @@ def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
 
 
 def render_page(template: Path, context: Mapping[str, Any]) -> str:
-    """A page from a Jinja template; values are escaped, and a name that `context` lacks is an error.
+    """A page from a Jinja template; values are escaped, and a name missing from `context` is an error.
 
     :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
     """
@@ -101,7 +101,7 @@ def render_page(template: Path, context: Mapping[str, Any]) -> str:
 
 @cache
 def _environment(folder: Path) -> jinja2.Environment:
-    """Reads the templates of a folder, and compiles each once."""
+    """An environment that loads the templates of a folder and compiles each of them once."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -134,7 +134,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "made_text": f"{analysis.model.title} {analysis.model.version}, LiverXAI {__version__}, {made}".strip(", "),
         "warnings": _warnings(analysis),
         "measurements": analysis.measurements,
-        # The sum of what the table shows, so that a reader who adds it up gets the same.
+        # The sum of the rounded volumes in the table, so that a reader who adds them up gets the same total.
         "lesions_ml": sum(round(lesion.volume_ml, 2) for lesion in analysis.measurements.lesions),
         "reliabilities": any(lesion.reliability is not None for lesion in analysis.measurements.lesions),
         "model": analysis.model,
@@ -154,7 +154,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
 
 
 def _study_text(analysis: Analysis) -> str:
-    """What the user wants to be told of a DICOM series."""
+    """Study details of a DICOM series, if the user asked for them."""
     if not analysis.volume.metadata.get("study_details"):
         return ""
     from .dicom_source import study_text
@@ -163,7 +163,7 @@ def _study_text(analysis: Analysis) -> str:
 
 
 def _warnings(analysis: Analysis) -> list[str]:
-    """What the reader must know first; each sentence once."""
+    """What the reader must know first, without duplicate sentences."""
     measured = analysis.measurements
     sentences = [str(sentence) for sentence in analysis.provenance.get("warnings", ())]
     sentences += [str(sentence) for sentence in analysis.volume.metadata.get("warnings", ())]
@@ -173,7 +173,8 @@ def _warnings(analysis: Analysis) -> list[str]:
         sides = " and ".join(measured.liver_cut_at)
         sentences.append(f"The liver reaches the image's {sides} border: its volume is a lower bound.")
     if cut := [str(lesion.number) for lesion in measured.lesions if lesion.touches_image_border]:
-        sentences.append(f"Lesion {', '.join(cut)} reaches the image's border and may be larger.")
+        which = f"Lesion {cut[0]} reaches" if len(cut) == 1 else f"Lesions {', '.join(cut)} reach"
+        sentences.append(f"{which} the image's border and may be larger.")
     return list(dict.fromkeys(sentences))
 
 
@@ -196,7 +197,7 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
         "before": not explanation.is_about(analysis.segmentation),
         "planes": _planes(analysis, explanation),
         "picture_text": f"Axial, coronal and sagittal slices with the heat map for {description} over the CT: "
-        "red places were influential, blue ones hardly, uncolored ones not.",
+        "red places were influential, blue places hardly, uncolored places not at all.",
         "faithfulness": faithfulness,
         "gains": _gains(faithfulness),
         "curves": embedded(pictures.render_curves(curves)) if curves else None,
@@ -221,7 +222,7 @@ def _answer(analysis: Analysis, answer: Answer) -> dict[str, Any]:
 
 
 def _gains(faithfulness: Mapping[str, Any] | None) -> dict[str, float]:
-    """Insertion minus deletion of the map and of the controls it is compared with, where they were computed."""
+    """Insertion minus deletion for the map and the controls with which it is compared, where computed."""
     if not faithfulness or not faithfulness.get("curves"):
         return {}
     compared = {"this map": faithfulness["curves"], **faithfulness.get("controls", {})}
@@ -229,7 +230,7 @@ def _gains(faithfulness: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def _resolution(analysis: Analysis, explanation: Explanation) -> str:
-    """How fine the map is before interpolation, in words; "" if unknown."""
+    """The map's resolution before interpolation, as text; "" if unknown."""
     found = _stage_and_layer(analysis, explanation)
     if found is None:
         return ""
@@ -238,7 +239,7 @@ def _resolution(analysis: Analysis, explanation: Explanation) -> str:
     if len(spacing) != len(layer.stride):
         return ""
     cell = " × ".join(f"{size * stride:.3g}" for size, stride in zip(spacing, layer.stride, strict=True))
-    return f"one value every {cell} mm; between them the picture is interpolated"
+    return f"one value every {cell} mm, interpolated in between"
 
 
 def _stage_and_layer(analysis: Analysis, explanation: Explanation) -> tuple[StageSpec, LayerSpec] | None:
@@ -259,30 +260,30 @@ def _without_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     source = provenance.get("input", {})
     known = {key: value for key, value in source.items() if key in (*_TELLABLE, "shape", "spacing_mm", "warnings")}
     told = {**provenance, "input": known}
-    if "reader" in told:  # the voxels are for programs, and in provenance.json
+    if "reader" in told:  # the voxels are for programs, which find them in provenance.json
         told["reader"] = [{k: v for k, v in one.items() if k != "voxels"} for one in told["reader"]]
     return told
 
 
 def _number(value: float | None, digits: int = 1) -> str:
-    """A number for a table: fixed digits, an en dash for what does not exist."""
+    """A number for a table: fixed number of decimals; an en dash for None."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def _amount(value: float | None) -> str:
-    """A quantity that is not negative, with one digit: a little is told from nothing."""
+    """A nonnegative quantity with one decimal, which distinguishes a small amount from none."""
     return "< 0.1" if value is not None and 0 < value < 0.05 else _number(value)
 
 
 def _duration(seconds: float) -> str:
-    """A time as people say it."""
+    """A duration in suitable units."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _planes(analysis: Analysis, explanation: Explanation | None = None) -> list[dict[str, Any]]:
-    """The three slices of an overview, with the widths that give them the same scale side by side."""
+    """The three slices of an overview, with widths that show them side by side at the same scale."""
     from . import pictures
 
     return [

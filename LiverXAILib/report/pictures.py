@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures for reports: upright slices of a CT with outlines, heat maps and calipers. Needs the extra ``report``.
 
-Whatever way the image lies, slices are resampled along the patient's axes and shown as radiologists are used to:
+Whatever the image's orientation, slices are resampled along the patient's axes and shown in radiological convention:
 the patient's left is on the right of axial and coronal pictures, anterior on the left of sagittal ones.
 """
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 #: Display window in HU: level 40, width 400, the usual one for the abdomen.
 WINDOW_HU = (-160.0, 240.0)
-#: As many lesions are pictured, the largest first.
+#: The maximum number of lesions that are pictured, the largest first.
 MAX_LESIONS = 8
-#: Width of the three slices of an overview together, and of one of the two pictures of a lesion, in pixels.
+#: Total width of the three slices of an overview, and width of each of the two pictures of a lesion, in pixels.
 _OVERVIEW_PIXELS, _LESION_PIXELS = 1500, 375
 
 _MARGIN_MM = 35.0
@@ -43,7 +43,7 @@ _TICK_COLOR = (158, 202, 225)
 
 @dataclass(frozen=True)
 class Plane:
-    """Which LPS direction runs to the right of a picture, which one down, and the letters left, right, top, bottom."""
+    """The LPS directions that point right and down in a picture, and its letters: left, right, top, bottom."""
 
     name: str
     right: np.ndarray
@@ -89,9 +89,9 @@ class View:
         return Grid((1, rows, columns), matrix)
 
     def shown(self, volume: Volume, window_hu: tuple[float, float], changed: Volume | None = None) -> Picture:
-        """The slice of a CT, on which nothing is drawn yet.
+        """The slice of a CT, without drawings.
 
-        :param changed: shown in place of `volume` where it is.
+        :param changed: shown instead of `volume` where it has voxels.
         """
         hu = sample(volume, self.grid, _AIR_HU)
         if changed is not None:
@@ -101,10 +101,10 @@ class View:
 
 
 def render_planes(analysis: Analysis, explanation: Explanation | None = None) -> dict[str, Picture]:
-    """Axial, coronal and sagittal slices with the outlines of all labels; with `explanation`, its heat map over them.
+    """Axial, coronal and sagittal slices with the outlines of all labels; with `explanation`, its heat map on top.
 
-    The slices meet in the largest lesion, or in the liver's center if there is none; those of an explanation of one
-    lesion or place meet there. All have the same scale. Lesions that a slice cuts bear their numbers.
+    The slices intersect in the largest lesion, or in the liver's center if there is none; those of an explanation of
+    one lesion or place intersect there. All have the same scale. Lesions that a slice cuts are numbered.
 
     :return: the pictures by plane.
     """
@@ -129,8 +129,11 @@ def render_planes(analysis: Analysis, explanation: Explanation | None = None) ->
 def render_lesion(
     analysis: Analysis, lesion: LesionMeasurements | Candidate | RejectedLesion
 ) -> tuple[Picture, Picture]:
-    """A lesion or candidate in the slice of its longest axial diameter, twice: in the abdominal window with calipers,
-    and without them in a narrow window centered on the liver's own HU, in which faint lesions can be seen."""
+    """A lesion or candidate in the slice of its longest axial diameter, twice.
+
+    Once in the abdominal window with calipers, and once without calipers in a narrow window centered on the liver's own
+    HU, in which faint lesions are visible.
+    """
     view = _lesion_view(analysis.volume.grid, lesion)
     tumor = next(spec for spec in analysis.segmentation.specs if spec.is_lesion)
     marked = view.shown(analysis.volume, WINDOW_HU)
@@ -151,10 +154,10 @@ def liver_window_hu(measurements: Measurements) -> tuple[float, float]:
 
 
 def render_curves(curves: Mapping[str, Any]) -> Figure:
-    """Deletion and insertion: the model's answer while the most influential part is taken away or put back.
+    """Deletion and insertion: the model's answer while the most influential part is removed or restored.
 
-    :param curves: "deletion" and "insertion", values of the answer, and "fractions", the parts of the volume that
-        were changed. These grow with the cube, and so does the axis: a target is a small part of the volume.
+    :param curves: "deletion" and "insertion", values of the answer, and "fractions", the fractions of the volume that
+        were changed. These are cubic, and so is the axis, because a target is a small part of the volume.
     """
     from matplotlib.figure import Figure
 
@@ -174,7 +177,7 @@ def render_curves(curves: Mapping[str, Any]) -> Figure:
 
 
 def _overview(analysis: Analysis, explanation: Explanation | None) -> list[View]:
-    """The three views: the field of view is the liver's with a margin, the same scale in all."""
+    """The three views: the field of view covers the liver with a margin; all have the same scale."""
     image_low, image_high = _box(analysis.volume.grid, np.array(analysis.volume.shape) - 1)
     found = _found(analysis.segmentation, "liver")
     low, high = image_low, image_high
@@ -183,7 +186,7 @@ def _overview(analysis: Analysis, explanation: Explanation | None) -> list[View]
         box, liver = found
         box_low, box_high = _box(analysis.volume.grid, np.array(box.stop) - 1, np.array(box.start))
         low, high = np.maximum(low, box_low - _MARGIN_MM), np.minimum(high, box_high + _MARGIN_MM)
-        # As tall as deep where the image allows, so that the three pictures stand side by side without a gap.
+        # As tall as deep where the image allows, so that the three pictures fit side by side without a gap.
         depth = high[1] - low[1]
         low[2] = max(image_low[2], min(low[2], (low[2] + high[2] - depth) / 2))
         high[2] = min(image_high[2], max(high[2], low[2] + depth))
@@ -216,7 +219,7 @@ def _found(segmentation: Segmentation, name: str) -> tuple[Box, np.ndarray] | No
 
 
 def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate | RejectedLesion) -> View:
-    """The image's own slice in which the lesion was measured, turned to the patient's left and posterior."""
+    """The image's own slice in which the lesion was measured, with left pointing right and posterior down."""
     axis = "ijk".index(lesion.axial.slice_axis)
     across = np.delete(grid.ijk_to_lps[:3, :3], axis, axis=1)
     normal = np.cross(across[:, 0], across[:, 1])
@@ -231,7 +234,7 @@ def _lesion_view(grid: Grid, lesion: LesionMeasurements | Candidate | RejectedLe
 
 
 def _box(grid: Grid, high_kji: np.ndarray, low_kji: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The upright box in LPS mm around a box of voxels, faces included."""
+    """The axis-aligned box in LPS mm around a box of voxels, including their faces."""
     low = np.zeros(3) if low_kji is None else low_kji
     (k0, j0, i0), (k1, j1, i1) = low - 0.5, high_kji + 0.5
     corners = grid.to_lps(np.array([(i, j, k) for i in (i0, i1) for j in (j0, j1) for k in (k0, k1)]))
@@ -239,7 +242,7 @@ def _box(grid: Grid, high_kji: np.ndarray, low_kji: np.ndarray | None = None) ->
 
 
 def sample(volume: Volume, grid: Grid, fill: float) -> np.ndarray:
-    """One slice (rows, columns) of a volume, on a grid of one slice; only the part that it needs is touched."""
+    """One slice (rows, columns) of a volume on a grid of one slice; only the needed part of the volume is read."""
     part = _part_around(volume.grid, grid)
     if part is None:
         return np.full(grid.shape[1:], fill, np.float32)
@@ -259,10 +262,10 @@ def _part_around(source: Grid, grid: Grid) -> Box | None:
 
 
 def draw_outline(picture: Picture, view: View, segmentation: Segmentation, spec: LabelSpec) -> None:
-    """The outline of a structure, in its color."""
+    """Draw the outline of a structure in its color."""
     grid = segmentation.labels.grid
     part = _part_around(grid, view.grid)
-    # What lies outside the found box is background; two voxels of it belong to the outline.
+    # Everything outside the found box is background, of which the outline needs two voxels.
     around = None if segmentation.box is None else segmentation.box.grown((2, 2, 2), grid.shape)
     if part is None or around is None or (part := part.intersection(around)) is None:
         return
@@ -275,7 +278,7 @@ def draw_outline(picture: Picture, view: View, segmentation: Segmentation, spec:
 
 
 def draw_letters(picture: Picture, view: View) -> None:
-    """L, R, A, P, S and I at the edges."""
+    """Draw L, R, A, P, S and I at the edges."""
     rows, columns = picture.hu.shape
     places = (((0.035, 0.5), "lm"), ((0.965, 0.5), "rm"), ((0.5, 0.035), "mt"), ((0.5, 0.965), "mb"))
     for letter, ((x, y), anchor) in zip(view.plane.letters, places, strict=True):
@@ -283,7 +286,7 @@ def draw_letters(picture: Picture, view: View) -> None:
 
 
 def draw_scale_bar(picture: Picture) -> None:
-    """A bar of 1, 2 or 5 cm in the lower left corner."""
+    """Draw a bar of 1, 2 or 5 cm in the lower left corner."""
     width, height = picture.size_mm
     length = next((mm for mm in (50, 20) if width > 4 * mm), 10)
     margin = 0.04 * width
@@ -294,7 +297,7 @@ def draw_scale_bar(picture: Picture) -> None:
 
 
 def _draw_other_planes(picture: Picture, view: View) -> None:
-    """Ticks at the edges tell where the other two slices cut this one."""
+    """Draw ticks at the edges where the other two slices intersect this one."""
     (left, top), (width, height) = picture.corner_mm, picture.size_mm
     right, bottom = left + width, top + height
     x, y = view.plane.flat(view.center)
@@ -309,7 +312,7 @@ def _draw_other_planes(picture: Picture, view: View) -> None:
 
 
 def _draw_lesion_numbers(picture: Picture, view: View, lesions: Sequence[LesionMeasurements]) -> None:
-    """The number beside each lesion that the slice cuts, as far as its longest diameter tells."""
+    """Draw the number next to each lesion that the slice cuts, judged by the lesion's longest diameter."""
     rows, columns = picture.hu.shape
     for lesion in lesions[:MAX_LESIONS]:
         center = np.array(lesion.centroid_lps_mm)
@@ -322,7 +325,7 @@ def _draw_lesion_numbers(picture: Picture, view: View, lesions: Sequence[LesionM
 
 
 def _depth(view: View) -> str:
-    """Where a slice lies, e.g. "S 105 mm"."""
+    """The position of a slice, e.g. "S 105 mm"."""
     axis = int(np.argmax(np.abs(view.plane.normal)))
     position = float(view.center[axis])
     return f"{_DIRECTIONS[axis][0 if position >= 0 else 1]} {abs(position):.0f} mm"

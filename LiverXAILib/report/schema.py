@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON schema of ``measurements.json``, made from the data types that are written.
+"""The JSON schema of ``measurements.json``, generated from the data types that are written.
 
-``python -m LiverXAILib.report.schema`` writes it anew after a change of these types; raise
+After a change of these types, ``python -m LiverXAILib.report.schema`` rewrites it; increase
 :data:`~LiverXAILib.measure.measurements.SCHEMA_VERSION` then.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the report's viewer shows: the CT around the liver, outlines and heat maps, small enough to be embedded.
+"""The data of the report's viewer: the CT around the liver, outlines and heat maps, small enough to be embedded.
 
-The image is resampled to an upright grid, cut to the liver and its surroundings, and kept in steps of 2 HU; the viewer
-is for looking, not for measuring.
+The image is resampled to an axis-aligned grid, cropped to the liver and its surroundings, and stored in steps of 2 HU;
+the viewer is for viewing, not for measuring.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ..volumes.resample import resample
 from ..volumes.stream import fast_zlib
 from ..volumes.volume import Grid
 
-#: HU of the stored values 0 and 1: one byte holds -220 to 290 HU, which all presets lie within.
+#: HU of the stored value 0, and HU per step: one byte covers -220 to 290 HU, which includes all presets.
 LOWEST_HU, STEP_HU = -220.0, 2.0
-#: Upper limit of the embedded voxels. With 8 heat maps a page of this size stays under 10 MB.
+#: Maximum number of embedded voxels. With 8 heat maps, a page with this many voxels stays under 10 MB.
 MAX_VOXELS = 2_400_000
-#: Of compression: a twentieth larger than by zlib at its best, in a twentieth of the time.
+#: Compression level: files are a twentieth larger than with zlib's best level, in a twentieth of the time.
 _LEVEL = 2
 _MARGIN_MM = 25.0
 _CANDIDATE_COLOR = (240, 220, 60)
@@ -37,7 +37,7 @@ _AIR_HU = -1024.0
 def viewer_data(analysis: Analysis) -> dict[str, Any]:
     """The data of the viewer, JSON-ready. Images are gzip-compressed bytes in base64, in the order (k, j, i).
 
-    The grid is upright in LPS: i runs to the patient's left, j to posterior, k to superior; ``origin`` is the center
+    The grid is aligned with LPS: i runs to the patient's left, j to posterior, k to superior; ``origin`` is the center
     of the first voxel and ``spacing`` its size, (x, y, z) in mm.
     """
     grid = viewer_grid(analysis)
@@ -86,7 +86,7 @@ def _edits(grid: Grid, analysis: Analysis) -> Iterator[dict[str, Any]]:
         box = Box.full(changed.shape).projected(changed.grid, grid)
         part = grid.cropped(box)
         hu = resample(changed.array, changed.grid, part, fill=_AIR_HU).numpy()
-        # At the edge of what was kept of the changed CT it is the CT itself.
+        # At the edge of the part that was kept of the changed CT, the CT itself is shown.
         whole = resample(np.ones(changed.shape, np.float32), changed.grid, part).numpy() > 0.9999
         before = resample(analysis.volume.array, analysis.volume.grid, part, fill=_AIR_HU).numpy()
         values = (np.where(whole, hu, before) - LOWEST_HU) / STEP_HU
@@ -107,7 +107,7 @@ def presets(analysis: Analysis) -> Mapping[str, tuple[float, float]]:
 
 
 def viewer_grid(analysis: Analysis) -> Grid:
-    """An upright grid around what was found (around the whole image, if nothing was), of :data:`MAX_VOXELS` at most."""
+    """An axis-aligned grid of at most :data:`MAX_VOXELS` around what was found, or the whole image if nothing was."""
     grid = analysis.volume.grid
     image_low, image_high = _extent(grid, np.zeros(3), np.array(grid.shape) - 1)
     low, high = image_low, image_high
@@ -125,9 +125,9 @@ def viewer_grid(analysis: Analysis) -> Grid:
 
 
 def _labels_on(grid: Grid, analysis: Analysis) -> np.ndarray:
-    """The label map on `grid`: in each voxel the value that fills most of it."""
+    """The label map on `grid`: in each voxel the value that fills the largest part of it."""
     labels = analysis.segmentation.labels
-    # Beyond what the filter reaches nothing is read.
+    # Only the part within the filter's reach is read.
     reach = 2 * max(*grid.spacing, *labels.spacing)
     labels = labels.cropped(Box.full(grid.shape).projected(grid, labels.grid, margin_mm=reach))
     best = resample((labels.array == 0).astype(np.float32), labels.grid, grid, fill=1.0).numpy()
@@ -140,8 +140,7 @@ def _labels_on(grid: Grid, analysis: Analysis) -> np.ndarray:
 
 
 def _candidates_on(grid: Grid, analysis: Analysis) -> np.ndarray | None:
-    """Where candidates are that the reader has not accepted: 1 in voxels that are for the most part theirs; None
-    where there are none."""
+    """The candidates that the reader has not accepted: 1 in voxels that lie mostly in one; None without candidates."""
     shown = [one.number for one in analysis.measurements.candidates if one.status != "accepted"]
     segmentation = (analysis.own or analysis).segmentation  # candidates are the model's
     box, numbers = numbered_candidates(segmentation)
@@ -159,7 +158,7 @@ def _values_of(spec: LabelSpec, specs: Sequence[LabelSpec]) -> set[int]:
 
 
 def _extent(grid: Grid, low_kji: np.ndarray, high_kji: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The upright box in LPS mm around the voxels from `low_kji` to `high_kji`, faces included."""
+    """The axis-aligned box in LPS mm around the voxels from `low_kji` to `high_kji`, including their faces."""
     (k0, j0, i0), (k1, j1, i1) = low_kji - 0.5, high_kji + 0.5
     corners = grid.to_lps(np.array([(i, j, k) for i in (i0, i1) for j in (j0, j1) for k in (k0, k1)]))
     return corners.min(axis=0), corners.max(axis=0)

@@ -120,7 +120,7 @@ def test_explanations_are_of_what_the_centered_stage_saw():
     assert abs(float(run.image.max() - again.image.max())) < 2
     assert again.air == run.air == -200.0
     nobody = replace(stranger, labels=volume.with_array(np.zeros(volume.shape, np.uint8)))
-    with pytest.raises(EmptyTargetError, match="No liver is marked"):
+    with pytest.raises(EmptyTargetError, match="needs the HU of the liver, which is not marked"):
         StageContext.prepare(volume, model, stage, nobody, CPU)
 
 

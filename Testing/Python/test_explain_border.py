@@ -179,8 +179,8 @@ def test_a_border_that_is_seen_everywhere_is_said_to_be():
     volume, model = a_case(), a_model(Thresholds)
     answer = explain_border(volume, model, segment(volume, model, device="cpu"), points=20)
     assert answer.evidence["far"] == []
-    assert "needs to see no more than 8 mm around it in half of" in answer.sentence
-    assert answer.sentence.endswith("Nowhere does the border hang on what is farther than 24 mm away.")
+    assert "needs to see no more than 8 mm around it at half of" in answer.sentence
+    assert answer.sentence.endswith("Nowhere does the border depend on what is farther than 24 mm away.")
 
 
 def test_what_cannot_be_asked_is_refused_in_words():

@@ -109,7 +109,7 @@ def test_a_model_that_does_not_look_at_the_lesion_is_exposed():
     volume, model = a_case(), a_model(Everywhere)
     (answer,) = explain_lesions(volume, model, segment(volume, model, device="cpu"), ["lesion:1"])
     assert answer.evidence["without"] == pytest.approx(answer.evidence["probability"], abs=0.01)
-    assert "for another reason than this lesion" in answer.sentence
+    assert "for a reason other than this lesion" in answer.sentence
     assert "is not recognized there: the place matters" in answer.sentence
 
 
@@ -236,7 +236,7 @@ def test_answers_survive_json_and_the_worker_s_wire(tmp_path):
     for name, image in answer.volumes.items():
         np.testing.assert_array_equal(again.volumes[name].array, image.array)
         assert again.volumes[name].grid.matches(image.grid)
-    with pytest.raises(InputError, match="no answer of the kind 'oracle'"):
+    with pytest.raises(InputError, match="does not support answers of kind 'oracle'"):
         Answer.from_dict({**answer.to_dict(), "kind": "oracle"})
 
 
@@ -308,12 +308,12 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
         ({"probability": 0.8, "in_image": 0.9, "without": 0.01},
          "goes from 0.80 to 0.01 in the examined part of the CT (0.90 in the whole CT). By itself"),
         ({"probability": 0.9, "in_image": 0.9, "without": 0.88},
-         " for another reason than this lesion. In plain liver the model says tumor here as"),
+         " for a reason other than this lesion. In plain liver the model says tumor here as"),
         ({"probability": 0.9, "in_image": 0.9, "without": 0.88, "alone": 0.2},
-         " for another reason than this lesion. By itself, in plain liver, it is not enough"),
+         " for a reason other than this lesion. By itself, in plain liver, it is not enough"),
         ({"probability": 0.42, "in_image": 0.55, "without": 0.35}, "(0.55 in the whole CT): part of the reason lies"),
         ({"probability": 0.3, "in_image": 0.3, "without": 0.7, "elsewhere": 0.9}, "it is recognized there: the place"),
-        ({"probability": 0.3, "in_image": 0.3, "without": 0.7, "elsewhere": 0.2}, "it is not recognized there, either"),
+        ({"probability": 0.3, "in_image": 0.3, "without": 0.7, "elsewhere": 0.2}, "it is not recognized there either"),
         ({"probability": 0.9, "in_image": 0.9, "without": 0.5}, "to 0.50: part of the reason lies elsewhere."),
         ({"probability": 0.3, "in_image": 0.3, "without": 0.7}, "to 0.70: the model says tumor here only without it."),
         ({"probability": 0.04, "in_image": 0.04, "without": 0.03},
@@ -340,4 +340,4 @@ def test_of_a_place_where_the_model_says_tumor_no_change_is_asked(in_image, need
         "needed": [needed],
     }
     sentence = NeededChange(Target.parse("why-not-tumor:voxel:lps:0,0,0"), evidence).sentence
-    assert sentence.endswith("It says tumor here already, although this is not counted.")
+    assert sentence.endswith("It already says tumor here, although this is not counted.")

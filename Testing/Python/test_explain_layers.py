@@ -91,7 +91,7 @@ def warning_for(network, layer, method="seg-grad-cam"):
 )
 def test_a_convolution_before_a_norm_is_flagged(norm, word):
     warning = warning_for(Net(norm), "conv")
-    assert f"feeds a normalization that takes its {word} away" in warning
+    assert f"feeds a normalization that removes its {word}, " in warning
     assert "whole block" in warning
 
 
@@ -162,9 +162,9 @@ def test_the_map_of_the_last_stage_is_the_logit_map_whatever_is_asked():
 @pytest.mark.parametrize(
     ("network", "layer", "words"),
     [
-        (Net(nn.BatchNorm3d(4)), "unused", "takes no part"),
+        (Net(nn.BatchNorm3d(4)), "unused", "is not used in the prediction"),
         (Net(nn.BatchNorm3d(4), twice=True), "decoder", "several times"),
-        (Net(nn.BatchNorm3d(4)), "encoder.7", "Layers to choose from: conv, norm"),
+        (Net(nn.BatchNorm3d(4)), "encoder.7", "Choose one of: conv, norm"),
     ],
 )
 def test_a_layer_that_cannot_be_explained_is_an_error_in_words(network, layer, words):

@@ -120,9 +120,9 @@ BY_ITSELF = "In plain liver the lesion is enough by itself (0.98), but among its
          "It comes from the lesion itself. It can be disturbed from elsewhere: if plain liver took the place of what "
          "lies farther away, the confidence would be below 0.001."),
         (NeedsDark, "fat", 0,
-         "Most of it comes from the lesion, but in plain liver that is not enough by itself (below 0.001): the model "
-         "needs something around it, even if only what replaced the parts. It can be disturbed from elsewhere: if "
-         "plain liver took the place of what lies farther away, the confidence would be below 0.001."),
+         "Most of it comes from the lesion, but in plain liver the lesion is not enough by itself (below 0.001): the "
+         "model needs something around it, even if only what replaced the parts. It can be disturbed from elsewhere: "
+         "if plain liver took the place of what lies farther away, the confidence would be below 0.001."),
         (NeedsMarkerOrLiver, "soft tissue", 1 / 3,
          f"{BY_ITSELF}the answer depends on {FAR} as well: look there."),
     ],
@@ -228,7 +228,7 @@ def sentence_of(shares, *, probability=0.9, in_image=None, beyond=0.0, alone=0.9
 
 
 ENOUGH = "In plain liver the lesion is enough by itself (0.90), but among its own surroundings the answer"
-NOT_ENOUGH = "Most of it comes from the lesion, but in plain liver that is not enough by itself (0.30): the model"
+NOT_ENOUGH = "Most of it comes from the lesion, but in plain liver the lesion is not enough by itself (0.30): the model"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ NOT_ENOUGH = "Most of it comes from the lesion, but in plain liver that is not e
         ({CORE: 0.3, VESSELS: 0.12, NEAR: 0.12, REST: 0.12, FAR: 0.12}, False,
          "It comes from the surroundings as a whole and from the lesion."),
         ({CORE: 0.3, NEAR: -0.3}, True,
-         "Together these parts do not raise it: what the lesion adds (+0.30), others take away."),
+         "Together these parts do not raise it: what the lesion adds (+0.30), other parts take away."),
         ({CORE: -0.3, NEAR: 0.1}, True,
          "Together these parts do not raise it: the model says tumor for another reason."),
         ({CORE: 0.01, NEAR: 0.01}, True, "What it sees here hardly matters: the model says tumor for another reason."),

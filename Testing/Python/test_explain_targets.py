@@ -155,7 +155,7 @@ def test_lesions_are_numbered_as_in_the_table():
     segmentation = a_segmentation(labels)
     assert Target.parse("lesion:1").mask(segmentation).sum() == 125
     assert Target.parse("lesion:2").mask(segmentation).sum() == 27
-    with pytest.raises(EmptyTargetError, match="no lesion 3: 2 were found"):
+    with pytest.raises(EmptyTargetError, match="no lesion 3; the number of lesions found is 2"):
         Target.parse("lesion:3").mask(segmentation)
 
 

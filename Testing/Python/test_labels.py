@@ -335,7 +335,7 @@ def test_the_command_leaves_out_tumors_of_which_one_side_says_nothing(
     assert cli.main(command) == 0
     text = capsys.readouterr().out
     assert "p     tumor" not in text
-    assert "The reference says nothing of the tumor" in text
+    assert "The reference does not describe the tumor" in text
     assert cli.main([*command, "--tumor-label", "2"]) == 0
     assert "p     tumor" in capsys.readouterr().out
 

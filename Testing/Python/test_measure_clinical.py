@@ -110,7 +110,7 @@ def test_a_lesion_has_contrast_shape_place_and_enhancement() -> None:
     assert measured.phase is not None
     assert measured.phase.phase == "portal venous"
     assert first.enhancement == "hypoattenuating, portal venous"
-    assert first.location == "right of the body's middle plane (the model has no hepatic segments)"
+    assert first.location == "right of the body's midline (the model has no hepatic segments)"
     assert 0.85 < first.sphericity <= 1
     assert first.instance_number is None
     assert measured.functional_volume_ml == pytest.approx(measured.liver_volume_ml - measured.tumor_volume_ml)

@@ -324,7 +324,7 @@ def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(pan
     apply_and_wait(panel)
     assert decided(panel) == ["candidate", "candidate"]
     assert panel.ui.lesionTable.item(0, 0).text() == "C1"
-    assert "probability of tumor is at most" in panel.ui.lesionTable.item(0, 0).toolTip()
+    assert "highest tumor probability in it is" in panel.ui.lesionTable.item(0, 0).toolTip()
     panel.ui.lesionTable.selectRow(0)
     superior = panel.widget.results.candidates[0]["place_lps_mm"][2]
     np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), superior, atol=0.01)

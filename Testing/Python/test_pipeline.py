@@ -172,7 +172,7 @@ def test_what_is_known_of_one_patient_is_measured_with_and_kept(volume_and_truth
     one = options.analyze(volume_and_truth[0], threshold_model(), RunContext(device="cpu"))
     assert one.measurements.standard_volume_ml == pytest.approx(1509.7, abs=0.5)
     percent = 100 * one.measurements.functional_volume_ml / one.measurements.standard_volume_ml
-    assert f"1509.7 ml, standard liver volume; the liver without lesions has {percent:.0f} % of it" in (
+    assert f"1509.7 ml, standard liver volume; the liver without lesions has {percent:.0f} % of this" in (
         one.measurements.summary()
     )
     assert one.measurements.recist.targets == (1,)

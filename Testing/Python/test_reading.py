@@ -127,7 +127,7 @@ def test_a_piece_that_the_model_is_not_sure_of_is_a_candidate_and_not_counted():
 
 def test_the_summary_names_candidates_that_do_not_count_and_what_the_reader_decided():
     lines = analysis().measurements.summary().splitlines()
-    assert "Not counted: 1 candidate, marked without being sure" in lines
+    assert "Not counted: 1 candidate, marked without sufficient confidence" in lines
     (candidate,) = (line for line in lines if line.startswith(" C"))
     assert candidate.split()[:4] == ["C", "1", f"{UNSURE.sum() * 12 / 1000:.2f}", "ml,"]
     assert refine(analysis(), [accept(1)]).measurements.summary().splitlines()[-2].endswith("accepted by the reader")
@@ -307,8 +307,8 @@ def test_a_small_lesion_stays_dropped_at_every_sensitivity_and_its_size_is_the_r
     sensitive = at_sensitivity(segmentation, one.model, "sensitive")
     np.testing.assert_array_equal(sensitive.mask("tumor"), COUNTED | UNSURE)
     unsure, dropped = measure(one.volume, segmentation).candidates
-    assert unsure.reason.endswith("a lesion counts from 90.0 % on.")
-    assert dropped.reason.endswith(f"is at most 98 % in it; it has {small:.2f} ml, and a lesion counts from 0.7 ml on.")
+    assert unsure.reason.endswith("a lesion is counted from 90.0 %.")
+    assert dropped.reason.endswith(f"in it is 98 %; its volume is {small:.2f} ml, and a lesion is counted from 0.7 ml.")
 
 
 def test_decisions_of_several_rounds_add_up_and_the_models_own_answer_stays():
@@ -505,7 +505,7 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     path = tmp_path / "report.html"
     write_report(analysis(), path, viewer=False)
     text = path.read_text()
-    assert "1 candidate: marked by the model without being sure, not counted" in text
+    assert "1 candidate: marked by the model without sufficient confidence, not counted" in text
     assert text.count("<img") == 3 + 2 + 1  # three planes, two lesions, the candidate
     assert "Changed by the reader" not in text
     write_report(refine(analysis(), [accept(1), reject(2)], who="Dr. A"), path, viewer=False)
@@ -517,8 +517,8 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     assert "1 lesion rejected by the reader, not counted" in text
     assert "Rejected by Dr. A, 2" in text
     # The model's card tells it, though of what a reader outlined nothing is said.
-    assert "its card does not tell" not in text
-    assert "is not told of what others outlined or edited" in text
+    assert "its card does not state it" not in text
+    assert "No reliability is given for lesions that others outlined or edited" in text
     assert text.count("<img") == 3 + 2 + 1 + 1
     assert "&#34;voxels&#34;" not in text
 
@@ -540,9 +540,9 @@ def test_files_and_report_say_which_heat_maps_are_from_before_the_changes(tmp_pa
     for result, says in ((one, 0), (changed, 1), (back, 0), (refine(one, [choose_targets(1)]), 0)):
         files = lx.write_analysis(result, tmp_path)
         text = files["report"].read_text()
-        assert text.count("(before the changes)") == text.count(">Explained before the changes") == says
+        assert text.count("(before the changes)") == text.count(">Made before the segmentation was changed") == says
         told = json.loads(files["provenance"].read_text())["explanations"]
-        assert sum("Explained before the changes" in " ".join(x["warnings"]) for x in told) == says
+        assert sum("Made before the segmentation was" in " ".join(x["warnings"]) for x in told) == says
     assert len(refine(one, [choose_targets(1)]).explanations) == 2
 
 

@@ -130,10 +130,10 @@ def test_the_reason_names_what_lowers_the_probability_most_first():
     at_edge = dict(zip(FEATURES, (0.6, 0.7, 0.8, 0.9, 0.0), strict=True))
     judged = judge_finding(at_edge, CARD)
     assert judged.word == "doubtful"
-    assert judged.reason == "lies at the edge of the liver"  # the border's 1 is less than a quarter of 8
+    assert judged.reason == "it lies at the edge of the liver"  # the border's 1 is less than a quarter of 8
     undecided = dict(zip(FEATURES, (0.65, 0.7, 0.8, 0.3, 0.0), strict=True))
     judged = judge_finding(undecided, CARD)
-    assert judged.reason == "its border is undecided, lies at the edge of the liver"
+    assert judged.reason == "its border is uncertain, it lies at the edge of the liver"
     assert judged.describe().startswith("doubtful (18 %): its border")
 
 

@@ -395,8 +395,8 @@ def test_the_report_shows_the_border_with_its_sentence_its_places_and_what_the_c
     page = _Page(tmp_path / "report.html")
     text = " ".join(" ".join(page.words).split())
     assert answer.sentence in text
-    assert "needs to see no more than 12 mm around it in half of 40 places. In 6" in answer.sentence
-    assert "In 6 places (15%) the border hangs on" in answer.sentence
+    assert "needs to see no more than 12 mm around it at half of 40 points. At 6" in answer.sentence
+    assert "At 6 points (15%) the border depends on" in answer.sentence
     assert "on the left at the top: 6 points around LPS 20, −250, 120 mm" in text
     for words in ("surface, from the front", "axial slice through the largest far place", "more than 24 mm"):
         assert words in text

@@ -144,7 +144,7 @@ def test_a_report_that_cannot_be_drawn_is_left_out_like_one_that_cannot_be_writt
     writers = [dataclasses.replace(one, prepare=draw) if one.name == "report" else one for one in chosen]
     written = write_outputs(analysis, tmp_path / "out", writers)
     assert "report" not in written.files
-    assert written.warnings == ["Not written: page to read. No pictures."]
+    assert written.warnings == ["Not written: HTML report. No pictures."]
     assert (tmp_path / "out" / "segmentation.seg.nrrd").is_file()
 
 
@@ -153,7 +153,7 @@ def test_the_public_function_tells_the_log_what_is_missing(analysis, tmp_path, m
     with caplog.at_level(logging.WARNING):
         files = write_analysis(analysis, tmp_path / "out")
     assert "report" not in files
-    assert caplog.messages == ["Not written: page to read. Unexpected error (ValueError)."]
+    assert caplog.messages == ["Not written: HTML report. Unexpected error (ValueError)."]
 
 
 def test_names_shortcuts_and_defaults_choose_the_outputs():

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to "why?" that are numbers and a sentence rather than a heat map. Needs no torch.
+"""Answers to "why?" that consist of numbers and a sentence rather than a heat map. Needs no torch.
 
 Every answer has a kind, the target that was asked about, the evidence (numbers, JSON-ready) and a sentence that is made
-from that evidence and nothing else, so that what is read and what was measured cannot differ. A new kind of answer is
-one class in a module here; how it is computed is found in a module of its own
+from that evidence and nothing else, so that the text cannot contradict the measurements. A new kind of answer is
+one class in a module here; its computation is in a module of its own
 (:mod:`LiverXAILib.explain.counterfactual`, :mod:`LiverXAILib.explain.border`,
 :mod:`LiverXAILib.explain.regions`).
-Heat maps are :class:`~LiverXAILib.explain.explanation.Explanation`.
+Heat maps are instances of :class:`~LiverXAILib.explain.explanation.Explanation`.
 """
 
 from __future__ import annotations

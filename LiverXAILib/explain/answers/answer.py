@@ -21,8 +21,8 @@ class Answer(ABC):
     """One answer to one question.
 
     :param target: what was asked about.
-    :param evidence: JSON-ready numbers; each class says which.
-    :param volumes: images that belong to the answer, by name; each class says which.
+    :param evidence: JSON-ready numbers, documented in each class.
+    :param volumes: images that belong to the answer, by name, documented in each class.
     :param warnings: sentences for the user.
     :param provenance: JSON-ready: model, stage, passes, time.
     """
@@ -33,7 +33,7 @@ class Answer(ABC):
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    #: What kind of answer it is, as files and the worker's messages say it.
+    #: The kind of answer, as written in files and in the worker's messages.
     kind: ClassVar[str]
     #: The heading of the answer in a report.
     title: ClassVar[str]
@@ -44,7 +44,7 @@ class Answer(ABC):
     @property
     @abstractmethod
     def sentence(self) -> str:
-        """The answer in words, made from the evidence."""
+        """The answer as text, made from the evidence."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the volumes, JSON-ready."""
@@ -59,14 +59,14 @@ class Answer(ABC):
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], volumes: Mapping[str, Volume] | None = None) -> Answer:
-        """The answer that :meth:`to_dict` wrote.
+        """The answer from the output of :meth:`to_dict`.
 
-        :raises LiverXAILib.errors.InputError: an answer of a kind that this version does not know.
+        :raises LiverXAILib.errors.InputError: this version does not support that kind of answer.
         """
         if values["kind"] not in _KINDS:
             raise InputError(
-                f"This version of LiverXAI knows no answer of the kind {values['kind']!r}. Install the newer version "
-                "that wrote it."
+                f"This version of LiverXAI does not support answers of kind {values['kind']!r}. Install the newer "
+                "version that wrote it."
             )
         return _KINDS[values["kind"]](
             Target.parse(values["target"]),
@@ -77,14 +77,14 @@ class Answer(ABC):
         )
 
 
-#: Of a lesion that somebody else outlined, or that is only a candidate.
+#: Said of a lesion that somebody else outlined, or that is only a candidate.
 NOT_SAID = "the model does not say tumor here"
 
 
 def whole_ct_text(probability: float, in_image: float) -> str:
-    """Why a confidence is another than the one in the table: a remark for a sentence, "" where both are the same.
+    """A remark on why a confidence differs from that in the table of lesions; "" if both are the same.
 
-    :param probability: in the part of the CT that the model was asked about.
+    :param probability: in the examined part of the CT.
     :param in_image: in the whole CT, as in the table of lesions.
     """
     here, there = probability_text(probability), probability_text(in_image)
@@ -92,7 +92,7 @@ def whole_ct_text(probability: float, in_image: float) -> str:
 
 
 def probability_text(probability: float) -> str:
-    """A probability with as many digits as tell it from 0 and 1."""
+    """A probability with enough digits to distinguish it from 0 and 1."""
     if probability < 0.0005:
         return "below 0.001"
     return f"{probability:.2f}" if 0.005 <= probability < 0.995 else f"{probability:.3f}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer to "why liver?": how much of its surroundings the network needs to draw the border where it did."""
+"""The answer to "why liver?": how much of the surroundings the network needs to draw the border where it did."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class BorderNeed(Answer):
 
     The evidence holds
 
-    * ``points``: how many points of the surface were examined, evenly spread;
+    * ``points``: how many evenly distributed points of the surface were examined;
     * ``radii_mm``: the radii that were tried, and ``counts``: how many points need each; the last count is that of
-      the points for which none suffices;
-    * ``tolerance_mm``: a border that moved by no more is the same;
-    * ``compared_within_mm``: the border is compared so far around each point;
-    * ``replaced_by``: what took the place of everything farther away;
-    * ``far``: where none suffices, that is, where the border hangs on far context; the largest place first: ``lps_mm``
-      of the point in its middle, ``points``, and ``where`` in words.
+      the points for which no radius suffices;
+    * ``tolerance_mm``: a border that moved by no more than this counts as unchanged;
+    * ``compared_within_mm``: the distance around each point within which the border is compared;
+    * ``replaced_by``: what replaced everything farther away;
+    * ``far``: the places where no radius suffices, that is, where the border depends on far context, the largest
+      first: ``lps_mm`` of the point in its middle, ``points``, and a description, ``where``.
 
     Volumes: "need", int16 mm on the network's grid, cropped to the organ: at each voxel of the surface the need of
     the nearest point (where no radius suffices, the largest radius and half as much again), 0 elsewhere.
     """
 
     kind = "border"
-    title = "What the border was drawn from"
+    title = "What the border was based on"
 
     @property
     def sentence(self) -> str:
@@ -41,20 +41,20 @@ class BorderNeed(Answer):
         half, most = _quantile(e, 0.5), _quantile(e, 0.9)
         text = (
             f"To draw the border of the {label} where it did (within {e['tolerance_mm']:g} mm), the model needs to see "
-            f"{_within(e, half)} around it in half of {count} places"
+            f"{_within(e, half)} around it at half of {count} points"
         )
-        # Places that need more than the largest radius are counted in the next sentence.
+        # Points that need more than the largest radius are counted in the next sentence.
         told = most == half or most == len(e["radii_mm"])
-        text += "." if told else f", and {_within(e, most)} in nine of ten."
+        text += "." if told else f", and {_within(e, most)} at nine out of ten."
         far = sum(place["points"] for place in e["far"])
         if not far:
-            return f"{text} Nowhere does the border hang on what is farther than {reach} away."
-        text += f" In {counted(far, 'place')} ({far / count:.0%}) the border hangs on what is farther than {reach} away"
-        return f"{text}, mostly {e['far'][0]['where']}: look at the border there."
+            return f"{text} Nowhere does the border depend on what is farther than {reach} away."
+        text += f" At {counted(far, 'point')} ({far / count:.0%}) the border depends on what is farther than {reach}"
+        return f"{text} away, mostly {e['far'][0]['where']}: check the border there."
 
 
 def _quantile(evidence: Mapping[str, Any], part: float) -> int:
-    """The number of the radius that is enough for this part of the points; the number of radii if none is."""
+    """The index of the radius that suffices for this fraction of the points; the number of radii if none does."""
     counts: Sequence[int] = evidence["counts"]
     total = 0
     for number, count in enumerate(counts):

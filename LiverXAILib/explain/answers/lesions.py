@@ -9,26 +9,25 @@ from .answer import NOT_SAID, Answer
 from .answer import probability_text as _p
 from .answer import whole_ct_text as _whole_ct
 
-#: Below this a change of the model's confidence is called none.
+#: A change of the model's confidence below this counts as no change.
 _NO_CHANGE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Counterfactual(Answer):
-    """What the model says when a lesion is removed, moved, or left without its surroundings.
+    """The model's answers when a lesion is removed, moved, or left without its surroundings.
 
-    The evidence holds, each a mean probability of the lesion's label over the lesion's voxels:
+    The evidence holds mean probabilities of the lesion's label over the lesion's voxels:
 
-    * ``probability``: of the CT as it is, in the part of it around the lesion in which the model is asked, and
-      ``in_image``: in the whole CT;
-    * ``without``: where the lesion was, after it was replaced by this patient's own liver; the median over ``draws``,
-      and the ``draws`` themselves;
-    * ``elsewhere``: where the same lesion was put, in healthy liver, and ``elsewhere_lps_mm``, the place; None if it
-      fits nowhere;
+    * ``probability``: in the unchanged CT, in the examined part around the lesion, and ``in_image``: in the whole CT;
+    * ``without``: at the lesion's place after the lesion was replaced by this patient's own liver; the median over
+      ``draws``, and the ``draws`` themselves;
+    * ``elsewhere``: at the place in healthy liver to which the same lesion was moved, and ``elsewhere_lps_mm``, that
+      place; None if the lesion fits nowhere;
     * ``alone``: of the lesion in plain liver that replaces all of its surroundings in the examined box.
 
-    ``level_hu`` is the HU of the liver that replaces the lesion; ``fill`` says where its texture was taken from
-    (see :mod:`LiverXAILib.explain.fill`). Volumes, in HU, cropped to where something was changed:
+    ``level_hu`` is the HU of the liver that replaces the lesion; ``fill`` describes where its level and texture were
+    taken from (see :mod:`LiverXAILib.explain.fill`). Volumes, in HU, cropped to the changed part:
     "without" and "elsewhere" on the CT's grid, "alone" on the network's.
     """
 
@@ -40,17 +39,17 @@ class Counterfactual(Answer):
         e = self.evidence
         before, after = e["probability"], e["without"]
         text = (
-            f"Without {self.target.describe()}, replaced by this patient's own liver, the model's confidence goes from "
+            f"With {self.target.describe()} replaced by this patient's own liver, the model's confidence goes from "
             f"{_p(before)} to {_p(after)}{_whole_ct(before, e['in_image'])}"
         )
-        if e["in_image"] <= 0.5 and after <= 0.5:  # somebody else's lesion: there is nothing to lose or find again
+        if e["in_image"] <= 0.5 and after <= 0.5:  # outlined by somebody else: there is nothing to lose or recover
             elsewhere = "" if e["elsewhere"] is None else f"; it is {_p(e['elsewhere'])} where the lesion was moved to"
             return f"{text}: {NOT_SAID}, with it or without{elsewhere}, and {_p(e['alone'])} in plain liver."
         unneeded = e["in_image"] > 0.5 and after > 0.5 and before - after < _NO_CHANGE
         if e["in_image"] <= 0.5:
             text += ": the model says tumor here only without it"
         elif unneeded:
-            text += ": the model says tumor here for another reason than this lesion"
+            text += ": the model says tumor here for a reason other than this lesion"
         elif after > before / 2:
             text += ": part of the reason lies elsewhere"
         text += "."
@@ -59,10 +58,10 @@ class Counterfactual(Answer):
             if e["in_image"] > 0.5:
                 verdict = "is recognized there as well" if moved > 0.5 else "is not recognized there: the place matters"
             else:
-                verdict = "is recognized there: the place matters" if moved > 0.5 else "is not recognized there, either"
+                verdict = "is recognized there: the place matters" if moved > 0.5 else "is not recognized there either"
             text += f" Moved to another place in the liver, it {verdict} ({_p(moved)})."
         alone = e["alone"]
-        if unneeded and alone > 0.5:  # which the lesion need not be the reason of, either
+        if unneeded and alone > 0.5:  # the lesion need not be the reason for that either
             return f"{text} In plain liver the model says tumor here as well ({_p(alone)})."
         verdict = "is enough" if alone > 0.5 else "is not enough: the model needs its surroundings"
         return f"{text} By itself, in plain liver, it {verdict} ({_p(alone)})."
@@ -70,12 +69,13 @@ class Counterfactual(Answer):
 
 @dataclass(frozen=True, eq=False)
 class NeededChange(Answer):
-    """What would have to change at a place for the model to find a lesion there: the counterpart of "why not?".
+    """What would have to change at a place for the model to find a lesion there: the answer to "why not?".
 
-    A ball of liver is made darker (or brighter) by an amount of HU. The evidence holds ``diameters_mm``,
-    ``contrasts_hu`` (negative: darker) and ``probabilities``, a row for each diameter: the mean probability over the
-    ball; ``probability``, that of the place as it is, and ``in_image``, as of a :class:`Counterfactual`; ``level_hu``,
-    the liver's HU around the place; ``needed``: the smallest change that was found at each diameter, or None.
+    A ball of liver is made darker (or brighter) by a number of HU. The evidence holds ``diameters_mm``,
+    ``contrasts_hu`` (negative: darker) and ``probabilities``, the mean probability over the ball, in a row for each
+    diameter; ``probability``, that of the unchanged place, and ``in_image``, as for a :class:`Counterfactual`;
+    ``level_hu``, the HU of the liver around the place; ``needed``: the smallest change that is enough at each diameter,
+    or None.
     """
 
     kind = "needed-change"
@@ -85,7 +85,7 @@ class NeededChange(Answer):
     def sentence(self) -> str:
         found: list[tuple[float, float]] = []
         for diameter, contrast in zip(self.evidence["diameters_mm"], self.evidence["needed"], strict=True):
-            # A larger ball is an answer only if less contrast is enough.
+            # A larger ball is worth listing only if it needs less contrast.
             if contrast is not None and (not found or abs(contrast) < abs(found[-1][1])):
                 found.append((diameter, contrast))
         place, label = self.target.describe().removeprefix("why no "), self.target.label
@@ -93,11 +93,12 @@ class NeededChange(Answer):
         part = _whole_ct(self.evidence["probability"], self.evidence["in_image"])
         now = f"The model's confidence in {place} is {_p(self.evidence['probability'])}{part}. "
         if self.evidence["in_image"] > 0.5:  # a candidate, or contours that somebody else drew
-            return f"{now}It says {label} here already, although this is not counted."
+            return f"{now}It already says {label} here, although this is not counted."
         if not found:
             hardest = max(abs(contrast) for contrast in self.evidence["contrasts_hu"])
             return (
-                f"{now}No ball up to {least} and {hardest:g} HU darker than the liver would make it say {label} here."
+                f"{now}No ball up to {least} across and up to {hardest:g} HU darker than the liver would make it say "
+                f"{label} here."
             )
         options = " or ".join(
             f"{abs(contrast):g} HU {'darker' if contrast < 0 else 'brighter'} over {diameter:g} mm"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model's confidence in a lesion divided among parts of the body that a reader can name."""
+"""The model's confidence in a lesion, divided among parts of the image that a reader can name."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from .answer import NOT_SAID, Answer
 from .answer import probability_text as _p
 from .answer import whole_ct_text as _whole_ct
 
-#: A part with less than this is not named, but counted with the others.
+#: A part with a smaller share than this is not named but grouped with the others.
 _NAMED = 0.05
-#: A part outside the lesion with at least this share of all that raises the confidence is something to look at.
+#: A part outside the lesion is notable if its share is at least this fraction of the sum of all positive shares.
 _NOTABLE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class RegionShares(Answer):
-    """How much of the model's confidence in a lesion comes from which part of the image: exact Shapley values.
+    """How much each part of the image contributes to the model's confidence in a lesion: exact Shapley values.
 
     The evidence holds ``probability``, the model's mean probability of the lesion's label over the lesion in the
     examined box; ``replaced``, the same after every part was replaced; and ``parts``: ``name``, ``ml``, ``of_lesion``
     (whether it is a part of the lesion) and ``share``, by how much the part raises the probability, on average over
-    all orders in which the parts could be restored. The shares sum to ``probability - replaced``. ``beyond`` is what
-    the whole image adds to the box (``in_image - probability``). ``replaced_by`` is the tissue that took a part's
-    place, and ``tried``, of a part outside the liver, the probability with that part alone replaced by each tissue.
+    all orders in which the parts could be restored. The shares sum to ``probability - replaced``. ``beyond`` is the
+    difference between the whole image and the box (``in_image - probability``). ``replaced_by`` is the tissue that
+    replaced a part, and ``tried``, for parts outside the liver, the probability with only that part replaced, by each
+    tissue.
     ``alone`` is the probability of the lesion by itself in plain liver, as in a
     :class:`~LiverXAILib.explain.answers.Counterfactual`.
     """
@@ -56,14 +57,14 @@ class RegionShares(Answer):
         return f"{text} {self._verdict(parts, bool(named))}"
 
     def _verdict(self, parts: Sequence[Mapping[str, Any]], some_named: bool) -> str:
-        """What the shares say of the model, in a sentence or two."""
+        """What the shares say about the model, in a sentence or two."""
         e = self.evidence
         difference, raising = e["probability"] - e["replaced"], sum(max(0.0, part["share"]) for part in parts)
         if difference < _NAMED:
             finding = "Together these parts do not raise it" if some_named else "What it sees here hardly matters"
             of_lesion = sum(part["share"] for part in parts if part["of_lesion"])
             if of_lesion >= _NAMED and e["in_image"] > 0.5:
-                return f"{finding}: what the lesion adds ({_signed(of_lesion)}), others take away."
+                return f"{finding}: what the lesion adds ({_signed(of_lesion)}), other parts take away."
             reason = "the model says tumor for another reason" if e["in_image"] > 0.5 else NOT_SAID
             return f"{finding}: {reason}."
         around = [part for part in parts if not part["of_lesion"]]
@@ -71,7 +72,7 @@ class RegionShares(Answer):
         needed = [part["name"] for part in around if part["share"] >= least]
         lowering = [part["name"] for part in around if part["share"] <= -least]
         of_lesion = sum(part["share"] for part in parts if part["of_lesion"])
-        # What the counterfactual says of the lesion by itself is another question, and never denied.
+        # The counterfactual says whether the lesion is enough by itself; this sentence must not contradict it.
         enough = e["alone"] > 0.5
         by_itself = f"In plain liver the lesion is enough by itself ({_p(e['alone'])}), but among its own surroundings "
         if needed and enough:
@@ -84,7 +85,7 @@ class RegionShares(Answer):
             text = "It comes from the lesion itself."
         elif of_lesion >= difference / 2:
             text = (
-                "Most of it comes from the lesion, but in plain liver that is not enough by itself "
+                "Most of it comes from the lesion, but in plain liver the lesion is not enough by itself "
                 f"({_p(e['alone'])}): the model needs something around it, even if only what replaced the parts."
             )
         else:
@@ -96,7 +97,7 @@ class RegionShares(Answer):
         return f"{text}{self._disturbed([part for part in around if part['name'] not in needed])}"
 
     def _disturbed(self, parts: Sequence[Mapping[str, Any]]) -> str:
-        """What the least favorable tissue in the place of one of `parts` would do to the answer, if that is much."""
+        """The effect of replacing one of `parts` by the least favorable tissue; "" if it is not large."""
         tried = [(confidence, tissue, part["name"]) for part in parts for tissue, confidence in part["tried"].items()]
         confidence, tissue, name = min(tried, default=(1.0, "", ""))
         if self.evidence["in_image"] <= 0.5 or confidence > self.evidence["probability"] / 2:
@@ -108,7 +109,7 @@ class RegionShares(Answer):
 
 
 def _signed(share: float) -> str:
-    """With its sign, and hundredths; a share that rounds to 0 has none."""
+    """A share with its sign and two decimals; a share that rounds to 0 has no sign."""
     return f"{share:+.2f}".replace("-", "−") if abs(share) >= 0.005 else "0.00"
 
 

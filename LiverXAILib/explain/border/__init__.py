@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an organ's border was drawn from: the neighborhood that the network needs at each point of the surface."""
+"""How an organ's border was determined: the neighborhood that the network needs at each point of the surface."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of its surroundings the network needs to draw an organ's border where it drew it.
+"""How much of the surroundings the network needs to draw an organ's border where it drew it.
 
-A heat map of a whole organ says little: the organ is known from all of itself. Its border is decided place by place.
-Around a point of the surface everything farther away than a radius is replaced, the network runs again, and the border
-near the point is compared with that in the whole image. The *need* of a point is the radius from which on the border
-stays, of :data:`RADII_MM`: there it stays, and at the next smaller radius it does not. Each pass answers for all of
-the border within :data:`~LiverXAILib.explain.border.probe.COMPARED_MM` of its point.
+A heat map of a whole organ says little, because the whole organ contributes to its recognition. Its border, in
+contrast, is decided locally. Everything farther than a radius from a point of the surface is replaced, the network
+runs again, and the border near the point is compared with that in the whole image. The *need* of a point is the
+radius of :data:`RADII_MM` at which the border stays where it was, while at the next smaller radius it does not. Each
+pass tests the whole border within :data:`~LiverXAILib.explain.border.probe.COMPARED_MM` of its point.
 
-Passes with the neighborhoods of several points in one image would be cheaper, and were tried: what the network says of
-one point then changes with what lies beside it, in one point of five. So each point has a crop of its own, many of
-which the network reads at once.
+Passes with the neighborhoods of several points in one image would be cheaper and were tried, but at one point in
+five the answer then changes with the neighborhoods next to it. Each point therefore has a crop of its own; the
+network processes many crops in one batch.
 
 Related: minimal sufficient inputs (Carter et al., AISTATS 2019, "What made you do this?", https://arxiv.org/abs/1810.03805)
-and preservation by a mask (Fong and Vedaldi, ICCV 2017, https://arxiv.org/abs/1704.03296), here for one place each.
+and preservation by a mask (Fong and Vedaldi, ICCV 2017, https://arxiv.org/abs/1704.03296), here one point at a time.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from .probe import COMPARED_MM, BorderProbe
 from .replacements import REPLACEMENTS
 from .surface import spread, surface_of
 
-#: Radii that are tried. A border that needs more hangs on far context.
+#: Radii that are tried. A border that needs more depends on far context.
 RADII_MM = (8.0, 12.0, 16.0, 24.0)
-#: What a map shows for each need: the radius, and beyond the largest half as much again.
+#: The value that a map shows for each need: the radius; where no radius suffices, 1.5 times the largest.
 _SHOWN_MM = np.array([*RADII_MM, 1.5 * RADII_MM[-1]]).astype(np.int16)
-#: Points of the surface that are examined, at least; and where nobody asked, so that an analysis stays quick.
+#: The minimum number of surface points that are examined: on request; and by default, so that an analysis stays fast.
 POINTS, UNASKED_POINTS = 200, 64
-#: The replacement that holds nothing from beyond the radius and disturbs the network least.
+#: The replacement that contains nothing from beyond the radius and disturbs the network least.
 REPLACEMENT = "reflected"
-#: Far places are one if they are no farther apart than this.
+#: Points with far context that are no farther apart than this belong to one place.
 _TOGETHER_MM = 30.0
 
 
@@ -63,18 +63,18 @@ def explain_border(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> BorderNeed:
-    """How much of its surroundings the network needs to draw the border of an organ where it drew it.
+    """Measure how much of the surroundings the network needs to draw the border of an organ where it drew it.
 
-    Points at which the segmentation's border is not the network's own (rules after the network moved it), or which
-    lie at the edge of the image, are not asked about.
+    Points at which the segmentation's border is not the network's own (because postprocessing moved it), or which
+    lie at the edge of the image, are not examined.
 
     :param volume: the CT in HU from which `segmentation` was made.
     :param target: a label.
-    :param points: as many points of the surface are examined, at least, where the surface has as many voxels.
-    :param replacement: what takes the place of the surroundings, a name of
+    :param points: the minimum number of surface points that are examined, if the surface has that many voxels.
+    :param replacement: what replaces the surroundings, a name of
         :data:`~LiverXAILib.explain.border.replacements.REPLACEMENTS`.
-    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
-    :return: deterministic.
+    :param prepared: the stages on this CT, shared with other questions about it; None: they are prepared now.
+    :return: the answer, which is deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: nothing of the label was found, or none of its border is the
         network's own.
     :raises LiverXAILib.errors.UsageError: unknown label or replacement, or the target is not a label.
@@ -111,14 +111,14 @@ def explain_border(
 
 
 def needs(probe: BorderProbe, points: np.ndarray, context: RunContext) -> np.ndarray:
-    """The number of the radius of :data:`RADII_MM` that each point (n, 3) needs; their count where none suffices."""
+    """The index into :data:`RADII_MM` that each point (n, 3) needs; the number of radii where none suffices."""
     low, high = np.zeros(len(points), int), np.full(len(points), len(RADII_MM))
     done = 0.0
     while (undecided := low < high).any():
         tried = (low + high) // 2
         number = int(tried[undecided].max())
         asked = np.flatnonzero(undecided & (tried == number))
-        # Each step leaves about half of what is left to do.
+        # Each step halves the remaining work, roughly.
         stays = probe.stays(points[asked], RADII_MM[number], context.part(done, done := (1 + done) / 2))
         high[asked[stays]] = number
         low[asked[~stays]] = number + 1
@@ -164,7 +164,7 @@ def _far_places(points_lps: np.ndarray, need: np.ndarray) -> list[dict[str, Any]
 
 
 def _in_words(center: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    """Where a place lies on the organ: the two directions in which it is farthest from the middle of its box."""
+    """Where a place lies on the organ: the two directions in which it is farthest from the center of its box."""
     names = (("on the right", "on the left"), ("in front", "at the back"), ("at the top", "at the bottom"))
     relative = (center - (low + high) / 2) / np.maximum((high - low) / 2, 1e-6)
     relative[2] *= -1  # S is up

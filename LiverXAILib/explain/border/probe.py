@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network asked where it draws an organ's border if it sees only the neighborhood of a point."""
+"""Where a network draws an organ's border if its input is restricted to the neighborhood of a point."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from .surface import surface_of
 
 #: The border is compared within this distance of a point.
 COMPARED_MM = 6.0
-#: How far a crop reaches beyond the neighborhood, at least.
+#: The minimum margin of a crop around the neighborhood.
 MARGIN_MM = 8.0
-#: Crops that the network reads at once have no more voxels.
+#: The most voxels that the crops of one batch have together.
 _BATCH_VOXELS = 2**20
 
 
 class BorderProbe:
-    """Asks the network of `run` for the border of `label` near points of its grid.
+    """Tests where the network of `run` draws the border of `label` near points of its grid.
 
-    The border *stays* at a point if no voxel within :data:`COMPARED_MM` of the point changes sides, except those beside
-    the border: if it moves by one voxel of the network's grid at most.
+    The border *stays* at a point if no voxel within :data:`COMPARED_MM` of the point changes sides, except those
+    adjacent to the border, that is, if the border moves by at most one voxel of the network's grid.
 
     :ivar reference: bool (k, j, i): where the network found the label in the whole image.
-    :ivar voxels: how many the network has read.
+    :ivar voxels: how many voxels the network has processed.
     """
 
     def __init__(self, run: StageContext, label: str, model: Model, replace: Replacement, context: RunContext) -> None:
@@ -46,7 +46,7 @@ class BorderProbe:
         extent = torch.ones((1, *run.image.shape))
         self._score = ScoreTarget(target, (0,), extent, Box.full(run.image.shape), own, rivals)
         self.reference = self._found(label, context)
-        # 1 where the network must find the label, -1 where it must not, 0 beside the border.
+        # 1 where the network must find the label, -1 where it must not, 0 next to the border.
         self._required = _without_border(self.reference) - _without_border(~self.reference)
         reach = [2 * ceil(COMPARED_MM / size) + 1 for size in run.spacing]
         around = Crop((reach[0], reach[1], reach[2]), run.spacing, COMPARED_MM)
@@ -57,13 +57,13 @@ class BorderProbe:
         probability = self.run.segmentation.probabilities.get(label)
         if probability is None:
             return self._score.evidence(blended_logits(self.run, self._score, context)) > 0
-        # What the segmentation says is the same, and costs no pass.
+        # The segmentation's probabilities give the same result without another pass.
         return resample(probability.array, probability.grid, self.run.grid, antialias=False) > 0.5
 
     def own_border(self, label: str) -> np.ndarray:
         """Voxels (n, 3) (k, j, i) of the label's surface near which the segmentation's border is the network's own.
 
-        Rules after the network may have moved it, or an image may end there.
+        Elsewhere, postprocessing has moved the border, or the image ends there.
         """
         mask = self.run.mask(label)
         inner = torch.zeros(mask.shape, dtype=torch.bool)
@@ -75,9 +75,9 @@ class BorderProbe:
         return kept
 
     def stays(self, points: np.ndarray, radius_mm: float, context: RunContext) -> np.ndarray:
-        """Whether the border stays at each point (n, 3) if all farther than `radius_mm` is replaced: bool (n,).
+        """Whether the border stays at each point (n, 3) if everything beyond `radius_mm` is replaced: bool (n,).
 
-        The network reads several crops at once, each for itself.
+        The network processes several crops in one batch, independently of each other.
         """
         crop = Crop(self._crop_shape(radius_mm), self.run.spacing, radius_mm)
         together = max(1, _BATCH_VOXELS // prod(crop.shape))
@@ -98,7 +98,7 @@ class BorderProbe:
         return torch.cat(result).numpy()
 
     def _crop_shape(self, radius_mm: float) -> tuple[int, int, int]:
-        """Voxels of a crop that the network can read and that holds the neighborhood with a margin."""
+        """The shape of a crop that the network accepts and that contains the neighborhood with a margin."""
         stage = self.run.stage
         if is_fixed(stage):
             return self.run.plan.window
@@ -108,20 +108,20 @@ class BorderProbe:
         return a, b, c
 
     def _agrees(self, found: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Whether labels (n, m) near points (n, 3) are those of the whole image, but for the border's own voxels."""
+        """Whether labels (n, m) near points (n, 3) match those in the whole image, except next to the border."""
         return ~_differ(found, gathered(self._required, points, self._near)).any(dim=1)
 
 
 def is_fixed(stage: StageSpec) -> bool:
-    """Whether the network reads images of one size only: then each point takes a whole window."""
+    """Whether the network accepts images of one size only; each point then takes a whole window."""
     return stage.size is not None or stage.pad_to_window
 
 
 def _differ(found: torch.Tensor, required: torch.Tensor) -> torch.Tensor:
-    """Where labels are not what is required of them: 1 that the label is there, -1 that it is not, 0 nothing."""
+    """Where labels differ from what is required: 1 means that the label is there, -1 that it is not, 0 either."""
     return (found & (required < 0)) | (~found & (required > 0))
 
 
 def _without_border(mask: torch.Tensor) -> torch.Tensor:
-    """The voxels (int8) whose neighbors, all 26 that there are, lie in `mask` too."""
+    """The voxels (int8) of `mask` whose neighbors in the image (up to 26) all lie in `mask` as well."""
     return torch.from_numpy(~grown((~mask).numpy())).to(torch.int8)

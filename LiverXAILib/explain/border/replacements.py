@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes the place of everything farther than a radius from a point, where an organ's border is examined.
+"""Replacements for everything farther than a radius from a point, for examining an organ's border.
 
-A replacement must hold nothing from beyond the radius, or what is measured is not how far the network looks; and it
-should disturb the network little, or what is measured is how much it is disturbed. How the replacements compare is
-measured by ``liverxai benchmark border`` and stands in ``docs/explanations.md``.
+A replacement must contain nothing from beyond the radius; otherwise the measurement does not show how much context the
+network needs. It should also disturb the network little; otherwise the measurement shows the disturbance. The command
+``liverxai benchmark border`` compares the replacements; results are in ``docs/explanations.md``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 
 from ..stage_context import StageContext
 
-#: Side of the cubes that are put in another order.
+#: Side of the cubes that are shuffled.
 _CUBE_MM = 8.0
 
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """The surroundings of a point that the network is shown.
+    """The surroundings of a point that serve as the network's input.
 
     :param shape: voxels (k, j, i); the point is voxel ``shape // 2``.
-    :param radius_mm: what is nearer to the point stays as it is.
+    :param radius_mm: voxels within this distance of the point stay unchanged.
     """
 
     shape: tuple[int, int, int]
@@ -33,16 +33,16 @@ class Crop:
 
     @property
     def offsets(self) -> torch.Tensor:
-        """Voxels (a, b, c, 3) from the point."""
+        """Offset of each voxel from the point, in voxels (a, b, c, 3)."""
         return torch.stack(torch.meshgrid(*(torch.arange(n) - n // 2 for n in self.shape), indexing="ij"), dim=-1)
 
     @property
     def distance(self) -> torch.Tensor:
-        """mm (a, b, c) from the point."""
+        """Distance of each voxel from the point, in mm (a, b, c)."""
         return (self.offsets * torch.tensor(self.spacing)).norm(dim=-1)
 
 
-#: (context, points (n, 3) (k, j, i), crop) → what the crops (n, a, b, c) show beyond the radius (and inside, unused).
+#: (context, points (n, 3) (k, j, i), crop) → crops (n, a, b, c) of which the part beyond the radius is used.
 Replacement = Callable[[StageContext, torch.Tensor, Crop], torch.Tensor]
 
 
@@ -102,12 +102,12 @@ def _air(run: StageContext, points: torch.Tensor, crop: Crop) -> torch.Tensor:
     return torch.full((len(points), *crop.shape), run.air)
 
 
-#: What everything farther than the radius may be replaced by:
+#: What can replace everything beyond the radius:
 #:
 #: * reflected: the neighborhood's own content, reflected at its surface, at its center, and so on. It is continuous,
-#:   has the patient's texture, carries a border on in its own direction, and holds nothing from beyond the radius;
-#: * blurred: the CT after a Gaussian of 12 mm: its coarse content, from beyond the radius, stays;
-#: * shuffled: cubes of 8 mm of the surroundings in another order: the patient's tissues in wrong places;
+#:   has the patient's texture, continues a border in its own direction, and contains nothing from beyond the radius;
+#: * blurred: the CT after a Gaussian of 12 mm: its coarse content from beyond the radius remains;
+#: * shuffled: cubes of 8 mm of the surroundings in another order: the patient's tissues in the wrong places;
 #: * air.
 REPLACEMENTS: Mapping[str, Replacement] = {
     "reflected": _reflected,

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def surface_of(mask: np.ndarray) -> np.ndarray:
-    """The voxels of `mask` with a neighbor (of 6) outside it; beyond the edge of the array nothing is outside."""
+    """The voxels of `mask` with a face neighbor outside it; beyond the edge of the array nothing counts as outside."""
     padded = np.pad(mask, 1, mode="edge")
     inner = mask.copy()
     for axis in range(3):
@@ -19,8 +19,11 @@ def surface_of(mask: np.ndarray) -> np.ndarray:
 
 
 def spread(points: np.ndarray, count: int, spacing: Sequence[float]) -> np.ndarray:
-    """At least `count` of the points (n, 3) (k, j, i), evenly spread: of each cube of the largest size that gives so
-    many, the one nearest to the middle of its points."""
+    """At least `count` of the points (n, 3) (k, j, i), evenly distributed.
+
+    Space is divided into the largest cubes that yield at least `count` points; of the points in a cube, the one nearest
+    to their mean is taken.
+    """
     if len(points) <= count:
         return points
     mm = (points - points.min(axis=0)) * np.array(spacing)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model would say if the CT were different: a lesion removed, moved, alone; a place made to look like one."""
+"""The model's answers for changed CTs: a lesion removed, moved, or isolated; a place made to look like a lesion."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model would say if the CT were different: a lesion removed, moved, alone; a place made to look like one.
+"""The model's answers for changed CTs: a lesion removed, moved, or isolated; a place made to look like a lesion.
 
-Each question costs a few passes of the network on a box around the lesion, a fraction of a second, and what it says is
-exact: the model was asked. The images are made by :mod:`LiverXAILib.explain.fill`.
+Each question costs a few passes of the network on a box around the lesion, a fraction of a second, and the result is
+exact, because the model itself is run. The images are made by :mod:`LiverXAILib.explain.fill`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ..stage_context import StageContext, StageContexts
 from ..targets import LESION_LABEL, Target, WhyNot
 from .examined import ExaminedBox
 
-#: Fills of a lesion, each with texture from another place, where nothing else is said.
+#: Default number of fills of a lesion, each with texture from a different place.
 DRAWS = 1
-#: How much of the CT around an edit is kept to be looked at.
+#: Margin of the CT around a change that is kept for display.
 _SHOWN_MM = 20.0
-#: Balls that are tried where no lesion was found: diameters, and HU relative to the liver around.
+#: Balls that are tried where no lesion was found: diameters, and HU relative to the surrounding liver.
 DIAMETERS_MM = (10.0, 20.0, 30.0)
 CONTRASTS_HU = (-15.0, -30.0, -45.0, -60.0, -90.0)
 
@@ -53,18 +53,18 @@ def explain_lesions(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> list[Answer]:
-    """Ask the model about each target in a changed CT.
+    """Run the model on changed CTs for each target.
 
     A "why not" gets a :class:`~LiverXAILib.explain.answers.NeededChange`, any other target of lesions a
     :class:`~LiverXAILib.explain.answers.Counterfactual`.
 
     :param volume: the CT in HU from which `segmentation` was made.
-    :param draws: fills of each target, with texture from another place each.
-    :param refusals: gets a sentence about each target that cannot be examined, in place of an error.
-    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
-    :return: in the order of `targets`. Deterministic.
+    :param draws: number of fills of each target, each with texture from a different place.
+    :param refusals: gets a sentence about each target that cannot be examined, instead of an error.
+    :param prepared: the stages on this CT, shared with other questions about it; None: they are prepared now.
+    :return: the answers in the order of `targets`. They are deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
-    :raises FarContextError: the model's answer depends on what lies further away than can be examined.
+    :raises FarContextError: the model's answer depends on context beyond the part that can be examined.
     :raises LiverXAILib.errors.UsageError: a target is not about lesions, the place of a "why not" lies outside the
         liver, or there is no healthy liver with which a lesion could be replaced.
     """
@@ -79,7 +79,7 @@ def explain_lesions(
         try:
             target = target.resolve(segmentation)
             if target.label != LESION_LABEL:
-                raise UsageError(f"Only lesions are replaced or put into the liver, and this is about {target.label}.")
+                raise UsageError(f"Only lesions can be replaced or put into the liver; this is about {target.label}.")
             run = prepared.of(model.spec.stage_of(target.label))
             answers.append(_explain_change(target, volume, model, run, draws, context))
         except UsageError as error:
@@ -100,7 +100,7 @@ def _explain_change(
     draws: int,
     context: RunContext,
 ) -> Answer:
-    """One answer of :func:`explain_lesions`, for a run that is prepared."""
+    """One answer of :func:`explain_lesions`, for a prepared run."""
     started = time.perf_counter()
     mask = target.mask(run.segmentation)
     score_target = build_score(target, run.segmentation, model, run, context, mask)
@@ -124,7 +124,7 @@ def confidence_alone(score_target: ScoreTarget, run: StageContext, mask: np.ndar
     """The model's confidence in a lesion by itself, in plain liver: the ``alone`` of its counterfactual.
 
     :param mask: the lesion's voxels, on the input's grid.
-    :raises FarContextError: the model's answer depends on what lies further away than can be examined.
+    :raises FarContextError: the model's answer depends on context beyond the part that can be examined.
     :raises LiverXAILib.errors.UsageError: there is no healthy liver.
     """
     examined = ExaminedBox.around(score_target, run, mask, context)
@@ -172,12 +172,12 @@ def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -
     center = torch.tensor(_center_kji(examined.weights))
     if not run.mask(run.organ)[tuple(center.round().long())]:
         raise UsageError(
-            f"It lies outside the {run.organ} that was found, and it is the {run.organ} that is made to look like a "
+            f"It lies outside the {run.organ} that was found, and only the {run.organ} can be made to look like a "
             "lesion."
         )
     steps = torch.stack(torch.meshgrid(*(torch.arange(n) for n in hu.shape), indexing="ij"), dim=-1) - center
     distance = (steps * torch.tensor(run.spacing)).norm(dim=-1)
-    # The score of a "why not" has its sign turned: what is asked of the ball is the label itself.
+    # The score of a "why not" has the opposite sign; for the ball, the label itself is scored.
     label = replace(examined, score_target=examined.score_target.turned())
     rows, needed, level = [], [], 0.0
     for number, diameter in enumerate(DIAMETERS_MM):
@@ -205,7 +205,7 @@ def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -
 def _edited(volume: Volume, run: StageContext, image: torch.Tensor, changed: torch.Tensor) -> Volume:
     """The CT with the change that `image` (HU, on the grid of `run`) makes, cropped to the surroundings of `changed`.
 
-    The *difference* is carried to the CT's grid, so that what is finer than the network's voxels stays.
+    The *difference* is resampled to the CT's grid, so that detail finer than the network's voxels is preserved.
     """
     around = bounding_box(changed.numpy())
     assert around is not None
@@ -216,8 +216,10 @@ def _edited(volume: Volume, run: StageContext, image: torch.Tensor, changed: tor
 
 
 def _as_seen(run: StageContext, image: torch.Tensor, changed: torch.Tensor) -> Volume:
-    """What the network sees, cropped to the surroundings of `changed`: where all is replaced, the CT's own detail would
-    give away what was there."""
+    """The network's input, cropped to the surroundings of `changed`.
+
+    Where everything is replaced, detail from the CT would reveal what was there.
+    """
     around = bounding_box(changed.numpy())
     assert around is not None
     box = around.grown([round(_SHOWN_MM / size) for size in run.spacing], image.shape)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The surroundings of a target, in which the network is asked what it says of other images."""
+"""The surroundings of a target, in which the network is run on changed images."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from ..score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits
 from ..stage_context import StageContext
 from ..targets import Contrast, WhyNot
 
-#: Crops around a target in which the network is asked, the smallest first: their size at most (None: the whole window),
-#: how far they reach around the target, and the target's size at most.
+#: Crops around a target on which the network is run, the smallest first: their maximum size (None: the whole window),
+#: their margin around the target, and the maximum size of the target.
 _CROPS_MM = ((64.0, 16.0, 32.0), (EXAMINED_MM, CONTEXT_MM, EXAMINED_MM), (200.0, 90.0, 200.0), (None, 0.0, None))
-#: The part of the image that is changed, however small the crop is in which the network is asked.
+#: The part of the image that is changed, however small the crop is on which the network is run.
 _EDITED_MM = (EXAMINED_MM, CONTEXT_MM)
-#: So many voxels are read at a time.
+#: The maximum number of voxels in a batch.
 _BATCH_VOXELS = 500_000
-#: In the box the model must give the target a probability within this of the whole image's.
+#: The target's probability in the box must differ by at most this from that in the whole image.
 AGREEMENT = 0.15
-#: Fewest voxels of healthy liver in the box from which level and texture are taken, if a larger box may have more.
+#: With fewer voxels of healthy liver, from which level and texture are taken, a larger box is tried.
 _ENOUGH_HEALTHY = 1000
 
 
 class FarContextError(UsageError):
-    """What the model says of a target depends on what lies further away than can be examined."""
+    """The model's answer for a target depends on context beyond the part that can be examined."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExaminedBox:
-    """The part of the image around a target that is changed, in crops of which the network is asked again.
+    """The part of the image around a target that is changed, and on crops of which the network is run again.
 
-    Gradients are not needed, so that the network runs as in the segmentation, on the backend that is fastest here.
+    Gradients are not needed, so the network runs as in the segmentation, on the backend that is fastest here.
 
-    :param run: the network and the image there, as if there were nothing else.
-    :param score_target: the target there.
+    :param run: the network and the image in the box, as if it were the whole image.
+    :param score_target: the target in the box.
     :param box: on the padded image of the stage.
-    :param crop: how many voxels (k, j, i) the network reads around a target.
+    :param crop: how many voxels (k, j, i) around a target the network processes.
     :param probability: mean probability of the answer over the target, in a crop; `in_image`: in the whole image.
     """
 
@@ -65,13 +65,13 @@ class ExaminedBox:
         *,
         small: bool = True,
     ) -> ExaminedBox:
-        """The smallest crop in which the model says of the target what it says in the whole image.
+        """The smallest crop in which the model's answer for the target agrees with that in the whole image.
+
+        Where there is hardly any healthy liver around the target, a larger crop is tried.
 
         :param mask: the target's voxels, on the input's grid.
         :param small: a crop may be smaller than the part of the image that is changed.
-        :raises FarContextError: none does.
-
-        Where there is hardly any healthy liver around the target, a larger one is taken as well.
+        :raises FarContextError: there is no such crop.
         """
         whole, poor = _in_image(score_target, run, mask, context), None
         run, score_target = score_target.over_slices(run)
@@ -99,7 +99,7 @@ class ExaminedBox:
 
     @cached_property
     def weights(self) -> torch.Tensor:
-        """The target in the box: float32 (k, j, i), sum 1."""
+        """The target in the box: float32 (k, j, i) weights that sum to 1."""
         weights = self.score_target.weights.abs().sum(dim=0)
         return weights / weights.sum()
 
@@ -113,8 +113,8 @@ class ExaminedBox:
     ) -> list[float]:
         """The model's mean probability of the answer over the target, for other images.
 
-        :param images: network inputs, of the box's size.
-        :param weights: the target in each image; None: where it is.
+        :param images: network inputs of the box's size.
+        :param weights: the target in each image; None: at its own place.
         """
         weights = [self.weights] * len(images) if weights is None else weights
         crops = [self._crop(one) for one in weights]
@@ -133,7 +133,7 @@ class ExaminedBox:
         return answers
 
     def _crop(self, weights: torch.Tensor) -> Box:
-        """The crop around a target that lies in the middle of it where the box allows that."""
+        """A crop centered on a target, shifted where the box requires it."""
         target = bounding_box((weights > 0).numpy())
         assert target is not None
         corner = [
@@ -148,7 +148,7 @@ def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, co
     target, probability = score_target.target, run.segmentation.probabilities.get(score_target.target.label)
     plain = not isinstance(target, WhyNot | Contrast) and len(score_target.own) == 1 and len(score_target.rivals) <= 1
     if plain and probability is not None:
-        # What the segmentation says is the same, and costs no pass.
+        # The segmentation's probabilities give the same result without another pass.
         known = Box.full(probability.shape).projected(probability.grid, run.segmentation.labels.grid)
         inside = mask[known]
         box = bounding_box(inside)

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a heat map can be trusted: checks of one explanation, each with its formula, its source and its controls.
+"""How far a heat map can be trusted: checks of one explanation, each with its formula, source and controls.
 
-All checks run in one box: the window that decides most of the question, or the part of it around the target (see
-:meth:`LiverXAILib.explain.score.ScoreTarget.in_focus`), on the grid of the network. It is enlarged until the model says
-there what it says in the whole image. For a network of slices it holds all slices of the target. In the box
+All checks run in one box: the window with the largest share in the question, or the part of it around the target (see
+:meth:`LiverXAILib.explain.score.ScoreTarget.in_focus`), on the grid of the network. The box is enlarged until the
+model's answer in it agrees with that in the whole image. For a 2-D network it contains all slices of the target. In
+the box, the checks use
 
     f(x) = sum_y T(y) p(y; x) / sum_y T(y),
 
 the mean probability p of the answer over the target's share T of the box, for an image x. To "delete" a voxel is to
-replace it by plain tissue of the same patient (:func:`LiverXAILib.explain.fill.plain_tissue`): liver for lesions, what
-prevails around it for an organ. Air or zeros would be answered for their edges (Hase et al. 2021, "The
-Out-of-Distribution Problem in Explainability"). A blurred CT, the alternative, keeps its lesions: they are still darker
-than the liver, only softer, so that their effect is underestimated.
+replace it by plain tissue of the same patient (:func:`LiverXAILib.explain.fill.plain_tissue`): liver for lesions, the
+prevailing surrounding tissue for an organ. With air or zeros, the network would respond to their edges (Hase et al.
+2021, "The Out-of-Distribution Problem in Explainability"). The alternative, a blurred CT, keeps its lesions: they are
+still darker than the liver, only with softer edges, so that their effect is underestimated.
 
-A number alone says little, so the same is computed for maps that explain nothing: the network's own score ("logit
-map"), the CT's edges, smooth noise, and maps of the same method for networks whose weights were shuffled. What follows
-from the numbers is said by :mod:`LiverXAILib.explain.faithfulness.verdict`.
+A number alone says little, so the same numbers are computed for maps that explain nothing: the network's own score
+("logit map"), the CT's edges, smooth noise, and maps of the same method for networks whose weights were shuffled. The
+verdict is derived from the numbers in :mod:`LiverXAILib.explain.faithfulness.verdict`.
 """
 
 from __future__ import annotations
@@ -44,33 +45,33 @@ from .verdict import TESTABLE, judge
 
 #: Points of the deletion and insertion curves, including both ends.
 POINTS = 8
-#: Parts into which the network's layers are divided for the cascading randomization.
+#: Number of parts into which the network's layers are divided for the cascading randomization.
 LEVELS = 4
-#: How often all weights are shuffled: a single shuffled network may give a similar map, or an opposite one, by chance.
-#: Odd, so that the median is one of them.
+#: How often all weights are shuffled: by chance, a single shuffled network may give a similar map, or an opposite one.
+#: An odd number, so that the median is one of the draws.
 DRAWS = 5
 #: How many maps of smooth noise the drop is compared with.
 NOISE_DRAWS = 7
 #: Standard deviation of the noise of the stability check.
 NOISE_HU = 10.0
-#: The box must give the target a probability within this of the whole image's.
+#: The target's probability in the box must differ by at most this from that in the whole image.
 AGREEMENT = 0.15
-#: Structures this close to the target count as the target itself when its surroundings are replaced.
+#: Structures this close to the target count as part of it when its surroundings are replaced.
 _RIM_MM = 5.0
-#: Regions around the target in which the effect is looked for, and the part of it that they must have.
+#: Radii around the target within which the effect is searched, and the fraction of the effect that must be found.
 _REGIONS_MM, _EFFECT = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0), 0.9
 
 
 class FaithfulnessEvaluator:
-    """The window in which a question is examined, and what does not depend on the map: scores and controls.
+    """The box in which a question is examined, and everything that does not depend on the map: scores and controls.
 
     Deterministic: all random numbers come from a fixed seed.
 
-    :param points: of the deletion and insertion curves, including both ends.
-    :param limit_mm: size of the box, at most, where the network reads images of any size; larger ones are tried if the
-        model says something else there than in the whole image.
+    :param points: number of points of the deletion and insertion curves, including both ends.
+    :param limit_mm: maximum size of the box if the network accepts images of any size; larger boxes are tried if the
+        model's answer in it differs from that in the whole image.
     :param baseline: what replaces voxels: "fill", plain tissue of the patient; "blur", the blurred CT, which keeps part
-        of what was there. Where no plain tissue is found, it is the blurred CT.
+        of what was there. Where no plain tissue is found, the blurred CT is used.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class FaithfulnessEvaluator:
         self.run_context = context
         self.points = points
         self.passes = 0
-        # Almost all of what a card takes, for the progress.
+        # Almost all passes that a card takes, for the progress.
         self._expected = 10 * (points - 2) + LEVELS + DRAWS + NOISE_DRAWS + len(_REGIONS_MM) + 8
         self.depends_on_far = ""
         odds = score_target.evidence(blended_logits(run, score_target, context))
@@ -110,14 +111,14 @@ class FaithfulnessEvaluator:
         self._volume_ml = float(np.prod(self.run.plan.shape)) * voxel / 1000
 
     def _in_image(self, score_target: ScoreTarget, odds: torch.Tensor) -> float:
-        """The mean probability of the answer, in the whole image, over the part of the target that the box holds."""
+        """The mean probability of the answer in the whole image, over the part of the target that lies in the box."""
         common = self.box.intersection(score_target.box)
         assert common is not None
         weights = self._weights[common.relative_to(self.box)]
         return float((torch.sigmoid(odds[common.relative_to(score_target.box)]) * weights).sum() / weights.sum())
 
     def _reference(self, run: StageContext, baseline: str) -> tuple[str, torch.Tensor]:
-        """What replaces voxels, in words, and the network input that holds it everywhere in the box."""
+        """A description of what replaces voxels, and the network input that shows it everywhere in the box."""
         if baseline == "fill":
             try:
                 level, plain = plain_tissue(self.run, self._weights > 0, self.score_target.target.label)
@@ -133,12 +134,12 @@ class FaithfulnessEvaluator:
 
     @cached_property
     def logits(self) -> torch.Tensor:
-        """Log-odds of the answer at each voxel of the window: the map that explains nothing but looks right."""
+        """Log-odds of the answer at each voxel of the window: a map that explains nothing but looks right."""
         return self._evidence(self.run.image)
 
     @cached_property
     def _edges(self) -> torch.Tensor:
-        """How steep the CT is."""
+        """Gradient magnitude of the CT."""
         spacing = self.run.spacing
         smooth = gaussian(self.run.image, [2.0 / size for size in spacing])
         slopes = [torch.gradient(smooth, dim=axis)[0] / spacing[axis] for axis in range(3) if smooth.shape[axis] > 1]
@@ -151,7 +152,7 @@ class FaithfulnessEvaluator:
 
     @cached_property
     def controls(self) -> dict[str, dict[str, Any]]:
-        """Curves of the maps that do not depend on the method."""
+        """Curves of the control maps that do not depend on the method."""
         spacing = self.run.spacing
         noise = torch.randn(self.run.image.shape, generator=self._generator(1))
         return {
@@ -172,7 +173,7 @@ class FaithfulnessEvaluator:
         """The smallest region around the target that has 90 % of the effect of replacing everything.
 
         Replacing it is a counterfactual; no map is needed. ``radius_mm`` around the target, ``ml``, and ``effect``, the
-        part of the effect that it has; ``mask`` as in the box.
+        region's fraction of the effect; ``mask``: its voxels in the box.
         """
         distance = distance_mm(self._weights > 0, self.run.spacing)
         span = self.intact - self.erased
@@ -190,9 +191,9 @@ class FaithfulnessEvaluator:
         }
 
     def drop(self, values: torch.Tensor) -> dict[str, Any]:
-        """What replacing the voxels that `values` ranks highest does to f, as many voxels as the target has.
+        """The effect on f of replacing the voxels that `values` ranks highest, as many as the target has.
 
-        ``ml``, f ``after`` it, and ``share``, the part of the effect of replacing everything.
+        ``ml``, f ``after`` it, and ``share``, the fraction of the effect of replacing everything.
         """
         count = int((self._weights > 0).sum())
         top = torch.zeros(values.numel(), dtype=torch.bool)
@@ -213,10 +214,10 @@ class FaithfulnessEvaluator:
         """Deletion and insertion of the voxels that `values` ranks highest, and their areas.
 
         Petsiuk, Das, Saenko, "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421. The n-th point changes the fraction
-        (n/N)^3 of the voxels: equal steps in the *width* of what is changed, since in three dimensions a target is a
+        (n/N)^3 of the voxels: equal steps in the *width* of what is changed, because in three dimensions a target is a
         small part of the window. Areas are taken over n/N by the trapezoid rule; the gain is insertion minus deletion,
         in units of f(image) - f(replaced image): at most about 1, and about -0.5 for a map that ranks at random;
-        0 where these differ by less than 0.05, since nothing is tested then.
+        0 where these differ by less than 0.05, because nothing is tested then.
         """
         steps = np.linspace(0, 1, self.points)
         order = self._ranking(values)
@@ -244,9 +245,9 @@ class FaithfulnessEvaluator:
 
     @cached_property
     def context(self) -> dict[str, float]:
-        """What part of f is lost when everything but the target (and 5 mm around it) is replaced, and the reverse.
+        """The fraction of f lost when everything but the target (and 5 mm around it) is replaced, and the reverse.
 
-        Of the target alone the network may not know what it is; then the answer came from its surroundings.
+        The network may not recognize the target alone; the answer then came from its surroundings.
         """
         target = gaussian((self._weights > 0).float(), [_RIM_MM / 2 / size for size in self.run.spacing]) > 0.05
         alone = self.score(torch.where(target, self.run.image, self._replacement))
@@ -256,7 +257,7 @@ class FaithfulnessEvaluator:
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
         }
 
-    # Long: half of it says what the card holds.
+    # Long: half of it documents the card.
     def evaluate(
         self,
         values: torch.Tensor,
@@ -270,29 +271,29 @@ class FaithfulnessEvaluator:
         """All numbers about one map, JSON-ready, and the verdict.
 
         :param values: the map in the window, as it is shown.
-        :param trained: the same method's map of the window alone; `noisy`: under noise; `shuffled`: by the fraction
-            of layers, last ones first, whose weights were shuffled, up to 1; of each, as many as were drawn.
+        :param trained: the same method's map of the window alone; `noisy`: with noise; `shuffled`: the maps of all
+            draws, by the fraction of layers, last ones first, whose weights were shuffled, up to 1.
         :param lift: :func:`energy_lift`.
         :param warned: whether the map came with a warning (degenerate layer …); then it cannot pass.
         :param controls: curves of further controls.
 
-        The card holds
+        The card contains
 
         * ``score``, ``score_replaced``, ``score_in_image``: f of the CT in the box, of the CT in which everything is
           replaced (by ``baseline``), and of the whole image;
         * ``drop``: :meth:`drop` of the map, and of its ``controls`` by kind (edges, random places, all shuffled
-          networks): their ``draws``, and the ``median`` and ``upper`` quartile of the kind that does best;
-        * ``magnitude``: :attr:`region`, and the map's ``energy``, the part of its sum that lies there;
+          networks): their ``draws``, and the highest ``median`` and ``upper`` quartile of any kind;
+        * ``magnitude``: :attr:`region`, and the map's ``energy``, the fraction of its sum that lies in that region;
         * ``curves`` and ``controls``: deletion and insertion (:meth:`curves`);
-        * ``energy_lift``: the target's part of the map's sum over its part of the volume: 1 for a map that is the
-          same everywhere (energy-based pointing game, Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279);
+        * ``energy_lift``: the target's fraction of the map's sum over its fraction of the volume: 1 for a constant
+          map (energy-based pointing game, Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279);
         * ``context``: :attr:`context`;
         * ``randomization``: Spearman correlation with the map after the weights were shuffled, from the last layers
           to the first (cascading; Adebayo et al. 2018, https://arxiv.org/abs/1810.03292); the last is the median of
-          ``draws``, all ways in which all weights were shuffled. Beside them that of ``random_pairs``, the map
-          against its own mirror images: what maps have in common that have nothing in common (after Arun et al. 2021,
+          ``draws``, the shuffles of all weights. For comparison, ``random_pairs`` are the correlations of the map
+          with its own mirror images: the similarity of unrelated maps (after Arun et al. 2021,
           https://arxiv.org/abs/2008.02766);
-        * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` under noise of 10 HU (a draw of
+        * ``stability``: Spearman correlation and relative change ``|L' - L| / |L|`` with noise of 10 HU (one draw of
           sensitivity-max, Yeh et al. 2019, https://arxiv.org/abs/1901.09392);
         * ``verdict``, ``passed`` and ``sentence``, see :mod:`LiverXAILib.explain.faithfulness.verdict`.
         """
@@ -320,11 +321,11 @@ class FaithfulnessEvaluator:
     def verdict(
         self, values: torch.Tensor, shuffled: Callable[[], Sequence[torch.Tensor]], warned: bool = False
     ) -> dict[str, Any]:
-        """The part of :meth:`evaluate` that the verdict is made from, and the verdict, in as few passes as it takes.
+        """The part of :meth:`evaluate` from which the verdict is made, and the verdict, in as few passes as possible.
 
-        A map that fails by the other controls fails with those of shuffled networks, too, which then are not made.
+        A map that fails against the other controls also fails with those of shuffled networks, so these are not made.
 
-        :param values: the map in the window; of it the positive part counts.
+        :param values: the map in the window, of which the positive part counts.
         :param shuffled: makes the maps of networks in which all weights were shuffled.
         """
         drop = self.drop(values.clamp_min(0))
@@ -351,7 +352,7 @@ class FaithfulnessEvaluator:
         return {**card, "verdict": verdict, "passed": verdict == "passed", "sentence": sentence}
 
     def _control_drops(self, shuffled: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """How the drops of maps that explain nothing are distributed."""
+        """The distribution of the drops of maps that explain nothing."""
         kinds = {
             "edges": [self._edges_drop],
             "random places": self.noise_drops,
@@ -370,7 +371,7 @@ class FaithfulnessEvaluator:
         return {**region, "energy": round(float(values[self.region["mask"]].sum()) / total, 4) if total else 0.0}
 
     def map(self, method: Method, layer: str, networks: Sequence[nn.Module] | None = None, noise: bool = False) -> Any:
-        """The positive map of `method` in the window alone, for other networks or a noisy image if asked."""
+        """The positive map of `method` in the window alone, optionally for other networks or with noise."""
         run = self.run
         if networks is not None:
             run = replace(run, networks=networks)
@@ -382,7 +383,7 @@ class FaithfulnessEvaluator:
 
     @property
     def noisy_run(self) -> StageContext:
-        """The window under white noise of :data:`NOISE_HU`."""
+        """The window with white noise of :data:`NOISE_HU`."""
         scale = NOISE_HU / self.run.stage.intensity.scale
         noise = torch.randn(self.run.image.shape, generator=self._generator(2))
         return replace(self.run, image=self.run.image + scale * noise)
@@ -400,7 +401,7 @@ class FaithfulnessEvaluator:
         self.run_context.report("Checking the map", min(1.0, self.passes / self._expected))
 
     def _ranking(self, values: torch.Tensor) -> torch.Tensor:
-        """Voxel numbers, most important first; where the map is level (0, mostly), in random order."""
+        """Voxel numbers, most important first; in random order where the map is constant (mostly 0)."""
         shuffled = torch.randperm(values.numel(), generator=self._generator(0))
         return shuffled[values.flatten()[shuffled].argsort(descending=True, stable=True)]
 
@@ -420,9 +421,9 @@ def check_faithfulness(
 
     :param result: the map on the padded grid of `run`.
 
-    Beside what :meth:`FaithfulnessEvaluator.evaluate` says, the controls hold the curves of the map of a network with
-    shuffled weights: of the one whose likeness is the median. Methods that read no layer take so many passes that all
-    layers are shuffled at once, and once.
+    In addition to those of :meth:`FaithfulnessEvaluator.evaluate`, the controls hold the curves of the map of a network
+    with shuffled weights: the one with the median similarity. Methods that read no layer take so many passes that their
+    networks are shuffled only once, all layers at a time.
     """
     started = time.perf_counter()
     evaluator = FaithfulnessEvaluator(run, score_target, context)
@@ -441,7 +442,7 @@ def check_faithfulness(
 
 
 def energy_lift(values: torch.Tensor, run: StageContext, score_target: ScoreTarget) -> float:
-    """The target's part of the positive map's sum, over the target's part of the image's voxels."""
+    """The target's fraction of the positive map's sum, over the target's fraction of the image's voxels."""
     positive = run.plan.unpad(values.clamp_min(0))
     target = torch.zeros(run.plan.padded_shape, dtype=torch.bool)
     target[score_target.box] = score_target.weights.abs().sum(dim=0) > 0

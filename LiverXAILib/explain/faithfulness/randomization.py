@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks with shuffled weights, and how alike two maps are: what a map looks like if nothing was learned."""
+"""Networks with shuffled weights, and the similarity of maps: what a map looks like if nothing was learned."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SAMPLE = 60_000
 
 
 def shuffled_networks(run: StageContext, levels: int, draw: int = 0) -> Iterator[tuple[float, list[nn.Module]]]:
-    """Yield (fraction of layers shuffled, networks), from the last layers to all of them; another way for each `draw`.
+    """Yield (fraction of layers shuffled, networks), from the last layers to all; each `draw` is a different shuffle.
 
-    Shuffling a layer permutes the values of its weights: as good as random, but of the right scale, so that the
-    network stays alive. Statistics of normalizations are kept.
+    Shuffling a layer permutes the values of its weights: they are as good as random but of the right scale, so that
+    activations do not vanish. Statistics of normalizations are kept.
     """
     networks = [copy.deepcopy(network) for network in run.networks]
     orders = [_weighted_layers(network, run) for network in networks]
@@ -38,7 +38,7 @@ def shuffled_networks(run: StageContext, levels: int, draw: int = 0) -> Iterator
 
 
 def _weighted_layers(network: nn.Module, run: StageContext) -> list[nn.Module]:
-    """The modules that hold parameters, in the order in which they run, last first."""
+    """The modules that hold parameters, in reverse order of execution."""
     order: list[nn.Module] = []
     handles = [
         module.register_forward_hook(lambda module, inputs, output: order.append(module))
@@ -53,9 +53,10 @@ def _weighted_layers(network: nn.Module, run: StageContext) -> list[nn.Module]:
 
 
 def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Rank correlation of two maps (>= 0) where at least one of them marks something; 0 if one of them is level.
+    """Rank correlation of two maps (>= 0) where at least one of them marks something; 0 if one of them is constant.
 
-    Ties share their mean rank. Where both maps are below 1 % of their maximum they would agree whatever they show.
+    Ties share their mean rank. Voxels where both maps are below 1 % of their maximum are left out, because maps agree
+    there whatever they show.
     """
     marked = (first > 0.01 * first.max()) | (second > 0.01 * second.max())
     stride = max(1, int(marked.sum()) // _SAMPLE)
@@ -72,7 +73,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def mirror_correlations(values: torch.Tensor) -> list[float]:
-    """Rank correlations of a map with its own mirror images: what maps have in common that have nothing in common."""
+    """Rank correlations of a map with its own mirror images: the similarity of maps that are unrelated."""
     axes = [axis for axis in range(3) if values.shape[axis] > 1]
     flips = [[axis for bit, axis in enumerate(axes) if number >> bit & 1] for number in range(1, 2 ** len(axes))]
     return [spearman(values, values.flip(flip)) for flip in flips]

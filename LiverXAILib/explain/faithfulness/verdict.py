@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verdict and sentence about a map, from the numbers of its card and nothing else.
 
-A map passes if what it marks most matters: replacing as many voxels as the target has, those that it ranks highest,
-must take away at least half of what replacing everything does, and more than the upper quartile of any kind of control
-(image edges, random places, maps of networks with shuffled weights); and at least half of the map must lie where the
-effect comes from. Between the controls' median and upper quartile it is undecided. Rank correlations with shuffled
-networks are reported and decide nothing: a map may look alike and be right (Binder et al., CVPR 2023,
-https://arxiv.org/abs/2211.12486).
+A map passes if what it marks most matters: replacing the voxels that it ranks highest, as many as the target has, must
+have at least half the effect of replacing everything, and more than the upper quartile of any kind of control (image
+edges, random places, maps of networks with shuffled weights); and at least half of the map must lie where the effect
+comes from. Between the controls' median and upper quartile it is undecided. Rank correlations with shuffled networks
+are reported but decide nothing: a map may resemble that of a shuffled network and still be right (Binder et al., CVPR
+2023, https://arxiv.org/abs/2211.12486).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Part of the whole effect that the voxels ranked highest must have.
+#: Fraction of the whole effect that the voxels ranked highest must have.
 DROP = 0.5
-#: Part of the map that must lie in the smallest region with 90 % of the effect.
+#: Fraction of the map that must lie in the smallest region with 90 % of the effect.
 ENERGY = 0.5
-#: Confidence that must be lost when everything is replaced, or nothing is tested.
+#: Confidence that must be lost when everything is replaced; otherwise the map cannot be tested.
 TESTABLE = 0.05
-#: What every map that passed is said to be, and not to be.
+#: What a pass means and what it does not mean, said of every map that passed.
 PASSED_MEANS = "It is faithful to the model; whether the model is right about the patient is another question."
 
 
@@ -29,7 +29,7 @@ def judge(card: Mapping[str, Any], *, empty: bool, warned: bool, depends_on_far:
 
     :param empty: the map is 0 everywhere.
     :param warned: there is a warning about the map (degenerate layer …).
-    :param depends_on_far: why the examined box says nothing about the image; "" if it does.
+    :param depends_on_far: why the examined box does not represent the image; "" if it does.
     """
     if depends_on_far:
         return "untestable", f"This map could not be checked: {depends_on_far}"
@@ -66,7 +66,7 @@ def _effect(card: Mapping[str, Any]) -> str:
 
 
 def _failed_checks(card: Mapping[str, Any]) -> list[str]:
-    """Why a map does not pass, in words."""
+    """Why a map does not pass, as parts of a sentence."""
     drop, magnitude = card["drop"], card["magnitude"]
     failed = []
     if drop["share"] < DROP:
@@ -85,5 +85,5 @@ def _failed_checks(card: Mapping[str, Any]) -> list[str]:
 
 
 def two_digits(value: float) -> str:
-    """Two significant digits, never with an exponent for what is measured in ml: 0.42, 4.2, 42, 420."""
+    """Two significant digits, without an exponent for the usual volumes in ml: 0.42, 4.2, 42, 420."""
     return f"{float(f'{value:.2g}'):g}"

@@ -13,15 +13,15 @@ from ..counterfactual import ExaminedBox
 from ..fill import distance_mm, healthy_liver, isolate, plausible_fill
 from ..targets import LESION_LABEL
 
-#: The core of a lesion lies deeper than this; its rim reaches as far out of it as one voxel.
+#: The core of a lesion lies deeper than this; its rim extends one voxel outside the lesion.
 _RIM_MM = 4.0
-#: What is outside the liver is told apart by this distance from the lesion.
+#: Tissue outside the liver is divided at this distance from the lesion.
 _NEAR_MM = 30.0
-#: A hollow of the liver (fissure, gallbladder, hilum) is what a ball of this radius does not reach from outside.
+#: A hollow of the liver (fissure, gallbladder, hilum) is the part that a ball of this radius cannot reach from outside.
 _HOLLOW_MM = 14.0
-#: Parts with fewer voxels are counted to a neighbor.
+#: Parts with fewer voxels are merged into a neighbor.
 _FEWEST = 8
-#: What takes the place of parts in the liver, and what may take that of parts outside it: typical HU.
+#: The replacement of parts in the liver, and the candidates for parts outside it, with typical HU.
 _LIVER = "plain liver"
 _TISSUES_HU = {"soft tissue": 50.0, "fat": -100.0, "air": -1000.0}
 
@@ -30,7 +30,7 @@ _TISSUES_HU = {"soft tissue": 50.0, "fat": -100.0, "air": -1000.0}
 class Part:
     """A part of the examined box.
 
-    :param name: as a sentence says it.
+    :param name: as used in sentences.
     :param mask: bool (k, j, i), as in the box.
     :param of_lesion: whether it belongs to the lesion; `outside`: whether it lies outside the liver.
     """
@@ -42,10 +42,10 @@ class Part:
 
 
 def name_parts(examined: ExaminedBox) -> list[Part]:
-    """The parts of the box, disjoint, which together are all of it; empty ones are left out.
+    """The disjoint parts that make up the box; empty ones are left out.
 
-    A part with very few voxels is counted to its neighbor: the core to the rim, what lies in the liver to the rest of
-    the liver, and what lies outside it to the nearest part outside it that is large enough.
+    A part with very few voxels is merged into a neighbor: the core into the rim, a part in the liver into the rest of
+    the liver, and a part outside the liver into the nearest part outside it that is large enough.
     """
     run = examined.run
     voxel = max(run.spacing)
@@ -57,7 +57,7 @@ def name_parts(examined: ExaminedBox) -> list[Part]:
     others = run.mask(LESION_LABEL) & ~core & ~rim
     inside = liver & ~core & ~rim & ~others
     edge = distance_mm(~liver, run.spacing) <= 2.01 * voxel
-    # What surrounds a lesion is not healthy, but none of the liver's structures either.
+    # The surroundings of a lesion do not count as healthy, but are not a structure of the liver either.
     plain = healthy_liver(run) | (distance_mm(lesion | others, run.spacing, 2.01 * voxel) <= 2.01 * voxel)
     vessels = inside & (distance_mm(plain, run.spacing) > 1.01 * voxel) & ~edge
     outside = ~liver & ~rim & ~others
@@ -78,8 +78,8 @@ def name_parts(examined: ExaminedBox) -> list[Part]:
 
 
 def _merged(parts: list[Part], into: int) -> list[Part]:
-    """`parts` in which those with fewer voxels than :data:`_FEWEST` went to the one numbered `into`, or, if that has
-    too few itself, to the largest."""
+    """Merge parts with fewer voxels than :data:`_FEWEST` into part number `into`, or, if that is also too small, into
+    the largest."""
     sizes = [int(part.mask.sum()) for part in parts]
     small = [part.mask for part, size in zip(parts, sizes, strict=True) if 0 < size < _FEWEST]
     home = into if sizes[into] >= _FEWEST else max(range(len(parts)), key=sizes.__getitem__)
@@ -96,12 +96,12 @@ def _closed(mask: torch.Tensor, spacing_mm: tuple[float, float, float]) -> torch
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What takes the place of the parts.
+    """The tissues that replace the parts.
 
-    :param image: what each voxel of the box shows when its part is replaced: float32 (k, j, i), HU.
-    :param tissues: what took the place of each part, by the part's name.
-    :param confidences: of each part outside the liver, the model's confidence in the lesion with that part alone
-        replaced by each tissue that was tried.
+    :param image: the value of each voxel of the box when its part is replaced: float32 (k, j, i), HU.
+    :param tissues: the tissue that replaces each part, by the part's name.
+    :param confidences: for each part outside the liver, the model's confidence in the lesion with only that part
+        replaced, by each tissue that was tried.
     """
 
     image: torch.Tensor
@@ -110,12 +110,12 @@ class Replacement:
 
 
 def choose_replacement(examined: ExaminedBox, parts: Sequence[Part], context: RunContext) -> Replacement:
-    """Find what takes the place of each part.
+    """Choose the tissue that replaces each part.
 
     Parts inside the liver become plain liver of the same patient at the level of the lesion's surroundings. For a part
-    outside it no tissue is right by itself: where much of the box turns into soft tissue, a network may lose a lesion
-    that it sees as well with fat or air there. Such a part is needed only if the answer is lost whatever takes its
-    place. So soft tissue, fat, air and plain liver are tried, and the one that changes the model's answer least is
+    outside it no single tissue is right: if much of the box becomes soft tissue, a network may miss a lesion that it
+    still finds with fat or air there. Such a part is needed only if the answer is lost whatever replaces it.
+    Therefore soft tissue, fat, air and plain liver are tried, and the one that changes the model's answer least is
     taken. All have the noise of the patient's liver, and nothing of the part itself.
 
     :raises LiverXAILib.errors.UsageError: there is no healthy liver.

@@ -2,7 +2,7 @@
 """Exact Shapley values of the parts of an image, and the answer made from them.
 
 Shapley, "A value for n-person games", 1953; as an explanation of models: Lundberg and Lee, NeurIPS 2017,
-https://arxiv.org/abs/1705.07874. With eight parts at most there are 256 images to ask about, so nothing is sampled.
+https://arxiv.org/abs/1705.07874. With at most eight parts there are at most 256 images, so no sampling is needed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from ..stage_context import StageContext, StageContexts
 from ..targets import LESION_LABEL, Target, WhyNot
 from .parts import choose_replacement, name_parts
 
-#: So many images are made at a time. How many of them the network reads at once is for
-#: :meth:`~LiverXAILib.explain.counterfactual.ExaminedBox.ask` to say: on a processor it saves 4 % to read four of
-#: 64³ voxels, measured on one core.
+#: How many images are made at a time. :meth:`~LiverXAILib.explain.counterfactual.ExaminedBox.ask` decides how many of
+#: them form a batch: on a CPU, a batch of four images of 64³ voxels saves 4 %, measured on one core.
 _TOGETHER = 16
 
 
@@ -41,8 +40,8 @@ def coalitions(players: int) -> list[frozenset[int]]:
 def shapley_values(worth: Sequence[float]) -> list[float]:
     """The exact Shapley values of a game.
 
-    :param worth: what each coalition is worth, in the order of :func:`coalitions`.
-    :return: for each player; their sum is the worth of all of them minus that of none.
+    :param worth: the worth of each coalition, in the order of :func:`coalitions`.
+    :return: a value for each player; their sum is the worth of all players minus that of none.
     """
     players = len(worth).bit_length() - 1
     shares = []
@@ -73,13 +72,14 @@ def explain_regions(
 
     :param volume: the CT in HU from which `segmentation` was made.
     :param targets: lesions.
-    :param refusals: gets a sentence about each target that cannot be examined, in place of an error.
-    :param prepared: the stages on this CT, shared with what else is asked; None: they are prepared now.
-    :return: in the order of `targets`. Deterministic.
+    :param refusals: gets a sentence about each target that cannot be examined, instead of an error.
+    :param prepared: the stages on this CT, shared with other questions about it; None: they are prepared now.
+    :return: the answers in the order of `targets`. They are deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
-    :raises LiverXAILib.explain.counterfactual.FarContextError: the model's answer depends on what lies further away
-        than can be examined.
-    :raises LiverXAILib.errors.UsageError: a target is not a lesion, or there is no healthy liver to replace parts by.
+    :raises LiverXAILib.explain.counterfactual.FarContextError: the model's answer depends on context beyond
+        the part that can be examined.
+    :raises LiverXAILib.errors.UsageError: a target is not a lesion, or there is no healthy liver to replace parts
+        with.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
     torch_device = select_device(device)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All kinds of output, for the command line, the worker and the panel alike.
+"""All kinds of output, for the command line, the worker and the panel.
 
-Each module of this package has one, called ``WRITER``: a new kind of output is one new file here. The modules are cheap
-to import, since the command line lists them in its help.
+Each module of this package defines one, called ``WRITER``: a new kind of output is one new file here. The modules are
+cheap to import, because the command line lists the outputs in its help.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._writer import Writer
 
 __all__ = ["PROVENANCE", "WRITERS", "Writer", "choose_writers", "is_output"]
 
-#: The file that says how a result was made. It is written last: where it is, the result is whole.
+#: The file that says how a result was made. It is written last: if it exists, the result is complete.
 PROVENANCE = "provenance.json"
 
 _found = (
@@ -34,9 +34,9 @@ WRITERS: dict[str, Writer] = {
 def choose_writers(
     names: Iterable[str] | None = None, *, add: Iterable[str] = (), leave_out: Iterable[str] = ()
 ) -> list[Writer]:
-    """The writers called `names`, with `add`, without `leave_out`, with all required ones; in the order of their work.
+    """The writers called `names`, with `add`, without `leave_out`, and with all required ones, in the order of writing.
 
-    :param names: None: those that are written by default.
+    :param names: None: the writers that are used by default.
     :raises LiverXAILib.errors.UsageError: there is no such writer.
     """
     if names is None:

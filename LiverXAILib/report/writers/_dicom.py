@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the writers of DICOM objects share: the extra that they need, and the series that they are made of."""
+"""Common parts of the writers of DICOM objects: the extra that they need, and the series of which they are made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_source(volume: Volume) -> None:
 
 
 def remarks_on_source(volume: Volume) -> list[str]:
-    """What DICOM objects repair or leave out of the headers of their series."""
+    """Sentences about what DICOM objects repair in, or leave out of, the headers of their series."""
     from ..dicom_source import read_source
 
     return list(read_source(volume).notes)

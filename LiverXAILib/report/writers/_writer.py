@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kind of output is."""
+"""The definition of a kind of output."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 
 
 def nothing_more(*_: object) -> None:
-    """The requirement of what can always be written."""
+    """The requirement of an output that can always be written."""
 
 
 def no_remarks(_: object) -> tuple[str, ...]:
-    """Of what is written as it is."""
+    """The remarks of an output about whose source there is nothing to say."""
     return ()
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One kind of output of an analysis. Cheap to make: what computes is imported when it is used.
+    """One kind of output of an analysis. Cheap to create: code that computes is imported when it is used.
 
-    :param name: what the command line and the panel call it.
+    :param name: its name on the command line and in the panel.
     :param title: what it is, in a few words.
-    :param files: names of all files that it can write, as patterns; an older result's are removed by them.
+    :param files: patterns of the names of all files that it can write; an older result's files are removed by them.
     :param write: writes the files of an analysis into a folder (the arguments) and returns their names by role, e.g.
         "heatmap-liver".
-    :param required: belongs to each result; if it fails, there is no result. Others are left out with a warning.
-    :param default: is written if nothing else is asked for; "available": if `requirement` is met.
+    :param required: belongs to each result; if it fails, there is no result. Others are skipped with a warning.
+    :param default: is written unless outputs are chosen; "available": only if `requirement` is met.
     :param requirement: raises :class:`~LiverXAILib.errors.UsageError` if what it needs is not installed.
-    :param check: raises a :class:`~LiverXAILib.errors.LiverXAIError` if it cannot be made of an image; asked before
-        minutes are spent on it.
-    :param remarks: sentences about what of the image's source was repaired or left out; they join the warnings.
-    :param modules: what it imports when it writes, for who has time to import it ahead.
+    :param check: raises a :class:`~LiverXAILib.errors.LiverXAIError` if it cannot be made of an image; called before
+        minutes are spent on the analysis.
+    :param remarks: sentences about what was repaired in, or left out of, the image's source; they join the warnings.
+    :param modules: the modules that it imports when it writes, so that they can be imported ahead of time.
     :param shows_warnings: is written after the others, so that it can say what could not be written.
-    :param prepare: does in another thread, while the others are written, what takes time and does not depend on them;
-        `write` gets what it returns as a third argument.
+    :param prepare: does slow work that does not depend on other outputs, in another thread while those are written;
+        `write` gets its result as a third argument.
     """
 
     name: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model's own answer, where a reader has changed it: segmentation and measurements beside the reader's."""
+"""The model's own answer where a reader has changed it: its segmentation and measurements, alongside the reader's."""
 
 from __future__ import annotations
 

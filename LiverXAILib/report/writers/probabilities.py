@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``probability-<label>.nrrd``: how sure the model is of each voxel, 0 to 1, in the box where the label may be."""
+"""``probability-<label>.nrrd``: the model's probability of each voxel, 0 to 1, in the box where the label may be."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     for label, probability in analysis.segmentation.probabilities.items():
         role = f"probability-{re.sub('[^A-Za-z0-9._-]', '_', label)}"
         files[role] = f"{role}.nrrd"
-        # NRRD knows no half precision.
+        # NRRD does not support half precision.
         write_volume(probability.with_array(probability.array.astype(np.float32)), folder / files[role])
     return files
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``report.html``: one page for people."""
+"""``report.html``: the report for readers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _require() -> None:
 
 WRITER = Writer(
     "report",
-    "page to read",
+    "HTML report",
     (_NAME,),
     _write,
     default=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``segmentation.seg.nrrd``: the labels, as Slicer opens them."""
+"""``segmentation.seg.nrrd``: the labels, in the format that Slicer opens as segments."""
 
 from __future__ import annotations
 

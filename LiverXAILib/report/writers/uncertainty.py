@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``uncertainty.nrrd``: where the model hesitates, the entropy of its probabilities in bits, 0 to 1."""
+"""``uncertainty.nrrd``: where the model is uncertain: the entropy of its probabilities in bits, 0 to 1."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return {"uncertainty": "uncertainty.nrrd"}
 
 
-WRITER = Writer("uncertainty", "where the model hesitates", ("uncertainty.nrrd",), _write)
+WRITER = Writer("uncertainty", "where the model is uncertain", ("uncertainty.nrrd",), _write)
