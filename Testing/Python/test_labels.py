@@ -179,7 +179,7 @@ def test_two_cropped_files_are_compared_on_a_grid_that_holds_both(tmp_path: Path
         ([TRUTH], _named(("liver", 1)), "value 2, which belongs to none"),
         ([TRUTH], _named(("spleen", 1), ("kidney", 2)), "no segment of the liver.*'spleen', 'kidney'"),
         ([TRUTH], _named(("liver", 1), ("Segment_2", 2)), "does not say what its segment 'Segment_2'"),
-        ([TRUTH], [{"Name": "liver"}, {"Name": "tumor"}], "does not say which of its values is 'tumor'"),
+        ([TRUTH], [{"Name": "liver"}, {"Name": "tumor"}], "does not say which of its values belongs to 'tumor'"),
     ],
 )
 def test_a_seg_nrrd_that_leaves_something_open_is_refused(
