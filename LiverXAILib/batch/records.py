@@ -143,7 +143,7 @@ def _require(path: Path, value: Any, shape: Any, where: str = "") -> None:
     """Raise :class:`DamagedError` unless `value` matches `shape`: types, or nested lists and mappings of shapes."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
-            raise DamagedError(path, f"{where or 'all of it'} is not a mapping")
+            raise DamagedError(path, f"{where or 'the content'} is not a mapping")
         for key, inner in shape.items():
             name = key.removeprefix("?")
             if key != name and value.get(name) is None:
@@ -153,7 +153,7 @@ def _require(path: Path, value: Any, shape: Any, where: str = "") -> None:
             _require(path, value[name], inner, f"{where}{name} ")
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            raise DamagedError(path, f"{where or 'all of it'} is not a list")
+            raise DamagedError(path, f"{where or 'the content'} is not a list")
         for item in value:
             _require(path, item, shape[0], where)
     elif not isinstance(value, shape) or (shape is _NUMBER and (isinstance(value, bool) or not math.isfinite(value))):

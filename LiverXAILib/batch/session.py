@@ -253,7 +253,7 @@ class Session:
                 self._requeue_or_fail([], "", "")
                 self._store.discard(late.case["folder"])
                 if not self._committed(late.case):
-                    error = f"It took longer than the limit of {self._time_limit:g} s, while {late.phase}."
+                    error = f"It exceeded the time limit of {self._time_limit:g} s while {late.phase}."
                     values = {"seconds": round(late.seconds, 3), "kind": "time limit", "error": error}
                     self._emit({"event": "finished", "case": late.case["id"], "state": "failed", **values})
                 self._restart()

@@ -101,7 +101,7 @@ class Courses:
 
 
 def _event(own: set[int], links: Sequence[Link]) -> str:
-    """The event of a lesion, see :class:`Appearance`.
+    """The event of a lesion, see :class:`~LiverXAILib.followup.findings.Appearance`.
 
     :param own: its numbers in the study before; if there are several, these are parts of one lesion, whose rejoining
         is not a merger.

@@ -63,7 +63,7 @@ class LabelMap:
         if (inside := box.intersection(Box.full(grid.shape))) is not None:
             array[inside] = volume.array[inside.relative_to(box)]
         if np.count_nonzero(array) < np.count_nonzero(volume.array):
-            raise InputError(f"The {name} reaches beyond the {other}. Was it drawn on another image?")
+            raise InputError(f"The {name} extends beyond the {other}. Was it drawn on another image?")
         return LabelMap(Volume(array, grid.ijk_to_lps), self.structures)
 
 

@@ -44,7 +44,7 @@ class Event:
     :param stage: a description of the current step.
     :param fraction: the completed fraction (0 to 1).
     :param remaining_s: estimated seconds until the end; None: not known yet.
-    :param result: for "done": an :class:`Analysis`, an :class:`Explained`, or a mapping.
+    :param result: for "done": an :class:`Analysis`, an :class:`~LiverXAILib.worker.wire.Explained`, or a mapping.
     :param error: for "failed": one of LiverXAI's errors, with a sentence for the user.
     :param details: for "failed": details for a bug report.
     """

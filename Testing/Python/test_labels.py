@@ -191,7 +191,7 @@ def test_a_seg_nrrd_that_leaves_something_open_is_refused(
 
 def test_a_cropped_file_of_another_image_is_refused(tmp_path: Path) -> None:
     beyond = read_label_map(_seg_nrrd(tmp_path / "x.seg.nrrd", [TRUTH], _named(("liver", 1), ("tumor", 2)), (5, 0, 0)))
-    with pytest.raises(InputError, match="reaches beyond"):
+    with pytest.raises(InputError, match="extends beyond"):
         beyond.on(Volume(TRUTH, MATRIX).grid)
     half = read_label_map(_seg_nrrd(tmp_path / "y.seg.nrrd", [TRUTH], _named(("liver", 1), ("tumor", 2)), (0, 0.5, 0)))
     with pytest.raises(InputError, match="different places"):
