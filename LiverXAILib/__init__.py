@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .volumes.io import list_series, read_volume, write_volume
     from .volumes.volume import Grid, Volume
 
-#: Where each public name lives; the module is imported when the name is first used (PEP 562).
+#: The module that defines each public name; it is imported when the name is first used (PEP 562).
 _HOMES = {
     "Analysis": "analysis",
     "Comparison": "followup",

@@ -15,9 +15,9 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A ``__getattr__`` for `package`; `homes` says in which of its modules each public name lives.
+    """Return a ``__getattr__`` for `package`; `homes` maps each public name to the module that defines it.
 
-    A name that lives in a module of the same name is that module: see :func:`make_callable`.
+    A name defined in a module of the same name resolves to that module: see :func:`make_callable`.
     """
 
     def get(name: str) -> Any:
@@ -32,7 +32,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 class _CallablePackage(ModuleType):
-    """A package that is called as its function of the same name, so that both can be had under one name."""
+    """A package that can be called like its function of the same name, so one name serves for both."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
@@ -48,8 +48,8 @@ class _CallablePackage(ModuleType):
 
 
 def make_callable(package: str) -> None:
-    """Let calling `package` call its function of the same name: ``lx.explain(...)`` is ``lx.explain.explain(...)``.
+    """Make `package` callable as its function of the same name: ``lx.explain(...)`` is ``lx.explain.explain(...)``.
 
-    ``import LiverXAILib.explain as x`` is then the package, as with any other, and ``x(...)`` works as well.
+    ``import LiverXAILib.explain as x`` still binds the package, as usual, and ``x(...)`` works too.
     """
     sys.modules[package].__class__ = _CallablePackage

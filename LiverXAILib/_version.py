@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where the version is written."""
+"""The single place where the version is defined."""
 
 __version__ = "0.1.0"

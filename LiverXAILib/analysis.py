@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that was found out about one CT: what the panel shows, the batch writes and the report prints."""
+"""The complete result for one CT: what the panel shows, the batch writes and the report prints."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ class Decision:
     """What a reader decided about a result.
 
     :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "restore" a rejected one, "add" a lesion,
-        "include" a place in one or "exclude" it, "measure" a lesion's diameters, "target" the lesions of RECIST, or
-        "edit" by hand.
-    :param numbers: of the candidate or the lesions, as they were when it was decided.
-    :param place_lps_mm: where: a voxel of what was decided about (LPS mm), so that it is known also under other
-        numbers; None for edits by hand.
-    :param who: the reader, as named there.
+        "include" a point in a lesion or "exclude" it, "measure" a lesion's diameters, "target" the RECIST target
+        lesions, or "edit" for manual edits.
+    :param numbers: numbers of the candidate or the lesions at the time of the decision.
+    :param place_lps_mm: a voxel of the candidate or lesion (LPS mm), which identifies it even after renumbering; None
+        for manual edits.
+    :param who: name of the reader.
     :param when: ISO 8601.
-    :param points_lps_mm: of "measure": both ends of the long axis, then of the short one; of "target": a voxel of each
-        lesion (LPS mm).
-    :param voxels: whose label it changed, as of :func:`~LiverXAILib.reading.packing.pack_mask`: by them a rejected
-        lesion is known, and comes back as it was. "" for what changes none.
+    :param points_lps_mm: for "measure": both ends of the long axis, then of the short axis; for "target": a voxel of
+        each lesion (LPS mm).
+    :param voxels: the voxels whose label the decision changed, packed by
+        :func:`~LiverXAILib.reading.packing.pack_mask`; a rejected lesion is identified and restored from them. "" if
+        the decision changes no label.
     """
 
     kind: str
@@ -48,11 +49,11 @@ class Decision:
 
     @property
     def changes_outlines(self) -> bool:
-        """Whether it changes the segmentation, not only what is measured of it."""
+        """Whether the decision changes the segmentation, not only the measurements."""
         return self.kind not in ("measure", "target")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The decision, JSON-ready."""
         place = None if self.place_lps_mm is None else [round(value, 3) for value in self.place_lps_mm]
         points = [[round(value, 3) for value in point] for point in self.points_lps_mm]
         whole = {**dataclasses.asdict(self), "numbers": list(self.numbers), "place_lps_mm": place}
@@ -77,16 +78,17 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """One CT, its segmentation, the explanations, the measurements, and how they came about.
+    """One CT, its segmentation, explanations and measurements, and how they were obtained.
 
-    `explanations` are heat maps; `answers` are those answers to "why?" that are numbers and a sentence. `provenance` is
-    JSON-ready and complete: with the image, the model file and it, the result can be made again.
+    `explanations` are heat maps; `answers` are the answers to "why?" that consist of numbers and a sentence.
+    `provenance` is JSON-ready and complete: together with the image and the model file it is enough to reproduce the
+    result.
 
-    :param decisions: what a reader has changed, in order; empty: all is the model's.
-    :param own: the model's own answer, where a reader has changed it.
-    :param follow_up: what a comparison with earlier studies found; the last study is this one.
-    :param touched: the voxels (bool, k, j, i) whose label a reader has changed at any time; None: none.
-    :param standard: the segmentation at the operating point of the model's card, if another sensitivity was chosen.
+    :param decisions: what a reader has changed, in order; empty: the result is the model's alone.
+    :param own: the model's unchanged result, if a reader has changed it.
+    :param follow_up: findings of a comparison with earlier studies; this study is the last one.
+    :param touched: the voxels (bool, k, j, i) whose label a reader has ever changed; None: none.
+    :param standard: the segmentation at the operating point in the model's card, if another sensitivity was chosen.
     """
 
     volume: Volume

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``liverxai`` (= ``python -m LiverXAILib``).
 
-Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage, 128 + n stopped by signal n (130: Ctrl+C, 143:
-terminated).
+Exit codes: 0 done, 1 failed (one line gives the reason), 2 incorrect usage, 128 + n stopped by signal n (130: Ctrl+C,
+143: terminated).
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
 FAILED, USAGE = 1, 2
 
 
-#: Understood before and after the command.
+#: Accepted before and after the command.
 _ANYWHERE = {
     "--quiet": "show errors and warnings only",
-    "--verbose": "also show what is decided on the way",
+    "--verbose": "also show decisions made along the way",
     "--debug": "show all log messages, and tracebacks of errors",
 }
-#: Commands that print what they do; others print what they were asked for.
+#: Commands that print what they are doing; the output of the others is their result.
 _TELLING = ("analyze", "batch", "benchmark", "compare", "phantom", "train")
 _LEVELS = {"--debug": logging.DEBUG, "--verbose": logging.INFO, "--quiet": logging.ERROR}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    # At its end Python would look through all objects for garbage: half a second with torch and VTK imported.
+    """Run one command; return the exit code."""
+    # At exit, Python would collect garbage among all objects: half a second with torch and VTK imported.
     atexit.register(gc.freeze)
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Stopped(BaseException):
-    """The user or the system wants the program to end. (Not an Exception: nobody may take it for a failure.)"""
+    """The user or the system asked the program to stop. (Not an Exception, so it is never handled as a failure.)"""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -92,7 +92,7 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the work as errors do, so that everything is cleaned up; once, and not again."""
+    """Make the first SIGINT or SIGTERM raise an exception so that everything is cleaned up; ignore any others."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,17 +112,17 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _exit_code(error: BaseException, debug: bool) -> int:
-    """Say in one line what went wrong; returns the exit code."""
+    """Print one line that says what went wrong; return the exit code."""
     if isinstance(error, SystemExit):
         raise error
     if isinstance(error, BrokenPipeError):
-        # Whoever read the output has enough (`| head`). Nothing more may be written, not even at the end.
+        # The reader of the output has closed the pipe (`| head`). Nothing more may be written, not even at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     if isinstance(error, _Stopped | KeyboardInterrupt):
         number = error.number if isinstance(error, _Stopped) else int(signal.SIGINT)
-        print("liverxai: stopped; nothing is half written.", file=sys.stderr)
+        print("liverxai: stopped; no file is incomplete.", file=sys.stderr)
         return 128 + number
     if debug:
         traceback.print_exception(error)
@@ -140,7 +140,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of everything, with the details of `command` alone: those of others would import their packages."""
+    """The complete parser, but with the arguments of `command` only: those of others would import their packages."""
     parser = argparse.ArgumentParser(
         prog="liverxai",
         description="Segment the liver and its tumors in CT and explain the result. For research use only.",
@@ -163,7 +163,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def _module(name: str) -> Callable[[argparse.ArgumentParser], None]:
-    """Fill a parser by the functions ``add_arguments(parser)`` and ``run(arguments) -> int`` of a module."""
+    """Set up a parser with the functions ``add_arguments(parser)`` and ``run(arguments) -> int`` of a module."""
 
     def fill(parser: argparse.ArgumentParser) -> None:
         module = importlib.import_module(name, __package__)
@@ -188,26 +188,28 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         help="measure and explain these contours instead of the model's: a label map, .seg.nrrd or DICOM SEG on the "
-        "CT's voxels, or files called liver and tumor",
+        "CT's voxel grid, or files named liver and tumor",
     )
     for name in ("liver", "tumor"):
         parser.add_argument(
             f"--{name}-label", metavar="N", type=int, nargs="+", help=f"value of the {name} in --segmentation"
         )
-    parser.add_argument("--ignore-other-labels", action="store_true", help="other values there are background")
+    parser.add_argument(
+        "--ignore-other-labels", action="store_true", help="treat other values in --segmentation as background"
+    )
     parser.add_argument(
         "--prior",
         metavar="RESULT",
         type=Path,
         nargs="+",
-        help="also compare with results of earlier studies, the oldest first (see the command compare)",
+        help="also compare with results of earlier studies, oldest first (see the compare command)",
     )
     parser.add_argument(
-        "--prior-image", metavar="CT", nargs="+", help="the CTs of these results, in their order, '-' for none"
+        "--prior-image", metavar="CT", nargs="+", help="the CTs of these results, in the same order, '-' for none"
     )
     options.add_arguments(parser)
-    parser.add_argument("--height", metavar="CM", type=float, help="of the patient, for the standard liver volume")
-    parser.add_argument("--weight", metavar="KG", type=float, help="likewise")
+    parser.add_argument("--height", metavar="CM", type=float, help="patient height, for the standard liver volume")
+    parser.add_argument("--weight", metavar="KG", type=float, help="patient weight, for the standard liver volume")
     parser.add_argument(
         "--recist-targets", metavar="N", type=int, nargs="*", help="numbers of target lesions (default: by RECIST 1.1)"
     )
@@ -216,7 +218,7 @@ def _analyze_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    from .volumes.image_file import existing  # with ITK, before torch, so that the two are not imported at once
+    from .volumes.image_file import existing  # imports ITK before torch, never at the same time
 
     chosen = options.Options.from_arguments(arguments)
     chosen.require_valid()
@@ -224,7 +226,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     for path in (arguments.input, *(arguments.segmentation or ()), *(arguments.prior or ()), *images):
         existing(path)
     with _short_turns(), progress_bar() as progress, ThreadPoolExecutor(1) as beside:
-        # While a file is unpacked, torch is imported, and while the network computes, what comes after it.
+        # torch is imported while the file is read; the modules for measuring and writing, while the network runs.
         reading = beside.submit(chosen.read, arguments.input)
         progress("Loading the model", 0.0)
         from .inference import select_device
@@ -274,9 +276,9 @@ def _analyze(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _short_turns() -> Iterator[None]:
-    """Let threads take the interpreter from each other after half a millisecond instead of five.
+    """Let threads take the interpreter lock from each other after half a millisecond instead of five.
 
-    While one thread imports, which is Python from end to end, another would wait so long after each layer of a network.
+    Importing is pure Python, so while one thread imports, another would wait that long after each layer of a network.
     """
     usual = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)
@@ -287,10 +289,10 @@ def _short_turns() -> Iterator[None]:
 
 
 def _prior(arguments: argparse.Namespace, chosen: options.Options) -> list[Study]:
-    """The earlier studies that ``--prior`` names, read before minutes are spent on the new one."""
+    """The earlier studies named by ``--prior``, read before minutes are spent on the new one."""
     paths, images = arguments.prior or [], arguments.prior_image or []
     if images and len(images) != len(paths):
-        raise UsageError("--prior-image names one CT for each result of --prior, '-' for none.")
+        raise UsageError("--prior-image needs one CT for each result in --prior, '-' for none.")
     if not paths:
         return []
     from .followup.studies import read_result
@@ -304,14 +306,14 @@ def _prior(arguments: argparse.Namespace, chosen: options.Options) -> list[Study
 
 
 def _given(arguments: argparse.Namespace, volume: Volume) -> Segmentation | None:
-    """The contours that the options name."""
+    """The contours named by the options."""
     from .inference import read_segmentation
     from .labels.vocabulary import named_values
 
     values = named_values(arguments.liver_label, arguments.tumor_label)
     if arguments.segmentation is None:
         if values is not None or arguments.ignore_other_labels:
-            raise UsageError("--liver-label, --tumor-label and --ignore-other-labels go with --segmentation.")
+            raise UsageError("--liver-label, --tumor-label and --ignore-other-labels need --segmentation.")
         return None
     return read_segmentation(arguments.segmentation, volume, values, others=arguments.ignore_other_labels)
 
@@ -329,7 +331,7 @@ def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _phantom(options: argparse.Namespace) -> int:
-    """Make a synthetic abdominal CT; its ground truth (1 liver, 2 tumor) is written beside it."""
+    """Make a synthetic abdominal CT and write its ground truth (1 liver, 2 tumor) to the same folder."""
     from .phantoms import make_phantom, write_phantom
     from .volumes.io import require_writable_ending
 
@@ -351,7 +353,7 @@ def _completion_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _completion(arguments: argparse.Namespace) -> int:
-    """Print what makes a shell complete commands and options."""
+    """Print the script that makes a shell complete commands and options."""
     import shtab
 
     print(shtab.complete(_parser("completion"), arguments.shell))
@@ -368,32 +370,32 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _BENCHMARKS = {
-    "audit": ("explanations of networks of which the right answer is known", ".benchmarks.explanations.audit"),
+    "audit": ("explanations of networks for which the right answer is known", ".benchmarks.explanations.audit"),
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".benchmarks.batch"),
     "border": (
-        "what the liver's border needs around it",
+        "how much surrounding context the liver's border needs",
         ".benchmarks.explanations.border",
     ),
-    "clicks": ("how well one click outlines a lesion, beside classical methods", ".benchmarks.clicks"),
-    "cost": ("time and memory of a heat map, beside other libraries", ".benchmarks.cost"),
+    "clicks": ("how well one click outlines a lesion, compared with classical methods", ".benchmarks.clicks"),
+    "cost": ("time and memory of a heat map, compared with other libraries", ".benchmarks.cost"),
     "explain": ("how faithful the maps of each method and layer are", ".benchmarks.explanations.explain"),
-    "followup": ("how well lesions are followed, on synthetic pairs of known change", ".benchmarks.followup"),
+    "followup": ("how well lesions are tracked, on synthetic pairs with known change", ".benchmarks.followup"),
     "speed": (
-        "time and memory of a segmentation, beside others",
+        "time and memory of a segmentation, compared with other programs",
         ".benchmarks.speed",
     ),
-    "wait": ("what a user waits for, part by part, cold and warm", ".benchmarks.wait"),
+    "wait": ("how long a user waits, part by part, cold and warm", ".benchmarks.wait"),
 }
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "analyze": ("segment, explain, measure and report one CT", _analyze_arguments),
     "batch": ("analyze many CTs; resumable, failures are isolated per case", _module(".batch.command")),
     "benchmark": ("measure speed and memory on this machine", _benchmark_arguments),
-    "compare": ("follow lesions through two or more studies of one patient", _module(".followup.command")),
-    "completion": ("print what makes your shell complete commands and options", _completion_arguments),
+    "compare": ("track lesions across two or more studies of one patient", _module(".followup.command")),
+    "completion": ("print a script that makes your shell complete commands and options", _completion_arguments),
     "evaluate": ("compare predictions with references", _module(".evaluation.evaluate")),
     "models": ("list, show, download, import, verify and remove models", _module(".models.commands")),
-    "phantom": ("make a synthetic CT with its truth", _phantom_arguments),
+    "phantom": ("make a synthetic CT with its ground truth", _phantom_arguments),
     "refine": ("accept, reject, add, merge and split lesions of a result", _module(".reading.command")),
     "train": ("train or fine-tune a model on your own data", _module(".training.command")),
 }

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-#: Cold (not influential) to warm (influential): blue over violet to red, sRGB 0..255, evenly spaced. The lightness
-#: rises all the way (CIELAB L* 27 to 61), and for red-green-blind eyes the colors run from blue to yellow: so more
-#: influence always looks like more.
+#: Cold (not influential) to warm (influential): blue through violet to red, sRGB 0..255, evenly spaced. Lightness
+#: rises monotonically (CIELAB L* 27 to 61), and to people with red-green color blindness the colors run from blue to
+#: yellow, so the order of the colors is clear to every reader.
 HEAT_COLORS = ((30, 50, 160), (80, 75, 180), (140, 85, 170), (195, 85, 135), (235, 85, 90), (255, 95, 45))
 #: Heat below this is not painted, so that the CT stays readable.
 VISIBLE_HEAT = 0.1
 
 
 def heat_color(heat: np.ndarray) -> np.ndarray:
-    """Heat in [0, 1], of any shape → sRGB 0..255, float32 (…, 3)."""
+    """Map heat in [0, 1], of any shape, to sRGB 0..255, float32 (…, 3)."""
     import numpy as np
 
     steps = np.linspace(0, 1, len(HEAT_COLORS))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a long operation needs besides its data: whom it reports to, who may cancel it, where it computes.
+"""What a long operation needs besides its data: progress reporting, cancellation, and the compute device.
 
-Public functions take ``device=, progress=, cancel=``; they put them into one :class:`RunContext`, and everything below
-them takes that.
+Public functions take ``device=, progress=, cancel=``; they combine these into one :class:`RunContext`, which all
+internal functions take.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class RunContext:
     """Progress, cancellation, device and threads of one run. Immutable.
 
-    :param progress: called with what is being done and the fraction (0 to 1) of the whole; None: nobody listens.
-    :param cancel: asked between windows; None: the run cannot be cancelled.
-    :param device: "auto", "cpu", "cuda", "cuda:N" or "mps", or a device of torch.
-    :param threads: computing threads of torch; 0: torch's to decide.
+    :param progress: called with the current step and the completed fraction (0 to 1); None: progress is not reported.
+    :param cancel: checked between windows; None: the run cannot be cancelled.
+    :param device: "auto", "cpu", "cuda", "cuda:N" or "mps", or a ``torch.device``.
+    :param threads: number of torch's compute threads; 0: torch decides.
     """
 
     progress: Progress | None = None
@@ -33,7 +33,7 @@ class RunContext:
     threads: int = 0
 
     def report(self, stage: str, fraction: float) -> None:
-        """Tell what is being done, in words, and the fraction (0 to 1) that is done."""
+        """Report the current step, as text, and the completed fraction (0 to 1)."""
         if self.progress is not None:
             self.progress(stage, fraction)
 
@@ -43,7 +43,7 @@ class RunContext:
             self.cancel.check()
 
     def part(self, start: float, end: float) -> RunContext:
-        """The context of a part of the run: its own 0 to 1 is [`start`, `end`] of the whole."""
+        """The context of a part of the run, whose progress from 0 to 1 maps to [`start`, `end`] of the whole."""
         progress = self.progress
         if progress is None:
             return self
@@ -58,12 +58,12 @@ class RunContext:
         return self.part(number / count, (number + 1) / count)
 
     def on(self, device: str | torch.device) -> RunContext:
-        """The same on another device."""
+        """The same context on another device."""
         return dataclasses.replace(self, device=device)
 
     @property
     def silent(self) -> RunContext:
-        """The same without progress."""
+        """The same context without progress."""
         return dataclasses.replace(self, progress=None)
 
     @property
@@ -72,12 +72,12 @@ class RunContext:
         return {"device": str(self.device), "progress": self.progress, "cancel": self.cancel}
 
     def limit_threads(self) -> None:
-        """Give torch in this process the number of threads, where one is named."""
+        """Set the number of torch threads in this process, if one was given."""
         if self.threads:
             import torch
 
             torch.set_num_threads(self.threads)
 
 
-#: A run to which nobody listens, and which nobody cancels.
+#: A run without progress reporting or cancellation.
 UNATTENDED = RunContext()

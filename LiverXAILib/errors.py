@@ -13,15 +13,15 @@ from .text import displayable
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Most characters of a message.
+#: Maximum number of characters in a message.
 _LONGEST = 2000
 
 
 class LiverXAIError(Exception):
-    """Base class of every error that LiverXAI raises on purpose.
+    """Base class of every error that LiverXAI raises deliberately.
 
-    Messages quote names that others wrote: what could control a terminal or a log is replaced in them, and what is
-    endless is cut.
+    Messages quote untrusted names, so characters that could control a terminal or a log are replaced, and overlong
+    messages are shortened.
     """
 
     def __init__(self, *values: object) -> None:
@@ -34,7 +34,7 @@ def _shown(text: str) -> str:
 
 
 class InputError(LiverXAIError):
-    """The image (or another input file) cannot be used as it is."""
+    """The image (or another input file) cannot be used."""
 
 
 class ModelError(LiverXAIError):
@@ -46,7 +46,7 @@ class DeviceError(LiverXAIError):
 
 
 class UsageError(LiverXAIError):
-    """An argument is wrong: unknown name, value out of range, impossible combination."""
+    """An argument is invalid: unknown name, value out of range, impossible combination."""
 
 
 class Cancelled(LiverXAIError):
@@ -54,9 +54,9 @@ class Cancelled(LiverXAIError):
 
 
 def with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what caused it, what caused that, and so on: each once, also where they go around in a circle.
+    """Yield an error and its chain of causes, each once, even if the chain is circular.
 
-    An error that is raised again while another one that it caused is handled is in such a circle.
+    The chain is circular if an error is raised again while another error that it caused is being handled.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -66,7 +66,7 @@ def with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is a lack of memory."""
+    """Whether an error, or one of its causes, is a lack of memory."""
     return any(
         isinstance(one, (MemoryError, DeviceError)) or "allocate memory" in str(one) or "out of memory" in str(one)
         for one in with_causes(error)
@@ -74,11 +74,11 @@ def is_memory(error: BaseException | None) -> bool:
 
 
 def own_errors(failed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function so that whatever another library raises in it leaves as one of our errors.
+    """Decorate a function so that any exception from another library is raised as a :class:`LiverXAIError`.
 
-    A call with wrong arguments is a TypeError, as of any function.
+    A call with wrong arguments still raises TypeError, as for any function.
 
-    :param failed: what has failed, as the beginning of a sentence: "The CT cannot be analyzed".
+    :param failed: what failed, as the beginning of a sentence: "The CT cannot be analyzed".
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files and folders so that nobody ever reads half of one, also if the process is killed."""
+"""Writing files and folders atomically, so that no incomplete one is ever visible, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pathlib import Path
 
 from .subprocesses import host_name, process_exists
 
-#: Leftovers of a process that cannot be asked (on another machine, or its number was given anew) go after a day.
+#: Leftovers of a process whose state is unknown (on another machine, or its number was reused) are removed after a day.
 _ABANDONED_SECONDS = 86400.0
-#: More files of the user than this are not linked into a new folder.
+#: If a folder has more of the user's files than this, they are not linked into a new folder.
 _MOST_LINKS = 1000
-#: Names of the folders in which this process is writing now.
+#: Names of the folders that this process is currently writing.
 _in_use: set[str] = set()
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a name to write to; when the block ends well, that file takes the place of `path`, else it vanishes."""
+    """Yield a path to write to; if the block succeeds, that file replaces `path`, otherwise it is deleted."""
     path = Path(path)
-    # A folder of its own, since some writers take the format from the end of the name.
+    # The file keeps its name, in a folder of its own, because some writers infer the format from the extension.
     with staging_folder(path) as folder:
         temporary = folder / path.name
         yield temporary
@@ -39,13 +39,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def staging_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
-    """A new hidden folder beside `target`, or in it if it is a folder beside which nothing can be written.
+    """Yield a new hidden folder next to `target`, or inside it if `target` is a folder whose parent is not writable.
 
-    It is removed at the end of the block unless it was renamed. What killed processes left there for the same target
-    is removed at the start.
+    The folder is removed at the end of the block unless it was renamed. Folders that killed processes left there for
+    the same target are removed first.
 
-    :param private: nobody else may look into it.
-    :raises OSError: it cannot be made.
+    :param private: other users cannot access the folder.
+    :raises OSError: the folder cannot be created.
     """
     name = target.name if len(os.fsencode(target.name)) < 150 else hashlib.sha256(os.fsencode(target.name)).hexdigest()
     prefix = f".{name}.part-"
@@ -56,7 +56,7 @@ def staging_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
         if leftover.name not in _in_use and _is_abandoned(leftover, prefix):
             remove(leftover)
     folder = place / f"{prefix}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    _in_use.add(folder.name)  # before it is there: another thread may be looking for leftovers
+    _in_use.add(folder.name)  # before it exists: another thread may be looking for leftovers
     try:
         folder.mkdir(mode=0o700 if private else 0o777)
         yield folder
@@ -66,9 +66,9 @@ def staging_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all it holds, as far as it can be removed.
+    """Remove a file, a link or a folder with its contents, as far as possible.
 
-    A removal that a signal interrupts is finished before the signal is obeyed.
+    If a signal interrupts the removal, it is completed before the exception propagates.
     """
     try:
         _remove(path)
@@ -86,23 +86,24 @@ def _remove(path: Path) -> None:
 
 
 def put_folder(new: Path, folder: Path, *, is_ours: Callable[[str], bool], last: str) -> None:
-    """Let the files in `new` take the place of those in `folder` that are ours; files of others stay.
+    """Replace our files in `folder` by those in `new`; files of others stay.
 
-    Wherever the file system can, this is one step, so that `folder` holds all old files or all new ones at any time.
-    Where it cannot (folders of others in `folder`; Windows; some network drives), the old files go first and the new
-    ones come then, so that the two are never mixed, and `last` is there only while all the others are.
+    Wherever the file system supports it, this is one atomic step, so that `folder` always holds either all old files
+    or all new ones. Otherwise (`folder` contains other folders; Windows; some network drives), the old files are
+    removed before the new ones are moved in, so that the two are never mixed, and `last` exists only while all the
+    others do.
 
-    :param new: a folder of :func:`staging_folder` with nothing but files.
+    :param new: a folder from :func:`staging_folder` that contains only files.
     :param is_ours: whether a file of this name in `folder` belongs to an older result.
-    :param last: the name of the file that says that a result is whole.
-    :raises OSError: it cannot be done.
+    :param last: the name of the file that marks a result as complete.
+    :raises OSError: the files cannot be replaced.
     """
     if not folder.exists():
         try:
             new.rename(folder)
             return
         except OSError:
-            if not folder.is_dir():  # else somebody was faster
+            if not folder.is_dir():  # otherwise another process created it first
                 raise
     entries = list(os.scandir(folder))
     others = [entry for entry in entries if entry.name != new.name and (_is_folder(entry) or not is_ours(entry.name))]
@@ -125,12 +126,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_working_folder(folder: Path) -> bool:
-    """Whether this process works in `folder`: a shell whose folder is exchanged would show the old one for ever."""
+    """Whether the working directory is in `folder`: a shell in an exchanged folder would keep showing the old one."""
     return Path.cwd().resolve().is_relative_to(folder.resolve())
 
 
 def _link_all(entries: list[os.DirEntry[str]], folder: Path) -> bool:
-    """Make files of the user known in `folder` too, and give it the permissions of theirs; whether all could be."""
+    """Hard-link the user's files into `folder`; return whether all of them could be linked."""
     if len(entries) > _MOST_LINKS or any(not entry.is_file(follow_symlinks=False) for entry in entries):
         return False
     try:
@@ -142,7 +143,7 @@ def _link_all(entries: list[os.DirEntry[str]], folder: Path) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders of the same file system swap their names in one step; False if the system cannot do that."""
+    """Atomically swap two folders of the same file system; return False if the system cannot do that."""
     if os.name == "nt":
         return False
     with contextlib.suppress(OSError):
@@ -161,7 +162,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _is_abandoned(path: Path, prefix: str) -> bool:
-    """Whether the process that made a staging folder is gone."""
+    """Whether the process that created a staging folder is gone."""
     try:
         age = time.time() - path.stat().st_mtime
     except OSError:
@@ -183,14 +184,14 @@ def walk(
     without: Iterable[Path] = (),
     passed_over: Callable[[Path, str], None] = lambda path, reason: None,
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder at or under `root`, with the names of what is in it that is not a folder, all in order.
+    """Yield `root` and each folder below it, with the names of its entries that are not folders, in sorted order.
 
-    Links to folders are followed, but no folder is visited twice, so that there are no circles. Hidden files and
-    folders are left out (also the ``._*`` files that macOS strews). A name is listed even if it cannot be opened (a
-    broken link, a pipe).
+    Links to folders are followed, but no folder is visited twice, so circular links do no harm. Hidden files and
+    folders are skipped (including the ``._*`` files that macOS creates). A name is listed even if it cannot be opened
+    (a broken link, a pipe).
 
     :param without: folders that are not searched.
-    :param passed_over: told of each file or folder that is left out, and why.
+    :param passed_over: called with each file or folder that is skipped, and the reason.
     """
     seen = {_identity(path): "" for path in without if path.is_dir()}
 

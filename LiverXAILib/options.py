@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How one CT is read, analyzed and written: the arguments that ``analyze`` and ``batch`` share.
 
-Cheap to import: what computes is imported when it is used.
+Cheap to import: modules that compute are imported only when they are used.
 """
 
 from __future__ import annotations
@@ -31,41 +31,43 @@ if TYPE_CHECKING:
 
 #: What ``--help`` shows.
 EXAMPLES = """targets of --explain:
-  liver                               what made the model say "liver"? tumor likewise
+  liver                               what made the model say "liver"? (likewise tumor)
   lesion:2                            why is lesion 2 a tumor? (1 is the largest)
   tumor-vs-liver                      why tumor rather than liver?
-  voxel:lps:12,-30,100                why is this place what it is? (mm, from left, posterior, superior)
-  voxel:ras:-12,30,100                the same place as 3D Slicer writes it
-  box:lps:0,-40,90,20,-20,110         why is what lies in this box what it is? (two corners)
-  why-not-tumor:voxel:lps:12,-30,100  why is this place, or a box, not a tumor?
+  voxel:lps:12,-30,100                why does this point have its label? (mm: left, posterior, superior)
+  voxel:ras:-12,30,100                the same point in 3D Slicer's coordinates
+  box:lps:0,-40,90,20,-20,110         why do the voxels in this box have their labels? (two corners)
+  why-not-tumor:voxel:lps:12,-30,100  why is this point, or a box, not a tumor?
 
 examples:
   liverxai analyze ct.nii.gz --output result
   liverxai analyze DICOM_FOLDER --output result --explain liver lesion:1 --check --dicom
   liverxai analyze ct.nrrd --output result --explain --write seg tables"""
-#: Options that add an output or leave it out.
+#: Options that add or omit an output.
 _SHORTCUTS = {
     "report": "write report.html (default: yes)",
     "dicom": "write segmentation.dcm, a DICOM SEG of the series (extra 'dicom'; default: no)",
-    "scene": "write scene.mrb (in Slicer or with the extra 'slicer'; default: analyze where it can, batch not)",
+    "scene": "write scene.mrb (in Slicer or with the extra 'slicer'; default: yes in analyze if possible, no in batch)",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one analysis, JSON-ready. Names are those of the command line.
+    """The options of one analysis, JSON-ready, named as on the command line.
 
     :param explain: what to explain, as text; None: :data:`LiverXAILib.pipeline.DEFAULT_TARGETS`; empty: nothing.
-    :param write: what to write, see :data:`LiverXAILib.report.writers.WRITERS`; None: what is written by default.
-    :param report: add or leave out this output; so do `dicom` and `scene`. None: as `write` says.
-    :param viewer: put an interactive viewer into the report.
-    :param case_label: what the report calls the case, for example a pseudonym; None: it has no name.
-    :param study_details: the report tells the dates of study and series, number and description of a DICOM series.
+    :param write: what to write, see :data:`LiverXAILib.report.writers.WRITERS`; None: the default outputs.
+    :param report: add or omit this output; likewise `dicom` and `scene`. None: `write` decides.
+    :param viewer: embed an interactive viewer in the report.
+    :param case_label: how the report names the case, for example by a pseudonym; None: the case has no name.
+    :param study_details: include the study and series dates and the series number and description (DICOM) in the
+        report.
     :param min_lesion_ml: drop smaller lesions; None: the default of
         :class:`~LiverXAILib.inference.postprocess.Postprocessing`.
-    :param sensitivity: which lesions count, see :func:`LiverXAILib.inference.sensitivity.choose_point`.
-    :param height, weight, recist_targets: of one patient (cm, kg), for the standard liver volume, and the numbers of
-        target lesions; not among the arguments of :func:`add_arguments`, which may hold for many.
+    :param sensitivity: operating point for lesions, see :func:`LiverXAILib.inference.sensitivity.choose_point`.
+    :param height, weight: of the patient (cm, kg), for the standard liver volume.
+    :param recist_targets: numbers of the target lesions. :func:`add_arguments` adds neither these nor `height` and
+        `weight`, because its arguments may apply to many patients.
     """
 
     explain: tuple[str, ...] | None = None
@@ -93,9 +95,9 @@ class Options:
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any], base: Options | None = None) -> Options:
-        """`base` with the options in `values`; lists become tuples.
+        """Return `base` with the options in `values`; lists become tuples.
 
-        :raises LiverXAILib.errors.UsageError: an option that does not exist.
+        :raises LiverXAILib.errors.UsageError: an option does not exist.
         """
         known = {field.name for field in dataclasses.fields(Options)}
         if unknown := sorted(set(values) - known):
@@ -107,15 +109,15 @@ class Options:
 
     @staticmethod
     def from_arguments(arguments: argparse.Namespace) -> Options:
-        """The options in parsed arguments of :func:`add_arguments`."""
+        """The options from parsed arguments of :func:`add_arguments`."""
         return Options.from_mapping(
             {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
         )
 
     def writers(self) -> list[Writer]:
-        """What is to be written.
+        """The writers of the chosen outputs.
 
-        :raises LiverXAILib.errors.UsageError: there is no such output.
+        :raises LiverXAILib.errors.UsageError: an output does not exist.
         """
         from .report.writers import choose_writers
         from .report.writers.report import WITHOUT_VIEWER
@@ -154,7 +156,7 @@ class Options:
     ) -> Analysis:
         """Segment, explain and measure `volume`.
 
-        :param one_case: what only holds for this case: other arguments of :func:`LiverXAILib.pipeline.analyze`.
+        :param one_case: arguments of :func:`LiverXAILib.pipeline.analyze` that apply to this case only.
         """
         from .inference import Postprocessing
         from .pipeline import analyze
@@ -181,15 +183,15 @@ class Options:
         )
 
     def save(self, analysis: Analysis, folder: Path) -> Written:
-        """Write the chosen files of `analysis` into `folder`; older results there are replaced."""
+        """Write the chosen outputs of `analysis` into `folder`, replacing older results there."""
         from .pipeline import write_outputs
 
         return write_outputs(analysis, folder, self.writers())
 
     def import_ahead(self) -> None:
-        """Import what measuring and writing need: seconds that another thread may spend while the network computes.
+        """Import the modules for measuring and writing; another thread can do this while the network runs.
 
-        What cannot be imported is told by whoever needs it.
+        Import errors are ignored here: the code that needs the module reports them.
         """
         needed = (name for writer in self.writers() for name in writer.modules)
         for name in dict.fromkeys(["LiverXAILib.measure.measuring", *needed]):
@@ -197,10 +199,10 @@ class Options:
                 importlib.import_module(name)
 
     def require_valid(self) -> None:
-        """Refuse what no image and no model could make right, before anything is read, loaded or computed.
+        """Refuse options that are invalid for any image and model, before anything is read, loaded or computed.
 
-        :raises LiverXAILib.errors.UsageError: a target, method, sensitivity or output that does not exist, or an output
-            that was asked for and needs what is not installed.
+        :raises LiverXAILib.errors.UsageError: a target, method, sensitivity or output does not exist, or a requested
+            output needs a package that is not installed.
         """
         from .explain.targets import Target
         from .inference.sensitivity import check_sensitivity
@@ -221,7 +223,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .report.writers import WRITERS
 
     parser.add_argument(
-        "--model", default="default", metavar="NAME", help="a model's name or folder (default: default)"
+        "--model", default="default", metavar="NAME", help="name or folder of a model (default: default)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument(
@@ -229,8 +231,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         nargs="*",
         action=_Words,
-        help="what to explain: liver, tumor, lesion:N, … (default: the liver by its border, tumor by a heat "
-        "map; nothing after it: no explanation)",
+        help="what to explain: liver, tumor, lesion:N, … (default: the liver by its border, the tumor by a heat "
+        "map; without a target: no explanation)",
     )
     parser.add_argument(
         "--method",
@@ -245,13 +247,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answers",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="ask the model what it would say without each lesion, and how much of its surroundings the organ's border "
-        "needs (default: yes, if anything is explained)",
+        help="also compute the model's confidence after each lesion is removed from the CT, and how much surrounding "
+        "context the organ's border needs (default: yes, if anything is explained)",
     )
     parser.add_argument(
         "--regions",
         action="store_true",
-        help="also divide the model's confidence in each lesion among its core, rim, vessels and other parts (slower)",
+        help="also attribute the model's confidence in each lesion to its core, rim, vessels and other parts (slower)",
     )
     parser.add_argument(
         "--write",
@@ -266,13 +268,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--viewer",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="put an interactive viewer into the report (default: yes)",
+        help="embed an interactive viewer in the report (default: yes)",
     )
-    parser.add_argument("--case-label", metavar="TEXT", help="what the report calls the case, for example a pseudonym")
+    parser.add_argument("--case-label", metavar="TEXT", help="name of the case in the report, for example a pseudonym")
     parser.add_argument(
         "--study-details",
         action="store_true",
-        help="DICOM: the report tells the dates of study and series, series number and description (default: no)",
+        help="DICOM: include study and series dates, series number and description in the report (default: no)",
     )
     parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
@@ -282,8 +284,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sensitivity",
         default="standard",
         metavar="LEVEL",
-        help="which lesions count: sure, standard, sensitive, or how many false findings a case you accept, by the "
-        "table in the model's card; the others are candidates (default: standard)",
+        help="operating point for lesions: sure, standard, sensitive, or the number of false positives per case that "
+        "you accept, by the table in the model's card; the other findings are candidates (default: standard)",
     )
     parser.set_defaults(height=None, weight=None, recist_targets=None)
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
@@ -292,12 +294,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=_MaxMemory,
         default=argparse.SUPPRESS,
         metavar="SIZE",
-        help="refuse images that need more, e.g. 8G (default: what the machine has)",
+        help="refuse images that need more memory, e.g. 8G (default: what the machine has)",
     )
 
 
 class _MaxMemory(argparse.Action):
-    """Sets the limit for this process and its children."""
+    """Set the memory limit for this process and its children."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         parse_memory(values)
@@ -305,7 +307,7 @@ class _MaxMemory(argparse.Action):
 
 
 class _Words(argparse.Action):
-    """Collects words, also of an option that is given several times; without a word the list is empty."""
+    """Collect the words of an option that may be given several times; without a word the list is empty."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         words = [word for word in values if word]
@@ -313,9 +315,9 @@ class _Words(argparse.Action):
 
 
 def separate_lists(words: Sequence[str]) -> list[str]:
-    """Command line `words` in which ``--explain`` and ``--write`` do not swallow an INPUT that comes after them.
+    """Rewrite command line `words` so that ``--explain`` and ``--write`` do not consume an INPUT that follows them.
 
-    Each of their words is tied to the option: ``--explain liver CT`` becomes ``--explain=liver CT``.
+    Each of their values is attached to the option: ``--explain liver CT`` becomes ``--explain=liver CT``.
     """
     result: list[str] = []
     option = ""
@@ -331,12 +333,12 @@ def separate_lists(words: Sequence[str]) -> list[str]:
     return result
 
 
-#: Options of several words, with the words that are never taken for a file.
+#: Options with several values, each with the pattern of words that are never taken for a file.
 _LISTS = {"--explain": re.compile(r"liver|tumor|[a-z-]+:[^/\\]*"), "--write": re.compile("[a-z-]+")}
 
 
 def _is_input(word: str, option: str) -> bool:
-    """Whether a word after an option of several words is the INPUT rather than one of them."""
+    """Whether a word after an option with several values is the INPUT rather than one of the values."""
     return not _LISTS[option].fullmatch(word) and (
         bool(re.search(r"[/\\]|\.[A-Za-z]", word)) or word in (".", "..") or Path(word).exists()
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""analyze(): the one engine behind every front end. write_analysis(): its result as files a person opens."""
+"""analyze(): the one pipeline behind every front end. write_analysis(): its result as files."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
     from .explain.explanation import Explanation
     from .measure import Measurements
 
-#: What is explained when nobody asks for something else, where the model knows it. The organ's border answers for it
-#: then, instead of a heat map.
+#: The targets that are explained by default, if the model has such a label. An organ is then explained by its border
+#: instead of a heat map.
 DEFAULT_TARGETS = ("liver", "tumor")
-#: So many lesions, the largest first, are removed from the CT without being asked for.
+#: The number of lesions, largest first, that are removed from the CT without an explicit request.
 ANSWERED_LESIONS = 10
-#: With `check`, each lesion is replaced in so many ways.
+#: The number of different replacements of each lesion with `check`.
 CHECK_DRAWS = 3
 
 _log = logging.getLogger(__name__)
 
 
-# Long: most lines are its parameters and their documentation; the body calls one step after the other.
+# Long: most lines are its parameters and their documentation; the body calls one step after another.
 @own_errors("The CT cannot be analyzed")
 def analyze(
     volume: Volume,
@@ -81,27 +81,29 @@ def analyze(
 ) -> Analysis:
     """Segment a CT, explain the result and measure it.
 
-    :param targets: the questions to explain, as :class:`~LiverXAILib.explain.Target` or text ("liver", "tumor",
-        "lesion:1" …). A question about something that was not found is skipped with a warning. None: those of
-        :data:`DEFAULT_TARGETS` that the model knows.
+    :param targets: the targets to explain, as :class:`~LiverXAILib.explain.Target` or text ("liver", "tumor",
+        "lesion:1" …). A target that was not found is skipped with a warning. None: those of :data:`DEFAULT_TARGETS`
+        for which the model has a label.
     :param method: explanation method, see :data:`LiverXAILib.explain.METHODS`.
     :param layer: layer of the network to explain; None: the model's default.
-    :param check: also compute how faithful each explanation is, and how sure the model is of each lesion (takes
+    :param check: also compute how faithful each explanation is, and the model's uncertainty about each lesion (takes
         several times longer).
-    :param answers: if anything is explained, also ask the model what it would say without each lesion (up to the
-        :data:`ANSWERED_LESIONS` largest), see :func:`~LiverXAILib.explain.counterfactual.explain_lesions`, and if an
-        organ is, how much of its surroundings its border needs, see
-        :func:`~LiverXAILib.explain.border.explain_border`. Without `targets` the border takes the place of the
-        organ's heat map. Networks that read windows of one size only would take minutes for it, and are not asked.
-    :param regions: also divide the confidence in each of these lesions among parts of the image, see
-        :func:`~LiverXAILib.explain.regions.explain_regions`; 128 passes each, or twice that.
+    :param answers: if anything is explained, also compute the model's output with each lesion removed from the CT (up
+        to the :data:`ANSWERED_LESIONS` largest), see
+        :func:`~LiverXAILib.explain.counterfactual.explain_lesions`, and if an organ is explained, how much surrounding
+        context its border needs, see :func:`~LiverXAILib.explain.border.explain_border`. Without `targets` the border
+        replaces the organ's heat map. The border is skipped for networks with a fixed window size, for which it would
+        take minutes.
+    :param regions: also attribute the confidence in each of these lesions to parts of the image, see
+        :func:`~LiverXAILib.explain.regions.explain_regions`; 128 forward passes per lesion, or twice that.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-    :param sensitivity: which lesions count: "sure", "standard" (as the model's card says), "sensitive", or how many
-        false findings a case are accepted (see :func:`LiverXAILib.inference.sensitivity.choose_point`).
+    :param sensitivity: the operating point for lesions: "sure", "standard" (as in the model's card), "sensitive", or
+        the accepted number of false positives per case (see
+        :func:`LiverXAILib.inference.sensitivity.choose_point`).
     :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.
-    :param segmentation: contours that somebody else drew on `volume` (see :func:`LiverXAILib.read_segmentation`), to be
+    :param segmentation: contours on `volume` from another source (see :func:`LiverXAILib.read_segmentation`), to be
         explained and measured instead of the model's own.
-    :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong; nothing is half done.
+    :raises LiverXAILib.errors.LiverXAIError: the CT cannot be analyzed; the message says why.
     """
     context = RunContext(progress, cancel, device)
     require_volume(volume)
@@ -109,16 +111,16 @@ def analyze(
     started = time.time()
     questions = check_request(model, targets, method, layer, sensitivity)
     for question in questions:
-        question.place(volume.grid)  # one outside the image is refused before anything is computed
+        question.place(volume.grid)  # a target outside the image is refused before anything is computed
     if height_cm is not None or weight_kg is not None:
         from .measure.liver import standard_volume_ml
 
-        standard_volume_ml(height_cm, weight_kg)  # what makes no sense is refused before anything is computed
+        standard_volume_ml(height_cm, weight_kg)  # implausible values are refused before anything is computed
     given, standard = segmentation is not None, None
     if given and (sensitivity != STANDARD or postprocessing is not None):
         raise UsageError(
-            "A sensitivity, a least volume of lesions and other rules are about what the model finds, and these "
-            "contours were given: leave them out (--sensitivity, --min-lesion-ml, --no-postprocessing)."
+            "A sensitivity, a minimum lesion volume and other rules apply to the model's findings, but these contours "
+            "were given: omit --sensitivity, --min-lesion-ml and --no-postprocessing."
         )
     if segmentation is None:
         segmentation = segment(
@@ -141,7 +143,7 @@ def analyze(
             answerable.append(question)
         except EmptyTargetError as error:
             warnings.append(f"Not explained: {question.describe()}. {error}")
-    beside = ThreadPoolExecutor(1, "measuring")  # it needs nothing of what follows, and hardly computes with threads
+    beside = ThreadPoolExecutor(1, "measuring")  # independent of the steps below, and nearly single-threaded
     measuring = beside.submit(
         _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
     )
@@ -208,7 +210,7 @@ def analyze(
     )
 
 
-# Long: most lines are its parameters, and those of the three questions it asks.
+# Long: most lines are its parameters, and those of the three functions it calls.
 def explain_and_ask(
     volume: Volume,
     model: Model,
@@ -226,9 +228,9 @@ def explain_and_ask(
 ) -> tuple[list[Explanation], list[Answer]]:
     """The heat maps and answers of :func:`analyze`, whose parameters these are.
 
-    :param questions: about what is there.
-    :param unasked: nobody named them: the organ's border answers for its heat map, at fewer points.
-    :param refusals: gets a sentence about each that cannot be answered.
+    :param questions: targets that exist in the segmentation.
+    :param unasked: the targets are the default ones: an organ's border, at fewer points, replaces its heat map.
+    :param refusals: a sentence about each question that cannot be answered is appended here.
     """
     device = select_device(str(context.device))
     prepared = StageContexts(volume, model, segmentation, device)
@@ -244,14 +246,14 @@ def explain_and_ask(
         prepared=prepared,
         **context.part(0.0, 0.7).keywords,
     )
-    for organ in organs:  # both threads below use it: it is made before
+    for organ in organs:  # prepared in advance, because both threads below use it
         with contextlib.suppress(EmptyTargetError):
             prepared.of(model.spec.stage_of(organ.label)).make_ready()
     asked = _asked_without(questions, segmentation) if answers or regions else []
     found: list[Answer] = []
     refused: list[str] = []
     with keep_freed_memory(device), ThreadPoolExecutor(1, "borders") as beside:
-        # Half of what both do is small steps that one processor takes: side by side they keep two busy.
+        # Half of the work of either task is small single-threaded steps: run in parallel, they keep two cores busy.
         points = UNASKED_POINTS if unasked else POINTS
         borders = [
             beside.submit(
@@ -293,14 +295,14 @@ def explain_and_ask(
 
 
 def _measure(volume: Volume, segmentation: Segmentation, **known: Any) -> Measurements:
-    """:func:`LiverXAILib.measure.measure`, which brings SciPy: imported while the network computes."""
+    """Call :func:`LiverXAILib.measure.measure`; it needs SciPy, which is imported here while the network runs."""
     from .measure import measure
 
     return measure(volume, segmentation, **known)
 
 
 def _target_places(segmentation: Segmentation, targets: Sequence[int] | None) -> list[dict[str, Any]] | None:
-    """The RECIST targets that were named, with the places by which they are found under other numbers; JSON-ready."""
+    """The chosen RECIST targets, with places that identify them even after renumbering; JSON-ready."""
     if targets is None:
         return None
     places = ((number, lesion_mask(segmentation, number)) for number in dict.fromkeys(targets))
@@ -309,16 +311,16 @@ def _target_places(segmentation: Segmentation, targets: Sequence[int] | None) ->
 
 
 def _has_quick_border(question: Target, model: Model) -> bool:
-    """Whether the question is about all of an organ, whose border can be examined in seconds."""
+    """Whether the question is about a whole organ whose border can be examined in seconds."""
     if not isinstance(question, LabelTarget) or question.label == LESION_LABEL:
         return False
     return not is_fixed(model.spec.stage_of(question.label))
 
 
 def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> list[Target]:
-    """What the model is asked about in a changed CT.
+    """The targets for which the CT is modified and the model run again.
 
-    Every "why not", every lesion that is asked about, and, if anything is explained, the largest lesions.
+    These are every "why not", every lesion among the questions, and, if anything is explained, the largest lesions.
     """
     asked = [question for question in questions if isinstance(question, WhyNot | LesionTarget)]
     if questions and any(spec.name == LESION_LABEL for spec in segmentation.specs):
@@ -328,15 +330,15 @@ def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> l
 
 
 def check_orientation(measurements: Measurements, volume: Volume, model: Model, context: RunContext) -> Measurements:
-    """The measurements, with what a second look at mirrored copies of the image says.
+    """Add the result of segmenting mirrored copies of the image to the measurements.
 
-    It is taken only where the first look is implausible, found nothing, or found less than most livers have.
+    This is done only if the first result is implausible, or its liver volume is below that of most livers or zero.
     """
     from .measure.plausibility import USUAL_ML
 
     if measurements.plausible and measurements.liver_volume_ml >= USUAL_ML:
         return measurements
-    context.report("Looking at the mirrored image", 0.0)
+    context.report("Checking the mirrored image", 0.0)
     found = find_mirrored_liver(volume, model, context, sure=measurements.plausible is False)
     if found is None:
         return measurements
@@ -346,14 +348,14 @@ def check_orientation(measurements: Measurements, volume: Volume, model: Model, 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the `files` by role, and what could not be, by writer, with the reason."""
+    """What was written: the `files` by role, and the outputs that failed, by writer, with the error."""
 
     files: Mapping[str, Path]
     failures: Mapping[str, Exception] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
-        """A sentence about each failure, without names of files."""
+        """A sentence about each failure, without file names."""
         return [_failure(WRITERS[name], error) for name, error in self.failures.items()]
 
 
@@ -367,18 +369,18 @@ def write_analysis(
 ) -> dict[str, Path]:
     """Write an analysis into `folder`; files of an earlier analysis there are replaced, all others stay.
 
-    Everything is first written to a hidden folder beside it, and then takes the place of the old files, in one step
-    where the file system can do that (see :func:`LiverXAILib.files.put_folder`). Whatever is not required and cannot
-    be written is left out, with a warning in ``provenance.json``, in the report and in the log. Where a reader has
-    changed the model's answer, that is written beside it.
+    Everything is first written to a hidden folder next to it, which then replaces the old files, in one atomic step
+    where the file system supports it (see :func:`LiverXAILib.files.put_folder`). An optional output that cannot be
+    written is omitted, with a warning in ``provenance.json``, in the report and in the log. If a reader has changed
+    the model's result, the model's own result is written as well.
 
-    :param write: names of outputs, see :data:`LiverXAILib.report.writers.WRITERS`; None: those written by default,
-        without a scene. Labels, tables and provenance are always written.
-    :param report: False: no ``report.html`` (it needs the extra ``report``).
+    :param write: names of outputs, see :data:`LiverXAILib.report.writers.WRITERS`; None: the default outputs, without
+        a scene. Labels, tables and provenance are always written.
+    :param report: False: no ``report.html`` (which needs the extra ``report``).
     :param dicom: also write ``segmentation.dcm``, if anything was found; see
         :func:`LiverXAILib.report.write_dicom_segmentation`.
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
-    :raises LiverXAILib.errors.UsageError: there is no such output.
+    :raises LiverXAILib.errors.UsageError: an output does not exist.
     :raises LiverXAILib.errors.InputError: the folder, or a required file in it, cannot be written.
     """
     leave_out = {"report": not report, "scene": write is None}
@@ -392,7 +394,7 @@ def write_analysis(
 
 
 def _explained(explanations: Sequence[Explanation], segmentation: Segmentation) -> list[dict[str, Any]]:
-    """What provenance tells of heat maps."""
+    """The provenance entries of heat maps."""
     return [
         {
             "target": explanation.target.describe(),
@@ -408,7 +410,7 @@ def _explained(explanations: Sequence[Explanation], segmentation: Segmentation) 
 
 
 def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writer]) -> Written:
-    """What :func:`write_analysis` does, with chosen writers."""
+    """Do what :func:`write_analysis` does, with the given writers."""
     folder = Path(os.path.realpath(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -422,11 +424,11 @@ def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writ
 
 
 def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> Written:
-    """Write the files of an analysis into an empty folder that nobody looks at yet; `writers` as they were chosen.
+    """Write the files of an analysis into an empty folder that is not in use yet, with the chosen `writers`.
 
     :raises OSError: a required file cannot be written.
     """
-    # Some may have been asked later, or the segmentation changed since.
+    # Explanations may have been added later, or the segmentation changed since.
     explained = _explained(analysis.explanations, analysis.segmentation)
     analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, "explanations": explained})
     files: dict[str, Path] = {}
@@ -434,7 +436,7 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
     with ThreadPoolExecutor(1, "preparing") as beside:
         prepared = {one.name: beside.submit(one.prepare, analysis) for one in writers if one.prepare is not None}
         for writer in writers:
-            # In a folder of its own, so that a failure leaves nothing of it behind.
+            # Each output is written to its own folder, so that a failure leaves no partial files behind.
             with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:
                 try:
                     ready = [prepared[writer.name].result()] if writer.name in prepared else []
@@ -460,7 +462,7 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
 
 
 def _failure(writer: Writer, error: Exception) -> str:
-    """Why an output is missing. What other libraries say may name files, and with them patients."""
+    """Why an output is missing. Messages of other libraries are left out: they may contain file or patient names."""
     if is_memory(error):
         reason = "There was not enough memory."
     elif isinstance(error, OSError) and error.strerror:
@@ -477,12 +479,12 @@ def check_request(
     layer: str | None = None,
     sensitivity: str = STANDARD,
 ) -> list[Target]:
-    """The questions in `targets`, see :func:`analyze`; what no image could answer is refused.
+    """Parse `targets`, see :func:`analyze`; refuse requests that are invalid for any image.
 
-    So nobody learns after minutes of segmenting that a name was misspelled.
+    Misspelled names are thus reported at once, not after minutes of segmentation.
 
-    :raises LiverXAILib.errors.UsageError: the model has no such label, layer or operating point, or there is no such
-        method.
+    :raises LiverXAILib.errors.UsageError: the model has no such label, layer or operating point, or the method does
+        not exist.
     """
     names = [spec.name for spec in model.spec.labels]
     if targets is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress and cancellation: the two things that every long operation takes from its caller."""
+"""Progress reporting and cancellation for long operations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from .errors import Cancelled
 from .text import one_line
 
-#: ``progress(stage, fraction)``: what is being done, in words, and how much of it is done (0 to 1).
+#: ``progress(stage, fraction)``: a description of the current step, and the completed fraction (0 to 1).
 Progress = Callable[[str, float], None]
 
 
 class CancelToken:
-    """A flag that one thread raises and a long operation looks at between windows."""
+    """A flag that one thread sets and a long operation checks between windows."""
 
     def __init__(self) -> None:
         self._cancelled = False
@@ -47,7 +47,7 @@ def check_cancel(cancel: CancelToken | None) -> None:
 
 
 def scaled(progress: Progress | None, start: float, end: float) -> Progress | None:
-    """Map a part's own 0..1 onto [`start`, `end`] of the whole."""
+    """Map the progress of a part, 0 to 1, onto [`start`, `end`] of the whole."""
     if progress is None:
         return None
     return lambda stage, fraction: progress(stage, start + (end - start) * fraction)
@@ -55,10 +55,10 @@ def scaled(progress: Progress | None, start: float, end: float) -> Progress | No
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """What is being done, on standard error, so that output can be piped.
+    """Show progress on standard error, so that standard output can be piped.
 
-    On a terminal a bar with the time that remains; elsewhere (a log file, a pipe) a line for each stage. Nothing
-    within :func:`progress_hidden`.
+    On a terminal this is a bar with the remaining time; elsewhere (a log file, a pipe), one line per step. Nothing is
+    shown within :func:`progress_hidden`.
     """
     if _hidden:
         yield lambda stage, fraction: None
@@ -70,7 +70,7 @@ def progress_bar() -> Iterator[Progress]:
 
 @contextmanager
 def progress_hidden(hidden: bool = True) -> Iterator[None]:
-    """No progress is shown in this block."""
+    """Show no progress within this block."""
     global _hidden
     before, _hidden = _hidden, hidden
     try:
@@ -80,12 +80,12 @@ def progress_hidden(hidden: bool = True) -> Iterator[None]:
 
 
 def progress_is_hidden() -> bool:
-    """Whether the user wants to see no progress."""
+    """Whether progress is hidden."""
     return _hidden
 
 
 _hidden = False
-#: What changes within a stage: "Segmenting (organ): window 3 of 12".
+#: The part of a description that changes within a step: "Segmenting (organ): window 3 of 12".
 _COUNTED = re.compile(r":.*|\s+\d+ of \d+.*")
 
 
@@ -95,7 +95,7 @@ def _bar() -> Iterator[Progress]:
     with tqdm(total=100, bar_format=_BAR, leave=False) as bar:
 
         def show(stage: str, fraction: float) -> None:
-            # How long the rest takes is known only after a while.
+            # The remaining time can be estimated only after a while.
             bar.bar_format = _BAR + (" {remaining}" if fraction > 0.02 else "")
             bar.set_description_str(one_line(stage), refresh=False)
             bar.update(max(0.0, 100 * fraction - bar.n))
@@ -115,7 +115,7 @@ def _lines() -> Iterator[Progress]:
         text = _COUNTED.sub("", one_line(stage))
         if text != last and sys.stderr is not None:
             last = text
-            # Whoever read it may have gone; the work goes on.
+            # The reader of the stream may be gone; the work goes on.
             with suppress(OSError, ValueError):
                 sys.stderr.write(f"{text}\n")
                 sys.stderr.flush()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What child processes of LiverXAI have in common: start, JSON lines, end with all they started."""
+"""What child processes of LiverXAI share: starting, exchanging JSON lines, and ending with all their descendants."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 _ROOT = Path(__file__).resolve().parents[1]
-#: Longer messages are not ours: images go through files.
+#: A longer line is not a valid message: images are passed through files.
 _LONGEST_LINE = 64 << 20
 
 
 class Channel:
-    """Messages to the parent. Nothing else may write to this process's standard output: it goes to standard error."""
+    """Sends messages to the parent; all other output of this process to standard output goes to standard error."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
@@ -38,15 +38,15 @@ class Channel:
 
 
 def slicer_python() -> str:
-    """The Python interpreter for child processes: Slicer's own inside Slicer, elsewhere this one.
+    """The Python interpreter for child processes: Slicer's own inside Slicer, otherwise the current one.
 
     Slicer's ``sys.executable`` is the launcher PythonSlicer, which starts ``python-real`` in the environment that a
-    running Slicer has already; and on some systems it does not pass pipes on.
+    running Slicer already has; on some systems the launcher does not pass on pipes.
     """
     return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
 
 
-#: Where numerical libraries (torch, NumPy, SciPy, SimpleITK) look, when they start, for how many threads they may use.
+#: Environment variables from which numerical libraries (torch, NumPy, SciPy, SimpleITK) take their number of threads.
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -56,16 +56,16 @@ _THREADS = (
 
 
 class ChildProcess:
-    """A child process that talks JSON lines: it runs until it ends by itself or is killed.
+    """A child process that exchanges JSON lines with its parent until it ends by itself or is killed.
 
-    What it says and how it ends goes to `inbox` as ``(kind, child, value)``, in this order: any number of "message"
-    (a mapping with "event"), at most one "garbage" (what it said instead, as text; the child is then killed), and
-    exactly one "ended" (its exit code), always last.
+    Its messages and its end are put into `inbox` as ``(kind, child, value)``, in this order: any number of "message"
+    (a mapping with "event"), at most one "garbage" (output that is not a message, as text; the child is then killed),
+    and exactly one "ended" (its exit code), always last.
 
     :param module: run as ``python -m module``, in a process group of its own.
-    :param threads: computing threads of numerical libraries; 0: theirs to decide.
-    :param log: for its errors.
-    :raises OSError: it cannot be started.
+    :param threads: compute threads of numerical libraries; 0: the libraries decide.
+    :param log: file for the child's standard error.
+    :raises OSError: the process cannot be started.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class ChildProcess:
         return self._process.pid
 
     def send(self, message: Any) -> None:
-        """Send one message; never waits. If the child has died, nothing happens: its end is in the inbox.
+        """Send one message without blocking; do nothing if the child has died, because its end is in the inbox.
 
-        :raises ValueError: the message cannot be said in JSON.
+        :raises ValueError: the message cannot be encoded as JSON.
         """
         try:
             line = json.dumps(message)
@@ -109,9 +109,9 @@ class ChildProcess:
         self._outbox.put(line.encode() + b"\n")
 
     def kill(self) -> None:
-        """End the child and everything that it has started; returns when it is gone. It may be gone already.
+        """Kill the child and all its descendants, and wait until it is gone; it may have ended already.
 
-        A launcher's death alone would leave what it launched: Slicer's `PythonSlicer` is one.
+        Killing only a launcher, such as Slicer's `PythonSlicer`, would leave the process that it launched.
         """
         self._outbox.put(None)
         if os.name == "nt":
@@ -132,7 +132,7 @@ class ChildProcess:
                     self._inbox.put(("garbage", self, line[:200].decode("utf-8", "backslashreplace")))
                     self.kill()
                     break
-                # A line cut short by a kill; the end of the process is what counts.
+                # Otherwise a kill cut the line short; the end of the process is reported below.
         finally:
             self._process.stdout.close()
             code = self._process.wait()
@@ -142,7 +142,7 @@ class ChildProcess:
     def _write(self) -> None:
         pipe = self._process.stdin
         assert pipe is not None
-        # Of a broken pipe the end of the process will tell.
+        # A broken pipe needs no handling here: the end of the process is reported separately.
         with contextlib.suppress(OSError, ValueError):
             while (line := self._outbox.get()) is not None:
                 pipe.write(line)
@@ -152,7 +152,7 @@ class ChildProcess:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The message in a line; None if there is none."""
+    """The message in a line; None if the line is not a message."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -161,7 +161,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def describe_end(code: int) -> str:
-    """The end of a process in words."""
+    """Describe the exit code of a process as text."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -173,13 +173,13 @@ def describe_end(code: int) -> str:
 
 
 def volunteer_for_the_oom_killer() -> None:
-    """On Linux: if memory runs out, let the system kill this process rather than its parent."""
+    """On Linux, make the system kill this process rather than its parent if memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900")
 
 
 def host_name() -> str:
-    """This machine, or this container on it: process numbers mean something only within it."""
+    """Identify this machine, or this container on it, within which process numbers are valid."""
     try:
         space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -188,7 +188,7 @@ def host_name() -> str:
 
 
 def process_exists(pid: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Whether a process with this number is running on this machine."""
     if os.name == "nt":
         import ctypes
 
@@ -196,7 +196,7 @@ def process_exists(pid: int) -> bool:
         if handle:
             ctypes.windll.kernel32.CloseHandle(handle)  # type: ignore[attr-defined]
         return bool(handle)
-    if pid <= 0:  # To os.kill() these mean groups of processes.
+    if pid <= 0:  # os.kill() takes these for process groups.
         return False
     try:
         os.kill(pid, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as people and spreadsheets write them, and tables that spreadsheets open without harm."""
+"""Reading tables written by people and spreadsheets, and writing tables that are safe to open in spreadsheets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import UsageError
 from .files import replacing
 from .text import one_line
 
-#: The longest first: the mark of UTF-32 starts with that of UTF-16.
+#: UTF-32 first, because its byte order mark starts with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -26,65 +26,65 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _DELIMITERS = ",;\t"
-#: Spreadsheets take a cell that begins so for a formula.
+#: A spreadsheet treats a cell that begins like this as a formula.
 _FORMULA = re.compile(r"^\s*[=+\-@]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-#: Three digits after a comma can be thousands as well.
+#: Three digits after a comma are excluded, because the comma could also be a thousands separator.
 _DECIMAL_COMMA = re.compile(r"[+-]?(0?,\d+|\d+,(\d{1,2}|\d{4,}))")
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row: the cells that are not empty, by the name of their column; for messages its file and line."""
+    """A row: its nonempty cells by column name, and its file and line for messages."""
 
     path: Path
     line: int
     cells: Mapping[str, str]
 
     def error(self, what: str, column: str = "") -> UsageError:
-        """An error that names file and line, and the column if there is one."""
+        """An error that names the file, the line and, if given, the column."""
         where = f", column {column!r}" if column else ""
         return UsageError(f"{self.path.name}, line {self.line}{where}: {what}")
 
     def number(self, column: str) -> float:
         """The number in a column; the decimal sign may be a comma.
 
-        :raises LiverXAILib.errors.UsageError: it is not a number, or could be two.
+        :raises LiverXAILib.errors.UsageError: it is not a number, or is ambiguous.
         """
         text = self.cells[column]
         if _DECIMAL_COMMA.fullmatch(text):
             text = text.replace(",", ".")
         elif not _NUMBER.fullmatch(text):
-            raise self.error(f"{text!r} is not a number, or could be two: write it with a decimal point.", column)
+            raise self.error(f"{text!r} is not a number, or is ambiguous: write it with a decimal point.", column)
         return float(text)
 
     def path_in(self, column: str) -> Path | None:
-        """The path in a column, which starts at the folder of the table; None if the cell is empty."""
+        """The path in a column, relative to the folder of the table; None if the cell is empty."""
         return self.path.parent / self.cells[column] if column in self.cells else None
 
 
 def read_table(path: Path) -> list[TableRow]:
-    """The rows of a table with one line of names of columns.
+    """Read the rows of a table whose first line holds the column names.
 
-    UTF-8, UTF-16 or Windows-1252, with or without a mark at the start; comma, semicolon or tab between cells. Names of
-    columns are taken in lower case, with "_" for spaces and "-". Empty rows are left out.
+    The encoding is UTF-8, UTF-16 or Windows-1252, with or without a byte order mark; cells are separated by commas,
+    semicolons or tabs. Column names are converted to lower case, with "_" for spaces and "-". Empty rows are omitted.
 
-    :raises LiverXAILib.errors.UsageError: it is not a table; the message says where.
+    :raises LiverXAILib.errors.UsageError: it is not a valid table; the message says where.
     """
     text = _decoded(path)
     first, _, rest = text.partition("\n")
     hint = re.fullmatch(r"sep=(.)", first.strip())
     start = 1 if hint else 0
-    if hint:  # how a spreadsheet is told what stands between cells
+    if hint:  # a line "sep=;" tells a spreadsheet which character separates cells
         text, first = rest, rest.partition("\n")[0]
     delimiter = hint[1] if hint else max(_DELIMITERS, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip().lower().replace("-", "_").replace(" ", "_") for name in next(reader, [])]
         if not any(names):
-            raise UsageError(f"{path.name} has no line with names of columns.")
+            raise UsageError(f"{path.name} has no line with column names.")
         if twice := next((name for name in names if name and names.count(name) > 1), None):
-            raise UsageError(f"{path.name}, line {start + 1}: there are two columns {twice!r}.")
+            raise UsageError(f"{path.name}, line {start + 1}: there are two columns named {twice!r}.")
         rows = [_row(path, start + reader.line_num, names, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
         raise UsageError(f"{path.name}, line {start + reader.line_num}: {error}.") from error
@@ -96,7 +96,7 @@ def _row(path: Path, line: int, names: Sequence[str], cells: Sequence[str]) -> T
     for number, cell in enumerate(cells):
         if cell and (number >= len(names) or not names[number]):
             raise row.error(
-                f"{cell!r} stands in column {number + 1}, which has no name: there are more cells than names."
+                f"{cell!r} is in column {number + 1}, which has no name: there are more cells than column names."
             )
     return row
 
@@ -108,7 +108,7 @@ def _decoded(path: Path) -> str:
         raise UsageError(f"The table {path} cannot be read: {error.strerror or error}.") from error
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:2000]:
-        # UTF-16 without its mark: of Latin letters every second byte is zero.
+        # UTF-16 without a byte order mark: every second byte of Latin letters is zero.
         encoding = "utf-16-le" if data[1:2000:2].count(0) > data[0:2000:2].count(0) else "utf-16-be"
     for name in [encoding] if encoding else ["utf-8", "cp1252"]:
         try:
@@ -123,10 +123,10 @@ def _decoded(path: Path) -> str:
 def write_table(
     path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, mark: bool = False
 ) -> None:
-    """Write a table (UTF-8, comma) that no spreadsheet takes for anything but text and numbers; it appears whole.
+    """Atomically write a table (UTF-8, comma-separated) in which no spreadsheet finds a formula.
 
-    Keys that are no columns are left out. `mark` puts a mark at the start by which spreadsheets know UTF-8. Raises
-    OSError if it cannot be written.
+    Keys that are not columns are ignored. `mark` writes a byte order mark, by which spreadsheets recognize UTF-8.
+    Raises OSError if the table cannot be written.
     """
     with (
         replacing(path) as temporary,
@@ -139,7 +139,7 @@ def write_table(
 
 
 def harmless_cell(value: Any) -> Any:
-    """A value for a table: text that a spreadsheet would compute begins with "'"; control characters are gone."""
+    """Make a value safe for a table: prefix formulas with "'" and escape control characters."""
     if not isinstance(value, str):
         return value
     value = one_line(value)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and words as people read them, and words that others wrote as they can be shown."""
+"""Human-readable forms of keys and numbers, and safe forms of untrusted text."""
 
 from __future__ import annotations
 
 import sys
 import unicodedata
 
-#: How parts of the names of measured quantities are written.
+#: Spelling of the abbreviations in names of measured quantities.
 _WRITTEN = {"assd": "ASSD", "hd95": "HD95", "dice": "Dice", "hu": "HU", "ct": "CT"}
 _UNITS = {"mm": "mm", "ml": "ml", "hu": "HU", "percent": "%", "seconds": "s"}
 
 
 def humanize_key(key: str) -> str:
-    """A key of a card as a person reads it: "liver_assd_mm" is "liver ASSD (mm)"; what has spaces stays as it is."""
+    """Make a key of a card human-readable: "liver_assd_mm" becomes "liver ASSD (mm)"; keys with spaces stay."""
     parts = key.split("_")
     if " " in key or len(parts) == 1:
         return key
@@ -25,7 +25,7 @@ def humanize_key(key: str) -> str:
 
 
 def displayable(text: str) -> str:
-    """`text` for a terminal or a log: characters that would control it, or the direction of writing, are replaced."""
+    """Make `text` safe for a terminal or a log: replace control characters and those that change text direction."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -34,15 +34,15 @@ def displayable(text: str) -> str:
 
 
 def how_to_install(extra: str) -> str:
-    """How the packages of an extra are installed: from the sources or the wheel, which no index has."""
-    return f"in the folder of LiverXAI's sources, run: pip install '.[{extra}]' (with a wheel: its name for the dot)"
+    """How to install the packages of an extra: from the sources or the wheel, because no package index has LiverXAI."""
+    return f"in LiverXAI's source folder, run: pip install '.[{extra}]' (for a wheel, replace the dot by its file name)"
 
 
 def one_line(text: str) -> str:
-    """`text` that others wrote (in files, headers, names), safe in a line of a log, a terminal or a table.
+    """Make untrusted `text` (from files, headers, names) safe in one line of a log, a terminal or a table.
 
-    Line ends, escape sequences, and characters that turn the direction of writing or cannot be seen are written as
-    backslash escapes, so that nothing can look like a line of its own or hide what it says.
+    Line breaks, escape sequences, and characters that are invisible or change the text direction are written as
+    backslash escapes, so that the text cannot imitate a separate line or conceal its content.
     """
     return "".join(
         character.encode("unicode_escape").decode()
@@ -55,12 +55,12 @@ def one_line(text: str) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: "1 lesion", "2 lesions".
 
-    :param many: the plural, where it is not `one` with an s.
+    :param many: the plural, if it is not `one` with an s.
     """
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def warn(sentence: str) -> None:
-    """A warning of the command line, on the error stream, where it does not mix with what a command prints."""
+    """Print a warning to standard error, where it does not mix with a command's output."""
     if sys.stderr is not None:
         sys.stderr.write(f"warning: {one_line(sentence)}\n")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many CTs, unattended: each is done or its failure is recorded, whatever happens to the process.
+"""Unattended analysis of many CTs: each is completed or its failure is recorded, whatever happens to the process.
 
-The parent process finds the cases, hands them out and keeps the record; it imports no torch. The work is done by
-child processes that hold the model, so that a crash takes one case with it and not the batch.
+The parent process finds the cases, distributes them and keeps the records; it does not import torch. Child processes
+that hold the model do the work, so a crash affects one case and not the whole batch.
 """

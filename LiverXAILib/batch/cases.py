@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be done: cases found in a folder or named in a list, and how each is told from all others."""
+"""The cases of a batch: found in a folder or named in a list, each with a unique identity."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .names import passed_over_without_names, pseudonym, without_descriptions
 _NO_IMAGES = frozenset(
     ["SR", "PR", "KO", "SEG", "REG", "FID", "DOC", "ANN", "RWV", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "PLAN"]
 )
-#: A series that shows fewer places is not a scan of a liver, but a bolus tracking, a biopsy check or the like.
+#: A series with fewer slice positions is not a scan of the liver but bolus tracking, a biopsy check or the like.
 _FEWEST_SLICES = 10
 _LONGEST_NAME = 60
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -40,14 +40,14 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 class Case:
     """One image to be analyzed.
 
-    :param id: 16 hexadecimal digits made from where the image is within INPUT and its series: the same in each run and
-        on each machine.
-    :param label: what the user knows it by: its path within INPUT.
-    :param name: what it is called in tables, logs and the manifest: its label, or a pseudonym.
-    :param folder: name of its folder of results: safe on each file system, unique; readable unless it is a pseudonym.
-    :param path: what :func:`LiverXAILib.volumes.io.read_volume` gets.
-    :param files: all files whose change would change the image.
-    :param options: its own options where they differ from those of the batch.
+    :param id: 16 hexadecimal digits derived from the image's path within INPUT and its series: the same in each run
+        and on each machine.
+    :param label: the name by which the user knows the case: its path within INPUT.
+    :param name: the name in tables, logs and the manifest: the label, or a pseudonym.
+    :param folder: name of the results folder: safe on every file system and unique; readable unless it is a pseudonym.
+    :param path: the path passed to :func:`LiverXAILib.volumes.io.read_volume`.
+    :param files: all files on which the image depends.
+    :param options: the case's own options where they differ from those of the batch.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Case:
 class Found:
     """The cases in INPUT, in a stable order, and what was passed over, with the reason.
 
-    `root` is the folder that must be there as long as the batch runs.
+    `root` is the folder that must remain available while the batch runs.
     """
 
     root: Path
@@ -74,7 +74,7 @@ class Found:
 
     @property
     def told(self) -> tuple[tuple[str, str], ...]:
-        """What was passed over, as it may stand in tables, logs and the manifest."""
+        """What was passed over, in a form suitable for tables, logs and the manifest."""
         return (
             self.passed_over
             if self.keep_names
@@ -90,14 +90,14 @@ def find_cases(
     keep_names: bool = False,
     progress: Progress | None = None,
 ) -> Found:
-    """All cases in `source`.
+    """Find all cases in `source`.
 
     :param source: a folder (images and DICOM series at any depth), one image file, or a list (CSV or JSON).
     :param pattern: take only images whose path within `source` matches, e.g. "\\*/arterial/\\*.nii.gz".
-    :param exclude: folders that are not searched: those of the results.
-    :param keep_names: call cases by their paths, and DICOM series by their descriptions, which may name patients.
+    :param exclude: folders that are not searched, namely those of the results.
+    :param keep_names: name cases by their paths, and DICOM series by their descriptions, which may name patients.
     :raises LiverXAILib.errors.InputError: `source` does not exist.
-    :raises LiverXAILib.errors.UsageError: the list is wrong.
+    :raises LiverXAILib.errors.UsageError: the list is invalid.
     """
     source = source.absolute()
     if not source.exists():
@@ -144,7 +144,7 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
             if is_segmentation(path):
                 note(path, "a segmentation")
             elif image_ending(path) and is_label_map(path):
-                note(path, "a label map: voxels of 8 bits, in which no CT fits")
+                note(path, "a label map: its 8-bit voxels cannot hold a CT")
                 label_maps.append(path)
             elif image_ending(path):
                 images.append(path)
@@ -161,7 +161,7 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
 
 
 class _NotTaken(NamedTuple):
-    """Series and files that are no cases, with the reasons; and all files that were accounted for as DICOM."""
+    """Series and files that are not cases, with the reasons; and all files that were accounted for as DICOM."""
 
     notes: list[tuple[str, str]]
     known: set[Path]
@@ -170,10 +170,10 @@ class _NotTaken(NamedTuple):
 def _series(
     root: Path, files: Sequence[Path], keep_names: bool, progress: Progress | None
 ) -> tuple[list[Case], _NotTaken]:
-    """A case for each DICOM series that is a CT scan; the other series of its study are passed over.
+    """Return a case for each DICOM series that is a CT scan; the other series of its study are passed over.
 
-    A scan that cannot be read is a case too, and fails with the reason. So is a study without any CT scan: its largest
-    series stands for it, so that no study is lost without a word.
+    A scan that cannot be read is a case too, and fails with the reason. A study without any CT scan is represented by
+    its largest series, so that no study is dropped silently.
     """
     from ..volumes.dicom import Series, find_series
 
@@ -227,7 +227,7 @@ def _why_not_an_image(path: Path) -> str:
     if size == 0:
         return "empty (0 bytes)"
     if path.name.lower().endswith(VOXEL_FILES):
-        return "voxels that no header beside them names"
+        return "voxels with no header in the same folder"
     return why_not_read(path) or ("a DICOM index" if path.name.upper() == "DICOMDIR" else "not an image")
 
 
@@ -245,11 +245,11 @@ def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
         name = str(values.pop("case", "") or "")
         given = values.pop("input", None)
         if not given:
-            raise UsageError(f"{path.name}, {where}: there is no 'input'.")
+            raise UsageError(f"{path.name}, {where}: 'input' is missing.")
         try:
             Options.from_mapping(values)
         except UsageError as error:
-            raise UsageError(f"{path.name}, {where}: {error} Besides: input, case.") from error
+            raise UsageError(f"{path.name}, {where}: {error} Also allowed: input, case.") from error
         image = path.absolute().parent / str(given)
         series = None if values.get("series") is None else str(values["series"])
         files = tuple(sorted(p for p in image.rglob("*") if p.is_file())) if image.is_dir() else image_files(image)
@@ -293,7 +293,7 @@ def _cell(row: TableRow, name: str, kind: str) -> Any:
     if "int" not in kind:
         return words
     if not all(word.isdecimal() for word in words):
-        raise row.error(f"{text!r} must be whole numbers with spaces between them.", name)
+        raise row.error(f"{text!r} must be whole numbers separated by spaces.", name)
     return [int(word) for word in words]
 
 
@@ -313,7 +313,7 @@ def _case(
     name_hint: str = "",
 ) -> Case:
     label = label or _label(root, path)
-    # The same characters can be encoded in two ways; a copy on another system may have the other one.
+    # Unicode can encode the same characters in two ways; a copy on another system may use the other one.
     identity = unicodedata.normalize("NFC", "\0".join([_label(root, path), series or "", name]))
     case_id = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     own = {} if options is None else dict(options)
@@ -326,7 +326,7 @@ def _case(
 
 
 def _label(root: Path, path: Path) -> str:
-    """The path within `root`, or the whole path if it lies elsewhere, in the same way on each system."""
+    """The path relative to `root`, or the full path if it lies elsewhere, in the same form on every system."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
@@ -341,7 +341,7 @@ def _check_unique(cases: Sequence[Case]) -> None:
     """Raise :class:`~LiverXAILib.errors.UsageError` if two cases would share a folder of results."""
     seen: dict[str, Case] = {}
     for case in cases:
-        # Some file systems do not tell "A" from "a".
+        # Some file systems do not distinguish "A" from "a".
         other = seen.setdefault(case.folder.casefold(), case)
         if other is not case:
             raise UsageError(
@@ -353,9 +353,9 @@ def _check_unique(cases: Sequence[Case]) -> None:
 
 
 def stamp(files: Sequence[Path]) -> str:
-    """Names, sizes and times of `files` in one number: if it is the same, so is what is in them.
+    """Hash the names, sizes and modification times of `files`; while it is the same, so are their contents.
 
-    :raises OSError: a file is not there.
+    :raises OSError: a file does not exist.
     """
     facts = []
     for path in sorted(files):
@@ -365,7 +365,7 @@ def stamp(files: Sequence[Path]) -> str:
 
 
 def content_hash(files: Sequence[Path]) -> str:
-    """SHA-256 over names and contents of `files`; the folder in which they lie does not matter.
+    """SHA-256 of the names and contents of `files`, regardless of their folder.
 
     :raises OSError: a file cannot be read.
     """

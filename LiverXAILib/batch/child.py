@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker process: holds the model, reads the next image while it works on one, and commits each result.
+"""The worker process: holds the model, reads the next image while it analyzes one, and commits each result.
 
-``python -m LiverXAILib.batch.child`` talks JSON lines on its standard input and output. In: first the configuration,
-then cases. Out: "ready", then for each case "reading", "read", "analyzing", "progress" and "done" or "failed". It ends
-when its input does, so that it never outlives its parent.
+``python -m LiverXAILib.batch.child`` exchanges JSON lines over its standard input and output. In: first the
+configuration, then cases. Out: "ready", then for each case "reading", "read", "analyzing", "progress" and "done" or
+"failed". It ends when its input does, so that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: At most so many progress messages in a second.
+#: Maximum number of progress messages per second.
 _PROGRESS_RATE = 4.0
 
 
 def main() -> int:
-    """Run until the parent closes the input. Returns the exit code."""
+    """Run until the parent closes the input; return the exit code."""
     faulthandler.enable()
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def identity(model: Model) -> dict[str, Any]:
-    """What tells one model from another, JSON-ready: name, version and checksums of card and weights."""
+    """The identity of a model, JSON-ready: name, version and checksums of card and weights."""
     import hashlib
 
     card = hashlib.sha256(model.spec.to_json().encode()).hexdigest()
@@ -86,7 +86,7 @@ def identity(model: Model) -> dict[str, Any]:
 
 
 def _load(config: Mapping[str, Any]) -> Model:
-    """The model, ready on the device; options that no image could satisfy are refused here."""
+    """Load the model onto the device; refuse options that are invalid for any image."""
     from ..inference import select_device
     from ..models import load_model
     from ..pipeline import check_request
@@ -101,7 +101,7 @@ def _load(config: Mapping[str, Any]) -> Model:
 
 
 class _Worker:
-    """Two threads: one reads images ahead, one analyzes and writes. The parent limits how many cases are inside."""
+    """Two threads: one prefetches images, one analyzes and writes; the parent limits the cases in progress."""
 
     def __init__(self, model: Model, config: Mapping[str, Any], channel: Channel) -> None:
         self._model = model
@@ -111,12 +111,12 @@ class _Worker:
         self._options = Options.from_mapping(config["options"])
         self._store = Store(Path(config["output"]), token=config["run"])
         self._phase = "analyzing"
-        # One is being analyzed, one waits, and one is being read.
+        # One case is being analyzed, one is waiting, and one is being read.
         self._inside: deque[dict[str, Any]] = deque(maxlen=3)
         self._ready: queue.Queue[tuple[dict[str, Any], Options, Volume, dict[str, Any]]] = queue.Queue(maxsize=1)
 
     def read_all(self, todo: queue.Queue[dict[str, Any]]) -> None:
-        """Read the images of cases as they come; for ever."""
+        """Read the images of cases as they arrive, in an endless loop."""
         while True:
             case = todo.get()
             self._inside.append(case)
@@ -138,7 +138,7 @@ class _Worker:
             del volume
 
     def work(self) -> None:
-        """Analyze and write cases as they are read; for ever."""
+        """Analyze and write cases as they are read, in an endless loop."""
         while True:
             case, options, volume, record = self._ready.get()
             self._channel.send("analyzing", case=case["id"])
@@ -160,7 +160,7 @@ class _Worker:
         self._phase = "writing"
         part = self._store.part(case["folder"])
         self._store.discard(case["folder"])
-        # Without parents: if the drive is gone, its mount point must not be filled.
+        # Without parents: if the drive is gone, nothing may be written to its mount point.
         part.mkdir()
         written = write_files(analysis, part, options.writers())
         for error in written.failures.values():
@@ -212,20 +212,20 @@ class _Worker:
         sentence = self._telling(sentence, case)
         unreachable = phase == "reading" and (is_lost_place(error) or not os.path.lexists(case["path"]))
         if kind == "error":
-            # The frames without the message, which may hold what a header says of the patient.
+            # The stack frames without the message, which may contain patient data from a header.
             _log.error(
                 "case %s: %s\n%s", case["id"], type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
             )
         self._channel.send("failed", case=case["id"], kind=kind, error=sentence, phase=phase, unreachable=unreachable)
 
     def _telling(self, sentence: str, case: Mapping[str, Any]) -> str:
-        """A sentence about a case as it may stand in the manifest, in tables and logs."""
+        """Make a sentence about a case suitable for the manifest, tables and logs."""
         if self._config["keep_names"]:
             return sentence
         return without_names(sentence, case["name"], case["label"], [case["path"], *case["files"]])
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Take names out of what is logged about the cases inside (see :class:`logging.Filter`)."""
+        """Remove names from log messages about the cases in progress (see :class:`logging.Filter`)."""
         text = record.getMessage()
         for case in list(self._inside):
             text = self._telling(text, case)
@@ -233,7 +233,7 @@ class _Worker:
         return True
 
     def _judge(self, error: BaseException, phase: str) -> tuple[str, str]:
-        """Whose fault `error` is, and a sentence about it."""
+        """Classify `error`, and describe it in a sentence."""
         sentence = " ".join(str(error).split()) or type(error).__name__
         if phase == "writing":
             if isinstance(error, OutputError):
@@ -246,7 +246,7 @@ class _Worker:
                 return "output", sentence
         if is_memory(error):
             return "memory", "There was not enough memory for this image. " + (
-                sentence if isinstance(error, LiverXAIError) else "Use a machine with more, or crop the image."
+                sentence if isinstance(error, LiverXAIError) else "Use a machine with more memory, or crop the image."
             )
         if isinstance(error, UsageError):
             return "usage", sentence
@@ -258,7 +258,7 @@ class _Worker:
 
 
 def _listen(todo: queue.Queue[dict[str, Any]]) -> None:
-    """Take cases from the parent; end the process, whatever it is doing, when there is no parent any more."""
+    """Receive cases from the parent; when the parent is gone, end the process, whatever it is doing."""
     for line in sys.stdin.buffer:
         todo.put(json.loads(line))
     os._exit(0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai batch``: arguments, what the user sees, exit codes.
+"""``liverxai batch``: arguments, terminal output, exit codes.
 
-Exit codes: 0 all done (also if they were before), 1 some failed or the batch had to stop, 2 wrong usage, 128 + n
-stopped by signal n (130: Ctrl+C, 143: terminated).
+Exit codes: 0 all done (including cases done before), 1 some failed or the batch had to stop, 2 incorrect usage,
+128 + n stopped by signal n (130: Ctrl+C, 143: terminated).
 """
 
 from __future__ import annotations
@@ -41,42 +41,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_source,
         nargs="?",
         help="a folder with images or DICOM series at any depth, a list of cases (.csv, .json), or a PACS "
-        "(dicomweb+http://…), into which DICOM results are stored",
+        "(dicomweb+http://…), in which DICOM results are stored",
     )
-    parser.add_argument("--input", metavar="INPUT", type=_source, help="the same, by name")
+    parser.add_argument("--input", metavar="INPUT", type=_source, help="the same, as a named option")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the results go")
     parser.add_argument("--pattern", metavar="GLOB", help="take only images whose path in INPUT matches, e.g. '*/ct.*'")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be done, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be done")
     options.add_arguments(parser)
     parser.epilog = f"{options.EXAMPLES.partition('examples:')[0]}{parser.epilog}"
     parser.set_defaults(scene=False)
     parser.add_argument(
         "--keep-names",
         action="store_true",
-        help="call cases by their paths and series descriptions, which may name patients, in tables, logs and the "
-        "manifest (default: by pseudonyms, which names.csv explains)",
+        help="identify cases by their paths and series descriptions, which may name patients, in tables, logs and the "
+        "manifest (default: by pseudonyms, which names.csv resolves)",
     )
     group = parser.add_argument_group("running")
     group.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="skip cases that are done with the same image, model and settings (default)",
-    )
-    group.add_argument("--keep-failed", action="store_true", help="do not try again what failed with the same settings")
-    group.add_argument(
-        "--time-limit", type=float, default=1800.0, metavar="SECONDS", help="per case; 0: none (default: 1800)"
+        help="skip cases already done with the same image, model and settings (default)",
     )
     group.add_argument(
-        "--workers", type=int, default=None, metavar="N", help="processes, each with the model (default: 1)"
+        "--keep-failed", action="store_true", help="do not retry cases that failed with the same settings"
     )
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of each (default: all / N)")
+    group.add_argument(
+        "--time-limit", type=float, default=1800.0, metavar="SECONDS", help="limit per case; 0: none (default: 1800)"
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes, each with a copy of the model (default: 1)",
+    )
+    group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads per worker (default: all / workers)"
+    )
     group.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help="do only part I of N of the cases")
-    group.add_argument("--engine", choices=("local", "ray"), default="local", help="where the workers are")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="where the workers run")
     group.add_argument(
-        "--ray-address", metavar="ADDRESS", help="an existing Ray cluster (default: RAY_ADDRESS, or new)"
+        "--ray-address", metavar="ADDRESS", help="an existing Ray cluster (default: RAY_ADDRESS, or a new cluster)"
     )
-    group.add_argument("--cpus-per-worker", type=float, default=4, metavar="N", help="Ray: without GPUs (default: 4)")
+    group.add_argument(
+        "--cpus-per-worker", type=float, default=4, metavar="N", help="Ray: CPUs per worker without GPUs (default: 4)"
+    )
 
 
 def _source(text: str) -> Path | str:
@@ -94,10 +104,10 @@ def _shard(text: str) -> Shard:
 
 
 def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
-    """Do what ``liverxai batch`` was asked for; returns the exit code.
+    """Run ``liverxai batch``; return the exit code.
 
     :param python: interpreter of the worker processes.
-    :raises LiverXAILib.errors.LiverXAIError: the batch cannot start or go on; the message says why and what to do.
+    :raises LiverXAILib.errors.LiverXAIError: the batch cannot start or continue; the message says why and what to do.
     """
     screen = Screen()
     source = arguments.source or arguments.input
@@ -154,7 +164,7 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
 
 
 def _explain_names(store: Store, found: Found) -> None:
-    """Tell the user, and nobody else, which image each pseudonym stands for."""
+    """Record, for the user alone, which image each pseudonym stands for."""
     rows = [{"case": case.name, "name": case.label, "path": case.path} for case in found.cases]
     rows += [{"case": name, "name": label} for (name, _), (label, _) in zip(found.told, found.passed_over, strict=True)]
     try:
@@ -164,12 +174,12 @@ def _explain_names(store: Store, found: Found) -> None:
 
 
 def _warn_of_names(store: Store, screen: Screen) -> None:
-    """What an earlier run with --keep-names has written stays: a manifest is never changed."""
+    """Warn if an earlier run used --keep-names: the names remain, because a manifest is never changed."""
     lines = read_manifest(store.manifest)
     if any(line["event"] == "run" and line.get("keep_names") for line in lines):
         screen.say(
-            "An earlier run into this folder was told --keep-names: its lines in manifest and logs hold the names of "
-            "files and series for ever. To hand results on without them, use a new output folder."
+            "An earlier run into this folder used --keep-names: its lines in the manifest and logs will always contain "
+            "the names of files and series. To share results without them, use a new output folder."
         )
 
 
@@ -180,7 +190,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     threads = arguments.threads
     if not threads and workers > 1 and arguments.engine == "local":
         threads = max(1, (os.cpu_count() or 1) // workers)
-    # Workers on other machines start in other folders.
+    # Workers on other machines may start in a different working directory.
     model = str(Path(arguments.model).absolute()) if Path(arguments.model).is_dir() else arguments.model
     return Settings(
         options=options.Options.from_arguments(arguments),
@@ -212,7 +222,7 @@ def _engine(arguments: argparse.Namespace, store: Store, settings: Settings, pyt
 
 
 def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, python: str) -> int:
-    """Say what would be done with each case."""
+    """Print what would be done with each case."""
     before = last_states(read_manifest(store.manifest))
     model: dict[str, Any] = {}
     if store.cases.is_dir() and any(store.record(case.folder) for case in found.cases):
@@ -232,7 +242,7 @@ def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, pyt
 
 
 def _identify(store: Store, settings: Settings, screen: Screen, python: str) -> dict[str, Any]:
-    """The identity of the model, from a worker process that loads it."""
+    """Get the identity of the model from a worker process that loads it."""
     import queue
     import tempfile
 
@@ -256,7 +266,7 @@ def _identify(store: Store, settings: Settings, screen: Screen, python: str) -> 
 
 
 def _tell(summary: RunSummary, screen: Screen, files: Sequence[Path], damage: Sequence[str]) -> None:
-    """The end of a run in a few lines."""
+    """Summarize a run in a few lines."""
     done, failed = len(summary.done), len(summary.failed)
     before = f", {counted(summary.done_before, 'was', 'were')} done before" if summary.done_before else ""
     before += f", {summary.failed_before} had failed before" if summary.failed_before else ""
@@ -264,11 +274,11 @@ def _tell(summary: RunSummary, screen: Screen, files: Sequence[Path], damage: Se
     if not summary.exit_code and not done:
         screen.say("Nothing to do.")
     if summary.signal:
-        screen.say("Stopped. What was done is complete; run the same command again to go on.")
+        screen.say("Stopped. Finished cases are complete; run the same command again to continue.")
     elif summary.stopped:
         screen.say(f"Stopped: {summary.stopped}")
     elif failed:
-        screen.say("Run the same command again to try the failed cases again.")
+        screen.say("Run the same command again to retry the failed cases.")
     for sentence in dict.fromkeys(damage):
         screen.say(sentence)
     for path in files:
@@ -276,7 +286,7 @@ def _tell(summary: RunSummary, screen: Screen, files: Sequence[Path], damage: Se
 
 
 class Screen:
-    """A progress bar where there is a terminal, else a line per case; and a log file with the same lines."""
+    """A progress bar on a terminal, otherwise one line per case; and a log file with the same lines."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -284,7 +294,7 @@ class Screen:
         self._level = logging.NOTSET
 
     def __enter__(self) -> Screen:
-        # In Slicer the streams are not quite files; on Windows there may be none.
+        # In Slicer the streams are not complete file objects; on Windows there may be none.
         if getattr(sys.stderr, "isatty", bool)() and not progress_is_hidden():
             from tqdm import tqdm
 
@@ -308,7 +318,7 @@ class Screen:
             self._log = None
 
     def open_log(self, path: Path) -> None:
-        """Write everything that is said, and the program's log messages, to `path` too."""
+        """Also write all lines for the user, and the program's log messages, to `path`."""
         self._log = _QuietFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("LiverXAILib")
@@ -318,25 +328,25 @@ class Screen:
             logger.setLevel(logging.INFO)
 
     def say(self, text: str) -> None:
-        """A line for the user."""
+        """Print a line for the user."""
         if self._log is not None:
             self._log.handle(logging.LogRecord("batch", logging.INFO, "", 0, one_line(text), None, None))
-        # Names of files need not be Unicode.
+        # File names are not always valid Unicode.
         text = one_line(text).encode("utf-8", "backslashreplace").decode()
         if self._bar is not None:
             self._bar.write(text)
         elif sys.stdout is not None:
-            # Whoever read it may have gone; the batch goes on.
+            # The reader of the stream may be gone; the batch goes on.
             with contextlib.suppress(OSError):
                 sys.stdout.write(text + "\n")
                 sys.stdout.flush()
 
     def note(self, stage: str, fraction: float) -> None:
-        """What is being done before and after the cases."""
+        """Show the current step before and after the cases."""
         self.show(0, 0, stage)
 
     def show(self, finished: float, total: int, text: str) -> None:
-        """Move the bar."""
+        """Update the bar."""
         if self._bar is None:
             return
         if total and not self._bar.total:
@@ -347,7 +357,7 @@ class Screen:
 
 
 class _QuietFile(logging.FileHandler):
-    """A log that keeps quiet when it cannot be written: the batch itself notices a full disk and says so."""
+    """A log file that ignores write errors: the batch itself detects and reports a full disk."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):

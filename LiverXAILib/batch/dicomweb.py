@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A PACS as input and output of a batch, by DICOMweb (DICOM PS3.18): query, retrieve and store.
+"""A PACS as input and output of a batch, via DICOMweb (DICOM PS3.18): query, retrieve and store.
 
-``dicomweb+http://host:8042/dicom-web`` names the service; ``dicomweb+https`` is encrypted. A user and a password may
-stand before the host, and search filters behind a question mark: ``…/dicom-web?PatientID=17&StudyDate=20240101-``.
+``dicomweb+http://host:8042/dicom-web`` names the service; ``dicomweb+https`` is encrypted. The host may be preceded by
+a user name and password, and search filters may follow a question mark:
+``…/dicom-web?PatientID=17&StudyDate=20240101-``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from dicomweb_client.api import DICOMwebClient
 
 _SCHEME = re.compile(r"dicomweb\+(?=https?://)")
-#: UIDs become names of folders and files.
+#: UIDs are checked because they are used as names of folders and files.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _STORED = "stored.txt"
-#: How often a service that cannot be reached is asked, and the wait in ms before the second time; it then doubles.
+#: The number of attempts to reach a service, and the delay in ms before the second one, which then doubles.
 _ATTEMPTS, _WAIT_MS = 3, 200
-#: DICOM files in whatever transfer syntax the service has them.
+#: Request DICOM files in the transfer syntax in which the service has stored them.
 _AS_STORED = (("application/dicom", "*"),)
 
 
@@ -50,7 +51,7 @@ class Archive:
     """A DICOMweb service.
 
     :raises LiverXAILib.errors.UsageError: the extra ``dicom`` is not installed.
-    :raises LiverXAILib.errors.InputError: by all methods: the service cannot be reached or refuses.
+    :raises LiverXAILib.errors.InputError: (all methods) the service cannot be reached or refuses the request.
     """
 
     def __init__(self, address: str) -> None:
@@ -62,9 +63,9 @@ class Archive:
         self._client = _client(self.url, unquote(parts.username or ""), unquote(parts.password or ""))
 
     def fetch(self, folder: Path, progress: Progress | None = None) -> Path:
-        """Retrieve all CT series that the filters of the address match; returns the folder that has them.
+        """Retrieve all CT series that match the filters of the address; return the folder that holds them.
 
-        What was retrieved before is not retrieved again. A series appears whole or not at all.
+        Series that were retrieved before are not retrieved again. A series appears complete or not at all.
         """
         found = self._search()
         for done, one in enumerate(found):
@@ -82,7 +83,7 @@ class Archive:
         return folder
 
     def store(self, files: Iterable[Path], folder: Path, progress: Progress | None = None) -> int:
-        """Store DICOM files that were not stored before; `folder` keeps the record of those. Returns how many."""
+        """Store DICOM files that were not stored before, as recorded in `folder`; return their number."""
         record = folder / _STORED
         stored = set(record.read_text(encoding="ascii").split()) if record.is_file() else set()
         count = 0
@@ -115,12 +116,14 @@ class Archive:
         except InputError:
             raise
         except OSError as error:
-            # The exceptions of requests are OSErrors. Their texts repeat the address with its filters.
+            # Exceptions of requests are OSErrors; their texts contain the address with its filters.
             if error.filename:
                 raise InputError(f"Cannot use {error.filename}: {error.strerror}.") from error
-            raise InputError(f"The PACS at {self.url} cannot be reached or refuses: {type(error).__name__}.") from error
+            raise InputError(
+                f"The PACS at {self.url} cannot be reached or refused the request: {type(error).__name__}."
+            ) from error
         except Exception as error:
-            raise InputError(f"The PACS at {self.url} gave an answer that is not DICOMweb.") from error
+            raise InputError(f"The PACS at {self.url} sent a response that is not valid DICOMweb.") from error
 
 
 def _client(url: str, user: str, password: str) -> DICOMwebClient:
@@ -140,7 +143,7 @@ def _value(item: dict[str, Any], tag: str) -> str:
 
 
 def _checked(uid: object) -> str:
-    """A UID, which becomes the name of a file."""
+    """Return a UID after checking that it is safe as a file name."""
     if _UID.fullmatch(str(uid)) is None:
         raise ValueError(f"{uid!r} is not a UID")
     return str(uid)

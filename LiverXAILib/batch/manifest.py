@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a batch: what was started, what was done, what failed and why.
 
-JSON lines, one file per run, appended and brought onto the disk (fsync) line by line. SQLite was not chosen: its
-write-ahead log needs memory shared between all writers and so does not work on network file systems, and its other
-journals trust file locks that such file systems implement badly. Here each file has exactly one writer, so that no lock
-is needed for writing; a line cut short by a power failure is recognized and ignored; and any editor can read it.
+It consists of JSON lines, one file per run, appended and flushed to disk (fsync) line by line. SQLite was not chosen:
+its write-ahead log needs memory shared between all writers and so does not work on network file systems, and its other
+journals rely on file locks, which such file systems implement poorly. Here each file has exactly one writer, so no lock
+is needed for writing; a line cut short by a power failure is recognized and ignored; and any editor can open it.
 
 A line is an object with "event" ("run", "worker", "case" or "end"), "time" (seconds since 1970) and "run". Lines about
 cases have "state":
@@ -12,7 +12,7 @@ cases have "state":
 * "running": handed to a worker;
 * "done": its folder is in place;
 * "failed": with "kind" (see :data:`KINDS`) and "error", a sentence;
-* "dropped": given up unfinished because the run was stopped.
+* "dropped": abandoned unfinished because the run was stopped.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from typing import IO, Any
 from .records import is_event
 from .store import OutputError, Store
 
-#: Why a case can fail.
+#: The reasons for which a case can fail.
 KINDS = {
     "input": "the image cannot be used",
     "usage": "an option does not fit this image",
     "memory": "not enough memory",
     "time limit": "the time limit was exceeded",
     "crash": "the worker process crashed",
-    "lost": "the machines that worked on it were lost",
+    "lost": "the machines working on it were lost",
     "error": "unexpected error",
 }
 
 
 class Manifest:
-    """This run's file of the manifest in `store`, open for appending."""
+    """This run's manifest file in `store`, open for appending."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -52,7 +52,7 @@ class Manifest:
             raise store.unusable(error) from error
 
     def append(self, event: str, **values: Any) -> None:
-        """Write one line and bring it onto the disk; raises :class:`~LiverXAILib.batch.store.OutputError`."""
+        """Write one line and flush it to disk; raises :class:`~LiverXAILib.batch.store.OutputError`."""
         line = {"event": event, "time": round(time.time(), 3), "run": self._store.token, **values}
         try:
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -62,16 +62,16 @@ class Manifest:
             raise self._store.unusable(error) from error
 
     def close(self) -> None:
-        """Close the file; everything is on the disk already."""
-        # An unwritten line of a full disk: append() has reported it.
+        """Close the file; everything is already on disk."""
+        # A line that could not be written to a full disk: append() has reported it.
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def read_manifest(folder: Path, damage: list[str] | None = None) -> list[dict[str, Any]]:
-    """All whole lines of all runs in `folder`, in the order of their times.
+    """Read all complete lines of all runs in `folder`, in chronological order.
 
-    :param damage: gets a sentence about each file with lines that cannot be understood; they stay in their files.
+    :param damage: a sentence about each file with unreadable lines is appended here; the lines stay in their files.
     :raises OutputError: a file cannot be read.
     """
     lines = []
@@ -80,19 +80,19 @@ def read_manifest(folder: Path, damage: list[str] | None = None) -> list[dict[st
             whole, damaged = _split_lines(path)
             lines += whole
             if damaged and damage is not None:
-                damage.append(f"Damaged: {damaged} lines of manifest/{path.name} cannot be understood and are ignored.")
+                damage.append(f"Damaged: {damaged} lines of manifest/{path.name} cannot be read and are ignored.")
     except OSError as error:
         raise OutputError(f"The manifest in {folder} cannot be read: {error.strerror or error}.") from error
     return sorted(lines, key=lambda line: line["time"])
 
 
 def last_states(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The latest line about each case, by the case's identity."""
+    """The latest line about each case, by case id."""
     return {line["case"]: line for line in lines if line["event"] == "case"}
 
 
 def _split_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines that are whole, and how many are not. A last line without an end was cut short by a kill: no damage."""
+    """The complete lines, and the number of damaged ones, not counting a last line that a kill cut short."""
     texts = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     whole = []
     for text in texts:

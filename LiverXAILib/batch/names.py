@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files, folders and series, which often are names of patients, kept out of what a batch writes for others.
+"""Keeps names of files, folders and series, which often identify patients, out of a batch's shareable output.
 
-Unless ``--keep-names`` is given, a case is called by a pseudonym in tables, logs, the manifest, and names of folders;
-``names.csv``, which nobody but the user may read, says which image that is. Names that a list gives its cases in the
-column ``case`` are meant to be seen and stay.
+Unless ``--keep-names`` is given, a case is identified by a pseudonym in tables, logs, the manifest, and folder names;
+``names.csv``, which only the user can read, maps each pseudonym to its image. Names in the column ``case`` of a list
+are meant to be visible and are kept.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from ..files import staging_folder
 from ..tables import read_table, write_table
 from ..volumes.formats import without_ending
 
-#: In the folder of results: pseudonym, path within INPUT, and the path itself.
+#: In the output folder: pseudonym, path within INPUT, and full path of each case.
 NAMES = "names.csv"
 _COLUMNS = ("case", "name", "path")
-#: What a series is called in messages, with the description that somebody wrote at the scanner.
+#: The name of a series in messages, with the description entered at the scanner.
 _DESCRIPTION = re.compile(r'(series (?:-?\d+|without a number)) \(".*?"\)(?=[\s,.:;\])]|$)', re.DOTALL)
-#: Shorter names of files and folders ("CT", "in") name nobody, and are words of sentences; so are short numbers.
+#: Shorter names of files and folders ("CT", "in") identify nobody and are ordinary words; so are short numbers.
 _SHORTEST_NAME, _SHORTEST_NUMBER = 3, 5
 _SAME_FOLDER = "the same folder as "
 
 
 def pseudonym(identity: str) -> str:
-    """A name that tells nothing, and is the same in each run: from the identity of a case, 16 hexadecimal digits."""
+    """Derive a pseudonym from the id of a case (16 hexadecimal digits), so that it is the same in each run."""
     return f"case-{identity[:12]}"
 
 
 def without_descriptions(sentence: str) -> str:
-    """A sentence without the descriptions of DICOM series, in which scanners' users write names and dates of birth."""
+    """Remove the descriptions of DICOM series, which may contain patient names and dates of birth, from a sentence."""
     return _DESCRIPTION.sub(r"\1", sentence)
 
 
 def without_names(sentence: str, name: str, label: str, paths: Iterable[str]) -> str:
-    """A sentence about a case as others may read it: `name` stands for its path, its files, and parts of both.
+    """Replace the path of a case, its file names, and parts of both in a sentence by `name`.
 
     :param label: the path within INPUT.
     :param paths: the image and all its files.
@@ -60,7 +60,7 @@ def _tells(word: str) -> bool:
 
 
 def passed_over_without_names(label: str, reason: str) -> tuple[str, str]:
-    """A file or series that is no case, and the reason, as others may read them."""
+    """Pseudonymize a file or series that was passed over, and the reason."""
     name = "file-" + hashlib.sha256(label.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     if reason.startswith(_SAME_FOLDER):
         return name, f"{_SAME_FOLDER}another one"
@@ -68,9 +68,9 @@ def passed_over_without_names(label: str, reason: str) -> tuple[str, str]:
 
 
 def write_names(output: Path, names: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows (:data:`_COLUMNS`) to ``names.csv`` in `output`, readable by the user alone; a case has one row.
+    """Add rows (:data:`_COLUMNS`), one per case, to ``names.csv`` in `output`, readable by the user alone.
 
-    A table that is damaged is made anew. Raises OSError if it cannot be written.
+    A damaged table is replaced. Raises OSError if the table cannot be written.
     """
     path = output / NAMES
     known: dict[str, Mapping[str, Any]] = {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on record of cases, read with care: disks, editors and killed machines damage files.
+"""Validated reading of the records of cases, which disks, editors or killed machines may have damaged.
 
-Whatever reads a record asks here. What is not as this program writes it raises :class:`DamagedError`, and the case is
-done again.
+All records are read through this module. A record with an unexpected structure raises :class:`DamagedError`, and its
+case is repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RECORD = "case.json"
 _MEASUREMENTS, _TABLE = "measurements.json", "measurements.csv"
 
 _NUMBER = (int, float)
-#: What each kind of record must have, and of which type; "?": it may be null.
+#: The required keys of each kind of record and their types; "?": the value may be null.
 _IDENTITY_SHAPE = {"case": str, "run": str}
 _RECORD_SHAPE = {
     **_IDENTITY_SHAPE,
@@ -51,7 +51,7 @@ _EVENT_SHAPES: dict[str, dict[str, Any]] = {
 
 
 class DamagedError(Exception):
-    """A record is not as this program writes it; `path` is its file."""
+    """A record does not have the expected structure; `path` is its file."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path.name}: {reason}")
@@ -60,7 +60,7 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """A finished case as its folder tells it."""
+    """The records in the folder of a finished case."""
 
     record: Mapping[str, Any]
     measurements: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Result:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises :class:`DamagedError`, or OSError if it is not there."""
+    """Read a JSON file; raises :class:`DamagedError`, or OSError if it does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
@@ -78,9 +78,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the case in `folder`, as far as it says which result this is; None if it is not finished.
+    """Read the record of the case in `folder`, checking only its identity; None if the case is not finished.
 
-    :raises DamagedError: it does not say that.
+    :raises DamagedError: the identity is missing or invalid.
     """
     path = folder / RECORD
     try:
@@ -92,7 +92,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_result(folder: Path) -> Result | None:
-    """All that summaries need of a finished case; None if it is not finished; raises :class:`DamagedError`."""
+    """Read the records of a finished case that summaries need; None if it is not finished.
+
+    :raises DamagedError: a record is missing or invalid.
+    """
     record = read_record(folder)
     if record is None:
         return None
@@ -120,7 +123,7 @@ def read_result(folder: Path) -> Result | None:
 
 
 def is_event(line: Any) -> bool:
-    """Whether a line of a manifest is as this program writes it."""
+    """Whether a line of a manifest has the expected structure."""
     kinds = ["", *(["case"] if isinstance(line, dict) and line.get("event") == "case" else [])]
     kinds += ["failed"] if isinstance(line, dict) and line.get("state") == "failed" else []
     try:
@@ -132,15 +135,15 @@ def is_event(line: Any) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` can be that of a folder of results, and leads nowhere else."""
+    """Whether `name` is valid for a results folder and does not lead to another folder."""
     return bool(name) and name == Path(name).name and "\0" not in name
 
 
 def _require(path: Path, value: Any, shape: Any, where: str = "") -> None:
-    """Raise :class:`DamagedError` unless `value` has `shape`: types, and lists and mappings of shapes."""
+    """Raise :class:`DamagedError` unless `value` matches `shape`: types, or nested lists and mappings of shapes."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
-            raise DamagedError(path, f"{where or 'all of it'} is not a mapping")
+            raise DamagedError(path, f"{where or 'the content'} is not a mapping")
         for key, inner in shape.items():
             name = key.removeprefix("?")
             if key != name and value.get(name) is None:
@@ -150,8 +153,8 @@ def _require(path: Path, value: Any, shape: Any, where: str = "") -> None:
             _require(path, value[name], inner, f"{where}{name} ")
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            raise DamagedError(path, f"{where or 'all of it'} is not a list")
+            raise DamagedError(path, f"{where or 'the content'} is not a list")
         for item in value:
             _require(path, item, shape[0], where)
     elif not isinstance(value, shape) or (shape is _NUMBER and (isinstance(value, bool) or not math.isfinite(value))):
-        raise DamagedError(path, f"{where}has a wrong value")
+        raise DamagedError(path, f"{where}has an invalid value")

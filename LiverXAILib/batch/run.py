@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batch itself: hands cases to a pool of workers, keeps the manifest, and stops in good order."""
+"""The batch itself: submits cases to a pool of workers, keeps the manifest, and shuts down cleanly."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from .store import Store, host_name
 
 _log = logging.getLogger(__name__)
 
-#: How many other images are looked for when one is missing, before the whole drive is taken for lost.
+#: The number of other images that are checked when one is missing, before the whole drive is considered lost.
 _SAMPLE = 5
 
 
 class WorkerPool(Protocol):
-    """Runs cases somewhere and tells what becomes of them through the events of :class:`Session`."""
+    """Runs cases somewhere and reports their outcomes through the events of :class:`Session`."""
 
-    #: How many "ended" events there will be.
+    #: The number of "ended" events to expect.
     ends: int
 
     def free_slots(self) -> int:
-        """How many more cases it takes now: the queue in front of the workers is short (back-pressure)."""
+        """The number of cases that can be submitted now; the queue to the workers is kept short (back-pressure)."""
 
     def submit(self, case: dict[str, Any]) -> None:
-        """Take a case, JSON-ready."""
+        """Accept a case, JSON-ready."""
 
     def acknowledge(self, event: Mapping[str, Any]) -> None:
-        """The batch has taken note of an event."""
+        """Note that the batch has processed an event."""
 
     def wind_down(self) -> None:
         """Finish the cases that are being analyzed, drop the others, and end."""
 
     def stop(self) -> None:
-        """End all workers at once."""
+        """Stop all workers immediately."""
 
 
 class LocalWorkerPool:
@@ -86,7 +86,7 @@ class LocalWorkerPool:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of each case, JSON-ready, and what is not part of the result (device, workers, limits)."""
+    """The options of each case, JSON-ready, and settings that do not affect the result (device, workers, limits)."""
 
     options: Options = field(default_factory=Options)
     model: str = "default"
@@ -99,7 +99,7 @@ class Settings:
     keep_names: bool = False
 
     def of(self, case: Case) -> dict[str, Any]:
-        """The settings that decide a case's result."""
+        """The settings that determine a case's result."""
         merged = asdict(Options.from_mapping(case.options, self.options))
         return {name: list(v) if isinstance(v, tuple) else v for name, v in merged.items()}
 
@@ -117,18 +117,18 @@ class Settings:
 
 
 class Reporter(Protocol):
-    """Where the batch says what it does."""
+    """Receives the batch's messages and progress."""
 
     def say(self, text: str) -> None:
-        """A line for the user."""
+        """Print a line for the user."""
 
     def show(self, finished: float, total: int, text: str) -> None:
-        """How many cases are finished (with fractions of the current ones), and what is being done."""
+        """Show the number of finished cases (with fractions of the current ones), and the current step."""
 
 
 @dataclass
 class RunSummary:
-    """What has become of the cases of a run."""
+    """The outcomes of the cases of a run."""
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some failed (or a stop), 128 + n stopped by signal n."""
+        """0 all done, 1 some failed (or the batch had to stop), 128 + n stopped by signal n."""
         if self.signal:
             return 128 + self.signal
         if self.failed or self.failed_before or self.stopped:
@@ -167,7 +167,7 @@ class Batch:
         self._started = 0.0
 
     def run(self, make_pool: MakePool) -> RunSummary:
-        """Do what is to be done; the store must be open.
+        """Run all cases that are not finished yet; the store must be open.
 
         :raises LiverXAILib.batch.store.OutputError: the output cannot be written.
         :raises LiverXAILib.errors.LiverXAIError: no worker can be started (wrong model, option or device).
@@ -201,7 +201,7 @@ class Batch:
         return self._summary
 
     def _message(self, case: Case) -> dict[str, Any]:
-        """A case as a worker gets it, JSON-ready."""
+        """The message by which a worker receives a case, JSON-ready."""
         return {
             "id": case.id,
             "label": case.label,
@@ -214,12 +214,12 @@ class Batch:
             "settings": self._settings.of(case),
         }
 
-    # --- what is to be done ------------------------------------------------------------------------------------
+    # --- planning ----------------------------------------------------------------------------------------------
 
     def _wait_until_ready(
         self, pool: WorkerPool, inbox: queue.Queue[dict[str, Any]], manifest: Manifest
     ) -> dict[str, Any] | None:
-        """The identity of the model, from the first worker that has loaded it; None if the user has stopped."""
+        """Wait for the model's identity from the first worker that has loaded it; None if the user stopped the run."""
         while True:
             self._reporter.show(0, 0, "Loading the model")
             event = self._next(inbox)
@@ -239,10 +239,10 @@ class Batch:
     def _plan(
         self, model: Mapping[str, Any], before: Mapping[str, Mapping[str, Any]], manifest: Manifest
     ) -> list[Case]:
-        """The cases to do, those last that were at work when an earlier run died: they may have been the reason."""
+        """The cases to run; those in progress when an earlier run died come last, because they may be the cause."""
         todo, last = [], []
         for number, case in enumerate(self._cases.values()):
-            self._reporter.show(0, 0, f"Looking at case {number + 1} of {len(self._cases)}")
+            self._reporter.show(0, 0, f"Checking case {number + 1} of {len(self._cases)}")
             self._store.check()
             if self._signals:
                 break
@@ -255,7 +255,7 @@ class Batch:
                 else:
                     self._summary.failed_before += 1
                 if decision.reason == "done" and (state.get("state"), state.get("folder")) != ("done", case.folder):
-                    # Its folder is in place, but the run that made it died before it could say so, or called it else.
+                    # Its folder is in place, but the earlier run died before recording it, or used another name.
                     manifest.append("case", case=case.id, state="done", label=case.name, folder=case.folder)
             elif state.get("state") == "running":
                 last.append(case)
@@ -264,7 +264,7 @@ class Batch:
         return todo + last
 
     def _call_by_new_name(self, case: Case, state: Mapping[str, Any]) -> None:
-        """Rename the result of a run that called cases otherwise (``--keep-names``), which need not be done again."""
+        """Rename the result of an earlier run with a different ``--keep-names``, so that it need not be repeated."""
         old = state.get("folder", case.folder)
         record = None if old == case.folder else self._store.record(old)
         if record is None or record["case"] != case.id or not self._store.rename(old, case.folder):
@@ -273,7 +273,7 @@ class Batch:
         record |= {"label": case.name, "folder": case.folder, "input": {**record.get("input", {}), "path": path}}
         self._store.update_record(case.folder, record)
 
-    # --- doing it ------------------------------------------------------------------------------------------------
+    # --- running -------------------------------------------------------------------------------------------------
 
     def _work(
         self,
@@ -318,7 +318,7 @@ class Batch:
         manifest.append("end", done=len(summary.done), failed=len(summary.failed), reason=summary.stopped)
 
     def _note(self, event: dict[str, Any], manifest: Manifest, inside: set[str], model: Mapping[str, Any]) -> None:
-        """Write down what an event tells."""
+        """Process an event and record it in the manifest."""
         name = event["event"]
         if name == "fatal":
             self._summary.stopped = event["error"]
@@ -350,7 +350,7 @@ class Batch:
             return
         if event.get("unreachable") and self._drive_is_gone(case):
             self._summary.stopped = (
-                "The images cannot be reached any more. Bring the drive back, then run the same command again."
+                "The images can no longer be reached. Reconnect the drive, then run the same command again."
             )
             manifest.append("case", **about, state="dropped")
             return
@@ -365,18 +365,18 @@ class Batch:
             model=dict(model),
         )
         self._summary.failed[case.id] = event["error"]
-        # Sentences about an image begin with its name, which needs no repeating.
+        # Sentences about an image may begin with its name, which need not be repeated.
         file, reason = Path(case.name).name, event["error"]
         sentence = reason.removeprefix(file) if reason.startswith(f"{file} ") else f": {reason}"
         self._reporter.say(f"FAILED  {case.name}{sentence} ({self._outlook()})")
 
     def _drive_is_gone(self, case: Case) -> bool:
-        """Whether not only the image of `case` but also others that were found cannot be reached."""
+        """Whether other images besides that of `case` cannot be reached either."""
         others = [other.path for other in self._cases.values() if other.id != case.id][:_SAMPLE]
         return bool(others) and not any(path.exists() for path in others)
 
     def _outlook(self) -> str:
-        """How far the batch is, and about how long it will take."""
+        """The progress of the batch, and an estimate of the remaining time."""
         finished = len(self._summary.done) + len(self._summary.failed)
         if finished == self._total:
             return f"{finished} of {self._total}"
@@ -395,7 +395,7 @@ class Batch:
     # --- signals -------------------------------------------------------------------------------------------------
 
     def _next(self, inbox: queue.Queue[dict[str, Any]]) -> dict[str, Any] | None:
-        """The next event; None after a moment, so that signals are heard."""
+        """The next event; None after a short timeout, so that signals are noticed."""
         try:
             return inbox.get(timeout=0.2)
         except queue.Empty:
@@ -403,7 +403,7 @@ class Batch:
 
     @contextmanager
     def _catch_signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of being ended by them (where Python lets one: in the main thread)."""
+        """Record SIGINT and SIGTERM instead of being ended by them (Python allows this in the main thread only)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -418,7 +418,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ResumeDecision:
-    """Whether a case is finished already, and if not, why it is to be done, in a word or two."""
+    """Whether a case is already finished, with a short reason."""
 
     finished: bool
     reason: str
@@ -433,12 +433,12 @@ def resume_decision(
     *,
     refresh: bool = False,
 ) -> ResumeDecision:
-    """Whether `case` has a result of the same image, model and settings.
+    """Decide whether `case` already has a result for the same image, model and settings.
 
-    The image's files are read only if their sizes or times are not those on record.
+    The image's files are read only if their sizes or times differ from those on record.
 
     :param state: the last line about the case in the manifest; empty if there is none.
-    :param refresh: note new times of unchanged files, so that they need not be read again.
+    :param refresh: record new times of unchanged files, so that they need not be read again.
     """
     if not settings.resume:
         return ResumeDecision(False, "again")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process and its replacements, seen from the parent: limits, crashes, and whose fault they were."""
+"""The parent's side of one worker process and its replacements: limits, crashes, and finding the responsible case."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from .store import Store
 
 _log = logging.getLogger(__name__)
 
-#: What a session tells: a mapping with "event" and values.
+#: Receives the events of a session: mappings with "event" and values.
 Emit = Callable[[dict[str, Any]], None]
 
-#: What a worker process runs.
+#: The module that a worker process runs.
 CHILD = "LiverXAILib.batch.child"
-#: Cases inside a worker: the one it works on and the next one, whose image is read meanwhile.
+#: Cases held by a worker: the one being analyzed and the next one, whose image is read in the meantime.
 DEPTH = 2
-#: A worker that does not load its model within this time is broken.
+#: Time within which a worker must load its model, in seconds.
 _START_LIMIT = 900.0
-#: Worker processes that end one after the other without finishing a case: then something else is wrong.
+#: After this many worker processes in a row that end without finishing a case, the cause is not a case.
 _MAX_FAILED_STARTS = 3
-#: A case during which the process died is tried once more, alone.
+#: A case during which the process died is retried once, alone.
 _MAX_CRASHES = 2
 
 
 class Session:
-    """Takes cases, has them done by a worker process, and tells the outcome of each exactly once.
+    """Has a worker process do the submitted cases, and reports the outcome of each exactly once.
 
     Events passed to `emit` (from the session's own thread): "ready" (with "model"), "worker" (a process was started),
     "running" and "progress" (about a case), "finished" (with "case" and "state" "done" or "failed"), "fatal" (with
     "error"), and last of all "ended".
 
-    If the process dies, the cases it may have died of are tried once more, each alone in a fresh process: so no case is
-    blamed for its neighbor, and a lack of memory that was due to reading ahead passes.
+    If the process dies, the cases that may have caused it are retried once, each alone in a fresh process. No case is
+    thus blamed for another one, and a memory shortage caused by prefetching does not recur.
 
     :param config: JSON-ready, for :mod:`LiverXAILib.batch.child`.
-    :param time_limit: seconds that a case may take, reading included; 0: no limit.
+    :param time_limit: seconds that a case may take, including reading; 0: no limit.
     """
 
     def __init__(self, store: Store, config: Mapping[str, Any], emit: Emit, *, time_limit: float, python: str) -> None:
@@ -65,7 +65,7 @@ class Session:
         self._thread.start()
 
     def submit(self, case: dict[str, Any]) -> None:
-        """Add a case, JSON-ready. Not more than :data:`DEPTH` should be outstanding."""
+        """Add a case, JSON-ready. No more than :data:`DEPTH` cases should be outstanding."""
         self._inbox.put(("submit", case))
 
     def wind_down(self) -> None:
@@ -73,7 +73,7 @@ class Session:
         self._inbox.put(("wind down",))
 
     def stop(self) -> None:
-        """End the worker process at once; cases inside are dropped without an event. Returns when it is gone."""
+        """Kill the worker process and wait until it is gone; its cases are dropped without an event."""
         self._inbox.put(("stop",))
         self._thread.join()
 
@@ -83,7 +83,7 @@ class Session:
         try:
             self._serve()
         except Exception as error:
-            # For example: the folder of results is gone. Without this word the batch would wait for ever.
+            # For example, the output folder is gone. Without this event the batch would wait forever.
             _log.exception("The session has failed")
             self._emit({"event": "fatal", "error": f"{type(error).__name__}: {error}"})
         self._kill()
@@ -125,7 +125,7 @@ class Session:
         self._process.send(self._config)
 
     def _dispatch(self) -> None:
-        """Hand waiting cases to the worker: two at a time, but a suspect of a crash alone."""
+        """Send waiting cases to the worker: two at a time, but a suspected cause of a crash alone."""
         while self._process is not None and self._ready and self._waiting and not self._over:
             case = self._waiting[0]
             suspects = self._crashes.keys() & {case["id"], *self._inside}
@@ -138,7 +138,7 @@ class Session:
             self._process.send(case)
 
     def _committed(self, case: dict[str, Any]) -> bool:
-        """Whether this run has this case's result in place; then it is done, whatever became of its worker."""
+        """Report a case as done if this run has already committed its result, whatever happened to the worker."""
         record = self._store.record(case["folder"])
         if record is None or record.get("run") != self._store.token or record.get("case") != case["id"]:
             return False
@@ -146,14 +146,14 @@ class Session:
         return True
 
     def _on_news(self, kind: str, process: ChildProcess, news: Any) -> None:
-        """What the process said, or that it has ended. If it talks nonsense it is ended, and its cases start again."""
+        """Handle a message from the process, or its end; kill the process after an invalid message."""
         if kind == "ended":
             self._on_exit(news)
         elif kind == "message":
             try:
                 self._on_message(news)
             except (LookupError, TypeError, ValueError, AttributeError):
-                _log.exception("The worker process sent a message without meaning")
+                _log.exception("The worker process sent an invalid message")
                 process.kill()
 
     def _on_message(self, message: dict[str, Any]) -> None:
@@ -182,12 +182,12 @@ class Session:
         elif event == "failed" and said["kind"] == "output":
             self._give_up(said["error"])
         elif event == "failed" and said["kind"] == "memory":
-            # A fresh process, without a second image in memory, may do.
+            # A fresh process, without a second image in memory, may succeed.
             self._kill()
             self._requeue_or_fail([said["case"]], "memory", said["error"])
             self._restart()
         elif event == "failed" and said["kind"] == "error":
-            # After an error that nobody foresaw, the state of the process (or of its GPU) is not to be trusted.
+            # After an unforeseen error, the state of the process (or of its GPU) cannot be trusted.
             self._finish(said["case"], state="failed", kind="error", error=said["error"])
             self._kill()
             self._requeue_or_fail([], "", "")
@@ -202,7 +202,7 @@ class Session:
         self._emit({"event": "finished", "case": case_id, "seconds": round(clock.seconds, 3), **outcome})
 
     def _on_exit(self, code: int) -> None:
-        """The process has ended by itself."""
+        """Handle a process that has ended by itself."""
         self._kill()
         self._failed_starts += 1
         if self._failed_starts >= _MAX_FAILED_STARTS:
@@ -215,12 +215,12 @@ class Session:
         self._requeue_or_fail(
             active or list(self._inside),
             "crash",
-            f"The worker process ended while it worked on this case: {describe_end(code)}.",
+            f"The worker process ended while working on this case: {describe_end(code)}.",
         )
         self._restart()
 
     def _requeue_or_fail(self, suspects: list[str], kind: str, error: str) -> None:
-        """Put what is inside back to the front of the queue, except a case that has done it before."""
+        """Put the worker's cases back at the front of the queue, except suspects that have reached the limit."""
         for case_id, clock in reversed(list(self._inside.items())):
             if self._committed(clock.case):
                 continue
@@ -244,7 +244,7 @@ class Session:
             return
         if not self._time_limit:
             return
-        # An image that is slow to read harms nobody while another case is being analyzed.
+        # An image that is slow to read does no harm while another case is being analyzed.
         analyzed = [clock for clock in self._inside.values() if clock.phase == "analyzing"]
         for clock in analyzed or list(self._inside.values()):
             if clock.running and clock.seconds > self._time_limit:
@@ -253,7 +253,7 @@ class Session:
                 self._requeue_or_fail([], "", "")
                 self._store.discard(late.case["folder"])
                 if not self._committed(late.case):
-                    error = f"It took longer than the limit of {self._time_limit:g} s, while {late.phase}."
+                    error = f"It exceeded the time limit of {self._time_limit:g} s while {late.phase}."
                     values = {"seconds": round(late.seconds, 3), "kind": "time limit", "error": error}
                     self._emit({"event": "finished", "case": late.case["id"], "state": "failed", **values})
                 self._restart()
@@ -270,7 +270,7 @@ class Session:
         self._emit({"event": "fatal", "error": error, "usage": usage})
 
     def _kill(self) -> None:
-        """End the worker process and everything it has started; wait until it is gone."""
+        """Kill the worker process and all its descendants, and wait until it is gone."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -280,7 +280,7 @@ class Session:
 
 
 class _Clock:
-    """How long a case has been worked on, in seconds."""
+    """Measures how long a case has been worked on, in seconds."""
 
     def __init__(self, case: dict[str, Any]) -> None:
         self.case = case

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder of a batch: whole case folders, and one writer at a time.
+"""The output folder of a batch: complete case folders, and one writer at a time.
 
 ::
 
-    OUTPUT/cases/<case>/         one folder per finished case, with case.json; it appears whole or not at all
+    OUTPUT/cases/<case>/         one folder per finished case, with case.json; it appears complete or not at all
     OUTPUT/manifest/*.jsonl      what happened, see manifest.py
-    OUTPUT/manifest/lock-*.json  runs that are working now
+    OUTPUT/manifest/lock-*.json  runs in progress
     OUTPUT/logs/                 log of each run and of its worker processes
-    OUTPUT/*.csv, cohort.html    summaries, made anew at the end of each run
-    OUTPUT/names.csv             which image a pseudonym stands for, for the user alone
+    OUTPUT/*.csv, cohort.html    summaries, rewritten at the end of each run
+    OUTPUT/names.csv             the image that each pseudonym stands for, for the user alone
 
-A case is finished when its folder exists: renaming the folder into place is the one step that commits it. Everything
-works on a shared (network) file system: it needs atomic rename and exclusive creation, but no file locks.
+A case is finished when its folder exists: renaming the folder into place is the single step that commits it. All of
+this works on a shared (network) file system: it needs atomic rename and exclusive creation, but no file locks.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from ..files import put_folder, remove
 from ..subprocesses import host_name, process_exists
 from .records import RECORD, DamagedError, Result, read_json, read_record, read_result
 
-#: A run whose lock was not touched for so long is dead (if its machine cannot be asked).
+#: A run whose lock has not been touched for this long is dead (if its process cannot be checked directly).
 _STALE_SECONDS = 60.0
 _HEARTBEAT_SECONDS = 10.0
-#: Written to find out whether there is space left; larger than what a file system keeps in reserve for a small file.
+#: Bytes written to test whether space is left; larger than what a file system reserves for a small file.
 _PROBE_BYTES = 1 << 20
 
-#: System errors that say that a place is full, read-only or gone: they are not the fault of a case.
+#: System errors that mean that a location is full, read-only or gone; no case is to blame for them.
 LOST_PLACE = frozenset(
     code
     for name in (
@@ -52,11 +52,11 @@ LOST_PLACE = frozenset(
 
 
 class OutputError(LiverXAIError):
-    """Results cannot be written (disk full, drive gone …): the batch stops, because every case would fail."""
+    """Results cannot be written (disk full, drive gone …); the batch stops, because every case would fail."""
 
 
 class BusyError(LiverXAIError):
-    """Another run works on the same cases in the same output folder."""
+    """Another run is working on the same cases in the same output folder."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Shard:
     count: int = 1
 
     def holds(self, case_id: str) -> bool:
-        """Whether a case belongs to this part: the same answer on each machine, whatever other cases there are."""
+        """Whether a case belongs to this part; independent of the machine and of the other cases."""
         return int(case_id, 16) % self.count == self.index - 1
 
     def overlaps(self, other: Shard) -> bool:
-        """Whether a case may belong to both."""
+        """Whether a case may belong to both parts."""
         return self.count != other.count or self.index == other.index
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Shard:
 
 @dataclass
 class Store:
-    """An output folder, as one run sees it. `token` names the run."""
+    """An output folder as used by one run; `token` identifies the run."""
 
     output: Path
     shard: Shard = Shard()
@@ -89,7 +89,7 @@ class Store:
     def __post_init__(self) -> None:
         self._closed = threading.Event()
         self._trouble: OutputError | None = None
-        #: Damaged records that were met, in words.
+        #: A sentence about each damaged record that was found.
         self.damage: list[str] = []
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.name = f"{stamp}-{self.token}"
@@ -109,11 +109,11 @@ class Store:
     # --- one writer at a time ------------------------------------------------------------------------------------
 
     def open(self, note: Callable[[str], None] = lambda text: None) -> None:
-        """Make the folders, take the lock, and remove what dead runs left half done.
+        """Create the folders, acquire the lock, and remove incomplete results of dead runs.
 
-        :param note: told what is waited for.
+        :param note: called with a description of what is being waited for.
         :raises OutputError: the folder cannot be written.
-        :raises BusyError: another run is at work on some of the same cases.
+        :raises BusyError: another run is working on some of the same cases.
         """
         try:
             for folder in (self.cases, self.manifest, self.logs):
@@ -144,15 +144,15 @@ class Store:
         """Show other machines that this run is alive; raises :class:`OutputError` if the folder or the lock is gone."""
         try:
             if _read_lock(self._lock_path).get("token") != self.token:
-                raise OutputError("Stopped: another run has taken over this output folder, since this one seemed dead.")
+                raise OutputError("Stopped: another run has taken over this output folder; this one seemed dead.")
             os.utime(self._lock_path)
         except OSError as error:
             raise self.unusable(error) from error
 
     def close(self) -> None:
-        """Give the lock back, and remove what workers that were lost or stopped left half done."""
+        """Release the lock, and remove incomplete results of workers that were lost or stopped."""
         self._closed.set()
-        # If the folder is gone: a lock that nobody touches is dead in a minute.
+        # If the folder is gone, the lock cannot be removed; once it is no longer touched, it expires within a minute.
         with contextlib.suppress(OSError):
             if _read_lock(self._lock_path).get("token") == self.token:
                 self._lock_path.unlink()
@@ -179,7 +179,7 @@ class Store:
                 os.fsync(file.fileno())
             break
         if stolen:
-            # Two runs may have found the same dead lock; the one whose lock is there after a while has it.
+            # Two runs may have found the same dead lock; the one whose lock remains after a moment holds it.
             time.sleep(1.0)
             if _read_lock(self._lock_path).get("token") != self.token:
                 raise BusyError("Another run has just started on this output folder. Wait until it has finished.")
@@ -192,12 +192,13 @@ class Store:
         lock = _read_lock(path)
         who = f"part {lock.get('shard', '?')}, process {lock.get('pid', '?')} on {lock.get('host', '?')}"
         if self._alive(path, lock, lambda seconds: note(f"Is another run alive ({who})? Waiting {seconds:.0f} s")):
-            raise BusyError(f"Another run ({who}) works on these cases in {self.output}. Wait for it, or stop it.")
+            raise BusyError(f"Another run ({who}) is working on these cases in {self.output}. Wait for it, or stop it.")
 
     def _alive(self, path: Path, lock: Mapping[str, Any], waiting: Callable[[float], None]) -> bool:
-        """Whether the run behind a lock lives. What cannot be asked is watched until it is touched, or stale.
+        """Whether the run that holds a lock is alive.
 
-        That are the locks of other machines, locks from the future (clocks differ) and such that say nothing.
+        If its process cannot be checked, the lock is watched until it is touched or stale. This applies to locks of
+        other machines, locks with a time in the future (clocks differ), and locks without readable content.
         """
         here = lock.get("host") == host_name()
         pid = lock.get("pid") if here else None
@@ -229,11 +230,11 @@ class Store:
     # --- cases ---------------------------------------------------------------------------------------------------
 
     def part(self, folder: str) -> Path:
-        """Where the files of a case are collected before they are whole."""
+        """The folder in which the files of a case are collected until they are complete."""
         return self.cases / f".part-{self.token}-{folder}"
 
     def record(self, folder: str) -> dict[str, Any] | None:
-        """The record of a finished case, or None if it is not finished, or damaged."""
+        """The record of a finished case; None if it is not finished or is damaged."""
         try:
             return read_record(self.cases / folder)
         except DamagedError as error:
@@ -241,7 +242,7 @@ class Store:
             return None
 
     def result(self, folder: str) -> Result | None:
-        """A finished case; None if it is not finished, or damaged."""
+        """The records of a finished case; None if it is not finished or is damaged."""
         try:
             return read_result(self.cases / folder)
         except DamagedError as error:
@@ -263,7 +264,7 @@ class Store:
             raise self.unusable(error) from error
 
     def rename(self, old: str, new: str) -> bool:
-        """Give a finished case's folder another name, unless there is one of that name; returns whether it was done."""
+        """Rename a finished case's folder unless the new name exists; return whether it was renamed."""
         if (self.cases / new).exists():
             return False
         try:
@@ -273,9 +274,9 @@ class Store:
         return True
 
     def commit(self, part: Path, folder: str, record: Mapping[str, Any]) -> bool:
-        """Make the files in `part` the result of a case, with `record`, at once and for good.
+        """Commit the files in `part`, with `record`, as the result of a case, atomically and durably.
 
-        :return: False if the same result is there already (another worker made it): then nothing changes.
+        :return: False, with nothing changed, if another worker has already committed the same result.
         """
         _write_json(part / RECORD, record)
         for path in part.rglob("*"):
@@ -297,7 +298,7 @@ class Store:
         temporary.replace(self.cases / folder / RECORD)
 
     def discard(self, folder: str) -> None:
-        """Remove what an unfinished case left, also the hidden folder in which its files were being written."""
+        """Remove the remains of an unfinished case, including the hidden folder with its partly written files."""
         part = self.part(folder)
         for path in (part, *self.cases.glob(f".{glob.escape(part.name)}-*")):
             remove(path)
@@ -316,14 +317,14 @@ class Store:
             remove(path)
 
     def unusable(self, error: OSError) -> OutputError:
-        """What to tell the user about a system error in this folder."""
+        """Turn a system error in this folder into an error with advice for the user."""
         return OutputError(
             f"The results cannot be written to {self.output}: {error.strerror or error}. "
-            "Nothing is half written. Free space or bring the drive back, then run the same command again."
+            "No result is incomplete. Free space or reconnect the drive, then run the same command again."
         )
 
     def _sweep(self) -> None:
-        # Listed before the locks are read: a run takes its lock before it makes anything.
+        # Listed before the locks are read: a run acquires its lock before it creates any folder.
         parts = list(self.cases.glob("*.part-*"))
         live = {_read_lock(path).get("token") for path in self.manifest.glob("lock-*.json")}
         for path in parts:
@@ -332,19 +333,19 @@ class Store:
 
 
 def same_result(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether two records are about the same image, model and settings."""
+    """Whether two records belong to the same image, model and settings."""
     return all(record.get(key) == wanted.get(key) for key in ("case", "model", "settings")) and record.get(
         "input", {}
     ).get("sha256") == wanted.get("input", {}).get("sha256")
 
 
 def is_lost_place(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, says that a place is full, read-only or gone."""
+    """Whether `error`, or one of its causes, means that a location is full, read-only or gone."""
     return any(isinstance(one, OSError) and one.errno in LOST_PLACE for one in with_causes(error))
 
 
 def _shard_of(path: Path) -> Shard:
-    """The part of a lock's name; a name without meaning may stand for any part."""
+    """The part encoded in a lock's name; an invalid name is treated as overlapping every part."""
     try:
         index, count = (int(number) for number in path.stem.removeprefix("lock-").split("-of-"))
     except ValueError:
@@ -353,7 +354,7 @@ def _shard_of(path: Path) -> Shard:
 
 
 def _read_lock(path: Path) -> dict[str, Any]:
-    """What a lock says; nothing if it is gone, or damaged."""
+    """The content of a lock; empty if it is gone or damaged."""
     try:
         lock = read_json(path)
     except (FileNotFoundError, NotADirectoryError, DamagedError):
@@ -362,12 +363,12 @@ def _read_lock(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    # File names need not be Unicode; those that are not come back as they were.
+    # File names are not always valid Unicode; surrogateescape preserves them.
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def _fsync(path: Path) -> None:
-    """Bring a file (or, where the system can, a folder's list of names) onto the disk."""
+    """Flush a file (or, where the system supports it, a folder's entries) to disk."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

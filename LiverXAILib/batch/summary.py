@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cohort at a glance: tables for programs, one page for people. Made from the output folder alone."""
+"""Summaries of the cohort, made from the output folder alone: tables for programs, one page for people."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CASE_COLUMNS = (
     "image_sha256",
 )
 
-#: What is compared between patients: column, title, unit.
+#: Quantities that are compared between patients: column, title, unit.
 _QUANTITIES = (
     ("liver_volume_ml", "Liver volume", "ml"),
     ("liver_mean_hu", "Liver attenuation", "HU"),
@@ -55,9 +55,9 @@ _QUANTITIES = (
     ("longest_lesion_mm", "Longest lesion diameter", "mm"),
     ("seconds", "Time", "s per case"),
 )
-#: Iglewicz and Hoaglin 1993, "How to detect and handle outliers": modified z-score above which a value is one.
+#: Modified z-score above which a value is an outlier (Iglewicz and Hoaglin 1993, "How to detect and handle outliers").
 _OUTLIER_Z = 3.5
-#: With fewer patients the spread is not known well enough to call a value an outlier.
+#: With fewer patients, the spread cannot be estimated well enough to call a value an outlier.
 _FEWEST_FOR_OUTLIERS = 8
 _LISTED = 20
 
@@ -66,7 +66,7 @@ def write_summary(store: Store, found: Found) -> list[Path]:
     """Write ``cases.csv`` (one row per case), ``lesions.csv`` (one per lesion) and ``cohort.html`` into the output.
 
     The page needs the extra ``report``; without it only the tables are written. Several runs may do this at the same
-    time on a shared file system: the last one to finish has seen the lines of all.
+    time on a shared file system; the last one to finish includes the manifest lines of all.
 
     :raises LiverXAILib.batch.store.OutputError: they cannot be written.
     """
@@ -95,7 +95,7 @@ class CaseSummary:
 
 
 def collect(store: Store, found: Found) -> list[CaseSummary]:
-    """Every case that was found or is in the manifest."""
+    """Summarize every case that was found or is in the manifest."""
     states = last_states(read_manifest(store.manifest, store.damage))
     for case in found.cases:
         state = states.get(case.id, {"folder": case.folder, "state": "open"})
@@ -112,7 +112,7 @@ def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
         row |= {"reason": kind, "error": state["error"], "seconds": state.get("seconds")}
     result = store.result(state["folder"]) if state["state"] == "done" else None
     if result is None:
-        # "running" and "dropped" are of interest to the program; for the user the case is still to be done.
+        # "running" and "dropped" matter to the program only; to the user, the case is still open.
         row["state"] = "failed" if state["state"] == "failed" else "open"
         return CaseSummary(row)
     measured, record, checked = result.measurements, result.record, result.explanations
@@ -135,13 +135,13 @@ def _summarize(store: Store, state: Mapping[str, Any]) -> CaseSummary:
 
 
 def _doubtful(lesions: Sequence[Mapping[str, str]]) -> int | None:
-    """How many lesions are called doubtful; None where nothing is said about their reliability."""
+    """The number of lesions rated doubtful; None if their reliability is not rated."""
     words = [lesion.get("reliability_word", "") for lesion in lesions]
     return words.count("doubtful") if any(words) else None
 
 
 def _changed_cts(lesion: Mapping[str, str], answers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The model's confidence in a lesion when it is replaced, moved, or alone; "" where it was not asked."""
+    """The model's confidence in a lesion when it is replaced, moved, or alone; "" where it was not computed."""
     evidence: Mapping[str, Any] = {}
     for answer in answers:
         if answer["kind"] == "counterfactual" and answer["target"] == f"lesion:{lesion['number']}":
@@ -165,7 +165,7 @@ def _lesion_table(cases: Sequence[CaseSummary]) -> tuple[list[str], list[dict[st
             values = {name: value for name, value in lesion.items() if name != "structure"}
             columns += [name for name in values if name not in columns]
             rows.append({"case": case.row["case"], **values, "folder": case.row["folder"]})
-    # Columns that say nothing about a lesion are empty in all rows.
+    # Columns that are empty in all rows are omitted.
     return [name for name in columns if name == "case" or any(row[name] for row in rows)] + ["folder"], rows
 
 
@@ -215,10 +215,10 @@ def _page(cases: Sequence[CaseSummary], found: Found) -> str:
 
 
 def outliers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Values far from those of the other patients: modified z-score ``0.6745 (x - median) / MAD`` above 3.5.
+    """Find values with a modified z-score ``0.6745 (x - median) / MAD`` above 3.5 or below -3.5, most extreme first.
 
-    Iglewicz and Hoaglin 1993. MAD is the median absolute deviation; where more than half of the values are the same it
-    is 0 and says nothing, so nothing is called an outlier. The most extreme first.
+    Iglewicz and Hoaglin 1993. MAD is the median absolute deviation; if more than half of the values are equal, it is
+    0, and no value is called an outlier.
     """
     result = []
     for column, title, unit in _QUANTITIES[:-1]:
@@ -235,7 +235,7 @@ def outliers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _figure(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Histograms of the quantities, as SVG; empty if there are no values."""
+    """Histograms of the quantities, as SVG; "" if there are no cases."""
     import io
 
     from matplotlib.figure import Figure

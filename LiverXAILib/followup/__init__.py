@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compare(): lesions through two or more studies of one patient, and the categories of response."""
+"""compare(): tracks lesions across two or more studies of one patient, and determines the response categories."""
 
 from __future__ import annotations
 

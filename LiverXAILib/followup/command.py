@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai compare``: lesions through two or more studies of one patient."""
+"""``liverxai compare``: tracks lesions across two or more studies of one patient."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ _EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument(
         "studies",
         metavar="STUDY",
         type=Path,
         nargs="+",
-        help="two or more, the oldest first: folders that 'analyze' has written, or CTs, which are analyzed now",
+        help="two or more, the oldest first: folders written by 'analyze', or CTs, which are analyzed now",
     )
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, required=True, help="where the files go")
     parser.add_argument(
         "--images",
         metavar="CT",
         nargs="+",
-        help="the CTs of the results, in their order, '-' for none: for registration by HU, and for pictures",
+        help="the CTs of the results, in the same order, '-' for none: for registration by HU, and for pictures",
     )
     parser.add_argument(
-        "--days", metavar="N", type=float, nargs="+", help="of each study since the first (default: from DICOM dates)"
+        "--days",
+        metavar="N",
+        type=float,
+        nargs="+",
+        help="days of each study since the first (default: from DICOM dates)",
     )
     parser.add_argument(
         "--recist-targets", metavar="N", type=int, nargs="*", help="numbers of target lesions in the first study"
     )
     parser.add_argument(
-        "--other-patient", action="store_true", help="compare although DICOM patient IDs, birth dates or sexes differ"
+        "--other-patient",
+        action="store_true",
+        help="compare even if DICOM patient IDs, birth dates or sexes differ",
     )
-    parser.add_argument("--case-label", metavar="TEXT", help="what the report calls the case, for example a pseudonym")
-    parser.add_argument("--model", default="default", metavar="NAME", help="for CTs: a model's name or folder")
+    parser.add_argument("--case-label", metavar="TEXT", help="name of the case in the report, for example a pseudonym")
+    parser.add_argument("--model", default="default", metavar="NAME", help="for CTs: name or folder of a model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
@@ -53,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare studies; returns the exit code."""
+    """Compare studies; return the exit code."""
     from .comparing import check_studies, compare
     from .writing import write_comparison
 

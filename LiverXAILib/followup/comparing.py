@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compare(): two or more studies of one patient."""
+"""compare(): compares two or more studies of one patient."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def compare(
 ) -> Comparison:
     """Compare the liver lesions of two or more studies of one patient, the oldest first.
 
-    :param studies: results in memory, folders that ``analyze`` has written, or CTs, which are analyzed with `model`.
-    :param images: the CTs of the results, in their order; None where unknown. Without them livers are registered by
-        their surfaces alone, and there are no pictures.
-    :param days: of each study, since the first; None: from the DICOM dates, where there are some.
+    :param studies: results in memory, folders written by ``analyze``, or CTs, which are analyzed with `model`.
+    :param images: the CTs of the results, in the same order; None where unknown. Without them, livers are registered
+        by their surfaces alone, and there are no pictures.
+    :param days: days of each study since the first; None: from the DICOM dates, where available.
     :param recist_targets: numbers of target lesions in the first study; None: those of its result.
-    :param other_patient: compare although the DICOM patient IDs, birth dates or sexes differ.
+    :param other_patient: compare even if the DICOM patient IDs, birth dates or sexes differ.
     :param options: how images are read, and how CTs are analyzed (nothing is explained).
-    :raises LiverXAILib.errors.UsageError: fewer than two studies, one of them twice, in the wrong order, or of other
-        patients.
+    :raises LiverXAILib.errors.UsageError: there are fewer than two studies, one is given twice, their order is wrong,
+        or they are of different patients.
     :raises LiverXAILib.errors.InputError: a study cannot be read, or has no liver.
     """
     check_studies(studies, images)
@@ -62,11 +62,11 @@ def compare(
 
 
 def check_studies(studies: Sequence[Analysis | Study | str | Path], images: Sequence[str | Path | None] | None) -> None:
-    """Refuse too few studies, and paths where nothing is, before anything is read; errors as of :func:`compare`."""
+    """Refuse too few studies, and paths that do not exist, before anything is read; errors as in :func:`compare`."""
     if len(studies) < 2:
         raise UsageError("A comparison needs at least two studies, the oldest first.")
     if images is not None and len(images) != len(studies):
-        raise UsageError(f"There are {len(studies)} studies and {len(images)} images: name one for each, '-' for none.")
+        raise UsageError(f"There are {len(studies)} studies and {len(images)} images: give one for each, '-' for none.")
     for place in (*studies, *(images or ())):
         if isinstance(place, str | Path):
             existing(place)
@@ -79,9 +79,9 @@ def follow(
     context: RunContext,
     case_label: str | None = None,
 ) -> Comparison:
-    """:func:`compare` of studies that were read and checked.
+    """Do what :func:`compare` does, with studies that have been read and checked.
 
-    :param days: of each study since the first.
+    :param days: days of each study since the first.
     """
     targets = _targets(studies[0], recist_targets)
     courses = Courses([regions(study.segmentation) for study in studies])
@@ -142,20 +142,20 @@ def _check_identity(studies: Sequence[Study], other_patient: bool) -> None:
                 raise UsageError(f"{other.name} and {one.name} are the same study.")
     if (differing := _differing(studies)) and not other_patient:
         raise UsageError(
-            f"The DICOM {differing} of the studies differ. If they are of one patient nevertheless, say so: "
+            f"The DICOM {differing} of the studies differ. If they are nevertheless of one patient, use "
             "--other-patient (other_patient=True)."
         )
     dated = [study for study in studies if study.date is not None]
     for one, other in pairwise(dated):
         if one.date is not None and other.date is not None and one.date > other.date:
             raise UsageError(
-                f"{one.name} is of {one.date.isoformat()}, {other.name} of {other.date.isoformat()}: give the oldest "
+                f"{one.name} is dated {one.date.isoformat()}, {other.name} {other.date.isoformat()}: give the oldest "
                 "study first."
             )
 
 
 def _differing(studies: Sequence[Study]) -> str:
-    """What of the DICOM files says that studies are of different patients, in words; "" if nothing does."""
+    """The DICOM attributes that suggest different patients, as text; "" if there are none."""
     known = {
         "patient IDs": {study.identity.patient for study in studies},
         "birth dates": {study.identity.birth_date for study in studies},
@@ -165,7 +165,7 @@ def _differing(studies: Sequence[Study]) -> str:
 
 
 def _days(studies: Sequence[Study], days: Sequence[float] | None) -> list[float | None]:
-    """Days of each study since the first, as far as they are known."""
+    """Days of each study since the first; None where unknown."""
     if days is not None:
         finite = all(math.isfinite(one) for one in days)
         if len(days) != len(studies) or not finite or days[0] != 0 or any(b <= a for a, b in pairwise(days)):
@@ -203,14 +203,15 @@ def _remarks(studies: Sequence[Study], steps: Sequence[Step]) -> tuple[str, ...]
     remarks = [remark for study in studies for remark in study.remarks]
     if differing := _differing(studies):
         remarks.append(
-            f"The DICOM {differing} of the studies differ. If they are of different patients, nothing here holds."
+            f"The DICOM {differing} of the studies differ. If they are of different patients, this comparison is "
+            "invalid."
         )
     for step in steps:
         if step.quality is not None and not step.quality.alike:
             remarks.append(
                 f"The livers of studies {step.study - 1} and {step.study} differ in shape more than those of one "
                 f"person do: without deformation their Dice coefficient is {step.quality.rigid_dice:.2f}, below "
-                f"{ALIKE_DICE:g}. If they are of different patients, nothing here holds."
+                f"{ALIKE_DICE:g}. If they are of different patients, this comparison is invalid."
             )
     if not any(study.lesions for study in studies):
         remarks.append("No study has a lesion.")
@@ -218,18 +219,17 @@ def _remarks(studies: Sequence[Study], steps: Sequence[Step]) -> tuple[str, ...]
         if study.liver_cut_at:
             sides = " and ".join(study.liver_cut_at)
             remarks.append(
-                f"The liver of study {number} is cut at the image's {sides} border: lesions there may be missing in "
-                "one study, and be called new or vanished in error."
+                f"The liver of study {number} is cut off at the image's {sides} border: lesions there may be missing "
+                "in one study and be incorrectly called new or vanished."
             )
     phases = {study.phase for study in studies}
     if len(phases) > 1:
         remarks.append(
-            "The contrast phases differ or are uncertain: changes in HU, and of lesions that only some phases show, "
-            "may be due to that."
+            "The contrast phases differ or are uncertain: this may explain changes in HU, and changes of lesions that "
+            "are visible only in some phases."
         )
     if any(study.volume is None for study in studies):
         remarks.append(
-            "Where the CT is not given (--images), livers are registered by their surfaces alone, and there are no "
-            "pictures."
+            "If a CT is not given (--images), livers are registered by their surfaces alone, and there are no pictures."
         )
     return tuple(remarks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which criteria of response apply to a study of a follow-up, and what they say."""
+"""Which response criteria apply to a follow-up study, and the resulting categories."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .viable import viable_mm
 
 
 def target_sum(found: Sequence[Track], study: Study, index: int) -> int | None:
-    """The sum of the targets' diameters in whole mm; None if a target could not be followed, or there is none.
+    """The sum of the targets' diameters in whole mm; None if a target could not be tracked, or there is none.
 
-    Lengths of pieces of a split lesion are added; a lesion in which several have merged counts once.
+    The lengths of the parts of a split lesion are added; a lesion into which several have merged counts once.
     """
     targets = [track for track in found if track.target]
     if not targets or any(track.appearances[index].event == "not matched" for track in targets):
@@ -28,15 +28,15 @@ def responses(
 ) -> tuple[tuple[Response, ...], dict[str, str]]:
     """The categories of study `index` (from 0), and why other criteria do not apply to it.
 
-    :param sums: of the targets' diameters in each study (:func:`target_sum`).
+    :param sums: sums of the targets' diameters in each study (:func:`target_sum`).
     """
     now = [track.appearances[index] for track in found]
     if any(one.event == "not matched" for one in now):
-        reason = "the livers could not be registered, so that it is not known which lesion is which"
+        reason = "the livers could not be registered, so lesions cannot be matched"
         return (not_evaluable("RECIST 1.1", reason),), dict.fromkeys(("mRECIST", "Choi"), reason)
     targets = [track for track in found if track.target]
     others = [track for track in found if not track.target and track.appearances[0].lesions]
-    # Also those that an earlier study had as new: they are new against the baseline.
+    # Includes lesions that were new in an earlier study: they are new relative to the baseline.
     fresh = [track for track in found if not track.appearances[0].lesions]
     back = [
         track
@@ -67,12 +67,12 @@ def responses(
 
 
 def _left(tracks: Sequence[Track], index: int) -> int:
-    """How many lesions are still seen."""
+    """The number of lesions that are still visible."""
     return sum(bool(track.appearances[index].lesions) for track in tracks)
 
 
 def _distinct(tracks: Sequence[Track], index: int) -> list[Appearance]:
-    """What is seen of lesions; those that have merged once."""
+    """The appearances of visible lesions; those that have merged count once."""
     return list({one.lesions: one for track in tracks if (one := track.appearances[index]).lesions}.values())
 
 
@@ -82,18 +82,18 @@ def _numbers(tracks: Sequence[Track], index: int) -> list[int]:
 
 
 def _mrecist(targets: Sequence[Track], others: Sequence[Track], studies: Sequence[Study], new: int) -> Response | str:
-    """The category by mRECIST of the last of `studies`, or why there is none.
+    """The mRECIST category of the last of `studies`, or why there is none.
 
-    Its targets are those whose viable part is measurable in the first study.
+    The targets are those whose viable part is measurable in the first study.
     """
     if not targets:
         return "the first study has no target lesion"
     if {study.phase for study in studies} != {"arterial"}:
-        return "it needs the arterial phase in each study up to this one, with certainty"
+        return "it requires that every study up to this one is known to be in the arterial phase"
     if any(study.volume is None for study in studies):
-        return "it needs the CT of each study up to this one (--images)"
+        return "it requires the CT of each study up to this one (--images)"
     if any(study.liver_hu is None for study in studies):
-        return "a study shows no liver outside the lesions, with which they could be compared"
+        return "a study shows no liver outside the lesions with which to compare them"
     chosen = [track for track in targets if _viable(studies, [track], 0)[0] >= MEASURABLE_MM]
     if not chosen:
         return f"no target lesion enhances over {MEASURABLE_MM:g} mm in the first study"
@@ -112,18 +112,18 @@ def _viable(studies: Sequence[Study], tracks: Sequence[Track], index: int) -> li
 def _choi(
     targets: Sequence[Track], studies: Sequence[Study], sums: Sequence[int], index: int, new: int, others_left: int
 ) -> Response | str:
-    """The category by the Choi criteria of study `index`, or why there is none."""
+    """The Choi category of study `index`, or why there is none."""
     if not targets:
         return "the first study has no target lesion"
     if {studies[0].phase, studies[index].phase} != {"portal venous"}:
-        return "it needs the portal venous phase in the first study and in this one, with certainty"
+        return "it requires that the first study and this one are known to be in the portal venous phase"
     baseline, now = (_mean_hu(targets, at) for at in (0, index))
     if baseline is None or baseline <= 0:
-        return "the target lesions of the first study are not above 0 HU on average, so that no percentage is defined"
+        return "the mean attenuation of the targets in the first study is not above 0 HU, so no percentage is defined"
     return choi_response([sums[0], sums[-1]], [baseline, now or 0.0], new_lesions=new, others_left=others_left)
 
 
 def _mean_hu(tracks: Sequence[Track], index: int) -> float | None:
-    """Of lesions still seen; those that have merged count once."""
+    """The mean HU of lesions that are still visible; those that have merged count once."""
     values = [one.mean_hu for one in _distinct(tracks, index) if one.mean_hu is not None]
     return sum(values) / len(values) if values else None

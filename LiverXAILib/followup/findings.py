@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison found, JSON-ready; each quantity has its unit in its name."""
+"""The findings of a comparison, JSON-ready; the name of each quantity includes its unit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .registration import Registration
     from .studies import Study
 
-#: Of ``comparison.json``; the schema is ``LiverXAILib/followup/comparison.schema.json``.
+#: Version of ``comparison.json``; the schema is ``LiverXAILib/followup/comparison.schema.json``.
 SCHEMA_VERSION = 2
 
 
@@ -25,9 +25,9 @@ class TimePoint:
     """One study.
 
     :param date: ISO 8601; None: unknown.
-    :param days: since the first study; None: unknown.
-    :param phase: contrast phase; None where it is uncertain.
-    :param target_sum_mm: sum of the target lesions' diameters; None if nothing can be said of them.
+    :param days: days since the first study; None: unknown.
+    :param phase: contrast phase; None if uncertain.
+    :param target_sum_mm: sum of the target lesions' diameters; None if there are none or one could not be tracked.
     """
 
     number: int
@@ -42,9 +42,9 @@ class TimePoint:
 
 @dataclass(frozen=True)
 class Step:
-    """How a study was brought together with the one before.
+    """How a study was registered with the one before.
 
-    :param refused_because: why its lesions were not matched; "" if they were.
+    :param refused_because: why its lesions were not matched; "" if they were matched.
     :param quality: None if the registration failed.
     """
 
@@ -57,14 +57,15 @@ class Step:
 class Appearance:
     """A lesion in one study.
 
-    :param lesions: its numbers there; several after it has split; shared with other tracks after it has merged.
+    :param lesions: the lesion's numbers in this study; several after it has split; shared with other tracks after it
+        has merged.
     :param event: "baseline", "new", "matched", "split", "merged", "split and merged", "vanished", "seen again",
         "not yet", "gone" (vanished before) or "not matched" (registration refused).
-    :param volume_ml: of all its pieces, 0 if it has vanished; so are the diameters. `long_mm` is the sum of the long
-        axes of pieces.
-    :param volume_change_ml: and the other changes: against the last study before in which it was followed; None where
-        it has merged with another one.
-    :param growth: since then, where the days between are known.
+    :param volume_ml: total volume of all its parts; 0, as are the diameters, if it has vanished. `long_mm` is the sum
+        of the long axes of its parts.
+    :param volume_change_ml: this and the other changes are relative to the last earlier study in which the lesion was
+        tracked; None if it has merged with another one.
+    :param growth: growth since then, if the days in between are known.
     """
 
     study: int
@@ -83,9 +84,9 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Track:
-    """One lesion through all studies.
+    """One lesion across all studies.
 
-    :param target: it is a RECIST target lesion of the baseline.
+    :param target: whether it is a RECIST target lesion of the baseline.
     """
 
     number: int
@@ -95,12 +96,12 @@ class Track:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything a comparison found.
+    """All findings of a comparison.
 
-    :param steps: for each study but the first.
-    :param responses: for each study but the first: by RECIST 1.1, and by mRECIST and Choi where they apply.
-    :param criteria_left_out: for each study but the first: which of these do not apply, and why.
-    :param remarks: what the reader should know, in sentences.
+    :param steps: one for each study except the first.
+    :param responses: for each study except the first: by RECIST 1.1, and by mRECIST and Choi where they apply.
+    :param criteria_left_out: for each study except the first: the criteria that do not apply, and why.
+    :param remarks: sentences with information for the reader.
     """
 
     studies: tuple[TimePoint, ...]
@@ -111,7 +112,7 @@ class Findings:
     remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, everything."""
+        """All findings, JSON-ready."""
         notice = "For research use only. Not for diagnosis or treatment."
         return {"schema_version": SCHEMA_VERSION, "notice": notice, **dataclasses.asdict(self)}
 
@@ -159,9 +160,9 @@ class Findings:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The findings, and what they were made from.
+    """The findings, and the data from which they were derived.
 
-    :param registrations: of each study with the one before; None where refused.
+    :param registrations: registrations of each study with the one before; None where refused.
     """
 
     findings: Findings

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which lesion of one study is which of another: by overlap and distance, once their places are comparable.
+"""Matching of lesions between two registered studies, by overlap and distance.
 
-Each current lesion is carried to the prior study. Pairs are then chosen one to one so that the sum of their scores is
-largest (the Hungarian method). What is left over is a piece of a lesion that has split if it lies for the most part
-within that lesion's former place, and a lesion that has merged if its place lies for the most part within a current
-one; else it is new or has vanished.
+Each current lesion is mapped to the prior study. One-to-one pairs are then chosen so that the sum of their scores is
+maximal (the Hungarian method). A remaining current lesion is part of a split lesion if it lies mostly within a prior
+lesion; otherwise it is new. A remaining prior lesion has merged if it lies mostly within a current lesion; otherwise it
+has vanished.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
 from ..volumes.volume import Grid
 
-#: A lesion that lies within another one's place by this fraction belongs to it.
+#: A lesion of which this fraction lies within another one belongs to it.
 WITHIN = 0.5
-#: Lesions that do not overlap are the same only if their surfaces are this near, and their centers not farther apart
-#: than this and half of both diameters: what registration may err.
+#: To allow for registration errors, lesions that do not overlap can still be the same: if the gap between their
+#: surfaces is at most the first value, and their centers are at most the second value plus half of both radii apart.
 GAP_MM, APART_MM = 4.0, 12.0
-#: Points of a lesion that are carried over.
+#: Maximum number of points of a lesion that are mapped.
 _MOST_POINTS = 4000
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A lesion as points.
+    """A lesion as a set of points.
 
-    :param points: centers of its voxels, or of evenly chosen ones: (n, 3), LPS mm.
+    :param points: centers of its voxels, or of an evenly spaced selection: (n, 3), LPS mm.
     :param ml: its volume.
-    :param reach_mm: from a voxel's center to its corner.
+    :param reach_mm: distance from the center of a voxel to its corner.
     """
 
     number: int
@@ -48,8 +48,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Link:
-    """Lesions that belong together: numbers in the prior and in the current study; one side is empty for what is new
-    or has vanished."""
+    """Lesions that belong together: their numbers in the prior and the current study.
+
+    One side is empty for lesions that are new or have vanished.
+    """
 
     prior: tuple[int, ...]
     current: tuple[int, ...]
@@ -75,13 +77,13 @@ def match(
 ) -> tuple[Link, ...]:
     """Link the lesions of two studies.
 
-    :param to_prior: carries places (n, 3) of the current study to the prior one, LPS mm.
-    :return: each lesion in exactly one link; those with a prior lesion first, in the order of their numbers.
+    :param to_prior: maps points (n, 3) of the current study to the prior one, LPS mm.
+    :return: links in which each lesion occurs exactly once; those with a prior lesion first, in order of their numbers.
     """
     carried = [to_prior(region.points) for region in current]
     score = np.zeros((len(prior), len(current)))
-    covered = np.zeros_like(score)  # of the prior lesion, by the current one
-    inside = np.zeros_like(score)  # of the current lesion, in the prior one
+    covered = np.zeros_like(score)  # fraction of the prior lesion covered by the current one
+    inside = np.zeros_like(score)  # fraction of the current lesion inside the prior one
     for row, one in enumerate(prior):
         tree = cKDTree(one.points)
         for column, (other, points) in enumerate(zip(current, carried, strict=True)):
@@ -90,7 +92,7 @@ def match(
             covered[row, column] = float((cKDTree(points).query(one.points)[0] <= other.reach_mm).mean())
             if float(away.min()) <= max(GAP_MM, one.reach_mm):
                 score[row, column] = _score(one, other, points, inside[row, column], covered[row, column])
-    # What lies in another lesion's place is a piece of that one, not a neighbor that has moved.
+    # A lesion that lies within another one is part of it, not a neighbor that has moved.
     overlap = np.maximum(inside, covered) > 0
     claimed = (inside >= WITHIN).any(axis=0, keepdims=True) | (covered >= WITHIN).any(axis=1, keepdims=True)
     score[np.logical_and(~overlap, claimed)] = 0.0
@@ -110,7 +112,7 @@ def match(
 
 
 def _score(one: Region, other: Region, points: np.ndarray, inside: float, covered: float) -> float:
-    """How well two lesions fit: the Dice coefficient where they overlap, else a little for being near."""
+    """The matching score of two lesions: their Dice coefficient, plus a small bonus for proximity."""
     common = (inside * other.ml + covered * one.ml) / 2
     apart = float(np.linalg.norm(points.mean(axis=0) - one.points.mean(axis=0)))
     radii = sum((3000 * ml / (4 * np.pi)) ** (1 / 3) for ml in (one.ml, other.ml))
@@ -135,9 +137,9 @@ def _links(prior: Sequence[Region], current: Sequence[Region], joined: np.ndarra
 
 
 def link_scores(found: Sequence[Link], truth: Sequence[Link]) -> Mapping[str, int]:
-    """How many links are right ("true"), wrong ("false") and missing ("missed"), by the lesions that they join.
+    """The number of correct ("true"), incorrect ("false") and missing ("missed") links between lesions.
 
-    A link of several lesions counts as one for each pair of them.
+    A link of several lesions counts once for each pair of them.
     """
     pairs, wanted = ({pair for link in links for pair in _pairs(link)} for links in (found, truth))
     return {"true": len(pairs & wanted), "false": len(pairs - wanted), "missed": len(wanted - pairs)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a comparison: each lesion in all studies at corresponding slices, and the course of the sums."""
+"""Pictures of a comparison: each lesion in all studies at corresponding slices, and the sum of diameters over time."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .findings import Comparison, Track
 from .response import PD_MM, PD_PERCENT, PR_PERCENT
 from .studies import Study
 
-#: As many lesions are pictured, the largest first.
+#: The maximum number of lesions shown, the largest first.
 MAX_TRACKS = 8
 _LEAST_FIELD_MM, _AROUND, _PIXELS = 80.0, 2.2, 320
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A lesion in all studies; None where the place or the CT is unknown. All pictures have the same scale."""
+    """Pictures of a lesion in all studies, at the same scale; None where its position or the CT is unknown."""
 
     track: Track
     pictures: tuple[Picture | None, ...]
 
 
 def render_tracks(comparison: Comparison) -> list[Row]:
-    """The largest lesions, in the order of their numbers; none without any CT."""
+    """Pictures of the largest lesions, in the order of their numbers; empty if no study has a CT."""
     if all(study.volume is None for study in comparison.studies):
         return []
     largest = sorted(comparison.findings.tracks, key=_largest_ml, reverse=True)[:MAX_TRACKS]
@@ -55,7 +55,7 @@ def _row(comparison: Comparison, track: Track) -> Row:
 
 
 def _render(study: Study, place: np.ndarray, field_mm: float, calipers: list[np.ndarray]) -> Picture:
-    """The axial slice through a place (LPS mm) with outlines, and calipers given by their ends (2, 3)."""
+    """Render the axial slice through a point (LPS mm) with outlines, and calipers given by their ends (2, 3)."""
     assert study.volume is not None
     axial = PLANES[0]
     middle = axial.flat(place)
@@ -71,8 +71,11 @@ def _render(study: Study, place: np.ndarray, field_mm: float, calipers: list[np.
 
 
 def _places(comparison: Comparison, track: Track) -> list[np.ndarray | None]:
-    """Where to look for a lesion in each study (LPS mm): in the slice of its longest axis, or where its nearest
-    neighbor in time would be."""
+    """The point (LPS mm) at which each study shows a lesion.
+
+    This is the middle of its long axis, or, where it is not visible, the position mapped from the nearest study in
+    time that shows it.
+    """
     places: list[np.ndarray | None] = [None] * len(comparison.studies)
     for index, one in enumerate(track.appearances):
         if one.lesions:
@@ -91,7 +94,7 @@ def _places(comparison: Comparison, track: Track) -> list[np.ndarray | None]:
 
 
 def render_course(comparison: Comparison) -> Figure | None:
-    """The sum of the targets' diameters over time, with the limits of RECIST 1.1; None without targets."""
+    """Plot the sum of the targets' diameters over time, with the limits of RECIST 1.1; None without targets."""
     points = [point for point in comparison.findings.studies if point.target_sum_mm is not None]
     if len(points) < 2 or not points[0].target_sum_mm:
         return None

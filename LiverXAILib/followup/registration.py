@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a prior CT lies what is seen in the current one: rigid, affine, then deformable inside the liver.
+"""Registration of the liver in a prior CT with the current one: rigid, affine, then deformable inside the liver.
 
-The livers are brought onto upright grids of :data:`SPACING_MM`. Rigid and affine steps and a first, smooth deformation
-align distances to the livers' surfaces, which no contrast phase changes. Where both CTs are known, a second, finer
-deformation maximizes the mutual information of the HU inside the livers, without the lesions: a lesion that has grown
-must not be shrunk to what it was.
+The livers are resampled to axis-aligned grids of :data:`SPACING_MM`. Rigid and affine steps and a first, smooth
+deformation align the distance maps of the livers' surfaces, which do not depend on the contrast phase. If both CTs are
+available, a second, finer deformation maximizes the mutual information of the HU inside the livers, excluding the
+lesions: a lesion that has grown must not be shrunk to its former size.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from ..volumes.itk import to_itk
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 
-#: Of the grids on which livers are registered; around the liver they show so much.
+#: Spacing of the grids on which livers are registered, and the margin around the liver.
 SPACING_MM, _MARGIN_MM = 4.0, 28.0
-#: Distances to the surface count up to here.
+#: Distances to the surface are clamped to this value.
 _FAR_MM = 25.0
-#: How stiff the first deformation is (the Gaussian that smooths its field), and its steps.
+#: Standard deviation of the Gaussian that smooths the first deformation's field, and the number of iterations.
 _STIFFNESS_MM, _DEMONS_STEPS = 9.0, 25
-#: Of the places at which the second deformation compares HU.
+#: Random seed of the points at which the second deformation compares HU.
 _SEED = 1
-#: Between control points of the second deformation, its steps, and the part of the voxels that it looks at.
+#: Spacing of the second deformation's control points, its number of iterations, and the fraction of voxels sampled.
 _MESH_MM, _SPLINE_STEPS, _SAMPLED = 45.0, 20, 0.2
-#: Around lesions HU tell nothing of the place.
+#: Width of the rim around lesions that is excluded, because the HU there carry no information about position.
 _LESION_RIM_MM = 5.0
-#: HU are compared within this distance of the liver's median, and are smoothed by a Gaussian of this width.
+#: HU are clipped to this distance from the liver's median, and smoothed by a Gaussian of this width.
 _WINDOW_HU, _SMOOTHING_MM = 120.0, 1.5
-#: What is worse is refused: the Dice coefficient of the livers, the mean distance of their surfaces, how much the
-#: affine step scales volumes, and by what factors the deformation changes them.
+#: Limits beyond which a registration is refused: the Dice coefficient of the livers, the mean distance between their
+#: surfaces, the factor by which the affine step scales volumes, and the factors by which the deformation changes them.
 LEAST_DICE, MOST_SURFACE_MM, LEAST_SCALE, LEAST_JACOBIAN, MOST_JACOBIAN = 0.85, 4.0, 0.6, 0.1, 6.0
 #: Livers of one person have at least this Dice coefficient after the rigid step.
 ALIKE_DICE = 0.88
-#: What SimpleITK says where no HU can be compared: nothing overlaps, no voxel takes part, all are the same.
+#: SimpleITK's messages when no HU can be compared: nothing overlaps, no voxel is in the mask, or all HU are equal.
 _NOTHING_TO_COMPARE = ("map outside moving image buffer", "must have 1 or more points", "Refusing to change spacing")
-#: Each leaves a fraction of the error that is as large as the deformation is steep.
+#: Each step reduces the error by a factor given by the deformation's gradient.
 _INVERSION_STEPS = 12
 
 _Linear = TypeVar("_Linear", sitk.Euler3DTransform, sitk.AffineTransform)
@@ -53,16 +53,16 @@ _Linear = TypeVar("_Linear", sitk.Euler3DTransform, sitk.AffineTransform)
 
 @dataclass(frozen=True)
 class Quality:
-    """How well two livers were brought together, inside the part that both images show.
+    """How well two livers were registered, within the region that both images show.
 
-    :param dice: of the current liver and the warped prior one.
-    :param surface_mm: mean distance of their surfaces, both ways; None if one shows none there.
+    :param dice: Dice coefficient of the current liver and the warped prior one.
+    :param surface_mm: symmetric mean distance between their surfaces; None if one has no surface there.
     :param surface_p95_mm: the 95th percentile of these distances.
-    :param jacobian_min, jacobian_max: by how much the deformation enlarges a small volume, anywhere in the liver;
-        not above 0: it folds.
-    :param scale: by how much the affine step enlarges volumes.
-    :param used_hu: the HU inside the livers took part; otherwise only their surfaces.
-    :param rigid_dice: the Dice coefficient before anything was deformed: how alike the livers are in shape.
+    :param jacobian_min, jacobian_max: range of the factors by which the deformation changes volumes locally in the
+        liver; at 0 or below, it folds.
+    :param scale: the factor by which the affine step changes volumes.
+    :param used_hu: whether the HU inside the livers were used; otherwise only their surfaces were.
+    :param rigid_dice: the Dice coefficient before any deformation, a measure of the livers' similarity in shape.
     """
 
     dice: float
@@ -76,15 +76,15 @@ class Quality:
 
     @property
     def alike(self) -> bool:
-        """The livers are as alike as those of one person are."""
+        """Whether the livers are as similar as those of one person."""
         return self.rigid_dice >= ALIKE_DICE
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """Maps places of the current CT to places of the prior one (LPS mm), and says how well.
+    """A mapping of points from the current CT to the prior one (LPS mm), with its quality.
 
-    :param transform: of SimpleITK, from current to prior: first the deformations, then `linear`.
+    :param transform: the SimpleITK transform from current to prior: first the deformations, then `linear`.
     """
 
     transform: sitk.Transform
@@ -92,11 +92,11 @@ class Registration:
     quality: Quality
 
     def to_prior(self, points: np.ndarray) -> np.ndarray:
-        """Places (n, 3) in the current CT → places in the prior one, LPS mm."""
+        """Map points (n, 3) in the current CT to points in the prior one, LPS mm."""
         return np.array([self.transform.TransformPoint(point) for point in np.asarray(points, float).tolist()])
 
     def to_current(self, points: np.ndarray) -> np.ndarray:
-        """The reverse of :meth:`to_prior`, found step by step."""
+        """The inverse of :meth:`to_prior`, computed iteratively."""
         points = np.asarray(points, float)
         back = self.linear.GetInverse()
         matrix = np.array(back.GetMatrix()).reshape(3, 3)
@@ -107,9 +107,9 @@ class Registration:
 
 
 class RegistrationRefused(LiverXAIError):
-    """Two livers could not be brought together; the message says why.
+    """Two livers could not be registered; the message says why.
 
-    :param quality: of what was found; None if nothing was.
+    :param quality: quality of the registration that was found; None if none was found.
     """
 
     def __init__(self, reason: str, quality: Quality | None = None) -> None:
@@ -119,7 +119,7 @@ class RegistrationRefused(LiverXAIError):
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What of a study is registered.
+    """The data of a study that are used for registration.
 
     :param volume: the CT in HU; None: only the liver's surface is known.
     """
@@ -130,7 +130,7 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class _Liver:
-    """A liver on an upright grid: distance to its surface, HU, and where they tell something."""
+    """A liver on an axis-aligned grid: distance to its surface, HU, and the masks within which they are valid."""
 
     mask: sitk.Image
     distance: sitk.Image
@@ -141,9 +141,9 @@ class _Liver:
 
 
 def register(current: Subject, prior: Subject, context: RunContext) -> Registration:
-    """Bring the prior liver onto the current one.
+    """Register the prior liver with the current one.
 
-    :raises RegistrationRefused: there is no liver, or they do not fit; nothing may be concluded from places then.
+    :raises RegistrationRefused: there is no liver, or the livers do not match, so positions cannot be compared.
     """
     context.report("Registering: preparing", 0.0)
     use_hu = current.volume is not None and prior.volume is not None
@@ -181,7 +181,7 @@ def register(current: Subject, prior: Subject, context: RunContext) -> Registrat
 
 
 def _check(quality: Quality) -> None:
-    """Refuse what is not good enough to say which lesion is which."""
+    """Refuse a registration that is not good enough to match lesions."""
     reasons = []
     if quality.dice < LEAST_DICE:
         reasons.append(f"the livers overlap by a Dice coefficient of only {quality.dice:.2f}")
@@ -198,8 +198,8 @@ def _check(quality: Quality) -> None:
         )
     if reasons:
         raise RegistrationRefused(
-            f"The livers do not fit each other: {'; '.join(reasons)}. Are they of one patient, both whole, and was the "
-            "liver not resected in between?",
+            f"The livers do not match: {'; '.join(reasons)}. Are both complete and of the same patient, without a "
+            "resection in between?",
             quality,
         )
 
@@ -238,7 +238,7 @@ def _liver(subject: Subject, use_hu: bool) -> _Liver:
 
 
 def _upright(source: Grid, liver: np.ndarray) -> Grid:
-    """A grid of :data:`SPACING_MM` along the patient's axes around the liver, not beyond the image."""
+    """A grid of :data:`SPACING_MM` along the patient's axes around the liver, limited to the image."""
     box = bounding_box(liver)
     assert box is not None
     low, high = _extent(source.cropped(box))
@@ -252,7 +252,7 @@ def _upright(source: Grid, liver: np.ndarray) -> Grid:
 
 
 def _extent(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """The upright box in LPS mm around a grid, with the outer halves of its voxels."""
+    """The axis-aligned box in LPS mm around a grid, up to the outer edges of its voxels."""
     ends = [(-0.5, size - 0.5) for size in grid.shape[::-1]]
     corners = grid.to_lps(np.array([(i, j, k) for i in ends[0] for j in ends[1] for k in ends[2]]))
     return corners.min(axis=0), corners.max(axis=0)
@@ -263,9 +263,9 @@ def _image(array: np.ndarray, grid: Grid) -> sitk.Image:
 
 
 def _optimize(transform: _Linear, fixed: _Liver, moving: _Liver, step_mm: float) -> _Linear:
-    """Let distances to the surface agree, by a linear transform that begins as `transform`; never worse than that.
+    """Align the distance maps by a linear transform, starting from `transform`; the result is never worse than that.
 
-    :param step_mm: how far places move in the first step.
+    :param step_mm: distance by which points move in the first step.
     """
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
@@ -285,10 +285,10 @@ def _optimize(transform: _Linear, fixed: _Liver, moving: _Liver, step_mm: float)
 
 
 def _bend_surface(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.Transform:
-    """A smooth deformation that comes before `before` and lets the livers' surfaces agree (diffeomorphic demons)."""
+    """A smooth deformation, applied before `before`, that aligns the livers' surfaces (diffeomorphic demons)."""
     warped = sitk.Resample(moving.distance, fixed.distance, before, sitk.sitkLinear, _FAR_MM)
     seen = sitk.And(sitk.Resample(moving.seen, fixed.mask, before, sitk.sitkNearestNeighbor, 0), fixed.seen)
-    # What one image does not show pulls nowhere.
+    # Regions that one of the images does not show must not exert a force.
     part = sitk.Cast(seen, sitk.sitkFloat32)
     warped = warped * part + fixed.distance * (1.0 - part)
     demons = sitk.DiffeomorphicDemonsRegistrationFilter()
@@ -299,9 +299,9 @@ def _bend_surface(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk
 
 
 def _bend_inside(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.Transform | None:
-    """A cubic B-spline that comes before `before` and lets the HU inside the livers tell most of each other.
+    """A cubic B-spline, applied before `before`, that maximizes the mutual information of the HU inside the livers.
 
-    None if there is nothing to compare: all is lesion, or all HU are the same.
+    None if there is nothing to compare: the liver consists of lesions only, or all HU are equal.
     """
     warped = sitk.Resample(moving.hu, fixed.mask, before, sitk.sitkLinear, 0.0)
     warped_seen = sitk.Resample(moving.hu_seen, fixed.mask, before, sitk.sitkNearestNeighbor, 0)
@@ -313,14 +313,14 @@ def _bend_inside(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.
     method.SetMetricFixedMask(fixed.hu_seen)
     method.SetMetricMovingMask(warped_seen)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    # Without a seed the clock would decide where between the points of its grid it looks, and each run were another.
+    # Without a seed, the jitter of the sampling grid would depend on the clock, and runs would not be reproducible.
     method.SetMetricSamplingPercentage(_SAMPLED, _SEED)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsLBFGSB(1e-4, _SPLINE_STEPS, 5, 2 * _SPLINE_STEPS, 1e7)
     method.SetInitialTransform(spline, inPlace=True)
     try:
         method.Execute(fixed.hu, warped)
-    except RuntimeError as error:  # SimpleITK knows no other kind, also where memory is lacking
+    except RuntimeError as error:  # SimpleITK raises no other type, even if memory runs out
         if any(words in str(error) for words in _NOTHING_TO_COMPARE):
             return None
         raise
@@ -328,7 +328,7 @@ def _bend_inside(fixed: _Liver, moving: _Liver, before: sitk.Transform) -> sitk.
 
 
 def _overlap(fixed: _Liver, moving: _Liver, transform: sitk.Transform) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The fixed liver and the warped moving one where both images show something, and where that is."""
+    """The fixed liver and the warped moving one within the region that both images show, and that region."""
     warped = sitk.Resample(moving.mask, fixed.mask, transform, sitk.sitkNearestNeighbor, 0)
     seen = sitk.And(sitk.Resample(moving.seen, fixed.mask, transform, sitk.sitkNearestNeighbor, 0), fixed.seen)
     common = sitk.GetArrayFromImage(seen) > 0
@@ -368,7 +368,7 @@ def _quality(
 
 
 def _surface(mask: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Voxels of a mask beside a voxel that is seen and is not in the mask."""
+    """The voxels of a mask that are adjacent to a visible voxel outside the mask."""
     from scipy import ndimage
 
     return mask & ndimage.binary_dilation(seen & ~mask)

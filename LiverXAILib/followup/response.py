@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Categories of response, with the rule and the numbers that led to them.
+"""Response categories, with the rule and the numbers that led to them.
 
 * RECIST 1.1: Eisenhauer et al., Eur J Cancer 2009;45:228.
-* mRECIST: Lencioni and Llovet, Semin Liver Dis 2010;30:52; diameters of what enhances in the arterial phase.
+* mRECIST: Lencioni and Llovet, Semin Liver Dis 2010;30:52; diameters of the part enhancing in the arterial phase.
 * Choi: Choi et al., J Clin Oncol 2007;25:1753; size and attenuation in the portal venous phase.
 
-What a CT of the liver alone cannot tell is left to the reader: lesions of other organs, lymph nodes, and whether
-non-target lesions progress unequivocally.
+Criteria that cannot be assessed on a CT of the liver alone are left to the reader: lesions of other organs, lymph
+nodes, and whether non-target lesions progress unequivocally.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..text import counted
 #: RECIST 1.1: progression from the nadir in percent and mm, partial response from the baseline in percent.
 PD_PERCENT, PD_MM, PR_PERCENT = 20.0, 5, 30.0
 _ALL_VANISHED = "all lesions of the baseline have vanished, and there is no new one"
-#: Choi: in percent of the baseline.
+#: Choi: changes of size and attenuation in percent of the baseline.
 _CHOI_SIZE, _CHOI_HU = 10.0, 15.0
-#: A new lesion that is shorter should be confirmed.
+#: A new lesion with a shorter long axis should be confirmed.
 SMALL_MM = 10.0
 
 NAMES = {
@@ -38,14 +38,14 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Response:
-    """A category and how it came about. Percentages are of the baseline or the nadir, increases are positive.
+    """A category and how it was derived. Percentages are of the baseline or the nadir; increases are positive.
 
     :param criteria: "RECIST 1.1", "mRECIST" or "Choi".
     :param category: a key of :data:`NAMES`.
-    :param sum_mm: of the diameters of the target lesions now; None if they cannot be measured.
-    :param nadir_mm: the smallest sum before, the baseline's included.
-    :param hu_change_percent: Choi: of the targets' mean attenuation, from the baseline.
-    :param rule: what was met, in a sentence with numbers.
+    :param sum_mm: current sum of the diameters of the target lesions; None if they cannot be measured.
+    :param nadir_mm: the smallest earlier sum, including the baseline's.
+    :param hu_change_percent: Choi: change of the targets' mean attenuation from the baseline.
+    :param rule: the rule that was met, in a sentence with numbers.
     :param remarks: what the reader should know or decide.
     """
 
@@ -64,13 +64,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a study says of the target lesions and of all others.
+    """The target lesions and all other lesions of a study.
 
     :param sums_mm: sum of the targets' diameters in each study up to this one, the baseline first.
-    :param targets: how many targets the baseline has, and `targets_left` how many of them are still seen.
-    :param others, others_left: likewise, of the other lesions of the baseline.
-    :param new_mm: long axes of lesions that no earlier study has.
-    :param came_back: lesions that had vanished and are seen again.
+    :param targets, targets_left: number of targets in the baseline, and how many of them are still visible.
+    :param others, others_left: likewise for the other lesions of the baseline.
+    :param new_mm: long axes of lesions that are not in the baseline.
+    :param came_back: number of lesions that had vanished and are visible again.
     """
 
     sums_mm: Sequence[int]
@@ -83,7 +83,7 @@ class Reading:
 
 
 def recist_response(reading: Reading) -> Response:
-    """The category by RECIST 1.1. Percentages are of the sums in whole millimeters, as they are reported."""
+    """The RECIST 1.1 category. Percentages are computed from the sums in whole millimeters, as reported."""
     if not reading.targets:
         return _without_targets(reading)
     baseline, nadir, now = reading.sums_mm[0], min(reading.sums_mm[:-1]), reading.sums_mm[-1]
@@ -128,7 +128,7 @@ def _new_lesions(reading: Reading) -> str:
         sizes = ", ".join(f"{mm:.0f}" for mm in reading.new_mm)
         found.append(f"{counted(count, 'new lesion')} ({sizes} mm)")
     if count := reading.came_back:
-        found.append(f"{count} lesion{'s' if count > 1 else ''} seen again that had vanished")
+        found.append(f"{count} lesion{'s' if count > 1 else ''} seen again after having vanished")
     return " and ".join(found)
 
 
@@ -136,19 +136,19 @@ def _remarks(reading: Reading) -> tuple[str, ...]:
     remarks = []
     if reading.new_mm and max(reading.new_mm) < SMALL_MM:
         remarks.append(
-            f"All new lesions are shorter than {SMALL_MM:g} mm: RECIST 1.1 counts unequivocal ones; a reader should "
-            "confirm them, or wait for the next study."
+            f"All new lesions are shorter than {SMALL_MM:g} mm: RECIST 1.1 counts only unequivocal new lesions, so a "
+            "reader should confirm them, or wait for the next study."
         )
     if reading.others_left:
-        remarks.append("Whether other lesions progress unequivocally is for a reader to say; it would be PD.")
+        remarks.append("A reader must decide whether non-target lesions progress unequivocally, which would be PD.")
     return tuple(remarks)
 
 
 def mrecist_response(sums_mm: Sequence[int], *, new_lesions: int, others_left: int = 0) -> Response:
-    """The category by mRECIST.
+    """The mRECIST category.
 
     :param sums_mm: sum of the targets' viable diameters in each study up to this one, the baseline first.
-    :param others_left: other lesions of the baseline that still enhance.
+    :param others_left: number of other lesions of the baseline that still enhance.
     """
     baseline, nadir, now = sums_mm[0], min(sums_mm[:-1]), sums_mm[-1]
     shrunk, grown = _percent(now, baseline), _percent(now, nadir)
@@ -175,9 +175,9 @@ def choi_response(sums_mm: Sequence[int], hu: Sequence[float], *, new_lesions: i
     """The category by the Choi criteria.
 
     :param sums_mm: sum of the targets' diameters at baseline and now.
-    :param hu: mean attenuation of the targets at baseline (above 0) and of those still seen now; the latter is not
-        used if none is.
-    :param others_left: other lesions of the baseline that are still seen.
+    :param hu: mean attenuation of the targets at baseline (above 0) and of those still visible now; the latter is not
+        used if none are visible.
+    :param others_left: number of other lesions of the baseline that are still visible.
     """
     baseline, now = sums_mm
     size = _percent(now, baseline)
@@ -205,7 +205,7 @@ def _persist(what: str, others: int) -> str:
 
 
 def not_evaluable(criteria: str, reason: str) -> Response:
-    """No category, and why."""
+    """A response without an evaluable category, and why."""
     return Response(criteria, "NE", None, None, None, None, None, None, None, reason)
 
 
@@ -222,7 +222,7 @@ class Growth:
 
 
 def growth(before_ml: float, after_ml: float, days: float | None) -> Growth | None:
-    """How fast a lesion grows; None where the time or a volume is unknown or 0 (Schwartz, Cancer 1961;14:1272)."""
+    """The growth of a lesion; None if the time or a volume is unknown or 0 (Schwartz, Cancer 1961;14:1272)."""
     if not days or days < 0 or before_ml <= 0 or after_ml <= 0:
         return None
     rate = math.log(after_ml / before_ml) / days
@@ -230,7 +230,7 @@ def growth(before_ml: float, after_ml: float, days: float | None) -> Growth | No
 
 
 def _percent(now: float, before: float) -> float | None:
-    """The change in percent of `before`; None of nothing."""
+    """The change in percent of `before`; None if `before` is 0."""
     return 100 * (now - before) / before if before else None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One study of a follow-up: a result of ``analyze``, in memory or in a folder, or a CT that is analyzed now."""
+"""One study of a follow-up: a result of ``analyze``, in memory or in a folder, or a CT to be analyzed."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ _MEASUREMENTS, _SEGMENTATION, _DICOM = "measurements.json", "segmentation.seg.nr
 
 @dataclass(frozen=True)
 class StudyLesion:
-    """What is compared of a lesion; names and units as in
-    :class:`~LiverXAILib.measure.measurements.LesionMeasurements`."""
+    """The measurements of a lesion that are compared.
+
+    Names and units are those of :class:`~LiverXAILib.measure.measurements.LesionMeasurements`.
+    """
 
     number: int
     volume_ml: float
@@ -47,10 +49,10 @@ class StudyLesion:
 
 @dataclass(frozen=True)
 class Identity:
-    """By what it is noticed that studies do not belong together; nothing of it is written.
+    """Attributes that reveal whether studies belong to different patients; they are never written.
 
-    :param patient: a digest of the DICOM patient ID; likewise `birth_date` and `sex`. "" where unknown.
-    :param series: the series' UID; "" where unknown.
+    :param patient, birth_date, sex: digests of the DICOM patient ID, birth date and sex; "" if unknown.
+    :param series: the series' UID; "" if unknown.
     """
 
     patient: str = ""
@@ -59,7 +61,7 @@ class Identity:
     sex: str = ""
 
     def completed(self, other: Identity) -> Identity:
-        """With what only `other` knows."""
+        """Fill in unknown attributes from `other`."""
         return Identity(*(own or theirs for own, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
@@ -67,13 +69,13 @@ class Identity:
 class Study:
     """One time point.
 
-    :param name: how it is called in messages.
-    :param volume: the CT in HU; None: it is not known, only what was found in it.
-    :param targets: numbers of the RECIST target lesions of this study, by the rule or by a reader.
-    :param phase: contrast phase; None where it is uncertain.
-    :param date: of the study; None: unknown.
-    :param made_here: its segmentation was made for this comparison.
-    :param remarks: what the reader should know of it, in sentences.
+    :param name: name of the study in messages.
+    :param volume: the CT in HU; None: unavailable, only its results are known.
+    :param targets: numbers of the RECIST target lesions of this study, chosen by the rule or by a reader.
+    :param phase: contrast phase; None if uncertain.
+    :param date: date of the study; None: unknown.
+    :param made_here: whether its segmentation was made for this comparison.
+    :param remarks: sentences about it for the reader.
     """
 
     name: str
@@ -96,12 +98,12 @@ class Study:
         return sum(lesion.volume_ml for lesion in self.lesions)
 
     def lesion(self, number: int) -> StudyLesion:
-        """The lesion called `number` (from 1)."""
+        """The lesion with this `number` (from 1)."""
         return self.lesions[number - 1]
 
 
 def study_of(analysis: Analysis, name: str) -> Study:
-    """A result in memory."""
+    """Make a study from a result in memory."""
     metadata = analysis.volume.metadata
     date, identity = _from_dicom(metadata.get("files"))
     identity = identity.completed(Identity(series=str(metadata.get("series_instance_uid") or "")))
@@ -109,19 +111,19 @@ def study_of(analysis: Analysis, name: str) -> Study:
 
 
 def read_study(path: Path, image: Path | None, name: str, options: Options, model: str, context: RunContext) -> Study:
-    """Read a folder that ``analyze`` has written, or analyze a CT.
+    """Read a folder written by ``analyze``, or analyze a CT.
 
-    :param image: the CT that the result is about; None: unknown.
+    :param image: the CT from which the result was made; None: unknown.
     :param options: how a CT is read and analyzed.
-    :param model: name or folder of the model for that.
-    :raises LiverXAILib.errors.InputError: nothing is there, or the result is damaged or of an older version.
+    :param model: name or folder of the model for the analysis.
+    :raises LiverXAILib.errors.InputError: `path` does not exist, or the result is damaged or of another version.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
     if path.is_dir() and any((path / file).exists() for file in (PROVENANCE, _MEASUREMENTS, _SEGMENTATION)):
         return read_result(path, image, name, options)
     if image is not None:
-        raise UsageError(f"{path} is a CT itself, not a result: give its place in --images as '-'.")
+        raise UsageError(f"{path} is itself a CT, not a result: give '-' at its position in --images.")
     context.report(f"Analyzing {name}", 0.0)
     volume = options.read(path)
     analysis = options.analyze(volume, load_model(model), context)
@@ -130,9 +132,9 @@ def read_study(path: Path, image: Path | None, name: str, options: Options, mode
 
 
 def read_result(path: Path, image: Path | None, name: str, options: Options) -> Study:
-    """Read a folder that ``analyze`` has written; arguments and errors as of :func:`read_study`."""
+    """Read a folder written by ``analyze``; arguments and errors as in :func:`read_study`."""
     if not (path / PROVENANCE).exists():
-        raise InputError(f"{path} is not a whole result of 'liverxai analyze': {PROVENANCE} is missing.")
+        raise InputError(f"{path} is not a complete result of 'liverxai analyze': {PROVENANCE} is missing.")
     try:
         measured = json.loads((path / _MEASUREMENTS).read_text(encoding="utf-8"))
         provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
@@ -147,13 +149,13 @@ def read_result(path: Path, image: Path | None, name: str, options: Options) -> 
     # The series of the result's own SEG is not that of the CT.
     identity = dataclasses.replace(identity, series=str(metadata.get("series_instance_uid") or ""))
     _require_lesions_sought(name, measured)
-    specs = (LIVER, TUMOR)  # a file without lesions does not say that they were looked for
+    specs = (LIVER, TUMOR)  # explicit, because a file without lesions does not record that they were searched for
     if image is None:
         segmentation = Segmentation(read_label_map(path / _SEGMENTATION).volume, specs)
         if _edited(segmentation, measured):
             raise InputError(
-                f"{path}: {_SEGMENTATION} was edited after it was measured. Give the CT too (--images), so that it can "
-                "be measured again."
+                f"{path}: {_SEGMENTATION} was edited after it was measured. Also give the CT (--images), so that it "
+                "can be measured again."
             )
         return _study(name, segmentation, measured, None, date, identity)
     volume = options.read(image)
@@ -165,8 +167,8 @@ def read_result(path: Path, image: Path | None, name: str, options: Options) -> 
     if (measured["recist"] or {}).get("chosen_by_reader"):
         if _edited(segmentation, measured):
             remarks.append(
-                f"The segmentation of {name} was edited after its target lesions were chosen: they were taken by the "
-                "rule of RECIST 1.1 instead. Name them with --recist-targets."
+                f"The segmentation of {name} was edited after its target lesions were chosen: they were selected by "
+                "the rule of RECIST 1.1 instead. Choose them with --recist-targets."
             )
         else:
             again["recist"] = measured["recist"]
@@ -175,7 +177,7 @@ def read_result(path: Path, image: Path | None, name: str, options: Options) -> 
 
 
 def _edited(segmentation: Segmentation, measured: Mapping[str, Any]) -> bool:
-    """Whether a label map is another one than was measured: by the volumes of the liver and of each lesion."""
+    """Whether a label map differs from the one that was measured, by the volumes of the liver and of each lesion."""
     sizes = np.bincount(lesion_components(segmentation).ravel())[1:]
     liver = np.count_nonzero(segmentation.mask("liver"))
     found = np.array([liver, *sizes]) * segmentation.labels.grid.voxel_volume_mm3 / 1000
@@ -191,9 +193,9 @@ def _study(
     date: datetime.date | None,
     identity: Identity,
 ) -> Study:
-    """From measurements as :meth:`~LiverXAILib.measure.measurements.Measurements.to_dict` writes them."""
+    """Make a study from the output of :meth:`~LiverXAILib.measure.measurements.Measurements.to_dict`."""
     if not measured["liver_volume_ml"]:
-        raise InputError(f"{name}: no liver was found, so that nothing can be compared.")
+        raise InputError(f"{name}: no liver was found, so nothing can be compared.")
     _require_lesions_sought(name, measured)
     phase = measured["phase"]
     return Study(
@@ -213,7 +215,7 @@ def _study(
 
 def _require_lesions_sought(name: str, measured: Mapping[str, Any]) -> None:
     if measured["tumor_volume_ml"] is None:
-        raise UsageError(f"{name}: the model of this result does not look for tumors, so that nothing can be followed.")
+        raise UsageError(f"{name}: the model of this result does not segment tumors, so there is nothing to track.")
 
 
 def _lesion(one: Mapping[str, Any]) -> StudyLesion:
@@ -235,7 +237,7 @@ def _point(values: Any) -> Point:
 
 
 def _from_dicom(files: Any) -> tuple[datetime.date | None, Identity]:
-    """The study's date and who it is of, from the first DICOM file of a series; unknown without one."""
+    """The date and identity of a study from the first DICOM file of a series; unknown without files."""
     if not files:
         return None, Identity()
     import pydicom
@@ -247,8 +249,8 @@ def _from_dicom(files: Any) -> tuple[datetime.date | None, Identity]:
     try:
         with pydicom_warnings_hidden():
             header = pydicom.dcmread(files[0], stop_before_pixels=True, force=True, specific_tags=tags)
-    except Exception as error:  # pydicom raises nearly every kind
-        raise InputError(f"{files[0]} cannot be read any more.") from error
+    except Exception as error:  # pydicom raises almost any type
+        raise InputError(f"{files[0]} can no longer be read.") from error
     dates = [_date(str(header.get(tag) or "")) for tag in ("AcquisitionDate", "SeriesDate", "StudyDate")]
     patient, birth_date, sex = (_digest(str(header.get(tag) or "").strip()) for tag in person)
     identity = Identity(patient, str(header.get("SeriesInstanceUID") or ""), birth_date, sex)
@@ -267,9 +269,9 @@ def _date(text: str) -> datetime.date | None:
 
 
 def same_study(one: Study, other: Study) -> bool:
-    """Whether two studies are one and the same: by their voxels, or by their series where the CTs are not known.
+    """Whether two studies are identical: by their voxels, or by their series if the CTs are not available.
 
-    Several scans may share a series' UID, so that it counts only on the same grid.
+    Several scans may share a series UID, so it is compared only on the same grid.
     """
     a, b = one.segmentation.labels, other.segmentation.labels
     if not a.grid.matches(b.grid):

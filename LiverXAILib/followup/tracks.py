@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lesions through all studies: links from one study to the next become tracks."""
+"""Lesions across all studies: links from one study to the next become tracks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .studies import Study
 
 @dataclass
 class Course:
-    """A lesion while it is followed.
+    """A lesion while it is being tracked.
 
-    :param lesions: its numbers by study (from 0); empty where it is not seen.
+    :param lesions: its numbers by study (from 0); empty where it is not visible.
     :param events: what happened, by study.
     """
 
@@ -28,17 +28,17 @@ class Course:
 
     @property
     def last_seen(self) -> int:
-        """The last study in which it is."""
+        """The last study in which it is visible."""
         return max(study for study, numbers in enumerate(self.lesions) if numbers)
 
     def add(self, study: int, links: Sequence[Link]) -> None:
-        """The lesion goes on in all that `links` lead to."""
+        """Continue the lesion in all current lesions of `links`."""
         self.lesions[study] = tuple(sorted({*self.lesions[study], *(one for link in links for one in link.current)}))
 
 
 @dataclass
 class Courses:
-    """All lesions of a series of studies; complete after :meth:`follow` was called for each study but the first."""
+    """All lesions of a series of studies; complete once :meth:`follow` was called for each study except the first."""
 
     regions: list[list[Region]]
     courses: list[Course] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Courses:
     def follow(self, study: int, registrations: Sequence[Registration | None]) -> None:
         """Continue all courses in `study`.
 
-        :param registrations: of study 1, 2 … with the one before; the last is that of `study`.
+        :param registrations: registrations of study 1, 2 … with the one before; the last is that of `study`.
         """
         if registrations[-1] is None:
             self._cannot_follow(study)
@@ -72,7 +72,7 @@ class Courses:
             self.courses.append(Course([()] * study + [(number,)], ["not yet"] * study + ["new"]))
 
     def _seen_again(self, study: int, fresh: list[int], registrations: Sequence[Registration | None]) -> list[int]:
-        """Match new lesions with those that vanished in an earlier study; returns those that stay new."""
+        """Match new lesions with those that vanished in an earlier study; return those that remain new."""
         for last in range(study - 2, -1, -1):
             path = list(registrations[last:])
             gone = [course for course in self.courses if course.last_seen == last and not course.lesions[study]]
@@ -101,10 +101,11 @@ class Courses:
 
 
 def _event(own: set[int], links: Sequence[Link]) -> str:
-    """What happened to a lesion, in a word or three.
+    """The event of a lesion, see :class:`~LiverXAILib.followup.findings.Appearance`.
 
-    :param own: its numbers in the study before; several are pieces, whose joining again is not a merger.
-    :param links: all that these take part in.
+    :param own: its numbers in the study before; if there are several, these are parts of one lesion, whose rejoining
+        is not a merger.
+    :param links: all links in which these numbers occur.
     """
     if not any(link.current for link in links):
         return "vanished"
@@ -115,7 +116,7 @@ def _event(own: set[int], links: Sequence[Link]) -> str:
 
 
 def _through(path: Sequence[Registration]) -> Callable[[np.ndarray], np.ndarray]:
-    """From the last study of a path of registrations to the one before the first."""
+    """Chain a path of registrations: map points from its last study to the one before the first."""
 
     def to_first(points: np.ndarray) -> np.ndarray:
         for registration in reversed(path):
@@ -128,9 +129,9 @@ def _through(path: Sequence[Registration]) -> Callable[[np.ndarray], np.ndarray]
 def tracks(
     courses: Sequence[Course], studies: Sequence[Study], days: Sequence[float | None], targets: Sequence[int]
 ) -> tuple[Track, ...]:
-    """Courses with their measurements.
+    """Turn courses into tracks with measurements.
 
-    :param days: of each study since the first.
+    :param days: days of each study since the first.
     :param targets: numbers of the target lesions in the first study.
     """
     made = []
@@ -157,7 +158,7 @@ def _appearance(
     long_mm = sum(piece.long_mm for piece in pieces)
     short_mm = pieces[0].short_mm if len(pieces) == 1 else 0.0 if not pieces else None
     hu = sum(piece.mean_hu * piece.volume_ml for piece in pieces) / volume if pieces else None
-    # What has merged is measured with its neighbor: its change would be theirs.
+    # A merged lesion is measured together with its neighbor, so a change could not be attributed to it.
     if last is None or last.volume_ml is None or last.long_mm is None or event == "gone" or "merged" in event:
         return Appearance(index + 1, numbers, event, volume, long_mm, short_mm, hu)
     start, end = days[last.study - 1], days[index]

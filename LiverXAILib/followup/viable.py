@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a lesion enhances in the arterial phase: the part that mRECIST measures."""
+"""The part of a lesion that enhances in the arterial phase, as measured by mRECIST."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..measure.diameters import axial_diameters
 from ..volumes.box import bounding_box
 from .studies import Study
 
-#: A Gaussian against noise, in mm; and the voxels in mm from the border that belong to the blurred edge.
+#: Standard deviation of the Gaussian against noise, in mm.
 _SMOOTHING_MM = 1.0
 
 
 def viable_mm(study: Study, number: int) -> float:
-    """The longest axial diameter of what enhances in a lesion; 0 if nothing does.
+    """The longest axial diameter of the enhancing part of a lesion, in mm; 0 if nothing enhances.
 
-    With one phase alone, tissue counts as viable where it is at least as bright as the liver's mean in the arterial
-    phase; necrosis and what was treated are darker.
+    Because only one phase is available, tissue counts as viable if its HU in the arterial phase are at least the
+    liver's mean; necrotic and treated tissue have lower HU.
 
-    :param study: shows the arterial phase; its CT and the liver's HU are known.
+    :param study: a study in the arterial phase whose CT and liver HU are known.
     """
     assert study.volume is not None
     assert study.liver_hu is not None

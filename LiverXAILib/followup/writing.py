@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as files: JSON with a schema, a table, a page to read.
+"""A comparison as files: JSON with a schema, a table, and an HTML page.
 
-``python -m LiverXAILib.followup.writing`` writes the schema anew after a change of the types in
-:mod:`LiverXAILib.followup.findings`; raise their :data:`~LiverXAILib.followup.findings.SCHEMA_VERSION` then.
+``python -m LiverXAILib.followup.writing`` regenerates the schema after a change of the types in
+:mod:`LiverXAILib.followup.findings`; increment :data:`~LiverXAILib.followup.findings.SCHEMA_VERSION` in that case.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OURS = re.compile(r"comparison\.(json|csv|html)|segmentation-\d+\.seg\.nrrd")
 
 
 def comparison_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of ``comparison.json``: all fields are required, null where nothing is known."""
+    """The JSON Schema (2020-12) of ``comparison.json``: all fields are required; unknown values are null."""
     added = {"notice": {"type": "string"}}
     note = "Numbers of studies and lesions begin at 1."
     return file_schema(Findings, JSON_FILE, SCHEMA_VERSION, added, note)
@@ -40,9 +40,9 @@ def comparison_schema() -> dict[str, Any]:
 def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, report: bool = True) -> dict[str, Path]:
     """Write ``comparison.json``, ``comparison.csv`` and ``comparison.html`` into `folder`.
 
-    For each CT that was analyzed for this comparison there is a ``segmentation-N.seg.nrrd`` too.
+    For each CT that was analyzed for this comparison, a ``segmentation-N.seg.nrrd`` is written too.
 
-    All appear together, and take the place of those of an earlier comparison; files of others stay.
+    All files appear together and replace those of an earlier comparison; other files stay.
 
     :param report: False: no page (it needs the extra ``report``).
     :return: the files by role.

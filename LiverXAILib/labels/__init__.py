@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What label maps and segments mean: codes, names and values of the liver and its tumors, in one place."""
+"""The meaning of label maps and segments: codes, names and values of the liver and its tumors, in one place."""

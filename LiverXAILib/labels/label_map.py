@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the liver and its tumors are, as any segmentation file says it, in one form."""
+"""Reading the liver and its tumors from any segmentation file into one common form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..volumes.volume import Grid, Volume
 from .segment_files import NamedMask, dicom_segments, nifti_label_names, nrrd_segment_names, nrrd_segments
 from .vocabulary import PART, STRUCTURES, is_name, is_vague, liver_segment, structure_of, structure_of_name
 
-#: Voxels of two grids count as the same if none is misplaced by more than this fraction of its shortest side.
+#: Two grids count as the same if no voxel is displaced by more than this fraction of its shortest side.
 GRID_TOLERANCE = 0.1
 
 #: The values of structures in a label map: one, or several for a liver that is drawn in parts.
@@ -27,13 +27,13 @@ Values = Mapping[str, int | Sequence[int]]
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """What a segmentation says of the liver and its tumors.
+    """The liver and its tumors in a segmentation.
 
-    :param volume: uint8 (k, j, i) with the values :data:`~LiverXAILib.labels.vocabulary.STRUCTURES`; tumors are
-        drawn over the liver.
-    :param structures: the structures that the segmentation speaks of. One that is missing here is unknown: nobody
-        looked for it. One that is listed and has no voxels was looked for and not found.
-    :param extends: outside its voxels there is background, as in files that are cropped to what was drawn.
+    :param volume: uint8 (k, j, i) with the values :data:`~LiverXAILib.labels.vocabulary.STRUCTURES`; tumors overwrite
+        the liver.
+    :param structures: the structures that the segmentation describes. A structure that is not listed was not searched
+        for; one that is listed but has no voxels was searched for and not found.
+    :param extends: outside its voxels there is background, as in files that are cropped to the segments.
     """
 
     volume: Volume
@@ -41,14 +41,14 @@ class LabelMap:
     extends: bool = False
 
     def mask(self, structure: str) -> np.ndarray:
-        """Where a structure is; the liver includes its tumors. Bool (k, j, i)."""
+        """The mask of a structure: bool (k, j, i). The liver includes its tumors."""
         array = self.volume.array
         return array > 0 if structure == "liver" else array == STRUCTURES[structure]
 
     def on(self, grid: Grid, name: str = "segmentation", other: str = "image") -> LabelMap:
-        """The same on `grid`, whose axes may be in another order. Nothing is resampled.
+        """Return the label map on `grid`, whose axes may be in another order. Nothing is resampled.
 
-        :raises LiverXAILib.errors.InputError: its voxels lie elsewhere.
+        :raises LiverXAILib.errors.InputError: the voxels lie in different places.
         """
         if not self.extends:
             return replace(self, volume=Volume(aligned(self.volume, grid, name, other), grid.ijk_to_lps))
@@ -63,7 +63,7 @@ class LabelMap:
         if (inside := box.intersection(Box.full(grid.shape))) is not None:
             array[inside] = volume.array[inside.relative_to(box)]
         if np.count_nonzero(array) < np.count_nonzero(volume.array):
-            raise InputError(f"The {name} reaches beyond the {other}. Was it drawn on another image?")
+            raise InputError(f"The {name} extends beyond the {other}. Was it drawn on another image?")
         return LabelMap(Volume(array, grid.ijk_to_lps), self.structures)
 
 
@@ -72,16 +72,16 @@ def read_label_map(
 ) -> LabelMap:
     """Read a segmentation: NIfTI, NRRD, MetaImage, ``.seg.nrrd`` or DICOM SEG.
 
-    What values mean is taken from `values`; else from what the file itself says (segments of Slicer and DICOM by
-    name and code, a label table in a NIfTI header); else from a ``dataset.json`` beside the file or its folder; else
-    1 is liver and 2 is tumor, and a map without 2 says nothing of tumors.
+    The meaning of values is taken from `values`; otherwise from the file itself (segments of Slicer and DICOM by name
+    and code, a label table in a NIfTI header); otherwise from a ``dataset.json`` in the file's folder or the folder
+    above; otherwise 1 is liver and 2 is tumor, and a map without 2 does not describe tumors.
 
-    :param values: of "liver" and "tumor"; what is missing is not described.
-    :param others: values that are not explained are background.
-    :param grid: for a DICOM SEG: the grid to draw it on; None: its own.
-    :param advice: a sentence for a refusal that says how the user explains values.
-    :raises LiverXAILib.errors.InputError: it is damaged, holds values that nobody explained, or neither liver nor
-        tumor.
+    :param values: values of "liver" and "tumor"; a structure that is missing is not described.
+    :param others: treat values of unknown meaning as background.
+    :param grid: for a DICOM SEG: the grid of the result; None: its own.
+    :param advice: a sentence for error messages that says how the user can define values.
+    :raises LiverXAILib.errors.InputError: the file is damaged, contains values of unknown meaning, or contains neither
+        liver nor tumor.
     """
     from ..volumes.dicom import is_dicom
     from ..volumes.io import read_labels
@@ -103,7 +103,7 @@ def read_label_map(
     if names:
         values, known = values_of_names(names)
         if not values:
-            raise InputError(f"{path} has no label of the liver or its tumors; it has {', '.join(names)}.")
+            raise InputError(f"{path} has no label for the liver or its tumors; it has {', '.join(names)}.")
         ours = {value for several in values.values() for value in several}
         array = np.where(np.isin(volume.array, list(known - ours)), 0, volume.array)
         volume = volume.with_array(array)
@@ -114,7 +114,7 @@ def read_label_map(
 
 
 def described_structures(path: Path) -> set[str] | None:
-    """The structures that a file names itself, told by its header; None if it names none.
+    """The structures named in a file's header; None if it names no segments.
 
     :raises LiverXAILib.errors.InputError: the header is damaged.
     """
@@ -128,12 +128,12 @@ def described_structures(path: Path) -> set[str] | None:
 def read_structures(
     paths: Sequence[Path], grid: Grid, values: Values | None = None, *, others: bool = False, advice: str = ""
 ) -> LabelMap:
-    """What one or several files say together of liver and tumors, on `grid`: later ones add to earlier ones.
+    """Combine the liver and tumors of one or several files on `grid`; later files add to earlier ones.
 
-    A mask of one value whose file is called after a structure ("tumor.nii.gz") is that structure; everything else is
-    read by :func:`read_label_map`, whose arguments these are.
+    If there are several files, one that is named after a structure ("tumor.nii.gz") is read as the mask of that
+    structure; all others are read by :func:`read_label_map`, which describes the other parameters.
 
-    :raises LiverXAILib.errors.InputError: as :func:`read_label_map`, or voxels lie elsewhere than those of `grid`.
+    :raises LiverXAILib.errors.InputError: as in :func:`read_label_map`, or the voxels do not lie on `grid`.
     """
     array = np.zeros(grid.shape, np.uint8)
     structures: set[str] = set()
@@ -151,9 +151,9 @@ def read_structures(
 
 
 def label_map(volume: Volume, values: Values | None = None, *, others: bool = False, advice: str = "") -> LabelMap:
-    """What the values of a label map mean; arguments as in :func:`read_label_map`.
+    """Interpret the values of a label map; arguments as in :func:`read_label_map`.
 
-    :raises LiverXAILib.errors.InputError: it holds values that nobody explained.
+    :raises LiverXAILib.errors.InputError: it contains values of unknown meaning.
     """
     present = _present_values(volume.array)
     if values is None:
@@ -165,8 +165,8 @@ def label_map(volume: Volume, values: Values | None = None, *, others: bool = Fa
     if strange and not others:
         many = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise InputError(
-            f"the label map has the value {strange[0]:g}{many}, which is neither liver nor tumor by what is known of "
-            f"it{': is it an image?' if strange[0] < 0 else '.'} {advice}".strip()
+            f"the label map has the value {strange[0]:g}{many}, which is defined as neither liver nor "
+            f"tumor{': is it an image?' if strange[0] < 0 else '.'} {advice}".strip()
         )
     array = np.zeros(volume.shape, np.uint8)
     for name, value in STRUCTURES.items():
@@ -176,11 +176,11 @@ def label_map(volume: Volume, values: Values | None = None, *, others: bool = Fa
 
 
 def read_mask(path: Path, structure: str) -> Volume:
-    """A file of one structure as a mask: uint8, 1 where it is.
+    """Read the file of one structure as a mask: uint8, 1 inside the structure.
 
-    Its values may be 0 and any other, or those of :data:`~LiverXAILib.labels.vocabulary.STRUCTURES`.
+    Its values may be 0 and one other value, or those of :data:`~LiverXAILib.labels.vocabulary.STRUCTURES`.
 
-    :raises LiverXAILib.errors.InputError: it has other values, so that it is not the mask of one structure.
+    :raises LiverXAILib.errors.InputError: it has other values, so it is not the mask of one structure.
     """
     from ..volumes.io import read_labels
 
@@ -193,14 +193,14 @@ def read_mask(path: Path, structure: str) -> Volume:
     if len(present) > 1 and not present <= set(STRUCTURES.values()):
         listed = ", ".join(f"{value:g}" for value in sorted(present)[:4])
         raise InputError(
-            f"{path} has the values {listed}{' …' if len(present) > 4 else ''}; a mask of the {structure} has one "
-            "beside 0."
+            f"{path} has the values {listed}{' …' if len(present) > 4 else ''}; a mask of the {structure} has only one "
+            "besides 0."
         )
     return volume.with_array((volume.array != 0).astype(np.uint8))
 
 
 def on_common_grid(prediction: LabelMap, reference: LabelMap) -> tuple[LabelMap, LabelMap]:
-    """Both on one grid: the reference's, or where it is cropped that of the prediction, or one that holds both.
+    """Put both on one grid: the reference's; if that is cropped, the prediction's; if both are, one that contains both.
 
     :raises LiverXAILib.errors.InputError: their voxels lie in different places.
     """
@@ -213,7 +213,7 @@ def on_common_grid(prediction: LabelMap, reference: LabelMap) -> tuple[LabelMap,
 
 
 def _around(grid: Grid, other: Grid) -> Grid:
-    """`grid`, extended by whole voxels so that it holds `other` too."""
+    """Extend `grid` by whole voxels so that it also contains `other`."""
     k, j, i = (n - 1 for n in other.shape)
     corners = np.rint(grid.to_ijk(other.to_lps(np.array([(x, y, z) for x in (0, i) for y in (0, j) for z in (0, k)]))))
     low = np.minimum(corners.min(axis=0), 0).astype(int)
@@ -222,7 +222,7 @@ def _around(grid: Grid, other: Grid) -> Grid:
 
 
 def values_of_names(names: Mapping[str, Sequence[int]]) -> tuple[dict[str, tuple[int, ...]], set[int]]:
-    """The values of our structures among named ones, and all values that a name explains (background too)."""
+    """The values of our structures among named ones, and all values with a meaningful name (including background)."""
     found: dict[str, list[int]] = {}
     known = {0}
     for name, several in names.items():
@@ -239,9 +239,9 @@ def values_of_names(names: Mapping[str, Sequence[int]]) -> tuple[dict[str, tuple
 def dataset_labels(folder: Path) -> dict[str, tuple[int, ...]] | None:
     """The labels in a folder's ``dataset.json`` (Decathlon, nnU-Net): name → values; None without such a file.
 
-    Both directions are understood: {"1": "liver"} and {"liver": 1 or [1, 2]}.
+    Both directions are accepted: {"1": "liver"} and {"liver": 1 or [1, 2]}.
 
-    :raises LiverXAILib.errors.InputError: it cannot be understood.
+    :raises LiverXAILib.errors.InputError: the file cannot be understood.
     """
     path = folder / "dataset.json"
     if not path.is_file():
@@ -260,7 +260,7 @@ def dataset_labels(folder: Path) -> dict[str, tuple[int, ...]] | None:
 def aligned(volume: Volume, grid: Grid, name: str = "prediction", other: str = "reference") -> np.ndarray:
     """The array of `volume` in the axis order of `grid`.
 
-    :raises LiverXAILib.errors.InputError: its voxels lie elsewhere.
+    :raises LiverXAILib.errors.InputError: the voxels lie in different places.
     """
     volume = reorient(volume, axis_codes(grid))
     if volume.shape != grid.shape:
@@ -287,14 +287,14 @@ def _from_segments(path: Path, grid: Grid, segments: Sequence[NamedMask]) -> Lab
         found.add("liver")
     if not found & set(STRUCTURES):
         raise InputError(
-            f"{path} has no segment of the liver or its tumors; its segments are {names}. Rename that of the liver to "
-            "'liver', that of the tumors to 'tumor'."
+            f"{path} has no segment of the liver or its tumors; its segments are {names}. Rename the liver's segment "
+            "to 'liver' and the tumors' segment to 'tumor'."
         )
     for meaning, segment in meanings:
         if meaning is None and not _is_explained(segment) and segment.mask.any():
             raise InputError(
-                f"{path} does not say what its segment {segment.name!r} is: rename it, to 'liver' or 'tumor' if it is "
-                "one of these."
+                f"{path} does not say what its segment {segment.name!r} is: rename it ('liver' or 'tumor' if it is "
+                "one of these)."
             )
     array = np.zeros(grid.shape, np.uint8)
     for wanted in ("liver", PART, "tumor") if "liver" in found else ("tumor",):
@@ -305,7 +305,7 @@ def _from_segments(path: Path, grid: Grid, segments: Sequence[NamedMask]) -> Lab
 
 
 def _is_explained(segment: NamedMask) -> bool:
-    """Whether a segment's name or code says what it is, if not the liver or a tumor."""
+    """Whether the name or code of a segment that is not the liver or a tumor says what it is."""
     return is_name(segment.name) or (segment.kind is not None and not is_vague(segment.kind))
 
 
@@ -314,7 +314,7 @@ def _is_nrrd(path: Path) -> bool:
 
 
 def _present_values(array: np.ndarray) -> set[float]:
-    """The different values of an array."""
+    """The distinct values of an array."""
     if array.dtype.kind in "iu" and array.dtype.itemsize <= 2:  # counting is many times faster than sorting
         low = int(array.min())
         return {int(n) + low for n in np.flatnonzero(np.bincount((array.astype(np.int32) - low).ravel()))}

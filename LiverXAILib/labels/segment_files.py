@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that name what is in them: ``.seg.nrrd`` of 3D Slicer, DICOM SEG, and NIfTI with a table of labels."""
+"""Segmentation files that name their segments: 3D Slicer's ``.seg.nrrd``, DICOM SEG, and NIfTI with a label table."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..volumes.image_file import read_image_fields, read_image_file
 from ..volumes.volume import Grid
 from .terminology import Code, parse_terminology_entry
 
-#: A table of labels as TotalSegmentator and the Connectome Workbench write it into a NIfTI header.
+#: A label in the table that TotalSegmentator and the Connectome Workbench write into a NIfTI header.
 _NIFTI_LABEL = re.compile(r'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>', re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
 class NamedMask:
-    """One segment of a file: what it is called, how it is coded, and where it is (bool (k, j, i)).
+    """One segment of a file: its name, its codes, and its mask (bool (k, j, i)).
 
-    `place` is what an NRRD header says of the layer and the value, as text.
+    `place` is the layer and the label value in an NRRD header, as text.
     """
 
     name: str
@@ -34,9 +34,9 @@ class NamedMask:
 
 
 def nrrd_segments(path: Path) -> tuple[Grid, list[NamedMask]] | None:
-    """The segments that an NRRD file's header names, in one layer or several; None if it names none.
+    """The segments named in an NRRD file's header, in one layer or several; None if it names none.
 
-    Files of Slicer before 4.11 have no label values: there each segment is a component of its own.
+    Files written by Slicer before 4.11 have no label values: each segment is a separate layer.
 
     :raises LiverXAILib.errors.InputError: the file is damaged, or has voxels that belong to no segment.
     """
@@ -54,14 +54,14 @@ def nrrd_segments(path: Path) -> tuple[Grid, list[NamedMask]] | None:
         segments.append(replace(description, mask=mask))
     if not explained.all():
         raise InputError(
-            f"{path} has voxels of the value {layers[~explained][0]:g}, which belongs to none of its segments. Save "
+            f"{path} has voxels with the value {layers[~explained][0]:g}, which belongs to none of its segments. Save "
             "the segmentation again with 3D Slicer."
         )
     return image.grid, segments
 
 
 def nrrd_segment_names(path: Path) -> list[NamedMask] | None:
-    """The segments that an NRRD file's header names, without their voxels; None if it names none.
+    """The segments named in an NRRD file's header, without their voxels; None if it names none.
 
     :raises LiverXAILib.errors.InputError: the header is damaged.
     """
@@ -80,31 +80,31 @@ def nrrd_segment_names(path: Path) -> list[NamedMask] | None:
 
 
 def _place(segment: NamedMask, number: int, count: int, path: Path) -> tuple[int, int]:
-    """The layer of the segment with this number, and its value there."""
+    """The layer and the label value of the segment with this number."""
     layer_text, value_text = segment.place
     try:
         layer, value = (number, 1) if value_text is None else (int(layer_text or 0), int(value_text))
     except ValueError as error:
         raise InputError(
-            f"{path} has a segment {segment.name!r} without a value. Save it again with Slicer."
+            f"{path} has a segment {segment.name!r} without a valid value. Save it again with 3D Slicer."
         ) from error
     if not 0 <= layer < count:
         raise InputError(
-            f"{path} does not say which of its values is {segment.name!r}. Save the segmentation again with a newer "
-            "3D Slicer."
+            f"{path} does not say which of its values belongs to {segment.name!r}. Save the segmentation again with a "
+            "newer version of 3D Slicer."
         )
     return layer, value
 
 
 def nifti_label_names(path: Path) -> dict[int, str]:
-    """The names of values that a NIfTI header has in an extension (Connectome Workbench's ``LabelTable``)."""
+    """The names of label values in an extension of a NIfTI header (Connectome Workbench's ``LabelTable``)."""
     import nibabel
 
     try:
         extensions = nibabel.load(path).header.extensions  # type: ignore[attr-defined]
         texts = [extension.get_content() for extension in extensions]
     except (OSError, ValueError, AttributeError, nibabel.filebasedimages.ImageFileError):
-        return {}  # the reader of the voxels says what is wrong
+        return {}  # reading the voxels reports what is wrong
     names: dict[int, str] = {}
     for content in texts:
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
@@ -113,11 +113,11 @@ def nifti_label_names(path: Path) -> dict[int, str]:
 
 
 def dicom_segments(path: Path, grid: Grid | None) -> tuple[Grid, list[NamedMask]]:
-    """The segments of a DICOM SEG on `grid`; None: on its own.
+    """The segments of a DICOM SEG on `grid`; None: on its own grid.
 
     :raises LiverXAILib.errors.LiverXAIError: see :func:`LiverXAILib.volumes.dicom_seg.read_segment_masks`.
     """
-    # Resampling needs torch, which label maps on their image's grid do not.
+    # Imported here, because resampling needs torch and label maps on their image's grid do not.
     from ..volumes.dicom_seg import read_segment_masks, read_segments, segmentation_grid
 
     grid = grid or segmentation_grid(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coded concepts (DICOM PS3.16, mostly SNOMED CT) and 3D Slicer's text form of them."""
+"""Coded concepts (DICOM PS3.16, mostly SNOMED CT) and their text form in 3D Slicer."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _REGION_CONTEXT = "Anatomic codes - DICOM master list"
 
 
 def terminology_entry(category: Code, kind: Code, region: Code | None) -> str:
-    """Category, type and region of a segment as 3D Slicer stores them in the segment's tag ``TerminologyEntry``."""
+    """Format category, type and region of a segment as in 3D Slicer's segment tag ``TerminologyEntry``."""
     fields = (category, kind, None), (region, None)
     (types, regions) = (["^".join(code or ("", "", "")) for code in codes] for codes in fields)
     return "~".join((_TYPE_CONTEXT, *types, _REGION_CONTEXT, *regions))
 
 
 def parse_terminology_entry(text: str) -> tuple[Code | None, Code | None, Code | None]:
-    """Category, type and region in a ``TerminologyEntry`` of 3D Slicer; None for what it leaves open."""
+    """Parse category, type and region from 3D Slicer's ``TerminologyEntry``; None for those that are not set."""
     fields = text.split("~")
     if len(fields) < 6:
         return None, None, None

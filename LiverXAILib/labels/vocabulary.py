@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a segment's name and codes say: is it the liver, a tumor of the liver, a part of the liver, or something else?
+"""Classifies segments by name and codes: the liver, a tumor of the liver, a part of the liver, or something else.
 
-Everything that reads segmentations asks here: label maps, ``.seg.nrrd``, DICOM SEG, nodes of a Slicer scene,
-``dataset.json`` of training data and the channels of foreign models.
+It is used for all segmentations that are read: label maps, ``.seg.nrrd``, DICOM SEG, nodes of a Slicer scene,
+``dataset.json`` of training data and the channels of third-party models.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ..errors import InputError, UsageError
 from . import terminology
 from .terminology import Code
 
-#: Values of the structures in label maps that this project writes, and in others where nothing else is said.
+#: Values of the structures in label maps that this project writes, and in others unless specified otherwise.
 STRUCTURES = {"liver": 1, "tumor": 2}
-#: What :func:`structure_of` answers for a piece of liver, which is liver where a whole liver is described beside it.
+#: The result of :func:`structure_of` for a part of the liver, which counts as liver if the file also has a whole liver.
 PART = "part of the liver"
 
 _LIVER = re.compile(
@@ -52,11 +52,11 @@ _MASS_CODES = {
     *("128462008", "68453008", "25370001", "70179006"),
     *("M-03000", "M-01100", "M-80000", "M-80003", "M-80006", "M-80103", "M-81703"),
 }
-#: Disorders that name the liver themselves: its lesions, malignant, secondary malignant neoplasm, carcinoma.
+#: Disorders that include the liver as the site: lesion, malignant neoplasm, secondary malignant neoplasm, carcinoma.
 _LIVER_MASS_CODES = {"300331000", "93870000", "94381002", "109841003"}
 _ALTERED_CODES = {terminology.MORPHOLOGICALLY_ALTERED[1], "M-01000"}
-#: "Tissue", "anatomical structure" and the like as types, "abdomen" and the like as regions: what programs write where
-#: nobody chose anything.
+#: "Tissue", "anatomical structure" and the like as types, "abdomen" and the like as regions: the defaults of programs
+#: when the user chose nothing.
 _VAGUE_CODES = {
     *(terminology.ANATOMICAL_STRUCTURE[1], "91723000", "85756007", "T-D0050", "T-D000A", "260787004", "A-00004"),
     *("309825002", "115668003", terminology.MORPHOLOGICALLY_ALTERED[1], "M-01000"),
@@ -65,7 +65,7 @@ _VAGUE_CODES = {
 
 
 def named_values(liver: list[int] | None, tumor: list[int] | None) -> dict[str, list[int]] | None:
-    """Values of structures as options of the command line name them (0: there is none); None if they name none."""
+    """Values of structures from command line options (0: the structure is absent); None if no option is given."""
     if liver is None and tumor is None:
         return None
     given = (("liver", liver), ("tumor", tumor))
@@ -73,29 +73,29 @@ def named_values(liver: list[int] | None, tumor: list[int] | None) -> dict[str, 
     if chosen["liver"] != [0] and set(chosen["liver"]) <= set(chosen["tumor"]):
         values = " and ".join(map(str, chosen["liver"]))
         raise UsageError(
-            f"The liver's value {values} is also the tumor's, so that nothing would be liver. Name the values of "
-            "both by --liver-label and --tumor-label; 0 is for what there is not."
+            f"The liver's value {values} is also the tumor's, so nothing would be liver. Give both values with "
+            "--liver-label and --tumor-label; use 0 for a structure that is absent."
         )
     return {name: values for name, values in chosen.items() if values != [0]}
 
 
 def structure_of_name(name: str) -> str | None:
-    """ "liver", "tumor" or :data:`PART` by the name of a segment or label; None: another structure, or no name."""
+    """Classify the name of a segment or label as "liver", "tumor", :data:`PART`, or None (anything else)."""
     return _by_name(name)[0]
 
 
 def is_name(name: str) -> bool:
-    """Whether a name says anything at all: "spleen" does, "Segment_1" and "label 3" do not."""
+    """Whether a name is meaningful: "spleen" is, "Segment_1" and "label 3" are not."""
     return not _NUMBERED.fullmatch(_plain(name))
 
 
 def structure_of(
     name: str, category: Code | None = None, kind: Code | None = None, regions: Iterable[Code] = ()
 ) -> str | None:
-    """ "liver", "tumor" or :data:`PART` by a segment's name and codes; None: it is something else.
+    """Classify a segment by name and codes as "liver", "tumor", :data:`PART`, or None (anything else).
 
-    Codes decide where they are specific; a name decides where the code is missing or vague ("tissue"). A mass in
-    another organ than the liver is not a tumor of the liver, whatever its code.
+    A specific code takes precedence; the name decides if the code is missing or vague ("tissue"). A mass in an organ
+    other than the liver is not a tumor of the liver, whatever its code.
 
     :param category: segmented property category (DICOM) or Slicer's category.
     :param kind: segmented property type.
@@ -133,7 +133,7 @@ def _by_code(category: Code | None, kind: Code | None, has_place: bool, name: st
     if value in _LIVER_MASS_CODES:
         return "tumor"
     if value in _MASS_CODES:
-        # Without a region the name may tell of another organ: "kidney tumor".
+        # Without a region, the name may refer to another organ: "kidney tumor".
         return "tumor" if has_place or not _OTHER_ORGAN.search(_plain(name)) else None
     if value == terminology.BLOOD_VESSEL[1] and by_name == PART:
         return PART
@@ -141,12 +141,12 @@ def _by_code(category: Code | None, kind: Code | None, has_place: bool, name: st
 
 
 def is_vague(code: Code) -> bool:
-    """Whether a code says nothing of use: a general one, or one that a program made for itself."""
+    """Whether a code is uninformative: a general one, or a private one of some program."""
     return code[1] in _VAGUE_CODES or code[0].startswith("99")
 
 
 def _by_name(name: str) -> tuple[str | None, bool]:
-    """The structure that a name tells, and whether it names the liver."""
+    """The structure that a name denotes, and whether it names the liver."""
     plain = _plain(name)
     if _LIVER.fullmatch(plain):
         return "liver", True
@@ -156,7 +156,7 @@ def _by_name(name: str) -> tuple[str | None, bool]:
 
 
 def liver_segment(name: str) -> int | None:
-    """The number (1 to 8) of the Couinaud segment that a name tells, else None."""
+    """The number (1 to 8) of the Couinaud segment that a name denotes, otherwise None."""
     match = _PART.fullmatch(_plain(name))
     if match is None or match["number"] is None:
         return None
@@ -166,13 +166,13 @@ def liver_segment(name: str) -> int | None:
 
 
 def is_liver_vessel(name: str) -> bool:
-    """Whether a name tells of vessels inside the liver."""
+    """Whether a name denotes vessels inside the liver."""
     plain = _plain(name)
     return bool(_PART.fullmatch(plain)) and "lobe" not in plain and liver_segment(name) is None
 
 
 def _plain(name: str) -> str:
-    """Lower case, words apart by single spaces, American spelling."""
+    """Normalize a name: lower case, words separated by single spaces, American spelling."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
     plain = re.sub(r"[\s_.\-:/]+", " ", apart).strip().lower()
     plain = plain.replace("tumour", "tumor").replace("í", "i")

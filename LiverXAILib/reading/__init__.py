@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""refine(): what the reader decides about a result, as data beside the model's own answer; outline_lesion()."""
+"""refine(): a reader's decisions about a result, recorded alongside the model's own result; outline_lesion()."""
 
 from __future__ import annotations
 

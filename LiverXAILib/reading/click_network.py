@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small network that outlines the lesion at a click, and corrects the outline by further clicks.
+"""A small network that outlines the lesion at a click, and corrects the outline after further clicks.
 
-It sees a cube of the CT around the first click: HU from the liver's median, the liver, the clicks in the lesion, the
-clicks that are not, and its own answer before the last click (as Sofiiuk et al., ICIP 2022). Small lesions are seen at
-1 mm, larger ones at 2 or 4 mm. ``python -m recipes.clicks`` trains it, ``liverxai benchmark clicks`` measures it.
+Its input is a cube of the CT around the first click: HU relative to the liver's median, the liver mask, the clicks
+inside the lesion, the clicks outside it, and the previous output (as in Sofiiuk et al., ICIP 2022). Small lesions are
+sampled at 1 mm, larger ones at 2 or 4 mm. ``python -m recipes.clicks`` trains the network;
+``liverxai benchmark clicks`` evaluates it.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from ..volumes.volume import Grid, Volume
 
 #: Voxels along each side of the cube.
 SIZE = 32
-#: Sizes of its voxels, from small lesions to large ones, in mm: a lesion that reaches the sides of a cube is looked at
-#: with larger ones.
+#: Voxel sizes of the cube in mm, for small to large lesions: if a lesion reaches the sides of a cube, the next larger
+#: size is used.
 SCALES_MM = (1.0, 2.0, 4.0)
-#: So are larger lesions (a ball of 20 mm) than fit the smallest cube well.
+#: The next larger size is also used above this volume (a ball of 20 mm), which does not fit the smallest cube well.
 _LARGE_MM3 = 4200.0
-#: Of each click in the network's input: standard deviation in voxels.
+#: Standard deviation in voxels of the Gaussian that encodes a click in the network's input.
 _CLICK_VOXELS = 2.0
-#: HU from the liver's median are clipped to ± the first and divided by the second.
+#: HU relative to the liver's median are clipped to ± the first value and divided by the second.
 _CLIP_HU, _UNIT_HU = 150.0, 50.0
-#: Channels of the input: HU, liver, clicks in the lesion, clicks outside it, the answer before.
+#: Channels of the input: HU, liver, clicks in the lesion, clicks outside it, the previous output.
 CHANNELS = 5
 FOLDER = Path(__file__).parents[1] / "models" / "bundled" / "clicks"
 WEIGHTS, CARD = "clicks.safetensors", "card.json"
@@ -44,14 +45,14 @@ WEIGHTS, CARD = "clicks.safetensors", "card.json"
 
 @dataclass(frozen=True)
 class Click:
-    """A place (LPS mm) that is in the lesion, or not."""
+    """A point (LPS mm) inside or outside the lesion."""
 
     place_lps_mm: tuple[float, float, float]
     inside: bool = True
 
 
 def click_grid(grid: Grid, place_lps_mm: Sequence[float], scale_mm: float, size: int = SIZE) -> Grid:
-    """The cube around a place: along the patient's axes, or the image's own where they are nearly that."""
+    """The cube around a point, along the patient's axes, or the image's own axes if these are close to them."""
     direction = network_orientation_grid(grid, "SPL").direction
     matrix = np.eye(4)
     matrix[:3, :3] = direction * scale_mm
@@ -68,9 +69,9 @@ def network_input(
 ) -> torch.Tensor:
     """The channels (5, k, j, i) of the network's input.
 
-    :param hu: from the liver's median, (k, j, i).
-    :param inside, outside: clicks in voxels (k, j, i).
-    :param before: the probability that the network gave before the last click; 0 at the first.
+    :param hu: HU relative to the liver's median, (k, j, i).
+    :param inside, outside: clicks in voxel coordinates (k, j, i).
+    :param before: the network's probability before the last click; 0 for the first click.
     """
     image = hu.clamp(-_CLIP_HU, _CLIP_HU) / _UNIT_HU
     clicks = [_spots(hu.shape, points) for points in (inside, outside)]
@@ -88,9 +89,9 @@ def _spots(shape: Sequence[int], points: Sequence[Sequence[float] | np.ndarray])
 
 @functools.cache
 def click_network() -> torch.nn.Module:
-    """The network that LiverXAI brings along, with its weights, loaded once.
+    """Load the bundled network with its weights, once.
 
-    :raises LiverXAILib.errors.ModelError: its files are damaged.
+    :raises LiverXAILib.errors.ModelError: the files are damaged.
     """
     path = FOLDER / WEIGHTS
     try:
@@ -100,18 +101,20 @@ def click_network() -> torch.nn.Module:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"The network that outlines lesions from a click is damaged: {CARD} or {WEIGHTS} in {FOLDER} is missing or "
-            "cannot be read. Install LiverXAI again."
+            "cannot be read. Reinstall LiverXAI."
         ) from error
     if found != expected:
-        raise ModelError(f"{path.name} is not the file that its card describes. Install LiverXAI again.")
+        raise ModelError(f"{path.name} is not the file that its card describes. Reinstall LiverXAI.")
     state = {name: value.float() for name, value in read_tensors(path).items()}
     return build_with_weights(lambda: UNet(**arguments), state, path, "UNet").eval()
 
 
 @dataclass(frozen=True, eq=False)
 class CubeOutline:
-    """What the network says: the logit of "lesion" (k, j, i) on `grid`; `at_sides` is the part of the lesion that lies
-    at the sides of the cube."""
+    """The network's output: the logit of "lesion" (k, j, i) on `grid`.
+
+    `at_sides` is the fraction of the lesion at the sides of the cube.
+    """
 
     grid: Grid
     logit: torch.Tensor
@@ -119,7 +122,7 @@ class CubeOutline:
 
     @property
     def reach_mm(self) -> float:
-        """From the click to the sides of the cube."""
+        """The distance from the click to the sides of the cube, in mm."""
         return SIZE / 2 * self.grid.spacing[0]
 
 
@@ -134,10 +137,10 @@ def outline_by_network(
     """Outline the lesion around the first click.
 
     :param volume: the CT in HU.
-    :param liver: its liver, dents of missed lesions included, as bool; on a grid of its own.
-    :param median_hu: of the liver's tissue.
-    :param before: the lesion's mask as it is now, which the last click corrects; None: it has none yet.
-    :param network: None: the one that LiverXAI brings along.
+    :param liver: the liver mask (bool), with the indentations left by missed lesions filled; on a grid of its own.
+    :param median_hu: median HU of the liver tissue.
+    :param before: the current lesion mask, which the last click corrects; None: there is none yet.
+    :param network: None: the bundled network.
     """
     network = network or click_network()
     for scale in SCALES_MM:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai refine``: the reader's decisions on a folder that ``liverxai analyze`` has written."""
+"""``liverxai refine``: the reader's decisions on a folder written by ``liverxai analyze``."""
 
 from __future__ import annotations
 
@@ -45,37 +45,45 @@ from .packing import unpack_mask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument("result", metavar="RESULT", type=Path, help="a folder that 'analyze' has written")
-    parser.add_argument("--image", metavar="CT", type=Path, required=True, help="the CT that it is about")
+    """Add the arguments of the command."""
+    parser.add_argument("result", metavar="RESULT", type=Path, help="a folder written by 'analyze'")
+    parser.add_argument("--image", metavar="CT", type=Path, required=True, help="the CT from which RESULT was made")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="for the new result (default: RESULT)")
     numbers: dict[str, Any] = {"type": _numbers, "nargs": "+", "action": "extend", "default": [], "metavar": "N"}
     parser.add_argument("--accept", **numbers, help="candidates that are lesions, by their numbers in the report")
-    parser.add_argument("--reject", "--remove", **numbers, help="lesions that are none, by their numbers in the report")
-    parser.add_argument("--restore", **numbers, help="rejected lesions that are lesions after all, by their numbers")
-    parser.add_argument("--split", **numbers, help="lesions that are two")
     parser.add_argument(
-        "--merge", type=_numbers, nargs="+", action="append", default=[], metavar="N", help="lesions that are one: 2,3"
+        "--reject", "--remove", **numbers, help="lesions that are false positives, by their numbers in the report"
+    )
+    parser.add_argument("--restore", **numbers, help="rejected lesions that are lesions after all, by their numbers")
+    parser.add_argument("--split", **numbers, help="lesions that are actually two")
+    parser.add_argument(
+        "--merge",
+        type=_numbers,
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="N",
+        help="lesions that are actually one: 2,3",
     )
     parser.add_argument(
         "--add", action="append", default=[], metavar="PLACE", help="a missed lesion: ras:x,y,z or lps:x,y,z in mm"
     )
     parser.add_argument(
-        "--include", action="append", default=[], metavar="PLACE", help="a place that belongs to the nearest lesion"
+        "--include", action="append", default=[], metavar="PLACE", help="a point that belongs to the nearest lesion"
     )
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="PLACE", help="a place that does not belong to its lesion"
+        "--exclude", action="append", default=[], metavar="PLACE", help="a point that does not belong to its lesion"
     )
     parser.add_argument(
         "--targets", type=_numbers, nargs="+", default=[], metavar="N", help="the target lesions of RECIST 1.1: 1,3"
     )
-    parser.add_argument("--reader", default="reader", help="who decides, as it is recorded (default: reader)")
+    parser.add_argument("--reader", default="reader", help="name of the reader in the record (default: reader)")
     options.add_arguments(parser)
-    parser.set_defaults(sensitivity=None)  # as the result was made
+    parser.set_defaults(sensitivity=None)  # None: the sensitivity of the result
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Refine a result; returns the exit code."""
+    """Refine a result; return the exit code."""
     decisions = [
         *map(accept, chain(*arguments.accept)),
         *map(reject, chain(*arguments.reject)),
@@ -89,12 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if not decisions and arguments.sensitivity is None:
         raise UsageError(
-            "Nothing is decided: give --accept, --reject, --restore, --merge, --split, --add, --include, --exclude, "
+            "No decision was given: use --accept, --reject, --restore, --merge, --split, --add, --include, --exclude, "
             "--targets or --sensitivity."
         )
     if arguments.regions or arguments.no_postprocessing or arguments.min_lesion_ml is not None:
         raise UsageError(
-            "--regions, --no-postprocessing and --min-lesion-ml go with 'analyze': 'refine' changes what it has found, "
+            "--regions, --no-postprocessing and --min-lesion-ml are options of 'analyze': 'refine' changes its result "
             "by the same rules."
         )
     existing(arguments.image)
@@ -125,7 +133,7 @@ def _refined(
     decisions: Sequence[Decision],
     context: RunContext,
 ) -> Analysis:
-    """The model's own answer once more (it is the same), what the folder holds now, and the new decisions."""
+    """Recompute the model's own result, load the current labels from the folder, and apply the new decisions."""
     from ..explain import EmptyTargetError, Target, explain_all
     from ..models import load_model
     from ..pipeline import analyze, check_request
@@ -134,8 +142,8 @@ def _refined(
     made_by = provenance["segmentation"]["model"]
     if list(model.sha256) != list(made_by["sha256"]):
         raise UsageError(
-            f"{arguments.result} was made by model {made_by['name']} {made_by['version']}, which is not the one that "
-            f"--model names ({model.spec.name} {model.spec.version})."
+            f"{arguments.result} was made by model {made_by['name']} {made_by['version']}, which is not the one given "
+            f"by --model ({model.spec.name} {model.spec.version})."
         )
     asked = arguments.sensitivity or chosen.sensitivity
     questions = check_request(model, chosen.explain, chosen.method, chosen.layer, asked)
@@ -158,7 +166,7 @@ def _refined(
     untouched = not earlier and not edited
     current = own if untouched else resume(own, labels, earlier, edited=edited, who=arguments.reader)
     refined = refine(current, decisions, who=arguments.reader) if decisions or not untouched else current
-    if arguments.sensitivity is not None:  # after the decisions: their numbers are those of the report
+    if arguments.sensitivity is not None:  # after the decisions, because they use the numbers of the report
         refined = change_sensitivity(refined, arguments.sensitivity)
     answerable: list[Target] = []
     for question in questions:
@@ -181,28 +189,28 @@ def _refined(
 
 
 def require_same_ct(result: Path, provenance: Mapping[str, Any], volume: Volume) -> None:
-    """Refuse another CT than the one that a result was made from: on the same grid it would be taken for that.
+    """Refuse a CT other than the one from which a result was made; on the same grid, it would go unnoticed.
 
-    :param provenance: what ``provenance.json`` of `result` holds.
-    :raises LiverXAILib.errors.InputError: it is another one.
+    :param provenance: the content of ``provenance.json`` in `result`.
+    :raises LiverXAILib.errors.InputError: it is a different CT.
     """
     known = provenance["input"].get("sha256")
     if known is None:
-        warn(f"{result} does not say from which CT it was made, so that the CT given with it cannot be checked.")
+        warn(f"{result} does not say from which CT it was made, so the CT given with it cannot be checked.")
     elif known != volume.sha256:
         raise InputError(
-            f"The CT given with {result} is not the CT that it is about: its voxels have another checksum than 'input' "
-            "in provenance.json says. Give the CT that was analyzed, or analyze this one."
+            f"The CT given with {result} is not the CT from which it was made: the checksum of its voxels differs from "
+            "that of 'input' in provenance.json. Give the CT that was analyzed, or analyze this one."
         )
 
 
 def _require_candidates(folder: Path, decisions: Sequence[Decision]) -> None:
-    """Refuse candidates that the result does not have, before the model's answer is computed again."""
+    """Refuse candidates that the result does not have, before the model's result is recomputed."""
     try:
         measured = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
         known = [one["number"] for one in measured["candidates"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # it is written anew, and the numbers are looked up in what is computed
+        return  # the file will be rewritten, and the numbers are checked against the recomputed result
     wrong = [number for one in decisions if one.kind == "accept" for number in one.numbers if number not in known]
     if wrong:
         there = f"there {'is' if len(known) == 1 else 'are'} {len(known)}" if known else "there is no candidate"
@@ -220,18 +228,18 @@ def _provenance(folder: Path) -> dict[str, Any]:
             _require_decisions(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder} is not a whole result of 'liverxai analyze': {path.name} is missing or damaged."
+            f"{folder} is not a complete result of 'liverxai analyze': {path.name} is missing or damaged."
         ) from error
     if given:
         raise UsageError(
-            f"{folder} was made from contours that were given (--segmentation), and decisions are about what a model "
-            "has found. Change the contours instead, and analyze with them."
+            f"{folder} was made from given contours (--segmentation), but decisions apply to what a model has found. "
+            "Change the contours instead, and analyze with them."
         )
     return found
 
 
 def _require_decisions(provenance: Mapping[str, Any]) -> None:
-    """Raise some ValueError, KeyError or TypeError if the decisions of a result cannot be read."""
+    """Raise ValueError, KeyError or TypeError if the decisions of a result cannot be read."""
     whole = Box.full(provenance["input"]["shape"])
     for values in provenance.get("reader", ()):
         where, mask = unpack_mask(Decision.from_dict(values).voxels)
@@ -242,28 +250,28 @@ def _require_decisions(provenance: Mapping[str, Any]) -> None:
 
 
 def _labels(path: Path, own: Analysis) -> Volume:
-    """The label map of the folder: as it was written, or as somebody has edited the file since."""
+    """The label map of the folder, as it was written or as it has been edited since."""
     from ..labels.label_map import read_label_map
     from ..labels.vocabulary import STRUCTURES
     from ..volumes.io import read_labels
 
     before = own.segmentation.labels
     if {spec.name: spec.value for spec in own.segmentation.specs} == STRUCTURES:
-        # By the names of its segments: an editor may have given them other values, or cropped the file to them.
+        # Read by segment names: an editor may have changed the label values, or cropped the file to the segments.
         return before.with_array(read_label_map(path).on(before.grid, path.name, "CT").volume.array)
     labels = read_labels(path)
     if not labels.grid.matches(before.grid):
-        raise InputError(f"{path} does not lie on the grid of the CT. Is --image the CT that the result is about?")
+        raise InputError(f"{path} is not on the grid of the CT. Is --image the CT from which the result was made?")
     return labels.with_array(labels.array.astype(np.uint8))
 
 
 def _numbers(text: str) -> list[int]:
-    """Numbers with commas between them: "2,3"."""
+    """Parse numbers separated by commas: "2,3"."""
     return [int(number) for number in text.split(",") if number]
 
 
 def _place(text: str) -> tuple[float, float, float]:
-    """A place in LPS mm from ``ras:x,y,z`` or ``lps:x,y,z``."""
+    """Parse ``ras:x,y,z`` or ``lps:x,y,z`` (mm) into a point in LPS mm."""
     frame, _, numbers = text.partition(":")
     try:
         x, y, z = (float(number) for number in numbers.split(","))

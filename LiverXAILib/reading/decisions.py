@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reader's decisions, applied to a result. The model's own answer stays beside it."""
+"""The reader's decisions, applied to a result; the model's own result is kept alongside."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .outline import correct_outline, outline_lesion
 from .packing import pack_mask, unpack_mask
 from .rejections import rejections
 
-#: A place belongs to the nearest lesion if that is not further away, in mm.
+#: Maximum distance of a point from the nearest lesion to which it is assigned, in mm.
 _NEAREST_MM = 20.0
 
 
@@ -34,7 +34,7 @@ def accept(candidate: int) -> Decision:
 
 
 def reject(lesion: int) -> Decision:
-    """A lesion is none: its voxels become liver."""
+    """A lesion is a false positive: its voxels become liver."""
     return Decision("reject", (lesion,))
 
 
@@ -44,53 +44,53 @@ def restore(rejected: int) -> Decision:
 
 
 def add(place_lps_mm: Sequence[float]) -> Decision:
-    """There is a lesion at a place (LPS mm) that the model has missed; :func:`outline_lesion` outlines it."""
+    """There is a lesion at a point (LPS mm) that the model has missed; :func:`outline_lesion` outlines it."""
     x, y, z = (float(value) for value in place_lps_mm)
     return Decision("add", (), (x, y, z))
 
 
 def merge(*lesions: int) -> Decision:
-    """Two or more lesions are one: bridges of tumor join them where they are nearest.
+    """Two or more lesions are one: bridges of tumor voxels join them where they are closest.
 
-    :raises LiverXAILib.errors.UsageError: these are not two different ones at least.
+    :raises LiverXAILib.errors.UsageError: there are fewer than two different lesions.
     """
     if len(set(lesions)) < 2:
-        raise UsageError("To merge takes two lesions or more, such as 2,3.")
+        raise UsageError("Merging takes two or more lesions, such as 2,3.")
     return Decision("merge", tuple(dict.fromkeys(lesions)))
 
 
 def split(lesion: int) -> Decision:
-    """A lesion is two: they are parted in the middle between its farthest ends."""
+    """A lesion is two: it is divided midway between its two most distant ends."""
     return Decision("split", (lesion,))
 
 
 def include(place_lps_mm: Sequence[float]) -> Decision:
-    """A place (LPS mm) belongs to the nearest lesion, whose outline leaves it out."""
+    """A point (LPS mm) belongs to the nearest lesion, whose outline does not include it."""
     x, y, z = (float(value) for value in place_lps_mm)
     return Decision("include", (), (x, y, z))
 
 
 def exclude(place_lps_mm: Sequence[float]) -> Decision:
-    """A place (LPS mm) does not belong to the lesion in whose outline it lies."""
+    """A point (LPS mm) does not belong to the lesion whose outline includes it."""
     x, y, z = (float(value) for value in place_lps_mm)
     return Decision("exclude", (), (x, y, z))
 
 
 def measure_lesion(lesion: int, points_lps_mm: Sequence[Sequence[float]]) -> Decision:
-    """A lesion's diameters as the reader measures them.
+    """A lesion has the diameters measured by the reader.
 
-    :param points_lps_mm: both ends of the long axis, then of the short one (LPS mm).
+    :param points_lps_mm: both ends of the long axis, then of the short axis (LPS mm).
     """
     if len(points_lps_mm) != 4:
-        raise UsageError("Two diameters have four ends: two of the long axis, then two of the short one.")
+        raise UsageError("Two diameters have four ends: two of the long axis, then two of the short axis.")
     points = tuple((float(x), float(y), float(z)) for x, y, z in points_lps_mm)
     return Decision("measure", (lesion,), points_lps_mm=points)
 
 
 def choose_targets(*lesions: int) -> Decision:
-    """These lesions are the target lesions of RECIST 1.1, not those that its rule would take.
+    """These lesions are the target lesions of RECIST 1.1, instead of those that its rule would select.
 
-    :raises LiverXAILib.errors.UsageError: there are none, or more than RECIST allows in one organ.
+    :raises LiverXAILib.errors.UsageError: no lesion is given, or more than RECIST allows in one organ.
     """
     numbers = tuple(dict.fromkeys(lesions))
     if not 0 < len(numbers) <= MOST_TARGETS:
@@ -106,21 +106,21 @@ def refine(
     *,
     who: str = "reader",
 ) -> Analysis:
-    """Apply what the reader decided, and measure again.
+    """Apply the reader's decisions, and measure again.
 
-    Numbers of lesions, candidates and rejected lesions are those of `analysis`; all are looked up before anything
-    changes. In the result lesions and rejected lesions are numbered anew, by size; candidates keep their numbers, and
-    say what was decided.
+    Numbers of lesions, candidates and rejected lesions are those in `analysis`; all are looked up before anything
+    changes. In the result, lesions and rejected lesions are renumbered by size; candidates keep their numbers and
+    record the decision.
 
     :param decisions: made by :func:`accept`, :func:`reject`, :func:`restore`, :func:`add`, :func:`include`,
         :func:`exclude`, :func:`merge`, :func:`split`, :func:`measure_lesion` and :func:`choose_targets`; their time,
         place, numbers and voxels are filled in.
-    :param labels: the label map as the reader has edited it by hand; None: that of `analysis`.
-    :param who: who decided.
+    :param labels: the label map as edited by hand; None: that of `analysis`.
+    :param who: name of the reader.
     :return: a new analysis with the decisions (:attr:`~LiverXAILib.analysis.Analysis.decisions`) and the model's own
-        answer (:attr:`~LiverXAILib.analysis.Analysis.own`). If outlines have changed, heat maps and counterfactuals
-        of single lesions are left out: their numbers may stand for others.
-    :raises LiverXAILib.errors.UsageError: there is no such lesion or candidate, or nothing at the place.
+        result (:attr:`~LiverXAILib.analysis.Analysis.own`). If outlines have changed, heat maps and counterfactuals
+        of single lesions are dropped, because their numbers may now refer to other lesions.
+    :raises LiverXAILib.errors.UsageError: a lesion or candidate does not exist, or there is none at the given point.
     """
     own = analysis.own or analysis
     before = analysis.segmentation
@@ -129,7 +129,7 @@ def refine(
     array = np.array(before.labels.array if labels is None else labels.array)
     if labels is not None and (array != before.labels.array).any():
         if not labels.grid.matches(before.labels.grid):
-            raise UsageError("The edited label map does not lie on the image's grid.")
+            raise UsageError("The edited label map is not on the image's grid.")
         decided.append(Decision("edit", (), None, who, now, voxels=pack_mask(array != before.labels.array)))
     base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
     lesions, candidates = lesion_components(base), candidate_components(own.segmentation)
@@ -149,7 +149,7 @@ def refine(
             lesion, named = lesions == number, (number,)
             _require_there(named, gone)
             box, mask = correct_outline(analysis.volume, base, lesion, place, inside)
-            # Only what the click changes: another decision may have changed the rest of the lesion.
+            # Apply only the click's changes: another decision may have changed the rest of the lesion.
             array[box][lesion[box] & ~mask] = liver
             array[box][mask & ~lesion[box]] = tumor
         elif decision.kind == "restore":
@@ -207,16 +207,16 @@ def refine(
 def resume(
     own: Analysis, labels: Volume, earlier: Sequence[Decision], *, edited: bool = False, who: str = "reader"
 ) -> Analysis:
-    """What an earlier session has left, to be refined further.
+    """Restore the state of an earlier session, to be refined further.
 
-    :param own: the model's own answer.
-    :param labels: the label map now, on the image's grid.
+    :param own: the model's own result.
+    :param labels: the current label map, on the image's grid.
     :param earlier: the decisions that led to it.
-    :param edited: it was edited by hand since, which is recorded as a decision of `who`.
-    :raises LiverXAILib.errors.UsageError: the label map does not lie on the image's grid.
+    :param edited: the label map was edited by hand since, which is recorded as a decision of `who`.
+    :raises LiverXAILib.errors.UsageError: the label map is not on the image's grid.
     """
     if not labels.grid.matches(own.segmentation.labels.grid):
-        raise UsageError("The edited label map does not lie on the image's grid.")
+        raise UsageError("The edited label map is not on the image's grid.")
     array = labels.array
     touched = _held(earlier, array, own.segmentation)
     by_hand = (array != own.segmentation.labels.array) & ~touched
@@ -227,20 +227,20 @@ def resume(
 
 
 def _touched(analysis: Analysis, labels: np.ndarray, decided: Sequence[Decision] = ()) -> np.ndarray:
-    """Where the reader has had a say: before, or now by what was `decided`, which led to `labels`."""
+    """The voxels that the reader has determined, before or now by the decisions `decided`, which led to `labels`."""
     held: np.ndarray = labels != analysis.segmentation.labels.array
     held |= _held(decided, labels, (analysis.own or analysis).segmentation)
     return held if analysis.touched is None else analysis.touched | held
 
 
 def _held(decisions: Sequence[Decision], labels: np.ndarray, own: Segmentation) -> np.ndarray:
-    """Where decisions hold also at another operating point, at which the model says something else.
+    """The voxels where decisions persist at another operating point, at which the model's labels may differ.
 
-    These are the voxels that a decision changed, and all of the lesion that it was about: one whose outline a reader
-    has corrected, or joined to another, is a lesion, however sure the model is of it.
+    These are the voxels that a decision changed, and all voxels of the lesion that it concerned: if a reader has
+    corrected the outline of a lesion or joined it to another, it counts as a lesion whatever the model's confidence.
 
-    :param labels: what the decisions led to.
-    :param own: the model's, which knows what is a lesion at one operating point or another.
+    :param labels: the labels that resulted from the decisions.
+    :param own: the model's segmentation, which contains the lesions of every operating point.
     """
     held = np.zeros(labels.shape, bool)
     if not any(decision.changes_outlines for decision in decisions):
@@ -267,9 +267,9 @@ def _held(decisions: Sequence[Decision], labels: np.ndarray, own: Segmentation) 
 
 
 def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
-    """Another border between lesions and candidates, without running a network.
+    """Change the operating point that separates lesions from candidates, without running a network.
 
-    What the reader has changed stays; all other labels follow the model's.
+    Voxels that the reader has changed stay; all other labels follow the model's.
 
     :param sensitivity: see :func:`LiverXAILib.inference.sensitivity.choose_point`.
     :raises LiverXAILib.errors.UsageError: the model has no such operating point.
@@ -289,7 +289,7 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
         return model
     touched = _touched(analysis, analysis.segmentation.labels.array)
     labels = np.where(touched, analysis.segmentation.labels.array, chosen.labels.array)
-    # The operating point is kept with the labels: without it a later session would begin from another one.
+    # The operating point is stored with the labels: without it, a later session would start from a different one.
     changed = dataclasses.replace(
         analysis.segmentation,
         labels=standard.labels.with_array(labels),
@@ -309,7 +309,7 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
 
 
 def _kept(analysis: Analysis, segmentation: Segmentation) -> dict[str, Any]:
-    """A new segmentation, and what was explained before it that still can be shown."""
+    """A new segmentation, with the earlier explanations that are still valid for it."""
     if segmentation.checksum == analysis.segmentation.checksum:
         return {"segmentation": segmentation}
     explanations = tuple(one for one in analysis.explanations if not str(one.target).startswith("lesion"))
@@ -328,10 +328,10 @@ def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
 
 
 def _require_there(numbers: Sequence[int], rejected: set[int]) -> None:
-    """Refuse two decisions of which one takes away what the other is about."""
+    """Refuse a decision about a lesion that another decision rejects."""
     for number in numbers:
         if number in rejected:
-            raise UsageError(f"Lesion {number} is rejected: nothing else can be decided about it at the same time.")
+            raise UsageError(f"Lesion {number} is rejected: no other decision about it is possible at the same time.")
 
 
 def _missing(what: str, number: int, count: int) -> str:
@@ -340,7 +340,7 @@ def _missing(what: str, number: int, count: int) -> str:
 
 
 def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near: bool) -> int:
-    """The number of the lesion at a place, or (`near`) of the nearest one."""
+    """The number of the lesion at a point, or (`near`) of the nearest one."""
     if near:
         number = lesion_at(numbers, labels.grid, place_lps_mm, _NEAREST_MM)
     else:
@@ -348,17 +348,17 @@ def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near
         inside = (voxel >= 0).all() and (voxel < numbers.shape).all()
         number = int(numbers[tuple(voxel)]) if inside else 0
     if not number:
-        where = "The place {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
+        where = "The point {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
         raise UsageError(
-            f"{where} is further than {_NEAREST_MM:.0f} mm from every lesion. Add a lesion there instead."
+            f"{where} is more than {_NEAREST_MM:.0f} mm from every lesion. Add a lesion there instead."
             if near
-            else f"{where} is not in a lesion, so it cannot be taken out of one."
+            else f"{where} is not in a lesion, so it cannot be excluded from one."
         )
     return number
 
 
 def _bridge(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The voxels on the line between the nearest voxels of two pieces."""
+    """The voxels on the line between the closest voxels of two components."""
     from scipy.spatial import cKDTree
 
     a, b = np.argwhere(first), np.argwhere(second)
@@ -370,7 +370,7 @@ def _bridge(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _gap(mask: np.ndarray, labels: Volume) -> np.ndarray:
-    """The voxels of a piece that have to go so that its halves, nearer to one or the other end, do not touch."""
+    """The voxels to remove from a component so that its halves, each nearer to one of its ends, do not touch."""
     box = bounding_box(mask)
     assert box is not None
     voxels = np.argwhere(mask[box])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reader has changed, measured: with the patient's size, the targets, and who outlined each lesion."""
+"""Measurements after a reader's changes: with the patient's size, the targets, and the source of each outline."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .rejections import candidate_status, rejections
 
 
 def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[Decision] = ()) -> dict[str, Any]:
-    """The arguments of :func:`~LiverXAILib.measure.measure` with which the model's answer was measured.
+    """The arguments of :func:`~LiverXAILib.measure.measure` with which the model's result was measured.
 
-    RECIST targets that were named are found again by their places in `segmentation`, where lesions may have other
-    numbers. If none of them is left, the rule chooses.
+    RECIST targets that were chosen explicitly are identified by their positions in `segmentation`, where lesions may
+    have other numbers. If none of them is left, the targets are selected by the rule.
 
-    :param decisions: the last that names targets counts instead.
+    :param decisions: the last decision that chooses targets takes precedence.
     """
     asked = own.provenance.get("measured_with", {})
     targets = asked.get("recist_targets")
@@ -42,7 +42,7 @@ def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[
 
 
 def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
-    """The model's answer, measured with what its first analysis was told: `measured_with` of its provenance."""
+    """Measure the model's result with the inputs of its first analysis: `measured_with` in its provenance."""
     if not any(value is not None for value in known.values()):
         return own
     own = dataclasses.replace(own, provenance={**own.provenance, "measured_with": dict(known)})
@@ -55,7 +55,7 @@ def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
 def measure_again(
     volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
 ) -> Measurements:
-    """The new measurements, with who outlined each lesion, what became of candidates, and what the reader rejected."""
+    """Measure again, with the source of each outline, the status of each candidate, and the rejected lesions."""
     measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions))
     model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
     lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
@@ -78,10 +78,10 @@ def measure_again(
 
 
 def with_calipers(measured: Measurements, segmentation: Segmentation, decisions: Sequence[Decision]) -> Measurements:
-    """Measurements with the diameters that a reader measured, and the sum of the targets that follows from them.
+    """Replace diameters by those that a reader measured, and update the sum of the targets accordingly.
 
-    :param segmentation: what was measured; a decision is about the lesion that its place is in now.
-    :param decisions: of these, those of kind "measure" count; of several about one lesion the last.
+    :param segmentation: the segmentation that was measured; a decision concerns the lesion that now contains its point.
+    :param decisions: only those of kind "measure" are used; the last one for each lesion counts.
     """
     numbers, grid = lesion_components(segmentation), segmentation.labels.grid
     calipers = {}
@@ -113,7 +113,7 @@ def with_calipers(measured: Measurements, segmentation: Segmentation, decisions:
 
 
 def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
-    """How reliable the model is says nothing about what a reader outlined."""
+    """Set the source of a lesion; the model's reliability does not apply to what a reader outlined."""
     return dataclasses.replace(lesion, source=source, reliability=lesion.reliability if source == "model" else None)
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The outline of a lesion from one click in it, and its correction by another click.
 
-Where the probability of tumor stands out at the click, the lesion is the connected part of it above a fraction of
-its peak. Elsewhere a small network outlines it (:mod:`.click_network`), and so does contrast: the connected part whose
-smoothed HU lie nearer to those at the click than to the median of the liver. This rule puts the border where the
-blurred edge of a homogeneous lesion is, but leaks out of faint lesions into vessels and noise: it counts where it finds
-about as much as the network does, or where a lesion is larger than what the network sees. ``liverxai benchmark clicks``
-measures all of them beside classical methods on the same clicks.
+Where the tumor probability at the click is high enough, the lesion is the connected component above a fraction of its
+peak. Elsewhere it is outlined in two ways: by a small network (:mod:`.click_network`), and by contrast, as the
+connected component whose smoothed HU are closer to those at the click than to the median of the liver. The contrast
+rule places the border at the blurred edge of a homogeneous lesion, but leaks from faint lesions into vessels and noise.
+It is therefore used only if its result is similar in size to the network's, or if a lesion is larger than the network's
+field of view. ``liverxai benchmark clicks`` compares all of them with classical methods on the same clicks.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .click_network import SCALES_MM, SIZE, Click, outline_by_network
 
-#: How far from the click a lesion may reach, and how wide its neighborhood is, in mm.
+#: Maximum extent of a lesion from the click, and of the neighborhood that is examined, in mm.
 REACH_MM = 60.0
-#: A Gaussian against noise (standard deviation), and the radius around the click within which the median is the
-#: lesion's HU, both in mm: for large lesions, and for small ones, whose contrast more smoothing would take.
+#: Standard deviation of the Gaussian against noise, and radius around the click within which the median HU is taken as
+#: the lesion's, both in mm: for large lesions, and for small ones, whose contrast more smoothing would remove.
 LARGE, SMALL = (1.2, 2.5), (0.7, 1.5)
-#: A lesion is large from this volume on: a ball of 20 mm.
+#: Volume from which a lesion is large: a ball of 20 mm.
 LARGE_ML = 4.2
-#: What is smaller is all rim, and is not opened.
+#: Smaller lesions consist of rim only, so no morphological opening is applied to them.
 SMALL_ML = 1.0
-#: Less contrast to the liver than this is noise, in HU.
+#: A smaller contrast with the liver is noise, in HU.
 LEAST_CONTRAST_HU = 8.0
-#: The model has an opinion of its own from this probability at the click on; it ends at this fraction of its peak.
+#: Probability at the click from which the model's probability is used, and the fraction of its peak at which the
+#: lesion ends.
 LEAST_PROBABILITY, PEAK_FRACTION = 0.2, 0.5
-#: Ways to outline, see the module's text.
+#: The methods of outlining, see the module's docstring.
 METHODS = ("probability", "network", "contrast")
-#: Dents in the liver are found on every so many millimeters.
+#: Voxel size at which indentations of the liver are found, in mm.
 _COARSE_MM = 2.0
-#: If so much of what the network marks lies at the sides of what it sees, the lesion goes on beyond.
+#: If more than this fraction of the network's mask lies at the sides of its cube, the lesion extends beyond it.
 _MOST_AT_SIDES = 0.05
-#: A corrective click changes nothing farther away than this many times the distance from it to the border.
+#: A corrective click changes nothing farther away than this multiple of its distance from the border.
 _MISTAKE = 1.5
-#: Network and contrast agree on a lesion's size if contrast finds so many times what the network does.
+#: Network and contrast agree if the ratio of the contrast volume to the network volume is in this range.
 _AGREEMENT = (0.25, 3.0)
-#: What the network marks must differ from the liver by so many standard errors.
+#: The network's mask must differ from the liver by this many standard errors.
 _SIGNIFICANT = 2.0
 
 Point = tuple[float, float, float]
@@ -56,18 +57,19 @@ Point = tuple[float, float, float]
 def outline_lesion(
     volume: Volume, segmentation: Segmentation, place_lps_mm: Point, *, by: str = "best"
 ) -> tuple[Box, np.ndarray]:
-    """Outline the lesion around a place.
+    """Outline the lesion around a point.
 
     :param volume: the CT in HU, on the segmentation's grid.
-    :param segmentation: for the liver, and for the probability of tumor where it has one.
-    :param place_lps_mm: a place in the lesion, LPS mm.
-    :param by: one of :data:`METHODS` alone, or "best": the probability where it stands out, else both others.
-    :return: the box of the CT in which the lesion lies, and its mask there: bool (k, j, i).
-    :raises LiverXAILib.errors.UsageError: the place is outside the image or outside the liver, nothing stands out
-        from the liver there, or there is no such way to outline.
+    :param segmentation: provides the liver, and the tumor probability if available.
+    :param place_lps_mm: a point in the lesion, LPS mm.
+    :param by: one of :data:`METHODS` alone, or "best": the probability if it is high enough at the point, otherwise
+        both other methods.
+    :return: the box of the CT that contains the lesion, and its mask there: bool (k, j, i).
+    :raises LiverXAILib.errors.UsageError: the point is outside the image or outside the liver, nothing contrasts with
+        the liver there, or the method does not exist.
     """
     if by not in (*METHODS, "best"):
-        raise UsageError(f"There is no way to outline called {by!r}. Choose one of: best, {', '.join(METHODS)}.")
+        raise UsageError(f"There is no outlining method {by!r}. Choose one of: best, {', '.join(METHODS)}.")
     near = _neighborhood(volume, segmentation, place_lps_mm)
     mask = None
     if by in ("best", "probability"):
@@ -81,7 +83,7 @@ def outline_lesion(
     if mask is not None:
         return near.box, mask & near.organ
     raise UsageError(
-        f"{_words(place_lps_mm)}: nothing stands out from the liver there by more than {LEAST_CONTRAST_HU:.0f} HU. "
+        f"{_words(place_lps_mm)}: nothing there differs from the liver by more than {LEAST_CONTRAST_HU:.0f} HU. "
         "Draw the lesion by hand."
     )
 
@@ -89,18 +91,18 @@ def outline_lesion(
 def correct_outline(
     volume: Volume, segmentation: Segmentation, lesion: np.ndarray, place_lps_mm: Point, inside: bool
 ) -> tuple[Box, np.ndarray]:
-    """Outline a lesion anew after a click that says what is wrong with its outline.
+    """Correct the outline of a lesion after a click on an error in it.
 
-    :param lesion: its mask now: bool (k, j, i) on the image's grid.
-    :param place_lps_mm: a place (LPS mm) that belongs to it, or does not (`inside` False).
-    :return: a box of the CT, and the lesion's mask there; what it has elsewhere stays.
-    :raises LiverXAILib.errors.UsageError: the place is outside the image or the liver.
+    :param lesion: the current mask: bool (k, j, i) on the image's grid.
+    :param place_lps_mm: a point (LPS mm) that belongs to the lesion, or does not (`inside` False).
+    :return: a box of the CT, and the lesion's mask there; the mask outside the box stays.
+    :raises LiverXAILib.errors.UsageError: the point is outside the image or the liver.
     """
     voxels = np.argwhere(lesion)
     x, y, z = (float(value) for value in volume.grid.to_lps(central_voxel(voxels)[::-1]))
     scale, first = SCALES_MM[-1], (x, y, z)
     if max(np.ptp(volume.grid.to_lps(voxels[:, ::-1]), axis=0)) > (SIZE - 8) * scale:
-        first = place_lps_mm  # only what is around the click is outlined anew
+        first = place_lps_mm  # only the surroundings of the click are outlined again
     near = _neighborhood(volume, segmentation, place_lps_mm)
     clicks = [Click(first), Click(place_lps_mm, inside)] if first != place_lps_mm else [Click(first, inside)]
     before = volume.with_array(lesion.astype(np.uint8))
@@ -112,17 +114,17 @@ def correct_outline(
         change = network & ~present if inside else present & ~network
     axes = [(np.arange(n) - c) * size for n, c, size in zip(present.shape, at, volume.spacing[::-1], strict=True)]
     mm = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
-    # The click is in the middle of the mistake, and so far from its border: elsewhere nobody complained.
+    # The click marks the middle of the error, so its distance from the border limits the correction.
     border = float(mm[present == inside].min(initial=REACH_MM))
     piece = _connected(change & (mm <= _MISTAKE * border), at)
     if not piece.any():
-        piece = mm < border  # the reader is right, whatever the network says
+        piece = mm < border  # the reader overrules the network
     return near.box, (present | (piece & near.organ)) if inside else present & ~piece
 
 
 @dataclass(frozen=True, eq=False)
 class _Neighborhood:
-    """The CT around a click: `start` is the click in `box`, `organ` the liver with dents filled, `median` its HU."""
+    """The CT around a click: `start` is the click in `box`, `organ` the filled liver mask, `median` the liver's HU."""
 
     volume: Volume
     box: Box
@@ -131,21 +133,21 @@ class _Neighborhood:
     median: float
 
     def within(self, reach_mm: float) -> _Neighborhood:
-        """The part of it that is not farther from the click."""
+        """The part of the neighborhood within this distance of the click."""
         reach = np.ceil(reach_mm / np.array(self.volume.spacing[::-1])).astype(int)
         own = Box.between(self.start, np.add(self.start, 1)).grown(reach, self.box.shape)
         start = tuple(int(n) for n in np.subtract(self.start, own.start))
         return _Neighborhood(self.volume, own.shifted(self.box.start), start, self.organ[own], self.median)
 
     def on(self, other: _Neighborhood, mask: np.ndarray) -> np.ndarray:
-        """A mask in this box as one in the box of `other`, which holds this."""
+        """Convert a mask in this box into one in the box of `other`, which contains this box."""
         whole = np.zeros(other.box.shape, bool)
         whole[self.box.relative_to(other.box)] = mask
         return whole
 
 
 def _words(place_lps_mm: Point) -> str:
-    return "The place {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
+    return "The point {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
 
 
 def _neighborhood(volume: Volume, segmentation: Segmentation, place_lps_mm: Point) -> _Neighborhood:
@@ -160,8 +162,8 @@ def _neighborhood(volume: Volume, segmentation: Segmentation, place_lps_mm: Poin
     start = tuple(click - box.start)
     if not organ[start]:
         raise UsageError(
-            f"{_words(place_lps_mm)} lies outside the liver. Click into the lesion; outside the liver nothing is "
-            "outlined."
+            f"{_words(place_lps_mm)} lies outside the liver. Click inside the lesion; nothing is outlined outside the "
+            "liver."
         )
     tissue = liver & (near.labels.array != segmentation.spec("tumor").value)
     median = float(np.median(volume.array[box][tissue])) if tissue.any() else 0.0
@@ -169,12 +171,13 @@ def _neighborhood(volume: Volume, segmentation: Segmentation, place_lps_mm: Poin
 
 
 def _by_both(near: _Neighborhood, place_lps_mm: Point) -> np.ndarray | None:
-    """The half-contrast outline where the network agrees on how large the lesion is: it follows clear borders better.
+    """Combine contrast and network.
 
-    Elsewhere the network's: contrast alone leaks out of faint lesions, and breaks off in noise.
+    The half-contrast outline is used if the network agrees on the lesion's size, because it follows clear borders more
+    closely. Otherwise the network's outline is used: contrast alone leaks from faint lesions and is cut short by noise.
     """
     network, reach = _by_network(near, [Click(place_lps_mm)])
-    # Of a lesion that fits what the network sees, nothing lies farther away.
+    # If the lesion fits into the network's cube, no part of it lies farther away.
     is_large = reach is None
     around = near if reach is None else near.within(reach)
     found = _by_either_contrast(around)
@@ -191,8 +194,7 @@ def _by_both(near: _Neighborhood, place_lps_mm: Point) -> np.ndarray | None:
 def _by_network(
     near: _Neighborhood, clicks: list[Click], before: Volume | None = None
 ) -> tuple[np.ndarray | None, float | None]:
-    """What the network outlines, None where it finds nothing; and how far it looked in mm, None if the lesion goes on
-    beyond."""
+    """The network's outline, None if it finds nothing; and its reach in mm, None if the lesion extends beyond it."""
     grid = near.volume.grid
     part = near.volume.cropped(near.box)
     organ = Volume(near.organ, part.ijk_to_lps)
@@ -211,16 +213,16 @@ def _by_network(
 
 
 def _stands_out(array: np.ndarray, mask: np.ndarray, organ: np.ndarray, median: float) -> bool:
-    """Whether the mean HU in a mask differs from the liver's median by more than noise does in as many voxels."""
+    """Whether the mean HU in a mask differs from the liver's median by more than noise explains for its voxel count."""
     around = ndimage.binary_dilation(mask, iterations=6) & organ & ~mask
     noise = float(array[around].std()) if around.any() else 0.0
-    # Neighboring voxels share their noise: eight count as one.
+    # The noise of neighboring voxels is correlated: eight count as one.
     error = noise / np.sqrt(max(1.0, np.count_nonzero(mask) / 8))
     return abs(float(array[mask].mean()) - median) > max(LEAST_CONTRAST_HU, _SIGNIFICANT * error)
 
 
 def _by_either_contrast(near: _Neighborhood) -> np.ndarray | None:
-    """As large lesions are outlined by contrast, or, if that is small or nothing, as small ones."""
+    """Outline by contrast with the settings for large lesions, or, if the result is small or empty, for small ones."""
     array, grid = near.volume.array[near.box], near.volume.grid
     mask = _by_contrast(array, grid, near.organ, near.start, near.median, *LARGE)
     if mask is None or np.count_nonzero(mask) * grid.voxel_volume_mm3 < LARGE_ML * 1000:
@@ -230,7 +232,7 @@ def _by_either_contrast(near: _Neighborhood) -> np.ndarray | None:
 
 
 def _by_probability(segmentation: Segmentation, grid: Grid, box: Box, start: tuple[int, ...]) -> np.ndarray | None:
-    """The connected part above a fraction of the peak of the model's probability; None where it has no opinion."""
+    """The connected component above a fraction of the peak of the model's probability; None if it is too low here."""
     probability = segmentation.probabilities.get("tumor")
     if probability is None:
         return None
@@ -255,7 +257,7 @@ def _by_contrast(
     smoothing_mm: float,
     sample_mm: float,
 ) -> np.ndarray | None:
-    """The connected part nearer to the HU at the click than to the liver's median; None without contrast."""
+    """The connected component closer to the HU at the click than to the liver's median; None without contrast."""
     smooth = _smoothed(array, grid, smoothing_mm)
     spacing = np.array(grid.spacing[::-1])
     near = Box.between(start, np.add(start, 1)).grown(np.maximum(1, sample_mm / spacing).astype(int), array.shape)
@@ -270,7 +272,7 @@ def _by_contrast(
     mask = _connected(inside, start)
     if np.count_nonzero(mask) * grid.voxel_volume_mm3 < SMALL_ML * 1000:
         return _filled(mask)
-    # A thin neck leads into a vessel or out of the liver: cut it where the part with the click stays.
+    # A thin neck leads into a vessel or out of the liver: cut it off if the part with the click remains.
     opened = _opened(mask, grid, 2.0)
     if opened[start]:
         core = _connected(opened, start)
@@ -309,7 +311,7 @@ def _dilated(mask: np.ndarray, grid: Grid, radius_mm: float) -> np.ndarray:
 
 
 def _closed(mask: np.ndarray, grid: Grid) -> np.ndarray:
-    """The liver without the dents that a missed lesion at its surface leaves; found on every second millimeter."""
+    """The liver with the indentations of missed lesions at its surface filled; computed at about 2 mm."""
     steps = [max(1, round(_COARSE_MM / size)) for size in grid.spacing[::-1]]
     coarse = mask[tuple(slice(None, None, step) for step in steps)]
     image = sitk.ConstantPad(_image(coarse.astype(np.uint8), grid), [8] * 3, [8] * 3, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voxels of a mask as a short text, for files and attributes that hold text."""
+"""Masks packed as short text, for files and attributes that hold text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from ..inference.masks import Mask
 from ..volumes.box import Box, bounding_box
 
-#: A CT of 4,000 slices has as many.
+#: The number of voxels of a CT with about 4,000 slices.
 _MOST_VOXELS = 2**30
 
 
 def pack_mask(mask: np.ndarray) -> str:
-    """Where `mask` (bool; k, j, i) is true: first voxel and shape of the box around it, and its compressed bits.
+    """Pack `mask` (bool; k, j, i): first voxel and shape of its bounding box, and its compressed bits.
 
-    "" if it is true nowhere. Some hundred characters for a lesion.
+    "" if the mask is empty. A lesion takes a few hundred characters.
     """
     box = bounding_box(mask)
     if box is None:
@@ -31,7 +31,7 @@ def pack_mask(mask: np.ndarray) -> str:
 def unpack_mask(text: str) -> Mask:
     """The reverse of :func:`pack_mask`; an empty box for "".
 
-    :raises ValueError: it is damaged. No more is unpacked than its shape asks for.
+    :raises ValueError: the text is damaged. No more is unpacked than its shape requires.
     """
     if not text:
         return Mask(Box.full((0, 0, 0)), np.zeros((0, 0, 0), bool))
@@ -43,7 +43,7 @@ def unpack_mask(text: str) -> Mask:
         raise ValueError(f"a mask of {shape} voxels from {k, j, i} on")
     size_bytes, unpacker = ceil(voxels / 8), zlib.decompressobj()
     try:
-        # One byte more than there is: only at the end of the stream its checksum is looked at.
+        # Ask for one byte too many, because zlib verifies the checksum only at the end of the stream.
         raw = unpacker.decompress(base64.b64decode(bits), size_bytes + 1)
     except zlib.error as error:
         raise ValueError("the bits of a mask cannot be unpacked") from error

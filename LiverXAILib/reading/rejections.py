@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which lesions a reader has rejected and not taken back, and what became of the model's candidates.
+"""The lesions that a reader has rejected and not restored, and the status of the model's candidates.
 
-Both are known by voxels, not by numbers: another sensitivity, or another decision, gives lesions and candidates other
-numbers, and makes the one the other.
+Both are identified by voxels, not by numbers: another sensitivity or another decision renumbers lesions and candidates,
+and can turn one into the other.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Rejection:
 
 
 def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: Segmentation) -> list[Rejection]:
-    """The rejected lesions that are listed, the largest first.
+    """The rejected lesions to be listed, the largest first.
 
-    One that is a lesion again for the most part, however that came about, is not; nor is one that is a candidate of
-    the model, since it is listed as that.
+    A rejected lesion is not listed if most of it is a lesion again, for whatever reason, or if it is a candidate of
+    the model, because it is then listed among the candidates.
 
-    :param segmentation: the labels now.
-    :param own: the model's.
+    :param segmentation: the current labels.
+    :param own: the model's labels.
     """
     found: list[Rejection] = []
     box, pieces = numbered_candidates(own)
@@ -49,7 +49,7 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
             continue
         if _most(Mask(box, pieces > 0).on(one.box), one.mask):
             continue
-        # What was rejected twice is listed once.
+        # A lesion that was rejected twice is listed once.
         if not any(_most(Mask(other.box, other.mask).on(one.box), one.mask) for other in found):
             found.append(one)
     return sorted(found, key=lambda one: -np.count_nonzero(one.mask))
@@ -58,7 +58,7 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
 def candidate_status(piece: np.ndarray, box: Box, segmentation: Segmentation, decisions: Sequence[Decision]) -> str:
     """Whether a candidate is "open", or what the reader decided: "accepted" or "rejected".
 
-    :param piece: its voxels (bool; k, j, i) in `box` of the image.
+    :param piece: the candidate's voxels (bool; k, j, i) in `box` of the image.
     """
     if _most(segmentation.mask("tumor", box), piece):
         return "accepted"
@@ -69,5 +69,5 @@ def candidate_status(piece: np.ndarray, box: Box, segmentation: Segmentation, de
 
 
 def _most(other: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether most voxels of `mask` are in `other`, too."""
+    """Whether most voxels of `mask` are also in `other`."""
     return bool(2 * np.count_nonzero(other & mask) > np.count_nonzero(mask))

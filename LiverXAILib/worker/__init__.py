@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The computation in a child process: a program with a window starts it, asks, and never waits.
+"""Computation in a child process, so that a GUI program never blocks.
 
-:class:`~LiverXAILib.worker.client.WorkerClient` is the side of the window; it needs neither Qt nor torch.
-:mod:`LiverXAILib.worker.server` is the child process; :mod:`LiverXAILib.worker.wire` says what goes between them.
+:class:`~LiverXAILib.worker.client.WorkerClient` is used by the GUI; it needs neither Qt nor torch.
+:mod:`LiverXAILib.worker.server` is the child process; :mod:`LiverXAILib.worker.wire` defines their messages.
 """
 
 from __future__ import annotations

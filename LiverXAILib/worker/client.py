@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The side of the window: starts the worker, asks, and is polled. Never waits; knows neither Qt nor torch."""
+"""The GUI's side: starts the worker, sends requests, and is polled for events; never blocks, needs no Qt or torch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from ..subprocesses import ChildProcess, describe_end
 from ..volumes.volume import Volume
 from .wire import KINDS, Explained, pack_segmentation, pack_volume, unpack_analysis, unpack_explained
 
-#: What the child process runs.
+#: The module that the child process runs.
 SERVER = "LiverXAILib.worker.server"
-#: A request that does not end within this time after it was cancelled is ended with its process.
+#: If a cancelled request does not end within this time, its process is killed.
 CANCEL_GRACE_S = 5.0
 
 
@@ -37,15 +37,16 @@ class WorkerError(LiverXAIError):
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a request, or how far it is.
+    """The outcome or the progress of a request.
 
     :param kind: "progress", "done" or "failed".
-    :param request: the number that :meth:`WorkerClient.request` returned.
-    :param stage: what is being done, in words, and `fraction`: how much of it is done.
+    :param request: the number of the request, returned by :meth:`WorkerClient.analyze` and the other requests.
+    :param stage: a description of the current step.
+    :param fraction: the completed fraction (0 to 1).
     :param remaining_s: estimated seconds until the end; None: not known yet.
-    :param result: of "done": an :class:`Analysis`, a list of :class:`Explanation`, or a mapping.
-    :param error: of "failed": one of LiverXAI's errors, with a sentence for the user.
-    :param details: of "failed": for a bug report.
+    :param result: for "done": an :class:`Analysis`, an :class:`~LiverXAILib.worker.wire.Explained`, or a mapping.
+    :param error: for "failed": one of LiverXAI's errors, with a sentence for the user.
+    :param details: for "failed": details for a bug report.
     """
 
     kind: str
@@ -70,20 +71,20 @@ class _Request:
 
 
 class WorkerClient:
-    """Asks a worker process for analyses and explanations, one at a time.
+    """Requests analyses and explanations from a worker process, one at a time.
 
     >>> client = WorkerClient()
     >>> number = client.analyze(volume, "ct-1", model="default")   # doctest: +SKIP
     >>> for event in client.poll(): ...                            # doctest: +SKIP
     >>> client.close()
 
-    The process starts with the first request and holds the model, the image and the segmentation for the next one. If
-    it dies, the request fails with a :class:`WorkerError` and the next one starts a fresh process. Call from one
-    thread only.
+    The process starts with the first request and keeps the model, the image and the segmentation for the next one. If
+    it dies, the request fails with a :class:`WorkerError` and the next one starts a new process. Call from one thread
+    only.
 
-    :param python: the interpreter; None: this one.
-    :param threads: computing threads; None: one core less than there are, so that the window stays quick.
-    :param log: file for what the worker says about itself (no patient data); None: nowhere.
+    :param python: the interpreter; None: the current one.
+    :param threads: compute threads; None: one fewer than there are cores, so that the GUI stays responsive.
+    :param log: the worker's log file (no patient data); None: no log.
     """
 
     def __init__(self, *, python: str | None = None, threads: int | None = None, log: Path | None = None) -> None:
@@ -98,7 +99,7 @@ class WorkerClient:
         self._number = 0
         self._held: dict[str, str] = {}
 
-    # --- asking ------------------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
@@ -107,11 +108,11 @@ class WorkerClient:
 
     @property
     def pid(self) -> int | None:
-        """The worker's process, or None."""
+        """The number of the worker's process, or None."""
         return None if self._process is None else self._process.pid
 
     def holds(self, image: str, labels: str | None = None) -> bool:
-        """Whether the worker has the image of this token, and the segmentation of the token `labels`."""
+        """Whether the worker holds the image with this token, and the segmentation with the token `labels`."""
         return self._held.get("image") == image and labels in (None, self._held.get("labels"))
 
     def analyze(
@@ -126,7 +127,7 @@ class WorkerClient:
     ) -> int:
         """Segment, explain and measure; the result is an :class:`Analysis` of `volume`.
 
-        :param token: names image and segmentation, to ask for more about them with :meth:`explain`.
+        :param token: identifies the image and its segmentation in later requests such as :meth:`explain`.
         :param force: accept intensities that do not look like Hounsfield units.
         :param options: see :class:`LiverXAILib.options.Options`.
         :return: the number of the request.
@@ -152,11 +153,11 @@ class WorkerClient:
     ) -> int:
         """Explain a segmentation that the worker holds, or that is given; the result is :class:`Explained`.
 
-        Questions about single lesions, and "why not", get an answer beside the heat map.
+        Questions about single lesions and "why not" questions get an answer in addition to the heat map.
 
-        :param token: of the image; `volume` must be given unless :meth:`holds` it.
-        :param labels: of the segmentation, as `token` if it was made by :meth:`analyze`; `segmentation` must be given
-            unless the worker holds it. If it is a function, another thread calls it.
+        :param token: token of the image; `volume` must be given unless the worker :meth:`holds` it.
+        :param labels: token of the segmentation, equal to `token` if :meth:`analyze` made it; `segmentation` must be
+            given unless the worker holds it. If `segmentation` is a function, another thread calls it.
         """
         names = labels or token
         arguments: dict[str, Any] = {
@@ -194,16 +195,17 @@ class WorkerClient:
     ) -> int:
         """Apply a reader's decisions and measure again; the result is an :class:`Analysis` without explanations.
 
-        :param token: of the image, and `labels`: of the labels that the decisions lead to, as in :meth:`explain`.
-        :param segmentation: the labels as they are now, if they were edited by hand.
-        :param earlier: decisions that were made before, for a worker that does not hold the analysis any more.
-        :param base: under which name the worker holds the labels of the analysis, before edits by hand; "": it may
-            hold none, or that of another result of this image, and computes the model's own answer again.
+        :param token: token of the image, as in :meth:`explain`.
+        :param labels: token of the labels that result from the decisions, as in :meth:`explain`.
+        :param segmentation: the current labels, if they were edited by hand.
+        :param earlier: the decisions made before, for a worker that no longer holds the analysis.
+        :param base: the token under which the worker holds the labels of the analysis, before manual edits; "": the
+            worker may hold no labels, or those of another result for this image, and computes the model's result again.
         :param edited: the labels were edited by hand since the last decision.
-        :param left: checksum of the labels as the last decision left them: if they are so, they were not edited.
-        :param sensitivity: which lesions count; another than before is applied without running a network.
-        :param sensitivity_before: with which the labels as they are now came about.
-        :param height, weight: see :class:`LiverXAILib.options.Options`; of the analysis, if the worker holds it.
+        :param left: checksum of the labels after the last decision; if it matches, they were not edited.
+        :param sensitivity: operating point for lesions; if it has changed, it is applied without running a network.
+        :param sensitivity_before: the operating point with which the current labels were obtained.
+        :param height, weight: see :class:`LiverXAILib.options.Options`; ignored if the worker holds the analysis.
         """
         arguments: dict[str, Any] = {
             "image": {"token": token, "force": force},
@@ -223,7 +225,7 @@ class WorkerClient:
         return self._ask("refine", arguments, volume, segmentation, held={"image": token, "labels": labels})
 
     def write(self, token: str, folder: str | Path, **options: Any) -> int:
-        """Write the files of the last analysis; the result holds "files" by role, and "warnings".
+        """Write the files of the last analysis; the result contains "files" by role, and "warnings".
 
         :param options: `write`, `report`, `dicom` and `scene` of :class:`LiverXAILib.options.Options`.
         """
@@ -232,11 +234,12 @@ class WorkerClient:
     def compare(
         self, token: str, prior: Sequence[str | Path], folder: str | Path, days: Sequence[float] | None = None
     ) -> int:
-        """Compare the last analysis with results of earlier studies and write the comparison into `folder`; the result
-        holds "files" by role, a "summary" in words, and "warnings".
+        """Compare the last analysis with results of earlier studies and write the comparison into `folder`.
 
-        :param prior: folders that ``analyze`` has written, the oldest first.
-        :param days: of all studies since the first; None: from DICOM dates, where there are some.
+        The result contains "files" by role, a "summary" as text, and "warnings".
+
+        :param prior: folders written by ``analyze``, the oldest first.
+        :param days: days of all studies since the first; None: from DICOM dates, where available.
         """
         given = None if days is None else [float(day) for day in days]
         return self._ask(
@@ -244,21 +247,21 @@ class WorkerClient:
         )
 
     def download(self, model: str, *, accept_license: bool = False) -> int:
-        """Download a named model; the result holds its "folder"."""
+        """Download a model by name; the result contains its "folder"."""
         return self._ask("download", {"model": model, "accept_license": accept_license})
 
     def import_model(self, source: str) -> int:
-        """Take a model from a folder or zip file into the user's models; the result holds its "name"."""
+        """Import a model from a folder or zip file into the user's models; the result contains its "name"."""
         return self._ask("import", {"source": source})
 
     def environment(self) -> int:
-        """Ask for versions and devices; the result holds "versions", "devices" and "platform"."""
+        """Query versions and devices; the result contains "versions", "devices" and "platform"."""
         return self._ask("environment", {})
 
     def cancel(self) -> None:
-        """Cancel the running request: it fails with :class:`Cancelled` after the window at hand.
+        """Cancel the running request: it fails with :class:`Cancelled` after the current sliding window.
 
-        If it does not within :data:`CANCEL_GRACE_S`, its process is ended.
+        If it does not end within :data:`CANCEL_GRACE_S`, its process is killed.
         """
         if self._running is not None and self._running.cancel_deadline is None:
             self._running.cancel_deadline = time.monotonic() + CANCEL_GRACE_S
@@ -266,9 +269,9 @@ class WorkerClient:
                 self._process.send({"cancel": self._running.number})
 
     def poll(self) -> list[Event]:
-        """What has happened since the last call. Call it some ten times a second.
+        """The events since the last call; to be called about ten times a second.
 
-        Never raises: each request ends in exactly one "done" or "failed", whatever the worker does or says.
+        Never raises: each request ends in exactly one "done" or "failed", whatever the worker does or sends.
         """
         events = []
         while True:
@@ -289,7 +292,7 @@ class WorkerClient:
         return events
 
     def close(self) -> None:
-        """End the worker with everything it has started, and delete its images. A later request starts anew."""
+        """Kill the worker with all its descendants, and delete its images; a later request starts a new worker."""
         self._running = None
         self._end()
 
@@ -304,12 +307,12 @@ class WorkerClient:
         held: Mapping[str, str] | None = None,
     ) -> int:
         if self._running is not None:
-            raise UsageError("The worker is busy. Wait, or cancel what is running.")
+            raise UsageError("The worker is busy. Wait, or cancel the running request.")
         if self._process is None:
             self._start()
         self._number += 1
         self._running = _Request(self._number, action, arguments, volume, held=dict(held or {}))
-        # Images take longer than a window may stand still.
+        # Writing images takes longer than the GUI may block.
         threading.Thread(
             target=self._send, args=(self._process, self._folder, self._running, segmentation), daemon=True
         ).start()
@@ -327,14 +330,14 @@ class WorkerClient:
             with contextlib.suppress(OSError):
                 stale.unlink()
         try:
-            if callable(segmentation):  # first: what it is made of may be edited while the image is written
+            if callable(segmentation):  # called first, because its source may be edited while the image is written
                 segmentation = segmentation()
             if request.volume is not None and not self.holds(arguments["image"]["token"]):
                 arguments["image"] = {**arguments["image"], **pack_volume(request.volume, folder)}
             if segmentation is not None:
                 arguments["labels"] = {**arguments["labels"], **pack_segmentation(segmentation, folder)}
             process.send({"id": request.number, "action": request.action, **arguments})
-        except Exception as error:  # whatever it is, somebody waits for an answer
+        except Exception as error:  # every failure must be reported: the caller is waiting for an answer
             self._inbox.put(("unsent", process, _unsent(request, error)))
 
     def _start(self) -> None:
@@ -351,12 +354,12 @@ class WorkerClient:
         self._process.send({"folder": str(self._folder), "threads": self._threads})
 
     def _on_news(self, kind: str, news: Any) -> Event | None:
-        """The event that follows from what was heard of the worker; None: none of interest."""
+        """The event that results from a message in the inbox; None if there is none for the caller."""
         if kind == "unsent":
             return self._on_message(news)
         if kind == "ended":
             if self._running is not None and self._running.unpacking is not None:
-                # The answer came before the end: it is whole, and counts.
+                # The answer arrived before the process ended: it is complete and valid.
                 self._running.unpacking.join()
                 self._inbox.put((kind, self._process, news))
                 return None
@@ -369,7 +372,7 @@ class WorkerClient:
             except Exception as error:
                 # The answer, or a file that came with it, is not what it should be.
                 return self._fail_and_end("".join(traceback.format_exception(error)))
-        return self._fail_and_end(f"The worker said: {news}")
+        return self._fail_and_end(f"The worker sent: {news}")
 
     def _on_message(self, message: Mapping[str, Any]) -> Event | None:
         running = self._running
@@ -381,18 +384,18 @@ class WorkerClient:
             return Event("progress", running.number, str(message["stage"]), fraction, seconds)
         if message["event"] == "failed":
             event = Event("failed", running.number, error=_error(message), details=str(message["details"]))
-            # It may have put its image and labels in the place of those that were held, or not.
+            # The worker may or may not have replaced its image and labels by those of the failed request.
             self._held = {what: token for what, token in self._held.items() if running.held.get(what, token) == token}
             self._running = None
             return event
-        # To open the files of many images takes longer than a window may stand still.
+        # Opening the files of many images takes longer than the GUI may block.
         arguments = (self._process, self._folder, running, message["result"])
         running.unpacking = threading.Thread(target=self._unpack, args=arguments, daemon=True)
         running.unpacking.start()
         return None
 
     def _on_result(self, request: _Request, result: Any, problem: str) -> Event | None:
-        """The answer is unpacked; `problem`: why it is none."""
+        """Handle an unpacked answer; `problem` says why it is invalid, "" if it is valid."""
         if request is not self._running:
             return None
         if problem:
@@ -424,7 +427,7 @@ class WorkerClient:
         return result
 
     def _on_exit(self, code: int) -> Event | None:
-        """The process has ended by itself."""
+        """Handle a process that has ended by itself."""
         where = f" See {self.log}." if self.log else ""
         sentence = f"The computation ended unexpectedly: {describe_end(code)}. Nothing was changed; try again.{where}"
         return self._fail_and_end(sentence, sentence)
@@ -432,9 +435,9 @@ class WorkerClient:
     def _fail_and_end(
         self,
         details: str,
-        sentence: str = "The computation gave an answer without meaning. Try again.",
+        sentence: str = "The computation returned an invalid answer. Try again.",
     ) -> Event | None:
-        """End the worker; the running request, if there is one, has failed."""
+        """Kill the worker and report the running request, if there is one, as failed."""
         running, self._running = self._running, None
         self._end()
         return (
@@ -444,13 +447,13 @@ class WorkerClient:
     def _end(self) -> None:
         process, self._process = self._process, None
         self._folder, self._held = None, {}
-        with self._resources.pop_all():  # the folder goes, whatever happens
+        with self._resources.pop_all():  # the folder is removed, whatever happens
             if process is not None:
                 process.kill()
 
 
 def _unsent(request: _Request, error: Exception) -> dict[str, Any]:
-    """The failure of a request that could not be handed to the worker."""
+    """The failure of a request that could not be sent to the worker."""
     kind = next((name for name, known in KINDS.items() if isinstance(error, known)), "error")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if not isinstance(error, LiverXAIError):
@@ -460,20 +463,20 @@ def _unsent(request: _Request, error: Exception) -> dict[str, Any]:
             advice = "Close other programs, or crop the CT."
         else:
             advice = "Please report this."
-        reason = f"The image cannot be handed to the worker: {reason}. {advice}"
+        reason = f"The image cannot be sent to the worker: {reason}. {advice}"
     details = "".join(traceback.format_exception(error))
     return {"event": "failed", "id": request.number, "kind": kind, "error": reason, "details": details}
 
 
 def _error(message: Mapping[str, Any]) -> LiverXAIError:
-    """The error of a failure; raises ValueError if it has no words."""
+    """The error in a message about a failure; raises ValueError if its text is empty."""
     error = KINDS.get(str(message["kind"]), WorkerError)(str(message["error"]).strip())
-    # What an error shows is what remains without control characters.
+    # The error's text may be empty because control characters are removed from it.
     if not str(error).strip():
-        raise ValueError("a failure without words")
+        raise ValueError("a failure without a text")
     return error
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The child process: holds the model, the image and its segmentation, and answers one request at a time.
 
-``python -m LiverXAILib.worker.server`` talks JSON lines on its standard input and output. In: first the configuration
-(``folder`` for images, ``threads``), then requests (``id``, ``action`` and its arguments) and ``{"cancel": id}``. Out:
-for each request "progress" and one of "done" and "failed". It ends when its input does, so that it never
-outlives its parent.
+``python -m LiverXAILib.worker.server`` exchanges JSON lines over its standard input and output. In: first the
+configuration (``folder`` for images, ``threads``), then requests (``id``, ``action`` and its arguments) and
+``{"cancel": id}``. Out: for each request "progress" and one of "done" and "failed". It ends when its input does, so
+that it never outlives its parent.
 
-The log (standard error) names actions, times and kinds of errors; nothing that a user, a file or an image brought in.
+The log (standard error) contains actions, times and kinds of errors, but nothing that comes from a user, a file or an
+image.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("LiverXAI.worker")
 
-#: At most so many progress messages in a second.
+#: Maximum number of progress messages per second.
 _PROGRESS_RATE = 10.0
 
 
 def main() -> int:
-    """Answer requests until the parent closes the input. Returns the exit code."""
+    """Answer requests until the parent closes the input; return the exit code."""
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    # Warnings of libraries may name files.
+    # Warnings from libraries may contain file names.
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     channel = Channel()
     config = json.loads(sys.stdin.buffer.readline())
@@ -66,7 +67,7 @@ def main() -> int:
 
 
 def _listen(requests: queue.Queue[dict[str, Any]], handler: RequestHandler) -> None:
-    """Take requests; end the process, whatever it is doing, when there is no parent any more."""
+    """Receive requests; when the parent is gone, end the process, whatever it is doing."""
     code = 0
     try:
         for line in sys.stdin.buffer:
@@ -76,16 +77,16 @@ def _listen(requests: queue.Queue[dict[str, Any]], handler: RequestHandler) -> N
             else:
                 requests.put({"id": message["id"], "action": message["action"], **message})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        _log.error("A request without meaning: this process ends")
+        _log.error("Invalid request: this process ends")
         code = 2
     remove(handler.folder)
     os._exit(code)
 
 
 class RequestHandler:
-    """What stays loaded between requests, and the requests themselves.
+    """Answers requests, and keeps the model, the image and the results loaded between them.
 
-    :param folder: where images are exchanged.
+    :param folder: the folder through which images are exchanged.
     """
 
     def __init__(self, folder: Path, channel: Channel) -> None:
@@ -95,7 +96,7 @@ class RequestHandler:
         self._volume: tuple[str, Volume] | None = None
         self._segmentation: tuple[str, Segmentation] | None = None
         self._analysis: tuple[str, Analysis] | None = None
-        self._result = ""  # the name of the labels of the analysis: another may be of the same image
+        self._result = ""  # the token of the analysis's labels: one image may have several results
         self._tokens: dict[int, CancelToken] = {}
         self._lock = threading.Lock()
         self._actions: dict[str, Callable[..., dict[str, Any]]] = {
@@ -110,11 +111,11 @@ class RequestHandler:
         }
 
     def cancel(self, number: int) -> None:
-        """Cancel a request: the running one, or one that has not begun."""
+        """Cancel a request that is running or has not begun."""
         self._token(number).cancel()
 
     def answer(self, request: Mapping[str, Any]) -> None:
-        """Do what is asked and send the outcome; never raises."""
+        """Carry out a request and send the outcome; never raises."""
         number, action = request["id"], request["action"]
         arguments = {key: value for key, value in request.items() if key not in ("id", "action")}
         token, started = self._token(number), time.monotonic()
@@ -192,7 +193,7 @@ class RequestHandler:
             self._segmentation = (labels["token"], unpack_segmentation(labels, self.folder, loaded.spec))
         held = self._segmentation
         if held is None or held[0] != labels["token"]:
-            raise UsageError("The segmentation that is to be explained is no longer held. Press Apply again.")
+            raise UsageError("The segmentation to be explained is no longer available. Press Apply again.")
         explanations = explain_all(
             volume,
             loaded,
@@ -240,7 +241,7 @@ class RequestHandler:
         device: str,
         context: RunContext,
     ) -> dict[str, Any]:
-        """The reader's decisions on the labels as they are now; the model's own answer is computed where it is lost."""
+        """Apply the reader's decisions to the current labels; recompute the model's own result if it was lost."""
         from ..analysis import Decision
         from ..inference.segmentation import labels_checksum
         from ..inference.sensitivity import STANDARD
@@ -268,7 +269,7 @@ class RequestHandler:
             current, measured = refine(current, (), now, who=who), True
         asked = tuple(map(Decision.from_dict, decisions))
         refined = refine(current, asked, who=who) if asked or not measured else current
-        # After the decisions: their numbers are those that the reader has seen.
+        # After the decisions, because they use the numbers that the reader has seen.
         chosen = (refined.own or refined).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)
         if chosen != sensitivity:
             refined = change_sensitivity(refined, sensitivity)
@@ -283,7 +284,7 @@ class RequestHandler:
         chosen.require_valid()
 
         if self._analysis is None or self._analysis[0] != token:
-            raise UsageError("The analysis is no longer held, so it cannot be written. Press Apply again.")
+            raise UsageError("The analysis is no longer available, so it cannot be written. Press Apply again.")
         context.report("Writing", 0.5)
         for writer in chosen.writers():
             writer.check(self._analysis[1].volume)
@@ -297,7 +298,7 @@ class RequestHandler:
         from ..followup import compare, write_comparison
 
         if self._analysis is None or self._analysis[0] != token:
-            raise UsageError("The analysis is no longer held, so it cannot be compared. Press Apply again.")
+            raise UsageError("The analysis is no longer available, so it cannot be compared. Press Apply again.")
         found = compare([*prior, self._analysis[1]], days=days, **context.keywords)
         files = {role: str(path) for role, path in write_comparison(found, folder).items()}
         return {"files": files, "summary": found.findings.summary(), "warnings": list(found.findings.remarks)}
@@ -315,7 +316,7 @@ class RequestHandler:
         return {"name": name, "folder": str(folder)}
 
     def _environment(self, context: RunContext) -> dict[str, Any]:
-        """What computes here: versions, and devices by the name that `device` takes."""
+        """Versions, and the available devices, keyed by the value of `device`."""
         import torch
 
         threads = torch.get_num_threads()
@@ -341,17 +342,17 @@ class RequestHandler:
         return self._model[1]
 
     def _get_volume(self, image: Mapping[str, Any]) -> Volume:
-        """The image of the request; its voxels come along only if they are not held already."""
+        """The image of the request, which includes the voxels only if they are not already held."""
         if "file" in image:
             from ..volumes.intensities import validate_ct
 
             volume = unpack_volume(image, self.folder)
-            advice = "Choose another volume; or, if you know better, tick 'Accept any intensities' under Advanced."
+            advice = "Choose another volume, or, if you are sure, check 'Accept any intensities' under Advanced."
             array = validate_ct(volume.array, volume.grid, "The image", force=image["force"], advice=advice)
             self._segmentation = self._analysis = None
             self._volume = (image["token"], volume.with_array(array))
         if self._volume is None or self._volume[0] != image["token"]:
-            raise UsageError("The image is no longer held. Press Apply again.")
+            raise UsageError("The image is no longer available. Press Apply again.")
         return self._volume[1]
 
 
@@ -372,7 +373,7 @@ def _judge(error: BaseException) -> tuple[str, str, str]:
             return kind, sentence, details
     if isinstance(error, ImportError):
         return "usage", f"A Python package is missing: {sentence}. Press Apply to install it.", details
-    # The frames without the message, which may hold a file's name.
+    # The stack frames without the message, which may contain a file name.
     _log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
     return "error", f"Something unexpected went wrong ({type(error).__name__}: {sentence}).", details
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes between the worker and its client: JSON for what is small, ``.npy`` files in a private folder for images.
+"""The messages between worker and client: JSON for small data, ``.npy`` files in a private folder for images.
 
-The files are mapped into memory where they are read, so that an image is neither copied nor sent through a pipe.
+The files are memory-mapped by the reader, so an image is neither copied nor sent through a pipe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..models.serialization import from_json_value
 from ..models.spec import ModelSpec
 from ..volumes.volume import Grid, Volume
 
-#: What "kind" a failure is, from the most special class on; the client raises the same class.
+#: The "kind" of a failure and its class, most specific first; the client reports the same class.
 KINDS: dict[str, type[LiverXAIError]] = {
     "cancelled": Cancelled,
     "input": InputError,
@@ -37,20 +37,20 @@ KINDS: dict[str, type[LiverXAIError]] = {
 
 
 def pack_volume(volume: Volume, folder: Path) -> dict[str, Any]:
-    """Write the voxels into `folder`; returns what :func:`unpack_volume` needs, JSON-ready."""
+    """Write the voxels into `folder`; return the message for :func:`unpack_volume`, JSON-ready."""
     name = f"{uuid.uuid4().hex}.npy"
     np.save(folder / name, volume.array, allow_pickle=False)
     return {"file": name, "ijk_to_lps": volume.ijk_to_lps.tolist(), "metadata": dict(volume.metadata)}
 
 
 def unpack_volume(message: Mapping[str, Any], folder: Path) -> Volume:
-    """The volume, its voxels mapped from the file, read-only."""
+    """The volume, with its voxels memory-mapped from the file, read-only."""
     array = np.load(folder / message["file"], mmap_mode="r", allow_pickle=False)
     return Volume(array, np.array(message["ijk_to_lps"]), message["metadata"])
 
 
 def pack_segmentation(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
-    """Labels, probabilities, grids and provenance."""
+    """Pack labels, probabilities, grids and provenance."""
     return {
         "labels": pack_volume(segmentation.labels, folder),
         "probabilities": {name: pack_volume(volume, folder) for name, volume in segmentation.probabilities.items()},
@@ -79,7 +79,7 @@ def unpack_segmentation(message: Mapping[str, Any], folder: Path, model: ModelSp
 
 
 def pack_explanation(explanation: Explanation, folder: Path) -> dict[str, Any]:
-    """A heat map and all that is known about it."""
+    """Pack a heat map with all its attributes."""
     return {
         "heatmap": pack_volume(explanation.heatmap, folder),
         "raw_maximum": explanation.raw_maximum,
@@ -105,7 +105,7 @@ def unpack_explanation(message: Mapping[str, Any], folder: Path) -> Explanation:
 
 
 def pack_answer(answer: Answer, folder: Path) -> dict[str, Any]:
-    """An answer with its images."""
+    """Pack an answer with its images."""
     volumes = {name: pack_volume(volume, folder) for name, volume in answer.volumes.items()}
     return {"answer": answer.to_dict(), "volumes": volumes}
 
@@ -118,7 +118,7 @@ def unpack_answer(message: Mapping[str, Any], folder: Path) -> Answer:
 
 @dataclass(frozen=True)
 class Explained:
-    """What a request for explanations brings: heat maps in the order of the questions, answers, warnings."""
+    """The result of a request for explanations: heat maps in the order of the questions, answers, warnings."""
 
     explanations: tuple[Explanation, ...]
     answers: tuple[Answer, ...] = ()
@@ -126,7 +126,7 @@ class Explained:
 
 
 def pack_explained(explained: Explained, folder: Path) -> dict[str, Any]:
-    """Heat maps and answers with their images."""
+    """Pack heat maps and answers with their images."""
     return {
         "explanations": [pack_explanation(explanation, folder) for explanation in explained.explanations],
         "answers": [pack_answer(answer, folder) for answer in explained.answers],
@@ -144,7 +144,7 @@ def unpack_explained(message: Mapping[str, Any], folder: Path) -> Explained:
 
 
 def pack_analysis(analysis: Analysis, folder: Path) -> dict[str, Any]:
-    """All of an analysis but the image, which the client has."""
+    """Pack an analysis without its image, which the client already has."""
     return {
         "model": analysis.model.to_json(),
         "segmentation": pack_segmentation(analysis.segmentation, folder),

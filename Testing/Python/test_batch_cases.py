@@ -187,7 +187,7 @@ def test_a_json_list_holds_paths_or_objects(tmp_path):
     ("name", "text", "complaint"),
     [
         ("l.csv", "input,sereis\na.nii,1\n", "line 2.*sereis.*series"),
-        ("l.csv", "case\nx\n", "no 'input'"),
+        ("l.csv", "case\nx\n", "'input' is missing"),
         ("l.csv", "input,check\na.nii,maybe\n", "yes or no"),
         ("l.csv", "input,min_lesion_ml\na.nii,small\n", "number"),
         ("l.csv", "input,height\na.nii,tall\n", "number"),

@@ -127,10 +127,10 @@ def test_a_batch_goes_on_under_the_other_names_without_doing_a_case_again(place,
     assert (row["case"], row["image"]) == ("jane.nii.gz", str(tmp_path / "in" / "jane.nii.gz"))
     assert [path.name for path in (tmp_path / "out" / "cases").iterdir()] == [row["folder"]]
     assert "jane" in row["folder"]
-    assert "hold the names of files" not in first.stdout + again.stdout
+    assert "contain the names of files" not in first.stdout + again.stdout
     last = run(*arguments, env=place.env)
     assert "1 was done before" in last.stdout
-    assert "An earlier run into this folder was told --keep-names" in last.stdout
+    assert "An earlier run into this folder used --keep-names" in last.stdout
     (row,) = rows(tmp_path / "out" / "cases.csv")
     assert "jane" not in str(row)
     assert [line["state"] for line in final_states(tmp_path / "out").values()] == ["done"] * 2

@@ -201,7 +201,7 @@ def test_a_lost_input_drive_stops_the_batch_instead_of_failing_every_case(place,
     folder.rename(tmp_path / "unplugged")
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
-    assert "cannot be reached any more" in said
+    assert "can no longer be reached" in said
     assert {state["state"] for state in final_states(tmp_path / "out").values()} <= {"done", "dropped", "running"}
 
 
@@ -214,7 +214,7 @@ def test_a_lost_output_drive_stops_the_batch_and_what_was_done_is_whole(place, t
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
     assert "cannot be written" in said
-    assert "bring the drive back" in said
+    assert "reconnect the drive" in said
     for path in (tmp_path / "unplugged" / "cases").glob("[!.]*"):
         assert_whole(path)
 

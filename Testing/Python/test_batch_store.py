@@ -220,7 +220,7 @@ def test_a_full_disk_is_reported_and_leaves_no_half_line_that_counts(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "cannot be written" in result.stdout
-    assert "Nothing is half written" in result.stdout
+    assert "No result is incomplete" in result.stdout
     lines = read_manifest(tmp_path / "manifest")
     assert lines
     assert all(line["label"] == "x" * 100 for line in lines)

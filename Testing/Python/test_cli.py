@@ -140,7 +140,7 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
     rest = process.stderr.read()
     assert process.wait(60) == 128 + number, (seen, rest)
     process.stderr.close()
-    assert rest.splitlines()[-1] == "liverxai: stopped; nothing is half written."
+    assert rest.splitlines()[-1] == "liverxai: stopped; no file is incomplete."
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert not list((tmp_path / "tmp").glob("*liverxai*"))
 

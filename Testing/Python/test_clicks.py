@@ -53,7 +53,7 @@ def test_a_damaged_card_is_refused_in_words(card, tmp_path, monkeypatch):
     if card is not None:
         (tmp_path / clicks.CARD).write_bytes(card.encode("utf-8", "surrogateescape"))
     monkeypatch.setattr(clicks, "FOLDER", tmp_path)
-    with pytest.raises(ModelError, match="Install LiverXAI again"):
+    with pytest.raises(ModelError, match="Reinstall LiverXAI"):
         clicks.click_network.__wrapped__()
 
 

@@ -156,11 +156,11 @@ def misfit():
 
 
 def test_livers_that_do_not_fit_are_refused_and_their_lesions_not_guessed(misfit):
-    with pytest.raises(RegistrationRefused, match="do not fit"):
+    with pytest.raises(RegistrationRefused, match="do not match"):
         register(*(Subject(one.segmentation) for one in misfit[::-1]), RunContext())
     comparison = follow(misfit, [None, None], None, RunContext())
     findings = comparison.findings
-    assert "do not fit" in findings.steps[0].refused_because
+    assert "do not match" in findings.steps[0].refused_because
     assert [[one.event for one in track.appearances] for track in findings.tracks] == [
         ["baseline", "not matched"],
         ["not yet", "not matched"],
@@ -281,14 +281,14 @@ def test_studies_that_do_not_belong_together_are_refused():
 
 def test_a_study_without_a_liver_or_of_a_model_without_tumors_is_refused(tmp_path):
     analysis = liver_analysis([STAYS])
-    for change, words in (({"liver_volume_ml": 0.0}, "no liver"), ({"tumor_volume_ml": None}, "look for tumors")):
+    for change, words in (({"liver_volume_ml": 0.0}, "no liver"), ({"tumor_volume_ml": None}, "segment tumors")):
         changed = dataclasses.replace(analysis, measurements=dataclasses.replace(analysis.measurements, **change))
         with pytest.raises(lx.LiverXAIError, match=words):
             study_of(changed, "Study 1")
     with pytest.raises(InputError, match="There is no file or folder"):
         compare([tmp_path / "nothing", tmp_path / "nothing"])
     lx.write_analysis(analysis, tmp_path / "whole", report=False)
-    for name, words in (("measurements.json", "damaged"), ("provenance.json", "not a whole result")):
+    for name, words in (("measurements.json", "damaged"), ("provenance.json", "not a complete result")):
         lx.write_analysis(analysis, tmp_path / name, report=False)
         (tmp_path / name / name).unlink()
         with pytest.raises(InputError, match=words):
@@ -377,7 +377,7 @@ def test_analyze_puts_a_comparison_with_earlier_results_into_its_report(toy_mode
     assert "There is no file or folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main([*words[:-1], str(tmp_path / "empty")]) == 1
-    assert "not a whole result" in capsys.readouterr().err
+    assert "not a complete result" in capsys.readouterr().err
     assert main([*words, "--prior-image", "-", "-"]) == 2
     # CTs themselves are analyzed for the comparison, and their segmentations kept.
     out = tmp_path / "compared"

@@ -92,7 +92,7 @@ def test_each_study_says_for_itself_why_a_criterion_was_left_out(two):
     assert "mRECIST" in made
     assert "mRECIST" not in left_out
     assert "mRECIST" not in later
-    assert "arterial phase in each study" in later_left_out["mRECIST"]
+    assert "in the arterial phase" in later_left_out["mRECIST"]
     assert "portal venous phase" in left_out["Choi"]
 
 

@@ -179,7 +179,7 @@ def test_two_cropped_files_are_compared_on_a_grid_that_holds_both(tmp_path: Path
         ([TRUTH], _named(("liver", 1)), "value 2, which belongs to none"),
         ([TRUTH], _named(("spleen", 1), ("kidney", 2)), "no segment of the liver.*'spleen', 'kidney'"),
         ([TRUTH], _named(("liver", 1), ("Segment_2", 2)), "does not say what its segment 'Segment_2'"),
-        ([TRUTH], [{"Name": "liver"}, {"Name": "tumor"}], "does not say which of its values is 'tumor'"),
+        ([TRUTH], [{"Name": "liver"}, {"Name": "tumor"}], "does not say which of its values belongs to 'tumor'"),
     ],
 )
 def test_a_seg_nrrd_that_leaves_something_open_is_refused(
@@ -191,7 +191,7 @@ def test_a_seg_nrrd_that_leaves_something_open_is_refused(
 
 def test_a_cropped_file_of_another_image_is_refused(tmp_path: Path) -> None:
     beyond = read_label_map(_seg_nrrd(tmp_path / "x.seg.nrrd", [TRUTH], _named(("liver", 1), ("tumor", 2)), (5, 0, 0)))
-    with pytest.raises(InputError, match="reaches beyond"):
+    with pytest.raises(InputError, match="extends beyond"):
         beyond.on(Volume(TRUTH, MATRIX).grid)
     half = read_label_map(_seg_nrrd(tmp_path / "y.seg.nrrd", [TRUTH], _named(("liver", 1), ("tumor", 2)), (0, 0.5, 0)))
     with pytest.raises(InputError, match="different places"):

@@ -346,7 +346,7 @@ def test_a_click_near_the_rim_outlines_the_same_lesion_as_one_in_the_middle():
 
 @pytest.mark.parametrize(
     ("where", "says"),
-    [(ball((1, 2, 2), 1), "outside the liver"), (ball((18, 36, 28), 1), "nothing stands out")],
+    [(ball((1, 2, 2), 1), "outside the liver"), (ball((18, 36, 28), 1), "nothing there differs")],
 )
 def test_where_nothing_can_be_outlined_it_is_said(where, says):
     with pytest.raises(UsageError, match=says):
@@ -393,7 +393,7 @@ def test_what_does_not_exist_is_refused(decision):
 
 @pytest.mark.parametrize("lesions", [(), (1,), (2, 2)])
 def test_one_lesion_alone_cannot_be_merged(lesions):
-    with pytest.raises(UsageError, match="two lesions or more"):
+    with pytest.raises(UsageError, match="two or more lesions"):
         merge(*lesions)
 
 
@@ -767,9 +767,9 @@ def test_a_record_of_decisions_that_is_damaged_is_refused_in_words(analyzed, toy
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "Nothing is decided"),
-        (["--reject", "1", "--regions"], "go with 'analyze'"),
-        (["--reject", "1", "--min-lesion-ml", "1"], "go with 'analyze'"),
+        ([], "No decision was given"),
+        (["--reject", "1", "--regions"], "are options of 'analyze'"),
+        (["--reject", "1", "--min-lesion-ml", "1"], "are options of 'analyze'"),
         (["--add", "12,3"], "is not a place"),
         (["--reject", "9"], "There is no lesion 9"),
         (["--accept", "1"], "There is no candidate 1: there is no candidate"),
@@ -803,7 +803,7 @@ def test_refining_keeps_what_the_analysis_was_told_and_refuses_another_ct(analyz
     lx.write_volume(volume.with_array(array), tmp_path / "other.nii.gz")
     refine_it = ["refine", str(result), "--reject", "1", *common]
     assert main([*refine_it, "--image", str(tmp_path / "other.nii.gz")]) == 1
-    assert "is not the CT that" in capsys.readouterr().err
+    assert "is not the CT from which" in capsys.readouterr().err
     assert json.loads((result / "measurements.json").read_text()) == before
     assert main([*refine_it, "--image", str(ct)]) == 0
     after = json.loads((result / "measurements.json").read_text())

@@ -56,9 +56,9 @@ def test_what_could_be_two_numbers_or_none_is_refused_with_line_and_column(tmp_p
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "no line with names"),
-        (b"\n\n", "no line with names"),
-        (b"a,a\n1,2\n", "line 1: there are two columns 'a'"),
+        (b"", "no line with column names"),
+        (b"\n\n", "no line with column names"),
+        (b"a,a\n1,2\n", "line 1: there are two columns named 'a'"),
         (b"a,b\n1,2\n1,2,3\n", "line 3: .*more cells"),
         (b"a,,b\n1,2,3\n", "column 2"),
         (b'a,b\n"open,2\n', "line 2"),

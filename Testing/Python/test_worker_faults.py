@@ -120,7 +120,7 @@ def test_what_cannot_be_sent_is_a_failure(client, monkeypatch, tmp_path, metadat
     client.analyze(Volume(VOLUME.array, VOLUME.ijk_to_lps, metadata), "ct")
     (event,) = outcome(client)
     assert event.kind == "failed"
-    assert "cannot be handed to the worker" in str(event.error)
+    assert "cannot be sent to the worker" in str(event.error)
 
 
 @pytest.mark.parametrize("size", [0, 300_000])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Ray cluster as the pool of workers: actors on its nodes hold the model, the driver keeps the manifest.
 
-Each actor has a :class:`~LiverXAILib.batch.session.Session` of its own, so that the two ways to lose a worker are told
-apart: a *case* that crashes or hangs takes down only the process inside the session and is recorded as its own failure;
-a *node* (or actor) that is lost takes the actor, and its cases go to another one. Images and results go through the
-file system that all nodes share; Ray carries only names and records.
+Each actor has its own :class:`~LiverXAILib.batch.session.Session`, which distinguishes the two ways to lose a worker: a
+*case* that crashes or hangs takes down only the process inside the session and is recorded as its own failure; a lost
+*node* (or actor) takes down the actor, and its cases are given to another one. Images and results go through the file
+system shared by all nodes; Ray transfers only names and records.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from ..store import Store
 
 _log = logging.getLogger(__name__)
 
-#: A case whose actor was lost so often is recorded as failed: maybe it is what brings the nodes down.
+#: A case whose actor was lost this many times is recorded as failed, because it may be what brings the nodes down.
 _MAX_LOSSES = 3
-#: Actors lost one after the other without finishing a case: then something else is wrong.
+#: After this many actors lost in a row without finishing a case, the cause is not a case.
 _MAX_FAILED_ACTORS = 5
-#: Ray's shared memory on a cluster of our own: what goes through Ray is small.
+#: Ray's shared memory on our own cluster; small, because little data goes through Ray.
 _OBJECT_STORE_BYTES = 100 << 20
 _ROOT = Path(__file__).resolve().parents[3]
 
 
 class RayWorkerPool:
-    """Spreads cases over actors: one per GPU of the cluster, or one per `cpus_per_worker` cores if it has no GPU.
+    """Distributes cases over actors: one per GPU of the cluster, or one per `cpus_per_worker` cores if it has no GPU.
 
-    :param address: of a running cluster; None: that in RAY_ADDRESS, or a new one on this machine.
-    :param workers: how many actors; None: as many as the cluster has room for.
+    :param address: address of a running cluster; None: that in RAY_ADDRESS, or a new one on this machine.
+    :param workers: number of actors; None: as many as the cluster has room for.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RayWorkerPool:
         self._emit = emit
         address = address or os.environ.get("RAY_ADDRESS")
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        # Nothing about the user goes to anybody. (Ray reports its usage to its makers unless told not to.)
+        # No user data may leave the machine: by default, Ray sends usage statistics to its developers.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         local: dict[str, Any] = {}
         if address is None:
@@ -84,7 +84,7 @@ class RayWorkerPool:
             cpus = min(cpus, resources.get("CPU", 1) / workers)
         needs = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": cpus}
         config = settings.config(store) | {"threads": settings.threads or (0 if gpus else max(1, int(cpus)))}
-        # One call may wait in each actor while another one runs: its image is read meanwhile.
+        # One call may wait in each actor while another one runs: its image is read in the meantime.
         self._actor_class = ray.remote(max_concurrency=DEPTH + 2, max_restarts=0, max_task_retries=0, **needs)(
             CaseActor
         )
@@ -158,7 +158,7 @@ class RayWorkerPool:
 
     def _start_actor(self) -> None:
         actor = self._actor_class.remote(*self._arguments)
-        # Only an actor that has loaded its model gets cases: one that finds no free node keeps none waiting.
+        # Only an actor that has loaded its model receives cases, so no case waits for an actor without a free node.
         self._calls[actor.ready.remote()] = (actor, None)
 
     def _dispatch(self) -> None:
@@ -175,7 +175,7 @@ class RayWorkerPool:
             self._emit({"event": "running", "case": case["id"]})
 
     def _committed(self, case: dict[str, Any]) -> dict[str, Any] | None:
-        """The record of a case that was committed in this run by an actor that was lost before it could say so."""
+        """The record of a case that was committed in this run by an actor that was lost before it could report it."""
         record = self._store.record(case["folder"])
         return record if record is not None and record.get("run") == self._store.token else None
 
@@ -197,7 +197,7 @@ class RayWorkerPool:
             self._emit(said)
 
     def _lose(self, actor: Any, case: dict[str, Any] | None, error: str, restart: bool) -> None:
-        """An actor or its node is gone: its cases go to others. Called once for each of its calls."""
+        """Give the cases of a lost actor or node to others; called once for each of the actor's calls."""
         if self._actors.pop(actor, None) is not None or case is None:
             self._failed_actors += 1
             if self._failed_actors >= _MAX_FAILED_ACTORS:
@@ -213,12 +213,12 @@ class RayWorkerPool:
         elif (record := self._committed(case)) is not None:
             self._emit({"event": "finished", "case": case["id"], "state": "done", "record": record})
         else:
-            sentence = f"The machines that worked on this case were lost {_MAX_LOSSES} times."
+            sentence = f"The machines working on this case were lost {_MAX_LOSSES} times."
             self._emit({"event": "finished", "case": case["id"], "state": "failed", "kind": "lost", "error": sentence})
 
 
 class CaseActor:
-    """What runs on a node: a session, one call for each case."""
+    """The actor on a node: a session, with one call for each case."""
 
     def __init__(
         self, output: str, shard: dict[str, int], token: str, config: dict[str, Any], time_limit: float
@@ -231,12 +231,12 @@ class CaseActor:
         self._session = Session(store, config, self._note, time_limit=time_limit, python=sys.executable)
 
     def ready(self) -> dict[str, Any]:
-        """Wait for the model; its identity, or "fatal"."""
+        """Wait for the model; return the event "ready" with its identity, or "fatal"."""
         answer = self._answers[""].get()
         return answer | {"pid": os.getpid(), "host": os.uname().nodename if hasattr(os, "uname") else "node"}
 
     def run(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Do a case; returns the event "finished", "fatal" or "dropped"."""
+        """Run a case; return the event "finished", "fatal" or "dropped"."""
         answer: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers[case["id"]] = answer
         if self._over is not None:
