@@ -70,7 +70,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"c\.yaml, line 1: this is not YAML"):
         read_config(path)
     path.write_text("- data", encoding="utf-8")
-    with pytest.raises(UsageError, match="list of settings"):
+    with pytest.raises(UsageError, match="consists of settings"):
         read_config(path)
 
 

@@ -183,7 +183,7 @@ def test_values_can_be_named_and_others_are_refused_unless_they_are_said_to_be_b
         (
             lambda folder: (folder / "dataset.json").write_text('{"labels": {"1": "spleen"}}', encoding="utf-8"),
             UsageError,
-            "names no liver",
+            "does not name a liver",
         ),
         (lambda folder: (folder / "dataset.json").write_text("{", encoding="utf-8"), InputError, "understood"),
     ],
@@ -253,7 +253,7 @@ def test_a_recorded_split_stays_when_cases_are_added(tmp_path: Path) -> None:
     split = draw_split(cases[:4], Data("msd", "anywhere"), 0)
     record_split(split, tmp_path / "splits.json")
     assert recorded_split(cases, tmp_path / "splits.json") == split
-    with pytest.raises(InputError, match="not in the data set any more"):
+    with pytest.raises(InputError, match="no longer in the data set"):
         recorded_split(cases[1:3], tmp_path / "splits.json")
 
 

@@ -172,7 +172,7 @@ def test_a_run_leaves_table_curves_logs_evaluation_card_and_examples(whole: Conf
     assert "validation_dice_liver" in next((folder / "logs").rglob("metrics.csv")).read_text(encoding="utf-8")
     card = (folder / "card.md").read_text(encoding="utf-8")
     assert "val. Dice tumor" in card
-    assert "nothing anywhere" in card
+    assert "An empty segmentation" in card
     said = (folder / "said.txt").read_text(encoding="utf-8")
     assert "3 training and 1 validation cases" in said
     assert "analyze" in said
@@ -379,7 +379,7 @@ def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Pa
     for image, labels in ((sample["image"], sample["truth"]), (whole["image"], whole["truth"])):
         assert abs(float(image[labels > 0].median())) < 5
     nothing = dataclasses.replace(dataset.values, liver=(77,), tumor=(78,), others=True)
-    with pytest.raises(InputError, match="no liver is labelled, from which stage"):
+    with pytest.raises(InputError, match="no liver is labeled, whose median HU stage"):
         prepared_cases(dataset.cases[:1], Prepare(fine, nothing), progress=False)
 
 
@@ -407,7 +407,7 @@ def test_the_curve_over_numbers_of_cases_comes_from_one_command(
     splits = [json.loads((tmp_path / "run" / f"cases-{n}" / "splits.json").read_text("utf-8")) for n in (1, 3)]
     assert splits[0]["validation"] == splits[1]["validation"]
     assert splits[0]["training"] == splits[1]["training"][:1]
-    with pytest.raises(UsageError, match="there are 1 to 3"):
+    with pytest.raises(UsageError, match="the data allows 1 to 3"):
         train_by_cases(config, [4], say=silent)
 
 
