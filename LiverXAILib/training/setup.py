@@ -62,8 +62,8 @@ class TrainingSetup:
     ) -> ModelSpec:
         """Write the model with `weights` in its place; the other stages of the model it came from stay as they are.
 
-        :param training: for the card, which also keeps what is known of the initial model's training.
-        :param quality: for the card.
+        :param training: facts for the card, which also keeps those of the initial model's training.
+        :param quality: measures for the card.
         """
         if self.base is not None:
             before = self.base[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data in each layout is found, read with the right labels, and refused where it would mislead."""
+"""Training data in each layout is found, read with the right labels, and refused if it would be misleading."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def msd(folder: Path) -> Path:
 
 
 def nnunet(folder: Path) -> Path:
-    """Like the Decathlon's, with a channel in image names, another file type, and labels the other way round."""
+    """Like the Decathlon's, with a channel in image names, another file type, and swapped label values."""
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
     for number in range(COUNT):
@@ -80,7 +80,7 @@ def table(folder: Path) -> Path:
 
 
 def dicom_seg(folder: Path) -> Path:
-    """A series and a segmentation object for each case; the segments have codes, and names of no use."""
+    """A series and a segmentation object for each case; the segments have codes, and meaningless names."""
     import highdicom
 
     code = pydicom.sr.coding.Code

@@ -71,7 +71,7 @@ _ORGAN_NAMES = {
     "totalseg_slab": "totalseg_labels.json",
     "lidc0001": "lidc0001/organs.json",
 }
-#: Scans without any label: how much of each, from its lower end, the teacher segments (it knows only abdomens).
+#: Scans without any label: how much of each, from its lower end, the teacher segments (trained on abdomens).
 _LOWEST_MM = {"lidc_0314": 200.0, "acrin_013": 170.0, "cmb_crc_01068": 200.0}
 _PHASES: dict[str, Phase] = {
     "cptac_pda": "portal",

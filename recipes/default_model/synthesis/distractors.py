@@ -188,7 +188,7 @@ def _perfusion(rng: Rng, liver: torch.Tensor, spacing_mm: float) -> torch.Tensor
 
 
 def _beam_hardening(rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> torch.Tensor:
-    """Dark bands in the plane that begin at ribs beside the liver."""
+    """Dark bands in the plane that start at ribs next to the liver."""
     bone = (image > 220) & dilate(liver, round(25 / spacing_mm))
     places = bone.nonzero().float()
     result = torch.zeros(liver.shape)
