@@ -1,4 +1,4 @@
-# Everything that `make demo` and `make test` need is installed into .venv; a second run installs nothing.
+# `make demo` and `make test` install everything they need into .venv; a second run installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ OUTPUT ?= output
 SEED ?= 1
 CASES ?= 500
 SAMPLE ?= 60
-# Test processes: one more than processors, four at most. Tests wait for processes that they start.
+# Test processes: one more than there are processors, but at most four, because tests wait for their child processes.
 PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + os.cpu_count()))")
 
 .PHONY: demo test lint fuzz mutation docs benchmark train clean
@@ -15,7 +15,7 @@ PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + os.cpu_count()))"
 demo: $(VENV)/.demo
 	$(BIN)/python docs/demo.py --output $(OUTPUT)
 
-# Compiled modules are kept, whatever the environment says, because the tests start Python many times.
+# Bytecode is always cached, whatever the environment says, because the tests start Python many times.
 test: $(VENV)/.test
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known weaknesses of the pinned dependencies, by pip-audit. Without a network it says so and is content."""
+"""Check the pinned dependencies for known vulnerabilities with pip-audit; without a network this is skipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = 300
 
 
 def main() -> int:
-    """1 if a dependency has a known weakness."""
+    """Return 1 if a dependency has a known vulnerability."""
     command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--format", "json"]
     files = [f"--requirement={_ROOT / name}" for name in ("constraints.txt",)]
     try:
@@ -28,7 +28,7 @@ def main() -> int:
         for weakness in one["vulns"]:
             fixed = ", ".join(weakness.get("fix_versions", [])) or "no version yet"
             print(f"{one['name']} {one['version']}: {weakness['id']}, fixed in {fixed}")
-    print(f"{len(dependencies)} dependencies, {len(weak)} with known weaknesses, {unknown} not in the database.")
+    print(f"{len(dependencies)} dependencies, {len(weak)} with known vulnerabilities, {unknown} not in the database.")
     return int(bool(weak))
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many faults the tests find: ``python Testing/mutation.py [PACKAGE ...] --sample 60 --seed 1``.
+"""Mutation testing of the library: ``python Testing/mutation.py [PACKAGE ...] --sample 60 --seed 1``.
 
 Mutmut plants one fault at a time into a copy of the library ("<" for "<=", None for an argument, another number) and
-runs the tests that reach the function. The faults are drawn at random, so many for each package. Faults in texts alone
-are left out, because tests compare a message by some of its words. A fault that no test finds is tried again with all
-tests of the files that reach it: what the tests of a file share is prepared in the first of them, and functions of
-child processes are reached by no test that Mutmut knows of.
+runs the tests that reach the function. For each package a fixed number of faults is drawn at random. Faults that only
+change texts are left out, because tests check only parts of messages. A fault that no test finds is tried again with
+all tests of the files that reach it: the fixtures shared by the tests of a file are set up in the first of them, and
+Mutmut does not know which tests reach functions in child processes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ TESTS = {
     "batch": ["test_batch_[cs]*", "test_batch_re*", "test_case_names"],
 }
 _FOUND = ("killed", "timeout", "segfault", "suspicious")
-#: Mutmut's code where Pytest refused the tests that it was given; it calls that a timeout.
+#: Mutmut's exit code if Pytest refuses the tests it is given; Mutmut reports it as a timeout.
 _REFUSED = 255
-#: Imported once for all faults. Tests are collected anew for each: collected again in the same process, a test whose
-#: parameter has a backslash has another name, and Pytest refuses the one that Mutmut knows.
+#: Imported once for all faults. Tests are collected anew for each: when collected again in the same process, a test
+#: with a backslash in a parameter gets another name, and Pytest refuses the name that Mutmut knows.
 _PRELOADED = ("pytest", "hypothesis", "torch", "scipy.ndimage", "SimpleITK", "pydicom")
 _SETTINGS = """[mutmut]
 source_paths = LiverXAILib
@@ -60,13 +60,13 @@ timeout_constant = 15.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Plant faults into packages and count those that tests find.")
+    parser = argparse.ArgumentParser(description="Plant faults in packages and count those that tests find.")
     parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=f"of {', '.join(TESTS)}; all if none is named")
     parser.add_argument("--sample", type=int, default=60, help="faults in each package (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the sample (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "mutation", help="for copies that are changed")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="faults at a time (default %(default)s)")
-    parser.add_argument("--go-on", action="store_true", help="go on with copies of a run that was interrupted")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default %(default)s)")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "mutation", help="for the changed copies")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="parallel faults (default %(default)s)")
+    parser.add_argument("--go-on", action="store_true", help="continue with the copies of an interrupted run")
     arguments = parser.parse_args()
     if unknown := set(arguments.packages) - set(TESTS):
         parser.error(f"not of {', '.join(TESTS)}: {', '.join(sorted(unknown))}")
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _copy(package: str, folder: Path) -> None:
-    """A copy of the repository with the settings of Mutmut."""
+    """Copy the repository, with settings for Mutmut."""
     shutil.rmtree(folder, ignore_errors=True)
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
@@ -105,7 +105,7 @@ def _copy(package: str, folder: Path) -> None:
 
 
 def _mutmut(folder: Path, *words: str) -> None:
-    """Run :func:`_inside` in a process of its own: Mutmut reads its settings once, from the folder in which it starts.
+    """Run :func:`_inside` in its own process: Mutmut reads its settings once, from the folder in which it starts.
 
     Tests of real CT, which take minutes, are skipped.
     """
@@ -119,11 +119,11 @@ _INSIDE = "--inside"
 
 
 def _inside(words: list[str]) -> None:
-    """A command of Mutmut, or "plant"."""
+    """Run a command of Mutmut, or "plant"."""
     from mutmut.__main__ import cli
     from mutmut.workers.isolation import ForkServerRunner
 
-    # The run that finds out which tests reach which function has passed.
+    # The run that determines which tests reach which function has passed already.
     ForkServerRunner.run_clean_tests = lambda *_, **__: 0
     sys.path.remove(str(Path(__file__).resolve().parent))
     if words[0] == "plant":
@@ -133,7 +133,7 @@ def _inside(words: list[str]) -> None:
 
 
 def _plant(package: str, size: int, seed: int) -> None:
-    """Write the copies of the functions that have a fault: a sample of all faults that Mutmut knows."""
+    """Write the functions with a fault: a sample of all of Mutmut's faults."""
     import libcst
     from mutmut.__main__ import create_file_mutants
     from mutmut.mutation import file_mutation, mutators
@@ -179,7 +179,7 @@ def _living(outcomes: dict[str, str]) -> list[str]:
 
 
 def _widen(path: Path, faults: list[str]) -> None:
-    """Let all tests of the files that reach a fault try it; all tests of the package where none is known to."""
+    """Try a fault with all tests of the files that reach it, or of the package if none is known to reach it."""
     stats = json.loads(path.read_text())
     every = list(stats["duration_by_test"])
     for function in {name.partition("__mutmut_")[0] for name in faults}:
@@ -191,7 +191,7 @@ def _widen(path: Path, faults: list[str]) -> None:
 
 
 def _report(output: Path) -> None:
-    """Print the score of each package that was tried, and the faults that no test found."""
+    """Print the score of each tested package, and the faults that no test found."""
     from scipy.stats import binomtest
 
     rows, living = [], []

@@ -2,18 +2,18 @@
 """How long the panel keeps Slicer's event loop waiting: ``python Testing/panel_benchmark.py``.
 
 A timer of 1 ms runs in the event loop of the test host while the panel analyzes a CT, and while it explains and
-measures the segmentation again after it was edited, with all that has to go to the worker and to come back. A gap is
-the time between two ticks of the timer. On a busy machine a part of it is waiting for a processor that others use;
-Linux tells how long, and it is taken off (/proc/thread-self/schedstat). Beside it stands how long the event loop's
-thread has computed in the gap: the rest it has waited for a lock, for memory, or for the machine beneath a virtual one.
+measures the segmentation again after an edit, including all transfers to and from the worker. A gap is the time between
+two ticks of the timer. On a busy machine part of it is spent waiting for a processor; Linux reports this time
+(/proc/thread-self/schedstat), and it is subtracted. The computing time of the event loop's thread in the gap is
+reported separately: the remainder was spent waiting for a lock, for memory, or for the host of a virtual machine.
 
-Python searches all that was loaded for garbage after enough new objects were made. Those of the start are searched
-before the measurement, as in a Slicer that has run for a while; what the panel makes counts.
+Python runs a full garbage collection after enough new objects were created. The objects from startup are collected
+before the measurement, as in a Slicer that has run for a while; those that the panel creates count.
 
-The gaps depend on the number of voxels, not on the network. So the CT is a ball with two lesions in as many voxels as
-are asked for, and the network a tiny one; ``--patient`` takes a synthetic patient and the bundled model. ``--steps``
-runs no network at all: it times, one by one, the steps that the event loop's thread takes between two turns of the loop
-to show an analysis of so many voxels and to hand an edited one back, and what a thread does beside it.
+The gaps depend on the number of voxels, not on the network. The CT is therefore a ball with two lesions in the
+requested number of voxels, and the network is tiny; ``--patient`` uses a synthetic patient and the bundled model.
+``--steps`` runs no network at all: it times each step of the event loop's thread in showing an analysis of this many
+voxels and in handing an edited one back, and the concurrent work of a background thread.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from LiverXAILib.panel.sample_data import make_phantom  # noqa: E402
 from LiverXAILib.volumes.box import Box  # noqa: E402
 from LiverXAILib.volumes.volume import Volume  # noqa: E402
 
-#: Makes the model and the ball of the tests, in a process of its own: Slicer's never loads torch, and Python would look
-#: through all that torch has made when it looks for garbage, in a gap of the event loop.
+#: Makes the model and the ball of the tests in a separate process: Slicer's never loads torch, whose objects would
+#: prolong garbage collection, and with it the gaps of the event loop.
 _TOYS = """
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ np.savez(folder / "ball.npz", array=ball.array, ijk_to_lps=ball.ijk_to_lps)
 
 
 def make_toys(shape: list[int]) -> tuple[Volume, Path]:
-    """The ball of the tests in about as many voxels (k, j, i), the smaller for it, and the folder of a tiny model."""
+    """The ball of the tests with about `shape` (k, j, i) voxels of smaller size, and the folder of a tiny model."""
     folder = Path(tempfile.mkdtemp())
     paths = os.pathsep.join([str(ROOT / "Testing" / "Python"), str(ROOT)])
     subprocess.run([sys.executable, "-c", _TOYS, str(folder)], env={**os.environ, "PYTHONPATH": paths}, check=True)
@@ -70,13 +70,13 @@ def make_toys(shape: list[int]) -> tuple[Volume, Path]:
 
 
 def queued() -> float:
-    """Seconds that this thread has waited for a processor; 0 where the system does not tell."""
+    """Seconds that this thread has waited for a processor; 0 if the system does not report them."""
     path = Path("/proc/thread-self/schedstat")
     return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
 
 
 def measure_steps(shape: list[int]) -> None:
-    """Time the pieces of work with two heat maps, uncertainty and a segmentation on so many voxels."""
+    """Time each step with two heat maps, uncertainty and a segmentation of `shape` voxels."""
     import slicer
 
     from LiverXAILib import mrml
@@ -128,8 +128,7 @@ def measure_steps(shape: list[int]) -> None:
 
 
 class Clock:
-    """Ticks of a timer in the event loop: when, after how much waiting for a processor, how much computing, and what
-    the panel said."""
+    """Ticks of a timer in the event loop, with waiting time, computing time and the panel's status at each."""
 
     def __init__(self, panel: qtapplication.Panel) -> None:
         self.panel = panel
@@ -142,7 +141,7 @@ class Clock:
         self.ticks.append((time.perf_counter(), queued(), time.thread_time(), self.panel.ui.statusLabel.text))
 
     def measure(self, name: str, action: Callable[[], None]) -> None:
-        """Do something, wait until the panel is idle again, and print the longest gaps."""
+        """Perform an action, wait until the panel is idle again, and print the longest gaps."""
         gc.collect()
         self.timer.start()
         qtapplication.process_events()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of the panel for the documentation: ``python Testing/panel_pictures.py [FOLDER] [--check]``.
 
-With ``--check`` the heat maps are examined for their faithfulness, which takes minutes.
+With ``--check`` the faithfulness of the heat maps is tested, which takes minutes.
 
-Drawn by the test host's Qt, with a synthetic patient and the bundled model: what Slicer's own widgets draw looks a
-little different.
+The pictures are drawn by the test host's Qt, with a synthetic patient and the bundled model; Slicer's own widgets look
+slightly different.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTH = 440
 
 
 def picture(panel: qtapplication.Panel, path: Path) -> None:
-    """The whole panel, as high as it wants to be."""
+    """Save a picture of the whole panel at its preferred height."""
     qtapplication.process_events()
     panel.scroll.resize(WIDTH, panel.parent.heightForWidth(WIDTH) if panel.parent.hasHeightForWidth() else 0)
     qtapplication.process_events()
@@ -33,7 +33,7 @@ def picture(panel: qtapplication.Panel, path: Path) -> None:
 
 
 def read(panel: qtapplication.Panel, ct: Any, folder: Path) -> None:
-    """The reader's loop: a lesion is rejected, and a part of the liver erased."""
+    """Show the reader's workflow: reject a lesion, and erase a part of the liver."""
     import slicer
 
     def wait() -> None:

@@ -46,14 +46,14 @@ apidoc_modules = [
         "include_private": False,
     }
 ]
-# Names that a package takes from its modules are documented there alone.
+# Names that a package re-exports from its modules are documented only in the modules.
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True, "ignore-module-all": True}
-# Methods that override a library's without a docstring of their own would repeat that library's, with its links.
+# Methods without a docstring that override those of another library would repeat its docstring, with its links.
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-# Only Slicer has these, or only some machines.
+# These exist only in Slicer, or only on some machines.
 autodoc_mock_imports = ["slicer", "vtk", "qt", "ctk", "nnunetv2", "ray", "openvino"]
 # One class is named in several packages (``LiverXAILib.Volume`` and ``LiverXAILib.volumes.Volume``).
 suppress_warnings = ["ref.python"]
@@ -67,7 +67,7 @@ html_theme_options = {
 
 
 def write_help_texts(app: Any) -> None:
-    """Keep what the command line says of itself in docs/generated, where docs/command-line.md includes it."""
+    """Write the help texts of the command line to docs/generated, from where docs/command-line.md includes them."""
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
     shown = (Path(app.srcdir) / "command-line.md").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def write_help_texts(app: Any) -> None:
 
 
 def skip_modules(app: Any, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
-    """A module that a package offers by name has a section of its own already."""
+    """Skip a module that is an attribute of its package, because it has its own section."""
     return True if isinstance(member, ModuleType) else None
 
 

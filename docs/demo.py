@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: the main job on a synthetic CT with the bundled model, compared with the truth."""
+"""``make demo``: the main workflow on a synthetic CT with the bundled model, compared with the ground truth."""
 
 from __future__ import annotations
 

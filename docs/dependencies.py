@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw which package of LiverXAILib imports which, from the sources: ``python docs/dependencies.py``.
+"""Draw the imports between the packages of LiverXAILib, from the sources: ``python docs/dependencies.py``.
 
-Writes docs/images/dependencies.svg. A box names a package and its lines of code; an arrow points to what it imports
-when it runs (imports for type checking only are left out). Arrows that follow from others are not drawn, and neither
-are the small modules beside the packages that any of them may use (errors, progress, …).
+Writes docs/images/dependencies.svg. A box names a package and its lines of code; an arrow points to a package that
+it imports at run time (not only for type checking). Arrows that follow from others are not drawn, and neither are the
+small modules next to the packages that any of them may use (errors, progress, …).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OUTPUT = Path(__file__).parent / "images" / "dependencies.svg"
 
 
 def package_of(path: Path) -> str:
-    """The package, or module beside the packages, that a source file belongs to."""
+    """The package, or the module next to the packages, that a source file belongs to."""
     return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
 
 
@@ -31,7 +31,7 @@ def sources() -> list[Path]:
 
 
 def imported_packages(path: Path) -> set[str]:
-    """The packages of LiverXAILib that a source file imports, other than its own, not only for type checking."""
+    """The packages of LiverXAILib that a source file imports at run time, other than its own."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         child
@@ -62,14 +62,14 @@ def dependency_graph() -> networkx.DiGraph:
 
 
 def without_small_modules(graph: networkx.DiGraph) -> networkx.DiGraph:
-    """The packages, and of the modules beside them those that import packages."""
+    """The packages, and the modules next to them that import packages."""
     kept = [name for name in graph if (LIBRARY / name).is_dir()]
     kept += [name for name in graph if any(other in kept for other in graph.successors(name))]
     return graph.subgraph(kept).copy()
 
 
 def draw(graph: networkx.DiGraph, output: Path) -> None:
-    """Draw a graph without cycles in layers: each package below everything that it imports."""
+    """Draw an acyclic graph in rows, with each package below everything that it imports."""
     reduced = networkx.transitive_reduction(graph)
     for layer, names in enumerate(networkx.topological_generations(graph.reverse())):
         for name in names:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far measured diameters are from those of shapes that are known exactly: the table of ``docs/measurements.md``.
+"""Errors of measured diameters for shapes with exactly known diameters: the table of ``docs/measurements.md``.
 
 python docs/diameters.py
 """
@@ -25,7 +25,7 @@ def ball(
 def ellipsoid(
     rng: np.random.Generator, points: np.ndarray, axes: tuple[float, float, float]
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Turned at random in space. Its longest axial section goes through its center, and is an ellipse."""
+    """A randomly rotated ellipsoid. Its longest axial section passes through its center, and is an ellipse."""
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     form = turn @ np.diag(4 / np.square(axes)) @ turn.T
     low, high = np.linalg.eigvalsh(form[:2, :2])
@@ -35,7 +35,7 @@ def ellipsoid(
 def box(
     rng: np.random.Generator, points: np.ndarray, sides: tuple[float, float, float]
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Turned at random about the patient's long axis; its first side is the longest."""
+    """A box, randomly rotated about the patient's long axis; its first side is the longest."""
     angle = rng.uniform(0, np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
     local = points @ np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
@@ -56,7 +56,7 @@ SHAPES = {
 
 
 def errors(name: str, spacing: tuple[float, float, float], repeats: int = REPEATS) -> np.ndarray:
-    """Measured minus true in mm for long axis, short axis and 3-D diameter: (repeats, 3); places are random."""
+    """Measured minus true in mm for long axis, short axis and 3-D diameter: (repeats, 3); positions are random."""
     make, size = SHAPES[name]
     rng = np.random.default_rng(0)
     reach = 1.2 * np.max(size) / np.array(spacing)[::-1] / 2 + 3

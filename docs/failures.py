@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the default model does on phantoms that it never saw, and pictures of where it fails: docs/default-model.md.
+"""Performance of the default model on unseen phantoms, and pictures of its failures: docs/default-model.md.
 
 python docs/failures.py        # prints the table, writes docs/images/failures.png
 """
@@ -23,7 +23,7 @@ from LiverXAILib.models import load_model
 from LiverXAILib.phantoms import Phantom, make_phantom
 
 IMAGES = Path(__file__).resolve().parent / "images"
-#: Not among the phantoms of training (1000 to 1063) and of operating points and validation (2000 to 2023).
+#: Not used in training (1000 to 1063), nor for operating points and validation (2000 to 2023).
 SEEDS = range(3000, 3012)
 _TRUTH, _MODEL = "#ffd54f", "#4dd0e1"
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def draw(failures: Sequence[tuple[Phantom, Segmentation]], path: Path) -> None:
-    """The worst of each kind: liver left out, liver too much, the largest lesion missed, the largest false one."""
+    """Draw the worst errors of each kind: missed liver, false liver, the largest missed and false lesions."""
     kinds = {
         "liver left out": lambda truth, found: (truth > 0) & (found == 0),
         "taken for liver": lambda truth, found: (truth == 0) & (found > 0),
@@ -76,7 +76,7 @@ def draw(failures: Sequence[tuple[Phantom, Segmentation]], path: Path) -> None:
 
 
 def _untouched(lesions: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The lesions (connected components) of which no voxel is in `other`."""
+    """The lesions (connected components) that have no voxel in `other`."""
     numbers = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(lesions.astype(np.uint8)), True))
     return lesions & ~np.isin(numbers, np.unique(numbers[other]))
 

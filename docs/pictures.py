@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the picture of a counterfactual for the README: ``python docs/pictures.py``.
 
-Writes docs/images/counterfactual.png: the largest lesion of a synthetic CT as it is, and the changed CTs that the
-bundled model was shown, each with the model's confidence.
+Writes docs/images/counterfactual.png: the largest lesion of a synthetic CT, unchanged and in the changed CTs for the
+bundled model, each with the model's confidence.
 """
 
 from __future__ import annotations

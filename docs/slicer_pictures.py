@@ -4,8 +4,8 @@
 python docs/slicer_pictures.py                                      # docs/images/slicer-*.png and the icons
 python docs/slicer_pictures.py --input ct.nrrd --output four-up.png # one picture of a CT of your own
 
-The views are Slicer's own displayable managers, off-screen (see Testing/slicerhost); needs the extras ``test`` and a
-graphics driver with EGL.
+The views are rendered off-screen by Slicer's own displayable managers (see Testing/slicerhost); this needs the extra
+``test`` and a graphics driver with EGL.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def main() -> None:
     save(IMAGES / "slicer-why-liver.png", four_up(layout, nodes, "liver"))
 
 
-#: The synthetic patient of the pictures.
+#: Seed of the synthetic patient in the pictures.
 SEED = 7
 
 
 def thumbnail(layout: FourUp, volumeNode: slicer.vtkMRMLScalarVolumeNode, truthNode: slicer.vtkMRMLSegmentationNode):
-    """The largest true lesion with its outline and the liver's, 260 × 280 pixels."""
+    """The largest true lesion, with outlines of lesion and liver, 260 × 280 pixels."""
     mrml.show_overlay(volumeNode.GetScene(), volumeNode, None, truthNode)
     view = layout.slices["Red"]
     view.fit()
@@ -89,7 +89,7 @@ def thumbnail(layout: FourUp, volumeNode: slicer.vtkMRMLScalarVolumeNode, truthN
 
 
 def four_up(layout: FourUp, nodes: mrml.AnalysisNodes, target: str) -> np.ndarray:
-    """The liver in the middle; slices through the largest lesion, or for the liver through the hottest place."""
+    """The liver in the center; slices through the largest lesion, or for the liver through the heat map's maximum."""
     bounds = [0.0] * 6
     nodes.segmentation.GetRASBounds(bounds)
     low, high = np.array(bounds[::2]), np.array(bounds[1::2])
@@ -126,7 +126,7 @@ LIVER_OUTLINE = (
 
 
 def draw_icon(path: Path) -> None:
-    """A liver with a warm place in it: 128 × 128 pixels, transparent around."""
+    """Draw the icon, a liver with a hot spot: 128 × 128 pixels, with a transparent background."""
     figure = Figure(figsize=(1.28, 1.28), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     corners = np.array([*LIVER_OUTLINE, LIVER_OUTLINE[0]])

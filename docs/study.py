@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study's table, curves, figures and page again, from runs of configs/study-2d.yaml: no number is typed by hand.
+"""Regenerate the study's table, curves, figures and page from runs of configs/study-2d.yaml, without manual numbers.
 
 ::
 
@@ -7,8 +7,8 @@
     python -m recipes.study_2d --data FOLDER                         # real CT: runs/study-2d-ct
     python docs/study.py --phantoms runs/study-2d --ct runs/study-2d-ct --data FOLDER
 
-The last command keeps what the page needs of the runs as small CSV files in ``docs/study``. Without arguments it
-writes the page and the curves from these alone. Figures of real CT stay in the run's folder.
+The last command stores the data that the page needs as small CSV files in ``docs/study``. Without arguments it writes
+the page from these alone. Figures of real CT stay in the run's folder.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from LiverXAILib.training.table import write_csv, write_curves
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "study"
 RUNS = {"phantoms": "phantoms", "ct": "real CT left out"}
-#: Columns of docs/study/*-cases.csv, of those of evaluation.csv.
+#: Columns of evaluation.csv that are kept in docs/study/*-cases.csv.
 CASES = ("fold", "case", "structure", "dice", "predicted_ml", "reference_ml", "hd95_mm", "assd_mm")
-#: How the numbers of a case are written.
+#: Number formats of the measures of a case.
 FORMS = (".3f", ".0f", ".0f", ".1f", ".1f")
 
 Row = Mapping[str, str]
@@ -64,11 +64,11 @@ def main() -> None:
     (HERE / "study.md").write_text(page(), encoding="utf-8")
 
 
-# --- what is kept of a run ------------------------------------------------------------------------------------------
+# --- stored data of a run -------------------------------------------------------------------------------------------
 
 
 def keep(name: str, run: Path) -> None:
-    """Copy the epochs, the cases at the end and what was trained on, rounded, into ``docs/study``."""
+    """Copy the epochs, the final cases and facts about the training, rounded, to ``docs/study``."""
     with (run / "epochs.csv").open(encoding="utf-8", newline="") as file:
         rows = [{key: _rounded(value, 5) for key, value in row.items()} for row in csv.DictReader(file)]
     write_csv(rows, KEPT / f"{name}-epochs.csv")
@@ -92,12 +92,12 @@ def keep(name: str, run: Path) -> None:
 
 
 def explained(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Keep what the checks said about the maps of a figure."""
+    """Store the results of the faithfulness checks of the maps of a figure."""
     write_csv(rows, KEPT / f"{name}-explanations.csv")
 
 
 def machine() -> str:
-    """The processor this runs on."""
+    """The processor of this machine."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -107,14 +107,14 @@ def machine() -> str:
 
 
 def minutes(run: Path) -> int:
-    """From the first configuration written to the last result, making phantoms or synthetic patients left out."""
+    """Time from the first configuration written to the last result, without making phantoms or synthetic patients."""
     began = min(path.stat().st_mtime for path in run.glob("**/config.yaml"))
     ended = max(path.stat().st_mtime for path in run.glob("**/finished.json"))
     return math.ceil((ended - began) / 60)
 
 
 def read(name: str, what: str) -> list[dict[str, str]]:
-    """Rows of a kept table; none if the run has not been kept."""
+    """Rows of a stored table; none if the run has not been stored."""
     path = KEPT / f"{name}-{what}.csv"
     if not path.is_file():
         return []
@@ -123,7 +123,7 @@ def read(name: str, what: str) -> list[dict[str, str]]:
 
 
 def epochs(name: str) -> list[dict[str, float]]:
-    """The epochs of a kept run."""
+    """The epochs of a stored run."""
     return [{key: float(value or "nan") for key, value in row.items()} for row in read(name, "epochs")]
 
 
@@ -131,7 +131,7 @@ def epochs(name: str) -> list[dict[str, float]]:
 
 
 def page() -> str:
-    """``docs/study.md``; where no run has been kept it says so."""
+    """The text of ``docs/study.md``, which states which runs have not been stored."""
     text = (KEPT / "template.md").read_text(encoding="utf-8")
     values: dict[str, str] = {}
     for name in RUNS:
@@ -170,7 +170,7 @@ def page() -> str:
 
 
 def first_last(rows: Sequence[Mapping[str, float]]) -> str:
-    """First → last epoch: loss and accuracy of training and validation, Dice."""
+    """Change from first to last epoch: loss and accuracy of training and validation, Dice."""
     first, last = rows[0], rows[-1]
     cells = []
     for part in ("training", "validation"):
@@ -203,7 +203,7 @@ def table(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def cases(rows: Sequence[Row]) -> str:
-    """Every case at the end, on its own grid."""
+    """A table of the final measures of every case, on its own grid."""
     lines = ["| case | structure | Dice | ml | reference ml | HD95 mm | ASSD mm |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         values = [row[key] and f"{float(row[key]):{form}}" for key, form in zip(CASES[3:], FORMS, strict=True)]
@@ -213,7 +213,7 @@ def cases(rows: Sequence[Row]) -> str:
 
 
 def means(rows: Sequence[Row]) -> str:
-    """Mean Dice of the cases at the end, for each structure."""
+    """Final mean Dice over the cases, for each structure."""
     parts = []
     for structure in ("liver", "tumor"):
         values = [float(row["dice"]) for row in rows if row["structure"] == structure and row["dice"]]
@@ -222,12 +222,12 @@ def means(rows: Sequence[Row]) -> str:
     return ", ".join(parts)
 
 
-#: The liver's Dice of validation that each run aims at.
+#: Target validation Dice of the liver for each run.
 DICE_AIMS = {"phantoms": 0.95, "ct": 0.92}
 
 
 def reached(last: Mapping[str, float], dice_aim: float) -> str:
-    """The aims, and whether they were reached."""
+    """The targets, and whether they were reached."""
     aims = (
         ("liver Dice", last["validation_dice_liver"], dice_aim, True),
         ("loss of the liver", last["validation_loss_liver"], 0.1, False),
@@ -242,7 +242,7 @@ def reached(last: Mapping[str, float], dice_aim: float) -> str:
 
 
 def explanations(rows: Sequence[Row]) -> str:
-    """What the checks said about each map of the figure."""
+    """A table of the faithfulness checks of the maps of the figure."""
     lines = ["| target | layer | passed | what the check says |", "|---|---|---|---|"]
     for row in rows:
         said = " ".join([row["sentence"], *filter(None, [row["warnings"]])])
@@ -257,12 +257,12 @@ def spread(counts: Sequence[int]) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Digits, or a dash where nothing could be measured."""
+    """A number, or a dash if nothing could be measured."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def percent(value: float) -> str:
-    """A fraction in percent."""
+    """A fraction as a percentage."""
     return f"{100 * value:.2f} %"
 
 

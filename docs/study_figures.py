@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study's figures from a run: CT, mask, overlay, tumor, and Grad-CAM at two layers, each map checked."""
+"""The study's figures from a run: CT, mask, overlay, tumor, and Grad-CAM at two layers, with faithfulness checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WARM = LinearSegmentedColormap.from_list("heat", np.array(HEAT_COLORS) / 255)
 
 
 def figure_of_phantom(run: Path, path: Path) -> list[dict[str, Any]]:
-    """The validation phantom with the largest tumor; returns what the checks said, a row for each map."""
+    """Draw the validation phantom with the largest tumor; return the results of the checks, a row for each map."""
     split = json.loads((run / "splits.json").read_text(encoding="utf-8"))
     files = [[Path(file) for file in case["files"]] for case in split["validation"]]
     image, label = max(files, key=lambda pair: int((read_labels(pair[1]).array == 2).sum()))
@@ -40,8 +40,10 @@ def figure_of_phantom(run: Path, path: Path) -> list[dict[str, Any]]:
 
 
 def figure_of_ct(run: Path, data: Path) -> list[dict[str, Any]]:
-    """The left-out scan with the largest labelled tumor, by the network that never saw its patient: in the run's
-    folder."""
+    """Draw the left-out scan with the largest labeled tumor, with the network that was not trained on its patient.
+
+    The figure is written to the run's folder.
+    """
     with (run / "evaluation.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["structure"] == "tumor"]
     row = max(rows, key=lambda row: float(row["reference_ml"]))

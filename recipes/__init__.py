@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the project itself trains, from data to exported model. Not part of the wheel; run from a clone."""
+"""Recipes of the models that the project trains, from data to exported model; not in the wheel, run from a clone."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real CT that may be trained on, by patient: what is known of each scan, and where it comes from.
+"""Real CT that may be trained on, by patient: which labels each scan has, and its source.
 
-Scans that are evaluated (CHAOS 3, 3D-IRCADb 1) are not in these lists, and nothing that is not in them is ever read.
+Scans for evaluation (CHAOS 3, 3D-IRCADb 1) are not in these lists, and no scan outside these lists is ever read.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from LiverXAILib.errors import InputError
 from LiverXAILib.volumes.io import read_labels, read_volume
 from LiverXAILib.volumes.volume import Volume
 
-#: Contrast phases in which scans were taken.
+#: Contrast phases of the scans.
 Phase = Literal["native", "arterial", "portal"]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A CT to learn from, ``ct/<name>/image.nii.gz``.
+    """A CT for training, ``ct/<name>/image.nii.gz``.
 
-    :param tumors: "labelled" in ``tumor.nii.gz``; "none" are there; or "unknown".
-    :param liver_value: of the liver in ``organs.nii.gz``; None: ``liver.nii.gz`` has it.
+    :param tumors: "labelled" in ``tumor.nii.gz``; "none" if the liver has none; or "unknown".
+    :param liver_value: value of the liver in ``organs.nii.gz``; None: the liver is in ``liver.nii.gz``.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Collection:
-    """Where scans come from: what has to be named with whatever is made from them."""
+    """A source of scans, with the attribution required for works derived from it."""
 
     title: str
     license: str
@@ -58,7 +58,7 @@ COLLECTIONS: Mapping[str, Collection] = {
 
 
 def collection_of(name: str) -> Collection:
-    """The collection of a scan or a patient, by the beginning of its name."""
+    """The collection of a scan or a patient, by the prefix of its name."""
     return next(collection for prefix, collection in COLLECTIONS.items() if name.startswith(prefix))
 
 
@@ -66,8 +66,8 @@ def _hcc(name: str, arterial: str, portal: str) -> tuple[Scan, Scan]:
     return Scan(f"{name}_{arterial}", "labelled", phase="arterial"), Scan(f"{name}_{portal}", "labelled")
 
 
-#: Every patient with a labelled liver, and the scans. Tumor labels are silver: outlined on the images, but not by a
-#: radiologist; livers are a teacher's, corrected, or a model's.
+#: Every patient with a labeled liver, and the scans. Tumor labels are a silver standard: outlined on the images, but
+#: not by a radiologist. Liver labels are a teacher's, corrected, or another model's.
 PATIENTS: Mapping[str, tuple[Scan, ...]] = {
     "hcc002": (Scan("hcc002_b", "unknown"),),
     "hcc005": (*_hcc("hcc005", "a1", "a3"), Scan("hcc005_pre", "unknown", phase="native")),
@@ -87,14 +87,14 @@ PATIENTS: Mapping[str, tuple[Scan, ...]] = {
 
 
 def patient_of(scan: str) -> str:
-    """The patient of a scan; a scan that is not in :data:`PATIENTS` is the only one of its patient."""
+    """The patient of a scan; a scan that is not in :data:`PATIENTS` is its patient's only one."""
     return next((name for name, scans in PATIENTS.items() if scan in [own.name for own in scans]), scan)
 
 
 def read_ct(path: Path) -> Volume:
-    """A CT in int16 HU.
+    """Read a CT in int16 HU.
 
-    :raises LiverXAILib.errors.InputError: it is missing or unreadable.
+    :raises LiverXAILib.errors.InputError: the CT is missing or unreadable.
     """
     if not path.exists():
         raise InputError(f"The training data has no {path}. See docs/default-model.md for the layout it needs.")
@@ -103,7 +103,7 @@ def read_ct(path: Path) -> Volume:
 
 
 def read_scan(data: Path, scan: Scan) -> tuple[Volume, np.ndarray, np.ndarray]:
-    """The CT, and bool (k, j, i) on its grid: the liver with its tumors, and what is labelled tumor.
+    """Read the CT and, as bool (k, j, i) on its grid, the liver with its tumors and the labeled tumors.
 
     :param data: folder with ``ct/``.
     :raises LiverXAILib.errors.InputError: a file is missing or unreadable.

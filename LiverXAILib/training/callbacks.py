@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lightning callbacks: what makes a run resumable, averages its weights, and changes it on the way."""
+"""Lightning callbacks: checkpoints to resume from, averaged weights, and changes in the course of a run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
-    """``last.ckpt`` to resume from, in mid-epoch too; ``best.ckpt`` with the weights that validation judged best, which
-    are the averaged ones where there are such.
+    """Writes ``last.ckpt``, to resume from even in mid-epoch, and ``best.ckpt``.
 
-    A checkpoint is taken after an optimizer's step, never between the batches of one, nor between an epoch's last step
+    ``best.ckpt`` has the weights with the best validation score: the averaged weights if there are any. A checkpoint is
+    taken after an optimizer step, never between the batches accumulated for one step, nor between an epoch's last step
     and its validation.
 
-    :param tell: called at the end of each epoch with what is known of all of them.
+    :param tell: called at the end of each epoch with the rows of all epochs so far.
     """
 
     def __init__(self, folder: Path, every: int, tell: Callable[[list[dict[str, float]]], None]) -> None:
@@ -62,12 +62,12 @@ class Checkpoints(Checkpoint):
 
 
 class AveragedWeights(Callback):
-    """Keeps an exponential moving average of the network's weights, statistics of its norms included.
+    """Keeps an exponential moving average of the network's weights, including the statistics of its norms.
 
-    Validation, and :attr:`weights` after training, are of the average. It is short at first, so that it does not hold
-    on to the initial weights: over a tenth of the steps so far, until `decay` is longer.
+    Validation and, after training, :attr:`weights` use the average. Its time constant is short at first, so that it
+    does not hold on to the initial weights: a tenth of the steps so far, until that of `decay` is reached.
 
-    :param decay: part of the average that stays at each step.
+    :param decay: the fraction of the average that is kept at each step.
     """
 
     def __init__(self, decay: float) -> None:
@@ -109,7 +109,7 @@ class AveragedWeights(Callback):
         self.swap(learner)
 
     def swap(self, learner: Any) -> None:
-        """Exchange the network's weights and the average."""
+        """Swap the network's weights with the average."""
         if self._average is not None:
             now = {name: value.clone() for name, value in learner.network.state_dict().items()}
             learner.network.load_state_dict(self._average.module.state_dict())
@@ -123,10 +123,10 @@ class AveragedWeights(Callback):
 
 
 class AfterPart(Callback):
-    """Changes the learner once a part of the run is over, also when it is resumed after that.
+    """Changes the learner once a fraction of the run is over, also if the run is resumed after that point.
 
-    :param part: of all steps; 0: from the first one.
-    :param change: given the learner; called once in a process.
+    :param part: fraction of all steps; 0: from the first step on.
+    :param change: called with the learner, once in each process.
     """
 
     def __init__(self, part: float, change: Callable[[Learner], None]) -> None:
@@ -140,24 +140,24 @@ class AfterPart(Callback):
 
 
 def freeze_norms(learner: Learner) -> None:
-    """Batch norms use their running statistics from now on: those of a batch are not what inference has."""
+    """Make batch norms use their running statistics from now on, as in inference, instead of those of the batch."""
     learner.freeze_norm = True
     learner.train()
 
 
 def set_norm_momentum(learner: Learner, momentum: float) -> None:
-    """How much each batch counts in the running statistics of batch norms."""
+    """Set the weight of each batch in the running statistics of batch norms."""
     for module in learner.network.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = momentum
 
 
 class SkipNonFinite(Callback):
-    """Leaves a step out whose gradient is not finite: an almost constant image can blow it up in batch statistics."""
+    """Skips steps whose gradient is not finite: batch norm can make it explode on an almost constant image."""
 
     def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            _log.warning("Step %d has no finite gradient and is left out", trainer.global_step + 1)
-            # Parameters without a gradient are passed over by the optimizer, their decay included.
+            _log.warning("Step %d is skipped: its gradient is not finite", trainer.global_step + 1)
+            # The optimizer skips parameters without a gradient, including their weight decay.
             optimizer.zero_grad(set_to_none=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai train``: train a model on one's own data, or fine-tune one."""
+"""``liverxai train``: train or fine-tune a model on your own data."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from ..text import how_to_install
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of ``liverxai train``."""
     parser.description = (
-        "Train a model as a YAML file says (docs/training.md). A run that was interrupted goes on when the same "
-        "command is given again."
+        "Train a model as configured in a YAML file (docs/training.md). To resume an interrupted run, give the same "
+        "command again."
     )
     parser.add_argument("source", metavar="CONFIG", type=Path, nargs="?", help="a YAML file, e.g. configs/phantom.yaml")
-    parser.add_argument("--config", metavar="CONFIG", type=Path, help="the same, for Slicer, which opens lone files")
+    parser.add_argument("--config", metavar="CONFIG", type=Path, help="the same; Slicer would open a lone file")
     parser.add_argument("--output", "-o", metavar="FOLDER", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--data", metavar="PATH", help="folder of the data set, or CSV file (data.path)")
     parser.add_argument("--init", metavar="MODEL", help="fine-tune this model: default, another name, or a folder")
-    parser.add_argument("--stage", metavar="NAME", help="with --init: the stage of a chain that is trained")
+    parser.add_argument("--stage", metavar="NAME", help="with --init: the stage to train, if the model is a cascade")
     parser.add_argument(
         "--synthetic-lesions",
         action="store_true",
-        help="paint synthetic lesions into training livers without labelled tumors",
+        help="paint synthetic lesions into training livers without labeled tumors",
     )
-    parser.add_argument("--fold", metavar="N", help="which of data.folds validates, from 0; or all")
+    parser.add_argument("--fold", metavar="N", help="which of the data.folds folds to validate on, from 0; or all")
     parser.add_argument(
         "--cases",
         metavar="N",
         type=int,
         nargs="+",
-        help="train once with each of these numbers of cases, and draw the curve",
+        help="train once with each of these numbers of cases, and plot Dice against their number",
     )
     parser.add_argument(
-        "--schema", action="store_true", help="print the JSON schema of CONFIG, for editors that complete and check it"
+        "--schema", action="store_true", help="print the JSON schema of CONFIG, for completion and checks in editors"
     )
     parser.add_argument(
         "--set",
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out ``liverxai train``; returns the exit code."""
+    """Run ``liverxai train`` and return the exit code."""
     try:
         from .config import json_schema
         from .config_file import read_config
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the command line changes in the configuration, by dotted name."""
+    """Settings that the command line overrides, by dotted name."""
     import yaml
 
     changes: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _progress() -> Any:
-    """A bar that is shown only while there is something to show: Lightning has its own."""
+    """A progress bar that is shown only when needed, because Lightning has its own."""
     with contextlib.ExitStack() as stack:
         shown: list[Progress] = []
 
@@ -128,6 +128,6 @@ def _progress() -> Any:
 def _say(text: str) -> None:
     from tqdm import tqdm
 
-    # In Slicer on Windows there is no stream; what matters is in the run's folder, too.
+    # In Slicer on Windows there is no stream; everything important is in the run's folder, too.
     if sys.stdout is not None:
         tqdm.write(text, file=sys.stdout)

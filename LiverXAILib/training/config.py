@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a training run: every setting with its type, bounds, default and meaning (pydantic)."""
+"""The configuration of a training run: each setting with its type, bounds, default and meaning (pydantic)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-#: What may change when a run is resumed.
+#: Settings that may change when a run is resumed.
 _NOT_RECIPE = ("name", "title", "output", "hardware", "finish")
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def _not_bool(value: Any) -> Any:
-    """True and false are not numbers, although Python counts with them."""
+    """Turn booleans into text, so that they are not accepted as numbers."""
     return str(value).lower() if isinstance(value, bool) else value
 
 
-_NUMERIC = BeforeValidator(_not_bool)  # comes after bounds, which would be missing in the schema otherwise
+_NUMERIC = BeforeValidator(_not_bool)  # after the bounds, which would otherwise be missing from the schema
 Number = Annotated[float, _NUMERIC]
 Positive = Annotated[int, Field(ge=1), _NUMERIC]
 Count = Annotated[int, Field(ge=0), _NUMERIC]
@@ -36,21 +36,21 @@ Values = Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 @dataclass(frozen=True, config=_STRICT)
 class Labels:
-    """What label maps mean; default: what the data set says of itself, else 1 liver and 2 tumor."""
+    """Values in the label maps; by default those that the data set declares, else 1 for liver and 2 for tumor."""
 
     liver: Annotated[Values, Field(description="Values of liver tissue in the label maps.")]
     tumor: Annotated[
         Values | None,
-        Field(description="Values of tumors; left out: the tumors of these cases are not labelled."),
+        Field(description="Values of tumors; leave out if the tumors are not labeled."),
     ] = None
     others: Annotated[
-        Literal["background"] | None, Field(description="Other values are allowed, and count as background.")
+        Literal["background"] | None, Field(description="Allow other values and treat them as background.")
     ] = None
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Data:
-    """What is trained on."""
+    """The training data."""
 
     layout: Annotated[
         Literal["msd", "nnunet", "lits", "csv", "dicom-seg", "phantoms"],
@@ -60,40 +60,40 @@ class Data:
         str,
         Field(
             min_length=1,
-            description="Folder of the data set, or the CSV file. Relative paths start at the current folder.",
+            description="Folder of the data set, or the CSV file. Relative paths are relative to the current folder.",
         ),
     ]
     labels: Labels | None = None
     validation: Annotated[
-        float, Field(gt=0, lt=1, description="Share of the cases that is kept for validation."), _NUMERIC
+        float, Field(gt=0, lt=1, description="Fraction of the cases kept for validation."), _NUMERIC
     ] = 0.2
     validation_cases: Annotated[tuple[str, ...], Field(description="Instead: the names of these cases.")] = ()
-    folds: Annotated[Several | None, Field(description="Instead: k-fold cross-validation with so many parts.")] = None
+    folds: Annotated[Several | None, Field(description="Instead: number of folds for k-fold cross-validation.")] = None
     fold: Annotated[
         Count | Literal["all"],
-        Field(description="Which part validates, from 0; or all, one after the other."),
+        Field(description="Which fold to validate on, from 0; or all, one after the other."),
     ] = 0
     exclude: Annotated[tuple[str, ...], Field(description="Names of cases to leave out.")] = ()
     training_cases: Annotated[
-        Positive | None, Field(description="Train on only so many cases (the first of the shuffled split).")
+        Positive | None, Field(description="Train on only this many cases (the first of the shuffled split).")
     ] = None
     phantoms: Annotated[
         Several | None,
-        Field(description="Layout phantoms: how many to make in path, if they are not there."),
+        Field(description="Layout phantoms: how many to generate in path, unless they exist."),
     ] = None
     phantom_seed: Annotated[Count, Field(description="Seed of the first phantom.")] = 3000
     phantom_spacing: Annotated[
         tuple[Millimeters, Millimeters, Millimeters], Field(description="Voxel size (i, j, k) in mm.")
     ] = (3.0, 3.0, 3.0)
     synthetic_lesions: Annotated[
-        bool, Field(description="Paint synthetic lesions into training livers without labelled tumors.")
+        bool, Field(description="Paint synthetic lesions into training livers without labeled tumors.")
     ] = False
     cache: Annotated[Literal["memory", "disk"], Field(description="Where prepared cases are kept.")] = "memory"
 
 
 @dataclass(frozen=True, config=_STRICT)
 class IntensityRange:
-    """HU to network input: (clip(HU, low, high) - shift) / scale."""
+    """Mapping of HU to network input: (clip(HU, low, high) - shift) / scale."""
 
     low: Number | None = None
     high: Number | None = None
@@ -106,7 +106,7 @@ _Spacing = AboveZero | None
 
 @dataclass(frozen=True, config=_STRICT)
 class Network:
-    """The U-Net to train from nothing; not with init, which brings its own."""
+    """The U-Net to train from scratch; not with init, which brings its own network."""
 
     dimensions: Literal[2, 3] = 3
     features: Annotated[
@@ -116,8 +116,8 @@ class Network:
     stem_stride: Annotated[
         Literal[1, 2],
         Field(
-            description="2: the first convolution halves the image, and the head answers for each of its voxels "
-            "(sub-pixel convolution): a quarter of the time for slices, an eighth for volumes."
+            description="2: the first convolution halves the resolution, and the head restores it by sub-pixel "
+            "convolution: a quarter of the time for slices, an eighth for volumes."
         ),
     ] = 1
     spacing: Annotated[
@@ -126,14 +126,14 @@ class Network:
     ] = None
     size: Annotated[
         tuple[Positive | None, Positive | None, Positive | None] | None,
-        Field(description="Instead: resize to so many voxels along these axes; null: the image's own number."),
+        Field(description="Instead: resize to this many voxels along these axes; null: the image's own number."),
     ] = None
     intensity: IntensityRange = IntensityRange(-200.0, 300.0, 50.0, 120.0)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Training:
-    """The loop and the loss."""
+    """The training loop and the loss."""
 
     epochs: Positive = 100
     patch: Annotated[
@@ -146,16 +146,14 @@ class Training:
         ),
     ] = None
     samples_per_case: Annotated[
-        Positive, Field(description="Random patches of each case in an epoch; a 2-D network sees slices instead.")
+        Positive, Field(description="Random patches per case and epoch; a 2-D network is trained on slices instead.")
     ] = 4
     slices_per_case: Annotated[
         Positive | None,
-        Field(
-            description="Slices of each case in an epoch, drawn at random, for a 2-D network; default: each slice once."
-        ),
+        Field(description="Random slices per case and epoch, for a 2-D network; default: each slice once."),
     ] = None
     batch_size: Positive = 2
-    accumulate: Annotated[Positive, Field(description="Batches whose gradients are added up before a step.")] = 1
+    accumulate: Annotated[Positive, Field(description="Batches whose gradients are accumulated before a step.")] = 1
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: AboveZero = 1e-3
     weight_decay: Amount = 0.0
@@ -165,36 +163,36 @@ class Training:
     batch_dice: Annotated[
         bool | None,
         Field(
-            description="Soft Dice of all samples of a batch together instead of each sample's; default: for slices, "
-            "many of which show nothing."
+            description="Soft Dice over all samples of a batch together instead of each sample; default: only for "
+            "slices, many of which contain no liver."
         ),
     ] = None
     tumor_balance: Annotated[
         Amount,
         Field(
-            description="Weight of the cross-entropy of tumor against liver, each half averaged first; it wakes the "
-            "tumor output up."
+            description="Weight of the cross-entropy of tumor against liver, averaged over each of the two first; "
+            "it keeps the tumor output from staying at background."
         ),
     ] = 1.0
     freeze_norm: Annotated[bool | None, Field(description="Batch norms keep their statistics; default: with init.")] = (
         None
     )
     early_stop: Annotated[
-        Positive | None, Field(description="Stop after so many epochs without a better validation Dice.")
+        Positive | None, Field(description="Stop after this many epochs without a better validation Dice.")
     ] = None
     checkpoint_every: Annotated[Positive, Field(description="Steps between checkpoints within an epoch.")] = 50
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Augmentation:
-    """What happens to a sample at random."""
+    """Random augmentation of samples."""
 
-    probability: Annotated[float, Field(ge=0, le=1, description="Of each of the following."), _NUMERIC] = 0.5
+    probability: Annotated[float, Field(ge=0, le=1, description="Probability of each augmentation."), _NUMERIC] = 0.5
     flip: Annotated[
         tuple[Axis, ...],
         Field(description="Axes of the network's input to mirror along."),
     ] = ()
-    rotation: Annotated[float, Field(ge=0, le=180, description="Degrees."), _NUMERIC] = 15.0
+    rotation: Annotated[float, Field(ge=0, le=180, description="Largest angle in degrees."), _NUMERIC] = 15.0
     scaling: Annotated[Share, Field(description="0.15: between 0.85 and 1.15.")] = 0.15
     noise: Annotated[Amount, Field(description="Standard deviation in HU, at most.")] = 15.0
     brightness: Annotated[Amount, Field(description="HU added, at most.")] = 15.0
@@ -203,7 +201,7 @@ class Augmentation:
 
 @dataclass(frozen=True, config=_STRICT)
 class Hardware:
-    """Where it runs; may change when a run is resumed."""
+    """Where the training runs; may change when a run is resumed."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: Positive | Literal["auto"] = 1
@@ -215,15 +213,15 @@ class Hardware:
 
 @dataclass(frozen=True, config=_STRICT)
 class Finish:
-    """What comes after training; may change when a run is resumed."""
+    """The steps after training; may change when a run is resumed."""
 
-    evaluate: Annotated[bool, Field(description="Measure each validation case at the end, on its own grid.")] = True
-    surface: Annotated[bool, Field(description="With surface distances.")] = True
+    evaluate: Annotated[bool, Field(description="Evaluate each validation case at the end, on its own grid.")] = True
+    surface: Annotated[bool, Field(description="Include surface distances.")] = True
     explain: Annotated[
         str | None,
         Field(description="Analyze some validation cases with this explanation method, e.g. seg-grad-cam."),
     ] = None
-    examples: Annotated[Count, Field(description="How many.")] = 1
+    examples: Annotated[Count, Field(description="Number of validation cases to analyze.")] = 1
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -244,11 +242,11 @@ class Config:
     ] = None
     seed: Count = 0
     init: Annotated[
-        str | None, Field(description="TrainingSetup from this model: a name such as default, or a model folder.")
+        str | None, Field(description="Start from this model: a name such as default, or a model folder.")
     ] = None
     stage: Annotated[
         str | None,
-        Field(description="With init: which stage of that model to train; default: the one that decides tumors."),
+        Field(description="With init: which stage of that model to train; default: the one that segments tumors."),
     ] = None
     network: Network = Network()
     training: Training = Training()
@@ -258,29 +256,29 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Where the run is written."""
+        """The folder of the run."""
         return Path(self.output or f"runs/{self.name}")
 
     def plain(self) -> dict[str, Any]:
-        """What YAML would give for this configuration, with its defaults written out."""
+        """This configuration as YAML would load it, with all defaults written out."""
         plain: dict[str, Any] = _pruned(json.loads(json.dumps(dataclasses.asdict(self))))
         if self.init is not None:
             del plain["network"]
         return plain
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the weights: a run is only resumed under the same recipe."""
+        """The settings that determine the weights: a run is resumed only if they are unchanged."""
         plain = self.plain()
         return {key: value for key, value in plain.items() if key not in _NOT_RECIPE}
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a configuration, for editors that complete and check YAML."""
+    """The JSON schema of a configuration, for editors that complete and validate YAML."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Config).json_schema()}
 
 
 def _pruned(value: Any) -> Any:
-    """Without what is not set."""
+    """Remove settings that are not set."""
     if not isinstance(value, dict):
         return value
     return {key: _pruned(inner) for key, inner in value.items() if inner is not None and inner != []}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and checking a configuration; what is wrong is said in one sentence that names the setting."""
+"""Reading and checking a configuration; an error message is one sentence that names the setting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .config import Config, Data, json_schema
 def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, apply `changes` (dotted names such as "training.epochs"), and check the whole.
 
-    :raises LiverXAILib.errors.UsageError: one sentence says which setting is wrong, why, and what it may be.
+    :raises LiverXAILib.errors.UsageError: a setting is wrong; the message says which, why, and what is allowed.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -31,7 +31,7 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> Config:
         where = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{where}: this is not YAML: {getattr(error, 'problem', None) or error}.") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: a configuration is a list of settings such as 'data: …', and this is none.")
+        raise UsageError(f"{path}: this is not a configuration, which consists of settings such as 'data: …'.")
     for dotted, value in (changes or {}).items():
         _set(content, dotted.split("."), value)
     return parse_config({"name": path.stem, **content}, str(path))
@@ -56,7 +56,7 @@ def _set(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     content[keys[-1]] = value
 
 
-#: What pydantic found, by the type of its error; fields in braces are of the error's context.
+#: Messages by the type of pydantic's error; the fields in braces come from the error's context.
 _RULES = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -82,7 +82,7 @@ _RULES = {
 
 
 def _sentence(error: ValidationError) -> str:
-    """What pydantic found first, for people. Alternatives of one setting are joined by "or"."""
+    """Pydantic's first error as a readable sentence; alternatives of one setting are joined by "or"."""
     problems = error.errors(include_url=False)
     first = _setting(problems[0])
     problem, name = problems[0], ".".join(map(str, first))
@@ -106,7 +106,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _setting(problem: Mapping[str, Any]) -> tuple[str | int, ...]:
-    """Where a problem is, without the alternatives of a union, which pydantic appends to the place."""
+    """The setting a problem is in, without the alternatives of a union, which pydantic appends to its path."""
     place: list[str | int] = []
     for part in problem["loc"]:
         if isinstance(part, str) and place and not _names(place):
@@ -116,7 +116,7 @@ def _setting(problem: Mapping[str, Any]) -> tuple[str | int, ...]:
 
 
 def _names(place: Sequence[str | int]) -> list[str]:
-    """The settings of the group at `place`; none if it is a setting itself."""
+    """The settings of the group at `place`; empty if that is a single setting."""
     schema = json_schema()
     node: Mapping[str, Any] = schema
     for part in place:
@@ -128,14 +128,14 @@ def _names(place: Sequence[str | int]) -> list[str]:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A bound without ".0"; the choices without quotation marks."""
+    """Format a bound without ".0", and choices without quotation marks."""
     if key == "expected":
         return str(value).replace("'", "").replace(" or ", ", ")
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _contradiction(config: Config, content: Mapping[str, Any]) -> str | None:
-    """What no schema can say, as a sentence; None if all is well."""
+    """Contradictions that a schema cannot express, as a sentence; None if there is none."""
     network, data = config.network, config.data
     if math.isclose(config.training.dice_weight + config.training.bce_weight, 0):
         return "training.dice_weight and training.bce_weight cannot both be 0."
@@ -149,7 +149,7 @@ def _contradiction(config: Config, content: Mapping[str, Any]) -> str | None:
         return "network needs either spacing or size."
     whole = network.size is not None and None not in network.size[3 - network.dimensions :]
     if config.training.patch is None and not whole:
-        return "training.patch is needed where images have no fixed size."
+        return "training.patch is needed if images have no fixed size."
     if config.training.patch is None:
         divisor = network.stem_stride * 2 ** (len(network.features) - 1)
         if any((n or 0) % divisor for n in (network.size or ())[3 - network.dimensions :]):
@@ -168,7 +168,7 @@ def _data_contradiction(data: Data) -> str | None:
     if data.folds is None and data.fold != 0:
         return "data.fold is given, but not data.folds."
     if data.folds is not None and data.fold != "all" and data.fold >= data.folds:
-        return f"data.fold must be less than data.folds ({data.folds}): parts are counted from 0."
+        return f"data.fold must be less than data.folds ({data.folds}): folds are counted from 0."
     if data.folds is not None and data.validation_cases:
         return "data.folds and data.validation_cases exclude each other."
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes after training: the best epoch as a model folder, evaluated, explained, with a card."""
+"""The steps after training: export the best epoch as a model folder, evaluate it, explain cases, write a card."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .setup import TrainingSetup
 from .splits import Split
 from .table import markdown, score, write_curves
 
-#: Says a line to the user.
+#: Prints a line for the user.
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: its folder, what is known of each epoch, and what was measured at the end."""
+    """The outcome of a run: its folder, the measures of each epoch, and the evaluation at the end."""
 
     folder: Path
     rows: tuple[Mapping[str, float], ...]
@@ -48,14 +48,14 @@ def finish(
     say: Say,
     progress: Progress | None,
 ) -> Outcome:
-    """Export the best epoch, evaluate it case by case, explain examples, write the card."""
+    """Export the best epoch, evaluate it case by case, explain some cases, and write the card."""
     state = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     weights = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     best, found_warnings = best_epoch(rows), _warnings(rows)
     write_curves(rows, folder)
     training = {
         "data": f"layout {config.data.layout}: {len(split.training)} training cases"
-        + (", with synthetic lesions in livers without labelled tumors" if config.data.synthetic_lesions else ""),
+        + (", with synthetic lesions in livers without labeled tumors" if config.data.synthetic_lesions else ""),
         "labels": ", ".join(setup.labels),
         "init": f"{config.init}, stage {setup.stage.name}" if config.init else "random weights",
         "epochs": len([row for row in rows if row["epoch"] > 0]),
@@ -83,7 +83,7 @@ def finish(
 def _evaluate(
     config: Config, dataset: DataSet, cases: Sequence[TrainingCase], folder: Path, progress: Progress | None
 ) -> list[CaseResult]:
-    """Each case segmented as ``analyze`` does it, against its labels, on its own grid."""
+    """Segment each case as ``analyze`` would, and compare it with its labels on its own grid."""
     model = load_model(folder)
     results = []
     for number, case in enumerate(cases):
@@ -122,15 +122,15 @@ def _explain(
 
 
 def _quality(results: Sequence[CaseResult], best: Mapping[str, float]) -> dict[str, Any]:
-    """What the card says was measured."""
+    """The quality measures for the model card."""
     summary = {
         f"{row['structure']} {row['metric']}": round(row["value"], 4)
         for row in summarize(results)
         if row["value"] is not None and row["metric"] in _CARD_METRICS
     }
     return {
-        "measured": f"on the {len(results)} validation cases of this run, which were not trained on, but chose the "
-        f"epoch ({int(best['epoch'])})",
+        "measured": f"on the {len(results)} validation cases of this run, which were not trained on, but were used to "
+        f"select the epoch ({int(best['epoch'])})",
         **summary,
     }
 
@@ -145,7 +145,7 @@ def _write_card(
     results: Sequence[CaseResult],
     found_warnings: Sequence[str],
 ) -> None:
-    """``card.md``: the model for people."""
+    """Write ``card.md``, a readable description of the model."""
     facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key != "recipe")
     measured = f"```\n{format_results(results)}\n```" if results else "Not measured (finish.evaluate is off)."
     cautions = "".join(f"\n**Warning.** {warning}\n" for warning in found_warnings)
@@ -158,13 +158,13 @@ For research use only. Not for diagnosis or treatment.
 {facts}
 
 {markdown(rows)}
-Accuracy is the share of voxels with the right label. An answer of "nothing anywhere" would reach {nothing:.4f} on the
+Accuracy is the fraction of voxels with the correct label. An empty segmentation would reach {nothing:.4f} on the
 validation cases: judge by Dice.
 
 ![Learning curve](learning-curve.png)
 
 ## Validation cases
-They were not trained on, but chose the epoch.
+They were not trained on, but were used to select the epoch.
 
 {measured}
 
@@ -175,7 +175,7 @@ The settings are in `config.yaml`, the cases in `splits.json`.
 
 
 def _warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """What a user should know of how the training went."""
+    """Warnings about the course of the training."""
     if rows[0]["epoch"] != 0:
         return []
     first, best = score(rows[0]), score(best_epoch(rows))
@@ -188,7 +188,7 @@ def _warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def best_epoch(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The epoch with the best validation; the first of equals."""
+    """The epoch with the best validation score; the first one in case of a tie."""
     return max((row for row in rows if row["epoch"] > 0), key=score)
 
 

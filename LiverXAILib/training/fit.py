@@ -28,11 +28,11 @@ from .setup import TrainingSetup
 from .splits import Split
 from .table import header, line, write_csv, write_curves
 
-#: Curves take a second to draw: while training they are drawn no more often than this.
+#: Drawing the curves takes a second: during training they are drawn no more often than this.
 _DRAW_SECONDS = 60.0
-#: Bytes of a folder's path to which 32 may be added for a socket: Unix takes 103, Linux 107.
+#: Longest path of a folder in bytes; a socket adds up to 32, and Unix allows 103, Linux 107.
 _LONGEST_FOLDER = 71
-#: Where the sockets go otherwise, in a folder that nobody else may enter.
+#: Where the sockets go otherwise, in a folder that no other user can access.
 _SHORT_FOLDER = "/tmp"  # nosec B108
 
 
@@ -46,7 +46,7 @@ def fit(
     *,
     main: bool = True,
 ) -> list[dict[str, float]]:
-    """Train, from the last checkpoint if there is one; returns the rows of all epochs.
+    """Train, from the last checkpoint if there is one, and return the rows of all epochs.
 
     :param say: called with lines for the user.
     :param main: whether this is the first of several processes.
@@ -75,7 +75,7 @@ def fit(
     training = config.training
     trainer = make_trainer(config.hardware, training.epochs, folder, callbacks, accumulate=training.accumulate)
     if keeper.last.is_file():
-        say(f"Going on from {keeper.last}")
+        say(f"Resuming from {keeper.last}")
     elif config.init is not None:
         trainer.validate(learner, verbose=False)
         learner.rows.append({"epoch": 0.0, **learner.validated})
@@ -86,7 +86,7 @@ def fit(
     try:
         trainer.fit(learner, ckpt_path=str(keeper.last) if keeper.last.is_file() else None, weights_only=True)
     except SystemExit:
-        raise Cancelled("Stopped. Run the same command again to go on from the last checkpoint.") from None
+        raise Cancelled("Stopped. Run the same command again to resume from the last checkpoint.") from None
     return learner.rows
 
 
@@ -131,8 +131,8 @@ def make_trainer(
 ) -> pl.Trainer:
     """Lightning's loop on the configured hardware, with logs for TensorBoard and as CSV.
 
-    :param clip: the longest gradient, in its Euclidean norm.
-    :raises LiverXAILib.errors.UsageError: the hardware is not here.
+    :param clip: largest Euclidean norm of the gradient; longer ones are clipped.
+    :raises LiverXAILib.errors.UsageError: the hardware is not available.
     """
     _make_folder_of_sockets()
     csv_logger = CSVLogger(folder, name="logs")
@@ -158,10 +158,10 @@ def make_trainer(
 
 
 def _make_folder_of_sockets() -> None:
-    """Make the folder in which processes that prepare samples put the sockets by which they hand them over.
+    """Create the folder for the sockets through which worker processes hand over their samples.
 
-    Who makes it removes it: the processes themselves may have to be ended by force. A path that is too long for a
-    socket would let the training wait forever for its first sample.
+    The process that creates the folder removes it; the workers may have to be killed. With a path that is too long for
+    a socket, the training would wait forever for its first sample.
     """
     usual = tempfile.gettempdir()
     if len(os.fsencode(usual)) > _LONGEST_FOLDER and Path(_SHORT_FOLDER).is_dir():
@@ -174,7 +174,7 @@ def _make_folder_of_sockets() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's advertisements and its advice on what was decided here on purpose."""
+    """Suppress Lightning's advertisements and its advice about choices made here on purpose."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -183,7 +183,7 @@ def quiet() -> Iterator[None]:
         for message in (
             "does not have many workers",
             "in eval mode at the start of training",
-            "dataloader is not resumable",  # it is: EpochBatches goes on where the run was
+            "dataloader is not resumable",  # it is: EpochBatches continues where the run stopped
             "xperiment logs directory",
             "smaller than the logging interval",
             "sync_dist=True",  # what is logged is already the sum over all devices

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data as hospitals and challenges store it: where images and labels are, and how they are read."""
+"""Layouts of training data in hospitals and challenges: where images and labels are, and how to read them."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .config import Data, Labels
 
-_ADVICE = "Say in data.labels what it is; with 'others: background' there it counts as background."
+_ADVICE = "State its meaning in data.labels, or treat it as background with 'others: background' there."
 
 
 @dataclass(frozen=True)
 class Values:
-    """What label maps mean.
+    """The values in label maps.
 
-    :param liver: values of liver tissue; tumors belong to the liver in any case.
-    :param tumor: values of tumors; None: tumors are not labelled.
-    :param others: other values are allowed, and background.
-    :param assumed: nobody said it: what a file says of itself counts first.
+    :param liver: values of liver tissue; tumors always belong to the liver.
+    :param tumor: values of tumors; None: tumors are not labeled.
+    :param others: whether other values are allowed, as background.
+    :param assumed: these values are only a default: what a file declares takes precedence.
     """
 
     liver: tuple[int, ...] = (STRUCTURES["liver"],)
@@ -53,7 +53,7 @@ class Values:
     assumed: bool = False
 
     def mapping(self) -> dict[str, tuple[int, ...]] | None:
-        """As :func:`LiverXAILib.labels.label_map.read_label_map` takes it."""
+        """The values as :func:`LiverXAILib.labels.label_map.read_label_map` takes them."""
         if self.assumed:
             return None
         return {"liver": self.liver, **({} if self.tumor is None else {"tumor": self.tumor})}
@@ -61,9 +61,9 @@ class Values:
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """One labelled CT: a label map, or files of liver and tumor, or DICOM segmentations.
+    """One labeled CT, with a label map, files for liver and tumor, or DICOM segmentations.
 
-    :param tumor_known: whether its tumors are labelled (there may be none).
+    :param tumor_known: whether its tumors are labeled (there may be none).
     """
 
     name: str
@@ -76,23 +76,23 @@ class TrainingCase:
 
     @property
     def files(self) -> list[Path]:
-        """All of its files; the image may be a folder."""
+        """All files of the case; the image may be a folder."""
         return [path for path in (self.image, self.label, self.liver, self.tumor, *self.segs) if path is not None]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The cases of a data set and the meaning of its label maps."""
+    """The cases of a data set and the values in its label maps."""
 
     cases: tuple[TrainingCase, ...]
     values: Values
 
 
 def find_data(data: Data, *, progress: Progress | None = None) -> DataSet:
-    """The cases of a configured data set, ordered by name; phantoms are made if they are missing.
+    """Find the cases of a configured data set, ordered by name; missing phantoms are generated.
 
-    :raises LiverXAILib.errors.InputError: the folder does not look as its layout should.
-    :raises LiverXAILib.errors.UsageError: settings do not fit the data.
+    :raises LiverXAILib.errors.InputError: the folder does not have the expected layout.
+    :raises LiverXAILib.errors.UsageError: settings do not match the data.
     """
     path = Path(data.path).expanduser()
     if data.layout == "phantoms":
@@ -109,17 +109,17 @@ def find_data(data: Data, *, progress: Progress | None = None) -> DataSet:
         cases = [_without_tumor(case) for case in cases]
     known = set(by_name((case.name, case.image) for case in cases))
     if wrong := sorted({*data.exclude, *data.validation_cases} - known):
-        raise UsageError(f"There is no case {wrong[0]!r} in {path}, which the configuration names.")
+        raise UsageError(f"The configuration names case {wrong[0]!r}, which is not in {path}.")
     cases = [case for case in cases if case.name not in data.exclude]
     if len(cases) < 2:
-        raise InputError(f"{path} has {len(cases)} usable cases; training and validation need two at least.")
+        raise InputError(f"{path} has {len(cases)} usable cases; training and validation need at least two.")
     return DataSet(tuple(sorted(cases, key=lambda case: _natural(case.name))), values)
 
 
 def read_case(case: TrainingCase, values: Values) -> tuple[Volume, np.ndarray]:
-    """The CT and its truth on the CT's grid: uint8 (k, j, i), 0 background, 1 liver, 2 tumor.
+    """Read the CT and its ground truth on the CT's grid: uint8 (k, j, i), 0 background, 1 liver, 2 tumor.
 
-    :raises LiverXAILib.errors.InputError: a file is unreadable, lies elsewhere than the CT, or holds other values.
+    :raises LiverXAILib.errors.InputError: a file is unreadable, does not overlap the CT, or has other values.
     """
     try:
         volume = read_volume(case.image)
@@ -138,7 +138,7 @@ def read_case(case: TrainingCase, values: Values) -> tuple[Volume, np.ndarray]:
 
 
 def on_grid(volume: Volume, truth: np.ndarray, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A case as a network's grid shows it: HU (float32), liver with its tumors, and tumor (bool), all (k, j, i).
+    """Resample a case to a network's grid: HU (float32), liver with its tumors, and tumor (bool), all (k, j, i).
 
     :param truth: (k, j, i) on the volume's grid, 0 background, 1 liver, 2 tumor.
     """
@@ -159,7 +159,7 @@ def _msd(folder: Path) -> tuple[list[TrainingCase], Values]:
 
 
 def _nnunet(folder: Path) -> tuple[list[TrainingCase], Values]:
-    """nnU-Net raw: imagesTr/case_0000.nii.gz and labelsTr/case.nii.gz; a CT has the one channel 0000."""
+    """nnU-Net raw: imagesTr/case_0000.nii.gz and labelsTr/case.nii.gz; a CT has only channel 0000."""
     images, labels = _files(folder / "imagesTr"), _files(folder / "labelsTr")
     if extra := [name for name in images if re.search(r"_(?!0000)\d{4}$", name)]:
         raise InputError(f"{folder} has images with more than one channel ({extra[0]}); a CT has one (_0000).")
@@ -178,7 +178,7 @@ def _lits(folder: Path) -> tuple[list[TrainingCase], Values]:
 
 
 def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
-    """A table with the columns image, and label or liver (and tumor); case is optional; an empty tumor is unknown."""
+    """A table with the columns image, and label or liver (and tumor); case is optional; empty tumor: unlabeled."""
     if not path.is_file():
         raise InputError(f"{path} is not a CSV file (data.path).")
     cases = []
@@ -193,7 +193,7 @@ def _csv(path: Path) -> tuple[list[TrainingCase], Values]:
 
 
 def _dicom_seg(folder: Path) -> tuple[list[TrainingCase], Values]:
-    """One folder for each case, with a CT series and its segmentation objects somewhere in it."""
+    """One folder per case, containing a CT series and its segmentation objects at any depth."""
     cases = []
     with_tumor = False
     for place in _visible(folder.iterdir() if folder.is_dir() else ()):
@@ -208,7 +208,7 @@ def _dicom_seg(folder: Path) -> tuple[list[TrainingCase], Values]:
     if not cases:
         raise InputError(
             f"{folder} has no case: each needs a folder with a CT series and a DICOM SEG that has a segment of the "
-            "liver (SNOMED CT 10200004, or labelled 'liver')."
+            "liver (SNOMED CT 10200004, or labeled 'liver')."
         )
     return cases, Values((), () if with_tumor else None)
 
@@ -232,7 +232,7 @@ _LAYOUTS = {
 
 
 def _make_phantoms(data: Data, folder: Path, progress: Progress | None) -> None:
-    """Write the phantoms that are not there yet."""
+    """Write the phantoms that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     count = data.phantoms or 0
     for number in range(count):
@@ -241,14 +241,14 @@ def _make_phantoms(data: Data, folder: Path, progress: Progress | None) -> None:
         truth = path.with_name(f"{case_name(path)}-truth.nrrd")
         if not (path.is_file() and truth.is_file()):
             write_phantom(make_phantom(data.phantom_seed + number, spacing_mm=data.phantom_spacing), path)
-    report_progress(progress, "Phantoms are there", 1.0)
+    report_progress(progress, "Phantoms are ready", 1.0)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Images of a folder by name; the Decathlon's archives hold hidden copies of each, which are none."""
+    """Images of a folder by name, without hidden files: the Decathlon's archives have one for each image."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}: data.layout does not fit data.path.")
     return by_name((case_name(path), path) for path in _visible(folder.iterdir()) if image_ending(path))
@@ -259,7 +259,7 @@ def _visible(paths: Iterable[Path]) -> list[Path]:
 
 
 def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], where: Path) -> list[TrainingCase]:
-    """Labelled images; an image without label is refused, since a mistyped name would otherwise go unnoticed."""
+    """Labeled images; an image without a label is refused, or a mistyped name would go unnoticed."""
     if not labels:
         raise InputError(f"{where} has no label maps: data.layout does not fit data.path.")
     if missing := sorted(set(labels) ^ set(images), key=_natural):
@@ -269,20 +269,20 @@ def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], where: Path)
 
 
 def _named_values(folder: Path) -> Values:
-    """What ``dataset.json`` says of liver and tumor."""
+    """The values of liver and tumor in ``dataset.json``."""
     names = dataset_labels(folder)
     if names is None:
         return Values(assumed=True)
     found, _ = values_of_names(names)
     if "liver" not in found:
         raise UsageError(
-            f"{folder / 'dataset.json'} names no liver: say in data.labels which values are liver and tumor."
+            f"{folder / 'dataset.json'} does not name a liver: state in data.labels which values are liver and tumor."
         )
     return Values(found["liver"], found.get("tumor"))
 
 
 def _configured(labels: Labels) -> Values:
-    """What the configuration says of label maps."""
+    """The configured values in label maps."""
     return Values(_numbers(labels.liver) or (), _numbers(labels.tumor), labels.others is not None)
 
 
@@ -291,7 +291,7 @@ def _numbers(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def _meaning(segment: Segment) -> str | None:
-    """Which of our structures a segment is."""
+    """The structure that a segment shows, or None."""
     return structure_of(segment.label, segment.category, segment.type, segment.regions)
 
 
@@ -307,7 +307,7 @@ def _read_segs(case: TrainingCase, grid: Grid) -> np.ndarray:
         for mask in masks[name]:
             truth[mask] = value
     if not truth.any():
-        raise InputError("its segmentations lie outside the CT series. Is it the series they were drawn on?")
+        raise InputError("its segmentations lie outside the CT series. Is this the series they were drawn on?")
     return truth
 
 
@@ -320,5 +320,5 @@ def _without_tumor(case: TrainingCase) -> TrainingCase:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """liver_2 comes before liver_10."""
+    """Sort key that places liver_2 before liver_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]

@@ -24,27 +24,27 @@ from .metrics import EpochSums, as_voxels
 from .samples import EpochBatches, Samples, ValidationCases
 from .table import score
 
-#: Added above and below the line of Dice, in voxels: keeps it gentle where there is nothing to find.
+#: Added to numerator and denominator of Dice, in voxels: keeps the loss smooth where there is nothing to find.
 _SMOOTH = 20.0
-#: Part of the steps over which the learning rate of the schedule "cosine" rises from 0.
+#: Fraction of the steps in which the learning rate of the schedule "cosine" rises from 0.
 _WARMUP = 0.03
 
 
-#: A loss: of margins (N, labels, …) and the batch that they answer.
+#: A loss, computed from the margins (N, labels, …) and the batch they belong to.
 Criterion = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 class Learner(pl.LightningModule):
     """Trains one network on the margins (:func:`~LiverXAILib.inference.stages.logit_margin`) of a stage's labels.
 
-    A margin is positive where inference will say yes, whatever the channels mean; so networks with nested regions and
-    with classes that exclude each other are trained alike.
+    A margin is positive where inference assigns the label, whatever the channels mean. Networks with nested regions and
+    networks with mutually exclusive classes are therefore trained alike.
 
-    :param labels: "liver" and perhaps "tumor": what the network is taught. The liver includes its tumors.
-    :param samples: its training samples: `image` normalized (1, …), `truth` uint8 (1, …), 0 background, 1 liver,
-        2 tumor; and what of that is known: `tumor_known`, a bool, or `known`, bool (labels, …), voxel by voxel.
+    :param labels: "liver", optionally also "tumor": what the network learns. The liver includes its tumors.
+    :param samples: the training samples: `image` normalized (1, …), `truth` uint8 (1, …), 0 background, 1 liver,
+        2 tumor; and which of that is known: `tumor_known`, a bool, or voxelwise `known`, bool (labels, …).
     :param units: see :class:`~.samples.EpochBatches`.
-    :param criterion: instead of :meth:`loss`.
+    :param criterion: a loss to use instead of :meth:`loss`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Learner(pl.LightningModule):
         self.seed, self.workers, self.freeze_norm, self.criterion = seed, workers, freeze_norm, criterion
         self.batch_dice = stage.dimensions == 2 if settings.batch_dice is None else settings.batch_dice
         self.dice_loss = DiceLoss(batch=self.batch_dice, reduction="none", smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
-        #: What is known of each epoch so far; the first is of the initial model, where there is one.
+        #: Measures of each epoch so far, beginning with those of the initial model, if there is one.
         self.rows: list[dict[str, float]] = []
         self._training, self._validating = EpochSums(labels), EpochSums(labels)
         self.validated: dict[str, float] = {}
@@ -99,7 +99,7 @@ class Learner(pl.LightningModule):
         return DataLoader(self.validation, batch_size=None, sampler=keys)
 
     def position(self) -> tuple[int, int]:
-        """The epoch and the batch in it that comes next: after a kill, not the first."""
+        """The current epoch and the next batch in it; in a resumed run, not necessarily the first."""
         loop = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.ready
         count = self.trainer.num_training_batches
@@ -110,7 +110,7 @@ class Learner(pl.LightningModule):
     def margins(self, logits: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
         """(N, labels, …) from the network's output (N, channels, …)."""
         if isinstance(logits, list):
-            logits = logits[0]  # deep supervision: full size comes first
+            logits = logits[0]  # deep supervision: the output of full size is the first
         channels_first = logits.float().transpose(0, 1)
         return torch.stack([logit_margin(channels_first, self.stage, label) for label in self.labels], dim=1)
 
@@ -119,7 +119,7 @@ class Learner(pl.LightningModule):
         return torch.stack([truth > 0 if label == "liver" else truth == 2 for label in self.labels], dim=1)
 
     def known(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Bool (N, labels) or, voxel by voxel, (N, labels, …): what the labels of each sample say."""
+        """Which labels of each sample are known: bool (N, labels), or voxelwise (N, labels, …)."""
         if "known" in batch:
             return batch["known"]
         tumor_known = batch["tumor_known"]
@@ -129,8 +129,8 @@ class Learner(pl.LightningModule):
     def loss(self, margins: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Soft Dice and binary cross-entropy of each known label, and of tumor against the rest of the liver.
 
-        Dice is of each sample, or of all samples of the batch together (nnU-Net's "batch Dice"): of slices, many show
-        neither liver nor tumor, and have no Dice of their own.
+        Dice is computed for each sample, or over all samples of the batch together (nnU-Net's "batch Dice"): many
+        slices contain neither liver nor tumor, so their Dice is undefined.
 
         :param margins: (N, labels, …).
         :param truth: (N, …), 0 background, 1 liver, 2 tumor.
@@ -163,7 +163,7 @@ class Learner(pl.LightningModule):
         return loss
 
     def train(self, mode: bool = True) -> Learner:
-        """As for any module; frozen batch norms stay as they are."""
+        """Set training mode as for any module, but keep frozen batch norms in evaluation mode."""
         super().train(mode)
         if self.freeze_norm:
             for module in self.network.modules():
@@ -199,7 +199,7 @@ class Learner(pl.LightningModule):
         self.log("validation_score", score(self.validated), rank_zero_only=False)
 
     def _gathered(self, sums: EpochSums) -> torch.Tensor:
-        """The sums over all devices. (MPS knows no float64.)"""
+        """The sums over all devices. (MPS does not support float64.)"""
         if self.trainer.world_size == 1:
             return sums.values
         everywhere = self.all_gather(sums.values.float().to(self.device))
@@ -246,7 +246,7 @@ class Learner(pl.LightningModule):
 
 
 class _Share(Sampler[tuple[int, bool]]):
-    """The validation cases of one device: each has the same number, and none counts twice."""
+    """The validation cases of one device: each device has the same number, and no case counts twice."""
 
     def __init__(self, count: int, rank: int, world: int) -> None:
         self._count, self._rank, self._world = count, rank, world

@@ -10,11 +10,12 @@ import torch
 from ..volumes.box import Box, largest_component
 from .random_fields import Rng, gaussian_blur, rotation_matrix, smooth_field
 
-#: Shares of hypodense and hyperdense lesions and of cysts.
+#: Proportions of hypodense lesions, hyperdense lesions and cysts.
 _KINDS = (0.80, 0.08, 0.12)
-#: Where a reader draws the outline: a little outside the middle of the edge, around all that differs from the liver.
+#: Membership at which a reader draws the outline: slightly outside the middle of the edge, so that everything that
+#: differs from the liver is inside.
 _OUTLINE = 0.3
-#: Noise is what varies within these standard deviations, in voxels; beyond so many HU it is the edge of a vessel.
+#: Noise is what a blur with these standard deviations, in voxels, removes; beyond this many HU it is a vessel edge.
 _BLUR, _LOUDEST = (1.5, 1.5, 1.5), 25.0
 
 
@@ -27,14 +28,14 @@ def add_lesions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paint one to eight lesions into the liver.
 
-    Deformed ellipsoids of 4 to 48 mm radius (small ones more often, and more of them), hypodense, hyperdense or cysts,
-    with texture, edges that are sharp or go over into the liver, and sometimes a necrotic core, a rim, or a fainter
-    outer zone. The image's noise goes on inside: noise of its own would be the easiest sign of a lesion, and a wrong
-    one. A lesion never leaves the liver.
+    They are deformed ellipsoids of 4 to 48 mm radius (small ones more often, and in greater number), hypodense,
+    hyperdense or cystic, with texture, with edges that are sharp or blend into the liver, and sometimes with a necrotic
+    core, a rim, or a fainter outer zone. The image's noise continues inside them: a different noise would be the
+    easiest sign of a lesion, and a misleading one. A lesion never extends beyond the liver.
 
     :param image: (D, H, W) in HU, before blur and noise.
     :param liver: bool (D, H, W).
-    :param curriculum: 0 to 1: how much larger, and different from the liver, the smallest lesions are.
+    :param curriculum: 0 to 1: how much larger, and how much more conspicuous, the smallest lesions are.
     :return: the new image, and the lesions, numbered from 1, as uint8 (D, H, W).
     """
     lesions = torch.zeros(liver.shape, dtype=torch.uint8)
@@ -59,7 +60,7 @@ def add_lesions(
         box = Box.full((1, 1, 1)).shifted([int(c) for c in center]).grown((reach,) * 3, image.shape)
         alpha, depth = lesion_shape(rng, box, center, radius, sharp=kind == 2)
         alpha = alpha * liver[box]
-        # A bumpy surface leaves crumbs around the lesion, which no reader would call lesions.
+        # A bumpy surface leaves fragments around the lesion that no reader would call lesions.
         inner = torch.from_numpy(largest_component((alpha > _OUTLINE).numpy()))
         if int(inner.sum()) < 4:
             continue
@@ -75,7 +76,7 @@ def lesion_shape(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Soft membership (0 to 1) and depth below the surface in units of the radius (1 in the middle).
 
-    :param sharp: the edge is; else it may be as wide as half of the radius.
+    :param sharp: whether the edge is sharp; otherwise it may be as wide as half the radius.
     """
     axes = [torch.arange(s.start, s.stop, dtype=torch.float32) - float(c) for s, c in zip(box, center, strict=True)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -103,7 +104,7 @@ def _paint(
 ) -> torch.Tensor:
     background = float(image[liver].median())
     if kind == 0:
-        # Small lesions are blurred into their surroundings anyway: do not ask for the invisible.
+        # Small lesions are blurred into their surroundings: they need more contrast to be visible.
         least = (32 if radius_mm < 6 else 26 if radius_mm < 9 else 20) + 20 * curriculum
         hu = background - rng.uniform(least, max(least + 10, min(80, background - 5)))
     elif kind == 1:
@@ -115,7 +116,7 @@ def _paint(
     value = hu + texture * (0.3 if kind == 2 else 1.0) + image_noise(image, liver)
     if kind == 0 and radius_mm > 8 and rng.chance(0.4):  # the outer zone differs less from the liver
         contrast = background - hu
-        fainter = min(rng.uniform(0.25, 0.7) * contrast, contrast - 10)  # and is still to be seen
+        fainter = min(rng.uniform(0.25, 0.7) * contrast, contrast - 10)  # and remains visible
         zone = ((rng.uniform(0.15, 0.4) - depth) * 8 + 0.5).clamp(0, 1)
         value = value + zone * fainter
     if kind != 2 and radius_mm > 10 and rng.chance(0.3):  # necrosis
@@ -130,11 +131,11 @@ def _paint(
 
 
 def image_noise(image: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:
-    """What a blur over the liver alone takes out of `image`, in HU; 0 outside."""
+    """The part of `image` that a blur within the liver removes, in HU; 0 outside."""
     return ((image - smoothed_inside(image, liver)) * liver).clamp(-_LOUDEST, _LOUDEST)
 
 
 def smoothed_inside(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`image` without its noise: blurred over `mask` alone."""
+    """`image` blurred within `mask` only, which removes its noise."""
     inside = mask.float()
     return gaussian_blur(image * inside, _BLUR) / gaussian_blur(inside, _BLUR).clamp_min(1e-6)

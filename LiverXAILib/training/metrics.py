@@ -10,29 +10,29 @@ import torch
 from monai.metrics import compute_dice
 from torch.nn import functional
 
-#: Sums for each label, in this order in the state of a checkpoint.
+#: Sums for each label; checkpoints store them in this order.
 _OF_LABEL = (
     "voxels",  # whose label is known
     "bce",
-    "soft_both",  # of probability and truth
+    "soft_both",  # probability times truth
     "soft_total",
-    "both",  # of what is found and truth
+    "both",  # true positives
     "found",
     "true",
-    "case_dice",  # sum of each sample's Dice, and of how many it is defined
+    "case_dice",  # sum of the samples' Dice; "cases": the number of samples for which Dice is defined
     "cases",
 )
 _OF_ALL = ("right", "voxels", "empty")
 
 
 class EpochSums:
-    """What an epoch's measures are made from; adds up over batches, cases and devices.
+    """Sums from which an epoch's measures are computed; they add up over batches, cases and devices.
 
     The logged loss is soft Dice + binary cross-entropy over all voxels of an epoch's samples (training) or of all
-    validation cases, 0 where every probability is right. It does not depend on the batch size, and a slice, or a
-    case, without liver or tumor counts by what is wrongly found in it.
+    validation cases; it is 0 if every probability is correct. It does not depend on the batch size, and a slice or
+    case without liver or tumor contributes its false positives.
 
-    :param labels: of channels, as in :class:`~.learner.Learner`.
+    :param labels: labels of the channels, as in :class:`~.learner.Learner`.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -45,8 +45,7 @@ class EpochSums:
 
         :param margins: float (N, labels, …), positive where the label is found.
         :param truths: bool (N, labels, …).
-        :param known: bool (N, labels) or, voxel by voxel, (N, labels, …): whether the sample's labels say anything
-            about the label.
+        :param known: bool (N, labels), or voxelwise (N, labels, …): whether the ground truth of the label is known.
         """
         known = as_voxels(known, margins)
         found = margins > 0
@@ -60,7 +59,7 @@ class EpochSums:
         for n in range(len(self.labels)):
             where = known[:, n].expand(margins[:, n].shape)
             hit, is_true = found[:, n] & where, truths[:, n] & where
-            # Sums of what is 0 where nothing is known: several times faster than picking the known voxels.
+            # Setting unknown voxels to 0 is several times faster than selecting the known voxels.
             loss, soft, true = (torch.where(where, values[:, n], 0.0) for values in (bce, probability, target))
             of_cases = dice[:, n]
             of_cases = of_cases[~of_cases.isnan()]
@@ -71,11 +70,13 @@ class EpochSums:
         self.values += torch.tensor(sums, dtype=torch.float64)
 
     def measures(self, part: str, values: torch.Tensor | None = None) -> dict[str, float]:
-        """Rows of the table: loss (the mean over labels) and accuracy; and of each label loss, its parts, Dice,
-        sensitivity and precision over all voxels. NaN where there was nothing to measure.
+        """One row of the table; NaN where there was nothing to measure.
+
+        It has the loss (the mean over labels) and accuracy, and for each label the loss, its terms, Dice, sensitivity
+        and precision over all voxels.
 
         :param part: "training" or "validation". Dice is over all voxels in training, the mean over cases in validation.
-        :param values: sums over all devices; default: these.
+        :param values: sums over all devices; default: the sums of this object.
         """
         sums = (self.values if values is None else values).tolist()
         right, voxels, empty = sums[: len(_OF_ALL)]
@@ -102,13 +103,13 @@ class EpochSums:
             f"{part}_accuracy": _ratio(right, voxels),
         }
         if part == "validation":
-            # What accuracy hides: how often "there is nothing anywhere" is right.
+            # The accuracy that an empty segmentation would have, which puts the accuracy above into perspective.
             rows["validation_accuracy_of_nothing"] = _ratio(empty, voxels)
         return first | rows
 
 
 def as_voxels(known: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
-    """`known`, (N, labels) or (N, labels, …), so that it goes with `margins` (N, labels, …) voxel by voxel."""
+    """`known`, (N, labels) or (N, labels, …), reshaped to broadcast against `margins` (N, labels, …)."""
     return known.to(margins.device).view(*known.shape, *[1] * (margins.dim() - known.dim()))
 
 

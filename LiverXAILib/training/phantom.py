@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The import path that phantoms had until version 0.1; they are a package of their own: :mod:`LiverXAILib.phantoms`."""
+"""The import path of phantoms until version 0.1; they are now in :mod:`LiverXAILib.phantoms`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ Size = tuple[int, int, int]
 
 
 class Rng:
-    """A torch generator with the few draws that synthesis needs; the same seed gives the same sample."""
+    """A torch generator with the draws that synthesis needs; the same seed gives the same sample."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -25,7 +25,7 @@ class Rng:
         return math.exp(self.uniform(math.log(low), math.log(high)))
 
     def integer(self, count: int) -> int:
-        """0 to `count` - 1."""
+        """Draw an integer from 0 to `count` - 1."""
         return int(torch.randint(count, (), generator=self.generator))
 
     def chance(self, probability: float) -> bool:
@@ -55,7 +55,7 @@ def upsample(field: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 def gaussian_blur(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
-    """Separable Gaussian blur of (D, H, W), `sigmas` in voxels for each axis; edges are continued."""
+    """Separable Gaussian blur of (D, H, W), `sigmas` in voxels for each axis; edge values are replicated."""
     for axis, sigma in enumerate(sigmas):
         if sigma < 0.2:
             continue
@@ -66,7 +66,7 @@ def gaussian_blur(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
 
 
 def convolve(image: torch.Tensor, taps: torch.Tensor, axis: int) -> torch.Tensor:
-    """(D, H, W) convolved with an odd number of `taps` along one axis; edges are continued."""
+    """Convolve (D, H, W) with an odd number of `taps` along one axis; edge values are replicated."""
     radius = len(taps) // 2
     n = image.shape[axis]
     index = torch.arange(-radius, n + radius).clamp(0, n - 1)

@@ -24,22 +24,22 @@ from .table import write_case_curve, write_csv
 
 
 def train(config: Config, *, say: Say, progress: Progress | None = None) -> list[Outcome]:
-    """Carry out a configuration: one run, or one for each fold. A run that was interrupted goes on.
+    """Run a configuration: one run, or one for each fold. An interrupted run is resumed.
 
     Writes into the run's folder: ``config.yaml``, ``splits.json``, ``epochs.csv``, ``learning-curve.png`` and
     ``.svg``, ``logs/`` (TensorBoard, CSV), ``checkpoints/``, ``model/`` for ``analyze --model``, ``evaluation.csv`` and
     ``.json``, ``examples/`` and ``card.md``.
 
     :param say: called with lines for the user.
-    :return: what came of it; empty on all but the first of several processes.
-    :raises LiverXAILib.errors.LiverXAIError: with a sentence that says what is wrong.
+    :return: the outcome of each run; empty on all but the first of several processes.
+    :raises LiverXAILib.errors.LiverXAIError: the configuration, the data or the run's folder cannot be used.
     """
     _require_extra()
     dataset = find_data(config.data, progress=progress)
     if config.data.fold != "all":
         return _first([_run(config, dataset, config.folder, config.data.fold, say, progress)])
     if config.hardware.devices != 1 or config.hardware.nodes > 1:
-        raise UsageError("Folds are trained one by one on several devices: give --fold 0, then --fold 1, and so on.")
+        raise UsageError("On several devices, train the folds one by one: give --fold 0, then --fold 1, and so on.")
     outcomes = []
     for fold in range(config.data.folds or 0):
         say(f"Fold {fold} of {config.data.folds}")
@@ -56,19 +56,20 @@ def train(config: Config, *, say: Say, progress: Progress | None = None) -> list
 def train_by_cases(
     config: Config, counts: Sequence[int], *, say: Say, progress: Progress | None = None
 ) -> list[Mapping[str, float]]:
-    """Train with ever more cases; writes ``cases.csv`` and ``cases-curve.png`` and ``.svg`` into the run's folder.
+    """Train with increasing numbers of cases; writes ``cases.csv`` and ``cases-curve.png`` and ``.svg``.
 
-    :param counts: numbers of training cases. All runs share the validation cases, and more cases include fewer.
-    :return: for each number the validation Dice of the best epoch, after the initial model's if there is one.
+    :param counts: numbers of training cases. All runs share the validation cases, and each larger set
+        contains the smaller ones.
+    :return: the validation Dice of the best epoch for each number, after that of the initial model if there is one.
     """
     _require_extra()
     dataset = find_data(config.data, progress=progress)
     if config.data.fold == "all":
-        raise UsageError("A curve over numbers of cases is drawn for one split: leave out fold: all.")
+        raise UsageError("A curve over numbers of cases needs a single split: leave out fold: all.")
     everything = replace(config.data, training_cases=None)
     most = len(draw_split(dataset.cases, everything, config.seed, config.data.fold).training)
     if wrong := [n for n in counts if not 1 <= n <= most]:
-        raise UsageError(f"{wrong[0]} training cases were asked for; there are 1 to {most} to choose from.")
+        raise UsageError(f"{wrong[0]} training cases were requested; the data allows 1 to {most}.")
     rows: list[Mapping[str, float]] = []
     for count in sorted(set(counts)):
         say(f"{count} training cases")
@@ -126,7 +127,7 @@ def _run(
 
 
 def _claim(folder: Path, config: Config) -> None:
-    """Record the configuration, or see that it is the one that this folder was begun with."""
+    """Record the configuration, or check that it is the one this folder was started with."""
     import yaml
 
     path = folder / "config.yaml"
@@ -136,7 +137,7 @@ def _claim(folder: Path, config: Config) -> None:
         if changed := [key for key in recipe if (before or {}).get(key) != recipe[key]]:
             raise UsageError(
                 f"{folder} holds a run with other settings ({', '.join(changed)} differ): choose another --output, or "
-                "delete it."
+                "delete this folder."
             )
     elif any(folder.glob("checkpoints/*.ckpt")):
         raise InputError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From cases to training samples: prepared once on the network's grid, then cropped and changed at random (MONAI).
+"""From cases to training samples: prepared once on the network's grid, then cropped and augmented (MONAI).
 
-Sample number n of epoch e is the same in every run with that seed, whatever was drawn before and on any number of
-worker processes and devices. This is what makes a resumed run end with the same weights.
+Sample number n of epoch e is the same in every run with that seed, whatever was drawn before, and with any number of
+worker processes and devices. A resumed run therefore ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -41,46 +41,47 @@ from .layouts import TrainingCase, Values, on_grid, read_case
 from .lesion_painting import add_lesions
 from .random_fields import Rng
 
-#: (number of the case, slice or -1, seed of the sample)
+#: Number of the case, slice or -1, and seed of the sample.
 Key = tuple[int, int, int]
 
 _LIVER, _TUMOR = 1, 2
-#: Part of the samples without labelled tumors into which synthetic lesions are painted, if any are.
+#: Fraction of the samples without labeled tumors into which synthetic lesions are painted, if that is switched on.
 _PAINTED = 0.8
-#: Lesions are painted into this much of a scan around a slice, in mm, for a network that sees single slices.
+#: For a 2-D network, lesions are painted into a slab that extends this far on both sides of the slice, in mm.
 _SLAB_MM = 30.0
-#: Voxels whose sides differ by more than this factor are made cubes to paint lesions.
+#: Images whose spacings differ by more than this factor are resampled to cubic voxels for painting lesions.
 _CUBE = 1.2
 
 
 class Prepare(Transform):
-    """Read a case and bring it to the grid of `stage`, exactly as inference does.
+    """Reads a case and resamples it to the grid of `stage`, exactly as inference does.
 
-    :param patch: (k, j, i): pad to it, and remember where each class is, to crop around.
+    :param patch: (k, j, i): pad to at least this size, and store where each class is, to crop around it.
     """
 
     def __init__(self, stage: StageSpec, values: Values, patch: Sequence[int] | None = None) -> None:
         self.stage, self.values, self.patch = stage, values, patch
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """`image`, HU, and `truth`, 0 background, 1 liver, 2 tumor: (1, k, j, i); `spacing` of (k, j, i) in mm;
-        `center_hu` of what the stage looks around.
+        """Prepare the case of `item`.
 
-        :raises LiverXAILib.errors.InputError: the case cannot be read, or shows nothing that HU could count from.
+        :return: `image` in HU and `truth` (0 background, 1 liver, 2 tumor), both (1, k, j, i); `spacing` of (k, j, i)
+            in mm; `center_hu`, the median HU of the region that the stage is cropped around.
+        :raises LiverXAILib.errors.InputError: the case cannot be read, or lacks the region whose HU are the reference.
         """
         case: TrainingCase = item["case"]
         volume, truth = read_case(case, self.values)
         box, center_hu = None, 0.0
         if self.stage.region is not None:
-            # A later stage runs around what an earlier one found: here, around what it should have found.
+            # A later stage is cropped around the result of an earlier one: here, around its ground truth.
             region = truth == _TUMOR if self.stage.region.label == "tumor" else truth > 0
             box = bounding_box(region)
             if box is not None:
                 center_hu = float(np.median(volume.array[region]))
             elif self.stage.intensity.centered:
                 raise InputError(
-                    f"Case {case.name!r}: no {self.stage.region.label} is labelled, from which stage "
-                    f"{self.stage.name!r} counts HU. Leave the case out (data.exclude)."
+                    f"Case {case.name!r}: no {self.stage.region.label} is labeled, whose median HU stage "
+                    f"{self.stage.name!r} needs. Leave the case out (data.exclude)."
                 )
         grid = stage_grids(volume, self.stage, box)[0]
         image, liver, tumor = on_grid(volume, truth, grid)
@@ -107,14 +108,14 @@ def prepared_cases(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Dataset[dict[str, Any]]:
-    """All cases, prepared and kept in memory, or in `folder`.
+    """Prepare all cases and keep them in memory, or in `folder`.
 
     :raises LiverXAILib.errors.InputError: a case cannot be used; the message names it.
     """
     items = [
         {
             "case": case,
-            # What a stored item depends on: MONAI finds it again by this.
+            # MONAI looks up stored items by this key, which has everything they depend on.
             "key": (repr(asdict(prepare.stage)), repr(prepare.values), prepare.patch, _stamp(case)),
         }
         for case in cases
@@ -136,7 +137,7 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
 
     :param cases: from :func:`prepared_cases`.
     :param patch: size of a sample along the network's axes; None: whole slices or volumes.
-    :param synthetic_lesions: paint lesions where no tumors are labelled; such livers then count as healthy otherwise.
+    :param synthetic_lesions: paint lesions where no tumors are labeled; the rest of such livers counts as healthy.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
         """The augmentation of one sample."""
         a, both = self.augmentation, ("image", "truth")
         angle = math.radians(a.rotation)
-        # Out of the plane only where voxels are about as deep as they are wide: rotation knows voxels, not mm.
+        # Rotate out of the plane only if voxels are nearly cubic: the rotation is in voxels, not in mm.
         cubes = max(spacing) < 1.5 * min(spacing)
         turns = (angle,) if dimensions == 2 else (angle, angle, angle) if cubes else (angle, 0.0, 0.0)
         steps: list[Any] = [RandFlipd(both, prob=a.probability, spatial_axis=axis) for axis in a.flip]
@@ -227,7 +228,7 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
 class ValidationCases(Dataset[dict[str, torch.Tensor]]):
     """Whole validation cases by (number, counts): normalized `image` and `truth` (k, j, i), `tumor_known`, `counts`.
 
-    :param synthetic_lesions: cases without labelled tumors get synthetic ones, always the same.
+    :param synthetic_lesions: paint synthetic lesions, always the same, into cases without labeled tumors.
     """
 
     def __init__(self, cases: Dataset[dict[str, Any]], stage: StageSpec, *, synthetic_lesions: bool = False) -> None:
@@ -251,12 +252,12 @@ class ValidationCases(Dataset[dict[str, torch.Tensor]]):
 class EpochBatches(Sampler[list[Key]]):
     """The batches of an epoch on one of `world` devices, in an order that depends on seed and epoch alone.
 
-    Batch b of all devices together holds consecutive samples, so that two devices with batches of one do the same as
-    one device with batches of two.
+    Batch b over all devices holds consecutive samples, so two devices with batches of one do the same as one device
+    with batches of two.
 
     :param units: (case, slice or -1), each drawn once in an epoch.
-    :param per_case: draw only so many units of each case, others in each epoch.
-    :param position: epoch and number of the first batch: what a resumed run has not seen yet.
+    :param per_case: draw only this many units of each case, different ones in each epoch.
+    :param position: epoch and number of the first batch: in a resumed run, the first that was not yet trained on.
     """
 
     def __init__(
@@ -289,7 +290,7 @@ class EpochBatches(Sampler[list[Key]]):
                 if drawn[self.units[unit][0]] <= self.per_case:
                     kept.append(unit)
             order = np.array(kept)
-        # The last batch is filled up from the beginning.
+        # The last batch is filled with samples from the beginning.
         order = np.resize(order, len(self) * self.batch * self.world)
         for number in range(first, len(self)):
             start = (number * self.world + self.rank) * self.batch
@@ -302,12 +303,12 @@ class EpochBatches(Sampler[list[Key]]):
 def paint_lesions(
     rng: Rng, image: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Synthetic lesions (:func:`~.lesion_painting.add_lesions`) in the liver of a real image of any voxel size.
+    """Paint synthetic lesions (:func:`~.lesion_painting.add_lesions`) into the liver of an image of any voxel size.
 
     :param image: (k, j, i) in HU.
     :param truth: (k, j, i), 1 liver, 2 tumor.
     :param spacing: of (k, j, i) in mm.
-    :return: both with the lesions in them.
+    :return: image and truth with the lesions.
     """
     image = image.float()
     liver = truth > 0
@@ -321,7 +322,7 @@ def paint_lesions(
         inside = functional.interpolate(liver[None, None].float(), cubes, mode="trilinear")[0, 0] > 0.5
         new, numbered = add_lesions(rng, fine, inside, finest)
         change = torch.stack([new - fine, (numbered > 0).float()])[None]
-        # Averages: thick slices show what lies in them.
+        # Average over each slice: this is the partial-volume effect of thick slices.
         change = functional.interpolate(change, shape, mode="area")[0]
         painted, lesions = image + change[0], (change[1] > 0.5) & liver
     result = truth.clone()
@@ -330,12 +331,12 @@ def paint_lesions(
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:
-    """Without MONAI's metadata, which does not collate across transforms."""
+    """Remove MONAI's metadata, which does not collate across transforms."""
     return value.as_tensor() if hasattr(value, "as_tensor") else value
 
 
 def _stamp(case: TrainingCase) -> tuple[Any, ...]:
-    """Names, sizes and dates of a case's files: another file is another item."""
+    """Names, sizes and dates of a case's files: a changed file makes a different item."""
     if missing := [path for path in case.files if not path.exists()]:
         raise InputError(f"Case {case.name!r}: there is no file or folder {missing[0]}.")
     files = [inner for path in case.files for inner in (sorted(path.rglob("*")) if path.is_dir() else [path])]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run trains: a stage with a fresh network, or a stage of a model that exists; and what becomes of it."""
+"""What a run trains: a stage with a new network or a stage of an existing model; and its export as a model."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ..models.spec import LIVER, TUMOR, Intensity, LayerSpec, ModelSpec, StageSp
 from ..networks import NETWORKS, UNet, build_network, default_layer
 from .config import Config
 
-#: Axes of networks that are trained here: superior, posterior, left.
+#: Axes of the networks trained here: superior, posterior, left.
 AXES = "SPL"
 _NAME = "liver"
-#: Smallest windows of volumetric networks with batch norm, in voxels.
+#: Smallest sliding windows of volumetric networks with batch norm, in voxels.
 _WINDOW = (128, 128, 160)
-#: Largest samples of a model that is trained further, if its user names no size.
+#: Largest samples when fine-tuning a model, unless training.patch is given.
 _PATCH = (64, 96, 96)
-#: Where the outputs of a new network begin: a probability of 2 %.
+#: Initial logit of a new network: a probability of 2%.
 _PRIOR_LOGIT = -4.0
 LIMITS = (
     "For research use only.",
-    "Made by 'liverxai train': nobody but its maker knows on what data, and how far, it can be trusted.",
+    "Made with 'liverxai train': only its author knows on what data, and how far, it can be trusted.",
 )
 
 
@@ -41,9 +41,9 @@ LIMITS = (
 class TrainingSetup:
     """A network before training, and its place in a model.
 
-    :param labels: what it is taught.
+    :param labels: the labels it is trained on.
     :param patch: size of a training sample along the network's axes; None: whole slices or volumes.
-    :param base: the model that it is a stage of, and the weights of all its stages; None for a fresh network.
+    :param base: the model that the stage belongs to, and the weights of all its stages; None for a new network.
     """
 
     network: nn.Module
@@ -62,8 +62,8 @@ class TrainingSetup:
     ) -> ModelSpec:
         """Write the model with `weights` in its place; the other stages of the model it came from stay as they are.
 
-        :param training: for the card, which also keeps what is known of the initial model's training.
-        :param quality: for the card.
+        :param training: facts for the card, which also keeps those of the initial model's training.
+        :param quality: measures for the card.
         """
         if self.base is not None:
             before = self.base[0]
@@ -75,14 +75,14 @@ class TrainingSetup:
             "title": config.title or f"{config.name}, trained with LiverXAI",
             "training": training,
             "quality": quality,
-            "reliability": None,  # that of the initial model says nothing about this one
+            "reliability": None,  # that of the initial model does not apply to this one
         }
         if self.base is None:
             spec = ModelSpec(
                 description=f"{' and '.join(self.labels)} in CT",
                 labels=tuple(label for label in (LIVER, TUMOR) if label.name in self.labels),
                 stages=(self.stage,),
-                license="not stated; ask whoever trained it",
+                license="not stated; ask the author of the model",
                 source="liverxai train",
                 limits=LIMITS,
                 **about,  # type: ignore[arg-type]
@@ -96,10 +96,10 @@ class TrainingSetup:
 
 
 def set_up(config: Config, labels: Sequence[str]) -> TrainingSetup:
-    """What a configuration begins with.
+    """Set up the network and stage of a configuration.
 
-    :param labels: what the data can teach.
-    :raises LiverXAILib.errors.UsageError: the initial model or ``training.patch`` does not fit.
+    :param labels: the labels in the data.
+    :raises LiverXAILib.errors.UsageError: the initial model or ``training.patch`` cannot be used.
     """
     setup = _from_model(config, labels) if config.init else _fresh(config, labels)
     stage, patch = setup.stage, setup.patch
@@ -128,15 +128,16 @@ def _fresh(config: Config, labels: Sequence[str]) -> TrainingSetup:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = UNet(**arguments)  # type: ignore[arg-type]
-    # A new network answers "probably nothing", as most voxels want: else the first epoch goes by until it does (the
-    # prior of RetinaNet, Lin et al. 2017, https://arxiv.org/abs/1708.02002).
+    # A new network predicts a low probability everywhere, as is right for most voxels: otherwise it spends the first
+    # epoch learning this (the prior of RetinaNet, Lin et al. 2017, https://arxiv.org/abs/1708.02002).
     assert network.head.bias is not None
     nn.init.constant_(network.head.bias, _PRIOR_LOGIT)
     stages = network.explainable_layers()
     spacing = [mm or 1.0 for mm in wanted.spacing or (1.0, 1.0, 1.0)]
     divisor, window = network.divisor, patch
     if wanted.norm == "batch" and patch is not None:
-        # Batch norm gives the same answer for every crop: large windows need less overlap. Slices are read whole.
+        # With batch norm the output does not depend on the crop, so windows can be large, with less overlap in total.
+        # Slices are processed whole.
         window = None if wanted.dimensions == 2 else tuple(map(max, patch, _WINDOW))
     if wanted.dimensions == 2:
         stages = [(name, (1, *stride)) for name, stride in stages]
@@ -164,7 +165,7 @@ def _fresh(config: Config, labels: Sequence[str]) -> TrainingSetup:
 
 
 def _from_model(config: Config, labels: Sequence[str]) -> TrainingSetup:
-    """A stage of an own model, with its weights; if none is named, the one that decides tumors (or the liver)."""
+    """A stage of a LiverXAI model with its weights; by default the stage that segments tumors (or the liver)."""
     name, stage_name = str(config.init), config.stage
     spec, states = load_states(name)
     names = [stage.name for stage in spec.stages]
@@ -182,9 +183,9 @@ def _from_model(config: Config, labels: Sequence[str]) -> TrainingSetup:
     elif stage.intensity.statistics is not None:
         problem = "scales each image by its own statistics"
     elif not taught:
-        problem = f"decides {', '.join(stage.labels)}, and the data has {', '.join(labels)}"
+        problem = f"segments {', '.join(stage.labels)}, but the data has {', '.join(labels)}"
     if problem:
-        raise UsageError(f"Stage {stage.name!r} of model {name} cannot be trained further: it {problem}.")
+        raise UsageError(f"Stage {stage.name!r} of model {name} cannot be fine-tuned: it {problem}.")
     network = build_network(stage.network, stage.arguments)
     network.load_state_dict(states[stage.name][0])
     patch = config.training.patch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases train and which validate: drawn once, recorded, kept when a run is resumed."""
+"""The split into training and validation cases: drawn once, recorded, and kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .layouts import TrainingCase
 
 @dataclass(frozen=True)
 class Split:
-    """Cases to learn from, and cases to judge by."""
+    """Training cases and validation cases."""
 
     training: tuple[TrainingCase, ...]
     validation: tuple[TrainingCase, ...]
 
 
 def draw_split(cases: Sequence[TrainingCase], data: Data, seed: int, fold: int = 0) -> Split:
-    """Split by the configuration: named validation cases, part `fold` of k, or a random share.
+    """Split as configured: by named validation cases, fold `fold` of k, or a random fraction.
 
-    The same cases and seed give the same split, and fewer ``training_cases`` give the beginning of the same list.
+    The same cases and seed give the same split, and a smaller ``training_cases`` gives the beginning of the same list.
     """
     shuffled = [cases[int(n)] for n in np.random.default_rng(seed).permutation(len(cases))]
     if data.validation_cases:
@@ -49,7 +49,7 @@ def draw_split(cases: Sequence[TrainingCase], data: Data, seed: int, fold: int =
 
 
 def record_split(split: Split, path: Path) -> None:
-    """Write names and files of both parts."""
+    """Write the names and files of both parts."""
     content = {
         part: [{"name": case.name, "files": [str(file) for file in case.files]} for case in cases]
         for part, cases in (("training", split.training), ("validation", split.validation))
@@ -59,13 +59,13 @@ def record_split(split: Split, path: Path) -> None:
 
 
 def recorded_split(cases: Sequence[TrainingCase], path: Path) -> Split:
-    """The split in `path`, whatever has been added to the data set since.
+    """The split recorded in `path`, whatever has been added to the data set since.
 
-    :raises LiverXAILib.errors.InputError: a case of it is not among `cases` any more.
+    :raises LiverXAILib.errors.InputError: one of its cases is no longer among `cases`.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     by_name = {case.name: case for case in cases}
     if missing := [c["name"] for part in ("training", "validation") for c in content[part] if c["name"] not in by_name]:
-        raise InputError(f"Case {missing[0]!r} of {path} is not in the data set any more: this run cannot go on.")
+        raise InputError(f"Case {missing[0]!r} of {path} is no longer in the data set: this run cannot be resumed.")
     training, validation = (tuple(by_name[c["name"]] for c in content[part]) for part in ("training", "validation"))
     return Split(training, validation)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of each epoch: a table as text, CSV and Markdown, and the learning curves as PNG and SVG."""
+"""The measures of each epoch: a table as text, CSV and Markdown, and learning curves as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..files import replacing
 from ..tables import write_table
 
-#: One epoch: "epoch" and numbers; NaN where there was nothing to measure. Epoch 0 is before training.
+#: One epoch: "epoch" and measures; NaN where there was nothing to measure. Epoch 0 is before training.
 Row = Mapping[str, float]
 
 _RATES = ("sensitivity", "precision")
@@ -28,7 +28,7 @@ COLUMNS = (
     ("validation_dice_tumor", "val. Dice tumor", 3),
 )
 
-#: Panels of the learning curves: title, and what is drawn in it.
+#: Panels of the learning curves: title, and the columns plotted.
 _PANELS = (
     ("loss", (("loss", "mean"), ("loss_liver", "liver"), ("loss_tumor", "tumor"))),
     ("accuracy", (("accuracy", "accuracy"),)),
@@ -41,7 +41,7 @@ _PANELS = (
 
 
 def header() -> str:
-    """The titles over :func:`line`."""
+    """The column titles above :func:`line`."""
     return "  ".join(title.rjust(max(len(title), 6)) for _, title, _ in COLUMNS)
 
 
@@ -58,14 +58,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def score(row: Row) -> float:
-    """Mean validation Dice over the labels that there are: what decides which epoch is best."""
+    """Mean validation Dice over the available labels, by which the best epoch is selected."""
     dice = [row.get(f"validation_dice_{label}", math.nan) for label in ("liver", "tumor")]
     dice = [value for value in dice if not math.isnan(value)]
     return sum(dice) / len(dice) if dice else 0.0
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows; the first one names the columns."""
+    """Write rows as CSV; the keys of the first one are the columns."""
     write_table(path, list(rows[0]), rows)
 
 
@@ -87,7 +87,7 @@ def write_curves(rows: Sequence[Row], folder: Path, name: str = "learning-curve"
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             if axes.lines:
-                # Long enough a line that dashes are told from a solid one.
+                # Handles long enough to tell dashed lines from solid ones.
                 axes.legend(fontsize=7, handlelength=3.2, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
     _save(draw, folder / name, (15, 4.3))
@@ -112,7 +112,7 @@ def write_case_curve(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
 
 
 def _save(draw: Any, stem: Path, size: tuple[float, float]) -> None:
-    # No pyplot: it would choose a window system, and Slicer has its own.
+    # Not pyplot: it would choose a GUI backend, and Slicer has its own.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")

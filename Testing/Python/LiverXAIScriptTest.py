@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Analyze one CT in Slicer without a window; also a pattern for own scripts.
+"""Analyze one CT in Slicer without a window; also a template for your own scripts.
 
 Slicer --no-main-window --python-script LiverXAIScriptTest.py --input ct.nrrd --output folder
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process of a batch that takes no time: it reads and computes nothing, and commits results without images.
+"""A fast stand-in for a batch worker: it reads and computes nothing, and commits results without images.
 
-It stands for :mod:`LiverXAILib.batch.child` in tests of the parent.
+It replaces :mod:`LiverXAILib.batch.child` in tests of the parent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def commit_toy_result(store: Store, case: dict[str, Any]) -> dict[str, Any]:
-    """Commit the result of a case without a liver; returns its record."""
+    """Commit the result of a case without a liver, and return its record."""
     part = store.part(case["folder"])
     part.mkdir()
     measured: dict[str, Any] = {"liver_volume_ml": 0.0, "liver_complete": True, "lesions": []}

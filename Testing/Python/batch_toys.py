@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny model folder that segments by thresholds, tiny cases good and bad, and the batch as a user runs it."""
+"""A tiny model that segments by thresholds, tiny good and bad cases, and batches run from the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_model(folder: Path, *, liver_hu: float = 50.0) -> Path:
         for norm in (network.encoder[0][1], network.bottleneck[1], network.decoder[0].convolutions[1]):
             norm.weight.fill_(1.0)
             norm.bias.zero_()
-        # The intensity goes unchanged through the skip connection to the head.
+        # The intensity passes unchanged through the skip connection to the head.
         network.encoder[0][0].weight[0, 0, 1, 1, 1] = 1.0
         network.decoder[0].convolutions[0].weight[0, 2, 1, 1, 1] = 1.0
         network.head.weight[:, 0] = 10.0
@@ -89,7 +89,7 @@ def write_good(path: Path, seed: int = 0) -> Path:
 
 
 def write_dicom(folder: Path, seed: int = 0, *, modality: str = "CT", slices: int = SHAPE[0], study: str = "") -> str:
-    """A DICOM series; returns its UID."""
+    """Write a DICOM series and return its UID."""
     folder.mkdir(parents=True, exist_ok=True)
     series, volume = generate_uid(), phantom(seed)
     study, frame = study or generate_uid(), generate_uid()
@@ -115,9 +115,9 @@ def write_dicom(folder: Path, seed: int = 0, *, modality: str = "CT", slices: in
     return series
 
 
-#: Quick, and short enough to wait for, but longer than a good case takes on a busy machine.
+#: Short enough to wait for, but longer than a good case takes on a busy machine.
 COHORT_ARGUMENTS = ("--explain", "--no-report", "--time-limit", 12)
-#: Label of each bad case: the kind of failure, and a word that the reason must hold.
+#: Label of each bad case: the kind of failure, and a word that the reason must contain.
 BAD = {
     "truncated.nii.gz": ("input", "incomplete"),
     "scanner/mr [series 1]": ("input", "MR"),
@@ -133,7 +133,7 @@ BAD = {
 
 
 def make_tree(folder: Path) -> list[str]:
-    """50 good cases in several formats, and the bad ones; returns the labels of the good ones."""
+    """Write 50 good cases in several formats, and the bad ones; return the labels of the good ones."""
     good = []
     for number in range(48):
         ending = (".nii.gz", ".nrrd", ".mha")[number % 3]
@@ -164,9 +164,9 @@ def make_tree(folder: Path) -> list[str]:
     return good
 
 
-#: Put on the path of worker processes: reading a file whose name has "crash" in it ends the process with SIGSEGV,
-#: as a damaged file may do to a C++ library; "slow" takes a second; "hang" takes for ever, as a dead network drive may,
-#: and an empty file beside this one tells which process hangs, and that process's parent.
+#: Put on the path of worker processes: reading a file with "crash" in its name ends the process with SIGSEGV, as a
+#: damaged file may do in a C++ library; "slow" takes a second; "hang" takes forever, like a dead network drive, and
+#: creates an empty file next to this one with the ids of the hanging process and its parent.
 SABOTAGE = """
 import ctypes, os, time
 from pathlib import Path
@@ -198,12 +198,12 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def batch_command(*arguments: Any) -> list[str]:
-    """Cases are called by their paths, so that tests need not look their names up; test_batch_names.py does without."""
+    """The command with cases named by their paths, which tests know; test_batch_names.py tests other names."""
     return [sys.executable, "-m", "LiverXAILib", "batch", "--keep-names", *map(str, arguments)]
 
 
 def start_batch(*arguments: Any, env: dict[str, str], start: Any = Process) -> subprocess.Popen[str]:
-    """`start`: :class:`subprocess.Popen` for a batch, and workers, that import all they need as those of a user do."""
+    """Start a batch; with :class:`subprocess.Popen` as `start`, it and its workers import everything as for a user."""
     return start(
         batch_command(*arguments), env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -216,7 +216,7 @@ def run_batch(*arguments: Any, env: dict[str, str], timeout: float = 500) -> sub
 
 
 def manifest_lines(output: Path) -> list[dict[str, Any]]:
-    """All lines of the manifest, read without the code under test; a line that is not whole is left out."""
+    """All lines of the manifest, read without the code under test; incomplete lines are left out."""
     lines = []
     for path in (output / "manifest").glob("*.jsonl"):
         for text in path.read_text(encoding="utf-8").split("\n"):
@@ -241,7 +241,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def wait_for(condition: Any, seconds: float = 300.0) -> None:
-    """Wait until a condition holds; fail if it does not in time."""
+    """Wait until a condition holds; fail on timeout."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -249,14 +249,14 @@ def wait_for(condition: Any, seconds: float = 300.0) -> None:
 
 
 def assert_whole(folder: Path, expected: Sequence[str] = ("segmentation.seg.nrrd", "measurements.json")) -> None:
-    """A folder of results has all its files, and they can be read."""
+    """Assert that a folder of results has all its files, and that they can be read."""
     for name in (*expected, "provenance.json", "case.json"):
         assert (folder / name).stat().st_size > 0, f"{folder / name} is missing or empty"
     for path in folder.glob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
 
 
-#: What a finished case's folder holds, as far as summaries read it.
+#: Contents of a finished case's folder, as far as summaries read them.
 RESULT_RECORD = {
     "case": "ab",
     "run": "r",
@@ -277,7 +277,7 @@ RESULT_MEASUREMENTS = {
 
 
 def write_result_files(folder: Path) -> None:
-    """The files of a finished case beside its record."""
+    """Write the files of a finished case, except its record."""
     (folder / "measurements.json").write_text(json.dumps(RESULT_MEASUREMENTS), encoding="utf-8")
     (folder / "measurements.csv").write_text("structure,volume_ml\nliver,1500\nlesion,2\n", encoding="utf-8")
     check = {"passed": True, "sentence": "Good.", "curves": {"gain": 0.5}}

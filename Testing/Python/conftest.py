@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures that several test files share."""
+"""Fixtures shared by several test files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# One thread for each process, this one and those it starts, because test processes run side by side.
+# One thread for this process and for each of its children, because test processes run in parallel.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", os.environ["OMP_NUM_THREADS"])
 
-# What is imported while tests are collected is no garbage, and is not looked through again and again.
+# Exclude objects from imports during collection from garbage collection, which would scan them again and again.
 gc.disable()
 
-# No test depends on how fast the machine is.
+# No test depends on the speed of the machine.
 settings.register_profile("liverxai", deadline=None)
 settings.load_profile("liverxai")
 
 
-#: Files that take a minute or more. Processes begin with them, so that none works alone at the end.
+#: Files that take a minute or more. They run first, so that no process is left with one at the end.
 _LONG = ("test_train_run", "test_signals", "test_batch_ray", "test_batch_cohort", "test_explain_counterfactual")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Long files first; a random order comes after this, and stays random."""
+    """Put long files first; a random order is applied later and remains random."""
     items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
@@ -41,9 +41,9 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection(session):
-    """When tests have been collected, all they import is here and nothing has been computed: see forking.py.
+    """Start the fork server after collection, when everything is imported and nothing is computed: see forking.py.
 
-    This wrapper is outside the one in which Pytest catches the warnings of a collection.
+    This wrapper is outside the one in which Pytest catches the warnings during collection.
     """
     result = yield
     if session.testscollected and hasattr(os, "fork"):
@@ -55,7 +55,7 @@ def pytest_collection(session):
 
 @pytest.fixture(scope="session", autouse=True)
 def reference_backend():
-    """Tests compute with torch in single precision, whatever is fastest on this machine; tests of backends say so."""
+    """Compute with torch in single precision, whatever is fastest on this machine; tests of backends override this."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIVERXAI_BACKEND", "torch float32")
         yield
@@ -63,7 +63,7 @@ def reference_backend():
 
 @pytest.fixture(scope="session", autouse=True)
 def settings_of_nobody(tmp_path_factory):
-    """Tests neither read nor write the settings of the user who runs them."""
+    """Keep tests from reading or writing the settings of the user who runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         yield
@@ -71,8 +71,8 @@ def settings_of_nobody(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def kept_memory():
-    """Freed memory is kept to the end of a file: otherwise the kernel spends a third of the time on zeroing pages."""
-    if "torch" not in sys.modules:  # a file alone that computes nothing
+    """Keep freed memory until the end of a file: otherwise the kernel spends a third of the time zeroing pages."""
+    if "torch" not in sys.modules:  # a single file that computes nothing
         yield
         return
     import torch
@@ -85,7 +85,7 @@ def kept_memory():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """The tests of one file compute with one thread: small networks are faster so, and other files do not notice."""
+    """Compute with one thread in the tests of one file, which is faster for small networks."""
     import torch
 
     threads = torch.get_num_threads()
@@ -96,7 +96,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def forked_children():
-    """The workers that tests of one file start are forked (see forking.py) instead of importing torch anew."""
+    """Fork the workers that tests of one file start (see forking.py), so that they need not import torch."""
     from forking import let_liverxai_fork
 
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def scene():
 
 @pytest.fixture(scope="module")
 def opened_panel(forked_children):
-    """The module's panel in the host with Qt; its worker stays alive for the tests of one file."""
+    """The module's panel in the host with Qt; its worker is kept for the tests of one file."""
     from slicerhost import qtapplication
 
     host = qtapplication.start()
@@ -132,20 +132,20 @@ def opened_panel(forked_children):
 
 @pytest.fixture
 def panel(opened_panel):
-    """The panel with an empty scene; what PythonQt would have complained about fails the test."""
+    """The panel with an empty scene; errors that PythonQt would print fail the test."""
     from slicerhost import pythonqt
 
     opened_panel.host.clear()
     pythonqt.problems.clear()
     yield opened_panel
     if opened_panel.widget.runner.busy:
-        opened_panel.host.clear()  # closing the scene ends what runs
+        opened_panel.host.clear()  # closing the scene cancels running work
     assert pythonqt.problems == []
 
 
 @pytest.fixture(scope="session")
 def segmented(tmp_path_factory):
-    """Segments CTs of the evaluation data, each once for all tests and test processes of one run."""
+    """Segment CTs of the evaluation data, each once for all tests and test processes of a run."""
     from filelock import FileLock
 
     from LiverXAILib.inference import segment

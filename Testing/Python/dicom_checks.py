@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Independent judges of written DICOM objects: dciodvfy (dicom3tools) and highdicom."""
+"""Independent checks of written DICOM objects: dciodvfy (dicom3tools) and highdicom."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ needs_dciodvfy = pytest.mark.skipif(
 
 
 def errors_of(path: Path) -> list[str]:
-    """What dciodvfy calls an error in a DICOM file."""
+    """The errors that dciodvfy reports for a DICOM file."""
     said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, errors="replace", check=False)
     lines = (said.stdout + said.stderr).splitlines()
     assert lines, "dciodvfy did not say what it checked"

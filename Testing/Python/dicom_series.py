@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM series made by the tests, in every way a scanner or an archive may store them."""
+"""DICOM series for the tests, in every form in which a scanner or an archive may store them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def write_series(
 
 
 def a_slice(pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, signed: bool = False) -> Dataset:
-    """A CT image with `pixels` (rows, columns) as stored values, without a place."""
+    """A CT image with `pixels` (rows, columns) as stored values, without a position."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -142,7 +142,7 @@ def _rle(frame: np.ndarray) -> bytes:
 
 
 def _jpeg_lossless(frame: np.ndarray) -> bytes:
-    """Lossless JPEG (ITU-T T.81 annex H), predictor 1, with a Huffman code of five bits for every category."""
+    """Encode as lossless JPEG (ITU-T T.81 annex H), predictor 1, with five-bit Huffman codes for all categories."""
     rows, columns = frame.shape
     values = frame.view(np.uint16).astype(np.int64)
     predicted = np.empty_like(values)
@@ -164,7 +164,7 @@ def _jpeg_lossless(frame: np.ndarray) -> bytes:
     stream += "1" * (-len(stream) % 8)
     scan = bytes(int(stream[start : start + 8], 2) for start in range(0, len(stream), 8)).replace(b"\xff", b"\xff\x00")
     frame_header = bytes([16, *rows.to_bytes(2, "big"), *columns.to_bytes(2, "big"), 1, 1, 0x11, 0])
-    # Seventeen categories share the length of five bits, in ascending order.
+    # All seventeen categories have codes of five bits, in ascending order.
     huffman = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
     scan_header = bytes([1, 1, 0, 1, 0, 0])
 
@@ -175,7 +175,7 @@ def _jpeg_lossless(frame: np.ndarray) -> bytes:
     return data + scan + b"\xff\xd9"
 
 
-#: Encoders that have nothing to do with the decoder under test.
+#: Encoders that are independent of the decoder under test.
 ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
     JPEG2000Lossless: _jpeg_2000,
     JPEGLSLossless: _jpeg_ls,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small random networks with named stages, and cases made with them, for the tests of explanations."""
+"""Small random networks with named layers, and cases made with them, for the tests of explanations."""
 
 from __future__ import annotations
 
@@ -81,16 +81,16 @@ def tiny_model(dimensions: int = 3, members: int = 1, **changes: Any) -> Model:
 
 
 def with_labels(volume: Volume, model: Model, labels: Volume) -> Segmentation:
-    """A segmentation with the grids of the model's own run, but with `labels`: random networks find nothing."""
+    """A segmentation with the grids of the model's run, but with `labels`: random networks find nothing."""
     own = segment(volume, model, device="cpu")
     return Segmentation(
         volume.with_array(np.asarray(labels.array, dtype=np.uint8)), own.specs, {}, own.stage_grids, own.provenance
     )
 
 
-#: Weights of the U-Net that finds balls. They are kept: trained anew, they would differ from processor to processor.
+#: Weights of the U-Net that finds balls. They are stored, because retraining gives other weights on other processors.
 _BALL_WEIGHTS = Path(__file__).parent / "weights" / "ball-unet.safetensors"
-#: Steps of their training: enough for lesion Dice above 0.9.
+#: Training steps: enough for a lesion Dice above 0.9.
 _STEPS = 150
 
 
@@ -114,9 +114,9 @@ def trained_model() -> Model:
 
 
 def train_balls(path: Path = _BALL_WEIGHTS) -> None:
-    """Train the network of :func:`trained_model` anew, in seconds: ``python explain_toys.py`` in this folder.
+    """Retrain the network of :func:`trained_model`, in seconds: ``python explain_toys.py`` in this folder.
 
-    Balls of the same brightness outside any organ, and noise, are there to be told apart by more than a threshold.
+    Balls of the same brightness outside any organ, and noise, make a threshold insufficient.
     """
     torch.manual_seed(0)
     random = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def _ball_case(random: np.random.Generator, size: int) -> tuple[np.ndarray, np.n
 
     organ = ball(random.uniform(0.1, 0.9, 3) * size, random.uniform(0.5, 0.8) * size)
     blobs = [ball(random.uniform(0, 1, 3) * size, random.uniform(2, 4.5)) for _ in range(6)]
-    # A bright ball counts as a lesion only inside the organ; those across its border are left out.
+    # A bright ball is a lesion only inside the organ; balls across its border are left out.
     lesions = np.logical_or.reduce([blob for blob in blobs if organ[blob].mean() > 0.95] or [organ & False])
     decoys = np.logical_or.reduce([blob for blob in blobs if organ[blob].mean() < 0.05] or [organ & False])
     image = np.where(lesions | decoys, 200.0, np.where(organ, 100.0, 0.0)) + random.normal(0, 15, organ.shape)

@@ -16,7 +16,7 @@ from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR, registry
 from LiverXAILib.volumes.volume import Volume
 
-#: Center (LPS mm, of the liver's own) and radius in mm.
+#: Center (LPS mm, relative to the liver) and radius in mm.
 Ball = tuple[tuple[float, float, float], float]
 
 
@@ -45,14 +45,14 @@ _PROVENANCE = {"warnings": [], "input": {"metadata": {}}}
 
 
 def study(name: str, *lesions: Ball, date: str | None = None, patient: str = "", **place) -> Study:
-    """The same as a study of a follow-up."""
+    """The same as :func:`liver_analysis`, as a study of a follow-up."""
     made = study_of(liver_analysis(lesions, **place), name)
     day = None if date is None else datetime.date.fromisoformat(date)
     return Study(**{**vars(made), "date": day, "identity": Identity(patient)})
 
 
 def ball(number, center, diameter):
-    """A ball on a lattice of 1.5 mm."""
+    """A ball on a grid of 1.5 mm."""
     steps = np.arange(-40, 40.1, 1.5)
     points = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     inside = points[np.linalg.norm(points, axis=1) <= diameter / 2]

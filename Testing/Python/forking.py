@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of tests without the seconds that imports take: forked from a process that has imported everything.
+"""Test processes without the time for imports: they are forked from a process that has imported everything.
 
-:class:`Popen` is :class:`subprocess.Popen` for ``python -m module …`` and ``python -c code …``. What it starts is a
-process of its own, with its own pipes, environment, folder, signals and exit code; only what it would import is there
-already. Tests of what a process imports, and one test at least of each module that is run so, start Python afresh.
+:class:`Popen` is :class:`subprocess.Popen` for ``python -m module …`` and ``python -c code …``. It starts a
+separate process with its own pipes, environment, folder, signals and exit code, in which only the imports are already
+done. Tests of the imports of a process, and at least one test of each module run this way, start a new Python.
 
-They are forked by a server, which has no threads and computes nothing. It is itself forked from the test process when
-tests have been collected (:func:`start_server`), and so has what was imported for them; elsewhere, as in
-``Testing/fuzz``, it is started afresh.
+The processes are forked by a server without threads, which computes nothing. It is itself forked from the test process
+after collection (:func:`start_server`), and so has the imports of the tests; elsewhere, as in ``Testing/fuzz``, it is
+started as a new Python.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from typing import Any, NoReturn
 import pytest
 
 _HERE = Path(__file__).parent
-#: What processes of LiverXAI import before they run a module, and while they do.
+#: Modules that processes of LiverXAI import before or while they run a module.
 _IMPORTS = (
     "LiverXAILib.batch.command",
     "LiverXAILib.explain.border",
@@ -47,15 +47,15 @@ _IMPORTS = (
     "LiverXAILib.pipeline",
     "LiverXAILib.report.writers",
 )
-#: What single modules need besides.
+#: Additional imports of individual modules.
 _MORE_IMPORTS = {"stops": ("LiverXAILib.models.commands", "LiverXAILib.training.run", "LiverXAILib.training.fit")}
-#: Messages of the server: the number of the process, and later how it ended, as ``os.waitpid`` tells.
+#: Messages of the server: the process id, and later its exit status as from ``os.waitpid``.
 _NUMBER = struct.Struct("i")
 _LONGEST_REQUEST = 1 << 17
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
-    """A process that is forked, and leads a session of its own. It is started by "python", and "-m" or "-c"."""
+    """A forked process that leads its own session; the command is "python" with "-m" or "-c"."""
 
     def _execute_child(self, args: Sequence[Any], *more: Any) -> None:
         _, preexec_fn, _, _, cwd, env, _, _, shell, *pipes = more[:15]
@@ -103,12 +103,12 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         return self.returncode
 
 
-#: What starts a process, on any system.
+#: The class that starts a process, on any system.
 Process = Popen if hasattr(os, "fork") else subprocess.Popen
 
 
 def let_liverxai_fork(patch: pytest.MonkeyPatch, module: str = "LiverXAILib.subprocesses") -> None:
-    """Let the Python processes that `module` starts in this process be forked, until `patch` is undone."""
+    """Fork the Python processes that `module` starts in this process, until `patch` is undone."""
 
     def start(command: Sequence[str], **options: Any) -> Any:
         return (Process if command[0] == sys.executable else subprocess.Popen)(command, **options)
@@ -123,19 +123,19 @@ def let_liverxai_fork(patch: pytest.MonkeyPatch, module: str = "LiverXAILib.subp
     patch.setattr(f"{module}.subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start, "run": run}))
 
 
-#: The sockets through which this process and all that are forked from it ask the server; and what ends it.
+#: The sockets for requests to the server from this process and all forked from it, and the one that ends the server.
 _started: list[Any] = []
 
 
 def start_server() -> None:
-    """Fork the server from this process, if no thread of a library is running, which would be missing in the server."""
+    """Fork the server from this process, unless a library runs a thread, which would be missing in the server."""
     threads = len([*Path("/proc/self/task").glob("*")])
     if not 0 < threads <= len(sys._current_frames()):
         return
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     end, kept = os.pipe()
     with theirs, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that of a thread of pytest-xdist, which is not needed
+        warnings.simplefilter("ignore", DeprecationWarning)  # because of a thread of pytest-xdist, which is not needed
         if os.fork() == 0:
             try:
                 _be_the_server(ours, theirs, end)
@@ -146,17 +146,17 @@ def start_server() -> None:
 
 
 def _be_the_server(ours: socket.socket, theirs: socket.socket, end: int) -> NoReturn:
-    """In the forked process: leave all that belongs to the test process, then serve."""
+    """In the forked process: release everything that belongs to the test process, then serve."""
     os.setsid()
     faulthandler.disable()
     logging.getLogger().handlers.clear()
     for category in (DeprecationWarning, PendingDeprecationWarning):
-        warnings.simplefilter("ignore", category)  # which Pytest shows
+        warnings.simplefilter("ignore", category)  # which Pytest would show
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(end, 0)
     with Path(os.devnull).open("r+b", buffering=0) as nothing:
-        # Their numbers stay in use: somebody might close a file by a number that would be another one's.
+        # Keep their descriptors in use: an object might later close one that would then belong to another file.
         for path in [*Path("/proc/self/fd").iterdir()]:
             if (number := int(path.name)) not in (0, ours.fileno(), theirs.fileno(), nothing.fileno()):
                 with contextlib.suppress(OSError):
@@ -166,13 +166,13 @@ def _be_the_server(ours: socket.socket, theirs: socket.socket, end: int) -> NoRe
 
 
 def _server() -> socket.socket:
-    """The server of this process and of all that are forked from it; started at the first call if it is not there."""
+    """The server of this process and of all forked from it; started on the first call if necessary."""
     if not _started:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "forking", str(ours.fileno()), str(theirs.fileno())],
-                stdin=subprocess.PIPE,  # its end is that of this process
+                stdin=subprocess.PIPE,  # closed when this process ends
                 pass_fds=[ours.fileno(), theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE.parents[1]), *_python_path()])},
                 start_new_session=True,
@@ -189,7 +189,7 @@ def _python_path() -> list[str]:
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork processes until the test process ends. Returns in those forked alone, with what they are to do."""
+    """Fork processes until the test process ends. Returns only in the forked processes, with their request."""
     woken, wake = socket.socketpair()
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
@@ -225,26 +225,26 @@ def serve(requests: socket.socket) -> dict[str, Any]:
 
 
 def _import_for(program: str) -> None:
-    """Import what is not here yet of what `program` needs, and every program."""
+    """Import the missing modules that `program`, or every program, needs."""
     new = [name for name in (*_IMPORTS, *_MORE_IMPORTS.get(program, ())) if name not in sys.modules]
     for name in new:
         importlib.import_module(name)
     if new:
-        gc.freeze()  # or the collection of garbage would copy all pages
+        gc.freeze()  # otherwise garbage collection would copy all pages
 
 
 def _tell_ends(running: dict[int, socket.socket]) -> None:
-    """Tell how processes have ended."""
+    """Report how processes have ended."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        with running.pop(pid) as control, contextlib.suppress(OSError):  # who started it may have ended
+        with running.pop(pid) as control, contextlib.suppress(OSError):  # the process that started it may have ended
             control.send(_NUMBER.pack(status))
 
 
 def run(request: dict[str, Any]) -> NoReturn:
-    """Do in a forked process what ``python -m module`` or ``python -c code`` does in one of its own."""
+    """Do in a forked process what ``python -m module`` or ``python -c code`` does in a new one."""
     os.setsid()
     gc.enable()
     let_liverxai_fork(pytest.MonkeyPatch())
@@ -269,7 +269,7 @@ def run(request: dict[str, Any]) -> NoReturn:
     sys.argv = ["-c" if request["option"] == "-c" else request["program"], *request["arguments"]]
     code: Any = 1
     try:
-        # A program that a test has imported is here already.
+        # A module that a test has imported is already loaded.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
         if request["option"] == "-c":
             exec(request["program"], {"__name__": "__main__"})
@@ -283,7 +283,7 @@ def run(request: dict[str, Any]) -> NoReturn:
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
-    # The end of an interpreter, but for the third of a second in which modules are taken apart.
+    # Finalize like the interpreter, but without the third of a second for tearing down modules.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -292,7 +292,7 @@ def run(request: dict[str, Any]) -> NoReturn:
 
 
 def main() -> None:
-    """Be the server: ``python -m forking OURS THEIRS``, two sockets; those forked ask through the first."""
+    """Run the server: ``python -m forking OURS THEIRS``, two sockets; forked processes use the first for requests."""
     ours, theirs = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     _started[:] = [ours]
     run(serve(theirs))

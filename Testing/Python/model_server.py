@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web server on this machine that serves files, also badly: for tests of downloads."""
+"""A local web server for tests of downloads, which can also fail."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """What is served, and what was asked for.
+    """The served files, and the requests received.
 
-    :param files: content by path; each request for a path in `cut` sends only that many bytes of what it promises,
-        once.
+    :param files: content by path; for a path in `cut`, one response is truncated to that many bytes.
     """
 
     def __init__(self, address: str) -> None:

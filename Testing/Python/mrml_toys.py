@@ -63,14 +63,14 @@ GEOMETRIES = {
 
 
 def random_volume(matrix: np.ndarray, shape: tuple[int, int, int] = (5, 7, 6), seed: int = 0) -> Volume:
-    """int16 voxels that are all different."""
+    """A volume of int16 voxels with distinct values."""
     values = np.random.default_rng(seed).permutation(np.prod(shape)).reshape(shape).astype(np.int16)
     return Volume(values - 100, matrix)
 
 
 @cache
 def ball_analysis(method: str = "seg-grad-cam", dull: bool = False) -> Analysis:
-    """A whole analysis of :func:`toys.ball_phantom`, about 1 s; `dull`: without a lesion."""
+    """A complete analysis of :func:`toys.ball_phantom`, about 1 s; `dull`: without a lesion."""
     matrix = affine(rotation(0.1, -0.05, 0.2), np.array([2.2, 1.9, 2.6]))
     volume, _ = ball_phantom(Grid((44, 56, 50), matrix))
     if dull:

@@ -140,7 +140,7 @@ def make_folder(
 def noisy_ct(
     shape: tuple[int, int, int] = (24, 30, 32), spacing_kji: tuple[float, float, float] = (4.0, 2.4, 2.5), seed: int = 1
 ) -> Volume:
-    """A CT-like image: smooth structures from air to bone, with noise, so that random networks say varied things."""
+    """A CT-like image: smooth structures from air to bone, with noise, so that random networks give varied outputs."""
     random = np.random.default_rng(seed)
     smooth = gaussian_filter(random.normal(size=shape), 4)
     image = 60 + 250 * smooth / smooth.std() + random.normal(scale=20, size=shape)

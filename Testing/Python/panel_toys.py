@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user does with the panel, as functions."""
+"""User actions in the panel, as functions."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def choose_model(panel: Any, folder: str) -> None:
 
 
 def write_chain(toy: str, folder: Path) -> str:
-    """The model in the folder `toy` as a chain: it finds the liver, then looks again around it, for liver and tumor.
+    """The model in the folder `toy` as a cascade: it finds the liver, then segments liver and tumor around it.
 
-    The first stage has a layer that the second, which decides, has not.
+    The first stage has a layer that the second, which gives the final labels, does not have.
     """
     shutil.copytree(toy, folder)
     card = folder / "card.json"
@@ -49,7 +49,7 @@ def write_chain(toy: str, folder: Path) -> str:
 
 
 def prepare(panel: Any, volume: Volume, folder: str, target: str = "both", name: str = "CT") -> Any:
-    """A CT, chosen, with a model and a question; returns its node."""
+    """Choose a CT, a model and a question; return the CT's node."""
     node = add_ct(volume, name)
     panel.ui.inputSelector.setCurrentNode(node)
     choose_model(panel, folder)
@@ -64,14 +64,14 @@ def apply_and_wait(panel: Any) -> None:
 
 
 def wait_idle(panel: Any) -> None:
-    """Wait until nothing runs any more."""
+    """Wait until nothing is running."""
     from slicerhost.qtapplication import wait_until
 
     wait_until(lambda: not panel.widget.runner.busy)
 
 
 def wait_running(panel: Any) -> None:
-    """Wait until the worker tells of progress."""
+    """Wait until the worker reports progress."""
     from slicerhost.qtapplication import wait_until
 
     wait_until(lambda: panel.ui.progressBar.value > 25)
@@ -100,7 +100,7 @@ def decide(panel: Any, row: int, button: str) -> None:
 
 
 def save_and_reopen(panel: Any, path: Path) -> tuple[Any, Any]:
-    """Save the scene, close it and open it again; returns the CT chosen in the panel, and its segmentation."""
+    """Save the scene, close it and open it again; return the CT chosen in the panel, and its segmentation."""
     import slicer
     from slicerhost.qtapplication import process_events
 
@@ -114,7 +114,7 @@ def save_and_reopen(panel: Any, path: Path) -> tuple[Any, Any]:
 
 
 def place_point(ras: Any) -> None:
-    """What Slicer does when the reader clicks in a slice view while a point is being placed."""
+    """Place a point as Slicer does when the reader clicks in a slice view."""
     import slicer
     from slicerhost.qtapplication import process_events
 
@@ -128,7 +128,7 @@ def place_point(ras: Any) -> None:
 
 
 def clipped_texts(panel: Any) -> list[str]:
-    """Labels and buttons that show at this moment and are smaller than their text."""
+    """Visible labels and buttons that are smaller than their text."""
     from PySide6 import QtWidgets
 
     clipped = []

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of Slicer's views for test_slicer_rendering.py, made in a process of its own: bad graphics crash it.
+"""Pictures of Slicer's views for test_slicer_rendering.py, made in a separate process that may crash.
 
 ``python render_views.py FILE.npz`` writes for each view its picture and the matrix from pixels to the patient.
 
-The CT and the heat map are linear in the patient's coordinates, so that their value at any point is known exactly,
-however the voxels lie: linear interpolation between them makes no error.
+The CT and the heat map are linear in the patient's coordinates, so their value at any point is known exactly,
+whatever the voxel grid: linear interpolation is exact for them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def heat(ras: np.ndarray) -> np.ndarray:
 
 
 def add_case(scene, axes: np.ndarray, turn: np.ndarray | None):
-    """CT and heat map nodes of a case, `CENTER` in the middle."""
+    """Add CT and heat map nodes of a case, with `CENTER` at the center."""
     matrix = affine(axes, np.array([2.0, 1.8, 2.4]), np.zeros(3))
     to_world = np.eye(4) if turn is None else np.block([[turn, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
     grid = Grid(SHAPE, matrix)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that are stopped by a signal, at a chosen point or time, in a process of their own."""
+"""Commands in separate processes that are stopped by a signal at a chosen point or time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from forking import Popen
 from LiverXAILib import cli
 
 _MARK = "LIVERXAI_TEST_RUN"
-#: Seconds until a stopped command must have ended, and then what it has started; what was started by a command that was
-#: killed has to notice by itself, and may be importing libraries.
+#: Seconds until a stopped command must have ended, and then its children; children of a killed command have to notice
+#: its end by themselves, and may be importing libraries.
 _LIMIT_S, _GRACE_S, _GRACE_AFTER_KILL_S = 240.0, 3.0, 60.0
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """How a stopped command ended: exit code, what it said, what runs still, what is left, and the time."""
+    """How a stopped command ended: exit code, output, running children, files left behind, and time."""
 
     code: int | None
     said: str
@@ -48,13 +48,13 @@ def stop(
     values: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Stopped:
-    """Run the command line; when the function at `place` is called, the signal `number` comes.
+    """Run the command line, and send the signal `number` when the function at `place` is called.
 
-    :param place: "package.module:name" or "package.module:Class.name", as it is looked up by the code that calls it.
+    :param place: "package.module:name" or "package.module:Class.name", as the calling code looks it up.
     :param folder: a new folder for temporary files.
-    :param event: wait for the call that gets a message of a worker with this event.
-    :param values: replaced in the process that runs the command, by their places.
-    :param environment: its environment, beside that of this process.
+    :param event: wait for the call that receives a worker's message with this event.
+    :param values: values to replace in the process that runs the command, by their places.
+    :param environment: variables added to the environment of this process.
     """
     return _stopped(arguments, folder, (place, number, event), None, values, environment)
 
@@ -67,10 +67,10 @@ def stop_after(
     *,
     environment: Mapping[str, str] | None = None,
 ) -> Stopped:
-    """Run the command line; the signal `number` comes so long after its start, wherever it is then.
+    """Run the command line, and send the signal `number` after a time, whatever the command is doing.
 
     :param folder: a new folder for temporary files.
-    :param environment: its environment, beside that of this process.
+    :param environment: variables added to the environment of this process.
     """
     return _stopped(arguments, folder, None, (seconds, number), None, environment)
 
@@ -118,18 +118,18 @@ def _stopped(
 def _run(
     arguments: Sequence[str], inside: tuple[str, int, str | None] | None, log: Path, values: Mapping[str, Any]
 ) -> None:
-    """In the process: run the command line, and end with its exit code."""
+    """In the child process: run the command line, and exit with its code."""
     import torch
 
     torch.set_num_threads(1)
-    # What it starts is started afresh, and so has the mark in its environment.
+    # Its children are not forked, so that they have the mark in their environment.
     setattr(*_find("LiverXAILib.subprocesses:subprocess"), subprocess)
     for name, value in values.items():
         holder, attribute = _find(name)
         setattr(holder, attribute, value)
     if inside is not None:
         _interpose(*inside)
-    # The log is there from the moment at which a signal meets the program itself.
+    # The log exists from the moment at which the program itself receives signals.
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -138,7 +138,7 @@ def _run(
 
 
 def _find(place: str) -> tuple[Any, str]:
-    """What has the attribute at `place`, and its name."""
+    """The object with the attribute at `place`, and the attribute's name."""
     module, _, names = place.partition(":")
     holder: Any = importlib.import_module(module)
     *outer, name = names.split(".")
@@ -148,7 +148,7 @@ def _find(place: str) -> tuple[Any, str]:
 
 
 def _interpose(place: str, number: int, event: str | None) -> None:
-    """Let the function at `place` send a signal to its own process, once, before it does its work."""
+    """Make the function at `place` send a signal to its own process, once, before it runs."""
     holder, name = _find(place)
     original = getattr(holder, name)
     sent: list[int] = []
@@ -163,7 +163,7 @@ def _interpose(place: str, number: int, event: str | None) -> None:
 
 
 def _running(group: int, mark: str, grace_s: float) -> list[str]:
-    """What still runs of the command a while after its end: in its group, or with its mark in the environment."""
+    """Processes of the command that still run a while after its end: in its group, or with its mark."""
     until = time.monotonic() + grace_s
     while (found := [*_of_group(group), *_with_mark(mark)]) and time.monotonic() < until:
         time.sleep(0.02)
@@ -185,7 +185,7 @@ def _with_mark(mark: str) -> list[str]:
             if mark.encode() in path.read_bytes():
                 found.append(f"process {path.parent.name}")
         except OSError:
-            pass  # It has ended, or belongs to somebody else.
+            pass  # It has ended, or belongs to another user.
     return found
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks whose mechanism is known: every planted cause is named by an answer, and no wrong map passes."""
+"""Networks with a known mechanism: an answer names every planted cause, and no wrong map passes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_regions_name_the_marker(name):
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_no_verdict_contradicts_a_planted_cause(name):
-    """Of all maps that read a layer, of maps that are right, and of maps that are wrong."""
+    """All maps that are computed from a layer, correct maps, and wrong maps."""
     case = the_case(name)
     made, oracles = audit_maps(case, LAYER_METHODS, CONTEXT), audit_oracles(case, DEFAULT_METHOD)
     assert [row["map"] for row in made] == list(LAYER_METHODS)
@@ -91,7 +91,7 @@ def test_a_wrong_answer_and_a_map_that_passed_wrongly_are_shown():
 
 
 def test_a_shortcut_around_the_bundled_model_is_named_by_the_counterfactual():
-    """Beside the lesion, a bright tag in air, without which the model finds no lesion."""
+    """The image has a lesion and a bright tag in air, without which the model finds no lesion."""
     (row,) = audit_answers(tagged_case(), CONTEXT, ["counterfactual"])
     assert row["says"] == "lesion and surroundings"
     assert "is not enough: the model needs its surroundings" in row["sentence"]

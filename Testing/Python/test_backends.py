@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever computes a network says what torch says in single precision, and the choice is made once and told."""
+"""Every backend gives torch's results in single precision, and the choice is made once and reported."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from LiverXAILib.volumes.volume import Grid
 
 CPU = torch.device("cpu")
 BEYOND_THE_THRESHOLD = 10**9
-#: What each precision may change: the fraction of voxels whose labels stay, on an image like those it was made for.
+#: Tolerance of each precision: the fraction of voxels whose labels must not change, on an image it was made for.
 AGREEMENT = {"float32": 0.9999, "bfloat16": 0.99}
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """No test sees what this machine has found out before, or what the other tests ask for."""
+    """Isolate tests from earlier choices on this machine, and from the requests of other tests."""
     monkeypatch.delenv(backends.BACKEND_VARIABLE)
     monkeypatch.setattr(backends, "_cache_folder", lambda: tmp_path)
     return tmp_path
 
 
 def a_body(model_stage):
-    """A ball of liver with a lesion, as the stage sees it: 64 voxels along each side."""
+    """A ball of liver with a lesion on the stage's grid: 64 voxels along each axis."""
     volume, truth = ball_phantom(Grid((64, 64, 64), np.diag([3.0, 3.0, 3.0, 1.0])), organ_mm=70, lesion_mm=20)
     center_hu = float(np.median(volume.array[truth.array > 0]))
     return stage_input(volume, model_stage, stage_grids(volume, model_stage)[0], center_hu)[:64, :64, :64]
@@ -75,7 +75,7 @@ def test_openvino_computes_any_norm_dimension_and_size(norm, dimensions, own_cac
         image = torch.randn(1, 1, *sizes[:dimensions])
         with torch.inference_mode():
             torch.testing.assert_close(run(image), network(image), rtol=1e-3, atol=1e-4)
-    # The conversion is kept: another process only compiles it.
+    # The conversion is stored: another process only compiles it.
     (kept,) = own_cache.glob("openvino/*/*.xml")
     assert kept.with_suffix(".bin").is_file()
 
@@ -123,7 +123,7 @@ def test_the_faster_backend_that_agrees_is_chosen_once_for_this_machine(monkeypa
     assert (again.backend, again.tests) == (choice.backend, choice.tests)
     assert "earlier" in again.reason
     assert len(calls) == tested > 0
-    # Other weights, other decision.
+    # Other weights need a new decision.
     network.smooth.weight.data *= 2
     choose(stage, network)
     assert len(calls) > tested
@@ -162,7 +162,7 @@ def test_what_is_asked_for_is_taken_or_refused_in_words(monkeypatch):
     monkeypatch.setattr(backends, "available_backends", lambda device: [REFERENCE, "openvino float32"])
     monkeypatch.setenv(backends.BACKEND_VARIABLE, "openvino float32")
     assert choose(stage, network).backend == "openvino float32"
-    monkeypatch.setenv(backends.BACKEND_VARIABLE, "")  # as if it were not set
+    monkeypatch.setenv(backends.BACKEND_VARIABLE, "")  # as if not set
     assert choose(stage, network, voxels=1000).reason == "too little work for a self-test"
 
 

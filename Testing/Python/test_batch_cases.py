@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases are found wherever they are, and each is told from all others, on every machine."""
+"""Cases are found wherever they are, and each is identified uniquely, on every machine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_header_and_its_voxels_are_one_case_that_both_decide(tmp_path):
 
 
 def test_a_phantom_and_other_cts_with_their_label_maps_are_one_case_each(tmp_path):
-    """In every format, with the voxels in a file of their own, and whatever the label map is called."""
+    """In every format, with voxels in a separate file, and whatever the name of the label map."""
     rng = np.random.default_rng(0)
     ct = sitk.GetImageFromArray(rng.integers(-1000, 500, (4, 4, 4)).astype(np.int16))
     truth = sitk.GetImageFromArray(rng.integers(0, 3, (4, 4, 4)).astype(np.uint8))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sixty cases with ten bad ones among them, a kill in the middle, and again: nothing is lost, nothing done twice."""
+"""Sixty cases, ten of them bad; a batch that is killed and resumed loses nothing and does nothing twice."""
 
 from __future__ import annotations
 

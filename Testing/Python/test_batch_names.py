@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of patients in paths and headers stand in no table, log or manifest of a batch unless they are asked for."""
+"""No table, log or manifest of a batch has patients' names from paths or headers unless this is requested."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from LiverXAILib.batch.cases import find_cases
 from LiverXAILib.batch.names import NAMES, passed_over_without_names, without_descriptions, without_names, write_names
 from LiverXAILib.volumes.io import write_volume
 
-#: Parts of all names of patients below, as they would be looked for; none can be a part of a checksum or a time.
+#: Parts of all patients' names below to search for; none can be part of a checksum or a time.
 NAMED = ("quimby", "jane", "müller", "mueller", "1950-01", "k4711")
 FAST = ("--explain", "--no-report", "--device", "cpu")
 
@@ -44,7 +44,7 @@ def place(tmp_path_factory):
 
 
 def write_archive(folder: Path) -> Path:
-    """Images whose paths name patients: good, damaged, of another modality; and files that are no images."""
+    """Images whose paths name patients: good, damaged, of another modality; and files that are not images."""
     write_dicom(folder / "QUIMBY^JANE 1950-01-01" / "CT")
     for path in (folder / "QUIMBY^JANE 1950-01-01" / "CT").iterdir():
         header = pydicom.dcmread(path)
@@ -76,7 +76,7 @@ def run(*arguments, env):
 
 
 def naming(output: Path) -> list[str]:
-    """What under `output` names a patient, but for the table that may, and the inside of results."""
+    """Files below `output` that name a patient, except for the table that may, and the contents of results."""
     found = []
     for path in sorted(output.rglob("*")):
         inside = path.relative_to(output).as_posix()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same cohort on a Ray cluster of two workers, one of which is killed in the middle: the same manifest."""
+"""The same cohort on a Ray cluster of two workers, one of which is killed midway: the same manifest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_lost_worker_changes_nothing_in_the_manifest(tmp_path):
         start=subprocess.Popen,
     )
 
-    # The worker that is lost is the one that hangs: whatever the other one does, this one has a case to lose.
+    # The lost worker is the one that hangs: whatever the other one does, this one has a case to lose.
     wait_for(lambda: list((tmp_path / "env").glob("hangs *")))
     worker, child = map(int, next((tmp_path / "env").glob("hangs *")).name.split()[1:])
     assert worker in [line["pid"] for line in manifest_lines(output) if line["event"] == "worker"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged records of a batch mean "open again": they are reported, kept aside, and end nothing."""
+"""Cases with damaged records are open again; the records are reported and set aside, and the batch continues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Output:
     found: Found
 
     def state(self) -> str:
-        """What the summary says of the case."""
+        """The state of the case in the summary."""
         write_summary(self.store, self.found)
         (row,) = [case.row for case in summary.collect(self.store, self.found) if case.row["folder"] == "x"]
         return str(row["state"])
@@ -60,7 +60,7 @@ def output(tmp_path, monkeypatch):
 
 
 def without(mapping: dict, *path: str) -> str:
-    """`mapping` in JSON without what lies at `path`."""
+    """`mapping` as JSON without the value at `path`."""
     copy = json.loads(json.dumps(mapping))
     inner = copy
     for key in path[:-1]:

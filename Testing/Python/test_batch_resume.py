@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is finished is skipped, if it is the same; whatever stops a batch, it stops in good order and goes on later."""
+"""Finished cases are skipped if nothing has changed; whatever stops a batch, it stops cleanly and can be resumed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MODEL = {"name": "m", "version": "1", "weights_sha256": ["1"]}
 
 @pytest.fixture
 def done(tmp_path):
-    """A case with a committed result, and all that it depends on."""
+    """A case with a committed result, and everything that it depends on."""
     path = write_good(tmp_path / "images" / "a.nrrd", 1)
     (case,) = find_cases(tmp_path / "images").cases
     store = Store(tmp_path / "out")
@@ -179,7 +179,7 @@ def test_a_scheduler_that_terminates_the_batch_finds_it_gone_at_once_and_nothing
 
 def test_a_full_disk_stops_the_batch_and_blames_no_case(place, tmp_path):
     folder = images(tmp_path / "images", 3)
-    # The limit of the batch and of its workers, which a forked process does not take over from this one.
+    # The limit of the batch and of its workers, which a forked process does not inherit.
     (tmp_path / "limit").mkdir()
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
     (tmp_path / "limit" / "sitecustomize.py").write_text(limit)
@@ -240,7 +240,7 @@ def test_what_cannot_work_is_said_before_anything_is_tried(
     monkeypatch.chdir(tmp_path)
     try:
         ended = main(["batch", *arguments, *model])
-    except SystemExit as error:  # of arguments that no command could take
+    except SystemExit as error:  # for arguments that no command accepts
         ended = error.code
     said = capsys.readouterr()
     assert ended == code, said.out + said.err

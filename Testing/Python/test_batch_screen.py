@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user sees: a bar with the remaining time on a terminal, lines elsewhere; and what the cohort page shows."""
+"""The user's view: a bar with the remaining time on a terminal, lines elsewhere; and the cohort page."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker that crashes is replaced, and its case is tried once more before it is to blame."""
+"""A worker that crashes is replaced, and its case is retried once before it is counted as failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from LiverXAILib.batch.session import Session
 from LiverXAILib.batch.store import Store
 
-#: A worker that says what stands in "garbage", if there is any, and ends as often as the case wants while it works.
+#: A worker that crashes as often as the case demands, if requested after printing "garbage".
 TOY = """
     import json, os, sys
     from pathlib import Path
@@ -38,7 +38,7 @@ TOY = """
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run cases in a session with toy workers; returns what became of each."""
+    """Run cases in a session with toy workers; return the outcome of each."""
     (tmp_path / "toy_batch_child.py").write_text(textwrap.dedent(TOY.format(here=str(tmp_path))))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("LiverXAILib.batch.session.CHILD", "toy_batch_child")

@@ -15,7 +15,7 @@ from slicerhost.application import main
 from LiverXAILib.batch import command
 
 SCRIPT = ROOT / "LiverXAI" / "Scripts" / "batch_slicer.py"
-#: Options that Slicer takes for itself wherever they stand (qSlicerCoreCommandOptions, qSlicerCommandOptions).
+#: Options that Slicer takes for itself in any position (qSlicerCoreCommandOptions, qSlicerCommandOptions).
 SLICERS_OPTIONS = (
     "help h version home program-path settings-path temporary-path application-information testing "
     "disable-python python-script python-code c ignore-slicerrc additional-module-path additional-module-paths "

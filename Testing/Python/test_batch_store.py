@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder: one writer at a time, whole results only, and a manifest that survives a torn line."""
+"""The output folder: one writer at a time, only complete results, and a manifest that survives a truncated line."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path, mo
     with pytest.raises(BusyError, match="elsewhere"):
         Store(tmp_path).open()
     store = Store(tmp_path)
-    store.open()  # nobody touches it any more: it is watched until it is stale, and taken over
+    store.open()  # its time stamp no longer changes: it is observed until it is stale, and taken over
     store.heartbeat()
     store.close()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark batch`` measures what it says."""
+"""``liverxai benchmark batch`` measures what it claims to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from LiverXAILib.cli import main
 
 @pytest.fixture
 def timed_runs_are_forked(monkeypatch):
-    """Only the run whose memory is measured starts, and imports, as that of a user does."""
+    """Fork all runs except the one whose memory is measured, which starts and imports as for a user."""
     measure_memory = benchmark_batch._memory
 
     def memory(*arguments):
@@ -41,7 +41,7 @@ def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypa
     assert speed["overhead_percent"] == pytest.approx(100 * (one / bare - 1))
     assert speed["speed_up"] == pytest.approx(one / two)
     assert len(result["memory"]["worker_mib"]) == 6
-    # A process that holds torch is larger than this, one that does not is smaller: the right one was measured.
+    # A process with torch is larger than this, one without it smaller: the right one was measured.
     assert min(result["memory"]["worker_mib"]) > 150
     text = (tmp_path / "out" / "batch.md").read_text()
     assert text in capsys.readouterr().out
@@ -55,6 +55,6 @@ def test_growth_is_the_slope_of_the_line_through_the_cases():
 
 
 def test_memory_is_that_of_a_worker_that_still_works():
-    samples = [(1.0, 50.0, 400.0), (2.0, 50.0, 410.0), (3.05, 50.0, 0.0)]  # the last: the worker has just ended
+    samples = [(1.0, 50.0, 400.0), (2.0, 50.0, 410.0), (3.05, 50.0, 0.0)]  # the last: the worker has already ended
     assert benchmark_batch._last_until(3.0, samples) == samples[1]
     assert benchmark_batch._last_until(0.5, samples) == samples[0]

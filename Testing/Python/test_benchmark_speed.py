@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark speed`` measures what it says, with the right numbers of windows and operations."""
+"""``liverxai benchmark speed`` measures what it claims to, with the right numbers of windows and operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from LiverXAILib.volumes.volume import Grid, Volume
 
 
 def test_one_run_measures_stages_a_fresh_process_and_says_so_in_a_table(tmp_path, capsys, monkeypatch):
-    # How much a real limit takes is measured by the last of these tests.
+    # The cost of a real limit is measured in the last of these tests.
     monkeypatch.setattr(machine, "_CONVOLUTIONS", ((8, 8),))
     write_volume(phantom(), tmp_path / "ct.nrrd")
     arguments = ["--image", tmp_path / "ct.nrrd", "--model", write_model(tmp_path / "model"), "-o", tmp_path / "out"]
@@ -38,7 +38,7 @@ def test_one_run_measures_stages_a_fresh_process_and_says_so_in_a_table(tmp_path
     assert stage["percent_of_limit"] == pytest.approx(stage["gflops"] / result["limit_gflops"] * 100, rel=0.01)
     fresh = result["fresh"]
     assert fresh["first_seconds"] > 0
-    # A process that holds torch is larger than this.
+    # A process with torch is larger than this.
     assert fresh["peak_mib"] > 150
     assert len(result["around"]) == 5
     assert all(seconds > 0 for seconds in result["around"].values())
@@ -105,7 +105,7 @@ def test_the_synthetic_ct_is_the_phantom_on_other_voxels():
     assert grown.array.dtype == np.int16
     inner = np.abs(grown.array[8:32, 16:48, 16:48].astype(float).mean() - coarse.array[3:13, 8:24, 8:24].mean())
     assert inner < 30
-    # Beyond the phantom its end slices go on.
+    # Beyond the phantom its end slices are replicated.
     longer = speed.synthetic_ct(coarse, (80, 64, 64), (2.0, 2.0, 2.4))
     assert abs(longer.array[0].mean() - coarse.array[0].mean()) < 30
 

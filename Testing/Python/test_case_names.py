@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A case is named after its path as it is given, two cases never share a name, and no file is lost without a word."""
+"""A case is named after its path as given, two cases never share a name, and no file is lost silently."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line does what it says, with the exit codes it promises, and fails in one line."""
+"""The command line works as documented, with the documented exit codes, and reports a failure in one line."""
 
 from __future__ import annotations
 

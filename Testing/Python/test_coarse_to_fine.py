@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains find the liver on the whole image and segment in its box, each in one pass, and lose nothing by it."""
+"""Cascades find the liver in the whole image and segment in its box, each in one pass, without loss."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GRID = Grid((90, 100, 96), np.diag([1.9, 2.2, 2.6, 1.0]))
 
 
 class Watched(Thresholds):
-    """Thresholds that remember the sizes they were asked for."""
+    """Thresholds that record the sizes of their inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,14 +76,14 @@ def test_each_stage_runs_once_on_no_more_than_it_needs():
     result = segment(volume, model, device="cpu")
     assert len(locator.seen) == len(fine.seen) == 1
     assert result.stage_grids["liver"].shape == fine.seen[0]
-    # A ball of 90 mm, 10 mm around it, at 2 mm, rounded up to what the network divides.
+    # A ball of 90 mm with a margin of 10 mm, at 2 mm, rounded up to the network's divisor.
     assert all(55 <= n <= 72 and n % 8 == 0 for n in fine.seen[0])
     assert dice(result.mask("liver"), truth.array >= 1) > 0.98
     assert dice(result.mask("tumor"), truth.array == 2) > 0.95
 
 
 def centered_chain() -> Model:
-    """The fine stage counts HU from the liver that the locator found."""
+    """A cascade whose fine stage uses HU relative to the liver that the locator found."""
     model, _, _ = chain()
     fine = replace(model.spec.stages[1], intensity=Intensity(-300.0, 400.0, -100.0, centered=True))
     spec = replace(model.spec, stages=(model.spec.stages[0], fine))
@@ -114,7 +114,7 @@ def test_explanations_are_of_what_the_centered_stage_saw():
     run = StageContext.prepare(volume, model, stage, result, CPU)
     seen = stage_input(volume, stage, result.stage_grids["liver"], result.stage_centers["liver"])
     torch.testing.assert_close(run.image[run.plan.image_box], seen)
-    # Made elsewhere, or edited: the liver that is marked decides.
+    # If made elsewhere or edited, the liver in the labels counts.
     stranger = replace(result, stage_centers={}, stage_grids={})
     again = StageContext.prepare(volume, model, stage, stranger, CPU)
     assert abs(float(run.image.max() - again.image.max())) < 2
@@ -142,7 +142,7 @@ def test_what_rounds_the_box_up_is_image_and_not_air():
         Box(*(side[part] for side, part in zip(sides, parts, strict=True)))
         for parts in itertools.product(range(3), repeat=3)
     ]
-    for box in boxes:  # at a border of the scan the box is rounded up toward its inside
+    for box in boxes:  # at a border of the scan, the box is enlarged inward
         (grid,) = stage_grids(water, stage, box)
         plan = stage_plan(stage, grid)
         assert plan.padded_shape == plan.shape == grid.shape
@@ -190,7 +190,7 @@ def test_a_speck_elsewhere_does_not_blow_up_the_box(rules):
 
 
 def test_what_a_later_stage_will_not_decide_stays_as_it_is():
-    """A last stage around tumors would decide the liver anew; without a tumor the first stage's liver counts."""
+    """A last stage around tumors would segment the liver again; without a tumor the first stage's liver counts."""
     first = fields(name="all", spacing=(4.0,) * 3, labels={"liver": ("liver",), "tumor": ("tumor",)})
     last = first | {"name": "around tumors", "spacing": (2.0,) * 3, "region": Region("tumor", 60.0)}
     volume, truth = ball_phantom(GRID)
@@ -230,7 +230,7 @@ def test_an_image_is_cut_only_where_its_activations_would_not_fit(monkeypatch):
     plan = stage_plan(UNET_STAGE, grid)
     assert [box[0] for box in plan.boxes] == [slice(0, 36), slice(24, 60)]
     assert plan.window == (36, 40, 40)
-    # Where even the smallest window is too large, the smallest is taken.
+    # If even the smallest window is too large, the smallest is used.
     monkeypatch.setattr(stage_windows, "_PASS_BYTES", 1.0)
     assert stage_plan(UNET_STAGE, grid).window == (4, 4, 4)
 
@@ -271,7 +271,7 @@ def test_memory_and_operations_are_known_before_the_network_runs():
     third = 27 * (8 * 12 + 12 * 12) + 12 * 8 * 8
     expected = 2 * 16**3 * (first_level + second / 8 + third / 64)
     assert operations(network, (1, 1, 16, 16, 16)) == pytest.approx(expected)
-    # Inputs of 8 channels and outputs of 4, in four bytes, and as much beside them.
+    # Inputs of 8 channels and outputs of 4, at four bytes, and the same amount again.
     assert activation_bytes(UNET_STAGE) == 2 * 4 * (8 + 4)
     assert activation_bytes(replace(UNET_STAGE, network="PlainConvUNet")) is None
 
@@ -280,7 +280,7 @@ def test_memory_and_operations_are_known_before_the_network_runs():
 
 
 def plain_default() -> Model:
-    """The bundled model as it was trained: batch norms on their own, weights in the usual layout."""
+    """The bundled model as trained: with separate batch norms, weights in the usual memory layout."""
     spec = registered("default").spec()
     folder = registered("default").folder()
     networks: dict[str, list[nn.Module]] = {}
@@ -316,7 +316,7 @@ def test_the_fast_path_is_as_good_as_the_plain_one_on_cases_never_trained_on(cas
     folder = Path(data) / "ct" / case
     volume, liver = read_volume(folder / "image.nii.gz"), read_labels(folder / "liver.nii.gz").array > 0
     truths = {"liver": liver}
-    if (folder / "tumor.nii.gz").exists():  # a lesion that is just sure enough must not hang on the backend
+    if (folder / "tumor.nii.gz").exists():  # a lesion just above the threshold must not depend on the backend
         truths["tumor"] = read_labels(folder / "tumor.nii.gz").array > 0
     plain = segment(volume, plain_default(), device="cpu")
     assert dice(plain.mask("liver"), liver) > 0.9
@@ -344,7 +344,7 @@ def a_foreign_chain(folder, margin_mm: float) -> Model:
 
 
 def test_an_nnunet_in_the_livers_box_says_what_nnunet_says_of_that_box_and_reads_a_tenth(tmp_path):
-    from test_nnunet_equivalence import nnunet_says  # which takes seconds to import
+    from test_nnunet_equivalence import nnunet_says  # whose import takes seconds
 
     folder = make_folder(tmp_path, plans(patch_size=[16, 16, 16]))
     volume, _ = ball_phantom(Grid((72, 88, 86), np.diag([2.9, 2.8, 3.1, 1.0])), organ_mm=24.0, lesion_mm=8.0)
@@ -361,13 +361,13 @@ def test_an_nnunet_in_the_livers_box_says_what_nnunet_says_of_that_box_and_reads
     outside = np.ones(volume.shape, bool)
     outside[box] = False
     assert not result.labels.array[outside].any()
-    # All windows cost the same, so this is how many times faster the network is than over the whole image.
+    # All windows cost the same, so this is the speed-up over running the network on the whole image.
     everywhere = stage_grids(volume, replace(stage, region=None))[0]
     assert len(stage_plan(stage, everywhere).boxes) >= 10 * len(stage_plan(stage, grid).boxes)
 
 
 class Local(nn.Module):
-    """A network of which each voxel sees only its neighbors: no window or box can change what it says."""
+    """A network with a receptive field of adjacent voxels: no window or box can change its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ class Local(nn.Module):
 
 
 def test_in_the_box_labels_are_those_of_the_whole_field_of_view():
-    """The same network over everything: equal in the box, on the same voxel grid, where nothing is interpolated."""
+    """Compare with the network on the whole image: equal in the box, on the same grid without interpolation."""
     volume, _ = ball_phantom(Grid((80, 80, 80), np.diag([2.0, 2.0, 2.0, 1.0])), organ_mm=30.0)
     noise = noisy_ct(volume.shape, (2.0, 2.0, 2.0)).array // 10
     volume = volume.with_array((volume.array + noise).astype(np.int16))
@@ -397,7 +397,7 @@ def test_in_the_box_labels_are_those_of_the_whole_field_of_view():
     whole = segment(volume, everywhere, device="cpu", postprocessing=RAW)
     grid = boxed.stage_grids["liver"]
     box = Box.full(grid.shape).projected(grid, volume.grid)
-    # The outermost voxels see the padding of the convolution instead of their neighbors.
+    # At the outermost voxels the convolution uses padding instead of neighbors.
     inner = tuple(slice(s.start + 2, s.stop - 2) for s in box)
     assert bounding_box(whole.labels.array[inner]) is not None
     assert (boxed.labels.array[inner] == whole.labels.array[inner]).mean() > 0.9999

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run reports, and how it is cancelled."""
+"""The progress reports of a run, and its cancellation."""
 
 from __future__ import annotations
 

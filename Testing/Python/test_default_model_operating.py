@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The points where "yes" begins are those that are best in the scans."""
+"""The operating points are those that are best in the scans."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def a_sample(tumor: torch.Tensor) -> Sample:
 
 
 class Answers(torch.nn.Module):
-    """The same logits whatever it sees."""
+    """A network with constant logits."""
 
     def __init__(self, liver: torch.Tensor, tumor: torch.Tensor) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Answers(torch.nn.Module):
 def test_the_points_lie_between_what_is_right_and_what_is_wrong() -> None:
     tumor = torch.zeros(SIZE, dtype=torch.bool)
     tumor[:4, :6, :6] = True
-    logit = torch.where(tumor, 2.2, 0.7)  # "tumor" everywhere, surer where it is right ...
+    logit = torch.where(tumor, 2.2, 0.7)  # "tumor" everywhere, with higher logits where it is right ...
     logit[1, 2, 2] = 4.7
     logit[8:11, 8:14, 8:14] = 3.1  # ... and in one place where it is wrong
     points = operating_points(Answers(torch.full(SIZE, -0.6), logit), [a_sample(tumor)], [a_sample(tumor)], Intensity())
@@ -53,7 +53,7 @@ def test_real_scans_decide_about_tumors_alone() -> None:
     half = replace(a_sample(tumor), liver=torch.arange(SIZE[0])[:, None, None].expand(SIZE) < 6)
     network = Answers(torch.where(half.liver, 1.2, 0.7), torch.where(tumor, 2.2, 0.7))
     points = operating_points(network, [phantom], [half] * 3, Intensity())
-    assert points.liver < 0.7  # where the phantom's liver is whole, not where the other's border is
+    assert points.liver < 0.7  # where the phantom's liver is complete, not where the other's border is
     assert 0.7 < points.tumor < 2.2
 
 
@@ -62,7 +62,7 @@ def test_what_is_missed_or_false_does_not_move_the_outlines_of_what_is_found() -
     seen[:4, :6, :6] = True
     missed[6:, 10:, 10:] = True
     logits = torch.where(seen, 1.2, -4.0)
-    logits[2:4, :6, :6] = 0.7  # the lesion ends here, not where it is sure
+    logits[2:4, :6, :6] = 0.7  # the lesion ends here, not where the logit is high
     logits[0, 0, 0] = 3.2
     false = logits.clone()
     false[6:, :8, :8] = 0.7  # without this, which a higher point would shrink, all tumor voxels would agree better

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where sources come from: scans with labels, whole patients left out; and what becomes of a teacher's liver."""
+"""Sources from scans with labels, leaving out patients; and the refinement of a teacher's liver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = (48, 60, 60)
 
 
 def distance(center: tuple[float, float, float]) -> np.ndarray:
-    """From `center`, in mm."""
+    """Distance from `center` in mm."""
     return np.linalg.norm(np.moveaxis(np.indices(SIZE), 0, -1) - np.array(center), axis=-1) * MM
 
 
@@ -44,7 +44,7 @@ def test_a_liver_cut_short_is_grown_and_its_visible_border_is_not_called_somethi
         liver, unknown = refine_teacher(ct, radius < 28, tissues_by_hu(ct), MM)
         assert liver[radius < 28].all()
         assert not liver[radius > 32].any()
-        # Where half of the step to fat is left, a reader draws the outline.
+        # A reader draws the outline at half the step to fat.
         visible = (radius < 33) & (ct > 20)
         assert (liver | unknown)[visible].mean() > 0.98
         assert not (liver | unknown)[radius > 40].any()
@@ -62,7 +62,7 @@ def test_what_is_brighter_than_liver_beside_it_is_known_not_to_be_liver() -> Non
 def test_fluid_is_told_from_liver_by_its_hu_and_the_rest_is_left_out() -> None:
     ct, radius = body(60, 12)
     liver, unknown = radius < 30, np.zeros(SIZE, dtype=bool)
-    liver[:, 54:58] = True  # the teacher takes some of the fluid for liver
+    liver[:, 54:58] = True  # the teacher segments some of the fluid as liver
     tissues = tissues_by_hu(ct)
     region = Region("fluid", posterior=(60, 9999))
     apply_corrections([region], ct, tissues, liver, unknown, MM)
@@ -87,7 +87,7 @@ def test_the_other_verdicts_leave_out_or_forbid() -> None:
 
 
 def write_scans(folder: Path, *names: str) -> Path:
-    """Scans of a ball with a lesion, 4 mm, in air; all of its labels lie beside it."""
+    """Write scans of a ball with a lesion in air, at 4 mm, and all label files."""
     matrix = np.diag([4.0, 4.0, 4.0, 1.0])
     image, labels = ball_phantom(Grid((36, 40, 40), matrix))
     edge = np.ones(image.shape, bool)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default model's training: loss, exact resume, logs, the chain of phases, export."""
+"""The default model's training: loss, exact resume, logs, the sequence of phases, export."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ INTENSITY = Intensity(-200.0, 300.0, 50.0, 120.0)
 
 
 def stage(intensity: Intensity = INTENSITY) -> StageSpec:
-    """Of a small network."""
+    """The stage of a small network."""
     arguments = {"dimensions": 3, "features": [4, 6, 8], "norm": "batch"}
     name = "liver" if intensity.centered else "locator"
     return stage_of(name, replace(PHASES[name], arguments=arguments, intensity=intensity), None)
@@ -76,7 +76,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """The folder and the weights of a run that nobody disturbed."""
+    """The folder and the weights of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, trained(folder, validation=[small_generator().sample(-1)])
 
@@ -88,7 +88,7 @@ def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Killed(Exception):
-    """What ends a run in its middle."""
+    """Ends a run midway."""
 
 
 class Kill(Callback):
@@ -163,7 +163,7 @@ def test_the_best_checkpoint_holds_the_averaged_weights_that_validation_judged(t
     assert best.keys() == judged[0].keys()
     for name, value in best.items():
         assert torch.equal(value, judged[0][name]), name
-    # The run goes on from its own weights, not from the average.
+    # The run continues from its own weights, not from the average.
     last = torch.load(tmp_path / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     assert not torch.equal(last["network.head.weight"], best["head.weight"])
 
@@ -366,7 +366,7 @@ def test_the_exported_model_gives_the_trained_networks_answers(tmp_path: Path) -
         with torch.inference_mode():
             image = normalize(hu, stage.intensity, 90.0)[None, None]
             expected, found = networks[stage.name](image), model.members(stage)[0](image)
-        assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are kept in half precision
+        assert (found - expected).abs().max() < 0.01 * expected.abs().max()  # weights are stored in half precision
     locator, liver = model.spec.stages
     assert (locator.default_layer, liver.default_layer) == ("decoder.1", "decoder.2")
     assert liver.region is not None

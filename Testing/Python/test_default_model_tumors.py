@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tumors of all phases, transplants and hard negatives: what is labelled, what is seen, and what gives nothing away."""
+"""Tumors in all phases, transplants and hard negatives: labels, visibility, and absence of artifacts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MM = 2.0
 
 
 def noisy_liver(sigma: float = 8.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A ball of liver, 100 HU, 40 voxels wide, in fat; with noise as a scanner's."""
+    """A ball of liver, 100 HU, 40 voxels wide, in fat, with noise like a scanner's."""
     k, j, i = torch.meshgrid(*[torch.arange(56.0) - 28] * 3, indexing="ij")
     liver = (k**2 + j**2 + i**2).sqrt() < 24
     noise = gaussian_blur(Rng(99).normal(56, 56, 56), (0.6,) * 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One damaged DICOM file is named and passed over: a folder is still listed, and the rest still read."""
+"""A damaged DICOM file is named and skipped: the folder is still listed, and the rest is read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_bytes(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 
 def with_value(tag: bytes, value: bytes) -> Callable[[bytes], bytes]:
-    """Other bytes as the value of an element with a short length (its tag and VR as bytes)."""
+    """Replace the value of an element with a short length (tag and VR as bytes) by other bytes."""
 
     def change(data: bytes) -> bytes:
         at = data.index(tag)
@@ -40,11 +40,11 @@ def with_value(tag: bytes, value: bytes) -> Callable[[bytes], bytes]:
 
 
 def inserted(element: bytes) -> Callable[[bytes], bytes]:
-    """An element put before Rescale Intercept."""
+    """Insert an element before Rescale Intercept."""
     return with_bytes(INTERCEPT_TAG, element + INTERCEPT_TAG)
 
 
-#: Damage to what decides about voxels: the file is passed over.
+#: Damage to attributes that affect voxels: the file is skipped.
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "empty"),
     "cut in the header": (lambda data: data[:300], "header"),
@@ -103,7 +103,7 @@ def test_series_of_damaged_files_do_not_hide_the_others(tmp_path):
     assert f"{2 * len(DAMAGE)} damaged DICOM files" in volume.metadata["warnings"][0]
 
 
-#: What only describes may be anything: the series is read.
+#: Damage to attributes that only describe: the series is read.
 ODD: dict[str, Callable[[bytes], bytes]] = {
     **{f"series number {value!r}": with_value(b"\x20\x00\x11\x00IS", value) for value in (b"CT1A", b"1\\2", b"nan")},
     "instance number": with_value(b"\x20\x00\x13\x00IS", b"last"),

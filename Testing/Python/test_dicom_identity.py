@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several scans under one Series Instance UID are never merged, and an ordinary scan is never taken apart."""
+"""Several scans under one Series Instance UID are never merged, and an ordinary scan is never split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Values = Callable[[int], dict[str, object]]
 def merged(
     folder: Path, one: Values, other: Values, shift_mm: float, arrays: tuple[np.ndarray, np.ndarray] = (FIRST, SECOND)
 ) -> None:
-    """Two scans of 2.5 mm under one UID, the second `shift_mm` higher; each slice k with values of its own."""
+    """Two scans of 2.5 mm under one UID, the second `shift_mm` higher; each slice k has distinct values."""
     same = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4"}
 
     def edit(values: Values, first: int) -> Callable[[Dataset, int], None]:
@@ -46,7 +46,7 @@ def constant(**values: object) -> Values:
     return lambda k: values
 
 
-#: What two scans differ in, and what a list says of it.
+#: Differences between two scans, and their description in a list.
 DIFFERENCES: dict[str, tuple[Values, Values, str]] = {
     "patient": (constant(PatientID="1"), constant(PatientID="2"), "patient 2 of 2"),
     "patient's name": (constant(PatientName="Doe^A"), constant(PatientName="Doe^B"), "patient 2 of 2"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each DICOM row of the table in docs/inputs.md: the files are made, and what happens is what the table says."""
+"""Each DICOM row of the table in docs/inputs.md: the files are made, and the outcome is that of the table."""
 
 from __future__ import annotations
 

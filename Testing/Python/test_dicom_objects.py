@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurement reports, heat maps and key images as DICOM objects: valid, and read back by highdicom as they were."""
+"""Measurement reports, heat maps and key images as DICOM objects: valid, and read back unchanged by highdicom."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM series are read right however they are stored, checked against ITK and highdicom."""
+"""DICOM series are read correctly however they are stored, compared with ITK and highdicom."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_positions_rounded_by_the_scanner_are_still_a_regular_series(tmp_path):
 
 
 def test_irregular_spacing_is_resampled_on_request_and_said(tmp_path):
-    # Intensity is linear in z, so that linear interpolation must reproduce it exactly, up to rounding to whole HU.
+    # Intensity is linear in z, so linear interpolation must reproduce it exactly, up to rounding to whole HU.
     heights = np.array([0, 2.5, 5.0, 7.5, 10.0, 14.0, 18.0, 22.0])
     air = a_body((8, 64, 80)) < -500
     array = np.where(air, -1000, (10 * heights).round()[:, None, None]).astype(np.int16)

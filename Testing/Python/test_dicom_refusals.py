@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is no regular CT volume is refused with a sentence that names the series and the reason."""
+"""Anything other than a regular CT volume is refused with a sentence that names the series and the reason."""
 
 from __future__ import annotations
 

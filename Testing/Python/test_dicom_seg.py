@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM SEG of the series that hospitals have: valid, and read back to the voxel by this program and by highdicom."""
+"""DICOM SEG for series as in hospitals: valid, and read back voxel for voxel by LiverXAI and by highdicom."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def segmentation_of(volume: Volume, labels: np.ndarray = LABELS) -> Segmentation
 
 
 def exported(folder: Path, edit: Edit | None = None, ijk_to_lps: np.ndarray | None = None, **options: object):
-    """A series with oddities and the SEG of it: the CT, the file, the notes."""
+    """Write an unusual series and its SEG: return the CT, the file and the notes."""
     write_series(folder / "ct", a_body(SHAPE), geometry() if ijk_to_lps is None else ijk_to_lps, edit=edit)
     volume = read_volume(folder / "ct")
     notes = write_dicom_segmentation(segmentation_of(volume), folder / "seg.dcm", **options)
@@ -70,7 +70,7 @@ def assert_read_back(volume: Volume, path: Path) -> None:
     np.testing.assert_array_equal(masks[2], LABELS == 2)
 
 
-#: What a series' headers have, and what must be said about it ("" if nothing).
+#: Headers of a series, and the expected note about it ("" if none).
 HEADERS: dict[str, tuple[Edit, str]] = {
     "an ordinary series": (each(), ""),
     "Japanese": (each(SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎"), ""),
@@ -232,7 +232,7 @@ def made_by_highdicom(folder: Path, masks: np.ndarray, kept: slice = slice(None)
     options = {"segmentation_type": "BINARY", **options}
     highdicom.seg.Segmentation(
         source_images=slices[kept],
-        pixel_array=masks[kept].copy(),  # which highdicom scales in place
+        pixel_array=masks[kept].copy(),  # because highdicom scales it in place
         segment_descriptions=[
             highdicom.seg.SegmentDescription(
                 segment_number=1,
@@ -278,7 +278,7 @@ def test_every_kind_of_segmentation_is_read(tmp_path, kind):
 
 @pytest.mark.parametrize("keyword", ["CodeValue", "LongCodeValue", "URNCodeValue", None])
 def test_a_code_is_read_wherever_it_stands_and_is_empty_where_there_is_none(tmp_path, keyword):
-    """Values of more than 16 characters, and those that are addresses, have attributes of their own."""
+    """Code values longer than 16 characters, and URNs, have separate attributes."""
     made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
     dataset = pydicom.dcmread(tmp_path / "seg.dcm")
     code = dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]

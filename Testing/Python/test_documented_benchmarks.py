@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each benchmark that the documentation of speed shows runs to its end, with a chain that centers its intensities."""
+"""Each benchmark shown in the documentation of speed runs to its end, with a cascade that centers intensities."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from LiverXAILib.models.spec import Intensity
 from LiverXAILib.volumes.io import write_volume
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
-#: What makes each of them small.
+#: Options that make each of them small.
 SMALL = {
     "wait": ["--rounds", "1", "--output", "FOLDER", "--options=--no-scene --model MODEL"],
     "speed": ["--rounds", "1", "--image", "CT", "--model", "MODEL", "--device", "cpu"],
     "cost": ["--repeats", "1", "--model", "MODEL", "--device", "cpu"],
 }
-#: Run, as small, in test_benchmark_batch.py.
+#: Run in test_benchmark_batch.py, at the same size.
 ELSEWHERE = {"batch"}
 
 
 def documented() -> dict[str, list[str]]:
-    """The words of each command in the page's first block, by what it measures."""
+    """The words of each command in the page's first block, by name of the benchmark."""
     block = re.search(r"```\n(liverxai benchmark .*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     lines = (shlex.split(line, comments=True) for line in block[1].splitlines())
@@ -43,7 +43,7 @@ def documented() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """The toy model and, in the liver that it finds, its network again, which counts HU from the liver's median."""
+    """A cascade of the toy model and the same network around its liver, with HU relative to the liver's median."""
     folder = tmp_path_factory.mktemp("models")
     model = load_model(write_model(folder / "one"))
     (first,) = model.spec.stages
@@ -59,7 +59,7 @@ def chain(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Networks, windows and images of the benchmark as small as they can be."""
+    """Make networks, windows and images of the benchmark as small as possible."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name, value in {
         "_NNUNET_FEATURES": (2, 4, 4),
@@ -73,7 +73,7 @@ def small(monkeypatch):
     }.items():
         monkeypatch.setattr(speed_peers, name, value)
     monkeypatch.setattr(machine, "_CONVOLUTIONS", ((8, 8),))
-    # test_benchmark_speed.py starts its process afresh.
+    # test_benchmark_speed.py starts a new Python.
     let_liverxai_fork(monkeypatch, speed.__name__)
     monkeypatch.setattr(speed, "_phantom", phantom)
     monkeypatch.setattr(speed, "SHAPE", (16, 32, 32))
@@ -87,7 +87,7 @@ def test_every_command_of_the_page_is_run_by_a_test():
 
 @pytest.fixture
 def run_documented(chain, small, tmp_path, capsys):
-    """Run a command of the page, made small; returns what it prints."""
+    """Run a command of the page at small size, and return its output."""
 
     def run(name: str) -> str:
         write_volume(phantom(), tmp_path / "ct.nrrd")
@@ -115,7 +115,7 @@ def test_the_parts_of_a_wait_are_all_of_it(run_documented, tmp_path):
         assert sum(run[kind]["parts"].values()) == pytest.approx(run[kind]["seconds"], rel=0.02)
     assert {"imports", "stage all", "stage again", "heat maps", "write: report"} <= set(run["cold"]["parts"])
     assert all(run["cold"]["beside"][part] > 0 for part in ("read the CT", "measure", "draw: report"))
-    assert run["cold"]["peak_mib"] > 150  # torch is in it
+    assert run["cold"]["peak_mib"] > 150  # it includes torch
     assert run["warm"]["parts"].get("imports", 0) < run["cold"]["parts"]["imports"] / 2
 
 
@@ -155,5 +155,5 @@ def test_another_checkout_must_be_one(tmp_path):
 
 @pytest.mark.parametrize(("module", "path"), [part[:2] for part in timeline._PARTS] + [timeline._WRITING])
 def test_every_part_that_benchmark_wait_measures_is_there(module, path):
-    """A checkout to compare with may lack a function; this one must not, or its time is counted elsewhere."""
+    """A checkout for comparison may lack a function; this one must not, or its time would be counted elsewhere."""
     assert callable(attrgetter(path)(importlib.import_module(module)))

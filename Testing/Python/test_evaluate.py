@@ -43,7 +43,7 @@ SHAPE = (30, 44, 40)
 
 
 def _ball(radius: float, center: tuple[float, float, float] = (0, 0, 0)) -> np.ndarray:
-    """A ball around `center` ((z, y, x) in mm from the middle of the image)."""
+    """A ball around `center` ((z, y, x) in mm from the center of the image)."""
     axes = [(np.arange(n) - (n - 1) / 2) * s - c for n, s, c in zip(SHAPE, SPACING[::-1], center, strict=True)]
     z, y, x = np.meshgrid(*axes, indexing="ij")
     return z**2 + y**2 + x**2 <= radius**2
@@ -136,7 +136,7 @@ def test_lesions_are_matched_by_coverage_and_counted_by_size() -> None:
     for box in (big, medium, small):
         reference[box] = True
     prediction[5:10, 5:20, 5:30] = True  # 12 % of the big one
-    prediction[5:6, 60:73, 60:73] = True  # 8 % of the medium one: not found, yet what is predicted is tumor
+    prediction[5:6, 60:73, 60:73] = True  # 8 % of the medium one: not detected, although the prediction is tumor
     prediction[30:33, 100:103, 100:103] = True  # nothing there
     found = detect_lesions(prediction, reference, 1.0)
     assert found.reference == (1, 1, 1)

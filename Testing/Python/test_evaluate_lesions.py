@@ -112,7 +112,7 @@ def test_froc_also_knows_what_was_marked_but_not_counted() -> None:
     counted[5:15, 10:30, 14:30] = True
     probability[counted] = 0.999
     probability[22:26, 5:7, 5:9] = 0.8  # a candidate in the small lesion
-    probability[2:4, 40:46, 40:46] = 0.7  # a candidate where nothing is
+    probability[2:4, 40:46, 40:46] = 0.7  # a candidate where there is nothing
     probability[25:29, 40:46, 40:46] = 0.9  # outside the liver: no candidate
     liver = np.ones(SHAPE, bool)
     liver[25:29, 40:46, 40:46] = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks of explanations measure every method and layer, and what a map costs, in one run."""
+"""The benchmarks of explanations measure every method and layer, and the cost of a map, in one run."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_intervals_are_those_of_the_bootstrap_over_lesions():
     ]
     (row,) = intervals(rows, ["passed", "drop"])
     drops = np.array([one["drop"] for one in rows])
-    error = 1.96 * drops.std() / np.sqrt(40)  # of a mean of forty
+    error = 1.96 * drops.std() / np.sqrt(40)  # of the mean of forty
     assert row["drop_low"] == pytest.approx(drops.mean() - error, abs=0.01)
     assert row["drop_high"] == pytest.approx(drops.mean() + error, abs=0.01)
     assert row["passed_low"] < 0.5 < row["passed_high"]
@@ -179,7 +179,7 @@ def test_the_cost_of_a_map_stands_beside_that_of_other_libraries():
     assert all(row["seconds"] > 0 and row["peak_mib"] >= 0 for row in rows)
     assert rows[0]["forward_passes"] == 1
     assert "captum" in format_cost(rows)
-    # The network is given back frozen, without hooks of other libraries.
+    # The network is returned frozen, without hooks of other libraries.
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
     assert not any(module._forward_hooks or module._backward_hooks for module in network.modules())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of its surroundings a network needs for a border, where that is known; and what is said and shown of it."""
+"""The surroundings that a network needs for a border, for known networks; and how they are reported and shown."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def a_model(network: type[nn.Module], **changes):
 
 
 class FromAfar(nn.Module):
-    """Liver: brighter than 50 HU 26 mm farther along i. Its border lies 26 mm before the ball's: nothing is there."""
+    """Liver if the voxel 26 mm farther along i exceeds 50 HU. Its border lies 26 mm from the ball's, in plain water."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shifted = x.roll(-13, dims=-1)
@@ -56,7 +56,7 @@ class FromAfar(nn.Module):
 
 
 class Means(nn.Module):
-    """Liver: the mean over a cube of 14 mm is above 50 HU. It reads 6 mm around a voxel, along the axes."""
+    """Liver if the mean over a cube of 14 mm exceeds 50 HU. It depends on 6 mm around a voxel, along the axes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = nn.functional.avg_pool3d(nn.functional.pad(x, (3,) * 6, mode="replicate"), 7, 1)
@@ -72,7 +72,7 @@ def a_probe(network: type[nn.Module], replacement: str = "reflected"):
 
 @torch.inference_mode()
 def recomputed(probe: BorderProbe, network: type[nn.Module], point: np.ndarray) -> int:
-    """The need of one point, found again: other code, the whole image, one radius after the other from above."""
+    """The radius that one point needs, by independent code: on the whole image, trying all radii from the largest."""
     image = probe.run.image.numpy()
     before = network()(torch.from_numpy(image)[None, None])[0, 0].numpy() > 0
     index = np.stack(np.indices(image.shape), axis=-1)
@@ -102,7 +102,7 @@ def test_needs_are_those_of_an_independent_recomputation_point_by_point(network)
     points = spread(probe.own_border("liver"), 12, probe.run.spacing)
     ours = needs(probe, points, RunContext())
     theirs = [recomputed(probe, network, point) for point in points]
-    # Bisection and the search from above may differ only where a smaller neighborhood is enough by chance.
+    # Bisection and the search from above may differ only where a smaller neighborhood suffices by chance.
     assert np.mean(ours == theirs) > 0.9
     if network is not FromAfar:
         np.testing.assert_array_equal(ours, theirs)
@@ -114,7 +114,7 @@ def test_what_decides_within_a_few_mm_needs_no_more_and_a_border_from_afar_is_ex
         return needs(probe, spread(probe.own_border("liver"), 60, probe.run.spacing), RunContext())
 
     assert (all_needs(Thresholds) == 0).all()
-    # It looks 26 mm away: 24 mm are enough only by chance.
+    # It depends on a voxel 26 mm away: 24 mm suffice only by chance.
     assert np.mean(all_needs(FromAfar) == len(RADII)) > 0.8
 
 
@@ -135,7 +135,7 @@ def test_points_are_examined_together_as_if_each_were_alone_and_within_the_radiu
 
 
 def test_only_blurring_and_shuffling_let_the_network_see_what_lies_beyond_the_radius():
-    """A change of the CT beyond 12 mm, within the crop, changes what is shown only after blurring or shuffling."""
+    """A change of the CT beyond 12 mm, within the crop, changes the network's input only with blurring or shuffling."""
     probe = a_probe(Thresholds)
     point = spread(probe.own_border("liver"), 8, probe.run.spacing)[:1]
     crop = Crop((24, 24, 24), probe.run.spacing, 12.0)

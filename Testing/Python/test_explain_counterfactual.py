@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model says of a changed CT: a lesion removed, moved, alone; liver made as dark as a lesion."""
+"""The model's output for a changed CT: a lesion removed, moved or isolated; liver made as dark as a lesion."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_decides_by_the_lesion_alone_loses_it_with_the_lesion_and_finds_it_
 
 
 class NeedsMarker(nn.Module):
-    """A ball of 200 HU is a tumor only if something of 290 HU or more is anywhere in the image: an AND gate."""
+    """A ball of 200 HU is a tumor only if there is something of 290 HU or more anywhere in the image: an AND gate."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = (x.amax(dim=(2, 3, 4), keepdim=True) > 260).float()
@@ -97,7 +97,7 @@ def test_what_needs_its_surroundings_is_told_from_what_does_not():
 
 
 class Everywhere(nn.Module):
-    """Sees a tumor at one place, whatever is there."""
+    """Segments a tumor at a fixed place, whatever the image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tumor = torch.full_like(x, -10.0)
@@ -114,7 +114,7 @@ def test_a_model_that_does_not_look_at_the_lesion_is_exposed():
 
 
 def test_what_depends_on_the_far_is_refused_rather_than_answered_wrongly():
-    """What the segmentation says of the lesion, 0.2, no window says by itself."""
+    """No single window gives the lesion's probability in the segmentation, 0.2."""
     matrix = np.diag([2.0, 2.0, 2.0, 1.0])
     volume, _ = ball_phantom(Grid((64, 64, 140), matrix), organ_mm=55.0, lesion_mm=10.0)
     noise = np.random.default_rng(0).normal(0, 4, volume.shape)
@@ -142,14 +142,14 @@ def test_why_not_gets_the_contrast_and_the_size_that_would_make_it_a_lesion():
     assert isinstance(answer, NeededChange)
     evidence = answer.evidence
     assert evidence["probability"] < 0.01
-    # The network says tumor below 60 HU, and the liver here has 100: 45 HU are the first of those tried.
+    # The network segments tumor below 60 HU, the liver has 100: the first change tried that suffices is -45 HU.
     assert evidence["needed"] == [-45.0, -45.0, -45.0]
     assert np.shape(evidence["probabilities"]) == (len(evidence["diameters_mm"]), len(evidence["contrasts_hu"]))
     assert answer.sentence.endswith("It would say tumor if the liver here were 45 HU darker over 10 mm.")
 
 
 class Dark(nn.Module):
-    """Tumor: liver below 60 HU."""
+    """Tumor is liver below 60 HU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([(x - 5) / 2, torch.where(x > 5, (60 - x) / 2, -10.0)], dim=1)
@@ -261,7 +261,7 @@ def test_a_lesion_without_healthy_liver_is_a_warning_and_not_a_failure():
 
 
 def the_lesions_are_gone(volume, model, segmentation):
-    """Ask the model about each lesion that it has found: three draws each."""
+    """Test each lesion that the model found: three draws each."""
     count = int(lesion_components(segmentation).max())
     answers = explain_lesions(volume, model, segmentation, [f"lesion:{n + 1}" for n in range(count)], draws=3)
     for answer in answers:
@@ -295,7 +295,7 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
     ]
     liver = [one.mask("liver") for one in found]
     lesions = segmentation.mask("tumor")
-    # To a network that others trained on other scans, the largest lesion was hardly liver; what replaces it is.
+    # For a network trained by others on other scans, the largest lesion was hardly liver; its replacement is.
     assert liver[0][lesions].mean() < 0.85
     assert liver[1][lesions].mean() > 0.99
     assert ((liver[0] ^ liver[1]) & ~touched).sum() < 0.01 * liver[0].sum()

@@ -2,7 +2,7 @@
 """Maps stitched from windows are those of one autograd graph over the whole image.
 
 The reference builds that graph: every window of every network at once, the blended logits, one score on the input's
-grid, one backward pass. It shares no code with the library's stitching but the network call and the window plan.
+grid, one backward pass. It shares only the network call and the window plan with the library's stitching.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ METHOD_NAMES = ["seg-grad-cam", "seg-grad-cam++", "hires-cam", "seg-xres-cam", "
 
 
 def a_case(**changes):
-    # 21, 24 and 17 voxels at odd spacings: no stage grid is divisible by a window, a stride or anything else.
+    # 21, 24 and 17 voxels at odd spacings: no stage grid is divisible by a window or a stride.
     volume, labels = ball_phantom(Grid((17, 24, 21), np.diag([*SPACING, 1.0])), 20.0, 7.0)
     model = tiny_model(**changes)
     return volume, model, with_labels(volume, model, labels)
@@ -127,7 +127,7 @@ def test_the_stitched_map_is_that_of_one_graph(case, method):
             elif method == "layer-cam":
                 lattice = (g[number].clamp_min(0) * a[number]).sum(dim=0)
             else:
-                # The reference extends the blocks over the edge by their own mean.
+                # The reference pads blocks that cross the edge with their own mean.
                 x, y, z = g.shape[2:]
                 steps = [min(4, n) for n in (x, y, z)]
                 extra = [-n % step for n, step in zip((x, y, z), steps, strict=True)]
@@ -206,7 +206,7 @@ def test_every_layer_is_exact_even_with_in_place_activations(layer):
 
 
 SCORES = {
-    # The liver includes its tumors: each voxel counts with the channel that the segmentation says decided it.
+    # The liver includes its tumors: each voxel counts with the channel that determined its label.
     "liver": lambda logits, to_input, masks: (
         (to_input(logits[1])[masks["liver"] & ~masks["tumor"]].sum() + to_input(logits[2])[masks["tumor"]].sum())
         / masks["liver"].sum()
@@ -261,7 +261,7 @@ def test_the_question_costs_one_forward_pass_for_each_window_it_touches():
 
 
 def test_the_heat_map_is_where_the_influence_is():
-    """An off-center cell of influence, known in mm, comes back at the same place on an oblique input grid."""
+    """An off-center cell of influence at a known place in mm is mapped to that place on an oblique input grid."""
     stage_grid = Grid((32, 32, 32), np.diag([2.0, 2.0, 2.0, 1.0]))
     lattice = lattice_grid(stage_grid, (4, 4, 4), (8, 8, 8))
     np.testing.assert_allclose(lattice.to_lps((0, 0, 0)), (3.0, 3.0, 3.0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A region is replaced by what the same patient has instead, so that neither statistics nor the eye tell it."""
+"""A region is replaced by tissue of the same patient, so that neither statistics nor the eye can detect it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_inside_a_filled_lesion_hu_are_those_of_healthy_liver():
     image, healthy, lesion = a_liver()
     filled = plausible_fill(image, lesion, healthy, SPACING).image
     assert stats.ks_2samp(filled[lesion], image[healthy]).pvalue > 0.05
-    # The same test tells the lesion itself, and a blurred one.
+    # The same test detects the lesion itself, and a blurred one.
     assert stats.ks_2samp(image[lesion], image[healthy]).pvalue < 1e-6
     assert stats.ks_2samp((image[lesion] + filled[lesion]) / 2, image[healthy]).pvalue < 1e-6
 
@@ -53,7 +53,7 @@ def test_the_texture_is_that_of_the_liver_and_not_of_independent_voxels():
     inner[ball((24, 24, 18), 4)] = filled
     rows = inner[24, 24, 15:22] - 100
     assert float(rows.abs().max()) > 8
-    # Waves with the period of the stripes: three voxels on, the sign is the opposite.
+    # Waves with the period of the stripes: three voxels apart, the sign is opposite.
     np.testing.assert_allclose(rows[3:], -rows[:-3], atol=1.5)
 
 
@@ -162,7 +162,7 @@ def test_what_lies_within_reach_is_what_the_distance_says(spacing, voxels):
 
 @pytest.mark.parametrize("sigmas", [(0.7, 0.7, 0.7), (1.0, 0.0, 6.0), (3.0, 0.2, 0.5)])
 def test_smoothing_is_that_of_scipy(sigmas):
-    """Also where the kernel reaches beyond the image, whose edges are repeated."""
+    """Also where the kernel extends beyond the image, whose edges are replicated."""
     image = np.random.default_rng(0).normal(0, 100, (20, 24, 28)).astype(np.float32)
     before = image.copy()
     expected = image.astype(np.float64)

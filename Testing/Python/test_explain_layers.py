@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer whose map says nothing is found out, and the user is told why."""
+"""A layer whose map is meaningless is detected, and the user is told why."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Net(nn.Module):
 
 
 class DeadNet(Net):
-    """With a branch whose activations are all 0."""
+    """A network with a branch whose activations are all 0."""
 
     def __init__(self) -> None:
         super().__init__(nn.BatchNorm3d(4))
@@ -56,7 +56,7 @@ class DeadNet(Net):
 
 
 class StemNet(nn.Module):
-    """Works at half size throughout: behind its last stage come a pointwise head and an interpolation."""
+    """Works at half resolution throughout: its last layer is followed by a pointwise head and an interpolation."""
 
     def __init__(self, up: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def test_an_in_place_activation_changes_nothing(norm):
 @pytest.mark.parametrize("folded", [False, True])
 def test_the_last_stage_is_flagged_as_a_copy_of_the_score(target, folded):
     network = Net(nn.BatchNorm3d(4))
-    if folded:  # as every model is when it is loaded
+    if folded:  # as in every loaded model
         network = fold_batch_norms(network).requires_grad_(False)
     volume, model, segmentation = a_case(network)
     (warning,) = explain(volume, model, segmentation, target, layer="decoder", device="cpu").warnings
@@ -171,7 +171,7 @@ def test_a_layer_that_cannot_be_explained_is_an_error_in_words(network, layer, w
     volume, model, segmentation = a_case(network)
     with pytest.raises(UsageError, match=words):
         explain(volume, model, segmentation, "tumor", layer=layer, device="cpu")
-    # Nothing is left behind on the network.
+    # No hooks remain on the network.
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 

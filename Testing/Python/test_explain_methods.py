@@ -30,7 +30,7 @@ from LiverXAILib.inference import segment
 from LiverXAILib.options import Options
 from LiverXAILib.volumes.volume import Grid
 
-# One window, on a grid that is the network's own: nothing is resampled between the question and the answer.
+# One window, on the network's own grid: nothing is resampled between input and map.
 STAGES = {
     3: {"window": (24, 24, 24)},
     2: {"dimensions": 2, "window": (1, 24, 24), "divisor": (1, 2, 2)},
@@ -51,7 +51,7 @@ def a_run(dimensions):
 
 
 def as_batch(run):
-    """The run's only window as the network takes it: (1, 1, ...)."""
+    """The run's only window as network input: (1, 1, ...)."""
     return run.image[None, None] if run.stage.dimensions == 3 else run.image[:, None]
 
 
@@ -101,7 +101,7 @@ def test_maps_agree_with_torch_cam(method, oracle, dimensions):
 
 
 def test_grad_cam_plus_plus_has_the_derivatives_of_its_definition():
-    """Its weights come from the second and third derivative of exp(S): here they are taken by autograd."""
+    """Its weights use the second and third derivatives of exp(S), which are computed by autograd here."""
     torch.manual_seed(0)
     activation = torch.rand(3, 2, 2, 2, dtype=torch.float64).requires_grad_()
     direction = torch.randn(3, 2, 2, 2, dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_occlusion_replaces_by_plain_tissue_and_by_blur_only_where_there_is_none
     lesion = build_score(Target.parse("lesion:1"), segmentation, model, run)
     result = occlusion(run, lesion, budget=40)
     assert result.details["replaced_by"] == "plain tissue"
-    # Without the lesion (200 HU) there is liver (100 HU): the logit falls by 10, which a blurred lesion does not show.
+    # Replacing the lesion (200 HU) by liver (100 HU) lowers the logit by 10; blurring the lesion would not.
     drop = float(result.values.max()) / 10
     blurred = float(occlusion(run, lesion, budget=40, baseline=run.blurred).values.max()) / 10
     assert drop > 1.1 * blurred
@@ -204,7 +204,7 @@ def test_occlusion_replaces_by_plain_tissue_and_by_blur_only_where_there_is_none
 
 
 def test_hires_cam_says_how_much_of_the_score_its_layer_accounts_for():
-    """Without skips and biases all of it; behind a skip that passes the layer by, less."""
+    """Without skips and biases, all of it; with a skip that bypasses the layer, less."""
     run, question, _ = a_run(3)
     (result,) = stage_maps(run, [question], METHODS["hires-cam"], "bottleneck")
     with LayerTap(run.networks[0], "bottleneck", run.stage) as tap:

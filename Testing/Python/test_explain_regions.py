@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The confidence in a lesion divided among parts: exact, and right where it is known what the network looks at."""
+"""The confidence in a lesion attributed to regions: exact, and correct for networks with a known mechanism."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_decides_by_the_lesion_alone_comes_from_the_lesion():
 
 
 def test_an_and_gate_with_a_far_marker_is_exposed_with_equal_shares():
-    """The lesion counts only if a marker exists 65 mm away, outside the liver: each has half of the answer."""
+    """The lesion counts only if there is a marker 65 mm away, outside the liver: each gets half of the score."""
     answer, shares = shares_of(with_marker(a_case(), (-50, -50, -50)), NeedsMarker)
     assert shares[FAR] == pytest.approx(answer.evidence["probability"] / 2, abs=0.05)
     assert shares[LESION] + shares[RIM] == pytest.approx(answer.evidence["probability"] / 2, abs=0.05)
@@ -78,8 +78,8 @@ def test_a_marker_in_the_liver_is_told_from_one_far_away():
 class Planted(torch.nn.Module):
     """A ball of 200 HU is a tumor where `sees` allows it.
 
-    It knows what part of the image is darker than tissue, and whether something of 290 HU is in it. Of the toy about
-    seven tenths are dark; without what is far less than a tenth is left, and in plain liver nothing.
+    `sees` gets the fraction of the image that is darker than tissue, and whether there is something of 290 HU in it.
+    About seven tenths of the toy are dark; without the far region less than a tenth is, and in plain liver nothing.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,14 +90,14 @@ class Planted(torch.nn.Module):
 
 
 class Disturbed(Planted):
-    """Needs the lesion alone, but is disturbed by an image that is nearly all bright, as of no patient."""
+    """Needs only the lesion, but fails in an image that is nearly all bright, unlike any patient."""
 
     def sees(self, dark, marker):
         return (dark < 0.01) | (dark > 0.3)
 
 
 class NeedsDark(Planted):
-    """Needs something dark beside the lesion, as fat or air."""
+    """Needs something dark in addition to the lesion, such as fat or air."""
 
     def sees(self, dark, marker):
         return dark > 0.3
@@ -128,7 +128,7 @@ BY_ITSELF = "In plain liver the lesion is enough by itself (0.98), but among its
     ],
 )  # fmt: skip
 def test_what_is_said_of_the_far_never_denies_what_the_lesion_alone_shows(network, replaced_by, far, says):
-    """A part is needed only if the answer is lost whatever takes its place."""
+    """A region is needed only if the lesion is lost whatever replaces the region."""
     volume = with_marker(a_case(), (-50, -50, 50))
     answer, shares = shares_of(volume, network)
     (change,) = explain_lesions(volume, a_model(network), segment(volume, a_model(network), device="cpu"), ["lesion:1"])
@@ -142,7 +142,7 @@ def test_what_is_said_of_the_far_never_denies_what_the_lesion_alone_shows(networ
 
 @pytest.mark.skipif(not DATA, reason="LIVERXAI_TEST_DATA is not set: no real CT with lesions")
 def test_in_a_real_ct_a_lesion_that_is_enough_by_itself_does_not_depend_on_the_far(segmented, monkeypatch):
-    """Soft tissue far away would take the lesion away from the bundled model, fat or air does not."""
+    """With soft tissue far away the bundled model loses the lesion; with fat or air it does not."""
     monkeypatch.setattr(
         shapley, "name_parts", lambda examined: [part for part in name_parts(examined) if part.name == FAR]
     )
@@ -157,7 +157,7 @@ def test_in_a_real_ct_a_lesion_that_is_enough_by_itself_does_not_depend_on_the_f
 
 
 class Everywhere(torch.nn.Module):
-    """Sees a tumor at one place, whatever is there."""
+    """Segments a tumor at a fixed place, whatever the image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tumor = torch.full_like(x, -10.0)
@@ -183,7 +183,7 @@ def test_parts_are_divided_on_request_and_survive_json():
 
 
 def test_what_cannot_be_divided_is_said_where_the_caller_asks_for_sentences():
-    """A lesion that is not there, a part of the liver, and a question of another kind: none of them ends the run."""
+    """A missing lesion, a part of the liver, and a question of another kind: none of them aborts the run."""
     volume, model = a_case(), a_model()
     segmentation = segment(volume, model, device="cpu")
     for target, reason in (
@@ -210,7 +210,7 @@ CORE, VESSELS, NEAR, REST = (
 
 
 def sentence_of(shares, *, probability=0.9, in_image=None, beyond=0.0, alone=0.9, tried=None):
-    """The sentence for shares by name; what is left of the probability was there with every part replaced."""
+    """The sentence for shares by name; the rest of the probability remains with every region replaced."""
     parts = [
         {"name": name, "of_lesion": name in (LESION, RIM), "ml": 1.0, "share": share, "tried": {}}
         for name, share in shares.items()
@@ -267,7 +267,7 @@ def test_what_takes_the_place_of_a_part_is_said_where_it_would_decide():
     says = " It can be disturbed from elsewhere: if soft tissue took the place of what lies farther away, the"
     assert sentence_of({CORE: 0.8, FAR: 0.01}, tried=tried).endswith(f"{says} confidence would be 0.40.")
     assert "disturbed" not in sentence_of({CORE: 0.8, FAR: 0.01}, tried={**tried, "soft tissue": 0.5})
-    assert "disturbed" not in sentence_of({CORE: 0.4, FAR: 0.4}, tried=tried)  # it is said to depend on that
+    assert "disturbed" not in sentence_of({CORE: 0.4, FAR: 0.4}, tried=tried)  # it is reported to depend on that
     assert "disturbed" not in sentence_of({CORE: 0.8, FAR: 0.01}, tried=tried, in_image=0.4)
 
 
@@ -293,7 +293,7 @@ def test_two_confidences_in_one_lesion_are_told_apart():
 
 
 def a_run(**masks):
-    """What :func:`name_parts` looks at: a ball of liver of even HU in a cube, 2 mm voxels, with labels in it."""
+    """The input of :func:`name_parts`: a ball of liver of uniform HU in a cube, 2 mm voxels, with labels in it."""
     hu = torch.where(masks["liver"], 100.0, 0.0) + torch.from_numpy(np.random.default_rng(1).normal(0, 3, (48, 48, 48)))
     none = torch.zeros((48, 48, 48), dtype=torch.bool)
     return SimpleNamespace(
@@ -315,7 +315,7 @@ def parts_of(lesion, *others, liver=None):
     liver = ball((24, 24, 24), 18) if liver is None else liver
     examined = SimpleNamespace(run=a_run(liver=liver, tumor=tumor), weights=lesion.float())
     parts = name_parts(examined)
-    assert (torch.stack([part.mask for part in parts]).sum(dim=0) == 1).all()  # each voxel in one part
+    assert (torch.stack([part.mask for part in parts]).sum(dim=0) == 1).all()  # each voxel is in one region
     return {part.name: part for part in parts}
 
 
@@ -329,7 +329,7 @@ def test_another_lesion_is_a_part_of_its_own():
 
 
 def test_a_part_with_few_voxels_is_counted_to_its_own_side_of_the_livers_border():
-    """A corner of the box that is all there is far away lies outside the liver, and a small core in the lesion."""
+    """The far region is only a corner of the box outside the liver, and the core is small, in the lesion."""
     liver = torch.ones((48, 48, 48), dtype=torch.bool)
     liver[:2, :2, :1] = False
     parts = parts_of(ball((24, 24, 24), 4), liver=liver)

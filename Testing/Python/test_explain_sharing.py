@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several questions share what they can, and no answer changes by it; memory does not grow with what is asked."""
+"""Several questions share computation without changing any result; memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Scores:
         return shared.gradients(scores, shares, [(2, 2, 2)], self.back)
 
     def check(self, names: list[str], shared: SharedBackward) -> int:
-        """The number of passes back that all answers took; they are those of one pass for each, to the last bit."""
+        """The number of backward passes for all results, which equal those of separate passes to the last bit."""
         together = self.gradients(names, shared)
         passes, self.passes = self.passes, 0
         for index, name in enumerate(names):
@@ -68,13 +68,13 @@ def test_targets_far_apart_share_one_pass_back():
 
 def test_targets_near_each_other_get_passes_of_their_own():
     scores, shared = Scores(), SharedBackward()
-    # The first try cannot know how far the network carries; afterwards it is known.
+    # Only the first attempt lacks the extent of the network's receptive field.
     assert scores.check(["a", "near a", "b", "c"], shared) == 3
     assert scores.check(["a", "near a", "b", "c"], shared) == 2
 
 
 def test_a_target_that_is_asked_alone_tells_how_far_the_network_carries():
-    # The liver first, which its lesions lie in: the two lesions near each other are then not tried together.
+    # The liver, which contains the lesions, comes first: the two nearby lesions are then not tried together.
     assert Scores().check(["all", "a", "near a", "b", "c"], SharedBackward()) == 3
 
 
@@ -119,11 +119,11 @@ def test_a_mask_is_brought_to_the_grid_once_and_cut_for_parts_of_it(label):
 
 
 class Token:
-    """Lives as long as what it is attached to."""
+    """Lives as long as the object it is attached to."""
 
 
 class Watched(nn.Module):
-    """Counts how many graphs of earlier windows are still alive when the next window is read."""
+    """Counts the graphs of earlier windows that are still alive when the next window is processed."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def test_no_window_is_held_while_the_next_is_read(monkeypatch):
     model = model_of([stage], {"all": [watched]})
     targets = ["liver", "tumor", "lesion:1"]
     expected = explain_all(volume, old, labels, targets, device="cpu")
-    monkeypatch.setattr(stitching, "_SPOOL_BYTES", 1000)  # all that is kept goes to disk
+    monkeypatch.setattr(stitching, "_SPOOL_BYTES", 1000)  # everything that is kept goes to disk
     answers = explain_all(volume, model, labels, targets, device="cpu")
     assert len(watched.alive) == answers[0].provenance["windows_run"] > 5
     assert max(watched.alive) == 0

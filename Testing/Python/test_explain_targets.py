@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions are read, written, described and placed as their user meant them."""
+"""Questions are parsed, written, described and located as the user meant them."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_box_holds_the_label_s_voxels_whose_centers_lie_in_it():
     segmentation = a_segmentation()
     array = segmentation.labels.array
     grid = segmentation.labels.grid
-    # Corners in any order; this one cuts through the organ beside the lesion.
+    # Corners in any order; this one cuts through the organ next to the lesion.
     corner_a, corner_b = grid.to_lps((30.4, 10.4, 8.4)), grid.to_lps((2.6, 20.4, 15.4))
     text = ",".join(f"{number:.4f}" for number in (*corner_a, *corner_b))
     mask = Target.parse(f"box:lps:{text}").mask(segmentation)

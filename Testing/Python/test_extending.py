@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diffs of docs/extending.md apply to the library as it is, and what they add works."""
+"""The diffs of docs/extending.md apply to the current library, and the additions work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DIFFS = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
-#: Runs in a process of its own, with the extended copy of the library on its path.
+#: Runs in a separate process, with the extended copy of the library on its path.
 USE = """
 import json, sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extension's build files, evaluated by CMake with stand-ins for Slicer's macros: nothing is listed that does not
-exist, and nothing of the module or the library is left out."""
+"""The extension's build files, evaluated by CMake with stand-ins for Slicer's macros: all listed files
+exist, and no file of the module or the library is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cmake import CMAKE_BIN_DIR
 
 ROOT = Path(__file__).parents[2]
 
-#: Slicer's package: its macros only say what they were given.
+#: Slicer's package, with macros that only print their arguments.
 SLICER = r"""
 set(Slicer_USE_FILE ${CMAKE_CURRENT_LIST_DIR}/empty.cmake)
 set(Slicer_EXTENSION_GENERATE_CONFIG ${CMAKE_CURRENT_LIST_DIR}/report.cmake)
@@ -52,7 +52,7 @@ foreach(name HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS)
 endforeach()
 """
 
-#: The outer project, which asks for no compiler; the extension's own project() then only names it.
+#: The outer project, which needs no compiler; the extension's own project() is replaced by a message.
 OUTER = """
 cmake_minimum_required(VERSION 3.16)
 project(outer NONE)
@@ -66,7 +66,7 @@ add_subdirectory("{root}" extension)
 
 @pytest.fixture(scope="module")
 def configured(tmp_path_factory):
-    """What CMake said about the extension: lines of fields."""
+    """CMake's output about the extension: lines of fields."""
     folder = tmp_path_factory.mktemp("cmake")
     (folder / "SlicerConfig.cmake").write_text(SLICER)
     (folder / "report.cmake").write_text(REPORT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The faithfulness card measures what it says, and tells trustworthy maps from those that are not."""
+"""The faithfulness card measures what it claims to, and separates trustworthy maps from others."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_place_specific_map_of_a_trained_network_passes():
 
 
 def test_a_map_that_looks_alike_with_shuffled_weights_is_reported_and_not_refused_for_that():
-    """LayerCAM takes the positive gradients alone: on this network its map hardly changes with the weights."""
+    """LayerCAM uses only positive gradients: on this network its map hardly changes with the weights."""
     card = a_card("layer-cam")
     assert card["randomization"]["spearman"][-1] > 0.5
     drop, controls = card["drop"]["share"], card["drop"]["controls"]
@@ -101,7 +101,7 @@ def test_a_map_that_looks_alike_with_shuffled_weights_is_reported_and_not_refuse
 
 @cache
 def a_local_examination():
-    """A network that decides every voxel by its own brightness: what matters for a lesion is the lesion."""
+    """A network that labels each voxel by its own brightness: only the lesion matters for a lesion."""
     model = threshold_model(window=(64, 64, 64))
     volume, _ = ball_phantom(Grid((64, 64, 64), np.diag([2.0, 2.0, 2.0, 1.0])), lesion_mm=10.0)
     noise = np.random.default_rng(0).normal(0, 4, volume.shape)
@@ -112,7 +112,7 @@ def a_local_examination():
 
 
 def judged(evaluator, values):
-    """The card of a map that is given; the maps of shuffled networks are noise."""
+    """The card of a given map; the maps of shuffled networks are noise."""
     noise = [torch.rand(values.shape, generator=torch.Generator().manual_seed(n)) for n in range(5)]
     return evaluator.evaluate(values, values, {1.0: noise}, values, 1.0)
 
@@ -150,7 +150,7 @@ def test_a_map_beside_the_cause_does_not_pass():
 
 
 def test_a_box_in_which_the_model_says_something_else_than_in_the_image_is_enlarged_or_refused():
-    """A ball is a tumor only if a marker far away exists: a box without it is about another answer."""
+    """A ball is a tumor only if there is a marker far away: a box without it would give another result."""
     evaluator = a_far_examination(marker=True)
     assert evaluator.depends_on_far == ""
     assert evaluator.box.shape == evaluator.whole.plan.boxes[0].shape
@@ -158,7 +158,7 @@ def test_a_box_in_which_the_model_says_something_else_than_in_the_image_is_enlar
 
 
 class FarGate(torch.nn.Module):
-    """Bright voxels are tumor if the first slice holds the marker, 400 HU."""
+    """Bright voxels are tumor if the first slice contains the marker, 400 HU."""
 
     def forward(self, x):
         gate = (x[:, :, :2].amax(dim=(2, 3, 4), keepdim=True) > 250).float()
@@ -220,7 +220,7 @@ def test_verdict_and_sentence_come_from_the_same_numbers(changes, verdict, words
 
 
 def test_no_map_of_a_network_that_learned_nothing_passes():
-    """The tool says so itself: its claim that a map shows what was learned is put to the test."""
+    """This tests the claim that a passing map depends on what the network has learned."""
     _, segmentation = two_lesion_case(trained_model())
     volume, _ = two_lesion_case(trained_model())
     model = shuffled_model()
@@ -262,7 +262,7 @@ def test_a_map_with_a_warning_does_not_pass():
 
 @cache
 def an_explanation():
-    """A map with its card as a user gets it, and how far its progress was each time it was told."""
+    """A map with its card as for a user, and the reported progress."""
     model = trained_model()
     volume, segmentation = two_lesion_case(model)
     seen = []
@@ -295,7 +295,7 @@ def test_explanations_come_with_their_card():
 
 
 def test_a_map_must_beat_the_map_of_a_typical_shuffled_network():
-    """Neither that of one which happens to be like it, nor that of one which happens to be its opposite."""
+    """A shuffled network whose map happens to be similar, or the opposite, must not decide."""
     explanation, _ = an_explanation()
     assert explanation.layer == "decoder.0"
     card = explanation.faithfulness
@@ -312,7 +312,7 @@ def test_a_map_must_beat_the_map_of_a_typical_shuffled_network():
 
 
 def test_a_large_target_is_blurred_more_and_examined_in_a_part_of_it():
-    # Where the network sees the liver's border depends on the machine that trained it; where it is does not.
+    # The network's border of the liver depends on the machine it was trained on; the true border does not.
     model = trained_model()
     volume, labels = two_lesion_truth()
     segmentation = with_labels(volume, model, labels)
@@ -326,11 +326,11 @@ def test_a_large_target_is_blurred_more_and_examined_in_a_part_of_it():
     assert evaluator.blur_mm == pytest.approx(max(12, 0.5 * (mask * 3 / 4 / np.pi) ** (1 / 3)))
     assert evaluator.run.plan.shape == (8, 8, 8)
     assert evaluator.score_target.weights.shape[1:] == (8, 8, 8)
-    # Half target, half surroundings: what is all liver has nothing to tell it from.
+    # Half target, half surroundings: with liver alone there is no contrast to measure.
     asked = evaluator.score_target.weights.abs().sum(dim=0) > 0
     assert 0.4 < float(asked.float().mean()) < 0.6
     assert torch.equal(evaluator.run.image, run.image[evaluator.box])
-    # A small target lies in the middle.
+    # A small target is centered.
     run, question = a_question()
     evaluator = FaithfulnessEvaluator(run, question, limit_mm=40)
     place = torch.nonzero(evaluator.score_target.weights[0] > 0).double().mean(dim=0)
@@ -366,7 +366,7 @@ def test_deletion_and_insertion_change_the_highest_ranked_voxels():
     np.testing.assert_allclose(curves["fractions"], np.linspace(0, 1, len(curves["fractions"])) ** 3, atol=1e-6)
     assert curves["deletion"][0] == curves["insertion"][-1] == pytest.approx(evaluator.intact, abs=1e-5)
     assert curves["deletion"][-1] == curves["insertion"][0] == pytest.approx(evaluator.erased, abs=1e-5)
-    # One point of each, by hand: the voxels above the quantile, the mean tumor probability over the target.
+    # One point of each curve, by hand: the voxels above the quantile, the mean tumor probability over the target.
     point = 2
     limit = np.quantile(values.numpy(), 1 - curves["fractions"][point])
     top = values.numpy() > limit
@@ -403,7 +403,7 @@ def test_deletion_and_energy_agree_with_quantus():
     evaluator = an_examination()
     image, plain = evaluator.run.image, evaluator._replacement.flatten().numpy()
     values = evaluator.map(METHODS["hires-cam"], "decoder.0").clamp_min(0)
-    # No two voxels alike, whose order would be arbitrary.
+    # All voxels differ: the order of ties would be arbitrary.
     values = values + 1e-4 * values.max() * torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
     card = evaluator.curves(values)
 
@@ -423,7 +423,7 @@ def test_deletion_and_energy_agree_with_quantus():
     (curve,) = flipping(model=Confidence(evaluator).eval(), channel_first=True, softmax=False, device="cpu", **asked)
     assert image.numel() % 64 == 0
     np.testing.assert_allclose([curve[n**3 - 1] for n in (1, 2, 3, 4)], card["deletion"][1:], atol=2e-5)
-    assert curve[0] < 0.5 * evaluator.intact  # it is a curve and no line
+    assert curve[0] < 0.5 * evaluator.intact  # it is a curve, not a line
 
     region = evaluator.region["mask"]
     accuracy = quantus.RelevanceMassAccuracy(**quiet)
@@ -452,7 +452,7 @@ def test_rank_correlation_agrees_with_scipy():
     other = torch.tensor([5.0] * 20 + [1.0] * 40 + [9.0] * 13)
     assert spearman(steps, other) == pytest.approx(spearmanr(steps, other).statistic, abs=1e-4)
     assert spearman(first, torch.ones_like(first)) == 0
-    # Empty space that both maps share is no agreement.
+    # Empty space that both maps share does not count as agreement.
     padded = [torch.nn.functional.pad(values, (20, 20)) for values in (first, 1.01 - first)]
     assert spearman(*padded) < -0.99
 

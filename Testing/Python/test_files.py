@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders appear whole or not at all, also if the process is killed between any two steps."""
+"""Files and folders appear complete or not at all, even if the process is killed between any two steps."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two and more studies of a small liver: registration, tracks, categories, files, refusals."""
+"""Two or more studies of a small liver: registration, tracks, categories, files, refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GROWN = ((-15, 0, 0), 14)
 
 @pytest.fixture(scope="module")
 def three():
-    """A lesion that grows, one that vanishes and is seen again, one that is new; the liver lies elsewhere each time."""
+    """A lesion that grows, one that vanishes and reappears, and a new one; the liver is at another place each time."""
     studies = [
         study("Study 1", STAYS, GOES, date="2024-01-01"),
         study("Study 2", GROWN, COMES, date="2024-03-31", shift=SHIFT, spacing=(3, 4, 5)),
@@ -55,14 +55,14 @@ def by_events(comparison):
 
 def test_places_are_found_again_and_back(three):
     registration = three.registrations[0]
-    # Places in the liver, and where they lay: the truth is a shift.
+    # Points in the liver, and their earlier positions: the ground truth is a shift.
     places = np.array([(0, 0, 0), (20, 5, 5), (-20, -5, 8), (5, 15, -10), (0, -12, 14)], float)
     assert np.linalg.norm(registration.to_prior(places + SHIFT) - places, axis=1).max() < 3.0
     np.testing.assert_allclose(registration.to_current(registration.to_prior(places)), places, atol=0.05)
 
 
 def test_the_stated_dice_is_that_of_a_liver_warped_by_another_library(three):
-    """The prior liver at the places that current voxels come from, by SciPy."""
+    """The prior liver at the mapped positions of current voxels, by SciPy."""
     prior, current = three.studies[0].segmentation, three.studies[1].segmentation
     grid, liver = current.labels.grid, current.mask("liver")
     points = grid.to_lps(np.argwhere(np.ones(grid.shape, bool))[:, ::-1])
@@ -148,7 +148,7 @@ def test_a_comparison_that_was_cancelled_or_cannot_be_written_leaves_nothing(thr
 
 @pytest.fixture(scope="module")
 def misfit():
-    """A liver, and one of half its size that is flat."""
+    """A liver, and a flat one of half its size."""
     return [
         study("Study 1", STAYS),
         study("Study 2", ((0, 0, 0), 9), radii=(50, 12, 18)),
@@ -233,7 +233,7 @@ def test_livers_of_other_shape_are_said_to_be_perhaps_of_another_patient(three, 
 
 @pytest.mark.parametrize(
     ("prior", "current", "alike"),
-    # Of the pairs that were at hand the least alike of one patient, and the most alike of two.
+    # Of the available pairs, the least similar one of a patient, and the most similar one of two patients.
     [("hcc015_1", "hcc015_3", True), ("ircad01", "crlm1006", False)],
 )
 def test_real_livers_of_one_patient_are_alike_and_those_of_two_are_not(prior, current, alike):
@@ -372,14 +372,14 @@ def test_analyze_puts_a_comparison_with_earlier_results_into_its_report(toy_mode
     assert "Compared with earlier studies" in page
     assert "<strong>RECIST 1.1: PD</strong>" in page
     assert json.loads((tmp_path / "second" / "comparison.json").read_text(encoding="utf-8"))["steps"][0]["quality"]
-    # What is wrong with the earlier result is said before the new CT is analyzed.
+    # Problems with the earlier result are reported before the new CT is analyzed.
     assert main([*words[:-1], str(tmp_path / "nothing")]) == 1
     assert "There is no file or folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main([*words[:-1], str(tmp_path / "empty")]) == 1
     assert "not a complete result" in capsys.readouterr().err
     assert main([*words, "--prior-image", "-", "-"]) == 2
-    # CTs themselves are analyzed for the comparison, and their segmentations kept.
+    # Plain CTs are analyzed for the comparison, and their segmentations are kept.
     out = tmp_path / "compared"
     cts = [str(tmp_path / f"{name}.nii.gz") for name in ("may", "august")]
     assert main(["compare", *cts, "-o", str(out), "--model", toy_model, "--device", "cpu"]) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which criteria of response apply to a study, and with what numbers; no registration is needed to tell."""
+"""Which criteria of response apply to a study, and with what numbers; this needs no registration."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def painted(one, phase, **hu):
 
 
 def judged(studies, targets=(1, 2), courses=None):
-    """For each study but the first: responses by criteria, and what was left out. Lesions keep their numbers."""
+    """For each study but the first: responses by criteria, and omitted criteria. Lesions keep their numbers."""
     if courses is None:
         count = len(studies[0].lesions)
         events = ["baseline", *["matched"] * (len(studies) - 1)]
@@ -63,7 +63,7 @@ def test_each_target_of_mrecist_must_be_measurable_by_itself(two):
     before = painted(two, "arterial", lesion_1=150, core_2=4)
     after = painted(two, "arterial", lesion_1=150, core_2=7)
     response = judged([before, after])[0][0]["mRECIST"]
-    # The second lesion's core of 8 mm is no target, so that its growth to 14 mm does not count.
+    # The second lesion's core of 8 mm is not a target, so its growth to 14 mm does not count.
     assert response.baseline_mm == response.sum_mm == round(two.lesion(1).long_mm)
     assert response.category == "SD"
 
@@ -107,7 +107,7 @@ def test_without_the_phase_of_a_criterion_it_is_left_out(two, phase):
 
 def test_reasons_are_true(two):
     arterial = painted(two, "arterial", lesion_1=150)
-    # A lesion of 24 mm that a reader does not call a target is measurable all the same.
+    # A lesion of 24 mm is measurable even if the reader does not choose it as a target.
     made, left_out = judged([arterial, arterial], targets=())[0]
     assert left_out == dict.fromkeys(("mRECIST", "Choi"), "the first study has no target lesion")
     assert made["RECIST 1.1"].category == "non-CR/non-PD"
@@ -142,7 +142,7 @@ def test_all_targets_vanished_is_partial_while_other_lesions_persist(two):
 
 
 def test_lesions_that_have_merged_count_once(two):
-    """In the sum, as new ones, as those seen again, and in the mean HU."""
+    """In the sum, among new and reappeared lesions, and in the mean HU."""
     before = painted(two, "portal venous", lesion_1=80, lesion_2=40)
     after = painted(two, "portal venous", lesion_1=80, lesion_2=40)
     merged = [Course([(number,), (1,)], ["baseline", "merged"]) for number in (1, 2)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which lesion is which: against an exhaustive search, and on changes of every kind."""
+"""Matching of lesions: against an exhaustive search, and with changes of every kind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_small_lesion_that_registration_misses_by_some_millimeters_is_still_ma
 
 
 def test_a_piece_of_a_large_lesion_is_not_taken_for_a_neighbor_that_has_vanished():
-    # The second lesion lay beside the first one; now the first is in two pieces, one near the second's place.
+    # The second lesion was next to the first one; now the first is in two pieces, one near the second's place.
     found = links([(A, 40), ((27, 0, 0), 8)], [((-12, 0, 0), 14), ((13, 0, 0), 12)])
     assert found == {((1,), (1, 2)), ((2,), ())}
 
@@ -58,7 +58,7 @@ def test_places_are_compared_where_the_prior_study_has_them():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_assignment_has_the_largest_sum_of_dice_of_all(seed):
-    """Against trying every assignment of overlapping balls, with Dice of the lattice's points."""
+    """Compared with all assignments of overlapping balls, with Dice on the grid's points."""
     rng = np.random.default_rng(seed)
     prior = [(rng.uniform(-12, 12, 3), rng.uniform(14, 26)) for _ in range(4)]
     current = [(center + rng.normal(0, 4, 3), size) for center, size in prior]

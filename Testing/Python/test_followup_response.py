@@ -19,7 +19,7 @@ from LiverXAILib.followup.response import (
 
 
 def category(*sums, **changes):
-    """Of two targets that persist, unless `changes` says otherwise."""
+    """The category for two persistent targets, unless `changes` says otherwise."""
     reading = {"targets": 2, "targets_left": 2, "others": 0, "others_left": 0} | changes
     return recist_response(Reading(sums, **reading))
 
@@ -75,7 +75,7 @@ def test_complete_response_needs_that_all_lesions_have_vanished():
     assert category(40, 0, targets_left=0, others=2, others_left=0).category == "CR"
     assert category(40, 0, targets_left=0, others=2, others_left=1).category == "PR"
     assert category(40, 0, targets_left=0, new_mm=[12.0]).category == "PD"
-    # One of two has vanished: the sum decides.
+    # One of two has vanished: the sum determines the category.
     assert category(40, 30, targets_left=1).category == "SD"
 
 

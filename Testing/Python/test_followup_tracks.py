@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lesions through several studies: what happened to each, told once from all that it leads to."""
+"""Courses of lesions through several studies, and the events in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from followup_toys import balls
 
 from LiverXAILib.followup.tracks import Courses
 
-#: A registration of images that lie in the same place.
+#: A registration of aligned images.
 STILL = SimpleNamespace(to_prior=lambda points: points)
 A, FAR, AWAY = (0, 0, 0), (0, 0, 90), (90, 0, 0)
 LEFT, RIGHT, BESIDE = (-12, 0, 0), (12, 0, 0), (22, 0, 0)
@@ -18,7 +18,7 @@ WHOLE, PIECES = (A, 40), ((LEFT, 14), (RIGHT, 12))
 
 
 def courses(*studies):
-    """For each lesion its numbers and what happened, study by study; studies are lists of (center, diameter)."""
+    """The numbers and events of each lesion, study by study; studies are lists of (center, diameter)."""
     found = Courses([balls(*lesions) for lesions in studies])
     for index in range(1, len(studies)):
         found.follow(index, [STILL] * index)
@@ -63,7 +63,7 @@ def test_a_lesion_of_which_one_piece_merges_with_a_neighbor_has_merged_whatever_
 def test_all_pieces_that_come_back_belong_to_the_lesion():
     found = courses([WHOLE], PIECES, [(FAR, 10)], PIECES)
     assert found[0] == [BASELINE, ((1, 2), "split"), ((), "vanished"), ((1, 2), "seen again")]
-    assert len(found) == 2  # nothing of it is new
+    assert len(found) == 2  # no part of it is new
 
 
 def test_lesions_that_had_merged_and_come_back_are_both_seen_again():

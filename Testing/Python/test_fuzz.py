@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small fixed set of the attacks of ``Testing/fuzz``; ``make fuzz`` runs more, and other seeds."""
+"""A small fixed set of the attacks of ``Testing/fuzz``; ``make fuzz`` runs more, with any seed."""
 
 from __future__ import annotations
 

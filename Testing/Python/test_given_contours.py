@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--segmentation``: what somebody else drew is measured and explained."""
+"""``--segmentation``: contours from elsewhere are measured and explained."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_command_measures_and_explains_given_contours(
     assert (tmp_path / "out" / "heatmap-tumor.nrrd").is_file()
     assert cli.main([*command, "--liver-label", "1"]) == 2
     assert "need --segmentation" in capsys.readouterr().err
-    # What is about a model's answer has none here.
+    # Options about a model's output do not apply here.
     for option, words in (
         (["--sensitivity", "sure"], "sensitivity"),
         (["--min-lesion-ml", "1"], "these contours were given"),
@@ -106,7 +106,7 @@ def test_the_command_measures_and_explains_given_contours(
     words = ["--image", str(tmp_path / "ct.nii.gz"), "--reject", "1", "--model", toy_model]
     assert cli.main(["refine", str(tmp_path / "out"), *words]) == 2
     assert "made from given contours" in capsys.readouterr().err
-    # The value of the tumor, without one of the liver, would be all that is liver.
+    # With a value for the tumor alone, the tumor would be the whole liver.
     assert cli.main([*command, "--segmentation", str(files[0]), "--tumor-label", "1"]) == 2
     assert "Give both values" in capsys.readouterr().err
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What label maps and segments mean, whoever wrote them; what nobody explains is refused in words."""
+"""The meaning of label maps and segments from any program; values without a meaning are refused with a message."""
 
 from __future__ import annotations
 

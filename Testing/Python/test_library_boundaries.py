@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public functions raise LiverXAI's own errors alone, and give the same answer each time and with any threads."""
+"""Public functions raise only LiverXAI's own errors, and give the same results every time, with any threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from LiverXAILib.inference import segmenter
 from LiverXAILib.measure import measuring
 from LiverXAILib.volumes.volume import Grid, Volume
 
-#: Largest difference of probabilities and heat maps (in [0, 1]) between numbers of threads.
+#: Largest difference of probabilities and heat maps (in [0, 1]) between different numbers of threads.
 THREADS_TOLERANCE = 1e-5
 
 
@@ -132,7 +132,7 @@ def test_causes_that_go_around_in_a_circle_are_each_looked_at_once():
     assert [*with_causes(third)] == [third, second, first]
     assert not is_memory(third)
     second.__context__ = MemoryError()
-    assert not is_memory(second)  # what is said to be the cause comes before what was merely handled
+    assert not is_memory(second)  # an explicit cause takes precedence over the context
     first.__context__ = MemoryError()
     assert is_memory(third)
 

@@ -30,7 +30,7 @@ OBLIQUE = Rotation.from_euler("xyz", (14, -9, 21), degrees=True).as_matrix()
 
 
 def _matrix(direction: np.ndarray, spacing: tuple[float, float, float], center: np.ndarray, shape: tuple) -> np.ndarray:
-    """ijk_to_lps of a grid whose middle lies at `center`."""
+    """ijk_to_lps of a grid centered on `center`."""
     matrix = np.eye(4)
     matrix[:3, :3] = direction * np.array(spacing)
     matrix[:3, 3] = center - matrix[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
@@ -110,7 +110,7 @@ def test_a_ball_is_measured_right_on_any_grid(name: str) -> None:
 
 
 def test_errors_of_diameters_are_those_that_the_documentation_lists() -> None:
-    """The table is made by docs/diameters.py; cells hold the mean and the worst of random places."""
+    """The table is made by docs/diameters.py; cells have the mean and the worst error at random positions."""
     spec = importlib.util.spec_from_file_location("diameters", DOCS / "diameters.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -124,7 +124,7 @@ def test_errors_of_diameters_are_those_that_the_documentation_lists() -> None:
             mean, worst = (float(number) for number in cell.split(","))
             assert off[:, column].mean() == pytest.approx(mean, abs=0.06), (name, size)
             assert np.abs(off[:, column]).max() == pytest.approx(abs(worst), abs=0.06), (name, size)
-        # In a slice no mean error reaches a pixel, and no single one two.
+        # In a slice mean errors are below one pixel, and single errors below two.
         assert np.abs(off[:, :2].mean(axis=0)).max() < spacing[0]
         assert np.abs(off[:, :2]).max() < 2 * spacing[0]
 
@@ -187,7 +187,7 @@ def test_diameters_equal_brute_force_on_the_outline(name: str, seed: int) -> Non
     along = (end - start) / found.long_mm
     for point in (start, end, low, high):  # calipers end on the outline
         assert cKDTree(points).query(point)[0] < max(grid.spacing)
-    # Chords at a right angle, between points that lie almost beside each other along the long axis.
+    # Perpendicular chords, between points at almost the same position along the long axis.
     where = (points - start) @ along
     order = (points - start) @ ((high - low) / max(np.linalg.norm(high - low), 1e-9))
     beside = np.abs(where[:, None] - where[None, :]) < 0.05
@@ -199,7 +199,7 @@ def test_the_long_axis_never_bridges_two_islands_of_a_slice() -> None:
     grid = Grid((6, 60, 60), np.diag([1.0, 1.0, 5.0, 1.0]))
     mask = np.zeros(grid.shape, bool)
     mask[2, 10:20, 5:15] = mask[2, 10:20, 40:54] = True  # islands in this slice …
-    mask[3, 14:16, 5:54] = True  # … that hang together through the next one
+    mask[3, 14:16, 5:54] = True  # … that are connected through the next one
     mask[4, 10:30, 5:9] = True
     found = axial_diameters(mask, grid)
     assert found.slice_index == 3
@@ -235,7 +235,7 @@ def test_the_distance_to_the_surface_equals_brute_force(name: str) -> None:
 def test_a_lesion_at_the_capsule_has_distance_zero_but_the_image_border_is_no_capsule() -> None:
     grid = Grid((20, 20, 20), np.eye(4))
     liver = np.zeros(grid.shape, bool)
-    liver[5:, 5:15, 5:15] = True  # goes on above the image
+    liver[5:, 5:15, 5:15] = True  # continues above the image
     at_capsule, at_border = np.zeros_like(liver), np.zeros_like(liver)
     at_capsule[8:12, 9:12, 5:8] = True
     at_border[17:, 9:11, 9:11] = True
@@ -252,7 +252,7 @@ def test_a_lesion_at_the_capsule_has_distance_zero_but_the_image_border_is_no_ca
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("last", [False, True])
 def test_a_cut_liver_is_said_to_be_incomplete_on_the_right_side(signs: tuple, axis: int, last: bool) -> None:
-    """The named side is the one toward which the liver's voxels at the border lie from the image's middle."""
+    """The named side is the direction from the image's center to the liver's voxels at the border."""
     grid = Grid((10, 20, 30), np.diag([*signs, 1.0]))
     liver = np.zeros(grid.shape, bool)
     liver[3:7, 5:15, 8:20] = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RECIST, plausibility, contrast phase, fat, volumes for the body's size: against rules, drawn bodies and real CTs."""
+"""RECIST, plausibility, contrast phase, fat, volumes for body size: against rules, synthetic bodies and real CTs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LESIONS = _ellipse(28, 28, 24, (3, 4, 4)) | _ellipse(32, 26, 36, (2, 2, 2)) | _e
 
 
 def _body(liver_hu: float = 110, aorta_hu: float = 150, veins: float = 35, noise: float = 8) -> np.ndarray:
-    """HU of a drawn trunk: lungs above, a spine behind, the aorta before it, a liver on the right."""
+    """HU of a synthetic trunk: lungs above, the spine behind, the aorta in front of it, the liver on the right."""
     rng = np.random.default_rng(0)
     hu = np.full(SHAPE, -1000.0)
     trunk = ((J - 30) / 28) ** 2 + ((I - 45) / 42) ** 2 <= 1
@@ -76,7 +76,7 @@ def test_targets_are_the_two_longest_measurable_lesions_and_the_sum_is_that_of_r
     found = recist({1: 22.5, 2: 31.4, 3: 9.9, 4: 12.4, 5: 10.0}, 1.5)
     assert found.targets == (2, 1)
     assert found.measurable == (2, 1, 4, 5)
-    assert found.diameters_mm == (31, 23)  # halves up
+    assert found.diameters_mm == (31, 23)  # halves are rounded up
     assert found.sum_mm == sum(found.diameters_mm) == 54
     assert not found.chosen_by_reader
 
@@ -201,7 +201,7 @@ def test_the_aorta_is_looked_for_in_a_field_before_the_spine(before: int, aside:
     hu = np.full((20, 160, 160), -1000.0)
     hu[:, 10:150, 10:150] = 50
     hu[:, 103:118, 73:88] = 500  # its center in row 110, column 80
-    # As large as the disc that is looked for, which lies in it at one place only.
+    # As large as the disc that is searched for, which fits at one position only.
     hu[:, 104 - before : 116 - before, 74 + aside : 86 + aside] = 150
     liver = np.zeros(hu.shape, bool)
     liver[:, 20:30, 20:30] = True
@@ -281,7 +281,7 @@ def test_impossible_hu_and_size_are_implausible(offset: float, factor: float, se
 def test_bone_of_less_than_eight_milliliters_does_not_tell_front_from_back(slices: int, told: float | None) -> None:
     hu = _body()
     hu[hu > 300] = 40
-    hu[20 : 20 + slices, 46:51, 43:48] = 600  # 1.6 ml a slice
+    hu[20 : 20 + slices, 46:51, 43:48] = 600  # 1.6 ml per slice
     assert liver_position(Volume(hu, MATRIX), LIVER_AT).spine_in_front == told
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models arrive whole and unchanged or not at all, and nothing in them is run."""
+"""Models are installed complete and unchanged or not at all, and none of their code is run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MARK = "poison-was-run"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """An empty home for downloads."""
+    """An empty home folder for downloads."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LIVERXAI_MODELS", raising=False)
     return tmp_path / "home"
@@ -90,7 +90,7 @@ def zipped(folder: Path, target: Path) -> bytes:
 
 
 class Poison:
-    """An object whose unpickling leaves a mark."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -100,7 +100,7 @@ class Poison:
 
 
 def poisoned(trained: Path, folder: Path, mark: Path) -> Path:
-    """A copy of a trained folder with code in its checkpoint."""
+    """A copy of a trained folder with malicious code in its checkpoint."""
     shutil.copytree(trained, folder)
     path = folder / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI bundles, compiled models and chains of models: loaded without running code, and explained where possible."""
+"""MONAI bundles, compiled models and cascades of models: loaded without running code, and explained if possible."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NETWORK = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """An empty home for imports."""
+    """An empty home folder for imports."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LIVERXAI_MODELS", raising=False)
 
@@ -154,7 +154,7 @@ def test_a_bundle_sees_the_image_and_scores_it_as_monai_does(tmp_path):
     plan = stage_plan(stage, grid)
     image = padded_input(volume, stage, grid, plan)
     logits = predict_logits(model.members(stage), image, stage, plan, RunContext(device="cpu"))
-    # Windows lie a little differently where they do not divide the image evenly.
+    # Windows are placed slightly differently if they do not divide the image evenly.
     agreement = (logits.argmax(0) == expected.argmax(0)).float().mean()
     assert agreement > 0.97
 

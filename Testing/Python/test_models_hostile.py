@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cards, bundles and archives that make no sense are refused at the door, in words, in bounded time and memory."""
+"""Invalid cards, bundles and archives are refused on loading, with a message, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def home(tmp_path, monkeypatch):
 
 
 def changed(toy: Path, folder: Path, change: Any) -> Path:
-    """A copy of the toy; `change` changes what its card holds, or returns its text."""
+    """A copy of the toy; `change` edits the contents of its card, or returns its text."""
     shutil.copytree(toy, folder)
     card = json.loads((folder / "card.json").read_text())
     text = change(card)
@@ -40,7 +40,7 @@ def changed(toy: Path, folder: Path, change: Any) -> Path:
 
 
 def at(*path: Any, value: Any) -> Any:
-    """Put `value` into a card."""
+    """A change that sets a value in a card."""
 
     def change(card: Any) -> None:
         for key in path[:-1]:

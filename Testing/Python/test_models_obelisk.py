@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published OBELISK U-Net, through the whole pipeline, on CT with manual labels."""
+"""The published OBELISK U-Net, in the whole pipeline, on CT with manual labels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resizing by splines is what scikit-image does, and a part of the result is a part of the whole."""
+"""Resizing with splines agrees with scikit-image, and a partial result equals the same part of the whole."""
 
 from __future__ import annotations
 

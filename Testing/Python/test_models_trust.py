@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code in a model's files runs only if the user allowed exactly these files; no folder vouches for itself."""
+"""Code in a model's files runs only if the user allowed exactly these files; a folder cannot declare itself trusted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Thresholds(nn.Module):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with a compiled model, in a home without settings."""
+    """A folder with a compiled model, in a home folder without settings."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     folder = tmp_path / "share" / "compiled"

@@ -49,7 +49,7 @@ def visible_nodes(scene):
 
 
 def observers(node):
-    """How many observers watch a node: Slicer prints them."""
+    """The number of observers of a node, from Slicer's printout."""
     return str(node).count("vtkObserver (")
 
 
@@ -169,7 +169,7 @@ def test_a_second_run_updates_the_nodes_in_place_and_keeps_what_the_user_set(sce
 
 def test_heat_maps_of_a_segmentation_that_is_no_more_go_away(scene):
     nodes = analysis_to_nodes(ball_analysis(), scene)
-    # The same segmentation explained otherwise: the old maps stay for comparison.
+    # The same segmentation with another explanation: the old maps remain for comparison.
     analysis_to_nodes(ball_analysis("hires-cam"), scene, nodes.volume)
     assert len(find_results(scene, nodes.volume, "heatmap")) == 4
     analysis_to_nodes(ball_analysis(dull=True), scene, nodes.volume)
@@ -223,7 +223,7 @@ def test_one_undo_takes_one_run_back(scene):
         scene.Undo()
         scene.Undo()
         assert find_results(scene, ct) == []
-        # And life goes on.
+        # Later updates work as usual.
         assert len(analysis_to_nodes(ball_analysis(), scene, ct).heatmaps) == 2
     finally:
         scene.SetUndoOff()
@@ -239,7 +239,7 @@ def test_the_uncertainty_map_is_shown_in_colors_of_its_own(scene):
     analysis = ball_analysis()
     nodes = analysis_to_nodes(analysis, scene)
     values = slicer.util.arrayFromVolume(nodes.uncertainty)
-    # Independent: the entropy of the tumor's probability at its border, where nothing else is undecided.
+    # Independent: the entropy of the tumor's probability at its border, where nothing else is uncertain.
     probability = analysis.segmentation.probabilities["tumor"]
     k, j, i = np.rint(analysis.volume.grid.to_ijk(probability.grid.origin)).astype(int)[::-1]
     a, b, c = probability.shape
@@ -254,7 +254,7 @@ def test_the_uncertainty_map_is_shown_in_colors_of_its_own(scene):
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (0.0, 1.0)
     assert display.GetColorNode() is not nodes.heatmaps["tumor"].GetDisplayNode().GetColorNode()
     assert analysis_to_nodes(analysis, scene, nodes.volume).uncertainty is nodes.uncertainty
-    # Without probabilities there is no map, and an old one of other labels goes away.
+    # Without probabilities there is no map, and an old one of other labels is removed.
     labels = analysis.volume.with_array(np.zeros(analysis.volume.shape, np.uint8))
     bare = dataclasses.replace(analysis.segmentation, labels=labels, probabilities={})
     again = analysis_to_nodes(dataclasses.replace(analysis, segmentation=bare), scene, nodes.volume)
@@ -320,7 +320,7 @@ def test_an_analysis_of_another_ct_is_refused_and_leaves_the_scene_as_it_was(sce
 
 
 def an_answer(analysis, **evidence):
-    """What is said of a CT in which the lesion is 70 HU, on a part of the CT's grid."""
+    """An answer about a CT in which the lesion has 70 HU, on a part of the CT's grid."""
     from LiverXAILib.explain import Counterfactual, Target
 
     part = analysis.volume.cropped(Box.between((10, 12, 14), (20, 24, 26)))
@@ -368,7 +368,7 @@ def test_a_ct_without_a_lesion_is_laid_over_the_ct_in_its_window_and_goes_with_t
     assert composite.GetForegroundVolumeID() == node.GetID()
     assert composite.GetForegroundOpacity() == 1.0
     assert node.GetDisplayNode().GetWindowLevelMax() == nodes.volume.GetDisplayNode().GetWindowLevelMax()
-    analysis_to_nodes(ball_analysis(), scene, nodes.volume)  # the same labels: what was said of them holds
+    analysis_to_nodes(ball_analysis(), scene, nodes.volume)  # the same labels: answers about them remain valid
     assert find_results(scene, nodes.volume, "changed CT") == [node]
     analysis_to_nodes(ball_analysis(dull=True), scene, nodes.volume)
     assert find_results(scene, nodes.volume, "changed CT") == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scene file holds everything, appears whole or not at all, and is read by Slicer and by others."""
+"""A scene file contains everything, appears complete or not at all, and can be read by Slicer and others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from LiverXAILib.mrml import write_scene
 
 TESTING = Path(__file__).parents[1]
 
-#: What a new process finds in a scene: printed as JSON.
+#: Prints what a new process finds in a scene as JSON.
 LOOK = """
 import json, sys
 import numpy as np, vtk

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation nodes say what they are, lie where the CT lies, and are read back as they are."""
+"""Segmentation nodes describe their contents, align with the CT, and are read back unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from LiverXAILib.volumes.volume import Volume
 
 
 def random_segmentation(matrix, seed=3):
-    """Liver in the middle of a 5×7×6 image, with two tumors in it that do not touch."""
+    """Liver in the center of a 5×7×6 image, with two separate tumors in it."""
     labels = np.zeros((5, 7, 6), np.uint8)
     labels[1:4, 1:6, 1:5] = 1
     labels[2, 2, 2:4] = labels[3, 5, 4] = 2
@@ -159,7 +159,7 @@ def test_one_segment_for_each_lesion_on_request(scene):
     )
     back = segmentation_from_node(node, ct, ball_analysis().model)
     np.testing.assert_array_equal(back.labels.array, segmentation.labels.array)
-    # Switching back removes them, and leaves a segment of the user's alone.
+    # Switching back removes them, but not a segment of the user.
     node.GetSegmentation().AddEmptySegment("mine", "mine")
     assert segmentation_to_node(segmentation, scene, ct) is node
     assert set(node.GetSegmentation().GetSegmentIDs()) == {"liver", "tumor", "mine"}
@@ -270,7 +270,7 @@ def test_surfaces_follow_the_labels_and_have_their_volume(scene):
 
     assert surface_ml("liver") == pytest.approx(analysis.measurements.liver_volume_ml, rel=0.02)
     assert surface_ml("tumor") == pytest.approx(analysis.measurements.tumor_volume_ml, rel=0.05)
-    # New labels: surfaces that are shown are made again.
+    # New labels: visible surfaces are recomputed.
     smaller = analysis.segmentation.labels.array.copy()
     smaller[: len(smaller) // 2] = 0
     half = dataclasses.replace(analysis.segmentation, labels=analysis.volume.with_array(smaller))
@@ -343,7 +343,7 @@ def test_a_ct_that_was_cropped_meanwhile_is_refused(scene):
 
 @pytest.mark.parametrize("name", ["LPS", "oblique left-handed", "oblique sheared left-handed"])
 def test_segments_are_read_as_slicer_exports_them(scene, name):
-    """On the CT's grid they are read as arrays, without Slicer's export; also cut, grown beyond the CT, or moved."""
+    """On the CT's grid they are read as arrays, without Slicer's export; also if cropped, extended or shifted."""
     import slicer
 
     from LiverXAILib.mrml.segmentations import _read_segment, _resampled, _shift

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volume nodes become volumes and come back voxel for voxel, wherever they lie."""
+"""Volume nodes are converted to volumes and back voxel for voxel, with any geometry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_transform(scene, node, matrix):
 
 
 def world_position(node, ijk):
-    """Where Slicer says that a voxel lies: RAS mm, through VTK alone."""
+    """The position of a voxel according to Slicer: RAS mm, using only VTK."""
     import vtk
 
     matrix = vtk.vtkMatrix4x4()
@@ -66,7 +66,7 @@ def test_a_file_that_slicer_loaded_lies_where_simpleitk_says(scene, tmp_path, na
     image.SetOrigin(matrix[:3, 3])
     sitk.WriteImage(image, str(tmp_path / "ct.nrrd"))
     volume = volume_from_node(slicer.util.loadVolume(str(tmp_path / "ct.nrrd"), {}))
-    # Slicer flips a left-handed file, so voxels are compared by their place in the patient.
+    # Slicer flips a left-handed file, so voxels are compared by their position in the patient.
     for index in np.random.default_rng(1).integers(0, image.GetSize(), (20, 3)).tolist():
         ijk = volume.grid.to_ijk(image.TransformIndexToPhysicalPoint(index))
         np.testing.assert_allclose(ijk, np.rint(ijk), atol=1e-6)
@@ -193,7 +193,7 @@ def test_the_bridge_is_found_without_importing_slicer_and_needs_no_torch():
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="Linux with large pages of memory is needed"
 )
 def test_a_large_image_lies_in_large_pages_and_a_small_one_is_left_alone():
-    # In a new process: numpy asks for large pages too, and memory that it gave back keeps them.
+    # In a new process, because numpy also requests large pages, and memory that it has freed keeps them.
     subprocess.run([sys.executable, "-c", PAGES_OF_IMAGES], check=True)
 
 

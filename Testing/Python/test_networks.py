@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: shapes, named stages, refusal of sizes that do not fit, published weights."""
+"""Networks: shapes, named layers, refusal of unsuitable sizes, published weights."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_published_obelisk_weights_load_strictly() -> None:
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_a_way_back_that_ends_in_the_decoder_gives_the_gradient_of_the_whole_graph(dimensions):
-    """There the network convolves the encoder's part and the decoder's part one by one."""
+    """In the decoder the network convolves the encoder's and the decoder's channels separately."""
     torch.manual_seed(0)
     network = UNet(dimensions=dimensions, features=(4, 6, 8)).eval()
     image = torch.randn(1, 1, *[16] * dimensions)
@@ -177,4 +177,4 @@ def test_a_network_with_statistics_of_the_image_refuses_parts(norm):
         with pytest.raises(ValueError, match="logits of a part"):
             network(torch.zeros(1, 1, 8, 8, 8), part)
     assert not UNet(3, features=(4, 8), norm=norm).has_local_stages
-    assert not UNet(2, features=(4, 8)).has_local_stages  # parts are of volumes
+    assert not UNet(2, features=(4, 8)).has_local_stages  # only for volumes

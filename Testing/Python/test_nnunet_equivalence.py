@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our answer for an nnU-Net folder is nnU-Net's own: same network input, same scores, same labels."""
+"""Results for an nnU-Net folder equal those of nnU-Net: same network input, same scores, same labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def nnunet_says(folder: Path, volume: Volume, checkpoint: str = "checkpoint_final.pth", folds: Any = None):
-    """What nnU-Net's predictor makes of an image: network input, scores, label map."""
+    """Results of nnU-Net's predictor for an image: network input, scores, label map."""
     predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder), folds, checkpoint)
     image, spacing = np.ascontiguousarray(volume.array)[None], list(volume.spacing[::-1])

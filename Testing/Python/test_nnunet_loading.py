@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nnU-Net folders are understood completely or refused by name, and what is loaded can be explained."""
+"""nnU-Net folders are supported completely or refused with a reason, and loaded models can be explained."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def changed(trained, tmp_path):
-    """Make a copy of the trained folder with changes in its files."""
+    """Make copies of the trained folder with changes in the files."""
 
     def change(
         *, plan: Any = None, dataset: dict[str, Any] | None = None, checkpoint: dict[str, Any] | None = None
@@ -203,7 +203,7 @@ def test_the_layer_explained_by_default_is_in_the_middle_of_the_decoder(trained)
 
 @pytest.fixture(scope="module")
 def analyzed(trained):
-    """A model, a CT, and what the model says of it."""
+    """A model, a CT, and its segmentation by the model."""
     model, volume = load_nnunet(trained), noisy_ct((16, 16, 24), (4.0, 4.0, 4.0))
     return model, volume, segment(volume, model, device="cpu", postprocessing=RAW)
 
@@ -227,7 +227,7 @@ def raw_map(model: Model, volume: Any, segmentation: Any, method: str, layer: st
 
 @pytest.mark.parametrize("method", ["seg-grad-cam", "hires-cam"])
 def test_averaging_mirrored_windows_averages_their_explanations(method, trained):
-    # One window of the size of the image, and a layer as fine as it: mirroring then moves cells onto cells.
+    # One window of the image's size, and a layer of the same resolution: mirroring then maps cells onto cells.
     volume = noisy_ct((16, 16, 16), (4.0, 4.0, 4.0))
     plain = load_nnunet(trained, notes=ModelNotes(ImportOptions(mirroring=False)))
     both = Model(_with_mirroring(plain.spec, (2,)), plain.networks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of several words leave the INPUT alone."""
+"""Options with several values do not swallow the INPUT."""
 
 from __future__ import annotations
 

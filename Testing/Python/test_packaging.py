@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed: dependencies that resolve with the constraints, and a wheel with all that the library reads."""
+"""Installation: dependencies that resolve with the constraints, and a wheel with all files the library reads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-#: What installs packages is there before they are, and is not pinned.
+#: Installers exist before the packages, and are not pinned.
 INSTALLERS = {"pip", "setuptools"}
 EXTRAS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 
 
 def pinned(name: str) -> dict[str, str]:
-    """Versions by package in a constraint file."""
+    """Versions by package in a constraints file."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     return {canonical(package): version for package, version in pairs}
@@ -51,9 +51,9 @@ def test_what_an_extra_asks_for_allows_the_version_of_the_constraints(extra):
 
 
 def required(extra: str) -> Iterator[tuple[str, Requirement]]:
-    """Who asks for what, if `extra` is installed here: what it asks for itself, and all that this asks for in turn.
+    """All requirements, with the package they come from, if `extra` is installed here: direct and transitive ones.
 
-    What the pinned version of a package asks for is known where that version is installed.
+    The requirements of a package's pinned version are known only where that version is installed.
     """
     versions = pinned("constraints.txt")
     waiting = [("liverxai", Requirement(text)) for name in ("", extra) for text in EXTRAS[name]]
@@ -83,7 +83,7 @@ def required(extra: str) -> Iterator[tuple[str, Requirement]]:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_every_extra_resolves_with_the_constraints(extra):
-    """Each package that an extra brings, directly or not, is pinned to a version that suits all who ask for it."""
+    """Each package that an extra installs, directly or not, is pinned to a version that satisfies all requirements."""
     versions = pinned("constraints.txt")
     problems = []
     for asking, requirement in required(extra):
@@ -105,7 +105,7 @@ def test_the_oldest_versions_are_the_lower_bounds():
 
 
 def test_an_analysis_needs_no_extra():
-    """What the core and the default outputs import is among the dependencies."""
+    """All imports of the core and the default outputs are among the dependencies."""
     names = {canonical(Requirement(text).name) for text in PROJECT["dependencies"]}
     assert {"matplotlib", "jinja2"} <= names
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs a panel of its own: all panels of a module are told that it is unloaded, and share the font."""
+"""Tests with a separate panel: all panels of a module are notified of its unloading, and share the font."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULE = Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py"
 
 @pytest.fixture
 def host(forked_children):
-    """Slicer's scene, in which the test opens panels."""
+    """The host in which the test opens panels."""
     from slicerhost import pythonqt
 
     host = qtapplication.start()
@@ -33,7 +33,7 @@ def host(forked_children):
 
 @pytest.fixture
 def font():
-    """Sets the size of the application's font; its own comes back."""
+    """Set the size of the application's font, which is restored afterwards."""
     from PySide6 import QtGui, QtWidgets
 
     application = QtWidgets.QApplication.instance()
@@ -75,7 +75,7 @@ def test_no_text_is_clipped_on_a_small_screen_or_with_large_fonts(host, font, to
     assert not panel.scroll.horizontalScrollBar().visible, "the panel is wider than its place"
     for method in range(panel.ui.methodSelector.count):  # each has its own hint, of up to three lines
         panel.ui.methodSelector.setCurrentIndex(method)
-        # Labels that wrap ask for their height only after they were given a width: the layout takes a few turns.
+        # Wrapped labels request their height only after they have a width: the layout takes a few iterations.
         with contextlib.suppress(AssertionError):
             qtapplication.wait_until(lambda: clipped_texts(panel) == [], seconds=5)
         assert clipped_texts(panel) == [], panel.ui.methodSelector.currentText

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else users do to a CT and its results: transforms, renamed, deleted and own segments, undo, another model."""
+"""Other changes by users to a CT and its results: transforms, renamed, deleted and new segments, undo, other models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from panel_toys import apply_and_wait, choose_model, decide, decided, place_poin
 qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
 slicer = pytest.importorskip("slicer")
 
-#: RAS mm: a turn by 30 degrees about the patient's axis, and a shift.
+#: RAS mm: a rotation by 30 degrees about the patient's axis, and a shift.
 TURN = np.array([[0.866025, -0.5, 0, 30], [0.5, 0.866025, 0, -20], [0, 0, 1, 45], [0, 0, 0, 1]])
 
 
@@ -32,7 +32,7 @@ def ras(row):
 
 
 def transform(node, matrix=TURN):
-    """Put a node under a transform that is under another; returns where its places are then, 4x4 RAS."""
+    """Put a node under two nested transforms, and return the resulting matrix, 4x4 RAS."""
     inner, outer = (slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode") for _ in range(2))
     for one in (inner, outer):
         one.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
@@ -53,13 +53,13 @@ def test_under_nested_transforms_clicks_rows_and_axes_are_where_the_lesion_is(pa
     decide(panel, 1, "targets")
     decide(panel, 0, "reject")
     moved = transform(node)
-    # The row is from before the transform, but leads to where the lesion is now; so do its axes.
+    # The row is older than the transform, but leads to the lesion's current position; so do its axes.
     panel.ui.lesionTable.selectRow(0)
     np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), (moved @ second)[2], atol=0.1)
     line = slicer.util.getNodesByClass("vtkMRMLMarkupsLineNode")[0]
     center = np.mean([line.GetNthControlPointPositionWorld(0), line.GetNthControlPointPositionWorld(1)], axis=0)
     assert np.linalg.norm(center - (moved @ second)[:3]) < 8  # the lesion's radius is 9 mm
-    assert not panel.ui.saveButton.enabled  # the files would say where it was
+    assert not panel.ui.saveButton.enabled  # the files would have its old position
     panel.click(panel.ui.placeButton)
     place_point((moved @ first)[:3])
     wait_idle(panel)
@@ -67,7 +67,7 @@ def test_under_nested_transforms_clicks_rows_and_axes_are_where_the_lesion_is(pa
     after = tumor(segmentation, node)
     assert 2 * (after & before).sum() / (after.sum() + before.sum()) > 0.9
     np.testing.assert_allclose(ras(panel.widget.results.lesions[0])[:3], (moved @ first)[:3], atol=3)
-    # The target that was chosen before is the same lesion.
+    # The target chosen before is still the same lesion.
     assert "target lesion 2" in panel.ui.summaryLabel.text
     places = [one["place_lps_mm"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))]
     expected = (moved @ first)[:3] * (-1, -1, 1)
@@ -156,7 +156,7 @@ def test_undo_in_the_segment_editor_is_an_edit_like_others(panel, toy_model):
     measure(panel)
     assert decided(panel) == ["model", "model"]
     np.testing.assert_array_equal(tumor(segmentation, node), before)
-    # It takes the panel's decision back, too.
+    # It also undoes the panel's decision.
     history.SaveState()
     decide(panel, 0, "reject")
     assert decided(panel) == ["model", "rejected by reader"]
@@ -181,7 +181,7 @@ def test_results_of_a_ct_that_was_removed_stay_and_the_panel_goes_on(panel, toy_
     assert panel.ui.lesionTable.rowCount == 0
     assert not panel.ui.acceptButton.enabled
     assert not panel.ui.saveButton.visible
-    # What is edited now is nobody's result; another CT is analyzed as usual.
+    # The edited node no longer belongs to a result; another CT is analyzed as usual.
     segmentation.GetSegmentation().RemoveSegment("tumor")
     qtapplication.process_events()
     another = prepare(panel, phantom(lesions=2), toy_model, "tumor", "another")

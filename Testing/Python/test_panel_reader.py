@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reader's loop by real clicks: edits are noticed and measured, lesions rejected and added, nothing is lost."""
+"""The reader's workflow by real clicks: edits are noticed and measured, lesions rejected and added, nothing is lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_edit_is_noticed_and_measured_again_by_one_click(panel, toy_model):
     far[:, :, int(half) :] = True
     erase(segmentation, "tumor", node, far)
     assert panel.ui.editedLabel.visible
-    assert not panel.ui.explainLesionButton.enabled  # its row may be about another lesion by now
+    assert not panel.ui.explainLesionButton.enabled  # its row may now be about another lesion
     assert not panel.ui.saveButton.enabled
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
@@ -153,7 +153,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     decide(panel, 0, "reject")
     assert panel.ui.statusLabel.text.startswith("Measured again")
     assert decided(panel) == ["model", "rejected by reader"]
-    assert panel.ui.lesionTable.item(0, 4).text() == ""  # lesion 1 by now was lesion 2
+    assert panel.ui.lesionTable.item(0, 4).text() == ""  # the current lesion 1 was lesion 2
     (heat,) = results(node, "heatmap")
     assert panel.ui.heatMapSelector.itemText(0) == f"{words}, before the changes"
     panel.ui.lesionTable.selectRow(0)
@@ -164,7 +164,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
 
 
 def heat_maps(panel, node):
-    """Whether each heat map is said to be from before the changes: in the list, and by its name in the views."""
+    """Whether each heat map is marked as older than the changes, in the list and by its name in the views."""
     listed = [panel.ui.heatMapSelector.itemText(row) for row in range(panel.ui.heatMapSelector.count - 1)]
     names = [heat_map.GetName() for heat_map in results(node, "heatmap")]
     said = [text.endswith(", before the changes") for text in listed]
@@ -267,7 +267,7 @@ def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_
     qtapplication.process_events()
     assert results(node, "segmentation") == [edited]
     assert panel.ui.resultSelector.count == 2
-    # What is brought back is measured as it is, not as the newer result of the same CT.
+    # A restored segmentation is measured as it is, not as the newer result of the same CT.
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
     assert panel.ui.lesionTable.rowCount == 0
@@ -311,7 +311,7 @@ def test_after_reopening_the_scene_everything_is_as_the_reader_left_it(panel, to
 
 
 def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(panel, tmp_path):
-    """A network that is sure from 300 HU on: the lesion of 200 HU is a candidate."""
+    """A network with confident output only above 300 HU: the lesion of 200 HU is a candidate."""
     folder = write_model(tmp_path / "unsure")
     card = json.loads((folder / "card.json").read_text())
     card["stages"][0]["peak_threshold"] = {"tumor": 9.0}
@@ -388,7 +388,7 @@ def test_while_a_task_runs_no_place_is_waited_for_and_no_axis_can_be_moved(panel
     assert not panel.ui.includeButton.checked
     assert not [point for point in markups() if point.GetName().startswith("Place")]
     assert [line.GetLocked() for line in axes] == [1, 1]
-    # An end that was let go just then changes neither the numbers nor the lines.
+    # Releasing an end point at that moment changes neither the numbers nor the lines.
     axes[0].SetNthControlPointPositionWorld(1, 0.0, 0.0, 0.0)
     axes[0].InvokeEvent(axes[0].PointEndInteractionEvent)
     qtapplication.process_events()
@@ -466,7 +466,7 @@ def test_what_is_edited_while_it_is_measured_is_neither_lost_nor_taken_for_measu
 
 @pytest.fixture
 def graded_model(tmp_path):
-    """The toy model that is unsure of its lesions, with operating points in its card."""
+    """The toy model with low confidence in its lesions, and with operating points in its card."""
     folder = write_model(tmp_path / "graded")
     card = json.loads((folder / "card.json").read_text())
     card["stages"][0]["peak_threshold"] = {"tumor": 9.0}
@@ -513,7 +513,7 @@ def test_a_rejection_outlives_the_slider_and_a_new_session(panel, graded_model):
     left = segment_array(segmentation, "tumor", node).copy()
     assert left.any()
     for step in (1, 2):
-        panel.widget.runner.client.close()  # the next one knows only what the scene has
+        panel.widget.runner.client.close()  # the next worker has only the data in the scene
         panel.ui.sensitivitySlider.value = step
         qtapplication.wait_until(lambda: panel.widget.runner.busy, 5)
         wait_idle(panel)
@@ -583,14 +583,14 @@ def test_a_rejected_lesion_stays_rejected_wherever_the_slider_is(panel, graded_m
     assert decided(panel) == ["model", "model"]
     decide(panel, 1, "reject")
     assert decided(panel) == ["model", "rejected by reader"]
-    move_slider(panel, 1)  # what is not counted there is a candidate
+    move_slider(panel, 1)  # a finding below the threshold is a candidate
     assert decided(panel) == ["candidate", "rejected"]
     node, segmentation = save_and_reopen(panel, tmp_path / "scene.mrb")
     move_slider(panel, 2)
     assert decided(panel) == ["model", "rejected by reader"]
     decide(panel, 1, "accept")
     assert decided(panel) == ["model", "model"]
-    move_slider(panel, 1)  # the reader's word counts, not the border
+    move_slider(panel, 1)  # the reader's decision counts, not the threshold
     assert "reader" in decided(panel)
     assert segment_array(segmentation, "tumor", node).any()
 
@@ -601,7 +601,7 @@ def test_a_decision_is_about_the_row_that_was_seen_also_while_the_slider_is_bein
     move_slider(panel, 2)
     panel.ui.lesionTable.selectRow(1)
     seen = panel.ui.lesionTable.item(1, 1).text()
-    panel.ui.sensitivitySlider.value = 1  # applied after a moment; there both are candidates
+    panel.ui.sensitivitySlider.value = 1  # applied after a delay; both are candidates there
     panel.click(panel.ui.rejectButton)
     wait_idle(panel)
     assert sorted(decided(panel)) == ["candidate", "rejected"]
@@ -641,7 +641,7 @@ def test_the_axes_of_the_chosen_lesion_are_lines_whose_ends_can_be_moved(panel, 
 
 
 def play(node, volumes):
-    """A CT becomes that of a sequence with these frames, the first of which is shown."""
+    """Make a CT the proxy of a sequence with these frames, of which the first is shown."""
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "phases")
     frame = slicer.vtkMRMLScalarVolumeNode()
     for number, volume in enumerate(volumes):

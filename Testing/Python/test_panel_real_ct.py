@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reader's whole loop by mouse clicks on a real CT, where there is one (LIVERXAI_TEST_DATA), in the test host.
+"""The reader's whole workflow by mouse clicks on a real CT, if available (LIVERXAI_TEST_DATA), in the test host.
 
 Nothing of the CT is written outside the temporary folder of the test.
 """
@@ -25,12 +25,12 @@ DATA = os.environ.get("LIVERXAI_TEST_DATA")
 
 
 def wait(panel):
-    """Until nothing runs any more."""
+    """Wait until nothing is running."""
     qtapplication.wait_until(lambda: not panel.widget.runner.busy, 540)
 
 
 def click_in_view(ras):
-    """A click in a slice view while a point is being placed, as Slicer hears it."""
+    """Click in a slice view while a point is being placed, as Slicer handles it."""
     logic = slicer.app.applicationLogic()
     node = slicer.mrmlScene.GetNodeByID(logic.GetSelectionNode().GetActivePlaceNodeID())
     node.AddControlPointWorld(*ras)
@@ -43,7 +43,7 @@ def tumor(segmentation, ct):
 
 
 def rows(panel):
-    """What the table says, without the column about heat maps."""
+    """The contents of the table, without the column about heat maps."""
     table = panel.ui.lesionTable
     columns = [column for column in range(table.columnCount) if column != 4]
     return [[table.item(row, column).text() for column in columns] for row in range(table.rowCount)]
@@ -79,7 +79,7 @@ def test_a_reader_goes_through_a_real_ct_by_clicks(panel, tmp_path, monkeypatch)
         wait(panel)
         assert len(panel.widget.results.lesions) == lesions
 
-    # Add each missed lesion with one point in its middle.
+    # Add each missed lesion with one point at its center.
     before = tumor(segmentation, node)
     numbers, count = ndimage.label(truth, np.ones((3, 3, 3)))
     missed = [n for n in range(1, count + 1) if not ((before | found) & (numbers == n)).any()]
@@ -115,7 +115,7 @@ def test_a_reader_goes_through_a_real_ct_by_clicks(panel, tmp_path, monkeypatch)
     assert not panel.ui.editedLabel.visible
     assert panel.ui.summaryLabel.text != summary
 
-    # Save: files tell model from reader.
+    # Save: the files distinguish model and reader.
     monkeypatch.setattr(panel.widget, "askFolder", lambda: str(tmp_path / "result"))
     panel.click(panel.ui.saveButton)
     wait(panel)

@@ -81,7 +81,7 @@ def test_nothing_is_used_that_differs_between_pythonqt_and_pyside():
 
 
 def test_strings_that_the_user_reads_are_translated():
-    """Every sentence of the panel goes through _(), but for names of nodes and what a bug report holds."""
+    """Every sentence of the panel is passed to _(), except for names of nodes and contents of bug reports."""
     translated = set()
     for call, _ in calls():
         name = ast.unparse(call.func)
@@ -89,7 +89,7 @@ def test_strings_that_the_user_reads_are_translated():
             translated |= set(ast.walk(call))
     for node, _ in nodes():
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):  # documentation
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):  # docstring
             translated |= set(ast.walk(body[0]))
         if isinstance(node, ast.FunctionDef) and node.name in ("onCopyDetails", "copy_details"):
             translated |= set(ast.walk(node))

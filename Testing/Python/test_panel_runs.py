@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panel at work, by real clicks in a real Qt: results, cancel, errors, death of the worker, several CTs."""
+"""Runs of the panel by real clicks in a real Qt: results, cancel, errors, death of the worker, several CTs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULE = Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py"
 
 
 def check_voxels(node, volume, model_folder, targets=("liver", "tumor")):
-    """The nodes hold what the library finds in the same image."""
+    """Check that the nodes have the library's results for the same image."""
     expected = lx.analyze(volume, lx.load_model(model_folder), targets=targets, answers=False, device="cpu")
     (segmentation,) = results(node, "segmentation")
     for name in ("liver", "tumor"):
@@ -147,7 +147,7 @@ def test_lesions_are_jumped_to_by_keys(panel, toy_model):
     expected = [-float(lesion["centroid_l_mm"]) for lesion in panel.widget.results.lesions]
     np.testing.assert_allclose(places, expected, atol=0.01)
     assert panel.ui.explainLesionButton.enabled
-    # Scrolled away, a click on the lesion that is chosen already leads back.
+    # After scrolling away, a click on the lesion that is already selected leads back.
     view.JumpSliceByOffsetting(0, 0, 0)
     cell = table.visualItemRect(table.item(1, 0)).center()
     QTest.mouseClick(table.viewport(), QtCore.Qt.LeftButton, QtCore.Qt.NoModifier, cell)
@@ -203,13 +203,13 @@ def test_a_second_run_keeps_the_users_colors_and_drops_what_is_stale(panel, toy_
     values[8, 12:16, 16:20] = 200
     slicer.util.arrayFromVolumeModified(node)
     apply_and_wait(panel)
-    assert results(node, "heatmap") == [tumor]  # that of the liver was about labels that are no more
+    assert results(node, "heatmap") == [tumor]  # that of the liver was about labels that no longer exist
     assert tumor.GetDisplayNode().GetColorNode().GetName() == "Grey"
 
 
 def test_an_edited_segmentation_is_explained_as_it_is_now(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
-    panel.choose(panel.ui.methodSelector, "hires-cam")  # exact about the place, also with two features
+    panel.choose(panel.ui.methodSelector, "hires-cam")  # exact in location, even with two features
     apply_and_wait(panel)
     (segmentation,) = results(node, "segmentation")
     labels = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "tumor", node)
@@ -325,7 +325,7 @@ def test_closing_the_scene_while_results_are_being_shown_leaves_nothing(panel, t
     panel.click(panel.ui.applyButton)
     qtapplication.wait_until(lambda: panel.widget.runner.showing)
     assert panel.ui.applyButton.text == "Cancel"
-    assert not panel.ui.applyButton.enabled  # half of the results would be none
+    assert not panel.ui.applyButton.enabled  # half of the results would be missing
     panel.host.clear()
     qtapplication.process_events()
     assert not panel.widget.runner.busy

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panel and the scene around it: what the user, other modules and Slicer's main loop do beside it."""
+"""The panel and the scene: concurrent actions of the user, other modules and Slicer's main loop."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_the_card_tells_what_the_bundled_model_is(panel):
 
 @pytest.fixture
 def own_models(panel, monkeypatch, tmp_path):
-    """Models of this test alone: the folder for downloads, and a registry; the panel and its worker see both.
+    """A folder for downloads and a registry for this test only, used by the panel and its worker.
 
     Returns a function that takes the entries of the registry.
     """
@@ -163,7 +163,7 @@ def test_a_download_that_fails_says_so(panel, own_models, toy_model, tmp_path):
     assert panel.ui.detailsButton.visible
     assert panel.ui.downloadButton.enabled
     panel.ui.inputSelector.setCurrentNode(add_ct(phantom()))
-    assert "Press Download" in panel.ui.statusLabel.text  # what was said was about something else
+    assert "Press Download" in panel.ui.statusLabel.text  # the earlier message was about something else
 
 
 def test_a_scene_from_elsewhere_may_name_a_model_that_is_not_here(panel, toy_model):
@@ -203,7 +203,7 @@ def test_a_model_is_imported_from_a_zip_file(panel, own_models, toy_model, tmp_p
 
 @pytest.fixture
 def bare(panel, monkeypatch):
-    """A Slicer without any of our packages; returns what was asked and installed."""
+    """A Slicer without any of our packages; returns the questions asked and the packages installed."""
     record = SimpleNamespace(questions=[], commands=[], torch=[], agrees=True)
 
     def confirm(text, title=None):
@@ -286,7 +286,7 @@ def test_a_failed_installation_of_torch_says_what_to_try(panel, bare, toy_model,
 
 
 def test_where_slicer_can_ensure_packages_it_does(panel, bare, toy_model, monkeypatch):
-    """Slicer 5.12's own function shows the progress of pip; it is not asked to ask again."""
+    """Slicer 5.12's own function shows the progress of pip; it is told not to ask again."""
     from LiverXAILib.panel import installation
 
     ensured = []
@@ -438,7 +438,7 @@ def test_a_result_is_compared_with_one_that_was_saved_earlier(panel, toy_model, 
     wait_idle(panel)
     panel.click(panel.ui.compareButton)
     wait_idle(panel)
-    # The only result that there is is that of the same CT: the comparison refuses it in words.
+    # The only result is that of the same CT: the comparison refuses it with a message.
     assert "the same study" in panel.ui.statusLabel.text
     assert not (tmp_path / "comparison").exists()
 
@@ -485,7 +485,7 @@ def test_the_panel_is_used_by_keys_alone_from_top_to_bottom(panel, toy_model):
 
 @pytest.mark.parametrize("factor", ["1.5", "2"])
 def test_a_high_dpi_screen_shows_the_panel_unclipped_in_as_many_pixels(panel, toy_model, tmp_path, factor):
-    """Qt reads QT_SCALE_FACTOR when it starts, so that the panel is shown by another process."""
+    """Qt reads QT_SCALE_FACTOR when it starts, so the panel is shown by another process."""
     prepare(panel, phantom(lesions=2), toy_model, "both")
     apply_and_wait(panel)
     path = tmp_path / "scene.mrb"

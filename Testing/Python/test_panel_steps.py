@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results are shown in steps between which Slicer lives on, whatever happens between two of them."""
+"""Results are shown in steps, between which Slicer's event loop runs; anything may happen between two steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def analysis(toy_model):
 
 @pytest.fixture
 def show(panel, monkeypatch):
-    """Lets the panel show an answer as if the worker had given it, by the steps that are given."""
+    """Make the panel show a result as if it came from the worker, with the given steps."""
 
     def show(answer, steps):
         events = [Event("done", 0, result=answer)]
@@ -50,7 +50,7 @@ def show_analysis(panel, node, answer):
 
 
 def watched(steps, between):
-    """These steps; `between` is called with the number of each when it is done."""
+    """The steps; after each one `between` is called with its number."""
     value = None
     for number in itertools.count():
         try:
@@ -66,7 +66,7 @@ def test_what_takes_long_is_done_in_turns_of_its_own(panel, toy_model, analysis,
     widget, numbers, shown, made = panel.widget, [], {}, [[]]
 
     def note(owner, name):
-        """Remember after how many steps this function is called."""
+        """Record the number of steps before this function is called."""
         original = getattr(owner, name)
 
         def noted(*arguments):
@@ -122,7 +122,7 @@ def choose_another(panel, node):
 @pytest.mark.parametrize("action", [remove_ct, remove_segmentation, remove_results, close_scene, choose_another])
 def test_whatever_happens_between_two_steps_the_panel_shows_what_is_there(panel, toy_model, analysis, show, action):
     def run(after):
-        """Show the analysis; after this step the action comes. Returns the CT and how many steps were taken."""
+        """Show the analysis, with the action after this step; return the CT and the number of steps taken."""
         panel.host.clear()
         node, taken = prepare(panel, phantom(lesions=2), toy_model), []
 
@@ -152,7 +152,7 @@ def test_whatever_happens_between_two_steps_the_panel_shows_what_is_there(panel,
         assert panel.ui.applyButton.text == "Apply", where
         if action is choose_another:
             assert state.volume_node.GetName() == "another", where
-            assert len(results(node, "heatmap")) == 2, where  # all is there when the CT is chosen again
+            assert len(results(node, "heatmap")) == 2, where  # everything is shown when the CT is chosen again
 
 
 def test_nothing_is_imported_in_slicers_thread_when_results_come(toy_model, tmp_path):

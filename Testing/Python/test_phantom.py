@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic abdomen: right anatomy on the right side, a truth that agrees with the image, and nothing by chance."""
+"""The synthetic abdomen: correct anatomy on the correct side, matching ground truth, and reproducibility."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def milliliters(phantom: Phantom, *names: str) -> float:
     return float(count * phantom.tissues.grid.voxel_volume_mm3 / 1000)
 
 
-# --- repeatable and independent of what it should not depend on ---------------------------------------------------
+# --- reproducible, and independent of irrelevant arguments --------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_voxels() -> None:
@@ -99,7 +99,7 @@ def test_organs_lie_on_their_side(seed: int) -> None:
     assert spine[posterior] > liver[posterior] + 40
     assert centroid(phantom, "aorta")[left] > centroid(phantom, "vena_cava")[left] + 10
     assert centroid(phantom, "lung")[superior] > liver[superior] > kidneys[superior]
-    if milliliters(phantom, "gallbladder"):  # it has been removed in some
+    if milliliters(phantom, "gallbladder"):  # some have none, as after surgery
         assert centroid(phantom, "gallbladder")[left] < spine[left]
     assert centroid(phantom, "gut_gas")[posterior] < centroid(phantom, "gut_fluid", "gut_contrast")[posterior]
 
@@ -127,7 +127,7 @@ def test_the_liver_is_one_piece_away_from_the_ends_of_the_scan(seed: int) -> Non
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_liver_touches_its_neighbors(seed: int) -> None:
     phantom = a_phantom(seed, lesions=False, noise=False)
-    around = ndimage.binary_dilation(phantom.truth.array > 0, iterations=3)  # up to 12 mm of fat between
+    around = ndimage.binary_dilation(phantom.truth.array > 0, iterations=3)  # with up to 12 mm of fat in between
     near = set(np.unique(phantom.tissues.array[around]))
     assert {TISSUES[n] for n in ("muscle", "visceral_fat", "lung", "vena_cava", "kidney_cortex")} <= near
 

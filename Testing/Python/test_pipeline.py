@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""analyze() does the whole job, and write_analysis() leaves whole results or none."""
+"""analyze() performs all steps, and write_analysis() leaves complete results or none."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_a_chain_of_a_locator_and_a_finer_network_is_told_apart_in_all_that_is_w
     first, second = result.provenance["segmentation"]["stages"]
     assert (first["name"], second["name"]) == ("locator", "organ")
     assert np.prod(np.multiply(second["shape"], second["spacing_mm"])) < np.prod(volume.shape) * (2.2 * 1.9 * 2.6)
-    # Both networks know the liver; the last one decides.
+    # Both networks segment the liver; the last one counts.
     assert [explanation["stage"] for explanation in result.provenance["explanations"]] == ["organ", "organ"]
     report = write_analysis(result, tmp_path / "out")["report"].read_text(encoding="utf-8")
     assert "one value every 2 × 2 × 2 mm" in report

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reader's part: candidates, accept, reject, add, merge, split, and the model's own answer beside it."""
+"""The reader's decisions: candidates, accept, reject, add, merge, split; the model's own result is kept."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ UNSURE, MISSED = ball((8, 24, 30), 6), ball((16, 26, 24), 6)
 
 
 def analysis(probability=True):
-    """A liver with two lesions, a candidate, and a dark lesion that the model has not seen at all."""
+    """A liver with two lesions, a candidate, and a dark lesion that the model has missed completely."""
     volume, spec, segmentation, measurements = analyzed_once(probability)
     segmentation = dataclasses.replace(segmentation, provenance=copy.deepcopy(segmentation.provenance))
     return Analysis(volume, spec, segmentation, (), measurements, {"warnings": []})
@@ -72,7 +72,7 @@ def analysis(probability=True):
 
 @cache
 def analyzed_once(probability):
-    """What the analyses of all tests share. Only its provenance could be changed, and each analysis has a copy."""
+    """The data shared by the analyses of all tests. Only provenance is mutable, and each analysis has a copy."""
     hu = np.where(LIVER_MASK, 110, -50) + NOISE
     for lesion in (COUNTED, SECOND, UNSURE, MISSED):
         hu[lesion] = 55 + NOISE[lesion]
@@ -98,7 +98,7 @@ def lx_box(box):
 
 
 def place(mask):
-    """The middle of a mask, LPS mm."""
+    """The centroid of a mask, LPS mm."""
     return tuple(MATRIX[:3, :3] @ np.argwhere(mask).mean(axis=0)[::-1] + MATRIX[:3, 3])
 
 
@@ -167,7 +167,7 @@ def test_an_accepted_candidate_is_a_lesion_and_a_rejected_lesion_is_liver():
 
 
 def restarted(one, model=None):
-    """What another session makes of the files of `one`."""
+    """The result of another session from the files of `one`."""
     decisions = [Decision.from_dict(json.loads(json.dumps(decision.to_dict()))) for decision in one.decisions]
     return refine(resume(model or one.own, one.segmentation.labels, decisions))
 
@@ -192,7 +192,7 @@ def test_a_rejected_lesion_is_listed_and_comes_back_as_it_was():
     assert back.measurements.rejected == ()
     np.testing.assert_array_equal(back.segmentation.mask("tumor"), larger.segmentation.mask("tumor"))
     assert back.decisions[-1].place_lps_mm == pytest.approx(result.decisions[1].place_lps_mm, abs=1e-3)
-    # Rejected, taken back and rejected again: listed once.
+    # Rejected, restored and rejected again: listed once.
     assert len(refine(back, [reject(1)]).measurements.rejected) == 1
     with pytest.raises(UsageError, match="There is no rejected lesion 1"):
         refine(back, [restore(1)])
@@ -258,7 +258,7 @@ def test_what_was_edited_by_hand_stays_in_later_sessions_at_other_sensitivities(
     drawn = one.segmentation.labels.with_array(array)
     for mine in (refine(one, labels=drawn), refine(resume(one, drawn, (), edited=True))):
         assert [x.kind for x in mine.decisions] == ["edit"]
-        for there in ("sure", "sensitive"):  # of what was drawn and erased the model says the same at one of them
+        for there in ("sure", "sensitive"):  # at one of them the model agrees with what was drawn and erased
             away = restarted(change_sensitivity(mine, there))
             back = change_sensitivity(restarted(away), "standard")
             np.testing.assert_array_equal(back.segmentation.mask("tumor"), COUNTED | UNSURE)
@@ -415,7 +415,7 @@ def test_a_corrective_click_is_right_whatever_the_network_says():
     assert not smaller.segmentation.mask("tumor")[tuple(beside)]
     assert smaller.segmentation.mask("liver")[tuple(beside)]
     assert [x.kind for x in smaller.decisions] == ["include", "exclude"]
-    # Other lesions are left alone.
+    # Other lesions are not changed.
     np.testing.assert_array_equal(smaller.segmentation.mask("tumor") & SECOND, SECOND)
 
 
@@ -482,7 +482,7 @@ def test_what_the_reader_decided_stays_when_the_sensitivity_changes():
     for result, asked in ((mine, None), (sure, "sure"), (sensitive, "sensitive")):
         assert result.segmentation.provenance.get("sensitivity", {}).get("asked") == asked
     assert sensitive.provenance["segmentation"]["sensitivity"]["asked"] == "sensitive"
-    # A later session knows the labels, the decisions and the sensitivity. At "sure" the model has no lesion either.
+    # A later session has the labels, the decisions and the sensitivity. At "sure" the model has no lesion either.
     for left, now in ((sensitive, "sure"), (sure, "sensitive")):
         restored = resume(left.own, left.segmentation.labels, left.decisions)
         again = change_sensitivity(restored, now)
@@ -516,7 +516,7 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     assert "(Dr. A, " in text
     assert "1 lesion rejected by the reader, not counted" in text
     assert "Rejected by Dr. A, 2" in text
-    # The model's card tells it, though of what a reader outlined nothing is said.
+    # The model's card states it, but nothing is reported for what a reader outlined.
     assert "its card does not state it" not in text
     assert "No reliability is given for lesions that others outlined or edited" in text
     assert text.count("<img") == 3 + 2 + 1 + 1
@@ -581,7 +581,7 @@ def test_a_decision_keeps_the_patients_size_and_the_target_lesions_under_their_n
     assert before.recist.targets == (2,)
     fewer = refine(one, [reject(1)]).measurements
     assert fewer.standard_volume_ml == before.standard_volume_ml
-    assert fewer.recist.targets == (1,)  # the same lesion: the larger one is none any more
+    assert fewer.recist.targets == (1,)  # the same lesion: the larger one is no longer a lesion
     assert fewer.recist.chosen_by_reader
     assert fewer.recist.diameters_mm == before.recist.diameters_mm
     assert fewer.standard_volume_ratio == pytest.approx(fewer.functional_volume_ml / fewer.standard_volume_ml)
@@ -666,7 +666,7 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
     assert again["lesions"][1]["volume_ml"] == pytest.approx(before["lesions"][1]["volume_ml"], rel=0.4)
     decisions = json.loads((second / "provenance.json").read_text())["reader"]
     assert [(one["kind"], one["who"]) for one in decisions] == [("reject", "Dr. A"), ("add", "reader")]
-    # Taken back by its number in the result of the rejection, it is what it was.
+    # When restored by its number after the rejection, it is the same as before.
     assert after["rejected"][0]["volume_ml"] == pytest.approx(before["lesions"][1]["volume_ml"])
     back = tmp_path / "back"
     assert main(["refine", str(first), "--restore", "1", "-o", str(back), *common, "--explain"]) == 0
@@ -676,7 +676,7 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
     assert restored["rejected"] == []
     own = json.loads((second / "measurements-model.json").read_text())
     assert own["lesion_count"] == 2
-    # The file of the segmentation is edited by hand: that is a decision, too.
+    # A manual edit of the segmentation file is a decision, too.
     path = second / "segmentation.seg.nrrd"
     image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
@@ -713,7 +713,7 @@ def test_an_edited_file_is_understood_by_the_names_of_its_segments(analyzed, toy
     path = result / "segmentation.seg.nrrd"
     image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
-    # As an editor may save it: with other values, and cropped to what is drawn.
+    # As an editor may save it: with other values, and cropped to the drawn region.
     other = sitk.GetImageFromArray(np.choose(array, [0, 2, 1]).astype(np.uint8))
     other.CopyInformation(image)
     k, j, i = (slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(array))
@@ -814,7 +814,7 @@ def test_refining_keeps_what_the_analysis_was_told_and_refuses_another_ct(analyz
     assert main([*target, *common, "--image", str(ct)]) == 0
     assert "target 1 at LPS" in capsys.readouterr().out
     assert json.loads((tmp_path / "targets" / "measurements.json").read_text())["recist"]["targets"] == [1]
-    # A result that does not say from which CT it was made cannot be checked, which is said.
+    # A result without information about its CT cannot be checked, and this is reported.
     provenance = json.loads((result / "provenance.json").read_text())
     del provenance["input"]["sha256"]
     (result / "provenance.json").write_text(json.dumps(provenance))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often findings like this one are true: the features, the word, the reason, and where they are written."""
+"""The reliability of findings: the features, the wording, the reason, and where they are written."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_model_whose_card_does_not_tell_says_nothing_about_reliability():
 def test_lesions_and_candidates_are_judged_and_both_files_say_so(tmp_path):
     segmentation = a_segmentation(a_grid())
     probability = segmentation.probabilities["tumor"].array.copy()
-    probability[20:24, 40:44, 22:26] = 0.6  # a piece that the label map does not hold
+    probability[20:24, 40:44, 22:26] = 0.6  # a component that is not in the label map
     segmentation = dataclasses.replace(
         segmentation, probabilities={"tumor": segmentation.probabilities["tumor"].with_array(probability)}
     )

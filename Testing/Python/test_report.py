@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report shows the patient the right way round, says what must be said, and needs nothing but itself."""
+"""The report shows the patient in the right orientation, has all required statements, and is self-contained."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _analysis(
 
 
 class _Page(HTMLParser):
-    """Collects what a test asks about."""
+    """Collects the elements that tests check."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def page(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> _Page:
 
 @functools.cache
 def _panels(name: str) -> list[Picture]:
-    """The three CT slices of an overview of an image that lies as `name` says."""
+    """The three CT slices of an overview of an image with the orientation `name`."""
     return list(pictures.render_planes(_analysis(DIRECTIONS[name])).values())
 
 
@@ -175,10 +175,10 @@ def test_an_outline_runs_along_the_border_of_what_it_surrounds_with_a_dark_halo_
     assert np.abs(at - LIVER.color).mean() < 25
     darker = (drawn < plain).all(axis=2)
     assert 0 < darker.mean() < 0.1
-    assert (np.abs(drawn - plain).max(axis=2) > 0).mean() < 0.1  # what is far from the line stays
+    assert (np.abs(drawn - plain).max(axis=2) > 0).mean() < 0.1  # pixels far from the line are unchanged
 
 
-#: What red-green-blind eyes see, on linear sRGB: Machado, Oliveira and Fernandes 2009, severity 1.
+#: Simulation of red-green blindness, on linear sRGB: Machado, Oliveira and Fernandes 2009, severity 1.
 COLOR_VISIONS = {
     "normal": np.eye(3),
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],

@@ -70,7 +70,7 @@ def page(browser: object, report: Path) -> object:
 
 
 def _settle(browser: object) -> None:
-    """Wait until what was asked for is drawn."""
+    """Wait until all requested drawing is done."""
     browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 
@@ -149,7 +149,7 @@ def test_the_viewer_holds_the_ct_without_a_lesion_and_elsewhere_the_ct(name: str
 
 
 def _with_candidate(analysis: Analysis) -> tuple[Analysis, np.ndarray]:
-    """The analysis of a model that is not sure of a ball in the liver, and where that is (bool, k, j, i)."""
+    """An analysis with a ball of low confidence in the liver, and the mask of the ball (bool, k, j, i)."""
     from LiverXAILib.measure import measure
 
     labels = analysis.segmentation.labels
@@ -274,7 +274,7 @@ def test_outlines_and_heat_maps_are_switched_and_thresholded(page: object) -> No
     _set(page, "map", "-1")
     _set(page, "outlines", False)
     plain = _pixels(page, "axial")
-    assert np.ptp(plain[60:-60, 60:-60], axis=-1).max() <= 6  # gray, but for letters and ticks at the edges
+    assert np.ptp(plain[60:-60, 60:-60], axis=-1).max() <= 6  # gray, except for letters and ticks at the edges
     _set(page, "outlines", True)
     assert np.ptp(_pixels(page, "axial")[60:-60, 60:-60], axis=-1).max() > 60
     _set(page, "outlines", False)

@@ -125,7 +125,7 @@ def test_a_second_stage_runs_only_around_what_the_first_found():
 
 
 def test_a_liver_too_small_to_be_one_is_pointed_out():
-    """A few millilitres, as a network may find them in a head."""
+    """A few milliliters, such as a network may find in a head."""
     grid = a_grid(np.diag(SPACING), np.array([90, 90, 80]))
     small, _ = ball_phantom(grid, organ_mm=10, lesion_mm=1)
     usual, _ = ball_phantom(grid)
@@ -241,7 +241,7 @@ def test_a_lesion_that_the_network_is_nowhere_sure_of_is_dropped_and_the_others_
     image = np.full(grid.shape, 100, dtype=np.int16)
     sure, doubtful = ((k - 20) ** 2 + (j - 22) ** 2 + (i - middle) ** 2 < 49 for middle in (14, 32))
     image[sure], image[doubtful] = 160, 160  # a logit of 1 ...
-    image[18:23, 20:25, 12:17] = 200  # ... and somewhere of nearly 5
+    image[18:23, 20:25, 12:17] = 200  # ... and in one place nearly 5
     volume = Volume(image, grid.ijk_to_lps)
     both = segment(volume, threshold_model(), device="cpu")
     one = segment(volume, threshold_model(peak_threshold={"tumor": 3.0}), device="cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGINT and SIGTERM at every stage of the long commands: the right exit code, no process, no file half written."""
+"""SIGINT and SIGTERM in every phase of the long commands: the right exit code, no processes, no partial files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["
 
 
 def assert_clean(stopped, number, *places):
-    """It ended by the signal, and nothing but the results that were there is left in `places`."""
+    """Assert that it ended by the signal, and that only earlier results are in `places`."""
     assert stopped.code == 128 + number, stopped.said
     assert "Traceback" not in stopped.said
     assert not stopped.running
@@ -92,7 +92,7 @@ def test_a_batch_is_stopped(stage, number, tmp_path):
 # --- train --------------------------------------------------------------------------------------------------------
 
 
-#: Drawing takes longer than these trainings.
+#: Drawing takes longer than these training runs.
 WITHOUT_CURVES = {"LiverXAILib.training.finish:write_curves": draw_nothing}
 
 
@@ -131,7 +131,7 @@ def test_training_is_stopped(place, number, study, tmp_path):
 
 
 def test_training_goes_on_where_the_temporary_folder_has_a_long_path(study, tmp_path):
-    """Samples come through sockets, and a socket's path has 107 bytes at most."""
+    """Samples are passed through sockets, and a socket's path has 107 bytes at most."""
     output, folder = tmp_path / "run", tmp_path / ("long" * 20)
     arguments = ["train", study / "study.yaml", "-o", output, "--set", "hardware.workers=1"]
     place = "LiverXAILib.training.learner:Learner.validation_step"
@@ -184,7 +184,7 @@ LABELS = [
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
-    """A server with a model in a zip file, and a registry that knows it."""
+    """A server with a model in a zip file, and a registry with an entry for it."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LIVERXAI_MODELS", raising=False)
     model = write_model(tmp_path / "toy")
@@ -224,7 +224,7 @@ def test_a_download_is_stopped_and_goes_on(place, number, shop):
     stopped = stop(command, f"LiverXAILib.models.{place}", number, shop.folder / "tmp", values=shop.values)
     assert_clean(stopped, number)
     assert {path.name for path in shop.home.iterdir()} == {".partial"}
-    # What has arrived is kept on purpose.
+    # The downloaded part is kept on purpose.
     assert {path.name for path in (shop.home / ".partial").iterdir()} <= {"toy.zip.part"}
     assert cli.main(command) == 0
     load_model("toy")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console examples of docs/slicer.md work as they stand there, and its links lead somewhere."""
+"""The console examples of docs/slicer.md work as printed, and its links are valid."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test host runs scripts as Slicer does, and refuses what it cannot do."""
+"""The test host runs scripts as Slicer does, and refuses what it does not support."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module LiverXAI in the test host: what Slicer shows of it, its logic, and its self-test."""
+"""The module LiverXAI in the test host: its description in Slicer, its logic, and its self-test."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def module(scene):
 
 @pytest.fixture
 def logic(module, monkeypatch):
-    """The module's logic with a model whose right answer is known."""
+    """The module's logic with a model whose correct output is known."""
     monkeypatch.setattr(LiverXAILib.models, "load_model", lambda name: threshold_model(), raising=False)
     return module.LiverXAILogic()
 

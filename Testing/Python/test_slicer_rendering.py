@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Slicer's views show: every pixel has the color that blending CT and heat map at its place gives."""
+"""Slicer's views: every pixel has the blended color of CT and heat map at its position."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def places(views, name):
 
 
 def expected_colors(ras, opacity):
-    """CT in its window, and the heat map's color over it where it is warm enough; 0 to 255."""
+    """CT in its intensity window, and the heat map's color over it above the threshold; 0 to 255."""
     from render_views import THRESHOLD, heat, hounsfield
 
     gray = np.repeat(np.clip((hounsfield(ras) + 160) / 400, 0, 1)[..., None], 3, axis=-1)
@@ -56,7 +56,7 @@ def check_pixels(views, name, opacity):
 
     ras = places(views, name)
     picture = views[f"{name}|picture"].astype(float)
-    # Where the heat passes the threshold, interpolation decides; away from there, all pixels must agree.
+    # At the threshold, colors depend on interpolation; elsewhere all pixels must agree.
     sure = np.abs(heat(ras) - THRESHOLD) > 0.02
     sure &= np.abs(ras - places(views, name)[128, 128]).max(axis=-1) < 28  # well inside the volume
     assert sure.sum() > 5000

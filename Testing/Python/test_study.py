@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study on real CT: from whom each fold learns and on whom it is judged, labels of synthetic patients, means."""
+"""The study on real CT: training and validation patients of each fold, labels of synthetic patients, means."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes tell what they say and how they end, in this order, and leave nobody behind."""
+"""Messages of child processes arrive before their end, and no descendants are left running."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from LiverXAILib.subprocesses import ChildProcess, describe_end, process_exists
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Start a child that runs the given text; returns it and its inbox."""
+    """Start a child that runs the given code; return it and its inbox."""
     children = []
 
     def starting(text: str, threads: int = 0) -> tuple[ChildProcess, queue.Queue]:
@@ -34,7 +34,7 @@ def start(tmp_path, monkeypatch):
 
 
 def news(inbox: queue.Queue) -> list[tuple[str, object]]:
-    """All that comes, up to and with the end."""
+    """All messages, including the end."""
     heard = []
     while not heard or heard[-1][0] != "ended":
         kind, _, value = inbox.get(timeout=60)
@@ -57,7 +57,7 @@ def test_messages_come_in_order_and_the_end_comes_last(start):
 
 
 def test_every_numerical_library_of_a_child_is_told_how_many_threads_it_has(start, monkeypatch):
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # what the user says stays
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # the user's setting is kept
     for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         monkeypatch.delenv(name, raising=False)
     _, inbox = start(
@@ -119,7 +119,7 @@ def test_a_kill_ends_all_that_the_child_has_started_and_may_come_twice(start):
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process works; one that nobody has waited for has ended too."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

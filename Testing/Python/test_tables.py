@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables are read as spreadsheets of all countries save them, and written so that none computes what is in them."""
+"""Tables are read as saved by spreadsheets in any locale, and written so that no cell is run as a formula."""
 
 from __future__ import annotations
 

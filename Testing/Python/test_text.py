@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words that others wrote, as they are shown."""
+"""Display of text from other sources."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of training: what is wrong is said in one sentence that names the setting."""
+"""Configurations of training: an error message is one sentence that names the setting."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"c\.yaml, line 1: this is not YAML"):
         read_config(path)
     path.write_text("- data", encoding="utf-8")
-    with pytest.raises(UsageError, match="list of settings"):
+    with pytest.raises(UsageError, match="consists of settings"):
         read_config(path)
 
 
@@ -89,7 +89,7 @@ def test_the_command_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     ("value", "expected"), [("1e-3", 1e-3), (1e-3, 1e-3), ("2.5E-4", 2.5e-4), ("1", 1.0)], ids=repr
 )
 def test_a_number_may_be_written_as_yaml_reads_it_or_not(value: Any, expected: float) -> None:
-    # YAML 1.1 takes 1e-3, which has no dot, for text.
+    # YAML 1.1 parses 1e-3, which has no dot, as text.
     assert parse_config(changed(training={"learning_rate": value})).training.learning_rate == expected
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data in each layout is found, read with the right labels, and refused where it would mislead."""
+"""Training data in each layout is found, read with the right labels, and refused if it would be misleading."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def msd(folder: Path) -> Path:
 
 
 def nnunet(folder: Path) -> Path:
-    """Like the Decathlon's, with a channel in image names, another file type, and labels the other way round."""
+    """Like the Decathlon's, with a channel in image names, another file type, and swapped label values."""
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
     for number in range(COUNT):
@@ -80,7 +80,7 @@ def table(folder: Path) -> Path:
 
 
 def dicom_seg(folder: Path) -> Path:
-    """A series and a segmentation object for each case; the segments have codes, and names of no use."""
+    """A series and a segmentation object for each case; the segments have codes, and meaningless names."""
     import highdicom
 
     code = pydicom.sr.coding.Code
@@ -183,7 +183,7 @@ def test_values_can_be_named_and_others_are_refused_unless_they_are_said_to_be_b
         (
             lambda folder: (folder / "dataset.json").write_text('{"labels": {"1": "spleen"}}', encoding="utf-8"),
             UsageError,
-            "names no liver",
+            "does not name a liver",
         ),
         (lambda folder: (folder / "dataset.json").write_text("{", encoding="utf-8"), InputError, "understood"),
     ],
@@ -253,7 +253,7 @@ def test_a_recorded_split_stays_when_cases_are_added(tmp_path: Path) -> None:
     split = draw_split(cases[:4], Data("msd", "anywhere"), 0)
     record_split(split, tmp_path / "splits.json")
     assert recorded_split(cases, tmp_path / "splits.json") == split
-    with pytest.raises(InputError, match="not in the data set any more"):
+    with pytest.raises(InputError, match="no longer in the data set"):
         recorded_split(cases[1:3], tmp_path / "splits.json")
 
 

@@ -21,7 +21,7 @@ LABELS = ("liver", "tumor")
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Margins, truths and what is known of three batches: with both, with nothing to find, without tumor labels."""
+    """Margins, truths and known labels of three batches: with both, with nothing to find, without tumor labels."""
     random = torch.Generator().manual_seed(3)
     result = []
     for size, here, known in ((2, True, True), (3, False, True), (1, True, False)):

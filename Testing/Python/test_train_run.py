@@ -62,7 +62,7 @@ def good(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run of two epochs that nobody disturbed, evaluated and explained."""
+    """An uninterrupted run of two epochs, evaluated and explained."""
     output = tmp_path_factory.mktemp("whole") / "run"
     config = tiny(data, output, finish={"evaluate": True, "explain": "seg-grad-cam"})
     lines: list[str] = []
@@ -73,7 +73,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only `whole` draws its learning curve, which takes as long as a training here."""
+    """Only `whole` draws its learning curve, which takes as long as a training run here."""
     monkeypatch.setattr("LiverXAILib.training.finish.write_curves", draw_nothing)
 
 
@@ -95,7 +95,7 @@ def die() -> None:
 
 
 def dies_in_step(number: int) -> Callable[[], None]:
-    """Die before the optimizer's step `number` (from 1; three are an epoch)."""
+    """Die before optimizer step `number` (from 1; an epoch has three)."""
 
     def prepare() -> None:
         steps, original = [0], learner_module.Learner.training_step
@@ -155,7 +155,7 @@ def test_a_folder_of_another_run_is_not_touched(data: Path, whole: Config) -> No
     assert stored == whole.plain()
 
 
-# --- what a run leaves --------------------------------------------------------------------------------------------
+# --- files of a run -----------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_table_curves_logs_evaluation_card_and_examples(whole: Config) -> None:
@@ -172,7 +172,7 @@ def test_a_run_leaves_table_curves_logs_evaluation_card_and_examples(whole: Conf
     assert "validation_dice_liver" in next((folder / "logs").rglob("metrics.csv")).read_text(encoding="utf-8")
     card = (folder / "card.md").read_text(encoding="utf-8")
     assert "val. Dice tumor" in card
-    assert "nothing anywhere" in card
+    assert "An empty segmentation" in card
     said = (folder / "said.txt").read_text(encoding="utf-8")
     assert "3 training and 1 validation cases" in said
     assert "analyze" in said
@@ -219,7 +219,7 @@ def test_a_good_model_is_measured_as_good_by_the_table_and_on_the_images_own_gri
     (outcome,) = train(tiny(data, tmp_path / "run", init=str(good), finish__evaluate=True, **still), say=silent)
     before, after = outcome.rows
     assert (before["epoch"], after["epoch"]) == (0, 1)
-    for label, least in (("liver", 0.9), ("tumor", 0.7)):  # a lesion of 11 voxels, some of them half
+    for label, least in (("liver", 0.9), ("tumor", 0.7)):  # a lesion of 11 voxels, some of them partial
         for measure in ("dice", "sensitivity", "precision"):
             assert after[f"validation_{measure}_{label}"] > least
         assert after[f"validation_loss_{label}"] < 0.4
@@ -265,8 +265,8 @@ def test_folds_are_trained_one_after_the_other_and_judged_together(data: Path, t
 
 
 def train_and_tell(path: str) -> tuple[int, str]:
-    """The command in a process of its own: its exit code and what it said."""
-    rank_zero_only.rank = int(os.environ["RANK"])  # a fresh process reads it as it imports Lightning
+    """Run the command in a separate process; return its exit code and output."""
+    rank_zero_only.rank = int(os.environ["RANK"])  # a new process reads it on importing Lightning
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = cli.main(["train", path])
     return code, said.getvalue()
@@ -310,7 +310,7 @@ def test_some_slices_of_each_case_are_drawn_and_others_in_the_next_epoch() -> No
 
     first, second = drawn(0), drawn(1)
     for epoch in (first, second):
-        assert len(set(epoch)) == 8  # no slice twice
+        assert len(set(epoch)) == 8  # no slice appears twice
         assert [sum(case == n for case, _ in epoch) for n in range(3)] == [3, 2, 3]
     assert set(first) != set(second)
 
@@ -334,8 +334,8 @@ def chain(whole: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_stage_of_a_chain_is_trained_and_the_others_stay(data: Path, chain: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     (outcome,) = train(tiny(data, tmp_path / "run", init=str(chain), training__epochs=1), say=lines.append)
-    assert "stage 'fine'" in lines[0]  # the one that decides tumors
-    assert outcome.rows[0]["epoch"] == 0  # the initial model, judged before training
+    assert "stage 'fine'" in lines[0]  # the one that segments tumors
+    assert outcome.rows[0]["epoch"] == 0  # the initial model, validated before training
     before, after = load_states(chain), load_states(tmp_path / "run" / "model")
     assert [stage.name for stage in after[0].stages] == ["coarse", "fine"]
     assert after[0].stages[1].region == Region("liver", 10.0)
@@ -379,7 +379,7 @@ def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Pa
     for image, labels in ((sample["image"], sample["truth"]), (whole["image"], whole["truth"])):
         assert abs(float(image[labels > 0].median())) < 5
     nothing = dataclasses.replace(dataset.values, liver=(77,), tumor=(78,), others=True)
-    with pytest.raises(InputError, match="no liver is labelled, from which stage"):
+    with pytest.raises(InputError, match="no liver is labeled, whose median HU stage"):
         prepared_cases(dataset.cases[:1], Prepare(fine, nothing), progress=False)
 
 
@@ -407,7 +407,7 @@ def test_the_curve_over_numbers_of_cases_comes_from_one_command(
     splits = [json.loads((tmp_path / "run" / f"cases-{n}" / "splits.json").read_text("utf-8")) for n in (1, 3)]
     assert splits[0]["validation"] == splits[1]["validation"]
     assert splits[0]["training"] == splits[1]["training"][:1]
-    with pytest.raises(UsageError, match="there are 1 to 3"):
+    with pytest.raises(UsageError, match="the data allows 1 to 3"):
         train_by_cases(config, [4], say=silent)
 
 
@@ -543,7 +543,7 @@ def test_the_script_for_slicer_trains_without_torchvision_and_reports_its_exit_c
     assert main([*start, "--config", str(path)]) == 0
     assert "The model is in" in capsys.readouterr().out
     load_model(tmp_path / "run" / "model")
-    monkeypatch.delitem(sys.modules, "slicer")  # any Python runs it
+    monkeypatch.delitem(sys.modules, "slicer")  # it runs in any Python
     monkeypatch.setattr(sys, "argv", [str(script), "--config", str(tmp_path / "missing.yaml")])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(script), run_name="__main__")

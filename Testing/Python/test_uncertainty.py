@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uncertainty is what windows, networks and mirrorings say differently: 0 where they cannot differ."""
+"""Uncertainty is the disagreement of windows, networks and mirrorings: 0 where they cannot differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def changed(model, networks=None, **stage):
 
 
 def noisy_twin(model, noise=0.05):
-    """A network whose weights differ a little."""
+    """A network whose weights differ slightly."""
     network = copy.deepcopy(model.members(model.spec.stages[0])[0])
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
@@ -92,7 +92,7 @@ def test_networks_that_disagree_are_compared_lesion_by_lesion():
     expected = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
     assert result.pairwise_dice == pytest.approx(expected, abs=1e-3)
     assert 0.2 < result.pairwise_dice < 1
-    # The twin may see a lesion of its own beside these two.
+    # The twin may find another lesion in addition to these two.
     for lesion, place in zip(result.lesions[:2], LESIONS_LPS, strict=True):
         k, j, i = np.indices(volume.shape)
         lps = volume.grid.to_lps(np.stack([i, j, k], axis=-1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI, NRRD and MetaImage files: read as ITK reads them, written atomically, refused where they are no CT volume."""
+"""NIfTI, NRRD and MetaImage files: read as ITK reads them, written atomically, refused if they are not a CT volume."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def nifti(
     order: str = "<",
     version: int = 1,
 ) -> None:
-    """A NIfTI file written by the letter of the standard, independently of the reader."""
+    """A NIfTI file written strictly by the standard, independently of the reader."""
     shape = dim or [array.ndim, *array.shape[::-1]]
     shape = shape + [1] * (8 - len(shape))
     rows = (np.eye(4) if sform is None else sform)[:3].ravel()

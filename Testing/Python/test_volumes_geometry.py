@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids, their comparison, and the grid a network's axes see: any shape, spacing and direction."""
+"""Grids, their comparison, and the grid along a network's axes: any shape, spacing and direction."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_positions_and_voxels_are_converted_forth_and_back(shape, rows):
 
 @given(shapes, st.integers(0, 45), st.data())
 def test_a_part_of_a_grid_is_found_in_it_again(shape, degrees, data):
-    """Oblique, with rounding errors, and also where the part reaches beyond the grid."""
+    """Oblique, with rounding errors, and also if the part extends beyond the grid."""
     grid = Grid(shape, tilted(degrees).ijk_to_lps @ np.diag([0.7, 0.7, 2.5, 1]))
     start = [data.draw(st.integers(-3, 8)) for _ in shape]
     box = Box.between(start, np.add(start, [data.draw(st.integers(1, 9)) for _ in shape]))
@@ -57,7 +57,7 @@ def test_a_part_of_a_grid_is_found_in_it_again(shape, degrees, data):
 
 @given(shapes, matrices, st.integers(0, 2), st.floats(1e-2, 5))
 def test_grids_match_only_if_all_their_corners_do(shape, rows, axis, step):
-    """One corner in common is not enough: a scan seen from it may be turned, longer, or finer."""
+    """A common corner is not sufficient: the other grid may be rotated, longer, or finer."""
     grid = a_grid(shape, rows)
     assert grid.matches(Grid(shape, grid.ijk_to_lps))
     stretched = grid.ijk_to_lps.copy()
@@ -121,7 +121,7 @@ def test_any_body_s_size_is_accepted_and_is_refused_in_meters_and_micrometers(x,
             check_size(Grid(shape, grid.ijk_to_lps * [[factor], [factor], [factor], [1]]), "x")
 
 
-#: HU at and around the limits by which images are judged, and those of a body.
+#: HU at and around the limits for plausible images, and those of a body.
 HU = (-3000, -1201, -1200, -1051, -1024, -900, -301, -100, -50, -49, 40, 300, 301, 850, 1251)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each row of the table in docs/inputs.md but DICOM's: the file is made, and what happens is what the table says."""
+"""Each row of the table in docs/inputs.md except DICOM's: the file is made, and the outcome is that of the table."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def promised(folder: Path) -> list[Path]:
 
 
 def huge(folder: Path) -> list[Path]:
-    """Files of some kilobytes that hold more than the test allows."""
+    """Files of some kilobytes that expand to more than the test allows."""
     zeros = bytes(2 * 128**3)
     return [
         nifti(folder / "a.nii.gz", array=np.zeros((128, 128, 128), np.int16)),

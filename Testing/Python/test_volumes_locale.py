@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers are read and written the same where the decimal sign is a comma, also inside a Qt application."""
+"""Headers are read and written identically if the decimal separator is a comma, also inside a Qt application."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from LiverXAILib.volumes.volume import Volume
 MATRIX = np.array([[0.75, 0, 0, -12.5], [0, 0.8125, 0, 33.25], [0, 0, 2.5, 870.125], [0, 0, 0, 1]])
 ENDINGS = (".nrrd", ".mha", ".nii.gz")
 
-#: Reads what the parent wrote and writes it anew, in a process whose C library has a decimal comma.
+#: Reads the parent's files and writes them again, in a process whose C library has a decimal comma.
 PROGRAM = """
 import locale, sys
 import numpy as np
@@ -49,7 +49,7 @@ np.save(folder / "labels.npy", read_labels(folder / "out.seg.nrrd").ijk_to_lps)
 
 @pytest.fixture(scope="module")
 def german(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment with the locale de_DE.UTF-8, which is made if the system has none."""
+    """An environment with the locale de_DE.UTF-8, which is created if the system lacks it."""
     folder = tmp_path_factory.mktemp("locales")
     environment = {**os.environ, "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8", "QT_QPA_PLATFORM": "offscreen"}
     if shutil.which("localedef"):

@@ -44,7 +44,7 @@ def a_volume(direction: np.ndarray) -> Volume:
 
 
 def place_of_each_value(volume: Volume) -> np.ndarray:
-    """(voxels, 3) LPS positions, sorted by the voxel's value: equal for images that show the same thing."""
+    """(voxels, 3) LPS positions, sorted by the voxel's value: equal for images with the same contents."""
     kji = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing="ij"), axis=-1).reshape(-1, 3)
     return volume.grid.to_lps(kji[:, ::-1])[np.argsort(volume.array.ravel())]
 
@@ -112,7 +112,7 @@ def test_channels_in_front_of_the_axes_stay_in_front():
     np.testing.assert_array_equal(plan.invert(moved), channels)
 
 
-# Any invertible matrix, far from orthogonal, must still get each name once and keep its voxels in place.
+# Any invertible matrix, far from orthogonal, must still get each axis name once and keep its voxels in place.
 elements = st.floats(-1, 1, allow_nan=False).map(lambda value: round(value, 2))
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def itk_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What ITK's own series reader makes of a folder: array and ijk_to_lps."""
+    """Results of ITK's own series reader for a folder: array and ijk_to_lps."""
     reader = sitk.ImageSeriesReader()
     uid = next(one.uid for one in list_series(folder) if one.problem is None)
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), uid))
@@ -68,7 +68,7 @@ def test_a_feet_first_series_agrees_with_highdicom():
     assert volume.spacing[2] == pytest.approx(spacing)
     for header, place in zip(headers, places, strict=True):
         i, j, k = volume.grid.to_ijk(np.array(header.ImagePositionPatient, dtype=float))
-        # highdicom counts against the normal of the slices.
+        # highdicom numbers slices against their normal.
         np.testing.assert_allclose([i, j, k], [0, 0, 34 - place], atol=0.01)
 
 

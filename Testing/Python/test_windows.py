@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows cover the image, and their weights are known beforehand and sum to one."""
+"""Sliding windows cover the image, and their weights are known in advance and sum to one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine in a child process: the same results, kept between requests, cancelled, killed, and never an orphan."""
+"""The engine in a child process: same results, reuse between requests, cancel, kill, and no orphans."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, forked_children):
-    """One worker for the tests that leave it alive."""
+    """One worker for the tests that do not end it."""
     client = WorkerClient(threads=1, log=tmp_path_factory.mktemp("log") / "worker.log")
     yield client
     client.close()
@@ -41,7 +41,7 @@ def shared(tmp_path_factory, forked_children):
 
 @pytest.fixture
 def own(tmp_path):
-    """A worker of the test's own."""
+    """A worker for one test only."""
     client = WorkerClient(threads=1, log=tmp_path / "worker.log")
     yield client
     client.close()
@@ -105,7 +105,7 @@ def test_another_question_needs_neither_image_nor_model_again(shared, model_fold
     (answer,) = lx.explain.explain_lesions(volume, model, analysis.segmentation, ["lesion:2"], device="cpu")
     assert [one.sentence for one in event.result.answers] == [answer.sentence]
     assert shared.pid == pid
-    # The worker says how long it computed; the rest is ours.
+    # The worker reports its computing time; the rest is overhead of the client.
     print(f"overhead {seconds - explanation.provenance['seconds']:.3f} s")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a worker does or says: poll() never raises, each request ends once, and no voxel stays behind."""
+"""Whatever a worker does or sends, poll() never raises, each request ends once, and no image data remain on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from LiverXAILib.volumes.volume import Volume
 from LiverXAILib.worker import WorkerClient, WorkerError
 
 VOLUME = Volume(np.zeros((8, 8, 8), np.int16), np.eye(4), {})
-#: A worker that answers the first request with what stands in the file "answer", then waits or ends.
+#: A worker that answers the first request with the contents of the file "answer", then waits or ends.
 TOY = """
     import json, sys, time
     from pathlib import Path
@@ -32,7 +32,7 @@ TOY = """
 
 @pytest.fixture
 def client(tmp_path, monkeypatch):
-    """A client whose worker is a toy; its temporary files go to a folder of the test's own."""
+    """A client whose worker is a toy; its temporary files go to a folder of the test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     made = WorkerClient(threads=1)
@@ -42,7 +42,7 @@ def client(tmp_path, monkeypatch):
 
 
 def answering(monkeypatch, tmp_path: Path, answer: bytes, then: str = "time.sleep(600)") -> None:
-    """Let workers say `answer` to their first request."""
+    """Make workers answer their first request with `answer`."""
     package = tmp_path / "toy" / "toy_worker"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -53,7 +53,7 @@ def answering(monkeypatch, tmp_path: Path, answer: bytes, then: str = "time.slee
 
 
 def outcome(client: WorkerClient) -> list:
-    """The events but progress until the client is idle, and a little longer."""
+    """All events except progress until the client is idle, and for a short time after."""
     events, until = [], time.monotonic() + 60
     while client.busy and time.monotonic() < until:
         events += [event for event in client.poll() if event.kind != "progress"]
@@ -92,7 +92,7 @@ def message(**values: object) -> bytes:
 @pytest.mark.parametrize("then", ["sys.exit(3)", "time.sleep(600)"], ids=["and ends", "and waits"])
 def test_an_answer_without_meaning_is_one_failure_in_words(client, monkeypatch, tmp_path, answer, then):
     if then != "sys.exit(3)" and (not answer or not answer.endswith(b"\n")):
-        then = "sys.exit(0)"  # a worker that says nothing may be working
+        then = "sys.exit(0)"  # a silent worker may be computing
     answering(monkeypatch, tmp_path, answer, then)
     client.analyze(VOLUME, "ct")
     (event,) = outcome(client)

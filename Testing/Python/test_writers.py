@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs are chosen by name, never take each other down, and never stay when their result is replaced."""
+"""Outputs are chosen by name, do not fail because of each other, and are removed when their result is replaced."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_uncertainty_is_the_entropy_of_the_probabilities_in_its_place(analys
         expected[box] = np.maximum(expected[box], entropy)
     np.testing.assert_allclose(found, expected[part], atol=1e-6)
     expected[part] = 0
-    assert not expected.any()  # nothing is left out
+    assert not expected.any()  # nothing is missing
     without = dataclasses.replace(analysis, segmentation=dataclasses.replace(analysis.segmentation, probabilities={}))
     assert "uncertainty" not in write_analysis(without, tmp_path / "without", write=["uncertainty"])
 

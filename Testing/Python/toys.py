@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models whose right answer is known, for tests of what lies around the network."""
+"""Small models with known correct output, for tests of the code around the network."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def without_evidence() -> dict[str, Any]:
-    """The evidence of a counterfactual whose lesion is recognized alone and could not be moved elsewhere."""
+    """The evidence of a counterfactual whose lesion is detected in isolation and could not be moved elsewhere."""
     return {
         "probability": 0.94,
         "in_image": 0.94,

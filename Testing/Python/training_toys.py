@@ -19,21 +19,21 @@ from LiverXAILib.volumes.volume import Grid, Volume
 
 
 def draw_nothing(*_: Any) -> None:
-    """Instead of a learning curve."""
+    """Replacement for drawing a learning curve."""
 
 
 def ball_case(number: int) -> tuple[Volume, Volume]:
-    """A noisy ball with a lesion, 96 mm wide, another size for each number; and its labels."""
+    """An image 96 mm wide of a noisy ball with a lesion, of a different size for each number; and its labels."""
     matrix = np.diag([6.0, 6.0, 8.0, 1.0])
     matrix[:3, 3] = (10.0 * number, -30.0, 200.0)
     image, labels = ball_phantom(Grid((12, 16, 16), matrix), 32.0 + 2 * number, 10.0 + number)
     noise = np.random.default_rng(number).normal(0, 8, image.shape)
-    air = np.where(np.arange(16) < 1, -1000, 0)  # as in any CT, something is air
+    air = np.where(np.arange(16) < 1, -1000, 0)  # as in any CT, part of the image is air
     return image.with_array((image.array + noise + air).clip(-1024).astype(np.int16)), labels
 
 
 def write_msd(folder: Path, count: int = 4, *, tumors: bool = True) -> Path:
-    """A data set in the layout of the Medical Segmentation Decathlon, with the hidden copies its archives have."""
+    """A data set in the layout of the Medical Segmentation Decathlon, including the hidden files in its archives."""
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
     for number in range(count):
@@ -73,19 +73,19 @@ def tiny(data: Path, output: Path, **changes: Any) -> Config:
 def threshold_model(data: Path, folder: Path) -> Path:
     """A model whose weights are set by hand: liver above 50 HU and tumor above 150 HU, as in the balls' images.
 
-    It stands for a trained one wherever a test needs a model that is good, on any processor and number of threads.
+    It replaces a trained model wherever a test needs a good one, on any processor and with any number of threads.
     """
     config = tiny(data, folder, network__norm="batch")
     setup = set_up(config, ["liver", "tumor"])
     network: Any = setup.network
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.fill_(1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0)  # batch norms pass on
+            parameter.fill_(1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0)  # identity norms
         decoder, skipped = network.decoder[-1].convolutions, network.encoder[0][0].out_channels
         for layer, channel in ((network.encoder[0][0], 0), (network.encoder[0][3], 0), (decoder[0], skipped)):
             layer.weight[0, channel, 1, 1, 1] = 1.0
         decoder[3].weight[0, 0, 1, 1, 1] = 1.0
-        network.encoder[0][1].bias.fill_(3.0)  # above 0, where leaky ReLUs pass on
+        network.encoder[0][1].bias.fill_(3.0)  # above 0, where leaky ReLUs are the identity
         network.head.weight[:, 0] = 20.0
         intensity = setup.stage.intensity
         thresholds = (torch.tensor([50.0, 150.0]) - intensity.shift) / intensity.scale

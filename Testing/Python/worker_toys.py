@@ -15,12 +15,12 @@ from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Grid, Volume
 from LiverXAILib.worker import Event, WorkerClient
 
-#: A question that takes the tiny model many runs; of a :func:`roomy_phantom`, time enough to cancel, to kill, to close.
+#: A question that needs many runs of the tiny model; with a :func:`roomy_phantom`, long enough to cancel, kill, close.
 SLOW = {"explain": ["liver", "tumor"], "method": "occlusion"}
 
 
 def wait(client: WorkerClient, seen: list[Event] | None = None, limit: float = 120) -> Event:
-    """Poll until the request ends; `seen` gets the progress."""
+    """Poll until the request ends; progress is appended to `seen`."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
         for event in client.poll():
@@ -33,7 +33,7 @@ def wait(client: WorkerClient, seen: list[Event] | None = None, limit: float = 1
 
 
 def wait_for_progress(client: WorkerClient, stage: str = "") -> Event:
-    """Poll until the request tells of progress in `stage`."""
+    """Poll until the request reports progress in `stage`."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         for event in client.poll():
@@ -45,7 +45,7 @@ def wait_for_progress(client: WorkerClient, stage: str = "") -> Event:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process exists and is not just waiting to be buried."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -53,7 +53,7 @@ def alive(pid: int) -> bool:
 
 
 def until(condition: Callable[[], bool], limit: float = 30) -> bool:
-    """Wait until `condition` holds; whether it does."""
+    """Wait until `condition` holds, and return whether it does."""
     end = time.monotonic() + limit
     while not condition():
         if time.monotonic() > end:
@@ -86,6 +86,6 @@ def fine_phantom(factor: int = 2) -> Volume:
 
 
 def roomy_phantom(air: int = 32) -> Volume:
-    """The same patient with so many voxels of air on each side: to occlude all of it takes a minute."""
+    """The same patient with `air` voxels of air on each side; occluding the whole image takes a minute."""
     volume = phantom()
     return Volume(np.pad(volume.array, air, constant_values=-1000), volume.ijk_to_lps)

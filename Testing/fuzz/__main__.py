@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m fuzz KIND …``: run attacks and say what became of them. Exit code 1 if a promise was broken."""
+"""``python -m fuzz KIND …``: run attacks and report the outcome. Exit code 1 if a promise was broken."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def main() -> int:
         "--cases",
         type=int,
         default=500,
-        help="how many (of signals a fiftieth, if all kinds are run); 500 take minutes",
+        help="number of cases (a fiftieth for signals, if all kinds are run); 500 take minutes",
     )
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one: --cases 1")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this time, e.g. 600 for a night")
-    parser.add_argument("--keep", type=Path, default=None, help="a new folder in which the cases' files are left")
+    parser.add_argument("--keep", type=Path, default=None, help="a new folder in which to keep the cases' files")
     arguments = parser.parse_args()
     reports = []
     for name in KINDS if arguments.kind == "all" else [arguments.kind]:
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def show_findings(reports: list[Report]) -> None:
-    """Each finding with the command that repeats it."""
+    """Print each finding with the command that reproduces it."""
     for report in reports:
         for case, text in report.findings:
             print(f"\npython -m fuzz {report.kind} --seed {report.seed} --first {case} --cases 1\n{text}")

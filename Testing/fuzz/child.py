@@ -18,14 +18,14 @@ from LiverXAILib.errors import LiverXAIError
 
 from .kind import BrokenPromiseError, kind_class
 
-#: Code in a file leaves this mark when it is run.
+#: Hostile code in a file creates this file when it is run.
 MARK_VARIABLE = "LIVERXAI_FUZZ_MARK"
 _LONGEST_MESSAGE = 3000
 
 
 def main() -> None:
     name, seed, first, last, folder, prepared = sys.argv[1:]
-    # What libraries print must not come between the messages to the parent.
+    # Output of libraries must not mix with the messages to the parent.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     mark = Path(prepared) / "executed"
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _refusal(error: LiverXAIError) -> dict[str, str]:
-    """A refusal is a sentence that can be shown: of bounded length, and it controls no terminal."""
+    """Check that a refusal can be shown: its length is bounded, and it has no terminal control characters."""
     text = str(error)
     control = [c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf")]
     if not text.strip() or len(text) > _LONGEST_MESSAGE or control:
@@ -66,7 +66,7 @@ def _refusal(error: LiverXAIError) -> dict[str, str]:
 
 
 def _limit(megabytes: int) -> None:
-    """Bound memory, the size of files, and core dumps."""
+    """Limit memory, the size of files, and core dumps."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if os.name == "posix" else 0
     resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))

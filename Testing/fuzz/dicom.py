@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM folders: damaged files, senseless tags, strangers among the slices."""
+"""DICOM folders: damaged files, invalid tags, foreign files among the slices."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _VALUES: tuple[object, ...] = (
 
 
 class Dicom(Kind):
-    """Reads a folder of slices of which some were changed."""
+    """Reads a folder of slices, some of which were changed."""
 
     limit_s = 60.0
 
@@ -107,7 +107,7 @@ class Dicom(Kind):
                     setattr(one, name, value)
                 one.save_as(path, enforce_file_format=False)
             except Exception:
-                # pydicom cannot write every nonsense; then the file is cut instead.
+                # pydicom cannot write every invalid value; the file is truncated instead.
                 path.write_bytes(path.read_bytes()[: int(rng.integers(0, 2000))])
 
     @staticmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes killed while they write, and disks that are full: the old result or the new one, whole."""
+"""Processes killed while writing, and full disks: either the old or the new result must be complete."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from LiverXAILib.volumes.volume import Grid
 
 from .kind import BrokenPromiseError, Generator, Kind
 
-#: What of the writing shows in the system: files opened, renamed, removed.
+#: Audit events of the steps of writing: files opened, renamed, removed.
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.listdir", "os.scandir", "os.chmod")
 
 
-#: How many of the kills come from outside, at any time. Both processes draw the same numbers.
+#: Fraction of the kills that come from the parent at any time. Both processes draw the same numbers.
 _BESIDE = 0.3
 
 
 class _Writing(Kind):
-    """Writes a new result over an old one while something happens."""
+    """Replaces an old result by a new one while a fault occurs."""
 
     limit_s = 60.0
     limit_mb = 4000
@@ -78,7 +78,7 @@ class _Writing(Kind):
         return f"{became} result"
 
     def _left_something_out(self, result: Path, state: dict[str, str]) -> bool:
-        """Whether the result is the new one without something that is not required, and says so."""
+        """Whether the result is the new one without an optional output, and states that."""
         provenance = json.loads((result / "provenance.json").read_text())
         said = any(warning.startswith("Not written:") for warning in provenance["warnings"])
         return said and all(
@@ -86,7 +86,7 @@ class _Writing(Kind):
         )
 
     def _in_child(self, rng: Generator, result: Path) -> None:
-        """Write the new result in a child process, which ends."""
+        """Write the new result in a child process, and wait for its end."""
         code = 1
         try:
             self._prepare(rng)
@@ -98,14 +98,14 @@ class _Writing(Kind):
             os._exit(code)
 
     def _prepare(self, rng: Generator) -> None:
-        """What happens to the child before it writes."""
+        """Prepare the fault in the child before it writes."""
 
     def _beside(self, rng: Generator, child: int) -> None:
-        """What happens to the child while it writes."""
+        """Cause the fault from the parent while the child writes."""
 
 
 class Kills(_Writing):
-    """Ends the process at any time, or just before any one step of the writing."""
+    """Kills the process at any time, or just before any step of the writing."""
 
     def _prepare(self, rng: Generator) -> None:
         if rng.random() < _BESIDE:
@@ -128,7 +128,7 @@ class Kills(_Writing):
 
 
 class Disks(_Writing):
-    """Lets no file grow beyond a size, or any one step fail as on a full disk."""
+    """Limits the size of files, or makes any single step fail as on a full disk."""
 
     def _prepare(self, rng: Generator) -> None:
         if rng.random() < 0.5:

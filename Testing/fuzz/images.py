@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files: damaged, cut, with senseless headers, or not files at all."""
+"""Image files: damaged, truncated, with invalid headers, or not regular files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS = (
     *("0", "-1", "1", "nan", "inf", "1e999", "1e-320", "4294967296", "99999999999999999999", "A" * 5000, ""),
     *("-2147483648", "none", "(0,0,0)", "/etc/passwd", "../secret.raw", "LIST", "%05d.raw 0 9 1", "\x1b[2J", "65535"),
 )
-#: Endings; whether a checksum or the exact length tells damage of the voxels.
+#: Endings; whether a checksum or the exact length reveals damaged voxels.
 _FORMATS = {
     ".nii": False,
     ".nii.gz": True,
@@ -36,7 +36,7 @@ _FORMATS = {
 
 
 class Images(Kind):
-    """Reads images; a damaged stream is refused, never read as other voxels."""
+    """Reads images; a damaged stream must be refused, never read as other voxels."""
 
     limit_s = 30.0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kind of attack is."""
+"""The base class of kinds of attack."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class BrokenPromiseError(Exception):
 
 
 class Kind:
-    """One kind of attack. `folder` is where it prepares what all its cases start from.
+    """One kind of attack. `folder` is where it prepares the files that all its cases start from.
 
-    A case may end well, or with one of LiverXAI's own errors, which is a refusal; anything else is a finding.
+    A case may succeed, or end with one of LiverXAI's own errors, which is a refusal; anything else is a finding.
     """
 
     #: Seconds that one case may take; megabytes of address space that cases may need beyond the prepared process.
@@ -32,13 +32,13 @@ class Kind:
     def run(self, rng: Generator, folder: Path) -> str:
         """Run one case in an empty `folder`; everything about it follows from `rng`.
 
-        :return: what became of it, in a word or two, for the counts.
+        :return: the outcome in a word or two, for the counts.
         :raises BrokenPromiseError: a promise was broken.
         """
         raise NotImplementedError
 
 
-#: Of how many cases that are asked of all kinds a slow kind runs one.
+#: If all kinds are run, a slow kind runs one in this many cases.
 ONE_OF = {"signals": 50}
 
 #: The kinds by name: module and class.
@@ -55,6 +55,6 @@ KINDS = {
 
 
 def kind_class(name: str) -> type[Kind]:
-    """The class of a kind. Its imports take seconds, and belong into the child process."""
+    """The class of a kind. Its imports take seconds, and belong in the child process."""
     module, cls = KINDS[name]
     return getattr(importlib.import_module(f"fuzz.{module}"), cls)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model folders and archives: senseless cards, damaged or hostile weights, code that wants to run."""
+"""Model folders and archives: invalid cards, damaged or hostile weights, malicious code."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _NNUNET_NETWORK = {
 
 
 class _Code:
-    """Leaves a mark when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.mkdir, (os.environ[MARK_VARIABLE],)
 
 
 class Models(Kind):
-    """Loads, imports and uses a model of which something was changed."""
+    """Loads, imports and uses a model with changes in its files."""
 
     limit_s = 180.0
     limit_mb = 3000
@@ -121,7 +121,7 @@ class Models(Kind):
             self._vouch(rng, folder, path)
 
     def _vouch(self, rng: Generator, folder: Path, path: Path) -> None:
-        """Let the folder say of itself that all is well."""
+        """Forge a matching checksum and a trusted origin in the folder."""
         card = folder / "card.json"
         if card.is_file() and rng.random() < 0.8:
             try:
@@ -172,7 +172,7 @@ class Models(Kind):
             path.write_bytes(damage(rng, path.read_bytes()))
         return path
 
-    # --- what cases start from ---------------------------------------------------------------------------------------
+    # --- models that cases start from --------------------------------------------------------------------------------
 
     @staticmethod
     def _write_nnunet(folder: Path) -> None:

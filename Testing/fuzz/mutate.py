@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage and malice in general: bytes, texts and JSON."""
+"""General mutations of bytes, texts and JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def flip_bits(rng: Generator, data: bytes, start: int = 0, most: int = 4) -> byt
 
 
 def damage(rng: Generator, data: bytes) -> bytes:
-    """`data` with bits flipped, cut, extended, or a piece of it repeated, removed, zeroed or replaced by noise."""
+    """`data` with bits flipped, truncated, extended, or with a part repeated, removed, zeroed or replaced by noise."""
     how = int(rng.integers(7))
     if how == 0 or not data:
         return flip_bits(rng, data) or b"\x00"
@@ -40,7 +40,7 @@ def damage(rng: Generator, data: bytes) -> bytes:
     }[how]
 
 
-#: Values that a careless reader does not expect.
+#: Values that a careless parser does not expect.
 HOSTILE: list[Any] = [
     *(math.nan, math.inf, -math.inf, -1, 0, 1, -0.0, 0.5, 1e-300, 1e308, 2**31, 2**32 + 1, 2**63, 10**30, -(10**9)),
     *(None, True, False, [], {}, "", " ", "x", [None], {"": 0}, [[]], [1, 2], [-1, -1, -1], [0, 0, 0], [10**9] * 3),
@@ -52,7 +52,7 @@ HOSTILE: list[Any] = [
 
 
 def deep(levels: int) -> Any:
-    """A list in a list in a list …"""
+    """A list nested `levels` deep."""
     value: Any = 0
     for _ in range(levels):
         value = [value]
@@ -107,12 +107,12 @@ def change_json(rng: Generator, data: Any, times: int = 3) -> Any:
 
 
 def change_json_file(rng: Generator, path: Path) -> None:
-    """Change a JSON file in its values, or sometimes in its bytes."""
+    """Change values of a JSON file, or sometimes its bytes."""
     text = path.read_bytes()
     try:
         changed = json.dumps(change_json(rng, json.loads(text))) if rng.random() < 0.8 else None
     except (ValueError, RecursionError, LookupError):
-        changed = None  # It was changed beyond repair before.
+        changed = None  # An earlier change made it invalid.
     if changed is None:
         path.write_bytes(damage(rng, text))
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of earlier batches, damaged: they mean "open again", and never end a later batch."""
+"""Damaged records of earlier batches: their cases are open again, and a later batch never fails because of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CASES = 3
 
 
 class Records(Kind):
-    """Reads the output folder of a batch in which some files were changed, and writes its summary."""
+    """Reads the output folder of a batch with changes in some files, and writes its summary."""
 
     limit_s = 90.0
 

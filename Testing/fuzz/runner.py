@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs cases in child processes: one after the other in the same child, and a fresh child after each end of one."""
+"""Runs cases in child processes: one after the other in the same child, which is replaced when it ends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import IO, Any
 
 _TESTING = Path(__file__).parents[1]
-#: Seconds until a child has imported everything and prepared what its cases start from.
+#: Seconds until a child has imported everything and prepared the files for its cases.
 _START_S = 900.0
-#: A child is replaced after so many cases, so that what one of them did to the process is seen.
+#: A child is replaced after this many cases, so that a case that damages the process can be identified.
 _CASES_OF_A_CHILD = 500
 
 
 @dataclass
 class Report:
-    """What became of the cases of one kind."""
+    """The outcomes of the cases of one kind."""
 
     kind: str
     seed: int
@@ -57,7 +57,7 @@ def attack(
     keep: Path | None = None,
     start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
 ) -> Report:
-    """Run cases `first` to `first` + `cases` of a kind, in processes that `start` starts."""
+    """Run cases `first` to `first` + `cases` of a kind, in processes started by `start`."""
     report, started = Report(kind, seed), time.monotonic()
     end = None if minutes is None else started + 60 * minutes
     number, last = first, first + cases
@@ -68,7 +68,7 @@ def attack(
 
 
 def _child(report: Report, first: int, last: int, end: float | None, keep: Path | None, start: Any) -> int:
-    """Run cases in one child until it ends; returns the number of the next case."""
+    """Run cases in one child until it ends, and return the number of the next case."""
     with tempfile.TemporaryDirectory(prefix="liverxai-fuzz-") as temporary, tempfile.TemporaryFile() as errors:
         command = [sys.executable, "-m", "fuzz.child", report.kind, str(report.seed), str(first), str(last)]
         paths = [str(_TESTING), str(_TESTING / "Python"), str(_TESTING.parent), os.environ.get("PYTHONPATH", "")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands stopped at any time by Ctrl+C, by the system's request to end, or by force, and then given again."""
+"""Commands stopped at any time by SIGINT, SIGTERM or SIGKILL, and then run again."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from LiverXAILib.models import load_model
 from .kind import BrokenPromiseError, Generator, Kind
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-#: A signal may also come when the command should have ended.
+#: A signal may also arrive after the command should have ended.
 _LATE = 1.1
 _NEVER_S = 1000.0
 
 
 class Signals(Kind):
-    """`analyze`, `batch`, `train` and `models import`, each stopped once; the second time it runs to its end."""
+    """`analyze`, `batch`, `train` and `models import`: each is stopped once, then run again to its end."""
 
     limit_s = 600.0
     limit_mb = 12_000
@@ -71,12 +71,12 @@ class Signals(Kind):
         seconds = float(rng.random()) * _LATE * self.seconds[name]
         output = folder / "out"
         if name == "analyze":
-            # A result of another patient is there.
+            # A result of another patient exists.
             shutil.copytree(self.base / "analyze" / "out", output)
             (output / "measurements.json").write_text("{}", encoding="utf-8")
             other = _results(name, output)
         stopped = self._run(name, folder, seconds, number)
-        # A process that the system ends itself and one that ends itself look alike to a shell.
+        # To a shell, a process killed by a signal and one that exits with 128 + n look alike.
         if stopped.code not in (0, 128 + number, -number):
             raise BrokenPromiseError(f"{name} ended with {stopped.code} after signal {number}: {stopped.said[-2000:]}")
         if stopped.running:
@@ -105,7 +105,7 @@ class Signals(Kind):
         return f"{name} {'done' if stopped.code == 0 else 'stopped'}"
 
     def _run(self, name: str, folder: Path, seconds: float, number: int) -> Stopped:
-        """Run a command that puts its results into ``out`` of `folder`; how it ended."""
+        """Run a command that writes its results to ``out`` in `folder`; return how it ended."""
         folder.mkdir(exist_ok=True)
         output = folder / "out"
         environment = {"XDG_DATA_HOME": str(output), "XDG_CONFIG_HOME": str(self.base / "config")}
@@ -113,7 +113,7 @@ class Signals(Kind):
 
 
 def _results(name: str, output: Path) -> dict[str, str]:
-    """A digest of each thing that a command promises to write whole, by its path; times in it do not count."""
+    """Digests, by path, of everything that a command promises to write atomically, ignoring times."""
     if name == "train":
         weights = output / "model" / "liver.safetensors"
         return {"model": _digest(load_file(weights))} if weights.exists() else {}
@@ -141,6 +141,6 @@ def _digest(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _hidden(name: str, output: Path) -> list[str]:
-    """Hidden files and locks in the results; a download's and an import's folder of parts may stay, empty."""
+    """Hidden files and locks in the results; the empty folder for parts of downloads and imports may remain."""
     found = [path for path in output.rglob("*") if path.name.startswith((".", "lock-"))]
     return [str(path) for path in found if not (name == "import" and path.is_dir() and not any(path.iterdir()))]

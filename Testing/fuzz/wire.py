@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of a worker that has lost its mind: the client tells of one failure, and never raises."""
+"""Invalid messages from a worker: the client reports one failure, and never raises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WAIT_S = 20.0
 
 
 class Wire(Kind):
-    """Gives a client a worker that says what the seed says, then ends or stays silent."""
+    """Gives a client a worker that sends random messages, then ends or stays silent."""
 
     limit_s = 60.0
 
@@ -67,5 +67,5 @@ class Wire(Kind):
         if len(ends) != 1:
             raise BrokenPromiseError(f"the request ended {len(ends)} times")
         if ends[0].kind == "failed" and not str(ends[0].error).strip():
-            raise BrokenPromiseError("a failure without words")
+            raise BrokenPromiseError("a failure without a message")
         return ends[0].kind

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-#: What a script gets that ends without ending Slicer: there the window, or a job in a queue, stays for ever.
+#: Exit code of a script that does not end Slicer, where the window, or a job in a queue, would stay forever.
 STILL_RUNNING = 99
 
 _FLAGS = ("--no-splash", "--no-main-window", "--testing", "--exit-after-startup", "--ignore-slicerrc")
@@ -17,9 +17,9 @@ _VALUES = ("--python-script", "--python-code", "--additional-module-path")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Start the host, load modules, run the script; returns the exit code that Slicer would have.
+    """Start the host, load modules, run the script, and return the exit code that Slicer would have.
 
-    Slicer takes its own options wherever they stand, also behind the script; everything behind ``--`` is the script's.
+    Slicer takes its own options anywhere, even after the script; everything after ``--`` belongs to the script.
     """
     flags, values, rest = _parse(arguments)
     from . import modules

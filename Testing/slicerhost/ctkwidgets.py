@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for the widgets of CTK that the panel uses, with their properties and signals, and no more."""
+"""Stand-ins for the CTK widgets that the panel uses, with only the properties and signals it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEADER = 24
 
 
 class ctkCollapsibleButton(QtWidgets.QWidget):
-    """A header with a triangle; a click on it hides what is below."""
+    """A header with a triangle; a click on it hides the contents below."""
 
     contentsCollapsed = QtCore.Signal(bool)
 
@@ -109,7 +109,7 @@ class ctkSliderWidget(QtWidgets.QWidget):
 
 
 class ctkPathLineEdit(QtWidgets.QWidget):
-    """A path that is typed, or chosen with a button."""
+    """A path that can be typed, or chosen with a button."""
 
     currentPathChanged = QtCore.Signal(str)
     Files, Dirs = 0x0001, 0x0002

@@ -19,7 +19,7 @@ import vtk
 
 from .iomanager import CoreIOManager
 
-# Modules of Slicer's Python package that the wheel lacks, after those that it has.
+# Modules of Slicer's Python package that are missing from the wheel; those in the wheel come first.
 slicer.__path__.append(str(Path(__file__).parent / "standins" / "slicer"))
 
 #: Slicer's name of a module and the class of its logic, in the order in which Slicer makes them.
@@ -56,7 +56,7 @@ _host: Host | None = None
 
 
 def start() -> Host:
-    """Make the host on the first call; the same one afterwards, as there is one Slicer in a process."""
+    """Make the host on the first call, and return the same one afterwards: there is one Slicer per process."""
     global _host
     if _host is None:
         _host = Host()
@@ -64,7 +64,7 @@ def start() -> Host:
 
 
 class Host:
-    """Slicer without Qt. `scene`, `app` and `modules` are what is published as ``slicer.mrmlScene`` and so on."""
+    """Slicer without Qt. `scene`, `app` and `modules` are published as ``slicer.mrmlScene`` and so on."""
 
     def __init__(self) -> None:
         self.logic = slicer.vtkSlicerApplicationLogic()
@@ -118,7 +118,7 @@ class Host:
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _add_to_subject_hierarchy(self, caller: Any, event: str, node: Any) -> None:
-        """In Slicer a Qt plug-in makes an item for each node that a user may see."""
+        """Add an item for each node that is visible to users, as a Qt plug-in does in Slicer."""
         if node is None or node.GetHideFromEditors() or self.scene.IsImporting():
             return
         if not node.IsA("vtkMRMLDisplayableNode") and not node.IsA("vtkMRMLTableNode"):
@@ -137,12 +137,12 @@ class Host:
             hierarchy.RemoveItem(item, False, False)
 
     def clear(self) -> None:
-        """Close the scene, as File > Close does; singletons (views, colors) stay."""
+        """Close the scene, as File > Close does; singletons (views, colors) remain."""
         self.scene.Clear(False)
 
 
 class Modules:
-    """What is published as ``slicer.modules``: an attribute for each module that exists."""
+    """The object published as ``slicer.modules``, with an attribute for each existing module."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"module {name!r} is not in the test host")
@@ -176,7 +176,7 @@ def _require_signal(signal: str, known: str) -> None:
 
 
 class Application:
-    """What is published as ``slicer.app``: only what the host really does."""
+    """The object published as ``slicer.app``, with only what the host implements."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -220,7 +220,7 @@ class Application:
         self._host.logic.ResumeRender()
 
     def processEvents(self, flags: Any = None) -> None:
-        """Nothing waits: there is no event loop."""
+        """Do nothing: there is no event loop."""
 
     def connect(self, signal: str, slot: Callable[[], None]) -> bool:
         _require_signal(signal, "startupCompleted()")
@@ -228,7 +228,7 @@ class Application:
         return True
 
     def finish_startup(self) -> None:
-        """What Slicer does when all modules are loaded."""
+        """Do what Slicer does when all modules are loaded."""
         slots, self._startup_completed = self._startup_completed, []
         for slot in slots:
             slot()
@@ -239,7 +239,7 @@ class Application:
 
 
 def _share_folder(name: str) -> Path:
-    """Where a module would find its resources; empty, as the wheel has none."""
+    """The folder of a module's resources; empty, because the wheel has none."""
     folder = temporary_folder() / "share" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

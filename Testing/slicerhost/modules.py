@@ -15,9 +15,9 @@ _TOP_LEVEL = Path(__file__).parent / "standins" / "toplevel"
 
 
 def load_module(host: Host, path: str | Path) -> Any:
-    """Load ``<Name>.py`` and make its class ``<Name>``; returns the Python module.
+    """Load ``<Name>.py``, instantiate its class ``<Name>``, and return the Python module.
 
-    Only the folder of the file is added to the path of Python, as in Slicer.
+    Only the folder of the file is added to Python's path, as in Slicer.
     """
     path = Path(path)
     for folder in (str(path.parent), str(_TOP_LEVEL)):

@@ -12,7 +12,7 @@ from .pythonqt import emit
 
 
 class qMRMLWidget(QtWidgets.QWidget):
-    """A widget that knows the scene and tells its children."""
+    """A widget that has the scene and passes it on to its children."""
 
     mrml_signals = ("mrmlSceneChanged(vtkMRMLScene*)",)
 
@@ -30,7 +30,7 @@ class qMRMLWidget(QtWidgets.QWidget):
 
 
 class qMRMLSortFilterProxyModel(QtCore.QObject):
-    """Which nodes a combo box leaves out."""
+    """The filter of nodes in a combo box."""
 
     def __init__(self, combo: Any) -> None:
         super().__init__(combo)
@@ -44,7 +44,7 @@ class qMRMLSortFilterProxyModel(QtCore.QObject):
 
 
 class qMRMLNodeComboBox(qMRMLWidget):
-    """A choice among the nodes of some classes; follows the scene."""
+    """A combo box for the nodes of some classes that follows the scene."""
 
     mrml_signals = (*qMRMLWidget.mrml_signals, "currentNodeChanged(vtkMRMLNode*)")
 
@@ -187,7 +187,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
 
 
 class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
-    """Pressed while the segmentation has surfaces; a press makes them, another removes them, as in Slicer."""
+    """A toggle button that makes surfaces of the segmentation, or removes them, as in Slicer."""
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)

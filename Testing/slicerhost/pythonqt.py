@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PythonQt's calling conventions on PySide6: what a module finds in Slicer as ``qt``.
+"""PythonQt's calling conventions on top of PySide6, as the module ``qt`` of Slicer.
 
-Properties are attributes without parentheses, ``object.connect("signal(type)", slot)`` hands on as many arguments as
-the slot takes, attributes that do not exist are refused. What PythonQt would only print (a slot that raised, a signal
-that does not exist) is collected in :data:`problems`, which tests expect to stay empty.
+Properties are attributes without parentheses, ``object.connect("signal(type)", slot)`` passes as many arguments as the
+slot takes, and attributes that do not exist are refused. Errors that PythonQt would only print (a slot that raised, a
+signal that does not exist) are collected in :data:`problems`, which must stay empty in tests.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from PySide6 import QtCore, QtGui, QtWidgets  # noqa: E402
 problems: list[str] = []
 
 _MODULES = (QtCore, QtGui, QtWidgets)
-#: Not made attributes like the others: one that is a static function, too, and two that Qt calls back.
+#: Properties that are not made attributes: one that is also a static function, and two that Qt calls back.
 _SKIPPED = {"singleShot", "sizeHint", "minimumSizeHint"}
 _connections: dict[tuple[int, str, Any], Callable[..., None]] = {}
 _strict = True
 
 
 def install() -> ModuleType:
-    """Patch PySide6 (once) and publish the module ``qt``; returns it."""
+    """Patch PySide6 (once), publish the module ``qt``, and return it."""
     if "qt" in sys.modules:
         return sys.modules["qt"]
     classes = {
@@ -43,7 +43,7 @@ def install() -> ModuleType:
         for value in (getattr(module, name) for name in dir(module))
         if isinstance(value, type) and issubclass(value, QtCore.QObject)
     }
-    # From the most derived on, so that no class sees its base patched.
+    # Start with the most derived classes, so that no base class is patched before its subclasses.
     for cls in sorted(classes, key=lambda cls: len(cls.__mro__), reverse=True):
         _make_attributes(cls)
         _make_strict(cls)
@@ -63,7 +63,7 @@ def install() -> ModuleType:
 
 
 class _SingleShot:
-    """``QTimer.singleShot(0, f)`` is a function, ``timer.singleShot`` whether it fires once."""
+    """``QTimer.singleShot(0, f)`` is a function; ``timer.singleShot`` tells whether it fires once."""
 
     function = QtCore.QTimer.singleShot
 
@@ -75,7 +75,7 @@ class _SingleShot:
 
 
 def emit(sender: Any, signal: str, *arguments: Any) -> None:
-    """Emit a signal that PySide6 cannot declare: one that carries MRML nodes (see `mrml_signals`)."""
+    """Emit a signal that PySide6 cannot declare because it carries MRML nodes (see `mrml_signals`)."""
     for adapter in list(sender.__dict__.get("_receivers", {}).get(signal, [])):
         adapter(*arguments)
 
@@ -93,13 +93,13 @@ class relaxed:
 
 
 def report(problem: str) -> None:
-    """Remember a problem, and show it."""
+    """Record a problem, and print it."""
     problems.append(problem)
     print(problem, file=sys.stderr)
 
 
 def _make_attributes(cls: type) -> None:
-    """Each Qt property that the class itself declares becomes a Python property; getter functions go, setters stay."""
+    """Turn each Qt property that the class itself declares into a Python property; keep setters, remove getters."""
     meta = cls.staticMetaObject
     for index in range(meta.propertyOffset(), meta.propertyCount()):
         name = meta.property(index).name()
@@ -121,7 +121,7 @@ def _set(setter: Any, self: Any, value: Any) -> None:
     try:
         setter(self, value)
     except TypeError:
-        # PythonQt converts numbers to what the property is.
+        # PythonQt converts numbers to the property's type.
         kind = int if isinstance(value, float) else bool if isinstance(value, int) else str
         setter(self, kind(value))
 
@@ -182,7 +182,7 @@ def _disconnect(self: Any, get: Any, signal: Any = None, slot: Any = None, *rest
 
 
 def _adapter(slot: Callable[..., Any], where: str) -> Callable[..., None]:
-    """Call `slot` as PythonQt does: a plain function or method gets as many arguments as it has parameters."""
+    """Call `slot` as PythonQt does: a plain function or method gets only as many arguments as it has parameters."""
     code = getattr(getattr(slot, "__func__", slot), "__code__", None)
     count = None
     if code is not None and not code.co_flags & inspect.CO_VARARGS:

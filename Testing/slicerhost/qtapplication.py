@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host with Qt: ``qt``, ``ctk``, MRML widgets, and a scripted module's panel on the screen (or off it)."""
+"""The host with Qt: ``qt``, ``ctk``, MRML widgets, and a scripted module's panel on the screen or off-screen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from . import host, modules  # noqa: E402
 
 
 class QtApplication(host.Application):
-    """``slicer.app`` with what Qt gives it."""
+    """``slicer.app`` with its Qt part."""
 
     def __init__(self, started: host.Host) -> None:
         super().__init__(started)
@@ -86,7 +86,7 @@ class Panel:
         return self.widget.ui
 
     def click(self, widget: Any) -> None:
-        """Press and release the left mouse button in the middle of a widget."""
+        """Press and release the left mouse button in the center of a widget."""
         assert widget.enabled, f"{widget.name} is disabled"
         self.scroll.ensureWidgetVisible(widget)
         process_events()
@@ -94,7 +94,7 @@ class Panel:
         process_events()
 
     def choose(self, combo: Any, data: Any) -> None:
-        """Choose the item of a combo box that carries `data`, by keys, as a user does."""
+        """Choose the item with `data` in a combo box with the keyboard, as a user would."""
         index = combo.findData(data)
         assert index >= 0, f"{combo.name} has no item {data!r}"
         combo.setFocus()
@@ -118,8 +118,8 @@ class Panel:
 def run_event_loop_holding_the_gil(until: Callable[[], bool], seconds: float = 120) -> None:
     """Run the event loop until `until` holds, as Slicer does: its main loop keeps Python's global lock.
 
-    CTK starts Qt's loop from C++ and never releases the lock, other than PySide. Threads of Python run only while the
-    main thread runs Python code: in slots, such as those of timers.
+    Unlike PySide, CTK starts Qt's loop from C++ and never releases the lock. Threads of Python run only while the main
+    thread runs Python code in slots, such as those of timers.
     """
     library = Path(PySide6.__file__).parent / "Qt" / "lib" / "libQt6Core.so.6"
     run = ctypes.PyDLL(str(library))._ZN16QCoreApplication4execEv  # QCoreApplication::exec()
@@ -137,13 +137,13 @@ def run_event_loop_holding_the_gil(until: Callable[[], bool], seconds: float = 1
 
 
 def process_events() -> None:
-    """Handle what waits in the event loop, deletions too."""
+    """Process all pending events, including deletions."""
     QtWidgets.QApplication.processEvents()
     QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.DeferredDelete)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Let the event loop run until `condition` holds."""
+    """Run the event loop until `condition` holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slicer's slice and 3-D views, off-screen: pictures by the same displayable managers as on a Slicer user's screen.
+"""Slicer's slice and 3-D views, off-screen, rendered by the same displayable managers as in Slicer.
 
-Rendering needs EGL or OSMesa. Where neither works VTK does not raise an exception but crashes the process, so
-:func:`can_render` tries it in another one.
+Rendering needs EGL or OSMesa. If neither works, VTK crashes the process instead of raising an exception, so
+:func:`can_render` tries it in a separate process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from .host import Host
 
-#: Slicer's names of the slice views and how they look at the patient.
+#: Slicer's names of the slice views and their orientations.
 ORIENTATIONS = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}
 
 _PROBE = """
@@ -33,7 +33,7 @@ window.Render()
 
 @cache
 def can_render() -> bool:
-    """Whether an off-screen window can be rendered here; tried in a process that may crash."""
+    """Whether an off-screen window can be rendered here; tried in a separate process, which may crash."""
     import os
 
     environment = {"VTK_DEFAULT_OPENGL_WINDOW": "vtkEGLRenderWindow", **os.environ}
@@ -50,12 +50,12 @@ class _View:
         self.window.SetMultiSamples(0)  # with samples, Mesa loses translucent surfaces
         self.window.SetSize(*size)
         self.window.AddRenderer(self.renderer)
-        self._interactor = vtk.vtkGenericRenderWindowInteractor()  # some managers look at it
+        self._interactor = vtk.vtkGenericRenderWindowInteractor()  # some managers need it
         self._interactor.SetRenderWindow(self.window)
         self.managers = slicer.vtkMRMLDisplayableManagerGroup()
 
     def picture(self) -> np.ndarray:
-        """Render: uint8 (row, column, RGB), the first row is the top one."""
+        """Render to uint8 (row, column, RGB); the first row is at the top."""
         self.window.Render()
         pixels = vtk.vtkUnsignedCharArray()
         width, height = self.window.GetSize()
@@ -64,7 +64,7 @@ class _View:
 
 
 class SliceView(_View):
-    """A slice view by Slicer's name ("Red", "Green", "Yellow"); make each once in a process."""
+    """A slice view by Slicer's name ("Red", "Green", "Yellow"); make each only once per process."""
 
     def __init__(self, host: Host, name: str, size: tuple[int, int] = (512, 512)) -> None:
         super().__init__(size)
@@ -75,7 +75,7 @@ class SliceView(_View):
         self.node.SetOrientation(ORIENTATIONS[name])
         self.composite = self.logic.GetSliceCompositeNode()
         host.slice_logics.AddItem(self.logic)
-        # The picture's actor comes before those of the managers: else translucent fills blend with black.
+        # The image's actor must precede those of the managers: otherwise translucent fills blend with black.
         self._image = vtk.vtkActor2D()
         self._image.SetMapper(vtk.vtkImageMapper())
         self._image.GetMapper().SetColorWindow(255)
@@ -87,7 +87,7 @@ class SliceView(_View):
         self.logic.ResizeSliceNode(*size)
 
     def picture(self) -> np.ndarray:
-        connection = self.logic.GetImageDataConnection()  # there is none before a volume is shown
+        connection = self.logic.GetImageDataConnection()  # None before a volume is shown
         self._image.SetVisibility(connection is not None)
         self._image.GetMapper().SetInputConnection(connection)
         return super().picture()
@@ -97,11 +97,11 @@ class SliceView(_View):
         self.logic.FitSliceToBackground()
 
     def jump_to(self, ras: tuple[float, float, float]) -> None:
-        """Show the slice through a point (RAS mm), with the point in the middle."""
+        """Show the slice through a point (RAS mm), with the point at the center."""
         self.node.JumpSliceByCentering(*ras)
 
     def zoom(self, factor: float) -> None:
-        """Enlarge by `factor` around the middle."""
+        """Enlarge by `factor` around the center."""
         x, y, z = self.node.GetFieldOfView()
         self.node.SetFieldOfView(x / factor, y / factor, z)
 
@@ -120,7 +120,7 @@ class SliceView(_View):
 
 
 class ThreeDView(_View):
-    """The 3-D view; make it once in a process."""
+    """The 3-D view; make it only once per process."""
 
     def __init__(self, host: Host, size: tuple[int, int] = (512, 512)) -> None:
         super().__init__(size)
@@ -146,7 +146,7 @@ class ThreeDView(_View):
         return self.window.GetSize()[1] - 1 - round(y), round(x)
 
     def look_from(self, direction: int) -> None:
-        """Look from a side, e.g. ``slicer.vtkMRMLCameraNode.Anterior``, at all there is, without box and letters."""
+        """Look from a side, e.g. ``slicer.vtkMRMLCameraNode.Anterior``, at the whole scene, without box and labels."""
         self.node.SetBoxVisible(False)  # closing the scene switches them on again
         self.node.SetAxisLabelsVisible(False)
         self.camera.RotateTo(direction)
@@ -155,8 +155,8 @@ class ThreeDView(_View):
 
 
 class FourUp:
-    """Slicer's four-up layout: axial and 3-D above coronal and sagittal. Make it once in a process, before the nodes:
-    a legend that was there before its view is not drawn in it."""
+    """Slicer's four-up layout: axial and 3-D above coronal and sagittal. Make it only once per process, before the
+    nodes: a legend that is older than its view is not drawn in it."""
 
     def __init__(self, host: Host, size: int = 512) -> None:
         self.slices = {name: SliceView(host, name, (size, size)) for name in ORIENTATIONS}
@@ -165,8 +165,8 @@ class FourUp:
     def show(
         self, center: tuple[float, float, float], point: tuple[float, float, float], field_mm: float
     ) -> np.ndarray:
-        """A picture: slices through `point` with `center` (RAS mm) in the middle, `field_mm` wide, with rulers and
-        axes; surfaces from the front. The legend is drawn in the axial view only."""
+        """Render slices through `point`, centered on `center` (RAS mm) and `field_mm` wide, with rulers and axes, and
+        surfaces from the front. The legend is drawn in the axial view only."""
         for name, view in self.slices.items():
             view.node.SetOrientation(ORIENTATIONS[name])
             depth = view.node.GetFieldOfView()[2]

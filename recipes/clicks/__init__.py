@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the network that outlines a lesion from clicks is trained; see :mod:`recipes.clicks.train`."""
+"""Training of the network that outlines a lesion from clicks; see :mod:`recipes.clicks.train`."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a click outlines lesions that are painted into real scans which the network was never trained on.
+"""Measure the outlines from clicks on lesions painted into real scans that the network was never trained on.
 
-``python -m recipes.clicks.measure --data FOLDER``. The same methods, clicks and table as ``liverxai benchmark clicks``,
-on other images: the scan's own noise, vessels and neighbors of the liver, and a lesion whose border is known.
+``python -m recipes.clicks.measure --data FOLDER``. The methods, clicks and table are those of ``liverxai benchmark
+clicks``, but the images are real: with the scan's own noise, vessels and neighboring organs, and with a lesion whose
+border is known.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from LiverXAILib.training.random_fields import Rng
 
 from .samples import HELD_OUT_SCANS, painted, real_scans
 
-#: Seeds of lesions that nothing else uses.
+#: First seed of the lesions, which nothing else uses.
 _FIRST_SEED = 5_000_000
 #: Diameters of the lesions in mm.
 _DIAMETERS_MM = (5.0, 60.0)
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(data: Path, lesions: int) -> list[Row]:
-    """A row for each click and method, see :func:`LiverXAILib.benchmarks.clicks.click_rows`."""
+    """Measure one row for each click and method; see :func:`LiverXAILib.benchmarks.clicks.click_rows`."""
     scans = real_scans(data, HELD_OUT_SCANS)
     rows: list[Row] = []
     for number in range(lesions):

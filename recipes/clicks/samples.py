@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cubes of liver with a lesion at their middle: painted into real scans and phantoms, of phantoms, and real ones."""
+"""Cubes of liver with a lesion in the middle: painted into real scans or phantoms, a phantom's own, or real."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from LiverXAILib.volumes.io import read_labels, read_volume
 from LiverXAILib.volumes.resample import regrid, resample
 from LiverXAILib.volumes.volume import Volume
 
-#: Real scans with a liver that is known: docs/reader.md says which collections they are of.
+#: Real scans with a known liver; docs/reader.md names their collections.
 SCANS = (
     "hcc005_a1", "hcc005_a3", "hcc005_pre", "hcc007_b2", "hcc007_b3", "hcc009_a1", "hcc009_a3", "hcc013_a1",
     "hcc013_a2", "hcc002_b", "hcc006_p", "crlm1004", "crlm1006", "lidc0001", "totalseg_slab",
 )  # fmt: skip
-#: Never trained on: for measuring.
+#: Never trained on: for evaluation.
 HELD_OUT_SCANS = ("hcc011_2", "pancreas_cb001", "hcc015_3")
-#: Phantoms that are trained on; ``liverxai benchmark clicks`` has others.
+#: First seed of the phantoms for training; ``liverxai benchmark clicks`` uses others.
 FIRST_SEED = 700_000
-#: A stored cube is larger than the network's, so that the click can be elsewhere in the lesion.
+#: A stored cube is larger than the network's, so that the click can be anywhere in the lesion.
 STORED = 44
 #: Diameters of painted lesions in mm, at each voxel size.
 DIAMETERS_MM = {1.0: (3.5, 26.0), 2.0: (14.0, 50.0), 4.0: (30.0, 100.0)}
@@ -49,8 +49,8 @@ class Scan:
 
 @dataclass(frozen=True, eq=False)
 class Cube:
-    """HU from the liver's median (int16), liver and lesion (bool): :data:`STORED` voxels of `scale_mm` along each
-    side."""
+    """HU relative to the liver's median (int16), liver and lesion (bool), with :data:`STORED` voxels of `scale_mm`
+    along each axis."""
 
     hu: np.ndarray
     liver: np.ndarray
@@ -59,7 +59,7 @@ class Cube:
 
 
 def real_scans(data: Path, names: Iterable[str] = SCANS, *, whole: bool = False) -> list[Scan]:
-    """Scans of the folder `data`, cut to the liver unless `whole`. Those that are not there are left out."""
+    """Read the scans in the folder `data`, cropped to the liver unless `whole`; missing ones are skipped."""
     scans = []
     for name in names:
         folder = data / "ct" / name
@@ -81,7 +81,7 @@ def real_scans(data: Path, names: Iterable[str] = SCANS, *, whole: bool = False)
 
 
 def phantom_scans(seeds: Iterable[int]) -> list[Scan]:
-    """Phantoms of all phases and voxel sizes; every other one has lesions of its own."""
+    """Make phantoms of all phases and voxel sizes; every other one has lesions of its own."""
     scans = []
     for seed in seeds:
         rng = np.random.default_rng([seed, 1])
@@ -102,9 +102,9 @@ def _cut(name: str, ct: Volume, liver: np.ndarray, tumor: np.ndarray) -> Scan:
 
 
 def make_cube(scan: Scan, seed: int, scale_mm: float | None = None, diameter_mm: float | None = None) -> Cube | None:
-    """A cube with a lesion of the scan, or a painted one, at its middle; None if there was no room.
+    """Make a cube with a lesion of the scan, or a painted one, in its middle; None if there was no room.
 
-    :param scale_mm, diameter_mm: of voxels and of a painted lesion; None: drawn.
+    :param scale_mm, diameter_mm: size of voxels and of a painted lesion; None: random.
     """
     rng = Rng(seed)
     scale = scale_mm or SCALES_MM[rng.choose(_SCALE_WEIGHTS)]
@@ -164,12 +164,12 @@ def _stored(
 def painted(
     scan: Scan, rng: Rng, place: np.ndarray, diameter_mm: float, scale: float, *, alone: bool = False
 ) -> tuple[np.ndarray, np.ndarray, Box]:
-    """A lesion painted into a part of a scan, with others beside it at times.
+    """Paint a lesion into a part of a scan, sometimes with others next to it.
 
-    It is painted finely and averaged over the scan's voxels, and keeps the scan's noise.
+    It is painted on a fine grid and averaged over the scan's voxels; the scan's noise is kept.
 
-    :param alone: no others.
-    :return: HU of the part, the lesion's mask there, and the part.
+    :param alone: paint no other lesions.
+    :return: HU of the part, the lesion's mask in it, and the bounding box of the part.
     """
     box = _around(scan, place, scale)
     grid = scan.ct.grid.cropped(box)
@@ -183,7 +183,7 @@ def painted(
     center = torch.from_numpy(fine.to_ijk(place)[::-1].copy()).float()
     alpha = _alpha(rng, liver.shape, center, diameter_mm / 2 / fine_mm, fine_mm) * liver
     change = _change(rng, image, alpha, background, contrast, fine_mm, diameter_mm)
-    for _ in range(0 if alone else rng.choose((0.6, 0.2, 0.2))):  # beside it, never into it
+    for _ in range(0 if alone else rng.choose((0.6, 0.2, 0.2))):  # next to it, never inside it
         angle = rng.normal(3)
         distance = (diameter_mm / 2 + rng.uniform(6, 16)) / fine_mm
         other = center + angle / angle.norm() * distance
@@ -202,7 +202,7 @@ def _contrast(rng: Rng, background: float) -> float:
 
 
 def _alpha(rng: Rng, shape: Sequence[int], center: torch.Tensor, radius: float, fine_mm: float) -> torch.Tensor:
-    """Membership, 0 to 1: a bent ellipsoid with a soft edge, all in voxels."""
+    """Membership (0 to 1) of a deformed ellipsoid with a soft edge; center and radius in voxels."""
     k, j, i = shape
     axes = [torch.arange(n, dtype=torch.float32) - c for n, c in zip((k, j, i), center, strict=True)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -217,10 +217,10 @@ def _alpha(rng: Rng, shape: Sequence[int], center: torch.Tensor, radius: float, 
 def _change(
     rng: Rng, image: torch.Tensor, alpha: torch.Tensor, background: float, contrast: float, fine_mm: float, size: float
 ) -> torch.Tensor:
-    """What painting adds to the image, in HU."""
+    """The change of the image by painting, in HU."""
     k, j, i = image.shape
     hu = background + contrast + rng.uniform(1, 8) * smooth_field(rng, (k, j, i), rng.uniform(2, 6))
-    if size > 14 and rng.chance(0.3):  # a core that differs more
+    if size > 14 and rng.chance(0.3):  # a core with more contrast
         hu = hu + (alpha > 0.99) * gaussian_blur((alpha > 0.99).float(), (2.5 / fine_mm,) * 3) * rng.uniform(-40, 0)
     if size > 10 and rng.chance(0.25):  # a rim
         hu = hu + torch.exp(-(((alpha - 0.6) / 0.25) ** 2)) * rng.uniform(-15, 40)
@@ -229,7 +229,7 @@ def _change(
 
 
 def cut(cube: Cube, shift: Sequence[int]) -> Cube:
-    """The network's part of a stored cube, whose middle is moved by `shift` voxels."""
+    """Crop a stored cube to the network's input, its center moved by `shift` voxels."""
     start = [(STORED - SIZE) // 2 + move for move in shift]
     box = Box.between(start, np.add(start, SIZE))
     return Cube(cube.hu[box], cube.liver[box], cube.lesion[box], cube.scale_mm)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the network that outlines a lesion from clicks: minutes on one thread.
+"""Train the network that outlines a lesion from clicks, in minutes on one thread.
 
-Cubes are made once and kept in the output folder; each is then seen with other clicks, turned and mirrored, noisier,
-and of more or less contrast. In half of the samples a second click corrects what the network itself says after the
-first: at the middle of its largest mistake.
+Cubes are made once and kept in the output folder. Each is used with different clicks, transposed and mirrored, with
+more noise, and with more or less contrast. In half of the samples a second click corrects the network's own result
+after the first click, at the center of its largest error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ARGUMENTS: dict[str, Any] = {
     "norm": "batch",
     "stem_stride": 2,
 }
-#: So far from the middle of a stored cube the first click may be, in voxels.
+#: Largest distance of the first click from the center of a stored cube, in voxels.
 _SHIFT = (STORED - SIZE) // 2
 _BATCH = 8
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cubes", type=int, default=1300)
     parser.add_argument("--phantoms", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--start", type=Path, help="weights to go on from, with a falling learning rate")
+    parser.add_argument("--start", type=Path, help="weights to continue from, with a decreasing learning rate")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _cubes(path: Path, data: Path, names: Sequence[str], seeds: range, count: int) -> list[Cube]:
-    """Cubes from scans and phantoms in turn; made once."""
+    """Make cubes from scans and phantoms in turn, or load those made before."""
     if not path.is_file():
         scans = [*real_scans(data, names), *phantom_scans(seeds)]
         _log.info("%d scans: %s", len(scans), ", ".join(scan.name for scan in scans))
@@ -98,7 +98,7 @@ def _cubes(path: Path, data: Path, names: Sequence[str], seeds: range, count: in
 
 
 def hash_of(seed: int, name: str) -> int:
-    """The seed of a cube: other ones for training and for judging."""
+    """The seed of a cube, which differs between training and evaluation."""
     return int(np.random.SeedSequence([seed, len(name)]).generate_state(1)[0])
 
 
@@ -116,10 +116,10 @@ class _Sample:
 
 
 def _drawn(cube: Cube, rng: np.random.Generator, *, change: bool = True) -> _Sample:
-    """A cube with a first click somewhere in its lesion, changed at random."""
+    """Draw a first click in a cube's lesion, and augment the cube."""
     inner = np.argwhere(cube.lesion)
     inner = inner[(np.abs(inner - STORED // 2) <= _SHIFT - 1).all(axis=1)]
-    if len(inner) and rng.random() < 0.5:  # half of the clicks are in the middle
+    if len(inner) and rng.random() < 0.5:  # half of the clicks are at the center
         click = inner[((inner - np.argwhere(cube.lesion).mean(axis=0)) ** 2).sum(axis=1).argmin()]
     else:
         click = inner[rng.integers(len(inner))] if len(inner) else np.full(3, STORED // 2)
@@ -128,7 +128,7 @@ def _drawn(cube: Cube, rng: np.random.Generator, *, change: bool = True) -> _Sam
     if change:
         if rng.random() < 0.5:
             arrays = [array.transpose(0, 2, 1) for array in arrays]
-        # Mirroring moves the middle of an even number of voxels by one.
+        # With an even number of voxels, mirroring moves the center voxel by one.
         for axis in range(3):
             if rng.random() < 0.5:
                 arrays = [np.roll(np.flip(array, axis), 1, axis) for array in arrays]
@@ -143,7 +143,7 @@ def _drawn(cube: Cube, rng: np.random.Generator, *, change: bool = True) -> _Sam
 
 
 def correct(sample: _Sample, probability: torch.Tensor) -> None:
-    """Add the click of a reader who sees the answer: at the middle of its largest mistake."""
+    """Add the click by which a reader would correct the result: at the center of its largest error."""
     found, truth = (probability > 0.5).numpy(), sample.lesion.numpy()
     best: tuple[float, np.ndarray, bool] | None = None
     for mistake, inside in ((truth & ~found, True), (found & ~truth, False)):
@@ -165,7 +165,7 @@ def train(
     folder: Path,
     start: Path | None = None,
 ) -> nn.Module:
-    """The trained network; `judged` is only looked at."""
+    """Train the network; `judged` is used for evaluation only."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = UNet(**ARGUMENTS)
@@ -216,7 +216,7 @@ def train(
 
 
 def _loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy and soft Dice of each sample, so that small lesions count as much as large ones."""
+    """Cross-entropy plus soft Dice of each sample, in which small lesions count as much as large ones."""
     entropy = functional.binary_cross_entropy_with_logits(logits, truth)
     probability = logits.sigmoid()
     both = (probability * truth).flatten(1).sum(dim=1)
@@ -225,7 +225,7 @@ def _loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def judge(network: nn.Module, cubes: Sequence[Cube]) -> str:
-    """Median Dice after one click and after a corrective one, by the diameter of a ball as large as the lesion."""
+    """Dice after one click and after a corrective one, by the diameter of the sphere with the lesion's volume."""
     network.eval()
     rows = []
     rng = np.random.default_rng(0)

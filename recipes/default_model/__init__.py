@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the bundled default model is made. Not part of the wheel; run from a clone (docs/default-model.md)."""
+"""The recipe of the bundled default model; not in the wheel, run from a clone (docs/default-model.md)."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parts of the default model's recipe are worth: ``python -m recipes.default_model.ablations --help``.
+"""Ablations of the default model's recipe: ``python -m recipes.default_model.ablations --help``.
 
-Each variant trains the locator's network, changed in one thing, without ever seeing the CT it is judged on. Runs of a
-few hundred iterations tell nothing; and differences of a few hundredths between single runs mean nothing.
+Each variant trains the locator's network with one change, and never on the CT it is evaluated on. Runs of a few hundred
+iterations are too short to compare, and differences of a few hundredths between single runs are not meaningful.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from .training import Settings, train
 
 _log = logging.getLogger(__name__)
 
-#: The CT that no variant trains on: real, native, its labels by another model than the teacher.
+#: The CT that no variant is trained on: real, native, labeled by a model other than the teacher.
 HELD_OUT = "totalseg_abdomen_3mm"
-#: The only whole liver among the others.
+#: The only other CT with a complete liver.
 _WHOLE_LIVER = "cptac_pda"
 _SIZE: Size = (48, 64, 80)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe.
+    """A variant of the recipe.
 
-    :param keep: whether a source, by its name, is trained on.
-    :param size: of the samples, in voxels of 4 mm.
-    :param intensity: HU to network input; if it is centered, the truth's liver stands for the located one.
+    :param keep: tells by its name whether a source is trained on.
+    :param size: size of the samples, in voxels of 4 mm.
+    :param intensity: HU to network input; if it is centered, the true liver is used in place of the located one.
     """
 
     settings: Settings
@@ -56,7 +56,7 @@ class Variant:
 
 
 def variants(iterations: int, seed: int) -> dict[str, Variant]:
-    """Every recipe by what is different in it."""
+    """All variants, by what they change."""
     settings = replace(PHASES["locator"].settings, iterations=iterations, seed=seed, ema=0.98)
     full = Variant(settings)
     return {
@@ -104,11 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(
     variant: Variant, sources: Sequence[Source], phantoms: Sequence[Source], folder: Path, workers: int = 0
 ) -> dict[str, float]:
-    """Train one variant and judge it.
+    """Train one variant and evaluate it.
 
-    :param phantoms: anatomy for synthetic validation, never trained on.
+    :param phantoms: anatomy for validation on synthetic samples, never trained on.
     :return: Dice of the liver in the held-out CT; Dice of liver and tumor in synthetic samples of the phantoms; and
-        voxels, in thousands, called liver in samples without any.
+        false-positive liver voxels, in thousands, in samples without liver.
     """
     phase = PHASES["locator"]
     (held_out,) = (source for source in sources if source.name == HELD_OUT)
@@ -135,7 +135,7 @@ def run(
 
 
 def _measure(network: UNet, samples: Sequence[Sample], intensity: Intensity) -> dict[str, float]:
-    """Dice over all of `samples` together, and voxels, in thousands, called liver where there is none."""
+    """Dice over all `samples` together, and false-positive liver voxels, in thousands, in samples without liver."""
     sums, false = torch.zeros(2, 2, dtype=torch.float64), 0.0
     for sample in samples:
         with torch.inference_mode():
@@ -152,7 +152,7 @@ def _measure(network: UNet, samples: Sequence[Sample], intensity: Intensity) -> 
 
 
 def _dice(network: UNet, source: Source, intensity: Intensity) -> float:
-    """Dice of the liver in a source's own CT, all of it at once."""
+    """Dice of the liver in a source's own CT, segmented in one pass."""
     assert source.ct is not None
     center_hu = float(np.median(source.ct[source.liver]))
     image = normalize(torch.from_numpy(source.ct).float(), intensity, center_hu)[None, None]

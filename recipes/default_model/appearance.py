@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real tumors and synthetic ones compared: ``python -m recipes.default_model.appearance --help``.
+"""Compare real and synthetic tumors: ``python -m recipes.default_model.appearance --help``.
 
-Prints, for each real scan with labelled tumors and for synthetic samples by phase and kind, HU from the liver's median;
-and draws slices of both, real ones first.
+Prints HU relative to the liver's median, for each real scan with labeled tumors and for synthetic samples by phase and
+kind, and draws slices of both, real ones first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .synthesis.transplants import transplant
 from .synthesis.tumors import add_tumors
 
 SPACING_MM = 2.0
-#: Scans that show less of a liver, in voxels, are left out.
+#: Scans with fewer liver voxels than this are left out.
 _LEAST_LIVER = 20_000
 #: Half a slice's side in the pictures, in voxels.
 _HALF = 48
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def around_liver(source: Source) -> Source:
-    """The part of a source that has its liver."""
+    """Crop a source to its liver."""
     box = bounding_box(source.liver)
     assert box is not None
     box = box.grown((8,) * 3, source.liver.shape)
@@ -77,8 +77,7 @@ def around_liver(source: Source) -> Source:
 
 
 def synthetic(sources: Sequence[Source], count: int) -> list[tuple[str, str, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Tumors painted into the real livers that are known to have none, or beside their own: name, phase, image, liver
-    and the new tumors."""
+    """Paint tumors into real livers whose tumors are known: name, phase, image, liver and the new tumors."""
     grafts, result = grafts_of(sources, SPACING_MM), []
     for number, source in enumerate(sources):
         if source.ct is None or not source.tumors_known:
@@ -105,7 +104,7 @@ def synthetic(sources: Sequence[Source], count: int) -> list[tuple[str, str, tor
 def measured(
     name: str, phase: str, image: torch.Tensor, liver: torch.Tensor, tumor: torch.Tensor
 ) -> dict[str, str | float]:
-    """A row of the table: HU of the liver, and of the tumor and its rims from it, without noise, and the noise."""
+    """A row of the table: HU of the liver, of the tumor and its rims relative to it (without noise), and the noise."""
     healthy = liver & ~dilate(tumor, 3)
     median = float(image[healthy].median())
     smooth = smoothed_inside(image, liver) - median
@@ -135,18 +134,18 @@ def _mean(image: torch.Tensor, where: torch.Tensor) -> float:
 
 
 def picture(image: torch.Tensor, liver: torch.Tensor, tumor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The slice with most of the tumor, around it: HU from the liver's median, and the tumor."""
+    """Crop the slice with the largest tumor area: HU relative to the liver's median, and the tumor."""
     k = int(tumor.sum(dim=(1, 2)).argmax())
     _, j, i = (int(n) for n in np.argwhere(tumor[k : k + 1].numpy()).mean(axis=0))
     rows = slice(max(0, j - _HALF), j + _HALF)
     columns = slice(max(0, i - _HALF), i + _HALF)
     part = image[k, rows, columns] - image[liver & ~tumor].median()
-    # Columns run to the left, and a radiologist's picture has the left side on its right: as stored.
+    # Columns run toward the patient's left, which radiologists view on the right: no flip is needed.
     return part.numpy(), tumor[k, rows, columns].numpy()
 
 
 def draw(pictures: Sequence[tuple[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
-    """All pictures in a grid, the tumors' outlines beside each."""
+    """Draw all pictures in a grid, each next to a copy with the tumor's outline."""
     from matplotlib.figure import Figure
 
     columns = 6

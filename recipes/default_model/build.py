@@ -33,34 +33,34 @@ from .training import Settings, train
 
 _log = logging.getLogger(__name__)
 
-#: What a phase leaves in its folder: weights in full precision, and how they were made.
+#: Files that a phase writes to its folder: weights in full precision, and how they were trained.
 WEIGHTS, RUN = "weights.safetensors", "run.json"
-#: Its rows, one for each validation.
+#: The rows of the phase's log, one for each validation.
 LOG = "epochs.csv"
 
-#: Phantoms that are trained on.
+#: Phantoms for training.
 PHANTOMS = range(1000, 1064)
-#: Phantoms whose anatomy is never trained on.
+#: Phantoms for validation, whose anatomy is never trained on.
 VALIDATION_PHANTOMS = range(2000, 2006)
-#: Phantoms whose whole scans, with lesions painted into them, say where liver and tumors begin; none is trained on.
-#: The real scans, with lesions painted into each so many times, have a say about tumors, although they are trained on:
-#: phantoms have neither their noise nor their fissures.
+#: Phantoms whose whole scans, with painted lesions, determine the operating points; none is trained on.
+#: How often lesions are painted into each real scan. These scans contribute to the operating point of tumors although
+#: they are trained on, because phantoms lack their noise and fissures.
 SCANNED_PHANTOMS, PAINTINGS = range(2000, 2024), 2
 
 
-#: Samples for validation: of unseen phantoms, and of the sources of training.
+#: Number of validation samples from unseen phantoms and from the sources of training.
 VALIDATED = (6, 12)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of the chain works on.
+    """The data and folders of a run of all phases.
 
-    :param output: gets ``sources/``, the prepared anatomy, and a folder for each phase.
-    :param left_out: patients who are not trained on.
-    :param iterations: of each phase; None: its own number.
+    :param output: folder for ``sources/``, the prepared anatomy, and for a folder per phase.
+    :param left_out: patients to exclude from training.
+    :param iterations: iterations of each phase; None: each phase's own number.
     :param workers: processes that prepare samples.
-    :param phantoms: how many phantoms are trained on, how many decide about operating points.
+    :param phantoms: numbers of phantoms for training and for the operating points.
     :param cache: folder of the prepared anatomy, which several runs may share; None: ``sources/`` in `output`.
     """
 
@@ -74,7 +74,7 @@ class Run:
     cache: Path | None = None
 
     def settings(self, name: str) -> Settings:
-        """Of a phase in this run."""
+        """The settings of a phase in this run."""
         own = PHASES[name].settings
         return replace(own, iterations=self.iterations or own.iterations, seed=self.seed + list(PHASES).index(name))
 
@@ -85,22 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "phase",
         choices=["all", "tune", *PHASES, "export"],
-        help="all: the whole chain; tune: go on from the bundled model; one network; or write the model",
+        help="all: all phases; tune: continue from the bundled model; one network; or write the model",
     )
     parser.add_argument("--data", type=Path, help="folder with ct/, dicom/ and models/obelisk/")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for sources/, a folder per phase, logs/ and model/"
     )
-    parser.add_argument("--iterations", type=int, help="of each phase; default: the phase's own number")
+    parser.add_argument("--iterations", type=int, help="iterations of each phase; default: the phase's own number")
     parser.add_argument("--seed", type=int, default=Run.seed)
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="PATIENT", help="patients not to train on")
     parser.add_argument(
-        "--start", choices=["before", "bundled"], default="before", help="weights of the phase before, or the bundled"
+        "--start", choices=["before", "bundled"], default="before", help="weights of the previous phase, or the bundled"
     )
     parser.add_argument("--phantoms", type=int, nargs=2, default=Run.phantoms, metavar=("TRAINED", "SCANNED"))
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
-    parser.add_argument("--quality", type=Path, help="JSON with what was measured, for the card")
+    parser.add_argument("--quality", type=Path, help="JSON with quality measures for the card")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     RunContext(threads=options.threads).limit_threads()
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_all(run: Run) -> None:
-    """Train every phase of :data:`~.phases.CHAIN` that is not finished yet.
+    """Train each phase of :data:`~.phases.CHAIN` that is not finished yet.
 
     :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise.
     """
@@ -142,8 +142,8 @@ def train_all(run: Run) -> None:
 
 
 def train_phase(name: str, run: Run, *, start: str = "before") -> None:
-    """Train the network of :data:`~.phases.PHASES`; its weights, at their operating point, and how they came about are
-    left in its folder.
+    """Train the network of a phase in :data:`~.phases.PHASES`, and write its weights, shifted to their operating point,
+    and a description of the training to the phase's folder.
 
     :param start: "before": from the weights of the phase that it starts from, if any; "bundled": from those of the
         bundled model, which has the same network.
@@ -166,7 +166,7 @@ def train_phase(name: str, run: Run, *, start: str = "before") -> None:
         scanned = phantom_scans(stage, phase.spacing_mm, SCANNED_PHANTOMS[: run.phantoms[1]])
         real = source_scans(stage, phase.spacing_mm, sources, PAINTINGS)
         points = operating_points(network, scanned, real, phase.intensity)
-        _log.info("%s: liver and tumor become 0", points)
+        _log.info("%s: liver and tumor are shifted to 0", points)
         weights["head.bias"] = points.moved_to_zero(weights["head.bias"])
         record["operating_points"] = asdict(points)
     save_file(weights, folder / WEIGHTS)
@@ -174,9 +174,9 @@ def train_phase(name: str, run: Run, *, start: str = "before") -> None:
 
 
 def anatomy(run: Run, spacing_mm: float, most: int | None = None) -> tuple[list[Source], list[Source]]:
-    """The sources to train on, and phantoms that are not.
+    """Load the sources for training, and the phantoms for validation.
 
-    :param most: phantoms to train on, at most.
+    :param most: largest number of phantoms for training.
     """
     cache = run.cache or run.output / "sources"
     phantoms = PHANTOMS[: run.phantoms[0]][:most]
@@ -186,7 +186,7 @@ def anatomy(run: Run, spacing_mm: float, most: int | None = None) -> tuple[list[
 
 
 def samples_of(phase: TrainingPhase, sources: Sequence[Source], unseen: Sequence[Source]) -> tuple[Generator, list]:
-    """What draws the training samples, and samples for validation, which are always the same."""
+    """The generator of training samples, and a fixed set of validation samples."""
     arguments: dict[str, Any] = {
         "spacing_mm": phase.spacing_mm,
         "negative_fraction": phase.negative_fraction,
@@ -196,13 +196,13 @@ def samples_of(phase: TrainingPhase, sources: Sequence[Source], unseen: Sequence
     kind = Candidates if phase.around_candidates else Generator
     generator = kind(sources, sizes=phase.sizes, repertoire=repertoire, **arguments)
     phantoms = kind(unseen, repertoire=repertoire, **arguments)
-    # Seeds below zero are never trained on.
+    # Negative seeds are never trained on.
     validation = [phantoms.sample(-1 - n, phase.validation_size) for n in range(VALIDATED[0])]
     return generator, validation + [generator.sample(-101 - n, phase.validation_size) for n in range(VALIDATED[1])]
 
 
 def grafts_of(sources: Sequence[Source], spacing_mm: float) -> list[Graft]:
-    """The labelled tumors of the sources, to be transplanted."""
+    """The labeled tumors of the sources, for transplants."""
     return [
         graft
         for source in sources
@@ -224,9 +224,9 @@ def _initial_weights(name: str, run: Run, start: str) -> Mapping[str, torch.Tens
 
 
 def bundled_weights(name: str) -> dict[str, torch.Tensor]:
-    """The bundled model's weights of a stage, as they were trained: a loaded model has its norms folded in.
+    """The bundled model's weights of a stage, as trained: in a loaded model the norms are folded into convolutions.
 
-    :raises LiverXAILib.errors.InputError: it has no such stage.
+    :raises LiverXAILib.errors.InputError: the bundled model has no such stage.
     """
     entry = registered("default")
     stages, folder = {stage.name: stage for stage in entry.spec().stages}, entry.folder()
@@ -236,9 +236,9 @@ def bundled_weights(name: str) -> dict[str, torch.Tensor]:
 
 
 def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give `network` the weights of a trained one: the same network, or one that has one level less.
+    """Load the weights of a trained network into `network`; the former may have one level less.
 
-    The bottleneck of the latter becomes an encoder level; the new bottleneck and the decoder stage above it keep their
+    Its bottleneck then becomes an encoder level; the new bottleneck and the decoder stage above it keep their
     initial weights.
 
     :raises RuntimeError: the networks differ in more than one level.
@@ -260,7 +260,7 @@ def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def tune(run: Run) -> None:
-    """Go on from the bundled liver network by the phase "tuning", if that is not finished yet; the locator stays.
+    """Continue from the bundled liver network with the phase "tuning", unless it is finished; keep the locator.
 
     :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise.
     """
@@ -271,7 +271,7 @@ def tune(run: Run) -> None:
 def _is_finished(name: str, run: Run) -> bool:
     """Whether a phase is finished.
 
-    :raises LiverXAILib.errors.InputError: it is, but was trained otherwise.
+    :raises LiverXAILib.errors.InputError: it is, but was trained with other settings.
     """
     finished = run.output / name / RUN
     if not finished.is_file():
@@ -284,9 +284,9 @@ def _is_finished(name: str, run: Run) -> bool:
 
 
 def export_run(output: Path, quality: Mapping[str, Any] | None = None) -> None:
-    """Write ``model/``, what is bundled, and ``logs/``, the rows of each phase, from finished phases.
+    """Write ``model/``, which is bundled, and ``logs/``, the rows of each phase, from finished phases.
 
-    A run that went on from the bundled model keeps the stages of it that it did not train.
+    A run that continued from the bundled model keeps the stages that it did not train.
 
     :raises LiverXAILib.errors.InputError: a phase is not finished.
     """

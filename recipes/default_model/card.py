@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The card of the default model, and its folder."""
+"""The card and the model folder of the default model."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ LIMITS = (
     "training.",
     "The border is that of a 2 mm grid. Not for MR, and not for CT with a resolution worse than about 6 mm.",
 )
-#: Beside the weights: whom to name.
+#: File with the attribution, stored next to the weights.
 ATTRIBUTION = "ATTRIBUTION.md"
 
 
 def data_of(left_out: Sequence[str] = ()) -> list[str]:
-    """What is trained on, a line for each collection."""
+    """The training data, one line for each collection."""
     lines = []
     for prefix, collection in COLLECTIONS.items():
         scans = [name for name in WEIGHTS if name.startswith(prefix) and patient_of(name) not in left_out]
@@ -68,13 +68,13 @@ def export(
     *,
     left_out: Sequence[str] = (),
 ) -> ModelSpec:
-    """Write the model folder: half-precision weights, the card and whom to name, as they are bundled.
+    """Write the model folder: half-precision weights, the card and the attribution, as they are bundled.
 
-    :param weights: of each stage.
+    :param weights: weights of each stage.
     :param runs: how each phase was trained.
     :param operating: the operating points of the stages that were trained.
-    :param quality: what was measured of these weights; the card says "not measured" without it.
-    :param left_out: patients who were not trained on.
+    :param quality: measures of these weights; if empty, the card says "not measured".
+    :param left_out: patients excluded from training.
     """
     spec = ModelSpec(
         name="default",

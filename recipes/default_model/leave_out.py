@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each patient judged by a model that never saw them: ``python -m recipes.default_model.leave_out --help``.
+"""Evaluate each patient with a model that never saw them: ``python -m recipes.default_model.leave_out --help``.
 
-For each patient with a labelled liver the chain is trained without that patient's scans, and its model segments them.
-Runs may be shorter than the final one (``--iterations``), and may go on from the bundled weights, which have seen none
-of the patients of HCC-TACE-Seg, Colorectal-Liver-Metastases and Pancreatic-CT-CBCT-SEG. The table goes on where it was
-stopped.
+For each patient with a labeled liver all phases are trained without that patient's scans, and the model segments these.
+Runs may be shorter than the final one (``--iterations``), and may continue from the bundled weights, which were not
+trained on any patient of HCC-TACE-Seg, Colorectal-Liver-Metastases and Pancreatic-CT-CBCT-SEG. An interrupted
+evaluation is resumed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .build import Run, export_run, train_all, tune
 _log = logging.getLogger(__name__)
 
 TABLE, SUMMARY = "leave-out.csv", "leave-out.md"
-#: Patients whose scans show little of the liver, or none of whose livers is whole.
+#: Patients whose scans show little of the liver, or nowhere the complete liver.
 _PARTIAL = ("totalseg_abdomen", "totalseg_slab")
 
 
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     patients = [name for name in PATIENTS if name not in _PARTIAL]
     parser.add_argument("--patients", nargs="+", choices=list(PATIENTS), default=patients, metavar="PATIENT")
     parser.add_argument("--start", choices=["nothing", "bundled"], default="nothing", help="bundled: only its liver")
-    parser.add_argument("--iterations", type=int, help="of each phase; default: the phase's own number")
+    parser.add_argument("--iterations", type=int, help="iterations of each phase; default: the phase's own number")
     parser.add_argument("--phantoms", type=int, nargs=2, default=Run.phantoms, metavar=("TRAINED", "SCANNED"))
-    parser.add_argument("--compare", nargs="*", default=["default"], metavar="MODEL", help="models to judge beside it")
+    parser.add_argument("--compare", nargs="*", default=["default"], metavar="MODEL", help="models to compare with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -78,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def trained(run: Run, start: str) -> Model:
-    """The model of a run, trained if it is not yet.
+    """Load the model of a run, trained first if necessary.
 
-    :param start: "bundled": its liver network goes on from the bundled weights, its locator is the bundled one.
+    :param start: "bundled": its liver network continues from the bundled weights; its locator is the bundled one.
     """
     if start == "bundled":
         tune(run)
@@ -91,12 +91,12 @@ def trained(run: Run, start: str) -> Model:
 
 
 def judged(data: Path, patient: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
-    """A row for each scan of a patient and each model."""
+    """Evaluate each scan of a patient with each model, a row each."""
     return [judge(data, patient, scan, name, model) for scan in PATIENTS[patient] for name, model in models.items()]
 
 
 def judge(data: Path, patient: str, scan: Scan, name: str, model: Model) -> dict[str, Any]:
-    """Dice of liver and tumor in a scan, lesions found by size, and false ones; empty where tumors are not known."""
+    """Dice of liver and tumor in a scan, detected lesions by size, and false ones; empty where tumors are unknown."""
     volume, liver, tumor = read_scan(data, scan)
     segmentation = segment(volume, model)
     reference = volume.with_array(np.where(tumor, 2, liver).astype(np.uint8))
@@ -120,7 +120,7 @@ def judge(data: Path, patient: str, scan: Scan, name: str, model: Model) -> dict
 
 
 def write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
-    """All scans as CSV, and means by model and phase as Markdown."""
+    """Write all scans as CSV, and means by model and phase as Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with (output / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
@@ -137,7 +137,7 @@ def write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Columns of the summary for the scans of a model and a phase."""
+    """Format the summary columns for the scans of a model and a phase."""
     sizes = []
     for size in SIZE_NAMES:
         there, found = (sum(row.get(f"{part} {size}", 0) for row in rows) for part in ("lesions", "found"))
@@ -150,7 +150,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> str:
-    """The mean of what is defined, and over how many."""
+    """Format the mean of the defined values, and their number."""
     known = [value for value in values if value is not None]
     return f"{np.mean(known):.3f} ({len(known)})" if known else "–"
 

@@ -8,27 +8,27 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
-#: Added to intersections and sums, in voxels: keeps Dice defined, and gentle, where nothing is to be found.
+#: Added to intersections and sums, in voxels: keeps Dice defined and smooth where there is nothing to find.
 _DICE_SMOOTH = 50.0
 
 
 class BalancedLoss:
     """Loss of two nested channels, "liver", which includes "tumor", and "tumor".
 
-    For each channel binary cross-entropy and soft Dice; and, inside the liver, cross-entropy of tumor against the
-    rest, each half averaged first. Without the last, tumors are not found for a thousand iterations. In it a lesion
-    weighs as the root of its size: else only the largest would count (the concern of "blob loss", Kofler et al., IPMI
-    2023, which weighs all alike).
+    For each channel it adds binary cross-entropy and soft Dice, and inside the liver the cross-entropy of tumor against
+    the rest, averaged over each of the two first. Without this last term no tumors are found for a thousand iterations.
+    In it a lesion is weighted by the square root of its size; otherwise only the largest would count ("blob loss",
+    Kofler et al., IPMI 2023, addresses the same problem with equal weights).
 
-    :param tumor_share: weight of the tumor half; the rest of the liver has 1 - `tumor_share`. It may change on the way:
-        the equal halves that wake the tumor channel up make it call everything dark a tumor.
+    :param tumor_share: weight of the tumor half; the rest of the liver has 1 - `tumor_share`. It may change during
+        training: equal halves let the network start to find tumors, but later make it label everything dark as tumor.
     """
 
     def __init__(self, tumor_share: float = 0.5) -> None:
         self.tumor_share = tumor_share
 
     def __call__(self, margins: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The mean over the samples of a batch.
+        """Compute the mean loss over the samples of a batch.
 
         :param margins: (N, 2, D, H, W).
         :param batch: `truth` (N, 1, D, H, W): 1 liver, 2 tumor; `lesions`, numbered from 1, alike; and `known`, bool
@@ -41,13 +41,13 @@ class BalancedLoss:
     def parts(
         self, logits: torch.Tensor, truth: torch.Tensor, lesions: torch.Tensor, known: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """What is added up for one sample, by name.
+        """Compute the terms for one sample, by name.
 
-        :param logits: (2, D, H, W), as `known`.
-        :param truth: (D, H, W), as `lesions`.
+        :param logits: (2, D, H, W), like `known`.
+        :param truth: (D, H, W), like `lesions`.
         """
         target = torch.stack([truth > 0, truth == 2]) & known
-        # Products with masks and not selections by them, which copy a million voxels each.
+        # Multiply by masks rather than select by them, which would copy a million voxels each time.
         weight, wanted = known.float(), target.float()
         ce = functional.binary_cross_entropy_with_logits(logits, wanted, weight=weight, reduction="none")
         probability = logits.sigmoid() * weight

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a trained network's "yes" begins. The loss decides what it knows, not that; whole scans do."""
+"""Operating points of a trained network, which are chosen on whole scans, not by the loss."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .synthesis import Sample
 
 _LIVER = torch.arange(-2.0, 2.01, 0.25)
 _TUMOR = torch.arange(-1.0, 4.01, 0.5)
-#: How much more than the least must be reached somewhere in a lesion.
+#: How far above the tumor threshold a lesion's peak must be, in logits.
 _SURER = torch.arange(0.0, 6.01, 0.5)
 
 
 @dataclass(frozen=True)
 class OperatingPoints:
-    """Logits.
+    """Logit thresholds.
 
-    :param liver: the liver is where its channel is above.
-    :param tumor: a lesion is a connected piece of where its channel is above ...
-    :param certain: ... if it reaches this somewhere (hysteresis, as in Canny's edge detector, 1986).
+    :param liver: threshold of the liver channel.
+    :param tumor: threshold of the tumor channel; a lesion is a connected component above it ...
+    :param certain: ... whose peak reaches this value (hysteresis, as in Canny's edge detector, 1986).
     """
 
     liver: float
@@ -38,7 +38,7 @@ class OperatingPoints:
     certain: float
 
     def moved_to_zero(self, bias: torch.Tensor) -> torch.Tensor:
-        """The bias of a head with which liver and tumor begin at a logit of 0.
+        """Shift the bias of a head so that the thresholds of liver and tumor become 0.
 
         :param bias: (2 n,): n outputs for the liver channel, then n for the tumor channel.
         """
@@ -48,21 +48,21 @@ class OperatingPoints:
 def operating_points(
     network: nn.Module, phantoms: Sequence[Sample], real: Sequence[Sample], intensity: Intensity
 ) -> OperatingPoints:
-    """What is best in whole scans: for the liver its mean Dice, for tumors half lesion-wise F1, half outlines.
+    """Find the best thresholds on whole scans: by mean Dice for the liver, by lesion-wise F1 and outlines for tumors.
 
-    Training samples will not do: they are harder. What they hold beside the liver would push its border inward, and
-    their noise would ask for more certainty than a scan gives. Lesions count as in
-    :func:`LiverXAILib.evaluation.metrics.detect_lesions`; outlines are the mean Dice of those that are found.
+    Training samples cannot be used, because they are harder: the structures next to the liver would shift its border
+    inward, and the noise would raise the thresholds. F1 and outlines have equal weight. Lesions are counted as in
+    :func:`LiverXAILib.evaluation.metrics.detect_lesions`; outlines are the mean Dice of the detected ones.
 
-    :param network: in evaluation mode, with the weights to be exported, on any device.
-    :param phantoms: what it sees of whole phantoms, whose border is exact: these decide about the liver.
-    :param real: what it sees of real scans, whose border is a model's: these count for tumors, too.
-    :param intensity: HU to its input.
+    :param network: the network in evaluation mode, with the weights to be exported, on any device.
+    :param phantoms: its inputs from whole phantoms, whose liver border is exact: for liver and tumors.
+    :param real: its inputs from real scans, whose liver border is from a model: for tumors only.
+    :param intensity: HU to network input.
     """
     dice = torch.zeros(len(_LIVER), dtype=torch.float64)
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
     counted = []
-    # Counting takes as long as the network, and several scans can be counted at once.
+    # Counting takes as long as the forward pass; several scans are counted in parallel.
     with torch.inference_mode(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, scan in enumerate([*phantoms, *real]):
             logits = network(normalize(scan.image, intensity, scan.liver_hu)[None, None].to(device))[0].cpu()
@@ -83,10 +83,10 @@ def operating_points(
 
 
 def _tumor_counts(logit: torch.Tensor, scan: Sample) -> torch.Tensor:
-    """For each pair of tumor points (tumor points, surer points, 7).
+    """Counts for each pair of thresholds of tumor and peak, ``(tumor points, peak points, 7)``.
 
-    Of the lesions that are hit and the pieces that touch them: voxels in both, in the pieces, in the lesions. Then
-    lesions, and how many are hit; pieces, and how many are right.
+    For detected lesions and the components that touch them: voxels in both, in the components, and in the lesions.
+    Then the numbers of lesions, of detected lesions, of components, and of true-positive components.
     """
     truth = scan.tumor & scan.known
     lesions = _pieces(truth)
@@ -96,7 +96,7 @@ def _tumor_counts(logit: torch.Tensor, scan: Sample) -> torch.Tensor:
         pieces = _pieces((logit > point) & scan.known)
         number = int(pieces.max()) + 1
         peaks = torch.full((number,), -torch.inf).scatter_reduce(0, pieces.flatten(), logit.flatten(), "amax")
-        # How many voxels each lesion shares with each piece.
+        # Number of voxels that each lesion shares with each component.
         shared = torch.bincount((lesions * number + pieces).flatten(), minlength=len(sizes) * number)
         shared = shared.reshape(len(sizes), number)
         found, right = shared.sum(dim=0), shared[1:].sum(dim=0) >= COVERED * shared.sum(dim=0)
@@ -113,5 +113,5 @@ def _tumor_counts(logit: torch.Tensor, scan: Sample) -> torch.Tensor:
 
 
 def _pieces(mask: torch.Tensor) -> torch.Tensor:
-    """Connected pieces of (D, H, W), numbered from 1."""
+    """Connected components of (D, H, W), numbered from 1."""
     return torch.from_numpy(components(mask.numpy(), corners=True)).long()

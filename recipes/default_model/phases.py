@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phases of training: what each network of the default model sees, and for how long."""
+"""The phases of training: what each network of the default model is trained on, and for how long."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from LiverXAILib.training.random_fields import Size
 from .sources import AXES
 from .training import Settings
 
-#: HU as they are: for a network that has yet to find the liver, or was trained before it could count from it.
+#: Absolute HU: for a network that has yet to find the liver, or whose weights come from before centering existed.
 _ABSOLUTE = Intensity(-200.0, 300.0, 50.0, 120.0)
 
 
 @dataclass(frozen=True)
 class TrainingPhase:
-    """One network of the model: what it sees and how it is trained.
+    """The training of one network of the model.
 
     :param spacing_mm: voxel size of its grid, the same along all axes.
-    :param arguments: of :class:`~LiverXAILib.networks.UNet`.
-    :param sizes: of training samples, in voxels (superior, posterior, left), and how often each is drawn; divisible by
-        the network's divisor.
-    :param negative_fraction: see :class:`Generator`, as for `focus`.
-    :param settings: what differs from the defaults of :class:`Settings`.
+    :param arguments: arguments of :class:`~LiverXAILib.networks.UNet`.
+    :param sizes: sizes of training samples in voxels (superior, posterior, left), divisible by the network's divisor,
+        and how often each is drawn.
+    :param negative_fraction: see :class:`Generator`, also for `focus`.
+    :param settings: settings that differ from the defaults of :class:`Settings`.
     :param intensity: HU to network input.
-    :param starts_from: the phase whose weights it starts from: the same network, or one with a level less.
-    :param stage: the model's stage that its weights become; None: of none, but another phase starts from them.
-    :param around_candidates: samples are cut around lesions and what looks like them.
-    :param phantoms: at most so many are trained on.
+    :param starts_from: the phase whose weights are the initial ones: the same network, or one with a level less.
+    :param stage: the model's stage that gets the weights; None if only another phase starts from them.
+    :param around_candidates: whether samples are cropped around lesions and structures that look like them.
+    :param phantoms: largest number of phantoms for training.
     """
 
     spacing_mm: float
@@ -50,7 +50,7 @@ class TrainingPhase:
 
 
 _ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
-#: HU counted from the liver's own median: a liver of 90 HU looks as it does to :data:`_ABSOLUTE`.
+#: HU relative to the liver's median; for a liver of 90 HU the network input is as with :data:`_ABSOLUTE`.
 _CENTERED = Intensity(-290.0, 210.0, -40.0, 120.0, centered=True)
 _BOXES = TrainingPhase(
     spacing_mm=2.0,
@@ -72,9 +72,9 @@ _BOXES = TrainingPhase(
     starts_from="liver-patches",
 )
 #: The locator finds the liver in the whole scan; the liver network segments liver and tumors in the box around it. The
-#: latter learns textures and borders from small patches first, many in little time; then, with a level more, from
-#: boxes as large as those it is used on, what lies where: without that it takes bowel beside the liver for liver. A
-#: long phase goes on from there, more slowly, since tumors are learned late.
+#: latter first learns textures and borders from small patches, many in little time. Then, with one more level, it
+#: learns the anatomical context from boxes as large as those in inference; without this it segments adjacent bowel as
+#: liver. A long phase with a lower learning rate follows, because tumors are learned late.
 PHASES = {
     "locator": TrainingPhase(
         spacing_mm=4.0,
@@ -154,13 +154,13 @@ PHASES = {
         phantoms=12,
     ),
 }
-#: The parts that are the model's stages, in their order.
+#: The phases that become stages of the model, in order.
 STAGES = ("locator", "liver")
-#: The phases that they come from, in their order. "tuning" goes on from a liver network that there is, on smaller
-#: boxes, for a processor without a GPU. "lesions" outlines candidates at 1 mm; no stage of a model runs
-#: around single candidates yet, so it is trained on its own.
+#: The phases that lead to them, in order. "tuning" continues from an existing liver network on smaller boxes, for
+#: machines without a GPU. "lesions" outlines candidates at 1 mm; no stage of a model can be cropped around single
+#: candidates yet, so it is trained separately.
 CHAIN = ("locator", "liver-patches", "liver-boxes", "liver")
-#: How far around the located liver the liver network looks, in mm: what the locator misses by less costs nothing.
+#: Margin of the liver network's box around the located liver, in mm: smaller errors of the locator do no harm.
 MARGIN_MM = 24.0
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the default model's findings are true: findings of known truth, and a logistic regression on them.
+"""How often the default model's findings are true: a logistic regression on findings with known ground truth.
 
 ``python -m recipes.default_model.reliability --data FOLDER --output FOLDER`` segments phantoms that no network was
-trained on, and the CT of ``--data`` that may be trained on, with lesions painted into their livers; fits the
-regression, and writes it into a copy of the model's card beside a table and a figure of its calibration. Cases that are
-done already are read from the output folder.
+trained on, and the CT of ``--data`` that may be trained on, with lesions painted into their livers. It fits the
+regression, and writes it into a copy of the model's card along with a table and a figure of its calibration. Finished
+cases are read from the output folder.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from .sources import AXES
 
 _log = logging.getLogger(__name__)
 
-#: Phantoms that are used for nothing else. Every other one has painted lesions, which fade into the liver.
+#: Phantoms that are used for nothing else. Every other one has painted lesions, with soft edges.
 PHANTOMS = range(4000, 4030)
-#: Their voxel sizes in turn, (i, j, k) in mm.
+#: Voxel sizes of the phantoms, in turn, (i, j, k) in mm.
 _SPACINGS = ((1.5, 1.5, 3.0), (1.2, 1.2, 2.0), (1.5, 1.5, 5.0))
-#: Real CT: those whose livers have, as far as is known, no lesion; with outlined tumors; and with unknown lesions.
+#: Real CT whose livers have, as far as is known, no lesions; outlined tumors; or unknown lesions.
 CLEAN = ("lidc0001", "pancreas_cb001", "totalseg_abdomen_3mm", "hcc005_pre")
 OUTLINED = (
     "hcc005_a1",
@@ -71,9 +71,9 @@ UNKNOWN = (
     "crlm1004",
     "crlm1006",
 )
-#: How often lesions are painted into each of those without outlined tumors, besides the scan as it is.
+#: How often lesions are painted into each scan without outlined tumors, in addition to the unchanged scan.
 PAINTINGS = 1
-#: Voxel size on which lesions are painted.
+#: Voxel size at which lesions are painted.
 _PAINTED_MM = 2.0
 #: Whether more of a feature makes a finding more (1) or less (-1) reliable.
 SIGNS = {"border_entropy": -1, "compactness": 1, "mean_probability": 1, "edge_share": -1, "log10_ml": 1}
@@ -93,7 +93,7 @@ class Case:
 
 
 def cases(data: Path, phantoms: Sequence[int] = PHANTOMS) -> dict[str, Callable[[], Case]]:
-    """All cases by name: functions that make them. What precedes a "#" is the patient or the phantom."""
+    """Functions that make the cases, by name. The part before a "#" is the patient or the phantom."""
     makers: dict[str, Callable[[], Case]] = {}
     for seed in phantoms:
         makers[f"phantom_{seed}"] = partial(_phantom, seed)
@@ -114,10 +114,10 @@ def _phantom(seed: int) -> Case:
 
 
 def _real(folder: Path, painting: int) -> Case:
-    """A real CT with other painted lesions for each number; none for 0.
+    """Make a case from a real CT, with different painted lesions for each number; none for 0.
 
-    Where lesions are unknown, only what lies outside the liver is known to be none. What is found beside painted
-    lesions was found in the scan as it is, and does not count again.
+    If lesions are unknown, only findings outside the liver are known to be false. Findings outside painted lesions
+    occur in the unchanged scan, and do not count again.
     """
     ct = read_volume(folder / "image.nii.gz")
     if (folder / "liver.nii.gz").is_file():
@@ -136,7 +136,7 @@ def _real(folder: Path, painting: int) -> Case:
 
 
 def _painted(ct: Volume, liver: np.ndarray, seed: int) -> tuple[Volume, np.ndarray]:
-    """`ct` with the lesions of training in its liver, and where they are. The *difference* is painted."""
+    """Paint lesions as in training into the liver of `ct`: the CT plus the *difference*, and the lesions' mask."""
     box = bounding_box(liver)
     assert box is not None
     box = box.grown([int(10 / size) + 1 for size in ct.spacing[::-1]], ct.shape)
@@ -153,10 +153,10 @@ def _painted(ct: Volume, liver: np.ndarray, seed: int) -> tuple[Volume, np.ndarr
 
 
 def findings(case: Case, model: Model) -> list[Finding]:
-    """What `model` finds, lesions and candidates: their features, and whether they are true.
+    """The findings of `model`, both lesions and candidates: their features, and whether they are true.
 
-    One is true if at least a tenth of it lies in a lesion, as in :mod:`LiverXAILib.evaluation.metrics`; false if not,
-    and at least half of it lies where no other lesion is; else it is left out.
+    A finding is true if at least a tenth of it lies in a lesion, as in :mod:`LiverXAILib.evaluation.metrics`. Otherwise
+    it is false if at least half of it lies where there is known to be no other lesion; else it is left out.
     """
     segmentation = segment(case.ct, model)
     rows = []
@@ -175,7 +175,7 @@ def findings(case: Case, model: Model) -> list[Finding]:
 
 
 def collect(data: Path, folder: Path, model: Model, phantoms: Sequence[int] = PHANTOMS) -> Iterator[Finding]:
-    """The findings of all cases, each kept in `folder` as it is done."""
+    """Collect the findings of all cases; each finished case is stored in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in cases(data, phantoms).items():
         path = folder / f"{name}.json"
@@ -185,16 +185,16 @@ def collect(data: Path, folder: Path, model: Model, phantoms: Sequence[int] = PH
                 temporary.write_text(json.dumps(found), encoding="utf-8")
             _log.info("%s: %d findings, %d true", name, len(found), sum(row["true"] for row in found))
         for row in json.loads(path.read_text(encoding="utf-8")):
-            # Scans of one patient differ in what follows "_" (hcc005_a1, hcc005_a3).
+            # Scans of one patient differ only after the "_" (hcc005_a1, hcc005_a3).
             group = name.split("_")[0] if name.startswith("hcc") else name.split("#")[0]
             yield {"case": name, "group": group, **row}
 
 
 def fit(rows: Sequence[Finding], source: str = "") -> Reliability:
-    """A logistic regression of "true" on the features, by penalized maximum likelihood.
+    """Fit a logistic regression of "true" on the features by penalized maximum likelihood.
 
-    No weight may have the wrong sign (a less decided border never makes a finding more reliable): what differs by
-    chance between a few false findings would otherwise be learned, and given to readers as a reason.
+    No weight may have the wrong sign (a less distinct border never makes a finding more reliable): otherwise chance
+    differences between a few false findings would be learned, and given to readers as a reason.
     """
     table = np.array([[row[name] for name in FEATURES] for row in rows])
     truth = np.array([row["true"] for row in rows], float)
@@ -218,7 +218,7 @@ def fit(rows: Sequence[Finding], source: str = "") -> Reliability:
 
 
 def held_out(rows: Sequence[Finding]) -> np.ndarray:
-    """The probability of each finding by a regression that was fitted without its patient or phantom."""
+    """The probability of each finding from a regression fitted without its patient or phantom."""
     groups = sorted({row["group"] for row in rows})
     predicted = np.zeros(len(rows))
     for fold in range(min(_FOLDS, len(groups))):
@@ -231,9 +231,9 @@ def held_out(rows: Sequence[Finding]) -> np.ndarray:
 
 
 def calibration(rows: Sequence[Finding], predicted: np.ndarray) -> list[dict[str, Any]]:
-    """By bins of the predicted probability: findings, mean probability, and the part that is true.
+    """For each bin of the predicted probability: findings, mean probability, and the fraction that is true.
 
-    The intervals are Wilson's, 95 %: they take findings of one patient for independent.
+    The 95% confidence intervals are Wilson's, which treat the findings of one patient as independent.
     """
     truth = np.array([row["true"] for row in rows])
     bins = []
@@ -255,14 +255,14 @@ def _wilson(true: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def area_under_curve(truth: np.ndarray, values: np.ndarray) -> float:
-    """How often a true finding has the larger of two values (ties: half)."""
+    """The probability that a true finding has a larger value than a false one (ties count half)."""
     ranks = rankdata(values)
     positive = int(truth.sum())
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
 
 
 def summary(rows: Sequence[Finding], reliability: Reliability, predicted: np.ndarray) -> str:
-    """What was measured, as Markdown."""
+    """The measures as Markdown."""
     truth = np.array([row["true"] for row in rows])
     real = np.array([not row["case"].startswith("phantom") for row in rows])
     lines = ["| findings | all | true | AUC | Brier |", "|---|---|---|---|---|"]
@@ -299,7 +299,7 @@ def summary(rows: Sequence[Finding], reliability: Reliability, predicted: np.nda
 
 
 def draw(rows: Sequence[Finding], predicted: np.ndarray, path: Path) -> None:
-    """The calibration curve, with how often each probability is given."""
+    """Draw the calibration curve and a histogram of the probabilities."""
     from matplotlib.figure import Figure
 
     bins = calibration(rows, predicted)
@@ -309,12 +309,12 @@ def draw(rows: Sequence[Finding], predicted: np.ndarray, path: Path) -> None:
     x, y = [row["predicted"] for row in bins], [row["true"] for row in bins]
     spread = [[row["true"] - row["least"] for row in bins], [row["most"] - row["true"] for row in bins]]
     axes.errorbar(x, y, yerr=spread, fmt="o-", color="#1f5f8b", capsize=3, linewidth=1.2, markersize=4)
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="part of the findings that is true")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="fraction of findings that are true")
     truth = np.array([row["true"] for row in rows])
     edges = np.linspace(0, 1, 21)
     below.hist([predicted[truth], predicted[~truth]], edges, stacked=True, color=["#1f5f8b", "#c8553d"],
                label=["true", "false"])  # fmt: skip
-    below.set(xlabel="probability, by a regression fitted without the patient", ylabel="findings")
+    below.set(xlabel="probability from a regression fitted without the patient", ylabel="findings")
     below.legend(frameon=False, fontsize=8)
     for one in (axes, below):
         one.spines[["top", "right"]].set_visible(False)
@@ -323,7 +323,7 @@ def draw(rows: Sequence[Finding], predicted: np.ndarray, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Fit how often the default model's findings are true.")
+    parser = argparse.ArgumentParser(description="Fit the probability that the default model's findings are true.")
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/")
     parser.add_argument("--output", type=Path, required=True, help="gets findings/, card.json, calibration.md and .png")
     parser.add_argument("--model", default="default", help="name or folder (default: default)")

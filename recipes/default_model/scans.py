@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole scans with lesions painted into them: what a network of the default model will see, where all is known."""
+"""Whole scans with painted lesions: inputs of the default model's networks with known ground truth."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .synthesis.generator import numbered_on
 
 
 def phantom_scans(stage: StageSpec, spacing_mm: float, seeds: Iterable[int]) -> list[Sample]:
-    """What `stage` sees of phantoms of these seeds, where all of the liver is found; one for each.
+    """The inputs of `stage` for the phantoms of these seeds, if the whole liver is found.
 
-    Their lesions are those of training, half of which fade into the liver and whose label is what a reader would
-    outline. A phantom's own all end sharply: judged by them, an outline had better cut the rims of the others.
+    Their lesions are painted as in training: half of them have soft edges, and the label is what a reader would
+    outline. A phantom's own lesions all have sharp edges; thresholds tuned to them would cut off the rims of others.
 
     :param spacing_mm: voxel size of the stage's grid, the same along all axes.
     """
@@ -40,11 +40,10 @@ def phantom_scans(stage: StageSpec, spacing_mm: float, seeds: Iterable[int]) -> 
 
 
 def source_scans(stage: StageSpec, spacing_mm: float, sources: Iterable[Source], paintings: int) -> list[Sample]:
-    """What `stage` sees of the real ones among `sources`; each so many times, with other lesions.
+    """The inputs of `stage` for the real scans among `sources`, each `paintings` times with different lesions.
 
     :param spacing_mm: voxel size of the stage's grid and of the sources.
-    :param sources: those without a CT, without a liver that is known to be one, or with tumors that nobody labelled,
-        are left out.
+    :param sources: sources without a CT, without a certain liver, or with unlabeled tumors are left out.
     """
     scans: list[Sample] = []
     for source in sources:
@@ -81,7 +80,7 @@ def _painted(
     name: str,
     tumors: torch.Tensor | None = None,
 ) -> Sample:
-    """A scan with lesions painted beside its own `tumors`."""
+    """Paint lesions into a scan in addition to its own `tumors`."""
     tumors = torch.zeros_like(liver) if tumors is None else tumors
     image, lesions = add_lesions(Rng(seed), image, liver & known & ~tumors, spacing_mm)
     lesions = numbered_on(lesions, tumors)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operating points from "sure" to "sensitive", measured on training-side data and written into a model's card.
+"""Operating points from specific to sensitive, measured on training-side data and written into a model's card.
 
 ``python -m recipes.default_model.sensitivity --data FOLDER MODEL`` segments phantoms with lesions of their own and real
-scans of training with painted lesions, whose seeds no training has, and asks for each number of false findings a case
-which peak a piece must reach for that. What counts as found and as false is defined in
+scans of training with painted lesions, whose seeds are not used in training. For each number of false findings per case
+it determines the peak that a component must reach. True and false findings are defined in
 :mod:`LiverXAILib.evaluation.metrics`.
 """
 
@@ -32,18 +32,18 @@ from ..clicks.samples import painted, real_scans
 
 #: Phantoms that neither training nor the benchmarks use.
 FIRST_SEED = 800_000
-#: Real scans into which lesions are painted; of training, none with a tumor of its own.
+#: Real scans into which lesions are painted: scans of training without tumors.
 SCANS = ("lidc0001", "totalseg_slab")
-#: False findings a case that the table has a row for.
+#: False findings per case for which the table has a row.
 ACCEPTED = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-#: Lesions that are painted into a scan.
+#: Number of lesions painted into a scan.
 _PAINTED = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m recipes.default_model.sensitivity", description=__doc__)
-    parser.add_argument("model", type=Path, help="the model's folder, whose card is changed")
+    parser.add_argument("model", type=Path, help="the model's folder, whose card is updated")
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/")
     parser.add_argument("--phantoms", type=int, default=20)
     parser.add_argument("--paintings", type=int, default=3, help="how many times lesions are painted into each scan")
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _cases(data: Path, phantoms: int, paintings: int) -> Iterator[tuple[Volume, np.ndarray]]:
-    """CTs and where their lesions are."""
+    """CTs and masks of their lesions."""
     for seed in range(FIRST_SEED, FIRST_SEED + phantoms):
         phantom = make_phantom(seed, spacing_mm=(1.5, 1.5, 3.0), phase="portal")
         yield phantom.ct, phantom.truth.array == 2
@@ -86,11 +86,11 @@ def _cases(data: Path, phantoms: int, paintings: int) -> Iterator[tuple[Volume, 
 
 
 def operating_points(cases: Sequence[FrocCase]) -> tuple[OperatingPoint, ...]:
-    """For each accepted number of false findings a case the mildest peak that brings no more, from sure on."""
+    """The lowest peak for each accepted number of false findings per case, in falling order."""
     logits = np.arange(0.0, 7.01, 0.25)[::-1]
     rows = froc(cases, [1 / (1 + math.exp(-logit)) for logit in logits])
     measured = list(zip(logits, rows, strict=True))
-    chosen = [measured[0]]  # as sure as half precision tells
+    chosen = [measured[0]]  # the highest peak that half precision resolves
     for accepted in ACCEPTED:
         chosen += [(logit, row) for logit, row in measured if row["false_per_case"] <= accepted][-1:]
     points = {
@@ -101,7 +101,7 @@ def operating_points(cases: Sequence[FrocCase]) -> tuple[OperatingPoint, ...]:
 
 
 def write_points(card: Path, points: Sequence[OperatingPoint]) -> None:
-    """Write the points into the last stage of a card that decides about tumors."""
+    """Write the points into the last stage of a card that segments tumors."""
     spec = ModelSpec.from_json(card.read_text(encoding="utf-8"))
     name = spec.stage_of("tumor").name
     stages = tuple(
@@ -112,7 +112,7 @@ def write_points(card: Path, points: Sequence[OperatingPoint]) -> None:
 
 
 def table(cases: Sequence[FrocCase], points: Sequence[OperatingPoint]) -> str:
-    """The points with the 95 % intervals of what was measured (Markdown), and as JSON all of the curve."""
+    """The points with 95% confidence intervals as Markdown, and the whole curve as JSON."""
     rows = froc(cases, [1 / (1 + math.exp(-point.peak)) for point in points])
     lines = [
         "| peak (logit) | false findings a case | sensitivity | < 10 mm | 10–20 mm | > 20 mm |",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The default model's training anatomy: real CT with labels or teacher labels, and phantoms.
 
-What may be trained on is listed here, by name, and nothing else is ever read.
+All scans that may be trained on are listed here by name; no others are ever read.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 #: Axes of every source and of the network: superior, posterior, left.
 AXES = "SPL"
 
-#: Every real scan that is trained on, and how often it is drawn; the scans of a patient together about as often as
-#: another patient. What shows little liver counts less.
+#: Every real scan that is trained on, and how often it is drawn. All scans of a patient together are drawn about as
+#: often as those of another patient; scans that show little liver are drawn less often.
 WEIGHTS: dict[str, float] = {
     "totalseg_abdomen_3mm": 0.09,
     "totalseg_slab": 0.05,
@@ -63,15 +63,15 @@ WEIGHTS: dict[str, float] = {
     "kits_00072": 0.04,
     "cmb_crc_01068": 0.01,
 }
-#: All phantoms together.
+#: Weight of all phantoms together.
 _PHANTOMS = 0.25
-#: Scans with labelled organs, and the file under ``ct/`` that names them.
+#: Scans with labeled organs, and the file under ``ct/`` that names the organs.
 _ORGAN_NAMES = {
     "totalseg_abdomen_3mm": "totalseg_labels.json",
     "totalseg_slab": "totalseg_labels.json",
     "lidc0001": "lidc0001/organs.json",
 }
-#: Scans without any label: how much of each, from its lower end, the teacher is shown (it knows abdomens, not trunks).
+#: Scans without any label: how much of each, from its lower end, the teacher segments (trained on abdomens).
 _LOWEST_MM = {"lidc_0314": 200.0, "acrin_013": 170.0, "cmb_crc_01068": 200.0}
 _PHASES: dict[str, Phase] = {
     "cptac_pda": "portal",
@@ -80,10 +80,10 @@ _PHASES: dict[str, Phase] = {
     "kits_00072": "arterial",
     "cmb_crc_01068": "arterial",
 }
-#: Scans without any label of a patient with cancer that spreads to the liver.
+#: Scans without any label, of patients with cancer that spreads to the liver.
 _TUMORS_UNKNOWN = ("cmb_crc_01068", "acrin_013")
 
-#: Organ names of the labelled CT (TotalSegmentator's) by tissue; names are matched at their beginning.
+#: Organ names of the labeled CT (TotalSegmentator's) by tissue; names are matched by prefix.
 _ORGANS: dict[str, Tissue] = {
     "spleen": Tissue.SPLEEN,
     "kidney_cyst": Tissue.FLUID,
@@ -164,13 +164,13 @@ def load_sources(
     real: bool = True,
     left_out: Sequence[str] = (),
 ) -> list[Source]:
-    """All training anatomy, prepared once and kept in `cache`.
+    """Load all training anatomy, prepared once and kept in `cache`.
 
     :param data: folder with ``ct/``, ``dicom/`` and ``models/obelisk/``.
     :param phantoms: seeds of the phantoms.
     :param real: whether to add the real CT.
     :param left_out: patients (:func:`~recipes.real_ct.patient_of`) whose CT is not read.
-    :raises LiverXAILib.errors.InputError: a file is missing, or a patient is not known.
+    :raises LiverXAILib.errors.InputError: a file is missing, or a patient is unknown.
     """
     if unheard := set(left_out) - {patient_of(name) for name in WEIGHTS}:
         raise InputError(f"{', '.join(sorted(unheard))}: not a patient. There are: {', '.join(sorted(WEIGHTS))}.")
@@ -189,7 +189,7 @@ def load_sources(
             _log.info("%s at %g mm: %.0f ml of liver", name, spacing_mm, made.liver.sum() * spacing_mm**3 / 1000)
             none = np.empty(0, np.int16)  # a phantom's intensities are drawn anew for each sample: it has no CT to keep
             arrays: dict[str, Any] = {key: none if value is None else value for key, value in vars(made).items()}
-            with replacing(path) as temporary:  # two parts that are trained side by side may both prepare it
+            with replacing(path) as temporary:  # phases that are trained in parallel may both prepare it
                 np.savez_compressed(temporary, **arrays)
         with np.load(path) as stored:
             ct, tissues, liver, tumors = (stored[key] for key in ("ct", "tissues", "liver", "tumors"))
@@ -200,7 +200,7 @@ def load_sources(
                 ct if ct.size else None,
                 tissues,
                 liver,
-                # Few of the organs of other scans are told apart.
+                # In other scans few organs are labeled separately.
                 detailed=name.startswith(("totalseg", "phantom", "lidc0001")),
                 weight=weight,
                 tumors=tumors.astype(bool) if tumors.size else None,
@@ -213,7 +213,7 @@ def load_sources(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source on its grid, as it is kept: `ct` int16, `tissues` uint8, `liver` and `tumors` bool; (k, j, i)."""
+    """A source on its grid, as it is stored: `ct` int16, `tissues` uint8, `liver` and `tumors` bool; (k, j, i)."""
 
     ct: np.ndarray | None
     tissues: np.ndarray
@@ -222,14 +222,14 @@ class Prepared:
 
 
 def to_grid(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, Grid]:
-    """A CT on an isotropic grid along :data:`AXES`, int16 (k, j, i), and that grid."""
+    """Resample a CT to an isotropic grid along :data:`AXES`: int16 (k, j, i), and the grid."""
     grid = regrid(network_orientation_grid(volume.grid, AXES), (spacing_mm,) * 3)
     ct = resample(volume.array, volume.grid, grid, fill=AIR_HU).clamp(-1024, 3071).round()
     return ct.numpy().astype(np.int16), grid
 
 
 def _real(data: Path, name: str, scan: Scan | None, spacing_mm: float) -> Prepared:
-    """A real CT: with labelled organs, with a labelled liver, or with neither."""
+    """Prepare a real CT with labeled organs, with a labeled liver, or with neither."""
     if name in _ORGAN_NAMES:
         return _from_labels(data, name, spacing_mm)
     if scan is not None:
@@ -239,7 +239,7 @@ def _real(data: Path, name: str, scan: Scan | None, spacing_mm: float) -> Prepar
 
 
 def _from_labels(data: Path, name: str, spacing_mm: float) -> Prepared:
-    """A CT with organ labels beside it."""
+    """Prepare a CT with organ labels."""
     volume = read_ct(data / "ct" / name / "image.nii.gz")
     organs = read_labels(data / "ct" / name / "organs.nii.gz")
     names = json.loads((data / "ct" / _ORGAN_NAMES[name]).read_text(encoding="utf-8"))
@@ -251,12 +251,12 @@ def _from_labels(data: Path, name: str, spacing_mm: float) -> Prepared:
         organ = names[str(value)]
         tissue = next((t for prefix, t in _ORGANS.items() if organ.startswith(prefix)), None)
         if tissue is None:
-            continue  # bones and muscles are told by their HU
+            continue  # bones and muscles are classified by HU
         share = resample((organs.array == value).astype(np.float32), organs.grid, grid).numpy()
         where = share >= best
         best[where] = share[where]
         if tissue in (Tissue.STOMACH, Tissue.BOWEL):
-            where = where & (ct > -150) & (ct < 150)  # gas and oral contrast stay what they are
+            where = where & (ct > -150) & (ct < 150)  # gas and oral contrast keep their classes
         tissues[where] = int(tissue)
         if tissue is Tissue.LIVER:
             liver = share >= 0.5
@@ -264,7 +264,7 @@ def _from_labels(data: Path, name: str, spacing_mm: float) -> Prepared:
 
 
 def _from_liver(data: Path, scan: Scan, spacing_mm: float) -> Prepared:
-    """A CT whose liver, and perhaps tumors, are labelled; what else may be liver beside it is left out."""
+    """Prepare a CT with a labeled liver, and perhaps tumors; other tissue that may be liver is left out."""
     volume, labelled, labelled_tumors = read_scan(data, scan)
     ct, grid = to_grid(volume, spacing_mm)
     liver, tumors = (
@@ -277,7 +277,7 @@ def _from_liver(data: Path, scan: Scan, spacing_mm: float) -> Prepared:
 
 
 def _border(ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """The 4 mm around a liver that a model outlined, where they look like it: neither is certain there."""
+    """The voxels within 4 mm of a model's liver that look like liver: their label is uncertain."""
     smooth = smoothed(ct, spacing_mm)
     median, spread = float(np.median(ct[liver])), float(np.clip(smooth[liver].std(), 8, 25))
     alike = (ct > (median + FAT_HU) / 2) & (smooth < median + 1.8 * spread) & (tissues != Tissue.BONE)
@@ -289,14 +289,14 @@ def _phantom(seed: int, spacing_mm: float) -> Prepared:
     lut = np.zeros(256, dtype=np.uint8)
     for name, value in TISSUES.items():
         lut[value] = int(_PHANTOM[name])
-    # The phantom's axes are left, posterior, superior with k ascending: SPL already.
+    # The phantom's axes are left, posterior, superior, so its arrays (k, j, i) are SPL already.
     return Prepared(None, lut[phantom.tissues.array], phantom.truth.array > 0)
 
 
 def _from_teacher(data: Path, path: Path, spacing_mm: float, lowest_mm: float | None = None) -> Prepared:
-    """A CT without labels: the liver as the OBELISK ensemble sees it, corrected and with doubtful parts left out.
+    """Prepare a CT without labels: the OBELISK ensemble's liver, corrected, with uncertain parts left out.
 
-    :param lowest_mm: show the teacher only this much of the scan, from its lower end (it knows abdomens, not trunks).
+    :param lowest_mm: segment only this much of the scan, from its lower end (the teacher was trained on abdomens only).
     """
     volume = read_ct(data / path)
     ct, grid = to_grid(volume, spacing_mm)
@@ -305,6 +305,6 @@ def _from_teacher(data: Path, path: Path, spacing_mm: float, lowest_mm: float | 
     liver, unknown = refine_teacher(ct, liver, tissues, spacing_mm)
     apply_corrections(MANUAL_CORRECTIONS.get(path.parts[1], ()), ct, tissues, liver, unknown, spacing_mm)
     tissues[liver] = int(Tissue.LIVER)
-    # Where somebody saw the teacher fail, its positives are as doubtful as its negatives.
+    # Where review showed that the teacher failed, its positives are as uncertain as its negatives.
     tissues[unknown] = int(Tissue.UNKNOWN)
     return Prepared(ct, tissues, liver)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Livers of CT without labels: as the OBELISK ensemble sees them, corrected, doubtful parts left out."""
+"""Livers of CT without labels, from the OBELISK ensemble, corrected, with uncertain parts left out."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from LiverXAILib.volumes.volume import Grid, Volume
 from .synthesis import Tissue
 from .tissue_maps import FAT_HU, dilated, opened_by_ball, opened_slices, smoothed
 
-#: Native livers are brighter, after smoothing, and effusions darker.
+#: HU that separates smoothed native livers, which are brighter, from effusions.
 _DARKEST_LIVER_HU = 32.0
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box of a CT, in mm from its inferior, anterior, right corner, where the teacher's overlay was seen to be wrong.
+    """A box of a CT, in mm from its inferior, anterior, right corner, in which the teacher was wrong on review.
 
-    :param verdict: "no liver"; "unknown": all soft tissue there is left out; or "fluid": what is darker than any liver
-        is fluid, the rest is left out.
+    :param verdict: "no liver"; "unknown": all soft tissue in it is left out; or "fluid": voxels darker than any liver
+        are fluid, the rest is left out.
     """
 
     verdict: Literal["no liver", "unknown", "fluid"]
@@ -52,7 +52,7 @@ def apply_corrections(
     unknown: np.ndarray,
     spacing_mm: float,
 ) -> None:
-    """Change `tissues`, `liver` and `unknown` (k, j, i) where the regions say so, in place."""
+    """Correct `tissues`, `liver` and `unknown` (k, j, i) in the regions, in place."""
     for region in regions:
         box = region.box(spacing_mm)
         soft = (ct[box] > -30) & (ct[box] < 160)
@@ -68,7 +68,7 @@ def apply_corrections(
             unknown[box] = (unknown[box] | soft) & ~fluid
 
 
-#: What looking at every third slice of the overlays showed.
+#: Corrections from a review of every third slice of the overlays.
 MANUAL_CORRECTIONS: dict[str, tuple[Region, ...]] = {
     "cptac_pda": (
         Region("unknown", superior=(127, 133), left=(206, 9999)),  # the heart's lower surface on the left lobe
@@ -80,7 +80,7 @@ MANUAL_CORRECTIONS: dict[str, tuple[Region, ...]] = {
         Region("fluid", superior=(76, 9999), posterior=(214, 9999)),  # the effusion above it
     ),
     "acrin_013": (
-        Region("unknown", superior=(22, 56), left=(322, 9999)),  # left lobe and stomach, told apart by nobody
+        Region("unknown", superior=(22, 56), left=(322, 9999)),  # left lobe and stomach cannot be separated
         Region("unknown", superior=(50, 62), left=(290, 9999)),
         Region("no liver", superior=(62, 9999), left=(296, 9999)),  # the heart
     ),
@@ -89,19 +89,20 @@ MANUAL_CORRECTIONS: dict[str, tuple[Region, ...]] = {
         Region("unknown", superior=(17, 20), left=(156, 9999)),
         Region("no liver", superior=(20, 9999), left=(116, 9999)),  # the heart
     ),
-    "cmb_crc_01068": (Region("unknown", superior=(0, 39)),),  # half of the dome is found: only fat and air are sure
+    "cmb_crc_01068": (Region("unknown", superior=(0, 39)),),  # half of the dome is found: only fat and air are certain
 }
 
 
 def refine_teacher(
     ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray, spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher cuts the border short by 8-10 % of volume: grow 2 mm where the CT looks like liver.
+    """Refine the teacher's liver, which misses 8-10 % of the volume at the border.
 
-    The vena cava, which it includes where it is enhanced, is taken out: liver labels of the field leave it out.
+    It is grown by 2 mm where the CT looks like liver. The vena cava, which the teacher includes if enhanced, is removed
+    because public liver labels exclude it.
 
-    :return: the liver, and a band 5 mm around it of what may be liver too, or its border's partial volume with fat or
-        lung: neither is certain there.
+    :return: the liver, and an uncertain band of 5 mm around it: possible liver, and partial volume of its border with
+        fat or lung.
     """
     liver = largest_component(liver)
     smooth = smoothed(ct, spacing_mm)
@@ -111,14 +112,14 @@ def refine_teacher(
     cava = dilated(opened_by_ball(bright, round(5 / spacing_mm)), 1)
     alike = (np.abs(smooth - median) < 1.8 * spread) & (tissues != Tissue.BONE)
     grown = (liver | (dilated(liver, max(1, round(2 / spacing_mm))) & alike)) & ~cava
-    # Above the middle between liver and fat, where a reader would draw the outline.
+    # Above the midpoint between liver and fat, where a reader would draw the outline.
     perhaps = (ct > (median + FAT_HU) / 2) & (smooth < median + 1.8 * spread)
     band = dilated(grown, max(1, round(5 / spacing_mm))) & ~grown & ~cava & perhaps & (tissues != Tissue.BONE)
     return grown, band
 
 
 def teacher_liver(volume: Volume, grid: Grid, weights: Path, lowest_mm: float | None) -> np.ndarray:
-    """Liver of the OBELISK ensemble (mean softmax of the folds) on `grid`; see :class:`ObeliskUNet`."""
+    """Segment the liver with the OBELISK ensemble (mean softmax of the folds) on `grid`; see :class:`ObeliskUNet`."""
     base = network_orientation_grid(volume.grid, "LAI")
     dense = resample(volume.array, volume.grid, base, fill=AIR_HU).numpy() > -300
     body = largest_component(opened_slices(dense))

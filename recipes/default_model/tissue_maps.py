@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What intensity alone tells of a CT, and the morphology that the sources are prepared with; arrays are (k, j, i)."""
+"""Tissue classes from intensity alone, and morphology for preparing the sources; arrays are (k, j, i)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAT_HU = -100.0
 
 
 def tissues_by_hu(ct: np.ndarray) -> np.ndarray:
-    """Tissue classes that intensity alone tells: air, table, fat, soft tissue, enhanced, bone, gas, lung."""
+    """Classify tissues by intensity alone: air, table, fat, soft tissue, enhanced, bone, gas, lung."""
     body = _body(ct)
     tissues = np.full(ct.shape, int(Tissue.SOFT), dtype=np.uint8)
     tissues[ct < -30] = int(Tissue.FAT)
@@ -29,7 +29,7 @@ def tissues_by_hu(ct: np.ndarray) -> np.ndarray:
 
 
 def _body(ct: np.ndarray) -> np.ndarray:
-    """The patient, lungs and bowel gas included: the largest dense component, filled slice by slice."""
+    """The patient including lungs and bowel gas: the largest dense component, filled slice by slice."""
     body = largest_component(opened_slices(ct > -300))
     filled = [sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(plane.astype(np.uint8)))) for plane in body]
     return np.stack(filled) > 0
@@ -61,6 +61,6 @@ def dilated(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def smoothed(ct: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """`ct` without its noise: a Gaussian of 2.4 mm."""
+    """Smooth `ct` with a Gaussian of 2.4 mm."""
     image = _image(ct.astype(np.float32))
     return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, 2.4 / spacing_mm))  # voxels: no spacing is set

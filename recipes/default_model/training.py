@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the default model's recipe: the library's learner, fed by the generator; resumable to the same weights."""
+"""A run of the default model's recipe: the library's learner on generated samples, resumable exactly."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from .loss import BalancedLoss
 from .synthesis import Generator, Sample
 
 LABELS = ("liver", "tumor")
-#: The longest gradient of a step.
+#: Largest gradient norm of a step; longer gradients are clipped.
 _CLIP = 2.0
-#: How much a batch counts in the running statistics of batch norms: batches are one or two volumes.
+#: Weight of a batch in the running statistics of batch norms: batches are one or two volumes.
 _NORM_MOMENTUM = 0.03
 
-#: What a sample is drawn from: its seed, its size, and how much of the curriculum lies ahead.
+#: Key of a sample: its seed, its size, and the remaining fraction of the curriculum.
 Key = tuple[int, Size, float]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run, besides the data.
+    """All settings that determine a run, apart from the data.
 
-    :param batch: samples in each iteration, of one size. One at a time, torch computes convolutions of small maps with
-        a slow kernel of its own instead of oneDNN's (torch 2.13 on CPU).
-    :param curriculum: fraction of the run over which lesions go from large and clear to what they are.
+    :param batch: samples per iteration, all of one size. With a single sample, torch computes convolutions of small
+        feature maps with a slow kernel of its own instead of oneDNN's (torch 2.13 on CPU).
+    :param curriculum: fraction of the run over which lesions change from large and conspicuous to their final range.
     :param freeze_norm: fraction of the run after which batch norm uses its running statistics. Batches are single
-        volumes, whose own statistics inference cannot know: the rest of the run adapts the weights to the fixed ones.
-    :param rebalance_after: fraction of the run after which tumor voxels weigh less against the rest of the liver.
-    :param ema: decay of the averaged weights, which are what is exported.
-    :param validate_every: iterations from one row of the log to the next.
+        volumes, whose statistics are not those of inference: the rest of the run adapts the weights to the fixed ones.
+    :param rebalance_after: fraction of the run after which tumor voxels have less weight against the rest of the liver.
+    :param ema: decay of the averaged weights, which are exported.
+    :param validate_every: iterations between rows of the log.
     """
 
     iterations: int = 3500
@@ -71,12 +71,12 @@ class Settings:
 
     @property
     def epochs(self) -> int:
-        """Parts of the run, each of which ends with a validation."""
+        """Number of parts of the run, each of which ends with a validation."""
         return max(1, self.iterations // self.validate_every)
 
 
 class Drawn(Dataset[dict[str, torch.Tensor]]):
-    """Samples of a generator as the learner wants them."""
+    """Samples of a generator in the learner's format."""
 
     def __init__(self, generator: Generator, intensity: Intensity) -> None:
         self.generator, self.intensity = generator, intensity
@@ -86,7 +86,7 @@ class Drawn(Dataset[dict[str, torch.Tensor]]):
 
 
 def as_item(sample: Sample, intensity: Intensity) -> dict[str, torch.Tensor]:
-    """A sample for the learner and :class:`~.loss.BalancedLoss`, without a batch."""
+    """Convert a sample for the learner and :class:`~.loss.BalancedLoss`, without a batch dimension."""
     truth = sample.liver.to(torch.uint8)
     truth[sample.tumor] = 2
     return {
@@ -98,9 +98,9 @@ def as_item(sample: Sample, intensity: Intensity) -> dict[str, torch.Tensor]:
 
 
 class Batches(Sampler[list[Key]]):
-    """Batch number n of a run is the same in every run with those settings, on any number of workers.
+    """Batches of a run: number n is the same in every run with these settings, with any number of workers.
 
-    :param position: epoch and number in it of the batch that comes next: what a resumed run has not seen yet.
+    :param position: epoch and number of the next batch in it: in a resumed run, the first one not yet trained on.
     """
 
     def __init__(self, generator: Generator, settings: Settings, position: Callable[[], tuple[int, int]]) -> None:
@@ -120,7 +120,7 @@ class Batches(Sampler[list[Key]]):
 
 
 class Validation(Dataset[dict[str, torch.Tensor]]):
-    """Samples that are always the same."""
+    """A fixed set of validation samples."""
 
     def __init__(self, samples: Sequence[Sample], intensity: Intensity) -> None:
         self.samples, self.intensity = samples, intensity
@@ -150,13 +150,13 @@ def train(
     hardware: Hardware | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, torch.Tensor]:
-    """Train `network`; goes on from the last checkpoint in `folder` if there is one.
+    """Train `network`, from the last checkpoint in `folder` if there is one.
 
     Writes ``epochs.csv``, a row every :attr:`Settings.validate_every` iterations, and its curves.
 
     :param stage: how the network is used: its intensity, and its channels, liver and tumor.
     :param workers: processes that prepare samples while the network trains.
-    :param hardware: default: whatever there is, in bfloat16 where that is native.
+    :param hardware: default: :func:`best_hardware`.
     :return: the averaged weights, on the CPU.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def train(
     )
     learner = Learner(
         network,
-        # The locator's tumors are trained, too, although its card leaves them out.
+        # The locator is trained on tumors, too, although its card does not list them.
         replace(stage, labels={label: (label,) for label in LABELS}),
         LABELS,
         training,

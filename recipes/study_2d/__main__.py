@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m recipes.study_2d``: configs/study-2d.yaml on real CT, anatomies left out in turn.
+"""``python -m recipes.study_2d``: configs/study-2d.yaml on real CT, leaving out anatomies in turn.
 
 Synthetic patients are made from each anatomy. In each fold some anatomies are left out: the network learns from the
 synthetic patients of the others and is validated on the real scans of those left out, so that every real liver is
-validated once, by a network that never saw its patient. A run that was interrupted goes on when the same command is
-given again. ``time.json`` in the output folder has the processor time of a run in one go.
+validated once, by a network that never saw its patient. To resume an interrupted run, give the same command
+again. ``time.json`` in the output folder has the processor time, if the run was not interrupted.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.study_2d", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/ (docs/study.md lists the scans)")
     parser.add_argument("--output", type=Path, default=Path("runs/study-2d-ct"))
-    parser.add_argument("--folds", type=int, default=4, help=f"{len(ANATOMIES)}: each anatomy is left out alone")
+    parser.add_argument("--folds", type=int, default=4, help=f"{len(ANATOMIES)}: leave out one anatomy at a time")
     parser.add_argument("--patients", type=int, default=64, help="synthetic patients of each anatomy")
-    parser.add_argument("--slices", type=int, default=6, help="slices of each of them in an epoch")
+    parser.add_argument("--slices", type=int, default=6, help="slices of each synthetic patient in an epoch")
     parser.add_argument("--anatomies", nargs="+", choices=list(ANATOMIES), default=list(ANATOMIES), metavar="NAME")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for liverxai train")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, with one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel processes, with one thread each")
     options = parser.parse_args(arguments)
     if not 2 <= options.folds <= len(options.anatomies):
         parser.error(f"--folds must be 2 to {len(options.anatomies)}, the number of anatomies.")
@@ -74,7 +74,7 @@ def fold_command(
     training: Mapping[str, Sequence[Mapping[str, str]]],
     validation: Mapping[str, Sequence[Mapping[str, str]]],
 ) -> tuple[list[str], Path]:
-    """Write the CSV data set of a fold; the command that trains it, and the folder of the run."""
+    """Write the CSV data set of a fold; return the command that trains it, and the folder of the run."""
     learned = [row for name in options.anatomies if name not in left_out for row in training[name]]
     judged = [row for name in left_out for row in validation[name]]
     table = options.output / f"fold-{number}.csv"
@@ -92,7 +92,7 @@ def fold_command(
 
 
 def _run(command: Sequence[str], folder: Path) -> int:
-    """Train one fold on one thread; what it says goes into ``train.log``."""
+    """Train one fold on one thread; its output goes to ``train.log``."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (folder / "train.log").open("a", encoding="utf-8") as log:
@@ -100,13 +100,13 @@ def _run(command: Sequence[str], folder: Path) -> int:
 
 
 def _processor_minutes() -> float:
-    """What this process and those it started have cost so far; 0 where the system does not say."""
+    """Processor time of this process and its children so far; 0 if the system does not report it."""
     spent = os.times()
     return (spent.user + spent.system + spent.children_user + spent.children_system) / 60
 
 
 def summarize(output: Path, folds: Sequence[Sequence[str]]) -> None:
-    """``epochs.csv``, the mean over the folds, its curves, and ``evaluation.csv``, all scans that were left out."""
+    """Write ``epochs.csv`` with the mean over the folds, its curves, and ``evaluation.csv`` with all left-out scans."""
     runs = [output / f"fold-{n}" for n in range(len(folds))]
     tables = [json.loads((run / "finished.json").read_text(encoding="utf-8"))["rows"] for run in runs]
     rows = [_mean(rows) for rows in zip(*tables, strict=True)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many synthetic patients from few real ones: slabs of each anatomy, deformed, redrawn and scanned again."""
+"""Many synthetic patients from few real ones: slabs of each anatomy, deformed, resynthesized and rescanned."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ..default_model.tissue_maps import tissues_by_hu
 from ..real_ct import PATIENTS, Scan, read_scan
 
 SPACING_MM = 2.0
-#: A slab is so many planes thick, of which every fourth is kept: eight slices 8 mm apart.
+#: Planes of a slab, of which every fourth is kept: eight slices 8 mm apart.
 _PLANES, _STEP = 32, 4
 #: Fields of view in voxels, and how often each is drawn: 300 to 560 mm.
 _SIZES = tuple(
     ((_PLANES, n, n), weight)
     for n, weight in ((152, 0.15), (168, 0.2), (184, 0.2), (200, 0.2), (220, 0.15), (280, 0.1))
 )
-#: Shares of slabs that are away from the liver, and of those with liver that get synthetic lesions.
+#: Fraction of slabs away from the liver, and of slabs with liver that get synthetic lesions.
 _NEGATIVES, _LESIONS = 0.1, 0.5
-#: Share of slabs in which every HU is redrawn. The network sees few slices: most of them look like real ones.
+#: Fraction of slabs whose intensities are synthesized; since training uses few slices, most keep real intensities.
 _REDRAWN = 0.1
-#: Share of a slab that is tissue, at least: empty scanners teach nothing here.
+#: Smallest fraction of a slab that must be tissue: empty scans are of no use here.
 _LEAST_BODY = 0.03
 
 
@@ -44,7 +44,7 @@ ANATOMIES = PATIENTS
 
 
 def source(data: Path, scan: Scan) -> Source:
-    """A scan for the generator; labelled tumors are *unknown* tissue, which the generator leaves as it is."""
+    """Prepare a scan for the generator; labeled tumors are *unknown* tissue, which the generator does not change."""
     volume, liver, tumor = read_scan(data, scan)
     ct, grid = to_grid(volume, SPACING_MM)
     liver, tumor = (resample(mask.astype(np.float32), volume.grid, grid).numpy() > 0.5 for mask in (liver, tumor))
@@ -55,9 +55,9 @@ def source(data: Path, scan: Scan) -> Source:
 
 
 def write_patients(data: Path, folder: Path, anatomy: str, count: int, seed: int) -> list[dict[str, str]]:
-    """Write synthetic patients of an anatomy that are not there yet; their rows for a CSV data set.
+    """Write the missing synthetic patients of an anatomy; return the rows of all for a CSV data set.
 
-    :param folder: gets ``<anatomy>-<n>.nii.gz`` and its label map, and ``<anatomy>.json``, written last.
+    :param folder: folder for ``<anatomy>-<n>.nii.gz`` and its label map, and ``<anatomy>.json``, written last.
     """
     record = folder / f"{anatomy}.json"
     if record.is_file():
@@ -91,7 +91,7 @@ def write_patients(data: Path, folder: Path, anatomy: str, count: int, seed: int
 
 
 def _patient(generator: Generator, scan: Scan, seed: int) -> tuple[Volume, Volume]:
-    """A synthetic patient and the labels: the first of the seed's samples that shows a body in several slices."""
+    """Make a synthetic patient and labels: the seed's first sample that shows a body in several slices."""
     for attempt in range(100):
         sample = generator.sample(seed + 1000 * attempt)
         ct, truth = _slices(sample, scan)
@@ -101,10 +101,10 @@ def _patient(generator: Generator, scan: Scan, seed: int) -> tuple[Volume, Volum
 
 
 def _slices(sample: Sample, scan: Scan) -> tuple[Volume, Volume]:
-    """Every fourth plane of a sample, without those beyond the scan's ends; and its labels."""
+    """Every fourth plane of a sample, without planes beyond the ends of the scan, and its labels."""
     tumor = sample.tumor
     if scan.tumors == "labelled" and ", real" in sample.kind:
-        # A redrawn liver has the liver's HU everywhere; a real one keeps its tumors.
+        # A synthesized liver has liver HU everywhere; a real one keeps its tumors.
         tumor = tumor | (sample.liver & ~sample.known)
     labels = sample.liver.numpy().astype(np.uint8)
     labels[(tumor & sample.liver).numpy()] = 2
@@ -142,20 +142,20 @@ def prepare(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> tuple[dict[str, list[dict[str, str]]], dict[str, list[dict[str, str]]]]:
-    """Synthetic patients for training and real scans for validation of each anatomy, as rows by its name.
+    """Make synthetic patients for training and list real scans for validation, as rows by name of the anatomy.
 
-    :param jobs: anatomies that are worked on side by side, in a process each.
+    :param jobs: number of anatomies processed in parallel, each in its own process.
     """
     folder = output / "patients"
     folder.mkdir(parents=True, exist_ok=True)
     training, validation = {}, {}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        # An own seed for each anatomy, whatever others there are.
+        # The seed of an anatomy does not depend on which others there are.
         seeds = {name: seed + 1 + list(ANATOMIES).index(name) for name in anatomies}
         written = {name: pool.submit(write_patients, data, folder, name, count, seeds[name]) for name in anatomies}
         for number, anatomy in enumerate(anatomies):
             report_progress(progress, f"Synthetic patients of {anatomy}", number / len(anatomies))
             training[anatomy] = written[anatomy].result()
             validation[anatomy] = validation_rows(data, folder, anatomy)
-    report_progress(progress, "Synthetic patients are there", 1.0)
+    report_progress(progress, "Synthetic patients are ready", 1.0)
     return training, validation

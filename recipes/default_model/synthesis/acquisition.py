@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scanner does to a body: blur, thick slices, noise, streaks, limited fields of view."""
+"""Simulated acquisition: blur, thick slices, noise, streaks, limited fields of view."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _AIR = -1024.0
 
 
 def acquire(rng: Rng, image: torch.Tensor, spacing_mm: float, *, synthetic: bool) -> torch.Tensor:
-    """Scan (D, H, W) in HU, axes (superior, posterior, left): point spread, slice profile, noise, gain.
+    """Simulate the scan of (D, H, W) in HU, axes (superior, posterior, left): point spread, slice profile, noise, gain.
 
-    :param synthetic: the image is noise-free so far (a real one brings its own blur and noise).
+    :param synthetic: the image has no noise yet (a real one has its own blur and noise).
     """
     size = (image.shape[0], image.shape[1], image.shape[2])
     if synthetic:
@@ -52,7 +52,7 @@ def box_blur(image: torch.Tensor, width: float, axis: int) -> torch.Tensor:
 
 
 def _streaks(rng: Rng, size: tuple[int, int, int]) -> torch.Tensor:
-    """Rays from one or two dense points in the slice plane, over a limited range of slices."""
+    """Streaks from one or two dense points in the slice plane, over a limited range of slices."""
     k = torch.arange(size[0])[:, None, None]
     j, i = torch.meshgrid(torch.arange(size[1]).float(), torch.arange(size[2]).float(), indexing="ij")
     result = torch.zeros(size)
@@ -68,7 +68,7 @@ def _streaks(rng: Rng, size: tuple[int, int, int]) -> torch.Tensor:
 
 
 def limit_field_of_view(rng: Rng, image: torch.Tensor) -> torch.Tensor:
-    """Bool (D, H, W): what the scan covers. Sometimes a circle in the plane, sometimes slices missing at the ends."""
+    """Draw the field of view, bool (D, H, W): sometimes a circle in the plane, sometimes without slices at the ends."""
     depth, height, width = image.shape
     seen = torch.ones_like(image, dtype=torch.bool)
     if rng.chance(0.15):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of a sample's anatomy: what is not a lesion but looks like one, and what lies beside a body."""
+"""Changes of a sample's anatomy: structures that mimic lesions, and structures next to the body."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .tissues import Tissue
 def change_anatomy(
     rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Things that look like lesions but are none, and parts that lie beside a body."""
+    """Add structures that mimic lesions, and structures next to the body."""
     tissues = tissues.clone()
     liver = liver.clone()
     size = (tissues.shape[0], tissues.shape[1], tissues.shape[2])
     if liver.any():
         if rng.chance(0.15):
             _gallbladder(rng, tissues, liver, spacing_mm)
-        if rng.chance(0.2):  # fissures: thin sheets of fat that belong to nobody
+        if rng.chance(0.2):  # fissures: thin sheets of fat that belong to no organ
             wave = rng.uniform(12, 25)
             sheet = smooth_field(rng, size, wave).abs() < rng.uniform(0.5, 1.3) / wave * 1.6
             sheet &= smooth_field(rng, size, 15) > rng.uniform(0.2, 0.9)
@@ -50,7 +50,7 @@ def change_anatomy(
 
 
 def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """Boolean (D, H, W) grown by `radius` voxels (a cube)."""
+    """Dilate boolean (D, H, W) by `radius` voxels (with a cube)."""
     width = 2 * radius + 1
     grown = mask.half().float()[None, None]
     for axis in range(3):
@@ -63,7 +63,7 @@ def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """Lay a pear-shaped gallbladder into the liver's lower surface (in place)."""
+    """Add a pear-shaped gallbladder at the liver's lower surface (in place)."""
     below = torch.zeros_like(liver)
     below[:-1] = liver[1:] & ~liver[:-1]  # not liver, but liver above: the visceral surface
     places = below.nonzero()
@@ -88,7 +88,7 @@ def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_m
 
 
 def _arms(rng: Rng, tissues: torch.Tensor, spacing_mm: float) -> None:
-    """Arms beside the body (in place), where there is air."""
+    """Add arms next to the body (in place), where there is air."""
     body = (tissues != Tissue.AIR) & (tissues != Tissue.TABLE)
     columns = body.any(dim=0).any(dim=0).nonzero()
     if len(columns) == 0:
@@ -110,7 +110,7 @@ def _arms(rng: Rng, tissues: torch.Tensor, spacing_mm: float) -> None:
 
 
 def add_table(rng: Rng, tissues: torch.Tensor) -> None:
-    """A curved shell under the patient (in place), where there is air."""
+    """Add a curved table under the patient (in place), where there is air."""
     body = (tissues != Tissue.AIR) & (tissues != Tissue.TABLE)
     rows = body.any(dim=0).any(dim=1).nonzero()
     bottom = int(rows[-1]) if len(rows) else int(0.7 * tissues.shape[1])

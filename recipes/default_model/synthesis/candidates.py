@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples around candidates: places where a network that looks closely has to say "lesion" or "not"."""
+"""Samples around candidates, for a network that classifies them as lesion or not."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from LiverXAILib.volumes.box import Box
 from .anatomy import dilate
 from .generator import Generator, Sample
 
-#: A sample is cut out of one that is wider by so many voxels, so that there is something to choose from.
+#: A sample is cropped from one that is wider by this many voxels, so that there is a choice of candidates.
 _WIDER = 32
-#: Shares of candidates that are lesions, that differ from the liver most, and that lie at its edge.
+#: Proportions of candidates that are lesions, that differ most from the liver, and that lie at its edge.
 _PLACES = {"lesion": 0.55, "different": 0.25, "edge": 0.20}
 
 
 class Candidates(Generator):
-    """Draws samples around a candidate: a lesion, or a place in the liver, or at its edge, that looks like one."""
+    """Draws samples around a candidate: a lesion, or a place in the liver or at its edge that looks like one."""
 
     def sample(self, seed: int, size: Size | None = None, curriculum: float = 0.0) -> Sample:
         size = size or self.size_of(seed)
@@ -41,7 +41,7 @@ class Candidates(Generator):
 
 
 def _place(rng: Rng, sample: Sample) -> torch.Tensor:
-    """The voxel (k, j, i) of a candidate; the middle where there is none."""
+    """The voxel (k, j, i) of a candidate; the center if there is none."""
     kind = list(_PLACES)[rng.choose(list(_PLACES.values()))]
     healthy = sample.liver & ~sample.tumor
     if kind == "lesion" and sample.tumor.any():

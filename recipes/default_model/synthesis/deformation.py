@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random deformations of anatomy as coordinate maps, and images sampled at them."""
+"""Random deformations of anatomy as coordinate maps, and resampling of images with them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from LiverXAILib.training.random_fields import Rng, Size, rotation_matrix, upsam
 
 
 def deformation(rng: Rng, size: Size, center: torch.Tensor, spacing_mm: float, strength: float = 1.0) -> torch.Tensor:
-    """Where in the source each voxel of the sample comes from: an affine map and elastic noise at three scales.
+    """Draw the source coordinates of each voxel of the sample: an affine map plus elastic noise at three scales.
 
-    Evaluated at a quarter of the resolution and interpolated, which makes it cheap.
+    To save time, they are computed at a quarter of the resolution and interpolated.
 
     :param center: source voxel (k, j, i) at the sample's center.
-    :param strength: scales all of it; 0 gives the identity.
+    :param strength: scales the deformation; 0 gives the identity.
     :return: (D, H, W, 3) in source voxels (k, j, i).
     """
     coarse = tuple(max(2, math.ceil(n / 4)) for n in size)
@@ -25,7 +25,7 @@ def deformation(rng: Rng, size: Size, center: torch.Tensor, spacing_mm: float, s
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     overall = rng.log_uniform(0.84, 1.2) ** strength
     scales = torch.tensor([overall * rng.log_uniform(0.92, 1.09) ** strength for _ in range(3)])
-    angles = [strength * rng.uniform(-w, w) for w in (14, 7, 7)]  # in-plane most
+    angles = [strength * rng.uniform(-w, w) for w in (14, 7, 7)]  # mostly in-plane
     matrix = rotation_matrix(angles) @ torch.diag(1 / scales)
     matrix = matrix @ (torch.eye(3) + strength * 0.05 * rng.normal(3, 3))
     result = points @ matrix.T + center

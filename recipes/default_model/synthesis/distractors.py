@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hard negatives: what readers know to be no tumor, and networks take for one.
+"""Hard negatives: structures that readers know not to be tumors, but networks segment as tumors.
 
 Some change the anatomy before intensities are drawn (:func:`add_structures`), others the image of the liver
-(:func:`add_appearances`). None is labelled.
+(:func:`add_appearances`). None of them is labeled.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .tissues import ContrastPhase, Tissue
 
 
 def add_structures(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """Gallbladders of all kinds, bowel beside the liver, slips of the diaphragm, ligaments (in place).
+    """Add gallbladders of all kinds, bowel next to the liver, slips of the diaphragm, ligaments (in place).
 
-    :param tissues: (D, H, W), axes (superior, posterior, left), as `liver`.
+    :param tissues: (D, H, W), axes (superior, posterior, left), like `liver`.
     """
     if not liver.any():
         return
@@ -37,7 +37,7 @@ def add_structures(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing
 
 
 def make_cirrhotic(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """A nodular border, ascites and a big spleen (in place)."""
+    """Add a nodular border, ascites and a large spleen (in place)."""
     size = _size(liver)
     nodules = smooth_field(rng, size, rng.uniform(6, 14) / spacing_mm)
     soft = gaussian_blur(liver.float(), (5 / spacing_mm,) * 3)
@@ -60,7 +60,7 @@ def make_cirrhotic(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing
 def add_appearances(
     rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: float, phase: ContrastPhase
 ) -> torch.Tensor:
-    """Focal fat, perfusion differences, beam hardening, a thrombus, what treatment leaves; the new image.
+    """Add focal fat, perfusion differences, beam hardening, a thrombus, traces of treatment; return the new image.
 
     :param image: (D, H, W) in HU.
     :param liver: bool (D, H, W), where there is no tumor.
@@ -85,7 +85,7 @@ def add_appearances(
 
 
 def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """Collapsed, full of stones, sludge or contrast medium, with a thick wall, folded."""
+    """Add a gallbladder: collapsed, full of stones, sludge or contrast medium, thick-walled, or folded."""
     place = _at_surface(rng, liver, (1, 0, 0))
     if place is None:
         return
@@ -107,7 +107,7 @@ def _gallbladder(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_m
 
 
 def _bowel(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """One to three loops below or before the liver, with a wall and gas, fluid, stool or contrast medium in them."""
+    """Add one to three loops below or anterior to the liver: a wall around gas, fluid, stool or contrast medium."""
     for _ in range(1 + rng.integer(3)):
         place = _at_surface(rng, liver, (1, 0, 0) if rng.chance(0.7) else (0, 1, 0))
         if place is None:
@@ -123,7 +123,7 @@ def _bowel(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: flo
 
 
 def _diaphragm_slips(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """Folds of muscle that press into the dome from above."""
+    """Add folds of muscle that indent the dome from above."""
     size = _size(liver)
     sheets = smooth_field(rng, size, (80 / spacing_mm, rng.uniform(12, 25) / spacing_mm, 40 / spacing_mm)).abs()
     depth = rng.uniform(5, 18) / spacing_mm
@@ -138,7 +138,7 @@ def _diaphragm_slips(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spaci
 
 
 def _ligament(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> None:
-    """The falciform or venous ligament: a wedge of fat from the front or from below, with a cord in it at times."""
+    """Add the falciform or venous ligament: a wedge of fat from the front or below, sometimes with a cord in it."""
     place = _at_surface(rng, liver, (1, 0, 0) if rng.chance(0.5) else (0, 1, 0))
     if place is None:
         return
@@ -155,14 +155,14 @@ def _ligament(rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, spacing_mm: 
 
 
 def _focal_fat(rng: Rng, liver: torch.Tensor, spacing_mm: float) -> torch.Tensor:
-    """Patches along the liver's surface, or all but such patches; vessels run through them as before."""
+    """Focal fat along the liver's surface, or fatty change with focal sparing; vessels run through unchanged."""
     size = _size(liver)
     patches = smooth_field(rng, size, rng.uniform(15, 45) / spacing_mm)
     if rng.chance(0.6):  # at fissures and at the surface
         surface = gaussian_blur((~liver).float(), (8 / spacing_mm,) * 3)
         patches = patches + 3 * (surface - 0.35)
     share = (1.5 * (patches - rng.uniform(0.5, 1.2)) + 0.5).clamp(0, 1)
-    change = rng.uniform(-40, -10) if rng.chance(0.75) else rng.uniform(8, 25)  # fat, or what fat has spared
+    change = rng.uniform(-40, -10) if rng.chance(0.75) else rng.uniform(8, 25)  # fat, or focal sparing
     return change * share * liver
 
 
@@ -188,7 +188,7 @@ def _perfusion(rng: Rng, liver: torch.Tensor, spacing_mm: float) -> torch.Tensor
 
 
 def _beam_hardening(rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> torch.Tensor:
-    """Dark bands in the plane that begin at ribs beside the liver."""
+    """Dark bands in the plane that start at ribs next to the liver."""
     bone = (image > 220) & dilate(liver, round(25 / spacing_mm))
     places = bone.nonzero().float()
     result = torch.zeros(liver.shape)
@@ -222,7 +222,7 @@ def _thrombus(rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: fl
 
 
 def _treated(rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: float) -> torch.Tensor:
-    """Lipiodol, as bright as bone, or an ablation's zone with gas or a bright track of the needle."""
+    """Lipiodol, as bright as bone, or an ablation zone with gas or a bright needle track."""
     places = liver.nonzero().float()
     place = places[rng.integer(len(places))]
     radius = rng.uniform(6, 22)
@@ -247,7 +247,7 @@ def _treated(rng: Rng, image: torch.Tensor, liver: torch.Tensor, spacing_mm: flo
 
 
 def _at_surface(rng: Rng, liver: torch.Tensor, direction: tuple[int, int, int]) -> torch.Tensor | None:
-    """A voxel of the liver, as floats, whose neighbor against `direction` (an axis) is not liver; None if none is."""
+    """A liver voxel, as floats, whose neighbor against `direction` (an axis) is not liver; None if there is none."""
     axis = direction.index(1)
     shifted = torch.roll(liver, 1, dims=axis)
     places = (liver & ~shifted).nonzero()
@@ -255,7 +255,7 @@ def _at_surface(rng: Rng, liver: torch.Tensor, direction: tuple[int, int, int]) 
 
 
 def _ellipsoid(rng: Rng, center: torch.Tensor, radii: list[float], like: torch.Tensor) -> tuple[Box, torch.Tensor]:
-    """A part of the volume, and each voxel's distance from a bumpy, turned ellipsoid's middle: 1 at its surface.
+    """A box in the volume, and each voxel's distance from the center of a rotated, bumpy ellipsoid: 1 at its surface.
 
     :param radii: in voxels.
     """
@@ -276,7 +276,7 @@ def _grid(box: Box) -> torch.Tensor:
 
 
 def _mean_offset(mask: torch.Tensor, box: Box, place: torch.Tensor) -> torch.Tensor:
-    """From `place` to the middle of `mask`."""
+    """Vector from `place` to the centroid of `mask`."""
     return _grid(box)[mask].mean(dim=0) - place
 
 

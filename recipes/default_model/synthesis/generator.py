@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training samples: a source's anatomy, deformed, given new intensities and lesions, and scanned again."""
+"""Training samples: a source's anatomy, deformed, with new intensities and lesions, and rescanned."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from .repertoire import Repertoire, phases_of
 from .tissues import NEIGHBORS, ContrastPhase, Patient, Tissue, draw_hu, draw_patient
 
 _AIR = -1024.0
-#: Shares of the samples whose image is drawn anew from the anatomy, although there is a CT; with tumors it would lose
-#: them.
+#: Fraction of the samples with synthesized intensities although the source has a CT, without and with tumors, which the
+#: synthesis would lose.
 _REDRAWN, _REDRAWN_WITH_TUMORS = 0.38, 0.1
-#: Share of the phantoms whose liver becomes cirrhotic: a real scan cannot follow such a border.
+#: Fraction of the phantoms whose liver becomes cirrhotic; the intensities of a real scan would not match the border.
 _CIRRHOTIC = 0.3
-#: A liver of less than so many voxels says little about its HU.
+#: Smallest number of liver voxels from which the HU of the liver can be estimated.
 _LEAST_LIVER = 300
 
 
 @dataclass(frozen=True)
 class Source:
-    """Anatomy to learn from, on an isotropic grid with axes (superior, posterior, left).
+    """Anatomy for training, on an isotropic grid with axes (superior, posterior, left).
 
-    :param ct: int16 (k, j, i) in HU, or None where only the anatomy is used (a phantom).
+    :param ct: int16 (k, j, i) in HU, or None if only the anatomy is used (a phantom).
     :param tissues: uint8 (k, j, i), values of :class:`Tissue`; UNKNOWN is excluded from the loss.
     :param liver: bool (k, j, i), its vessels and lesions included.
-    :param detailed: organs are labelled one by one, so that each may change its contrast on its own.
+    :param detailed: whether organs are labeled separately, so that each can change its contrast independently.
     :param weight: how often it is drawn.
-    :param tumors: bool (k, j, i), in the liver: its labelled tumors, which are learned where its own CT is seen.
-    :param tumors_known: whether the rest of its liver is known to have none.
-    :param phase: the contrast phase of its CT: native, arterial or portal; None: nobody knows.
+    :param tumors: bool (k, j, i), in the liver: its labeled tumors, which are used in samples with its own CT.
+    :param tumors_known: whether the rest of the liver is known to have none.
+    :param phase: the contrast phase of its CT: native, arterial or portal; None: unknown.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Source:
 class Sample:
     """One training example: `image` float32 in HU; `liver` (lesions included) and `known` bool; all (D, H, W).
 
-    :param lesions: uint8, lesions numbered from 1; or bool, all of them as one.
-    :param known: where it is known whether there is liver.
-    :param liver_hu: what the locator would say: the liver's median HU, not quite.
-    :param tumor_unknown: bool (D, H, W): where, besides, it is not known whether there is tumor; None: nowhere.
+    :param lesions: uint8, lesions numbered from 1; or bool, all of them together.
+    :param known: where the liver label is known.
+    :param liver_hu: the liver's median HU, with an error as from a locator.
+    :param tumor_unknown: bool (D, H, W): where, in addition, the tumor label is unknown; None: nowhere.
     """
 
     image: torch.Tensor
@@ -81,13 +81,13 @@ class Sample:
 
     @property
     def tumor_known(self) -> torch.Tensor:
-        """Bool (D, H, W): where it is known whether there is tumor."""
+        """Bool (D, H, W): where the tumor label is known."""
         return self.known if self.tumor_unknown is None else self.known & ~self.tumor_unknown
 
 
-#: The default model's sizes, divisible by 16. No axis is 16 or 32 long:
-#: where a level of the network is 2 voxels deep, oneDNN's bfloat16 weight gradient of a convolution reads memory that
-#: was never written (seen with torch 2.13 on AVX512-BF16). Short scans come from the limited fields of view instead.
+#: The default model's sizes, divisible by 16. No axis is 16 or 32 long: if a level of the network is 2 voxels deep,
+#: oneDNN's bfloat16 weight gradient of a convolution reads uninitialized memory (seen with torch 2.13 on AVX512-BF16).
+#: Short scans come from the limited fields of view instead.
 SIZES: tuple[tuple[Size, float], ...] = (
     ((48, 80, 96), 0.22),
     ((64, 80, 112), 0.26),
@@ -106,12 +106,13 @@ class Generator:
 
     :param sources: real and phantom anatomy; at least one must show a liver.
     :param spacing_mm: voxel size of all sources.
-    :param negative_fraction: share of samples around something that is not liver.
-    :param lesions: share of the samples with liver that get lesions.
-    :param focus: share of the other samples whose middle is near a voxel of the liver, wherever it lies in the scan:
-        for a network that sees the liver's surroundings only.
+    :param negative_fraction: fraction of samples centered on something other than liver.
+    :param lesions: fraction of the samples with liver that get lesions.
+    :param focus: fraction of the other samples centered near a voxel of the liver, wherever it lies in the scan: for a
+        network whose input is only the liver's surroundings.
     :param sizes: sizes of the samples in voxels (superior, posterior, left) and how often each is drawn.
-    :param repertoire: draws contrast phases, tumors as they look in them, and hard negatives; None: plain lesions.
+    :param repertoire: draws contrast phases, tumors with their appearance in them, and hard negatives; None: plain
+        lesions.
     """
 
     def __init__(
@@ -152,10 +153,10 @@ class Generator:
         return self.sizes[Rng(seed).choose([w for _, w in self.sizes])][0]
 
     def sample(self, seed: int, size: Size | None = None, curriculum: float = 0.0) -> Sample:
-        """The sample of `seed`.
+        """Draw the sample of `seed`.
 
-        :param size: (D, H, W) in voxels; drawn if None.
-        :param curriculum: 0 to 1, how much larger and clearer lesions are than they will be: where training begins.
+        :param size: (D, H, W) in voxels; random if None.
+        :param curriculum: 0 to 1: how much larger and more conspicuous lesions are than at the end of training.
         """
         rng = Rng(seed)
         drawn = self.sizes[rng.choose([w for _, w in self.sizes])][0]
@@ -169,10 +170,11 @@ class Generator:
         strength = rng.uniform(0.7, 1.6)
         points = deformation(rng, size, self._center(rng, number, size, negative), self.spacing_mm, strength)
         ct, tissue_map, liver_map = self._tensors[number]
-        # The body goes on beyond the source's scan until this one ends there, too: no scanner blurs air into an end.
+        # The body is extended beyond the source's scan until the end of this one is simulated: otherwise blurring
+        # would mix in air at the ends.
         tissues = sample_at(tissue_map, points, nearest=True).round().long()
         liver = sample_at(liver_map, points) > 0.5
-        # The smooth liver border decides; nearest-neighbor tissues follow it.
+        # The smooth liver border takes precedence; the tissues, from nearest neighbors, are adapted to it.
         tissues = torch.where(~liver & (tissues == Tissue.LIVER), torch.tensor(int(Tissue.SOFT)), tissues)
         last = torch.tensor(liver_map.shape) - 0.5
         outside = ((points < -0.5) | (points > last)).any(dim=-1)
@@ -189,7 +191,7 @@ class Generator:
             add_structures(rng, tissues, liver, self.spacing_mm)
             if real is None and rng.chance(_CIRRHOTIC):
                 make_cirrhotic(rng, tissues, liver, self.spacing_mm)
-        # Nothing cuts into a real tumor.
+        # No structure may overlap a real tumor.
         tissues, liver = torch.where(tumors, before, tissues), liver | tumors
         painted = tissues != before
 
@@ -205,7 +207,7 @@ class Generator:
                 phases = phases_of(source.phase)
                 phase = phases[rng.integer(len(phases))]
             shifted = real + self._contrast_shift(rng, number, tissues, hu)
-            if liver.any() and rng.chance(0.4):  # few of the scans show veins as bright, or as dark, as they can be
+            if liver.any() and rng.chance(0.4):  # few scans show veins as bright or as dark as they can be
                 contrast = rng.uniform(20, 110) if rng.chance(0.65) else rng.uniform(-60, -15)
                 shifted = shifted + _vessels(rng, liver & ~tumors, contrast)
             image = torch.where(painted, image, shifted)
@@ -232,7 +234,7 @@ class Generator:
         return Sample(image, liver, lesions * seen, (tissues != Tissue.UNKNOWN) | ~seen, liver_hu, kind, unknown)
 
     def _patient(self, rng: Rng, *, broad: bool = False) -> Patient:
-        """What a patient looks like."""
+        """Draw the appearance of a patient."""
         if self.repertoire is not None:
             return draw_patient(rng, broad=broad)
         hu, texture = draw_hu(rng, broad=broad)
@@ -241,19 +243,19 @@ class Generator:
     def _paint(
         self, rng: Rng, image: torch.Tensor, healthy: torch.Tensor, phase: ContrastPhase, curriculum: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lesions in the healthy liver; the new image, and the lesions by number."""
+        """Paint lesions into the healthy liver; return the new image, and the numbered lesions."""
         if self.repertoire is None:
             return add_lesions(rng, image, healthy, self.spacing_mm, curriculum)
         return self.repertoire.add_lesions(rng, image, healthy, self.spacing_mm, phase, curriculum)
 
     def _own_tumors(self, number: int, points: torch.Tensor, liver: torch.Tensor) -> torch.Tensor:
-        """Bool (D, H, W): the source's labelled tumors in the sample."""
+        """Bool (D, H, W): the source's labeled tumors in the sample."""
         tumors = self.sources[number].tumors
         assert tumors is not None
         return (sample_at(torch.from_numpy(tumors).float(), points) > 0.5) & liver
 
     def _center(self, rng: Rng, number: int, size: Size, negative: bool) -> torch.Tensor:
-        """The source voxel (k, j, i) in the middle of the sample."""
+        """Draw the source voxel (k, j, i) at the center of the sample."""
         shape = self.sources[number].tissues.shape
         if not negative and self.focus and rng.chance(self.focus):
             voxels = self._liver_voxels[number]
@@ -264,7 +266,7 @@ class Generator:
             center[axis] += rng.uniform(-1, 1) * slack + rng.uniform(-8, 8)
         low, high = self._liver_range[number] or (0, 0)
         if negative:
-            # Slices away from the liver, if there are enough; whatever liver remains at the border is labelled.
+            # Slices away from the liver, if there are enough; any liver at the border is labeled.
             below, above = low, shape[0] - 1 - high if self._liver_range[number] else shape[0]
             start, length = (high, above) if rng.uniform(0, below + above + 1e-6) < above else (0, below)
             center[0] = start + rng.uniform(0.35, 0.75) * max(length, 1)
@@ -273,7 +275,7 @@ class Generator:
         return center
 
     def _synthesize(self, rng: Rng, tissues: torch.Tensor, liver: torch.Tensor, patient: Patient) -> torch.Tensor:
-        """Intensities of a noise-free scan: each tissue's HU, its texture, and the liver's vessels."""
+        """Synthesize a noise-free scan: each tissue's HU and texture, and the liver's vessels."""
         hu, texture = patient.hu, patient.texture
         size = (tissues.shape[0], tissues.shape[1], tissues.shape[2])
         image = hu[tissues] + texture[tissues] * smooth_field(rng, size, rng.uniform(1.6, 4))
@@ -293,7 +295,7 @@ class Generator:
         return image
 
     def _contrast_shift(self, rng: Rng, number: int, tissues: torch.Tensor, hu: torch.Tensor) -> torch.Tensor:
-        """What to add to a real image so that it looks as in another contrast phase."""
+        """The change that gives a real image the appearance of another contrast phase."""
         shift = torch.zeros(len(Tissue))
         own = self._own_hu[number]
         if self.sources[number].detailed and rng.chance(0.55):
@@ -304,7 +306,7 @@ class Generator:
             shift[Tissue.LIVER] = rng.uniform(-22, 22)
             other = rng.uniform(-10, 10)
             gap = float(own[Tissue.LIVER] + shift[Tissue.LIVER] - own[Tissue.SOFT])
-            if math.isfinite(gap) and rng.chance(0.25):  # muscle, bowel and heart come near the liver's HU
+            if math.isfinite(gap) and rng.chance(0.25):  # muscle, bowel and heart approach the liver's HU
                 other = gap * rng.uniform(0.3, 1)
             for tissue in (Tissue.SOFT, Tissue.ENHANCED, Tissue.SPLEEN, Tissue.UNKNOWN):
                 shift[tissue] = other + rng.uniform(-8, 8)
@@ -333,7 +335,7 @@ class Generator:
             tissues[face & (distance < 0.9)] = int(Tissue.SOFT)
             tissues[face & (distance < 0.9) & (cavities > 0.7)] = int(Tissue.GAS)
             tissues[face & (distance < 0.95) & (cavities < -0.8)] = int(Tissue.BONE)
-        if not head or rng.chance(0.5):  # never nothing at all: a constant image has no statistics to normalize by
+        if not head or rng.chance(0.5):  # never empty: a constant image has no statistics to normalize by
             add_table(rng, tissues)
         patient = self._patient(rng)
         none = torch.zeros(size, dtype=torch.bool)
@@ -342,12 +344,12 @@ class Generator:
         return Sample(image, none, none, torch.ones_like(none), _located_hu(rng, image[none]), "head or nothing")
 
 
-#: What gets another contrast phase's HU in a real image.
+#: Tissues that get another contrast phase's HU in a real image.
 _SHIFTED = (*NEIGHBORS, Tissue.ENHANCED, Tissue.LIVER, Tissue.AORTA, Tissue.PORTAL_VEIN, Tissue.ADRENAL)
 
 
 def _located_hu(rng: Rng, liver: torch.Tensor) -> float:
-    """The median of the voxels of a liver as a locator that errs would find it; of hardly any liver it says anything.
+    """The median HU of a liver as found by an imperfect locator; a random value if there is hardly any liver.
 
     :param liver: (voxels,) in HU.
     """
@@ -366,7 +368,7 @@ def numbered_on(lesions: torch.Tensor, tumors: torch.Tensor) -> torch.Tensor:
 
 
 def _median_hu(source: Source) -> torch.Tensor:
-    """Each tissue's median in the source's own CT; NaN where there is none."""
+    """Each tissue's median HU in the source's own CT; NaN for missing tissues."""
     medians = torch.full((len(Tissue),), float("nan"))
     if source.ct is not None:
         for tissue in Tissue:
@@ -383,10 +385,10 @@ def _range(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 def _vessels(rng: Rng, liver: torch.Tensor, contrast: float) -> torch.Tensor:
-    """What the liver's vessels add to an image, in HU: `contrast` inside them.
+    """The change by the liver's vessels, in HU: `contrast` inside them.
 
-    Tubes around the curves where two smooth random fields vanish together. In native and fatty livers they are darker
-    or brighter than the liver, and never a lesion.
+    Vessels are tubes around the curves on which two smooth random fields are both zero. In native and fatty livers they
+    are darker or brighter than the liver, but are never labeled as lesions.
     """
     size = (liver.shape[0], liver.shape[1], liver.shape[2])
     tubes = [(rng.uniform(11, 18), rng.uniform(0.5, 1.6)), (7.0, rng.uniform(0.3, 0.7))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the default model's samples show beyond plain lesions: tumors of all phases, transplants, hard negatives."""
+"""Lesions of the default model's samples beyond plain ones: tumors in all phases, transplants, hard negatives."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .tissues import ContrastPhase
 from .transplants import Graft, transplant
 from .tumors import add_tumors
 
-#: How often lesions are plain ones, tumors of :mod:`.tumors`, or transplants; and how often there is a second family.
+#: How often lesions are plain, tumors of :mod:`.tumors`, or transplants; and how often there is a second family.
 _FAMILIES = {"plain": 0.45, "tumors": 0.35, "transplants": 0.20}
 _SECOND = 0.25
-#: Phases in which a scan may have been taken that is only known to be arterial, and so on.
+#: Possible phases of a scan that is only known to be arterial, and so on.
 _OF_SCAN = {
     "native": (ContrastPhase.NATIVE,),
     "arterial": (ContrastPhase.LATE_ARTERIAL, ContrastPhase.LATE_ARTERIAL, ContrastPhase.EARLY_ARTERIAL),
@@ -31,7 +31,7 @@ class Repertoire:
     """Draws lesions for a sample.
 
     :param grafts: real tumors to transplant.
-    :param structures: share of the samples in which there may be hard negatives.
+    :param structures: fraction of the samples in which there may be hard negatives.
     """
 
     grafts: Sequence[Graft] = ()
@@ -46,7 +46,7 @@ class Repertoire:
         phase: ContrastPhase,
         curriculum: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lesions of one family, or of two; see :func:`~LiverXAILib.training.lesion_painting.add_lesions`."""
+        """Paint lesions of one or two families; see :func:`~LiverXAILib.training.lesion_painting.add_lesions`."""
         names = list(_FAMILIES)
         lesions = torch.zeros(healthy.shape, dtype=torch.uint8)
         for _ in range(2 if rng.chance(_SECOND) else 1):
@@ -64,5 +64,5 @@ class Repertoire:
 
 
 def phases_of(scan: str | None) -> tuple[ContrastPhase, ...]:
-    """The phases that a scan may show, the likelier ones more than once; all, if nobody knows."""
+    """The possible phases of a scan, the likelier ones more than once; all if the phase is unknown."""
     return tuple(ContrastPhase) if scan is None else _OF_SCAN[scan]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tissue classes that every training source is mapped to, and what they look like in CT."""
+"""The tissue classes that every training source is mapped to, and their appearance in CT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from LiverXAILib.training.random_fields import Rng
 
 
 class ContrastPhase(Enum):
-    """When after the injection a scan is taken."""
+    """The time of a scan after the injection of contrast medium."""
 
     NATIVE = "native"
     EARLY_ARTERIAL = "early arterial"
@@ -22,7 +22,7 @@ class ContrastPhase(Enum):
 
 
 class Tissue(IntEnum):
-    """What a voxel is. The liver's own vessels are liver; UNKNOWN is neither trained nor judged."""
+    """The tissue of a voxel. The liver's own vessels are liver; UNKNOWN is excluded from loss and evaluation."""
 
     AIR = 0
     TABLE = 1
@@ -53,8 +53,7 @@ class Tissue(IntEnum):
 
 
 #: Mean HU in native, arterial and portal scans, spread between patients, and texture inside the tissue (standard
-#: deviations).
-#: Ranges from radiology textbooks; the spread is generous on purpose (domain randomization).
+#: deviations). The ranges are from radiology textbooks; the spread is large on purpose (domain randomization).
 PRIORS: dict[Tissue, tuple[tuple[float, float, float], float, float]] = {
     Tissue.AIR: ((-1000, -1000, -1000), 0, 0),
     Tissue.TABLE: ((-300, -300, -300), 150, 30),
@@ -84,7 +83,7 @@ PRIORS: dict[Tissue, tuple[tuple[float, float, float], float, float]] = {
     Tissue.UNKNOWN: ((45, 60, 70), 20, 12),
 }
 
-#: What touches the liver, and is told from it by shape and place alone where both have the same HU.
+#: Tissues that touch the liver and, at equal HU, differ from it only in shape and location.
 NEIGHBORS = (
     Tissue.SPLEEN,
     Tissue.KIDNEY,
@@ -102,13 +101,13 @@ _TEXTURE = torch.tensor([PRIORS[tissue][2] for tissue in Tissue], dtype=torch.fl
 
 
 def draw_hu(rng: Rng, *, broad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """One patient's mean HU and texture for every tissue, at a time between native and portal.
+    """Draw one patient's mean HU and texture for every tissue, in a phase between native and portal.
 
-    The phase is a random mixture of two neighboring ones, because scanners do not wait for textbooks; most often it is
-    the portal venous one, in which livers are searched for tumors. In a quarter of the patients half of the
-    :data:`NEIGHBORS` look like the liver.
+    The phase is a random mixture of two neighboring ones, because real acquisition times vary; it is most often the
+    portal venous one, which is used to look for liver tumors. In a quarter of the patients half of the
+    :data:`NEIGHBORS` have the HU of the liver.
 
-    :param broad: soft tissues drawn from far wider ranges.
+    :param broad: draw soft tissues from far wider ranges.
     :return: two tensors (tissues,).
     """
     pick = rng.uniform()
@@ -124,7 +123,7 @@ def draw_hu(rng: Rng, *, broad: bool = False) -> tuple[torch.Tensor, torch.Tenso
     return _individual(rng, means, broad=broad)
 
 
-#: For each phase the column of :data:`PRIORS` that it begins with, what differs from it, and how often it is drawn.
+#: For each phase the column of :data:`PRIORS` it is based on, the differences from it, and how often it is drawn.
 _IN_PHASE: dict[ContrastPhase, tuple[int, dict[Tissue, float], float]] = {
     ContrastPhase.NATIVE: (0, {}, 0.10),
     ContrastPhase.EARLY_ARTERIAL: (
@@ -169,7 +168,7 @@ _IN_PHASE: dict[ContrastPhase, tuple[int, dict[Tissue, float], float]] = {
         0.14,
     ),
 }
-#: HU of the hepatic veins from the liver's: before the portal venous phase nothing has come back through them.
+#: HU of the hepatic veins relative to the liver: they are not enhanced before the portal venous phase.
 _HEPATIC_VEINS: dict[ContrastPhase, tuple[float, float]] = {
     ContrastPhase.NATIVE: (-22, 4),
     ContrastPhase.EARLY_ARTERIAL: (-18, 2),
@@ -181,9 +180,9 @@ _HEPATIC_VEINS: dict[ContrastPhase, tuple[float, float]] = {
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """What one patient looks like in one phase: mean HU and texture of every tissue, each (tissues,).
+    """The appearance of a patient in one phase: mean HU and texture of every tissue, each (tissues,).
 
-    :param hepatic_veins: their HU from the liver's.
+    :param hepatic_veins: HU of the hepatic veins relative to the liver.
     """
 
     phase: ContrastPhase
@@ -193,9 +192,9 @@ class Patient:
 
 
 def draw_patient(rng: Rng, *, broad: bool = False) -> Patient:
-    """A patient in one of all phases, whose vessels are as they are then; see :func:`draw_hu`.
+    """Draw a patient in any phase, with the vessels of that phase; see :func:`draw_hu`.
 
-    :param broad: soft tissues drawn from far wider ranges.
+    :param broad: draw soft tissues from far wider ranges.
     """
     phase = list(ContrastPhase)[rng.choose([share for _, _, share in _IN_PHASE.values()])]
     column, other, _ = _IN_PHASE[phase]
@@ -207,7 +206,7 @@ def draw_patient(rng: Rng, *, broad: bool = False) -> Patient:
 
 
 def _individual(rng: Rng, means: torch.Tensor, *, broad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A patient's own HU and texture, around the means of a phase."""
+    """Draw a patient's HU and texture around the means of a phase."""
     hu = means + _SPREAD * rng.normal(len(Tissue))
     texture = _TEXTURE * rng.uniform(0.5, 1.5)
     if broad:
@@ -216,7 +215,7 @@ def _individual(rng: Rng, means: torch.Tensor, *, broad: bool) -> tuple[torch.Te
         texture = texture * rng.uniform(0.7, 2.0)
     if rng.uniform() < 0.08:  # fatty liver
         hu[Tissue.LIVER] -= rng.uniform(10, 55)
-    # Darker ones cannot be told from fluid, lesions in them even less.
+    # Darker livers cannot be distinguished from fluid, let alone lesions in them.
     hu[Tissue.LIVER] = hu[Tissue.LIVER].clamp_min(30)
     if rng.chance(0.25):
         for tissue in NEIGHBORS:

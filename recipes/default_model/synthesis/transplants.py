@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real tumors put into other livers: cut out with their rim and texture, deformed, rescaled, blended in.
+"""Real tumors transplanted into other livers: cut out with their rim and texture, deformed, rescaled, blended in.
 
-What would give a transplant away is left out: its noise is made that of the image, HU count from either liver's
-median, and what is added fades to nothing within a rim of liver that came with the tumor.
+Traces of the transplantation are avoided: its noise is matched to that of the image, HU are relative to each liver's
+median, and the change fades out within a rim of liver that was cut out with the tumor.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from LiverXAILib.volumes.box import Box, bounding_box, components, largest_compo
 from .anatomy import dilate
 from .deformation import sample_at
 
-#: A tumor is cut out with so much of what is around it.
+#: Margin with which a tumor is cut out.
 _RIM_MM = 8.0
-#: What is added fades from the tumor's border outward over this.
+#: Distance from the tumor's border over which the change fades out.
 _FADE_MM = (2.0, 5.0)
-#: Diameters in the new liver.
+#: Range of diameters in the new liver.
 _SMALLEST_MM, _LARGEST_MM = 8.0, 80.0
-#: What differs less from the liver, in HU on the average over a tumor, nobody would have labelled.
+#: Smallest mean contrast of a tumor to the liver, in HU: nobody would have labeled less.
 _LEAST_CONTRAST = 9.0
-#: Smaller pieces of a label are crumbs.
+#: Smaller components of a label are fragments, not tumors.
 _LEAST_ML = 0.5
 
 
@@ -37,7 +37,7 @@ _LEAST_ML = 0.5
 class Graft:
     """A real tumor, (k, j, i) on an isotropic grid.
 
-    :param hu: float32, HU from the median of its liver; the tumor's surroundings that are not liver are 0.
+    :param hu: float32, HU relative to the median of its liver; surroundings that are not liver are 0.
     :param tumor: bool.
     :param phase: contrast phase of its CT.
     """
@@ -50,14 +50,14 @@ class Graft:
 
     @property
     def diameter_mm(self) -> float:
-        """Of the ball of its volume."""
+        """Diameter of a sphere of the same volume."""
         return float((6 * int(self.tumor.sum()) / math.pi) ** (1 / 3) * self.spacing_mm)
 
 
 def cut_out(
     ct: np.ndarray, liver: np.ndarray, tumors: np.ndarray, spacing_mm: float, phase: str | None, name: str
 ) -> list[Graft]:
-    """The tumors of a scan, (k, j, i), the largest first."""
+    """Cut out the tumors of a scan, (k, j, i), the largest first."""
     numbers = components(tumors, corners=True)
     volumes = np.bincount(numbers.ravel()) * spacing_mm**3 / 1000
     healthy = float(np.median(ct[liver & ~tumors]))
@@ -68,7 +68,7 @@ def cut_out(
         box = bounding_box(numbers == number)
         assert box is not None
         box = box.grown((round(_RIM_MM / spacing_mm),) * 3, ct.shape)
-        # Other tumors are not rim.
+        # Other tumors do not belong to the rim.
         mine = liver[box] & ((numbers[box] == number) | (numbers[box] == 0))
         hu = _inside(torch.from_numpy(ct[box].astype(np.float32)) - healthy, torch.from_numpy(mine))
         grafts.append(Graft(hu, torch.from_numpy(numbers[box] == number), spacing_mm, phase, name))
@@ -76,7 +76,7 @@ def cut_out(
 
 
 def _inside(hu: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
-    """`hu` without the liver's outermost voxels, which show half fat: they become like those within; 0 outside."""
+    """`hu` with the liver's outermost voxels, which are partly fat, replaced by inner values; 0 outside."""
     core = ~dilate(~mine, 1)
     near = gaussian_blur(hu * core, (1.0,) * 3) / gaussian_blur(core.float(), (1.0,) * 3).clamp_min(1e-3)
     return torch.where(core, hu, near * mine)
@@ -89,7 +89,7 @@ def transplant(
     spacing_mm: float,
     grafts: Sequence[Graft],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put one to three of `grafts` into the liver.
+    """Transplant one to three of `grafts` into the liver.
 
     :param image: (D, H, W) in HU.
     :param liver: bool (D, H, W), where there may be a tumor.
@@ -126,14 +126,14 @@ def _put(
     diameter_mm: float,
     spacing_mm: float,
 ) -> tuple[Box, torch.Tensor, torch.Tensor] | None:
-    """A part of the image with a tumor in it, and where it is; None if there is no room."""
+    """A part of the image with a tumor in it, and the tumor's mask; None if there is no room."""
     scale = diameter_mm / graft.diameter_mm  # of lengths
     step = spacing_mm / graft.spacing_mm / scale  # source voxels for each voxel
     reach = math.ceil(max(graft.tumor.shape) / step / 2 * 1.2) + 2
     box = Box.full((1, 1, 1)).shifted([int(c) for c in center]).grown((reach,) * 3, image.shape)
     points = _points(rng, box, center, step, graft)
     hu = graft.hu
-    if step > 1.2:  # as a scanner averages what is smaller than its voxels
+    if step > 1.2:  # averaging, like a scanner with voxels larger than the detail
         hu = gaussian_blur(hu, (0.4 * step,) * 3)
     value = sample_at(hu, points)
     share = sample_at(graft.tumor.float(), points)
@@ -153,7 +153,7 @@ def _put(
 
 
 def _points(rng: Rng, box: Box, center: torch.Tensor, step: float, graft: Graft) -> torch.Tensor:
-    """Where in the graft each voxel of the box comes from: turned, mirrored, stretched, bent; (D, H, W, 3)."""
+    """The graft coordinates of each voxel of the box: rotated, mirrored, stretched, bent; (D, H, W, 3)."""
     axes = [torch.arange(s.start, s.stop, dtype=torch.float32) - float(c) for s, c in zip(box, center, strict=True)]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     turn = rotation_matrix([rng.uniform(-40, 40) for _ in range(3)])
@@ -169,17 +169,17 @@ def _points(rng: Rng, box: Box, center: torch.Tensor, step: float, graft: Graft)
 def _blended(
     image: torch.Tensor, liver: torch.Tensor, alpha: torch.Tensor, value: torch.Tensor, inner: torch.Tensor
 ) -> torch.Tensor:
-    """The image with the graft's HU, on its own base and with its own noise."""
+    """The image with the graft's HU added to its own background, and with its own noise."""
     noise = image_noise(image, liver)
     background = float(image[liver].median())
     smooth = smoothed_inside(value, alpha > 0)
     own_noise = value - smooth
     loud = float(noise[liver].std())
     own = float(own_noise[inner].std()) if int(inner.sum()) > 1 else 0.0
-    if own > loud:  # quieter
+    if own > loud:  # reduce the graft's noise to that of the image
         texture = own_noise * (loud / max(own, 1e-3))
-    else:  # as loud as the image, with the image's noise
+    else:  # add the image's noise up to its level
         texture = own_noise + noise * math.sqrt(1 - (own / max(loud, 1e-3)) ** 2)
-    # Outside the tumor the image's own vessels and shading stay: only the difference from the liver is added.
+    # Outside the tumor the image keeps its vessels and shading: only the difference from the liver is added.
     base = torch.where(inner, torch.tensor(background), image - noise)
     return image + alpha * (base + smooth + texture - image)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic tumors as they look in each contrast phase: hepatocellular carcinoma, and metastases that are not plain.
+"""Synthetic tumors with their appearance in each contrast phase: hepatocellular carcinoma and complex metastases.
 
 Contrasts are those of radiology textbooks (LI-RADS: arterial hyper-enhancement, washout and capsule in later phases),
 widened; ``python -m recipes.default_model.appearance`` compares them with the real tumors that may be trained on.
@@ -18,22 +18,22 @@ from LiverXAILib.volumes.box import Box, largest_component
 
 from .tissues import ContrastPhase
 
-#: Where a reader draws the outline: a little outside the middle of the edge.
+#: Membership at which a reader draws the outline: slightly outside the middle of the edge.
 _OUTLINE = 0.3
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a tumor adds to the liver; HU count from the liver's.
+    """The appearance of a tumor; all contrasts are in HU relative to the liver.
 
-    :param contrast: of the tumor.
-    :param mosaic: of its nodules among each other, in HU, and their size in mm.
-    :param capsule: of a ring of 1 to 3 mm along its border.
-    :param rim: of an outer zone of a fifth of its radius.
-    :param corona: of the liver around it, over `corona_mm`.
-    :param necrosis: part of the inside that is dead: patches that are darker by `necrosis_hu`; None: they are fluid.
-    :param infiltrating: the border goes over into the liver over most of the radius, and is rough.
+    :param contrast: contrast of the tumor.
+    :param mosaic: variation between its nodules in HU, and their size in mm.
+    :param capsule: contrast of a ring of 1 to 3 mm along its border.
+    :param rim: contrast of an outer zone of a fifth of its radius.
+    :param corona: contrast of the liver around it, over `corona_mm`.
+    :param necrosis: necrotic fraction of the inside: patches that are darker by `necrosis_hu`; None: they are fluid.
+    :param infiltrating: whether the border is rough and blends into the liver over most of the radius.
     """
 
     contrast: float
@@ -54,8 +54,8 @@ class Kind:
     """A kind of tumor.
 
     :param contrasts: range of its contrast to the liver in each phase.
-    :param radii_mm: of the smallest and the largest; sizes are drawn logarithmically.
-    :param share: how often it is drawn.
+    :param radii_mm: smallest and largest radius; radii are drawn log-uniformly.
+    :param share: how often the kind is drawn.
     """
 
     contrasts: dict[ContrastPhase, Range]
@@ -83,9 +83,9 @@ _LATER = (ContrastPhase.PORTAL, ContrastPhase.DELAYED)
 
 
 def draw_look(rng: Rng, name: str, phase: ContrastPhase, radius_mm: float, curriculum: float = 0.0) -> Look:
-    """How a tumor of a kind looks in a phase.
+    """Draw the appearance of a kind of tumor in a phase.
 
-    :param curriculum: 0 to 1: how much clearer it is than it will be.
+    :param curriculum: 0 to 1: how much more conspicuous it is than at the end of training.
     """
     look = Look(rng.uniform(*KINDS[name].contrasts[phase]), texture=rng.uniform(2, 8))
     if name == "hepatocellular carcinoma":
@@ -100,7 +100,7 @@ def draw_look(rng: Rng, name: str, phase: ContrastPhase, radius_mm: float, curri
     elif rng.chance(0.4):
         look = replace(look, rim=rng.uniform(5, 30), necrosis=rng.uniform(0, 0.5) if radius_mm > 8 else 0.0)
     if max(abs(look.capsule), look.rim) < 8 and look.necrosis < 0.3:
-        # Nobody sees less; small ones are blurred into the liver anyway.
+        # Less contrast would be invisible, above all in small tumors, which are blurred into the liver.
         least = (18 if radius_mm < 8 else 12) + 20 * curriculum
         sign = math.copysign(1.0, look.contrast)
         look = replace(look, contrast=sign * max(least, abs(look.contrast)))
@@ -108,7 +108,7 @@ def draw_look(rng: Rng, name: str, phase: ContrastPhase, radius_mm: float, curri
 
 
 def _carcinoma(rng: Rng, look: Look, phase: ContrastPhase, radius_mm: float) -> Look:
-    """Mosaic, capsule, corona and necrosis of a hepatocellular carcinoma, the more the larger it is."""
+    """Add mosaic, capsule, corona and necrosis of a hepatocellular carcinoma, which increase with its size."""
     arterial, later = phase in _ARTERIAL, phase in _LATER
     look = replace(look, rim=rng.uniform(0, 16))
     if radius_mm > 10 and rng.chance(0.8):
@@ -181,9 +181,9 @@ def _painted(
     radius_mm: float,
     spacing_mm: float,
 ) -> torch.Tensor:
-    """A part of an image with a tumor in it, which keeps the image's noise.
+    """Paint a tumor into a part of an image, keeping the image's noise.
 
-    :param depth_mm: below the tumor's surface; negative outside.
+    :param depth_mm: depth below the tumor's surface; negative outside.
     """
     size = _size(image)
     background = float(image[liver].median())
@@ -195,7 +195,7 @@ def _painted(
     if look.rim:
         tumor = tumor + look.rim * ((0.25 * radius_mm - depth_mm) / (0.1 * radius_mm) + 0.5).clamp(0, 1)
     if look.necrosis:
-        fluid_only = look.necrosis_hu is None  # has a smooth, sharp wall; dead tissue lies in patches
+        fluid_only = look.necrosis_hu is None  # fluid has a smooth, sharp wall; necrotic tissue lies in patches
         amount, steep = (0.1, 7) if fluid_only else (0.3, 4)
         patches = amount * _two_scales(rng, size, 0.5 * radius_mm / spacing_mm)
         share = ((depth_mm / radius_mm + patches - 0.15 - (1 - look.necrosis) * 0.6) * steep + 0.5).clamp(0, 1)
@@ -212,7 +212,7 @@ def _painted(
 
 
 def _two_scales(rng: Rng, size: tuple[int, int, int], wavelength: float) -> torch.Tensor:
-    """A smooth random field without the edges of one lattice."""
+    """A smooth random field at two scales, which hides the lattice of each."""
     coarse, fine = (smooth_field(rng, size, max(2.0, part * wavelength)) for part in (1.0, 0.37))
     return 0.85 * coarse + 0.5 * fine
 

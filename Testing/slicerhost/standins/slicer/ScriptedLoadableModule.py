@@ -21,7 +21,7 @@ __all__ = [
 
 
 class ScriptedLoadableModule:
-    """What Slicer makes first of a module: it describes it."""
+    """The description of a module, which Slicer instantiates first."""
 
     def __init__(self, parent: Any) -> None:
         self.parent = parent
@@ -41,7 +41,7 @@ class ScriptedLoadableModule:
 
 
 class ScriptedLoadableModuleWidget:
-    """A panel; needs Qt, which :mod:`slicerhost.qtapplication` brings."""
+    """A panel; needs Qt, which :mod:`slicerhost.qtapplication` provides."""
 
     def __init__(self, parent: Any = None) -> None:
         if "qt" not in sys.modules:
@@ -58,7 +58,7 @@ class ScriptedLoadableModuleWidget:
         return str(Path(getattr(slicer.modules, self.moduleName.lower()).path).parent / "Resources" / filename)
 
     def setup(self) -> None:
-        """Slicer adds the buttons of the developer mode here."""
+        """Do nothing; Slicer adds the buttons of the developer mode here."""
 
     def cleanup(self) -> None:
         pass
@@ -69,7 +69,7 @@ class ScriptedLoadableModuleWidget:
             slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
     def onReload(self) -> None:
-        """Slicer's button "Reload": the widget goes, the file is loaded again, a new widget comes."""
+        """Slicer's button "Reload": remove the widget, load the file again, and make a new widget."""
         slicer.app.moduleManager().unload(self.moduleName)
 
     def enter(self) -> None:
@@ -80,14 +80,14 @@ class ScriptedLoadableModuleWidget:
 
 
 class ScriptedLoadableModuleLogic:
-    """What a module computes; usable without its panel."""
+    """The logic of a module; usable without its panel."""
 
     def __init__(self, parent: Any = None) -> None:
         self.moduleName = type(self).__name__.removesuffix("Logic")
         self.isSingletonParameterNode = True
 
     def getParameterNode(self) -> Any:
-        """The module's node in the scene that keeps what the user chose; made when there is none."""
+        """The module's node in the scene that keeps the user's choices; made if there is none."""
         node = slicer.mrmlScene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
         if node is not None and node.GetAttribute("ModuleName") != self.moduleName:
             node.SetAttribute("ModuleName", self.moduleName)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for ``slicer.i18n``: no translation, the English text; but the context is looked for as Slicer does."""
+"""Stand-in for ``slicer.i18n``: the English text without translation; but the context is determined as in Slicer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for ``slicer.parameterNodeWrapper``: numbers, text and nodes, kept in a parameter node as Slicer does.
+"""Stand-in for ``slicer.parameterNodeWrapper``: numbers, text and nodes, stored in a parameter node as in Slicer.
 
-Refuses every type and argument that it does not really keep.
+It refuses every type and argument that it does not support.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parameterNodeWrapper(cls: type) -> type:
         if not isinstance(parameterNode, slicer.vtkMRMLScriptedModuleNode):
             raise TypeError("a parameter node is needed")
         object.__setattr__(self, "parameterNode", parameterNode)
-        for name, default in defaults.items():  # Slicer writes them at once, too
+        for name, default in defaults.items():  # Slicer writes them immediately, too
             if not _has(parameterNode, name):
                 parameterNode.SetParameter(name, str(default))
 

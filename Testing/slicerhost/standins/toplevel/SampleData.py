@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for Slicer's module SampleData: it keeps what is registered and refuses what Slicer would not understand."""
+"""Stand-in for Slicer's module SampleData: it stores valid sources and refuses invalid ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import slicer
 
 
 class SampleDataSource:
-    """One data set that the user can ask for: its fields are lists of equal length, as in Slicer."""
+    """One data set that the user can load: its fields are lists of equal length, as in Slicer."""
 
     def __init__(
         self,
