@@ -29,6 +29,7 @@ from ._version import __version__
 from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError, is_memory
 from .progress import progress_bar, progress_hidden
+from .subprocesses import WAITING
 from .text import one_line, warn
 from .volumes.formats import FILE_FORMATS
 
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     # At exit, Python would collect garbage among all objects: half a second with torch and VTK imported.
     atexit.register(gc.freeze)
+    os.environ.setdefault(*WAITING)
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     flags = {word for word in given[:end] if word in _ANYWHERE}

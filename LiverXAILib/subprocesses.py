@@ -53,6 +53,9 @@ _THREADS = (
     "OPENBLAS_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+#: How torch's threads wait for each other, read when its OpenMP library is loaded: by sleeping. By default they spin,
+#: which takes processor time from the threads that read, measure, draw and write at the same time.
+WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class ChildProcess:
@@ -73,6 +76,7 @@ class ChildProcess:
     ) -> None:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment.setdefault(*WAITING)
         for name in _THREADS if threads else ():
             environment.setdefault(name, str(threads))
         isolation: dict[str, Any] = (

@@ -21,6 +21,7 @@ import pydicom
 from ..errors import InputError, UsageError
 from ..files import staging_folder
 from ..progress import Progress, report_progress
+from ..text import how_to_install
 from ..volumes.dicom.headers import pydicom_warnings_hidden
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _client(url: str, user: str, password: str) -> DICOMwebClient:
         from dicomweb_client.api import DICOMwebClient
         from dicomweb_client.session_utils import create_session, create_session_from_user_pass
     except ImportError as error:
-        raise UsageError("A PACS needs dicomweb-client: run 'pip install \"liverxai[dicom]\"'.") from error
+        raise UsageError(f"A PACS needs dicomweb-client: {how_to_install('dicom')}.") from error
     session = create_session_from_user_pass(user, password) if user else create_session()
     client = DICOMwebClient(url, session=session)
     client.set_http_retry_params(max_attempts=_ATTEMPTS, wait_exponential_multiplier=_WAIT_MS)

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from ..text import counted
 from .records import is_event
 from .store import OutputError, Store
 
@@ -80,7 +81,8 @@ def read_manifest(folder: Path, damage: list[str] | None = None) -> list[dict[st
             whole, damaged = _split_lines(path)
             lines += whole
             if damaged and damage is not None:
-                damage.append(f"Damaged: {damaged} lines of manifest/{path.name} cannot be read and are ignored.")
+                lines_damaged = counted(damaged, "line")
+                damage.append(f"Damaged: {lines_damaged} of manifest/{path.name} cannot be read and will be ignored.")
     except OSError as error:
         raise OutputError(f"The manifest in {folder} cannot be read: {error.strerror or error}.") from error
     return sorted(lines, key=lambda line: line["time"])

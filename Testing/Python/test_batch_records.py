@@ -155,7 +155,7 @@ def test_a_damaged_line_of_the_manifest_is_reported_and_the_others_count(output,
     damage: list[str] = []
     states = last_states(read_manifest(output.store.manifest, damage))
     assert set(states) == {"ab", "cd"}
-    assert damage == ["Damaged: 1 lines of manifest/b.jsonl cannot be read and are ignored."]
+    assert damage == ["Damaged: 1 line of manifest/b.jsonl cannot be read and will be ignored."]
     assert output.state() == "done"
 
 

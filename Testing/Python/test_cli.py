@@ -159,6 +159,15 @@ def test_progress_in_a_log_file_is_a_clean_line_for_each_stage(model, image, tmp
     assert not set("\r\x1b%█▏?") & set(said)
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_computing_threads_sleep_while_they_wait_unless_the_user_says_otherwise(before, after, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == after
+
+
 def test_flags_are_understood_anywhere(model, image, tmp_path, capsys):
     arguments = ["analyze", str(image), "--model", str(model), "-o", str(tmp_path / "out"), "--write", "--explain"]
     assert main([*arguments, "--quiet"]) == 0

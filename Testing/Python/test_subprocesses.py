@@ -58,20 +58,20 @@ def test_messages_come_in_order_and_the_end_comes_last(start):
 
 def test_every_numerical_library_of_a_child_is_told_how_many_threads_it_has(start, monkeypatch):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # the user's setting is kept
-    for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     _, inbox = start(
         """
         import json, os
         import SimpleITK as sitk
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
         told = {name: os.environ.get(name) for name in names}
         told["ITK"] = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
         print(json.dumps({"event": "threads", "told": told}), flush=True)
         """,
         threads=3,
     )
-    told = {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1", "ITK": 3}
+    told = {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ITK": 3}
     assert news(inbox) == [("message", {"event": "threads", "told": told}), ("ended", 0)]
 
 
