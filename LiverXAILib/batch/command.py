@@ -168,9 +168,11 @@ def _explain_names(store: Store, found: Found) -> None:
     rows = [{"case": case.name, "name": case.label, "path": case.path} for case in found.cases]
     rows += [{"case": name, "name": label} for (name, _), (label, _) in zip(found.told, found.passed_over, strict=True)]
     try:
-        write_names(store.output, rows)
+        damage = write_names(store.output, rows)
     except OSError as error:
         raise store.unusable(error) from error
+    if damage:
+        store.damage.append(damage)
 
 
 def _warn_of_names(store: Store, screen: Screen) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,25 @@ def passed_over_without_names(label: str, reason: str) -> tuple[str, str]:
     return name, without_names(reason, name, label, ())
 
 
-def write_names(output: Path, names: Iterable[Mapping[str, Any]]) -> None:
+def write_names(output: Path, names: Iterable[Mapping[str, Any]]) -> str:
     """Add rows (:data:`_COLUMNS`), one per case, to ``names.csv`` in `output`, readable by the user alone.
 
-    A damaged table is replaced. Raises OSError if the table cannot be written.
+    :return: a sentence if the table was damaged: it is kept under another name, and a new one is written; otherwise "".
+    :raises OSError: the table cannot be written.
     """
     path = output / NAMES
     known: dict[str, Mapping[str, Any]] = {}
+    damage = ""
     if path.is_file():
         with contextlib.suppress(LiverXAIError, KeyError):
             known = {row.cells["case"]: row.cells for row in read_table(path)}
+        if not known:  # each run writes at least one row
+            kept = next(new for n in count(1) if not (new := output / f"names-damaged-{n}.csv").exists())
+            path.rename(kept)
+            damage = f"Damaged: {NAMES} cannot be read; kept as {kept.name}. The new one holds the cases of this run."
     known |= {row["case"]: row for row in names}
     with staging_folder(path, private=True) as folder:
         write_table(folder / NAMES, _COLUMNS, known.values(), mark=True)
         (folder / NAMES).chmod(0o600)
         (folder / NAMES).replace(path)
+    return damage

@@ -172,7 +172,10 @@ def test_the_table_of_names_grows_and_survives_damage(tmp_path):
     write_names(tmp_path, [{"case": "case-1", "name": "=a", "path": "/a"}])
     write_names(tmp_path, [{"case": "case-2", "name": "b", "path": "/b"}])
     assert [row["name"] for row in rows(tmp_path / NAMES)] == ["'=a", "b"]
-    (tmp_path / NAMES).write_bytes(b"\xff\x00no table")
-    write_names(tmp_path, [{"case": "case-3", "name": "c", "path": "/c"}])
-    assert [row["case"] for row in rows(tmp_path / NAMES)] == ["case-3"]
     assert [path.name for path in tmp_path.iterdir()] == [NAMES]
+    for number, content in enumerate((b"\xff\x00no table", b"name;path\nb;/b\n"), 1):
+        (tmp_path / NAMES).write_bytes(content)
+        said = write_names(tmp_path, [{"case": "c", "name": "c", "path": "/c"}])
+        assert f"kept as names-damaged-{number}.csv" in said
+        assert (tmp_path / f"names-damaged-{number}.csv").read_bytes() == content
+        assert [row["case"] for row in rows(tmp_path / NAMES)] == ["c"]
