@@ -44,7 +44,7 @@ CATALOG: dict[str, MethodInfo] = {
             "seg-grad-cam",
             "Seg-Grad-CAM",
             "features that matter for the answer, anywhere near the target (smooth, not place-specific)",
-            "Features near the target that matter for the answer. Smooth and fast, but not precise about the place.",
+            "Features near the target that matter for the answer. Smooth and fast; not exact in place.",
             place_specific="no",
         ),
         MethodInfo(
@@ -91,7 +91,7 @@ CATALOG: dict[str, MethodInfo] = {
             "occlusion",
             "Occlusion",
             "how much the score drops when a place is replaced by plain tissue (model-agnostic, slow)",
-            "How much the score drops when a place is replaced by plain tissue. Slow; needs no layer.",
+            "Drop of the score when a place becomes plain tissue. Slow; needs no layer.",
             kind="image",
         ),
     )

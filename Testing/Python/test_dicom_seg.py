@@ -215,7 +215,7 @@ def test_nothing_found_and_other_formats_are_refused(tmp_path):
     with pytest.raises(UsageError, match="read from DICOM"):
         write_dicom_segmentation(segmentation_of(Volume(a_body(SHAPE), geometry())), tmp_path / "seg.dcm")
     (tmp_path / "ct" / "003.dcm").unlink()
-    with pytest.raises(InputError, match=r"003\.dcm cannot be read"):
+    with pytest.raises(InputError, match=r"003\.dcm can no longer be read"):
         write_dicom_segmentation(segmentation_of(volume), tmp_path / "seg.dcm")
     assert not (tmp_path / "seg.dcm").exists()
 

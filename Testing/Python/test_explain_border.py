@@ -158,8 +158,8 @@ def test_the_answer_counts_places_says_where_and_maps_the_surface():
     assert evidence["points"] == sum(evidence["counts"]) >= 40
     assert evidence["tolerance_mm"] == 2.0
     assert sum(place["points"] for place in evidence["far"]) == sum(evidence["counts"][4:])
-    assert f"half of {evidence['points']} places" in answer.sentence
-    assert f"in {sum(evidence['counts'][4:])} places" in answer.sentence.lower()
+    assert f"half of {evidence['points']} points" in answer.sentence
+    assert f"at {sum(evidence['counts'][4:])} points" in answer.sentence.lower()
     assert evidence["far"][0]["where"] in answer.sentence
     need = answer.volumes["need"]
     assert set(np.unique(need.array)) <= {0, 8, 12, 16, 24, 36}

@@ -327,7 +327,7 @@ def test_a_sentence_tells_what_its_confidences_are_and_claims_nothing_of_a_tumor
     sentence = Counterfactual(Target.parse("lesion:1"), evidence).sentence
     assert says in sentence
     seen = max(numbers["in_image"], numbers["without"]) > 0.5
-    assert ("is enough" in sentence) == (seen and evidence["alone"] > 0.5 and "another reason" not in sentence)
+    assert ("is enough" in sentence) == (seen and evidence["alone"] > 0.5 and "for a reason other" not in sentence)
 
 
 @pytest.mark.parametrize(("in_image", "needed"), [(0.86, None), (0.86, -15.0)])

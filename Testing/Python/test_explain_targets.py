@@ -222,7 +222,7 @@ def test_why_not_asks_about_the_voxels_that_are_not_the_label():
         ("tumor", "No tumor was found"),
         ("liver", "No liver"),
         ("voxel:lps:0,0,40", "Nothing was found"),
-        ("lesion:1", "0 were"),
+        ("lesion:1", "found is 0"),
     ],
 )
 def test_nothing_found_is_an_answer_of_its_own_kind(text, words):

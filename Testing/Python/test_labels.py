@@ -273,7 +273,7 @@ def test_a_mask_has_one_value_or_ours(tmp_path: Path) -> None:
         write_volume(Volume(array, MATRIX), tmp_path / "x.nii.gz")
         np.testing.assert_array_equal(read_mask(tmp_path / "x.nii.gz", "liver").array, WHOLE)
     write_volume(Volume(np.where(TRUTH > 0, 60, -990).astype(np.int16), MATRIX), tmp_path / "x.nii.gz")
-    with pytest.raises(InputError, match="a mask of the liver has one"):
+    with pytest.raises(InputError, match="a mask of the liver has only one"):
         read_mask(tmp_path / "x.nii.gz", "liver")
 
 

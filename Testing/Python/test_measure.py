@@ -333,7 +333,7 @@ def test_measurements_are_ready_for_json_and_tables() -> None:
 def test_a_segmentation_of_another_image_is_refused() -> None:
     grid = GRIDS["axial"]
     segmentation = _segmentation(grid, _ball(grid, 20), None)
-    with pytest.raises(UsageError, match="does not lie on the image's grid"):
+    with pytest.raises(UsageError, match="is not on the image's grid"):
         measure(Volume(np.zeros(grid.shape), GRIDS["oblique"].ijk_to_lps), segmentation)
 
 

@@ -268,7 +268,7 @@ def test_an_image_that_is_turned_against_its_header_is_implausible(flipped: tupl
     assert measured.summary().startswith("IMPLAUSIBLE")
 
 
-@pytest.mark.parametrize(("offset", "factor", "sentence"), [(1024, 1, "median of 11"), (0, 0.5, "ml; whole livers")])
+@pytest.mark.parametrize(("offset", "factor", "sentence"), [(1024, 1, "median of 11"), (0, 0.5, "ml for whole livers")])
 def test_impossible_hu_and_size_are_implausible(offset: float, factor: float, sentence: str) -> None:
     matrix = MATRIX @ np.diag([factor] * 3 + [1])
     segmentation = Segmentation(Volume(LIVER_AT.astype(np.uint8), matrix), (LIVER,))

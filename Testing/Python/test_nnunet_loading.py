@@ -115,7 +115,7 @@ def test_trainers_that_change_only_the_training_are_accepted(trainer, changed):
         ({"plan": at_top(label_manager="MyLabels")}, "MyLabels"),
         ({"plan": at_top(configurations={})}, "3d_fullres"),
         ({"plan": in_configuration(inherits_from="3d_fullres")}, "3d_fullres"),
-        ({"dataset": {"channel_names": {"0": "CT", "1": "PET"}}}, "2 images"),
+        ({"dataset": {"channel_names": {"0": "CT", "1": "PET"}}}, "2 input channels"),
         ({"dataset": {"labels": {"background": 0, "liver": 1, "tumor": 3}}}, "without gaps"),
         ({"dataset": {"labels": {"background": 0, "liver": 1}}}, "do not fit"),
         ({"checkpoint": {"init_args": None}}, "init_args is not a mapping"),

@@ -81,7 +81,7 @@ def test_after_an_edit_the_status_line_says_that_the_numbers_are_from_before(pan
     panel.click(panel.ui.placeButton)
     first, second = panel.ui.statusLabel.text.splitlines()
     assert "numbers are from before" in first
-    assert "Click the place" in second
+    assert "Click the position" in second
     panel.click(panel.ui.placeButton)
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
