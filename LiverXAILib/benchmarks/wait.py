@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import LiverXAIError, UsageError
 from ..progress import progress_bar
+from ..subprocesses import WAITING
 from ..volumes.io import read_volume
 from .machine import describe_machine
 from .wait_peers import PROGRAMS
@@ -159,6 +160,8 @@ def _one(
 
 def _process(command: Sequence[str], root: Path | None, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ)
+    if environment.get(WAITING[0]) == WAITING[1]:  # set by this command; a program that is compared has its own setting
+        del environment[WAITING[0]]
     if root is not None:
         environment["PYTHONPATH"] = str(root)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
