@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from . import options
@@ -94,23 +95,53 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Make the first SIGINT or SIGTERM raise an exception so that everything is cleaned up; ignore any others."""
+    """Make the first SIGINT or SIGTERM raise an exception so that everything is cleaned up; ignore any others.
+
+    The exception is raised a moment later if it would leave a lock taken, or be lost.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
 
-    def stop(number: int, frame: object) -> None:
-        for one in numbers:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if hasattr(signal, "setitimer") and not _may_be_left(frame):
+            if signal.SIGALRM not in old:
+                old[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda _, later: stop(number, later))
+            signal.setitimer(signal.ITIMER_REAL, _MOMENT_SECONDS)
+            return
+        for one in old:
             signal.signal(one, signal.SIG_IGN)
         raise _Stopped(number)
 
-    old = {number: signal.signal(number, stop) for number in numbers}
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        if len(old) > 2:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+#: After this time a stop that could not be obeyed is tried again, in seconds.
+_MOMENT_SECONDS = 0.002
+#: Functions that take or release a lock. Python runs signal handlers between its instructions: an exception raised
+#: after a lock was taken, but before the block that releases it was entered, would leave other threads waiting forever.
+_LOCKING = {"__enter__", "__exit__", "acquire", "release", "_acquire_restore", "_release_save", "_acquireLock"}
+
+
+def _may_be_left(frame: FrameType | None) -> bool:
+    """Whether an exception may be raised where a signal interrupted the main thread.
+
+    It may not while a lock is taken or released, in Python's import machinery, which has locks of its own, or in a
+    ``__del__``, from which exceptions do not propagate.
+    """
+    if frame is None:
+        return True
+    code = frame.f_code
+    if code.co_name in _LOCKING or code.co_filename == "<frozen importlib._bootstrap>":
+        return False
+    return all(one.f_code.co_name != "__del__" for one, _ in traceback.walk_stack(frame))
 
 
 def _exit_code(error: BaseException, debug: bool) -> int:

@@ -91,6 +91,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         return self.pid, self._next_number()
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        if self.returncode is None and self._told.fileno() < 0:
+            self.returncode = sys.maxsize  # its socket was garbage before it: nobody waits for it any more
         if self.returncode is None and self._waitpid_lock.acquire(False):  # type: ignore[attr-defined]
             try:
                 if self.returncode is None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from batch_toys import write_good, write_model
 from forking import Process
 
 import LiverXAILib as lx
-from LiverXAILib.cli import main
+from LiverXAILib.cli import _signals_raise, _Stopped, main
 from LiverXAILib.errors import UsageError
 
 
@@ -143,6 +144,88 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
     assert rest.splitlines()[-1] == "liverxai: stopped; no file is incomplete."
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert not list((tmp_path / "tmp").glob("*liverxai*"))
+
+
+def test_a_signal_leaves_no_lock_taken_and_is_not_lost():
+    """Signals that arrive while a lock is taken, or an object is removed, stop the program right afterwards."""
+    events = []
+
+    class Lock:
+        def __enter__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            events.append("taken")
+
+        def __exit__(self, *_):
+            events.append("released")
+
+    class Removed:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            events.append("removed")
+
+    def locked():
+        with Lock():
+            time.sleep(10)
+
+    def removed():
+        Removed()
+        time.sleep(10)
+
+    for work in (locked, removed):
+        with pytest.raises(_Stopped), _signals_raise():
+            work()
+    assert events == ["taken", "released", "removed"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of POSIX")
+def test_a_signal_while_threads_import_leaves_none_of_them_waiting(tmp_path):
+    for number in range(200):
+        (tmp_path / f"module_{number}.py").touch()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])}
+    result = subprocess.run(
+        [sys.executable, "-c", STOPPED_IMPORTS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=300,
+    )
+    assert (result.returncode, result.stdout) == (0, "50 stopped\n"), result.stderr
+
+
+#: Two threads import all the time, as `analyze` does when it starts, and the main one is stopped, 50 times.
+STOPPED_IMPORTS = """
+import os, random, signal, sys, threading, time
+from LiverXAILib.cli import _signals_raise, _Stopped
+
+def imports(names, done):
+    while not done.is_set():
+        for name in names:
+            __import__(name)
+        for name in names:
+            sys.modules.pop(name, None)
+
+def terminate():
+    time.sleep(random.uniform(0.001, 0.01))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+names, stopped = [f"module_{number}" for number in range(200)], 0
+random.seed(1)
+for _ in range(50):
+    done = threading.Event()
+    other = threading.Thread(target=imports, args=(names[100:], done), daemon=True)
+    other.start()
+    try:
+        with _signals_raise():
+            threading.Thread(target=terminate, daemon=True).start()
+            imports(names[:100], threading.Event())
+    except _Stopped:
+        stopped += 1
+    done.set()
+    other.join(60)
+    assert not other.is_alive(), "it waits for a lock"
+print(stopped, "stopped")
+"""
 
 
 def test_progress_in_a_log_file_is_a_clean_line_for_each_stage(model, image, tmp_path):
