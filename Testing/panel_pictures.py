@@ -9,6 +9,7 @@ slightly different.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,5 +95,7 @@ def main(folder: Path, check: bool) -> None:
 
 
 if __name__ == "__main__":
-    folders = [word for word in sys.argv[1:] if word != "--check"]
-    main(Path(folders[0]) if folders else ROOT / "docs" / "images", "--check" in sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--check", action="store_true")
+    main(**vars(parser.parse_args()))
