@@ -97,17 +97,20 @@ class _Stopped(BaseException):
 def _signals_raise() -> Iterator[None]:
     """Make the first SIGINT or SIGTERM raise an exception so that everything is cleaned up; ignore any others.
 
-    The exception is raised a moment later if it would leave a lock taken, or be lost.
+    The exception is raised a little later if it would leave a lock acquired, or be lost.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    # Windows has no timer signal: there, the exception is raised at once.
+    alarm = getattr(signal, "SIGALRM", None)
+
     def stop(number: int, frame: FrameType | None) -> None:
-        if hasattr(signal, "setitimer") and not _may_be_left(frame):
-            if signal.SIGALRM not in old:
-                old[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda _, later: stop(number, later))
-            signal.setitimer(signal.ITIMER_REAL, _MOMENT_SECONDS)
+        if alarm is not None and not _can_raise(frame):
+            if alarm not in old:
+                old[alarm] = signal.signal(alarm, lambda _, later: stop(number, later))
+            signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
             return
         for one in old:
             signal.signal(one, signal.SIG_IGN)
@@ -117,24 +120,24 @@ def _signals_raise() -> Iterator[None]:
     try:
         yield
     finally:
-        if len(old) > 2:
+        if alarm in old:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
-#: After this time a stop that could not be obeyed is tried again, in seconds.
-_MOMENT_SECONDS = 0.002
-#: Functions that take or release a lock. Python runs signal handlers between its instructions: an exception raised
-#: after a lock was taken, but before the block that releases it was entered, would leave other threads waiting forever.
+#: Time after which the exception is tried again, in seconds.
+_RETRY_SECONDS = 0.002
+#: Functions that acquire or release a lock. Python runs signal handlers between its instructions: an exception raised
+#: after a lock was acquired, but before the block that releases it was entered, would block other threads forever.
 _LOCKING = {"__enter__", "__exit__", "acquire", "release", "_acquire_restore", "_release_save", "_acquireLock"}
 
 
-def _may_be_left(frame: FrameType | None) -> bool:
-    """Whether an exception may be raised where a signal interrupted the main thread.
+def _can_raise(frame: FrameType | None) -> bool:
+    """Whether a signal handler can safely raise an exception in `frame`, where it interrupted the main thread.
 
-    It may not while a lock is taken or released, in Python's import machinery, which has locks of its own, or in a
-    ``__del__``, from which exceptions do not propagate.
+    It cannot while a lock is acquired or released, in Python's import machinery, which has its own locks, or in a
+    ``__del__`` method, from which exceptions do not propagate.
     """
     if frame is None:
         return True

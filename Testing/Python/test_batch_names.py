@@ -29,7 +29,9 @@ from batch_toys import (
 from forking import Process
 
 from LiverXAILib.batch.cases import find_cases
+from LiverXAILib.batch.command import _explain_names
 from LiverXAILib.batch.names import NAMES, passed_over_without_names, without_descriptions, without_names, write_names
+from LiverXAILib.batch.store import Store
 from LiverXAILib.volumes.io import write_volume
 
 #: Parts of all patients' names below to search for; none can be part of a checksum or a time.
@@ -179,3 +181,12 @@ def test_the_table_of_names_grows_and_survives_damage(tmp_path):
         assert f"kept as names-damaged-{number}.csv" in said
         assert (tmp_path / f"names-damaged-{number}.csv").read_bytes() == content
         assert [row["case"] for row in rows(tmp_path / NAMES)] == ["c"]
+
+
+def test_a_damaged_table_of_names_is_reported_with_the_summary(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / NAMES).write_text("no table")
+    found = SimpleNamespace(cases=[SimpleNamespace(name="case-1", label="a", path="/a")], told=[], passed_over=[])
+    _explain_names(store, found)
+    (sentence,) = store.damage
+    assert sentence.startswith("Damaged: names.csv cannot be read; kept as names-damaged-1.csv.")

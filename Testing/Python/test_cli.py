@@ -146,6 +146,7 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
     assert not list((tmp_path / "tmp").glob("*liverxai*"))
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of POSIX")
 def test_a_signal_leaves_no_lock_taken_and_is_not_lost():
     """Signals that arrive while a lock is taken, or an object is removed, stop the program right afterwards."""
     events = []

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import sys
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -145,6 +146,13 @@ def test_the_bundled_model_is_compared_as_well(tmp_path):
     # Its last network centers intensities on the liver, which a network without a region cannot.
     peer = speed_peers._monai_same_network(phantom(), load_model("default"), None, tmp_path)
     assert peer.windows >= 1
+
+
+@pytest.mark.parametrize(("before", "inside"), [("PASSIVE", "None"), ("ACTIVE", "ACTIVE")])
+def test_a_program_that_is_compared_does_not_inherit_how_this_one_waits(before, inside, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    code = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert wait._process([sys.executable, "-c", code], None, tmp_path).stdout.strip() == inside
 
 
 def test_another_checkout_must_be_one(tmp_path):
