@@ -326,10 +326,10 @@ class WorkerClient:
         segmentation: Segmentation | Callable[[], Segmentation] | None,
     ) -> None:
         arguments = dict(request.arguments)
-        for stale in folder.glob("*.npy"):  # a file that is still mapped stays readable, or (Windows) stays
-            with contextlib.suppress(OSError):
-                stale.unlink()
         try:
+            for stale in folder.glob("*.npy"):  # a file that is still mapped stays readable, or (Windows) stays
+                with contextlib.suppress(OSError):
+                    stale.unlink()
             if callable(segmentation):  # called first, because its source may be edited while the image is written
                 segmentation = segmentation()
             if request.volume is not None and not self.holds(arguments["image"]["token"]):

@@ -133,6 +133,21 @@ def test_a_worker_that_dies_at_once_is_a_failure_and_the_next_one_starts(client,
         assert "exit code 4" in str(event.error)
 
 
+def test_a_request_whose_folder_vanishes_is_a_failure(client, monkeypatch, tmp_path):
+    answering(monkeypatch, tmp_path, b"")
+    start = WorkerClient._start
+
+    def start_without_folder(self):
+        start(self)
+        self._folder.rmdir()
+
+    monkeypatch.setattr(WorkerClient, "_start", start_without_folder)
+    client.analyze(VOLUME, "ct")
+    (event,) = outcome(client)
+    assert event.kind == "failed"
+    assert "cannot be sent to the worker" in str(event.error)
+
+
 def test_a_worker_that_cannot_be_started_is_an_error_and_leaves_nothing(client):
     client._python = str(Path(sys.executable).parent / "missing")
     with pytest.raises(WorkerError, match="cannot be started"):
