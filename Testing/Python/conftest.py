@@ -106,13 +106,13 @@ def forked_children():
 
 @pytest.fixture
 def scene():
-    """Slicer's scene in the test host, empty before and after the test."""
+    """Slicer's scene in the test host, empty before and after the test, without views."""
     import slicerhost
 
     host = slicerhost.start()
-    host.clear()
+    host.reset()
     yield host.scene
-    host.clear()
+    host.reset()
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +121,12 @@ def opened_panel(forked_children):
     from slicerhost import qtapplication
 
     host = qtapplication.start()
-    host.clear()
+    host.reset()
     host.app.testing = True
     panel = qtapplication.Panel(Path(__file__).parents[2] / "LiverXAI" / "LiverXAI.py")
     yield panel
     panel.close()
-    host.clear()
+    host.reset()
     host.app.testing = False
 
 
@@ -135,7 +135,7 @@ def panel(opened_panel):
     """The panel with an empty scene; errors that PythonQt would print fail the test."""
     from slicerhost import pythonqt
 
-    opened_panel.host.clear()
+    opened_panel.host.reset()
     pythonqt.problems.clear()
     yield opened_panel
     if opened_panel.widget.runner.busy:

@@ -140,6 +140,15 @@ class Host:
         """Close the scene, as File > Close does; singletons (views, colors) remain."""
         self.scene.Clear(False)
 
+    def reset(self) -> None:
+        """Close the scene and remove its views: they outlast it, turned and moved as they were."""
+        self.clear()
+        for name in ("vtkMRMLAbstractViewNode", "vtkMRMLSliceCompositeNode"):
+            views = self.scene.GetNodesByClass(name)
+            views.UnRegister(None)  # the caller owns the collection
+            for number in range(views.GetNumberOfItems()):
+                self.scene.RemoveNode(views.GetItemAsObject(number))
+
 
 class Modules:
     """The object published as ``slicer.modules``, with an attribute for each existing module."""
