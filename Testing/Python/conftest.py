@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ settings.register_profile("liverxai", deadline=None)
 settings.load_profile("liverxai")
 
 
+#: The signals by which a process is stopped, as far as the system knows them.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 #: Files that take a minute or more. They run first, so that no process is left with one at the end.
 _LONG = ("test_train_run", "test_signals", "test_batch_ray", "test_batch_cohort", "test_explain_counterfactual")
 
@@ -67,6 +70,19 @@ def settings_of_nobody(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """Undo what a library leaves behind in the process of the next test: environment variables, signal handlers."""
+    environment, handlers = dict(os.environ), {number: signal.getsignal(number) for number in _SIGNALS}
+    yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    for number, handler in handlers.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
