@@ -31,7 +31,7 @@ TESTS = {
     ],
     "volumes": ["test_volumes_*", "test_dicom_*", "test_resample", "test_models_resize"],
     "measure": ["test_measure*", "test_uncertainty", "test_reliability", "test_reading", "test_dicom_objects"],
-    "batch": ["test_batch_[cs]*", "test_batch_re*", "test_case_names"],
+    "batch": ["test_batch_[cdns]*", "test_batch_re*", "test_case_names"],
 }
 _FOUND = ("killed", "timeout", "segfault", "suspicious")
 #: Mutmut's exit code if Pytest refuses the tests it is given; Mutmut reports it as a timeout.

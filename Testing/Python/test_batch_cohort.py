@@ -133,6 +133,9 @@ def test_lesions_are_listed_with_their_reliability_and_what_the_model_says_witho
     result = Result(record, {"lesions": [], "liver_volume_ml": 1.0}, [], lesions, answers)
     case = _summarize(SimpleNamespace(result=lambda folder: result), {"label": "a", "folder": "f", "state": "done"})
     assert case.row["doubtful_lesions"] == 1
+    unrated = Result(record, {"lesions": [], "liver_volume_ml": 1.0}, [], [{"structure": "lesion", "number": "1"}], [])
+    other = _summarize(SimpleNamespace(result=lambda folder: unrated), {"label": "a", "folder": "f", "state": "done"})
+    assert other.row["doubtful_lesions"] is None
     columns, table = _lesion_table([case])
     assert [row["confidence_without"] for row in table] == ["", "0.0125"]
     assert [row["confidence_alone"] for row in table] == ["", "0.9"]

@@ -92,6 +92,17 @@ def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path, mo
     store.close()
 
 
+def test_of_two_runs_that_find_the_same_dead_lock_one_goes_on(tmp_path, monkeypatch):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lock_of_another(tmp_path, pid=dead.pid)
+    # The other run finds the dead lock at the same time, and takes this one's for it.
+    monkeypatch.setattr("LiverXAILib.batch.store.time.sleep", lambda _: lock_of_another(tmp_path, pid=os.getppid()))
+    with pytest.raises(BusyError, match="has just started"):
+        Store(tmp_path).open()
+    assert json.loads((tmp_path / "manifest" / "lock-1-of-1.json").read_text())["token"] == "other"
+
+
 def test_a_run_that_was_taken_for_dead_stops(store):
     lock_of_another(store.output)
     with pytest.raises(OutputError, match="taken over"):
