@@ -18,6 +18,7 @@ from ..analysis import Analysis
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
 from ..errors import UsageError
 from ..explain.answers import Answer, BorderNeed
+from ..explain.catalog import CATALOG
 from ..explain.explanation import Explanation
 from ..files import replacing
 from ..models.spec import LayerSpec, StageSpec
@@ -186,7 +187,7 @@ def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]
     curves = faithfulness.get("curves") if faithfulness else None
     return {
         "question": explanation.target.question(),
-        "method": explanation.method,
+        "method": CATALOG[explanation.method].title,
         "layer": explanation.layer,
         "stage": explanation.provenance.get("stage") if len(analysis.model.stages) > 1 else None,
         "resolution": _resolution(analysis, explanation),

@@ -247,7 +247,7 @@ def test_the_report_says_what_it_must(page: _Page, analysis: Analysis) -> None:
         "For research use only",
         "The slices were resampled.",
         "What made the model say “tumor”?",
-        "seg-grad-cam",
+        "Method Seg-Grad-CAM, layer",
         "one value every 2 × 2 × 2 mm",
         "Do not rely on this map.",
         FAITHFULNESS["sentence"],
