@@ -119,12 +119,14 @@ def healthy_liver(run: StageContext) -> torch.Tensor:
 def border_tissue(image: torch.Tensor, region: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
     """The donors for a region outside the liver: the tissue of :data:`TISSUES_HU` that prevails at its border.
 
-    :return: bool (k, j, i): that tissue, wherever it is in `image`.
+    :return: bool (k, j, i): that tissue, wherever it is in `image`, but for the region and two voxels around it: an
+        organ may have the HU of the tissue around it.
     """
     distance = distance_mm(region, spacing_mm)
-    around = (distance > 2.01 * max(spacing_mm)) & (distance <= _RING_MM)
+    outside = distance > 2.01 * max(spacing_mm)
+    around = outside & (distance <= _RING_MM)
     masks = [(image >= low) & (image < high) for low, high in TISSUES_HU.values()]
-    return max(masks, key=lambda mask: int((mask & around).sum()))
+    return max(masks, key=lambda mask: int((mask & around).sum())) & outside
 
 
 def plain_tissue(run: StageContext, region: torch.Tensor, label: str, seed: int = 0) -> tuple[float, torch.Tensor]:

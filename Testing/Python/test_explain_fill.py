@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from LiverXAILib.explain.fill import (
     border_tissue,
     distance_mm,
     isolate,
+    plain_tissue,
     plausible_fill,
     transplant,
     within_mm,
@@ -172,3 +175,28 @@ def test_smoothing_is_that_of_scipy(sigmas):
             expected = ndimage.gaussian_filter1d(expected, sigma, axis, mode="nearest", radius=reach)
     np.testing.assert_allclose(gaussian(torch.from_numpy(image), sigmas).numpy(), expected, atol=1e-3)
     np.testing.assert_array_equal(image, before)
+
+
+def a_labeled_run(image, **masks):
+    """HU and where each label was found, as in a run of a stage whose input is in HU."""
+    return SimpleNamespace(
+        hu=image,
+        from_hu=lambda hu: hu,
+        spacing=SPACING,
+        organ="liver",
+        mask=masks.__getitem__,
+        segmentation=SimpleNamespace(specs=[SimpleNamespace(name=name, is_lesion=name == "tumor") for name in masks]),
+    )
+
+
+@pytest.mark.parametrize(("label", "level"), [("tumor", 100.0), ("liver", 0.0)])
+def test_plain_tissue_is_liver_for_a_lesion_and_what_lies_around_it_for_an_organ(label, level):
+    organ, lesion = ball((24, 24, 24), 16), ball((24, 24, 18), 5)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 4, (SIZE,) * 3).astype(np.float32))
+    run = a_labeled_run(
+        torch.where(lesion, 200.0, torch.where(organ, 100.0, 0.0)) + noise, liver=organ | lesion, tumor=lesion
+    )
+    found, plain = plain_tissue(run, run.mask(label), label)
+    assert found == pytest.approx(level, abs=1)
+    assert plain.median() == pytest.approx(level, abs=1)
+    assert plain.std() == pytest.approx(4, abs=1)
