@@ -17,6 +17,7 @@ from toys import Thresholds, ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.explain import Answer, Counterfactual, NeededChange, Target, explain_lesions
+from LiverXAILib.explain.answers.answer import probability_text
 from LiverXAILib.explain.counterfactual import FarContextError, examined
 from LiverXAILib.inference import segment
 from LiverXAILib.inference.lesions import lesion_components
@@ -341,3 +342,20 @@ def test_of_a_place_where_the_model_says_tumor_no_change_is_asked(in_image, need
     }
     sentence = NeededChange(Target.parse("why-not-tumor:voxel:lps:0,0,0"), evidence).sentence
     assert sentence.endswith("It already says tumor here, although this is not counted.")
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [
+        (0.0004, "below 0.001"),
+        (0.0006, "0.001"),
+        (0.0049, "0.005"),
+        (0.0051, "0.01"),
+        (0.9949, "0.99"),
+        (0.9951, "0.995"),
+        (0.9994, "0.999"),
+        (0.9996, "above 0.999"),
+    ],
+)
+def test_a_confidence_has_the_digits_that_tell_it_from_none_and_from_certainty(probability, text):
+    assert probability_text(probability) == text

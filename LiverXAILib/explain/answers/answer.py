@@ -95,4 +95,6 @@ def probability_text(probability: float) -> str:
     """A probability with enough digits to distinguish it from 0 and 1."""
     if probability < 0.0005:
         return "below 0.001"
+    if probability >= 0.9995:
+        return "above 0.999"
     return f"{probability:.2f}" if 0.005 <= probability < 0.995 else f"{probability:.3f}"
