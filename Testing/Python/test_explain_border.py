@@ -16,11 +16,12 @@ from toys import Thresholds, ball_phantom, model_of, threshold_model
 
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, UsageError
-from LiverXAILib.explain import Answer, BorderNeed, EmptyTargetError, explain_border
+from LiverXAILib.explain import Answer, BorderNeed, EmptyTargetError, Target, explain_border
+from LiverXAILib.explain.border import need
 from LiverXAILib.explain.border.need import needs
 from LiverXAILib.explain.border.probe import BorderProbe
 from LiverXAILib.explain.border.replacements import REPLACEMENTS, Crop, shown
-from LiverXAILib.explain.border.surface import spread
+from LiverXAILib.explain.border.surface import spread, surface_of
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.inference import segment
 from LiverXAILib.pipeline import analyze
@@ -147,6 +148,160 @@ def test_only_blurring_and_shuffling_let_the_network_see_what_lies_beyond_the_ra
         before, after = (shown(run, torch.from_numpy(point), crop, replace) for run in (probe.run, other))
         changed[name] = not torch.equal(before, after)
     assert changed == {"reflected": False, "blurred": True, "shuffled": True, "air": False}
+
+
+def test_what_replaces_the_far_is_what_its_name_says():
+    probe = a_probe(Thresholds)
+    image, point, crop = probe.run.image, torch.tensor([[20, 20, 28]]), Crop((24, 24, 24), probe.run.spacing, 12.0)
+    inside = image[8:32, 8:32, 16:40]
+
+    def cubes(values):  # of 8 mm
+        blocks = values.reshape(6, 4, 6, 4, 6, 4).permute(0, 2, 4, 1, 3, 5)
+        return sorted(blocks.reshape(-1, 64).tolist())
+
+    (shuffled,) = REPLACEMENTS["shuffled"](probe.run, point, crop)
+    assert not torch.equal(shuffled, inside)
+    assert cubes(shuffled) == cubes(inside)
+    (blurred,) = REPLACEMENTS["blurred"](probe.run, point, crop)
+    smooth = ndimage.gaussian_filter(image.numpy(), 6.0, mode="nearest", truncate=3.0)[8:32, 8:32, 16:40]
+    np.testing.assert_allclose(blurred, smooth, atol=0.01)
+    assert (REPLACEMENTS["air"](probe.run, point, crop) == -200).all()
+
+
+def test_a_surface_is_what_an_erosion_removes_and_the_edge_of_the_image_is_none():
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(12, 14, 16)), 1.5) > 0
+    cross = ndimage.generate_binary_structure(3, 1)
+    expected = mask & ~ndimage.binary_erosion(mask, cross, border_value=1)
+    np.testing.assert_array_equal(surface_of(mask), expected)
+    assert not surface_of(np.ones((3, 3, 3), bool)).any()
+
+
+def test_points_are_spread_evenly_in_mm():
+    row = np.zeros((100, 3), int)
+    row[:, 2] = np.arange(100)
+    # The largest cubes of which ten are needed hold eleven points; the point in the middle stands for each.
+    np.testing.assert_array_equal(spread(row, 10, (1.0, 1.0, 2.0))[:, 2], [5, 16, 27, 38, 49, 60, 71, 82, 93, 99])
+    lattice = np.argwhere(np.ones((8, 8, 8)))
+    np.testing.assert_array_equal(spread(lattice, 64, (1.0, 1.0, 1.0)), 2 * np.argwhere(np.ones((4, 4, 4))) + 1)
+    # Along an axis with large voxels, fewer voxels make up the same distance.
+    chosen = spread(lattice, 64, (1.0, 1.0, 8.0))
+    assert [len(np.unique(axis)) for axis in chosen.T] == [3, 3, 8]
+    np.testing.assert_array_equal(spread(row, 100, (1.0, 1.0, 1.0)), row)
+
+
+def test_the_border_is_the_same_where_the_probabilities_were_not_kept():
+    volume, model = a_case(), a_model(Means)
+    segmentation = segment(volume, model, device="cpu")
+    bare = dataclasses.replace(segmentation, probabilities={})
+    runs = [
+        StageContext.prepare(volume, model, model.spec.stages[0], one, torch.device("cpu"))
+        for one in (segmentation, bare)
+    ]
+    kept, made = (BorderProbe(run, "liver", model, REPLACEMENTS["air"], RunContext()).reference for run in runs)
+    assert kept.any()
+    assert int((kept ^ made).sum()) < 10  # probabilities are kept with half precision
+
+
+def test_only_points_are_asked_about_whose_whole_neighborhood_is_in_the_image_and_the_networks_own():
+    """The ball is cut off on all sides; a part of it was taken away by hand."""
+    volume, model = a_case(), a_model(Thresholds)
+    part = volume.array[8:32, 8:32, 16:40]
+    cut = Volume(part, volume.ijk_to_lps)
+    segmentation = segment(cut, model, device="cpu")
+
+    def points(segmentation):
+        run = StageContext.prepare(cut, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+        probe = BorderProbe(run, "liver", model, REPLACEMENTS["air"], RunContext())
+        return probe, probe.own_border("liver")
+
+    probe, whole = points(segmentation)
+    np.testing.assert_array_equal(whole.min(axis=0), 3)  # 6 mm
+    np.testing.assert_array_equal(whole.max(axis=0), 20)
+    labels = segmentation.labels.array.copy()
+    labels[6:, :, 12:] = 0
+    _, own = points(dataclasses.replace(segmentation, labels=segmentation.labels.with_array(labels)))
+    inside = ndimage.binary_erosion(probe.reference.numpy(), np.ones((3, 3, 3)), border_value=1)
+    moved = np.zeros_like(inside)
+    moved[6:, :, 12:] = inside[6:, :, 12:]
+    far = 2.0 * ndimage.distance_transform_edt(~moved) > 6.0
+    np.testing.assert_array_equal(own, [point for point in whole if far[tuple(point)]])
+    assert 0 < len(own) < len(whole)
+
+
+CENTER = np.array((55.0, 39.0, 39.0))  # of the ball, in LPS mm
+
+
+@pytest.mark.parametrize(
+    ("directions", "where"),
+    [
+        ([(-1, 0, 0)], ["on the right"]),
+        ([(1, 0, 0)], ["on the left"]),
+        ([(0, -1, 0)], ["in front"]),
+        ([(0, 1, 0)], ["at the back"]),
+        ([(0, 0, 1)], ["at the top"]),
+        ([(0, 0, -1)], ["at the bottom"]),
+        ([(0.8, 0.2, -0.56)], ["on the left at the bottom"]),
+        ([(-0.4, 0.7, 0.59)], ["at the back at the top"]),
+        ([(0.97, 0.2, 0.1)], ["on the left"]),
+        # 28 mm apart they are one place, 40 mm apart two; the one with more points comes first.
+        ([(0.866, 0.5, 0), (0.866, -0.5, 0)], ["on the left"]),
+        ([(0, 0.707, 0.707), (0, -0.707, 0.707)], ["at the back at the top", "in front at the top"]),
+    ],
+)
+def test_places_are_named_and_located_as_the_reader_sees_them(monkeypatch, directions, where):
+    volume, model = a_case(), a_model(Thresholds)
+
+    def far_there(probe, points, context):
+        lps = probe.run.grid.to_lps(points[:, ::-1])
+        near = [
+            np.linalg.norm(lps - (CENTER + 28 * np.array(direction)), axis=1) < 7 - number
+            for number, direction in enumerate(directions)
+        ]
+        return np.where(np.any(near, axis=0), len(RADII), 1)
+
+    monkeypatch.setattr(need, "needs", far_there)
+    answer = explain_border(volume, model, segment(volume, model, device="cpu"), points=600)
+    evidence = answer.evidence
+    assert [place["where"] for place in evidence["far"]] == where
+    sizes = [place["points"] for place in evidence["far"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert evidence["counts"] == [0, evidence["points"] - sum(sizes), 0, 0, sum(sizes)]
+    if len(directions) == len(where):
+        for place, direction in zip(evidence["far"], directions, strict=True):
+            assert np.linalg.norm(place["lps_mm"] - (CENTER + 28 * np.array(direction))) < 5
+    shown = answer.volumes["need"]
+    at = shown.grid.to_lps(np.argwhere(shown.array == 36)[:, ::-1]) - CENTER
+    nearest = np.min([np.linalg.norm(at - 28 * np.array(direction), axis=1) for direction in directions], axis=0)
+    assert len(at) > 0
+    assert nearest.max() < 10
+    assert set(np.unique(shown.array)) == {0, 12, 36}
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ([5, 4, 1, 0, 0],
+         "needs to see no more than 8 mm around it at half of 10 points, and no more than 12 mm at nine out of ten. "
+         "Nowhere does the border depend on what is farther than 24 mm away."),
+        ([4, 1, 1, 4, 0], "no more than 12 mm around it at half of 10 points, and no more than 24 mm at nine out of"),
+        ([9, 1, 0, 0, 0], "no more than 8 mm around it at half of 10 points. Nowhere"),
+        ([6, 2, 0, 0, 2],
+         "no more than 8 mm around it at half of 10 points. At 2 points (20%) the border depends on what is farther "
+         "than 24 mm away, mostly at the top: check the border there."),
+        ([1, 0, 0, 0, 9], "needs to see more than 24 mm around it at half of 10 points. At 9 points (90%) the border"),
+        ([8, 1, 0, 0, 1], "no more than 12 mm at nine out of ten. At 1 point (10%) the border depends on"),
+    ],
+)  # fmt: skip
+def test_the_sentence_tells_what_half_of_the_points_need_and_what_nine_out_of_ten_need(counts, says):
+    far = [{"points": counts[4] - 1, "where": "at the top"}, {"points": 1, "where": "in front"}][: counts[4]]
+    evidence = {
+        "points": 10,
+        "radii_mm": list(RADII),
+        "counts": counts,
+        "tolerance_mm": 2.0,
+        "far": far if counts[4] != 1 else [{"points": 1, "where": "at the top"}],
+    }
+    assert says in BorderNeed(Target.parse("liver"), evidence).sentence
 
 
 def test_the_answer_counts_places_says_where_and_maps_the_surface():

@@ -149,6 +149,23 @@ def test_why_not_gets_the_contrast_and_the_size_that_would_make_it_a_lesion():
     assert answer.sentence.endswith("It would say tumor if the liver here were 45 HU darker over 10 mm.")
 
 
+class MuchDark(nn.Module):
+    """Liver is a tumor if more than 1200 voxels (10 ml) anywhere in the image have 20 to 65 HU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dark = ((x > 20) & (x < 65)).sum(dim=(1, 2, 3, 4), keepdim=True)
+        return torch.cat([(x - 5) / 2, torch.where(x > 5, (dark - 1200) / 100, -10.0)], dim=1)
+
+
+def test_why_not_makes_a_ball_of_the_diameter_that_it_names():
+    volume, model = a_case(), a_model(MuchDark)
+    segmentation = segment(volume, model, device="cpu")
+    (answer,) = explain_lesions(volume, model, segmentation, ["why-not-tumor:voxel:lps:-8,-8,-8"])
+    # A ball of 30 mm has 14 ml, and 18 with its soft edge; one of 20 mm, 4 and 6.
+    assert answer.evidence["needed"] == [None, None, -45.0]
+    assert answer.sentence.endswith("It would say tumor if the liver here were 45 HU darker over 30 mm.")
+
+
 class Dark(nn.Module):
     """Tumor is liver below 60 HU."""
 
@@ -225,6 +242,35 @@ def test_the_edited_ct_is_the_ct_but_for_the_lesion():
     distant = np.abs(np.indices(lesion.shape) - np.argwhere(lesion).mean(axis=0).reshape(3, 1, 1, 1)).max(axis=0) > 10
     assert distant.any()
     np.testing.assert_array_equal(after[distant], before[distant])
+
+
+def test_the_pictures_show_the_lesion_where_the_answer_says_it_is():
+    volume, model = a_case(), a_model()
+    segmentation = segment(volume, model, device="cpu")
+    (answer,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
+    here, there = Target.parse("lesion:1").focus(segmentation), answer.evidence["elsewhere_lps_mm"]
+
+    def distances(image, lps):
+        k, j, i = np.indices(image.shape)
+        return np.linalg.norm(image.grid.to_lps(np.stack([i, j, k], axis=-1)) - lps, axis=-1)
+
+    moved, alone = answer.volumes["elsewhere"], answer.volumes["alone"]
+    assert volume.array[distances(volume, there) < 8].mean() == pytest.approx(100, abs=3)
+    assert moved.array[distances(moved, there) < 8].mean() == pytest.approx(200, abs=3)
+    assert alone.array[distances(alone, here) < 8].mean() == pytest.approx(200, abs=3)
+    # The liver's surface and the water beyond it lie within the picture, but in it all is liver.
+    around = alone.array[distances(alone, here) > 16]
+    np.testing.assert_allclose(np.quantile(around, (0.01, 0.5, 0.99)), (90, 100, 110), atol=4)
+    assert answer.evidence["fill"] == {"level": "ring", "fitted": pytest.approx(1, abs=0.01)}
+
+
+def test_where_the_probabilities_were_not_kept_the_answer_is_the_same():
+    volume, model = a_case(), a_model()
+    segmentation = segment(volume, model, device="cpu")
+    bare = dataclasses.replace(segmentation, probabilities={})
+    kept, made = (explain_lesions(volume, model, one, ["lesion:1"])[0] for one in (segmentation, bare))
+    assert made.evidence["in_image"] == pytest.approx(kept.evidence["in_image"], abs=1e-3)
+    assert made.sentence == kept.sentence
 
 
 def test_answers_survive_json_and_the_worker_s_wire(tmp_path):
@@ -316,9 +362,13 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
         ({"probability": 0.3, "in_image": 0.3, "without": 0.7, "elsewhere": 0.9}, "it is recognized there: the place"),
         ({"probability": 0.3, "in_image": 0.3, "without": 0.7, "elsewhere": 0.2}, "it is not recognized there either"),
         ({"probability": 0.9, "in_image": 0.9, "without": 0.5}, "to 0.50: part of the reason lies elsewhere."),
+        ({"probability": 0.9, "in_image": 0.9, "without": 0.6}, "to 0.60: part of the reason lies elsewhere."),
+        ({"probability": 0.9, "in_image": 0.9, "without": 0.4}, "to 0.40. By itself"),
         ({"probability": 0.3, "in_image": 0.3, "without": 0.7}, "to 0.70: the model says tumor here only without it."),
         ({"probability": 0.04, "in_image": 0.04, "without": 0.03},
          ": the model does not say tumor here, with it or without, and 0.80 in plain liver."),
+        ({"probability": 0.04, "in_image": 0.04, "without": 0.03, "elsewhere": 0.6},
+         "with it or without; it is 0.60 where the lesion was moved to, and 0.80 in plain liver."),
     ],
 )  # fmt: skip
 def test_a_sentence_tells_what_its_confidences_are_and_claims_nothing_of_a_tumor_that_the_model_does_not_see(
@@ -342,6 +392,33 @@ def test_of_a_place_where_the_model_says_tumor_no_change_is_asked(in_image, need
     }
     sentence = NeededChange(Target.parse("why-not-tumor:voxel:lps:0,0,0"), evidence).sentence
     assert sentence.endswith("It already says tumor here, although this is not counted.")
+
+
+@pytest.mark.parametrize(
+    ("needed", "says"),
+    [
+        ([-60.0, -45.0, -15.0],
+         "if the liver here were 60 HU darker over 10 mm or 45 HU darker over 20 mm or 15 HU darker over 30 mm."),
+        ([None, -90.0, -90.0], "if the liver here were 90 HU darker over 20 mm."),
+        ([-90.0, -45.0, -60.0], "if the liver here were 90 HU darker over 10 mm or 45 HU darker over 20 mm."),
+        ([None, None, 15.0], "if the liver here were 15 HU brighter over 30 mm."),
+        ([None, None, None],
+         "No ball up to 30 mm across and up to 90 HU darker than the liver would make it say tumor here."),
+    ],
+)  # fmt: skip
+def test_of_larger_balls_only_those_that_need_less_are_named(needed, says):
+    evidence = {
+        "probability": 0.2,
+        "in_image": 0.5,
+        "diameters_mm": [10.0, 20.0, 30.0],
+        "contrasts_hu": [-15.0, -90.0],
+        "needed": needed,
+    }
+    sentence = NeededChange(Target.parse("why-not-tumor:voxel:lps:0,0,0"), evidence).sentence
+    assert sentence.startswith(
+        "The model's confidence in tumor at LPS (0, 0, 0) mm is 0.20 in the examined part of the CT (0.50 in the whole"
+    )
+    assert sentence.endswith(says)
 
 
 @pytest.mark.parametrize(

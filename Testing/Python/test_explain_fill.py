@@ -14,6 +14,7 @@ from LiverXAILib.errors import UsageError
 from LiverXAILib.explain.fill import (
     border_tissue,
     distance_mm,
+    healthy_liver,
     isolate,
     plain_tissue,
     plausible_fill,
@@ -26,8 +27,8 @@ SPACING = (2.0, 2.0, 2.0)
 SIZE = 48
 
 
-def ball(center, radius):
-    index = np.stack(np.indices((SIZE,) * 3), axis=-1)
+def ball(center, radius, shape=(SIZE,) * 3):
+    index = np.stack(np.indices(shape), axis=-1)
     return torch.from_numpy(np.linalg.norm(index - np.array(center), axis=-1) < radius)
 
 
@@ -41,7 +42,9 @@ def a_liver(level=100.0, spread=12.0):
 
 def test_inside_a_filled_lesion_hu_are_those_of_healthy_liver():
     image, healthy, lesion = a_liver()
-    filled = plausible_fill(image, lesion, healthy, SPACING).image
+    fill = plausible_fill(image, lesion, healthy, SPACING)
+    assert fill.fitted >= 0.99
+    filled = fill.image
     assert stats.ks_2samp(filled[lesion], image[healthy]).pvalue > 0.05
     # The same test detects the lesion itself, and a blurred one.
     assert stats.ks_2samp(image[lesion], image[healthy]).pvalue < 1e-6
@@ -104,6 +107,11 @@ def test_without_healthy_tissue_nothing_is_made_up():
     image, healthy, lesion = a_liver()
     with pytest.raises(UsageError, match="too little healthy tissue"):
         plausible_fill(image, lesion, healthy & False, SPACING)
+    # Partial volume: up to two voxels from the lesion, tissue is not offered as healthy.
+    beside = torch.from_numpy(ndimage.distance_transform_edt(~lesion) <= 2) & ~lesion
+    assert int(beside.sum()) > 500
+    with pytest.raises(UsageError, match="too little healthy tissue"):
+        plausible_fill(image, lesion, beside, SPACING)
 
 
 @pytest.mark.parametrize(("hu", "name"), [(-1000.0, "air"), (-100.0, "fat"), (60.0, "muscle")])
@@ -126,6 +134,22 @@ def test_a_transplanted_lesion_keeps_its_contrast_and_leaves_its_old_place():
     assert moved[there].median() == pytest.approx(40, abs=4)
     assert moved[lesion].median() == pytest.approx(100, abs=4)
     assert (healthy[there]).float().mean() > 0.99
+
+
+def test_a_lesion_moves_to_the_middle_of_the_deepest_place_and_takes_on_the_level_there():
+    """It lies 60 HU below its surroundings, in liver of 100 HU; the larger of two places to move to has 130 HU."""
+    shape = (33, 46, 75)  # not a size of fast Fourier transforms
+    small, large = ball((16, 22, 36), 8, shape), ball((16, 24, 58), 12, shape)
+    lesion = ball((16, 22, 14), 4, shape)
+    ring = ball((16, 22, 14), 10, shape) & ~ball((16, 22, 14), 7, shape)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 3, shape).astype(np.float32))
+    image = torch.where(large, 130.0, torch.where(lesion, 40.0, 100.0)) + noise
+    donor = small | large | ring
+    moved, offset = transplant(image, plausible_fill(image, lesion, donor, SPACING), donor, SPACING)
+    np.testing.assert_allclose(offset, (0, 2, 44), atol=1)
+    there = torch.from_numpy(np.roll(lesion.numpy(), offset, (0, 1, 2)))
+    assert moved[there].median() == pytest.approx(70, abs=3)
+    assert moved[lesion].median() == pytest.approx(100, abs=3)
 
 
 def test_a_lesion_that_fits_nowhere_is_not_transplanted():
@@ -187,6 +211,23 @@ def a_labeled_run(image, **masks):
         mask=masks.__getitem__,
         segmentation=SimpleNamespace(specs=[SimpleNamespace(name=name, is_lesion=name == "tumor") for name in masks]),
     )
+
+
+def test_healthy_liver_keeps_away_from_its_border_and_from_what_is_labeled_in_it_but_for_its_segments():
+    organ, vessel, segment = ball((24, 24, 24), 18), ball((24, 24, 32), 4), ball((24, 24, 16), 4)
+    run = a_labeled_run(torch.full((SIZE,) * 3, 100.0), liver=organ, vessel=vessel, liver_segment_2=segment)
+    inside, away = ndimage.distance_transform_edt(organ), ndimage.distance_transform_edt(~vessel)
+    np.testing.assert_array_equal(healthy_liver(run).numpy(), (inside > 1) & (away > 2))
+
+
+def test_healthy_liver_leaves_out_what_looks_different_and_hardly_anything_else():
+    organ, vein = ball((24, 24, 24), 20), ball((24, 24, 32), 3)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 12, (SIZE,) * 3).astype(np.float32))
+    healthy = healthy_liver(a_labeled_run(torch.where(vein, 180.0, 100.0) + noise, liver=organ))
+    assert not healthy[vein].any()
+    # 98.8 % of a normal distribution lie within 2.5 standard deviations.
+    plain = ball((24, 24, 24), 18) & ~ball((24, 24, 32), 7)
+    assert 0.975 < float(healthy[plain].float().mean()) < 0.995
 
 
 @pytest.mark.parametrize(("label", "level"), [("tumor", 100.0), ("liver", 0.0)])

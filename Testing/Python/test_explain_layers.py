@@ -55,6 +55,18 @@ class DeadNet(Net):
         return super().forward(x) + self.dead(-x.square() - 1)
 
 
+class SideNet(Net):
+    """A network with a side branch that ends in a function of its output."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(nn.BatchNorm3d(4))
+        self.side = nn.Conv3d(1, 3, 1)
+        self.end = end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.end(self.side(x))
+
+
 class StemNet(nn.Module):
     """Works at half resolution throughout: its last layer is followed by a pointwise head and an interpolation."""
 
@@ -87,7 +99,12 @@ def warning_for(network, layer, method="seg-grad-cam"):
 
 @pytest.mark.parametrize(
     ("norm", "word"),
-    [(nn.InstanceNorm3d(4), "mean"), (nn.GroupNorm(2, 4), "group mean"), (nn.GroupNorm(1, 4), "group mean")],
+    [
+        (nn.InstanceNorm3d(4), "mean"),
+        (nn.GroupNorm(2, 4), "group mean"),
+        (nn.GroupNorm(1, 4), "group mean"),
+        (nn.LayerNorm((4, 8, 8, 8)), "overall mean"),
+    ],
 )
 def test_a_convolution_before_a_norm_is_flagged(norm, word):
     warning = warning_for(Net(norm), "conv")
@@ -147,6 +164,18 @@ def test_the_last_stage_of_a_network_that_works_at_half_size_is_flagged_as_well(
 
 def test_a_dead_layer_is_flagged():
     assert "dead" in warning_for(DeadNet(), "dead", "hires-cam")
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda side: side * 0, "Nothing at layer 'side' influences the score: the map is empty."),
+        (lambda side: (side - side.detach()).sqrt(), "The gradient at layer 'side' is not finite"),
+        (lambda side: -side.square(), "No feature at layer 'side' increases the score of tumor: the map is empty."),
+    ],
+)
+def test_a_map_with_nothing_in_it_says_why(end, words):
+    assert warning_for(SideNet(end), "side", "hires-cam").startswith(words)
 
 
 def test_the_map_of_the_last_stage_is_the_logit_map_whatever_is_asked():
@@ -212,3 +241,35 @@ def test_a_norm_is_linear_if_its_statistics_do_not_come_from_the_image(norm, lin
     layer, network = nn.Conv3d(1, 3, 1), nn.Sequential(norm(3), nn.Conv3d(3, 1, 1)).eval()
     held = layer(torch.rand(1, 1, 4, 4, 4)).detach().requires_grad_()
     assert is_linear(network(held.clone()).sum(), held) == linear
+
+
+@pytest.mark.parametrize(
+    ("step", "linear"),
+    [
+        (lambda held: held * 2, True),
+        (lambda held: held / 2, True),
+        (lambda held: torch.full_like(held, 2) * held, True),
+        (lambda held: held * torch.full_like(held, 2), True),
+        (lambda held: held / torch.full_like(held, 2), True),
+        (lambda held: torch.full_like(held, 2) / held, False),
+        (lambda held: held * held, False),
+        (lambda held: held.relu(), False),
+        (lambda held: held + held.relu(), False),
+    ],
+)
+def test_a_scaling_is_linear_and_what_multiplies_or_divides_by_the_layer_is_not(step, linear):
+    held = torch.rand(1, 3, 4, 4, 4).requires_grad_()
+    assert is_linear(step(held.clone()).sum(), held) == linear
+
+
+def test_the_size_of_the_cells_of_a_layer_that_the_model_does_not_list_is_found_from_its_output():
+    volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
+    (stage,) = model.spec.stages
+    listed = explain(volume, model, segmentation, "tumor", layer="activation", device="cpu")
+    fewer = {**vars(stage), "layers": tuple(layer for layer in stage.layers if layer.name != "activation")}
+    model = model_of([fewer], {"all": model.members(stage)})
+    found = explain(volume, model, segmentation, "tumor", layer="activation", device="cpu")
+    assert listed.provenance["cell_mm"] == [4, 4, 4]
+    assert found.provenance["cell_mm"] is None
+    assert listed.heatmap.array.max() == 1
+    np.testing.assert_array_equal(found.heatmap.array, listed.heatmap.array)

@@ -146,8 +146,42 @@ def test_integrated_gradients_are_complete_and_say_how_complete():
         total = float(result.values.double().sum())
         assert result.details["completeness_error"] == pytest.approx(abs(total - result.details["score_change"]))
         errors.append(result.details["completeness_error"] / abs(result.details["score_change"]))
+        assert bool(result.warnings) == (errors[-1] > 0.1)
     assert errors[1] < 0.05
     assert errors[1] < errors[0]
+
+
+def test_integrated_gradients_start_from_plain_liver_or_from_air():
+    run, question, _ = a_run(2)
+    assert (float(run.to_hu(torch.tensor(run.tissue))), float(run.to_hu(torch.tensor(run.air)))) == (100, -200)
+    for method, baseline in (("integrated-gradients", run.tissue), ("integrated-gradients-air", run.air)):
+        (result,) = stage_maps(run, [question], METHODS[method])
+        expected = integrated_gradients(run, question, baseline, steps=16)
+        assert_same(result.values, expected.values)
+        assert result.details["steps"] == 16
+        assert result.details["score_change"] == pytest.approx(expected.details["score_change"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "image_map",
+    [
+        lambda run, question: integrated_gradients(run, question, run.tissue, steps=2),
+        # Each network runs once for the image itself and once for each of nine squares.
+        lambda run, question: occlusion(run, question, budget=10 * len(run.networks), baseline=run.blurred),
+    ],
+)
+def test_the_map_of_an_ensemble_is_the_mean_of_its_networks_maps(image_map):
+    volume, labels = ball_phantom(Grid((1, 24, 24), np.diag([2.0, 2.0, 2.0, 1.0])), 20.0, 26.0)
+    model = tiny_model(members=2, **STAGES[2])
+    segmentation = with_labels(volume, model, labels)
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("tumor"), segmentation, model, run)
+    together = image_map(run, question)
+    alone = [image_map(dataclasses.replace(run, networks=[network]), question) for network in run.networks]
+    assert_same(together.values, (alone[0].values + alone[1].values) / 2)
+    if "score_change" in together.details:
+        changes = [result.details["score_change"] for result in alone]
+        assert together.details["score_change"] == pytest.approx(np.mean(changes), rel=1e-4)
 
 
 def test_incomplete_integrated_gradients_come_with_a_warning():
@@ -177,13 +211,19 @@ def test_occlusion_agrees_with_captum():
     assert_same(result.values, upsampled(drops[None, None].float(), run))
 
 
-def test_occlusion_keeps_to_its_budget():
-    run, question, _ = a_run(3)
+@pytest.mark.parametrize("changes", [{"window": (24, 24, 24)}, {"window": (16, 16, 16), "members": 2}])
+def test_occlusion_keeps_to_its_budget(changes):
+    volume, labels = ball_phantom(Grid((24, 24, 24), np.diag([2.0, 2.0, 2.0, 1.0])), 20.0, 26.0)
+    model = tiny_model(**changes)
+    segmentation = with_labels(volume, model, labels)
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("tumor"), segmentation, model, run)
     calls = []
-    handle = run.networks[0].register_forward_hook(lambda *_: calls.append(1))
+    handles = [network.register_forward_hook(lambda *_: calls.append(1)) for network in run.networks]
     result = occlusion(run, question, budget=100)
-    handle.remove()
-    assert len(calls) == result.details["network_runs"] <= 101
+    for handle in handles:
+        handle.remove()
+    assert 50 < len(calls) == result.details["network_runs"] <= 101
 
 
 def test_occlusion_replaces_by_plain_tissue_and_by_blur_only_where_there_is_none():

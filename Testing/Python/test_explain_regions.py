@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from test_explain_counterfactual import NeedsMarker, a_case, a_model, with_marker
 
 from LiverXAILib.errors import UsageError
@@ -51,6 +52,8 @@ def shares_of(volume, network=None) -> tuple[RegionShares, dict[str, float]]:
     evidence = answer.evidence
     assert sum(shares.values()) == pytest.approx(evidence["probability"] - evidence["replaced"], abs=1e-9)
     assert evidence["probability"] > 0.9
+    box_ml = np.prod(answer.provenance["box_mm"]) / 1000
+    assert sum(part["ml"] for part in evidence["parts"]) == pytest.approx(box_ml, abs=0.05)
     return answer, shares
 
 
@@ -279,10 +282,14 @@ def test_the_shares_in_a_sentence_sum_to_the_difference_that_it_names():
         in sentence
     )
     assert "What lies beyond the examined box changes it by −0.06." in sentence
+    sentence = sentence_of({CORE: 0.5, RIM: 0.004}, beyond=0.04)
+    assert f"+0.50 comes from {CORE} and 0.00 from the other part." in sentence
+    assert "beyond the examined box" not in sentence
 
 
 def test_a_lesion_that_the_model_does_not_see_is_not_said_to_be_seen_for_another_reason():
     assert sentence_of({CORE: 0.01, NEAR: 0.01}, probability=0.05).endswith(": the model does not say tumor here.")
+    assert sentence_of({CORE: 0.3, NEAR: -0.3}, in_image=0.4).endswith(": the model does not say tumor here.")
 
 
 def test_two_confidences_in_one_lesion_are_told_apart():
@@ -326,6 +333,36 @@ def test_another_lesion_is_a_part_of_its_own():
     assert not parts["other lesions"].outside
     assert VESSELS not in parts
     assert "other lesions" not in parts_of(lesion)
+
+
+def test_parts_lie_at_the_distance_from_the_lesion_that_their_names_say():
+    """The lesion lies at the surface of a liver with a hollow on the other side."""
+    lesion, hollow = ball((24, 24, 16), 6), ball((24, 24, 39), 4)
+    liver = (ball((24, 24, 24), 16) | lesion) & ~hollow
+    parts = {name: part.mask.numpy() for name, part in parts_of(lesion, liver=liver).items()}
+
+    def mm(mask):  # from the nearest voxel that is not in it
+        return 2.0 * ndimage.distance_transform_edt(mask)
+
+    away, cube = mm(~lesion), np.ones((3, 3, 3))
+    core = mm(ndimage.binary_erosion(lesion, cube)) > 4
+    rim = (away <= 2) & ~core
+    outside = ~liver.numpy() & ~rim
+    # No ball of 14 mm outside the liver reaches the bottom of the hollow.
+    fissure = (mm(mm(~liver) <= 14) > 14) & outside & (away <= 30)
+    assert fissure[hollow].any()
+    assert not fissure[~hollow].any()
+    expected = {
+        CORE: core,
+        RIM: rim,
+        "the liver's fissures and gallbladder": fissure,
+        NEAR: outside & ~fissure & (away <= 30),
+        FAR: outside & (away > 30),
+        REST: liver.numpy() & ~core & ~rim,
+    }
+    assert set(parts) == set(expected)
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(parts[name], mask)
 
 
 def test_a_part_with_few_voxels_is_counted_to_its_own_side_of_the_livers_border():

@@ -9,16 +9,23 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from explain_toys import TinyUNet, tiny_stage, with_labels
 from test_explain_exactness import a_case
 from torch import nn
-from toys import model_of
+from toys import ball_phantom, model_of, threshold_model
 
-from LiverXAILib.explain import METHODS, Target, explain_all, stitching
+from LiverXAILib.errors import DeviceError
+from LiverXAILib.explain import METHODS, EmptyTargetError, Target, explain_all, explainer, stitching
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.shared_backward import SharedBackward
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.explain.stitching import recorded, stage_maps
+from LiverXAILib.inference import Segmentation
+from LiverXAILib.inference.stages import stage_grids
+from LiverXAILib.models import LIVER, TUMOR
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.resample import resample
+from LiverXAILib.volumes.volume import Grid, Volume
 
 BALLS = {"all": (0, 0, 0), "a": (4, 4, 4), "b": (24, 8, 8), "c": (4, 22, 9), "near a": (12, 4, 4)}
 
@@ -174,3 +181,61 @@ def test_nothing_before_the_explained_layer_is_recorded(layer):
     order = ["encoder", "bottleneck", "decoder"]
     assert set(recorded_layers) <= set(order[order.index(layer) :])
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_questions_to_two_stages_are_answered_by_their_own_stage_in_the_order_asked():
+    stages = [
+        tiny_stage(name="liver", channels=("background", "liver"), labels={"liver": ("liver",)}, window=(24, 24, 24)),
+        tiny_stage(name="lesions", channels=("background", "lesion"), labels={"tumor": ("lesion",)}),
+    ]
+    model = model_of(stages, {stage["name"]: [TinyUNet(3, 2, seed)] for seed, stage in enumerate(stages)})
+    volume, labels = ball_phantom(Grid((17, 24, 21), np.diag([2.2, 1.9, 2.6, 1.0])), 20.0, 7.0)
+    segmentation = with_labels(volume, model, labels)
+    seen = []
+    targets = ["tumor", "liver", "lesion:1"]
+    answers = explain_all(
+        volume, model, segmentation, targets, device="cpu", progress=lambda stage, part: seen.append(part)
+    )
+    assert [str(answer.target) for answer in answers] == targets
+    assert [answer.provenance["stage"] for answer in answers] == ["lesions", "liver", "lesions"]
+    for answer in answers:
+        (alone,) = explain_all(volume, model, segmentation, [answer.target], device="cpu")
+        np.testing.assert_allclose(answer.heatmap.array, alone.heatmap.array, atol=1e-6)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+    assert any(0.3 < part < 0.4 for part in seen)  # one question of three is answered by the first stage
+
+
+def test_a_target_that_the_network_never_saw_is_refused():
+    volume, model, segmentation = a_case(window=(16, 16, 16))
+    (grid,) = segmentation.stage_grids.values()
+    top = grid.cropped(Box(slice(12, 17), slice(0, 16), slice(0, 16)))
+    elsewhere = dataclasses.replace(segmentation, stage_grids={"all": top})
+    low = ",".join(map(str, (*volume.grid.to_lps((9, 9, 0)), *volume.grid.to_lps((11, 11, 2)))))
+    with pytest.raises(EmptyTargetError, match="did not process why no tumor"):
+        explain_all(volume, model, elsewhere, [f"why-not-tumor:box:lps:{low}"], device="cpu")
+
+
+def test_a_device_without_enough_memory_is_named(monkeypatch):
+    def fails(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    volume, model, segmentation = a_case(window=(16, 16, 16))
+    monkeypatch.setattr(explainer, "stage_maps", fails)
+    with pytest.raises(DeviceError, match="cpu ran out of memory"):
+        explain_all(volume, model, segmentation, ["tumor"], device="cpu")
+
+
+def test_of_a_long_scan_the_part_is_explained_in_which_most_of_the_contours_lie():
+    """Contours that were drawn elsewhere do not say in which of the overlapping parts the network ran."""
+    volume = Volume(np.zeros((60, 24, 24), np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
+    model = threshold_model(window=None, spacing=None, size=(24, 24, 24), field_of_view_mm=(48.0, None, None))
+    (stage,) = model.spec.stages
+    parts = stage_grids(volume, stage)
+    assert len(parts) > 2
+    for part in parts:
+        labels = np.zeros(volume.shape, np.uint8)
+        first = round(part.origin[2] / 2)
+        labels[first] = labels[first + 23] = 1  # its outermost slices
+        drawn = Segmentation(volume.with_array(labels), (LIVER, TUMOR))
+        assert StageContext.prepare(volume, model, stage, drawn, torch.device("cpu")).grid.matches(part)

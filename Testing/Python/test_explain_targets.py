@@ -92,6 +92,12 @@ def test_a_slug_is_a_safe_and_telling_file_name(text):
     assert len({Target.parse(other).slug for other in TEXTS}) == len(TEXTS)
 
 
+def test_a_slug_reads_like_the_target():
+    assert Target.parse("lesion:2").slug == "lesion-2"
+    assert Target.parse("voxel:lps:12.5,-30,100").slug == "voxel-lps-12.5_m30_100"
+    assert Target.parse("why-not-tumor:voxel:ras:-1,2,3").slug == "why-not-tumor-voxel-ras-m1_2_3"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -118,9 +124,10 @@ def test_questions_are_described_in_plain_words():
     assert Target.parse("tumor").describe() == "tumor"
     assert Target.parse("lesion:2-vs-liver").describe() == "lesion 2 rather than liver"
     assert Target.parse("tumor:voxel:ras:1,-2.5,3").describe() == "tumor at RAS (1, -2.5, 3) mm"
+    assert Target.parse("voxel:lps:1,2,3").describe() == "what was found at LPS (1, 2, 3) mm"
     assert (
-        "why no tumor in the box from LPS (0, 0, 0) mm to"
-        in Target.parse("why-not-tumor:box:lps:0,0,0,9,9,9").describe()
+        Target.parse("why-not-tumor:box:lps:0,1,2,7,8,9").describe()
+        == "why no tumor in the box from LPS (0, 1, 2) mm to LPS (7, 8, 9) mm"
     )
 
 
@@ -171,6 +178,20 @@ def test_a_point_means_the_same_place_in_both_coordinate_systems():
     np.testing.assert_array_equal(lps.mask(segmentation), expected)
     np.testing.assert_array_equal(ras.mask(segmentation), expected)
     assert lps.resolve(segmentation).label == "tumor"
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_point_lies_in_the_image_up_to_its_outermost_voxels(axis):
+    grid = a_segmentation().labels.grid
+    for index, inside in ((-1, False), (0, True), (grid.shape[2 - axis] - 1, True), (grid.shape[2 - axis], False)):
+        voxel = [5, 5, 5]
+        voxel[axis] = index
+        point = PointTarget(tuple(grid.to_lps(voxel)))
+        if inside:
+            assert np.argwhere(point.place(grid)).tolist() == [voxel[::-1]]
+        else:
+            with pytest.raises(UsageError, match="lies outside the image"):
+                point.place(grid)
 
 
 def test_a_box_holds_the_label_s_voxels_whose_centers_lie_in_it():
@@ -231,6 +252,18 @@ def test_nothing_found_is_an_answer_of_its_own_kind(text, words):
         Target.parse(text).mask(segmentation)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tumor:voxel:lps:-20,-10,15", "No tumor was found there. Ask 'why-not-tumor:…' instead."),
+        ("why-not-liver:voxel:lps:-20,-10,15", "All of it is liver"),
+    ],
+)
+def test_what_a_place_does_not_show_is_said_and_nothing_else_is_explained(text, words):
+    with pytest.raises(EmptyTargetError, match=words):
+        Target.parse(text).mask(a_segmentation(np.ones((40, 44, 48), np.uint8)))
+
+
 @pytest.mark.parametrize("text", ["spleen", "voxel:lps:1000,0,0", "box:ras:500,500,500,600,600,600"])
 def test_an_impossible_question_is_an_error(text):
     with pytest.raises(UsageError) as caught:
@@ -275,3 +308,10 @@ def test_a_rival_the_stage_does_not_know_is_everything_else():
     assert positive_and_negative_channels(
         Target.parse("why-not-tumor:voxel:lps:0,0,0"), model.spec, model.spec.stages[1]
     ) == ((0,), (1,))
+
+
+def test_what_shares_all_channels_with_its_rival_cannot_be_told_from_it():
+    """Wherever the tumor's channel decides, it is liver as well."""
+    model = tiny_model()
+    with pytest.raises(UsageError, match="liver cannot be told from tumor"):
+        positive_and_negative_channels(Target.parse("liver-vs-tumor"), model.spec, model.spec.stages[0])

@@ -16,16 +16,16 @@ from toys import ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import Cancelled
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
-from LiverXAILib.explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
+from LiverXAILib.explain.faithfulness import DRAWS, FaithfulnessEvaluator, check_faithfulness, energy_lift
 from LiverXAILib.explain.faithfulness.randomization import shuffled_networks, spearman
 from LiverXAILib.explain.faithfulness.verdict import judge, two_digits
 from LiverXAILib.explain.score import build_score
-from LiverXAILib.explain.stage_context import StageContext
+from LiverXAILib.explain.stage_context import StageContext, StageMap
 from LiverXAILib.explain.stitching import stage_maps
-from LiverXAILib.inference import segment
-from LiverXAILib.models import LayerSpec, Model
+from LiverXAILib.inference import Segmentation, segment
+from LiverXAILib.models import LIVER, TUMOR, LayerSpec, Model
 from LiverXAILib.progress import CancelToken
-from LiverXAILib.volumes.volume import Grid
+from LiverXAILib.volumes.volume import Grid, Volume
 
 
 @cache
@@ -157,6 +157,97 @@ def test_a_box_in_which_the_model_says_something_else_than_in_the_image_is_enlar
     assert evaluator.intact == pytest.approx(evaluator.in_image, abs=0.01)
 
 
+class Marker(torch.nn.Module):
+    """A tumor at a fixed place, a cube of 8 mm, if anything in the image is brighter than a limit."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x):
+        tumor = torch.full_like(x, -10.0)
+        gate = (x.amax(dim=(2, 3, 4)) > self.limit).float()[:, :, None, None, None]
+        tumor[:, :, 14:18, 22:26, 22:26] = 12 * gate - 8
+        return torch.cat([(x - 50) / 10, tumor], dim=1)
+
+
+def a_marked_examination(limit):
+    """Noisy liver with a marker of 290 HU, 12 mm (six voxels) from the place."""
+    volume, _ = ball_phantom(Grid((32, 48, 48), np.diag([2.0, 2.0, 2.0, 1.0])), lesion_mm=0.0)
+    array = np.rint(volume.array + np.random.default_rng(0).normal(0, 4, volume.shape)).astype(np.int16)
+    array[15, 24, 31] = 290
+    volume = volume.with_array(array)
+    model = model_of([vars(threshold_model(window=(32, 48, 48)).spec.stages[0])], {"all": [Marker(limit)]})
+    segmentation = segment(volume, model, device="cpu")
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    return FaithfulnessEvaluator(run, build_score(Target.parse("lesion:1"), segmentation, model, run), points=4)
+
+
+def test_the_region_of_the_effect_reaches_as_far_as_what_the_answer_depends_on():
+    evaluator = a_marked_examination(250)
+    region = evaluator.region
+    assert region["radius_mm"] == 16
+    assert region["effect"] == pytest.approx(1, abs=0.01)
+    index = np.stack(np.indices((32, 48, 48)), axis=-1)
+    outside = np.maximum(0, np.maximum((14, 22, 22) - index, index - (17, 25, 25)))
+    ml = (2 * np.linalg.norm(outside, axis=-1) <= 16).sum() * 0.008
+    assert region["ml"] == pytest.approx(ml, abs=0.01)
+    assert evaluator.context["lost_without_surroundings"] == pytest.approx(1, abs=0.01)
+    assert evaluator.context["lost_without_target"] == pytest.approx(0, abs=0.01)
+
+
+def test_an_answer_that_nothing_changes_cannot_be_tested():
+    evaluator = a_marked_examination(-1000)
+    values = (evaluator.score_target.weights[0] > 0).float()
+    assert evaluator.drop(values)["share"] == 0
+    assert evaluator.curves(values)["gain"] == 0
+    assert evaluator.region["radius_mm"] is None
+    assert evaluator.region["mask"].all()
+    assert evaluator.verdict(values, list)["verdict"] == "untestable"
+
+
+def test_a_small_target_is_in_the_middle_of_its_box_in_any_window():
+    model = threshold_model(window=(24, 24, 24))
+    volume = Volume(np.zeros((60, 60, 60), np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[23:25, 37:39, 35:37] = 2
+    segmentation = Segmentation(volume.with_array(labels), (LIVER, TUMOR))
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("tumor"), segmentation, model, run)
+    assert min(side.start for side in run.plan.boxes[question.focus]) > 0
+    _, inside, box = question.in_focus(run, 24.0, 6.0)
+    assert [(side.start, side.stop) for side in box] == [(20, 28), (34, 42), (32, 40)]
+    assert torch.nonzero(inside.weights[0]).double().mean(dim=0).tolist() == [3.5, 3.5, 3.5]
+
+
+class FirstSlices(torch.nn.Module):
+    """Bright voxels are tumor, with a logit of 4 or of -4, if the first slices of the window show 290 HU or not."""
+
+    def forward(self, x):
+        gate = (x[:, :, :2].amax(dim=(2, 3, 4), keepdim=True) > 250).float()
+        return torch.cat([(x - 50) / 10, torch.where(x > 150, 8 * gate - 4, -10.0)], dim=1)
+
+
+def test_where_no_part_of_the_image_gives_the_answer_of_the_whole_nothing_is_said_about_the_map():
+    """Only the first of two windows that share the lesion shows the marker, so their blend is less certain."""
+    array, labels = np.full((36, 48, 48), 100, np.int16), np.ones((36, 48, 48), np.uint8)
+    array[0, 0, 0] = 290
+    array[17:19, 22:26, 22:26] = 200
+    labels[17:19, 22:26, 22:26] = 2
+    volume = Volume(array, np.diag([2.0, 2.0, 2.0, 1.0]))
+    model = model_of([vars(threshold_model(window=(24, 48, 48)).spec.stages[0])], {"all": [FirstSlices()]})
+    segmentation = with_labels(volume, model, volume.with_array(labels))
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    evaluator = FaithfulnessEvaluator(run, build_score(Target.parse("lesion:1"), segmentation, model, run), points=4)
+    assert evaluator.intact == pytest.approx(0.98, abs=0.01)
+    card = evaluator.verdict((evaluator.score_target.weights[0] > 0).float(), list)
+    assert card["verdict"] == "untestable"
+    # Of the two slices, the first window decides 79 % and half.
+    one, other = 1 / (1 + np.exp(-4 * (2 * 0.791 - 1))), 0.5
+    assert card["score_in_image"] == pytest.approx((0.791 * one + 0.5 * other) / 1.291, abs=0.002)
+    assert "its confidence is 0.75 in the whole image, but 0.98 in the part of it that can be" in card["sentence"]
+
+
 class FarGate(torch.nn.Module):
     """Bright voxels are tumor if the first slice contains the marker, 400 HU."""
 
@@ -201,6 +292,15 @@ A_CARD = {
         ({"drop": {"share": 0.8, "controls": {"median": 0.7, "upper": 0.9}}}, "undecided", "a quarter of the controls"),
         ({"magnitude": {"energy": 0.08}}, "failed", "only 8% of it lies in the 6 ml that 95% of the effect comes from"),
         ({"score_replaced": 0.9}, "untestable", "even replacing everything"),
+        ({"score_replaced": 0.86}, "passed", "from 0.92 to 0.05"),
+        ({"drop": {"share": 0.5}}, "passed", "(50% of what replacing everything does)"),
+        ({"drop": {"share": 0.49}}, "failed", "where replacing everything takes it to 0.02"),
+        ({"drop": {"share": 0.6, "controls": {"median": 0.6, "upper": 0.6}}}, "failed", "as well"),
+        ({"drop": {"share": 0.6, "controls": {"median": 0.5, "upper": 0.6}}}, "undecided", "get 60% or more"),
+        ({"drop": {"controls": {"median": -0.2, "upper": -0.1}}}, "passed", "nothing get 0% or less"),
+        ({"magnitude": {"energy": 0.5}}, "passed", "three quarters of the controls that explain nothing get 40% or"),
+        ({"magnitude": {"energy": 0.49}}, "failed", "only 49% of it lies"),
+        ({"drop": {"share": 0.4}, "magnitude": {"energy": 0.3}}, "failed", "takes it to 0.02; only 30% of it lies"),
     ],
 )
 def test_verdict_and_sentence_come_from_the_same_numbers(changes, verdict, words):
@@ -288,6 +388,16 @@ def test_explanations_come_with_their_card():
     assert card["randomization"]["shuffled_layers"] == [0.25, 0.5, 0.75, 1.0]
     assert len(set(card["randomization"]["draws"])) == 5
     assert card["randomization"]["spearman"][-1] == np.median(card["randomization"]["draws"])
+    assert len(card["randomization"]["random_pairs"]) == 7
+    controls = card["drop"]["controls"]
+    draws = controls["draws"]
+    assert {kind: len(of_kind) for kind, of_kind in draws.items()} == {
+        "edges": 1,
+        "random places": 7,
+        "shuffled networks": 5,
+    }
+    assert controls["median"] == pytest.approx(max(np.median(of_kind) for of_kind in draws.values()), abs=1e-4)
+    assert controls["upper"] == pytest.approx(max(np.quantile(of_kind, 0.75) for of_kind in draws.values()), abs=1e-4)
     assert card["curves"]["gain"] == pytest.approx(a_card("hires-cam")["curves"]["gain"], abs=0.1)
     assert seen == sorted(seen)
     assert seen[-1] == 1
@@ -341,6 +451,9 @@ def test_the_examination_is_the_same_every_time():
     first, second = (FaithfulnessEvaluator(*a_question(), points=4) for _ in range(2))
     assert first.controls == second.controls
     assert torch.equal(first.noisy_run.image, second.noisy_run.image)
+    noise = first.noisy_run.hu - first.run.hu
+    assert float(noise.std()) == pytest.approx(10, rel=0.02)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.2)
     shuffled = [
         next(shuffled_networks(evaluator.run, 1))[1][0].bottleneck[0].weight.detach() for evaluator in (first, second)
     ]
@@ -452,6 +565,9 @@ def test_rank_correlation_agrees_with_scipy():
     other = torch.tensor([5.0] * 20 + [1.0] * 40 + [9.0] * 13)
     assert spearman(steps, other) == pytest.approx(spearmanr(steps, other).statistic, abs=1e-4)
     assert spearman(first, torch.ones_like(first)) == 0
+    # What only one of the maps marks counts against their agreement.
+    one, two = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 2.0, 0.0])
+    assert spearman(one, two) == pytest.approx(spearmanr(one[:4], two[:4]).statistic, abs=1e-4)
     # Empty space that both maps share does not count as agreement.
     padded = [torch.nn.functional.pad(values, (20, 20)) for values in (first, 1.01 - first)]
     assert spearman(*padded) < -0.99
@@ -503,3 +619,43 @@ def test_for_a_network_of_slices_all_slices_of_the_target_are_examined(window):
     card = explain(volume, model, segmentation, target, check=True, device="cpu").faithfulness
     assert card["magnitude"]["ml"] == pytest.approx(4 / 3 * np.pi, abs=0.3)  # the whole ball
     assert card["magnitude"]["effect"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_layers_are_shuffled_from_the_last_to_the_first_and_keep_their_values():
+    run, _ = a_question()
+    names = [name for name, module in run.networks[0].named_modules() if list(module.parameters(recurse=False))]
+    order = []
+    handles = [
+        run.networks[0].get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
+        for name in names
+    ]
+    run.network(0, run.image[run.plan.boxes[0]])
+    for handle in handles:
+        handle.remove()
+    before = run.networks[0].state_dict()
+
+    def changed(network):
+        return {
+            name.rpartition(".")[0] for name, value in network.state_dict().items() if not value.equal(before[name])
+        }
+
+    last = order[::-1]
+    for number, (share, (network,)) in enumerate(shuffled_networks(run, 4), start=1):
+        assert share == number / 4
+        assert changed(network) == set(last[: round(len(last) * number / 4)])
+    for name, value in network.state_dict().items():
+        assert value.flatten().sort().values.equal(before[name].flatten().sort().values)
+
+
+def test_a_method_without_layers_is_compared_with_one_shuffled_network():
+    volume, _ = ball_phantom(Grid((16, 24, 24), np.diag([2.0, 2.0, 2.0, 1.0])), lesion_mm=14.0)
+    model = threshold_model(window=(16, 24, 24))
+    segmentation = segment(volume, model, device="cpu")
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    question = build_score(Target.parse("tumor"), segmentation, model, run)
+    warned = StageMap(run.image, ["It is only the image."])
+    card = check_faithfulness(run, question, METHODS["integrated-gradients"], "", warned)
+    assert card["randomization"]["shuffled_layers"] == [1.0]
+    assert len(card["randomization"]["draws"]) == 1
+    assert card["verdict"] == "failed"
+    assert "there is a warning about it" in card["sentence"]
