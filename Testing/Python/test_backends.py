@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +23,13 @@ from LiverXAILib.inference.backends import (
     choose_backend,
     forward,
     label_agreement,
+    partial_forward,
 )
 from LiverXAILib.inference.stages import stage_grids, stage_input
 from LiverXAILib.models import load_model
 from LiverXAILib.networks import UNet
 from LiverXAILib.networks.folding import fold_batch_norms
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Grid
 
 CPU = torch.device("cpu")
@@ -128,6 +132,139 @@ def test_the_faster_backend_that_agrees_is_chosen_once_for_this_machine(monkeypa
     choose(stage, network)
     assert len(calls) > tested
     assert len(json.loads((own_cache / "backends.json").read_text())) == 2
+
+
+def with_clock(monkeypatch, seconds: dict[str, list[float]], answers=None) -> list[torch.Tensor]:
+    """A machine whose backends take these seconds in turn, by its own clock; the batches that they are given."""
+    now, batches = [0.0], []
+    left = {name: iter(values) for name, values in seconds.items()}
+    monkeypatch.setattr(backends, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(backends, "available_backends", lambda device: list(seconds))
+
+    def fake(name, network, device):
+        def run(batch):
+            now[0] += next(left[name])
+            batches.append(batch)
+            logits = torch.cat([batch, batch], dim=1) - 50
+            return logits if name == REFERENCE or answers is None else answers(logits)
+
+        return run
+
+    monkeypatch.setattr(backends, "forward", fake)
+    return batches
+
+
+FLOAT, HALF = "openvino float32", "torch bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({REFERENCE: [9, 5, 4.4, 5], FLOAT: [1, 5, 5, 4.1]}, REFERENCE),  # not faster by a tenth
+        ({REFERENCE: [9, 5, 4.4, 5], FLOAT: [9, 5, 5, 3.9]}, FLOAT),
+        ({REFERENCE: [1, 8, 8, 8], FLOAT: [1, 4, 4, 4], HALF: [1, 3.9, 4, 4]}, HALF),  # however little faster
+        ({REFERENCE: [1, 8, 8, 8], FLOAT: [1, 3.9, 4, 4], HALF: [1, 4, 4, 4]}, FLOAT),
+        ({REFERENCE: [1, 8, 8, 8], FLOAT: [1, 7.9, 8, 8], HALF: [1, 7.5, 8, 8]}, REFERENCE),
+    ],
+)
+def test_the_best_time_after_the_first_decides_and_a_small_gain_is_none(seconds, chosen, monkeypatch):
+    with_clock(monkeypatch, seconds)
+    choice = choose(*a_stage_and_network())
+    assert choice.backend == chosen
+    assert {name: (test["first_seconds"], test["seconds"]) for name, test in choice.tests.items()} == {
+        name: pytest.approx((values[0], min(values[1:]))) for name, values in seconds.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "taken"),
+    [
+        *((FLOAT, 0, True), (FLOAT, 1, False)),
+        *(("torch float16", 2, True), ("torch float16", 3, False)),
+        *((HALF, 5, True), (HALF, 6, False)),
+    ],
+)
+def test_each_precision_has_its_own_share_of_voxels_that_may_differ(name, wrong, taken, monkeypatch):
+    def changed(logits):
+        logits = logits.clone()
+        logits[0, 0].view(-1)[:wrong] *= -1
+        return logits
+
+    with_clock(monkeypatch, {REFERENCE: [9] * 4, name: [1] * 4}, changed)
+    choice = choose(*a_stage_and_network())
+    assert choice.backend == (name if taken else REFERENCE)
+    assert choice.tests[name]["agreement"] == pytest.approx(1 - wrong / 512, abs=1e-6)
+
+
+def test_labels_agree_where_all_regions_or_the_best_channels_do():
+    nested = threshold_model().spec.stages[0]
+    labels = {"liver": ("liver", "tumor"), "tumor": ("tumor",)}
+    exclusive = replace(nested, activation="softmax", channels=("background", "liver", "tumor"), labels=labels)
+    one, other = torch.ones(1, 2, 1, 1, 4), torch.ones(1, 2, 1, 1, 4)
+    other[0, 0, 0, 0, 1], other[0, 1, 0, 0, 2], other[0, :, 0, 0, 3] = -1, 0, 3
+    assert label_agreement(one, other, nested) == 0.5
+    best = torch.eye(3)[None, :, None, None]
+    assert label_agreement(best, best * 5 - 7, exclusive) == 1.0
+    assert label_agreement(best, best[:, [0, 2, 1]], exclusive) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("dimensions", "shape"), [(3, (1, 1, 8, 8, 8)), (2, (8, 1, 8, 8))])
+def test_the_slices_of_a_sample_are_a_batch_for_a_network_that_reads_slices(dimensions, shape, monkeypatch):
+    batches = with_clock(monkeypatch, {REFERENCE: [1] * 4, FLOAT: [1] * 4})
+    choose(threshold_model(dimensions=dimensions).spec.stages[0], a_stage_and_network()[1])
+    assert {tuple(batch.shape) for batch in batches} == {shape}
+
+
+def test_there_is_nothing_to_test_for_little_work_a_compiled_model_or_torch_alone(monkeypatch):
+    stage, network = a_stage_and_network()
+    with_clock(monkeypatch, {REFERENCE: [9] * 8, FLOAT: [1] * 8})
+    assert choose(stage, network, voxels=499_999).reason == "too little work for a self-test"
+    compiled = replace(stage, network="TorchScript", arguments={}, layers=(), default_layer="")
+    assert choose(compiled, network) == BackendChoice(REFERENCE, "the model is compiled")
+    assert choose(stage, network, voxels=500_000).backend == FLOAT
+    with_clock(monkeypatch, {REFERENCE: [9] * 4})
+    network.smooth.weight.data *= 2
+    assert choose(stage, network) == BackendChoice(REFERENCE, "nothing else is available here")
+
+
+def test_a_choice_that_cannot_be_kept_is_made_again(monkeypatch, own_cache, caplog):
+    with_clock(monkeypatch, {REFERENCE: [9] * 8, FLOAT: [1] * 8})
+    (own_cache / "file").write_text("")
+    monkeypatch.setattr(backends, "_cache_folder", lambda: own_cache / "file")
+    for _ in range(2):
+        choice = choose(*a_stage_and_network())
+        assert (choice.backend, choice.reason) == (FLOAT, "self-test")
+        assert "cannot be saved" in caplog.text
+
+
+class Summing(torch.nn.Module):
+    """A network that counts what it is given, and computes a part alone if it may."""
+
+    def __init__(self, local: bool, dimensions: int) -> None:
+        super().__init__()
+        self.has_local_stages = local
+        self.layer = (torch.nn.Conv3d if dimensions == 3 else torch.nn.Conv2d)(1, 2, 1)
+        self.parts: list[object] = []
+
+    def forward(self, x: torch.Tensor, part: Box | None = None) -> torch.Tensor:
+        self.parts.append(part)
+        return self.layer(x if part is None else x[(..., *part)])
+
+
+@pytest.mark.parametrize("name", [REFERENCE, "torch bfloat16"])
+@pytest.mark.parametrize(("local", "dimensions"), [(True, 3), (False, 3), (False, 2)])
+def test_the_logits_of_a_part_are_that_part_of_the_whole_logits(name, local, dimensions):
+    torch.manual_seed(2)
+    network = Summing(local, dimensions)
+    batch = torch.randn(2, 1, 6, 7, 8) if dimensions == 3 else torch.randn(6, 1, 7, 8)
+    part = Box.between((1, 2, 3), (4, 6, 5))
+    with torch.inference_mode():
+        found = partial_forward(name, network, CPU)(batch, part)
+        whole = forward(name, network, CPU)(batch)
+    index = (slice(None), slice(None), *part) if dimensions == 3 else (slice(None), slice(None), *part[1:])
+    torch.testing.assert_close(found, whole[index])
+    assert found.dtype == torch.float32
+    assert network.parts == [part if local else None, None]
 
 
 @pytest.mark.parametrize("fault", ["other labels", "an error", "slower"])

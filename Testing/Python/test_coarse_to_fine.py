@@ -18,12 +18,21 @@ from torch import nn
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
 from LiverXAILib.context import RunContext
-from LiverXAILib.errors import ModelError
+from LiverXAILib.errors import InputError, ModelError
 from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.inference import Postprocessing, backends, segment, stage_windows
 from LiverXAILib.inference.cost import activation_bytes, operations
-from LiverXAILib.inference.stages import predict_logits, stage_grids, stage_input, stage_plan
+from LiverXAILib.inference.stages import (
+    normalize,
+    pad_value,
+    predict_logits,
+    preprocessing_of,
+    sample_box,
+    stage_grids,
+    stage_input,
+    stage_plan,
+)
 from LiverXAILib.models import Intensity, LayerSpec, Model, Region, StageSpec, load_model
 from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import registered
@@ -189,6 +198,152 @@ def test_a_speck_elsewhere_does_not_blow_up_the_box(rules):
     assert max(fine.seen[0]) <= 72
 
 
+def voxel_stage(**changes: Any) -> StageSpec:
+    """A stage on the image's own voxels."""
+    return StageSpec(**fields(**{"name": "all", "spacing": (None,) * 3, "divisor": (1, 1, 1), **changes}))
+
+
+def place_of(grid: Grid, image: Grid) -> list[tuple[int, int]]:
+    """The voxels of `image`, first and beyond the last one along (k, j, i), on which a part of it lies."""
+    start = np.rint(image.to_ijk(grid.origin))[::-1].astype(int)
+    return [(int(first), int(first) + n) for first, n in zip(start, grid.shape, strict=True)]
+
+
+LIVER_ONLY: dict[str, Any] = {"labels": {"liver": ("liver",)}}
+
+
+def test_a_stage_sees_the_structure_and_the_margin_of_its_card():
+    stage = voxel_stage(region=Region("liver", 5.2), **LIVER_ONLY)
+    volume = Volume(np.zeros(GRID.shape, np.int16), GRID.ijk_to_lps)
+    (grid,) = stage_grids(volume, stage, Box.between((20, 20, 20), (30, 30, 30)))
+    # Voxels of 2.6, 2.2 and 1.9 mm: two, three and three make up the margin.
+    assert place_of(grid, GRID) == [(18, 32), (17, 33), (17, 33)]
+
+
+def test_a_grid_of_billions_of_voxels_is_refused():
+    volume = Volume(np.zeros((20, 20, 20), np.int16), np.diag([10.0, 10.0, 10.0, 1.0]))
+    sides = (2**11 / 10, 2**10 / 10, 2**10 / 10)  # 2 ** 31 voxels, which are allowed, in 200 mm along each axis
+    fine = tuple(20 * 10 / (10 * side) for side in sides)
+    assert stage_grids(volume, voxel_stage(spacing=fine, **LIVER_ONLY))
+    with pytest.raises(ModelError, match="voxel size of its card"):
+        stage_grids(volume, voxel_stage(spacing=(fine[0], fine[1], fine[2] * 0.99), **LIVER_ONLY))
+
+
+def test_the_table_and_the_air_around_the_body_are_left_out():
+    image = np.full((20, 60, 60), -1000, np.int16)
+    image[:, 12:42, 16:48] = -100
+    image[:, 15:39, 18:45] = 50
+    image[:, 48:51, 4:56] = 200
+    image[:, 42:48, 30:32] = 0  # the back touches the table
+    image[:, 2:8, 10:50] = -320  # a blanket
+    volume = Volume(image, np.diag([3.0, 3.0, 3.0, 1.0]))
+    (grid,) = stage_grids(volume, voxel_stage(crop_to_body=True, **LIVER_ONLY))
+    assert place_of(grid, volume.grid) == [(0, 20), (12, 42), (16, 48)]
+    (whole,) = stage_grids(volume, voxel_stage(**LIVER_ONLY))
+    assert whole.shape == volume.shape
+    with pytest.raises(InputError, match="shows no body"):
+        stage_grids(volume.with_array(image.clip(max=-301)), voxel_stage(crop_to_body=True, **LIVER_ONLY))
+
+
+@pytest.mark.parametrize(
+    ("limit_mm", "starts", "slices"),
+    [
+        (80.0, [0, 20, 40, 60], 40),
+        (91.0, [0, 18, 37, 55], 45),
+        (199.0, [0, 1], 99),
+        (200.0, [0], 100),
+        (None, [0], 100),
+    ],
+)
+@pytest.mark.parametrize("axis", range(3))
+def test_a_scan_longer_than_the_field_of_view_is_cut_into_parts_that_share_half(limit_mm, starts, slices, axis):
+    shape, limits = [30, 30, 30], [None] * 3
+    shape[axis], limits[axis] = 100, limit_mm
+    volume = Volume(np.zeros(shape, np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
+    stage = voxel_stage(spacing=None, size=(None,) * 3, field_of_view_mm=tuple(limits), **LIVER_ONLY)
+    found = [place_of(grid, volume.grid) for grid in stage_grids(volume, stage)]
+    assert [place[axis] for place in found] == [(start, start + slices) for start in starts]
+    assert all(place[other] == (0, 30) for place in found for other in range(3) if other != axis)
+    resized = stage_grids(volume, replace(stage, size=(16, 20, 24)))
+    assert [grid.shape for grid in resized] == [(16, 20, 24)] * len(starts)
+
+
+@pytest.mark.parametrize(
+    ("intensity", "expected"),
+    [
+        (Intensity(), [-300, 0, 100, 400]),
+        (Intensity(-100, 200, 50, 10), [-15, -5, 5, 15]),
+        (Intensity(low=-100), [-100, 0, 100, 400]),
+        (Intensity(high=200), [-300, 0, 100, 200]),
+        (Intensity(-100, 200, 50, 10, centered=True), [-15, -11, -1, 15]),
+        (Intensity(statistics="range"), [0, 3 / 7, 4 / 7, 1]),
+        (Intensity(-1, 1, 0.5, 2.0, statistics="z-score"), [-0.75, -0.35, -0.05, 0.25]),
+    ],
+)
+def test_hu_become_the_network_s_input_by_the_intensity_of_the_card(intensity, expected):
+    image = torch.tensor([-300.0, 0.0, 100.0, 400.0])
+    if intensity.statistics == "z-score":
+        scores = (image - image.mean()) / ((image - image.mean()) ** 2).mean().sqrt()
+        expected = ((scores.clamp(-1, 1) - 0.5) / 2).tolist()
+    torch.testing.assert_close(normalize(image, intensity, 60.0), torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("statistics", ["z-score", "range"])
+def test_statistics_may_be_those_of_another_image_and_an_even_image_is_zero(statistics):
+    intensity = Intensity(statistics=statistics)
+    assert not normalize(torch.full((2, 3, 4), 70.0), intensity).any()
+    reference = torch.tensor([0.0, 4.0])
+    expected = {"z-score": [3.0, -1.0], "range": [2.0, 0.0]}[statistics]
+    assert normalize(torch.tensor([8.0, 0.0]), intensity, 0.0, reference).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("intensity", "expected"),
+    [
+        (Intensity(-200, 300, 50, 100), -2.5),
+        (Intensity(shift=-24, scale=10), -100.0),
+        (Intensity(-900, 300, centered=True), -900.0),
+        (Intensity(-1200, 300, centered=True), -1084.0),
+        (Intensity(statistics="range"), 0.0),
+    ],
+)
+def test_images_are_padded_with_air(intensity, expected):
+    region = Region("liver", 10.0) if intensity.centered else None
+    assert pad_value(voxel_stage(intensity=intensity, region=region, **LIVER_ONLY), 60.0) == expected
+
+
+def test_probabilities_are_kept_to_a_centimeter_around_a_structure_and_are_zero_where_no_score_is():
+    volume = Volume(np.zeros((30, 40, 50), np.int16), np.diag([1.0, 2.0, 4.0, 1.0]))
+    part = Box.between((8, 8, 8), (30, 40, 42))
+    grid = volume.grid.cropped(part)
+    logits = torch.full((2, *part.shape), -3.0)
+    logits[0, 0:4, 10:14, 10:16] = 2.0
+    stage = voxel_stage(**LIVER_ONLY)
+    mask, probability = preprocessing_of(stage).read_scores(logits, stage, ["liver"], grid, volume)["liver"]
+    assert mask.box == Box.between((5, 13, 8), (15, 27, 34))
+    assert probability.grid.matches(volume.grid.cropped(mask.box))
+    expected = np.full(mask.box.shape, 1 / (1 + np.exp(3)))
+    expected[3:7, 5:9, 10:16] = 1 / (1 + np.exp(-2))
+    expected[:3] = 0
+    np.testing.assert_allclose(probability.array, expected, atol=1e-3)
+    np.testing.assert_array_equal(mask.voxels, expected > 0.5)
+
+
+def test_extreme_scores_do_not_move_the_border_of_a_structure():
+    volume = Volume(np.zeros((24, 24, 24), np.int16), np.diag([1.0, 1.0, 1.0, 1.0]))
+    grid = Grid((12, 12, 12), np.array([[2.0, 0, 0, 0.5], [0, 2.0, 0, 0.5], [0, 0, 2.0, 0.5], [0, 0, 0, 1]]))
+    stage = voxel_stage(**LIVER_ONLY)
+    found = []
+    for inside, outside in ((20.0, -20.0), (900.0, -20.0), (20.0, -900.0), (19.0, -19.0)):
+        logits = torch.full((2, *grid.shape), outside)
+        logits[0, 4:8, 4:8, 4:8] = inside
+        mask, _ = preprocessing_of(stage).read_scores(logits, stage, ["liver"], grid, volume)["liver"]
+        found.append(mask.voxels)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    assert found[0].sum() == 8**3 - 8  # without its corners
+
+
 def test_what_a_later_stage_will_not_decide_stays_as_it_is():
     """A last stage around tumors would segment the liver again; without a tumor the first stage's liver counts."""
     first = fields(name="all", spacing=(4.0,) * 3, labels={"liver": ("liver",), "tumor": ("tumor",)})
@@ -233,6 +388,45 @@ def test_an_image_is_cut_only_where_its_activations_would_not_fit(monkeypatch):
     # If even the smallest window is too large, the smallest is used.
     monkeypatch.setattr(stage_windows, "_PASS_BYTES", 1.0)
     assert stage_plan(UNET_STAGE, grid).window == (4, 4, 4)
+
+
+def test_a_network_for_its_whole_field_of_view_is_never_cut(monkeypatch):
+    monkeypatch.setattr(stage_windows, "_PASS_BYTES", 1.0)
+    plan = stage_plan(replace(UNET_STAGE, spacing=None, size=(32, 32, 32)), Grid((32, 32, 32), np.eye(4)))
+    assert plan.window == (32, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "count"),
+    [
+        ((8, 6, 4), {"overlap": 0.5}, 3 * 2),
+        ((8, 6, 3), {"overlap": 0.25}, 3 * 2),
+        ((8, 6, 4), {"overlap": 0.0}, 2 * 2),
+        ((3, 8, 8), {"overlap": 0.0, "dimensions": 2}, 3 * 2 * 2),
+    ],
+)
+def test_a_card_that_would_need_too_many_windows_is_refused(shape, changes, count, monkeypatch):
+    stage = voxel_stage(window=(4, 4, 4), **LIVER_ONLY, **changes)
+    monkeypatch.setattr(stage_windows, "_MOST_WINDOWS", count)
+    assert len(stage_plan(stage, Grid(shape, np.eye(4))).boxes) == count
+    monkeypatch.setattr(stage_windows, "_MOST_WINDOWS", count - 1)
+    with pytest.raises(ModelError, match=f"in {count} windows, over {count - 1}"):
+        stage_plan(stage, Grid(shape, np.eye(4)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "box"),
+    [
+        ((96, 48, 208), {"divisor": (16, 16, 16)}, Box.between((16, 0, 72), (80, 48, 136))),
+        ((96, 48, 240), {"divisor": (24, 24, 24)}, Box.between((24, 0, 96), (72, 48, 144))),
+        ((128, 256, 200), {"divisor": (128, 128, 1)}, Box.between((0, 64, 68), (128, 192, 132))),
+        ((100, 48, 200), {"window": (32, 32, 32)}, Box.between((34, 8, 84), (66, 40, 116))),
+        ((100, 48, 200), {"dimensions": 2, "divisor": (4, 4, 4)}, Box.between((49, 0, 68), (50, 48, 132))),
+    ],
+)
+def test_a_backend_is_tried_on_a_small_part_in_the_middle_that_the_network_accepts(shape, changes, box):
+    stage = voxel_stage(**LIVER_ONLY, **changes)
+    assert sample_box(stage_plan(stage, Grid(shape, np.eye(4))), stage) == box
 
 
 def test_a_pass_takes_at_most_a_gigabyte_of_activations():

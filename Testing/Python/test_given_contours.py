@@ -55,6 +55,23 @@ def test_contours_in_any_form_are_measured_alike(form: str, tmp_path: Path) -> N
     assert measured.lesions[0].contrast_hu == pytest.approx(-50)
 
 
+def test_values_can_be_given_a_meaning_and_others_be_left_out(tmp_path: Path) -> None:
+    odd = np.select([TRUTH == 2, TRUTH == 1], [7, 5], 0).astype(np.uint8)
+    odd[0, 0, :5] = 9
+    write_volume(Volume(odd, MATRIX), tmp_path / "odd.nii.gz")
+    meaning = {"liver": 5, "tumor": 7}
+    given = read_segmentation(str(tmp_path / "odd.nii.gz"), CT, meaning, others=True)
+    np.testing.assert_array_equal(given.labels.array, TRUTH)
+    assert given.specs == (LIVER, TUMOR)
+    assert given.provenance["source"] == "given contours"
+    assert [text for text in given.provenance["warnings"] if "not made by the model" in text]
+    with pytest.raises(InputError, match=r"--liver-label and --tumor-label.*--ignore-other-labels"):
+        read_segmentation(tmp_path / "odd.nii.gz", CT, meaning)
+    only_liver = read_segmentation([tmp_path / "odd.nii.gz"], CT, {"liver": (5, 7)}, others=True)
+    assert only_liver.specs == (LIVER,)
+    np.testing.assert_array_equal(only_liver.mask("liver"), TRUTH > 0)
+
+
 def test_contours_without_tumors_say_nothing_of_tumors(tmp_path: Path) -> None:
     _forms(tmp_path)
     measured = measure(CT, read_segmentation(tmp_path / "liver.nii.gz", CT))
@@ -64,8 +81,10 @@ def test_contours_without_tumors_say_nothing_of_tumors(tmp_path: Path) -> None:
 def test_contours_without_a_liver_or_of_another_image_are_refused(tmp_path: Path) -> None:
     _forms(tmp_path)
     write_volume(Volume((TRUTH == 2) * np.uint8(2), MATRIX), tmp_path / "only.nii.gz")
-    with pytest.raises(InputError, match="there is no liver"):
+    with pytest.raises(InputError, match=r"^only\.nii\.gz: there is no liver"):
         read_segmentation(tmp_path / "only.nii.gz", CT)
+    with pytest.raises(InputError, match=r"^tumor\.nii\.gz, only\.nii\.gz: there is no liver"):
+        read_segmentation([tmp_path / "tumor.nii.gz", tmp_path / "only.nii.gz"], CT)
     write_volume(Volume(TRUTH * 0, MATRIX), tmp_path / "empty.nii.gz")
     with pytest.raises(InputError, match="nothing is drawn"):
         read_segmentation(tmp_path / "empty.nii.gz", CT)

@@ -15,11 +15,20 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from LiverXAILib.context import RunContext
-from LiverXAILib.inference import Postprocessing, segment
-from LiverXAILib.inference.stages import padded_input, predict_logits, stage_grids, stage_input, stage_plan
-from LiverXAILib.models import Model
+from LiverXAILib.inference import Postprocessing, nnunet, segment
+from LiverXAILib.inference.stages import (
+    padded_input,
+    predict_logits,
+    preprocessing_of,
+    stage_grids,
+    stage_input,
+    stage_plan,
+)
+from LiverXAILib.models import Model, StageSpec
 from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import ImportOptions, ModelNotes
+from LiverXAILib.models.spec import NnUNet, Resampling
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.orientation import Reorientation
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -90,6 +99,13 @@ INHERITED = plans()
 INHERITED["configurations"]["3d_fullres_high"] = {"inherits_from": "3d_fullres", "patch_size": [16, 24, 20]}
 THICK = {"spacing_kji": (7.0, 1.8, 2.0), "shape": (16, 40, 36)}
 
+
+def resampling(**changes: Any) -> dict[str, Any]:
+    """Settings for resizing images and scores alike."""
+    rule = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None, **changes}
+    return {f"resampling_fn_{what}_kwargs": rule for what in ("data", "probabilities")}
+
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "isotropic, new plans": (plans(), {}, {}),
     "isotropic, old plans": (plans(old=True), {}, {}),
@@ -112,6 +128,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "image smaller than the patch": (plans(patch_size=[48, 40, 44]), {}, {"shape": (21, 30, 33)}),
     "resized by torch": (plans(**TORCH_RESAMPLING), {}, {}),
     "resized by torch, thick slices": (plans(**TORCH_RESAMPLING), {}, THICK),
+    "cubic scores": (plans(**resampling()), {}, {}),
+    "cubic scores, thick slices": (plans(**resampling()), {}, THICK),
+    "slices resized apart without need": (plans(**resampling(force_separate_z=True)), {}, {}),
+    "thick slices resized at once": (plans(**resampling(force_separate_z=False)), {}, THICK),
+    "two thick axes": (plans(**resampling()), {}, {"spacing_kji": (7.0, 7.0, 1.8), "shape": (16, 14, 36)}),
     "z-score": (plans(normalization_schemes=["ZScoreNormalization"]), {}, {}),
     "rescaled to 0..1": (plans(normalization_schemes=["RescaleTo01Normalization"]), {}, {}),
     "not normalized": (plans(normalization_schemes=["NoNormalization"]), {}, {}),
@@ -125,6 +146,83 @@ def test_answers_are_nnunets(case, tmp_path):
     folder = make_folder(tmp_path, plan, **folder)
     volume = noisy_ct(**image)
     assert_equal_answers(we_say(load_nnunet(folder), volume), nnunet_says(folder, volume))
+
+
+def a_stage(rules: NnUNet | None = None, **changes: Any) -> StageSpec:
+    own = {"network": "Own", "axes": "SPL", "spacing": (5.0, 2.5, 2.0), "activation": "softmax", "default_layer": ""}
+    base = {"name": "all", "arguments": {}, "weights": ("none",), "sha256": ("0",), "layers": ()}
+    labels = {"liver": ("liver", "tumor"), "tumor": ("tumor",)}
+    names = {"channels": ("background", "liver", "tumor"), "labels": labels}
+    return StageSpec(**{**base, **own, **names, "nnunet": rules or NnUNet(), **changes})
+
+
+def scores_on(grid: Grid) -> torch.Tensor:
+    """Smooth scores of three channels with a liver and a tumor in the middle."""
+    k, j, i = (torch.linspace(-1, 1, n) for n in grid.shape)
+    distance = (k[:, None, None] ** 2 + j[None, :, None] ** 2 + (i[None, None, :] - 0.2) ** 2).sqrt()
+    return torch.stack([torch.zeros(grid.shape), 4 - 8 * distance, 6 - 16 * distance])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [Resampling(order=1), Resampling(order=3), Resampling(order=3, separate_z=True), Resampling(order=3, half=False)],
+)
+@pytest.mark.parametrize("axes", ["SPL", "jik"])
+def test_scores_that_are_resized_in_blocks_are_those_of_the_whole_image(rule, axes, monkeypatch):
+    volume = noisy_ct()
+    stage = a_stage(NnUNet(scores=rule), axes=axes)
+    (grid,) = stage_grids(volume, stage)
+    readings = []
+    for most in (nnunet._BLOCK, 3 * 20_000, 1):
+        monkeypatch.setattr(nnunet, "_BLOCK", most)
+        readings.append(preprocessing_of(stage).read_scores(scores_on(grid), stage, ["liver", "tumor"], grid, volume))
+    for label, (mask, probability) in readings[0].items():
+        assert mask.voxels.any()
+        for other in readings[1:]:
+            assert other[label][0].box == mask.box
+            assert (other[label][0].voxels == mask.voxels).mean() > 0.9995
+            np.testing.assert_allclose(other[label][1].array, probability.array, atol=1e-3)
+
+
+def test_scores_on_the_image_s_own_voxels_are_read_within_a_centimeter_of_what_is_found():
+    volume = Volume(np.ones((30, 40, 50), np.int16), np.diag([1.0, 2.0, 4.0, 1.0]))
+    stage = a_stage(spacing=(None,) * 3)
+    (grid,) = stage_grids(volume, stage)
+    assert grid.matches(volume.grid)
+    logits = torch.zeros((3, *grid.shape))
+    logits[0] = 3
+    logits[1, 8:12, 18:22, 18:24] = 5
+    logits[2, 9:11, 19:21, 20:22] = 5.5
+    found = preprocessing_of(stage).read_scores(logits, stage, ["liver", "tumor"], grid, volume)
+    for label, inside, scores in (
+        ("liver", (slice(8, 12), slice(18, 22), slice(18, 24)), (2.0, -3.0)),
+        ("tumor", (slice(9, 11), slice(19, 21), slice(20, 22)), (0.5, -3.0)),
+    ):
+        mask, probability = found[label]
+        assert mask.box == Box.between((5, 13, 8), (15, 27, 34))
+        assert probability.grid.matches(volume.grid.cropped(mask.box))
+        expected = np.zeros(volume.shape, bool)
+        expected[inside] = True
+        np.testing.assert_array_equal(mask.voxels, expected[mask.box])
+        middle = tuple(side.start for side in inside)
+        assert probability.array[tuple(np.subtract(middle, mask.box.start))] == pytest.approx(
+            1 / (1 + np.exp(-scores[0])), abs=1e-3
+        )
+        assert probability.array[0, 0, 0] == pytest.approx(1 / (1 + np.exp(-scores[1])), abs=1e-3)
+    nothing = preprocessing_of(stage).read_scores(logits[[0, 2, 2]] * 0, stage, ["liver", "tumor"], grid, volume)
+    assert {label: (mask.voxels.any(), probability) for label, (mask, probability) in nothing.items()} == {
+        "liver": (False, None),
+        "tumor": (False, None),
+    }
+
+
+def test_an_image_of_zeros_or_of_one_thin_slice_has_a_grid():
+    empty = Volume(np.zeros((8, 10, 12), np.int16), np.diag([2.0, 2.5, 5.0, 1.0]))
+    assert [grid.shape for grid in stage_grids(empty, a_stage())] == [(8, 10, 12)]
+    thin = Volume(np.ones((2, 10, 12), np.int16), np.diag([2.0, 2.5, 1.0, 1.0]))
+    assert [grid.shape for grid in stage_grids(thin, a_stage())] == [(1, 10, 12)]
+    wide = a_stage(spacing=(90.0, 90.0, 90.0))
+    assert [grid.shape for grid in stage_grids(thin, wide)] == [(1, 1, 1)]
 
 
 def test_an_image_with_an_empty_border_is_cut_as_nnunet_cuts_it(tmp_path):

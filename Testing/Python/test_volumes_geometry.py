@@ -11,7 +11,11 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.transform import Rotation
 
 from LiverXAILib.errors import InputError
-from LiverXAILib.inference.geometry import network_orientation_grid
+from LiverXAILib.inference.geometry import (
+    from_network_orientation,
+    network_orientation_grid,
+    network_orientation_image,
+)
 from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.intensities import looks_like_hu, to_smallest_dtype
 from LiverXAILib.volumes.io import read_labels, read_volume, write_volume
@@ -76,6 +80,63 @@ def test_scans_are_made_upright_from_ten_degrees_of_tilt_on(axis):
     kept, upright = (network_orientation_grid(tilted(degrees, axis), "SPL") for degrees in (9.9, 10.1))
     assert kept.matches(tilted(9.9, axis))
     np.testing.assert_allclose(upright.direction, np.eye(3), atol=1e-12)
+
+
+def an_oblique_image() -> tuple[Volume, np.ndarray]:
+    """HU that rise evenly in space, on a tilted grid of unequal sides and spacings; and how steeply."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", (20, -30, 15), degrees=True).as_matrix() * (2.0, 3.0, 4.0)
+    matrix[:3, 3] = 7, -40, 100
+    grid = Grid((14, 17, 23), matrix)
+    slope = np.array([3.0, -2.0, 5.0])
+    k, j, i = np.indices(grid.shape)
+    return Volume((grid.to_lps(np.stack([i, j, k], axis=-1)) @ slope).astype(np.float32), matrix), slope
+
+
+@pytest.mark.parametrize(
+    ("axes", "directions"),
+    [
+        ("SPL", ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
+        ("IAR", ((-1, 0, 0), (0, -1, 0), (0, 0, -1))),
+        ("LSP", ((0, 1, 0), (0, 0, 1), (1, 0, 0))),
+    ],
+)
+def test_the_upright_grid_is_the_smallest_one_around_all_voxels_of_a_tilted_image(axes, directions):
+    volume, slope = an_oblique_image()
+    image = network_orientation_image(volume, axes)
+    assert image.grid.matches(network_orientation_grid(volume.grid, axes))
+    np.testing.assert_allclose(image.grid.direction.T, directions, atol=1e-12)
+    k, j, i = np.indices(volume.shape)
+    positions = image.grid.to_ijk(volume.grid.to_lps(np.stack([i, j, k], axis=-1).reshape(-1, 3)))
+    np.testing.assert_allclose(positions.min(axis=0), 0, atol=1e-9)
+    last = np.array(image.shape[::-1]) - 1
+    assert (positions.max(axis=0) <= last + 1e-5).all()
+    assert (positions.max(axis=0) > last - 1).all()
+    # Far from the image there is air; in it, the even rise is kept by any interpolation.
+    k, j, i = np.indices(image.shape)
+    places = image.grid.to_lps(np.stack([i, j, k], axis=-1))
+    inside = volume.grid.to_ijk(places)
+    middle = ((inside > 3) & (inside < np.array(volume.shape[::-1]) - 4)).all(axis=-1)
+    outside = ((inside < -2) | (inside > np.array(volume.shape[::-1]) + 1)).any(axis=-1)
+    assert middle.any()
+    np.testing.assert_allclose(image.array[middle], (places @ slope)[middle], atol=0.05)
+    assert (image.array[outside] == -1024).all()
+
+
+@pytest.mark.parametrize("axes", ["SPL", "IAR", "jik", "ikj"])
+def test_a_mask_on_the_network_s_grid_returns_to_its_place_in_the_image(axes):
+    volume, _ = an_oblique_image()
+    k, j, i = np.indices(volume.shape)
+    mask = (abs(k - 7) < 4) & (abs(j - 8) < 5) & (abs(i - 12) < 7)
+    seen = network_orientation_image(volume.with_array(np.where(mask, 1000.0, 0).astype(np.float32)), axes)
+    back = from_network_orientation(seen.array > 500, seen.grid, volume.grid, axes)
+    assert back.dtype == bool
+    if axes.islower():  # the image's own axes in another order, without interpolation
+        assert seen.shape == tuple(volume.shape["kji".index(axis)] for axis in axes)
+        np.testing.assert_array_equal(back, mask)
+    else:
+        assert 0.97 < back.sum() / mask.sum() < 1.03
+        assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.94
 
 
 @settings(max_examples=40, deadline=None)

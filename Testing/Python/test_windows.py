@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -71,6 +71,29 @@ def test_any_plan_s_weights_sum_to_one_and_its_padding_is_undone(shape, window, 
     image = torch.randn(shape)
     assert torch.equal(plan.unpad(plan.pad(image, 0.0)), image)
     assert torch.equal(plan.pad(image, 5.0)[plan.image_box], image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "options", "size", "padded", "starts"),
+    [
+        ((40, 40, 40), (16, 16, 16), {}, 16, 40, [0, 8, 16, 24]),
+        ((40, 40, 40), (16, 16, 16), {"overlap": 0.0}, 16, 40, [0, 12, 24]),
+        ((40, 40, 40), (16, 16, 16), {"overlap": 0.25}, 16, 40, [0, 12, 24]),
+        ((41, 41, 41), (16, 16, 16), {"overlap": 0.25}, 16, 41, [0, 8, 17, 25]),
+        ((40, 40, 40), (13, 13, 13), {"divisor": (4, 4, 4)}, 16, 40, [0, 8, 16, 24]),
+        ((16, 16, 16), (16, 16, 16), {}, 16, 16, [0]),
+        ((17, 17, 17), (16, 16, 16), {}, 16, 17, [0, 1]),
+        ((9, 9, 9), (16, 16, 16), {"divisor": (4, 4, 4)}, 12, 12, [0]),
+        ((9, 9, 9), (16, 16, 16), {"pad_to_window": True}, 16, 16, [0]),
+        ((9, 9, 9), None, {"divisor": (4, 4, 4)}, 12, 12, [0]),
+        ((3, 3, 3), (1, 1, 1), {"overlap": 0.75}, 1, 3, [0, 1, 2]),
+    ],
+)
+def test_windows_are_as_few_as_their_overlap_allows_and_evenly_spaced(shape, window, options, size, padded, starts):
+    plan = WindowPlan.build(shape, window, **options)
+    assert plan.window == (size,) * 3
+    assert plan.padded_shape == (padded,) * 3
+    assert [box.start for box in plan.boxes] == list(product(starts, repeat=3))
 
 
 def test_padding_and_unpadding_are_inverse():
