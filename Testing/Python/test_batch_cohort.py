@@ -142,6 +142,79 @@ def test_lesions_are_listed_with_their_reliability_and_what_the_model_says_witho
     assert "confidence_elsewhere" not in columns
 
 
+def test_lesions_of_all_cases_share_a_table_without_empty_columns():
+    from LiverXAILib.batch.summary import CaseSummary, _lesion_table
+
+    rows = [{"case": name, "folder": f"f{name}"} for name in "ab"]
+    lesions = [
+        {"structure": "lesion", "number": "1", "hu": "", "late": ""},
+        {"structure": "lesion", "number": "2", "hu": "5"},
+    ]
+    cases = [
+        CaseSummary(rows[0], [{**lesions[0], "hu": ""}, {**lesions[1], "late": ""}]),
+        CaseSummary(rows[1], [lesions[0]]),
+    ]
+    columns, table = _lesion_table(cases)
+    assert columns == ["case", "number", "hu", "folder"]
+    assert [(row["case"], row["number"], row["hu"], row["folder"]) for row in table] == [
+        *(("a", "1", "", "fa"), ("a", "2", "5", "fa"), ("b", "1", "", "fb"))
+    ]
+    assert _lesion_table([CaseSummary(rows[0])]) == (["case", "folder"], [])
+
+
+def page_row(**values):
+    from LiverXAILib.batch.summary import CASE_COLUMNS
+
+    row = dict.fromkeys(CASE_COLUMNS) | {"state": "done", "liver_volume_ml": 900.0, "liver_complete": True}
+    row |= {"model": "m 1", "software": "1", "seconds": 1.0, "warnings": ""} | values
+    return row | {"folder": row["case"]}
+
+
+def test_the_cohort_page_sorts_cases_by_what_is_to_be_looked_at(monkeypatch):
+    from LiverXAILib.batch import summary
+
+    seen = {}
+    monkeypatch.setattr(summary, "_figure", lambda rows: "")
+    monkeypatch.setattr(summary, "render_page", lambda path, context: seen.update(context) or "")
+    checks = [
+        {"target": str(n), "faithfulness": {"passed": n % 2 == 0, "curves": {"gain": 1 - n / 100}}} for n in range(23)
+    ]
+    cases = [
+        summary.CaseSummary(page_row(case="good"), explanations=checks),
+        summary.CaseSummary(page_row(case="empty", liver_volume_ml=0.0, liver_complete=False, model="m 2")),
+        summary.CaseSummary(page_row(case="cut", liver_complete=False, plausible=True, software="2")),
+        summary.CaseSummary(page_row(case="odd", plausible=False)),
+        summary.CaseSummary(page_row(case="bad", state="failed", model=None, software=None)),
+        summary.CaseSummary(page_row(case="later", state="open", model=None, software=None)),
+    ]
+    summary._page(cases, SimpleNamespace(told=[("a", "b")]))
+    lists = {name: [row["case"] for row in seen[name]] for name in ("done", "failed", "open", "implausible")}
+    assert lists == {
+        "done": ["good", "empty", "cut", "odd"],
+        "failed": ["bad"],
+        "open": ["later"],
+        "implausible": ["odd"],
+    }
+    assert [[row["case"] for row in seen[name]] for name in ("no_liver", "cut_off")] == [["empty"], ["cut"]]
+    assert (seen["models"], seen["versions"], seen["passed_over"]) == (["m 1", "m 2"], ["1", "2"], [("a", "b")])
+    assert (seen["checks"], len(seen["checked"])) == (23, 20)
+    order = [int(item["explanation"]["target"]) for item in seen["checked"]]
+    assert order == [*range(21, 0, -2), *range(22, 4, -2)]
+    assert seen["checked"][0]["gain"] == pytest.approx(0.79)
+
+
+@pytest.mark.parametrize("counts", [(2, None), (None, 2)])
+def test_the_cohort_page_adds_up_the_lesions_of_models_that_look_for_them(counts, monkeypatch):
+    from LiverXAILib.batch import summary
+
+    monkeypatch.setattr(summary, "_figure", lambda rows: "")
+    cases = [summary.CaseSummary(page_row(case=str(n), lesion_count=count)) for n, count in enumerate(counts)]
+    page = summary._page(cases, SimpleNamespace(told=[]))
+    assert "<b>2</b><span>lesions found</span>" in page
+    nobody = summary._page([summary.CaseSummary(page_row(case="a"))], SimpleNamespace(told=[]))
+    assert "<b>–</b><span>lesions found</span>" in nobody
+
+
 def test_the_cohort_page_names_implausible_results_first():
     from LiverXAILib.batch.summary import CASE_COLUMNS, CaseSummary, _page
 
