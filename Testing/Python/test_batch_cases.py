@@ -135,6 +135,18 @@ def test_what_is_no_scan_is_passed_over_if_its_study_has_one(tmp_path):
     assert reasons["check [series 1]"] == "only 3 slices"
 
 
+@pytest.mark.parametrize(("slices", "taken"), [(9, False), (10, True)])
+def test_ten_slices_are_a_scan(tmp_path, slices, taken):
+    study = generate_uid()
+    write_dicom(tmp_path / "scan", study=study)
+    write_dicom(tmp_path / "short", study=study, slices=slices)
+    found = find_cases(tmp_path, keep_names=True)
+    assert labels(found) == ["scan [series 1]", *["short [series 1]"] * taken]
+    assert [re.sub("-[0-9a-f]{8}$", "", case.folder) for case in found.cases] == [
+        *("scan_series_1", "short_series_1")[: 1 + taken]
+    ]
+
+
 def test_a_study_without_any_scan_is_not_lost(tmp_path):
     write_dicom(tmp_path / "mr", modality="MR")
     single = generate_uid()
@@ -172,6 +184,16 @@ def test_a_table_names_images_and_their_own_options(tmp_path, delimiter):
         **{"height": 172.5, "weight": 80.0, "recist_targets": [2, 1]},
     }
     assert (second.label, second.options) == ("/elsewhere/b.nii", {"series": "2"})
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("1", True), ("YES", True), ("True", True), ("x", True), ("0", False), ("No", False), ("FALSE", False)],
+)
+def test_yes_and_no_have_several_spellings(tmp_path, word, value):
+    (tmp_path / "list.csv").write_text(f"input,check\na.nii,{word}\n")
+    (case,) = find_cases(tmp_path / "list.csv").cases
+    assert case.options == {"check": value}
 
 
 def test_a_json_list_holds_paths_or_objects(tmp_path):
@@ -245,6 +267,15 @@ def test_any_name_becomes_a_safe_one(text):
     assert set(name) <= {*string.ascii_letters, *string.digits, *"._-"}
     assert name[0] not in ".-"
     assert not name.endswith(".")
+
+
+def test_of_a_long_name_the_end_stays_and_a_name_that_is_safe_is_the_folder(tmp_path):
+    assert safe_name("a" * 30 + "b" * 60) == "b" * 60
+    assert safe_name("Straße é-1.5_x (2)") == "Strasse_e-1.5_x_2"
+    (tmp_path / "list.csv").write_text("input,case\na.nii,safe-1\nb.nii,not safe\n")
+    safe, other = find_cases(tmp_path / "list.csv").cases
+    assert safe.folder == "safe-1"
+    assert other.folder == f"not_safe-{other.id[:8]}"
 
 
 @pytest.mark.parametrize("name", ["con", "NUL", "com1.txt", "", "...", "漢字"])

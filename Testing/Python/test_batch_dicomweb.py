@@ -16,6 +16,7 @@ import pytest
 from batch_toys import environment, run_batch, write_dicom, write_model
 from dicomweb_client.api import DICOMwebClient
 
+from LiverXAILib.batch import dicomweb
 from LiverXAILib.batch.dicomweb import Archive, is_address
 from LiverXAILib.errors import InputError
 from LiverXAILib.volumes.dicom_seg import read_segment_masks
@@ -123,6 +124,78 @@ def test_filters_of_the_address_choose_series_and_a_wrong_password_is_a_sentence
     with pytest.raises(InputError, match="refused the request") as caught:
         Archive(wrong).fetch(tmp_path / "other")
     assert "wrong" not in str(caught.value)
+
+
+class FakeClient:
+    """A service with series of one instance each, which counts what it is asked."""
+
+    def __init__(self, series=()):
+        self.series, self.asked, self.stored = dict(series), [], []
+
+    def search_for_series(self, search_filters, get_remaining):
+        self.asked.append((search_filters, get_remaining))
+        return [{"0020000D": {"Value": [study]}, "0020000E": {"Value": [series]}} for study, series in self.series]
+
+    def iter_series(self, study, series, media_types):
+        self.asked.append((study, series, media_types))
+        yield from self.series[study, series]
+
+    def store_instances(self, datasets):
+        self.stored += datasets
+
+
+@pytest.fixture
+def service(monkeypatch):
+    client, opened = FakeClient(), []
+    monkeypatch.setattr(dicomweb, "_client", lambda *values: opened.append(values) or client)
+    client.opened = opened
+    return client
+
+
+def test_the_address_names_service_user_password_and_filters(service):
+    archive = Archive("dicomweb+https://an%40na:pass%20word@host:8042/dicom-web/?PatientID=17&StudyDate=20240101-")
+    assert archive.url == "https://host:8042/dicom-web"
+    assert archive.filters == {"PatientID": "17", "StudyDate": "20240101-"}
+    assert service.opened == [("https://host:8042/dicom-web", "an@na", "pass word")]
+    assert Archive("dicomweb+http://host").url == "http://host"
+    assert service.opened[1] == ("http://host", "", "")
+
+
+def test_series_are_retrieved_once_and_whole(service, tmp_path):
+    write_dicom(tmp_path / "ct", slices=2)
+    files = [pydicom.dcmread(path) for path in sorted((tmp_path / "ct").iterdir())]
+    service.series = {("1.2", "1.9"): files[:1], ("1.2", "1.3"): files[1:]}
+    archive, said = Archive("dicomweb+http://host?PatientID=17"), []
+    folder = archive.fetch(tmp_path / "in", lambda text, fraction: said.append((text, fraction)))
+    assert folder == tmp_path / "in"
+    assert said == [("Retrieving series 1 of 2", 0.0), ("Retrieving series 2 of 2", 0.5)]
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.dcm")}
+    assert found == {f"1.2/1.9/{files[0].SOPInstanceUID}.dcm", f"1.2/1.3/{files[1].SOPInstanceUID}.dcm"}
+    assert service.asked == [
+        ({"PatientID": "17", "Modality": "CT"}, True),
+        *(("1.2", series, (("application/dicom", "*"),)) for series in ("1.3", "1.9")),
+    ]
+    del service.asked[:]
+    archive.fetch(tmp_path / "in")
+    assert len(service.asked) == 1
+    service.series = {("1.2", "../1.4"): files}
+    with pytest.raises(InputError, match="not valid DICOMweb"):
+        archive.fetch(tmp_path / "in")
+    service.series = {}
+    assert archive.fetch(tmp_path / "none").is_dir()
+
+
+def test_results_are_stored_once(service, tmp_path):
+    write_dicom(tmp_path / "ct", slices=2)
+    first, second = sorted((tmp_path / "ct").iterdir())
+    archive = Archive("dicomweb+http://host")
+    assert archive.store([first], tmp_path) == 1
+    assert archive.store([first, second], tmp_path) == 1
+    uids = [pydicom.dcmread(path).SOPInstanceUID for path in (first, second)]
+    assert [dataset.SOPInstanceUID for dataset in service.stored] == uids
+    assert (tmp_path / "stored.txt").read_text().split() == uids
+    with pytest.raises(InputError, match=r"Cannot use .*gone\.dcm: No such file"):
+        archive.store([tmp_path / "gone.dcm"], tmp_path)
 
 
 def test_a_pacs_that_is_not_there_is_a_sentence(tmp_path):

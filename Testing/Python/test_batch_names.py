@@ -163,6 +163,17 @@ def test_a_sentence_tells_no_name(sentence, told):
     assert without_descriptions(sentence) == (sentence if told else without_names(sentence, "X", "", ()))
 
 
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        *(("Li", "Li in Li"), ("Lin", "X in X"), ("1234", "1234 in 1234"), ("12345", "X in X")),
+        *(("CT/Li", "Li in X"), ("CT/Lin", "X in X")),
+    ],
+)
+def test_names_of_three_letters_and_numbers_of_five_digits_are_hidden(label, told):
+    assert without_names(f"{label.split('/')[-1]} in {label}", "X", label, []) == told
+
+
 def test_what_was_passed_over_is_told_without_names():
     name, reason = passed_over_without_names("Quimby/a.txt", "Quimby/a.txt is the same as a.txt")
     assert name.startswith("file-")

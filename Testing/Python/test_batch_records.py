@@ -74,6 +74,69 @@ def test_a_whole_record_is_a_finished_case(output):
     assert output.store.damage == []
 
 
+def test_a_finished_case_is_summed_up_in_its_row(output):
+    checks = [
+        {"target": target, "faithfulness": {"passed": passed, "sentence": "", "curves": {"gain": gain}}}
+        for target, passed, gain in (("liver", True, 0.5), ("tumor", False, 0.2), ("lesion:1", True, 0.4))
+    ]
+    output.damage("provenance.json", json.dumps({"explanations": [*checks, {"target": "unchecked"}]}))
+    lesions = [{"axial": {"long_mm": size}} for size in (12.0, 31.5, 7.0)]
+    output.damage(
+        "measurements.json", json.dumps({**MEASURED, "lesions": lesions, "lesion_count": 3, "plausible": False})
+    )
+    times = {"reading": 1.25, "analyzing": 20.5, "writing": 0.125}
+    output.damage("case.json", json.dumps({**RECORD, "times": times, "warnings": ["One.", "Two."]}))
+    (case,) = summary.collect(output.store, output.found)
+    expected = {
+        **{"case": "x", "state": "done", "folder": "x", "reason": None, "error": None, "plausible": False},
+        **{"liver_volume_ml": 1500.0, "liver_complete": True, "lesion_count": 3, "longest_lesion_mm": 31.5},
+        **{"lowest_faithfulness": 0.2, "faithfulness_passed": False, "doubtful_lesions": None},
+        **{
+            "warnings": "One. Two.",
+            "seconds": 21.88,
+            "model": "a 1",
+            "software": "1",
+            "image": "p",
+            "image_sha256": "s",
+        },
+    }
+    assert {name: case.row[name] for name in expected} == expected
+    assert list(case.row) == list(summary.CASE_COLUMNS)
+    assert case.explanations == checks
+
+
+def test_cases_of_earlier_runs_and_cases_not_begun_have_rows_of_their_own(output):
+    others = [
+        {
+            **LINE,
+            "case": "f",
+            "label": "failed",
+            "folder": "f",
+            "state": "failed",
+            "kind": "memory",
+            "error": "E.",
+            "seconds": 3,
+        },
+        {**LINE, "case": "u", "label": "unheard", "folder": "u", "state": "failed", "kind": "of", "error": "E."},
+        {**LINE, "case": "r", "label": "running", "folder": "r", "state": "running"},
+        {**LINE, "case": "d", "label": "dropped", "folder": "d", "state": "dropped"},
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in others)
+    (output.store.manifest / "b.jsonl").write_text(text)
+    cases = (Case("new", "New", "New", "n", output.store.output), Case("ab", "x", "renamed", "x", output.store.output))
+    rows = {
+        case.row["case"]: tuple(case.row[name] for name in ("state", "reason", "error", "seconds", "folder"))
+        for case in summary.collect(output.store, Found(output.store.output, cases))
+    }
+    assert list(rows) == ["New", "dropped", "failed", "renamed", "running", "unheard"]
+    assert rows["failed"] == ("failed", "memory", "E.", 3, "f")
+    assert rows["unheard"] == ("failed", "error", "E.", None, "u")
+    assert rows["renamed"][0] == "done"
+    assert [rows[name] for name in ("New", "running", "dropped")] == [
+        ("open", None, None, None, name) for name in "nrd"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -28,10 +29,13 @@ from batch_toys import (
     write_result_files,
 )
 
-from LiverXAILib.batch.cases import content_hash, find_cases, stamp
-from LiverXAILib.batch.run import Settings, resume_decision
-from LiverXAILib.batch.store import RECORD, Store
+from LiverXAILib.batch import command
+from LiverXAILib.batch.cases import Case, Found, content_hash, find_cases, stamp
+from LiverXAILib.batch.manifest import Manifest
+from LiverXAILib.batch.run import Batch, LocalWorkerPool, Settings, resume_decision
+from LiverXAILib.batch.store import RECORD, Shard, Store
 from LiverXAILib.cli import main
+from LiverXAILib.errors import LiverXAIError, UsageError
 from LiverXAILib.options import Options
 
 FAST = ("--explain", "--no-report")
@@ -113,6 +117,308 @@ def test_what_failed_is_tried_again_unless_one_does_not_want_it(done):
     assert decision(done, settings=keep, state=state).finished
     assert not decision(done, settings=keep, state=state, model={"name": "other"}).finished
     assert not decision(done, settings=Settings(keep_failed=True, options=Options(scene=True)), state=state).finished
+
+
+# --- the batch, with a pool that computes nothing ------------------------------------------------------------------
+
+
+class Pool:
+    """Ends each case as `outcomes` says, or as done, each after `seconds` by the batch's clock."""
+
+    ends = 1
+
+    def __init__(self, emit, outcomes, *, seconds=0.0, clock=None, before=()):
+        self.emit, self.outcomes, self.seconds, self.clock = emit, outcomes, seconds, clock
+        self.submitted, self.acknowledged, self.inside = [], [], 0
+        for event in (*before, {"event": "ready", "model": MODEL}):
+            emit(event)
+
+    def free_slots(self):
+        return 2 - self.inside
+
+    def submit(self, case):
+        assert self.inside < 2
+        self.inside += 1
+        self.submitted.append(case)
+        about = {"case": case["id"]}
+        self.emit({"event": "running", **about})
+        self.emit({"event": "progress", "stage": "Segmenting", "fraction": 0.25, **about})
+        record = RESULT_RECORD | {"settings": case["settings"], "host": "here", "model": MODEL}
+        usual = {"event": "finished", "state": "done", "record": record}
+        outcome = {**usual, **self.outcomes.get(case["name"], {}), **about}
+        self.emit(outcome)
+        if outcome["event"] != "finished":
+            self.emit({"event": "ended"})
+
+    def acknowledge(self, event):
+        self.acknowledged.append(event["event"])
+        if event["event"] == "finished":
+            self.inside -= 1
+            if self.clock is not None:
+                self.clock[0] += self.seconds
+
+    def wind_down(self):
+        pass
+
+    def stop(self):
+        self.acknowledged.append("stopped")
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Run a batch of cases of these names; its summary, pool, and what the user was told."""
+    store = Store(tmp_path / "out")
+    store.open()
+
+    def run(*names, found=None, settings=None, shard=None, missing=(), **pool):
+        for name in names:
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name not in missing:
+                path.write_bytes(b"x")
+        cases = [
+            Case(f"{n:016x}", name, name, f"f{n}", tmp_path / "in" / name, files=(tmp_path / "in" / name,))
+            for n, name in enumerate(names)
+        ]
+        store.shard = shard or Shard()
+        told, shown, pools = [], [], []
+
+        def make(emit):
+            pools.append(Pool(emit, **{"outcomes": {}, **pool}))
+            return pools[0]
+
+        reporter = SimpleNamespace(say=told.append, show=lambda *values: shown.append(values))
+        made = Batch(found or Found(tmp_path, tuple(cases)), store, settings or Settings(), reporter)
+        summary = made.run(make)
+        return SimpleNamespace(summary=summary, pool=pools[0], told=told, shown=shown, store=store, cases=cases)
+
+    yield run
+    store.close()
+
+
+CUT = {"state": "failed", "kind": "input", "error": "b.nii is incomplete.", "seconds": 1.5, "unreachable": False}
+
+
+def test_all_that_happens_is_in_the_manifest_and_told(batch, tmp_path):
+    worker = {"event": "worker", "pid": 5, "host": "there"}
+    ran = batch(
+        "a.nii", "in/b.nii", "c.nii", outcomes={"in/b.nii": CUT, "c.nii": {**CUT, "error": "Odd."}}, before=[worker]
+    )
+    assert ran.summary.exit_code == 1
+    assert ran.summary.done == [ran.cases[0].id]
+    assert ran.summary.failed == {ran.cases[1].id: "b.nii is incomplete.", ran.cases[2].id: "Odd."}
+    run, started, *lines, end = manifest_lines(tmp_path / "out")
+    assert (run["event"], run["cases"], run["shard"], run["keep_names"], run["passed_over"]) == (
+        "run",
+        3,
+        "1/1",
+        False,
+        [],
+    )
+    assert (started["event"], started["pid"], started["host"]) == ("worker", 5, "there")
+    assert (end["event"], end["done"], end["failed"], end["reason"]) == ("end", 1, 2, "")
+    states = [(line["case"][-1], line["label"], line["folder"], line["state"]) for line in lines]
+    assert sorted(states) == sorted(
+        (f"{n}", case.label, f"f{n}", state)
+        for n, case in enumerate(ran.cases)
+        for state in ("running", "failed" if n else "done")
+    )
+    failed = next(line for line in lines if line["label"] == "in/b.nii" and line["state"] == "failed")
+    expected = {"kind": "input", "error": "b.nii is incomplete.", "seconds": 1.5, "model": MODEL}
+    assert {name: failed[name] for name in expected} == expected
+    assert failed["settings"] == Settings().of(ran.cases[1])
+    done = next(line for line in lines if line["state"] == "done")
+    kept = {"input": RESULT_RECORD["input"], "times": RESULT_RECORD["times"], "warnings": [], "host": "here"}
+    assert {name: done[name] for name in kept} == kept
+    assert [line.partition(" (")[0] for line in ran.told] == [
+        *("done    a.nii", "FAILED  in/b.nii is incomplete.", "FAILED  c.nii: Odd.")
+    ]
+    assert (0.25, 3, "a.nii: Segmenting") in [(done, total, text.split(", ")[0]) for done, total, text in ran.shown]
+    assert ran.shown[-1] == (3, 3, "")
+    message = ran.pool.submitted[1]
+    assert (message["id"], message["name"], message["folder"]) == (ran.cases[1].id, "in/b.nii", "f1")
+    assert (message["path"], message["files"]) == (str(ran.cases[1].path), [str(ran.cases[1].path)])
+    assert ran.pool.acknowledged[-1] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left"),
+    [
+        (14.0, "1 of 3, less than a minute left"),
+        (30.0, "1 of 3, about 1 min left"),
+        (2600.0, "1 of 3, about 87 min left"),
+        (2700.0, "1 of 3, about 1.5 h left"),
+    ],
+)
+def test_the_remaining_time_is_that_of_the_cases_so_far(seconds, left, batch, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("LiverXAILib.batch.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    ran = batch("a", "b", "c", seconds=seconds, clock=clock)
+    assert ran.told[0] == f"done    a ({left})"
+    assert ran.told[-1] == "done    c (3 of 3)"
+
+
+def test_what_was_in_progress_when_an_earlier_run_died_comes_last(batch, tmp_path):
+    earlier = Manifest(Store(tmp_path / "out"))
+    for n, state in ((0, "running"), (1, "dropped")):
+        earlier.append("case", case=f"{n:016x}", label="x", folder=f"f{n}", state=state)
+    earlier.close()
+    assert [case["name"] for case in batch("a", "b", "c").pool.submitted] == ["b", "c", "a"]
+
+
+def test_a_part_of_the_cases_is_that_of_the_shard(batch):
+    ran = batch("a", "b", "c", "d", "e", shard=Shard(2, 2))
+    assert [case["name"] for case in ran.pool.submitted] == ["b", "d"]
+    assert ran.told[-1].endswith("(2 of 2)")
+
+
+GONE = {**CUT, "unreachable": True}
+
+
+@pytest.mark.parametrize(
+    ("names", "missing", "stopped"),
+    [
+        ("ab", "ab", True),
+        ("ab", "a", False),
+        ("a", "a", False),
+        ("abcdef", "abcde", False),
+        ("abcdefg", "abcdef", True),
+    ],
+)
+def test_images_that_are_gone_stop_the_batch_unless_another_is_still_there(names, missing, stopped, batch, tmp_path):
+    ran = batch(*names, missing=missing, outcomes={"a": GONE})
+    assert ("can no longer be reached" in ran.summary.stopped) == stopped
+    assert ("a" in [case.name for case in ran.cases if case.id in ran.summary.failed]) != stopped
+    assert ran.summary.exit_code == 1
+    assert final_states(tmp_path / "out")["a"]["state"] == ("dropped" if stopped else "failed")
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        ({"event": "ready", "model": {"name": "other"}}, "changed during the run"),
+        ({"event": "fatal", "error": "No room."}, "No room."),
+    ],
+)
+def test_a_model_that_changes_or_a_pool_that_fails_stops_the_batch(event, reason, batch, tmp_path):
+    ran = batch("a", "b", outcomes={"a": event})
+    assert reason in ran.summary.stopped
+    assert (ran.summary.exit_code, ran.summary.failed) == (1, {})
+    assert {state["state"] for state in final_states(tmp_path / "out").values()} == {"dropped"}
+    assert manifest_lines(tmp_path / "out")[-1]["reason"] == ran.summary.stopped
+
+
+@pytest.mark.parametrize(("usage", "kind"), [(True, UsageError), (False, LiverXAIError)])
+def test_a_request_that_no_worker_accepts_ends_the_batch_before_it_begins(usage, kind, batch, tmp_path):
+    with pytest.raises(LiverXAIError, match="No such layer") as caught:
+        batch("a", before=[{"event": "fatal", "error": "No such layer.", "usage": usage}])
+    assert type(caught.value) is kind
+    assert [line["event"] for line in manifest_lines(tmp_path / "out")] == ["run"]
+
+
+def test_cases_go_to_the_worker_with_the_least_to_do(monkeypatch, tmp_path):
+    given = []
+
+    def session(store, config, emit, *, time_limit, python):
+        return SimpleNamespace(submit=lambda case: given.append((config["device"], case["id"], time_limit, python)))
+
+    monkeypatch.setattr("LiverXAILib.batch.run.Session", session)
+    settings, store = Settings(devices=("cuda:0", "cuda:1"), workers=3), Store(tmp_path)
+    configs = [settings.config(store, number) for number in range(3)]
+    assert [config["device"] for config in configs] == ["cuda:0", "cuda:1", "cuda:0"]
+    pool = LocalWorkerPool(
+        store, [{**config, "device": n} for n, config in enumerate(configs)], print, time_limit=7, python="p"
+    )
+    assert (pool.ends, pool.free_slots()) == (3, 6)
+    for name in "abcd":
+        pool.submit({"id": name})
+    assert pool.free_slots() == 2
+    pool.acknowledge({"event": "running", "case": "b"})
+    pool.acknowledge({"event": "finished", "case": "b"})
+    assert pool.free_slots() == 3
+    pool.submit({"id": "e"})
+    assert given == [(n, name, 7, "p") for n, name in ((0, "a"), (1, "b"), (2, "c"), (0, "d"), (1, "e"))]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def settings_of(*words: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command._settings(parser.parse_args(["in", "-o", "out", *words]))
+
+
+def test_the_command_s_options_become_settings(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    usual = settings_of()
+    assert (usual.workers, usual.threads, usual.devices, usual.time_limit) == (1, 0, ("auto",), 1800.0)
+    assert (usual.resume, usual.keep_failed, usual.keep_names, usual.model) == (True, False, False, "default")
+    assert settings_of("--workers", "2").threads == 4
+    assert settings_of("--workers", "20").threads == 1
+    assert settings_of("--workers", "2", "--threads", "3").threads == 3
+    assert settings_of("--workers", "2", "--engine", "ray").threads == 0
+    with pytest.raises(UsageError, match="at least 1"):
+        settings_of("--workers", "0")
+    other = settings_of(
+        "--device", "cuda:0,cuda:1", "--time-limit", "0", "--no-resume", "--keep-failed", "--keep-names"
+    )
+    assert (other.devices, other.time_limit) == (("cuda:0", "cuda:1"), 0)
+    assert (other.resume, other.keep_failed, other.keep_names) == (False, True, True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert settings_of("--model", "mine").model == str(tmp_path / "mine")
+    assert settings_of("--explain", "liver").options.explain == ("liver",)
+
+
+@pytest.mark.parametrize(
+    ("text", "shard"),
+    [("1/1", Shard()), ("8/8", Shard(8, 8)), ("0/2", None), ("3/2", None), ("2", None), ("a/b", None)],
+)
+def test_a_part_is_written_as_two_numbers(text, shard):
+    if shard is not None:
+        assert command._shard(text) == shard
+    else:
+        with pytest.raises(argparse.ArgumentTypeError, match=text):
+            command._shard(text)
+
+
+def test_a_dry_run_lists_what_would_be_done_in_this_part_and_what_is_passed_over(tmp_path, capsys):
+    for name in ("a.nrrd", "b.nrrd", "c.nrrd", "d.txt"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    cases = find_cases(tmp_path / "in").cases
+    output = ["-o", str(tmp_path / "out"), "--dry-run"]
+    assert main(["batch", "--input", str(tmp_path / "in"), *output]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"3 cases in {tmp_path / 'in'}; 1 file or series passed over."
+    assert said[1] == "  1 passed over: not an image"
+    assert [line.split() for line in said[2:5]] == [["do", "new", case.folder, case.label] for case in cases]
+    assert said[5:] == ["-     passed over     d.txt: not an image", "3 cases would be done. Nothing was done."]
+    assert not (tmp_path / "out").exists()
+    parts = [[case.label for case in cases if Shard(n, 2).holds(case.id)] for n in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        assert main(["batch", str(tmp_path / "in"), *output, "--shard", f"{number}/2"]) == 0
+        said = capsys.readouterr().out
+        assert f"3 cases in {tmp_path / 'in'}, {len(part)} of them in part {number}/2;" in said
+        if part:
+            assert [line.split()[-1] for line in said.splitlines() if line.startswith("do ")] == part
+        else:
+            assert "Nothing to do in this part." in said
+    assert main(["batch", str(tmp_path / "in"), "--input", str(tmp_path / "in"), *output]) == 2
+    assert "Give one INPUT" in capsys.readouterr().err
+    (tmp_path / "out" / "cases" / cases[0].folder).mkdir(parents=True)
+    (tmp_path / "out" / "manifest").mkdir()
+    earlier = Manifest(Store(tmp_path / "out"))
+    for n, kind in ((1, "input"), (2, "crash")):
+        model = {"model": {}} if n == 1 else {"model": MODEL}
+        about = {"case": cases[n].id, "label": "x", "folder": cases[n].folder, "settings": settings_of().of(cases[n])}
+        earlier.append("case", state="failed", kind=kind, error="e", **about, **model)
+    earlier.close()
+    assert main(["batch", str(tmp_path / "in"), *output, "--keep-failed"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if line.endswith(".nrrd")] == ["do", "skip", "do"]
+    assert said[-1] == "2 cases would be done. Nothing was done."
 
 
 # --- real runs ----------------------------------------------------------------------------------------------------

@@ -89,6 +89,19 @@ def test_an_unusual_liver_is_named_with_its_distance_from_the_others():
     assert found["z"] == pytest.approx(0.6745 * (4000 - 1505) / ((deviations[4] + deviations[5]) / 2))
 
 
+def test_values_far_above_and_below_are_named_the_farthest_first():
+    volumes = [1400, 1500, 1450, 1550, 1600, 1480, 1520, 1490, 300, 4000, 1510]
+    found = outliers(rows(volumes))
+    assert [(item["row"]["case"], item["value"], item["median"], item["z"] > 0) for item in found] == [
+        *(("9", 4000, 1500, True), ("8", 300, 1500, False))
+    ]
+    assert {(item["title"], item["unit"]) for item in found} == {("Liver volume", "ml")}
+    # Eight patients are enough; z = 0.6745 (x - 4.5) / 2 reaches 3.5 at 14.88.
+    for value, told in ((14.8, 0), (15.0, 1)):
+        assert len(outliers(rows([1, 2, 3, 4, 5, 6, 7, value]))) == told
+        assert outliers(rows([1, 2, 3, 4, 5, 6, 100 * value])) == []
+
+
 def test_equal_values_and_few_patients_have_no_outliers():
     assert outliers(rows([1500.0] * 9 + [1501.0])) == []
     assert outliers(rows([1500, 1510, 9000])) == []

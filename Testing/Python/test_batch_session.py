@@ -12,7 +12,7 @@ import pytest
 from LiverXAILib.batch.session import Session
 from LiverXAILib.batch.store import Store
 
-#: A worker that crashes as often as the case demands, if requested after printing "garbage".
+#: A worker that crashes, or fails for a reason, as often as the case demands; a crash can come after "garbage".
 TOY = """
     import json, os, sys
     from pathlib import Path
@@ -32,6 +32,10 @@ TOY = """
                 print(case["garbage"], flush=True)
                 sys.stdin.read()
             os._exit(1)
+        if len(tries.read_text()) <= len(case["fails"]):
+            kind = case["fails"][len(tries.read_text()) - 1]
+            say(event="failed", case=case["id"], kind=kind, error="It fails.", phase="analyzing", unreachable=False)
+            continue
         say(event="done", case=case["id"], record={{"case": case["id"]}})
 """
 
@@ -49,12 +53,16 @@ def run(tmp_path, monkeypatch):
         events: queue.Queue = queue.Queue()
         session = Session(store, {"threads": 0}, events.put, time_limit=0, python=sys.executable)
         for case in cases:
-            session.submit({"folder": case["id"], "garbage": "", **case})
+            session.submit({"folder": case["id"], "garbage": "", "crashes": 0, "fails": [], **case})
         outcome = {}
+        running.workers = 0
         try:
             while len(outcome) < len(cases):
                 event = events.get(timeout=60)
-                assert event["event"] not in ("fatal", "ended"), event
+                if event["event"] == "fatal":
+                    return {"fatal": event["error"]}
+                assert event["event"] != "ended", event
+                running.workers += event["event"] == "worker"
                 if event["event"] == "finished":
                     outcome[event["case"]] = event.get("kind", event["state"])
         finally:
@@ -74,3 +82,28 @@ def test_a_case_has_a_second_chance_and_no_third(run, crashes, outcome, garbage)
 def test_a_case_is_not_blamed_for_its_neighbor(run):
     cases = [{"id": "aa", "crashes": 0}, {"id": "bb", "crashes": 9}, {"id": "cc", "crashes": 1}]
     assert run(*cases) == {"aa": "done", "bb": "crash", "cc": "done"}
+
+
+@pytest.mark.parametrize(
+    ("fails", "outcome", "workers"),
+    [
+        (["memory"], "done", 2),
+        (["memory", "memory"], "memory", 2),
+        (["error"], "error", 1),
+        (["input"], "input", 1),
+        (["usage"], "usage", 1),
+    ],
+)
+def test_only_a_lack_of_memory_is_a_reason_to_try_a_case_again(run, fails, outcome, workers):
+    assert run({"id": "aa", "fails": fails}) == {"aa": outcome}
+    assert run.workers == workers
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("input", 1), ("error", 2)])
+def test_only_an_unforeseen_error_costs_a_worker(run, kind, workers):
+    assert run({"id": "aa", "fails": [kind]}, {"id": "bb"}, {"id": "cc"}) == {"aa": kind, "bb": "done", "cc": "done"}
+    assert run.workers == workers
+
+
+def test_a_full_disk_is_the_end_of_a_session_and_of_no_case(run):
+    assert run({"id": "aa", "fails": ["output"]}) == {"fatal": "It fails."}

@@ -169,6 +169,32 @@ def test_a_worker_that_was_believed_lost_does_not_replace_the_result_of_its_succ
     assert [path.name for path in store.cases.iterdir()] == ["one"]
 
 
+@pytest.mark.parametrize("change", ["case", "model", "settings", "input", "run", None])
+def test_only_the_same_result_of_the_same_run_is_kept(store, change):
+    store.commit(a_part(store, "one", "first"), "one", a_record(store))
+    other = {"case": "2", "model": {"name": "m"}, "settings": {"a": 1}, "input": {"sha256": "b"}, "run": "x"}
+    record = a_record(store, **({} if change is None else {change: other[change]}))
+    assert store.commit(a_part(store, "one", "second"), "one", record) == (change is not None)
+    assert (store.cases / "one" / "result.txt").read_text() == ("first" if change is None else "second")
+
+
+def test_a_result_is_renamed_unless_the_name_is_taken_and_a_damaged_one_set_aside(store):
+    for name in ("one", "two"):
+        store.commit(a_part(store, name, name), name, a_record(store))
+    assert not store.rename("one", "two")
+    assert (store.cases / "two" / "result.txt").read_text() == "two"
+    assert store.rename("one", "three")
+    assert (store.cases / "three" / "result.txt").read_text() == "one"
+    store.update_record("three", a_record(store, label="new"))
+    assert store.record("three")["label"] == "new"
+    store.set_aside("three")
+    assert [path.name for path in (store.manifest / "damaged").iterdir()] == [f"three-{store.token}"]
+    assert {path.name for path in store.cases.iterdir()} == {"two"}
+    for broken in (lambda: store.rename("none", "new"), lambda: store.set_aside("none")):
+        with pytest.raises(OutputError, match="cannot be written"):
+            broken()
+
+
 def test_names_that_are_not_unicode_survive(store):
     record = a_record(store, label=os.fsdecode(b"caf\xe9.nii"))
     store.commit(a_part(store, "one"), "one", record)
