@@ -119,8 +119,8 @@ def healthy_liver(run: StageContext) -> torch.Tensor:
 def border_tissue(image: torch.Tensor, region: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
     """The donors for a region outside the liver: the tissue of :data:`TISSUES_HU` that prevails at its border.
 
-    :return: bool (k, j, i): that tissue, wherever it is in `image`, but for the region and two voxels around it: an
-        organ may have the HU of the tissue around it.
+    :return: bool (k, j, i): that tissue anywhere in `image`, except in the region and within two voxels of it, because
+        an organ may have the same HU as the tissue around it.
     """
     distance = distance_mm(region, spacing_mm)
     outside = distance > 2.01 * max(spacing_mm)
