@@ -10,6 +10,7 @@ import numpy as np
 
 from ..analysis import Analysis
 from ..explain.answers import Answer, BorderNeed, Counterfactual, NeededChange, RegionShares
+from ..explain.answers.answer import probability_text
 from ..volumes.volume import Volume
 from .border_pictures import border_legend, border_pictures
 from .canvas import Picture
@@ -48,12 +49,12 @@ def _changed_cts(analysis: Analysis, answer: Counterfactual) -> Iterator[tuple[s
         center = np.array(analysis.measurements.lesions[0].centroid_lps_mm)
     sizes = [max(n * mm for n, mm in zip(v.shape[::-1], v.spacing, strict=True)) for v in answer.volumes.values()]
     field = max(_SMALLEST_FIELD_MM, *sizes)
-    yield f"as it is: {answer.evidence['probability']:.2f}", _axial(analysis.volume, None, center, field)
+    yield f"as it is: {probability_text(answer.evidence['probability'])}", _axial(analysis.volume, None, center, field)
     for name, caption in _CAPTIONS.items():
         if name in answer.volumes:
             where = answer.evidence["elsewhere_lps_mm"] if name == "elsewhere" else center
             picture = _axial(analysis.volume, answer.volumes[name], np.array(where), field)
-            yield f"{caption}: {answer.evidence[name]:.2f}", picture
+            yield f"{caption}: {probability_text(answer.evidence[name])}", picture
 
 
 def _axial(volume: Volume, changed: Volume | None, center: np.ndarray, field_mm: float) -> Picture:
