@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_default_model_synthesis import block_of_liver
 from training_toys import draw_nothing
 
-from LiverXAILib.errors import InputError
+from LiverXAILib.errors import InputError, ModelError
 from LiverXAILib.inference.stages import normalize
 from LiverXAILib.models import Intensity
 from LiverXAILib.models.loading import load_model
@@ -31,7 +31,7 @@ from LiverXAILib.training.config import Hardware
 from LiverXAILib.training.random_fields import Size
 from recipes.default_model import build
 from recipes.default_model.ablations import HELD_OUT, Variant, run, variants
-from recipes.default_model.build import Run, bundled_weights, export_run, start_from, train_all, train_phase
+from recipes.default_model.build import Run, export_run, start_from, train_all, train_phase, trained_weights
 from recipes.default_model.card import export
 from recipes.default_model.loss import BalancedLoss
 from recipes.default_model.operating import OperatingPoints
@@ -434,32 +434,52 @@ def test_one_command_trains_the_chain_and_goes_on_where_it_was_stopped(
         train_all(Run(tmp_path, tmp_path, seed=5))
 
 
-def test_tuning_goes_on_from_the_bundled_liver_network_and_keeps_the_locator(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tuning_goes_on_from_a_models_liver_network_and_keeps_its_locator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_chain(monkeypatch)
-    torch.manual_seed(0)
-    bundled = {name: UNet(dimensions=3, features=[4, 6], norm="batch").state_dict() for name in STAGES}
-    monkeypatch.setattr(build, "bundled_weights", lambda name: bundled[name])
-    command = ["tune", "--data", "nowhere", "--output", str(tmp_path), "--leave-out", "hcc015", "--workers", "0"]
-    assert build.main(command) == 0
-    locator, liver = (load_file(tmp_path / "model" / f"{name}.safetensors") for name in STAGES)
-    assert all(torch.equal(value.half(), locator[name].half()) for name, value in bundled["locator"].items())
-    moved = (liver["bottleneck.0.weight"].float() - bundled["liver"]["bottleneck.0.weight"]).abs()
-    assert 0 < moved.max() < 0.1, "the weights went on from the bundled ones"
-    card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))
-    assert card["training"]["runs"]["tuning"]["start"] == "bundled"
-    assert not any("hcc015" in line for line in card["training"]["data"])
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["tuning.csv"]
-    assert build.main(command) == 0, "what is finished is not done again"
-    assert build.main([*command, "--seed", "5"]) == 1
+
+    def command(phase: str, output: str, *more: str) -> list[str]:
+        return [phase, "--data", "nowhere", "--output", str(tmp_path / output), "--workers", "0", *more]
+
+    def model(output: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+        folder = tmp_path / output / "model"
+        locator, liver = (load_file(folder / f"{name}.safetensors") for name in STAGES)
+        return locator, liver, json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"]
+
+    assert build.main(command("all", "whole", "--leave-out", "hcc013", "hcc015")) == 0
+    start = ["--start", str(tmp_path / "whole" / "model")]
+    tuning = command("tune", "tuned", *start, "--leave-out", "hcc015")
+    assert build.main(tuning) == 0
+    (locator, liver, _), (kept, tuned, training) = model("whole"), model("tuned")
+    assert all(torch.equal(value, kept[key]) for key, value in locator.items())
+    moved = (tuned["bottleneck.0.weight"].float() - liver["bottleneck.0.weight"].float()).abs()
+    assert 0 < moved.max() < 0.1, "the weights went on from those of the start"
+    assert list(training["runs"]) == ["locator", "liver", "tuning"]
+    assert any("hcc013" in line for line in training["data"]), "the last run was trained on it"
+    assert not any("hcc015" in line for line in training["data"])
+    assert str(tmp_path) not in json.dumps(training)
+    assert [path.name for path in (tmp_path / "tuned" / "logs").iterdir()] == ["tuning.csv"]
+    assert build.main(tuning) == 0, "what is finished is not done again"
+    assert build.main([*tuning, "--seed", "5"]) == 1
+
+    again = ["--start", str(tmp_path / "tuned" / "model")]
+    capsys.readouterr()
+    assert build.main(command("tune", "again", *again, "--leave-out", "hcc013", "hcc015")) == 1
+    assert "was trained on hcc013: continue from another" in capsys.readouterr().err
+    assert build.main(command("tune", "again", *again)) == 0
+    *_, training = model("again")
+    assert list(training["runs"]) == ["locator", "liver", "tuning", "tuning 2"]
+    assert any("hcc015" in line for line in training["data"])
 
 
 def test_a_phase_whose_start_is_missing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="train liver-boxes first"):
         train_phase("liver", Run(tmp_path / "no-data", tmp_path))
     with pytest.raises(InputError, match="has no network 'liver-boxes', but locator and liver"):
-        train_phase("liver-boxes", Run(tmp_path / "no-data", tmp_path), start="bundled")
+        train_phase("liver-boxes", Run(tmp_path / "no-data", tmp_path), start="default")
+    with pytest.raises(ModelError, match="There is no model 'nothing'"):
+        train_phase("liver", Run(tmp_path / "no-data", tmp_path), start="nothing")
     with pytest.raises(InputError, match="train locator first"):
         export_run(tmp_path, {})
 
@@ -467,7 +487,7 @@ def test_a_phase_whose_start_is_missing_is_refused_before_anything_is_read(tmp_p
 @pytest.mark.parametrize("name", STAGES)
 def test_a_run_can_begin_with_the_bundled_weights(name: str) -> None:
     network = UNet(**PHASES[name].arguments)
-    start_from(network, bundled_weights(name))
+    start_from(network, trained_weights("default", name))
     model = load_model("default")
     (stage,) = (stage for stage in model.spec.stages if stage.name == name)
     image = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,9 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import InputError, LiverXAIError
-from LiverXAILib.models.registry import registered
+from LiverXAILib.models import ModelSpec
+from LiverXAILib.models.loading import load_states
 from LiverXAILib.networks import UNet
 
 from .card import export
@@ -37,6 +39,8 @@ _log = logging.getLogger(__name__)
 WEIGHTS, RUN = "weights.safetensors", "run.json"
 #: The rows of the phase's log, one for each validation.
 LOG = "epochs.csv"
+#: The bundled model, from which tuning continues unless told otherwise.
+BUNDLED = "default"
 
 #: Phantoms for training.
 PHANTOMS = range(1000, 1064)
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "phase",
         choices=["all", "tune", *PHASES, "export"],
-        help="all: all phases; tune: continue from the bundled model; one network; or write the model",
+        help="all: all phases; tune: continue from a model; one network; or write the model",
     )
     parser.add_argument("--data", type=Path, help="folder with ct/, dicom/ and models/obelisk/")
     parser.add_argument(
@@ -95,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=Run.seed)
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="PATIENT", help="patients not to train on")
     parser.add_argument(
-        "--start", choices=["before", "bundled"], default="before", help="weights of the previous phase, or the bundled"
+        "--start",
+        metavar="MODEL",
+        help="model to continue from, by name or folder; default: the previous phase; with tune: the bundled model",
     )
     parser.add_argument("--phantoms", type=int, nargs=2, default=Run.phantoms, metavar=("TRAINED", "SCANNED"))
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
@@ -119,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.phase == "all":
             train_all(run)
         elif options.phase == "tune":
-            tune(run)
+            tune(run, options.start or BUNDLED)
         elif options.phase != "export":
             train_phase(options.phase, run, start=options.start)
         if options.phase in ("all", "tune", "export"):
@@ -141,13 +147,15 @@ def train_all(run: Run) -> None:
             train_phase(name, run)
 
 
-def train_phase(name: str, run: Run, *, start: str = "before") -> None:
+def train_phase(name: str, run: Run, *, start: str | None = None) -> None:
     """Train the network of a phase in :data:`~.phases.PHASES`, and write its weights, shifted to their operating point,
     and a description of the training to the phase's folder.
 
-    :param start: "before": from the weights of the phase that it starts from, if any; "bundled": from those of the
-        bundled model, which has the same network.
-    :raises LiverXAILib.errors.InputError: training data, or the weights it starts from, are missing.
+    :param start: name or folder of a model with the same network, whose weights it continues from; None: from the
+        weights of the phase that it starts from, if any.
+    :raises LiverXAILib.errors.InputError: training data, or the weights it starts from, are missing; or that model was
+        trained on a patient who is to be left out.
+    :raises LiverXAILib.errors.ModelError: there is no such model.
     """
     phase, folder, settings = PHASES[name], run.output / name, run.settings(name)
     initial = _initial_weights(name, run, start)
@@ -211,9 +219,9 @@ def grafts_of(sources: Sequence[Source], spacing_mm: float) -> list[Graft]:
     ]
 
 
-def _initial_weights(name: str, run: Run, start: str) -> Mapping[str, torch.Tensor] | None:
-    if start == "bundled":
-        return bundled_weights(PHASES[name].stage or name)
+def _initial_weights(name: str, run: Run, start: str | None) -> Mapping[str, torch.Tensor] | None:
+    if start is not None:
+        return trained_weights(start, PHASES[name].stage or name, run.left_out)
     before = PHASES[name].starts_from
     if before is None:
         return None
@@ -223,16 +231,28 @@ def _initial_weights(name: str, run: Run, start: str) -> Mapping[str, torch.Tens
     return load_file(path)
 
 
-def bundled_weights(name: str) -> dict[str, torch.Tensor]:
-    """The bundled model's weights of a stage, as trained: in a loaded model the norms are folded into convolutions.
+def trained_weights(model: str, stage: str, left_out: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """The weights of a model's stage as trained: in a loaded model the norms are folded into convolutions.
 
-    :raises LiverXAILib.errors.InputError: the bundled model has no such stage.
+    :raises LiverXAILib.errors.InputError: the model has no such stage, or was trained on a patient in `left_out`.
+    :raises LiverXAILib.errors.ModelError: there is no such model.
     """
-    entry = registered("default")
-    stages, folder = {stage.name: stage for stage in entry.spec().stages}, entry.folder()
-    if name not in stages or folder is None:
-        raise InputError(f"The bundled model has no network {name!r}, but {' and '.join(stages)}.")
-    return {key: value.float() for key, value in load_file(folder / stages[name].weights[0]).items()}
+    spec, states = load_states(model)
+    if stage not in states:
+        raise InputError(f"Model {model} has no network {stage!r}, but {' and '.join(states)}.")
+    unseen = never_trained_on(_runs_of(spec), left_out)
+    if known := [patient for patient in left_out if patient not in unseen]:
+        raise InputError(f"Model {model} was trained on {' and '.join(known)}: continue from another, or from nothing.")
+    return states[stage][0]
+
+
+def never_trained_on(runs: Mapping[str, Mapping[str, Any]], patients: Sequence[str]) -> list[str]:
+    """Those of the patients that all runs left out. Runs without a record are older than the data of these patients."""
+    return [name for name in patients if all(name in run.get("left_out", patients) for run in runs.values())]
+
+
+def _runs_of(spec: ModelSpec) -> Mapping[str, Mapping[str, Any]]:
+    return spec.training.get("runs", {})
 
 
 def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:
@@ -259,13 +279,13 @@ def start_from(network: UNet, weights: Mapping[str, torch.Tensor]) -> None:
     network.load_state_dict(state)
 
 
-def tune(run: Run) -> None:
-    """Continue from the bundled liver network with the phase "tuning", unless it is finished; keep the locator.
+def tune(run: Run, start: str = BUNDLED) -> None:
+    """Continue from a model's liver network with the phase "tuning", unless it is finished; keep the model's locator.
 
-    :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise.
+    :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise; also as :func:`train_phase`.
     """
     if not _is_finished("tuning", run):
-        train_phase("tuning", run, start="bundled")
+        train_phase("tuning", run, start=start)
 
 
 def _is_finished(name: str, run: Run) -> bool:
@@ -286,26 +306,39 @@ def _is_finished(name: str, run: Run) -> bool:
 def export_run(output: Path, quality: Mapping[str, Any] | None = None) -> None:
     """Write ``model/``, which is bundled, and ``logs/``, the rows of each phase, from finished phases.
 
-    A run that continued from the bundled model keeps the stages that it did not train.
+    A run that continued from a model keeps the stages that it did not train, and lists that model's runs before its
+    own.
 
     :raises LiverXAILib.errors.InputError: a phase is not finished.
+    :raises LiverXAILib.errors.ModelError: the model that it continued from is no longer there.
     """
     runs = {
         name: json.loads((output / name / RUN).read_text(encoding="utf-8"))
         for name in PHASES
         if (output / name / RUN).is_file()
     }
-    weights, operating, left_out = {}, {}, []
+    start = next((run["start"] for run in runs.values() if run["start"] is not None), None)
+    weights, operating = {}, {}
     for stage in STAGES:
         made = [name for name in runs if PHASES[name].stage == stage]
         if made:
             weights[stage] = load_file(output / made[-1] / WEIGHTS)
-            operating[stage], left_out = runs[made[-1]]["operating_points"], runs[made[-1]]["left_out"]
-        elif any(run["start"] == "bundled" for run in runs.values()):
-            weights[stage] = bundled_weights(stage)
+            operating[stage] = runs[made[-1]]["operating_points"]
+        elif start is not None:
+            weights[stage] = trained_weights(start, stage)
         else:
             raise InputError(f"{output / stage / WEIGHTS} is missing: train {stage} first.")
     (output / "logs").mkdir(exist_ok=True)
     for name in runs:
         shutil.copyfile(output / name / LOG, output / "logs" / f"{name}.csv")
-    export(weights, output / "model", runs, operating, quality, left_out=left_out)
+    history = {} if start is None else dict(_runs_of(load_states(start)[0]))
+    for name, run in runs.items():
+        history[_unused(name, history)] = {key: value for key, value in run.items() if key != "start"}
+    left_out = never_trained_on(history, next(iter(runs.values()))["left_out"])
+    export(weights, output / "model", history, operating, quality, left_out=left_out)
+
+
+def _unused(name: str, names: Container[str]) -> str:
+    """The name, numbered if it is in `names`."""
+    numbered = (f"{name} {number}" for number in count(2))
+    return next(one for one in chain([name], numbered) if one not in names)

@@ -2,9 +2,8 @@
 """Evaluate each patient with a model that never saw them: ``python -m recipes.default_model.leave_out --help``.
 
 For each patient with a labeled liver all phases are trained without that patient's scans, and the model segments these.
-Runs may be shorter than the final one (``--iterations``), and may continue from the bundled weights, which were not
-trained on any patient of HCC-TACE-Seg, Colorectal-Liver-Metastases and Pancreatic-CT-CBCT-SEG. An interrupted
-evaluation is resumed.
+Runs may be shorter than the final one (``--iterations``), and may continue from a model that was never trained on the
+patients (``--start``). An interrupted evaluation is resumed.
 """
 
 from __future__ import annotations
@@ -43,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for sources/, a folder per patient, a table")
     patients = [name for name in PATIENTS if name not in _PARTIAL]
     parser.add_argument("--patients", nargs="+", choices=list(PATIENTS), default=patients, metavar="PATIENT")
-    parser.add_argument("--start", choices=["nothing", "bundled"], default="nothing", help="bundled: only its liver")
+    parser.add_argument(
+        "--start", metavar="MODEL", help="model whose liver network is trained further; default: all phases are trained"
+    )
     parser.add_argument("--iterations", type=int, help="iterations of each phase; default: the phase's own number")
     parser.add_argument("--phantoms", type=int, nargs=2, default=Run.phantoms, metavar=("TRAINED", "SCANNED"))
     parser.add_argument("--compare", nargs="*", default=["default"], metavar="MODEL", help="models to compare with")
@@ -77,15 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def trained(run: Run, start: str) -> Model:
+def trained(run: Run, start: str | None) -> Model:
     """Load the model of a run, trained first if necessary.
 
-    :param start: "bundled": its liver network continues from the bundled weights; its locator is the bundled one.
+    :param start: name or folder of a model; its liver network is trained further, its locator kept.
     """
-    if start == "bundled":
-        tune(run)
-    else:
+    if start is None:
         train_all(run)
+    else:
+        tune(run, start)
     export_run(run.output)
     return load_model(run.output / "model")
 
