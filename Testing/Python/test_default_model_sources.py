@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from toys import ball_phantom, threshold_model
 
 from LiverXAILib.errors import InputError
+from LiverXAILib.models import Model
 from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.volume import Grid
+from recipes.default_model import leave_out
 from recipes.default_model import sources as sources_module
 from recipes.default_model.card import data_of
 from recipes.default_model.leave_out import judge, write
@@ -156,3 +159,22 @@ def test_each_scan_of_a_patient_left_out_is_judged_and_means_are_by_phase(tmp_pa
     assert "| model | arterial | 1 |" in table
     assert "1 of 1 >20 mm" in table
     assert "| model | portal | 1 |" in table
+
+
+def test_a_trained_model_is_evaluated_only_on_patients_it_never_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_scans(tmp_path, "hcc006_p", "hcc011_2")
+    model = threshold_model()
+    runs = {"liver": {"left_out": ["hcc006"]}, "tuning": {"left_out": ["hcc006", "hcc011"]}}
+    trained = Model(replace(model.spec, training={"runs": runs}), model.networks)
+    models = {"toy": trained, "before": model}
+    monkeypatch.setattr(leave_out, "load_model", lambda name: models[name])
+    command = ["--data", str(data), "--output", str(tmp_path / "out"), "--model", "toy", "--compare", "before"]
+    assert leave_out.main([*command, "--patients", "hcc006"]) == 0
+    assert [line.split(" | ")[:3] for line in capsys.readouterr().out.strip().splitlines()[2:]] == [
+        ["| left out", "portal", "1"],
+        ["| before", "portal", "1"],
+    ]
+    assert leave_out.main([*command, "--patients", "hcc006", "hcc011"]) == 1
+    assert "The model was trained on hcc011: use one that was not." in capsys.readouterr().err

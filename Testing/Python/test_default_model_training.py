@@ -466,7 +466,7 @@ def test_tuning_goes_on_from_a_models_liver_network_and_keeps_its_locator(
     again = ["--start", str(tmp_path / "tuned" / "model")]
     capsys.readouterr()
     assert build.main(command("tune", "again", *again, "--leave-out", "hcc013", "hcc015")) == 1
-    assert "was trained on hcc013: continue from another" in capsys.readouterr().err
+    assert "was trained on hcc013: use one that was not" in capsys.readouterr().err
     assert build.main(command("tune", "again", *again)) == 0
     *_, training = model("again")
     assert list(training["runs"]) == ["locator", "liver", "tuning", "tuning 2"]

@@ -240,10 +240,18 @@ def trained_weights(model: str, stage: str, left_out: Sequence[str] = ()) -> dic
     spec, states = load_states(model)
     if stage not in states:
         raise InputError(f"Model {model} has no network {stage!r}, but {' and '.join(states)}.")
-    unseen = never_trained_on(_runs_of(spec), left_out)
-    if known := [patient for patient in left_out if patient not in unseen]:
-        raise InputError(f"Model {model} was trained on {' and '.join(known)}: continue from another, or from nothing.")
+    require_unseen(spec, left_out)
     return states[stage][0]
+
+
+def require_unseen(spec: ModelSpec, patients: Sequence[str]) -> None:
+    """Check that a model was not trained on any of the patients, as far as its card says what it was trained on.
+
+    :raises LiverXAILib.errors.InputError: it was.
+    """
+    unseen = never_trained_on(_runs_of(spec), patients)
+    if known := [patient for patient in patients if patient not in unseen]:
+        raise InputError(f"The model was trained on {' and '.join(known)}: use one that was not.")
 
 
 def never_trained_on(runs: Mapping[str, Mapping[str, Any]], patients: Sequence[str]) -> list[str]:

@@ -3,7 +3,8 @@
 
 For each patient with a labeled liver all phases are trained without that patient's scans, and the model segments these.
 Runs may be shorter than the final one (``--iterations``), and may continue from a model that was never trained on the
-patients (``--start``). An interrupted evaluation is resumed.
+patients (``--start``). An interrupted evaluation is resumed. A model that was trained without several patients is
+evaluated on them without further training (``--model``).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from LiverXAILib.inference import segment
 from LiverXAILib.models import Model, load_model
 
 from ..real_ct import PATIENTS, Scan, read_scan
-from .build import Run, export_run, train_all, tune
+from .build import Run, export_run, require_unseen, train_all, tune
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--start", metavar="MODEL", help="model whose liver network is trained further; default: all phases are trained"
     )
+    parser.add_argument("--model", help="evaluate this model, trained without the patients; nothing is trained")
     parser.add_argument("--iterations", type=int, help="iterations of each phase; default: the phase's own number")
     parser.add_argument("--phantoms", type=int, nargs=2, default=Run.phantoms, metavar=("TRAINED", "SCANNED"))
-    parser.add_argument("--compare", nargs="*", default=["default"], metavar="MODEL", help="models to compare with")
+    parser.add_argument("--compare", nargs="*", default=[], metavar="MODEL", help="also models to compare with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -67,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tuple(options.phantoms),
                 options.output / "sources",
             )
-            model = trained(run, options.start)
+            model = trained(run, options.start) if options.model is None else load_model(options.model)
             models = {"left out": model, **{name: load_model(name) for name in options.compare}}
+            for one in models.values():
+                require_unseen(one.spec, (patient,))
             rows += judged(options.data, patient, models)
             write(rows, options.output)
     except LiverXAIError as error:
@@ -122,6 +126,7 @@ def judge(data: Path, patient: str, scan: Scan, name: str, model: Model) -> dict
 
 def write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     """Write all scans as CSV, and means by model and phase as Markdown."""
+    output.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
     with (output / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
