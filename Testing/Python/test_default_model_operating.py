@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,19 @@ def test_what_is_missed_or_false_does_not_move_the_outlines_of_what_is_found() -
     for answer in (logits, false):
         points = operating_points(Answers(answer, answer), [a_sample(seen | missed)], [], Intensity())
         assert points.tumor <= 0.5
+
+
+def test_few_false_lesions_come_before_more_true_ones() -> None:
+    tumor, logit = torch.zeros(SIZE, dtype=torch.bool), torch.full(SIZE, -4.0)
+    for number, place in enumerate(itertools.product((0, 8), (0, 8), (0, 8))):
+        if number < 5:  # three lesions that the network is not sure of, one that it is sure of, and a false one
+            inside = tuple(slice(n, n + 3) for n in place)
+            tumor[inside] = number < 4
+            logit[inside] = 2.7 if number == 4 else 4.7 if number == 3 else 2.2
+    points = operating_points(Answers(logit, logit), [a_sample(tumor)] * 3, [], Intensity())
+    assert 2.7 < points.certain < 4.7
+    nothing_false = operating_points(Answers(logit, logit), [a_sample(tumor | (logit == 2.7))], [], Intensity())
+    assert nothing_false.certain < 2.2
 
 
 def test_the_points_become_zero() -> None:
