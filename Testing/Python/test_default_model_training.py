@@ -17,6 +17,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
+from scipy.ndimage import binary_dilation
 from test_default_model_synthesis import block_of_liver
 from training_toys import draw_nothing
 
@@ -281,9 +282,26 @@ def test_the_loss_is_what_selections_by_masks_give() -> None:
         assert parts[f"{name}_ce"] == pytest.approx(float(ce(own, target)), abs=1e-6)
         overlap, total = (own.sigmoid() * target).sum(), own.sigmoid().sum() + target.sum()
         assert parts[f"{name}_dice"] == pytest.approx(float(1 - (2 * overlap + 50) / (total + 50)), abs=1e-6)
+    around = torch.from_numpy(binary_dilation((known & tumor).numpy(), np.ones((5, 5, 5))))
     ill, healthy = logits[1][known & tumor], logits[1][known & liver & ~tumor]
-    expected = 0.3 * ce(ill, torch.ones_like(ill)) + 0.7 * ce(healthy, torch.zeros_like(healthy))
+    near = logits[1][known & liver & ~tumor & around]
+    margin = ce(near, torch.zeros_like(near), reduction="sum") / len(ill)
+    expected = 0.3 * (ce(ill, torch.ones_like(ill)) + margin) + 0.7 * ce(healthy, torch.zeros_like(healthy))
     assert parts["tumor_balanced"] == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("radius", [2.0, 5.0])
+def test_neither_side_of_a_lesions_border_outweighs_the_other(radius: float) -> None:
+    liver = torch.ones(24, 24, 24, dtype=torch.bool)
+    axes = [torch.arange(24) - 12.0 for _ in range(3)]
+    distance = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+    tumor = distance <= radius
+    item = batch_with(liver, tumor, torch.ones_like(liver))
+    logits = torch.zeros(2, 24, 24, 24, requires_grad=True)
+    parts = BalancedLoss(0.2).parts(logits, item["truth"][0], item["lesions"][0], item["known"])
+    (slope,) = torch.autograd.grad(parts["tumor_balanced"], logits)
+    inside, outside = slope[1][tumor].mean(), slope[1][(distance > radius) & (distance <= radius + 1)].mean()
+    assert float(outside / -inside) == pytest.approx(1, abs=0.2)
 
 
 def test_a_centered_network_sees_the_same_whatever_the_livers_hu(tmp_path: Path) -> None:

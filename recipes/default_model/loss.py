@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
+#: Width of the margin around lesions, in voxels.
+_MARGIN = 2
 #: Added to intersections and sums, in voxels: keeps Dice defined and smooth where there is nothing to find.
 _DICE_SMOOTH = 50.0
 
@@ -18,7 +20,9 @@ class BalancedLoss:
     For each channel it adds binary cross-entropy and soft Dice, and inside the liver the cross-entropy of tumor against
     the rest, averaged over each of the two first. Without this last term no tumors are found for a thousand iterations.
     In it a lesion is weighted by the square root of its size; otherwise only the largest would count ("blob loss",
-    Kofler et al., IPMI 2023, addresses the same problem with equal weights).
+    Kofler et al., IPMI 2023, addresses the same problem with equal weights). A margin of the liver around each lesion
+    has the weight of the lesion's own voxels: weighted as the rest of the liver, a hundred times less, it would be
+    labeled tumor around small lesions.
 
     :param tumor_share: weight of the tumor half; the rest of the liver has 1 - `tumor_share`. It may change during
         training: equal halves let the network start to find tumors, but later make it label everything dark as tumor.
@@ -58,8 +62,9 @@ class BalancedLoss:
         if target[1].any():
             numbers = lesions.int() * target[1]
             weights = torch.bincount(numbers.flatten()).clamp_min(1).float().rsqrt()[numbers] * wanted[1]
-            in_lesions = (ce[1] * weights).sum() / weights.sum()
             healthy = ((truth == 1) & known[1]).float()
+            margins = functional.max_pool3d(weights[None, None], 2 * _MARGIN + 1, 1, _MARGIN)[0, 0] * healthy
+            in_lesions = (ce[1] * (weights + margins)).sum() / weights.sum()
             rest = (ce[1] * healthy).sum() / healthy.sum().clamp_min(1)
             parts["tumor_balanced"] = self.tumor_share * in_lesions + (1 - self.tumor_share) * rest
         return parts
