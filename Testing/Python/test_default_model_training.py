@@ -480,6 +480,7 @@ def test_tuning_goes_on_from_a_models_liver_network_and_keeps_its_locator(
     assert [path.name for path in (tmp_path / "tuned" / "logs").iterdir()] == ["tuning.csv"]
     assert build.main(tuning) == 0, "what is finished is not done again"
     assert build.main([*tuning, "--seed", "5"]) == 1
+    assert build.main([*tuning, "--start", "default"]) == 1
 
     again = ["--start", str(tmp_path / "tuned" / "model")]
     capsys.readouterr()

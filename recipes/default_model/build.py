@@ -292,20 +292,21 @@ def tune(run: Run, start: str = BUNDLED) -> None:
 
     :raises LiverXAILib.errors.InputError: a finished phase was trained otherwise; also as :func:`train_phase`.
     """
-    if not _is_finished("tuning", run):
+    if not _is_finished("tuning", run, start):
         train_phase("tuning", run, start=start)
 
 
-def _is_finished(name: str, run: Run) -> bool:
+def _is_finished(name: str, run: Run, start: str | None = None) -> bool:
     """Whether a phase is finished.
 
-    :raises LiverXAILib.errors.InputError: it is, but was trained with other settings.
+    :raises LiverXAILib.errors.InputError: it is, but was trained with other settings or from another start.
     """
     finished = run.output / name / RUN
     if not finished.is_file():
         return False
     before = json.loads(finished.read_text(encoding="utf-8"))
-    if before["settings"] != asdict(run.settings(name)) or before["left_out"] != list(run.left_out):
+    expected = {"settings": asdict(run.settings(name)), "left_out": list(run.left_out), "start": start}
+    if any(before[key] != value for key, value in expected.items()):
         raise InputError(f"{finished.parent} holds another run: choose another folder, or remove it.")
     _log.info("%s is finished", name)
     return True
