@@ -51,7 +51,8 @@ def benchmark_clicks(
 ) -> list[Row]:
     """Return a row for each click and method: patient, lesion's diameter, position of the click, Dice and seconds.
 
-    :param model: also compare growing on this model's tumor probability.
+    :param model: LiverXAI also knows this model's tumor probability, as after an analysis; growing on it alone is
+        compared, too.
     """
     rows: list[Row] = []
     for seed in range(FIRST_SEED, FIRST_SEED + patients):
@@ -90,7 +91,8 @@ def _outlines(
     """Return Dice and seconds of each method for one click."""
     rows = []
     x, y, z = (float(value) for value in ct.grid.to_lps(click[::-1]))
-    own: list[tuple[str, Segmentation, str]] = [(OWN, missed, "best"), ("contrast alone", missed, "contrast")]
+    known = missed if scored is None else scored
+    own: list[tuple[str, Segmentation, str]] = [(OWN, known, "best"), ("contrast alone", missed, "contrast")]
     if scored is not None:
         own.append(("growing on the tumor probability", scored, "probability"))
     for name, segmentation, by in own:
@@ -101,7 +103,7 @@ def _outlines(
             box, mask = Box.between(click, click + 1), np.zeros((1, 1, 1), bool)
         rows.append(_row(name, mask, box, lesion, time.perf_counter() - started))
         if name == OWN:
-            rows.append(_corrected(ct, missed, lesion, box, mask))
+            rows.append(_corrected(ct, known, lesion, box, mask))
     reach = np.ceil(60.0 / np.array(ct.spacing[::-1])).astype(int)
     box = Box.between(click, click + 1).grown(reach, ct.shape)
     liver = missed.mask("liver")[box]
@@ -116,7 +118,7 @@ def _outlines(
     return rows
 
 
-def _corrected(ct: Volume, missed: Segmentation, lesion: np.ndarray, box: Box, mask: np.ndarray) -> Row:
+def _corrected(ct: Volume, known: Segmentation, lesion: np.ndarray, box: Box, mask: np.ndarray) -> Row:
     """Add a second click in the middle of the outline's largest error, unless there is none."""
     found = np.zeros(lesion.shape, bool)
     found[box] = mask
@@ -130,12 +132,12 @@ def _corrected(ct: Volume, missed: Segmentation, lesion: np.ndarray, box: Box, m
     started = time.perf_counter()
     if best is not None and found.any():
         x, y, z = (float(value) for value in ct.grid.to_lps(best[1][::-1]))
-        part, corrected = correct_outline(ct, missed, found, (x, y, z), best[2])
+        part, corrected = correct_outline(ct, known, found, (x, y, z), best[2])
         found[part] = corrected
     elif best is not None:
         x, y, z = (float(value) for value in ct.grid.to_lps(best[1][::-1]))
         try:
-            part, corrected = outline_lesion(ct, missed, (x, y, z))
+            part, corrected = outline_lesion(ct, known, (x, y, z))
             found[part] = corrected
         except UsageError:
             pass

@@ -9,9 +9,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from toys import ball_phantom, threshold_model
 
-from LiverXAILib.benchmarks.clicks import SIZES, gain, table
-from LiverXAILib.errors import ModelError
+from LiverXAILib.benchmarks.clicks import SIZES, click_rows, gain, table
+from LiverXAILib.errors import ModelError, UsageError
 from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.reading import click_network as clicks
 from LiverXAILib.volumes.volume import Grid, Volume
@@ -145,6 +146,23 @@ def test_the_benchmarks_table_has_a_row_for_each_method_and_a_column_for_each_si
     assert len(SIZES) == 3
     assert lines[2] == "| LiverXAI | 0.50 (1) | 0.50 (1) | – | 0.10 |"
     assert gain(rows) == pytest.approx(0.2)
+
+
+def test_with_a_model_the_benchmark_outlines_as_after_an_analysis(monkeypatch):
+    ct, truth = ball_phantom(Grid((48, 48, 48), np.diag([2.0, 2.0, 2.0, 1.0])), organ_mm=42.0)
+    asked = []
+
+    def outlined(ct, segmentation, place, *, by="corrected"):
+        asked.append((by, "tumor" in segmentation.probabilities, segmentation.mask("tumor").any()))
+        raise UsageError("nothing there")
+
+    monkeypatch.setattr("LiverXAILib.benchmarks.clicks.outline_lesion", outlined)
+    for model in (None, threshold_model()):
+        click_rows(ct, truth.array > 0, truth.array == 2, seed=0, model=model)
+    alone, after = asked[:6], asked[6:]
+    assert alone == [("best", False, False), ("corrected", False, False), ("contrast", False, False)] * 2
+    known = [("best", True, False), ("corrected", True, False), ("contrast", False, False)]
+    assert after == [*known, ("probability", True, False)] * 2
 
 
 def test_lesions_of_a_phantom_are_as_large_as_asked_for():
