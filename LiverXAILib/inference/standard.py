@@ -81,14 +81,11 @@ class StandardPreprocessing:
                 box = found.projected(grid, volume.grid, margin_mm=MARGIN_MM)
                 score = resample(margin, grid, volume.grid.cropped(box), fill=-_MAX_LOGIT)
                 probability = torch.sigmoid(score).to(torch.float16).numpy()
-                mask = score > 0
-                if (
-                    label in stage.peak_threshold
-                    and (doubtful := _below_peak(margin, stage.peak_threshold[label])).any()
-                ):
-                    # No image voxel lies between two components: voxels that touch, even at corners, are connected.
-                    mask &= resample(doubtful.float(), grid, volume.grid.cropped(box)) <= 0
-                readings[label] = Mask(box, mask.numpy()), Volume(probability, volume.grid.cropped(box).ijk_to_lps)
+                mask = (score > 0).numpy()
+                if label in stage.peak_threshold:
+                    sure = np.argwhere((margin >= stage.peak_threshold[label]).numpy())
+                    mask = _components_at(mask, volume.grid.cropped(box), grid.to_lps(sure[:, ::-1]))
+                readings[label] = Mask(box, mask), Volume(probability, volume.grid.cropped(box).ijk_to_lps)
         return readings
 
 
@@ -151,12 +148,15 @@ def _shift_inside_scan(scan: Grid, grid: Grid) -> Grid:
     return Grid(grid.shape, matrix)
 
 
-def _below_peak(margin: torch.Tensor, level: float) -> torch.Tensor:
-    """The components of a region (where `margin` is positive) that reach `level` nowhere, as bool (k, j, i)."""
-    pieces = torch.from_numpy(components((margin > 0).numpy(), corners=True)).long()
-    certain = torch.zeros(int(pieces.max()) + 1, dtype=torch.bool)
-    certain[pieces[margin >= level]] = True
-    return (pieces > 0) & ~certain[pieces]
+def _components_at(mask: np.ndarray, grid: Grid, places_lps_mm: np.ndarray) -> np.ndarray:
+    """The components of a mask on `grid` that contain at least one of the places (n, 3)."""
+    voxels = grid.nearest_voxel(places_lps_mm)
+    voxels = voxels[((voxels >= 0) & (voxels < mask.shape)).all(axis=1)]
+    pieces = components(mask, corners=True)
+    kept = np.zeros(int(pieces.max(initial=0)) + 1, bool)
+    kept[pieces[tuple(voxels.T)]] = True
+    kept[0] = False
+    return kept[pieces]
 
 
 def body_box(volume: Volume, base: Grid) -> Box:

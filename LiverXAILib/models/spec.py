@@ -202,8 +202,8 @@ class StageSpec:
     :param channels: names of the output channels, in order.
     :param labels: for each label that this stage decides, the channels whose union is its region. With nested
         regions "liver" includes "tumor".
-    :param peak_threshold: hysteresis thresholding, by label: a connected component of the label's region (score above
-        0) counts only if the score, a logit, reaches this somewhere.
+    :param peak_threshold: hysteresis thresholding, by label: a connected component of the label's region in the image
+        (score above 0) counts only if the network's score, a logit, reaches this somewhere in it.
     :param operating_points: by label, other operating points that a user may choose
         (:mod:`LiverXAILib.inference.sensitivity`).
     :param region: run only around a label that an earlier stage found.

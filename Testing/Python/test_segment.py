@@ -22,7 +22,7 @@ from LiverXAILib.inference.mirrored import find_mirrored_liver
 from LiverXAILib.inference.postprocess import clean_lesions, clean_organ
 from LiverXAILib.inference.segmenter import run_stage
 from LiverXAILib.inference.sensitivity import at_sensitivity, choose_point, named_points, operating_points
-from LiverXAILib.inference.stages import logit_margin
+from LiverXAILib.inference.stages import logit_margin, preprocessing_of
 from LiverXAILib.models import LIVER, TUMOR, LabelSpec, Model, Region
 from LiverXAILib.models.spec import OperatingPoint
 from LiverXAILib.progress import CancelToken
@@ -295,6 +295,27 @@ def test_a_lesion_that_the_network_is_nowhere_sure_of_is_dropped_and_the_others_
     np.testing.assert_array_equal(one.mask("liver") | one.mask("tumor"), both.mask("liver") | both.mask("tumor"))
     np.testing.assert_array_equal(one.probabilities["tumor"].array, both.probabilities["tumor"].array)
     assert not segment(volume, threshold_model(peak_threshold={"tumor": 9.0}), device="cpu").mask("tumor").any()
+
+
+@pytest.mark.parametrize("slice_mm", [0.5, 5.0])
+def test_a_piece_that_is_connected_to_a_sure_lesion_only_between_the_images_voxels_does_not_count(slice_mm):
+    stage = threshold_model(peak_threshold={"tumor": 3.0}).spec.stages[0]
+    grid = Grid((24, 24, 24), np.diag([2.0, 2.0, 2.0, 1.0]))
+    logits = torch.full((2, *grid.shape), -6.0)
+    logits[1, 4:10, 4:10, 4:10] = 1.0
+    logits[1, 6, 6, 6] = 4.0  # the network is sure of this one ...
+    logits[1, 10:16, 10:16, 10:16] = 1.0  # ... but not of this one, which touches it at a corner
+    fine = Grid((int(48 / slice_mm), 96, 96), np.diag([0.5, 0.5, slice_mm, 1.0]))
+    volume = Volume(np.zeros(fine.shape, np.int16), fine.ijk_to_lps)
+    mask, probability = preprocessing_of(stage).read_scores(logits, stage, ["tumor"], grid, volume)["tumor"]
+    found = np.zeros(fine.shape, bool)
+    found[mask.box] = mask.voxels
+    above = np.zeros(fine.shape, bool)
+    above[fine.box_of(probability.grid)] = probability.array > 0.5
+    near = fine.to_lps(np.argwhere(above)[:, ::-1]).max(axis=1) < 19.0
+    assert found.any()
+    np.testing.assert_array_equal(np.argwhere(found), np.argwhere(above)[near])
+    assert not near.all()
 
 
 def test_certainty_is_asked_for_labels_of_the_stage_only():

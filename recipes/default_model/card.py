@@ -25,8 +25,12 @@ RECIPE = (
 )
 LIMITS = (
     "For research use only.",
-    "Tumor labels of training are silver: outlined on the images, but not by a radiologist. No finding does not mean "
-    "no tumor.",
+    "The tumor output is experimental: it misses most lesions under 10 mm, many of 10 to 20 mm and some larger ones "
+    "that hardly differ from the liver, most of all in arterial scans, and sometimes marks vessels. No finding does "
+    "not mean no tumor.",
+    "Tumor labels of training are silver: outlined on the images, but not by a radiologist.",
+    "Thin parts of the liver and veins inside it may be left out; heart and bowel beside it may be included: look at "
+    "the outlines.",
     "Any focal lesion, cysts included, is called tumor.",
     "Unusual anatomy (situs inversus, after resection or transplantation, children, massive ascites) was not seen in "
     "training.",
