@@ -9,7 +9,6 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,27 +71,24 @@ def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
     from . import pictures
     from .viewer import viewer_data
 
-    # The viewer's data take a third of the time, most of it outside Python.
-    with ThreadPoolExecutor(1, "viewer") as beside:
-        data = beside.submit(lambda: _json_in_script(viewer_data(analysis)) if viewer else None)
-        return {
-            "overview": _planes(analysis),
-            "lesion_pictures": [
-                (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
-                for lesion in analysis.measurements.lesions[: pictures.MAX_LESIONS]
-            ],
-            "candidate_pictures": [
-                (candidate, embedded(*pictures.render_lesion(analysis, candidate)))
-                for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
-            ],
-            "rejected_pictures": [
-                (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
-                for lesion in analysis.measurements.rejected[: pictures.MAX_LESIONS]
-            ],
-            "answers": [_answer(analysis, answer) for answer in analysis.answers],
-            "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
-            "viewer": data.result(),
-        }
+    return {
+        "overview": _planes(analysis),
+        "lesion_pictures": [
+            (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
+            for lesion in analysis.measurements.lesions[: pictures.MAX_LESIONS]
+        ],
+        "candidate_pictures": [
+            (candidate, embedded(*pictures.render_lesion(analysis, candidate)))
+            for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
+        ],
+        "rejected_pictures": [
+            (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
+            for lesion in analysis.measurements.rejected[: pictures.MAX_LESIONS]
+        ],
+        "viewer": _json_in_script(viewer_data(analysis)) if viewer else None,
+        "answers": [_answer(analysis, answer) for answer in analysis.answers],
+        "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
+    }
 
 
 def render_page(template: Path, context: Mapping[str, Any]) -> str:
