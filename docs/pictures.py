@@ -7,10 +7,8 @@ bundled model, each with the model's confidence.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import matplotlib.image
 from matplotlib.figure import Figure
 
 import LiverXAILib as lx
@@ -26,11 +24,8 @@ def main() -> None:
     pictures = list(answer_pictures(analysis, analysis.answers[0]))
     figure = Figure(figsize=(2.4 * len(pictures), 2.7), dpi=150, facecolor="white")
     for number, (caption, picture) in enumerate(pictures):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png")
-        buffer.seek(0)
         axes = figure.add_axes((number / len(pictures), 0, 0.99 / len(pictures), 0.89))
-        axes.imshow(matplotlib.image.imread(buffer))
+        axes.imshow(picture.pixels())
         axes.set_axis_off()
         axes.set_title(caption, fontsize=10)
     figure.savefig(OUTPUT, metadata={"Software": None})

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts that make pictures of the documentation from the bundled model still run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_a_counterfactual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = script("pictures")
+    monkeypatch.setattr(pictures, "OUTPUT", tmp_path / "counterfactual.png")
+    pictures.main()
+    with Image.open(tmp_path / "counterfactual.png") as picture:
+        assert picture.width > 3 * picture.height  # the lesion as it is, without it, elsewhere, alone
+
+
+def test_the_table_and_the_pictures_of_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = script("failures")
+    monkeypatch.setattr(failures, "SEEDS", range(3004, 3005))
+    monkeypatch.setattr(sys, "argv", ["failures.py", "--output", str(tmp_path / "failures.png")])
+    failures.main()
+    assert "phantom 3004  tumor" in capsys.readouterr().out
+    with Image.open(tmp_path / "failures.png") as picture:
+        assert picture.width > 800
