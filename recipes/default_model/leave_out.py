@@ -43,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for sources/, a folder per patient, a table")
     patients = [name for name in PATIENTS if name not in _PARTIAL]
     parser.add_argument("--patients", nargs="+", choices=list(PATIENTS), default=patients, metavar="PATIENT")
-    parser.add_argument(
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
         "--start", metavar="MODEL", help="model whose liver network is trained further; default: all phases are trained"
     )
-    parser.add_argument("--model", help="evaluate this model, trained without the patients; nothing is trained")
+    chosen.add_argument("--model", help="evaluate this model, trained without the patients; nothing is trained")
     parser.add_argument("--iterations", type=int, help="iterations of each phase; default: the phase's own number")
     parser.add_argument("--phantoms", type=int, nargs=2, default=Run.phantoms, metavar=("TRAINED", "SCANNED"))
     parser.add_argument("--compare", nargs="*", default=[], metavar="MODEL", help="also models to compare with")
