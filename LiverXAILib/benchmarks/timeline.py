@@ -32,6 +32,7 @@ _PARTS: tuple[tuple[str, str, str, int | None], ...] = (
     ("LiverXAILib.volumes.io", "read_volume", "read the CT", None),
     ("LiverXAILib.models.loading", "load_model", "load the model", None),
     ("LiverXAILib.inference.segmenter", "run_stage", "stage {}", 2),
+    ("LiverXAILib.inference.segmenter", "outline_again", "outlines", None),
     ("LiverXAILib.inference.segmenter", "segment", "labels", None),
     ("LiverXAILib.explain.explainer", "explain_all", "heat maps", None),
     ("LiverXAILib.explain.border.need", "explain_border", "answer about the border", None),

@@ -27,6 +27,8 @@ class Segmentation:
         be; outside it the probability is (nearly) 0. Above 0.5 the label's score exceeds that of every rival.
     :param stage_grids: the grids on which the model's stages ran; explanations run on the same grids.
     :param provenance: JSON-ready: model, settings, device, warnings and steps.
+    :param network_probabilities: for labels that were outlined again (:mod:`.outlines`), the probabilities of the
+        model's last stage, to which explanations refer.
     :param stage_centers: the HU at the center of the intensity, for stages with a centered intensity
         (:class:`~LiverXAILib.models.spec.Intensity`).
     """
@@ -37,6 +39,7 @@ class Segmentation:
     stage_grids: Mapping[str, Grid] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stage_centers: Mapping[str, float] = field(default_factory=dict)
+    network_probabilities: Mapping[str, Volume] = field(default_factory=dict)
 
     def spec(self, name: str) -> LabelSpec:
         """The label called `name`; raises :class:`~LiverXAILib.errors.UsageError` if there is none."""
@@ -54,6 +57,12 @@ class Segmentation:
     def checksum(self) -> str:
         """The :func:`labels_checksum` of its labels."""
         return labels_checksum(self.labels)
+
+    def network_probability(self, name: str) -> Volume | None:
+        """The probability by the network of the model's last stage alone; None if it is not known."""
+        if (self.provenance.get("outlines") or {}).get("label") == name:
+            return self.network_probabilities.get(name)
+        return self.probabilities.get(name)
 
     def mask(self, name: str, box: Box | None = None) -> np.ndarray:
         """The mask of the structure `name`, including its parts: bool (k, j, i). The liver includes its tumors.

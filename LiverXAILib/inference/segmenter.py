@@ -16,7 +16,7 @@ import torch
 from ..context import RunContext
 from ..errors import DeviceError, own_errors
 from ..models.model import Model, require_model
-from ..models.spec import StageSpec
+from ..models.spec import OutlineAgain, StageSpec
 from ..progress import CancelToken, Progress
 from ..volumes.box import Box, bounding_box
 from ..volumes.memory import require_memory
@@ -25,6 +25,8 @@ from ..volumes.volume import Grid, Volume, require_volume
 from .backends import choose_backend, forward
 from .device import select_device
 from .masks import Mask
+from .outline_network import outline_network
+from .outlines import Marked, outline_again
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
 from .stages import logit_margin, padded_input, predict_logits, preprocessing_of, sample_box, stage_grids, stage_plan
@@ -117,6 +119,13 @@ def segment(
 
     begun = time.perf_counter()
     masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
+    by_network: dict[str, Volume] = {}
+    outlines = None
+    again = model.spec.outlines
+    if again is not None and again.label in probabilities:
+        by_network[again.label] = probabilities[again.label]
+        masks, probabilities[again.label], outlines = _outlined(volume, model, again, masks, probabilities, context)
+        masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
     labels = np.zeros(volume.shape, dtype=np.uint8)
     for spec in model.spec.labels:
         if spec.name in masks:
@@ -137,11 +146,36 @@ def segment(
         },
         "reliability": None if model.spec.reliability is None else asdict(model.spec.reliability),
         "stages": stages,
+        "outlines": outlines,
         "seconds_of_rules": round(time.perf_counter() - begun, 6),
         "seconds": round(time.perf_counter() - started, 6),
         "warnings": warnings,
     }
-    return Segmentation(volume.with_array(labels), model.spec.labels, probabilities, grids, provenance, centers)
+    return Segmentation(
+        volume.with_array(labels), model.spec.labels, probabilities, grids, provenance, centers, by_network
+    )
+
+
+def _outlined(
+    volume: Volume,
+    model: Model,
+    again: OutlineAgain,
+    masks: dict[str, Mask],
+    probabilities: Mapping[str, Volume],
+    context: RunContext,
+) -> tuple[dict[str, Mask], Volume, dict[str, Any]]:
+    """Outline small lesions and candidates again: the masks, the new probability, and a report for the provenance."""
+    begun = time.perf_counter()
+    parent = model.spec.label(again.label).parent
+    assert parent is not None
+    organ, lesions = masks[parent], masks[again.label]
+    tissue = organ.voxels & ~lesions.on(organ.box)
+    median = float(np.median(volume.array[organ.box][tissue])) if tissue.any() else 0.0
+    marked = Marked(volume, organ, lesions, probabilities[again.label], median)
+    peak = model.spec.stage_of(again.label).peak_threshold.get(again.label, 0.0)
+    found, probability, count = outline_again(marked, 1 / (1 + exp(-peak)), outline_network(again.sha256), context)
+    report = {**asdict(again), "components": count, "seconds": round(time.perf_counter() - begun, 6)}
+    return {**masks, again.label: found}, probability, report
 
 
 def run_stage(

@@ -225,6 +225,8 @@ def model_problems(spec: ModelSpec) -> list[str]:
             problems.append(f"label {name!r} is part of itself")
         elif parent is not None:
             problems.append(f"label {name!r} is part of {parent!r}, which is not a label of the model")
+    if spec.outlines is not None and parents.get(spec.outlines.label) is None:
+        problems.append(f"it outlines {spec.outlines.label[:80]!r} again, which is not a label that is part of another")
     return problems
 
 

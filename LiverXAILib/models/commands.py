@@ -116,11 +116,10 @@ def layer_lines(spec: ModelSpec) -> list[str]:
 def _description(entry: Entry, about: About) -> list[str]:
     """The description of a model, as lines of text."""
     folder = entry.folder()
-    stages = entry.spec().stages if entry.card is not None else ()
     rows: list[tuple[str, Any]] = [
         ("task", about.task),
         ("finds", [f"{label.name}: {label.type[2]} ({label.type[0]} {label.type[1]})" for label in about.labels]),
-        ("networks", [f"{stage.name}: {stage.summary()}" for stage in stages]),
+        ("networks", entry.spec().networks() if entry.card is not None else ()),
         ("models", " -> ".join(link.model for link in entry.chain)),
         ("spacing", "" if entry.card is not None else _spacing(about.spacing_mm)),
         ("time", "" if about.time == "unknown" else about.time),

@@ -35,8 +35,8 @@ class Model:
 
     @property
     def sha256(self) -> tuple[str, ...]:
-        """Checksums of all weights files, in the order of the card, as listed in a result's provenance."""
-        return tuple(checksum for stage in self.spec.stages for checksum in stage.sha256)
+        """:attr:`.ModelSpec.sha256`."""
+        return self.spec.sha256
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -277,11 +277,24 @@ class Reliability:
 
 
 @dataclass(frozen=True)
+class OutlineAgain:
+    """That small lesions are outlined again, with the bundled network of :mod:`LiverXAILib.inference.outlines`.
+
+    :param label: the lesions; their parent is the liver.
+    :param sha256: checksum of the weights with which the model was evaluated; others are refused.
+    """
+
+    label: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The card of a model. `labels` are those of the final result, by name; later labels are drawn over earlier ones.
 
     `quality` and `training` are free-form, JSON-ready mappings that reports print; `limits` are sentences.
     `reliability` estimates the probability that a finding of this model is true, if that was fitted.
+    `outlines`: small lesions are outlined again, by a network of their own.
     """
 
     name: str
@@ -297,10 +310,26 @@ class ModelSpec:
     quality: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     reliability: Reliability | None = None
+    outlines: OutlineAgain | None = None
 
     def __post_init__(self) -> None:
         if problems := model_problems(self):
             raise ModelError(f"The model card of {self.name[:40]!r} is wrong: {'; '.join(problems)}.")
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        """Checksums of all weights, in the order of the card, as listed in a result's provenance."""
+        outlines = () if self.outlines is None else (self.outlines.sha256,)
+        return (*(checksum for stage in self.stages for checksum in stage.sha256), *outlines)
+
+    def networks(self) -> list[str]:
+        """What each network does, in order, as lines of text."""
+        lines = [f"{stage.name}: {stage.summary()}" for stage in self.stages]
+        if self.outlines is not None:
+            lines.append(
+                f"outlines: UNet, 1 or 2 mm, around each small finding; outlines the {self.outlines.label} again"
+            )
+        return lines
 
     def label(self, name: str) -> LabelSpec:
         """The label called `name`; raises :class:`~LiverXAILib.errors.ModelError` if there is none."""

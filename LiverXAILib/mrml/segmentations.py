@@ -209,7 +209,7 @@ def read_segments(
     stage_grids: dict[str, Grid] = {}
     stage_centers: dict[str, float] = {}
     made_here = get_attribute(node, "Model") or {}
-    if made_here.get("sha256") == [s for stage in model.stages for s in stage.sha256]:
+    if made_here.get("sha256") == list(model.sha256):
         then = get_attribute(node, "Grid", _grid_from_json)
         if then is not None and then.matches(grid):
             stage_grids = get_attribute(node, "StageGrids", _grids_from_json) or {}

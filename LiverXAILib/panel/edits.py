@@ -145,4 +145,4 @@ def must_be_kept(node: Any, model: ModelSpec) -> bool:
 def made_by(node: Any, model: ModelSpec) -> bool:
     """Return whether a segmentation node is a result of this model."""
     known = get_attribute(node, "Model") or {}
-    return bool(known.get("sha256") == [x for stage in model.stages for x in stage.sha256])
+    return bool(known.get("sha256") == list(model.sha256))

@@ -2,9 +2,10 @@
 """The outline of a lesion from one click in it, and its correction by another click.
 
 Where the tumor probability at the click is high enough, the lesion is the connected component above a fraction of its
-peak. Elsewhere it is outlined in two ways: by a small network (:mod:`.click_network`), and by contrast, as the
-connected component whose smoothed HU are closer to those at the click than to the median of the liver. The contrast
-rule places the border at the blurred edge of a homogeneous lesion, but leaks from faint lesions into vessels and noise.
+peak. Elsewhere it is outlined in two ways: by a small network (:mod:`~LiverXAILib.inference.outline_network`), and by
+contrast, as the connected component whose smoothed HU are closer to those at the click than to the median of the liver.
+The contrast rule places the border at the blurred edge of a homogeneous lesion, but leaks from faint lesions into
+vessels and noise.
 It is therefore used only if its result is similar in size to the network's, or if a lesion is larger than the network's
 field of view. ``liverxai benchmark clicks`` compares all of them with classical methods on the same clicks.
 """
@@ -18,11 +19,11 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..errors import UsageError
+from ..inference.outline_network import SCALES_MM, SIZE, Click, outline_by_network
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, central_voxel, components
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
-from .click_network import SCALES_MM, SIZE, Click, outline_by_network
 
 #: Maximum extent of a lesion from the click, and of the neighborhood that is examined, in mm.
 REACH_MM = 60.0

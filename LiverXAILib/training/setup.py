@@ -75,7 +75,9 @@ class TrainingSetup:
             "title": config.title or f"{config.name}, trained with LiverXAI",
             "training": training,
             "quality": quality,
-            "reliability": None,  # that of the initial model does not apply to this one
+            # Those of the initial model do not apply to this one.
+            "reliability": None,
+            "outlines": None,
         }
         if self.base is None:
             spec = ModelSpec(

@@ -49,11 +49,20 @@ def unpack_volume(message: Mapping[str, Any], folder: Path) -> Volume:
     return Volume(array, np.array(message["ijk_to_lps"]), message["metadata"])
 
 
+def _pack_volumes(volumes: Mapping[str, Volume], folder: Path) -> dict[str, Any]:
+    return {name: pack_volume(volume, folder) for name, volume in volumes.items()}
+
+
+def _unpack_volumes(message: Mapping[str, Any], folder: Path) -> dict[str, Volume]:
+    return {name: unpack_volume(volume, folder) for name, volume in message.items()}
+
+
 def pack_segmentation(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
     """Pack labels, probabilities, grids and provenance."""
     return {
         "labels": pack_volume(segmentation.labels, folder),
-        "probabilities": {name: pack_volume(volume, folder) for name, volume in segmentation.probabilities.items()},
+        "probabilities": _pack_volumes(segmentation.probabilities, folder),
+        "network_probabilities": _pack_volumes(segmentation.network_probabilities, folder),
         "stage_grids": {
             name: {"shape": list(grid.shape), "ijk_to_lps": grid.ijk_to_lps.tolist()}
             for name, grid in segmentation.stage_grids.items()
@@ -71,10 +80,11 @@ def unpack_segmentation(message: Mapping[str, Any], folder: Path, model: ModelSp
     return Segmentation(
         unpack_volume(message["labels"], folder),
         model.labels,
-        {name: unpack_volume(volume, folder) for name, volume in message["probabilities"].items()},
+        _unpack_volumes(message["probabilities"], folder),
         grids,
         message["provenance"],
         message["stage_centers"],
+        _unpack_volumes(message["network_probabilities"], folder),
     )
 
 
@@ -106,13 +116,12 @@ def unpack_explanation(message: Mapping[str, Any], folder: Path) -> Explanation:
 
 def pack_answer(answer: Answer, folder: Path) -> dict[str, Any]:
     """Pack an answer with its images."""
-    volumes = {name: pack_volume(volume, folder) for name, volume in answer.volumes.items()}
-    return {"answer": answer.to_dict(), "volumes": volumes}
+    return {"answer": answer.to_dict(), "volumes": _pack_volumes(answer.volumes, folder)}
 
 
 def unpack_answer(message: Mapping[str, Any], folder: Path) -> Answer:
     """The reverse of :func:`pack_answer`."""
-    volumes = {name: unpack_volume(volume, folder) for name, volume in message["volumes"].items()}
+    volumes = _unpack_volumes(message["volumes"], folder)
     return Answer.from_dict(message["answer"], volumes)
 
 

@@ -28,7 +28,7 @@ from LiverXAILib.phantoms import make_phantom
 from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.volumes.volume import Volume
 
-from ..clicks.samples import painted, real_scans
+from ..outlines.samples import painted, real_scans
 
 #: Phantoms that neither training nor the benchmarks use.
 FIRST_SEED = 800_000

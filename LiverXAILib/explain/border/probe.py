@@ -54,7 +54,7 @@ class BorderProbe:
         self.voxels = 0
 
     def _found(self, label: str, context: RunContext) -> torch.Tensor:
-        probability = self.run.segmentation.probabilities.get(label)
+        probability = self.run.segmentation.network_probability(label)
         if probability is None:
             return self._score.evidence(blended_logits(self.run, self._score, context)) > 0
         # The segmentation's probabilities give the same result without another pass.

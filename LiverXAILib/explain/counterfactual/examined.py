@@ -145,7 +145,7 @@ class ExaminedBox:
 
 def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, context: RunContext) -> float:
     """The model's mean probability of the answer over the target, in the whole image."""
-    target, probability = score_target.target, run.segmentation.probabilities.get(score_target.target.label)
+    target, probability = score_target.target, run.segmentation.network_probability(score_target.target.label)
     plain = not isinstance(target, WhyNot | Contrast) and len(score_target.own) == 1 and len(score_target.rivals) <= 1
     if plain and probability is not None:
         # The segmentation's probabilities give the same result without another pass.

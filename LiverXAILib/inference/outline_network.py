@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small network that outlines the lesion at a click, and corrects the outline after further clicks.
+"""A small network that outlines one lesion: at a click, or around what a model has marked.
 
-Its input is a cube of the CT around the first click: HU relative to the liver's median, the liver mask, the clicks
-inside the lesion, the clicks outside it, and the previous output (as in Sofiiuk et al., ICIP 2022). Small lesions are
-sampled at 1 mm, larger ones at 2 or 4 mm. ``python -m recipes.clicks`` trains the network;
-``liverxai benchmark clicks`` evaluates it.
+Its input is a cube of the CT: HU relative to the liver's median, the liver mask, the clicks inside the lesion, the
+clicks outside it, and the previous output (as in Sofiiuk et al., ICIP 2022), which is the model's probability if there
+are no clicks. Small lesions are sampled at 1 mm, larger ones at 2 or 4 mm. ``python -m recipes.outlines`` trains the
+network; ``liverxai benchmark clicks`` evaluates it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from ..errors import ModelError
-from ..inference.geometry import AIR_HU, network_orientation_grid
 from ..models.downloads import checksum
 from ..models.formats.weights import build_with_weights, read_tensors
 from ..networks import UNet
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
+from .geometry import AIR_HU, network_orientation_grid
 
 #: Voxels along each side of the cube.
 SIZE = 32
@@ -33,14 +33,16 @@ SIZE = 32
 SCALES_MM = (1.0, 2.0, 4.0)
 #: The next larger size is also used above this volume (a ball of 20 mm), which does not fit the smallest cube well.
 _LARGE_MM3 = 4200.0
+#: Voxels of the cube on each side that a component leaves free.
+_MARGIN = 4
 #: Standard deviation in voxels of the Gaussian that encodes a click in the network's input.
 _CLICK_VOXELS = 2.0
 #: HU relative to the liver's median are clipped to ± the first value and divided by the second.
 _CLIP_HU, _UNIT_HU = 150.0, 50.0
 #: Channels of the input: HU, liver, clicks in the lesion, clicks outside it, the previous output.
 CHANNELS = 5
-FOLDER = Path(__file__).parents[1] / "models" / "bundled" / "clicks"
-WEIGHTS, CARD = "clicks.safetensors", "card.json"
+FOLDER = Path(__file__).parents[1] / "models" / "bundled" / "outlines"
+WEIGHTS, CARD = "outlines.safetensors", "card.json"
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,22 @@ class Click:
     inside: bool = True
 
 
-def click_grid(grid: Grid, place_lps_mm: Sequence[float], scale_mm: float, size: int = SIZE) -> Grid:
+def cube_grid(grid: Grid, place_lps_mm: Sequence[float], scale_mm: float, size: int = SIZE) -> Grid:
     """The cube around a point, along the patient's axes, or the image's own axes if these are close to them."""
     direction = network_orientation_grid(grid, "SPL").direction
     matrix = np.eye(4)
     matrix[:3, :3] = direction * scale_mm
     matrix[:3, 3] = np.array(place_lps_mm) - matrix[:3, :3] @ np.full(3, size // 2)
     return Grid((size, size, size), matrix)
+
+
+def cube_scale_mm(places_lps_mm: np.ndarray) -> float | None:
+    """The smallest voxel size with which the cube contains all places (n, 3) and a margin; None if there is none.
+
+    The largest size is left out, because models mark lesions on finer grids.
+    """
+    extent = float(np.ptp(places_lps_mm, axis=0).max())
+    return next((scale for scale in SCALES_MM[:-1] if extent <= (SIZE - 2 * _MARGIN) * scale), None)
 
 
 def network_input(
@@ -88,10 +99,11 @@ def _spots(shape: Sequence[int], points: Sequence[Sequence[float] | np.ndarray])
 
 
 @functools.cache
-def click_network() -> torch.nn.Module:
+def outline_network(sha256: str | None = None) -> torch.nn.Module:
     """Load the bundled network with its weights, once.
 
-    :raises LiverXAILib.errors.ModelError: the files are damaged.
+    :param sha256: checksum of the weights that a model was evaluated with.
+    :raises LiverXAILib.errors.ModelError: the files are damaged, or the weights are not those with that checksum.
     """
     path = FOLDER / WEIGHTS
     try:
@@ -100,11 +112,16 @@ def click_network() -> torch.nn.Module:
         found = checksum(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"The network that outlines lesions from a click is damaged: {CARD} or {WEIGHTS} in {FOLDER} is missing or "
+            f"The network that outlines lesions is damaged: {CARD} or {WEIGHTS} in {FOLDER} is missing or "
             "cannot be read. Reinstall LiverXAI."
         ) from error
     if found != expected:
         raise ModelError(f"{path.name} is not the file that its card describes. Reinstall LiverXAI.")
+    if sha256 not in (None, found):
+        raise ModelError(
+            "The model was made for another version of the network that outlines lesions. Get the model for this "
+            "version of LiverXAI, or install the version of LiverXAI that it was made for."
+        )
     state = {name: value.float() for name, value in read_tensors(path).items()}
     return build_with_weights(lambda: UNet(**arguments), state, path, "UNet").eval()
 
@@ -142,9 +159,9 @@ def outline_by_network(
     :param before: the current lesion mask, which the last click corrects; None: there is none yet.
     :param network: None: the bundled network.
     """
-    network = network or click_network()
+    network = network or outline_network()
     for scale in SCALES_MM:
-        cube = click_grid(volume.grid, clicks[0].place_lps_mm, scale)
+        cube = cube_grid(volume.grid, clicks[0].place_lps_mm, scale)
         points = [cube.to_ijk(np.array(click.place_lps_mm))[::-1] for click in clicks]
         last = scale == SCALES_MM[-1]
         if not last and any((point < 2).any() or (point > SIZE - 3).any() for point in points):

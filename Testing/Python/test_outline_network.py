@@ -13,11 +13,11 @@ from toys import ball_phantom, threshold_model
 
 from LiverXAILib.benchmarks.clicks import SIZES, click_rows, gain, table
 from LiverXAILib.errors import ModelError, UsageError
+from LiverXAILib.inference import outline_network as outlines
 from LiverXAILib.phantoms import make_phantom
-from LiverXAILib.reading import click_network as clicks
 from LiverXAILib.volumes.volume import Grid, Volume
-from recipes.clicks.samples import STORED, Scan, make_cube
-from recipes.clicks.train import correct, save, train
+from recipes.outlines.samples import STORED, Scan, make_cube
+from recipes.outlines.train import correct, save, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,15 +34,15 @@ def scan():
 
 
 def test_a_damaged_network_is_refused(tmp_path, monkeypatch):
-    folder = tmp_path / "clicks"
-    shutil.copytree(clicks.FOLDER, folder)
-    weights = folder / clicks.WEIGHTS
+    folder = tmp_path / "outlines"
+    shutil.copytree(outlines.FOLDER, folder)
+    weights = folder / outlines.WEIGHTS
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    monkeypatch.setattr(clicks, "FOLDER", folder)
+    monkeypatch.setattr(outlines, "FOLDER", folder)
     with pytest.raises(ModelError, match="not the file that its card describes"):
-        clicks.click_network.__wrapped__()
+        outlines.outline_network.__wrapped__()
 
 
 @pytest.mark.parametrize(
@@ -52,25 +52,25 @@ def test_a_damaged_network_is_refused(tmp_path, monkeypatch):
 )
 def test_a_damaged_card_is_refused_in_words(card, tmp_path, monkeypatch):
     if card is not None:
-        (tmp_path / clicks.CARD).write_bytes(card.encode("utf-8", "surrogateescape"))
-    monkeypatch.setattr(clicks, "FOLDER", tmp_path)
+        (tmp_path / outlines.CARD).write_bytes(card.encode("utf-8", "surrogateescape"))
+    monkeypatch.setattr(outlines, "FOLDER", tmp_path)
     with pytest.raises(ModelError, match="Reinstall LiverXAI"):
-        clicks.click_network.__wrapped__()
+        outlines.outline_network.__wrapped__()
 
 
 def test_a_card_whose_arguments_do_not_fit_its_weights_is_refused_in_words(tmp_path, monkeypatch):
-    folder = tmp_path / "clicks"
-    shutil.copytree(clicks.FOLDER, folder)
-    card = json.loads((folder / clicks.CARD).read_text(encoding="utf-8"))
-    monkeypatch.setattr(clicks, "FOLDER", folder)
+    folder = tmp_path / "outlines"
+    shutil.copytree(outlines.FOLDER, folder)
+    card = json.loads((folder / outlines.CARD).read_text(encoding="utf-8"))
+    monkeypatch.setattr(outlines, "FOLDER", folder)
     for arguments in ({}, {"nonsense": 1}, {**card["arguments"], "features": "many"}):
-        (folder / clicks.CARD).write_text(json.dumps({**card, "arguments": arguments}), encoding="utf-8")
+        (folder / outlines.CARD).write_text(json.dumps({**card, "arguments": arguments}), encoding="utf-8")
         with pytest.raises(ModelError):
-            clicks.click_network.__wrapped__()
+            outlines.outline_network.__wrapped__()
 
 
 def test_the_card_tells_what_the_network_was_trained_on():
-    card = json.loads((clicks.FOLDER / clicks.CARD).read_text(encoding="utf-8"))
+    card = json.loads((outlines.FOLDER / outlines.CARD).read_text(encoding="utf-8"))
     assert card["license"] == "Apache-2.0"
     assert not set(card["training"]["scans"]) & set(card["training"]["held_out"])
     assert not {"chaos03", "ircad01"} & set(card["training"]["scans"])
@@ -80,17 +80,17 @@ def test_the_cube_lies_around_the_click_along_the_patients_axes():
     oblique = np.diag([0.7, 0.7, 3.0, 1.0])
     oblique[:3, 3] = (-100, -50, 20)
     grid = Grid((20, 40, 40), oblique)
-    cube = clicks.click_grid(grid, (-90.0, -40.0, 44.0), 2.0)
+    cube = outlines.cube_grid(grid, (-90.0, -40.0, 44.0), 2.0)
     np.testing.assert_allclose(cube.spacing, 2.0)
-    np.testing.assert_allclose(cube.to_lps(np.full(3, clicks.SIZE // 2)), (-90, -40, 44))
-    turned = clicks.click_grid(Grid((40, 40, 20), oblique[:, [2, 1, 0, 3]]), (-90.0, -40.0, 44.0), 2.0)
+    np.testing.assert_allclose(cube.to_lps(np.full(3, outlines.SIZE // 2)), (-90, -40, 44))
+    turned = outlines.cube_grid(Grid((40, 40, 20), oblique[:, [2, 1, 0, 3]]), (-90.0, -40.0, 44.0), 2.0)
     np.testing.assert_allclose(turned.ijk_to_lps, cube.ijk_to_lps, atol=1e-9)
 
 
 def test_clicks_are_spots_in_channels_of_their_own():
     zero = torch.zeros(8, 8, 8)
-    channels = clicks.network_input(zero + 400, zero > 1, [(4, 4, 4)], [(1, 2, 3), (6, 6, 6)], zero)
-    assert channels.shape == (clicks.CHANNELS, 8, 8, 8)
+    channels = outlines.network_input(zero + 400, zero > 1, [(4, 4, 4)], [(1, 2, 3), (6, 6, 6)], zero)
+    assert channels.shape == (outlines.CHANNELS, 8, 8, 8)
     assert channels[0].max() == 3
     assert (channels[2] == 1).nonzero().tolist() == [[4, 4, 4]]
     assert (channels[3] == 1).nonzero().tolist() == [[1, 2, 3], [6, 6, 6]]
@@ -107,16 +107,16 @@ def test_the_network_is_trained_from_painted_lesions(scan, tmp_path, monkeypatch
     np.testing.assert_array_equal(again.hu, make_cube(scan, 3, scale_mm=1.0, diameter_mm=9.0).hu)
     network = train(cubes, cubes[:1], 1, 0, tmp_path)
     save(network, tmp_path, {"iterations": 1})
-    monkeypatch.setattr(clicks, "FOLDER", tmp_path)
-    loaded = clicks.click_network.__wrapped__()
-    image = torch.zeros(1, clicks.CHANNELS, *(clicks.SIZE,) * 3)
+    monkeypatch.setattr(outlines, "FOLDER", tmp_path)
+    loaded = outlines.outline_network.__wrapped__()
+    image = torch.zeros(1, outlines.CHANNELS, *(outlines.SIZE,) * 3)
     with torch.inference_mode():
         difference = (loaded(image) - network.eval()(image)).abs().max()
     assert float(difference) < 1e-2  # half precision
 
 
 def test_a_reader_clicks_in_the_middle_of_the_largest_mistake():
-    from recipes.clicks.train import _Sample
+    from recipes.outlines.train import _Sample
 
     truth = torch.zeros(16, 16, 16, dtype=torch.bool)
     truth[4:9, 4:9, 4:9] = True

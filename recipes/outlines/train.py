@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the network that outlines a lesion from clicks, in minutes on one thread.
+"""Train the network that outlines one lesion, at a click or around what a model has marked, on one thread.
 
-Cubes are made once and kept in the output folder. Each is used with different clicks, transposed and mirrored, with
-more noise, and with more or less contrast. In half of the samples a second click corrects the network's own result
+Cubes are made once and kept in the output folder. Those around lesions are used with different clicks; those around
+components that the model marks have its probability instead of clicks. All are transposed and mirrored, with more
+noise, and with more or less contrast. In a quarter of the samples a second click corrects the network's own result
 after the first click, at the center of its largest error.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,13 @@ from torch import nn
 from torch.nn import functional
 
 from LiverXAILib.context import RunContext
+from LiverXAILib.inference.outline_network import CARD, CHANNELS, SCALES_MM, SIZE, WEIGHTS, network_input
+from LiverXAILib.models import load_model
 from LiverXAILib.models.downloads import checksum
+from LiverXAILib.models.model import Model
 from LiverXAILib.networks import UNet
-from LiverXAILib.reading.click_network import CARD, CHANNELS, SCALES_MM, SIZE, WEIGHTS, network_input
 
+from .marked import marked_cubes
 from .samples import FIRST_SEED, HELD_OUT_SCANS, SCANS, STORED, Cube, cut, make_cube, phantom_scans, real_scans
 
 _log = logging.getLogger(__name__)
@@ -44,16 +49,21 @@ ARGUMENTS: dict[str, Any] = {
 }
 #: Largest distance of the first click from the center of a stored cube, in voxels.
 _SHIFT = (STORED - SIZE) // 2
-_BATCH = 8
+#: Largest shift of a cube around a component that a model marked, in voxels.
+_JITTER = 2
+#: Samples of a step: half with clicks, half of components that a model marked.
+_BATCH = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.clicks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.outlines", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/")
     parser.add_argument("--output", type=Path, required=True, help="for the cubes, the weights and their card")
-    parser.add_argument("--cubes", type=int, default=1300)
-    parser.add_argument("--phantoms", type=int, default=8)
+    parser.add_argument("--model", default="default", help="marks the components to be outlined again")
+    parser.add_argument("--cubes", type=int, default=2000, help="around clicks")
+    parser.add_argument("--phantoms", type=int, default=40, help="for the model; 8 of them for clicks")
+    parser.add_argument("--rounds", type=int, default=8, help="how often lesions are painted into a scan for the model")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--start", type=Path, help="weights to continue from, with a decreasing learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -61,40 +71,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     RunContext(threads=1).limit_threads()
     options.output.mkdir(parents=True, exist_ok=True)
-    trained = _cubes(
-        options.output / "cubes.npz",
-        options.data,
-        SCANS,
-        range(FIRST_SEED, FIRST_SEED + options.phantoms),
-        options.cubes,
-    )
-    judged = _cubes(
-        options.output / "held-out.npz", options.data, HELD_OUT_SCANS, range(FIRST_SEED + 1000, FIRST_SEED + 1002), 120
-    )
+    model = load_model(options.model)
+    trained = _cubes("trained", options, SCANS, range(FIRST_SEED, FIRST_SEED + options.phantoms), model)
+    judged = _cubes("held-out", options, HELD_OUT_SCANS, range(FIRST_SEED + 1000, FIRST_SEED + 1008), model)
     network = train(trained, judged, options.iterations, options.seed, options.output, options.start)
     save(network, options.output, {"iterations": options.iterations, "cubes": len(trained), "seed": options.seed})
 
 
-def _cubes(path: Path, data: Path, names: Sequence[str], seeds: range, count: int) -> list[Cube]:
-    """Make cubes from scans and phantoms in turn, or load those made before."""
+def _cubes(part: str, options: argparse.Namespace, names: Sequence[str], seeds: range, model: Model) -> list[Cube]:
+    """Make the cubes for training, or a tenth as many for evaluation, of both kinds."""
+    share = 1 if part == "trained" else 10
+    clicked = _stored(
+        options.output / f"{part}-clicks.npz",
+        lambda: _clicked(part, options.data, names, seeds[:8], options.cubes // share),
+    )
+    marked = _stored(
+        options.output / f"{part}-marked.npz",
+        lambda: marked_cubes(options.data, names, seeds, options.rounds, model),
+    )
+    return clicked + marked
+
+
+def _clicked(part: str, data: Path, names: Sequence[str], seeds: range, count: int) -> Iterator[Cube]:
+    """Make cubes around clicks, from scans and phantoms in turn."""
+    scans = [*real_scans(data, names), *phantom_scans(seeds)]
+    _log.info("%d scans: %s", len(scans), ", ".join(scan.name for scan in scans))
+    made = 0
+    for seed in itertools.count():
+        cube = make_cube(scans[seed % len(scans)], hash_of(seed, part))
+        if cube is not None and cube.lesion[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT, _SHIFT:-_SHIFT].any():
+            made += 1
+            yield cube
+        if made == count:
+            return
+
+
+def _stored(path: Path, make: Callable[[], Iterable[Cube]]) -> list[Cube]:
+    """Make cubes and store them, or load those made before."""
     if not path.is_file():
-        scans = [*real_scans(data, names), *phantom_scans(seeds)]
-        _log.info("%d scans: %s", len(scans), ", ".join(scan.name for scan in scans))
-        made: list[Cube] = []
-        seed = 0
-        while len(made) < count:
-            cube = make_cube(scans[seed % len(scans)], hash_of(seed, path.stem))
-            seed += 1
-            if cube is not None and cube.lesion[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT, _SHIFT:-_SHIFT].any():
-                made.append(cube)
-                if len(made) % 200 == 0:
-                    _log.info("%d cubes", len(made))
-        bits = np.stack([cube.liver + 2 * cube.lesion.astype(np.uint8) for cube in made]).astype(np.uint8)
-        scales = np.array([cube.scale_mm for cube in made])
-        np.savez(path, hu=np.stack([cube.hu for cube in made]), bits=bits, scales=scales)
+        made = []
+        for cube in make():
+            made.append(cube)
+            if len(made) % 100 == 0:
+                _log.info("%s: %d cubes", path.stem, len(made))
+        np.savez(
+            path,
+            hu=np.stack([cube.hu for cube in made]),
+            bits=np.stack([cube.liver + 2 * cube.lesion.astype(np.uint8) for cube in made]).astype(np.uint8),
+            scales=np.array([cube.scale_mm for cube in made]),
+            before=np.stack([cube.before for cube in made if cube.before is not None] or [np.zeros(0)]),
+        )
     found = np.load(path)
-    hu, bits, scales = found["hu"], found["bits"], found["scales"]
-    return [Cube(hu[n], (bits[n] & 1).astype(bool), (bits[n] & 2) > 0, float(scales[n])) for n in range(len(hu))]
+    hu, bits, scales, before = (found[name] for name in ("hu", "bits", "scales", "before"))
+    return [
+        Cube(hu[n], (bits[n] & 1) > 0, (bits[n] & 2) > 0, float(scales[n]), before[n] if before.size else None)
+        for n in range(len(hu))
+    ]
 
 
 def hash_of(seed: int, name: str) -> int:
@@ -116,15 +148,11 @@ class _Sample:
 
 
 def _drawn(cube: Cube, rng: np.random.Generator, *, change: bool = True) -> _Sample:
-    """Draw a first click in a cube's lesion, and augment the cube."""
-    inner = np.argwhere(cube.lesion)
-    inner = inner[(np.abs(inner - STORED // 2) <= _SHIFT - 1).all(axis=1)]
-    if len(inner) and rng.random() < 0.5:  # half of the clicks are at the center
-        click = inner[((inner - np.argwhere(cube.lesion).mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    else:
-        click = inner[rng.integers(len(inner))] if len(inner) else np.full(3, STORED // 2)
-    part = cut(cube, click - STORED // 2)
-    arrays = [part.hu.astype(np.float32), part.liver, part.lesion]
+    """Augment a cube, and draw a first click in its lesion, unless a model marked it."""
+    moved = rng.integers(-_JITTER, _JITTER + 1, 3) * change
+    part = cut(cube, moved.tolist() if cube.before is not None else (_click(cube, rng) - STORED // 2).tolist())
+    before = np.zeros(part.hu.shape) if part.before is None else part.before
+    arrays = [part.hu.astype(np.float32), part.liver, part.lesion, before.astype(np.float32)]
     if change:
         if rng.random() < 0.5:
             arrays = [array.transpose(0, 2, 1) for array in arrays]
@@ -132,14 +160,25 @@ def _drawn(cube: Cube, rng: np.random.Generator, *, change: bool = True) -> _Sam
         for axis in range(3):
             if rng.random() < 0.5:
                 arrays = [np.roll(np.flip(array, axis), 1, axis) for array in arrays]
-    hu, liver, lesion = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    hu, liver, lesion, probability = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
     if change:
         hu = hu * float(rng.uniform(0.8, 1.25)) + float(rng.normal(0, 4))
         if rng.random() < 0.4:
             noise = torch.from_numpy(rng.normal(0, rng.uniform(3, 18), hu.shape).astype(np.float32))
             hu = hu + functional.avg_pool3d(noise[None, None], 3, 1, 1)[0, 0] * 3
     middle = SIZE // 2
-    return _Sample(hu, liver, lesion, [(middle, middle, middle)], [], torch.zeros(hu.shape))
+    return _Sample(hu, liver, lesion, [(middle, middle, middle)] if cube.before is None else [], [], probability)
+
+
+def _click(cube: Cube, rng: np.random.Generator) -> np.ndarray:
+    """Draw a voxel of the lesion near the middle of the cube; half of the clicks are at its center."""
+    inner = np.argwhere(cube.lesion)
+    inner = inner[(np.abs(inner - STORED // 2) <= _SHIFT - 1).all(axis=1)]
+    if not len(inner):
+        return np.full(3, STORED // 2)
+    if rng.random() < 0.5:
+        return inner[((inner - np.argwhere(cube.lesion).mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return inner[rng.integers(len(inner))]
 
 
 def correct(sample: _Sample, probability: torch.Tensor) -> None:
@@ -168,6 +207,9 @@ def train(
     """Train the network; `judged` is used for evaluation only."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
+    clicked = [cube for cube in trained if cube.before is None]
+    marked = [cube for cube in trained if cube.before is not None]
+    kinds = [cubes for cubes in (clicked, marked) if cubes]
     network = UNet(**ARGUMENTS)
     if start is not None:
         network.load_state_dict({name: value.float() for name, value in load_file(start).items()})
@@ -183,9 +225,11 @@ def train(
         )
         for group in optimizer.param_groups:
             group["lr"] = max(rate, 1e-5)
-        samples = [_drawn(trained[int(rng.integers(len(trained)))], rng) for _ in range(_BATCH)]
+        samples = [
+            _drawn(cubes[int(rng.integers(len(cubes)))], rng) for cubes in kinds for _ in range(_BATCH // len(kinds))
+        ]
         if step > 100 or start is not None:
-            corrected = samples[: _BATCH // 2]
+            corrected = samples[: _BATCH // 4]
             network.eval()
             with torch.inference_mode():
                 answers = network(torch.stack([sample.input() for sample in corrected])).sigmoid()
@@ -225,31 +269,49 @@ def _loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def judge(network: nn.Module, cubes: Sequence[Cube]) -> str:
-    """Dice after one click and after a corrective one, by the diameter of the sphere with the lesion's volume."""
+    """Dice after one click and after a corrective one, and of marked components before and after, by diameter.
+
+    The diameter is that of a ball with the lesion's volume. Of the components that are no lesion, the fraction that the
+    network leaves empty.
+    """
     network.eval()
-    rows = []
+    rows: dict[str, list[tuple[float, float, float]]] = {"clicks": [], "marked": []}
+    empty: list[bool] = []
     rng = np.random.default_rng(0)
     for cube in cubes:
         sample = _drawn(cube, rng, change=False)
-        dice = []
-        for _ in range(2):
-            with torch.inference_mode():
-                probability = network(sample.input()[None])[0, 0].sigmoid()
-            found = probability > 0.5
-            both = int((found & sample.lesion).sum())
-            dice.append(2 * both / max(1, int(found.sum()) + int(sample.lesion.sum())))
-            correct(sample, probability.clone())
-        rows.append((cube.scale_mm * (6 * int(cube.lesion.sum()) / math.pi) ** (1 / 3), *dice))
+        diameter = cube.scale_mm * (6 * int(sample.lesion.sum()) / math.pi) ** (1 / 3)
+        first = _probability(network, sample)
+        if cube.before is None:
+            correct(sample, first.clone())
+            rows["clicks"].append((diameter, _dice(first, sample), _dice(_probability(network, sample), sample)))
+        elif sample.lesion.any():
+            rows["marked"].append((diameter, _dice(sample.before, sample), _dice(first, sample)))
+        else:
+            empty.append(not (first > 0.5).any())
     words = []
-    for low, high in ((0, 10), (10, 20), (20, 99)):
-        own = [row for row in rows if low <= row[0] < high]
-        if own:
-            first, second = np.median([r[1] for r in own]), np.median([r[2] for r in own])
-            means = [np.mean([row[n] for row in own]) for n in (1, 2)]
-            words.append(
-                f"{low}-{high} mm ({len(own)}): median {first:.3f}, {second:.3f}; mean {means[0]:.3f}, {means[1]:.3f}"
-            )
+    for kind, own in rows.items():
+        for low, high in ((0, 10), (10, 20), (20, 99)):
+            if few := [row for row in own if low <= row[0] < high]:
+                median, mean = np.median(few, axis=0), np.mean(few, axis=0)
+                words.append(
+                    f"{kind} {low}-{high} mm ({len(few)}): median {median[1]:.3f}, {median[2]:.3f}; "
+                    f"mean {mean[1]:.3f}, {mean[2]:.3f}"
+                )
+    if empty:
+        words.append(f"no lesion ({len(empty)}): {np.mean(empty):.2f} empty")
     return "; ".join(words)
+
+
+def _probability(network: nn.Module, sample: _Sample) -> torch.Tensor:
+    with torch.inference_mode():
+        return network(sample.input()[None])[0, 0].sigmoid()
+
+
+def _dice(probability: torch.Tensor, sample: _Sample) -> float:
+    found = probability > 0.5
+    both = int((found & sample.lesion).sum())
+    return 2 * both / max(1, int(found.sum()) + int(sample.lesion.sum()))
 
 
 def save(network: nn.Module, folder: Path, run: dict[str, int]) -> None:
@@ -261,7 +323,7 @@ def save(network: nn.Module, folder: Path, run: dict[str, int]) -> None:
         "name": "clicks",
         "description": "Outlines the liver lesion at a click in CT; further clicks correct the outline.",
         "license": "Apache-2.0",
-        "source": "python -m recipes.clicks",
+        "source": "python -m recipes.outlines",
         "sha256": checksum(folder / WEIGHTS),
         "arguments": ARGUMENTS,
         "size": SIZE,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the outlines from clicks on lesions painted into real scans that the network was never trained on.
 
-``python -m recipes.clicks.measure --data FOLDER``. The methods, clicks and table are those of ``liverxai benchmark
+``python -m recipes.outlines.measure --data FOLDER``. The methods, clicks and table are those of ``liverxai benchmark
 clicks``, but the images are real: with the scan's own noise, vessels and neighboring organs, and with a lesion whose
 border is known.
 """
@@ -29,7 +29,7 @@ _DIAMETERS_MM = (5.0, 60.0)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.clicks.measure", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.outlines.measure", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/")
     parser.add_argument("--lesions", type=int, default=60)
     options = parser.parse_args(arguments)

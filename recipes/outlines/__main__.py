@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m recipes.clicks``: see :mod:`recipes.clicks.train`."""
+"""``python -m recipes.outlines``: see :mod:`recipes.outlines.train`."""
 
 from .train import main
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from LiverXAILib.inference.geometry import AIR_HU
+from LiverXAILib.inference.outline_network import SCALES_MM, SIZE, cube_grid
 from LiverXAILib.phantoms import PHASES, make_phantom
-from LiverXAILib.reading.click_network import SCALES_MM, SIZE, click_grid
 from LiverXAILib.training.random_fields import Rng, gaussian_blur, rotation_matrix, smooth_field
 from LiverXAILib.volumes.box import Box, bounding_box, components
 from LiverXAILib.volumes.io import read_labels, read_volume
@@ -50,12 +50,13 @@ class Scan:
 @dataclass(frozen=True, eq=False)
 class Cube:
     """HU relative to the liver's median (int16), liver and lesion (bool), with :data:`STORED` voxels of `scale_mm`
-    along each axis."""
+    along each axis; `before` is the probability (float16) of a component that a model marked in the middle, if any."""
 
     hu: np.ndarray
     liver: np.ndarray
     lesion: np.ndarray
     scale_mm: float
+    before: np.ndarray | None = None
 
 
 def real_scans(data: Path, names: Iterable[str] = SCANS, *, whole: bool = False) -> list[Scan]:
@@ -81,16 +82,22 @@ def real_scans(data: Path, names: Iterable[str] = SCANS, *, whole: bool = False)
 
 
 def phantom_scans(seeds: Iterable[int]) -> list[Scan]:
-    """Make phantoms of all phases and voxel sizes; every other one has lesions of its own."""
+    """Make phantoms of all phases and voxel sizes, cropped to the liver; every other one has lesions of its own."""
     scans = []
     for seed in seeds:
-        rng = np.random.default_rng([seed, 1])
-        plane, depth = rng.uniform(0.7, 1.3), rng.choice([1.0, 1.5, 2.0, 2.5, 3.0, 5.0])
-        phase = str(rng.choice(PHASES, p=[0.15, 0.2, 0.65]))
-        phantom = make_phantom(seed, spacing_mm=(plane, plane, depth), phase=phase, lesions=8 * (seed % 2))
-        truth = phantom.truth.array
-        scans.append(_cut(f"phantom {seed}", phantom.ct, truth > 0, truth == 2))
+        scan = make_scan_phantom(seed, lesions=8 * (seed % 2))
+        scans.append(_cut(scan.name, scan.ct, scan.liver, scan.lesions > 0))
     return scans
+
+
+def make_scan_phantom(seed: int, lesions: int) -> Scan:
+    """Make a phantom of any phase and voxel size."""
+    rng = np.random.default_rng([seed, 1])
+    plane, depth = rng.uniform(0.7, 1.3), rng.choice([1.0, 1.5, 2.0, 2.5, 3.0, 5.0])
+    phase = str(rng.choice(PHASES, p=[0.15, 0.2, 0.65]))
+    phantom = make_phantom(seed, spacing_mm=(plane, plane, depth), phase=phase, lesions=lesions)
+    truth = phantom.truth.array
+    return Scan(f"phantom {seed}", phantom.ct, truth > 0, components(truth == 2, corners=True))
 
 
 def _cut(name: str, ct: Volume, liver: np.ndarray, tumor: np.ndarray) -> Scan:
@@ -153,7 +160,7 @@ def _stored(
     scan: Scan, array: np.ndarray, lesion: np.ndarray, box: Box, place: np.ndarray, scale: float, median: float
 ) -> Cube:
     source = scan.ct.grid.cropped(box)
-    cube = click_grid(scan.ct.grid, place.tolist(), scale, STORED)
+    cube = cube_grid(scan.ct.grid, place.tolist(), scale, STORED)
     hu = resample(array, source, cube, fill=AIR_HU) - median
     liver, inside = (
         (resample(mask.astype(np.float32), source, cube) > 0.5).numpy() for mask in (scan.liver[box], lesion)
@@ -232,4 +239,5 @@ def cut(cube: Cube, shift: Sequence[int]) -> Cube:
     """Crop a stored cube to the network's input, its center moved by `shift` voxels."""
     start = [(STORED - SIZE) // 2 + move for move in shift]
     box = Box.between(start, np.add(start, SIZE))
-    return Cube(cube.hu[box], cube.liver[box], cube.lesion[box], cube.scale_mm)
+    before = None if cube.before is None else cube.before[box]
+    return Cube(cube.hu[box], cube.liver[box], cube.lesion[box], cube.scale_mm, before)

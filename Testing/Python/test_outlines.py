@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small lesions are outlined again by a network of their own: what it may change, and what it may not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import ball_phantom, dice, threshold_model
+
+from LiverXAILib.context import RunContext
+from LiverXAILib.errors import Cancelled, ModelError
+from LiverXAILib.explain.border import explain_border
+from LiverXAILib.explain.counterfactual import explain_lesions
+from LiverXAILib.inference import outline_network as bundled
+from LiverXAILib.inference import segment
+from LiverXAILib.inference.lesions import candidate_components
+from LiverXAILib.inference.masks import Mask
+from LiverXAILib.inference.outlines import Marked, outline_again
+from LiverXAILib.inference.postprocess import Postprocessing
+from LiverXAILib.inference.sensitivity import at_sensitivity
+from LiverXAILib.models import Model, ModelSpec
+from LiverXAILib.models.spec import OperatingPoint, OutlineAgain
+from LiverXAILib.progress import CancelToken
+from LiverXAILib.volumes.box import Box
+from LiverXAILib.volumes.volume import Grid, Volume
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = (40, 60, 60)
+GRID = Grid(SHAPE, np.diag([1.0, 1.0, 1.5, 1.0]))
+
+
+class Brighter(nn.Module):
+    """An outline network that marks what is brighter than the liver by `hu`; it remembers its input."""
+
+    def __init__(self, hu: float) -> None:
+        super().__init__()
+        self.hu, self.seen = hu, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return (50 * x[:, :1] - self.hu) / 5
+
+
+class Always(nn.Module):
+    """An outline network with the same answer everywhere."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x[:, :1], self.logit)
+
+
+def balls(*places: tuple[float, float, float, float]) -> np.ndarray:
+    """A mask of balls: (k, j, i) in voxels and radius in mm."""
+    k, j, i = np.indices(SHAPE)
+    mask = np.zeros(SHAPE, bool)
+    for a, b, c, radius in places:
+        mask |= (1.5 * (k - a)) ** 2 + (j - b) ** 2 + (i - c) ** 2 <= radius**2
+    return mask
+
+
+def marked(lesion: np.ndarray, wide: np.ndarray, *, probability: float = 0.99, counted: bool = True) -> Marked:
+    """A liver that fills the image, with bright lesions that a model marks too widely."""
+    hu = np.where(lesion, 200.0, 100.0).astype(np.float32)
+    found = Volume(np.where(wide, probability, 0.0).astype(np.float16), GRID.ijk_to_lps)
+    whole = Box.full(SHAPE)
+    lesions = wide if counted else np.zeros_like(wide)
+    return Marked(Volume(hu, GRID.ijk_to_lps), Mask(whole, np.ones(SHAPE, bool)), Mask(whole, lesions), found, 100.0)
+
+
+def test_a_lesion_marked_too_widely_gets_the_outline_of_the_network():
+    truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 9))
+    network = Brighter(50)
+    found, probability, count = outline_again(marked(truth, wide), 0.9, network, RunContext())
+    assert count == 1
+    assert dice(wide, truth) < 0.4
+    assert dice(found.voxels, truth) > 0.95
+    np.testing.assert_array_equal(probability.array > 0.5, found.voxels)
+    (image,) = network.seen
+    assert image.shape == (1, bundled.CHANNELS, *(bundled.SIZE,) * 3)
+    assert not image[:, 2:4].any()  # no clicks
+    assert image[0, 4].max() == pytest.approx(0.99, abs=1e-3)
+
+
+def test_a_candidate_gets_the_outline_too_and_stays_a_candidate():
+    truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 9))
+    found, probability, count = outline_again(
+        marked(truth, wide, probability=0.7, counted=False), 0.9, Brighter(50), RunContext()
+    )
+    assert count == 1
+    assert not found.voxels.any()
+    assert dice(probability.array > 0.5, truth) > 0.95
+    # However sure the outline network is of the outline, the model was not surer than this of the lesion.
+    assert probability.array.max() == np.float16(0.7)
+
+
+def test_a_lesion_stays_as_it_is_if_the_network_finds_nothing_in_it():
+    wide = balls((20, 30, 30, 9))
+    before = marked(wide, wide)
+    for network in (Always(-5.0), Brighter(120)):
+        found, probability, count = outline_again(before, 0.9, network, RunContext())
+        assert count == 0
+        np.testing.assert_array_equal(found.voxels, wide)
+        np.testing.assert_array_equal(probability.array, before.probability.array)
+
+
+def test_a_component_stays_as_it_is_if_the_network_outlines_something_beside_its_peak():
+    truth, wide = balls((20, 30, 30, 4)), balls((20, 30, 33, 9))
+    before = marked(truth, wide)
+    values = np.array(before.probability.array)
+    values[truth] = 0.6  # the model is sure of another part
+    before = dataclasses.replace(before, probability=before.probability.with_array(values))
+    found, _, count = outline_again(before, 0.9, Brighter(50), RunContext())
+    assert count == 0
+    np.testing.assert_array_equal(found.voxels, wide)
+    values[values > 0.7] = 0.7  # below the operating point: a candidate
+    lesions = Mask(before.lesions.box, np.zeros_like(wide))
+    candidate = dataclasses.replace(before, lesions=lesions, probability=before.probability.with_array(values))
+    _, probability, count = outline_again(candidate, 0.9, Brighter(50), RunContext())
+    assert count == 0
+    np.testing.assert_array_equal(probability.array, values)
+
+
+def test_what_the_network_marks_elsewhere_is_not_added():
+    lesions = balls((20, 30, 20, 5), (20, 30, 34, 4))  # the second is missed by the model, and near the first
+    found, _, _ = outline_again(marked(lesions, balls((20, 30, 20, 6))), 0.9, Brighter(50), RunContext())
+    np.testing.assert_array_equal(found.voxels[:, :, 28:], False)
+    assert dice(found.voxels, balls((20, 30, 20, 5))) > 0.95
+
+
+def test_neighbors_keep_apart():
+    lesions, wide = balls((20, 30, 20, 5), (20, 30, 38, 5)), balls((20, 30, 20, 7), (20, 30, 38, 7))
+    found, _, count = outline_again(marked(lesions, wide), 0.9, Always(5.0), RunContext())
+    assert count == 2
+    # Each takes everything around it except what belongs to the other.
+    assert found.voxels[wide].all()
+    single = marked(lesions, wide)
+    (first, second) = single.components()
+    hu, organ, own = single.sampled(first, first.cube(GRID))
+    alone = single.sampled(second, second.cube(GRID))[2]
+    assert min(float(own.max()), float(alone.max())) > 0.9
+    assert float(own.sum()) == pytest.approx(float(alone.sum()), rel=0.05)  # one ball each
+    assert organ.min() == 1
+    assert hu.max() == 100
+    assert hu.min() == 0
+
+
+def test_a_lesion_at_the_end_of_the_image_is_outlined():
+    truth, wide = balls((2, 30, 30, 5)), balls((2, 30, 30, 9))
+    network = Brighter(50)
+    found, _, count = outline_again(marked(truth, wide), 0.9, network, RunContext())
+    assert count == 1
+    assert dice(found.voxels, truth) > 0.95
+    assert network.seen[0][0, 0].min() == -3  # air beyond the image
+
+
+def test_nothing_is_outlined_outside_the_liver():
+    truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 8))
+    before = marked(truth, wide)
+    organ = np.ones(SHAPE, bool)
+    organ[:, :, 31:] = False
+    before = dataclasses.replace(before, organ=Mask(before.organ.box, organ))
+    found, _, count = outline_again(before, 0.9, Brighter(50), RunContext())
+    assert count == 1
+    np.testing.assert_array_equal(found.voxels, found.voxels & organ)
+    assert dice(found.voxels, truth & organ) > 0.9
+
+
+def test_large_lesions_specks_and_what_lies_outside_the_liver_are_left_alone():
+    big = balls((20, 30, 30, 27))
+    assert not list(marked(big, big).components())
+    speck = np.zeros(SHAPE, bool)
+    speck[20, 30, 30] = True
+    assert not list(marked(speck, speck).components())
+    ball = balls((20, 30, 30, 6))
+    outside = dataclasses.replace(marked(ball, ball), organ=Mask(Box.full(SHAPE), balls((20, 30, 33, 4))))
+    assert not list(outside.components())
+    assert [one.scale_mm for one in marked(ball, ball).components()] == [1.0]
+    larger = balls((20, 30, 30, 14))
+    assert [one.scale_mm for one in marked(larger, larger).components()] == [2.0]
+
+
+def test_the_outline_is_the_same_however_the_image_is_stored():
+    truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 9))
+    straight = outline_again(marked(truth, wide), 0.9, Brighter(50), RunContext())[0].voxels
+    before = marked(truth, wide)
+    matrix = GRID.ijk_to_lps @ np.array([[0, 0, 1, 0], [0, -1, 0, 59], [1, 0, 0, 0], [0, 0, 0, 1.0]])
+    turned = [
+        Volume(np.ascontiguousarray(volume.array.transpose(2, 1, 0)[:, ::-1]), matrix)
+        for volume in (before.volume, before.probability)
+    ]
+    masks = [
+        Mask(Box.full((60, 60, 40)), mask.voxels.transpose(2, 1, 0)[:, ::-1]) for mask in (before.organ, before.lesions)
+    ]
+    found = outline_again(Marked(turned[0], *masks, turned[1], 100.0), 0.9, Brighter(50), RunContext())[0].voxels
+    np.testing.assert_array_equal(found[:, ::-1].transpose(2, 1, 0), straight)
+
+
+def test_a_probability_in_a_part_of_the_image_gives_the_same_outline():
+    truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 9))
+    before = marked(truth, wide)
+    box = Box.between((10, 15, 15), (32, 48, 47))
+    part = dataclasses.replace(before, probability=before.probability.cropped(box))
+    whole = outline_again(before, 0.9, Brighter(50), RunContext())[0].voxels
+    found, probability, _ = outline_again(part, 0.9, Brighter(50), RunContext())
+    assert found.box == box
+    np.testing.assert_array_equal(found.on(Box.full(SHAPE)), whole)
+    assert probability.grid.matches(GRID.cropped(box))
+
+
+def test_it_can_be_cancelled():
+    ball = balls((20, 30, 30, 6))
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        outline_again(marked(ball, ball), 0.9, Brighter(50), RunContext(cancel=token))
+
+
+@pytest.fixture
+def outlining(monkeypatch):
+    """A function that makes a model with a network for outlines."""
+
+    def made(network: nn.Module, **changes) -> Model:
+        monkeypatch.setattr("LiverXAILib.inference.segmenter.outline_network", lambda sha256: network)
+        plain = threshold_model(**changes)
+        return Model(dataclasses.replace(plain.spec, outlines=OutlineAgain("tumor", "ab" * 32)), plain.networks)
+
+    return made
+
+
+def test_segment_outlines_again_and_keeps_what_the_models_network_said(outlining):
+    volume, _ = ball_phantom(Grid((60, 80, 80), np.diag([1.5, 1.5, 2.0, 1.0])), lesion_mm=8.0)
+    plain = segment(volume, threshold_model(), device="cpu")
+    model = outlining(Brighter(90))
+    result = segment(volume, model, device="cpu")
+    assert 0 < result.mask("tumor").sum() < plain.mask("tumor").sum()
+    np.testing.assert_array_equal(result.mask("liver"), plain.mask("liver"))
+    np.testing.assert_array_equal(result.network_probability("tumor").array, plain.probabilities["tumor"].array)
+    assert result.network_probability("liver") is result.probabilities["liver"]
+    box = volume.grid.box_of(result.probabilities["tumor"].grid)
+    np.testing.assert_array_equal(result.probabilities["tumor"].array > 0.5, result.mask("tumor", box))
+    report = result.provenance["outlines"]
+    assert (report["label"], report["components"]) == ("tumor", 1)
+    assert result.provenance["model"]["sha256"] == ["0", "ab" * 32]
+    assert plain.provenance["outlines"] is None
+    assert dataclasses.replace(result, network_probabilities={}).network_probability("tumor") is None
+
+
+def test_a_lesion_that_the_new_outline_makes_too_small_is_dropped(outlining):
+    volume, _ = ball_phantom(Grid((60, 80, 80), np.diag([1.5, 1.5, 2.0, 1.0])), lesion_mm=8.0)
+    small = segment(volume, outlining(Brighter(90)), device="cpu").mask("tumor").sum() * 4.5 / 1000
+    rules = Postprocessing(min_lesion_ml=small + 0.1)
+    assert segment(volume, threshold_model(), device="cpu", postprocessing=rules).mask("tumor").any()
+    assert not segment(volume, outlining(Brighter(90)), device="cpu", postprocessing=rules).mask("tumor").any()
+
+
+def test_the_sensitivity_moves_findings_with_their_new_outlines(outlining):
+    points = (OperatingPoint(9.0, 0.0, 0.5), OperatingPoint(1.0, 1.0, 0.9))
+    volume, _ = ball_phantom(Grid((60, 80, 80), np.diag([1.5, 1.5, 2.0, 1.0])), lesion_mm=8.0)
+    changes = {"peak_threshold": {"tumor": 1.0}, "operating_points": {"tumor": points}}
+    model = outlining(Brighter(90), **changes)
+    result = segment(volume, model, device="cpu")
+    mask = result.mask("tumor")
+    assert mask.any()
+    sure = at_sensitivity(result, model.spec, "sure")
+    assert not sure.mask("tumor").any()
+    np.testing.assert_array_equal(candidate_components(sure) > 0, mask)
+    np.testing.assert_array_equal(at_sensitivity(sure, model.spec, "sensitive").mask("tumor"), mask)
+
+
+def test_explanations_refer_to_the_models_network(outlining):
+    volume, _ = ball_phantom(Grid((60, 80, 80), np.diag([1.5, 1.5, 2.0, 1.0])), lesion_mm=8.0)
+    model = outlining(Brighter(90))
+    result = segment(volume, model, device="cpu")
+    tumor = result.probabilities["tumor"]
+    other = {**result.probabilities, "tumor": tumor.with_array(np.zeros_like(tumor.array))}
+    results = result, dataclasses.replace(result, probabilities=other)
+    lesions = [explain_lesions(volume, model, known, ["lesion:1"])[0].evidence for known in results]
+    assert lesions[0] == lesions[1]
+    assert lesions[0]["in_image"] > 0.9
+    borders = [explain_border(volume, model, known, "tumor").evidence for known in results]
+    assert borders[0] == borders[1]
+    # If a scene did not keep what the network said, the network says it again.
+    forgotten = dataclasses.replace(result, network_probabilities={})
+    assert explain_lesions(volume, model, forgotten, ["lesion:1"])[0].evidence["in_image"] == pytest.approx(
+        lesions[0]["in_image"], abs=5e-3
+    )
+
+
+def test_a_card_may_ask_for_it_and_must_make_sense():
+    spec = dataclasses.replace(threshold_model().spec, outlines=OutlineAgain("tumor", "0" * 64))
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    for label in ("liver", "bone", ""):
+        with pytest.raises(ModelError, match="outlines"):
+            dataclasses.replace(spec, outlines=OutlineAgain(label, "0" * 64))
+
+
+def test_a_model_that_was_made_with_other_weights_is_refused():
+    with pytest.raises(ModelError, match="another version of the network that outlines lesions"):
+        bundled.outline_network("0" * 64)
+    assert math.isfinite(sum(float(p.detach().sum()) for p in bundled.outline_network().parameters()))

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Training of the network that outlines a lesion from clicks; see :mod:`recipes.clicks.train`."""
