@@ -28,7 +28,7 @@ TESTS = {
     "inference": [
         *("test_segment", "test_coarse_to_fine", "test_windows", "test_backends", "test_given_contours"),
         *("test_nnunet_equivalence", "test_models_resize", "test_volumes_geometry", "test_uncertainty"),
-        "test_reading",
+        *("test_reading", "test_outline*"),
     ],
     "volumes": ["test_volumes_*", "test_dicom_*", "test_resample", "test_models_resize"],
     "measure": ["test_measure*", "test_uncertainty", "test_reliability", "test_reading", "test_dicom_objects"],

@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from toys import ball_phantom, threshold_model
+from toys import ball_phantom, dice, threshold_model
 
 from LiverXAILib.benchmarks.clicks import SIZES, click_rows, gain, table
 from LiverXAILib.errors import ModelError, UsageError
 from LiverXAILib.inference import outline_network as outlines
 from LiverXAILib.phantoms import make_phantom
+from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.volumes.volume import Grid, Volume
+from recipes.outlines import marked
 from recipes.outlines.samples import STORED, Scan, make_cube
-from recipes.outlines.train import correct, save, train
+from recipes.outlines.train import _drawn, _stored, correct, judge, save, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +116,57 @@ def test_the_network_is_trained_from_painted_lesions(scan, tmp_path, monkeypatch
     with torch.inference_mode():
         difference = (loaded(image) - network.eval()(image)).abs().max()
     assert float(difference) < 1e-2  # half precision
+
+
+@pytest.fixture(scope="module")
+def bright(scan):
+    """The ball with two bright balls in it, of which only the first is a lesion."""
+    k, j, i = np.indices(scan.ct.shape)
+    first, second = (
+        (2.5 * (k - a)) ** 2 + (1.2 * (j - b)) ** 2 + (1.2 * (i - 28)) ** 2 < 36 for a, b in ((14, 20), (14, 38))
+    )
+    hu = np.where(first | second, 230, scan.ct.array).astype(np.float32)
+    return dataclasses.replace(scan, ct=scan.ct.with_array(hu), lesions=first.astype(np.int32))
+
+
+def test_what_a_model_marks_becomes_a_cube_with_its_probability(bright):
+    true, false = marked._cubes(bright, threshold_model(), known=True)
+    assert {true.hu.shape, true.liver.shape, true.lesion.shape, true.before.shape} == {(STORED,) * 3}
+    assert true.scale_mm == 1
+    assert dice(true.before > 0.5, true.lesion) > 0.8
+    assert true.lesion[STORED // 2, STORED // 2, STORED // 2]
+    assert not false.lesion.any()
+    assert false.before.max() > 0.9
+    # Where lesions are not all known, what the model marks besides them may be one.
+    (only,) = marked._cubes(bright, threshold_model(), known=False)
+    np.testing.assert_array_equal(only.lesion, true.lesion)
+
+
+def test_lesions_are_painted_beside_each_other_and_the_same_again(scan):
+    one, two = (marked._with_lesions(scan, Rng(4)) for _ in range(2))
+    np.testing.assert_array_equal(one.ct.array, two.ct.array)
+    assert one.lesions.max() >= 3
+    assert (one.ct.array != scan.ct.array)[one.lesions > 0].mean() > 0.9
+    assert not one.lesions[~scan.liver].any()
+
+
+def test_the_network_is_trained_on_what_a_model_marks_without_clicks(bright, tmp_path):
+    cubes = list(marked._cubes(bright, threshold_model(), known=True))
+    sample = _drawn(cubes[0], np.random.default_rng(0))
+    assert sample.input().shape == (outlines.CHANNELS, *(outlines.SIZE,) * 3)
+    assert not sample.input()[2:4].any()
+    assert sample.before.max() > 0.9
+    stored = _stored(tmp_path / "cubes.npz", lambda: cubes)
+    again = _stored(tmp_path / "cubes.npz", lambda: [])
+    for one, two, three in zip(cubes, stored, again, strict=True):
+        for name in ("hu", "liver", "lesion", "before", "scale_mm"):
+            np.testing.assert_array_equal(getattr(two, name), getattr(one, name))
+            np.testing.assert_array_equal(getattr(three, name), getattr(one, name))
+    network = train(cubes, cubes, 2, 0, tmp_path)
+    words = judge(network, cubes)
+    assert "marked 10-20 mm (1)" in words
+    assert "no lesion (1)" in words
+    assert "clicks" not in words
 
 
 def test_a_reader_clicks_in_the_middle_of_the_largest_mistake():
