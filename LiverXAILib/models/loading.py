@@ -99,9 +99,11 @@ def _load_entry(entry: Entry, trust: bool) -> Model:
 
 def _load_chain(entry: Entry, trust: bool) -> Model:
     """Concatenate the stages of several models: one result, with each label from the model that produced it."""
-    stages, networks, versions = [], {}, []
+    stages, networks, versions, outlines = [], {}, [], None
     for link in entry.chain:
         model = _load_entry(registered(link.model), trust)
+        if model.spec.outlines is not None and model.spec.outlines.label in link.labels:
+            outlines = model.spec.outlines
         for stage in model.spec.stages:
             labels = {label: channels for label, channels in stage.labels.items() if label in link.labels}
             if labels:
@@ -124,5 +126,6 @@ def _load_chain(entry: Entry, trust: bool) -> Model:
         training=notes.training,
         quality=notes.quality,
         limits=about.limits,
+        outlines=outlines,
     )
     return Model(spec, networks)

@@ -14,7 +14,6 @@ from test_default_model_synthesis import SIZE, block_of_liver
 from LiverXAILib.training.random_fields import Rng, gaussian_blur
 from recipes.default_model.synthesis import ContrastPhase, Generator, Repertoire, Source, Tissue
 from recipes.default_model.synthesis import transplants as transplants_module
-from recipes.default_model.synthesis.candidates import Candidates
 from recipes.default_model.synthesis.distractors import add_appearances, add_structures, make_cirrhotic
 from recipes.default_model.synthesis.repertoire import phases_of
 from recipes.default_model.synthesis.tissues import draw_patient
@@ -226,17 +225,6 @@ def test_samples_of_the_whole_repertoire_are_seeded_and_nest() -> None:
         assert torch.equal(a.lesions, b.lesions)
         assert torch.isfinite(a.image).all()
         assert not (a.tumor & ~a.liver).any()
-
-
-def test_samples_around_candidates_show_lesions_and_what_is_none_in_their_middle() -> None:
-    generator = Candidates(
-        [block_of_liver()], negative_fraction=0.0, lesions=1.0, focus=1.0, sizes=[((16, 16, 16), 1.0)]
-    )
-    samples = [generator.sample(seed) for seed in range(24)]
-    middles = [bool(sample.tumor[6:10, 6:10, 6:10].any()) for sample in samples]
-    assert all(sample.image.shape == sample.liver.shape == (16, 16, 16) for sample in samples)
-    assert 6 < sum(middles) < 22
-    assert torch.equal(generator.sample(3).image, samples[3].image)
 
 
 def test_a_graft_goes_only_into_scans_of_a_phase_that_it_may_be_of() -> None:

@@ -20,7 +20,7 @@ from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.volumes.volume import Grid, Volume
 from recipes.outlines import marked
 from recipes.outlines.samples import STORED, Scan, make_cube
-from recipes.outlines.train import _drawn, _stored, correct, judge, save, train
+from recipes.outlines.train import _drawn, _stored, correct, judge, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,7 +109,6 @@ def test_the_network_is_trained_from_painted_lesions(scan, tmp_path, monkeypatch
     again = make_cube(scan, 3, scale_mm=1.0, diameter_mm=9.0)
     np.testing.assert_array_equal(again.hu, make_cube(scan, 3, scale_mm=1.0, diameter_mm=9.0).hu)
     network = train(cubes, cubes[:1], 1, 0, tmp_path)
-    save(network, tmp_path, {"iterations": 1})
     monkeypatch.setattr(outlines, "FOLDER", tmp_path)
     loaded = outlines.outline_network.__wrapped__()
     image = torch.zeros(1, outlines.CHANNELS, *(outlines.SIZE,) * 3)

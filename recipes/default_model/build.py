@@ -29,7 +29,6 @@ from .phases import CHAIN, PHASES, STAGES, TrainingPhase, stage_of
 from .scans import phantom_scans, source_scans
 from .sources import load_sources
 from .synthesis import Generator, Repertoire, Source
-from .synthesis.candidates import Candidates
 from .synthesis.transplants import Graft, cut_out
 from .training import Settings, train
 
@@ -159,7 +158,7 @@ def train_phase(name: str, run: Run, *, start: str | None = None) -> None:
     """
     phase, folder, settings = PHASES[name], run.output / name, run.settings(name)
     initial = _initial_weights(name, run, start)
-    sources, unseen = anatomy(run, phase.spacing_mm, phase.phantoms)
+    sources, unseen = anatomy(run, phase.spacing_mm)
     generator, validation = samples_of(phase, sources, unseen)
     torch.manual_seed(settings.seed)
     network = UNet(**phase.arguments)
@@ -181,13 +180,10 @@ def train_phase(name: str, run: Run, *, start: str | None = None) -> None:
     (folder / RUN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def anatomy(run: Run, spacing_mm: float, most: int | None = None) -> tuple[list[Source], list[Source]]:
-    """Load the sources for training, and the phantoms for validation.
-
-    :param most: largest number of phantoms for training.
-    """
+def anatomy(run: Run, spacing_mm: float) -> tuple[list[Source], list[Source]]:
+    """Load the sources for training, and the phantoms for validation."""
     cache = run.cache or run.output / "sources"
-    phantoms = PHANTOMS[: run.phantoms[0]][:most]
+    phantoms = PHANTOMS[: run.phantoms[0]]
     sources = load_sources(run.data, cache, spacing_mm=spacing_mm, phantoms=phantoms, left_out=run.left_out)
     unseen = load_sources(run.data, cache, spacing_mm=spacing_mm, phantoms=VALIDATION_PHANTOMS, real=False)
     return sources, unseen
@@ -201,9 +197,8 @@ def samples_of(phase: TrainingPhase, sources: Sequence[Source], unseen: Sequence
         "focus": phase.focus,
     }
     repertoire = Repertoire(grafts_of(sources, phase.spacing_mm))
-    kind = Candidates if phase.around_candidates else Generator
-    generator = kind(sources, sizes=phase.sizes, repertoire=repertoire, **arguments)
-    phantoms = kind(unseen, repertoire=repertoire, **arguments)
+    generator = Generator(sources, sizes=phase.sizes, repertoire=repertoire, **arguments)
+    phantoms = Generator(unseen, repertoire=repertoire, **arguments)
     # Negative seeds are never trained on.
     validation = [phantoms.sample(-1 - n, phase.validation_size) for n in range(VALIDATED[0])]
     return generator, validation + [generator.sample(-101 - n, phase.validation_size) for n in range(VALIDATED[1])]

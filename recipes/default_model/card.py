@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from LiverXAILib._version import __version__
+from LiverXAILib.inference.outline_network import FOLDER
+from LiverXAILib.inference.outline_network import WEIGHTS as OUTLINE_WEIGHTS
+from LiverXAILib.models.downloads import checksum
 from LiverXAILib.models.formats.liverxai import save_model
-from LiverXAILib.models.spec import LIVER, TUMOR, ModelSpec
+from LiverXAILib.models.spec import LIVER, TUMOR, ModelSpec, OutlineAgain
 
 from ..real_ct import COLLECTIONS, patient_of
 from .phases import PHASES, STAGES, stage_of
@@ -86,7 +89,7 @@ def export(
         title="LiverXAI default model",
         description=(
             "Liver and liver tumors in CT of the abdomen or trunk: the liver is located at 4 mm, then segmented with "
-            "its tumors at 2 mm, one pass each."
+            "its tumors at 2 mm, one pass each; small findings are outlined again at 1 or 2 mm."
         ),
         labels=(LIVER, TUMOR),
         stages=tuple(stage_of(name, PHASES[name], operating.get(name)) for name in STAGES),
@@ -95,6 +98,7 @@ def export(
         training={"data": data_of(left_out), "recipe": RECIPE, "runs": runs},
         quality=quality or {"note": "not measured"},
         limits=LIMITS,
+        outlines=OutlineAgain(TUMOR.name, checksum(FOLDER / OUTLINE_WEIGHTS)),
     )
     saved = save_model(spec, {name: [dict(weights[name])] for name in STAGES}, folder)
     (folder / ATTRIBUTION).write_text(attribution(left_out), encoding="utf-8")

@@ -31,8 +31,6 @@ class TrainingPhase:
     :param intensity: HU to network input.
     :param starts_from: the phase whose weights are the initial ones: the same network, or one with a level less.
     :param stage: the model's stage that gets the weights; None if only another phase starts from them.
-    :param around_candidates: whether samples are cropped around lesions and structures that look like them.
-    :param phantoms: largest number of phantoms for training.
     """
 
     spacing_mm: float
@@ -45,8 +43,6 @@ class TrainingPhase:
     intensity: Intensity = _ABSOLUTE
     starts_from: str | None = None
     stage: str | None = None
-    around_candidates: bool = False
-    phantoms: int | None = None
 
 
 _ARGUMENTS: dict[str, Any] = {"dimensions": 3, "in_channels": 1, "out_channels": 2, "norm": "batch", "stem_stride": 2}
@@ -141,24 +137,11 @@ PHASES = {
         starts_from="liver",
         stage="liver",
     ),
-    "lesions": TrainingPhase(
-        spacing_mm=1.0,
-        arguments=_ARGUMENTS | {"features": [24, 48, 64]},
-        sizes=(((48, 48, 48), 0.5), ((64, 64, 64), 0.5)),
-        validation_size=(64, 64, 64),
-        negative_fraction=0.0,
-        focus=1.0,
-        settings=Settings(iterations=8000, batch=8, curriculum=0.2, rebalance_after=0.5, validate_every=500),
-        intensity=_CENTERED,
-        around_candidates=True,
-        phantoms=12,
-    ),
 }
 #: The phases that become stages of the model, in order.
 STAGES = ("locator", "liver")
 #: The phases that lead to them, in order. "tuning" continues from an existing liver network on smaller boxes, for
-#: machines without a GPU. "lesions" outlines candidates at 1 mm; no stage of a model can be cropped around single
-#: candidates yet, so it is trained separately.
+#: machines without a GPU. :mod:`recipes.outlines` trains the network that outlines small lesions again.
 CHAIN = ("locator", "liver-patches", "liver-boxes", "liver")
 #: Margin of the liver network's box around the located liver, in mm: smaller errors of the locator do no harm.
 MARGIN_MM = 24.0

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from LiverXAILib.models.downloads import checksum
 from LiverXAILib.models.model import Model
 from LiverXAILib.networks import UNet
 
+from ..real_ct import collection_of
 from .marked import marked_cubes
 from .samples import FIRST_SEED, HELD_OUT_SCANS, SCANS, STORED, Cube, cut, make_cube, phantom_scans, real_scans
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--phantoms", type=int, default=40, help="for the model; 8 of them for clicks")
     parser.add_argument("--rounds", type=int, default=8, help="how often lesions are painted into a scan for the model")
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--start", type=Path, help="weights to continue from, with a decreasing learning rate")
+    parser.add_argument("--start", type=Path, help="weights to continue from; their card is beside them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -74,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = load_model(options.model)
     trained = _cubes("trained", options, SCANS, range(FIRST_SEED, FIRST_SEED + options.phantoms), model)
     judged = _cubes("held-out", options, HELD_OUT_SCANS, range(FIRST_SEED + 1000, FIRST_SEED + 1008), model)
-    network = train(trained, judged, options.iterations, options.seed, options.output, options.start)
-    save(network, options.output, {"iterations": options.iterations, "cubes": len(trained), "seed": options.seed})
+    train(trained, judged, options.iterations, options.seed, options.output, options.start)
 
 
 def _cubes(part: str, options: argparse.Namespace, names: Sequence[str], seeds: range, model: Model) -> list[Cube]:
@@ -204,15 +204,21 @@ def train(
     folder: Path,
     start: Path | None = None,
 ) -> nn.Module:
-    """Train the network; `judged` is used for evaluation only."""
+    """Train the network, and save it and its card; `judged` is used for evaluation only.
+
+    :param start: weights to continue from.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     clicked = [cube for cube in trained if cube.before is None]
     marked = [cube for cube in trained if cube.before is not None]
     kinds = [cubes for cubes in (clicked, marked) if cubes]
     network = UNet(**ARGUMENTS)
+    earlier: list[Mapping[str, int]] = []
+    run = {"clicked": len(clicked), "marked": len(marked), "seed": seed}
     if start is not None:
         network.load_state_dict({name: value.float() for name, value in load_file(start).items()})
+        earlier = json.loads((start.parent / CARD).read_text(encoding="utf-8"))["training"]["runs"]
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-4)
     started = time.time()
@@ -253,7 +259,7 @@ def train(
             current = {name: value.clone() for name, value in network.state_dict().items()}
             network.load_state_dict(average)
             _log.info("%d %s", step, judge(network, judged))
-            save(network, folder, {"iterations": step + 1, "cubes": len(trained), "seed": seed})
+            save(network, folder, [*earlier, {**run, "iterations": step + 1}])
             if step != iterations - 1:
                 network.load_state_dict(current)
     return network.eval()
@@ -314,20 +320,28 @@ def _dice(probability: torch.Tensor, sample: _Sample) -> float:
     return 2 * both / max(1, int(found.sum()) + int(sample.lesion.sum()))
 
 
-def save(network: nn.Module, folder: Path, run: dict[str, int]) -> None:
-    """Write the weights in half precision, and their card."""
+def save(network: nn.Module, folder: Path, runs: Sequence[Mapping[str, int]]) -> None:
+    """Write the weights in half precision, and their card, which lists the runs that made them."""
     state = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
     card = {
         "format": 1,
-        "name": "clicks",
-        "description": "Outlines the liver lesion at a click in CT; further clicks correct the outline.",
+        "name": "outlines",
+        "description": (
+            "Outlines one liver lesion in CT, at a click or around what a model marks; further clicks correct it."
+        ),
         "license": "Apache-2.0",
         "source": "python -m recipes.outlines",
         "sha256": checksum(folder / WEIGHTS),
         "arguments": ARGUMENTS,
         "size": SIZE,
         "scales_mm": SCALES_MM,
-        "training": {"scans": list(SCANS), "held_out": list(HELD_OUT_SCANS), **run},
+        "training": {"data": _data(), "scans": list(SCANS), "held_out": list(HELD_OUT_SCANS), "runs": list(runs)},
     }
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _data() -> list[str]:
+    """The attribution of the training data, one line for each collection."""
+    collections = dict.fromkeys(collection_of(name) for name in SCANS)
+    return [f"{one.title}, {one.license}, doi {one.doi}" for one in collections]
