@@ -162,7 +162,25 @@ def _plant(package: str, size: int, seed: int) -> None:
     for path in paths:
         if error := create_file_mutants(path).error:
             raise error
+        _keep_name(Path("mutants") / path)
     Path("planted.json").write_text(json.dumps({"total": total, "sample": size, "seed": seed}))
+
+
+def _keep_name(path: Path) -> None:
+    """Let the functions of a module keep its name if it is run with ``python -m``.
+
+    Mutmut recognizes a planted function by the name of its module, which would be ``__main__``.
+    """
+    text, head, is_run = (
+        path.read_text(encoding="utf-8"),
+        "from __future__ import annotations\n",
+        'if __name__ == "__main__":',
+    )
+    if is_run not in text:
+        return
+    name = ".".join(path.with_suffix("").parts[1:])
+    named = f'{head}_is_run = __name__ == "__main__"\n__name__ = "{name}"\n'
+    path.write_text(text.replace(head, named, 1).replace(is_run, "if _is_run:"), encoding="utf-8")
 
 
 def _outcomes(folder: Path) -> dict[str, str]:

@@ -7,7 +7,9 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +208,24 @@ def test_a_pacs_that_is_not_there_is_a_sentence(tmp_path):
     assert not is_address("/data/dicomweb")
     with pytest.raises(InputError, match="cannot be reached"):
         Archive(address).fetch(tmp_path)
+
+
+def test_a_busy_service_is_asked_three_times(monkeypatch, tmp_path):
+    monkeypatch.setattr(dicomweb, "_WAIT_MS", 1)
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(503)
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match="not available at the moment: its last answer was HTTP status 503"):
+            Archive(f"http://127.0.0.1:{server.server_port}/dicom-web").fetch(tmp_path)
+        server.shutdown()
+    assert len(asked) == 3

@@ -53,6 +53,15 @@ def test_a_second_run_on_the_same_output_is_refused(store):
     assert json.loads(running.read_text())["token"] == "other"
 
 
+def test_a_lock_that_disappears_while_it_is_examined_is_no_obstacle(tmp_path, monkeypatch):
+    running = lock_of_another(tmp_path, pid=os.getppid())
+    monkeypatch.setattr(Store, "_refuse_if_alive", lambda self, path, note: path.unlink())
+    store = Store(tmp_path)
+    store.open()
+    assert json.loads(running.read_text())["token"] == store.token
+    store.close()
+
+
 def test_other_shards_of_the_same_division_may_run_at_the_same_time(tmp_path):
     lock_of_another(tmp_path, shard="1-of-3", pid=os.getppid())
     second = Store(tmp_path, Shard(2, 3))

@@ -143,3 +143,14 @@ def test_descriptions_of_series_stay_out_unless_they_are_asked_for(tmp_path):
     assert "Doe" in named.label
     assert case.id == named.id
     assert (case.name, case.folder) == (f"case-{case.id[:12]}",) * 2
+
+
+def test_a_list_names_cases_as_a_folder_does(tmp_path):
+    touch(tmp_path / "Doe^Jane" / "ct.nii")
+    listed = tmp_path / "cases.csv"
+    listed.write_text("input\nDoe^Jane/ct.nii\n", encoding="utf-8")
+    (hidden,), (named,) = (find_cases(listed, keep_names=kept).cases for kept in (False, True))
+    (expected,) = find_cases(tmp_path / "Doe^Jane", keep_names=True).cases
+    assert "Doe" not in hidden.name + hidden.folder
+    assert "Doe" in named.name
+    assert named.name.endswith(expected.name)
