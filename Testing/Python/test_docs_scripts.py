@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from LiverXAILib.phantoms import make_phantom
+from LiverXAILib.volumes.volume import Volume
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -33,13 +37,24 @@ def test_the_picture_of_a_counterfactual(tmp_path: Path, monkeypatch: pytest.Mon
         assert picture.width > 3 * picture.height  # the lesion as it is, without it, elsewhere, alone
 
 
+def real_scan() -> tuple[Volume, np.ndarray, np.ndarray]:
+    """What stands for a scan with an outlined tumor: CT, liver, tumor."""
+    phantom = make_phantom(3004, spacing_mm=(2.0, 2.0, 4.0))
+    return phantom.ct, phantom.truth.array > 0, phantom.truth.array == 2
+
+
 def test_the_table_and_the_pictures_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failures = script("failures")
     monkeypatch.setattr(failures, "SEEDS", range(3004, 3005))
-    monkeypatch.setattr(sys, "argv", ["failures.py", "--output", str(tmp_path / "failures.png")])
+    monkeypatch.setattr(sys, "argv", ["failures.py", "--output", str(tmp_path), "--data", str(tmp_path)])
+    monkeypatch.setattr(
+        failures, "PATIENTS", {"patient": (failures.Scan("scan", "labelled"), failures.Scan("x", "none"))}
+    )
+    monkeypatch.setattr(failures, "read_scan", lambda data, scan: real_scan())
     failures.main()
     assert "phantom 3004  tumor" in capsys.readouterr().out
-    with Image.open(tmp_path / "failures.png") as picture:
-        assert picture.width > 800
+    for name in ("failures.png", "failures-real.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 800
