@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.lesions import LEAST_CANDIDATE_ML
 from ..volumes.box import components
 from .metrics import COVERED, SIZE_LIMITS_MM, SIZE_NAMES, bootstrap_interval
 
@@ -39,6 +40,9 @@ def froc_case(
 ) -> FrocCase:
     """The components of one case: where the prediction is tumor, or its probability is above 0.5.
 
+    Components of less than :data:`~LiverXAILib.inference.lesions.LEAST_CANDIDATE_ML` do not count, because no operating
+    point makes them lesions.
+
     :param prediction, reference: bool (k, j, i); `probability`: of tumor, float (k, j, i).
     :param region: components with less than half of their voxels in it (the liver) do not count.
     """
@@ -48,9 +52,9 @@ def froc_case(
     scores = np.zeros(count + 1)
     np.maximum.at(scores, pieces[pieces > 0], probability[pieces > 0])
     true = np.bincount(pieces[reference], minlength=count + 1) >= np.maximum(COVERED * sizes, 1)
-    inside = np.ones(count + 1, bool)
+    inside = sizes * voxel_volume_mm3 >= LEAST_CANDIDATE_ML * 1000
     if region is not None:
-        inside = 2 * np.bincount(pieces[region], minlength=count + 1) >= sizes
+        inside &= 2 * np.bincount(pieces[region], minlength=count + 1) >= sizes
     inside[0] = False
     lesions = components(reference, corners=True)
     found = []

@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 
 from ..errors import UsageError
-from ..inference.lesions import lesion_count, lesion_mask
+from ..inference.lesions import as_marked, lesion_count, lesion_mask
 from ..inference.segmentation import Segmentation
 from ..volumes.box import bounding_box
 from ..volumes.volume import LPS_TO_RAS, Grid
@@ -132,7 +132,8 @@ class LabelTarget(Target):
 
 @dataclass(frozen=True)
 class LesionTarget(Target):
-    """One lesion.
+    """One lesion, as the network marked it: if it was outlined again (:mod:`LiverXAILib.inference.outlines`), its mask
+    is the component that the outline was made from, because explanations are about the network.
 
     :param number: as in the table of measurements: 1 is the largest.
     """
@@ -155,7 +156,7 @@ class LesionTarget(Target):
         count = lesion_count(segmentation, self.label)
         if self.number > count:
             raise EmptyTargetError(f"There is no lesion {self.number}; the number of lesions found is {count}.")
-        return lesion_mask(segmentation, self.number, self.label)
+        return as_marked(lesion_mask(segmentation, self.number, self.label), segmentation, self.label)
 
     def focus(self, segmentation: Segmentation) -> np.ndarray:
         mask = self.mask(segmentation)

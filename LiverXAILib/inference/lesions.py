@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..volumes.box import Box, bounding_box, central_voxel, components
+from ..volumes.box import Box, bounding_box, central_voxel, components, touching
 from ..volumes.volume import Grid
 from .segmentation import Segmentation
 
@@ -39,6 +39,20 @@ def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -
     mask = np.zeros(segmentation.labels.shape, dtype=bool)
     mask[box] = pieces == number
     return mask
+
+
+def as_marked(lesion: np.ndarray, segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
+    """A lesion, bool (k, j, i) on the input's grid, as the network of the model's last stage marked it.
+
+    It is the lesion itself unless lesions were outlined again, or if that network marked nothing there.
+    """
+    probability = segmentation.network_probability(label)
+    if probability is None or probability is segmentation.probabilities.get(label):
+        return lesion
+    box = segmentation.labels.grid.box_of(probability.grid)
+    marked = np.zeros_like(lesion)
+    marked[box] = touching(above_half(probability.array), lesion[box])
+    return marked if marked.any() else lesion
 
 
 def lesion_place(mask: np.ndarray, grid: Grid) -> Point:
@@ -102,7 +116,7 @@ def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tup
         return nothing
     known = segmentation.labels.grid.box_of(probability.grid)
     counted = segmentation.mask(label, known)
-    marked = _above_half(probability.array) & ~counted
+    marked = above_half(probability.array) & ~counted
     box = bounding_box(marked)
     if box is None:
         return nothing
@@ -120,7 +134,7 @@ def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tup
     return whole, components(keep[pieces], corners=True, largest_first=True)
 
 
-def _above_half(probability: np.ndarray) -> np.ndarray:
+def above_half(probability: np.ndarray) -> np.ndarray:
     """The mask of probabilities above 0.5. Half precision is compared by its bits, because NumPy compares it slowly."""
     if probability.dtype == np.float16:
         return probability.view(np.uint16) > np.float16(0.5).view(np.uint16)

@@ -4,7 +4,8 @@
 Its input is a cube of the CT: HU relative to the liver's median, the liver mask, the clicks inside the lesion, the
 clicks outside it, and the previous output (as in Sofiiuk et al., ICIP 2022), which is the model's probability if there
 are no clicks. Small lesions are sampled at 1 mm, larger ones at 2 or 4 mm. ``python -m recipes.outlines`` trains the
-network; ``liverxai benchmark clicks`` evaluates it.
+network; ``liverxai benchmark clicks`` evaluates it at clicks. Two sets of weights are bundled: those trained for both
+tasks outline real lesions at clicks less well than those trained for clicks alone.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ _CLICK_VOXELS = 2.0
 _CLIP_HU, _UNIT_HU = 150.0, 50.0
 #: Channels of the input: HU, liver, clicks in the lesion, clicks outside it, the previous output.
 CHANNELS = 5
-FOLDER = Path(__file__).parents[1] / "models" / "bundled" / "outlines"
-WEIGHTS, CARD = "outlines.safetensors", "card.json"
+#: The folders of the weights, for what a model has marked and for clicks, and the files in them.
+OUTLINES, CLICKS = (Path(__file__).parents[1] / "models" / "bundled" / name for name in ("outlines", "clicks"))
+WEIGHTS, CARD = "weights.safetensors", "card.json"
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,12 @@ def cube_grid(grid: Grid, place_lps_mm: Sequence[float], scale_mm: float, size: 
     return Grid((size, size, size), matrix)
 
 
-def cube_scale_mm(places_lps_mm: np.ndarray) -> float | None:
-    """The smallest voxel size with which the cube contains all places (n, 3) and a margin; None if there is none.
+def cube_scale_mm(extent_mm: float) -> float | None:
+    """The smallest voxel size with which the cube contains a component of this extent and a margin; None: none does.
 
     The largest size is left out, because models mark lesions on finer grids.
     """
-    extent = float(np.ptp(places_lps_mm, axis=0).max())
-    return next((scale for scale in SCALES_MM[:-1] if extent <= (SIZE - 2 * _MARGIN) * scale), None)
+    return next((scale for scale in SCALES_MM[:-1] if extent_mm <= (SIZE - 2 * _MARGIN) * scale), None)
 
 
 def network_input(
@@ -99,24 +100,25 @@ def _spots(shape: Sequence[int], points: Sequence[Sequence[float] | np.ndarray])
 
 
 @functools.cache
-def outline_network(sha256: str | None = None) -> torch.nn.Module:
-    """Load the bundled network with its weights, once.
+def outline_network(folder: Path, sha256: str | None = None) -> torch.nn.Module:
+    """Load a bundled network with its weights, once.
 
+    :param folder: :data:`OUTLINES` or :data:`CLICKS`.
     :param sha256: checksum of the weights that a model was evaluated with.
     :raises LiverXAILib.errors.ModelError: the files are damaged, or the weights are not those with that checksum.
     """
-    path = FOLDER / WEIGHTS
+    path = folder / WEIGHTS
     try:
-        card = json.loads((FOLDER / CARD).read_text(encoding="utf-8"))
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         expected, arguments = card["sha256"], dict(card["arguments"])
         found = checksum(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"The network that outlines lesions is damaged: {CARD} or {WEIGHTS} in {FOLDER} is missing or "
-            "cannot be read. Reinstall LiverXAI."
+            f"The network that outlines lesions is damaged: {CARD} or {WEIGHTS} in {folder} is missing or cannot be "
+            "read. Reinstall LiverXAI."
         ) from error
     if found != expected:
-        raise ModelError(f"{path.name} is not the file that its card describes. Reinstall LiverXAI.")
+        raise ModelError(f"{path} is not the file that its card describes. Reinstall LiverXAI.")
     if sha256 not in (None, found):
         raise ModelError(
             "The model was made for another version of the network that outlines lesions. Get the model for this "
@@ -157,9 +159,9 @@ def outline_by_network(
     :param liver: the liver mask (bool), with the indentations left by missed lesions filled; on a grid of its own.
     :param median_hu: median HU of the liver tissue.
     :param before: the current lesion mask, which the last click corrects; None: there is none yet.
-    :param network: None: the bundled network.
+    :param network: None: the bundled network for clicks.
     """
-    network = network or outline_network()
+    network = network or outline_network(CLICKS)
     for scale in SCALES_MM:
         cube = cube_grid(volume.grid, clicks[0].place_lps_mm, scale)
         points = [cube.to_ijk(np.array(click.place_lps_mm))[::-1] for click in clicks]

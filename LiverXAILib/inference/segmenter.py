@@ -25,7 +25,7 @@ from ..volumes.volume import Grid, Volume, require_volume
 from .backends import choose_backend, forward
 from .device import select_device
 from .masks import Mask
-from .outline_network import outline_network
+from .outline_network import OUTLINES, outline_network
 from .outlines import Marked, outline_again
 from .postprocess import Postprocessing, clean_lesions, clean_organ
 from .segmentation import Segmentation
@@ -124,8 +124,9 @@ def segment(
     again = model.spec.outlines
     if again is not None and again.label in probabilities:
         by_network[again.label] = probabilities[again.label]
-        masks, probabilities[again.label], outlines = _outlined(volume, model, again, masks, probabilities, context)
-        masks = _clean(masks, model, rules, volume.grid.voxel_volume_mm3)
+        masks[again.label], probabilities[again.label], outlines = _outlined(
+            volume, model, again, masks, probabilities, rules, context
+        )
     labels = np.zeros(volume.shape, dtype=np.uint8)
     for spec in model.spec.labels:
         if spec.name in masks:
@@ -162,9 +163,10 @@ def _outlined(
     again: OutlineAgain,
     masks: dict[str, Mask],
     probabilities: Mapping[str, Volume],
+    rules: Postprocessing,
     context: RunContext,
-) -> tuple[dict[str, Mask], Volume, dict[str, Any]]:
-    """Outline small lesions and candidates again: the masks, the new probability, and a report for the provenance."""
+) -> tuple[Mask, Volume, dict[str, Any]]:
+    """Outline small lesions and candidates again: the lesions, their probability, and a report for the provenance."""
     begun = time.perf_counter()
     parent = model.spec.label(again.label).parent
     assert parent is not None
@@ -173,9 +175,12 @@ def _outlined(
     median = float(np.median(volume.array[organ.box][tissue])) if tissue.any() else 0.0
     marked = Marked(volume, organ, lesions, probabilities[again.label], median)
     peak = model.spec.stage_of(again.label).peak_threshold.get(again.label, 0.0)
-    found, probability, count = outline_again(marked, 1 / (1 + exp(-peak)), outline_network(again.sha256), context)
-    report = {**asdict(again), "components": count, "seconds": round(time.perf_counter() - begun, 6)}
-    return {**masks, again.label: found}, probability, report
+    found, probability, counts = outline_again(
+        marked, 1 / (1 + exp(-peak)), outline_network(OUTLINES, again.sha256), context
+    )
+    kept = clean_lesions(found.voxels, organ.on(found.box), volume.grid.voxel_volume_mm3, rules)
+    report = {**asdict(again), **counts, "seconds": round(time.perf_counter() - begun, 6)}
+    return Mask(found.box, kept), probability, report
 
 
 def run_stage(

@@ -142,6 +142,15 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return largest
 
 
+def touching(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The components (26 neighbors) of a mask that share voxels with another mask, both bool (k, j, i)."""
+    numbers = components(mask, corners=True)
+    kept = np.zeros(int(numbers.max(initial=0)) + 1, bool)
+    kept[numbers[other]] = True
+    kept[0] = False
+    return kept[numbers]
+
+
 def _numbered(mask: np.ndarray, corners: bool, largest_first: bool) -> sitk.Image:
     """The numbering of :func:`components` for a whole array, as a SimpleITK image."""
     import SimpleITK as sitk

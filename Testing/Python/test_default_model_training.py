@@ -424,7 +424,7 @@ def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "CHAIN", ("locator", "liver"))
     monkeypatch.setattr(build, "VALIDATED", (1, 1))
     monkeypatch.setattr(build, "PAINTINGS", 1)
-    monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm, most: ([block_of_liver()], [block_of_liver()]))
+    monkeypatch.setattr(build, "anatomy", lambda run, spacing_mm: ([block_of_liver()], [block_of_liver()]))
     monkeypatch.setattr(build, "phantom_scans", lambda stage, spacing_mm, seeds: [small_generator().sample(-1)])
     monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
 

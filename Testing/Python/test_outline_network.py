@@ -36,16 +36,15 @@ def scan():
     return Scan("ball", ct, inside, np.zeros(shape, np.int32))
 
 
-def test_a_damaged_network_is_refused(tmp_path, monkeypatch):
+def test_a_damaged_network_is_refused(tmp_path):
     folder = tmp_path / "outlines"
-    shutil.copytree(outlines.FOLDER, folder)
+    shutil.copytree(outlines.OUTLINES, folder)
     weights = folder / outlines.WEIGHTS
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    monkeypatch.setattr(outlines, "FOLDER", folder)
     with pytest.raises(ModelError, match="not the file that its card describes"):
-        outlines.outline_network.__wrapped__()
+        outlines.outline_network(folder)
 
 
 @pytest.mark.parametrize(
@@ -56,24 +55,25 @@ def test_a_damaged_network_is_refused(tmp_path, monkeypatch):
 def test_a_damaged_card_is_refused_in_words(card, tmp_path, monkeypatch):
     if card is not None:
         (tmp_path / outlines.CARD).write_bytes(card.encode("utf-8", "surrogateescape"))
-    monkeypatch.setattr(outlines, "FOLDER", tmp_path)
     with pytest.raises(ModelError, match="Reinstall LiverXAI"):
-        outlines.outline_network.__wrapped__()
+        outlines.outline_network(tmp_path)
 
 
 def test_a_card_whose_arguments_do_not_fit_its_weights_is_refused_in_words(tmp_path, monkeypatch):
     folder = tmp_path / "outlines"
-    shutil.copytree(outlines.FOLDER, folder)
+    shutil.copytree(outlines.OUTLINES, folder)
     card = json.loads((folder / outlines.CARD).read_text(encoding="utf-8"))
-    monkeypatch.setattr(outlines, "FOLDER", folder)
     for arguments in ({}, {"nonsense": 1}, {**card["arguments"], "features": "many"}):
         (folder / outlines.CARD).write_text(json.dumps({**card, "arguments": arguments}), encoding="utf-8")
         with pytest.raises(ModelError):
-            outlines.outline_network.__wrapped__()
+            outlines.outline_network(folder)
 
 
-def test_the_card_tells_what_the_network_was_trained_on():
-    card = json.loads((outlines.FOLDER / outlines.CARD).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("folder", [outlines.OUTLINES, outlines.CLICKS], ids=["outlines", "clicks"])
+def test_the_card_tells_what_the_network_was_trained_on(folder):
+    card = json.loads((folder / outlines.CARD).read_text(encoding="utf-8"))
+    assert any(run["marked"] for run in card["training"]["runs"]) == (folder == outlines.OUTLINES)
+    assert len(card["training"]["data"]) == 4
     assert card["license"] == "Apache-2.0"
     assert not set(card["training"]["scans"]) & set(card["training"]["held_out"])
     assert not {"chaos03", "ircad01"} & set(card["training"]["scans"])
@@ -109,8 +109,7 @@ def test_the_network_is_trained_from_painted_lesions(scan, tmp_path, monkeypatch
     again = make_cube(scan, 3, scale_mm=1.0, diameter_mm=9.0)
     np.testing.assert_array_equal(again.hu, make_cube(scan, 3, scale_mm=1.0, diameter_mm=9.0).hu)
     network = train(cubes, cubes[:1], 1, 0, tmp_path)
-    monkeypatch.setattr(outlines, "FOLDER", tmp_path)
-    loaded = outlines.outline_network.__wrapped__()
+    loaded = outlines.outline_network(tmp_path)
     image = torch.zeros(1, outlines.CHANNELS, *(outlines.SIZE,) * 3)
     with torch.inference_mode():
         difference = (loaded(image) - network.eval()(image)).abs().max()

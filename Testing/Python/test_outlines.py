@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -16,14 +17,16 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, ModelError
 from LiverXAILib.explain.border import explain_border
 from LiverXAILib.explain.counterfactual import explain_lesions
+from LiverXAILib.explain.targets import LesionTarget
 from LiverXAILib.inference import outline_network as bundled
 from LiverXAILib.inference import segment
-from LiverXAILib.inference.lesions import candidate_components
+from LiverXAILib.inference.lesions import candidate_components, grown
 from LiverXAILib.inference.masks import Mask
 from LiverXAILib.inference.outlines import Marked, outline_again
 from LiverXAILib.inference.postprocess import Postprocessing
 from LiverXAILib.inference.sensitivity import at_sensitivity
-from LiverXAILib.models import Model, ModelSpec
+from LiverXAILib.models import Model, ModelSpec, loading, registered
+from LiverXAILib.models.registry import About, ChainLink, Entry, Licenses
 from LiverXAILib.models.spec import OperatingPoint, OutlineAgain
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.box import Box
@@ -38,13 +41,13 @@ GRID = Grid(SHAPE, np.diag([1.0, 1.0, 1.5, 1.0]))
 class Brighter(nn.Module):
     """An outline network that marks what is brighter than the liver by `hu`; it remembers its input."""
 
-    def __init__(self, hu: float) -> None:
+    def __init__(self, hu: float, per_logit: float = 5.0) -> None:
         super().__init__()
-        self.hu, self.seen = hu, []
+        self.hu, self.per_logit, self.seen = hu, per_logit, []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen.append(x)
-        return (50 * x[:, :1] - self.hu) / 5
+        return (50 * x[:, :1] - self.hu) / self.per_logit
 
 
 class Always(nn.Module):
@@ -76,12 +79,16 @@ def marked(lesion: np.ndarray, wide: np.ndarray, *, probability: float = 0.99, c
     return Marked(Volume(hu, GRID.ijk_to_lps), Mask(whole, np.ones(SHAPE, bool)), Mask(whole, lesions), found, 100.0)
 
 
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
 def test_a_lesion_marked_too_widely_gets_the_outline_of_the_network():
-    truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 9))
+    truth, wide = balls((20, 30, 30, 6)), balls((20, 30, 30, 9))
     network = Brighter(50)
-    found, probability, count = outline_again(marked(truth, wide), 0.9, network, RunContext())
-    assert count == 1
-    assert dice(wide, truth) < 0.4
+    found, probability, counts = outline_again(marked(truth, wide), 0.9, network, RunContext())
+    assert counts == {"examined": 1, "outlined": 1}
+    assert dice(wide, truth) < 0.5
     assert dice(found.voxels, truth) > 0.95
     np.testing.assert_array_equal(probability.array > 0.5, found.voxels)
     (image,) = network.seen
@@ -90,43 +97,67 @@ def test_a_lesion_marked_too_widely_gets_the_outline_of_the_network():
     assert image[0, 4].max() == pytest.approx(0.99, abs=1e-3)
 
 
-def test_a_candidate_gets_the_outline_too_and_stays_a_candidate():
-    truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 9))
-    found, probability, count = outline_again(
-        marked(truth, wide, probability=0.7, counted=False), 0.9, Brighter(50), RunContext()
-    )
-    assert count == 1
-    assert not found.voxels.any()
-    assert dice(probability.array > 0.5, truth) > 0.95
-    # However sure the outline network is of the outline, the model was not surer than this of the lesion.
-    assert probability.array.max() == np.float16(0.7)
+@pytest.mark.parametrize(("per_logit", "certainty", "counts"), [(50.0, 1.0, False), (5.0, 7.0, True)])
+def test_a_candidate_becomes_a_lesion_if_the_network_is_sure_enough_of_it(per_logit, certainty, counts):
+    truth, wide = balls((20, 30, 30, 6)), balls((20, 30, 30, 9))
+    before = marked(truth, wide, probability=0.6, counted=False)
+    found, probability, _ = outline_again(before, 0.9, Brighter(50, per_logit), RunContext())
+    outline = probability.array > 0.5
+    assert dice(outline, truth) > 0.9
+    np.testing.assert_array_equal(found.voxels, outline & counts)
+    shift = logit(float(probability.array.max())) - logit(0.6)
+    assert 0.25 * certainty < shift <= 0.5 * certainty + 0.05  # blurred by resampling near the border
 
 
-def test_a_lesion_stays_as_it_is_if_the_network_finds_nothing_in_it():
+@pytest.mark.parametrize(
+    ("probability", "counted", "then"), [(0.99, True, "lesion"), (0.95, True, "candidate"), (0.7, False, "nothing")]
+)
+@pytest.mark.parametrize("network", [Always(-5.0), Brighter(120)], ids=["nowhere", "not there"])
+def test_what_the_network_does_not_see_keeps_its_outline_and_becomes_less_probable(network, probability, counted, then):
     wide = balls((20, 30, 30, 9))
-    before = marked(wide, wide)
-    for network in (Always(-5.0), Brighter(120)):
-        found, probability, count = outline_again(before, 0.9, network, RunContext())
-        assert count == 0
-        np.testing.assert_array_equal(found.voxels, wide)
-        np.testing.assert_array_equal(probability.array, before.probability.array)
+    before = marked(wide, wide, probability=probability, counted=counted)
+    found, after, counts = outline_again(before, 0.9, network, RunContext())
+    assert counts == {"examined": 1, "outlined": 0}
+    np.testing.assert_array_equal(found.voxels, wide & (then == "lesion"))
+    np.testing.assert_array_equal(after.array > 0.5, wide & (then != "nothing"))
+    if then != "nothing":
+        assert logit(float(after.array.max())) == pytest.approx(logit(probability) - 1.5, abs=0.03)
 
 
-def test_a_component_stays_as_it_is_if_the_network_outlines_something_beside_its_peak():
-    truth, wide = balls((20, 30, 30, 4)), balls((20, 30, 33, 9))
+def test_the_part_that_the_model_is_surest_of_counts_only_inside_the_outline():
+    truth, wide = balls((20, 30, 30, 6)), balls((20, 30, 33, 9))
     before = marked(truth, wide)
     values = np.array(before.probability.array)
     values[truth] = 0.6  # the model is sure of another part
     before = dataclasses.replace(before, probability=before.probability.with_array(values))
-    found, _, count = outline_again(before, 0.9, Brighter(50), RunContext())
-    assert count == 0
-    np.testing.assert_array_equal(found.voxels, wide)
-    values[values > 0.7] = 0.7  # below the operating point: a candidate
-    lesions = Mask(before.lesions.box, np.zeros_like(wide))
-    candidate = dataclasses.replace(before, lesions=lesions, probability=before.probability.with_array(values))
-    _, probability, count = outline_again(candidate, 0.9, Brighter(50), RunContext())
-    assert count == 0
-    np.testing.assert_array_equal(probability.array, values)
+    found, probability, _ = outline_again(before, 0.99, Brighter(50), RunContext())
+    assert not found.voxels.any()
+    assert dice(probability.array > 0.5, truth) > 0.9
+    assert logit(float(probability.array.max())) <= logit(0.6) + 3.6
+
+
+@pytest.mark.parametrize(
+    ("radius_mm", "part_mm", "shrinks"), [(9, 6, True), (9, 4.5, False), (16, 13.5, True), (16, 9, False)]
+)
+def test_a_lesion_of_which_the_network_sees_only_a_small_part_keeps_its_outline(radius_mm, part_mm, shrinks):
+    part, wide = balls((20, 30, 30, part_mm)), balls((20, 30, 30, radius_mm))
+    before = marked(part, wide, probability=0.8)
+    found, probability, counts = outline_again(before, 0.9, Brighter(50), RunContext())
+    assert counts["outlined"] == shrinks
+    assert dice(found.voxels, part if shrinks else wide) > 0.93
+    assert probability.array.max() > 0.98  # the network is sure of the part
+
+
+def test_where_the_model_is_sure_the_outline_is_wider():
+    truth, wide = balls((20, 30, 30, 6)), balls((20, 30, 30, 9))
+    sizes = []
+    for probability in (0.55, 0.7, 0.9):
+        before = marked(truth, wide, probability=probability)
+        found, _, _ = outline_again(before, 0.5, Brighter(50, 50), RunContext())
+        assert found.voxels[truth].mean() > 0.95
+        sizes.append(found.voxels.sum())
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert sizes[2] <= wide.sum()
 
 
 def test_what_the_network_marks_elsewhere_is_not_added():
@@ -138,8 +169,8 @@ def test_what_the_network_marks_elsewhere_is_not_added():
 
 def test_neighbors_keep_apart():
     lesions, wide = balls((20, 30, 20, 5), (20, 30, 38, 5)), balls((20, 30, 20, 7), (20, 30, 38, 7))
-    found, _, count = outline_again(marked(lesions, wide), 0.9, Always(5.0), RunContext())
-    assert count == 2
+    found, _, counts = outline_again(marked(lesions, wide), 0.9, Always(5.0), RunContext())
+    assert counts["outlined"] == 2
     # Each takes everything around it except what belongs to the other.
     assert found.voxels[wide].all()
     single = marked(lesions, wide)
@@ -156,8 +187,8 @@ def test_neighbors_keep_apart():
 def test_a_lesion_at_the_end_of_the_image_is_outlined():
     truth, wide = balls((2, 30, 30, 5)), balls((2, 30, 30, 9))
     network = Brighter(50)
-    found, _, count = outline_again(marked(truth, wide), 0.9, network, RunContext())
-    assert count == 1
+    found, _, counts = outline_again(marked(truth, wide), 0.9, network, RunContext())
+    assert counts["outlined"] == 1
     assert dice(found.voxels, truth) > 0.95
     assert network.seen[0][0, 0].min() == -3  # air beyond the image
 
@@ -168,8 +199,8 @@ def test_nothing_is_outlined_outside_the_liver():
     organ = np.ones(SHAPE, bool)
     organ[:, :, 31:] = False
     before = dataclasses.replace(before, organ=Mask(before.organ.box, organ))
-    found, _, count = outline_again(before, 0.9, Brighter(50), RunContext())
-    assert count == 1
+    found, _, counts = outline_again(before, 0.9, Brighter(50), RunContext())
+    assert counts["outlined"] == 1
     np.testing.assert_array_equal(found.voxels, found.voxels & organ)
     assert dice(found.voxels, truth & organ) > 0.9
 
@@ -204,6 +235,21 @@ def test_the_outline_is_the_same_however_the_image_is_stored():
     np.testing.assert_array_equal(found[:, ::-1].transpose(2, 1, 0), straight)
 
 
+def test_an_oblique_image_is_outlined_as_a_whole():
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    matrix = GRID.ijk_to_lps.copy()
+    matrix[:3, :3] = turn @ matrix[:3, :3]
+    bar = np.zeros(SHAPE, bool)
+    bar[18:23, 26:34, 19:42] = True  # 22 mm long
+    before = marked(bar, grown(bar))
+    moved = [Volume(one.array, matrix) for one in (before.volume, before.probability)]
+    oblique = dataclasses.replace(before, volume=moved[0], probability=moved[1])
+    found, probability, counts = outline_again(oblique, 0.9, Brighter(50), RunContext())
+    assert counts["outlined"] == 1
+    np.testing.assert_array_equal(probability.array > 0.5, found.voxels)
+    assert dice(found.voxels, bar) > 0.8
+
+
 def test_a_probability_in_a_part_of_the_image_gives_the_same_outline():
     truth, wide = balls((20, 30, 30, 5)), balls((20, 30, 30, 9))
     before = marked(truth, wide)
@@ -229,7 +275,7 @@ def outlining(monkeypatch):
     """A function that makes a model with a network for outlines."""
 
     def made(network: nn.Module, **changes) -> Model:
-        monkeypatch.setattr("LiverXAILib.inference.segmenter.outline_network", lambda sha256: network)
+        monkeypatch.setattr("LiverXAILib.inference.segmenter.outline_network", lambda folder, sha256: network)
         plain = threshold_model(**changes)
         return Model(dataclasses.replace(plain.spec, outlines=OutlineAgain("tumor", "ab" * 32)), plain.networks)
 
@@ -248,7 +294,7 @@ def test_segment_outlines_again_and_keeps_what_the_models_network_said(outlining
     box = volume.grid.box_of(result.probabilities["tumor"].grid)
     np.testing.assert_array_equal(result.probabilities["tumor"].array > 0.5, result.mask("tumor", box))
     report = result.provenance["outlines"]
-    assert (report["label"], report["components"]) == ("tumor", 1)
+    assert (report["label"], report["examined"], report["outlined"]) == ("tumor", 1, 1)
     assert result.provenance["model"]["sha256"] == ["0", "ab" * 32]
     assert plain.provenance["outlines"] is None
     assert dataclasses.replace(result, network_probabilities={}).network_probability("tumor") is None
@@ -276,6 +322,22 @@ def test_the_sensitivity_moves_findings_with_their_new_outlines(outlining):
     np.testing.assert_array_equal(at_sensitivity(sure, model.spec, "sensitive").mask("tumor"), mask)
 
 
+def test_a_lesion_is_explained_as_the_network_marked_it(outlining):
+    volume, _ = ball_phantom(Grid((60, 80, 80), np.diag([1.5, 1.5, 2.0, 1.0])), lesion_mm=8.0)
+    plain = segment(volume, threshold_model(), device="cpu")
+    result = segment(volume, outlining(Brighter(90)), device="cpu")
+    asked = LesionTarget(1).mask(result)
+    np.testing.assert_array_equal(asked, plain.mask("tumor"))
+    assert asked.sum() > result.mask("tumor").sum()
+    # What the network marked nowhere, such as a lesion that a reader added, is explained as it is.
+    added = np.array(result.labels.array)
+    added[added == 2] = 1
+    added[30, 40, 30:34] = 2
+    edited = dataclasses.replace(result, labels=result.labels.with_array(added))
+    np.testing.assert_array_equal(LesionTarget(1).mask(edited), added == 2)
+    np.testing.assert_array_equal(LesionTarget(1).mask(plain), plain.mask("tumor"))
+
+
 def test_explanations_refer_to_the_models_network(outlining):
     volume, _ = ball_phantom(Grid((60, 80, 80), np.diag([1.5, 1.5, 2.0, 1.0])), lesion_mm=8.0)
     model = outlining(Brighter(90))
@@ -291,7 +353,7 @@ def test_explanations_refer_to_the_models_network(outlining):
     # If a scene did not keep what the network said, the network says it again.
     forgotten = dataclasses.replace(result, network_probabilities={})
     assert explain_lesions(volume, model, forgotten, ["lesion:1"])[0].evidence["in_image"] == pytest.approx(
-        lesions[0]["in_image"], abs=5e-3
+        lesions[0]["in_image"], abs=0.05
     )
 
 
@@ -305,5 +367,26 @@ def test_a_card_may_ask_for_it_and_must_make_sense():
 
 def test_a_model_that_was_made_with_other_weights_is_refused():
     with pytest.raises(ModelError, match="another version of the network that outlines lesions"):
-        bundled.outline_network("0" * 64)
-    assert math.isfinite(sum(float(p.detach().sum()) for p in bundled.outline_network().parameters()))
+        bundled.outline_network(bundled.OUTLINES, "0" * 64)
+
+
+def test_the_bundled_model_was_made_for_the_bundled_weights():
+    card = json.loads((bundled.OUTLINES / bundled.CARD).read_text(encoding="utf-8"))
+    spec = registered("default").spec()
+    assert spec.outlines == OutlineAgain("tumor", card["sha256"])
+    assert spec.sha256[-1] == card["sha256"]
+    assert "outlines the tumor again" in spec.networks()[-1]
+
+
+@pytest.mark.parametrize(("labels", "outlined"), [(("tumor",), True), (("liver",), False)])
+def test_a_chain_outlines_again_what_it_takes_from_such_a_model(labels, outlined, outlining, monkeypatch):
+    model = outlining(Always(5.0))
+    other = tuple(label.name for label in model.spec.labels if label.name not in labels)
+    links = (ChainLink("plain", other), ChainLink("outlining", labels))
+    about = About("A chain", "test", model.spec.labels, Licenses("a", "b", "c"), "here")
+    entry = Entry("chain", about=about, chain=links, name="both")
+    made = {"plain": threshold_model(), "outlining": model}
+    load_chain = loading._load_chain
+    monkeypatch.setattr(loading, "registered", lambda name: name)
+    monkeypatch.setattr(loading, "_load_entry", lambda name, trust: made[name])
+    assert load_chain(entry, False).spec.outlines == (model.spec.outlines if outlined else None)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from LiverXAILib._version import __version__
-from LiverXAILib.inference.outline_network import FOLDER
+from LiverXAILib.inference.outline_network import OUTLINES
 from LiverXAILib.inference.outline_network import WEIGHTS as OUTLINE_WEIGHTS
 from LiverXAILib.models.downloads import checksum
 from LiverXAILib.models.formats.liverxai import save_model
@@ -37,7 +37,8 @@ LIMITS = (
     "Any focal lesion, cysts included, is called tumor.",
     "Unusual anatomy (situs inversus, after resection or transplantation, children, massive ascites) was not seen in "
     "training.",
-    "The border is that of a 2 mm grid. Not for MR, and not for CT with a resolution worse than about 6 mm.",
+    "The border is that of a 2 mm grid; findings of up to 48 mm are outlined again at 1 or 2 mm, real ones rather too "
+    "small. Not for MR, and not for CT with a resolution worse than about 6 mm.",
 )
 #: File with the attribution, stored next to the weights.
 ATTRIBUTION = "ATTRIBUTION.md"
@@ -98,7 +99,7 @@ def export(
         training={"data": data_of(left_out), "recipe": RECIPE, "runs": runs},
         quality=quality or {"note": "not measured"},
         limits=LIMITS,
-        outlines=OutlineAgain(TUMOR.name, checksum(FOLDER / OUTLINE_WEIGHTS)),
+        outlines=OutlineAgain(TUMOR.name, checksum(OUTLINES / OUTLINE_WEIGHTS)),
     )
     saved = save_model(spec, {name: [dict(weights[name])] for name in STAGES}, folder)
     (folder / ATTRIBUTION).write_text(attribution(left_out), encoding="utf-8")

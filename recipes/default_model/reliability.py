@@ -307,7 +307,11 @@ def draw(rows: Sequence[Finding], predicted: np.ndarray, path: Path) -> None:
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
     x, y = [row["predicted"] for row in bins], [row["true"] for row in bins]
-    spread = [[row["true"] - row["least"] for row in bins], [row["most"] - row["true"] for row in bins]]
+    # Rounding can leave the end of an interval a little inside the fraction.
+    spread = [
+        [max(0.0, row["true"] - row["least"]) for row in bins],
+        [max(0.0, row["most"] - row["true"]) for row in bins],
+    ]
     axes.errorbar(x, y, yerr=spread, fmt="o-", color="#1f5f8b", capsize=3, linewidth=1.2, markersize=4)
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="fraction of findings that are true")
     truth = np.array([row["true"] for row in rows])

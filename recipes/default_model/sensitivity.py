@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operating points from specific to sensitive, measured on training-side data and written into a model's card.
 
-``python -m recipes.default_model.sensitivity --data FOLDER MODEL`` segments phantoms with lesions of their own and real
-scans of training with painted lesions, whose seeds are not used in training. For each number of false findings per case
-it determines the peak that a component must reach. True and false findings are defined in
+``python -m recipes.default_model.sensitivity --data FOLDER MODEL`` segments phantoms with lesions of their own, real
+scans of training with painted lesions, whose seeds are not used in training, and real scans of training with outlined
+tumors. For each number of false findings per case it determines the peak that a component must reach; the one for
+:data:`STANDARD` of them becomes the model's own. True and false findings are defined in
 :mod:`LiverXAILib.evaluation.metrics`.
 """
 
@@ -29,6 +30,7 @@ from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.volumes.volume import Volume
 
 from ..outlines.samples import painted, real_scans
+from ..real_ct import PATIENTS, read_scan
 
 #: Phantoms that neither training nor the benchmarks use.
 FIRST_SEED = 800_000
@@ -36,6 +38,8 @@ FIRST_SEED = 800_000
 SCANS = ("lidc0001", "totalseg_slab")
 #: False findings per case for which the table has a row.
 ACCEPTED = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+#: False findings per case at the model's own operating point.
+STANDARD = 0.2
 #: Number of lesions painted into a scan.
 _PAINTED = 4
 
@@ -83,6 +87,9 @@ def _cases(data: Path, phantoms: int, paintings: int) -> Iterator[tuple[Volume, 
                 array[box] = part
                 truth[box] |= lesion
             yield scan.ct.with_array(np.rint(array).astype(np.int16)), truth
+    for outlined in (one for scans in PATIENTS.values() for one in scans if one.tumors == "labelled"):
+        ct, _, tumor = read_scan(data, outlined)
+        yield ct, tumor
 
 
 def operating_points(cases: Sequence[FrocCase]) -> tuple[OperatingPoint, ...]:
@@ -101,11 +108,14 @@ def operating_points(cases: Sequence[FrocCase]) -> tuple[OperatingPoint, ...]:
 
 
 def write_points(card: Path, points: Sequence[OperatingPoint]) -> None:
-    """Write the points into the last stage of a card that segments tumors."""
+    """Write the points, and the model's own, into the last stage of a card that segments tumors."""
+    own = [point.peak for point in points if point.false_per_case <= STANDARD][-1]
     spec = ModelSpec.from_json(card.read_text(encoding="utf-8"))
     name = spec.stage_of("tumor").name
     stages = tuple(
-        dataclasses.replace(stage, operating_points={"tumor": tuple(points)}) if stage.name == name else stage
+        dataclasses.replace(stage, operating_points={"tumor": tuple(points)}, peak_threshold={"tumor": own})
+        if stage.name == name
+        else stage
         for stage in spec.stages
     )
     card.write_text(dataclasses.replace(spec, stages=stages).to_json(), encoding="utf-8")

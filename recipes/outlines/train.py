@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="default", help="marks the components to be outlined again")
     parser.add_argument("--cubes", type=int, default=2000, help="around clicks")
     parser.add_argument("--phantoms", type=int, default=40, help="for the model; 8 of them for clicks")
+    parser.add_argument("--clicks-only", action="store_true", help="train nothing on what the model marks")
     parser.add_argument("--rounds", type=int, default=8, help="how often lesions are painted into a scan for the model")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--start", type=Path, help="weights to continue from; their card is beside them")
@@ -74,20 +75,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     model = load_model(options.model)
     trained = _cubes("trained", options, SCANS, range(FIRST_SEED, FIRST_SEED + options.phantoms), model)
-    judged = _cubes("held-out", options, HELD_OUT_SCANS, range(FIRST_SEED + 1000, FIRST_SEED + 1008), model)
+    judged = _cubes("held-out", options, HELD_OUT_SCANS, range(FIRST_SEED + 1000, FIRST_SEED + 1010), model)
     train(trained, judged, options.iterations, options.seed, options.output, options.start)
 
 
 def _cubes(part: str, options: argparse.Namespace, names: Sequence[str], seeds: range, model: Model) -> list[Cube]:
-    """Make the cubes for training, or a tenth as many for evaluation, of both kinds."""
-    share = 1 if part == "trained" else 10
+    """Make the cubes for training, or for evaluation, which has fewer."""
+    clicks, rounds = options.cubes, options.rounds
+    if part != "trained":
+        clicks, rounds = clicks // 16, rounds // 4
     clicked = _stored(
         options.output / f"{part}-clicks.npz",
-        lambda: _clicked(part, options.data, names, seeds[:8], options.cubes // share),
+        lambda: _clicked(part, options.data, names, seeds[:8], clicks),
     )
+    if options.clicks_only:
+        return clicked
     marked = _stored(
         options.output / f"{part}-marked.npz",
-        lambda: marked_cubes(options.data, names, seeds, options.rounds, model),
+        lambda: marked_cubes(options.data, names, seeds, rounds, model),
     )
     return clicked + marked
 
@@ -258,8 +263,9 @@ def train(
         if step % 200 == 199 or step == iterations - 1:
             current = {name: value.clone() for name, value in network.state_dict().items()}
             network.load_state_dict(average)
-            _log.info("%d %s", step, judge(network, judged))
-            save(network, folder, [*earlier, {**run, "iterations": step + 1}])
+            evaluation = judge(network, judged)
+            _log.info("%d %s", step, evaluation)
+            save(network, folder, [*earlier, {**run, "iterations": step + 1}], evaluation)
             if step != iterations - 1:
                 network.load_state_dict(current)
     return network.eval()
@@ -301,7 +307,7 @@ def judge(network: nn.Module, cubes: Sequence[Cube]) -> str:
             if few := [row for row in own if low <= row[0] < high]:
                 median, mean = np.median(few, axis=0), np.mean(few, axis=0)
                 words.append(
-                    f"{kind} {low}-{high} mm ({len(few)}): median {median[1]:.3f}, {median[2]:.3f}; "
+                    f"{kind} {low}-{high} mm ({len(few)}): median {median[1]:.3f}, {median[2]:.3f}, "
                     f"mean {mean[1]:.3f}, {mean[2]:.3f}"
                 )
     if empty:
@@ -320,8 +326,8 @@ def _dice(probability: torch.Tensor, sample: _Sample) -> float:
     return 2 * both / max(1, int(found.sum()) + int(sample.lesion.sum()))
 
 
-def save(network: nn.Module, folder: Path, runs: Sequence[Mapping[str, int]]) -> None:
-    """Write the weights in half precision, and their card, which lists the runs that made them."""
+def save(network: nn.Module, folder: Path, runs: Sequence[Mapping[str, int]], evaluation: str) -> None:
+    """Write the weights in half precision, and their card, with the runs that made them and what :func:`judge` said."""
     state = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
     card = {
@@ -337,6 +343,7 @@ def save(network: nn.Module, folder: Path, runs: Sequence[Mapping[str, int]]) ->
         "size": SIZE,
         "scales_mm": SCALES_MM,
         "training": {"data": _data(), "scans": list(SCANS), "held_out": list(HELD_OUT_SCANS), "runs": list(runs)},
+        "evaluation": evaluation.split("; "),
     }
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
