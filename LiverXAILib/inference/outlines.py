@@ -37,6 +37,8 @@ _UNSEEN, _MOST = -3.0, 7.0
 #: lesions come out too large by up to five times on a grid of 2 mm; of a larger one that shrinks as much, the outline
 #: network sees only a part.
 _LEAST_SHARE = {1.0: 0.2, 2.0: 0.35}
+#: Probabilities up to this are not lowered further.
+_NOTHING = 0.001
 #: Logit outside a cube.
 _OUTSIDE = -20.0
 #: Bounds of half-precision probabilities: the least above 0.5, and the last before 1 whose logit is useful.
@@ -157,7 +159,7 @@ def outline_again(
         outline = outline if is_better else own
         inside = _shifted(values[outline], _WEIGHT * certainty)
         is_left = bool((inside > _ABOVE_HALF).any())
-        outside = ~outline & ~others
+        outside = ~outline & ~others & (values > _NOTHING)
         values[outside] = np.minimum(values[outside], (1 / (1 + np.exp(-score[outside]))).clip(0, 0.5))
         values[outline] = inside if is_left else 0.5
         lesions[known] &= ~own
