@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of the network that outlines a lesion from clicks; see :mod:`recipes.outlines.train`."""
+"""Training of the network that outlines one lesion, at a click or around what a model has marked."""
