@@ -44,14 +44,17 @@ def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -
 def as_marked(lesion: np.ndarray, segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
     """A lesion, bool (k, j, i) on the input's grid, as the network of the model's last stage marked it.
 
-    It is the lesion itself unless lesions were outlined again, or if that network marked nothing there.
+    It is the lesion itself if lesions were not outlined again, if a reader changed its outline, or if that network
+    marked nothing there.
     """
-    probability = segmentation.network_probability(label)
-    if probability is None or probability is segmentation.probabilities.get(label):
+    by_network, final = segmentation.network_probability(label), segmentation.probabilities.get(label)
+    if by_network is None or final is None or by_network is final:
         return lesion
-    box = segmentation.labels.grid.box_of(probability.grid)
+    box = segmentation.labels.grid.box_of(final.grid)
+    if not np.array_equal(touching(above_half(final.array), lesion[box]), lesion[box]):
+        return lesion
     marked = np.zeros_like(lesion)
-    marked[box] = touching(above_half(probability.array), lesion[box])
+    marked[box] = touching(above_half(by_network.array), lesion[box])
     return marked if marked.any() else lesion
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..models.spec import Intensity, StageSpec
-from ..volumes.box import Box, bounding_box, components, largest_component
+from ..volumes.box import Box, bounding_box, largest_component, touching
 from ..volumes.resample import regrid, resample, resized
 from ..volumes.volume import Grid, Volume
 from .geometry import AIR_HU
@@ -152,11 +152,9 @@ def _components_at(mask: np.ndarray, grid: Grid, places_lps_mm: np.ndarray) -> n
     """The components of a mask on `grid` that contain at least one of the places (n, 3)."""
     voxels = grid.nearest_voxel(places_lps_mm)
     voxels = voxels[((voxels >= 0) & (voxels < mask.shape)).all(axis=1)]
-    pieces = components(mask, corners=True)
-    kept = np.zeros(int(pieces.max(initial=0)) + 1, bool)
-    kept[pieces[tuple(voxels.T)]] = True
-    kept[0] = False
-    return kept[pieces]
+    places = np.zeros_like(mask)
+    places[tuple(voxels.T)] = True
+    return touching(mask, places)
 
 
 def body_box(volume: Volume, base: Grid) -> Box:

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 from toys import threshold_model
 
 from LiverXAILib.evaluation.froc import FrocCase
-from LiverXAILib.models import ModelSpec
+from LiverXAILib.models import ModelSpec, registered
 from recipes.default_model import sensitivity
 
 
@@ -48,3 +50,8 @@ def test_the_models_own_point_is_written_with_the_others(tmp_path):
     assert stage.operating_points == {"tumor": points}
     assert stage.peak_threshold == {"tumor": 2.25}
     assert dataclasses.replace(stage, operating_points={}, peak_threshold={"tumor": 5.0}) == spec.stages[0]
+
+
+def test_the_bundled_card_states_the_measures_of_the_recipe():
+    path = Path(sensitivity.__file__).with_name("quality.json")
+    assert registered("default").spec().quality == json.loads(path.read_text(encoding="utf-8"))

@@ -336,6 +336,14 @@ def test_a_lesion_is_explained_as_the_network_marked_it(outlining):
     edited = dataclasses.replace(result, labels=result.labels.with_array(added))
     np.testing.assert_array_equal(LesionTarget(1).mask(edited), added == 2)
     np.testing.assert_array_equal(LesionTarget(1).mask(plain), plain.mask("tumor"))
+    # So is one whose outline a reader changed: each half of a divided lesion, not the whole twice.
+    halves = np.array(result.labels.array)
+    middle = np.argwhere(halves == 2)[:, 0].mean().round().astype(int)
+    halves[middle][halves[middle] == 2] = 1
+    divided = dataclasses.replace(result, labels=result.labels.with_array(halves))
+    one, other = (LesionTarget(number).mask(divided) for number in (1, 2))
+    assert not (one & other).any()
+    np.testing.assert_array_equal(one | other, halves == 2)
 
 
 def test_explanations_refer_to_the_models_network(outlining):
@@ -343,7 +351,7 @@ def test_explanations_refer_to_the_models_network(outlining):
     model = outlining(Brighter(90))
     result = segment(volume, model, device="cpu")
     tumor = result.probabilities["tumor"]
-    other = {**result.probabilities, "tumor": tumor.with_array(np.zeros_like(tumor.array))}
+    other = {**result.probabilities, "tumor": tumor.with_array(np.where(tumor.array > 0.5, 0.51, 0).astype(np.float16))}
     results = result, dataclasses.replace(result, probabilities=other)
     lesions = [explain_lesions(volume, model, known, ["lesion:1"])[0].evidence for known in results]
     assert lesions[0] == lesions[1]

@@ -68,10 +68,15 @@ def test_the_worker_finds_what_the_library_finds(shared, model_folder):
         assert found.segmentation.stage_grids[name].matches(grid)
 
 
-def test_what_stages_were_centered_on_travels_with_the_segmentation(tmp_path, model_folder):
+def test_what_explanations_need_travels_with_the_segmentation(tmp_path, model_folder):
     model = lx.load_model(model_folder)
-    segmentation = dataclasses.replace(lx.segment(phantom(), model, device="cpu"), stage_centers={"liver": 93.25})
+    plain = lx.segment(phantom(), model, device="cpu")
+    by_network = {"tumor": plain.probabilities["liver"]}
+    segmentation = dataclasses.replace(plain, stage_centers={"liver": 93.25}, network_probabilities=by_network)
     back = unpack_segmentation(pack_segmentation(segmentation, tmp_path), tmp_path, model.spec)
+    assert list(back.network_probabilities) == ["tumor"]
+    np.testing.assert_array_equal(back.network_probabilities["tumor"].array, by_network["tumor"].array)
+    np.testing.assert_array_equal(back.probabilities["tumor"].array, plain.probabilities["tumor"].array)
     assert back.stage_centers == {"liver": 93.25}
     assert back.provenance == segmentation.provenance
 
