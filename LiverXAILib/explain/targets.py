@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 
 from ..errors import UsageError
-from ..inference.lesions import as_marked, lesion_count, lesion_mask
+from ..inference.lesions import as_marked, lesion_count
 from ..inference.segmentation import Segmentation
 from ..volumes.box import bounding_box
 from ..volumes.volume import LPS_TO_RAS, Grid
@@ -156,7 +156,7 @@ class LesionTarget(Target):
         count = lesion_count(segmentation, self.label)
         if self.number > count:
             raise EmptyTargetError(f"There is no lesion {self.number}; the number of lesions found is {count}.")
-        return as_marked(lesion_mask(segmentation, self.number, self.label), segmentation, self.label)
+        return as_marked(segmentation, self.number, self.label)
 
     def focus(self, segmentation: Segmentation) -> np.ndarray:
         mask = self.mask(segmentation)

@@ -6,9 +6,10 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from scipy import ndimage
 
-from ..volumes.box import Box, bounding_box, central_voxel, components, touching
-from ..volumes.volume import Grid
+from ..volumes.box import Box, bounding_box, central_voxel, components
+from ..volumes.volume import Grid, Volume
 from .segmentation import Segmentation
 
 #: A point in LPS mm.
@@ -19,6 +20,8 @@ LEAST_CANDIDATE_ML = 0.05
 #: For each segmentation in use, by label, the box around its lesions and their numbers there: nearly every step of an
 #: analysis needs them. Segmentations are immutable.
 _NUMBERED: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
+#: The same for the probabilities of lesions that were outlined again.
+_MARKED: WeakKeyDictionary[Volume, tuple[np.ndarray, np.ndarray, list[tuple[slice, ...]]]] = WeakKeyDictionary()
 
 
 def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
@@ -41,21 +44,42 @@ def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -
     return mask
 
 
-def as_marked(lesion: np.ndarray, segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
+def as_marked(segmentation: Segmentation, number: int, label: str = "tumor") -> np.ndarray:
     """A lesion, bool (k, j, i) on the input's grid, as the network of the model's last stage marked it.
 
     It is the lesion itself if lesions were not outlined again, if a reader changed its outline, or if that network
     marked nothing there.
+
+    :param number: as in :func:`lesion_components`.
     """
+    lesion = lesion_mask(segmentation, number, label)
     by_network, final = segmentation.network_probability(label), segmentation.probabilities.get(label)
     if by_network is None or final is None or by_network is final:
         return lesion
-    box = segmentation.labels.grid.box_of(final.grid)
-    if not np.array_equal(touching(above_half(final.array), lesion[box]), lesion[box]):
+    known = segmentation.labels.grid.box_of(final.grid)
+    box, pieces = numbered_lesions(segmentation, label)
+    voxels = np.argwhere(pieces == number) + box.start - known.start
+    if (voxels < 0).any() or (voxels >= known.shape).any():
         return lesion
+    at = tuple(voxels.T)
+    numbers, sizes, _ = _marked_components(final)
+    if sizes[np.unique(numbers[at])].sum() != len(voxels):
+        return lesion
+    numbers, _, boxes = _marked_components(by_network)
     marked = np.zeros_like(lesion)
-    marked[box] = touching(above_half(by_network.array), lesion[box])
+    for touched in np.unique(numbers[at]):
+        if touched:
+            part = boxes[touched - 1]
+            marked[known][part] |= numbers[part] == touched
     return marked if marked.any() else lesion
+
+
+def _marked_components(probability: Volume) -> tuple[np.ndarray, np.ndarray, list[tuple[slice, ...]]]:
+    """Components of probabilities above 0.5: their numbers from 1 (k, j, i), sizes by number, boxes; computed once."""
+    if probability not in _MARKED:
+        numbers = components(above_half(probability.array), corners=True)
+        _MARKED[probability] = numbers, np.bincount(numbers.ravel()), ndimage.find_objects(numbers)
+    return _MARKED[probability]
 
 
 def lesion_place(mask: np.ndarray, grid: Grid) -> Point:
