@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,7 +22,7 @@ LEAST_CANDIDATE_ML = 0.05
 #: analysis needs them. Segmentations are immutable.
 _NUMBERED: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
 #: The same for the probabilities of lesions that were outlined again.
-_MARKED: WeakKeyDictionary[Volume, tuple[np.ndarray, np.ndarray, list[tuple[slice, ...]]]] = WeakKeyDictionary()
+_MARKED: WeakKeyDictionary[Volume, tuple[np.ndarray, list[tuple[slice, ...]]]] = WeakKeyDictionary()
 
 
 def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
@@ -62,24 +63,24 @@ def as_marked(segmentation: Segmentation, number: int, label: str = "tumor") -> 
     if (voxels < 0).any() or (voxels >= known.shape).any():
         return lesion
     at = tuple(voxels.T)
-    numbers, sizes, _ = _marked_components(final)
-    if sizes[np.unique(numbers[at])].sum() != len(voxels):
+    size = sum(np.count_nonzero(part) for _, part in _marked_at(final, at))
+    if size != len(voxels) or not above_half(final.array[at]).all():  # a reader changed it
         return lesion
-    numbers, _, boxes = _marked_components(by_network)
     marked = np.zeros_like(lesion)
-    for touched in np.unique(numbers[at]):
-        if touched:
-            part = boxes[touched - 1]
-            marked[known][part] |= numbers[part] == touched
+    for place, part in _marked_at(by_network, at):
+        marked[known][place] |= part
     return marked if marked.any() else lesion
 
 
-def _marked_components(probability: Volume) -> tuple[np.ndarray, np.ndarray, list[tuple[slice, ...]]]:
-    """Components of probabilities above 0.5: their numbers from 1 (k, j, i), sizes by number, boxes; computed once."""
+def _marked_at(probability: Volume, voxels: tuple[np.ndarray, ...]) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """The components of probabilities above 0.5 that contain one of the voxels, each in its own box."""
     if probability not in _MARKED:
         numbers = components(above_half(probability.array), corners=True)
-        _MARKED[probability] = numbers, np.bincount(numbers.ravel()), ndimage.find_objects(numbers)
-    return _MARKED[probability]
+        _MARKED[probability] = numbers, ndimage.find_objects(numbers)
+    numbers, boxes = _MARKED[probability]
+    for number in np.unique(numbers[voxels]):
+        if number:
+            yield boxes[number - 1], numbers[boxes[number - 1]] == number
 
 
 def lesion_place(mask: np.ndarray, grid: Grid) -> Point:

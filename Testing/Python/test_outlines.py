@@ -343,6 +343,12 @@ def test_a_lesion_is_explained_as_the_network_marked_it(outlining):
     divided = dataclasses.replace(result, labels=result.labels.with_array(halves))
     one, other = (LesionTarget(number).mask(divided) for number in (1, 2))
     assert not (one & other).any()
+    # And one that a reader moved, although it is as large as before.
+    moved = np.array(result.labels.array)
+    moved[moved == 2] = 1
+    moved[:, :, 1:][result.labels.array[:, :, :-1] == 2] = 2
+    shifted = dataclasses.replace(result, labels=result.labels.with_array(moved))
+    np.testing.assert_array_equal(LesionTarget(1).mask(shifted), moved == 2)
     np.testing.assert_array_equal(one | other, halves == 2)
 
 
