@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
-import SimpleITK as sitk
+from scipy.spatial import SphericalVoronoi
 
 from ..volumes.volume import Grid, Volume
 from .measurements import ContrastPhase
@@ -28,15 +29,27 @@ def enhancement(contrast_hu: float | None, phase: ContrastPhase | None) -> str |
 def sphericity(mask: np.ndarray, grid: Grid) -> float | None:
     """Surface of a sphere of the same volume over the surface of `mask` (Crofton's estimate), at most 1.
 
-    :return: None on a sheared grid, for which the estimate is invalid.
+    :return: None on a sheared grid.
     """
     if grid.is_sheared:
         return None
-    image = sitk.GetImageFromArray(np.pad(mask.astype(np.uint8), 1))
-    image.SetSpacing(grid.spacing)
-    shapes = sitk.LabelShapeStatisticsImageFilter()
-    shapes.Execute(image)
-    return min(1.0, float(shapes.GetRoundness(1)))
+    volume = np.count_nonzero(mask) * grid.voxel_volume_mm3
+    return min(1.0, float(np.cbrt(np.pi * (6 * volume) ** 2)) / _surface_mm2(mask, grid))
+
+
+def _surface_mm2(mask: np.ndarray, grid: Grid) -> float:
+    """Crofton's estimate: the number of times that lines in 26 directions leave `mask`.
+
+    A direction has the share of the sphere that is closest to it. ITK has the shares of cubic voxels only, with which
+    the sphericity of a long lesion in slices of 2.5 mm is wrong by up to an eighth.
+    """
+    steps = np.array([step for step in product((-1, 0, 1), repeat=3) if any(step)])
+    ways = steps[:, ::-1] @ grid.ijk_to_lps[:3, :3].T
+    lengths = np.linalg.norm(ways, axis=1)
+    shares = SphericalVoronoi(ways / lengths[:, None]).calculate_areas() / (4 * np.pi)
+    padded = np.pad(mask, 1)
+    left = [np.count_nonzero(padded & ~np.roll(padded, step, (0, 1, 2))) for step in steps]
+    return float(4 * grid.voxel_volume_mm3 * (shares * left / lengths).sum())
 
 
 def location(

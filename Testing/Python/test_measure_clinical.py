@@ -17,7 +17,7 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
-from LiverXAILib.measure.lesions import location, slice_instance_number
+from LiverXAILib.measure.lesions import location, slice_instance_number, sphericity
 from LiverXAILib.measure.liver import ROMAN, remnants, standard_volume_ml, steatosis_hint
 from LiverXAILib.measure.measurements import ContrastPhase, Measurements
 from LiverXAILib.measure.phase import _aorta, estimate_phase
@@ -31,7 +31,7 @@ from LiverXAILib.pipeline import check_orientation
 from LiverXAILib.report.schema import SCHEMA_FILE, measurements_schema
 from LiverXAILib.report.tables import write_tables
 from LiverXAILib.volumes.io import read_volume
-from LiverXAILib.volumes.volume import Volume
+from LiverXAILib.volumes.volume import Grid, Volume
 
 #: (k, j, i) = (S, P, L), 4 mm.
 SHAPE = (60, 60, 90)
@@ -124,6 +124,22 @@ def test_the_sphericity_of_a_spheroid_is_that_of_geometry() -> None:
     expected = np.pi ** (1 / 3) * (6 * 4 / 3 * np.pi * 5 * 5 * 14) ** (2 / 3) / surface
     assert lesion.sphericity == pytest.approx(expected, rel=0.05)
     assert expected < 0.9
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 0.8, 1.5), (2.0, 0.7, 0.7), (0.7, 2.0, 0.7)])
+@pytest.mark.parametrize("axis", range(3))
+def test_the_sphericity_does_not_depend_on_the_shape_of_the_voxels(spacing: tuple, axis: int) -> None:
+    """Spheroids with axes of 12 and 30 mm, along each of the image's axes."""
+    shape = tuple(round(34 / mm) for mm in spacing[::-1])
+    x, y, z = (
+        (index - (n - 1) / 2) * mm for index, n, mm in zip(np.indices(shape)[::-1], shape[::-1], spacing, strict=True)
+    )
+    spheroid = sum((along / (15 if n == axis else 6)) ** 2 for n, along in enumerate((x, y, z))) <= 1
+    eccentricity = np.sqrt(1 - (6 / 15) ** 2)
+    surface = 2 * np.pi * 36 * (1 + 15 / (6 * eccentricity) * np.arcsin(eccentricity))
+    expected = np.pi ** (1 / 3) * (6 * 4 / 3 * np.pi * 6 * 6 * 15) ** (2 / 3) / surface
+    found = sphericity(spheroid, Grid(shape, np.diag([*spacing, 1.0])))
+    assert found == pytest.approx(expected, rel=0.06)
 
 
 def test_a_lesion_in_a_dicom_series_names_the_instance_number_of_its_slice(tmp_path: Path) -> None:
