@@ -20,9 +20,10 @@ from scipy.spatial.transform import Rotation
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
+from LiverXAILib.measure.candidates import _reason, measure_rejected
 from LiverXAILib.measure.diameters import axial_axis, axial_diameters, feret_diameter_mm
 from LiverXAILib.models.spec import LIVER, TUMOR
-from LiverXAILib.volumes.box import Box
+from LiverXAILib.volumes.box import Box, bounding_box
 from LiverXAILib.volumes.volume import Grid, Volume
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -287,16 +288,92 @@ def test_statistics_equal_numpy_and_lesions_are_left_out_of_the_liver() -> None:
     assert measured.liver_mean_hu == pytest.approx(image[liver & ~tumor].mean(dtype=float))
 
 
-def test_a_probability_outside_its_crop_counts_as_zero() -> None:
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("part", [slice(4, 8), slice(0, 4)])
+def test_a_probability_outside_its_crop_counts_as_zero(axis: int, part: slice) -> None:
     grid = Grid((8, 8, 8), np.eye(4))
     liver, tumor = np.ones(grid.shape, bool), np.zeros(grid.shape, bool)
-    tumor[3:5, 3:5, 2:6] = True
-    box = Box(slice(0, 8), slice(0, 8), slice(4, 8))
+    tumor[2:6, 2:6, 2:6] = True
+    box = Box(*(part if n == axis else slice(0, 8) for n in range(3)))
     half = Volume(np.ones(grid.cropped(box).shape, np.float16), grid.cropped(box).ijk_to_lps)
     segmentation = _segmentation(grid, liver, tumor, probabilities={"tumor": half})
-    (lesion,) = measure(Volume(np.zeros(grid.shape), np.eye(4)), segmentation).lesions
+    volume = Volume(np.zeros(grid.shape), np.eye(4))
+    (lesion,) = measure(volume, segmentation).lesions
     assert lesion.mean_probability == pytest.approx(0.5)
     assert lesion.surface_distance_mm is None
+    (rejected,) = measure_rejected(volume, segmentation, [(Box.full(grid.shape), tumor, "Dr. A", "2026-11-30")])
+    assert rejected.mean_probability == pytest.approx(0.5)
+    beyond = np.zeros_like(tumor)
+    beyond[tuple(slice(0, 2) if n == axis and part.start else slice(6, 8) for n in range(3))] = True
+    own = bounding_box(beyond)
+    assert own is not None
+    (rejected,) = measure_rejected(volume, segmentation, [(own, beyond[own], "Dr. A", "2026-11-30")])
+    assert rejected.mean_probability == 0
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("part", [slice(0, 3), slice(9, 12), slice(1, 11)])
+def test_a_lesion_at_any_side_of_the_image_may_continue_beyond_it(axis: int, part: slice) -> None:
+    grid = Grid((12, 12, 12), np.eye(4))
+    tumor = np.zeros(grid.shape, bool)
+    tumor[tuple(part if n == axis else slice(4, 8) for n in range(3))] = True
+    (lesion,) = measure(
+        Volume(np.zeros(grid.shape), np.eye(4)), _segmentation(grid, np.ones(grid.shape, bool), tumor)
+    ).lesions
+    assert lesion.touches_image_border == (part != slice(1, 11))
+
+
+@pytest.mark.parametrize(("voxels", "measurable"), [(13, ()), (15, (1,))])
+def test_of_coronal_slices_the_one_with_the_diameters_is_named_and_their_thickness_counts(
+    voxels: int, measurable: tuple
+) -> None:
+    """Slices of 7 mm are stacked along j, which points down: only lesions of at least 14 mm are measurable."""
+    matrix = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -7, 0, 100], [0, 0, 0, 1]])
+    grid = Grid((30, 8, 30), matrix)
+    tumor = np.zeros(grid.shape, bool)
+    tumor[12:14, 3:6, 12:14] = True
+    tumor[12:15, 4, 6 : 6 + voxels] = True
+    measured = measure(Volume(np.zeros(grid.shape), matrix), _segmentation(grid, np.ones(grid.shape, bool), tumor))
+    axial = measured.lesions[0].axial
+    assert (axial.slice_axis, axial.slice_index) == ("j", 4)
+    assert axial.long_ends_lps_mm[0][2] == axial.long_ends_lps_mm[1][2] == 100 - 7 * 4
+    assert measured.recist is not None
+    assert measured.recist.measurable == measurable
+
+
+def test_a_candidate_is_measured_like_a_lesion_in_coronal_slices_too() -> None:
+    rng = np.random.default_rng(0)
+    grid = GRIDS["coronal"]
+    image, found = rng.normal(100, 20, grid.shape), _ball(grid, 12, (6, 0, -9))
+    p = np.where(found, rng.uniform(0.55, 0.95, grid.shape), 0).astype(np.float16)
+    volume, nothing = Volume(image, grid.ijk_to_lps), np.zeros(grid.shape, bool)
+    probabilities = {"tumor": Volume(p, grid.ijk_to_lps)}
+    segmentation = _segmentation(grid, _ball(grid, 36), nothing, probabilities=probabilities)
+    (candidate,) = measure(volume, segmentation).candidates
+    (lesion,) = measure(volume, _segmentation(grid, _ball(grid, 36), found, probabilities=probabilities)).lesions
+    assert candidate.axial == lesion.axial
+    assert candidate.number == lesion.number
+    for name in ("volume_ml", "mean_hu", "mean_probability"):
+        assert getattr(candidate, name) == pytest.approx(getattr(lesion, name)), name
+    assert candidate.peak_probability == p.max()
+    assert candidate.place_lps_mm == pytest.approx(lesion.centroid_lps_mm, abs=2.5)
+    # Neither a threshold nor a least volume is known.
+    assert candidate.reason == f"The model's highest tumor probability in it is {100 * float(p.max()):.0f} %."
+
+
+@pytest.mark.parametrize(
+    ("peak", "needed", "volume_ml", "end"),
+    [
+        (0.894, 0.9, 0.5, "is 89 %; a lesion is counted from 90.0 %."),
+        (0.9, 0.9, 0.5, "is 90 %; its volume is 0.50 ml, and a lesion is counted from 0.7 ml."),
+        (0.9, 0.9, 0.7, "is 90 %."),
+        (0.6, None, 0.5, "is 60 %; its volume is 0.50 ml, and a lesion is counted from 0.7 ml."),
+    ],
+)
+def test_it_is_said_why_a_candidate_is_not_counted(
+    peak: float, needed: float | None, volume_ml: float, end: str
+) -> None:
+    assert _reason(peak, needed, volume_ml, 0.7) == f"The model's highest tumor probability in it {end}"
 
 
 def test_a_model_that_does_not_look_for_tumors_reports_none_rather_than_zero() -> None:

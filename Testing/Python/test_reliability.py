@@ -11,11 +11,12 @@ from math import log10
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from LiverXAILib.errors import ModelError
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
-from LiverXAILib.measure.reliability import _SHELL_MM, finding_features, judge_finding
+from LiverXAILib.measure.reliability import _SHELL_MM, _reason, finding_features, judge_finding
 from LiverXAILib.models import LIVER, TUMOR, ModelSpec
 from LiverXAILib.models.spec import Reliability
 from LiverXAILib.report.tables import write_tables
@@ -109,6 +110,63 @@ def test_the_edge_share_is_the_part_of_the_shell_that_lies_outside_the_organ(hei
     assert features_of(segmentation)["edge_share"] == pytest.approx(expected, abs=0.04)
 
 
+def test_the_features_of_a_block_are_those_of_the_distances_between_all_its_voxels():
+    """On a grid of 2 mm nothing is resampled."""
+    grid = a_grid(shape=(16, 16, 16))
+    block, organ = np.zeros(grid.shape, bool), np.zeros(grid.shape, bool)
+    block[6:10, 5:10, 6:11] = organ[:, :, 4:] = organ[:9, :11] = True
+    p = np.random.default_rng(0).random(grid.shape).astype(np.float16)
+    labels = Volume(np.where(block, 2, organ).astype(np.uint8), grid.ijk_to_lps)
+    found = features_of(Segmentation(labels, (LIVER, TUMOR), {"tumor": labels.with_array(p)}))
+    points, inside = 2.0 * np.argwhere(block | True), block.ravel()
+    apart = cdist(points[inside], points[~inside])
+    depth, height, p = apart.min(axis=1), apart.min(axis=0), p.ravel().astype(float)
+    border = np.concatenate([p[inside][depth <= 2], p[~inside][height <= 2]])
+    entropy = -(border * np.log2(border) + (1 - border) * np.log2(1 - border))
+    assert found == pytest.approx(
+        {
+            "border_entropy": entropy.mean(),
+            "compactness": (depth.max() - 1) / (3 / (4 * np.pi) * 100 * 2**3) ** (1 / 3),
+            "mean_probability": p[inside].mean(),
+            "edge_share": (~organ.ravel())[~inside][height <= 4].mean(),
+            "log10_ml": log10(0.8),
+        },
+        abs=1e-3,
+    )
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 1.0, 2.0), (2.0, 0.5, 1.0), (1.0, 2.0, 0.5)])
+def test_the_shell_of_a_finding_is_whole_whatever_the_shape_of_the_voxels(spacing):
+    """A third of the liver's surface cuts each of the axes."""
+    shares = []
+    for size in (spacing, (2.0, 2.0, 2.0)):
+        shape = tuple(round(32 / mm) for mm in size[::-1])
+        z, y, x = ((index + 0.5) * mm for index, mm in zip(np.indices(shape), size[::-1], strict=True))
+        block = (abs(x - 16) < 4) & (abs(y - 16) < 4) & (abs(z - 16) < 4)
+        labels = np.where(block, 2, (x < 22) & (y < 22) & (z < 22)).astype(np.uint8)
+        volume = Volume(labels, np.diag([*size, 1.0]))
+        shares.append(features_of(Segmentation(volume, (LIVER, TUMOR), {"tumor": volume.with_array(labels / 2)})))
+    assert shares[0]["edge_share"] == pytest.approx(shares[1]["edge_share"], abs=0.02)
+    assert shares[1]["edge_share"] > 0.15
+
+
+def test_findings_of_a_label_that_belongs_to_no_organ_lie_at_no_edge():
+    grid = a_grid(shape=(16, 16, 16))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[6:10, 6:10, 6:10] = 2
+    volume = Volume(labels, grid.ijk_to_lps)
+    alone = dataclasses.replace(TUMOR, parent=None)
+    assert features_of(Segmentation(volume, (alone,), {"tumor": volume.with_array(labels / 2)}))["edge_share"] == 0
+
+
+def test_without_tumor_probabilities_or_findings_there_are_no_features():
+    segmentation = a_segmentation(a_grid(shape=(16, 16, 16)))
+    numbers = np.zeros(segmentation.labels.shape, np.int32)
+    assert finding_features(numbers, segmentation) == []
+    numbers[8, 8, 8] = 1
+    assert finding_features(numbers, dataclasses.replace(segmentation, probabilities={})) == []
+
+
 def test_a_piece_thinner_than_the_grid_of_the_features_has_features():
     segmentation = a_segmentation(a_grid((0.5, 0.5, 0.5), (60, 60, 60)), center_mm=(15, 15, 15))
     labels = np.where(segmentation.labels.array == 2, 1, segmentation.labels.array)
@@ -124,6 +182,37 @@ def test_the_probability_is_that_of_the_logistic_regression_of_the_card():
     assert judged.probability == pytest.approx(1 / (1 + np.exp(-logit)))
     assert judged.word == "likely"
     assert judged.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("probability", "word"),
+    [(0.81, "likely"), (0.8, "likely"), (0.79, "uncertain"), (0.4, "uncertain"), (0.39, "doubtful")],
+)
+def test_a_finding_is_likely_from_80_percent_and_doubtful_below_40(probability, word):
+    card = dataclasses.replace(CARD, intercept=np.log(probability / (1 - probability)))
+    judged = judge_finding(card.centers, card)
+    assert judged.probability == pytest.approx(probability)
+    assert judged.word == word
+    assert judged.reason == ""  # no feature stands out
+    assert judged.describe() == f"{word} ({100 * probability:.0f} %)"
+    assert judged.features == card.centers
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        ({"edge_share": -0.3}, ""),
+        ({"edge_share": -0.4}, "it lies at the edge of the liver"),
+        ({"log10_ml": -3.0, "compactness": -1.0}, "it is small, its shape is irregular"),  # just a quarter
+        ({"log10_ml": -4.0, "compactness": -0.9, "edge_share": 0.9, "border_entropy": 0.9}, "it is small"),
+        (
+            {"log10_ml": -1.0, "mean_probability": -1.1, "edge_share": -1.2},
+            "it lies at the edge of the liver, its mean tumor probability is low",
+        ),
+    ],
+)
+def test_at_most_two_reasons_are_named_each_with_a_quarter_of_what_lowers_the_odds(terms, reason):
+    assert _reason(terms) == reason
 
 
 def test_the_reason_names_what_lowers_the_probability_most_first():

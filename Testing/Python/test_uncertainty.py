@@ -11,16 +11,20 @@ import numpy as np
 import pytest
 import torch
 from explain_toys import LESIONS_LPS, trained_model, two_lesion_case
+from scipy.stats import entropy
 
 from LiverXAILib import analyze
 from LiverXAILib.errors import Cancelled, UsageError
 from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.inference import Segmentation, lesion_components, segment
 from LiverXAILib.inference.stages import logit_margin, run_network, stage_input, stage_plan
-from LiverXAILib.measure import measure_uncertainty
-from LiverXAILib.models import Model
+from LiverXAILib.measure import entropy_map, measure_uncertainty
+from LiverXAILib.measure.disagreement import _pairwise_dice
+from LiverXAILib.models import LIVER, TUMOR, Model
 from LiverXAILib.progress import CancelToken
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.resample import resample
+from LiverXAILib.volumes.volume import Volume
 
 
 def changed(model, networks=None, **stage):
@@ -155,3 +159,30 @@ def test_questions_without_an_answer_are_refused():
     token.cancel()
     with pytest.raises(Cancelled):
         measure_uncertainty(volume, model, segmentation, device="cpu", cancel=token)
+
+
+def test_masks_of_all_passes_are_compared_in_pairs_and_empty_ones_agree():
+    votes = np.zeros((3, 1, 2, 4), bool)
+    votes[0, 0, 0, :3] = votes[1, 0, 0, 1:] = votes[2, 0, 1, :2] = True
+    assert _pairwise_dice(votes) == pytest.approx((2 * 2 / 6 + 0 + 0) / 3)
+    assert _pairwise_dice(votes[:2]) == pytest.approx(2 * 2 / 6)
+    assert _pairwise_dice(np.zeros((2, 1, 1, 4), bool)) == 1
+
+
+def test_the_entropy_map_shows_the_least_certain_label_in_its_place():
+    labels = Volume(np.zeros((3, 4, 5), np.uint8), np.diag([1.0, 2.0, 3.0, 1.0]))
+    liver, tumor = np.full((3, 4, 5), 0.9), np.full((1, 2, 2), 0.5)
+    liver[0, 0, :2] = 0, 1
+    tumor[0, 0] = 0.99, 0.25
+    place = labels.grid.cropped(Box.between((1, 1, 2), (2, 3, 4)))
+    probabilities = {"liver": labels.with_array(liver), "tumor": Volume(tumor, place.ijk_to_lps)}
+    segmentation = Segmentation(labels, (LIVER, TUMOR), probabilities)
+    expected = np.full((3, 4, 5), entropy([0.1, 0.9], base=2))
+    expected[0, 0, :2] = 0
+    expected[1, 1, 3], expected[1, 2, 2:4] = entropy([0.25, 0.75], base=2), 1
+    found = entropy_map(segmentation)
+    np.testing.assert_allclose(found.array, expected, atol=1e-3)
+    np.testing.assert_array_equal(found.ijk_to_lps, labels.ijk_to_lps)
+    only = entropy_map(replace(segmentation, probabilities={"tumor": probabilities["tumor"]}))
+    assert np.count_nonzero(only.array) == 4
+    assert entropy_map(replace(segmentation, probabilities={})) is None
