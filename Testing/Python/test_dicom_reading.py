@@ -29,6 +29,7 @@ from scipy.spatial.transform import Rotation
 from LiverXAILib.errors import Cancelled, InputError
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.io import read_volume
+from LiverXAILib.volumes.stack import Stack, resample_to_regular
 from LiverXAILib.volumes.volume import Volume
 
 SYNTAXES = [
@@ -323,6 +324,17 @@ def test_irregular_spacing_is_resampled_on_request_and_said(tmp_path):
     assert places[-1, 2] == pytest.approx(122.0)
     for k, (_, _, z) in enumerate(places):
         np.testing.assert_allclose(volume.array[k][inside], 10 * (z - 100.0), atol=0.51)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_irregular_slices_are_interpolated_between_their_neighbors_alone(dtype):
+    depths = np.array([100, 101.0, 104, 107, 110])
+    values = np.array([[0, 5], [90, 5], [-301, 6], [70, 8], [500, 12]], dtype)
+    stack = Stack(np.arange(5), depths, 6, np.eye(4))
+    result = resample_to_regular(values[:, None, :], stack)
+    expected = np.stack([np.interp(np.linspace(100, 110, 6), depths, column) for column in values.T], axis=-1)
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result[:, 0], expected.round() if dtype == "int16" else expected, rtol=1e-6)
 
 
 def test_a_tilted_irregular_series_stays_tilted(tmp_path):

@@ -23,6 +23,7 @@ from pydicom.uid import (
 
 from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.volumes.io import list_series, read_volume
+from LiverXAILib.volumes.stack import Stack, sort_slices
 
 
 def refusal(path: Path, **options: object) -> str:
@@ -85,6 +86,47 @@ def test_slices_shifted_sideways_are_refused_even_if_evenly_spaced(tmp_path):
     write_series(tmp_path, a_body(), geometry(), edit=edit)
     assert "shifted sideways" in refusal(tmp_path)
     assert "shifted sideways" in refusal(tmp_path, allow_irregular=True)
+
+
+def sorted_slices(heights: list[float], sideways: list[float] | None = None) -> Stack | str:
+    """The stack of upright slices at `heights`, each shifted `sideways` to the left, in mm."""
+    positions = np.array([[-30 + (sideways or [0] * 99)[k], -41.5, z] for k, z in enumerate(heights)])
+    return sort_slices(positions, np.array([0.8, 0, 0]), np.array([0, 0.9, 0]))
+
+
+@pytest.mark.parametrize(("gap", "accepted"), [(0.1, True), (0.099, False)])
+def test_slices_a_tenth_of_a_millimeter_apart_are_not_at_the_same_position(gap, accepted):
+    assert isinstance(sorted_slices([0, gap]), Stack) == accepted
+
+
+@pytest.mark.parametrize(("shift", "accepted"), [(0.24, True), (0.26, False)])
+def test_one_slice_may_be_shifted_sideways_by_a_tenth_of_the_spacing(shift, accepted):
+    found = sorted_slices([0, 2.5, 5, 7.5], [0, shift, 0, 0])
+    assert isinstance(found, Stack) if accepted else "by up to 0.3 mm" in str(found)
+
+
+def test_small_shifts_of_many_slices_do_not_add_up():
+    found = sorted_slices([2.5 * k for k in range(41)], [0.1 * (k % 2) for k in range(41)])
+    assert isinstance(found, Stack)
+    assert (found.problem, found.can_be_resampled, found.count) == (None, False, 41)
+
+
+@pytest.mark.parametrize(
+    ("heights", "count", "problem", "can_be_resampled"),
+    [
+        ([100, 105, 110, 120, 125], 6, "1 of 6 slices are missing (a gap of 10.0 mm between slices 5.0", True),
+        ([100, 105, 110, 120.1, 125.1], 6, "1 of 6 slices are missing (a gap of 10.1 mm", False),
+        ([100, 104, 108, 116.3, 120.3], 6, "1 of 6 slices are missing (a gap of 8.3 mm", True),
+        ([100, 104, 108, 116.5, 120.5], 6, "not evenly spaced (4.00 to 8.50 mm apart)", True),
+        ([100, 102, 104, 107, 110, 113, 116], 6, "not evenly spaced (2.00 to 3.00 mm apart)", True),
+    ],
+)
+def test_an_irregular_stack_says_what_is_wrong_and_which_grid_would_fit_it(heights, count, problem, can_be_resampled):
+    stack = sorted_slices(heights)
+    assert problem in stack.problem
+    assert (stack.can_be_resampled, stack.count) == (can_be_resampled, count)
+    np.testing.assert_allclose(stack.ijk_to_lps[:3, 3], [-30, -41.5, 100])
+    np.testing.assert_allclose(stack.ijk_to_lps[:3, 2], [0, 0, (heights[-1] - 100) / (count - 1)], atol=1e-12)
 
 
 def test_mixed_sizes_are_refused(tmp_path):

@@ -19,7 +19,8 @@ from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.inference import Segmentation
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.report import write_dicom_segmentation
-from LiverXAILib.volumes.dicom_seg import read_segment_masks, read_segments, segmentation_grid
+from LiverXAILib.volumes.box import Box
+from LiverXAILib.volumes.dicom_seg import find_segs, read_segment_masks, read_segments, segmentation_grid
 from LiverXAILib.volumes.io import read_volume
 from LiverXAILib.volumes.volume import Grid, Volume
 
@@ -314,3 +315,132 @@ def test_a_damaged_segmentation_is_refused_in_words(tmp_path, keep):
     (tmp_path / "seg.dcm").write_bytes(whole[: int(keep * len(whole))])
     with pytest.raises(InputError, match=r"seg\.dcm"):
         _ = read_segment_masks(tmp_path / "seg.dcm", volume.grid)[1]
+
+
+def edited_seg(folder: Path, change: Callable[[Dataset], None], **options: object) -> Path:
+    """A SEG of three slices of the body, k = 1, 3 and 6, after a change of its data set."""
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[[1, 3, 6], 4:20, 5:22] = 1
+    made_by_highdicom(folder, drawn, **options)
+    dataset = pydicom.dcmread(folder / "seg.dcm")
+    change(dataset)
+    dataset.save_as(folder / "seg.dcm")
+    return folder / "seg.dcm"
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [((2, 6, 8), (5, 15, 17)), ((-2, -3, -4), (9, 30, 31)), ((0, 10, 10), (8, 24, 28)), ((0, 21, 0), (8, 24, 28))],
+    ids=["part", "more", "end", "beside"],
+)
+def test_a_segmentation_is_cut_to_the_grid_or_surrounded_by_background(tmp_path, start, stop):
+    volume = made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
+    (mask,) = read_segment_masks(tmp_path / "seg.dcm", volume.grid.cropped(Box.between(start, stop))).values()
+    around = np.pad(LABELS > 0, 9)
+    box = Box.between(start, stop).shifted((9, 9, 9))
+    np.testing.assert_array_equal(mask, around[box])
+
+
+@pytest.mark.parametrize(("most", "least"), [(255, 128), (100, 51), (2, 2), (None, 1)])
+def test_a_fraction_counts_from_more_than_half_of_the_greatest(tmp_path, most, least):
+    def change(dataset: Dataset) -> None:
+        dataset.MaximumFractionalValue = most
+        pixels = np.zeros(dataset.pixel_array.shape, np.uint8)
+        pixels[:, 5, 6], pixels[:, 5, 7] = least, least - 1
+        dataset.PixelData = pixels.tobytes()
+
+    path = edited_seg(tmp_path, change, segmentation_type="FRACTIONAL")
+    (mask,) = read_segment_masks(path, Grid(SHAPE, geometry())).values()
+    assert [tuple(voxel) for voxel in np.argwhere(mask)] == [(1, 5, 6), (3, 5, 6), (6, 5, 6)]
+
+
+def measures(**values: float | None) -> Callable[[Dataset], None]:
+    def change(dataset: Dataset) -> None:
+        item = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        for keyword, value in values.items():
+            setattr(item, keyword, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "step"),
+    [
+        ({"SpacingBetweenSlices": 2.5}, 6, 2.5),
+        ({"SpacingBetweenSlices": -2.5}, 6, 2.5),
+        ({"SpacingBetweenSlices": 1.25}, 11, 1.25),
+    ],
+)
+def test_a_segmentation_s_own_grid_spans_its_frames_at_the_spacing_of_its_header(tmp_path, values, count, step):
+    own = segmentation_grid(edited_seg(tmp_path, measures(**values)))
+    assert own.shape == (count, *SHAPE[1:])
+    expected = geometry(spacing=(0.8, 0.9, step))
+    expected[2, 3] += 2.5
+    np.testing.assert_allclose(own.ijk_to_lps, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [(None, 3.0, 3.0), (4.0, 3.0, 4.0), (None, None, 1.0)])
+def test_a_segmentation_of_one_frame_is_as_thick_as_its_header_says(tmp_path, values):
+    between, thickness, step = values
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[3, 4:20, 5:22] = 1
+    made_by_highdicom(tmp_path, drawn)
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    measures(SpacingBetweenSlices=between, SliceThickness=thickness)(dataset)
+    dataset.save_as(tmp_path / "seg.dcm")
+    own = segmentation_grid(tmp_path / "seg.dcm")
+    assert own.shape == (1, *SHAPE[1:])
+    np.testing.assert_allclose(own.spacing, (0.8, 0.9, step), atol=1e-6)
+    np.testing.assert_allclose(own.origin, geometry()[:3, 3] + (0, 0, 7.5), atol=1e-6)
+
+
+def turn(dataset: Dataset) -> None:
+    (plane,) = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+    frame = dataset.PerFrameFunctionalGroupsSequence[1]
+    frame.PlaneOrientationSequence = [Dataset()]
+    frame.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 0.999, 0.04]
+    assert plane.ImageOrientationPatient != frame.PlaneOrientationSequence[0].ImageOrientationPatient
+
+
+def raised_by(millimeters: float) -> Callable[[Dataset], None]:
+    def change(dataset: Dataset) -> None:
+        measures(SpacingBetweenSlices=None)(dataset)
+        place = dataset.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0]
+        x, y, z = place.ImagePositionPatient
+        place.ImagePositionPatient = [x, y, z + millimeters]
+
+    return change
+
+
+def without_a_frame(dataset: Dataset) -> None:
+    del dataset.PerFrameFunctionalGroupsSequence[2]
+
+
+def without_frames(dataset: Dataset) -> None:
+    del dataset.PerFrameFunctionalGroupsSequence
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (turn, "its frames lie in different planes"),
+        (raised_by(4.0), "its frames are not evenly spaced"),
+        (raised_by(1e9), "its frames lie too far apart"),
+        (without_a_frame, "it has 3 frames but describes 2"),
+        (without_frames, "it has no frames in the patient's coordinates"),
+    ],
+)
+def test_frames_that_form_no_volume_are_refused_with_the_reason(tmp_path, change, words):
+    path = edited_seg(tmp_path, change)
+    finer = geometry(spacing=(0.4, 0.45, 2.5))
+    with pytest.raises(InputError, match=rf"seg\.dcm cannot be read as a DICOM segmentation: {words}"):
+        read_segment_masks(path, Grid(SHAPE, finer))
+
+
+def test_segmentations_are_found_at_any_depth_among_other_files(tmp_path):
+    made_by_highdicom(tmp_path / "b", (LABELS > 0).astype(np.uint8))
+    (tmp_path / "a" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "c" / "copy").write_bytes((tmp_path / "b" / "seg.dcm").read_bytes())
+    (tmp_path / "a" / "damaged.dcm").write_bytes((tmp_path / "b" / "seg.dcm").read_bytes()[:140])
+    (tmp_path / "a" / "notes.txt").write_text("SEG")
+    assert list(find_segs(tmp_path)) == [tmp_path / "a" / "c" / "copy", tmp_path / "b" / "seg.dcm"]

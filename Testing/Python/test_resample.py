@@ -95,6 +95,71 @@ def test_downsampling_averages_noise_instead_of_picking_it():
     assert coarse[2:-2, 2:-2, 2:-2].std() < noise.std() / 4
 
 
+@pytest.mark.parametrize("angles", [(0, 0, 0), (8, 14, -20)], ids=["parallel", "oblique"])
+def test_a_large_image_is_sampled_in_parts_like_a_small_one(monkeypatch, angles):
+    source = a_grid()
+    target = a_grid((14, 10, 12), (0.7, 0.6, 1.3), angles)
+    image = np.stack([an_image(source, seed) for seed in (1, 2)])
+    whole = resample(image, source, target, fill=-1024)
+    assert whole.shape == (2, *target.shape)
+    torch.testing.assert_close(whole[1], resample(image[1], source, target, fill=-1024))
+    for voxels in (1, 400):
+        monkeypatch.setattr("LiverXAILib.volumes.resample._SLAB_VOXELS", voxels)
+        torch.testing.assert_close(resample(image, source, target, fill=-1024), whole)
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (8, 14, -20)], ids=["parallel", "oblique"])
+def test_by_default_it_is_zero_outside_the_image_and_the_adjoint_is_that_of_the_default(angles):
+    source, target = a_grid((8, 8, 8), (1, 1, 1)), a_grid((4, 4, 4), (3, 3, 3), angles)
+    x, y = an_image(source, 1), torch.from_numpy(an_image(target, 2))
+    forth = float((resample(x, source, target).double() * y).sum())
+    back = float((resample_adjoint(y, source, target).double().numpy() * x).sum())
+    assert forth == pytest.approx(back, rel=1e-4)
+    far = a_grid((4, 4, 4), (3, 3, 3), angles, origin=(1000.0, 0, 0))
+    assert not resample(x, source, far).any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, bool, np.float16])
+def test_types_that_torch_cannot_compute_with_are_sampled_too(dtype):
+    source = a_grid()
+    image = (an_image(source) > 0).astype(dtype)
+    target = regrid(source, (1.1, 1.2, 1.3))
+    expected = resample(image.astype(np.float32), source, target)
+    torch.testing.assert_close(resample(image, source, target), expected)
+
+
+def test_an_image_of_another_shape_is_refused():
+    source = a_grid()
+    with pytest.raises(ValueError, match="does not lie on a grid of shape"):
+        resample(np.zeros(source.shape[::-1], np.float32), source, source)
+
+
+def test_an_oblique_image_is_smoothed_only_along_the_axes_that_become_coarser():
+    """Fine stripes across the axis i, whose voxels become four times longer, vanish; those across the others stay."""
+    source = Grid((36, 36, 36), np.eye(4))
+    k, j, i = np.indices(source.shape)
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("x", 8, degrees=True).as_matrix() * (4, 1, 1)
+    matrix[:3, 3] = 8, 12, 8
+    target = Grid((12, 12, 5), matrix)
+    stripes = {
+        axis: np.where(n % 4 < 2, 100.0, -100.0).astype(np.float32) for axis, n in zip("kji", (k, j, i), strict=True)
+    }
+    sampled = {axis: resample(image, source, target).numpy() for axis, image in stripes.items()}
+    plain = {axis: resample(image, source, target, antialias=False).numpy() for axis, image in stripes.items()}
+    assert np.abs(plain["i"]).max() == pytest.approx(100, abs=1)
+    assert np.abs(sampled["i"]).max() < 30
+    for axis in "kj":
+        np.testing.assert_allclose(sampled[axis], plain[axis], atol=1)
+
+
+@pytest.mark.parametrize("size", [10.0, 10.0005, 10.002])
+def test_a_grid_is_made_larger_only_if_a_visible_part_of_the_image_would_be_lost(size):
+    grid = a_grid((10, 10, 10), (size / 10,) * 3)
+    n = 10 if size < 10.001 else 11
+    assert regrid(grid, (1.0, 1.0, 1.0)).shape == (n, n, n)
+
+
 def test_outside_the_image_is_the_fill_value():
     source = a_grid()
     target = a_grid(origin=(1000.0, 0.0, 0.0))

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from LiverXAILib.reading.packing import pack_mask, unpack_mask
-from LiverXAILib.volumes.box import Box, bounding_box, components, largest_component
+from LiverXAILib.volumes.box import Box, bounding_box, central_voxel, components, largest_component, touching
 from LiverXAILib.volumes.volume import Grid
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
@@ -88,6 +89,70 @@ def test_a_projected_box_holds_all_of_the_box_but_no_layer_too_many(case, spacin
         side = projected[::-1][axis]
         assert set(inside) <= set(range(side.start, side.stop))
         assert side.stop - side.start <= max(len(inside), 1) + 2
+
+
+TURNED = np.eye(4)
+TURNED[:3, :3] = Rotation.from_euler("xyz", (20, -30, 15), degrees=True).as_matrix() * (0.5, 1.0, 2.0)
+TURNED[:3, 3] = 7, -40, 100
+
+
+def test_a_box_projected_to_its_own_grid_stays_as_it_is_and_grows_by_the_margin_in_millimeters():
+    grid, box = Grid((12, 10, 14), TURNED), Box.between((1, 3, 5), (4, 8, 9))
+    assert box.projected(grid, grid) == box
+    assert box.projected(grid, grid, margin_mm=2.0) == box.grown((1, 2, 4), grid.shape)
+    assert box.projected(grid, grid, margin_mm=100.0) == Box.full(grid.shape)
+
+
+def test_a_box_projected_to_a_grid_of_other_axes_and_halved_voxels_has_the_same_corners():
+    source = Grid((12, 10, 14), TURNED)
+    # Its axes (i, j, k) are the source's (k, i, j); i runs backward, in voxels of half the length.
+    matrix = TURNED[:, [2, 0, 1, 3]] @ np.diag([-0.5, 1, 1, 1])
+    matrix[:3, 3] = source.to_lps(np.array([0, 0, 11.25]))
+    target = Grid((10, 14, 24), matrix)
+    assert Box.between((1, 3, 5), (4, 8, 9)).projected(source, target) == Box.between((3, 5, 16), (8, 9, 22))
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(-99, (0, 1)), (99, (6, 7))], ids=["before", "beyond"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_box_beside_the_target_is_projected_to_its_nearest_layer(axis, offset, expected):
+    grid = Grid((7, 7, 7), np.eye(4))
+    start = np.array([2, 3, 4])
+    box = Box.between(start, start + 2).shifted(offset * np.eye(3, dtype=int)[axis])
+    projected = box.projected(grid, grid)
+    assert (projected.start[axis], projected.stop[axis]) == expected
+    assert projected.shape == tuple(1 if n == axis else 2 for n in range(3))
+
+
+def test_boxes_that_only_touch_have_no_voxel_in_common():
+    box = Box.between((0, 0, 0), (2, 3, 4))
+    for step in ((2, 0, 0), (0, 3, 0), (0, 0, 4)):
+        assert box.intersection(box.shifted(step)) is None
+        assert box.intersection(box.shifted(np.subtract(step, np.sign(step)))) is not None
+
+
+@given(hnp.arrays(np.int64, st.tuples(st.integers(1, 20), st.just(3)), elements=st.integers(-9, 9)))
+def test_the_central_voxel_is_the_first_of_those_nearest_to_the_centroid(voxels):
+    distances = [np.linalg.norm(voxel - voxels.sum(axis=0) / len(voxels)) for voxel in voxels]
+    nearest = [voxel for voxel, far in zip(voxels, distances, strict=True) if far <= min(distances) + 1e-9]
+    np.testing.assert_array_equal(central_voxel(voxels), nearest[0])
+
+
+@given(images_with_two_boxes(), st.data())
+def test_touching_keeps_exactly_the_components_that_share_voxels(case, data):
+    shape = case[0].shape
+    mask, other = data.draw(hnp.arrays(bool, shape)), data.draw(hnp.arrays(bool, shape))
+    numbers, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    kept = [n for n in range(1, count + 1) if (other & (numbers == n)).any()]
+    np.testing.assert_array_equal(touching(mask, other), np.isin(numbers, kept))
+
+
+def test_components_are_numbered_as_they_are_met_or_by_size_and_the_first_of_equals_is_the_largest():
+    mask = np.zeros((4, 6, 7), np.int16)
+    mask[1, 1, 1] = mask[1, 4, 2:4] = mask[2, 1, 4:6] = 3
+    places = (1, 1, 1), (1, 4, 2), (2, 1, 4)
+    assert [components(mask)[place] for place in places] == [1, 2, 3]
+    assert [components(mask, largest_first=True)[place] for place in places] == [3, 1, 2]
+    assert [tuple(voxel) for voxel in np.argwhere(largest_component(mask))] == [(1, 4, 2), (1, 4, 3)]
 
 
 @settings(max_examples=60)

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.volumes import io
+from LiverXAILib.volumes.image_file import image_files, is_label_map, read_image_fields, read_image_file
 from LiverXAILib.volumes.io import list_series, read_labels, read_volume, write_volume
 from LiverXAILib.volumes.volume import LPS_TO_RAS, Volume
 
@@ -191,7 +192,7 @@ def test_a_half_turn_in_the_qform_is_read_like_itk(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("units", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (10, 1)])
+@pytest.mark.parametrize(("units", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (4, 1), (7, 1), (10, 1), (12, 1)])
 def test_niftis_unit_of_length_is_honored(tmp_path, units, factor):
     path = tmp_path / "ct.nii"
     sform = LPS_TO_RAS @ an_affine(np.eye(3))
@@ -200,6 +201,89 @@ def test_niftis_unit_of_length_is_honored(tmp_path, units, factor):
     volume = read_volume(path)
     np.testing.assert_allclose(volume.ijk_to_lps, an_affine(np.eye(3)), rtol=1e-6)
     assert any("converted to mm" in one for one in volume.metadata["warnings"]) == (factor != 1)
+    # The lowest three bits are the unit of length, of which 4 to 7 are not defined; the others are that of time.
+    assert any("undefined unit" in one for one in volume.metadata["warnings"]) == (units % 8 > 3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("length", [1.0, 1.25])
+def test_a_quaternion_that_is_too_long_is_a_half_turn_all_the_same(tmp_path, axis, length):
+    nifti(tmp_path / "ct.nii", a_body(), qform_code=1, quaternion=tuple(length * np.eye(3)[axis]), qfac=0)
+    signs = np.where(np.arange(3) == axis, 1, -1)
+    expected = (LPS_TO_RAS[:3, :3] * signs) @ np.diag([0.7, 1.3, 2.9])
+    np.testing.assert_allclose(read_volume(tmp_path / "ct.nii").ijk_to_lps[:3, :3], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("offset", "said"), [(0.05, False), (0.2, True)])
+def test_two_positions_in_a_nifti_file_may_differ_by_rounding(tmp_path, offset, said):
+    sform = np.diag([0.7, 1.3, 2.9, 1])
+    sform[:3, 3] = 5 + offset, 6, 7
+    nifti(tmp_path / "ct.nii", a_body(), sform=sform, sform_code=1, qform_code=1)
+    assert bool(read_volume(tmp_path / "ct.nii").metadata["warnings"]) == said
+
+
+@pytest.mark.parametrize(
+    ("lengths", "spacing", "result"),
+    [
+        ((1.0008, 0.9995, 1), (0.7, 1.3, 2.9), (0.7, 1.3, 2.9)),
+        ((1, 1, 1), (0.7, 1.3, 1.9), (0.7, 1.3, 1.9)),
+        ((1, 1, 1), (1.0005, 1, 1), (1, 1, 1)),
+        ((1, 1, 1), (0, 1.3, 2.9), (1, 1, 1)),
+        ((1, 1, 1), (float("nan"), 1.3, 2.9), (1, 1, 1)),
+        ((1.002, 1, 1), (0.7, 1.3, 2.9), (1.002, 1, 1)),
+    ],
+    ids=["rounded", "small voxels", "1 mm", "zero", "nan", "not of length 1"],
+)
+def test_an_sform_of_directions_takes_the_voxel_size_from_pixdim_if_it_is_one(tmp_path, lengths, spacing, result):
+    sform = np.eye(4)
+    sform[:3, :3] = ROTATION * lengths
+    nifti(tmp_path / "ct.nii", a_body(), sform=sform, sform_code=1, spacing=spacing)
+    volume = read_volume(tmp_path / "ct.nii")
+    np.testing.assert_allclose(LPS_TO_RAS[:3, :3] @ volume.ijk_to_lps[:3, :3], ROTATION * result, atol=1e-6)
+    taken = any("directions only" in one for one in volume.metadata["warnings"])
+    assert taken == (result == spacing)
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_extensions_between_a_nifti_header_and_its_voxels_are_passed_over(tmp_path, name, version):
+    nifti(tmp_path / "plain.nii", a_body(), sform=np.eye(4), sform_code=1, version=version)
+    content = (tmp_path / "plain.nii").read_bytes()
+    size = 352 if version == 1 else 544
+    offset = struct.pack("<f" if version == 1 else "<q", size + 16)
+    at = 108 if version == 1 else 168
+    content = content[:at] + offset + content[at + len(offset) : size] + b"sixteen bytes..." + content[size:]
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    np.testing.assert_array_equal(read_volume(tmp_path / name).array, a_body())
+
+
+def test_a_nifti_header_may_leave_out_the_bits_and_the_offset(tmp_path):
+    nifti(tmp_path / "ct.nii", a_body(), sform=np.eye(4), sform_code=1)
+    content = bytearray((tmp_path / "ct.nii").read_bytes())
+    struct.pack_into("<h", content, 72, 0)
+    struct.pack_into("<f", content, 108, 0)
+    (tmp_path / "ct.nii").write_bytes(content)
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct.nii").array, a_body())
+
+
+@pytest.mark.parametrize("name", ["ct.old.hdr", "CT.HDR", "a.hdr.b.hdr"])
+@pytest.mark.parametrize("offset", [0, 16])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_voxels_of_a_pair_may_be_compressed_and_begin_later(tmp_path, name, offset, compressed):
+    nifti(tmp_path / "ct.nii", a_body(), sform=np.eye(4), sform_code=1)
+    header = bytearray((tmp_path / "ct.nii").read_bytes()[:348])
+    struct.pack_into("<f", header, 108, offset)
+    header[344:347] = b"ni1"
+    (tmp_path / name).write_bytes(header)
+    voxels = bytes(offset) + a_body().tobytes()
+    ending = ".IMG" if name.isupper() else ".img"
+    if compressed:
+        ending += ".GZ" if name.isupper() else ".gz"
+    other = tmp_path / (name[:-4] + ending)
+    other.write_bytes(gzip.compress(voxels) if compressed else voxels)
+    for path in (tmp_path / name, other):
+        np.testing.assert_array_equal(read_volume(path).array, a_body())
+        assert image_files(path if path != other else tmp_path / name) == (tmp_path / name, other)
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -260,6 +344,99 @@ def test_every_array_type_and_memory_layout_can_be_written(tmp_path, ending, dty
     path = tmp_path / f"labels{ending}"
     write_volume(Volume(array, np.eye(4)), path)
     np.testing.assert_array_equal(read_labels(path).array, array)
+
+
+def mhd(path: Path, data: bytes, *lines: str) -> Path:
+    """A MetaImage header for the body, and its voxels in another file."""
+    head = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 80 64 5\nElementType = MET_SHORT\n"
+    path.write_text(head + "".join(f"{line}\n" for line in lines) + "ElementDataFile = x.raw\n")
+    path.with_name("x.raw").write_bytes(data)
+    return path
+
+
+def nhdr(path: Path, data: bytes, *lines: str) -> Path:
+    """An NRRD header for the body, and its voxels in another file."""
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 80 64 5\nendian: little\n"
+    path.write_text(head + "".join(f"{line}\n" for line in lines) + "data file: x.raw\n")
+    path.with_name("x.raw").write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("skipped", [b"", b"a\nb\nline", bytes(20000)])
+def test_bytes_before_the_voxels_of_a_detached_file_are_passed_over(tmp_path, skipped):
+    data = skipped + a_body().tobytes()
+    paths = [
+        mhd(tmp_path / "a.mhd", data, f"HeaderSize = {len(skipped)}"),
+        mhd(tmp_path / "b.mhd", data, "HeaderSize = -1"),
+        nhdr(tmp_path / "a.nhdr", data, "encoding: raw", f"byte skip: {len(skipped)}"),
+        nhdr(tmp_path / "b.nhdr", data, "encoding: raw", "byte skip: -1"),
+    ]
+    if lines := skipped.count(b"\n"):
+        rest = len(skipped) - skipped.rindex(b"\n") - 1
+        paths.append(nhdr(tmp_path / "c.nhdr", data, "encoding: raw", f"line skip: {lines}", f"byte skip: {rest}"))
+    for path in paths:
+        np.testing.assert_array_equal(read_volume(path).array, a_body())
+        assert image_files(path) == (path, tmp_path / "x.raw")
+
+
+def test_voxels_that_end_with_their_file_must_all_be_in_it(tmp_path):
+    data = a_body().tobytes()[2:]
+    assert "ends before its first voxel" in refusal(mhd(tmp_path / "a.mhd", data, "HeaderSize = -1"))
+    assert "ends before its first voxel" in refusal(nhdr(tmp_path / "a.nhdr", data, "encoding: raw", "byte skip: -1"))
+    long = f"HeaderSize = {len(data) + 1}"
+    assert "ends before its first voxel" in refusal(mhd(tmp_path / "b.mhd", data, long))
+    assert "only uncompressed voxels" in refusal(nhdr(tmp_path / "b.nhdr", data, "encoding: gzip", "byte skip: -1"))
+    packed = ("CompressedData = True", "HeaderSize = 4")
+    assert "only uncompressed voxels" in refusal(mhd(tmp_path / "c.mhd", data, *packed))
+
+
+def test_compressed_voxels_may_follow_a_skipped_part_and_be_followed_by_others(tmp_path):
+    packed = gzip.compress(a_body().tobytes())
+    path = nhdr(tmp_path / "a.nhdr", b"first\nxx" + packed + b"more", "encoding: gz", "line skip: 1", "byte skip: 2")
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, a_body())
+    assert any(one.startswith("4 bytes follow") for one in volume.metadata["warnings"])
+    write_volume(a_volume(), tmp_path / "ct.mha")
+    (tmp_path / "ct.mha").write_bytes((tmp_path / "ct.mha").read_bytes() + b"others")
+    volume = read_volume(tmp_path / "ct.mha")
+    np.testing.assert_array_equal(volume.array, a_volume().array)
+    assert [one[:14] for one in volume.metadata["warnings"]] == ["6 bytes follow"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scaling", "expected"),
+    [("uint8", (1, 0), True), ("uint8", (2, 0), False), ("uint8", (1, 5), False), ("int16", (1, 0), False)],
+)
+def test_bytes_that_are_not_scaled_are_labels_by_the_header(tmp_path, dtype, scaling, expected):
+    array = np.ones((3, 4, 5), dtype)
+    nifti(tmp_path / "x.nii", array, datatype=2 if dtype == "uint8" else 4, scaling=scaling)
+    assert is_label_map(tmp_path / "x.nii") == expected
+    (tmp_path / "x.nii").write_bytes(bytes(400))
+    assert not is_label_map(tmp_path / "x.nii")
+    assert image_files(tmp_path / "x.nii") == (tmp_path / "x.nii",)
+
+
+def test_layers_and_other_fields_of_a_file_are_kept(tmp_path):
+    layers = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+    head = "NRRD0004\ntype: uchar\ndimension: 4\nencoding: raw\nSegment0_Name:=a \\\\ b\\nc\n"
+    space = "space: LPS\nspace origin: (1,2,3)\n"
+    axes, direction = "(2,0,0) (0,3,0) (0,0,4)", "space directions: "
+    for name, sizes, vectors, data in (
+        ("first", "2 5 4 3", f"none {axes}", np.moveaxis(layers, 0, -1)),
+        ("last", "5 4 3 2", f"{axes} none", layers),
+    ):
+        text = f"{head}sizes: {sizes}\n{space}{direction}{vectors}\n\n"
+        (tmp_path / f"{name}.nrrd").write_bytes(text.encode() + np.ascontiguousarray(data).tobytes())
+        image = read_image_file(tmp_path / f"{name}.nrrd")
+        np.testing.assert_array_equal(image.layers, layers)
+        assert image.fields == read_image_fields(tmp_path / f"{name}.nrrd") == {"Segment0_Name": "a \\ b\nc"}
+        expected = [[2, 0, 0, 1], [0, 3, 0, 2], [0, 0, 4, 3], [0, 0, 0, 1]]
+        np.testing.assert_array_equal(image.grid.ijk_to_lps, expected)
+        with pytest.raises(InputError, match="2 layers"):
+            read_labels(tmp_path / f"{name}.nrrd")
+        (tmp_path / f"{name}.nrrd").write_bytes(text.encode() + bytes(119))
+        with pytest.raises(InputError, match="specifies 5 x 4 x 3 x 2 voxels, 120 bytes, but 119 are there"):
+            read_labels(tmp_path / f"{name}.nrrd")
 
 
 def test_fractions_stay_as_float32(tmp_path):

@@ -18,9 +18,9 @@ import pytest
 import SimpleITK as sitk
 from dicom_series import a_body
 
-from LiverXAILib.errors import InputError, LiverXAIError
+from LiverXAILib.errors import InputError, LiverXAIError, UsageError
 from LiverXAILib.volumes.io import read_volume, write_volume
-from LiverXAILib.volumes.memory import MAX_MEMORY
+from LiverXAILib.volumes.memory import MAX_MEMORY, memory_limit, parse_memory, require_memory
 from LiverXAILib.volumes.volume import LPS_TO_RAS, Volume
 
 PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
@@ -410,3 +410,121 @@ def test_what_happens_is_what_the_table_says(row, make, tmp_path, monkeypatch):
                 np.testing.assert_array_equal(volume.array, BODY)
             if not re.search(r"no spac|no Elem|no Off|no space|neither|differ", row[1]):
                 np.testing.assert_allclose(volume.ijk_to_lps, MATRIX, atol=1e-4)
+
+
+# --- headers of which the table has one line or none ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "warnings"),
+    [
+        ('spacings: 0.08 0.08 0.25\nunits: "cm" "cm" "cm"\n', 3),
+        ("spacings: 0.8 0.08 2.5\nunits: mm cm mm\n", 3),
+        ("spacings: 0.8 0.8 2.5\nunits: mm mm\n", 2),
+        ("spacings: 0.8 0.8 2.5\nkinds: domain space DOMAIN\n", 2),
+        ("space: scanner-xyz-time\nspacings: 0.8 0.8 2.5\n", 2),
+    ],
+)
+def test_spacings_of_an_nrrd_file_have_their_own_units(tmp_path, place, warnings):
+    volume = read_volume(nrrd(tmp_path / "a.nrrd", place))
+    np.testing.assert_allclose(volume.ijk_to_lps, np.diag([0.8, 0.8, 2.5, 1]), atol=1e-12)
+    assert len(volume.metadata["warnings"]) == warnings
+    assert len(set(volume.metadata["warnings"])) == warnings
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("spacings: 0.8 0.8\n", "for the spacings"),
+        (SPACE + "space directions: (0.8,0,0) (0,0.8,0)\n" + ORIGIN, "one direction for each axis"),
+        (SPACE + "space directions: (0.8,0) (0,0.8) (0,0)\n" + ORIGIN, "do not lie in space"),
+        (SPACE + "space directions: (0.8,0,0,9) (0,0.8,0,0) (0,0,2.5,0)\n" + ORIGIN, "do not lie in space"),
+        (SPACE + DIRECTIONS + "space origin: (10,20,30) (1,2,3)\n", "for the space origin"),
+        (SPACE + DIRECTIONS + "space origin: none\n", "for the space origin"),
+        (SPACE + DIRECTIONS + "space origin: (10,20,30) x\n", "for a direction or position"),
+        (SPACE + 'space units: "mm" "mm"\n' + DIRECTIONS, "three space units"),
+        ("kinds: domain domain\n", "one kind for each axis"),
+        ("kinds: vector domain domain\n", f"has {I} values in each voxel"),
+        ("kinds: domain domain list\n", f"has {K} values in each voxel"),
+    ],
+)
+def test_a_damaged_place_in_an_nrrd_header_is_refused(tmp_path, place, words):
+    with pytest.raises(InputError, match=words):
+        read_volume(nrrd(tmp_path / "a.nrrd", place))
+
+
+@pytest.mark.parametrize("space", ["left-posterior-superior-time", "LPS-time"])
+def test_components_along_an_axis_of_time_may_only_be_zero(tmp_path, space):
+    place = f"space: {space}\nspace directions: (0.8,0,0,0) (0,0.8,0,0) (0,0,2.5,0)\nspace origin: (10,20,30,0)\n"
+    volume = read_volume(nrrd(tmp_path / "a.nrrd", place))
+    np.testing.assert_array_equal(volume.ijk_to_lps, MATRIX)
+    assert volume.metadata["warnings"] == []
+
+
+@pytest.mark.parametrize("endian", ["little", "big"])
+def test_voxels_of_either_byte_order_are_read(tmp_path, endian):
+    data = BODY.astype(BODY.dtype.newbyteorder("<" if endian == "little" else ">")).tobytes()
+    big = f"{endian == 'big'}"
+    for path in (
+        nrrd(tmp_path / "a.nrrd", endian=f"endian: {endian}\n", data=data),
+        mha(tmp_path / "a.mha", PLACE, data=data),
+        mha(tmp_path / "b.mha", PLACE, data=data),
+    ):
+        if path.suffix == ".mha":  # the byte order has two names
+            name = "BinaryDataByteOrderMSB" if path.stem == "a" else "ElementByteOrderMSB"
+            old = b"BinaryDataByteOrderMSB = False"
+            path.write_bytes(path.read_bytes().replace(old, f"{name} = {big}".encode()))
+        np.testing.assert_array_equal(read_volume(path).array, BODY)
+
+
+@pytest.mark.parametrize("matrix", ["TransformMatrix", "Rotation", "Orientation"])
+@pytest.mark.parametrize("origin", ["Offset", "Position", "Origin"])
+@pytest.mark.parametrize("spacing", ["ElementSpacing", "ElementSize"])
+def test_each_name_of_a_place_in_metaimage_is_understood(tmp_path, matrix, origin, spacing):
+    # The first row is the direction of the first axis: toward the back.
+    place = f"{matrix} = 0 1 0 -1 0 0 0 0 1\n{origin} = 10 20 30\n{spacing} = 0.8 0.9 2.5\n"
+    volume = read_volume(mha(tmp_path / "a.mha", place))
+    expected = [[0, -0.9, 0, 10], [0.8, 0, 0, 20], [0, 0, 2.5, 30], [0, 0, 0, 1]]
+    np.testing.assert_allclose(volume.ijk_to_lps, expected, atol=1e-12)
+    assert volume.metadata["warnings"] == []
+
+
+@pytest.mark.parametrize("name", ["TransformMatrix", "Offset", "ElementSpacing"])
+def test_what_a_metaimage_header_leaves_out_is_assumed(tmp_path, name):
+    lines = [line for line in PLACE.splitlines(keepends=True) if not line.startswith(name)]
+    volume = read_volume(mha(tmp_path / "a.mha", "".join(lines)))
+    expected = MATRIX.copy()
+    if name == "Offset":
+        expected[:3, 3] = 0
+    elif name == "ElementSpacing":
+        expected[:3, :3] = np.eye(3)
+    np.testing.assert_array_equal(volume.ijk_to_lps, expected)
+    assert len(volume.metadata["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8G", 2**33), ("1500M", 1500 * 2**20), ("2.5 GB", 5 * 2**29), (" 3 kib ", 3072), ("1t", 2**40), ("77", 77)],
+)
+def test_an_amount_of_memory_is_understood_and_limits_the_image(monkeypatch, text, size):
+    assert parse_memory(text) == size
+    monkeypatch.setenv(MAX_MEMORY, text)
+    assert memory_limit() == size
+    require_memory(size, "x")
+    with pytest.raises(InputError, match=r"^x needs about .* of memory"):
+        require_memory(size + 1, "x")
+
+
+@pytest.mark.parametrize("text", ["0", "0.0001", "8X", "-1G", "G", "8 G B", ""])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(UsageError, match="Write it like 8G"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(2**27, "about 0.1 GB"), (2**27 - 2**20, "about 127.0 MB"), (5 * 2**30, "about 5.0 GB")]
+)
+def test_memory_is_told_in_a_fitting_unit(monkeypatch, size, words):
+    monkeypatch.setenv(MAX_MEMORY, "1M")
+    with pytest.raises(InputError, match=rf"{words} of memory; 1\.0 MB may be used"):
+        require_memory(size, "x")
