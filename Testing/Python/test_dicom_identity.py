@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from LiverXAILib.volumes.dicom import find_series
+from LiverXAILib.volumes.dicom.headers import CtSlice
+from LiverXAILib.volumes.dicom.identity import Part, split
+from LiverXAILib.volumes.dicom.series import arrange_slices
 from LiverXAILib.volumes.io import list_series, read_volume
 
 SHAPE = (6, 16, 20)
@@ -144,6 +148,7 @@ def test_reformations_in_other_planes_are_choices(tmp_path):
 ORDINARY: dict[str, Values] = {
     "one acquisition": constant(AcquisitionNumber=1, AcquisitionTime="101010"),
     "a time for each slice": lambda k: {"AcquisitionTime": f"1010{10 + 0.4 * k:04.1f}"},
+    "a time that one slice lacks": lambda k: {"AcquisitionTime": f"1010{10 + k}" if k else ""},
     "an acquisition for each slice": lambda k: {"AcquisitionNumber": k + 1, "AcquisitionTime": f"1010{10 + 3 * k:02d}"},
     "an acquisition for two slices": lambda k: {"AcquisitionNumber": k // 2, "AcquisitionTime": f"1010{k // 2:02d}"},
     "breath held twice": lambda k: {"AcquisitionNumber": 1 + k // 3, "AcquisitionTime": f"101{k // 3}10"},
@@ -187,3 +192,172 @@ def test_blocks_above_each_other_are_two_scans_only_if_time_passed_between_them(
         (BLOCK, BLOCK),
     )
     assert len(list_series(tmp_path)) == choices
+
+
+UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def at(height: float, number: int, time: float | None = None, **options: object) -> CtSlice:
+    """The slice at a height in mm with an instance number; `options` are values of :class:`CtSlice` or its identity."""
+    known = {name: options.pop(name) for name in list(options) if name in CtSlice.__dataclass_fields__}
+    identity = {name.replace("_", " "): str(value) for name, value in options.items()}
+    fields = {
+        "size": (16, 20),
+        "position": np.array([0.0, 0.0, height]),
+        "orientation": UPRIGHT,
+        "pixel_spacing": (0.8, 0.8),
+        **known,
+    }
+    for name in ("orientation", "pixel_spacing"):
+        fields[name] = None if fields[name] is None else np.array(fields[name])
+    return CtSlice(Path(str(number)), 0, instance=(number, 0), time=time, identity=identity, **fields)
+
+
+def parts_of(*slices: CtSlice) -> list[Part]:
+    parts = split(slices, arrange_slices)
+    assert sorted(one.instance for part in parts for one in part.slices) == sorted(one.instance for one in slices)
+    return parts
+
+
+def told(parts: list[Part]) -> list[tuple[str, ...]]:
+    return [part.distinction for part in parts]
+
+
+def test_parts_are_listed_in_the_order_of_their_times_then_of_their_numbers():
+    kinds = {"A": (40, None), "B": (20, None), "C": (10, 60.0), "D": (30, 50.0)}
+    slices = [at(3.0 * k, number + k, time, kernel=name) for name, (number, time) in kinds.items() for k in range(3)]
+    assert told(parts_of(*slices)) == [(f"kernel {name}",) for name in "DCBA"]
+
+
+def test_two_kinds_of_differences_are_both_told():
+    kinds = [(kernel, agent) for kernel in "AB" for agent in ("", "Iomeprol")]
+    slices = [
+        at(3 * k, 10 * n + k, kernel=kernel, **({"contrast_agent": agent} if agent else {}))
+        for n, (kernel, agent) in enumerate(kinds)
+        for k in range(3)
+    ]
+    assert told(parts_of(*slices)) == [
+        (f"kernel {kernel}", f"contrast agent {agent or 'not given'}") for kernel, agent in kinds
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("patient", ["1 of 2", "2 of 2"]),
+        ("kernel", ["a", "b"]),
+        ("acquisition", ["a at 10:00:00", "b at 11:59:59"]),
+    ],
+)
+def test_parts_are_told_by_value_and_time_or_only_counted(name, shown):
+    # Each from above to below, so that the earliest time is not that of the lowest slice.
+    one = [at(3.0 * k, 10 + k, 36002.0 - k, **{name: "a"}) for k in range(3)]
+    other = [at(3.0 * k + 1, 20 + k, 43201.0 - k, **{name: "b"}) for k in range(3)]
+    assert told(parts_of(*one, *other)) == [(f"{name} {text}",) for text in shown]
+
+
+def test_warnings_about_a_series_stay_with_each_of_its_parts():
+    slices = [at(3.0 * k, k, acquisition=k % 2, study=k, frame_of_reference=k) for k in range(6)]
+    parts = parts_of(*slices)
+    assert len(parts) == 2
+    for part in parts:
+        assert [note.split(",")[0] for note in part.notes] == [
+            "Each slice has its own study",
+            "Each slice has its own frame of reference",
+        ]
+
+
+def test_two_slices_of_two_studies_are_not_taken_for_one_scan():
+    assert len(parts_of(at(0, 1, study="a"), at(3, 2, study="b"))) == 2
+    assert len(parts_of(at(0, 1, study="a"), at(3, 2, study="b"), at(6, 3, study="c"))) == 1
+
+
+OTHER_GEOMETRIES = {
+    "another plane": {"orientation": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)},
+    "another size": {"size": (16, 24)},
+    "another pixel size": {"pixel_spacing": (0.4, 0.4)},
+    "a pixel size that differs by an eighth of a percent": {"pixel_spacing": (0.8, 0.801)},
+}
+
+
+@pytest.mark.parametrize("other", OTHER_GEOMETRIES.values(), ids=OTHER_GEOMETRIES.keys())
+def test_two_slices_each_of_two_geometries_are_two_choices(other):
+    places = [np.array([0.0, 3.0 * k, 3.0 * k]) for k in range(2)]
+    slices = [at(0, k, position=place) for k, place in enumerate(places)]
+    slices += [at(0, 10 + k, position=place, **other) for k, place in enumerate(places)]
+    assert told(parts_of(*slices)) == [("geometry 1",), ("geometry 2",)]
+
+
+def test_directions_within_the_tolerance_are_one_stack():
+    turned = (1.0, 1e-3, 0.0, 0.0, 1.0, 0.0)
+    slices = [at(3.0 * k, k, orientation=turned if k > 1 else UPRIGHT) for k in range(4)]
+    assert told(parts_of(*slices)) == [()]
+    assert not isinstance(arrange_slices(slices), str)
+
+
+def test_copies_with_an_acquisition_number_for_each_file_are_not_torn_into_single_slices():
+    slices = [at(3.0 * (k // 2), k // 2, acquisition=k) for k in range(6)]
+    assert told(parts_of(*slices)) == [()]
+
+
+@pytest.mark.parametrize("unknown", ["position", "orientation"])
+def test_slices_of_unknown_places_stay_together(unknown):
+    slices = [at(3.0 * k, k, acquisition=k % 2, **{unknown: None}) for k in range(6)]
+    assert told(parts_of(*slices)) == [()]
+
+
+@pytest.mark.parametrize("upper_first", [False, True])
+@pytest.mark.parametrize(("pause", "choices"), [(29.5, 1), (30.0, 2)])
+def test_a_pause_of_half_a_minute_between_blocks_makes_two_scans(pause, choices, upper_first):
+    blocks = [[at(3.0 * k, k, 1.0 * k, acquisition=1) for k in range(10)]]
+    blocks.append([at(30 + 3.0 * k, 20 + k, 9 + pause + k, acquisition=2) for k in range(10)])
+    if upper_first:
+        blocks = [[replace(one, position=-one.position) for one in block] for block in blocks]
+    parts = parts_of(*blocks[0], *blocks[1])
+    apart = [("acquisition 1 at 00:00:00",), (f"acquisition 2 at 00:00:{int(9 + pause)}",)]
+    assert told(parts) == (apart if choices == 2 else [()])
+    assert [part.notes for part in parts] == [()] * choices
+
+
+@pytest.mark.parametrize("known", [None, 36000.0], ids=["no time", "a time of one block"])
+def test_blocks_whose_times_are_unknown_are_one_scan_with_a_warning(known):
+    slices = [at(3.0 * k, k, known if k < 10 else None, acquisition=k // 10) for k in range(20)]
+    (part,) = parts_of(*slices)
+    assert part.distinction == ()
+    (note,) = part.notes
+    assert "2 acquisitions" in note
+    assert "times are unknown" in note
+
+
+@pytest.mark.parametrize(
+    ("usual", "pause", "choices"), [(3.0, 15.0, 1), (3.0, 15.5, 2), (0.25, 2.0, 1), (0.25, 2.25, 2)]
+)
+def test_interleaved_slices_are_two_scans_if_the_pause_between_them_is_unusually_long(usual, pause, choices):
+    first = [at(6.0 * k, k, 36000 + usual * k) for k in range(4)]
+    start = 36000 + 3 * usual + pause
+    second = [at(6.0 * k + 3, 10 + k, start + usual * k) for k in range(4)]
+    parts = parts_of(*first, *second)
+    times = ["10:00:00", f"10:00:{int(start - 36000):02d}"]
+    assert told(parts) == ([()] if choices == 1 else [(f"acquired at {time}",) for time in times])
+
+
+def test_phases_at_regular_times_are_choices():
+    slices = [at(3.0 * k, 10 * phase + k, 36000 + 2.0 * phase) for phase in range(3) for k in range(2)]
+    assert told(parts_of(*slices)) == [(f"acquired at 10:00:0{2 * phase}",) for phase in range(3)]
+
+
+def test_a_copy_does_not_tear_a_scan_of_which_two_slices_share_a_time_into_pieces():
+    slices = [at(3.0 * k, k, 36000.0 + max(k, 1)) for k in range(6)]
+    assert told(parts_of(*slices, at(9.0, 9, 36007.0))) == [()]
+
+
+@pytest.mark.parametrize(
+    ("passes", "choices"),
+    [([2, 2], 2), ([4, 4, 4], 3), ([1, 1], 1), ([4, 2], 1), ([2, 4], 1)],
+    ids=["two places", "three passes", "one place", "the second ends early", "the first ended early"],
+)
+def test_only_whole_passes_through_the_same_places_are_phases(passes, choices):
+    slices = [at(3.0 * k, 10 * number + k) for number, count in enumerate(passes) for k in range(count)]
+    slices.sort(key=lambda one: one.position[2])
+    shown = [(f"phase {number} of {choices}",) for number in range(1, choices + 1)]
+    assert told(parts_of(*slices)) == (shown if choices > 1 else [()])

@@ -158,7 +158,8 @@ def _split_by_overlap(part: Part, name: str, groups: _Groups) -> list[Part]:
             return _divided(part, name, groups)
         if None in pauses:
             note = f"{len(groups)} acquisitions that lie one above the other were joined: their times are unknown."
-            return [Part(part.slices, part.distinction, (*part.notes, note))]
+            # Acquisition numbers and times may both lead here.
+            return [Part(part.slices, part.distinction, tuple(dict.fromkeys((*part.notes, note))))]
     return [part]
 
 
