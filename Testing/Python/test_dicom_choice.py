@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from dicom_series import a_body, geometry, write_series
 from pydicom.dataset import Dataset
 
 from LiverXAILib.volumes.dicom import SeriesInfo, rank
+from LiverXAILib.volumes.dicom.headers import CtSlice, DicomFile
+from LiverXAILib.volumes.dicom.series import arrange_series, arrange_slices
 from LiverXAILib.volumes.io import list_series, read_volume
 
 PLAIN = SeriesInfo(
@@ -60,6 +63,96 @@ def test_soft_kernels_are_not_taken_for_sharp_ones(kernel):
 def test_the_portal_venous_phase_is_preferred_even_if_thicker(name):
     assert rank(replace(PLAIN, description=name, spacing=(0.8, 0.8, 5.0))) < rank(PLAIN)
     assert rank(replace(PLAIN, description="Arterial 60s")) == rank(PLAIN)
+
+
+def test_a_series_of_exactly_the_length_of_a_liver_is_long_enough_and_one_slice_less_is_not():
+    thin = replace(PLAIN, slices=51, spacing=(0.8, 0.8, 2.0))
+    assert rank(thin) < rank(PLAIN) < rank(replace(thin, slices=50))
+
+
+def test_spacings_that_differ_by_rounding_do_not_decide_but_the_number_of_slices_does():
+    assert rank(replace(PLAIN, spacing=(0.8, 0.8, 3.004), slices=101)) < rank(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "better", [{"spacing": (0.8, 0.8, 2.5)}, {"slices": 101}, {"series_number": 4}, {"uid": "1.2"}]
+)
+def test_of_otherwise_equal_series_the_finer_longer_or_earlier_one_is_taken(better):
+    assert rank(replace(PLAIN, **better)) < rank(PLAIN)
+
+
+def one_slice(height: float, **options: object) -> CtSlice:
+    fields = {"size": (16, 20), "position": np.array([0.0, 0.0, height]), "slope": 1.0, **options}
+    fields.setdefault("orientation", np.array([1.0, 0, 0, 0, 1, 0]))
+    fields.setdefault("pixel_spacing", np.array([0.9, 0.8]))
+    return CtSlice(Path("slice"), 0, **fields)
+
+
+@pytest.mark.parametrize(
+    "directions", [[1.1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1.1, 0], [1, 0, 0, 0.1, 0.995, 0], [0, 0, 0, 0, 0, 0]]
+)
+def test_directions_that_are_not_of_length_one_and_perpendicular_are_refused(directions):
+    slices = [one_slice(3.0 * k, orientation=np.array(directions, float)) for k in range(3)]
+    assert arrange_slices(slices) == "its orientation or pixel size makes no sense"
+
+
+@pytest.mark.parametrize("spacing", [[0.0, 0.8], [0.9, 0.0], [-0.9, 0.8]])
+def test_a_pixel_size_that_is_not_positive_is_refused(spacing):
+    slices = [one_slice(3.0 * k, pixel_spacing=np.array(spacing)) for k in range(3)]
+    assert arrange_slices(slices) == "its orientation or pixel size makes no sense"
+
+
+def test_the_list_tells_the_values_of_each_part_and_the_better_part_first():
+    def file(number: int, kernel: str) -> DicomFile:
+        slices = [one_slice(3.0 * k, instance=(10 * number + k, 0), identity={"kernel": kernel}) for k in range(4)]
+        slices = tuple(replace(one, path=Path(kernel)) for one in slices)
+        text = f"part {number}"
+        return DicomFile(Path(kernel), "1.2.3", f"study {number}", number, "CT", text, kernel, text, None, slices)
+
+    localizer = replace(file(3, ""), not_a_slice="it is a localizer (scout)", slices=())
+    better, worse = arrange_series([file(1, "B70f"), file(2, "B30f"), localizer])
+    assert (better.info.key, better.info.kernel, better.info.distinction) == ("0/1", "B30f", "kernel B30f")
+    assert (worse.info.key, worse.info.kernel, worse.info.distinction) == ("0/2", "B70f", "kernel B70f")
+    assert (better.info.series_number, better.info.description, better.info.image_type) == (2, "part 2", "part 2")
+    assert (better.study, worse.study) == ("study 2", "study 1")
+    assert better.files == {Path("B70f"), Path("B30f"), localizer.path}
+    assert [(one.info.slices, one.info.size, one.info.n_skipped) for one in (better, worse)] == [
+        (4, (20, 16, 4), 1)
+    ] * 2
+    assert better.stack.count == 4
+    assert "uid" not in better.info.summary()
+
+
+def test_a_series_without_some_files_is_arranged_anew_and_warned_of_once():
+    slices = [one_slice(2.0 * k, rescaled=False) for k in range(5)]
+    slices = tuple(replace(one, path=Path(str(k))) for k, one in enumerate(slices))
+    files = [
+        DicomFile(one.path, "1.2.3", "1.2.4", 5, "CT", "Abdomen", "B30f", "ORIGINAL", None, (one,)) for one in slices
+    ]
+    (whole,) = arrange_series(files)
+    (note,) = whole.notes
+    assert "Hounsfield units" in note
+    shorter = whole.without([Path("4")])
+    assert shorter.info.slices == shorter.stack.count == 4
+    assert shorter.info.problem is None
+    assert shorter.files == {Path(str(k)) for k in range(4)}
+    assert (shorter.study, shorter.notes) == ("1.2.4", whole.notes)
+    gap = whole.without([Path("2")])
+    assert "1 of 5 slices are missing" in gap.info.problem
+    assert gap.info.can_be_resampled
+    assert "single slice" in whole.without([Path(str(k)) for k in range(1, 5)]).info.problem
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("millimeters", [1e155, 1e300])
+def test_positions_beyond_all_measure_are_a_problem_of_the_series_and_no_failure(millimeters):
+    files = [
+        DicomFile(Path(str(k)), "1.2.3", "", 5, "CT", "", "", "", None, (one_slice(millimeters * k),)) for k in range(3)
+    ]
+    (series,) = arrange_series(files)
+    assert series.info.problem == "its orientation or pixel size makes no sense"
+    assert series.arranged is None
+    assert series.info.slices == series.places == 3
 
 
 def test_the_choice_is_reported_and_another_series_can_be_picked(tmp_path):

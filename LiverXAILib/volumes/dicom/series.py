@@ -194,6 +194,8 @@ def _arranged(series: Series, slices: tuple[CtSlice, ...]) -> Series:
             return replace(series, slices=slices, arranged=None, info=replace(info, problem=stack))
         rows, columns = slices[0].size
         grid = Grid((stack.count, rows, columns), stack.ijk_to_lps)
+        if not np.isfinite(grid.spacing).all():
+            raise ValueError("the distance between slices is too large for a number")
     except (ValueError, ArithmeticError):
         # Positions may be numbers but not a valid geometry: 1e300 mm, for example.
         problem = "its orientation or pixel size makes no sense"
