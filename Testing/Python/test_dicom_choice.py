@@ -11,6 +11,7 @@ import pytest
 from dicom_series import a_body, geometry, write_series
 from pydicom.dataset import Dataset
 
+from LiverXAILib.errors import InputError
 from LiverXAILib.volumes.dicom import SeriesInfo, rank
 from LiverXAILib.volumes.dicom.headers import CtSlice, DicomFile
 from LiverXAILib.volumes.dicom.series import arrange_series, arrange_slices
@@ -35,7 +36,7 @@ WORSE = {
     "only usable after resampling": {"problem": "its slices are not evenly spaced", "can_be_resampled": True},
     "coronal": {"axes": "PIL", "slices": 300, "spacing": (0.8, 0.8, 1.0)},
     "too short": {"slices": 20, "spacing": (0.8, 0.8, 1.0)},
-    "derived": {"image_type": "DERIVED\\SECONDARY\\AXIAL", "spacing": (0.8, 0.8, 1.0)},
+    "derived": {"image_type": "DERIVED\\SECONDARY\\AXIAL", "spacing": (0.8, 0.8, 1.25)},
     "lung in the description": {"description": "LUNG 1.25 mm", "spacing": (0.8, 0.8, 1.25)},
     "bone kernel": {"kernel": "BONEPLUS", "spacing": (0.8, 0.8, 1.25)},
     "Siemens sharp": {"kernel": "B70f", "spacing": (0.8, 0.8, 1.25)},
@@ -75,10 +76,15 @@ def test_spacings_that_differ_by_rounding_do_not_decide_but_the_number_of_slices
 
 
 @pytest.mark.parametrize(
-    "better", [{"spacing": (0.8, 0.8, 2.5)}, {"slices": 101}, {"series_number": 4}, {"uid": "1.2"}]
+    "better", [{"spacing": (0.8, 0.8, 2.9)}, {"slices": 101}, {"series_number": 4}, {"uid": "1.2"}]
 )
 def test_of_otherwise_equal_series_the_finer_longer_or_earlier_one_is_taken(better):
     assert rank(replace(PLAIN, **better)) < rank(PLAIN)
+
+
+def test_of_series_with_a_problem_those_that_can_be_resampled_come_first():
+    problem = replace(PLAIN, problem="1 of 5 slices are missing")
+    assert rank(replace(problem, can_be_resampled=True, slices=90)) < rank(problem)
 
 
 def one_slice(height: float, **options: object) -> CtSlice:
@@ -120,7 +126,23 @@ def test_the_list_tells_the_values_of_each_part_and_the_better_part_first():
         (4, (20, 16, 4), 1)
     ] * 2
     assert better.stack.count == 4
+    assert {(one.info.uid, one.info.modality) for one in (better, worse)} == {("1.2.3", "CT")}
     assert "uid" not in better.info.summary()
+
+
+def test_a_series_of_pictures_alone_tells_what_they_are():
+    paths = [Path("first"), Path("second")]
+    files = [
+        DicomFile(path, "1.2.3", "1.2.4", 5, "CT", "Scout", "B30f", "ORIGINAL", f"it is the {path}", ())
+        for path in paths
+    ]
+    (series,) = arrange_series(files)
+    assert (series.files, series.slices, series.study) == (set(paths), (), "1.2.4")
+    info = series.info
+    assert (info.uid, info.series_number, info.description, info.kernel) == ("1.2.3", 5, "Scout", "B30f")
+    assert (info.slices, info.n_skipped, info.problem) == (0, 2, "it is the first")
+    with pytest.raises(InputError, match=r"Scout.*it is the first"):
+        _ = series.stack
 
 
 def test_a_series_without_some_files_is_arranged_anew_and_warned_of_once():
@@ -206,3 +228,47 @@ def test_a_pick_that_cannot_be_used_says_why_and_that_others_can(tmp_path):
     write_series(tmp_path / "b", a_body(), geometry())
     with pytest.raises(Exception, match=r'"Bolus".*single slice.*1 other series'):
         read_volume(tmp_path, series=2)
+
+
+def test_the_choice_among_several_series_is_told_exactly(tmp_path):
+    write_series(tmp_path / "a", a_body((6, 16, 20)), geometry(), SeriesNumber=1, SeriesDescription="A")
+    write_series(tmp_path / "b", a_body((5, 16, 20)), geometry(), SeriesNumber=2, SeriesDescription="B")
+    sides = [[0.0, 0.0, 0.0], [9.0, 0.0, 3.0], [0.0, 0.0, 6.0]]
+    write_series(
+        tmp_path / "c",
+        a_body((3, 16, 20)),
+        geometry(),
+        edit=lambda dataset, k: setattr(dataset, "ImagePositionPatient", sides[k]),
+        SeriesNumber=3,
+        SeriesDescription="C",
+    )
+    # A bolus image of one slice is nothing that a user would look for.
+    write_series(tmp_path / "d", a_body((1, 16, 20)), geometry(), SeriesNumber=4, SeriesDescription="D")
+    chosen, passed_over = read_volume(tmp_path).metadata["warnings"]
+    assert chosen == ('DICOM series 1 ("A") was chosen of 2 usable CT series; --series (series=) selects another.')
+    assert passed_over.startswith('DICOM series 3 ("C"), 3 slices, was passed over: its slices are shifted sideways')
+    assert read_volume(tmp_path, series=" 2 ").metadata["warnings"] == []
+    with pytest.raises(InputError) as caught:
+        read_volume(tmp_path, series=3)
+    assert str(caught.value).endswith("2 other series here can be read: choose one with --series (series=).")
+
+
+def test_one_usable_series_needs_no_word_about_a_choice(tmp_path):
+    write_series(tmp_path / "a", a_body((4, 16, 20)), geometry())
+    write_series(tmp_path / "b", a_body((1, 16, 20)), geometry())
+    volume = read_volume(tmp_path)
+    assert volume.metadata["warnings"] == []
+    assert [other["number"] for other in volume.metadata["other_series"]] == [2]
+    assert volume.metadata["files"] == [str(tmp_path / "a" / f"{k:03d}.dcm") for k in range(4)]
+
+
+def test_a_picked_part_is_read_without_a_word_about_its_siblings(tmp_path):
+    options = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5"}
+    for kernel in ("B70f", "B30f"):
+        write_series(tmp_path / kernel, a_body((4, 16, 20)), geometry(), ConvolutionKernel=kernel, **options)
+    told = read_volume(tmp_path).metadata["warnings"]
+    part = 'The series holds 2 scans, of which DICOM series 3 ("Abdomen"), kernel B30f was chosen'
+    assert told[0] == f"{part} (--series 1/2: kernel B70f)."
+    assert read_volume(tmp_path, series=1).metadata["warnings"] == told[:1]
+    for key in ("1/1", "1.2.3/1"):
+        assert read_volume(tmp_path, series=key).metadata["warnings"] == []

@@ -12,8 +12,10 @@ from dicom_series import a_body, geometry, write_series
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from LiverXAILib.errors import InputError
-from LiverXAILib.volumes.dicom import find_series
+from LiverXAILib.errors import Cancelled, InputError
+from LiverXAILib.progress import CancelToken
+from LiverXAILib.volumes.dicom import FoundSeries, find_series
+from LiverXAILib.volumes.dicom.finding import series_at
 from LiverXAILib.volumes.io import list_series, read_volume
 
 INTERCEPT_TAG = b"\x28\x00\x52\x10DS"
@@ -185,3 +187,88 @@ def test_the_search_says_which_files_are_damaged(tmp_path):
     found = find_series(sorted(tmp_path.iterdir()))
     assert [path.name for path, _ in found.damaged] == ["001.dcm"]
     assert [one.info.slices for one in found.series] == [4]
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (1, "1 damaged DICOM file was passed over (0: odd)."),
+        (3, "3 damaged DICOM files were passed over (0: odd; 1: odd; 2: odd)."),
+        (4, "4 damaged DICOM files were passed over (0: odd; 1: odd; 2: odd; and 1 more)."),
+    ],
+)
+def test_up_to_three_damaged_files_are_named_and_the_others_counted(count, sentence):
+    damaged = tuple((Path("folder") / str(k), "odd") for k in range(count))
+    assert FoundSeries((), damaged).notes() == [sentence]
+    assert FoundSeries((), ()).notes() == []
+
+
+def test_only_files_that_are_called_dicom_are_damaged_if_they_are_not(tmp_path):
+    names = {"a.DCM": b"", "b.dicom": b"text", "c.ima": b"text", "d": b"text", "e.txt": b""}
+    for name, content in names.items():
+        (tmp_path / name).write_bytes(content)
+    found = find_series(sorted(tmp_path.iterdir()))
+    assert found.series == ()
+    assert {path.name: reason for path, reason in found.damaged} == {
+        "a.DCM": "it is empty",
+        "b.dicom": "it does not start like DICOM",
+        "c.ima": "it does not start like DICOM",
+    }
+
+
+def test_a_damaged_file_that_is_named_itself_is_refused_with_its_damage(tmp_path):
+    write_series(tmp_path, a_body((4, 16, 20)), geometry())
+    damage(tmp_path / "003.dcm", lambda data: data[:-100])
+    with pytest.raises(InputError, match=r"003\.dcm is damaged: its pixels are incomplete.*export it again"):
+        read_volume(tmp_path / "003.dcm")
+    assert read_volume(tmp_path / "002.dcm").shape == (3, 16, 20)
+
+
+def test_a_file_without_an_image_is_told_apart_from_the_series_beside_it(tmp_path):
+    write_series(tmp_path, a_body((4, 16, 20)), geometry())
+    (tmp_path / "empty").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(InputError, match="empty does not hold an image"):
+        read_volume(tmp_path / "empty")
+
+
+def test_the_search_reports_its_progress_and_can_be_cancelled(tmp_path):
+    write_series(tmp_path, a_body((4, 16, 20)), geometry())
+    seen: list[float] = []
+    token = CancelToken()
+    assert len(list_series(tmp_path, progress=lambda stage, fraction: seen.append(fraction), cancel=token)) == 1
+    assert seen == [0.0, 0.25, 0.5, 0.75]
+    token.cancel()
+    with pytest.raises(Cancelled):
+        list_series(tmp_path, cancel=token)
+
+
+def test_files_without_series_belong_together_if_they_share_a_folder(tmp_path):
+    for name in ("a", "b"):
+        write_series(tmp_path / name, a_body((4, 16, 20)), geometry(), SeriesInstanceUID="")
+    found = find_series(sorted(tmp_path.rglob("*.dcm")))
+    assert [(one.info.number, one.info.slices, one.info.problem) for one in found.series] == [
+        (1, 4, None),
+        (2, 4, None),
+    ]
+
+
+@pytest.mark.parametrize(("name", "slices"), [("001.dcm", 3), ("DICOMDIR", 7), ("dicomdir", 7)])
+def test_a_file_stands_for_its_folder_and_a_directory_for_those_below_it_too(tmp_path, name, slices):
+    write_series(tmp_path, a_body((3, 16, 20)), geometry())
+    write_series(tmp_path / "below", a_body((4, 16, 20)), geometry())
+    (tmp_path / name).touch()
+    assert sum(one.info.slices for one in series_at(tmp_path / name, None, None, None).series) == slices
+
+
+def test_run_lengths_overwritten_with_zeros_are_read_past_if_the_rest_is_a_volume(tmp_path):
+    write_series(tmp_path, a_body((5, 16, 20)), geometry(), syntax=RLELossless)
+    for name in ("003.dcm", "004.dcm"):
+        whole = (tmp_path / name).read_bytes()
+        # The number of planes, by which GDCM divides.
+        at = whole.rindex(b"\x02\x00\x00\x00\x40\x00\x00\x00")
+        (tmp_path / name).write_bytes(whole[:at] + bytes(8) + whole[at + 8 :])
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, a_body((5, 16, 20))[:3])
+    assert volume.metadata["files"] == [str(tmp_path / f"{k:03d}.dcm") for k in range(3)]
+    (note,) = volume.metadata["warnings"]
+    assert note.startswith("2 damaged DICOM files were passed over (003.dcm: its pixels are damaged")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import generate_fragments
 from pydicom.multival import MultiValue
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from ...errors import InputError
 from ...files import staging_folder
@@ -59,6 +61,7 @@ class StoredPixels:
         try:
             with pydicom_warnings_hidden(), itk_warnings_hidden():
                 if syntax.is_encapsulated:
+                    _check_segments(dataset, syntax)
                     frames = _unpacked_by_gdcm(dataset, syntax)
                 else:
                     _check_length(dataset)
@@ -116,6 +119,14 @@ def _check_length(dataset: Dataset) -> None:
     promised = dataset.Rows * dataset.Columns * frames * dataset.BitsAllocated // 8
     if len(dataset.PixelData) not in (promised, promised + 1):
         raise ValueError(f"{len(dataset.PixelData)} bytes of pixels instead of {promised}")
+
+
+def _check_segments(dataset: Dataset, syntax: UID) -> None:
+    """Refuse run-length encoded frames of no segments: GDCM divides by their number, which would end the process."""
+    # The first item is the table of offsets.
+    frames = islice(generate_fragments(dataset.PixelData), 1, None) if syntax == RLELossless else ()
+    if any(int.from_bytes(frame[:4], "little") == 0 for frame in frames):
+        raise ValueError("a frame has no segments")
 
 
 def _unpacked_by_gdcm(dataset: Dataset, syntax: UID) -> np.ndarray:
