@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import textwrap
 import unicodedata
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from batch_toys import ROOT, write_dicom, write_good
@@ -91,14 +93,43 @@ def test_what_cannot_be_opened_is_a_case_and_not_lost(tmp_path):
     assert labels(find_cases(tmp_path)) == ["broken.nii.gz", "pipe.nrrd"]
 
 
+def test_nothing_within_earlier_results_is_searched_and_everything_beside_them(tmp_path):
+    results = ("provenance.json", "segmentation.seg.nrrd", "layers/deep/heatmap.nrrd")
+    touch(tmp_path, *(f"b/{name}" for name in results), "a/ct.nii", "b2/ct.nii", "c/ct.nii")
+    said = []
+    found = find_cases(tmp_path, progress=lambda text, fraction: said.append((text, fraction)))
+    assert labels(found) == ["a/ct.nii", "b2/ct.nii", "c/ct.nii"]
+    assert found.passed_over == (("b", "results of LiverXAI"),)
+    assert {(f"Searching {name}", 0.0) for name in (tmp_path.name, "a", "b2", "c")} <= set(said)
+
+
+def test_what_is_no_file_is_no_case_and_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    touch(tmp_path, "ct.nii")
+    assert find_cases(tmp_path).passed_over == (("pipe", "not a regular file"),)
+
+
+def test_names_are_told_only_if_they_are_kept(tmp_path):
+    touch(tmp_path, "Jane Quimby.txt")
+    kept, hidden = (find_cases(tmp_path, keep_names=keep) for keep in (True, False))
+    assert kept.told == kept.passed_over == hidden.passed_over == (("Jane Quimby.txt", "not an image"),)
+    ((name, reason),) = hidden.told
+    assert (name[:5], len(name), reason) == ("file-", 17, "not an image")
+
+
 def test_a_pattern_chooses_among_the_paths(tmp_path):
     touch(tmp_path, "1/ct.nii.gz", "1/label.nii.gz", "2/ct.nii.gz")
     assert labels(find_cases(tmp_path, pattern="*/ct.*")) == ["1/ct.nii.gz", "2/ct.nii.gz"]
 
 
 def test_a_single_image_is_a_batch_of_one(tmp_path):
-    touch(tmp_path, "a.nii", "b.nii")
-    assert labels(find_cases(tmp_path / "b.nii")) == ["b.nii"]
+    for name in ("a.mhd", "b.mhd"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(tmp_path / name))
+    for kept in (True, False):
+        # The same case, made of the same two files, as in a search of its folder.
+        alone = find_cases(tmp_path / "b.mhd", keep_names=kept)
+        assert alone.cases == find_cases(tmp_path, keep_names=kept).cases[1:]
+        assert (labels(alone), alone.root) == (["b.mhd"], tmp_path)
 
 
 def test_what_does_not_exist_is_told(tmp_path):
@@ -155,6 +186,22 @@ def test_a_study_without_any_scan_is_not_lost(tmp_path):
     assert labels(find_cases(tmp_path)) == ["ct2 [series 1]", "mr [series 1]"]
 
 
+def test_series_that_are_no_images_are_no_cases_even_alone(tmp_path):
+    write_dicom(tmp_path / "report", modality="SR", slices=12)
+    found = find_cases(tmp_path)
+    assert (found.cases, found.passed_over) == ((), (("report [series 1]", "SR: not an image"),))
+
+
+def test_series_without_a_study_belong_together_by_their_folder(tmp_path):
+    for name in ("a", "b"):
+        write_dicom(tmp_path / name, slices=2)
+        for path in (tmp_path / name).iterdir():
+            header = pydicom.dcmread(path)
+            del header.StudyInstanceUID
+            header.save_as(path)
+    assert labels(find_cases(tmp_path)) == ["a [series 1]", "b [series 1]"]
+
+
 # --- lists --------------------------------------------------------------------------------------------------------
 
 
@@ -205,20 +252,32 @@ def test_a_json_list_holds_paths_or_objects(tmp_path):
     assert second.folder.startswith("zwolf-")
 
 
+def test_each_row_of_a_list_may_name_a_series_of_the_same_folder(tmp_path):
+    touch(tmp_path, "scanner/2.dcm", "scanner/deep/1.dcm")
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([{"input": "scanner", "series": number} for number in (3, 4)]), encoding="utf-8")
+    first, second = find_cases(path).cases
+    assert (first.series, second.series) == ("3", "4")
+    assert first.id != second.id
+    assert first.files == second.files == (tmp_path / "scanner" / "2.dcm", tmp_path / "scanner" / "deep" / "1.dcm")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
         ("l.csv", "input,sereis\na.nii,1\n", "line 2.*sereis.*series"),
         ("l.csv", "case\nx\n", "'input' is missing"),
-        ("l.csv", "input,check\na.nii,maybe\n", "yes or no"),
-        ("l.csv", "input,min_lesion_ml\na.nii,small\n", "number"),
+        ("l.csv", "input,check\na.nii,maybe\n", "column 'check'.*yes or no"),
+        ("l.csv", "input,min_lesion_ml\na.nii,small\n", "column 'min_lesion_ml'.*number"),
         ("l.csv", "input,height\na.nii,tall\n", "number"),
-        ("l.csv", "input,recist-targets\na.nii,the first\n", "whole numbers"),
+        ("l.csv", "input,recist-targets\na.nii,the first\n", "column 'recist_targets'.*whole numbers"),
         ("l.csv", "input\na.nii\na.nii\n", "same case"),
         ("l.csv", "input,case\na.nii,X\nb.nii,x\n", "same case"),
         ("l.csv", "input\na.nii,b.nii\n", "more cells"),
         ("l.json", '{"a": 1}', "must be a list"),
         ("l.json", "[1]", "must be a list"),
+        ("l.json", '["a.nii", {"case": "x"}]', "entry 2: 'input' is missing"),
+        ("l.json", "[" * 100_000, "not JSON"),
         ("l.json", "nonsense", "not JSON"),
     ],
 )
@@ -252,6 +311,13 @@ def test_a_case_is_the_same_wherever_the_folder_is_mounted_and_however_its_name_
     touch(tmp_path / "two", decomposed, "x.nii")
     one, two = find_cases(tmp_path / "one"), find_cases(tmp_path / "two")
     assert {(case.id, case.folder) for case in one.cases} == {(case.id, case.folder) for case in two.cases}
+
+
+def test_the_identity_of_a_case_never_changes(tmp_path):
+    """Otherwise no earlier result would be found again."""
+    touch(tmp_path, "a/ct.nii")
+    (case,) = find_cases(tmp_path).cases
+    assert case.id == hashlib.sha256(b"a/ct.nii\0\0").hexdigest()[:16]
 
 
 def test_names_that_look_alike_get_folders_of_their_own(tmp_path):
@@ -308,3 +374,7 @@ def test_the_hash_of_an_image_does_not_depend_on_the_order_of_its_files(tmp_path
     assert len({content_hash(order) for order in itertools.permutations(paths)}) == 1
     paths[0].write_text("other")
     assert content_hash(paths) != content_hash(paths[1:])
+    assert stamp(paths) == stamp(paths[::-1])
+    odd = tmp_path / os.fsdecode(b"caf\xe9")  # its name is not Unicode
+    odd.write_text("other")
+    assert content_hash([odd]) != content_hash(paths[:1])

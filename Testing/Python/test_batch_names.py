@@ -178,6 +178,7 @@ def test_what_was_passed_over_is_told_without_names():
     name, reason = passed_over_without_names("Quimby/a.txt", "Quimby/a.txt is the same as a.txt")
     assert name.startswith("file-")
     assert reason == f"{name} is the same as {name}"
+    assert passed_over_without_names(os.fsdecode(b"caf\xe9.txt"), "empty")[1] == "empty"
     assert passed_over_without_names("x", "the same folder as Quimby")[1] == "the same folder as another one"
 
 
@@ -185,6 +186,7 @@ def test_the_table_of_names_grows_and_survives_damage(tmp_path):
     write_names(tmp_path, [{"case": "case-1", "name": "=a", "path": "/a"}])
     write_names(tmp_path, [{"case": "case-2", "name": "b", "path": "/b"}])
     assert [row["name"] for row in rows(tmp_path / NAMES)] == ["'=a", "b"]
+    assert (tmp_path / NAMES).read_bytes().startswith(b"\xef\xbb\xbf")  # for spreadsheets
     assert [path.name for path in tmp_path.iterdir()] == [NAMES]
     for number, content in enumerate((b"\xff\x00no table", b"name;path\nb;/b\n"), 1):
         (tmp_path / NAMES).write_bytes(content)

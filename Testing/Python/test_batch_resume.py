@@ -29,11 +29,12 @@ from batch_toys import (
     write_result_files,
 )
 
+from LiverXAILib._version import __version__
 from LiverXAILib.batch import command
 from LiverXAILib.batch.cases import Case, Found, content_hash, find_cases, stamp
 from LiverXAILib.batch.manifest import Manifest
 from LiverXAILib.batch.run import Batch, LocalWorkerPool, Settings, resume_decision
-from LiverXAILib.batch.store import RECORD, Shard, Store
+from LiverXAILib.batch.store import RECORD, Shard, Store, host_name
 from LiverXAILib.cli import main
 from LiverXAILib.errors import LiverXAIError, UsageError
 from LiverXAILib.options import Options
@@ -104,6 +105,26 @@ def test_a_copied_image_with_a_new_time_is_recognized_and_then_not_read_again(do
     assert done.store.record(done.case.folder)["input"]["stamp"] == stamp(done.case.files)
 
 
+def test_looking_at_what_would_be_done_changes_no_record(done):
+    record = done.store.cases / done.case.folder / RECORD
+    before = record.read_text()
+    os.utime(done.path, ns=(5, 5))
+    assert decision(done).finished
+    assert record.read_text() == before
+    record.write_text("damaged")
+    assert decision(done).reason == "new"
+    assert record.read_text() == "damaged"
+
+
+def test_a_failure_counts_only_if_there_is_no_result_with_these_settings(done):
+    keep = Settings(keep_failed=True)
+    state = {"state": "failed", "settings": done.settings.of(done.case), "model": MODEL}
+    assert decision(done, settings=keep, state=state).reason == "done"
+    other = Settings(keep_failed=True, options=Options(scene=True))
+    result = decision(done, settings=other, state={**state, "settings": other.of(done.case)})
+    assert (result.finished, result.reason) == (True, "failed before")
+
+
 def test_a_result_that_was_deleted_is_made_again(done):
     (done.store.cases / done.case.folder / RECORD).unlink()
     assert decision(done, state={"state": "done"}).reason == "new"
@@ -158,7 +179,8 @@ class Pool:
                 self.clock[0] += self.seconds
 
     def wind_down(self):
-        pass
+        self.acknowledged.append("wound down")
+        self.emit({"event": "ended"})
 
     def stop(self):
         self.acknowledged.append("stopped")
@@ -170,7 +192,7 @@ def batch(tmp_path):
     store = Store(tmp_path / "out")
     store.open()
 
-    def run(*names, found=None, settings=None, shard=None, missing=(), **pool):
+    def run(*names, settings=None, shard=None, missing=(), passed_over=(), at_start=bool, on_line=bool, **pool):
         for name in names:
             path = tmp_path / "in" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,15 +205,21 @@ def batch(tmp_path):
         store.shard = shard or Shard()
         told, shown, pools = [], [], []
 
+        def say(text):
+            told.append(text)
+            on_line(text)
+
         def make(emit):
+            at_start()
             pools.append(Pool(emit, **{"outcomes": {}, **pool}))
             return pools[0]
 
-        reporter = SimpleNamespace(say=told.append, show=lambda *values: shown.append(values))
-        made = Batch(found or Found(tmp_path, tuple(cases)), store, settings or Settings(), reporter)
+        reporter = SimpleNamespace(say=say, show=lambda *values: shown.append(values))
+        made = Batch(Found(tmp_path, tuple(cases), passed_over), store, settings or Settings(), reporter)
         summary = made.run(make)
         return SimpleNamespace(summary=summary, pool=pools[0], told=told, shown=shown, store=store, cases=cases)
 
+    run.store = store
     yield run
     store.close()
 
@@ -201,19 +229,16 @@ CUT = {"state": "failed", "kind": "input", "error": "b.nii is incomplete.", "sec
 
 def test_all_that_happens_is_in_the_manifest_and_told(batch, tmp_path):
     worker = {"event": "worker", "pid": 5, "host": "there"}
-    ran = batch(
-        "a.nii", "in/b.nii", "c.nii", outcomes={"in/b.nii": CUT, "c.nii": {**CUT, "error": "Odd."}}, before=[worker]
-    )
+    outcomes = {"in/b.nii": CUT, "c.nii": {**CUT, "error": "Odd."}}
+    ran = batch("a.nii", "in/b.nii", "c.nii", outcomes=outcomes, before=[worker], passed_over=(("d.txt", "empty"),))
     assert ran.summary.exit_code == 1
     assert ran.summary.done == [ran.cases[0].id]
     assert ran.summary.failed == {ran.cases[1].id: "b.nii is incomplete.", ran.cases[2].id: "Odd."}
     run, started, *lines, end = manifest_lines(tmp_path / "out")
-    assert (run["event"], run["cases"], run["shard"], run["keep_names"], run["passed_over"]) == (
-        "run",
-        3,
-        "1/1",
-        False,
-        [],
+    assert (run["event"], run["cases"], run["shard"], run["keep_names"]) == ("run", 3, "1/1", False)
+    assert (run["software"], run["host"], run["passed_over"]) == (
+        *(__version__, host_name().split()[0]),
+        [["d.txt", "empty"]],
     )
     assert (started["event"], started["pid"], started["host"]) == ("worker", 5, "there")
     assert (end["event"], end["done"], end["failed"], end["reason"]) == ("end", 1, 2, "")
@@ -235,6 +260,7 @@ def test_all_that_happens_is_in_the_manifest_and_told(batch, tmp_path):
     ]
     assert (0.25, 3, "a.nii: Segmenting") in [(done, total, text.split(", ")[0]) for done, total, text in ran.shown]
     assert ran.shown[-1] == (3, 3, "")
+    assert ran.shown[2:5] == [(0, 0, f"Checking case {number} of 3") for number in (1, 2, 3)]
     message = ran.pool.submitted[1]
     assert (message["id"], message["name"], message["folder"]) == (ran.cases[1].id, "in/b.nii", "f1")
     assert (message["path"], message["files"]) == (str(ran.cases[1].path), [str(ran.cases[1].path)])
@@ -264,6 +290,90 @@ def test_what_was_in_progress_when_an_earlier_run_died_comes_last(batch, tmp_pat
         earlier.append("case", case=f"{n:016x}", label="x", folder=f"f{n}", state=state)
     earlier.close()
     assert [case["name"] for case in batch("a", "b", "c").pool.submitted] == ["b", "c", "a"]
+
+
+def result_of_earlier_run(store, number, name, folder):
+    """Commit a result that is as good as one of this run; return what the manifest says about its case."""
+    path = store.output.parent / "in" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    case = Case(f"{number:016x}", name, name, folder, path)
+    settings = Settings().of(case)
+    source = {"path": "earlier", "stamp": stamp([path]), "sha256": content_hash([path])}
+    about = {"case": case.id, "label": name, "folder": folder, "settings": settings, "model": MODEL}
+    store.part(folder).mkdir()
+    write_result_files(store.part(folder))
+    store.commit(store.part(folder), folder, RESULT_RECORD | about | {"label": "earlier", "input": source})
+    return about
+
+
+def test_what_earlier_runs_did_is_counted_and_not_done_again(batch, tmp_path):
+    about = [result_of_earlier_run(batch.store, n, name, f"f{n}") for n, name in enumerate("abcde")]
+    earlier = Manifest(Store(tmp_path / "out"))
+    earlier.append("case", **about[0], state="done")
+    for line in about[3:]:
+        (batch.store.cases / line["folder"] / RECORD).unlink()
+        earlier.append("case", **line, state="failed", kind="input", error="e")
+    earlier.close()
+    ran = batch(*"abcdef", settings=Settings(keep_failed=True))
+    assert [case["name"] for case in ran.pool.submitted] == ["f"]
+    assert (ran.summary.done_before, ran.summary.failed_before, len(ran.summary.done)) == (3, 2, 1)
+    assert ran.summary.exit_code == 1
+    # The run that did "b" and "c" died before it said so.
+    assert times_done(tmp_path / "out") == Counter("abcf")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_result_is_found_under_its_earlier_name_unless_it_is_that_of_another_case(batch, tmp_path, kept):
+    earlier = Manifest(Store(tmp_path / "out"))
+    for number, name in enumerate("ax"):
+        about = result_of_earlier_run(batch.store, 5 * number, name, f"old{number}")
+        earlier.append("case", **{**about, "case": f"{number:016x}"}, state="done")
+    earlier.close()
+    ran = batch("a", "b", settings=Settings(keep_names=kept))
+    assert [case["name"] for case in ran.pool.submitted] == ["b"]
+    assert {path.name for path in batch.store.cases.iterdir()} == {"f0", "old1"}
+    record = batch.store.record("f0")
+    assert (record["label"], record["folder"]) == ("a", "f0")
+    assert record["input"]["path"] == (str(tmp_path / "in" / "a") if kept else "a")
+    assert record["input"]["sha256"] == content_hash([tmp_path / "in" / "a"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "done", "code", "says"),
+    [
+        ([signal.SIGINT], "ab", 130, True),  # the two cases that the workers hold
+        ([signal.SIGINT, signal.SIGINT], "a", 130, True),
+        ([signal.SIGTERM], "a", 143, False),
+    ],
+)
+def test_a_signal_ends_the_batch_after_the_current_cases_or_at_once(numbers, done, code, says, batch, tmp_path):
+    def when_done(text):
+        if text.startswith("done"):
+            for number in numbers:
+                signal.raise_signal(number)
+
+    ran = batch(*"abcd", on_line=when_done)
+    assert (len(ran.summary.done), ran.summary.failed, ran.summary.exit_code) == (len(done), {}, code)
+    assert ("Stopping after the current case. Press Ctrl+C again to drop it." in ran.told) == says
+    assert ran.pool.acknowledged.count("wound down") == says
+    states = {name: state["state"] for name, state in final_states(tmp_path / "out").items()}
+    assert states == {name: "done" if name in done else "dropped" for name in "ab"}
+    assert [case["name"] for case in ran.pool.submitted] == ["a", "b"]
+
+
+def test_a_signal_while_the_model_is_loaded_ends_the_batch_before_it_begins(batch, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    ran = batch("a", at_start=lambda: signal.raise_signal(signal.SIGINT))
+    assert (ran.pool.submitted, ran.summary.exit_code) == ([], 130)
+    assert [line["event"] for line in manifest_lines(tmp_path / "out")] == ["run"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_half_written_results_are_removed_when_a_batch_stops(batch):
+    batch.store.part("f0").mkdir()
+    batch("a", outcomes={"a": {"event": "fatal", "error": "No room."}})
+    assert list(batch.store.cases.iterdir()) == []
 
 
 def test_a_part_of_the_cases_is_that_of_the_shard(batch):
@@ -347,6 +457,60 @@ def settings_of(*words: str) -> Settings:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return command._settings(parser.parse_args(["in", "-o", "out", *words]))
+
+
+def test_each_worker_gets_its_own_device(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(command, "LocalWorkerPool", lambda *values, **named: made.append((*values, named)))
+    settings = settings_of("--workers", "3", "--device", "cuda:0,cuda:1", "--time-limit", "7")
+    store = Store(tmp_path)
+    command._engine(argparse.Namespace(engine="local"), store, settings, "python")(print)
+    (used, configs, emit, named) = made[0]
+    assert (used, emit, named) == (store, print, {"time_limit": 7.0, "python": "python"})
+    assert [config["device"] for config in configs] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+class OneEvent:
+    """A session that says one thing."""
+
+    event: dict = {}  # noqa: RUF012
+    stopped = 0
+
+    def __init__(self, store, config, emit, *, time_limit, python):
+        assert store.cases.is_dir()
+        assert (config["model"], time_limit, python) == ("toy", 0, "python")
+        emit({"event": "worker", "pid": 1, "host": "here"})
+        emit(self.event)
+
+    def stop(self):
+        OneEvent.stopped += 1
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        ({"event": "ready", "model": MODEL}, None),
+        ({"event": "fatal", "error": "No such model.", "usage": True}, UsageError),
+        ({"event": "fatal", "error": "No such model.", "usage": False}, LiverXAIError),
+    ],
+)
+def test_a_dry_run_asks_a_worker_which_model_it_would_use(monkeypatch, event, kind, done):
+    monkeypatch.setattr("LiverXAILib.batch.session.Session", OneEvent)
+    monkeypatch.setattr(OneEvent, "event", event)
+    monkeypatch.setattr(OneEvent, "stopped", 0)
+    said, shown = [], []
+    screen = SimpleNamespace(say=said.append, note=lambda *values: shown.append(values))
+    found = Found(done.path.parent, (done.case,))
+    if kind is None:
+        assert command._dry_run(found, done.store, Settings(model="toy"), screen, "python") == 0
+        assert said[0].split()[:2] == ["skip", "done"]
+        assert said[1:] == ["0 cases would be done. Nothing was done."]
+    else:
+        with pytest.raises(LiverXAIError, match="No such model") as caught:
+            command._dry_run(found, done.store, Settings(model="toy"), screen, "python")
+        assert type(caught.value) is kind
+    assert shown[0] == ("Loading the model", 0.0)
+    assert OneEvent.stopped == 1
 
 
 def test_the_command_s_options_become_settings(monkeypatch, tmp_path):

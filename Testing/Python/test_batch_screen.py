@@ -7,12 +7,18 @@ import io
 import logging
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from LiverXAILib.batch.command import Screen
-from LiverXAILib.batch.summary import outliers
+from LiverXAILib.batch.command import Screen, _tell, _warn_of_names
+from LiverXAILib.batch.manifest import Manifest
+from LiverXAILib.batch.run import RunSummary
+from LiverXAILib.batch.store import Store
+from LiverXAILib.batch.summary import _figure, outliers
 
 
 class Terminal(io.StringIO):
@@ -67,6 +73,50 @@ def test_nobody_listening_does_not_stop_a_batch(monkeypatch):
         screen.say("done")
 
 
+@pytest.mark.parametrize(
+    ("summary", "lines"),
+    [
+        (RunSummary(), ["0 done, 0 failed.", "Nothing to do."]),
+        (RunSummary(done_before=2), ["0 done, 0 failed, 2 were done before.", "Nothing to do."]),
+        (RunSummary(["a"], done_before=1), ["1 done, 0 failed, 1 was done before."]),
+        (RunSummary(failed_before=3), ["0 done, 0 failed, 3 had failed before."]),
+        (
+            RunSummary(["a", "b"], {"c": "Cut."}),
+            ["2 done, 1 failed.", "Run the same command again to retry the failed cases."],
+        ),
+        (RunSummary([], {"c": "Cut."}, stopped="Full."), ["0 done, 1 failed.", "Stopped: Full."]),
+        (
+            RunSummary(["a"], signal=2),
+            ["1 done, 0 failed.", "Stopped. Finished cases are complete; run the same command again to continue."],
+        ),
+    ],
+)
+def test_the_outcome_of_a_batch_is_told_in_a_few_lines(summary, lines):
+    said = []
+    files = [Path("out/cases.csv")]
+    _tell(summary, SimpleNamespace(say=said.append), files, ["Damaged: a.", "Damaged: b.", "Damaged: a."])
+    assert said == [*lines, "Damaged: a.", "Damaged: b.", "  out/cases.csv"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "warned"),
+    [
+        ([("run", {"keep_names": True}), ("run", {"keep_names": False})], True),
+        ([("run", {"keep_names": False}), ("end", {})], False),
+        ([("run", {}), ("end", {"keep_names": True})], False),
+    ],
+)
+def test_names_that_earlier_runs_left_in_the_output_are_warned_of(tmp_path, lines, warned):
+    store, said = Store(tmp_path), []
+    store.manifest.mkdir()
+    manifest = Manifest(store)
+    for event, values in lines:
+        manifest.append(event, **values)
+    manifest.close()
+    _warn_of_names(store, SimpleNamespace(say=said.append))
+    assert [line.startswith("An earlier run into this folder used --keep-names") for line in said] == [True] * warned
+
+
 def rows(volumes):
     return [
         {
@@ -102,6 +152,48 @@ def test_values_far_above_and_below_are_named_the_farthest_first():
         assert outliers(rows([1, 2, 3, 4, 5, 6, 100 * value])) == []
 
 
+def test_an_unusual_lesion_is_named_among_patients_without_any():
+    """Although there are fewer tumor burdens than it takes to call one unusual."""
+    patients = rows([1500.0] * 12)
+    for row, size in zip(patients, [10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 90.0], strict=False):
+        row["longest_lesion_mm"] = size
+    assert [(item["title"], item["value"], item["median"]) for item in outliers(patients)] == [
+        ("Longest lesion diameter", 90.0, 13.5)
+    ]
+
+
 def test_equal_values_and_few_patients_have_no_outliers():
     assert outliers(rows([1500.0] * 9 + [1501.0])) == []
     assert outliers(rows([1500, 1510, 9000])) == []
+
+
+def test_the_cohort_is_drawn_as_histograms_with_the_median_of_each_quantity(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **about: drawn.append(self) or file.write("xml <svg/>"))
+    patients = [
+        {**row, "seconds": None if row["case"] == "0" else float(row["case"])}
+        for row in rows([100.0 * number for number in range(16)])
+    ]
+    for row, count in zip(patients, [0, 1, 1, 3, *[None] * 12], strict=True):
+        row["lesion_count"] = count
+    assert _figure(patients) == "<svg/>"
+    axes = {axis.get_title(loc="left"): axis for axis in drawn[0].axes}
+    lesions, volumes, times = axes["Lesions"], axes["Liver volume"], axes["Time"]
+    assert [bar.get_height() for bar in lesions.patches] == [1, 2, 0, 1]
+    assert [bar.get_x() for bar in lesions.patches] == [-0.5, 0.5, 1.5, 2.5]
+    assert [axis.lines[0].get_xdata()[0] for axis in (lesions, volumes, times)] == [1, 750.0, 8.0]
+    # 1.5 times the square root of the number of patients.
+    assert [len(axis.patches) for axis in (volumes, times)] == [6, 6]
+    assert np.sum([bar.get_height() for bar in volumes.patches]) == 16
+    assert (volumes.get_xlabel(), lesions.get_xlabel()) == ("ml", "per patient")
+    (nothing,) = axes["Tumor burden"].texts
+    assert (nothing.get_text(), len(axes["Tumor burden"].patches)) == ("no values", 0)
+
+
+@pytest.mark.parametrize(("count", "bars"), [(1, 5), (9, 5), (400, 20)])
+def test_a_histogram_has_five_to_twenty_bars(count, bars, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **about: drawn.append(self) or file.write("<svg/>"))
+    _figure([{**row, "seconds": 1.0} for row in rows(range(count))])
+    assert len(drawn[0].axes[0].patches) == bars
+    assert _figure([]) == ""

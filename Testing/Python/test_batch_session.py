@@ -6,9 +6,11 @@ from __future__ import annotations
 import queue
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
+from LiverXAILib.batch import session as module
 from LiverXAILib.batch.session import Session
 from LiverXAILib.batch.store import Store
 
@@ -107,3 +109,187 @@ def test_only_an_unforeseen_error_costs_a_worker(run, kind, workers):
 
 def test_a_full_disk_is_the_end_of_a_session_and_of_no_case(run):
     assert run({"id": "aa", "fails": ["output"]}) == {"fatal": "It fails."}
+
+
+# --- a worker that says what a test wants, at the time of the test's clock ----------------------------------------
+
+
+@pytest.fixture
+def parent(tmp_path, monkeypatch):
+    """A session whose processes the test plays: `say` is what they say, `sent` what they are sent."""
+    made = SimpleNamespace(clock=0.0, processes=[], events=[], store=Store(tmp_path / "out"))
+    made.store.open()
+
+    class Process:
+        def __init__(self, python, name, *, threads, log, inbox):
+            assert (python, name, threads) == ("python", module.CHILD, 3)
+            self.sent, self.killed = [], 0
+            made.processes.append(self)
+            log.write(b"started\n")
+
+        def send(self, message):
+            self.sent.append(message)
+
+        def kill(self):
+            self.killed += 1
+
+    monkeypatch.setattr(module, "ChildProcess", Process)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: made.clock))
+    monkeypatch.setattr(module.threading, "Thread", lambda target, daemon: SimpleNamespace(start=bool, join=bool))
+    session = Session(made.store, {"threads": 3}, made.events.append, time_limit=10, python="python")
+
+    def serve(*messages):
+        """Let the session handle messages, and end."""
+        for message in (*messages, ("stop",)):
+            session._inbox.put(message)
+        session._run()
+
+    def play(*steps):
+        """Let the session handle steps one after the other: "submit aa", or what the present process says."""
+        for step in steps:
+            if isinstance(step, (int, float)):
+                made.clock = float(step)
+                continue
+            word, _, name = step.partition(" ")
+            if word == "submit":
+                session._waiting.append({"id": name, "folder": name})
+            elif word == "exit":
+                session._on_news("ended", made.processes[-1], int(name))
+            else:
+                about = {"case": name} if name else {"pid": 1, "host": "here", "model": {"name": "toy"}}
+                rest = {"record": {"case": name}} if word == "done" else {}
+                session._on_news("message", made.processes[-1], {"event": word, **about, **rest})
+            session._dispatch()
+            session._check_limits()
+
+    made.session, made.play, made.serve = session, play, serve
+    made.told = lambda kind: [event for event in made.events if event["event"] == kind]
+    made.sent = lambda number=-1: [one["id"] for one in made.processes[number].sent if "id" in one]
+    session._start()
+    yield made
+    made.store.close()
+
+
+def outcomes(parent):
+    return {event["case"]: event.get("kind", event["state"]) for event in parent.told("finished")}
+
+
+def test_a_worker_holds_two_cases_and_is_told_of_the_next_one_when_it_has_done_one(parent):
+    parent.play("submit aa", "submit bb", "submit cc")
+    assert parent.processes[0].sent == [{"threads": 3}]
+    parent.play("ready")
+    assert parent.sent() == ["aa", "bb"]
+    assert parent.events[:2] == [
+        {"event": "worker", "pid": 1, "host": "here"},
+        {"event": "ready", "model": {"name": "toy"}},
+    ]
+    parent.play("reading aa", 1.5, "read aa", 2.0, "analyzing aa", 4.25, "done aa")
+    assert parent.sent() == ["aa", "bb", "cc"]
+    assert parent.told("running") == [{"event": "running", "case": "aa"}]
+    # Waiting to be analyzed does not count.
+    finished = {"event": "finished", "case": "aa", "seconds": 3.75, "state": "done", "record": {"case": "aa"}}
+    assert parent.told("finished") == [finished]
+    assert b"started" in (parent.store.logs / f"{parent.store.name}-workers.log").read_bytes()
+
+
+def test_the_case_that_takes_too_long_is_ended_and_the_next_one_begun_anew(parent):
+    parent.play("ready", "submit aa", "submit bb", "reading aa", "read aa", "reading bb", 5.0, "analyzing aa")
+    parent.store.part("aa").mkdir()
+    # The image of "bb" is slow to read, but nobody waits for it yet.
+    parent.play(11.0, "progress aa")
+    assert (len(parent.processes), parent.told("finished")) == (1, [])
+    parent.play(15.5, "read bb")
+    (late,) = parent.told("finished")
+    assert (late["case"], late["state"], late["kind"], late["seconds"]) == ("aa", "failed", "time limit", 10.5)
+    assert late["error"] == "It exceeded the time limit of 10 s while analyzing."
+    assert (parent.processes[0].killed, len(parent.processes)) == (1, 2)
+    assert list(parent.store.cases.iterdir()) == []
+    parent.play("ready", "reading bb", "read bb", "analyzing bb", "done bb")
+    assert (parent.sent(), outcomes(parent)) == (["bb"], {"aa": "time limit", "bb": "done"})
+
+
+def test_an_image_that_takes_too_long_to_read_is_ended_too(parent):
+    parent.play("ready", "submit aa", "reading aa", 10.5)
+    parent.session._check_limits()
+    assert outcomes(parent) == {"aa": "time limit"}
+    assert "while reading" in parent.told("finished")[0]["error"]
+
+
+@pytest.mark.parametrize(("moment", "given_up"), [(900.0, False), (901.0, True)])
+def test_a_model_that_does_not_load_ends_the_session(parent, moment, given_up):
+    parent.clock = moment
+    parent.session._check_limits()
+    error = "The worker process did not load the model within 900 s."
+    assert parent.events == [{"event": "fatal", "error": error, "usage": False}] * given_up
+
+
+def test_three_workers_in_a_row_that_do_nothing_end_the_session(parent):
+    parent.play("submit aa", "exit 1", "exit 1")
+    assert (len(parent.processes), parent.events) == (3, [])
+    parent.play("exit -9")
+    (fatal,) = parent.events
+    assert fatal["error"].startswith("The worker process ended 3 times without finishing a case (SIGKILL")
+    assert str(parent.store.logs) in fatal["error"]
+
+
+def test_workers_that_end_are_forgiven_once_a_case_is_done(parent):
+    for name in ("aa", "bb"):
+        parent.play("ready", f"submit {name}", f"reading {name}", f"done {name}", "exit 1", "exit 1")
+    assert outcomes(parent) == {"aa": "done", "bb": "done"}
+    assert parent.told("fatal") == []
+
+
+def test_a_case_that_a_dying_worker_has_committed_is_done(parent):
+    parent.play("ready", "submit aa", "reading aa", "analyzing aa")
+    part = parent.store.part("aa")
+    part.mkdir()
+    record = {"case": "aa", "run": parent.store.token, "input": {}}
+    parent.store.commit(part, "aa", record)
+    parent.play("exit -11")
+    assert parent.told("finished") == [{"event": "finished", "case": "aa", "state": "done", "record": record}]
+    # The result of another case or of an earlier run is none of this one.
+    parent.play("ready", "submit bb", "reading bb")
+    for other in ({"case": "aa"}, {"run": "earlier"}):
+        parent.store.part("bb").mkdir()
+        parent.store.commit(parent.store.part("bb"), "bb", record | {"case": "bb"} | other)
+        assert not parent.session._committed({"id": "bb", "folder": "bb"})
+
+
+@pytest.mark.parametrize(("begun", "dropped"), [("analyzing", False), ("reading", True)])
+def test_when_the_session_winds_down_only_what_is_being_analyzed_is_finished(parent, begun, dropped):
+    parent.play("ready", "submit aa", "submit bb", "submit cc", f"{begun} aa", "reading bb")
+    about = [("message", parent.processes[0], {"event": "done", "case": "aa", "record": {}})]
+    parent.session._start = bool  # the process is there already
+    parent.serve(("wind down",), *about)
+    assert outcomes(parent) == ({} if dropped else {"aa": "done"})
+    assert parent.events[-1] == {"event": "ended"}
+    assert parent.sent() == ["aa", "bb"]
+    assert parent.processes[0].killed == 1
+
+
+def test_a_worker_that_refuses_the_request_or_cannot_be_started_ends_the_session(parent, monkeypatch):
+    refused = {"event": "refused", "error": "No such layer.", "usage": True}
+    parent.session._on_news("message", parent.processes[0], refused)
+    assert parent.events == [{"event": "fatal", "error": "No such layer.", "usage": True}]
+    parent.store.logs.rename(parent.store.output / "elsewhere")
+    parent.session._start()
+    error = "The worker process cannot be started: No such file or directory."
+    assert parent.events[1:] == [{"event": "fatal", "error": error, "usage": False}]
+
+
+def test_news_of_a_worker_that_was_replaced_is_not_heard(parent):
+    parent.play("ready", "submit aa", "reading aa", "exit 1")
+    old = parent.processes[0]
+    parent.session._start = bool
+    parent.serve(("message", old, {"event": "done", "case": "aa", "record": {}}), ("ended", old, 1))
+    assert outcomes(parent) == {}
+    assert len(parent.processes) == 2
+
+
+def test_a_session_that_fails_itself_says_so(parent):
+    parent.session._start = lambda: 1 / 0
+    parent.serve()
+    assert parent.events == [
+        {"event": "fatal", "error": "ZeroDivisionError: division by zero"},
+        {"event": "ended"},
+    ]

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from LiverXAILib.batch.manifest import Manifest, last_states, read_manifest
-from LiverXAILib.batch.store import BusyError, OutputError, Shard, Store, host_name, is_lost_place
+from LiverXAILib.batch.store import BusyError, OutputError, Shard, Store, host_name, is_lost_place, same_result
 
 
 @pytest.fixture
@@ -101,6 +101,32 @@ def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path, mo
     store.close()
 
 
+@pytest.mark.parametrize(("age", "alive"), [(-5.0, True), (0.0, True), (50.0, True), (3600.0, False)])
+def test_a_process_holds_its_lock_only_as_long_as_it_touches_it(tmp_path, monkeypatch, age, alive):
+    """The number of a dead process may belong to another one."""
+    monkeypatch.setattr("LiverXAILib.batch.store.time.sleep", lambda _: None)
+    lock_of_another(tmp_path, pid=os.getppid(), age=age)
+    store, waits = Store(tmp_path), []
+    if alive:
+        with pytest.raises(BusyError):
+            store.open(waits.append)
+    else:
+        store.open(waits.append)
+        store.close()
+    assert waits == []
+    assert not list((tmp_path / "manifest").glob(".now-*"))
+
+
+def test_a_lock_with_the_number_of_this_very_process_is_left_from_an_earlier_one(tmp_path, monkeypatch):
+    """In a container, each run may have the same number."""
+    monkeypatch.setattr("LiverXAILib.batch.store.time.sleep", lambda _: None)
+    lock = lock_of_another(tmp_path, pid=os.getpid())
+    store = Store(tmp_path)
+    store.open()
+    assert json.loads(lock.read_text())["token"] == store.token
+    store.close()
+
+
 def test_of_two_runs_that_find_the_same_dead_lock_one_goes_on(tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -112,10 +138,38 @@ def test_of_two_runs_that_find_the_same_dead_lock_one_goes_on(tmp_path, monkeypa
     assert json.loads((tmp_path / "manifest" / "lock-1-of-1.json").read_text())["token"] == "other"
 
 
-def test_a_run_that_was_taken_for_dead_stops(store):
-    lock_of_another(store.output)
+def test_a_run_that_was_taken_for_dead_stops(store, monkeypatch):
+    store.check()
+    lock = lock_of_another(store.output)
     with pytest.raises(OutputError, match="taken over"):
         store.heartbeat()
+    monkeypatch.setattr("LiverXAILib.batch.store._HEARTBEAT_SECONDS", 0.0)
+    store._beat()
+    with pytest.raises(OutputError, match="taken over"):
+        store.check()
+    store.close()
+    assert json.loads(lock.read_text())["token"] == "other"
+
+
+def test_a_run_shows_that_it_is_alive_by_the_time_of_its_lock(store):
+    lock = store.manifest / "lock-1-of-1.json"
+    os.utime(lock, (5, 5))
+    store.heartbeat()
+    assert time.time() - 100 < lock.stat().st_mtime
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(28, "No space"), "out: No space. No result"), (OSError("odd"), "out: odd. No result")],
+)
+def test_what_the_system_says_about_the_output_is_told(tmp_path, error, reason):
+    assert reason in str(Store(tmp_path / "out").unusable(error))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_done(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match="cannot be written"):
+        Store(tmp_path / "out").open()
 
 
 def test_a_run_whose_drive_is_gone_stops(tmp_path):
@@ -204,6 +258,28 @@ def test_a_result_is_renamed_unless_the_name_is_taken_and_a_damaged_one_set_asid
             broken()
 
 
+def test_several_damaged_cases_are_set_aside_by_one_run(store):
+    for name in ("one", "two"):
+        store.commit(a_part(store, name), name, a_record(store))
+        store.set_aside(name)
+    assert len(list((store.manifest / "damaged").iterdir())) == 2
+    assert list(store.cases.iterdir()) == []
+
+
+def test_a_probe_of_the_free_space_leaves_nothing_and_finds_a_drive_that_is_gone(store):
+    store.probe()
+    assert list(store.cases.iterdir()) == []
+    store.cases.rmdir()
+    with pytest.raises(OutputError, match="cannot be written"):
+        store.probe()
+
+
+def test_records_without_an_image_can_be_compared():
+    assert same_result({"case": "1"}, {"case": "1", "input": {}})
+    assert not same_result({"case": "1"}, {"case": "1", "input": {"sha256": "a"}})
+    assert not same_result({"case": "1", "input": {"sha256": "a"}}, {"case": "1"})
+
+
 def test_names_that_are_not_unicode_survive(store):
     record = a_record(store, label=os.fsdecode(b"caf\xe9.nii"))
     store.commit(a_part(store, "one"), "one", record)
@@ -249,6 +325,14 @@ def test_the_last_line_about_a_case_counts_whichever_run_wrote_it(store):
     time.sleep(0.01)
     first.append("case", case="1", state="failed", label="x", folder="x", kind="input", error="e")
     assert last_states(read_manifest(store.manifest))["1"]["state"] == "failed"
+
+
+def test_a_manifest_that_cannot_be_read_or_begun_is_told(store):
+    (store.manifest / f"{store.name}.jsonl").mkdir()
+    with pytest.raises(OutputError, match="cannot be written"):
+        Manifest(store)
+    with pytest.raises(OutputError, match="cannot be read: Is a directory"):
+        read_manifest(store.manifest)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the limit is a POSIX one")
