@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import torch
 from toys import ball_phantom, threshold_model
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.inference import backends, segment
+from LiverXAILib.inference import backends, device, segment
 from LiverXAILib.inference.backends import (
     REFERENCE,
     BackendChoice,
@@ -347,3 +348,71 @@ def test_the_provenance_says_what_computed():
     assert set(stage["seconds"]) == {"input", "self_test", "network", "labels"}
     (requested,) = segment(volume, threshold_model(), device="cpu", backend=REFERENCE).provenance["stages"]
     assert requested["backend"]["reason"] == "requested"
+
+
+@pytest.mark.parametrize(("capabilities", "offered"), [(["FP32", "BF16"], True), (["FP32"], False)])
+def test_openvino_offers_bfloat16_only_where_the_cpu_computes_in_it(capabilities, offered, monkeypatch):
+    monkeypatch.setattr(backends, "find_spec", lambda name: name == "openvino")
+    core = SimpleNamespace(get_property=lambda device, name: {"CPU": capabilities}[device])
+    monkeypatch.setattr(backends, "_core", lambda: core)
+    names = available_backends(CPU)
+    assert (names[0], "openvino float32" in names) == (REFERENCE, True)
+    assert ("openvino bfloat16" in names) == offered
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    assert not [name for name in available_backends(CPU) if name.startswith("openvino")]
+
+
+def test_a_choice_holds_for_one_network_on_one_machine_with_as_many_threads(monkeypatch):
+    _, network = a_stage_and_network()
+    keys = [backends._decision_key(network, CPU), backends._decision_key(network, CPU)]
+    assert keys[0] == keys[1]
+    keys.append(backends._decision_key(a_stage_and_network()[1].requires_grad_(False), CPU))
+    assert keys[2] == keys[0]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 123)
+    keys.append(backends._decision_key(network, CPU))
+    monkeypatch.setattr(backends, "_processor", lambda device: "another processor")
+    keys.append(backends._decision_key(network, CPU))
+    network.smooth.weight.data *= 2
+    keys.append(backends._decision_key(network, CPU))
+    monkeypatch.setattr(backends.metadata, "version", lambda name: "another version")
+    monkeypatch.setattr(backends, "find_spec", lambda name: name == "openvino")
+    keys.append(backends._decision_key(network, CPU))
+    assert len(set(keys)) == 5
+
+
+def test_freed_memory_is_kept_until_the_outermost_block_ends_even_by_an_error(monkeypatch):
+    asked = []
+    libc = SimpleNamespace(mallopt=lambda *pair: asked.append(pair), malloc_trim=lambda pad: asked.append(pad))
+    monkeypatch.setattr(backends, "_glibc", lambda: libc)
+    monkeypatch.setattr(backends, "_keeping", 0)
+    # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD: nothing mapped anew, nothing returned.
+    keep, return_ = [(-4, 0), (-1, 2**31 - 1)], [(-4, 65536), (-1, 128 * 1024), 0]
+    for _ in range(2):
+        with suppress(KeyError), backends.keep_freed_memory(CPU):
+            with backends.keep_freed_memory(CPU):
+                assert asked == keep
+            assert asked == keep
+            raise KeyError
+        assert asked == [*keep, *return_]
+        del asked[:]
+    with backends.keep_freed_memory(torch.device("meta")):
+        assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: Made: up 3000\nmodel name\t: Other\n", "Made: up 3000"),
+        ("processor\t: 0\n", "arm"),
+        (None, "arm"),
+    ],
+)
+def test_a_processor_is_called_as_the_system_calls_it(text, name, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(device, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    monkeypatch.setattr(device.platform, "processor", lambda: "")
+    monkeypatch.setattr(device.platform, "machine", lambda: "arm")
+    assert device.processor_name() == name
+    monkeypatch.setattr(device.platform, "processor", lambda: "cortex")
+    assert device.processor_name() == ("cortex" if name == "arm" else name)

@@ -83,6 +83,9 @@ def test_an_image_is_read_with_its_own_options_and_its_checksums_recorded(made, 
     case = a_case(tmp_path / "ct", files=[str(path) for path in files[:1]], options={"height": 170.0})
     with pytest.raises(StopIteration):
         one.worker.read_all(feed(case))
+    record = logging.LogRecord("x", logging.INFO, "", 0, f"{tmp_path / 'ct'} is odd", None, None)
+    assert one.worker.filter(record)
+    assert record.getMessage() == "case-ab is odd"
     # Of the folder only the files of this case: there may be other series in it.
     assert read == [(170.0, ("tables",), tmp_path / "ct", files[:1])]
     assert one.sent == [("reading", {"case": "ab"}), ("read", {"case": "ab"})]

@@ -218,7 +218,8 @@ def test_an_image_that_takes_too_long_to_read_is_ended_too(parent):
 @pytest.mark.parametrize(("moment", "given_up"), [(900.0, False), (901.0, True)])
 def test_a_model_that_does_not_load_ends_the_session(parent, moment, given_up):
     parent.clock = moment
-    parent.session._check_limits()
+    for _ in range(2):
+        parent.session._check_limits()
     error = "The worker process did not load the model within 900 s."
     assert parent.events == [{"event": "fatal", "error": error, "usage": False}] * given_up
 
@@ -259,12 +260,13 @@ def test_a_case_that_a_dying_worker_has_committed_is_done(parent):
 def test_when_the_session_winds_down_only_what_is_being_analyzed_is_finished(parent, begun, dropped):
     parent.play("ready", "submit aa", "submit bb", "submit cc", f"{begun} aa", "reading bb")
     about = [("message", parent.processes[0], {"event": "done", "case": "aa", "record": {}})]
+    parent.store.part("bb").mkdir()
     parent.session._start = bool  # the process is there already
     parent.serve(("wind down",), *about)
     assert outcomes(parent) == ({} if dropped else {"aa": "done"})
     assert parent.events[-1] == {"event": "ended"}
     assert parent.sent() == ["aa", "bb"]
-    assert parent.processes[0].killed == 1
+    assert (parent.processes[0].killed, list(parent.store.cases.iterdir())) == (1, [])
 
 
 def test_a_worker_that_refuses_the_request_or_cannot_be_started_ends_the_session(parent, monkeypatch):

@@ -33,6 +33,7 @@ from LiverXAILib.inference.stages import (
     stage_input,
     stage_plan,
 )
+from LiverXAILib.inference.standard import _shift_inside_scan
 from LiverXAILib.models import Intensity, LayerSpec, Model, Region, StageSpec, load_model
 from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import registered
@@ -176,6 +177,32 @@ def test_a_liver_at_the_border_of_the_field_of_view_is_segmented_up_to_it(side):
     result = segment(cut, model, device="cpu")
     assert dice(result.mask("liver"), expected) > 0.97
     assert any("border" in warning for warning in result.provenance["warnings"])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("size", "first_mm", "then_mm"),
+    [
+        (5, -10, 2),  # by 3 voxels of 4 mm
+        (5, 30, 22),
+        (5, -1, -1),  # its first, or last, center is where the scan begins, or ends
+        (5, 23, 23),
+        (5, 10, 10),
+        (11, -5, -1),
+        (11, -6, -2),  # no further, or its end would leave the scan
+        (11, 4, 0),
+        (20, -5, -5),  # longer than the scan
+    ],
+)
+def test_a_grid_is_moved_by_whole_voxels_until_it_lies_in_the_scan(axis, size, first_mm, then_mm):
+    """The scan has 20 voxels of 2 mm and extends from -1 to 39 mm."""
+    scan = Grid((20, 20, 20), np.diag([2.0, 2.0, 2.0, 1.0]))
+    matrix, shape = np.diag([4.0, 4.0, 4.0, 1.0]), [5, 5, 5]
+    matrix[axis, 3], shape[2 - axis] = first_mm, size
+    moved = _shift_inside_scan(scan, Grid(tuple(shape), matrix))
+    matrix[axis, 3] = then_mm
+    assert moved.shape == tuple(shape)
+    np.testing.assert_allclose(moved.ijk_to_lps, matrix)
 
 
 def test_an_image_without_a_liver_costs_one_pass_and_says_so():

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from LiverXAILib.inference.standard import Blend
 from LiverXAILib.inference.windows import WindowPlan
 from LiverXAILib.volumes.volume import Grid
 
@@ -97,6 +98,17 @@ def test_windows_are_as_few_as_their_overlap_allows_and_evenly_spaced(shape, win
     assert plan.window == (size,) * 3
     assert plan.padded_shape == (padded,) * 3
     assert [box.start for box in plan.boxes] == list(product(starts, repeat=3))
+
+
+@pytest.mark.parametrize(("answers", "mean"), [([3.0], 3.0), ([1.0, 3.0], 2.0), ([1.0, 2.0, 6.0], 3.0)])
+def test_the_networks_of_an_ensemble_count_alike_however_many_windows_they_saw(answers, mean):
+    plan = WindowPlan.build((20, 9, 9), (8, 8, 8))
+    blend = Blend(plan)
+    for member, answer in enumerate(answers):
+        for box in plan.boxes:
+            blend.add(member, box, torch.stack([torch.full(plan.window, answer), torch.full(plan.window, -answer)]))
+    expected = torch.full(plan.padded_shape, mean)
+    torch.testing.assert_close(blend.mean(), torch.stack([expected, -expected]))
 
 
 def test_padding_and_unpadding_are_inverse():
