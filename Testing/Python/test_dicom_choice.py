@@ -125,7 +125,8 @@ def test_the_list_tells_the_values_of_each_part_and_the_better_part_first():
     assert [(one.info.slices, one.info.size, one.info.n_skipped) for one in (better, worse)] == [
         (4, (20, 16, 4), 1)
     ] * 2
-    assert better.stack.count == 4
+    assert (better.info.spacing, better.info.axes) == ((0.8, 0.9, 3.0), "SPL")
+    np.testing.assert_allclose(better.stack.ijk_to_lps, np.diag([0.8, 0.9, 3.0, 1.0]))
     assert {(one.info.uid, one.info.modality) for one in (better, worse)} == {("1.2.3", "CT")}
     assert "uid" not in better.info.summary()
 
@@ -162,7 +163,16 @@ def test_a_series_without_some_files_is_arranged_anew_and_warned_of_once():
     gap = whole.without([Path("2")])
     assert "1 of 5 slices are missing" in gap.info.problem
     assert gap.info.can_be_resampled
-    assert "single slice" in whole.without([Path(str(k)) for k in range(1, 5)]).info.problem
+    assert gap.without([Path("0"), Path("1")]).info.problem is None
+    single = whole.without([Path(str(k)) for k in range(1, 5)])
+    with pytest.raises(InputError, match="single slice"):
+        _ = single.stack
+
+
+def test_two_slices_are_a_stack():
+    stack = arrange_slices([one_slice(0.0), one_slice(3.0)])
+    assert not isinstance(stack, str)
+    assert (stack.count, stack.spacing) == (2, 3.0)
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
