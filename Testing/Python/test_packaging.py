@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: Installers exist before the packages, and are not pinned.
 INSTALLERS = {"pip", "setuptools"}
+#: Slicer has these itself, and Jinja2 brings MarkupSafe.
+BROUGHT = {"PyTorchUtils", "SampleData", "ctk", "qt", "vtk", "vtkmodules", "markupsafe"}
 EXTRAS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 
 
@@ -108,6 +111,30 @@ def test_an_analysis_needs_no_extra():
     """All imports of the core and the default outputs are among the dependencies."""
     names = {canonical(Requirement(text).name) for text in PROJECT["dependencies"]}
     assert {"matplotlib", "jinja2"} <= names
+
+
+def imported() -> set[str]:
+    """The packages that the library imports, at the top of a file or later.
+
+    Its benchmarks compare it with others that only the tests install.
+    """
+    found = set()
+    library = ROOT / "LiverXAILib"
+    for path in set(library.rglob("*.py")) - set((library / "benchmarks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - BROUGHT
+
+
+def test_whatever_the_library_imports_comes_with_it_or_with_an_extra_for_users():
+    users = [name for name in EXTRAS if name not in ("test", "dev", "docs")]
+    declared = {canonical(Requirement(text).name) for name in users for text in EXTRAS[name]}
+    packages = metadata.packages_distributions()
+    missing = {name for name in imported() if not {canonical(one) for one in packages.get(name, [name])} & declared}
+    assert missing == set()
 
 
 def test_the_wheel_holds_every_file_of_the_library(tmp_path):
