@@ -97,7 +97,7 @@ def analyze(
     :param regions: also attribute the confidence in each of these lesions to parts of the image, see
         :func:`~LiverXAILib.explain.regions.explain_regions`; 128 forward passes per lesion, or twice that.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-    :param sensitivity: the operating point for lesions: "sure", "standard" (as in the model's card), "sensitive", or
+    :param sensitivity: the operating point for lesions: "specific", "standard" (as in the model card), "sensitive", or
         the accepted number of false positives per case (see
         :func:`LiverXAILib.inference.sensitivity.choose_point`).
     :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.

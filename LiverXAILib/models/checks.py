@@ -187,7 +187,7 @@ def _combinations(stage: StageSpec) -> Iterator[str]:
     if not all(
         math.isfinite(point.peak) and point.false_per_case >= 0 and 0 <= point.sensitivity <= 1 for point in points
     ):
-        yield "operating_points must have a finite peak, no fewer than 0 false findings, and a sensitivity from 0 to 1"
+        yield "operating_points must have a finite peak, no fewer than 0 false positives, and a sensitivity from 0 to 1"
     if stage.intensity.centered and (stage.region is None or stage.nnunet is not None):
         yield "a centered intensity needs a region, and cannot be combined with nnunet"
     if stage.nnunet is not None and stage.spacing is None:

@@ -124,7 +124,8 @@ def _description(entry: Entry, about: About) -> list[str]:
         ("spacing", "" if entry.card is not None else _spacing(about.spacing_mm)),
         ("time", "" if about.time == "unknown" else about.time),
         ("license", {name: text for name, text in dataclasses.asdict(about.licenses).items() if text}),
-        ("training", about.training),
+        # How the weights came about, run by run, is printed by --card.
+        ("training", {key: value for key, value in about.training.items() if key != "runs"}),
         ("quality", about.quality),
         ("limits", about.limits),
         ("source", about.source),

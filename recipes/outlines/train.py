@@ -334,7 +334,8 @@ def save(network: nn.Module, folder: Path, runs: Sequence[Mapping[str, int]], ev
         "format": 1,
         "name": "outlines",
         "description": (
-            "Outlines one liver lesion in CT, at a click or around what a model marks; further clicks correct it."
+            "Outlines one liver lesion in CT, at a click or around a finding of a model, whose outline it refines; "
+            "further clicks correct it."
         ),
         "license": "Apache-2.0",
         "source": "python -m recipes.outlines",
