@@ -80,7 +80,7 @@ class Decision:
 class Analysis:
     """One CT, its segmentation, explanations and measurements, and how they were obtained.
 
-    `explanations` are heat maps; `answers` are the answers to "why?" that consist of numbers and a sentence.
+    `explanations` are heat maps; `answers` are explanations that consist of numbers and a sentence.
     `provenance` is JSON-ready and complete: together with the image and the model file it is enough to reproduce the
     result.
 

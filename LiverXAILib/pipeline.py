@@ -226,7 +226,7 @@ def explain_and_ask(
     refusals: list[str],
     context: RunContext,
 ) -> tuple[list[Explanation], list[Answer]]:
-    """The heat maps and answers of :func:`analyze`, whose parameters these are.
+    """The heat maps and the explanations in numbers of :func:`analyze`, whose parameters these are.
 
     :param questions: targets that exist in the segmentation.
     :param unasked: the targets are the default ones: an organ's border, at fewer points, replaces its heat map.
@@ -290,7 +290,7 @@ def explain_and_ask(
             except EmptyTargetError as error:
                 refusals.append(f"The border was not examined. {error}")
     refusals += refused
-    context.report("Answered", 1.0)
+    context.report("Examined changed CTs", 1.0)
     return explanations, [*found, *changed]
 
 

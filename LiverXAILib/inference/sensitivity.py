@@ -87,7 +87,7 @@ def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
 
 
 def marked_pieces(segmentation: Segmentation) -> tuple[Box, np.ndarray]:
-    """Number all components that the network marks as tumor: each is a lesion at some operating point.
+    """Number all components that the network segments as tumor: each is a lesion at some operating point.
 
     :return: a box of the image, and in it the numbers of the components (k, j, i), 0 background.
     """

@@ -77,7 +77,7 @@ def reliability_problems(reliability: Reliability) -> Iterator[str]:
     if not all(value > 0 for value in reliability.scales.values()):
         yield "scales of the reliability must be above 0"
     if not 0 < reliability.true < reliability.findings:
-        yield "the reliability must have been fitted on true and on false findings"
+        yield "the reliability must have been fitted on true findings and on false positives"
 
 
 def label_problems(label: LabelSpec) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small lesions are outlined again by a network of their own: what it may change, and what it may not."""
+"""Small lesions are refined by a network of their own: what it may change, and what it may not."""
 
 from __future__ import annotations
 

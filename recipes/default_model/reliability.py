@@ -194,7 +194,7 @@ def fit(rows: Sequence[Finding], source: str = "") -> Reliability:
     """Fit a logistic regression of "true" on the features by penalized maximum likelihood.
 
     No weight may have the wrong sign (a less distinct border never makes a finding more reliable): otherwise chance
-    differences between a few false findings would be learned, and given to readers as a reason.
+    differences between a few false positives would be learned, and given to readers as a reason.
     """
     table = np.array([[row[name] for name in FEATURES] for row in rows])
     truth = np.array([row["true"] for row in rows], float)
