@@ -88,7 +88,7 @@ class Analysis:
     :param own: the model's unchanged result, if a reader has changed it.
     :param follow_up: findings of a comparison with earlier studies; this study is the last one.
     :param touched: the voxels (bool, k, j, i) whose label a reader has ever changed; None: none.
-    :param standard: the segmentation at the operating point in the model's card, if another sensitivity was chosen.
+    :param standard: the segmentation at the operating point in the model card, if another sensitivity was chosen.
     """
 
     volume: Volume

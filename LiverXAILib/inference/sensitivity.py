@@ -27,7 +27,7 @@ STANDARD, SPECIFIC, SENSITIVE = "standard", "specific", "sensitive"
 
 
 def operating_points(model: ModelSpec, label: str = "tumor") -> tuple[OperatingPoint, ...]:
-    """The operating points in the model's card for a label, from specific to sensitive; empty if there are none."""
+    """The operating points in the model card for a label, from specific to sensitive; empty if there are none."""
     if not any(spec.name == label for spec in model.labels):
         return ()
     return tuple(sorted(model.stage_of(label).operating_points.get(label, ()), key=lambda point: -point.peak))
@@ -71,7 +71,7 @@ def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
     points = operating_points(model)
     if not points:
         raise UsageError(
-            f"Model {model.name!r} has no operating points for tumors in its card. Leave --sensitivity out."
+            f"Model {model.name!r} has no operating points for tumors in its model card. Leave --sensitivity out."
         )
     if sensitivity in (SPECIFIC, SENSITIVE):
         return points[0 if sensitivity == SPECIFIC else -1]

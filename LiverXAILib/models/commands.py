@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "download":
             one.add_argument("--accept-license", action="store_true", help="you have read and accept the model's terms")
         if name == "show":
-            one.add_argument("--card", action="store_true", help="print the card as JSON (loads the model if needed)")
+            one.add_argument(
+                "--card", action="store_true", help="print the model card as JSON (loads the model if needed)"
+            )
             one.add_argument(
                 "--layers", action="store_true", help="list the layers that can be explained, with their size in mm"
             )

@@ -516,8 +516,8 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     assert "(Dr. A, " in text
     assert "1 lesion rejected by the reader, not counted" in text
     assert "Rejected by Dr. A, 2" in text
-    # The model's card states it, but nothing is reported for what a reader outlined.
-    assert "its card does not state it" not in text
+    # The model card states it, but nothing is reported for what a reader outlined.
+    assert "its model card does not state it" not in text
     assert "No reliability is given for lesions that others outlined or edited" in text
     assert text.count("<img") == 3 + 2 + 1 + 1
     assert "&#34;voxels&#34;" not in text

@@ -3,7 +3,7 @@
 
 ``python -m recipes.default_model.reliability --data FOLDER --output FOLDER`` segments phantoms that no network was
 trained on, and the CT of ``--data`` that may be trained on, with lesions painted into their livers. It fits the
-regression, and writes it into a copy of the model's card along with a table and a figure of its calibration. Finished
+regression, and writes it into a copy of the model card along with a table and a figure of its calibration. Finished
 cases are read from the output folder.
 """
 

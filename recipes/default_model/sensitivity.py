@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operating points from specific to sensitive, measured on training-side data and written into a model's card.
+"""Operating points from specific to sensitive, measured on training-side data and written into a model card.
 
 ``python -m recipes.default_model.sensitivity --data FOLDER MODEL`` segments phantoms with lesions of their own, real
 scans of training with painted lesions, whose seeds are not used in training, and real scans of training with outlined

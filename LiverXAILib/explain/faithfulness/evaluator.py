@@ -86,7 +86,7 @@ class FaithfulnessEvaluator:
         self.run_context = context
         self.points = points
         self.passes = 0
-        # Almost all passes that a card takes, for the progress.
+        # Almost all passes that a check takes, for the progress.
         self._expected = 10 * (points - 2) + LEVELS + DRAWS + NOISE_DRAWS + len(_REGIONS_MM) + 8
         self.depends_on_far = ""
         odds = score_target.evidence(blended_logits(run, score_target, context))
@@ -257,7 +257,7 @@ class FaithfulnessEvaluator:
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
         }
 
-    # Long: half of it documents the card.
+    # Long: half of it documents the result.
     def evaluate(
         self,
         values: torch.Tensor,
@@ -277,7 +277,7 @@ class FaithfulnessEvaluator:
         :param warned: whether the map came with a warning (degenerate layer …); then it cannot pass.
         :param controls: curves of further controls.
 
-        The card contains
+        The result contains
 
         * ``score``, ``score_replaced``, ``score_in_image``: f of the CT in the box, of the CT in which everything is
           replaced (by ``baseline``), and of the whole image;
@@ -417,7 +417,7 @@ def check_faithfulness(
     result: StageMap,
     context: RunContext = UNATTENDED,
 ) -> dict[str, Any]:
-    """Examine one map; returns the JSON-ready card of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
+    """Examine one map; returns the JSON-ready value of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
 
     :param result: the map on the padded grid of `run`.
 
