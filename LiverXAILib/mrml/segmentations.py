@@ -230,6 +230,19 @@ def read_segments(
     return put_together
 
 
+def unused_segments(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec) -> list[str]:
+    """Return the names of segments with voxels that are none of the model's labels, so that nothing counts them."""
+    segments = node.GetSegmentation()
+    found = [segments.GetSegment(identifier) for identifier in segments.GetSegmentIDs()]
+    return [
+        segment.GetName()
+        for segment in found
+        if _label_of(segment, model) is None
+        and segment.GetRepresentation(_BINARY) is not None
+        and not segment.GetRepresentation(_BINARY).IsEmpty()
+    ]
+
+
 def remember_grids(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentation) -> None:
     """Store the grid of the CT when a result was measured, and the grids and centers of the stages."""
     set_attributes(
@@ -332,8 +345,6 @@ def _update_segments(
 ) -> None:
     segmentation, display = node.GetSegmentation(), node.GetDisplayNode()
     had_surface = segmentation.ContainsRepresentation(_SURFACE)
-    if had_surface:
-        segmentation.RemoveRepresentation(_SURFACE)
     segmentation.SetSourceRepresentationName(_BINARY)
     names = {segment.identifier for segment in wanted}
     for identifier in segmentation.GetSegmentIDs():
@@ -357,14 +368,31 @@ def _update_segments(
         segment.SetTag(_LABEL_TAG, item.spec.name)
         segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
         segment.SetTag("DICOM.SegmentAlgorithmName", algorithm)
-        segment.SetLabelValue(item.value)
-        segment.AddRepresentation(_BINARY, images[item.layer])
+        if not _has_voxels(segment, images[item.layer], item.value):
+            segment.SetLabelValue(item.value)
+            segment.AddRepresentation(_BINARY, images[item.layer])
+            # The surface of a liver takes a second; it is kept if only lesions have changed.
+            segment.RemoveRepresentation(_SURFACE)
         if created:
             segmentation.AddSegment(segment, item.identifier)
             if item.spec.parent is None:
                 display.SetSegmentOpacity3D(item.identifier, _ORGAN_OPACITY)
     if had_surface:
-        node.CreateClosedSurfaceRepresentation()
+        segmentation.CreateRepresentation(_SURFACE)
+
+
+def _has_voxels(segment: slicer.vtkSegment, image: Any, value: int) -> bool:
+    """Return whether a segment has this label map and label value already."""
+    present = segment.GetRepresentation(_BINARY)
+    if present is None or present.IsEmpty() or image.IsEmpty() or segment.GetLabelValue() != value:
+        return False
+    matrices = [vtkMatrix4x4(), vtkMatrix4x4()]
+    present.GetImageToWorldMatrix(matrices[0])
+    image.GetImageToWorldMatrix(matrices[1])
+    same_place = np.allclose(*map(from_vtk_matrix, matrices), rtol=0, atol=1e-6)
+    return bool(
+        same_place and present.GetExtent() == image.GetExtent() and np.array_equal(voxels_of(present), voxels_of(image))
+    )
 
 
 def _tag(segment: slicer.vtkSegment, name: str) -> str:

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from slicer.i18n import tr as _
+
 from .. import mrml
 from ..analysis import Decision
 from ..errors import LiverXAIError
 from ..measure.recist import MOST_TARGETS
 from .analyses import Analyses
 from .calipers import Points
-from .edits import free_title, is_edited
+from .edits import is_edited, title_of
+from .heat_maps import HeatMaps
 from .placing import PointPlacing
 from .questions import Questions
-from .results import ResultsView
+from .results import NEW_RESULT, ResultsView
 from .state import PanelState
 from .status import StatusLine
 from .tasks import TaskRunner
@@ -29,14 +34,17 @@ class Reader:
         state: PanelState,
         status: StatusLine,
         questions: Questions,
+        heat_maps: HeatMaps,
         results: ResultsView,
         runner: TaskRunner,
         analyses: Analyses,
     ) -> None:
         self._state, self._ui, self._status, self._questions = state, state.ui, status, questions
-        self._results, self._runner, self._analyses = results, runner, analyses
+        self._heat_maps, self._results, self._runner, self._analyses = heat_maps, results, runner, analyses
         import qt
 
+        #: The tool tips of buttons that say, while they are disabled, why they are.
+        self._tool_tips = [(button, button.toolTip) for button in (state.ui.saveButton, state.ui.compareButton)]
         self._timer = qt.QTimer()
         self._timer.singleShot = True
         self._timer.interval = IDLE_MS
@@ -81,7 +89,22 @@ class Reader:
         ui.includeButton.enabled = ui.excludeButton.enabled = idle and bool(self._results.lesions)
         ui.resultSelector.enabled = not self._runner.busy  # the running task belongs to the current result
         ui.editButton.enabled = ui.tableButton.enabled = node is not None
-        ui.saveButton.enabled = ui.compareButton.enabled = idle and self._analyses.is_up_to_date(node)
+        obstacle = self._obstacle_to_saving(node)
+        for button, tool_tip in self._tool_tips:
+            button.enabled = not obstacle
+            button.toolTip = obstacle or tool_tip
+
+    def _obstacle_to_saving(self, node: Any) -> str:
+        """Return what has to be done before the current result can be saved or compared; "" if nothing."""
+        if self._runner.busy or node is None:
+            return _("Wait until the result is there.")
+        if self._analyses.is_up_to_date(node):
+            return ""
+        if not self._analyses.can_measure(node):
+            return _("Choose the model that made this result, and press Measure again.")
+        if is_edited(node):
+            return _("The numbers are from before the edit. Press Measure again first.")
+        return _("Press Measure again first: this result is from an earlier session, or another one was made since.")
 
     def on_measure(self) -> None:
         """Measure the segmentation as it is now."""
@@ -151,12 +174,12 @@ class Reader:
         self._analyses.refine([Decision(kind, (), (-r, -a, s))])
 
     def on_result_chosen(self) -> None:
-        """Show the chosen set of results of this CT."""
-        title = self._ui.resultSelector.currentData
-        if title:
+        """Show the chosen set of results of this CT, or make room for a new one."""
+        chosen = self._ui.resultSelector.currentData
+        if chosen:
             scene, volume = self._state.scene, self._state.volume_node
-            mrml.put_aside(scene, volume, free_title(scene, volume, self._state.result("segmentation")))
-            mrml.bring_back(scene, volume, title)
-            with self._state.writing() as parameters:
-                parameters.heatMap = None
+            mrml.put_aside(scene, volume, title_of(self._state.result("segmentation")))
+            if chosen != NEW_RESULT:
+                mrml.bring_back(scene, volume, chosen)
+            self._heat_maps.show_latest()
             self._results.show()

@@ -9,13 +9,18 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..mrml import moved_point, moved_since, sets_aside, show_changed_ct
+from ..mrml import moved_point, moved_since, show_changed_ct
 from ..mrml.changed_cts import CHANGED_CT
 from ..mrml.heatmaps import is_about
 from ..mrml.nodes import get_attribute
+from .edits import title_of
+from .frames import sets_to_choose
 from .heat_maps import HeatMaps, faithfulness_word
 from .state import PanelState
 from .words import number
+
+#: What the result selector holds instead of a title, to keep the current result and make another.
+NEW_RESULT = "NEW"
 
 
 class ResultsView:
@@ -68,14 +73,15 @@ class ResultsView:
         self._heat_maps.show()
 
     def _fill_sets(self) -> None:
-        """List the sets of results of this CT, if there are several."""
+        """List the results of this CT: the current one, those that were set aside, and a new one."""
         selector, volume = self._ui.resultSelector, self._state.volume_node
-        titles = sets_aside(self._state.scene, volume) if volume is not None else []
+        current = self._state.result("segmentation")
         selector.clear()
-        selector.addItem(_("The current one"), "")
-        for title in titles:
+        selector.addItem(_("New: Apply makes it") if current is None else title_of(current), "")
+        for title in sets_to_choose(self._state.scene, volume) if volume is not None else ():
             selector.addItem(title, title)
-        selector.visible = self._ui.resultLabel.visible = bool(titles)
+        if current is not None:
+            selector.addItem(_("New: Apply makes it, this one is kept"), NEW_RESULT)
 
     def _fill_lesions(
         self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]], rejected: list[dict[str, Any]]
