@@ -233,14 +233,14 @@ def read_segments(
 def unused_segments(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec) -> list[str]:
     """Return the names of segments with voxels that are none of the model's labels, so that nothing counts them."""
     segments = node.GetSegmentation()
-    found = [segments.GetSegment(identifier) for identifier in segments.GetSegmentIDs()]
-    return [
-        segment.GetName()
-        for segment in found
-        if _label_of(segment, model) is None
-        and segment.GetRepresentation(_BINARY) is not None
-        and not segment.GetRepresentation(_BINARY).IsEmpty()
-    ]
+    found = (segments.GetSegment(identifier) for identifier in segments.GetSegmentIDs())
+    return [segment.GetName() for segment in found if _label_of(segment, model) is None and _is_drawn(segment)]
+
+
+def _is_drawn(segment: slicer.vtkSegment) -> bool:
+    """Return whether a segment has voxels; it may share its image with others."""
+    image = segment.GetRepresentation(_BINARY)
+    return image is not None and not image.IsEmpty() and bool((voxels_of(image) == segment.GetLabelValue()).any())
 
 
 def remember_grids(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentation) -> None:
