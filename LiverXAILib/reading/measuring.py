@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..analysis import Analysis, Decision
-from ..inference.lesions import lesion_at, lesion_components, numbered_candidates
+from ..inference.lesions import lesion_at, lesion_components, numbered_candidates, numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
 from ..measure import measure
 from ..measure.candidates import measure_rejected
 from ..measure.measurements import LesionMeasurements, Measurements
 from ..measure.recist import recist
-from ..volumes.box import components
 from ..volumes.volume import Volume
 from .rejections import candidate_status, rejections
 
@@ -35,8 +34,9 @@ def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[
     places = [target["place_lps_mm"] for target in targets or ()]
     places = next((list(one.points_lps_mm) for one in reversed(decisions) if one.kind == "target"), places)
     if places:
-        numbers, grid = lesion_components(segmentation), segmentation.labels.grid
-        there = (lesion_at(numbers, grid, tuple(place)) for place in places)
+        box, pieces = numbered_lesions(segmentation)
+        grid = segmentation.labels.grid.cropped(box)
+        there = (lesion_at(pieces, grid, tuple(place)) for place in places)
         targets = sorted({number for number in there if number}) or None
     return {"height_cm": asked.get("height_cm"), "weight_kg": asked.get("weight_kg"), "targets": targets}
 
@@ -56,9 +56,10 @@ def measure_again(
     volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
 ) -> Measurements:
     """Measure again, with the source of each outline, the status of each candidate, and the rejected lesions."""
-    measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions))
-    model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
-    lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
+    known = own.segmentation, own.measurements
+    measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions), known=known)
+    sources = _sources(segmentation, own.segmentation)
+    lesions = tuple(_with_source(lesion, sources[lesion.number]) for lesion in measured.lesions)
     box, pieces = numbered_candidates(own.segmentation)
     candidates = tuple(
         dataclasses.replace(one, status=candidate_status(pieces == one.number, box, segmentation, decisions))
@@ -117,13 +118,11 @@ def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
     return dataclasses.replace(lesion, source=source, reliability=lesion.reliability if source == "model" else None)
 
 
-def _source(mask: np.ndarray, model: np.ndarray) -> str:
-    if not (mask & model).any():
-        return "reader"
-    return "model" if model[mask].all() and _is_whole(mask, model) else "model, edited by the reader"
-
-
-def _is_whole(mask: np.ndarray, model: np.ndarray) -> bool:
-    """Whether a lesion is one of the model's, voxel by voxel."""
-    numbers = components(model, corners=True)
-    return bool(((numbers == numbers[tuple(np.argwhere(mask)[0])]) == mask).all())
+def _sources(segmentation: Segmentation, own: Segmentation) -> dict[int, str]:
+    """Who outlined each lesion of `segmentation`, by its number; `own` is the model's."""
+    box, pieces = numbered_lesions(segmentation)
+    shared = np.unique(pieces[own.mask("tumor", box)]).tolist()
+    sources = dict.fromkeys(range(1, int(pieces.max(initial=0)) + 1), "reader")
+    sources.update(dict.fromkeys(shared, "model, edited by the reader"))
+    sources.update(dict.fromkeys(same_lesions(own, segmentation).values(), "model"))
+    return sources
