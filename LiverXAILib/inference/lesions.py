@@ -99,6 +99,10 @@ def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: f
     :param numbers: as from :func:`lesion_components`, on `grid`.
     :param within_mm: how far it may be; None: one voxel.
     """
+    if within_mm is None:  # faster, if the point lies in a lesion
+        voxel = grid.nearest_voxel(place_lps_mm)
+        if (voxel >= 0).all() and (voxel < numbers.shape).all() and (number := int(numbers[tuple(voxel)])):
+            return number
     voxels = np.argwhere(numbers)
     if not len(voxels):
         return 0

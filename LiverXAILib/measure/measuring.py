@@ -88,7 +88,7 @@ def measure(
     if numbers.any():
         context = _LiverContext(liver, box, segments, float(parenchyma.mean()) if parenchyma.size else None, phase,
                                 position.middle_x)  # fmt: skip
-        lesions = _lesions(volume, segmentation, numbers, context, _measured_before(segmentation, liver, known))
+        lesions = _lesions(volume, segmentation, numbers, context, _measured_before(segmentation, known))
     candidates: tuple[Candidate, ...] = ()
     if looks_for_tumors:
         candidates = measure_candidates(volume, segmentation) if known is None else known[1].candidates
@@ -139,16 +139,13 @@ def _recist(lesions: Sequence[LesionMeasurements], grid: Grid, targets: Sequence
 
 
 def _measured_before(
-    segmentation: Segmentation, liver: np.ndarray, known: tuple[Segmentation, Measurements] | None
+    segmentation: Segmentation, known: tuple[Segmentation, Measurements] | None
 ) -> dict[int, LesionMeasurements]:
     """The lesions of `known` that are the same in `segmentation`, by their numbers there.
 
-    A lesion's distance from the surface and its reliability depend on the whole liver, bool (k, j, i).
+    A lesion's distance from the surface and its reliability depend on the whole liver: none if that has changed.
     """
-    if known is None:
-        return {}
-    around = Box.union((segmentation.box, known[0].box, Box.full((1, 1, 1))))
-    if (known[0].mask("liver", around) != liver[around]).any():
+    if known is None or not segmentation.has_same("liver", known[0]):
         return {}
     lesions = {lesion.number: lesion for lesion in known[1].lesions}
     return {new: lesions[old] for old, new in same_lesions(known[0], segmentation).items()}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         add,
         change_sensitivity,
         choose_targets,
+        dismiss,
         exclude,
         include,
         measure_lesion,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         restore,
         resume,
         split,
+        undo,
     )
     from .measuring import with_calipers
     from .outline import correct_outline, outline_lesion
@@ -32,6 +34,7 @@ __all__ = [
     "change_sensitivity",
     "choose_targets",
     "correct_outline",
+    "dismiss",
     "exclude",
     "include",
     "measure_lesion",
@@ -42,6 +45,7 @@ __all__ = [
     "restore",
     "resume",
     "split",
+    "undo",
     "with_calipers",
 ]
 
@@ -53,6 +57,7 @@ __getattr__ = lazy_names(
         "change_sensitivity": "decisions",
         "choose_targets": "decisions",
         "correct_outline": "outline",
+        "dismiss": "decisions",
         "exclude": "decisions",
         "include": "decisions",
         "measure_lesion": "decisions",
@@ -63,6 +68,7 @@ __getattr__ = lazy_names(
         "restore": "decisions",
         "resume": "decisions",
         "split": "decisions",
+        "undo": "decisions",
         "with_calipers": "measuring",
     },
 )

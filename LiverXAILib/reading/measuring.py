@@ -11,14 +11,20 @@ from typing import Any
 import numpy as np
 
 from ..analysis import Analysis, Decision
-from ..inference.lesions import lesion_at, lesion_components, numbered_candidates, numbered_lesions, same_lesions
+from ..inference.lesions import lesion_at, numbered_candidates, numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
 from ..measure import measure
 from ..measure.candidates import measure_rejected
 from ..measure.measurements import LesionMeasurements, Measurements
 from ..measure.recist import recist
 from ..volumes.volume import Volume
+from .packing import unpack_mask
 from .rejections import candidate_status, rejections
+
+#: The remark on diameters that no longer apply.
+_OUTDATED = (
+    "no longer applies: the lesion does not have the outline that was measured, so it was measured automatically"
+)
 
 
 def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[Decision] = ()) -> dict[str, Any]:
@@ -81,16 +87,11 @@ def measure_again(
 def with_calipers(measured: Measurements, segmentation: Segmentation, decisions: Sequence[Decision]) -> Measurements:
     """Replace diameters by those that a reader measured, and update the sum of the targets accordingly.
 
-    :param segmentation: the segmentation that was measured; a decision concerns the lesion that now contains its point.
-    :param decisions: only those of kind "measure" are used; the last one for each lesion counts.
+    :param segmentation: the segmentation that was measured.
+    :param decisions: those of kind "measure" are used if the lesion still has the outline that the reader measured; the
+        last one for each lesion counts.
     """
-    numbers, grid = lesion_components(segmentation), segmentation.labels.grid
-    calipers = {}
-    for one in decisions:
-        if one.kind == "measure" and one.place_lps_mm is not None:
-            voxel = grid.nearest_voxel(one.place_lps_mm)
-            if (voxel >= 0).all() and (voxel < numbers.shape).all():
-                calipers[int(numbers[tuple(voxel)])] = one.points_lps_mm
+    calipers = {_lesion_measured(one, segmentation): one.points_lps_mm for one in decisions if one.kind == "measure"}
     if not calipers.keys() & {lesion.number for lesion in measured.lesions}:
         return measured
     changed = []
@@ -107,10 +108,32 @@ def with_calipers(measured: Measurements, segmentation: Segmentation, decisions:
             words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
             lesion = dataclasses.replace(lesion, axial=axial, source=words)
         changed.append(lesion)
-    thickness = grid.spacing["ijk".index(changed[0].axial.slice_axis)]
+    thickness = segmentation.labels.grid.spacing["ijk".index(changed[0].axial.slice_axis)]
     named = measured.recist.targets if measured.recist is not None and measured.recist.chosen_by_reader else None
     lengths = {lesion.number: lesion.axial.long_mm for lesion in changed}
     return dataclasses.replace(measured, lesions=tuple(changed), recist=recist(lengths, thickness, named))
+
+
+def with_remarks(decisions: Sequence[Decision], segmentation: Segmentation) -> tuple[Decision, ...]:
+    """The decisions; those of kind "measure" whose lesion has another outline in `segmentation` say so."""
+    return tuple(
+        dataclasses.replace(one, remark="" if _lesion_measured(one, segmentation) else _OUTDATED)
+        if one.kind == "measure"
+        else one
+        for one in decisions
+    )
+
+
+def _lesion_measured(decision: Decision, segmentation: Segmentation) -> int:
+    """The number of the lesion with exactly the voxels of a decision; 0 if there is none."""
+    where, voxels = unpack_mask(decision.voxels)
+    box, pieces = numbered_lesions(segmentation)
+    if not voxels.any() or where.intersection(box) != where:
+        return 0
+    inside = pieces[where.relative_to(box)]
+    number = int(inside[voxels][0])
+    is_same = (inside == number) == voxels
+    return number if is_same.all() and np.count_nonzero(pieces == number) == np.count_nonzero(voxels) else 0
 
 
 def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:

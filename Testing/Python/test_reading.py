@@ -575,7 +575,7 @@ def test_files_and_report_say_which_heat_maps_are_from_before_the_changes(tmp_pa
         ),
     )
     changed = refine(one, [reject(2)])
-    assert [str(x.target) for x in changed.explanations] == ["tumor"]
+    assert [str(x.target) for x in changed.explanations] == ["tumor", "lesion:1"]
     back = refine(changed, [restore(1)])
     for result, says in ((one, 0), (changed, 1), (back, 0), (refine(one, [choose_targets(1)]), 0)):
         files = lx.write_analysis(result, tmp_path)
