@@ -34,23 +34,23 @@ if find_spec("LiverXAILib") is None:
 from LiverXAILib.analysis import Decision
 from LiverXAILib.errors import LiverXAIError, UsageError
 from LiverXAILib.panel.analyses import Analyses
-from LiverXAILib.panel.calipers import Calipers
 from LiverXAILib.panel.choices import Choices, Devices
-from LiverXAILib.panel.edits import Edits, keep_what_must_stay, mark_if_edited
 from LiverXAILib.panel.fetching import ModelFetching
-from LiverXAILib.panel.frames import Frames, mark_frame
 from LiverXAILib.panel.guide import Guide
 from LiverXAILib.panel.heat_maps import HeatMaps
 from LiverXAILib.panel.installation import require_packages
 from LiverXAILib.panel.model_choice import ModelChoice
 from LiverXAILib.panel.outcomes import Outcomes
 from LiverXAILib.panel.questions import Questions
-from LiverXAILib.panel.reader import Reader
+from LiverXAILib.panel.reading.calipers import Calipers
+from LiverXAILib.panel.reading.edits import Edits, keep_what_must_stay, mark_if_edited
+from LiverXAILib.panel.reading.frames import Frames, mark_frame
+from LiverXAILib.panel.reading.reader import Reader
+from LiverXAILib.panel.reading.sensitivity import Sensitivity
 from LiverXAILib.panel.results import ResultsView
 from LiverXAILib.panel.sample_data import make_phantom, register_sample_data
 from LiverXAILib.panel.saving import Outputs
 from LiverXAILib.panel.scene_watch import SceneWatch
-from LiverXAILib.panel.sensitivity import Sensitivity
 from LiverXAILib.panel.state import PanelState
 from LiverXAILib.panel.status import StatusLine
 from LiverXAILib.panel.tasks import TaskRunner
@@ -444,6 +444,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.measureButton.connect("clicked(bool)", self.reader.on_measure)
         ui.acceptButton.connect("clicked(bool)", self.reader.on_accept)
         ui.rejectButton.connect("clicked(bool)", self.reader.on_reject)
+        ui.undoButton.connect("clicked(bool)", self.reader.on_undo)
         ui.mergeButton.connect("clicked(bool)", self.reader.on_merge)
         ui.placeButton.connect("clicked(bool)", self.reader.on_place)
         ui.includeButton.connect("clicked(bool)", self.reader.on_include)

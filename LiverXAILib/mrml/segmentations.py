@@ -386,12 +386,12 @@ def _has_voxels(segment: slicer.vtkSegment, image: Any, value: int) -> bool:
     present = segment.GetRepresentation(_BINARY)
     if present is None or present.IsEmpty() or image.IsEmpty() or segment.GetLabelValue() != value:
         return False
-    matrices = [vtkMatrix4x4(), vtkMatrix4x4()]
-    present.GetImageToWorldMatrix(matrices[0])
-    image.GetImageToWorldMatrix(matrices[1])
-    same_place = np.allclose(*map(from_vtk_matrix, matrices), rtol=0, atol=1e-6)
+    places = [vtkMatrix4x4(), vtkMatrix4x4()]
+    present.GetImageToWorldMatrix(places[0])
+    image.GetImageToWorldMatrix(places[1])
+    is_there = np.allclose(from_vtk_matrix(places[0]), from_vtk_matrix(places[1]), rtol=0, atol=1e-6)
     return bool(
-        same_place and present.GetExtent() == image.GetExtent() and np.array_equal(voxels_of(present), voxels_of(image))
+        is_there and present.GetExtent() == image.GetExtent() and np.array_equal(voxels_of(present), voxels_of(image))
     )
 
 

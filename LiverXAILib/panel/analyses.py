@@ -17,10 +17,10 @@ from ..errors import LiverXAIError
 from ..explain.targets import Target
 from ..models import ModelSpec
 from ..mrml.segmentations import LABELS_CHECKSUM
-from .edits import is_edited, made_by
 from .installation import REPORT_PACKAGES
 from .model_choice import ModelChoice
 from .outcomes import Asked, Outcomes
+from .reading.edits import is_edited, made_by
 from .saving import Outputs
 from .state import PanelState
 from .tasks import Steps, TaskRunner

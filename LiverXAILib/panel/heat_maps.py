@@ -14,7 +14,7 @@ from ..explain.catalog import CATALOG
 from ..mrml import curves_to_chart, set_heat_opacity, set_heat_threshold, show_overlay
 from ..mrml.heatmaps import is_about, is_about_edit, mark_before_changes
 from ..mrml.nodes import get_attribute
-from .edits import is_edited
+from .reading.edits import is_edited
 from .state import PanelState
 from .words import place_words
 

@@ -12,9 +12,9 @@ from slicer.i18n import tr as _
 from .. import mrml
 from ..mrml.nodes import set_attributes
 from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, update_refined
-from .edits import Edits, keep_what_must_stay
-from .frames import frame_of
 from .model_choice import ModelChoice
+from .reading.edits import Edits, keep_what_must_stay
+from .reading.frames import frame_of
 from .results import table_rows
 from .state import PanelState
 from .tasks import Steps, TaskRunner

@@ -7,20 +7,21 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from .. import mrml
-from ..analysis import Decision
-from ..errors import LiverXAIError
-from ..measure.recist import MOST_TARGETS
-from .analyses import Analyses
+from ... import mrml
+from ...analysis import Decision
+from ...errors import LiverXAIError
+from ...measure.recist import MOST_TARGETS
+from ...mrml.nodes import get_attribute
+from ..analyses import Analyses
+from ..heat_maps import HeatMaps
+from ..questions import Questions
+from ..results import NEW_RESULT, Finding, ResultsView
+from ..state import PanelState
+from ..status import StatusLine
+from ..tasks import TaskRunner
 from .calipers import Points
 from .edits import is_edited, title_of
-from .heat_maps import HeatMaps
 from .placing import PointPlacing
-from .questions import Questions
-from .results import NEW_RESULT, ResultsView
-from .state import PanelState
-from .status import StatusLine
-from .tasks import TaskRunner
 
 #: Delay between the last edit and the new measurement, in ms.
 IDLE_MS = 2000
@@ -78,10 +79,10 @@ class Reader:
         ui.editedLabel.visible = edited
         ui.measureButton.visible = node is not None and not self._analyses.is_up_to_date(node)
         ui.measureButton.enabled = idle
-        acceptable = self._results.selected_candidate or self._results.selected_rejected
-        chosen = self._results.selected_lesions
-        ui.acceptButton.enabled = idle and not edited and acceptable > 0
-        ui.rejectButton.enabled = idle and not edited and len(chosen) > 0
+        candidates, chosen = self._results.selected_candidates, self._results.selected_lesions
+        ui.acceptButton.enabled = idle and not edited and bool(candidates or self._results.selected_rejected)
+        ui.rejectButton.enabled = idle and not edited and bool(candidates or chosen)
+        ui.undoButton.enabled = idle and not edited and node is not None and bool(get_attribute(node, "Decisions"))
         ui.mergeButton.enabled = idle and not edited and len(chosen) > 1
         ui.splitButton.enabled = idle and not edited and len(chosen) == 1
         ui.targetsButton.enabled = idle and not edited and 0 < len(chosen) <= MOST_TARGETS
@@ -111,25 +112,30 @@ class Reader:
         self._analyses.refine(())
 
     def on_accept(self) -> None:
-        """Count the candidate or rejected lesion chosen in the table as a lesion."""
-        candidate, rejected = self._results.selected_candidate, self._results.selected_rejected
-        self._analyses.refine([Decision("accept", (candidate,)) if candidate else Decision("restore", (rejected,))])
+        """Count the candidates and rejected lesions chosen in the table as lesions."""
+        accepted = [_about("accept", one) for one in self._results.selected_candidates]
+        self._analyses.refine([*accepted, *(_about("restore", one) for one in self._results.selected_rejected)])
 
     def on_reject(self) -> None:
-        """Reject the lesions chosen in the table."""
-        self._analyses.refine([Decision("reject", (number,)) for number in self._results.selected_lesions])
+        """Reject the lesions and candidates chosen in the table."""
+        rejected = [_about("reject", one) for one in self._results.selected_lesions]
+        self._analyses.refine([*rejected, *(_about("dismiss", one) for one in self._results.selected_candidates)])
+
+    def on_undo(self) -> None:
+        """Take back the last decision."""
+        self._analyses.refine([Decision("undo")])
 
     def on_merge(self) -> None:
         """Merge the lesions chosen in the table."""
-        self._analyses.refine([Decision("merge", tuple(self._results.selected_lesions))])
+        self._analyses.refine([_about("merge", *self._results.selected_lesions)])
 
     def on_split(self) -> None:
         """Split the lesion chosen in the table into two."""
-        self._analyses.refine([Decision("split", (self._results.selected_lesion,))])
+        self._analyses.refine([_about("split", *self._results.selected_lesions)])
 
     def on_targets(self) -> None:
         """Make the lesions chosen in the table the target lesions of RECIST 1.1."""
-        self._analyses.refine([Decision("target", tuple(self._results.selected_lesions))])
+        self._analyses.refine([_about("target", *self._results.selected_lesions)])
 
     def can_measure_lesion(self) -> bool:
         """Return whether axes may be moved: not during a task, nor while the table is from before an edit."""
@@ -137,7 +143,8 @@ class Reader:
 
     def on_measured(self, lesion: int, points_lps_mm: Points) -> None:
         """Record axes of a lesion that the reader has moved."""
-        self._analyses.refine([Decision("measure", (lesion,), points_lps_mm=points_lps_mm)])
+        place = self._results.place_of(lesion)
+        self._analyses.refine([Decision("measure", (lesion,), place, points_lps_mm=points_lps_mm)])
 
     def on_add(self) -> None:
         """Add a lesion at the crosshair."""
@@ -183,3 +190,10 @@ class Reader:
                 mrml.bring_back(scene, volume, chosen)
             self._heat_maps.show_latest()
             self._results.show()
+
+
+def _about(kind: str, *findings: Finding) -> Decision:
+    """Return a decision about rows of the table, which go by their places: numbers may be those of an older list."""
+    places = tuple(one.place_lps_mm for one in findings)
+    several = places if kind in ("merge", "target") else ()
+    return Decision(kind, tuple(one.number for one in findings), places[0], points_lps_mm=several)

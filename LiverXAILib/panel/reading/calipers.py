@@ -10,9 +10,9 @@ import numpy as np
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from ..mrml import moved_point, moved_since
-from ..mrml.nodes import get_attribute
-from .state import PanelState
+from ...mrml import moved_point, moved_since
+from ...mrml.nodes import get_attribute
+from ..state import PanelState
 
 #: The axes: key of the measurements, title, color.
 _AXES = (

@@ -11,11 +11,11 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from .. import mrml
-from ..models import ModelSpec
-from ..mrml.nodes import get_attribute, set_attributes
-from ..mrml.tokens import EDITED, SegmentStates
-from .state import PanelState, is_result
+from ... import mrml
+from ...models import ModelSpec
+from ...mrml.nodes import get_attribute, set_attributes
+from ...mrml.tokens import EDITED, SegmentStates
+from ..state import PanelState, is_result
 
 
 class Edits(VTKObservationMixin):

@@ -8,9 +8,9 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from .. import mrml
-from ..mrml.nodes import RESULT, SET
-from .state import PanelState
+from ... import mrml
+from ...mrml.nodes import RESULT, SET
+from ..state import PanelState
 
 #: Attribute of a segmentation node: the frame of the sequence that it belongs to.
 FRAME = "LiverXAI.Frame"
