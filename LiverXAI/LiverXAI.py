@@ -298,15 +298,18 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         >>> from LiverXAILib.reading import accept, add, reject   # doctest: +SKIP
         >>> logic.refine(volumeNode, [reject(3), accept(1)], who="Dr. A")   # doctest: +SKIP
 
-        :param decisions: see :mod:`LiverXAILib.reading`; if empty, the edited segmentation is only measured.
+        :param decisions: see :mod:`LiverXAILib.reading`; if empty, the edited segmentation is only measured. Numbers
+            are those of the table of measurements, also if the segmentation was edited since.
         :return: the CT's segmentation node.
         """
         loaded = self.loadModel(model)
         from LiverXAILib import mrml
         from LiverXAILib.inference.segmentation import labels_checksum
+        from LiverXAILib.mrml.nodes import get_attribute
         from LiverXAILib.mrml.segmentations import LABELS_CHECKSUM
+        from LiverXAILib.panel.results import table_rows
         from LiverXAILib.pipeline import analyze
-        from LiverXAILib.reading import refine, resume
+        from LiverXAILib.reading import as_listed, listed_in_table, refine, resume
 
         volume = mrml.ct_from_node(volumeNode, force=force)
         found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
@@ -324,7 +327,12 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         )
         earlier = mrml.decisions_of(found[0], volumeNode)
         edited = labels_checksum(labels) != found[0].GetAttribute(LABELS_CHECKSUM)
-        refined = refine(resume(own, labels, earlier, edited=edited, who=who), decisions, who=who)
+        current = resume(own, labels, earlier, edited=edited, who=who)
+        tables = mrml.find_results(slicer.mrmlScene, volumeNode, "measurements")
+        if tables:  # otherwise the segmentation was never measured
+            axes, moved = get_attribute(tables[0], "Axes") or {}, mrml.moved_since(found[0], volumeNode)
+            decisions = as_listed(decisions, listed_in_table(table_rows(tables[0]), axes, moved), current)
+        refined = refine(current, decisions, who=who)
         layers = mrml.segment_layers(refined.segmentation)
         node = mrml.update_refined(refined, slicer.mrmlScene, volumeNode, layers)
         mrml.record_measured(node)

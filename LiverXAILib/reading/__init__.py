@@ -26,17 +26,21 @@ if TYPE_CHECKING:
         undo,
     )
     from .measuring import with_calipers
+    from .numbering import as_listed, listed_in, listed_in_table
     from .outline import correct_outline, outline_lesion
 
 __all__ = [
     "accept",
     "add",
+    "as_listed",
     "change_sensitivity",
     "choose_targets",
     "correct_outline",
     "dismiss",
     "exclude",
     "include",
+    "listed_in",
+    "listed_in_table",
     "measure_lesion",
     "merge",
     "outline_lesion",
@@ -54,12 +58,15 @@ __getattr__ = lazy_names(
     {
         "accept": "decisions",
         "add": "decisions",
+        "as_listed": "numbering",
         "change_sensitivity": "decisions",
         "choose_targets": "decisions",
         "correct_outline": "outline",
         "dismiss": "decisions",
         "exclude": "decisions",
         "include": "decisions",
+        "listed_in": "numbering",
+        "listed_in_table": "numbering",
         "measure_lesion": "decisions",
         "merge": "decisions",
         "outline_lesion": "outline",

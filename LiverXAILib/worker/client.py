@@ -195,6 +195,9 @@ class WorkerClient:
     ) -> int:
         """Apply a reader's decisions and measure again; the result is an :class:`Analysis` without explanations.
 
+        :param decisions: a decision about a finding with a number should also have its place (`place_lps_mm`, and
+            `points_lps_mm` for several lesions; LPS mm): it decides if the number belongs to another finding by now.
+            Those of kind "undo" come first: each takes back the last decision, see :func:`LiverXAILib.reading.undo`.
         :param token: token of the image, as in :meth:`explain`.
         :param labels: token of the labels that result from the decisions, as in :meth:`explain`.
         :param segmentation: the current labels, if they were edited by hand.

@@ -246,7 +246,7 @@ class RequestHandler:
         from ..inference.segmentation import labels_checksum
         from ..inference.sensitivity import STANDARD
         from ..options import Options
-        from ..reading import change_sensitivity, refine, resume
+        from ..reading import change_sensitivity, refine, resume, undo
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
@@ -268,6 +268,8 @@ class RequestHandler:
         if now is not None and not _same(now, current.segmentation.labels):
             current, measured = refine(current, (), now, who=who), True
         asked = tuple(map(Decision.from_dict, decisions))
+        while asked and asked[0].kind == "undo":
+            current, measured, asked = undo(current), True, asked[1:]
         refined = refine(current, asked, who=who) if asked or not measured else current
         # After the decisions, because they use the numbers that the reader has seen.
         chosen = (refined.own or refined).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from scipy import ndimage
 from test_reading import (
     COUNTED,
     MISSED,
@@ -22,6 +26,7 @@ from test_reading import (
 
 import LiverXAILib as lx
 from LiverXAILib.analysis import Decision
+from LiverXAILib.cli import main
 from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import Target
 from LiverXAILib.explain.answers import BorderNeed, Counterfactual, NeededChange
@@ -45,6 +50,7 @@ from LiverXAILib.reading import (
     undo,
 )
 from LiverXAILib.report import write_report
+from LiverXAILib.volumes.box import components
 
 BESIDE = place(ball((12, 14, 29), 1))
 #: Both ends of two diameters of 30 and 18 mm.
@@ -343,3 +349,160 @@ def test_a_decision_survives_json():
         assert dataclasses.replace(again, place_lps_mm=None, points_lps_mm=()) == dataclasses.replace(
             decision, place_lps_mm=None, points_lps_mm=()
         )
+
+
+@pytest.fixture(scope="module")
+def three(toy_model, tmp_path_factory):
+    """A CT with three lesions, and the folder of its analysis by the command line."""
+    from batch_toys import phantom
+
+    folder = tmp_path_factory.mktemp("record")
+    lx.write_volume(phantom(lesions=3), folder / "ct.nii.gz")
+    words = ["analyze", str(folder / "ct.nii.gz"), "-o", str(folder / "result")]
+    assert main([*words, "--model", toy_model, "--no-report", "--device", "cpu", "--explain", "lesion:2"]) == 0
+    return folder
+
+
+@pytest.fixture
+def command(three, toy_model, tmp_path):
+    """Run ``refine`` on a copy of the result; return the exit code. `result` is the copy."""
+    result = tmp_path / "result"
+    shutil.copytree(three / "result", result)
+
+    def run(*words, explain=()):
+        common = ["--image", str(three / "ct.nii.gz"), "--model", toy_model, "--no-report", "--device", "cpu"]
+        return main(["refine", str(result), *words, *common, "--explain", *explain])
+
+    run.result = result
+    return run
+
+
+def stored(folder):
+    """The lesions by their centers, and the kinds of the decisions."""
+    found = json.loads((folder / "measurements.json").read_text())
+    decisions = json.loads((folder / "provenance.json").read_text()).get("reader", [])
+    centers = [tuple(round(x / 4) for x in one["centroid_lps_mm"]) for one in found["lesions"]]
+    return centers, [one["kind"] for one in decisions], found
+
+
+def draw(folder, change):
+    """Change the label map (k, j, i) of a result by a function, as an editor would."""
+    path = folder / "segmentation.seg.nrrd"
+    image = sitk.ReadImage(str(path))
+    array = sitk.GetArrayFromImage(image)
+    change(array)
+    new = sitk.GetImageFromArray(array)
+    new.CopyInformation(image)
+    for key in image.GetMetaDataKeys():
+        new.SetMetaData(key, image.GetMetaData(key))
+    sitk.WriteImage(new, str(path))
+
+
+def pieces_of(array):
+    """The lesions of a label map, the largest first: bool (k, j, i)."""
+    numbers = components(array == 2, corners=True, largest_first=True)
+    return [numbers == number for number in range(1, numbers.max() + 1)]
+
+
+def shrink_first(array):
+    """Make the largest lesion the smallest, without moving its center far."""
+    first, *_, last = pieces_of(array)
+    rim = first.copy()
+    while rim.sum() >= last.sum():
+        rim &= ndimage.binary_erosion(rim)
+    assert rim.any()
+    array[first & ~rim] = 1
+
+
+def test_numbers_on_the_command_line_are_those_of_the_report_after_an_edit_too(command, capsys):
+    before, _, _ = stored(command.result)
+    draw(command.result, shrink_first)
+    assert command("--reject", "1") == 0
+    after, kinds, _ = stored(command.result)
+    assert kinds == ["edit", "reject"]
+    assert before[0] not in after
+    assert set(after) == set(before[1:])
+    assert "reject 3 at LPS" in capsys.readouterr().out
+
+
+def test_an_edited_label_map_is_measured_without_a_decision(command, capsys):
+    before, _, _ = stored(command.result)
+    assert command() == 2
+    assert "No decision was given, and the label map was not edited" in capsys.readouterr().err
+    draw(command.result, shrink_first)
+    assert command() == 0
+    after, kinds, found = stored(command.result)
+    assert kinds == ["edit"]
+    assert (after[2], after[:2]) == (before[0], before[1:])
+    assert found["lesions"][2]["source"] == "model, edited by the reader"
+    assert command("--reject", "1") == 0  # by the numbers of the new measurements
+    assert stored(command.result)[0] == [before[2], before[0]]
+
+
+def erase_first(array):
+    array[pieces_of(array)[0]] = 1
+
+
+def divide_first(array):
+    first = pieces_of(array)[0]
+    i = np.argwhere(first)[:, 2]
+    array[..., (i.min() + i.max()) // 2][first[..., (i.min() + i.max()) // 2]] = 1
+
+
+def join_all(array):
+    box = tuple(slice(axis.min(), axis.max() + 1) for axis in np.nonzero(array == 2))
+    array[box] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(erase_first, "1, at RAS .* was erased"), (divide_first, "was divided since"), (join_all, "1 and 2 were joined")],
+)
+def test_a_lesion_that_an_edit_made_ambiguous_is_not_decided_about(command, capsys, change, says):
+    draw(command.result, change)
+    assert command("--reject", "1") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(says, told)
+    assert "Measure the edited label map first" in told
+    assert stored(command.result)[1] == []
+
+
+def test_the_command_takes_decisions_back(command, capsys):
+    before, _, found = stored(command.result)
+    assert command("--reject", "1") == 0
+    assert command("--reject", "1") == 0
+    assert stored(command.result)[0] == before[2:]
+    # The numbers of further decisions are those of the report.
+    assert command("--undo", "--split", "1") == 0
+    assert "undone: reject 1 at LPS" in capsys.readouterr().out
+    centers, kinds, _ = stored(command.result)
+    assert kinds == ["reject", "split"]
+    assert before[1] in centers
+    assert command("--undo", "--undo") == 0
+    centers, kinds, again = stored(command.result)
+    assert (centers, kinds) == (before, [])
+    assert again == found
+    assert not (command.result / "segmentation-model.seg.nrrd").exists()
+    assert command("--undo") == 2
+    assert "no decision that could be undone" in capsys.readouterr().err
+
+
+def test_the_command_dismisses_a_candidate(three, command, toy_model, capsys):
+    assert command("--dismiss", "9") == 2
+    assert "There is no candidate 9" in capsys.readouterr().err
+    words = ["analyze", str(three / "ct.nii.gz"), "-o", str(command.result), "--model", toy_model, "--no-report"]
+    assert main([*words, "--device", "cpu", "--explain", "--min-lesion-ml", "5"]) == 0
+    assert command("--dismiss", "2") == 0
+    assert [x["status"] for x in stored(command.result)[2]["candidates"]] == ["open", "rejected", "open"]
+    assert command("--accept", "2") == 0
+    assert [x["status"] for x in stored(command.result)[2]["candidates"]] == ["open", "accepted", "open"]
+    assert command("--undo", "--undo") == 0
+    assert [x["status"] for x in stored(command.result)[2]["candidates"]] == ["open"] * 3
+
+
+def test_the_command_answers_again_under_the_new_numbers(command):
+    assert command("--reject", "1", explain=("lesion:1",)) == 0
+    told = json.loads((command.result / "provenance.json").read_text())
+    assert sorted(one["target"] for one in told["answers"]) == ["lesion:1", "lesion:2"]
+    assert (command.result / "heatmap-lesion-1.nrrd").exists()
+    assert not (command.result / "heatmap-lesion-2.nrrd").exists()
