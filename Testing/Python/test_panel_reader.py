@@ -376,14 +376,17 @@ def test_undo_takes_back_one_decision_after_the_other(panel, toy_model):
     assert not panel.ui.undoButton.enabled
 
 
-def test_a_decision_is_about_the_lesion_that_was_seen_whatever_its_number_is_now(panel, toy_model):
+def test_a_decision_is_about_the_lesion_that_was_seen_whatever_its_number_is_now(panel, toy_model, monkeypatch):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)
     (segmentation,) = results(node, "segmentation")
-    shown = panel.widget.results.lesions
+    panel.ui.lesionTable.selectRow(1)
+    (second,) = panel.widget.results.selected_lesions
     place = panel.widget.results.place_of(2)
-    panel.widget.results.lesions = [{**shown[0], "number": "2"}, {**shown[1], "number": "1"}]  # an outdated list
-    decide(panel, 1, "reject")
+    assert second == (2, place)
+    monkeypatch.setattr(type(panel.widget.results), "selected_lesions", [second._replace(number=1)])  # an older list
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
     rejected = tuple(volume_from_node(node).grid.nearest_voxel(place))
     assert not segment_array(segmentation, "tumor", node)[rejected]
     assert segment_array(segmentation, "tumor", node).any()
