@@ -34,22 +34,23 @@ if find_spec("LiverXAILib") is None:
 from LiverXAILib.analysis import Decision
 from LiverXAILib.errors import LiverXAIError, UsageError
 from LiverXAILib.panel.analyses import Analyses
-from LiverXAILib.panel.calipers import Calipers
 from LiverXAILib.panel.choices import Choices, Devices
-from LiverXAILib.panel.edits import Edits
 from LiverXAILib.panel.fetching import ModelFetching
-from LiverXAILib.panel.frames import Frames
 from LiverXAILib.panel.guide import Guide
 from LiverXAILib.panel.heat_maps import HeatMaps
 from LiverXAILib.panel.installation import require_packages
 from LiverXAILib.panel.model_choice import ModelChoice
 from LiverXAILib.panel.outcomes import Outcomes
 from LiverXAILib.panel.questions import Questions
-from LiverXAILib.panel.reader import Reader
+from LiverXAILib.panel.reading.calipers import Calipers
+from LiverXAILib.panel.reading.edits import Edits, keep_what_must_stay, mark_if_edited
+from LiverXAILib.panel.reading.frames import Frames, mark_frame
+from LiverXAILib.panel.reading.reader import Reader
+from LiverXAILib.panel.reading.sensitivity import Sensitivity
 from LiverXAILib.panel.results import ResultsView
 from LiverXAILib.panel.sample_data import make_phantom, register_sample_data
+from LiverXAILib.panel.saving import Outputs
 from LiverXAILib.panel.scene_watch import SceneWatch
-from LiverXAILib.panel.sensitivity import Sensitivity
 from LiverXAILib.panel.state import PanelState
 from LiverXAILib.panel.status import StatusLine
 from LiverXAILib.panel.tasks import TaskRunner
@@ -111,6 +112,7 @@ class LiverXAIParameters:
     height: float = 0.0
     weight: float = 0.0
     wheelFolder: str = ""
+    outputs: str = "default"
     opacity: float = 0.5
     threshold: float = 0.1
     colors: str = ""
@@ -124,8 +126,9 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
     >>> nodes = logic.analyze(slicer.util.getNode("CTLiver"))   # doctest: +SKIP
     >>> logic.showExplanation(nodes.heatmaps["tumor"])          # doctest: +SKIP
 
-    Each method adds its results to the scene, alongside the CT; a second run updates them in place. Errors are
-    :class:`LiverXAILib.errors.LiverXAIError` whose message says what is wrong and what to do.
+    Each method adds its results to the scene, alongside the CT; a second run updates them in place, unless a reader has
+    changed them or another model made them: then they are set aside and hidden, and the panel can show them again.
+    Errors are :class:`LiverXAILib.errors.LiverXAIError` whose message says what is wrong and what to do.
 
     Common arguments:
 
@@ -176,7 +179,10 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
 
         volume = ct_from_node(volumeNode, force=force)
         segmentation = segment(volume, loaded, device=device, progress=progress, cancel=cancel)
-        return segmentation_to_node(segmentation, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
+        self.keepWhatMustStay(volumeNode, loaded)
+        node = segmentation_to_node(segmentation, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
+        mark_frame(node, volumeNode)
+        return node
 
     def explain(
         self,
@@ -270,7 +276,10 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         )
         for warning in analysis.provenance["warnings"]:
             logging.warning(warning)
-        return analysis_to_nodes(analysis, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
+        self.keepWhatMustStay(volumeNode, loaded)
+        nodes = analysis_to_nodes(analysis, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
+        mark_frame(nodes.segmentation, volumeNode)
+        return nodes
 
     def refine(
         self,
@@ -289,15 +298,18 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         >>> from LiverXAILib.reading import accept, add, reject   # doctest: +SKIP
         >>> logic.refine(volumeNode, [reject(3), accept(1)], who="Dr. A")   # doctest: +SKIP
 
-        :param decisions: see :mod:`LiverXAILib.reading`; if empty, the edited segmentation is only measured.
+        :param decisions: see :mod:`LiverXAILib.reading`; if empty, the edited segmentation is only measured. Numbers
+            are those of the table of measurements, also if the segmentation was edited since.
         :return: the CT's segmentation node.
         """
         loaded = self.loadModel(model)
         from LiverXAILib import mrml
         from LiverXAILib.inference.segmentation import labels_checksum
+        from LiverXAILib.mrml.nodes import get_attribute
         from LiverXAILib.mrml.segmentations import LABELS_CHECKSUM
+        from LiverXAILib.panel.results import table_rows
         from LiverXAILib.pipeline import analyze
-        from LiverXAILib.reading import refine, resume
+        from LiverXAILib.reading import as_listed, listed_in_table, refine, resume
 
         volume = mrml.ct_from_node(volumeNode, force=force)
         found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
@@ -315,9 +327,21 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         )
         earlier = mrml.decisions_of(found[0], volumeNode)
         edited = labels_checksum(labels) != found[0].GetAttribute(LABELS_CHECKSUM)
-        refined = refine(resume(own, labels, earlier, edited=edited, who=who), decisions, who=who)
+        current = resume(own, labels, earlier, edited=edited, who=who)
+        tables = mrml.find_results(slicer.mrmlScene, volumeNode, "measurements")
+        if tables:  # otherwise the segmentation was never measured
+            axes, moved = get_attribute(tables[0], "Axes") or {}, mrml.moved_since(found[0], volumeNode)
+            decisions = as_listed(decisions, listed_in_table(table_rows(tables[0]), axes, moved), current)
+        refined = refine(current, decisions, who=who)
         layers = mrml.segment_layers(refined.segmentation)
-        return mrml.update_refined(refined, slicer.mrmlScene, volumeNode, layers)
+        node = mrml.update_refined(refined, slicer.mrmlScene, volumeNode, layers)
+        mrml.record_measured(node)
+        return node
+
+    def keepWhatMustStay(self, volumeNode: slicer.vtkMRMLScalarVolumeNode, model: Model) -> None:
+        """Set results of a CT aside that a reader changed or another model made, so that they are not overwritten."""
+        mark_if_edited(slicer.mrmlScene, volumeNode)
+        keep_what_must_stay(slicer.mrmlScene, volumeNode, model.spec)
 
     def showExplanation(
         self,
@@ -382,16 +406,21 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.outcomes = Outcomes(
             self.state, self.models, self.runner, self.edits, self.showHeatMap, self.heatMaps.overlay
         )
-        self.analyses = Analyses(self.state, self.models, self.runner, self.outcomes)
+        self.outputs = Outputs(self.state)
+        self.analyses = Analyses(self.state, self.models, self.runner, self.outcomes, self.outputs)
         self.fetching = ModelFetching(self.state, self.status, self.models, self.runner, self.showParameters)
         self.devices = Devices(self.state, self.status, self.runner)
-        self.reader = Reader(self.state, self.status, self.questions, self.results, self.runner, self.analyses)
+        self.reader = Reader(
+            self.state, self.status, self.questions, self.heatMaps, self.results, self.runner, self.analyses
+        )
         self.calipers = Calipers(self.state, self.reader.on_measured, self.reader.can_measure_lesion)
         self.frames = Frames(self.state)
         self.sensitivity = Sensitivity(self.state, self.models, self.runner, self.analyses)
         self.views = Views(self.state, self.status, self.results)
         self.guide = Guide(self.state, self.status, self.models, self.results, self.runner)
-        self.watch = SceneWatch(self.state, self.logic.getParameterNode, self.onSceneClosing, self.onSceneChanged)
+        self.watch = SceneWatch(
+            self.state, self.logic.getParameterNode, self.onSceneClosing, self.onSceneChanged, self.onTransformed
+        )
         self.models.fill()
 
     def connectControls(self) -> None:
@@ -405,6 +434,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             box.connect("valueChanged(double)", self.onChoice)
         ui.modelFolder.connect("currentPathChanged(QString)", self.onChoice)
         ui.wheelFolder.connect("currentPathChanged(QString)", self.onChoice)
+        ui.outputList.connect("itemChanged(QListWidgetItem*)", self.outputs.on_changed)
         ui.heatMapSelector.connect("currentIndexChanged(int)", self.heatMaps.on_chosen)
         ui.opacitySlider.connect("valueChanged(double)", self.heatMaps.on_opacity)
         ui.thresholdSlider.connect("valueChanged(double)", self.heatMaps.on_threshold)
@@ -422,6 +452,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.measureButton.connect("clicked(bool)", self.reader.on_measure)
         ui.acceptButton.connect("clicked(bool)", self.reader.on_accept)
         ui.rejectButton.connect("clicked(bool)", self.reader.on_reject)
+        ui.undoButton.connect("clicked(bool)", self.reader.on_undo)
         ui.mergeButton.connect("clicked(bool)", self.reader.on_merge)
         ui.placeButton.connect("clicked(bool)", self.reader.on_place)
         ui.includeButton.connect("clicked(bool)", self.reader.on_include)
@@ -478,9 +509,9 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
     def showParameters(self) -> None:
         """Show the parameter node and the results of the chosen CT."""
         self.choices.show()
+        self.outputs.show()
         self.results.show()
-        if not self.results.selected_lesion:
-            self.calipers.hide()
+        self.calipers.follow(self.results.selected_lesion)
         self.sensitivity.show()
         self.views.show()
         self.update()
@@ -492,12 +523,14 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             return
         self.changedMeanwhile = False
         if self.frames.follow():
-            with self.state.writing() as parameters:
-                parameters.heatMap = None
-            self.heatMaps.overlay()
+            self.heatMaps.show_latest()
             if not self.runner.busy:
                 self.status.show()
         self.showParameters()
+
+    def onTransformed(self) -> None:
+        if self.state.parameters is not None:
+            self.calipers.follow(self.results.selected_lesion)
 
     def showHeatMap(self, heatMapNode: Any) -> Iterator[None]:
         """Show new results of the chosen CT in steps, with this one of its heat maps."""
@@ -506,12 +539,12 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         with self.state.writing() as parameters:
             parameters.heatMap = heatMapNode
         if self.state.result("segmentation") is not None:
-            self.frames.mark(self.state.result("segmentation"))
+            mark_frame(self.state.result("segmentation"), self.state.volume_node)
         self.models.show()
         yield
         yield from self.results.steps()
         yield
-        self.calipers.show(self.results.selected_lesion)
+        self.calipers.follow(self.results.selected_lesion)
         self.sensitivity.show()
         yield
 
@@ -545,7 +578,10 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
                 parameters.inputVolume = node
             if not self.runner.busy:
                 self.status.show()  # the last message is about another CT
+            self.frames.follow()
+            self.heatMaps.show_latest()
             self.results.show()
+            self.calipers.follow(self.results.selected_lesion)
             self.views.show()
             self.update()
 
@@ -558,12 +594,13 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
     def onResultChosen(self) -> None:
         if self.state.listens:
             self.reader.on_result_chosen()
+            self.calipers.follow(self.results.selected_lesion)
             self.update()
 
     def onLesionSelected(self) -> None:
         self.results.on_lesion_selected()
         if self.state.listens:
-            self.calipers.show(self.results.selected_lesion)
+            self.calipers.follow(self.results.selected_lesion)
         self.update()
 
     def onApply(self) -> None:

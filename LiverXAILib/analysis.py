@@ -24,19 +24,24 @@ if TYPE_CHECKING:
 class Decision:
     """What a reader decided about a result.
 
-    :param kind: "accept" a candidate, "reject", "merge" or "split" lesions, "restore" a rejected one, "add" a lesion,
-        "include" a point in a lesion or "exclude" it, "measure" a lesion's diameters, "target" the RECIST target
-        lesions, or "edit" for manual edits.
+    :param kind: "accept" or "dismiss" a candidate, "reject", "merge" or "split" lesions, "restore" a rejected one,
+        "add" a lesion, "include" a point in a lesion or "exclude" it, "measure" a lesion's diameters, "target" the
+        RECIST target lesions, or "edit" for manual edits. A request to a worker may also hold "undo", which takes back
+        the decision before and is not recorded.
     :param numbers: numbers of the candidate or the lesions at the time of the decision.
     :param place_lps_mm: a voxel of the candidate or lesion (LPS mm), which identifies it even after renumbering; None
         for manual edits.
     :param who: name of the reader.
     :param when: ISO 8601.
-    :param points_lps_mm: for "measure": both ends of the long axis, then of the short axis; for "target": a voxel of
-        each lesion (LPS mm).
+    :param points_lps_mm: for "measure": both ends of the long axis, then of the short axis; for "merge" and "target": a
+        voxel of each lesion (LPS mm).
     :param voxels: the voxels whose label the decision changed, packed by
-        :func:`~LiverXAILib.reading.packing.pack_mask`; a rejected lesion is identified and restored from them. "" if
-        the decision changes no label.
+        :func:`~LiverXAILib.reading.packing.pack_mask`; a rejected lesion is identified and restored from them. For
+        "dismiss", those of the candidate; for "measure", those of the lesion, whose diameters apply to this outline
+        only. "" if there are none.
+    :param before: the labels of these voxels before the decision, packed by
+        :func:`~LiverXAILib.reading.packing.pack_labels`; "" for "measure" and "target".
+    :param remark: why the decision no longer has an effect; "" if it has.
     """
 
     kind: str
@@ -46,11 +51,13 @@ class Decision:
     when: str = ""
     points_lps_mm: tuple[tuple[float, float, float], ...] = ()
     voxels: str = ""
+    before: str = ""
+    remark: str = ""
 
     @property
     def changes_outlines(self) -> bool:
-        """Whether the decision changes the segmentation, not only the measurements."""
-        return self.kind not in ("measure", "target")
+        """Whether the decision changes the segmentation, not only the measurements or the status of a candidate."""
+        return self.kind not in ("dismiss", "measure", "target")
 
     def to_dict(self) -> dict[str, Any]:
         """The decision, JSON-ready."""
@@ -58,7 +65,8 @@ class Decision:
         points = [[round(value, 3) for value in point] for point in self.points_lps_mm]
         whole = {**dataclasses.asdict(self), "numbers": list(self.numbers), "place_lps_mm": place}
         whole["points_lps_mm"] = points
-        return {key: value for key, value in whole.items() if value or key not in ("points_lps_mm", "voxels")}
+        optional = ("points_lps_mm", "voxels", "before", "remark")
+        return {key: value for key, value in whole.items() if value or key not in optional}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Decision:
@@ -73,6 +81,8 @@ class Decision:
             values["when"],
             points,
             values.get("voxels", ""),
+            values.get("before", ""),
+            values.get("remark", ""),
         )
 
 

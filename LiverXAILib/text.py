@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 #: Spelling of the abbreviations in names of measured quantities.
 _WRITTEN = {"assd": "ASSD", "hd95": "HD95", "dice": "Dice", "hu": "HU", "ct": "CT"}
@@ -31,6 +32,12 @@ def displayable(text: str) -> str:
     return "".join(
         "\ufffd" if char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cf", "Cs") else char for char in text
     )
+
+
+def place_text(place_lps_mm: Sequence[float]) -> str:
+    """A point in LPS mm as Slicer shows it, in RAS mm: "RAS (12, -40, 88) mm"."""
+    left, posterior, superior = (round(value) for value in place_lps_mm)
+    return f"RAS ({-left}, {-posterior}, {superior}) mm"
 
 
 def how_to_install(extra: str) -> str:

@@ -119,10 +119,10 @@ def measure_steps(shape: list[int]) -> None:
         timed(name, lambda: next(steps, None))
     node = mrml.find_results(scene, ct, "segmentation")[0]
     read = timed("segments, to be sent", lambda: mrml.read_segments(node, ct, spec))
-    checksum = timed("checksum of the segments", lambda: mrml.prepare_checksum(node))
+    states = timed("state of the segments", lambda: mrml.prepare_state(node))
     timed("overlay", lambda: mrml.show_overlay(scene, ct, mrml.find_results(scene, ct, "heatmap")[0], node))
     print("another thread:")
-    timed("checksum put together", checksum)
+    timed("state put together", states)
     timed("all voxels", fill)
     timed("segments put together", read)
 

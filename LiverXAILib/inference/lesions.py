@@ -21,6 +21,8 @@ LEAST_CANDIDATE_ML = 0.05
 #: For each segmentation in use, by label, the box around its lesions and their numbers there: nearly every step of an
 #: analysis needs them. Segmentations are immutable.
 _NUMBERED: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
+#: The same for candidates, see :func:`numbered_candidates`.
+_CANDIDATES: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
 #: The same for the probabilities of refined lesions.
 _MARKED: WeakKeyDictionary[Volume, tuple[np.ndarray, list[tuple[slice, ...]]]] = WeakKeyDictionary()
 
@@ -85,7 +87,9 @@ def _marked_at(probability: Volume, voxels: tuple[np.ndarray, ...]) -> Iterator[
 
 def lesion_place(mask: np.ndarray, grid: Grid) -> Point:
     """The voxel of a lesion nearest to its centroid, in LPS mm; it identifies the lesion even if its number changes."""
-    x, y, z = grid.to_lps(central_voxel(np.argwhere(mask))[::-1])
+    box = bounding_box(mask)
+    assert box is not None  # a lesion has voxels
+    x, y, z = grid.to_lps((central_voxel(np.argwhere(mask[box])) + box.start)[::-1])
     return float(x), float(y), float(z)
 
 
@@ -95,6 +99,10 @@ def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: f
     :param numbers: as from :func:`lesion_components`, on `grid`.
     :param within_mm: how far it may be; None: one voxel.
     """
+    if within_mm is None:  # faster, if the point lies in a lesion
+        voxel = grid.nearest_voxel(place_lps_mm)
+        if (voxel >= 0).all() and (voxel < numbers.shape).all() and (number := int(numbers[tuple(voxel)])):
+            return number
     voxels = np.argwhere(numbers)
     if not len(voxels):
         return 0
@@ -120,6 +128,24 @@ def numbered_lesions(segmentation: Segmentation, label: str = "tumor") -> tuple[
     return known[label]
 
 
+def same_lesions(before: Segmentation, after: Segmentation, label: str = "tumor") -> dict[int, int]:
+    """The lesions that have the same voxels in two segmentations of one image: number in `before`, number in `after`.
+
+    Lesions are renumbered whenever another one is added, removed or changes its size.
+    """
+    (first, old), (second, new) = numbered_lesions(before, label), numbered_lesions(after, label)
+    common = first.intersection(second)
+    if common is None:
+        return {}
+    old_sizes, new_sizes = np.bincount(old.ravel()), np.bincount(new.ravel())
+    one, other = old[common.relative_to(first)], new[common.relative_to(second)]
+    both = (one > 0) & (other > 0)
+    pairs, shared = np.unique(one[both] * new_sizes.size + other[both], return_counts=True)
+    numbers = np.stack(np.divmod(pairs, new_sizes.size))
+    whole = (shared == old_sizes[numbers[0]]) & (shared == new_sizes[numbers[1]])
+    return dict(numbers[:, whole].T.tolist())
+
+
 def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
     """Number the candidates: components that the network segments as `label` without reaching the operating point.
 
@@ -137,7 +163,15 @@ def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np
 
 
 def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tuple[Box, np.ndarray]:
-    """:func:`candidate_components` in a box of the image that holds all of them (empty if there are none)."""
+    """:func:`candidate_components` in a box of the image that holds all of them (empty if there are none), computed
+    once."""
+    known = _CANDIDATES.setdefault(segmentation, {})
+    if label not in known:
+        known[label] = _numbered_candidates(segmentation, label)
+    return known[label]
+
+
+def _numbered_candidates(segmentation: Segmentation, label: str) -> tuple[Box, np.ndarray]:
     nothing = Box.full((0, 0, 0)), np.zeros((0, 0, 0), dtype=np.int32)
     probability = segmentation.probabilities.get(label)
     if probability is None:

@@ -82,6 +82,14 @@ class Segmentation:
             mask |= labels == value
         return mask
 
+    def has_same(self, name: str, other: Segmentation) -> bool:
+        """Whether the structure `name` has the same voxels in another segmentation of the image."""
+        boxes = [box for box in (self.box, other.box) if box is not None]
+        if not boxes:
+            return True
+        around = Box.union(boxes)
+        return bool((self.mask(name, around) == other.mask(name, around)).all())
+
     def _ancestry(self, spec: LabelSpec) -> list[str]:
         names = [spec.name]
         while spec.parent is not None and spec.parent not in names:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ..errors import UsageError, own_errors
-from ..inference.lesions import lesion_count, numbered_lesions
+from ..inference.lesions import lesion_count, numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume, require_volume
@@ -19,7 +20,7 @@ from .candidates import measure_candidates
 from .diameters import axial_diameters, feret_diameter_mm
 from .lesions import enhancement, location, slice_instance_number, sphericity
 from .liver import remnants, segment_masks, standard_volume_ml, steatosis_hint
-from .measurements import ContrastPhase, LesionMeasurements, Measurements
+from .measurements import Candidate, ContrastPhase, LesionMeasurements, Measurements
 from .phase import estimate_phase
 from .plausibility import implausibilities, liver_position
 from .recist import Recist, recist
@@ -35,6 +36,7 @@ def measure(
     height_cm: float | None = None,
     weight_kg: float | None = None,
     targets: Sequence[int] | None = None,
+    known: tuple[Segmentation, Measurements] | None = None,
 ) -> Measurements:
     """Measure the liver and its lesions.
 
@@ -45,6 +47,8 @@ def measure(
     :param segmentation: on the same grid, with a label "liver" and perhaps "tumor".
     :param height_cm, weight_kg: of the patient, for the standard liver volume.
     :param targets: numbers of the RECIST target lesions; None: chosen by the rule.
+    :param known: the model's segmentation of which `segmentation` is a changed version, and its measurements: lesions
+        with the same voxels are not measured again, and the candidates are the model's.
     :raises LiverXAILib.errors.UsageError: the grids differ, there is no label "liver", only one of height and weight is
         given, or a target does not exist.
     """
@@ -84,7 +88,10 @@ def measure(
     if numbers.any():
         context = _LiverContext(liver, box, segments, float(parenchyma.mean()) if parenchyma.size else None, phase,
                                 position.middle_x)  # fmt: skip
-        lesions = _lesions(volume, segmentation, numbers, context)
+        lesions = _lesions(volume, segmentation, numbers, context, _measured_before(segmentation, known))
+    candidates: tuple[Candidate, ...] = ()
+    if looks_for_tumors:
+        candidates = measure_candidates(volume, segmentation) if known is None else known[1].candidates
     return Measurements(
         liver_volume_ml=liver_ml,
         liver_mean_hu=float(parenchyma.mean()) if parenchyma.size else None,
@@ -104,7 +111,7 @@ def measure(
         segment_volumes_ml=volumes,
         remnants=remnants(volumes, standard),
         recist=_recist(lesions, grid, targets) if looks_for_tumors else None,
-        candidates=measure_candidates(volume, segmentation) if looks_for_tumors else (),
+        candidates=candidates,
     )
 
 
@@ -131,27 +138,57 @@ def _recist(lesions: Sequence[LesionMeasurements], grid: Grid, targets: Sequence
     return recist({lesion.number: lesion.axial.long_mm for lesion in lesions}, thickness, targets)
 
 
+def _measured_before(
+    segmentation: Segmentation, known: tuple[Segmentation, Measurements] | None
+) -> dict[int, LesionMeasurements]:
+    """The lesions of `known` that are the same in `segmentation`, by their numbers there.
+
+    A lesion's distance from the surface and its reliability depend on the whole liver: none if that has changed.
+    """
+    if known is None or not segmentation.has_same("liver", known[0]):
+        return {}
+    lesions = {lesion.number: lesion for lesion in known[1].lesions}
+    return {new: lesions[old] for old, new in same_lesions(known[0], segmentation).items()}
+
+
 def _lesions(
-    volume: Volume, segmentation: Segmentation, numbers: np.ndarray, context: _LiverContext
+    volume: Volume,
+    segmentation: Segmentation,
+    numbers: np.ndarray,
+    context: _LiverContext,
+    before: Mapping[int, LesionMeasurements],
 ) -> tuple[LesionMeasurements, ...]:
-    """The measurements of each lesion. `numbers` holds the lesions' numbers in the box of the liver."""
+    """The measurements of each lesion.
+
+    :param numbers: the lesions' numbers in the box of the liver.
+    :param before: lesions that were measured before; what depends on other lesions is updated.
+    """
     probability = segmentation.probabilities.get("tumor")
-    surface = _surface(context.liver, volume.grid, context.box)
-    reliable = list(finding_reliability(numbers, segmentation, context.box))
+    found_at = ndimage.find_objects(numbers)
+    surface = _surface(context.liver, volume.grid, context.box) if len(before) < len(found_at) else None
     lesions = []
-    for number, found in enumerate(ndimage.find_objects(numbers), start=1):
+    for number, found in enumerate(found_at, start=1):
         extent, mask = Box(*found).shifted(context.box.start), numbers[found] == number
         voxels = np.argwhere(mask) + extent.start
         hu = volume.array[extent][mask].astype(np.float64)
+        x, y, z = (float(mm) for mm in volume.grid.to_lps(voxels[:, ::-1].mean(axis=0)))
+        contrast = None if context.mean_hu is None else float(hu.mean()) - context.mean_hu
+        compared: dict[str, Any] = {
+            "number": number,
+            "contrast_hu": contrast,
+            "enhancement": enhancement(contrast, context.phase),
+            "location": location(voxels, context.segments, x, context.middle_x),
+        }
+        if number in before:
+            lesions.append(dataclasses.replace(before[number], **compared))
+            continue
         grid = volume.grid.cropped(extent)
         axial = axial_diameters(mask, grid)
         start = extent.start[2 - "ijk".index(axial.slice_axis)]
-        x, y, z = (float(mm) for mm in volume.grid.to_lps(voxels[:, ::-1].mean(axis=0)))
-        contrast = None if context.mean_hu is None else float(hu.mean()) - context.mean_hu
         index = axial.slice_index + start
         lesions.append(
             LesionMeasurements(
-                number=number,
+                **compared,
                 volume_ml=len(voxels) * (volume.grid.voxel_volume_mm3 / 1000),
                 mean_hu=float(hu.mean()),
                 sd_hu=float(hu.std()),
@@ -162,12 +199,9 @@ def _lesions(
                 centroid_lps_mm=(x, y, z),
                 surface_distance_mm=None if surface is None else _distance(surface, grid.to_lps(_rim(mask)[:, ::-1])),
                 touches_image_border=0 in extent.start or bool(np.equal(extent.stop, volume.shape).any()),
-                contrast_hu=contrast,
-                enhancement=enhancement(contrast, context.phase),
                 sphericity=sphericity(mask, grid),
-                location=location(voxels, context.segments, x, context.middle_x),
                 instance_number=slice_instance_number(volume, axial.slice_axis, index),
-                reliability=reliable[number - 1],
+                reliability=next(finding_reliability(mask.astype(np.int32), segmentation, extent), None),
             )
         )
     return tuple(lesions)

@@ -64,7 +64,6 @@ def finding_features(
     grid = segmentation.labels.grid
     known = grid.box_of(probability.grid)
     parent = segmentation.spec("tumor").parent
-    organ = segmentation.mask(parent) if parent is not None else np.ones(grid.shape, bool)
     margin = [int(np.ceil((_SHELL_MM + _SPACING_MM) / size)) for size in grid.spacing[::-1]]
     found = []
     for number, slices in enumerate(ndimage.find_objects(numbers), start=1):
@@ -75,7 +74,8 @@ def finding_features(
         values = np.zeros(box.shape, np.float32)
         if (common := known.intersection(box)) is not None:
             values[common.relative_to(box)] = probability.array[common.relative_to(known)]
-        found.append(_features(mask, values, organ[box], grid.cropped(box)))
+        organ = segmentation.mask(parent, box) if parent is not None else np.ones(box.shape, bool)
+        found.append(_features(mask, values, organ, grid.cropped(box)))
     return found
 
 

@@ -44,7 +44,7 @@ def all_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNod
     """Return all result nodes of a CT, including those that were set aside."""
     return [
         node
-        for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes()))
+        for node in scene.GetNodes()  # not GetNthNode, which begins at the first node each time
         if node.GetAttribute(RESULT) and node.GetNodeReferenceID(INPUT_ROLE) == volume_node.GetID()
     ]
 
@@ -55,13 +55,20 @@ def sets_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode
     return list(dict.fromkeys(title for title in titles if title))
 
 
-def put_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, title: str) -> None:
-    """Set the current results of a CT aside under a title: later results do not update them, and they are hidden."""
+def put_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, title: str) -> str:
+    """Set the current results of a CT aside under a title: later results do not update them, and they are hidden.
+
+    :return: the title, with a number if the CT already has a set of this title.
+    """
+    taken, wanted, number = sets_aside(scene, volume_node), title, 2
+    while title in taken:
+        title, number = f"{wanted}, {number}", number + 1
     for node in find_results(scene, volume_node):
         node.SetAttribute(SET, title)
         node.SetName(f"{node.GetName()} ({title})")
         if node.IsA("vtkMRMLSegmentationNode"):
             node.GetDisplayNode().SetVisibility(False)
+    return title
 
 
 def bring_back(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, title: str) -> None:

@@ -30,6 +30,7 @@ from .segmentations import (
     update_segmentation_node,
 )
 from .tables import update_table_node
+from .tokens import record_measured
 from .volumes import blank_image, check_shape, prepare_images, shared_image, volume_to_node
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def analysis_to_nodes(
             next(steps)
         except StopIteration as end:
             nodes: AnalysisNodes = end.value
+            record_measured(nodes.segmentation)
             return nodes
 
 

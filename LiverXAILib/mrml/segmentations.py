@@ -230,6 +230,19 @@ def read_segments(
     return put_together
 
 
+def unused_segments(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec) -> list[str]:
+    """Return the names of segments with voxels that are none of the model's labels, so that nothing counts them."""
+    segments = node.GetSegmentation()
+    found = (segments.GetSegment(identifier) for identifier in segments.GetSegmentIDs())
+    return [segment.GetName() for segment in found if _label_of(segment, model) is None and _is_drawn(segment)]
+
+
+def _is_drawn(segment: slicer.vtkSegment) -> bool:
+    """Return whether a segment has voxels; it may share its image with others."""
+    image = segment.GetRepresentation(_BINARY)
+    return image is not None and not image.IsEmpty() and bool((voxels_of(image) == segment.GetLabelValue()).any())
+
+
 def remember_grids(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentation) -> None:
     """Store the grid of the CT when a result was measured, and the grids and centers of the stages."""
     set_attributes(
@@ -332,8 +345,6 @@ def _update_segments(
 ) -> None:
     segmentation, display = node.GetSegmentation(), node.GetDisplayNode()
     had_surface = segmentation.ContainsRepresentation(_SURFACE)
-    if had_surface:
-        segmentation.RemoveRepresentation(_SURFACE)
     segmentation.SetSourceRepresentationName(_BINARY)
     names = {segment.identifier for segment in wanted}
     for identifier in segmentation.GetSegmentIDs():
@@ -357,14 +368,31 @@ def _update_segments(
         segment.SetTag(_LABEL_TAG, item.spec.name)
         segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
         segment.SetTag("DICOM.SegmentAlgorithmName", algorithm)
-        segment.SetLabelValue(item.value)
-        segment.AddRepresentation(_BINARY, images[item.layer])
+        if not _has_voxels(segment, images[item.layer], item.value):
+            segment.SetLabelValue(item.value)
+            segment.AddRepresentation(_BINARY, images[item.layer])
+            # The surface of a liver takes a second; it is kept if only lesions have changed.
+            segment.RemoveRepresentation(_SURFACE)
         if created:
             segmentation.AddSegment(segment, item.identifier)
             if item.spec.parent is None:
                 display.SetSegmentOpacity3D(item.identifier, _ORGAN_OPACITY)
     if had_surface:
-        node.CreateClosedSurfaceRepresentation()
+        segmentation.CreateRepresentation(_SURFACE)
+
+
+def _has_voxels(segment: slicer.vtkSegment, image: Any, value: int) -> bool:
+    """Return whether a segment has this label map and label value already."""
+    present = segment.GetRepresentation(_BINARY)
+    if present is None or present.IsEmpty() or image.IsEmpty() or segment.GetLabelValue() != value:
+        return False
+    places = [vtkMatrix4x4(), vtkMatrix4x4()]
+    present.GetImageToWorldMatrix(places[0])
+    image.GetImageToWorldMatrix(places[1])
+    is_there = np.allclose(from_vtk_matrix(places[0]), from_vtk_matrix(places[1]), rtol=0, atol=1e-6)
+    return bool(
+        is_there and present.GetExtent() == image.GetExtent() and np.array_equal(voxels_of(present), voxels_of(image))
+    )
 
 
 def _tag(segment: slicer.vtkSegment, name: str) -> str:

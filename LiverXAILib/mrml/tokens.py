@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import numpy as np
@@ -14,7 +15,13 @@ from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from ..volumes.box import bounding_box
+from .nodes import get_attribute, set_attributes
 from .volumes import from_vtk_matrix, world_grid
+
+#: For each segment, by identifier, its voxels and their position, JSON-ready.
+SegmentStates: TypeAlias = dict[str, list[Any]]
+#: Attribute of a segmentation node that was edited since it was measured; saved with the scene.
+EDITED = "LiverXAI.Edited"
 
 
 def volume_token(node: slicer.vtkMRMLScalarVolumeNode) -> str:
@@ -34,21 +41,15 @@ def labels_token(node: slicer.vtkMRMLSegmentationNode) -> str:
     return f"{node.GetID()} {' '.join(states)}"
 
 
-def segments_checksum(node: slicer.vtkMRMLSegmentationNode) -> str:
-    """Return a checksum of all segments' voxels and positions, however stored: alone, in layers, in a larger image.
+def prepare_state(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], SegmentStates]:
+    """Return a function that describes the voxels of all segments, however stored: alone, in layers, in a larger image.
 
-    Reads all labels (some 10 ms), so call it only if :func:`labels_token` has changed.
-    """
-    return prepare_checksum(node)()
-
-
-def prepare_checksum(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], str]:
-    """Do :func:`segments_checksum` in two parts: this call collects the images of the scene, which is quick; the
-    function that it returns computes the checksum, and may run in any thread.
+    This call collects the images of the scene, which is quick; the function reads all labels (some 10 ms), and may run
+    in any thread.
     """
     segments = node.GetSegmentation()
     kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-    states: list[Callable[[], str]] = []
+    states: dict[str, Callable[[], list[Any]]] = {}
     for identifier in segments.GetSegmentIDs():
         segment = segments.GetSegment(identifier)
         labels, matrix, first, array = segment.GetRepresentation(kind), vtkMatrix4x4(), np.zeros(3, int), None
@@ -56,13 +57,34 @@ def prepare_checksum(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], str]:
             array = vtk_to_numpy(labels.GetPointData().GetScalars()).reshape(labels.GetDimensions()[::-1])
             first = np.array(labels.GetExtent()[::2])
             labels.GetImageToWorldMatrix(matrix)
-        place = from_vtk_matrix(matrix)
-        states.append(partial(_state, identifier, array, segment.GetLabelValue(), first, place))
-    return lambda: " ".join(state() for state in states)
+        states[identifier] = partial(_state, array, segment.GetLabelValue(), first, from_vtk_matrix(matrix))
+    return lambda: {identifier: state() for identifier, state in states.items()}
 
 
-def _state(identifier: str, array: np.ndarray | None, value: int, first: np.ndarray, place: np.ndarray) -> str:
-    """Return a short token for the voxels (k, j, i) of a segment and their position.
+def record_measured(node: slicer.vtkMRMLSegmentationNode, states: SegmentStates | None = None) -> None:
+    """Record in a segmentation node, and so in its scene, that its measurements are those of its present voxels.
+
+    :param states: its segments as returned by :func:`prepare_state`; None: they are read now.
+    """
+    set_attributes(node, {"Measured": prepare_state(node)() if states is None else states})
+    node.SetAttribute(EDITED, None)
+
+
+def differs_from_measured(node: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Return whether a segmentation node has other voxels than those last recorded by :func:`record_measured`.
+
+    Reads all labels, so call it only if :func:`labels_token` has changed. Without a record, the node counts as changed
+    if it is marked as edited.
+    """
+    then = get_attribute(node, "Measured", dict)
+    if then is None:
+        return bool(node.GetAttribute(EDITED))
+    now = prepare_state(node)()
+    return any(not _same_state(then.get(one, []), now.get(one, [])) for one in then.keys() | now.keys())
+
+
+def _state(array: np.ndarray | None, value: int, first: np.ndarray, place: np.ndarray) -> list[Any]:
+    """Describe the voxels (k, j, i) of a segment: position, shape and checksum of its box; [] if there are none.
 
     :param first: index (i, j, k) of the first voxel of `array`.
     :param place: 4x4, from indices to the world.
@@ -70,8 +92,14 @@ def _state(identifier: str, array: np.ndarray | None, value: int, first: np.ndar
     mask = None if array is None else array == value
     box = None if mask is None else bounding_box(mask)
     if mask is None or box is None:
-        return f"{identifier}="
+        return []
     place = place.copy()
     place[:3, 3] += place[:3, :3] @ (first + np.array(box.start)[::-1])
-    voxels = np.packbits(mask[box]).tobytes()
-    return f"{identifier}={np.round(place, 3).tolist()} {box.shape} {crc32(voxels):08x}"
+    return [place.tolist(), list(box.shape), crc32(np.packbits(mask[box]).tobytes())]
+
+
+def _same_state(first: list[Any], second: list[Any]) -> bool:
+    """Return whether two segments have the same voxels; files store positions with fewer digits."""
+    if not first or not second:
+        return not first and not second
+    return first[1:] == second[1:] and bool(np.allclose(first[0], second[0], rtol=0, atol=1e-3))

@@ -17,10 +17,11 @@ from ..errors import LiverXAIError
 from ..explain.targets import Target
 from ..models import ModelSpec
 from ..mrml.segmentations import LABELS_CHECKSUM
-from .edits import is_edited, made_by
 from .installation import REPORT_PACKAGES
 from .model_choice import ModelChoice
 from .outcomes import Asked, Outcomes
+from .reading.edits import is_edited, made_by
+from .saving import Outputs
 from .state import PanelState
 from .tasks import Steps, TaskRunner
 
@@ -28,8 +29,11 @@ from .tasks import Steps, TaskRunner
 class Analyses:
     """Starts analyses and explanations of the chosen CT with the chosen model; `outcomes` shows the results."""
 
-    def __init__(self, state: PanelState, models: ModelChoice, runner: TaskRunner, outcomes: Outcomes) -> None:
-        self._state, self._models, self._runner, self._outcomes = state, models, runner, outcomes
+    def __init__(
+        self, state: PanelState, models: ModelChoice, runner: TaskRunner, outcomes: Outcomes, outputs: Outputs
+    ) -> None:
+        self._state, self._models, self._runner = state, models, runner
+        self._outcomes, self._outputs = outcomes, outputs
 
     def analyze(self, questions: Sequence[str]) -> None:
         """Segment, explain and measure the chosen CT."""
@@ -86,14 +90,23 @@ class Analyses:
         return spec is not None and made_by(segmentation_node, spec)
 
     def save(self, folder: str) -> None:
-        """Write the report and the files of the last analysis of the chosen CT."""
-        token = self._token(self._state.volume_node)
-        self._runner.start(lambda: self._runner.client.write(token, folder), _say_where, REPORT_PACKAGES)
+        """Write the report and the files of the chosen CT's current result."""
+        node, outputs = self._state.volume_node, self._outputs
+        token, result = self._token(node), self._outcomes.base_of(self._state.result("segmentation"))
+        self._runner.start(
+            lambda: self._runner.client.write(
+                token, folder, result, dicom_files=outputs.dicom_files(node), write=outputs.chosen
+            ),
+            _say_where,
+            outputs.packages,
+        )
 
     def compare(self, prior: str, folder: str) -> None:
-        """Compare the last analysis of the chosen CT with an earlier saved result."""
-        token = self._token(self._state.volume_node)
-        self._runner.start(lambda: self._runner.client.compare(token, [prior], folder), _say_findings, REPORT_PACKAGES)
+        """Compare the chosen CT's current result with an earlier saved one."""
+        token, result = self._token(self._state.volume_node), self._outcomes.base_of(self._state.result("segmentation"))
+        self._runner.start(
+            lambda: self._runner.client.compare(token, [prior], folder, result), _say_findings, REPORT_PACKAGES
+        )
 
     def _size(self) -> dict[str, float | None]:
         """The patient's height in cm and weight in kg, where they are known."""
@@ -181,7 +194,8 @@ def reader_name() -> str:
 
 def _say_where(result: Any) -> Steps:
     yield None
-    return [_("Saved in {folder}.").format(folder=Path(next(iter(result["files"].values()))).parent)]
+    where = _("Saved in {folder}.").format(folder=Path(next(iter(result["files"].values()))).parent)
+    return [where, *result["warnings"]]
 
 
 def _say_findings(result: Any) -> Steps:

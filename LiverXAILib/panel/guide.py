@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from slicer.i18n import tr as _
 
-from .edits import is_edited
 from .model_choice import ModelChoice
+from .reading.edits import is_edited
 from .results import ResultsView
 from .state import PanelState, is_result
 from .status import StatusLine

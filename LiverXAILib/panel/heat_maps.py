@@ -14,7 +14,7 @@ from ..explain.catalog import CATALOG
 from ..mrml import curves_to_chart, set_heat_opacity, set_heat_threshold, show_overlay
 from ..mrml.heatmaps import is_about, is_about_edit, mark_before_changes
 from ..mrml.nodes import get_attribute
-from .edits import is_edited
+from .reading.edits import is_edited
 from .state import PanelState
 from .words import place_words
 
@@ -65,6 +65,15 @@ class HeatMaps:
     def choose(self, heat_map: Any) -> None:
         """Show a heat map from the list."""
         self._ui.heatMapSelector.setCurrentIndex(self._ui.heatMapSelector.findData(heat_map.GetID()))
+
+    def show_latest(self) -> None:
+        """Choose the last heat map of the chosen CT's current result, and overlay it; without a result, none."""
+        heat_maps, has_result = self._state.results("heatmap"), self._state.result("segmentation") is not None
+        shown = self._state.parameters.heatMap
+        with self._state.writing() as parameters:
+            parameters.heatMap = heat_maps[-1] if heat_maps and has_result else None
+        if has_result or shown is not None:
+            self.overlay()
 
     def on_chosen(self) -> None:
         """Show the heat map chosen from the list."""

@@ -12,9 +12,9 @@ from slicer.i18n import tr as _
 from .. import mrml
 from ..mrml.nodes import set_attributes
 from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, update_refined
-from .edits import Edits, free_title, must_be_kept
-from .frames import frame_of
 from .model_choice import ModelChoice
+from .reading.edits import Edits, keep_what_must_stay
+from .reading.frames import frame_of
 from .results import table_rows
 from .state import PanelState
 from .tasks import Steps, TaskRunner
@@ -59,12 +59,13 @@ class Outcomes:
     ) -> None:
         self._state, self._models, self._runner = state, models, runner
         self._edits, self._shown, self._overlaid = edits, shown, overlaid
-        #: The worker's token for the labels of a segmentation node, with their state and decisions at that time.
-        self._held_as: dict[str, tuple[str, str, str | None]] = {}
+        #: The result that the worker holds, which is the last one: the segmentation node's ID, the worker's name for
+        #: its labels, and their state and decisions at that time.
+        self._held: tuple[str, str, str, str | None] = ("", "", "", None)
 
     def forget(self) -> None:
         """Drop all state after the scene was closed."""
-        self._held_as.clear()
+        self._held = ("", "", "", None)
         self._edits.forget()
 
     def hold(self, segmentation_node: Any) -> bool:
@@ -72,19 +73,20 @@ class Outcomes:
         return bool(self.base_of(segmentation_node))
 
     def _hold(self, segmentation_node: Any, token: str, labels: str) -> None:
-        self._held_as[segmentation_node.GetID()] = (token, labels, segmentation_node.GetAttribute(DECISIONS))
+        self._held = (segmentation_node.GetID(), token, labels, segmentation_node.GetAttribute(DECISIONS))
 
     def base_of(self, segmentation_node: Any) -> str:
         """Return the worker's name for a segmentation node before manual edits; "" if it holds none."""
-        token, _state, decisions = self._held_as.get(segmentation_node.GetID(), ("", "", None))
+        identifier, token, _state, decisions = self._held
         # The worker does not receive decisions made in the Python console.
-        return token if segmentation_node.GetAttribute(DECISIONS) == decisions else ""
+        is_held = identifier == segmentation_node.GetID() and segmentation_node.GetAttribute(DECISIONS) == decisions
+        return token if is_held else ""
 
     def labels_token(self, segmentation_node: Any) -> str:
         """Return the name under which the worker holds the segmentation as it is now, if it does."""
         state = mrml.labels_token(segmentation_node)
-        token, state_then, _decisions = self._held_as.get(segmentation_node.GetID(), ("", "", None))
-        return token if state_then == state else state
+        identifier, token, state_then, _decisions = self._held
+        return token if identifier == segmentation_node.GetID() and state_then == state else state
 
     def show_analysis(self, analysis: Any, asked: Asked, token: str, model: str) -> Steps:
         """Show a new result of the CT.
@@ -98,7 +100,7 @@ class Outcomes:
         prepared = yield prepare_nodes(analysis, lesion_segments=self._state.parameters.lesionSegments)
         if obstacle := self._obstacle(asked):
             return obstacle
-        self._keep_what_must_stay(node, analysis.model)
+        keep_what_must_stay(scene, node, analysis.model)
         steps, labels = node_steps(analysis, scene, node, prepared), ""
         while True:
             if not self._state.contains(node):
@@ -112,20 +114,12 @@ class Outcomes:
             # The first step makes the segmentation; from then on the reader may edit it.
             labels = labels or mrml.labels_token(mrml.find_results(scene, node, "segmentation")[0])
             yield None
-        # An earlier result of this CT was held under the same name.
-        self._held_as = {one: held for one, held in self._held_as.items() if held[0] != token}
         self._hold(nodes.segmentation, token, labels)
         yield from self._edits.measured(nodes.segmentation, labels)
         self._models.remember(model, analysis.model)
         heat_map = next(reversed(nodes.heatmaps.values()), None)
         warnings = analysis.provenance["warnings"]
         return (yield from self._show_heat_map(heat_map, analysis.explanations, asked, warnings))
-
-    def _keep_what_must_stay(self, node: Any, model: Any) -> None:
-        """Set aside a result that a reader changed or another model made, so that it is not overwritten."""
-        before = next(iter(mrml.find_results(self._state.scene, node, "segmentation")), None)
-        if must_be_kept(before, model):
-            mrml.put_aside(self._state.scene, node, free_title(self._state.scene, node, before))
 
     def show_refined(self, analysis: Any, asked: Asked, name: str, by_library: bool) -> Steps:
         """Show the result after the reader's decisions; segments that were only edited by hand stay as they are.
@@ -146,7 +140,7 @@ class Outcomes:
                 return obstacle
         edited_meanwhile = mrml.labels_token(segmentation) != asked.labels
         if edited_meanwhile and layers is not None:
-            self._held_as.pop(segmentation.GetID(), None)
+            self._held = ("", "", "", None)
             return [_("The segmentation was edited in the meantime, so nothing was changed. Try again.")]
         with self._edits.paused():
             update_refined(analysis, self._state.scene, node, layers)
@@ -156,6 +150,10 @@ class Outcomes:
         yield None
         yield from self._show_in_panel(node, self._state.parameters.heatMap)
         notes = [_("The CT has since changed. Press Apply again.")] if _voxel_time(node) != asked.voxels else []
+        unused = mrml.unused_segments(segmentation, analysis.model)
+        if unused and not by_library:
+            text = _("Not measured, because they are neither liver nor tumor by name or terminology: {names}.")
+            notes.append(text.format(names=", ".join(unused)))
         if edited_meanwhile:
             return [_("Measured as the segmentation was before the last edit. For research use only."), *notes]
         return [_("Measured again. For research use only."), *notes]

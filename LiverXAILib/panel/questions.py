@@ -10,8 +10,8 @@ from slicer.i18n import tr as _
 from ..errors import LiverXAIError
 from ..explain.catalog import CATALOG, DEFAULT_METHOD
 from ..mrml.volumes import world_grid
-from .edits import is_edited
 from .model_choice import ModelChoice
+from .reading.edits import is_edited
 from .state import PanelState
 
 #: The choices of the target, by value of the parameter `target`.

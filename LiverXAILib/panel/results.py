@@ -3,19 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import slicer
 from slicer.i18n import tr as _
 
-from ..mrml import moved_point, moved_since, sets_aside, show_changed_ct
+from ..mrml import moved_point, moved_since, show_changed_ct
 from ..mrml.changed_cts import CHANGED_CT
 from ..mrml.heatmaps import is_about
 from ..mrml.nodes import get_attribute
 from .heat_maps import HeatMaps, faithfulness_word
+from .reading.edits import title_of
+from .reading.frames import sets_to_choose
 from .state import PanelState
 from .words import number
+
+#: What the result selector holds instead of a title, to keep the current result and make another.
+NEW_RESULT = "NEW"
+
+Point = tuple[float, float, float]
+
+
+class Finding(NamedTuple):
+    """A row of the table: its number, and a place (LPS mm) by which it is found even if it has another number now."""
+
+    number: int
+    place_lps_mm: Point
 
 
 class ResultsView:
@@ -68,14 +82,15 @@ class ResultsView:
         self._heat_maps.show()
 
     def _fill_sets(self) -> None:
-        """List the sets of results of this CT, if there are several."""
+        """List the results of this CT: the current one, those that were set aside, and a new one."""
         selector, volume = self._ui.resultSelector, self._state.volume_node
-        titles = sets_aside(self._state.scene, volume) if volume is not None else []
+        current = self._state.result("segmentation")
         selector.clear()
-        selector.addItem(_("The current one"), "")
-        for title in titles:
+        selector.addItem(_("New: Apply makes it") if current is None else title_of(current), "")
+        for title in sets_to_choose(self._state.scene, volume) if volume is not None else ():
             selector.addItem(title, title)
-        selector.visible = self._ui.resultLabel.visible = bool(titles)
+        if current is not None:
+            selector.addItem(_("New: Apply makes it, this one is kept"), NEW_RESULT)
 
     def _fill_lesions(
         self, lesions: list[dict[str, str]], candidates: list[dict[str, Any]], rejected: list[dict[str, Any]]
@@ -137,24 +152,36 @@ class ResultsView:
         return int(self.lesions[row]["number"]) if 0 <= row < len(self.lesions) else 0
 
     @property
-    def selected_lesions(self) -> list[int]:
-        """The numbers of all lesions chosen in the table."""
-        rows = sorted({index.row() for index in self._ui.lesionTable.selectionModel().selectedRows()})
-        return [int(self.lesions[row]["number"]) for row in rows if row < len(self.lesions)]
+    def selected_lesions(self) -> list[Finding]:
+        """All lesions chosen in the table."""
+        chosen = [self.lesions[row] for row in self._selected_rows() if row < len(self.lesions)]
+        return [self._finding(lesion["number"], _centroid(lesion)) for lesion in chosen]
 
     @property
-    def selected_candidate(self) -> int:
-        """The number of the candidate chosen in the table, or 0, also if it was already accepted."""
-        row = self._ui.lesionTable.currentRow() - len(self.lesions)
-        if not 0 <= row < len(self.candidates) or self.candidates[row]["status"] == "accepted":
-            return 0
-        return int(self.candidates[row]["number"])
+    def selected_candidates(self) -> list[Finding]:
+        """All candidates chosen in the table that have not been accepted."""
+        chosen = self._chosen(self.candidates, len(self.lesions))
+        return [self._finding(one["number"], one["place_lps_mm"]) for one in chosen if one["status"] != "accepted"]
 
     @property
-    def selected_rejected(self) -> int:
-        """The number of the rejected lesion chosen in the table, or 0."""
-        row = self._ui.lesionTable.currentRow() - len(self.lesions) - len(self.candidates)
-        return int(self.rejected[row]["number"]) if 0 <= row < len(self.rejected) else 0
+    def selected_rejected(self) -> list[Finding]:
+        """All rejected lesions chosen in the table."""
+        chosen = self._chosen(self.rejected, len(self.lesions) + len(self.candidates))
+        return [self._finding(one["number"], one["place_lps_mm"]) for one in chosen]
+
+    def place_of(self, lesion: int) -> Point:
+        """Return the centroid of the lesion with this number, LPS mm, where the CT is now."""
+        return self._now(_centroid(next(row for row in self.lesions if int(row["number"]) == lesion)))
+
+    def _selected_rows(self) -> list[int]:
+        return sorted({index.row() for index in self._ui.lesionTable.selectionModel().selectedRows()})
+
+    def _chosen(self, findings: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+        """Return those of `findings`, whose rows begin with `first`, that are chosen in the table."""
+        return [findings[row - first] for row in self._selected_rows() if 0 <= row - first < len(findings)]
+
+    def _finding(self, number: Any, place_lps_mm: Sequence[float]) -> Finding:
+        return Finding(int(number), self._now(place_lps_mm))
 
     def on_without(self, shown: bool) -> None:
         """Show or hide the CT without the chosen lesion."""
@@ -197,16 +224,17 @@ class ResultsView:
 
     def _jump_to_lesion(self) -> None:
         row = self._ui.lesionTable.currentRow()
+        others = [*self.candidates, *self.rejected]
         if 0 <= row < len(self.lesions):
-            left, posterior, superior = (float(self.lesions[row][f"centroid_{axis}_mm"]) for axis in "lps")
-        elif 0 <= row - len(self.lesions) < len(self.candidates) + len(self.rejected):
-            left, posterior, superior = [*self.candidates, *self.rejected][row - len(self.lesions)]["place_lps_mm"]
+            place = _centroid(self.lesions[row])
+        elif 0 <= row - len(self.lesions) < len(others):
+            place = others[row - len(self.lesions)]["place_lps_mm"]
         else:
             return
-        left, posterior, superior = self._now((left, posterior, superior))
+        left, posterior, superior = self._now(place)
         slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)
 
-    def _now(self, place_lps_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+    def _now(self, place_lps_mm: Sequence[float]) -> Point:
         """Return where a point of the table is now: the CT may have been transformed since the measurement."""
         matrix = moved_since(self._state.result("segmentation"), self._state.volume_node)
         return moved_point(matrix, place_lps_mm)
@@ -265,6 +293,12 @@ def _reliability_words(probability: Any, reason: str) -> str:
 def _both(source: str) -> str:
     """Describe who outlined a lesion, briefly enough for a table column."""
     return _("both") if source.startswith("model,") else source
+
+
+def _centroid(lesion: dict[str, str]) -> Point:
+    """Return the centroid of a lesion's row, LPS mm."""
+    left, posterior, superior = (float(lesion[f"centroid_{axis}_mm"]) for axis in "lps")
+    return left, posterior, superior
 
 
 def _place(lesions: list[dict[str, str]], number: int) -> list[str]:

@@ -21,6 +21,7 @@ class SceneWatch(VTKObservationMixin):
     :param parameters: returns the scene's parameter node in its wrapper.
     :param closing: called when the scene is about to be closed.
     :param changed: called when the panel has to refresh its view of the parameter node and the scene.
+    :param transformed: called after the chosen CT and its results were transformed.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class SceneWatch(VTKObservationMixin):
         parameters: Callable[[], Any],
         closing: Callable[[], None],
         changed: Callable[[], None],
+        transformed: Callable[[], None],
     ) -> None:
         import qt
 
         super().__init__()
         self._state, self._get_parameters, self._closing, self._changed = state, parameters, closing, changed
+        self._transformed = transformed
         self._input_before_import: Any = None
         # The panel is filled once per turn of the event loop, however many nodes are added or removed in it.
         self._timer = qt.QTimer()
@@ -110,8 +113,7 @@ class SceneWatch(VTKObservationMixin):
 
     def _observe_analyzed(self) -> None:
         """Observe analyzed CTs so that results follow transforms applied to them later."""
-        scene = self._state.scene
-        for node in (scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())):
+        for node in self._state.scene.GetNodes():
             if is_result(node) and node.GetNodeReference(INPUT_ROLE) is not None:
                 event = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
                 if not self.hasObserver(input_of(node), event, self._on_transform):
@@ -119,6 +121,8 @@ class SceneWatch(VTKObservationMixin):
 
     def _on_transform(self, caller: Any, event: Any) -> None:
         place_results(self._state.scene, caller)
+        if caller is self._state.volume_node:
+            self._transformed()
 
     def _on_nodes_changed(self, caller: Any, event: Any) -> None:
         if not caller.IsClosing() and not caller.IsImporting():

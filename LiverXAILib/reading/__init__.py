@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         add,
         change_sensitivity,
         choose_targets,
+        dismiss,
         exclude,
         include,
         measure_lesion,
@@ -22,18 +23,24 @@ if TYPE_CHECKING:
         restore,
         resume,
         split,
+        undo,
     )
     from .measuring import with_calipers
+    from .numbering import as_listed, listed_in, listed_in_table
     from .outline import correct_outline, outline_lesion
 
 __all__ = [
     "accept",
     "add",
+    "as_listed",
     "change_sensitivity",
     "choose_targets",
     "correct_outline",
+    "dismiss",
     "exclude",
     "include",
+    "listed_in",
+    "listed_in_table",
     "measure_lesion",
     "merge",
     "outline_lesion",
@@ -42,6 +49,7 @@ __all__ = [
     "restore",
     "resume",
     "split",
+    "undo",
     "with_calipers",
 ]
 
@@ -50,11 +58,15 @@ __getattr__ = lazy_names(
     {
         "accept": "decisions",
         "add": "decisions",
+        "as_listed": "numbering",
         "change_sensitivity": "decisions",
         "choose_targets": "decisions",
         "correct_outline": "outline",
+        "dismiss": "decisions",
         "exclude": "decisions",
         "include": "decisions",
+        "listed_in": "numbering",
+        "listed_in_table": "numbering",
         "measure_lesion": "decisions",
         "merge": "decisions",
         "outline_lesion": "outline",
@@ -63,6 +75,7 @@ __getattr__ = lazy_names(
         "restore": "decisions",
         "resume": "decisions",
         "split": "decisions",
+        "undo": "decisions",
         "with_calipers": "measuring",
     },
 )

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from .decisions import (
     add,
     change_sensitivity,
     choose_targets,
+    dismiss,
     exclude,
     include,
     merge,
@@ -39,9 +40,15 @@ from .decisions import (
     restore,
     resume,
     split,
+    undo,
 )
 from .measuring import measured_with
-from .packing import unpack_mask
+from .numbering import Listed, as_listed, listed_in, require_listed
+from .packing import unpack_labels, unpack_mask
+
+if TYPE_CHECKING:
+    from ..explain import Target
+    from ..models import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="for the new result (default: RESULT)")
     numbers: dict[str, Any] = {"type": _numbers, "nargs": "+", "action": "extend", "default": [], "metavar": "N"}
     parser.add_argument("--accept", **numbers, help="candidates that are lesions, by their numbers in the report")
+    parser.add_argument("--dismiss", **numbers, help="candidates that are not lesions, by their numbers in the report")
     parser.add_argument(
         "--reject", "--remove", **numbers, help="lesions that are false positives, by their numbers in the report"
     )
@@ -77,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--targets", type=_numbers, nargs="+", default=[], metavar="N", help="the target lesions of RECIST 1.1: 1,3"
     )
+    parser.add_argument(
+        "--undo",
+        action="count",
+        default=0,
+        help="take back the last decision, before any other is made; give it twice for the last two",
+    )
     parser.add_argument("--reader", default="reader", help="name of the reader in the record (default: reader)")
     options.add_arguments(parser)
     parser.set_defaults(sensitivity=None)  # None: the sensitivity of the result
@@ -86,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Refine a result; return the exit code."""
     decisions = [
         *map(accept, chain(*arguments.accept)),
+        *map(dismiss, chain(*arguments.dismiss)),
         *map(reject, chain(*arguments.reject)),
         *map(restore, chain(*arguments.restore)),
         *(merge(*chain(*group)) for group in arguments.merge),
@@ -95,11 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
         *(exclude(_place(text)) for text in arguments.exclude),
         *([choose_targets(*chain(*arguments.targets))] if arguments.targets else []),
     ]
-    if not decisions and arguments.sensitivity is None:
-        raise UsageError(
-            "No decision was given: use --accept, --reject, --restore, --merge, --split, --add, --include, --exclude, "
-            "--targets or --sensitivity."
-        )
     if arguments.regions or arguments.no_postprocessing or arguments.min_lesion_ml is not None:
         raise UsageError(
             "--regions, --no-postprocessing and --min-lesion-ml are options of 'analyze': 'refine' changes its result "
@@ -111,12 +121,17 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = dataclasses.replace(options.Options.from_arguments(arguments), sensitivity=before)
     chosen.require_valid()
     check_sensitivity(arguments.sensitivity or before)
-    _require_candidates(arguments.result, decisions)
+    listed = _listed(arguments.result)
+    if listed is not None:  # refused before anything is computed
+        require_listed(decisions, listed)
     with progress_bar() as progress:
-        analysis = _refined(arguments, chosen, provenance, decisions, RunContext(progress, device=arguments.device))
+        context = RunContext(progress, device=arguments.device)
+        analysis, undone = _refined(arguments, chosen, provenance, decisions, listed, context)
         written = chosen.save(analysis, arguments.output or arguments.result)
     for warning in written.warnings:
         warn(warning)
+    for decision in undone:
+        print(f"undone: {_sentence(decision)}")
     for decision in analysis.decisions[len(analysis.decisions) - len(decisions) :]:
         print(_sentence(decision))
     print(analysis.measurements.summary())
@@ -131,10 +146,14 @@ def _refined(
     chosen: options.Options,
     provenance: dict[str, Any],
     decisions: Sequence[Decision],
+    listed: Listed | None,
     context: RunContext,
-) -> Analysis:
-    """Recompute the model's own result, load the current labels from the folder, and apply the new decisions."""
-    from ..explain import EmptyTargetError, Target, explain_all
+) -> tuple[Analysis, list[Decision]]:
+    """Recompute the model's own result, load the current labels from the folder, and apply the new decisions.
+
+    :param listed: the findings of the result, to which the numbers of the decisions refer; None: it does not say.
+    :return: the new result, and the decisions that were undone.
+    """
     from ..models import load_model
     from ..pipeline import analyze, check_request
 
@@ -164,10 +183,31 @@ def _refined(
     left = provenance["reader_labels_sha256"] if earlier else labels_checksum(own.segmentation.labels)
     edited = labels_checksum(labels) != left
     untouched = not earlier and not edited
+    if not (decisions or edited or arguments.undo or arguments.sensitivity):
+        raise UsageError(
+            "No decision was given, and the label map was not edited: use --accept, --dismiss, --reject, --restore, "
+            "--merge, --split, --add, --include, --exclude, --targets, --undo or --sensitivity."
+        )
     current = own if untouched else resume(own, labels, earlier, edited=edited, who=arguments.reader)
-    refined = refine(current, decisions, who=arguments.reader) if decisions or not untouched else current
+    undone: list[Decision] = []
+    for _ in range(arguments.undo):
+        undone.extend(current.decisions[-1:])
+        current = undo(current)
+    if listed is not None:
+        decisions = as_listed(decisions, listed, current)
+    refined = refine(current, decisions, who=arguments.reader) if decisions or current.decisions else current
     if arguments.sensitivity is not None:  # after the decisions, because they use the numbers of the report
         refined = change_sensitivity(refined, arguments.sensitivity)
+    return _explained(refined, model, questions, chosen, context.part(0.4, 1.0)), undone
+
+
+def _explained(
+    refined: Analysis, model: Model, questions: Sequence[Target], chosen: options.Options, context: RunContext
+) -> Analysis:
+    """The analysis with heat maps and answers, as ``analyze`` computes them, for the current outlines."""
+    from ..explain import EmptyTargetError
+    from ..pipeline import explain_and_ask
+
     answerable: list[Target] = []
     for question in questions:
         try:
@@ -175,17 +215,26 @@ def _refined(
             answerable.append(question)
         except EmptyTargetError:
             continue
-    explanations = explain_all(
-        volume,
+    refusals: list[str] = []
+    explanations, answers = explain_and_ask(
+        refined.volume,
         model,
         refined.segmentation,
         answerable,
-        chosen.method,
-        chosen.layer,
+        unasked=chosen.explain is None,
+        method=chosen.method,
+        layer=chosen.layer,
         check=chosen.check,
-        **context.part(0.4, 1.0).keywords,
+        answers=chosen.answers,
+        refusals=refusals,
+        context=context,
     )
-    return dataclasses.replace(refined, explanations=tuple(explanations))
+    told = {
+        **refined.provenance,
+        "answers": [answer.to_dict() for answer in answers],
+        "warnings": [*refined.provenance.get("warnings", ()), *refusals],
+    }
+    return dataclasses.replace(refined, explanations=tuple(explanations), answers=tuple(answers), provenance=told)
 
 
 def require_same_ct(result: Path, provenance: Mapping[str, Any], volume: Volume) -> None:
@@ -204,17 +253,12 @@ def require_same_ct(result: Path, provenance: Mapping[str, Any], volume: Volume)
         )
 
 
-def _require_candidates(folder: Path, decisions: Sequence[Decision]) -> None:
-    """Refuse candidates that the result does not have, before the model's result is recomputed."""
+def _listed(folder: Path) -> Listed | None:
+    """The findings in the result's ``measurements.json``; None if it is missing or damaged: it will be rewritten."""
     try:
-        measured = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
-        known = [one["number"] for one in measured["candidates"]]
+        return listed_in(json.loads((folder / "measurements.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
-        return  # the file will be rewritten, and the numbers are checked against the recomputed result
-    wrong = [number for one in decisions if one.kind == "accept" for number in one.numbers if number not in known]
-    if wrong:
-        there = f"there {'is' if len(known) == 1 else 'are'} {len(known)}" if known else "there is no candidate"
-        raise UsageError(f"There is no candidate {wrong[0]}: {there}.")
+        return None
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
@@ -242,9 +286,11 @@ def _require_decisions(provenance: Mapping[str, Any]) -> None:
     """Raise ValueError, KeyError or TypeError if the decisions of a result cannot be read."""
     whole = Box.full(provenance["input"]["shape"])
     for values in provenance.get("reader", ()):
-        where, mask = unpack_mask(Decision.from_dict(values).voxels)
+        decision = Decision.from_dict(values)
+        where, mask = unpack_mask(decision.voxels)
         if mask.size and where.intersection(whole) != where:
             raise ValueError("voxels of a decision lie outside the image")
+        unpack_labels(decision.before, int(mask.sum()))
     if provenance.get("reader"):
         provenance["reader_labels_sha256"]
 

@@ -6,31 +6,31 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from ..analysis import Analysis, Decision
 from ..errors import UsageError
-from ..inference.lesions import Point, candidate_components, grown, lesion_at, lesion_components, lesion_place
+from ..inference.lesions import grown, lesion_at
 from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
-from ..volumes.box import bounding_box
 from ..volumes.volume import Volume
-from .measuring import asked_before, measure_again
-from .outline import correct_outline, outline_lesion
-from .packing import pack_mask, unpack_mask
-from .rejections import rejections
-
-#: Maximum distance of a point from the nearest lesion to which it is assigned, in mm.
-_NEAREST_MM = 20.0
+from .applying import Round
+from .carrying import carried
+from .measuring import asked_before, measure_again, with_remarks
+from .packing import pack_labels, pack_mask, unpack_labels, unpack_mask
 
 
 def accept(candidate: int) -> Decision:
     """A candidate is a lesion."""
     return Decision("accept", (candidate,))
+
+
+def dismiss(candidate: int) -> Decision:
+    """A candidate is not a lesion: it stays listed, as rejected, and is not a lesion at any sensitivity."""
+    return Decision("dismiss", (candidate,))
 
 
 def reject(lesion: int) -> Decision:
@@ -98,7 +98,6 @@ def choose_targets(*lesions: int) -> Decision:
     return Decision("target", numbers)
 
 
-# Long: one block for each kind of decision.
 def refine(
     analysis: Analysis,
     decisions: Iterable[Decision] = (),
@@ -109,17 +108,19 @@ def refine(
     """Apply the reader's decisions, and measure again.
 
     Numbers of lesions, candidates and rejected lesions are those in `analysis`; all are looked up before anything
-    changes. In the result, lesions and rejected lesions are renumbered by size; candidates keep their numbers and
-    record the decision.
+    changes. If a decision also has a place (`place_lps_mm`; `points_lps_mm` for several lesions), the place decides
+    which one is meant, so that a number from an older list cannot refer to another one. In the result, lesions and
+    rejected lesions are renumbered by size; candidates keep their numbers and record the decision.
 
-    :param decisions: made by :func:`accept`, :func:`reject`, :func:`restore`, :func:`add`, :func:`include`,
-        :func:`exclude`, :func:`merge`, :func:`split`, :func:`measure_lesion` and :func:`choose_targets`; their time,
-        place, numbers and voxels are filled in.
+    :param decisions: made by :func:`accept`, :func:`dismiss`, :func:`reject`, :func:`restore`, :func:`add`,
+        :func:`include`, :func:`exclude`, :func:`merge`, :func:`split`, :func:`measure_lesion` and
+        :func:`choose_targets`; their time, place, numbers and voxels are filled in.
     :param labels: the label map as edited by hand; None: that of `analysis`.
     :param who: name of the reader.
     :return: a new analysis with the decisions (:attr:`~LiverXAILib.analysis.Analysis.decisions`) and the model's own
-        result (:attr:`~LiverXAILib.analysis.Analysis.own`). If outlines have changed, heat maps and counterfactuals
-        of single lesions are dropped, because their numbers may now refer to other lesions.
+        result (:attr:`~LiverXAILib.analysis.Analysis.own`). Heat maps and answers about lesions with unchanged voxels
+        are kept, with the lesions' new numbers; those about other lesions are dropped, with a warning in the
+        provenance.
     :raises LiverXAILib.errors.UsageError: a lesion or candidate does not exist, or there is none at the given point.
     """
     own = analysis.own or analysis
@@ -127,80 +128,79 @@ def refine(
     decided: list[Decision] = []
     now = _now()
     array = np.array(before.labels.array if labels is None else labels.array)
-    if labels is not None and (array != before.labels.array).any():
+    if labels is not None:
         if not labels.grid.matches(before.labels.grid):
             raise UsageError("The edited label map is not on the image's grid.")
-        decided.append(Decision("edit", (), None, who, now, voxels=pack_mask(array != before.labels.array)))
+        changed = array != before.labels.array
+        if changed.any():
+            voxels, known = pack_mask(changed), pack_labels(before.labels.array[changed])
+            decided.append(Decision("edit", (), None, who, now, voxels=voxels, before=known))
     base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
-    lesions, candidates = lesion_components(base), candidate_components(own.segmentation)
-    rejected = rejections(analysis.decisions, base, own.segmentation)
-    tumor, liver = base.spec("tumor").value, base.spec("liver").value
-    gone: set[int] = set()
+    together = Round(analysis, base)
     for decision in decisions:
-        place, named, until = decision.place_lps_mm, decision.numbers, array.copy()
-        if decision.kind == "add":
-            assert place is not None
-            box, mask = outline_lesion(analysis.volume, base, place)
-            array[box][mask] = tumor
-        elif decision.kind in ("include", "exclude"):
-            assert place is not None
-            inside = decision.kind == "include"
-            number = _lesion_at(lesions, before.labels, place, near=inside)
-            lesion, named = lesions == number, (number,)
-            _require_there(named, gone)
-            box, mask = correct_outline(analysis.volume, base, lesion, place, inside)
-            # Apply only the click's changes: another decision may have changed the rest of the lesion.
-            array[box][lesion[box] & ~mask] = liver
-            array[box][mask & ~lesion[box]] = tumor
-        elif decision.kind == "restore":
-            (number,) = named
-            if not 1 <= number <= len(rejected):
-                raise UsageError(_missing("rejected lesion", number, len(rejected)))
-            one = rejected[number - 1]
-            array[one.box][one.mask] = tumor
-            place = one.decision.place_lps_mm
-        else:
-            numbers, what = (candidates, "candidate") if decision.kind == "accept" else (lesions, "lesion")
-            chosen = [_chosen(numbers, number, what) for number in decision.numbers]
-            place = lesion_place(chosen[0], before.labels.grid)
-            if decision.kind not in ("accept", "reject"):
-                _require_there(named, gone)
-            if decision.kind == "accept":
-                array[chosen[0]] = tumor
-            elif decision.kind == "reject":
-                array[chosen[0]] = liver
-                gone.update(named)
-            elif not decision.changes_outlines:
-                pass
-            elif decision.kind == "merge":
-                whole = chosen[0]
-                for other in chosen[1:]:
-                    array[_bridge(whole, other)] = tumor
-                    whole = whole | other
-            else:
-                array[_gap(chosen[0], before.labels)] = liver
-            if decision.kind == "target":
-                places = tuple(lesion_place(one, before.labels.grid) for one in chosen)
-                decision = dataclasses.replace(decision, points_lps_mm=places)
-        voxels = pack_mask(array != until)
-        decided.append(
-            dataclasses.replace(decision, numbers=named, place_lps_mm=place, who=who, when=now, voxels=voxels)
-        )
-    provenance = {**before.provenance, "edited": True}
-    segmentation = dataclasses.replace(before, labels=before.labels.with_array(array), provenance=provenance)
+        decided.append(dataclasses.replace(together.apply(decision, array), who=who, when=now))
     everything = (*analysis.decisions, *decided)
+    return _changed(analysis, _edited(before, array), own, everything, _touched(analysis, array, decided))
+
+
+def undo(analysis: Analysis) -> Analysis:
+    """Take back the last decision, which is removed from the record.
+
+    Its voxels have the labels that they had before it. If no earlier decision is about them, they follow the model, at
+    the sensitivity of `analysis`.
+
+    :return: the analysis without the decision; without any other decision, the model's own result.
+    :raises LiverXAILib.errors.UsageError: there is no decision.
+    """
+    if not analysis.decisions or analysis.own is None:
+        raise UsageError("There is no decision that could be undone.")
+    own, (*earlier, last) = analysis.own, analysis.decisions
+    array = np.array(analysis.segmentation.labels.array)
+    released = _held((last,), array, own.segmentation)
+    where, voxels = unpack_mask(last.voxels)
+    if last.before:
+        array[where][voxels] = unpack_labels(last.before, int(voxels.sum()))
+    touched = _held(earlier, array, own.segmentation)
+    if analysis.touched is not None:
+        touched |= analysis.touched & ~released
+    array = np.where(touched, array, own.segmentation.labels.array)
+    if not earlier and (array == own.segmentation.labels.array).all():
+        return dataclasses.replace(own, **carried(analysis, own.segmentation, own.provenance))
+    return _changed(analysis, _edited(analysis.segmentation, array), own, earlier, touched)
+
+
+def _edited(segmentation: Segmentation, array: np.ndarray) -> Segmentation:
+    """A segmentation with other labels, uint8 (k, j, i)."""
+    provenance = {**segmentation.provenance, "edited": True}
+    return dataclasses.replace(segmentation, labels=segmentation.labels.with_array(array), provenance=provenance)
+
+
+def _changed(
+    analysis: Analysis,
+    segmentation: Segmentation,
+    own: Analysis,
+    decisions: Sequence[Decision],
+    touched: np.ndarray,
+) -> Analysis:
+    """The analysis with another segmentation, measured again.
+
+    :param own: the model's own result.
+    :param decisions: all decisions that led to the segmentation.
+    :param touched: see :attr:`~LiverXAILib.analysis.Analysis.touched`.
+    """
+    decisions = with_remarks(decisions, segmentation)
+    recorded = {
+        **analysis.provenance,
+        "reader": [decision.to_dict() for decision in decisions],
+        "reader_labels_sha256": segmentation.checksum,
+    }
     return dataclasses.replace(
         analysis,
-        **_kept(analysis, segmentation),
-        measurements=measure_again(analysis.volume, segmentation, own, everything),
-        decisions=everything,
+        **carried(analysis, segmentation, recorded),
+        measurements=measure_again(analysis.volume, segmentation, own, decisions),
+        decisions=decisions,
         own=own,
-        touched=_touched(analysis, array, decided),
-        provenance={
-            **analysis.provenance,
-            "reader": [decision.to_dict() for decision in everything],
-            "reader_labels_sha256": segmentation.checksum,
-        },
+        touched=touched,
     )
 
 
@@ -219,11 +219,40 @@ def resume(
         raise UsageError("The edited label map is not on the image's grid.")
     array = labels.array
     touched = _held(earlier, array, own.segmentation)
-    by_hand = (array != own.segmentation.labels.array) & ~touched
-    edits = (Decision("edit", (), None, who, _now(), voxels=pack_mask(by_hand)),) if edited else ()
+    left, decided = _left(earlier, array, own.segmentation)
+    by_hand = (array != left) & (decided | ~touched)
+    edits: tuple[Decision, ...] = ()
+    if edited:
+        before = pack_labels(left[by_hand])
+        edits = (Decision("edit", (), None, who, _now(), voxels=pack_mask(by_hand), before=before),)
     touched |= by_hand | _held(edits, array, own.segmentation)
     segmentation = dataclasses.replace(own.segmentation, labels=own.segmentation.labels.with_array(array))
-    return dataclasses.replace(own, segmentation=segmentation, decisions=(*earlier, *edits), own=own, touched=touched)
+    return dataclasses.replace(
+        own,
+        **carried(own, segmentation, own.provenance),
+        decisions=(*earlier, *edits),
+        own=own,
+        touched=touched,
+    )
+
+
+def _left(decisions: Sequence[Decision], labels: np.ndarray, own: Segmentation) -> tuple[np.ndarray, np.ndarray]:
+    """The labels as decisions left them, and the voxels (bool) where that follows from the decisions.
+
+    Manual edits do not record what was drawn: there, these are the current `labels` (uint8; k, j, i).
+    """
+    left, decided = np.array(own.labels.array), np.zeros(labels.shape, bool)
+    for decision in decisions:
+        if not decision.changes_outlines:
+            continue
+        where, voxels = unpack_mask(decision.voxels)
+        if decision.kind == "edit":
+            left[where][voxels] = labels[where][voxels]
+        else:
+            tumor = decision.kind not in ("reject", "split", "exclude")
+            left[where][voxels] = own.spec("tumor" if tumor else "liver").value
+        decided[where][voxels] = True
+    return left, decided
 
 
 def _touched(analysis: Analysis, labels: np.ndarray, decided: Sequence[Decision] = ()) -> np.ndarray:
@@ -236,22 +265,23 @@ def _touched(analysis: Analysis, labels: np.ndarray, decided: Sequence[Decision]
 def _held(decisions: Sequence[Decision], labels: np.ndarray, own: Segmentation) -> np.ndarray:
     """The voxels where decisions persist at another operating point, at which the model's labels may differ.
 
-    These are the voxels that a decision changed, and all voxels of the lesion that it concerned: if a reader has
-    corrected the outline of a lesion or joined it to another, it counts as a lesion whatever the model's confidence.
+    These are the voxels that a decision changed, the candidate that it dismissed, and all voxels of the lesion that it
+    concerned: if a reader has corrected the outline of a lesion or joined it to another, it counts as a lesion whatever
+    the model's confidence.
 
     :param labels: the labels that resulted from the decisions.
     :param own: the model's segmentation, which contains the lesions of every operating point.
     """
     held = np.zeros(labels.shape, bool)
-    if not any(decision.changes_outlines for decision in decisions):
-        return held
-    box, pieces = marked_pieces(own)
-    grid = own.labels.grid.cropped(box)
     for decision in decisions:
+        if not (decision.changes_outlines or decision.kind == "dismiss"):
+            continue
         where, mask = unpack_mask(decision.voxels)
         held[where] |= mask
         if not decision.changes_outlines:
             continue
+        box, pieces = marked_pieces(own)
+        grid = own.labels.grid.cropped(box)
         numbers: set[int] = set()
         around = where.grown((1, 1, 1), labels.shape)
         if mask.any() and (common := around.intersection(box)) is not None:
@@ -278,13 +308,8 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     standard = own.standard or own.segmentation
     chosen = at_sensitivity(standard, analysis.model, sensitivity)
     measured = measure(analysis.volume, chosen, **asked_before(own, chosen))
-    model = dataclasses.replace(
-        own,
-        standard=standard,
-        **_kept(own, chosen),
-        measurements=measured,
-        provenance={**own.provenance, "segmentation": dict(chosen.provenance)},
-    )
+    recorded = {**own.provenance, "segmentation": dict(chosen.provenance)}
+    model = dataclasses.replace(own, standard=standard, **carried(own, chosen, recorded), measurements=measured)
     if analysis.own is None:
         return model
     touched = _touched(analysis, analysis.segmentation.labels.array)
@@ -295,91 +320,10 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
         labels=standard.labels.with_array(labels),
         provenance={**chosen.provenance, "edited": True},
     )
-    return dataclasses.replace(
-        analysis,
-        **_kept(analysis, changed),
-        measurements=measure_again(analysis.volume, changed, model, analysis.decisions),
-        own=model,
-        provenance={
-            **analysis.provenance,
-            "segmentation": dict(chosen.provenance),
-            "reader_labels_sha256": changed.checksum,
-        },
-    )
-
-
-def _kept(analysis: Analysis, segmentation: Segmentation) -> dict[str, Any]:
-    """A new segmentation, with the earlier explanations that are still valid for it."""
-    if segmentation.checksum == analysis.segmentation.checksum:
-        return {"segmentation": segmentation}
-    explanations = tuple(one for one in analysis.explanations if not str(one.target).startswith("lesion"))
-    return {"segmentation": segmentation, "explanations": explanations, "answers": ()}
+    recorded = {**analysis.provenance, "segmentation": dict(chosen.provenance)}
+    before = dataclasses.replace(analysis, provenance=recorded)
+    return _changed(before, changed, model, analysis.decisions, touched)
 
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _chosen(numbers: np.ndarray, number: int, what: str) -> np.ndarray:
-    count = int(numbers.max())
-    if not 1 <= number <= count:
-        raise UsageError(_missing(what, number, count))
-    return numbers == number
-
-
-def _require_there(numbers: Sequence[int], rejected: set[int]) -> None:
-    """Refuse a decision about a lesion that another decision rejects."""
-    for number in numbers:
-        if number in rejected:
-            raise UsageError(f"Lesion {number} is rejected: no other decision about it is possible at the same time.")
-
-
-def _missing(what: str, number: int, count: int) -> str:
-    known = f"there are {count}" if count else f"there is no {what}"
-    return f"There is no {what} {number}: {known}."
-
-
-def _lesion_at(numbers: np.ndarray, labels: Volume, place_lps_mm: Point, *, near: bool) -> int:
-    """The number of the lesion at a point, or (`near`) of the nearest one."""
-    if near:
-        number = lesion_at(numbers, labels.grid, place_lps_mm, _NEAREST_MM)
-    else:
-        voxel = labels.grid.nearest_voxel(place_lps_mm)
-        inside = (voxel >= 0).all() and (voxel < numbers.shape).all()
-        number = int(numbers[tuple(voxel)]) if inside else 0
-    if not number:
-        where = "The point {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
-        raise UsageError(
-            f"{where} is more than {_NEAREST_MM:.0f} mm from every lesion. Add a lesion there instead."
-            if near
-            else f"{where} is not in a lesion, so it cannot be excluded from one."
-        )
-    return number
-
-
-def _bridge(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The voxels on the line between the closest voxels of two components."""
-    from scipy.spatial import cKDTree
-
-    a, b = np.argwhere(first), np.argwhere(second)
-    distances, nearest = cKDTree(a).query(b)
-    end = int(np.argmin(distances))
-    start, stop = a[nearest[end]], b[end]
-    steps = np.linspace(0, 1, int(np.abs(stop - start).max()) + 1)
-    return tuple(np.rint(start + steps[:, None] * (stop - start)).astype(int).T)
-
-
-def _gap(mask: np.ndarray, labels: Volume) -> np.ndarray:
-    """The voxels to remove from a component so that its halves, each nearer to one of its ends, do not touch."""
-    box = bounding_box(mask)
-    assert box is not None
-    voxels = np.argwhere(mask[box])
-    points = labels.grid.to_lps((voxels + box.start)[:, ::-1])
-    first = points[((points - points.mean(axis=0)) ** 2).sum(axis=1).argmax()]
-    second = points[((points - first) ** 2).sum(axis=1).argmax()]
-    nearer = ((points - first) ** 2).sum(axis=1) <= ((points - second) ** 2).sum(axis=1)
-    half = np.zeros(mask[box].shape, bool)
-    half[tuple(voxels[nearer].T)] = True
-    gap = np.zeros_like(mask)
-    gap[box] = grown(half) & mask[box] & ~half
-    return gap

@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 
 from ..analysis import Analysis, Decision
-from ..inference.lesions import lesion_at, lesion_components, numbered_candidates
+from ..inference.lesions import lesion_at, numbered_candidates, numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
 from ..measure import measure
 from ..measure.candidates import measure_rejected
 from ..measure.measurements import LesionMeasurements, Measurements
 from ..measure.recist import recist
-from ..volumes.box import components
 from ..volumes.volume import Volume
+from .packing import unpack_mask
 from .rejections import candidate_status, rejections
+
+#: The remark on diameters that no longer apply.
+_OUTDATED = (
+    "no longer applies: the lesion does not have the outline that was measured, so it was measured automatically"
+)
 
 
 def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[Decision] = ()) -> dict[str, Any]:
@@ -35,8 +40,9 @@ def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[
     places = [target["place_lps_mm"] for target in targets or ()]
     places = next((list(one.points_lps_mm) for one in reversed(decisions) if one.kind == "target"), places)
     if places:
-        numbers, grid = lesion_components(segmentation), segmentation.labels.grid
-        there = (lesion_at(numbers, grid, tuple(place)) for place in places)
+        box, pieces = numbered_lesions(segmentation)
+        grid = segmentation.labels.grid.cropped(box)
+        there = (lesion_at(pieces, grid, tuple(place)) for place in places)
         targets = sorted({number for number in there if number}) or None
     return {"height_cm": asked.get("height_cm"), "weight_kg": asked.get("weight_kg"), "targets": targets}
 
@@ -56,9 +62,10 @@ def measure_again(
     volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
 ) -> Measurements:
     """Measure again, with the source of each outline, the status of each candidate, and the rejected lesions."""
-    measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions))
-    model, numbers = own.segmentation.mask("tumor"), lesion_components(segmentation)
-    lesions = tuple(_with_source(lesion, _source(numbers == lesion.number, model)) for lesion in measured.lesions)
+    known = own.segmentation, own.measurements
+    measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions), known=known)
+    sources = _sources(segmentation, own.segmentation)
+    lesions = tuple(_with_source(lesion, sources[lesion.number]) for lesion in measured.lesions)
     box, pieces = numbered_candidates(own.segmentation)
     candidates = tuple(
         dataclasses.replace(one, status=candidate_status(pieces == one.number, box, segmentation, decisions))
@@ -80,16 +87,11 @@ def measure_again(
 def with_calipers(measured: Measurements, segmentation: Segmentation, decisions: Sequence[Decision]) -> Measurements:
     """Replace diameters by those that a reader measured, and update the sum of the targets accordingly.
 
-    :param segmentation: the segmentation that was measured; a decision concerns the lesion that now contains its point.
-    :param decisions: only those of kind "measure" are used; the last one for each lesion counts.
+    :param segmentation: the segmentation that was measured.
+    :param decisions: those of kind "measure" are used if the lesion still has the outline that the reader measured; the
+        last one for each lesion counts.
     """
-    numbers, grid = lesion_components(segmentation), segmentation.labels.grid
-    calipers = {}
-    for one in decisions:
-        if one.kind == "measure" and one.place_lps_mm is not None:
-            voxel = grid.nearest_voxel(one.place_lps_mm)
-            if (voxel >= 0).all() and (voxel < numbers.shape).all():
-                calipers[int(numbers[tuple(voxel)])] = one.points_lps_mm
+    calipers = {_lesion_measured(one, segmentation): one.points_lps_mm for one in decisions if one.kind == "measure"}
     if not calipers.keys() & {lesion.number for lesion in measured.lesions}:
         return measured
     changed = []
@@ -106,10 +108,32 @@ def with_calipers(measured: Measurements, segmentation: Segmentation, decisions:
             words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
             lesion = dataclasses.replace(lesion, axial=axial, source=words)
         changed.append(lesion)
-    thickness = grid.spacing["ijk".index(changed[0].axial.slice_axis)]
+    thickness = segmentation.labels.grid.spacing["ijk".index(changed[0].axial.slice_axis)]
     named = measured.recist.targets if measured.recist is not None and measured.recist.chosen_by_reader else None
     lengths = {lesion.number: lesion.axial.long_mm for lesion in changed}
     return dataclasses.replace(measured, lesions=tuple(changed), recist=recist(lengths, thickness, named))
+
+
+def with_remarks(decisions: Sequence[Decision], segmentation: Segmentation) -> tuple[Decision, ...]:
+    """The decisions; those of kind "measure" whose lesion has another outline in `segmentation` say so."""
+    return tuple(
+        dataclasses.replace(one, remark="" if _lesion_measured(one, segmentation) else _OUTDATED)
+        if one.kind == "measure"
+        else one
+        for one in decisions
+    )
+
+
+def _lesion_measured(decision: Decision, segmentation: Segmentation) -> int:
+    """The number of the lesion with exactly the voxels of a decision; 0 if there is none."""
+    where, voxels = unpack_mask(decision.voxels)
+    box, pieces = numbered_lesions(segmentation)
+    if not voxels.any() or where.intersection(box) != where:
+        return 0
+    inside = pieces[where.relative_to(box)]
+    number = int(inside[voxels][0])
+    is_same = (inside == number) == voxels
+    return number if is_same.all() and np.count_nonzero(pieces == number) == np.count_nonzero(voxels) else 0
 
 
 def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
@@ -117,13 +141,11 @@ def _with_source(lesion: LesionMeasurements, source: str) -> LesionMeasurements:
     return dataclasses.replace(lesion, source=source, reliability=lesion.reliability if source == "model" else None)
 
 
-def _source(mask: np.ndarray, model: np.ndarray) -> str:
-    if not (mask & model).any():
-        return "reader"
-    return "model" if model[mask].all() and _is_whole(mask, model) else "model, edited by the reader"
-
-
-def _is_whole(mask: np.ndarray, model: np.ndarray) -> bool:
-    """Whether a lesion is one of the model's, voxel by voxel."""
-    numbers = components(model, corners=True)
-    return bool(((numbers == numbers[tuple(np.argwhere(mask)[0])]) == mask).all())
+def _sources(segmentation: Segmentation, own: Segmentation) -> dict[int, str]:
+    """Who outlined each lesion of `segmentation`, by its number; `own` is the model's."""
+    box, pieces = numbered_lesions(segmentation)
+    shared = np.unique(pieces[own.mask("tumor", box)]).tolist()
+    sources = dict.fromkeys(range(1, int(pieces.max(initial=0)) + 1), "reader")
+    sources.update(dict.fromkeys(shared, "model, edited by the reader"))
+    sources.update(dict.fromkeys(same_lesions(own, segmentation).values(), "model"))
+    return sources

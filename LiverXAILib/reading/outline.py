@@ -21,7 +21,8 @@ from scipy import ndimage
 from ..errors import UsageError
 from ..inference.outline_network import SCALES_MM, SIZE, Click, outline_by_network
 from ..inference.segmentation import Segmentation
-from ..volumes.box import Box, central_voxel, components
+from ..text import place_text
+from ..volumes.box import Box, bounding_box, central_voxel, components
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 
@@ -84,8 +85,8 @@ def outline_lesion(
     if mask is not None:
         return near.box, mask & near.organ
     raise UsageError(
-        f"{_words(place_lps_mm)}: nothing there differs from the liver by more than {LEAST_CONTRAST_HU:.0f} HU. "
-        "Draw the lesion by hand."
+        f"The point {place_text(place_lps_mm)}: nothing there differs from the liver by more than "
+        f"{LEAST_CONTRAST_HU:.0f} HU. Draw the lesion by hand."
     )
 
 
@@ -99,7 +100,9 @@ def correct_outline(
     :return: a box of the CT, and the lesion's mask there; the mask outside the box stays.
     :raises LiverXAILib.errors.UsageError: the point is outside the image or the liver.
     """
-    voxels = np.argwhere(lesion)
+    box = bounding_box(lesion)
+    assert box is not None  # a lesion has voxels
+    voxels = np.argwhere(lesion[box]) + box.start
     x, y, z = (float(value) for value in volume.grid.to_lps(central_voxel(voxels)[::-1]))
     scale, first = SCALES_MM[-1], (x, y, z)
     if max(np.ptp(volume.grid.to_lps(voxels[:, ::-1]), axis=0)) > (SIZE - 8) * scale:
@@ -147,14 +150,10 @@ class _Neighborhood:
         return whole
 
 
-def _words(place_lps_mm: Point) -> str:
-    return "The point {:.0f}, {:.0f}, {:.0f} (LPS mm)".format(*place_lps_mm)
-
-
 def _neighborhood(volume: Volume, segmentation: Segmentation, place_lps_mm: Point) -> _Neighborhood:
     click = volume.grid.nearest_voxel(place_lps_mm)
     if (click < 0).any() or (click >= volume.shape).any():
-        raise UsageError(f"{_words(place_lps_mm)} lies outside the image.")
+        raise UsageError(f"The point {place_text(place_lps_mm)} lies outside the image.")
     reach = np.ceil(REACH_MM / np.array(volume.spacing[::-1])).astype(int)
     box = Box.between(click, click + 1).grown(reach, volume.shape)
     near = Segmentation(segmentation.labels.cropped(box), segmentation.specs)
@@ -163,8 +162,8 @@ def _neighborhood(volume: Volume, segmentation: Segmentation, place_lps_mm: Poin
     start = tuple(click - box.start)
     if not organ[start]:
         raise UsageError(
-            f"{_words(place_lps_mm)} lies outside the liver. Click inside the lesion; nothing is outlined outside the "
-            "liver."
+            f"The point {place_text(place_lps_mm)} lies outside the liver. Click inside the lesion; nothing is "
+            "outlined outside the liver."
         )
     tissue = liver & (near.labels.array != segmentation.spec("tumor").value)
     median = float(np.median(volume.array[box][tissue])) if tissue.any() else 0.0

@@ -32,7 +32,8 @@ class Rejection:
 def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: Segmentation) -> list[Rejection]:
     """The rejected lesions to be listed, the largest first.
 
-    A rejected lesion is not listed if most of it is a lesion again, for whatever reason, or if it is a candidate of
+    A candidate that was dismissed is one of them at an operating point at which the model counts it as a lesion. A
+    rejected lesion is not listed if most of it is a lesion again, for whatever reason, or if it is a candidate of
     the model, because it is then listed among the candidates.
 
     :param segmentation: the current labels.
@@ -41,16 +42,16 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
     found: list[Rejection] = []
     box, pieces = numbered_candidates(own)
     for decision in reversed(decisions):
-        if decision.kind != "reject":
+        if decision.kind not in ("reject", "dismiss"):
             continue
         one = Rejection(decision, *unpack_mask(decision.voxels))
         again = segmentation.mask("tumor", one.box) if one.mask.any() else one.mask
-        if not one.mask.any() or _most(again, one.mask):
+        if not one.mask.any() or most(again, one.mask):
             continue
-        if _most(Mask(box, pieces > 0).on(one.box), one.mask):
+        if most(Mask(box, pieces > 0).on(one.box), one.mask):
             continue
         # A lesion that was rejected twice is listed once.
-        if not any(_most(Mask(other.box, other.mask).on(one.box), one.mask) for other in found):
+        if not any(most(Mask(other.box, other.mask).on(one.box), one.mask) for other in found):
             found.append(one)
     return sorted(found, key=lambda one: -np.count_nonzero(one.mask))
 
@@ -60,14 +61,14 @@ def candidate_status(piece: np.ndarray, box: Box, segmentation: Segmentation, de
 
     :param piece: the candidate's voxels (bool; k, j, i) in `box` of the image.
     """
-    if _most(segmentation.mask("tumor", box), piece):
+    if most(segmentation.mask("tumor", box), piece):
         return "accepted"
     for decision in decisions:
-        if decision.kind in ("accept", "reject") and _most(unpack_mask(decision.voxels).on(box), piece):
+        if decision.kind in ("accept", "reject", "dismiss") and most(unpack_mask(decision.voxels).on(box), piece):
             return "rejected"
     return "open"
 
 
-def _most(other: np.ndarray, mask: np.ndarray) -> bool:
+def most(other: np.ndarray, mask: np.ndarray) -> bool:
     """Whether most voxels of `mask` are also in `other`."""
     return bool(2 * np.count_nonzero(other & mask) > np.count_nonzero(mask))

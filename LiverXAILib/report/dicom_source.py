@@ -21,8 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, generate_uid
 
 from ..errors import InputError, UsageError
-from ..volumes.dicom.headers import pydicom_warnings_hidden
-from ..volumes.volume import Volume
+from ..volumes.dicom.headers import pydicom_warnings_hidden, read_header
+from ..volumes.volume import Grid, Volume
 
 _TAGS = [
     *("SpecificCharacterSet", "PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -33,6 +33,8 @@ _TAGS = [
 #: The maximum length of each text, by value representation.
 _LONGEST = {"SH": 16, "LO": 64, "PN": 64}
 _SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
+#: Distance, in voxels, within which a slice is where its file says.
+_SAME_PLACE = 0.05
 #: Significant digits that fit into the 16 characters of a DICOM decimal string.
 _DECIMALS = 9
 
@@ -84,6 +86,48 @@ def read_source(volume: Volume) -> DicomSource:
         header.ImagePositionPatient = _decimals(volume.grid.to_lps(np.array([0.0, 0.0, float(k)])))
         headers.append(header)
     return DicomSource(tuple(headers), referenced, tuple(cleaned.notes))
+
+
+def files_of_slices(files: Sequence[Path], grid: Grid) -> list[Path]:
+    """Sort the files of a series by the slices of a volume that was made from them elsewhere, such as in Slicer.
+
+    :param files: one for each slice, in any order.
+    :param grid: the volume's, LPS mm.
+    :raises LiverXAILib.errors.UsageError: the volume's slices are not those of the files, or not where they were
+        acquired.
+    :raises LiverXAILib.errors.InputError: a file can no longer be read.
+    """
+    to_index = np.linalg.inv(grid.ijk_to_lps)
+    found: dict[int, Path] = {}
+    for path in files:
+        corners = to_index @ _corners(path)
+        k = round(float(corners[2, 0]))
+        expected = [[0, grid.shape[2] - 1], [0, grid.shape[1] - 1], [k, k]]
+        if np.abs(corners[:3] - expected).max() < _SAME_PLACE and 0 <= k < grid.shape[0]:
+            found[k] = path
+    if len(found) != grid.shape[0]:
+        raise UsageError(
+            f"Of the {grid.shape[0]} slices of the CT, {len(found)} are where its DICOM files say. It was transformed, "
+            "cropped or resampled since it was loaded, so no DICOM object of its series can be made. Load it again, or "
+            "do not choose DICOM files."
+        )
+    return [found[k] for k in range(grid.shape[0])]
+
+
+def _corners(path: Path) -> np.ndarray:
+    """The centers of the first and the last pixel of a slice, LPS mm, as columns (x, y, z, 1); NaN if unknown."""
+    try:
+        header = read_header(path)
+    except (InputError, OSError) as error:
+        raise InputError(f"{path} can no longer be read, so no DICOM object can refer to it.") from error
+    if header is None or len(header.slices) != 1:
+        return np.full((4, 2), np.nan)
+    (one,) = header.slices
+    if one.position is None or one.orientation is None or one.pixel_spacing is None:
+        return np.full((4, 2), np.nan)
+    across, down = one.orientation.reshape(2, 3) * one.pixel_spacing[::-1, None]
+    last = one.position + across * (one.size[1] - 1) + down * (one.size[0] - 1)
+    return np.array([[*one.position, 1.0], [*last, 1.0]]).T
 
 
 def study_text(volume: Volume) -> str:

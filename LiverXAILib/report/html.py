@@ -262,7 +262,7 @@ def _without_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     known = {key: value for key, value in source.items() if key in (*_TELLABLE, "shape", "spacing_mm", "warnings")}
     told = {**provenance, "input": known}
     if "reader" in told:  # the voxels are for programs, which find them in provenance.json
-        told["reader"] = [{k: v for k, v in one.items() if k != "voxels"} for one in told["reader"]]
+        told["reader"] = [{k: v for k, v in one.items() if k not in ("voxels", "before")} for one in told["reader"]]
     return told
 
 

@@ -195,6 +195,9 @@ class WorkerClient:
     ) -> int:
         """Apply a reader's decisions and measure again; the result is an :class:`Analysis` without explanations.
 
+        :param decisions: a decision about a finding with a number should also have its place (`place_lps_mm`, and
+            `points_lps_mm` for several lesions; LPS mm): it decides if the number belongs to another finding by now.
+            Those of kind "undo" come first: each takes back the last decision, see :func:`LiverXAILib.reading.undo`.
         :param token: token of the image, as in :meth:`explain`.
         :param labels: token of the labels that result from the decisions, as in :meth:`explain`.
         :param segmentation: the current labels, if they were edited by hand.
@@ -224,26 +227,56 @@ class WorkerClient:
         }
         return self._ask("refine", arguments, volume, segmentation, held={"image": token, "labels": labels})
 
-    def write(self, token: str, folder: str | Path, **options: Any) -> int:
+    def write(
+        self,
+        token: str,
+        folder: str | Path,
+        result: str = "",
+        *,
+        dicom_files: Sequence[str | Path] = (),
+        **options: Any,
+    ) -> int:
         """Write the files of the last analysis; the result contains "files" by role, and "warnings".
 
+        :param token: token of the image.
+        :param result: the worker's name for the result's labels: the image's token after :meth:`analyze` (default), or
+            `name` of :meth:`refine`. If the worker holds another result, the request fails.
+        :param dicom_files: the files of the image's series, for DICOM objects; empty: those in the image's metadata.
         :param options: `write`, `report`, `dicom` and `scene` of :class:`LiverXAILib.options.Options`.
         """
-        return self._ask("write", {"token": token, "folder": str(folder), "options": options})
+        files = [str(path) for path in dicom_files]
+        return self._ask(
+            "write",
+            {
+                "token": token,
+                "result": result or token,
+                "folder": str(folder),
+                "dicom_files": files,
+                "options": options,
+            },
+        )
 
     def compare(
-        self, token: str, prior: Sequence[str | Path], folder: str | Path, days: Sequence[float] | None = None
+        self,
+        token: str,
+        prior: Sequence[str | Path],
+        folder: str | Path,
+        result: str = "",
+        days: Sequence[float] | None = None,
     ) -> int:
         """Compare the last analysis with results of earlier studies and write the comparison into `folder`.
 
         The result contains "files" by role, a "summary" as text, and "warnings".
 
+        :param token, result: as in :meth:`write`.
         :param prior: folders written by ``analyze``, the oldest first.
         :param days: days of all studies since the first; None: from DICOM dates, where available.
         """
         given = None if days is None else [float(day) for day in days]
+        earlier = [str(path) for path in prior]
         return self._ask(
-            "compare", {"token": token, "prior": [str(path) for path in prior], "folder": str(folder), "days": given}
+            "compare",
+            {"token": token, "result": result or token, "prior": earlier, "folder": str(folder), "days": given},
         )
 
     def download(self, model: str, *, accept_license: bool = False) -> int:

@@ -246,7 +246,7 @@ class RequestHandler:
         from ..inference.segmentation import labels_checksum
         from ..inference.sensitivity import STANDARD
         from ..options import Options
-        from ..reading import change_sensitivity, refine, resume
+        from ..reading import change_sensitivity, refine, resume, undo
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
@@ -268,6 +268,8 @@ class RequestHandler:
         if now is not None and not _same(now, current.segmentation.labels):
             current, measured = refine(current, (), now, who=who), True
         asked = tuple(map(Decision.from_dict, decisions))
+        while asked and asked[0].kind == "undo":
+            current, measured, asked = undo(current), True, asked[1:]
         refined = refine(current, asked, who=who) if asked or not measured else current
         # After the decisions, because they use the numbers that the reader has seen.
         chosen = (refined.own or refined).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)
@@ -277,29 +279,36 @@ class RequestHandler:
         self._segmentation = (labels["token"], refined.segmentation)
         return pack_analysis(dataclasses.replace(refined, explanations=()), self.folder)
 
-    def _write(self, token: str, folder: str, options: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+    def _write(
+        self,
+        token: str,
+        result: str,
+        folder: str,
+        dicom_files: list[str],
+        options: Mapping[str, Any],
+        context: RunContext,
+    ) -> dict[str, Any]:
         from ..options import Options
 
-        chosen = Options.from_mapping({"scene": False, **options})
+        # By default, no scene: it is written by Slicer, where this process runs.
+        chosen = Options.from_mapping(options if "write" in options else {"scene": False, **options})
         chosen.require_valid()
-
-        if self._analysis is None or self._analysis[0] != token:
-            raise UsageError("The analysis is no longer available, so it cannot be written. Press Apply again.")
+        analysis = self._held_analysis(token, result, "written")
+        if dicom_files:
+            analysis = _with_dicom_files(analysis, list(map(Path, dicom_files)))
         context.report("Writing", 0.5)
         for writer in chosen.writers():
-            writer.check(self._analysis[1].volume)
-        written = chosen.save(self._analysis[1], Path(folder))
+            writer.check(analysis.volume)
+        written = chosen.save(analysis, Path(folder))
         files = {role: str(path) for role, path in written.files.items()}
         return {"files": files, "warnings": written.warnings}
 
     def _compare(
-        self, token: str, prior: list[str], folder: str, days: list[float] | None, context: RunContext
+        self, token: str, result: str, prior: list[str], folder: str, days: list[float] | None, context: RunContext
     ) -> dict[str, Any]:
         from ..followup import compare, write_comparison
 
-        if self._analysis is None or self._analysis[0] != token:
-            raise UsageError("The analysis is no longer available, so it cannot be compared. Press Apply again.")
-        found = compare([*prior, self._analysis[1]], days=days, **context.keywords)
+        found = compare([*prior, self._held_analysis(token, result, "compared")], days=days, **context.keywords)
         files = {role: str(path) for role, path in write_comparison(found, folder).items()}
         return {"files": files, "summary": found.findings.summary(), "warnings": list(found.findings.remarks)}
 
@@ -330,6 +339,14 @@ class RequestHandler:
         versions = {"LiverXAI": __version__, "Python": platform.python_version(), "torch": torch.__version__}
         return {"devices": devices, "versions": versions, "platform": platform.platform()}
 
+    def _held_analysis(self, token: str, result: str, purpose: str) -> Analysis:
+        """The analysis of the image with this token, if it is the result that was asked for."""
+        if self._analysis is None or self._analysis[0] != token or self._result != result:
+            raise UsageError(
+                f"This result is no longer available, so it cannot be {purpose}. Press Apply again, or Measure again."
+            )
+        return self._analysis[1]
+
     # --- what stays loaded -------------------------------------------------------------------------------------------
 
     def _get_model(self, name: str, context: RunContext) -> Model:
@@ -354,6 +371,23 @@ class RequestHandler:
         if self._volume is None or self._volume[0] != image["token"]:
             raise UsageError("The image is no longer available. Press Apply again.")
         return self._volume[1]
+
+
+def _with_dicom_files(analysis: Analysis, files: list[Path]) -> Analysis:
+    """Record the files that the image was loaded from, so that DICOM objects of their series can be made."""
+    from ..report.dicom_source import files_of_slices
+
+    in_order = [str(path) for path in files_of_slices(files, analysis.volume.grid)]
+
+    def told(volume: Volume) -> Volume:
+        return dataclasses.replace(volume, metadata={**volume.metadata, "files": in_order})
+
+    labels = told(analysis.segmentation.labels)
+    return dataclasses.replace(
+        analysis,
+        volume=told(analysis.volume),
+        segmentation=dataclasses.replace(analysis.segmentation, labels=labels),
+    )
 
 
 def _same(first: Volume, second: Volume) -> bool:

@@ -16,11 +16,12 @@ from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.mrml import (
     decisions_of,
+    differs_from_measured,
     labels_token,
     read_segments,
+    record_measured,
     segmentation_from_node,
     segmentation_to_node,
-    segments_checksum,
     volume_to_node,
 )
 from LiverXAILib.report.segmentation_file import write_segmentation_file
@@ -214,25 +215,33 @@ def test_segments_are_read_without_a_copy_and_stay_readable_when_they_are_replac
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_segments_have_one_checksum_however_they_are_stored_and_another_after_an_edit(scene, name):
+def test_segments_are_as_measured_however_they_are_stored_and_not_after_an_edit(scene, name):
     import slicer
 
     ct, node = shown(scene, random_segmentation(GEOMETRIES[name]))
-    before = segments_checksum(node)
+    assert not differs_from_measured(node)  # nothing is recorded
+    record_measured(node)
+    assert not differs_from_measured(node)
     node.GetSegmentation().SeparateSegmentLabelmap("tumor")
-    assert segments_checksum(node) == before
+    assert not differs_from_measured(node)
     node.GetSegmentation().CollapseBinaryLabelmaps(False)
-    assert segments_checksum(node) == before
+    assert not differs_from_measured(node)
     tumor = slicer.util.arrayFromSegmentBinaryLabelmap(node, "tumor", ct)
     for change in ((2, 2, 2), (2, 3, 3)):  # within the segment's box, one voxel less and one more
         edited = tumor.copy()
         edited[change] = 1 - edited[change]
         slicer.util.updateSegmentBinaryLabelmapFromArray(edited, node, "tumor", ct)
-        assert segments_checksum(node) != before
+        assert differs_from_measured(node)
     slicer.util.updateSegmentBinaryLabelmapFromArray(np.roll(tumor, 1, axis=2), node, "tumor", ct)
-    assert segments_checksum(node) != before
+    assert differs_from_measured(node)
     slicer.util.updateSegmentBinaryLabelmapFromArray(tumor, node, "tumor", ct)
-    assert segments_checksum(node) == before
+    assert not differs_from_measured(node)
+    node.GetSegmentation().RemoveSegment("tumor")
+    assert differs_from_measured(node)
+    record_measured(node)
+    assert not differs_from_measured(node)
+    node.GetSegmentation().AddEmptySegment("new", "new")
+    assert not differs_from_measured(node)
 
 
 def test_nothing_found_is_an_empty_segment_that_can_be_shown_saved_and_read(scene, tmp_path):

@@ -139,6 +139,45 @@ def test_a_segment_that_the_reader_drew_is_measured_and_can_be_rejected(panel, t
     assert sorted(decided(panel)) == ["model", "model", "rejected by reader"]
 
 
+def test_a_segment_without_a_known_name_is_named_instead_of_being_left_out_silently(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    drawn = np.zeros(tumor(segmentation, node).shape, np.uint8)
+    drawn[7:10, 19:23, 15:18] = 1
+    segmentation.GetSegmentation().AddEmptySegment("Segment_1", "Segment_1")
+    segmentation.GetSegmentation().AddEmptySegment("Segment_2", "Segment_2")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, segmentation, "Segment_1", node)
+    qtapplication.process_events()
+    measure(panel)
+    assert panel.ui.statusLabel.text.endswith("neither liver nor tumor by name or terminology: Segment_1.")
+    segmentation.GetSegmentation().GetSegment("Segment_1").SetName("tumor")
+    measure_again = panel.ui.measureButton
+    drawn[7, 19, 15] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, segmentation, "Segment_1", node)
+    qtapplication.process_events()
+    panel.click(measure_again)
+    wait_idle(panel)
+    assert "terminology" not in panel.ui.statusLabel.text
+    assert "reader" in decided(panel)
+
+
+def test_the_save_button_says_why_it_is_disabled(panel, toy_model, tmp_path):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    assert panel.ui.saveButton.enabled
+    assert panel.ui.saveButton.toolTip.startswith("Save a folder")
+    (segmentation,) = results(node, "segmentation")
+    segmentation.GetSegmentation().RemoveSegment("tumor")
+    qtapplication.process_events()
+    assert not panel.ui.saveButton.enabled
+    assert "Measure again" in panel.ui.saveButton.toolTip
+    choose_model(panel, str(write_model(tmp_path / "other", liver_hu=40.0)))
+    assert "Choose the model" in panel.ui.compareButton.toolTip
+
+
 def test_undo_in_the_segment_editor_is_an_edit_like_others(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     panel.ui.autoMeasureCheckBox.checked = False

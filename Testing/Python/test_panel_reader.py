@@ -21,6 +21,7 @@ from panel_toys import (
 )
 
 import LiverXAILib as lx
+from LiverXAILib.mrml import volume_from_node
 from LiverXAILib.reading import reject
 
 qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
@@ -261,12 +262,11 @@ def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_
     assert segment_array(new, "tumor", node).any()
     np.testing.assert_array_equal(segment_array(edited, "tumor", node), kept)
     assert slicer.mrmlScene.GetNodeByID(table.GetID()) is table
-    assert panel.ui.resultSelector.visible
     assert "with the reader's changes" in panel.ui.resultSelector.itemText(1)
     panel.ui.resultSelector.setCurrentIndex(1)
     qtapplication.process_events()
     assert results(node, "segmentation") == [edited]
-    assert panel.ui.resultSelector.count == 2
+    assert panel.ui.resultSelector.count == 3  # this one, the newer one, and another new one
     # A restored segmentation is measured as it is, not as the newer result of the same CT.
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
@@ -280,7 +280,7 @@ def test_an_untouched_result_of_the_same_model_is_updated_in_place(panel, toy_mo
     before = results(node, "segmentation")
     apply_and_wait(panel)
     assert results(node, "segmentation") == before
-    assert not panel.ui.resultSelector.visible
+    assert panel.ui.resultSelector.count == 2  # this one, and a new one
 
 
 def test_a_second_model_makes_a_second_result(panel, toy_model, tmp_path):
@@ -291,7 +291,7 @@ def test_a_second_model_makes_a_second_result(panel, toy_model, tmp_path):
     apply_and_wait(panel)
     (second,) = results(node, "segmentation")
     assert second is not first
-    assert panel.ui.resultSelector.count == 2
+    assert panel.ui.resultSelector.count == 3
 
 
 def test_after_reopening_the_scene_everything_is_as_the_reader_left_it(panel, toy_model, tmp_path):
@@ -310,15 +310,17 @@ def test_after_reopening_the_scene_everything_is_as_the_reader_left_it(panel, to
     assert json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))[0]["kind"] == "reject"
 
 
-def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(panel, tmp_path):
-    """A network with confident output only above 300 HU: the lesion of 200 HU is a candidate."""
+def unsure_model(tmp_path):
+    """The toy model with confident output only above 300 HU: lesions of 200 HU are candidates."""
     folder = write_model(tmp_path / "unsure")
     card = json.loads((folder / "card.json").read_text())
     card["stages"][0]["peak_threshold"] = {"tumor": 9.0}
     (folder / "card.json").write_text(json.dumps(card))
-    volume = phantom(lesions=2)
-    array = volume.array.copy()
-    node = prepare(panel, volume.with_array(array), str(folder), "nothing")
+    return str(folder)
+
+
+def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(panel, tmp_path):
+    node = prepare(panel, phantom(lesions=2), unsure_model(tmp_path), "nothing")
     view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
     view.SetLayoutName("Red")
     apply_and_wait(panel)
@@ -328,11 +330,65 @@ def test_a_candidate_is_listed_beneath_the_lesions_and_accepted_by_one_click(pan
     panel.ui.lesionTable.selectRow(0)
     superior = panel.widget.results.candidates[0]["place_lps_mm"][2]
     np.testing.assert_allclose(view.GetSliceToRAS().GetElement(2, 3), superior, atol=0.01)
-    assert not panel.ui.rejectButton.enabled
     panel.click(panel.ui.acceptButton)
     wait_idle(panel)
     assert decided(panel) == ["reader", "accepted", "candidate"]
     (segmentation,) = results(node, "segmentation")
+    assert segment_array(segmentation, "tumor", node).any()
+
+
+def test_candidates_are_rejected_and_accepted_several_at_a_time(panel, tmp_path):
+    node = prepare(panel, phantom(lesions=3), unsure_model(tmp_path), "nothing")
+    apply_and_wait(panel)
+    assert decided(panel) == ["candidate"] * 3
+    decide(panel, 1, "reject")
+    assert decided(panel) == ["candidate", "rejected", "candidate"]
+    (segmentation,) = results(node, "segmentation")
+    assert not segment_array(segmentation, "tumor", node).any()
+    decisions = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert [(one["kind"], one["numbers"]) for one in decisions] == [("dismiss", [2])]
+    panel.ui.lesionTable.selectAll()
+    panel.click(panel.ui.acceptButton)
+    wait_idle(panel)
+    assert decided(panel)[3:] == ["accepted"] * 3
+    assert len(panel.widget.results.lesions) == 3
+
+
+def test_undo_takes_back_one_decision_after_the_other(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    before = segment_array(segmentation, "tumor", node).copy()
+    assert not panel.ui.undoButton.enabled
+    panel.ui.lesionTable.selectAll()
+    panel.click(panel.ui.mergeButton)
+    wait_idle(panel)
+    decide(panel, 0, "reject")
+    assert len(panel.widget.results.lesions) == 0
+    panel.widget.runner.client.close()  # also by a worker that has not seen the decisions
+    panel.click(panel.ui.undoButton)
+    wait_idle(panel)
+    assert len(panel.widget.results.lesions) == 1
+    panel.click(panel.ui.undoButton)
+    wait_idle(panel)
+    assert decided(panel) == ["model", "model"]
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
+    assert not panel.ui.undoButton.enabled
+
+
+def test_a_decision_is_about_the_lesion_that_was_seen_whatever_its_number_is_now(panel, toy_model, monkeypatch):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    panel.ui.lesionTable.selectRow(1)
+    (second,) = panel.widget.results.selected_lesions
+    place = panel.widget.results.place_of(2)
+    assert second == (2, place)
+    monkeypatch.setattr(type(panel.widget.results), "selected_lesions", [second._replace(number=1)])  # an older list
+    panel.click(panel.ui.rejectButton)
+    wait_idle(panel)
+    rejected = tuple(volume_from_node(node).grid.nearest_voxel(place))
+    assert not segment_array(segmentation, "tumor", node)[rejected]
     assert segment_array(segmentation, "tumor", node).any()
 
 

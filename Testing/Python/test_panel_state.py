@@ -475,7 +475,7 @@ def test_the_panel_is_used_by_keys_alone_from_top_to_bottom(panel, toy_model):
         seen.append(focused.name if focused is not None else "")
         QTest.keyClick(QtWidgets.QApplication.focusWidget(), QtCore.Qt.Key_Tab)
     order = list(dict.fromkeys(seen))
-    expected = ["inputSelector", "modelSelector", "modelFolder", "targetSelector", "applyButton", "advancedButton"]
+    expected = ["inputSelector", "modelSelector", "modelFolder", "targetSelector", "resultSelector", "applyButton"]
     assert order[: len(expected)] == expected
     panel.ui.applyButton.setFocus()
     QTest.keyClick(panel.ui.applyButton, QtCore.Qt.Key_Space)

@@ -21,11 +21,11 @@ from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import Target
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.inference import Segmentation
-from LiverXAILib.inference.lesions import candidate_components, lesion_components
+from LiverXAILib.inference.lesions import candidate_components, lesion_components, same_lesions
 from LiverXAILib.inference.sensitivity import at_sensitivity, choose_point
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR, ModelSpec, registry
-from LiverXAILib.models.spec import OperatingPoint
+from LiverXAILib.models.spec import OperatingPoint, Reliability
 from LiverXAILib.reading import (
     accept,
     add,
@@ -262,6 +262,46 @@ def test_what_was_edited_by_hand_stays_in_later_sessions_at_other_sensitivities(
             away = restarted(change_sensitivity(mine, there))
             back = change_sensitivity(restarted(away), "standard")
             np.testing.assert_array_equal(back.segmentation.mask("tumor"), COUNTED | UNSURE)
+
+
+@pytest.mark.parametrize(
+    "decisions",
+    [
+        [reject(1)],
+        [accept(1)],
+        [split(1)],
+        [merge(1, 2)],
+        [exclude(place(ball((12, 14, 22), 1)))],
+        [accept(1), reject(2), choose_targets(1)],
+    ],
+)
+def test_what_is_not_measured_again_is_as_if_it_were(decisions):
+    one = analysis()
+    names = ("edge_share", "log10_ml")
+    card = dataclasses.asdict(
+        Reliability(0.0, dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.1), dict.fromkeys(names, 1.0), 2, 1)
+    )
+    segmentation = dataclasses.replace(
+        one.segmentation, provenance={**one.segmentation.provenance, "reliability": card}
+    )
+    one = dataclasses.replace(one, segmentation=segmentation, measurements=measure(one.volume, segmentation))
+    assert one.measurements.lesions[0].reliability is not None
+    result = refine(refine(one, [add(place(MISSED))]), decisions)
+    afresh = measure(one.volume, result.segmentation, targets=result.measurements.recist.targets)
+    for lesion, again in zip(result.measurements.lesions, afresh.lesions, strict=True):
+        reliability = again.reliability if lesion.source == "model" else None
+        assert lesion == dataclasses.replace(again, source=lesion.source, reliability=reliability)
+    for name in ("liver_mean_hu", "tumor_volume_ml", "functional_volume_ml", "phase", "plausible"):
+        assert getattr(result.measurements, name) == getattr(afresh, name)
+
+
+def test_lesions_with_the_same_voxels_are_found_under_their_new_numbers():
+    one = analysis()
+    assert same_lesions(one.segmentation, one.segmentation) == {1: 1, 2: 2}
+    assert same_lesions(one.segmentation, refine(one, [reject(1)]).segmentation) == {2: 1}
+    assert same_lesions(one.segmentation, refine(one, [exclude(place(COUNTED))]).segmentation) == {2: 1}
+    assert same_lesions(one.segmentation, refine(one, [merge(1, 2)]).segmentation) == {}
+    assert same_lesions(one.segmentation, refine(one, [reject(1), reject(2)]).segmentation) == {}
 
 
 def test_decisions_of_one_round_do_not_undo_one_another():
@@ -535,7 +575,7 @@ def test_files_and_report_say_which_heat_maps_are_from_before_the_changes(tmp_pa
         ),
     )
     changed = refine(one, [reject(2)])
-    assert [str(x.target) for x in changed.explanations] == ["tumor"]
+    assert [str(x.target) for x in changed.explanations] == ["tumor", "lesion:1"]
     back = refine(changed, [restore(1)])
     for result, says in ((one, 0), (changed, 1), (back, 0), (refine(one, [choose_targets(1)]), 0)):
         files = lx.write_analysis(result, tmp_path)

@@ -163,6 +163,28 @@ def test_the_readers_decisions_are_applied_to_what_is_in_the_scene(logic, ct):
         logic.refine(volume_to_node(ball_analysis().volume, slicer.mrmlScene, "another"), force=True)
 
 
+def test_numbers_in_the_console_are_those_of_the_table_after_an_edit_too(logic, ct):
+    import slicer.util
+
+    from LiverXAILib.reading import reject
+
+    nodes = logic.analyze(ct, [], device="cpu", force=True)
+    tumor = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct)
+    lesion = tumor > 0
+    # A larger lesion is drawn, which becomes lesion 1 when the segmentation is measured again.
+    liver = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "liver", ct) > 0
+    below = int(np.argwhere(lesion)[:, 1].max()) + 2
+    drawn = liver & ~lesion & (np.indices(liver.shape)[1] > below)
+    assert drawn.sum() > lesion.sum()
+    slicer.util.updateSegmentBinaryLabelmapFromArray((lesion | drawn).astype(np.uint8), nodes.segmentation, "tumor", ct)
+    logic.refine(ct, [reject(1)], device="cpu", force=True)
+    after = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct) > 0
+    np.testing.assert_array_equal(after, drawn)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros_like(tumor), nodes.segmentation, "tumor", ct)
+    with pytest.raises(UsageError, match="was erased"):
+        logic.refine(ct, [reject(1)], device="cpu", force=True)
+
+
 def test_a_segmentation_edited_by_hand_is_explained_as_it_is_now(logic, ct):
     import slicer.util
 

@@ -18,6 +18,7 @@ from batch_toys import phantom, write_dicom, write_model
 from worker_toys import SLOW, alive, children, roomy_phantom, until, wait, wait_for_progress
 
 import LiverXAILib as lx
+from LiverXAILib.analysis import Decision
 from LiverXAILib.worker import WorkerClient, WorkerError
 from LiverXAILib.worker.wire import pack_segmentation, unpack_segmentation
 
@@ -348,3 +349,47 @@ def test_the_worker_writes_every_output_that_the_command_line_writes(shared, mod
     assert {"segmentation.dcm", "probability-liver.nrrd", "segmentation.seg.nrrd"} <= {
         path.name for path in (tmp_path / "result").iterdir()
     }
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["held", "lost"])
+def test_decisions_go_by_places_and_can_be_taken_back(shared, model_folder, lost):
+    volume = phantom(lesions=2)
+    shared.analyze(volume, "reader", model=model_folder, explain=["lesion:2"], device="cpu")
+    first = wait(shared).result
+    kept = {answer.kind: answer for answer in first.answers if str(answer.target) == "lesion:2"}
+    assert kept
+    places = [lesion.centroid_lps_mm for lesion in first.measurements.lesions]
+    held = first
+
+    def ask(*decisions):
+        nonlocal held
+        asked = {"base": "" if lost else names[-1], "segmentation": held.segmentation if lost else None}
+        earlier = [one.to_dict() for one in held.decisions]
+        names.append(f"labels {len(names)} {lost}")
+        shared.refine(
+            decisions, "reader", names[-1], volume=volume, earlier=earlier, model=model_folder, device="cpu", **asked
+        )
+        event = wait(shared)
+        if event.kind == "done":
+            held = event.result
+        return event
+
+    names = ["reader"]
+    # The number is from another list; the place is that of the larger lesion.
+    result = ask(Decision("reject", (2,), places[0])).result
+    assert [x.centroid_lps_mm for x in result.measurements.lesions] == [places[1]]
+    if not lost:
+        assert {answer.kind for answer in result.answers if str(answer.target) == "lesion:1"} == set(kept)
+    refused = ask(Decision("reject", (1,), places[0]))
+    assert refused.kind == "failed"
+    assert "There is no lesion at RAS" in str(refused.error)
+    if not lost:
+        names.pop()
+    assert ask(Decision("split", (1,), places[1])).result.measurements.lesion_count == 2
+    back = ask(Decision("undo"), Decision("undo")).result
+    assert back.decisions == ()
+    assert back.measurements == first.measurements
+    np.testing.assert_array_equal(back.segmentation.labels.array, first.segmentation.labels.array)
+    failed = ask(Decision("undo"))
+    assert failed.kind == "failed"
+    assert "no decision" in str(failed.error)

@@ -38,6 +38,8 @@ class Writer:
         minutes are spent on the analysis.
     :param remarks: sentences about what was repaired in, or left out of, the image's source; they join the warnings.
     :param modules: the modules that it imports when it writes, so that they can be imported ahead of time.
+    :param packages: names of Python packages that it needs and that segmenting does not.
+    :param of_series: is made of the DICOM series that the image was read from.
     :param shows_warnings: is written after the others, so that it can say what could not be written.
     :param prepare: does slow work that does not depend on other outputs, in another thread while those are written;
         `write` gets its result as a third argument.
@@ -53,6 +55,8 @@ class Writer:
     check: Callable[[Volume], None] = nothing_more
     remarks: Callable[[Volume], Sequence[str]] = no_remarks
     modules: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    of_series: bool = False
     shows_warnings: bool = False
     prepare: Callable[[Analysis], Any] | None = None
 

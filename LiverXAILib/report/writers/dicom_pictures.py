@@ -33,5 +33,7 @@ WRITER = Writer(
     _write,
     requirement=_require,
     check=check_source,
+    packages=("highdicom", "matplotlib"),
+    of_series=True,
     remarks=remarks_on_source,
 )

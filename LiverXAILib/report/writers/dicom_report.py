@@ -31,5 +31,7 @@ WRITER = Writer(
     _write,
     requirement=require_extra,
     check=check_source,
+    packages=("highdicom",),
+    of_series=True,
     remarks=remarks_on_source,
 )

@@ -44,6 +44,7 @@ WRITER = Writer(
     default=True,
     requirement=_require,
     modules=("jinja2", "LiverXAILib.report.html", "LiverXAILib.report.answer_pictures", "LiverXAILib.report.viewer"),
+    packages=("matplotlib", "jinja2"),
     shows_warnings=True,
     prepare=_draw,
 )

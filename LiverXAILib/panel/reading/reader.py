@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
-from .. import mrml
-from ..analysis import Decision
-from ..errors import LiverXAIError
-from ..measure.recist import MOST_TARGETS
-from .analyses import Analyses
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from ... import mrml
+from ...analysis import Decision
+from ...errors import LiverXAIError
+from ...measure.recist import MOST_TARGETS
+from ...mrml.nodes import get_attribute
+from ..analyses import Analyses
+from ..heat_maps import HeatMaps
+from ..questions import Questions
+from ..results import NEW_RESULT, Finding, ResultsView
+from ..state import PanelState
+from ..status import StatusLine
+from ..tasks import TaskRunner
 from .calipers import Points
-from .edits import free_title, is_edited
+from .edits import is_edited, title_of
 from .placing import PointPlacing
-from .questions import Questions
-from .results import ResultsView
-from .state import PanelState
-from .status import StatusLine
-from .tasks import TaskRunner
 
 #: Delay between the last edit and the new measurement, in ms.
 IDLE_MS = 2000
@@ -29,14 +35,17 @@ class Reader:
         state: PanelState,
         status: StatusLine,
         questions: Questions,
+        heat_maps: HeatMaps,
         results: ResultsView,
         runner: TaskRunner,
         analyses: Analyses,
     ) -> None:
         self._state, self._ui, self._status, self._questions = state, state.ui, status, questions
-        self._results, self._runner, self._analyses = results, runner, analyses
+        self._heat_maps, self._results, self._runner, self._analyses = heat_maps, results, runner, analyses
         import qt
 
+        #: The tool tips of buttons that say, while they are disabled, why they are.
+        self._tool_tips = [(button, button.toolTip) for button in (state.ui.saveButton, state.ui.compareButton)]
         self._timer = qt.QTimer()
         self._timer.singleShot = True
         self._timer.interval = IDLE_MS
@@ -70,10 +79,10 @@ class Reader:
         ui.editedLabel.visible = edited
         ui.measureButton.visible = node is not None and not self._analyses.is_up_to_date(node)
         ui.measureButton.enabled = idle
-        acceptable = self._results.selected_candidate or self._results.selected_rejected
-        chosen = self._results.selected_lesions
-        ui.acceptButton.enabled = idle and not edited and acceptable > 0
-        ui.rejectButton.enabled = idle and not edited and len(chosen) > 0
+        candidates, chosen = self._results.selected_candidates, self._results.selected_lesions
+        ui.acceptButton.enabled = idle and not edited and bool(candidates or self._results.selected_rejected)
+        ui.rejectButton.enabled = idle and not edited and bool(candidates or chosen)
+        ui.undoButton.enabled = idle and not edited and node is not None and bool(get_attribute(node, "Decisions"))
         ui.mergeButton.enabled = idle and not edited and len(chosen) > 1
         ui.splitButton.enabled = idle and not edited and len(chosen) == 1
         ui.targetsButton.enabled = idle and not edited and 0 < len(chosen) <= MOST_TARGETS
@@ -81,32 +90,52 @@ class Reader:
         ui.includeButton.enabled = ui.excludeButton.enabled = idle and bool(self._results.lesions)
         ui.resultSelector.enabled = not self._runner.busy  # the running task belongs to the current result
         ui.editButton.enabled = ui.tableButton.enabled = node is not None
-        ui.saveButton.enabled = ui.compareButton.enabled = idle and self._analyses.is_up_to_date(node)
+        obstacle = self._obstacle_to_saving(node)
+        for button, tool_tip in self._tool_tips:
+            button.enabled = not obstacle
+            button.toolTip = obstacle or tool_tip
+
+    def _obstacle_to_saving(self, node: Any) -> str:
+        """Return what has to be done before the current result can be saved or compared; "" if nothing."""
+        if self._runner.busy or node is None:
+            return _("Wait until the result is there.")
+        if self._analyses.is_up_to_date(node):
+            return ""
+        if not self._analyses.can_measure(node):
+            return _("Choose the model that made this result, and press Measure again.")
+        if is_edited(node):
+            return _("The numbers are from before the edit. Press Measure again first.")
+        return _("Press Measure again first: this result is from an earlier session, or another one was made since.")
 
     def on_measure(self) -> None:
         """Measure the segmentation as it is now."""
         self._analyses.refine(())
 
     def on_accept(self) -> None:
-        """Count the candidate or rejected lesion chosen in the table as a lesion."""
-        candidate, rejected = self._results.selected_candidate, self._results.selected_rejected
-        self._analyses.refine([Decision("accept", (candidate,)) if candidate else Decision("restore", (rejected,))])
+        """Count the candidates and rejected lesions chosen in the table as lesions."""
+        accepted = [_about("accept", one) for one in self._results.selected_candidates]
+        self._analyses.refine([*accepted, *(_about("restore", one) for one in self._results.selected_rejected)])
 
     def on_reject(self) -> None:
-        """Reject the lesions chosen in the table."""
-        self._analyses.refine([Decision("reject", (number,)) for number in self._results.selected_lesions])
+        """Reject the lesions and candidates chosen in the table."""
+        rejected = [_about("reject", one) for one in self._results.selected_lesions]
+        self._analyses.refine([*rejected, *(_about("dismiss", one) for one in self._results.selected_candidates)])
+
+    def on_undo(self) -> None:
+        """Take back the last decision."""
+        self._analyses.refine([Decision("undo")])
 
     def on_merge(self) -> None:
         """Merge the lesions chosen in the table."""
-        self._analyses.refine([Decision("merge", tuple(self._results.selected_lesions))])
+        self._analyses.refine([_about("merge", *self._results.selected_lesions)])
 
     def on_split(self) -> None:
         """Split the lesion chosen in the table into two."""
-        self._analyses.refine([Decision("split", (self._results.selected_lesion,))])
+        self._analyses.refine([_about("split", *self._results.selected_lesions)])
 
     def on_targets(self) -> None:
         """Make the lesions chosen in the table the target lesions of RECIST 1.1."""
-        self._analyses.refine([Decision("target", tuple(self._results.selected_lesions))])
+        self._analyses.refine([_about("target", *self._results.selected_lesions)])
 
     def can_measure_lesion(self) -> bool:
         """Return whether axes may be moved: not during a task, nor while the table is from before an edit."""
@@ -114,7 +143,8 @@ class Reader:
 
     def on_measured(self, lesion: int, points_lps_mm: Points) -> None:
         """Record axes of a lesion that the reader has moved."""
-        self._analyses.refine([Decision("measure", (lesion,), points_lps_mm=points_lps_mm)])
+        place = self._results.place_of(lesion)
+        self._analyses.refine([Decision("measure", (lesion,), place, points_lps_mm=points_lps_mm)])
 
     def on_add(self) -> None:
         """Add a lesion at the crosshair."""
@@ -151,12 +181,19 @@ class Reader:
         self._analyses.refine([Decision(kind, (), (-r, -a, s))])
 
     def on_result_chosen(self) -> None:
-        """Show the chosen set of results of this CT."""
-        title = self._ui.resultSelector.currentData
-        if title:
+        """Show the chosen set of results of this CT, or make room for a new one."""
+        chosen = self._ui.resultSelector.currentData
+        if chosen:
             scene, volume = self._state.scene, self._state.volume_node
-            mrml.put_aside(scene, volume, free_title(scene, volume, self._state.result("segmentation")))
-            mrml.bring_back(scene, volume, title)
-            with self._state.writing() as parameters:
-                parameters.heatMap = None
+            mrml.put_aside(scene, volume, title_of(self._state.result("segmentation")))
+            if chosen != NEW_RESULT:
+                mrml.bring_back(scene, volume, chosen)
+            self._heat_maps.show_latest()
             self._results.show()
+
+
+def _about(kind: str, *findings: Finding) -> Decision:
+    """Return a decision about rows of the table, which go by their places: numbers may be those of an older list."""
+    places = tuple(one.place_lps_mm for one in findings)
+    several = places if kind in ("merge", "target") else ()
+    return Decision(kind, tuple(one.number for one in findings), places[0], points_lps_mm=several)

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from ..mrml import moved_point, moved_since
-from ..mrml.nodes import get_attribute
-from .state import PanelState
+from ...mrml import moved_point, moved_since
+from ...mrml.nodes import get_attribute
+from ..state import PanelState
 
 #: The axes: key of the measurements, title, color.
 _AXES = (
@@ -19,6 +20,8 @@ _AXES = (
     ("short_ends_lps_mm", _("short axis"), (0.4, 0.9, 1.0)),
 )
 Points = tuple[tuple[float, float, float], ...]
+#: Smallest distance in mm by which an end counts as moved.
+_LEAST_MM = 1e-3
 
 
 class Calipers(VTKObservationMixin):
@@ -34,27 +37,44 @@ class Calipers(VTKObservationMixin):
         super().__init__()
         self._state, self._moved, self._may_move = state, moved, may_move
         self._lines: list[Any] = []
-        self._lesion = 0
+        #: What the lines show: lesion, segmentation node's ID, ends (LPS mm: long axis, short axis).
+        self._shown: tuple[int, str, Points] | None = None
+        #: Whether a line was moved since it was shown.
+        self._is_moved = False
         # Deferred until after the event, because the line is removed in response.
         self._timer = qt.QTimer()
         self._timer.singleShot = True
         self._timer.interval = 0
         self._timer.connect("timeout()", self._tell)
 
-    def show(self, lesion: int) -> None:
-        """Show the axes of a lesion; 0: none."""
-        table = self._state.result("measurements")
-        axes = (get_attribute(table, "Axes") or {}).get(str(lesion)) if table is not None and lesion else None
-        self.hide()
+    def follow(self, lesion: int) -> None:
+        """Show the axes of a lesion of the current result as measured, wherever its CT is now; 0: none."""
+        wanted = self._axes_of(lesion)
+        if wanted != self._shown:
+            self._show(wanted)
+
+    def _axes_of(self, lesion: int) -> tuple[int, str, Points] | None:
+        table, segmentation = self._state.result("measurements"), self._state.result("segmentation")
+        if not lesion or table is None or segmentation is None:
+            return None
+        axes = (get_attribute(table, "Axes") or {}).get(str(lesion))
         if axes is None:
+            return None
+        matrix = moved_since(segmentation, self._state.volume_node)
+        ends = tuple(moved_point(matrix, end) for key, _title, _color in _AXES for end in axes[key])
+        return lesion, segmentation.GetID(), ends
+
+    def _show(self, wanted: tuple[int, str, Points] | None) -> None:
+        self.hide()
+        if wanted is None:
             return
-        self._lesion = lesion
-        matrix = moved_since(self._state.result("segmentation"), self._state.volume_node)
-        for key, title, color in _AXES:
+        self._shown = wanted
+        lesion, _segmentation, ends = wanted
+        for number, (_key, title, color) in enumerate(_AXES):
             line = self._state.scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode", f"{_('Lesion')} {lesion}, {title}")
             line.SetSaveWithScene(False)
             line.SetHideFromEditors(True)
-            for left, posterior, superior in (moved_point(matrix, end) for end in axes[key]):
+            for left, posterior, superior in ends[2 * number : 2 * number + 2]:
                 line.AddControlPointWorld(-left, -posterior, superior)
             line.CreateDefaultDisplayNodes()
             display = line.GetDisplayNode()
@@ -67,16 +87,17 @@ class Calipers(VTKObservationMixin):
         self.update()
 
     def update(self) -> None:
-        """Lock the lines while they cannot be moved."""
+        """Lock the lines while they cannot be moved; restore the measured axes if a new measurement failed."""
+        if self._is_moved and self._may_move():
+            self._show(self._shown)
         for line in self._lines:
             if self._state.contains(line):
                 line.SetLocked(not self._may_move())
 
     def hide(self) -> None:
         """Hide the lines."""
-        self._timer.stop()
-        self.removeObservers()
-        lines, self._lines, self._lesion = self._lines, [], 0
+        lines = self._lines
+        self.forget()
         for line in lines:
             if self._state.contains(line):
                 self._state.scene.RemoveNode(line)
@@ -85,17 +106,22 @@ class Calipers(VTKObservationMixin):
         """Drop the lines after the scene was closed."""
         self._timer.stop()
         self.removeObservers()
-        self._lines, self._lesion = [], 0
+        self._lines, self._shown, self._is_moved = [], None, False
 
     def _on_end(self, caller: Any, event: Any) -> None:
         self._timer.start()
 
     def _tell(self) -> None:
-        if self._lesion and all(self._state.contains(line) for line in self._lines):
-            if self._may_move():
-                self._moved(self._lesion, tuple(_end(line, number) for line in self._lines for number in range(2)))
-            else:  # a task started while an end was being moved: restore the measured axes
-                self.show(self._lesion)
+        if self._shown is None or not all(self._state.contains(line) for line in self._lines):
+            return
+        lesion, _segmentation, ends = self._shown
+        moved = tuple(_end(line, number) for line in self._lines for number in range(2))
+        if self._axes_of(lesion) != self._shown or not self._may_move():
+            # The result changed, or a task started, while an end was being moved.
+            self._show(self._axes_of(lesion))
+        elif not np.allclose(moved, ends, rtol=0, atol=_LEAST_MM):  # a click moves nothing
+            self._is_moved = True
+            self._moved(lesion, moved)
 
 
 def _end(line: Any, number: int) -> tuple[float, float, float]:

@@ -10,8 +10,8 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from .state import PanelState
-from .status import StatusLine
+from ..state import PanelState
+from ..status import StatusLine
 
 Receiver = Callable[[tuple[float, float, float]], None]
 

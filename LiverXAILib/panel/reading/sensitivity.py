@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from slicer.i18n import tr as _
 
-from ..inference.sensitivity import STANDARD, named_points
-from ..mrml import sensitivity_of
-from .analyses import Analyses
+from ...inference.sensitivity import STANDARD, named_points
+from ...mrml import sensitivity_of
+from ..analyses import Analyses
+from ..model_choice import ModelChoice
+from ..state import PanelState
+from ..tasks import TaskRunner
 from .edits import is_edited
-from .model_choice import ModelChoice
-from .state import PanelState
-from .tasks import TaskRunner
 
 
 class Sensitivity:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heat maps and answers that still hold after outlines have changed, under the lesions' new numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..analysis import Analysis
+from ..explain.answers import Answer
+from ..explain.explanation import LABELS, Explanation
+from ..explain.targets import Contrast, EmptyTargetError, LabelTarget, LesionTarget, Target
+from ..inference.lesions import numbered_lesions, same_lesions
+from ..inference.segmentation import Segmentation
+from ..text import place_text
+from .findings import Findings
+
+
+def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an analysis with another segmentation: with the heat maps and answers that still hold for it.
+
+    Those about a lesion hold if its voxels are the same; other answers, if the voxels that they are about are. Other
+    heat maps stay, because they record the label map that they explain. If a lesion has the model's outline again, the
+    heat maps and answers of the model's own result are back.
+
+    :param provenance: of the result; answers and warnings are updated in it.
+    :return: `segmentation`, `explanations`, `answers` and `provenance`.
+    """
+    found: dict[tuple[str, ...], Explanation | Answer] = {}
+    present: set[str] = set()
+    lost: set[str] = set()
+    for source in (analysis,) if analysis.own is None else (analysis, analysis.own):
+        change = _Change(source.segmentation, segmentation)
+        explained: tuple[Explanation | Answer, ...] = (*source.explanations, *source.answers)
+        for one in explained:
+            if isinstance(one, Explanation) and _lesion(one.target) is None:
+                if source is analysis:
+                    found[_key(one)] = one
+                continue
+            target = change.target(one.target)
+            if target is None:
+                lost.update(change.loss(one.target))
+                continue
+            present.update(change.loss(one.target))
+            new: Explanation | Answer = dataclasses.replace(one, target=target)
+            if isinstance(new, Explanation) and new.is_about(source.segmentation):
+                new = dataclasses.replace(new, provenance={**new.provenance, LABELS: segmentation.checksum})
+            found.setdefault(_key(new), new)
+    in_order = sorted(found.values(), key=lambda one: lesion.number if (lesion := _lesion(one.target)) else 0)
+    answers = tuple(one for one in in_order if isinstance(one, Answer))
+    warnings = dict.fromkeys([*provenance.get("warnings", ()), *sorted(lost)])
+    return {
+        "segmentation": segmentation,
+        "explanations": tuple(one for one in in_order if isinstance(one, Explanation)),
+        "answers": answers,
+        "provenance": {
+            **provenance,
+            "answers": [answer.to_dict() for answer in answers],
+            "warnings": [sentence for sentence in warnings if sentence not in present],
+        },
+    }
+
+
+class _Change:
+    """A change from one segmentation to another, and what it means for questions about the first one."""
+
+    def __init__(self, before: Segmentation, after: Segmentation) -> None:
+        self._before, self._after = before, after
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return same_lesions(self._before, self._after)
+
+    @cached_property
+    def _lesions(self) -> Findings:
+        return Findings.numbered("lesion", self._before.labels.grid, *numbered_lesions(self._before))
+
+    def target(self, target: Target) -> Target | None:
+        """The same target after the change; None if its voxels are not the same."""
+        lesion = _lesion(target)
+        if isinstance(target, LabelTarget):
+            return target if self._before.has_same(target.label, self._after) else None
+        if lesion is None:
+            try:
+                is_same = np.array_equal(target.mask(self._before), target.mask(self._after))
+            except EmptyTargetError:
+                return None
+            return target if is_same else None
+        if lesion.number not in self._numbers:
+            return None
+        new = LesionTarget(self._numbers[lesion.number])
+        return dataclasses.replace(target, target=new) if isinstance(target, Contrast) else new
+
+    def loss(self, target: Target) -> list[str]:
+        """A sentence that says that explanations of a target were dropped; none if the lesion is gone altogether."""
+        lesion, what = _lesion(target), target.describe()
+        if lesion is not None:
+            box, voxels = self._lesions.mask(lesion.number)
+            if not (self._after.mask("tumor", box) & voxels).any():
+                return []
+            what = f"the lesion at {place_text(self._lesions.place(lesion.number))}"
+        return [
+            f"The explanation of {what} was dropped, because its outline was changed. Ask again to get it for the new "
+            "outline ('Explain lesion' in 3D Slicer, --explain on the command line)."
+        ]
+
+
+def _lesion(target: Target) -> LesionTarget | None:
+    """The single lesion that a target is about."""
+    plain = target.target if isinstance(target, Contrast) else target
+    return plain if isinstance(plain, LesionTarget) else None
+
+
+def _key(one: Explanation | Answer) -> tuple[str, ...]:
+    if isinstance(one, Answer):
+        return one.kind, str(one.target)
+    return str(one.target), one.method, one.layer
