@@ -170,9 +170,10 @@ def analyze(
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
     measurements = measuring.result()
+    mirrored: tuple[str, ...] = ()
     if not given:
-        measurements = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
-    warnings = [f"Implausible: {reason}" for reason in measurements.implausible_because] + warnings
+        mirrored = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
+        measurements = measurements.doubted(mirrored)
     # Paths may hold the names of patients.
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
@@ -192,7 +193,8 @@ def analyze(
         "explanations": _explained(explanations, segmentation),
         "answers": [answer.to_dict() for answer in found],
         "uncertainty": None if uncertainty is None else uncertainty.to_dict(),
-        "warnings": warnings,
+        "mirrored": list(mirrored),
+        "warnings": measurements.warnings(warnings),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "seconds": round(time.time() - started, 2),
         "notice": "For research use only. Not for diagnosis or treatment.",
@@ -329,21 +331,18 @@ def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> l
     return list(dict.fromkeys(asked))
 
 
-def check_orientation(measurements: Measurements, volume: Volume, model: Model, context: RunContext) -> Measurements:
-    """Add the result of segmenting mirrored copies of the image to the measurements.
+def check_orientation(measurements: Measurements, volume: Volume, model: Model, context: RunContext) -> tuple[str, ...]:
+    """Segment mirrored copies of the image; return the reasons to believe that the image itself is mirrored.
 
     This is done only if the first result is implausible, or its liver volume is below that of most livers or zero.
     """
     from .measure.plausibility import USUAL_ML
 
     if measurements.plausible and measurements.liver_volume_ml >= USUAL_ML:
-        return measurements
+        return ()
     context.report("Checking the mirrored image", 0.0)
     found = find_mirrored_liver(volume, model, context, sure=measurements.plausible is False)
-    if found is None:
-        return measurements
-    reasons = (found.describe(), *measurements.implausible_because)
-    return dataclasses.replace(measurements, plausible=False, implausible_because=reasons)
+    return () if found is None else (found.describe(),)
 
 
 @dataclass(frozen=True)

@@ -189,15 +189,17 @@ def _changed(
     :param touched: see :attr:`~LiverXAILib.analysis.Analysis.touched`.
     """
     decisions = with_remarks(decisions, segmentation)
+    measurements = measure_again(analysis.volume, segmentation, own, decisions)
     recorded = {
         **analysis.provenance,
+        "warnings": measurements.warnings(analysis.provenance.get("warnings", ())),
         "reader": [decision.to_dict() for decision in decisions],
         "reader_labels_sha256": segmentation.checksum,
     }
     return dataclasses.replace(
         analysis,
         **carried(analysis, segmentation, recorded),
-        measurements=measure_again(analysis.volume, segmentation, own, decisions),
+        measurements=measurements,
         decisions=decisions,
         own=own,
         touched=touched,

@@ -208,7 +208,7 @@ class WorkerClient:
         :param left: checksum of the labels after the last decision; if it matches, they were not edited.
         :param sensitivity: operating point for lesions; if it has changed, it is applied without running a network.
         :param sensitivity_before: the operating point with which the current labels were obtained.
-        :param height, weight: see :class:`LiverXAILib.options.Options`; ignored if the worker holds the analysis.
+        :param height, weight: see :class:`LiverXAILib.options.Options`.
         """
         arguments: dict[str, Any] = {
             "image": {"token": token, "force": force},

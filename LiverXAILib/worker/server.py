@@ -246,7 +246,7 @@ class RequestHandler:
         from ..inference.segmentation import labels_checksum
         from ..inference.sensitivity import STANDARD
         from ..options import Options
-        from ..reading import change_sensitivity, refine, resume, undo
+        from ..reading import change_sensitivity, refine, resume, undo, with_patient_size
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
@@ -267,6 +267,7 @@ class RequestHandler:
         context.report("Measuring", 0.9)
         if now is not None and not _same(now, current.segmentation.labels):
             current, measured = refine(current, (), now, who=who), True
+        current = with_patient_size(current, patient.get("height"), patient.get("weight"))
         asked = tuple(map(Decision.from_dict, decisions))
         while asked and asked[0].kind == "undo":
             current, measured, asked = undo(current), True, asked[1:]
