@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .analysis import Analysis
 from .context import RunContext
-from .errors import Cancelled, InputError, LiverXAIError, UsageError, is_memory, own_errors
+from .errors import Cancelled, LiverXAIError, UsageError, is_memory, own_errors
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Explanation, Target, explain_all
 from .explain.answers import Answer
 from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
@@ -30,7 +30,7 @@ from .explain.layers import find_layer
 from .explain.regions import explain_regions
 from .explain.stage_context import StageContexts
 from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
-from .files import put_folder, staging_folder
+from .files import put_folder, staging_folder, unwritable
 from .inference import Postprocessing, Segmentation, segment, select_device
 from .inference.backends import keep_freed_memory
 from .inference.lesions import lesion_count, lesion_mask, lesion_place
@@ -417,7 +417,7 @@ def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writ
             written = write_files(analysis, draft, writers)
             put_folder(draft, folder, is_ours=is_output, last=PROVENANCE)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     files = {role: folder / path.name for role, path in written.files.items()}
     return Written(files, written.failures)
 
@@ -498,18 +498,3 @@ def check_request(
             find_layer(model.members(stage)[0], layer or stage.default_layer, stage)
     choose_point(model.spec, sensitivity)
     return questions
-
-
-def require_writable(folder: str | Path) -> None:
-    """Raise :class:`~LiverXAILib.errors.InputError` unless :func:`write_analysis` can write into `folder`."""
-    folder = Path(folder).absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"Cannot write the results to {folder}: {error.strerror or error}.")

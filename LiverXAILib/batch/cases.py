@@ -15,8 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputError, UsageError
-from ..files import walk
+from ..errors import UsageError
+from ..files import require_exists, walk
 from ..options import Options
 from ..progress import Progress, report_progress
 from ..report.writers import PROVENANCE
@@ -99,9 +99,7 @@ def find_cases(
     :raises LiverXAILib.errors.InputError: `source` does not exist.
     :raises LiverXAILib.errors.UsageError: the list is invalid.
     """
-    source = source.absolute()
-    if not source.exists():
-        raise InputError(f"There is no file or folder {source}.")
+    source = require_exists(source).absolute()
     if source.suffix.lower() in (".csv", ".tsv", ".json"):
         found = Found(source.parent, tuple(_listed(source, keep_names)))
     elif source.is_dir():

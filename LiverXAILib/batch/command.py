@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import options
 from ..errors import InputError, LiverXAIError, UsageError
-from ..files import staging_folder
+from ..files import require_exists, require_writable, staging_folder
 from ..progress import progress_is_hidden
 from ..text import counted, one_line
 from .cases import Found, find_cases
@@ -118,6 +118,10 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         arguments.dicom = True
     settings = _settings(arguments)
     settings.options.require_valid()
+    if archive is None:
+        require_exists(source)
+    if not arguments.dry_run:
+        require_writable(arguments.output)
     with screen:
         if archive is not None:
             source = archive.fetch(arguments.output / "fetched", screen.note)

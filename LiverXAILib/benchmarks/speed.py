@@ -31,6 +31,7 @@ import torch
 
 from ..context import RunContext
 from ..errors import LiverXAIError
+from ..files import require_writable
 from ..inference import Segmentation, segment, select_device
 from ..inference.backends import available_backends
 from ..inference.cost import operations
@@ -41,6 +42,7 @@ from ..models import Model, load_model
 from ..progress import Progress, progress_bar, report_progress
 from ..report import write_segmentation_file
 from ..volumes.box import Box, bounding_box
+from ..volumes.image_file import existing
 from ..volumes.io import read_volume, write_volume
 from ..volumes.itk import to_itk
 from ..volumes.resample import resample
@@ -528,7 +530,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai benchmark speed``; returns the exit code."""
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.image is not None:
+        existing(arguments.image)
+    require_writable(arguments.output)
     with progress_bar() as progress:
         result = benchmark_speed(
             arguments.model,
@@ -540,6 +544,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     text = as_markdown(result)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "speed.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (arguments.output / "speed.md").write_text(text, encoding="utf-8")
     if "growth" in result:

@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, UsageError
+from ..files import require_exists, require_writable
 from ..labels.label_map import GRID_TOLERANCE, LabelMap, Values, label_map, on_common_grid
 from ..labels.vocabulary import STRUCTURES, named_values
 from ..progress import CancelToken, Progress, check_cancel, report_progress
@@ -235,6 +236,11 @@ def run(options: argparse.Namespace) -> int:
         if path.suffix not in (".csv", ".json"):
             raise UsageError(f"Cannot write {path}: its extension must be .csv or .json.")
     cases = _chosen_cases(options)
+    for path in (path for case in cases for path in case.files):
+        require_exists(path)
+    outputs = [path.parent for path in (*options.output, options.lesions) if path is not None]
+    for folder in (*outputs, *filter(None, [options.plots])):
+        require_writable(folder)
     with tqdm(total=len(cases), unit="case", leave=False, disable=None if len(cases) > 1 else True) as bar:
         results = evaluate_cases(
             cases,
@@ -272,8 +278,7 @@ def _chosen_cases(options: argparse.Namespace) -> list[Case]:
         )
     if options.tumor is not None and options.liver is None:
         raise UsageError("--tumor requires --liver; a label map of both is given with --reference.")
-    if not options.prediction.exists():
-        raise InputError(f"{options.prediction} does not exist.")
+    require_exists(options.prediction)
     if options.reference is not None and options.reference.is_dir():
         if _probabilities(options):
             raise UsageError("For several cases, list the files of probabilities in a table (--cases).")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import InputError, own_errors
-from ..files import put_folder, staging_folder
+from ..errors import own_errors
+from ..files import put_folder, staging_folder, unwritable
 from ..report.html import embedded, render_page, require_report_extra
 from ..report.schema import file_schema
 from ..report.segmentation_file import write_segmentation_file
@@ -57,7 +57,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
             names = _write(comparison, draft, report)
             put_folder(draft, folder, is_ours=lambda name: bool(_OURS.fullmatch(name)), last=JSON_FILE)
     except OSError as error:
-        raise InputError(f"Cannot write the comparison to {folder}: {error.strerror or error}.") from error
+        raise unwritable(folder, error) from error
     return {role: folder / name for role, name in names.items()}
 
 

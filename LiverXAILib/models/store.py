@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import ModelError
-from ..files import replacing, staging_folder
+from ..files import replacing, require_exists, staging_folder
 from ..progress import CancelToken, Progress, check_cancel, scaled
 from .downloads import checksum, fetch, require_space, unpack
 from .formats import Format, find_format
@@ -168,11 +168,10 @@ def import_model(source: str | Path, name: str | None = None, *, trust: bool = F
         the model's own.
     :param trust: the user allows the code in the files of a compiled model (:func:`trust_model`): **it is run**.
     :return: the name, and the folder.
+    :raises LiverXAILib.errors.InputError: there is no such folder or file.
     :raises LiverXAILib.errors.ModelError: unsafe or unsuitable files, or the name is taken. Nothing is left behind.
     """
-    source = Path(source).expanduser()
-    if not source.exists():
-        raise ModelError(f"{source} does not exist.")
+    source = require_exists(Path(source).expanduser())
     folder = _install(source, name, str(source.resolve()), check=True, consent=trust)
     return folder.name, folder
 
@@ -186,6 +185,8 @@ def remove(name: str) -> list[Path]:
         raise ModelError(f"{name!r} is not a model's name.")
     folder = download_folder() / name
     if not folder.is_dir():
+        if entry is None:
+            registered(name)  # raises: there is no model of this name
         raise ModelError(f"There are no downloaded or imported files of model {name!r}.")
     # Renamed first, so that a partly deleted model is never found under its name.
     with staging_folder(folder) as doomed:

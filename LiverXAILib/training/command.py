@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import require_writable
 from ..progress import Progress, progress_bar
 from ..text import how_to_install
 
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``liverxai train`` and return the exit code."""
     try:
+        from ..models.loading import load_states
         from .config import json_schema
         from .config_file import read_config
     except ImportError as error:
@@ -68,6 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     if source is None or (arguments.source and arguments.config):
         raise UsageError("Give one CONFIG: a YAML file, e.g. configs/phantom.yaml.")
     config = read_config(source, _changes(arguments))
+    require_writable(config.folder)
+    if config.init is not None:
+        load_states(str(config.init))  # an unknown model is reported before phantoms are made or data is read
     from .run import train, train_by_cases
 
     with _progress() as progress:

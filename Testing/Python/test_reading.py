@@ -846,8 +846,6 @@ def test_a_record_of_decisions_that_is_damaged_is_refused_in_words(analyzed, toy
     ("words", "says"),
     [
         ([], "No decision was given"),
-        (["--reject", "1", "--regions"], "are options of 'analyze'"),
-        (["--reject", "1", "--min-lesion-ml", "1"], "are options of 'analyze'"),
         (["--add", "12,3"], "is not a place"),
         (["--reject", "9"], "There is no lesion 9"),
         (["--accept", "1"], "There is no candidate 1: there is no candidate"),
@@ -862,6 +860,21 @@ def test_a_decision_that_makes_no_sense_is_refused(analyzed, toy_model, capsys, 
     assert main(["refine", str(analyzed / "result"), *words, *common, "--explain"]) == 2
     assert says in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (analyzed / "result").iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    "words", [["--answers"], ["--no-answers"], ["--regions"], ["--min-lesion-ml", "1"], ["--no-postprocessing"]]
+)
+def test_refine_neither_lists_nor_accepts_the_options_of_the_models_own_analysis(words, capsys):
+    from LiverXAILib.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["refine", "result", "--image", "ct.nii.gz", "--reject", "1", *words])
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {' '.join(words)}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["refine", "--help"])
+    assert words[0] not in capsys.readouterr().out
 
 
 def test_refining_keeps_what_the_analysis_was_told_and_refuses_another_ct(analyzed, toy_model, tmp_path, capsys):

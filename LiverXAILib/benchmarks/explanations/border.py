@@ -21,6 +21,7 @@ from ...explain.stage_context import StageContext
 from ...inference import segment, select_device
 from ...models import Model, load_model
 from ...progress import CancelToken, Progress
+from ...volumes.image_file import existing
 from ...volumes.volume import Volume
 from ..machine import describe_machine
 from .explain import case_name
@@ -101,6 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ...progress import progress_bar
     from ...volumes.io import read_volume
 
+    for path in arguments.cases:
+        existing(path)
     model = load_model(arguments.model)
     cases = {case_name(path): read_volume(path) for path in arguments.cases}
     with progress_bar() as progress:

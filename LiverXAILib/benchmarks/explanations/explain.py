@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -35,16 +36,20 @@ from ...context import RunContext
 from ...errors import UsageError
 from ...evaluation.metrics import COVERED
 from ...explain import METHODS, EmptyTargetError, LesionTarget, Target
+from ...explain.catalog import require_method
 from ...explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
 from ...explain.faithfulness.randomization import shuffled_networks
 from ...explain.methods import Method
 from ...explain.score import EXAMINED_MM, build_score
 from ...explain.stage_context import StageContext, StageMap
 from ...explain.stitching import Recording, recorded, stage_maps
+from ...files import require_writable
 from ...inference import Segmentation, segment, select_device
 from ...inference.lesions import lesion_count
 from ...models import Model, load_model
+from ...pipeline import check_request
 from ...progress import CancelToken, Progress, scaled
+from ...volumes.image_file import existing
 from ...volumes.volume import Volume
 from .method_tables import Row, format_table, write_benchmark
 
@@ -89,8 +94,8 @@ def benchmark_explain(
     :param keep: called with the rows of each target when they are done.
     :return: flat rows, the same keys in each, without `known`. A target that was not found in a case gives no row.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UsageError(f"There is no method {unknown[0]!r}. Choose from: {', '.join(METHODS)}.")
+    for method in methods:
+        require_method(method)
     done = {(row["case"], row.get("target")) for row in known}
     rows: list[Row] = []
     context = RunContext(progress, cancel, device)
@@ -292,7 +297,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.references and len(arguments.references) != len(arguments.cases):
         raise UsageError("There must be as many references as cases, in the same order.")
+    for path in (*arguments.cases, *(arguments.references or ())):
+        existing(path)
+    require_writable(arguments.output)
     model = load_model(arguments.model)
+    select_device(arguments.device)
+    targets = [target for target in arguments.targets if target != LESIONS]
+    for method, layer in product(arguments.methods, arguments.layers or [None]):
+        check_request(model, targets, method, layer)
     references = dict(zip(map(case_name, arguments.cases), arguments.references, strict=False))
     arguments.output.mkdir(parents=True, exist_ok=True)
     kept = arguments.output / "benchmark-explain.jsonl"
