@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .text import counted
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -50,8 +52,8 @@ class Decision:
     who: str = ""
     when: str = ""
     points_lps_mm: tuple[tuple[float, float, float], ...] = ()
-    voxels: str = ""
-    before: str = ""
+    voxels: str = field(default="", repr=False)
+    before: str = field(default="", repr=False)
     remark: str = ""
 
     @property
@@ -113,3 +115,8 @@ class Analysis:
     follow_up: Findings | None = None
     standard: Segmentation | None = None
     touched: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        made = (counted(len(self.explanations), "explanation"), counted(len(self.answers), "answer"))
+        decided = f", {counted(len(self.decisions), 'decision')}" if self.decisions else ""
+        return f"Analysis({self.volume.grid.summary()}; {self.measurements!r}; {', '.join(made)}{decided})"

@@ -49,7 +49,7 @@ class ScoreTerm:
 
     channels: tuple[int, ...]
     sign: float
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
 
 
 def score_terms(
@@ -138,7 +138,7 @@ class ScoreTarget:
 
     target: Target
     channels: tuple[int, ...]
-    weights: torch.Tensor
+    weights: torch.Tensor = field(repr=False)
     box: Box
     own: tuple[int, ...] = ()
     rivals: tuple[int, ...] = ()

@@ -61,6 +61,9 @@ class StageContext:
     segmentation: Segmentation
     part_of: tuple[StageContext, Box] | None = None
 
+    def __repr__(self) -> str:
+        return f"StageContext({self.stage.name!r}, {self.grid.summary()})"
+
     @staticmethod
     def prepare(
         volume: Volume, model: Model, stage: StageSpec, segmentation: Segmentation, device: torch.device
@@ -259,7 +262,7 @@ class StageMap:
     :param details: JSON-ready, for the provenance.
     """
 
-    values: torch.Tensor
+    values: torch.Tensor = field(repr=False)
     warnings: list[str] = field(default_factory=list)
     details: Mapping[str, object] = field(default_factory=dict)
 

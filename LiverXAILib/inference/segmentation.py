@@ -41,6 +41,9 @@ class Segmentation:
     stage_centers: Mapping[str, float] = field(default_factory=dict)
     network_probabilities: Mapping[str, Volume] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Segmentation({', '.join(spec.name for spec in self.specs)} on {self.labels.grid.summary()})"
+
     def spec(self, name: str) -> LabelSpec:
         """The label called `name`; raises :class:`~LiverXAILib.errors.UsageError` if there is none."""
         for spec in self.specs:

@@ -22,6 +22,7 @@ from ..inference.segmentation import Segmentation
 from ..inference.stages import logit_margin, mirrorings
 from ..models.model import Model
 from ..progress import CancelToken, Progress
+from ..text import counted
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .uncertainty import binary_entropy
@@ -64,6 +65,10 @@ class Uncertainty:
     sources: tuple[str, ...]
     pairwise_dice: float | None
     lesions: tuple[LesionUncertainty, ...]
+
+    def __repr__(self) -> str:
+        sources = ", ".join(self.sources) or "nothing averaged"
+        return f"Uncertainty({self.label}: {sources}; {counted(len(self.lesions), 'lesion')})"
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, JSON-ready, without the map."""

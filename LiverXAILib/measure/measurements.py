@@ -235,6 +235,10 @@ class Measurements:
     candidates: tuple[Candidate, ...] = ()
     rejected: tuple[RejectedLesion, ...] = ()
 
+    def __repr__(self) -> str:
+        found = (counted(len(self.lesions), "lesion"), counted(len(self.candidates), "candidate"))
+        return f"Measurements(liver {self.liver_volume_ml:.1f} ml, {', '.join(found)})"
+
     @property
     def liver_complete(self) -> bool:
         """Whether a liver was found that does not reach the image's border."""

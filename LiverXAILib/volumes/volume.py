@@ -49,6 +49,15 @@ class Grid:
         object.__setattr__(self, "ijk_to_lps", matrix)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
+    def __repr__(self) -> str:
+        origin = ", ".join(f"{mm:.3g}" for mm in self.origin)
+        return f"Grid({self.summary()}, from LPS ({origin}) mm)"
+
+    def summary(self) -> str:
+        """The size and spacing along (i, j, k), as text."""
+        size = " x ".join(str(n) for n in self.shape[::-1])
+        return f"{size} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing)} mm"
+
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Distance in mm between neighboring voxel centers along (i, j, k)."""
@@ -140,6 +149,9 @@ class Volume:
         object.__setattr__(self, "grid", Grid(array.shape, self.ijk_to_lps))
         object.__setattr__(self, "ijk_to_lps", self.grid.ijk_to_lps)
 
+    def __repr__(self) -> str:
+        return f"Volume({self.grid.summary()}, {self.array.dtype})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(k, j, i) in voxels."""
@@ -162,8 +174,7 @@ class Volume:
     def summary(self) -> str:
         """The source, size and spacing of the image, as one line of text."""
         source = (self.metadata.get("series") or {}).get("name") or self.metadata.get("source_format") or "in memory"
-        size = " x ".join(str(n) for n in self.shape[::-1])
-        return f"{source}, {size} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing)} mm"
+        return f"{source}, {self.grid.summary()}"
 
     def with_array(self, array: np.ndarray) -> Volume:
         """A volume with the same geometry and metadata but other voxels (of the same shape)."""
