@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .errors import require_type
 from .text import counted
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Decision:
             values.get("before", ""),
             values.get("remark", ""),
         )
+
+
+def require_analysis(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is an :class:`Analysis`."""
+    require_type(value, Analysis, "An analysis", "make it first, with analyze(volume, model)")
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, require_type
 from .subprocesses import host_name, process_exists
 
 #: Leftovers of a process whose state is unknown (on another machine, or its number was reused) are removed after a day.
@@ -31,8 +31,14 @@ _MOST_LINKS = 1000
 _in_use: set[str] = set()
 
 
+def require_path(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a path, as text or as a path object."""
+    require_type(value, (str, os.PathLike), "A path", "give the name of a file or folder")
+
+
 def require_exists(path: str | os.PathLike[str]) -> Path:
     """The path; raises :class:`~LiverXAILib.errors.InputError` unless there is such a file or folder."""
+    require_path(path)
     path = Path(path)
     if "\0" in str(path) or not path.exists():
         raise InputError(f"There is no file or folder {path}.")

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .analysis import Analysis
+from .analysis import Analysis, require_analysis
 from .context import RunContext
-from .errors import Cancelled, LiverXAIError, UsageError, is_memory, own_errors
+from .errors import Cancelled, LiverXAIError, UsageError, is_memory, own_errors, require_several
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Explanation, Target, explain_all
 from .explain.answers import Answer
 from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
@@ -30,11 +30,12 @@ from .explain.layers import find_layer
 from .explain.regions import explain_regions
 from .explain.stage_context import StageContexts
 from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
-from .files import put_folder, staging_folder, unwritable
+from .files import put_folder, require_path, staging_folder, unwritable
 from .inference import Postprocessing, Segmentation, segment, select_device
 from .inference.backends import keep_freed_memory
 from .inference.lesions import lesion_count, lesion_mask, lesion_place
 from .inference.mirrored import find_mirrored_liver
+from .inference.segmentation import require_segmentation
 from .inference.sensitivity import STANDARD, at_sensitivity, choose_point
 from .models import Model
 from .models.model import require_model
@@ -109,6 +110,8 @@ def analyze(
     require_volume(volume)
     require_model(model)
     started = time.time()
+    if segmentation is not None:
+        require_segmentation(segmentation)
     questions = check_request(model, targets, method, layer, sensitivity)
     for question in questions:
         question.place(volume.grid)  # a target outside the image is refused before anything is computed
@@ -382,6 +385,8 @@ def write_analysis(
     :raises LiverXAILib.errors.UsageError: an output does not exist.
     :raises LiverXAILib.errors.InputError: the folder, or a required file in it, cannot be written.
     """
+    require_analysis(analysis)
+    require_path(folder)
     leave_out = {"report": not report, "scene": write is None}
     writers = choose_writers(
         write, add=["dicom"] if dicom else [], leave_out=[name for name, yes in leave_out.items() if yes]
@@ -488,6 +493,7 @@ def check_request(
     names = [spec.name for spec in model.spec.labels]
     if targets is None:
         targets = [name for name in DEFAULT_TARGETS if name in names]
+    require_several(targets, "targets")
     questions = [Target.parse(target) for target in targets]
     require_method(method)
     for question in questions:

@@ -110,21 +110,14 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
     :raises LiverXAILib.errors.LiverXAIError: the batch cannot start or continue; the message says why and what to do.
     """
     screen = Screen()
-    source = arguments.source or arguments.input
-    if source is None or (arguments.source and arguments.input):
-        raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
-    archive = Archive(source) if is_address(source) else None
-    if archive is not None and arguments.write is None and arguments.dicom is None:
-        arguments.dicom = True
+    given = _source_of(arguments)
+    archive = given if isinstance(given, Archive) else None
     settings = _settings(arguments)
     settings.options.require_valid()
-    if archive is None:
-        require_exists(source)
     if not arguments.dry_run:
         require_writable(arguments.output)
     with screen:
-        if archive is not None:
-            source = archive.fetch(arguments.output / "fetched", screen.note)
+        source = given.fetch(arguments.output / "fetched", screen.note) if isinstance(given, Archive) else given
         found = find_cases(
             source,
             pattern=arguments.pattern,
@@ -165,6 +158,18 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
             store.close()
     _tell(summary, screen, files, store.damage)
     return summary.exit_code
+
+
+def _source_of(arguments: argparse.Namespace) -> Path | Archive:
+    """The INPUT, which exists; for an archive, DICOM results are chosen unless the options name others."""
+    source = arguments.source or arguments.input
+    if source is None or (arguments.source and arguments.input):
+        raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
+    if not is_address(source):
+        return require_exists(source)
+    if arguments.write is None and arguments.dicom is None:
+        arguments.dicom = True
+    return Archive(source)
 
 
 def _explain_names(store: Store, found: Found) -> None:

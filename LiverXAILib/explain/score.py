@@ -142,7 +142,7 @@ class ScoreTarget:
     box: Box
     own: tuple[int, ...] = ()
     rivals: tuple[int, ...] = ()
-    windows: dict[int, float] = field(default_factory=dict)
+    windows: dict[int, float] = field(default_factory=dict, repr=False)
 
     def window_weights(self, box: Box, weight: torch.Tensor) -> torch.Tensor:
         """T_c W_p in the window at `box`: float32 (channels, \\*window)."""

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..inference.backends import PartialForward, choose_backend, partial_forward
 from ..inference.geometry import AIR_HU
-from ..inference.segmentation import Segmentation
+from ..inference.segmentation import Segmentation, require_segmentation
 from ..inference.stages import (
     mirrorings,
     normalize,
@@ -24,11 +25,11 @@ from ..inference.stages import (
     stage_plan,
 )
 from ..inference.windows import WindowPlan
-from ..models.model import Model
+from ..models.model import Model, require_model
 from ..models.spec import LabelSpec, StageSpec
 from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample
-from ..volumes.volume import Grid, Volume
+from ..volumes.volume import Grid, Volume, require_volume
 from .targets import EmptyTargetError
 
 #: Standard deviation in mm of the Gaussian that removes a structure from an image without leaving an edge.
@@ -218,6 +219,19 @@ class StageContext:
     def blurred(self) -> torch.Tensor:
         """The image after a Gaussian of :data:`BLUR_MM`: how this patient's CT looks without focal structures."""
         return gaussian(self.image, [BLUR_MM / size for size in self.spacing])
+
+
+def require_explainable(volume: Volume, model: Model, segmentation: Segmentation) -> None:
+    """Check the arguments that all explanations have in common.
+
+    :raises LiverXAILib.errors.InputError: the image has no voxels, or they are not finite numbers.
+    :raises LiverXAILib.errors.UsageError: an argument is of another type, or the grids differ.
+    """
+    require_volume(volume)
+    require_model(model)
+    require_segmentation(segmentation)
+    if not segmentation.labels.grid.matches(volume.grid):
+        raise UsageError("The segmentation is not on the grid of the image that is to be explained.")
 
 
 class StageContexts:

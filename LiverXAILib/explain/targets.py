@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, require_type
 from ..inference.lesions import as_marked, lesion_count
 from ..inference.segmentation import Segmentation
 from ..volumes.box import bounding_box
@@ -54,6 +54,7 @@ class Target(ABC):
         """
         if isinstance(text, Target):
             return text
+        require_type(text, str, "A target", "write it as text, such as 'tumor' or 'lesion:2'")
         rest = text.strip()
         why_not = rest.startswith(_WHY_NOT)
         rest, versus, rival = rest.removeprefix(_WHY_NOT).partition(_VERSUS)

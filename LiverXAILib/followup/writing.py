@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import own_errors
-from ..files import put_folder, staging_folder, unwritable
+from ..errors import own_errors, require_type
+from ..files import put_folder, require_path, staging_folder, unwritable
 from ..report.html import embedded, render_page, require_report_extra
 from ..report.schema import file_schema
 from ..report.segmentation_file import write_segmentation_file
@@ -48,6 +48,9 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
     :return: the files by role.
     :raises LiverXAILib.errors.InputError: the folder cannot be written.
     """
+    advice = "make it first, with compare(studies)"
+    require_type(comparison, Comparison, "A comparison", advice)
+    require_path(folder)
     if report:
         require_report_extra()
     folder = Path(os.path.realpath(folder))

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..analysis import Analysis, Decision
-from ..errors import UsageError
-from ..inference.lesions import grown, lesion_at
+from ..analysis import Analysis, Decision, require_analysis
+from ..errors import UsageError, require_several, require_type
+from ..inference.lesions import lesion_at
 from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
-from ..volumes.volume import Volume
+from ..volumes.volume import Volume, require_volume_type
 from .applying import Round
 from .carrying import carried
 from .measuring import asked_before, measure_again, with_remarks
@@ -123,6 +123,13 @@ def refine(
         provenance.
     :raises LiverXAILib.errors.UsageError: a lesion or candidate does not exist, or there is none at the given point.
     """
+    require_analysis(analysis)
+    require_several(decisions, "decisions")
+    decisions = list(decisions)
+    for decision in decisions:
+        require_type(decision, Decision, "A decision", "make it with accept(), reject() or another such function")
+    if labels is not None:
+        require_volume_type(labels)
     own = analysis.own or analysis
     before = analysis.segmentation
     decided: list[Decision] = []

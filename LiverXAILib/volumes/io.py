@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, UsageError
-from ..files import replacing
+from ..files import replacing, require_path
 from ..progress import CancelToken, Progress, report_progress
 from .formats import FILE_FORMATS, WRITABLE, format_of, image_ending, why_not_read
 from .image_file import existing, read_image_file
@@ -25,7 +25,7 @@ from .itk import to_itk
 from .metaimage import write_metaimage
 from .nrrd import write_nrrd
 from .stream import open_regular, reading
-from .volume import Volume
+from .volume import Volume, require_volume_type
 
 if TYPE_CHECKING:
     from .dicom import SeriesInfo
@@ -116,6 +116,8 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
         written as NIfTI, which ITK and 3D Slicer could not read.
     :raises LiverXAILib.errors.InputError: the file cannot be written there.
     """
+    require_volume_type(volume)
+    require_path(path)
     path = Path(path)
     ending = require_writable_ending(path)
     if FILE_FORMATS[ending] == "NIfTI" and volume.grid.is_sheared:

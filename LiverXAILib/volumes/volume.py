@@ -11,7 +11,6 @@ Conventions, everywhere in LiverXAI:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,11 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, UsageError
-from .box import Box, bounding_box
-
-#: ``bounding_box`` moved to :mod:`LiverXAILib.volumes.box`; importing it from here still works.
-__all__ = ["LPS_TO_RAS", "Grid", "Volume", "bounding_box"]
+from ..errors import InputError, require_type
+from .box import Box
 
 #: Multiplying a homogeneous point or a matrix by this from the left converts LPS to RAS and back.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -187,11 +183,14 @@ class Volume:
         return Volume(self.array[box], self.grid.cropped(box).ijk_to_lps, self.metadata)
 
 
-def require_volume(value: object) -> None:
+def require_volume_type(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a :class:`Volume`, of whatever voxels."""
+    require_type(value, Volume, "An image", "read it first, with read_volume({})")
+
+
+def require_volume(value: Volume) -> None:
     """Raise an error of :mod:`LiverXAILib.errors` unless `value` is a :class:`Volume` of finite numbers."""
-    if not isinstance(value, Volume):
-        what = f"read_volume({str(value)!r})" if isinstance(value, str | os.PathLike) else "read_volume(path)"
-        raise UsageError(f"An image is needed, not {type(value).__name__}: read it first, with {what}.")
+    require_volume_type(value)
     if value.array.dtype.kind not in "iuf" or not value.array.size:
         raise InputError(
             f"The image must hold voxels that are numbers, not {value.array.dtype} of {value.array.shape}."

@@ -19,9 +19,7 @@ import SimpleITK as sitk
 from batch_toys import write_good, write_model
 from forking import Process
 
-import LiverXAILib as lx
 from LiverXAILib.cli import _signals_raise, _Stopped, main
-from LiverXAILib.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -483,16 +481,6 @@ def test_shells_can_complete(capsys):
     script = capsys.readouterr().out
     assert "--min-lesion-ml" in script
     assert "--time-limit" in script
-
-
-def test_a_path_where_an_image_or_a_model_is_needed_says_what_to_do(image):
-    with pytest.raises(UsageError, match=r"read_volume\('ct.nii.gz'\)"):
-        lx.segment("ct.nii.gz", "default")
-    with pytest.raises(UsageError, match=r"read_volume\('ct.nii.gz'\)"):
-        lx.analyze("ct.nii.gz", "default")
-    volume = lx.read_volume(image)
-    with pytest.raises(UsageError, match=r"load_model\('default'\)"):
-        lx.segment(volume, "default")
 
 
 def test_the_documentation_shows_what_every_command_says_of_itself():

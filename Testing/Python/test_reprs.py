@@ -74,7 +74,7 @@ def test_objects_that_hold_arrays_or_are_public_are_shown_in_a_few_words(results
             seen.setdefault(type(value).__name__, repr(value))
     assert {name: text for name, text in seen.items() if len(text) >= LONGEST or "\n" in text} == {}
     expected = {"Analysis", "Comparison", "Counterfactual", "Explanation", "Grid", "Measurements", "Model", "ModelSpec"}
-    assert seen.keys() >= expected | {"Phantom", "RegionShares", "Segmentation", "Study", "Volume"}
+    assert seen.keys() >= expected | {"Phantom", "Segmentation", "Study", "Volume"}
     assert seen["Volume"] == "Volume(36 x 36 x 30 voxels of 4 x 4 x 4 mm, int16)"
     assert seen["Segmentation"] == "Segmentation(liver, tumor on 36 x 36 x 30 voxels of 4 x 4 x 4 mm)"
 

@@ -108,7 +108,7 @@ def test_another_question_needs_neither_image_nor_model_again(shared, model_fold
     expected = lx.explain(volume, lx.load_model(model_folder), analysis.segmentation, "lesion:2", device="cpu")
     np.testing.assert_allclose(explanation.heatmap.array, expected.heatmap.array, atol=1e-6)
     model = lx.load_model(model_folder)
-    (answer,) = lx.explain.explain_lesions(volume, model, analysis.segmentation, ["lesion:2"], device="cpu")
+    (answer,) = lx.explain_lesions(volume, model, analysis.segmentation, ["lesion:2"], device="cpu")
     assert [one.sentence for one in event.result.answers] == [answer.sentence]
     assert shared.pid == pid
     # The worker reports its computing time; the rest is overhead of the client.

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ...context import RunContext
-from ...errors import UsageError
+from ...errors import UsageError, own_errors
 from ...inference.device import select_device
 from ...inference.segmentation import Segmentation
 from ...models.model import Model
@@ -32,7 +32,7 @@ from ...progress import CancelToken, Progress
 from ...volumes.box import bounding_box
 from ...volumes.volume import Volume
 from ..answers import BorderNeed
-from ..stage_context import StageContext, StageContexts
+from ..stage_context import StageContext, StageContexts, require_explainable
 from ..targets import EmptyTargetError, LabelTarget, Target
 from .probe import COMPARED_MM, BorderProbe
 from .replacements import REPLACEMENTS
@@ -50,6 +50,7 @@ REPLACEMENT = "reflected"
 _TOGETHER_MM = 30.0
 
 
+@own_errors("The border cannot be examined")
 def explain_border(
     volume: Volume,
     model: Model,
@@ -81,6 +82,7 @@ def explain_border(
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
     started = time.perf_counter()
+    require_explainable(volume, model, segmentation)
     target = Target.parse(target)
     if not isinstance(target, LabelTarget):
         raise UsageError(f"The border of {target.describe()} cannot be examined: name a label, as in 'liver'.")

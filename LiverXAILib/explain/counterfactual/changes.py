@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ...context import RunContext
-from ...errors import UsageError
+from ...errors import UsageError, own_errors, require_several
 from ...inference.device import select_device
 from ...inference.segmentation import Segmentation
 from ...models.model import Model
@@ -27,7 +27,7 @@ from ...volumes.volume import Volume
 from ..answers import Answer, Counterfactual, NeededChange
 from ..fill import isolate, plausible_fill, transplant
 from ..score import ScoreTarget, build_score
-from ..stage_context import StageContext, StageContexts
+from ..stage_context import StageContext, StageContexts, require_explainable
 from ..targets import LESION_LABEL, Target, WhyNot
 from .examined import ExaminedBox
 
@@ -40,6 +40,7 @@ DIAMETERS_MM = (10.0, 20.0, 30.0)
 CONTRASTS_HU = (-15.0, -30.0, -45.0, -60.0, -90.0)
 
 
+@own_errors("The lesions cannot be examined")
 def explain_lesions(
     volume: Volume,
     model: Model,
@@ -68,6 +69,8 @@ def explain_lesions(
     :raises LiverXAILib.errors.UsageError: a target is not about lesions, the place of a "why not" lies outside the
         liver, or there is no healthy liver with which a lesion could be replaced.
     """
+    require_explainable(volume, model, segmentation)
+    require_several(targets, "targets")
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
