@@ -16,20 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from LiverXAILib.inference.backends import available_backends
 from LiverXAILib.inference.stages import normalize
 from LiverXAILib.models.spec import Intensity, StageSpec
-from LiverXAILib.training.callbacks import (
-    AfterPart,
-    AveragedWeights,
-    Checkpoints,
-    SkipNonFinite,
-    freeze_norms,
-    set_norm_momentum,
-)
+from LiverXAILib.training.callbacks import AveragedWeights, Checkpoints
 from LiverXAILib.training.config import Hardware, Training
 from LiverXAILib.training.fit import make_trainer, quiet
 from LiverXAILib.training.learner import Learner
 from LiverXAILib.training.random_fields import Size
 from LiverXAILib.training.table import write_csv, write_curves
 
+from .callbacks import AfterPart, SkipNonFinite, freeze_norms, set_norm_momentum
 from .loss import BalancedLoss
 from .synthesis import Generator, Sample
 
