@@ -16,7 +16,7 @@ from typing import Any
 from .._version import __version__
 from ..errors import own_errors, require_type
 from ..files import put_folder, require_path, staging_folder, unwritable
-from ..report.html import embedded, render_page, require_report_extra
+from ..report.html import embedded, render_page, require_report_packages
 from ..report.schema import file_schema
 from ..report.segmentation_file import write_segmentation_file
 from ..report.tables import rounded
@@ -44,7 +44,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
 
     All files appear together and replace those of an earlier comparison; other files stay.
 
-    :param report: False: no page (it needs the extra ``report``).
+    :param report: False: no page.
     :return: the files by role.
     :raises LiverXAILib.errors.InputError: the folder cannot be written.
     """
@@ -52,7 +52,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
     require_type(comparison, Comparison, "A comparison", advice)
     require_path(folder)
     if report:
-        require_report_extra()
+        require_report_packages()
     folder = Path(os.path.realpath(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of answers: a lesion in the CT and in the changed CTs for the model. Needs the extra ``report``."""
+"""Pictures of answers: a lesion in the CT and in the changed CTs for the model."""
 
 from __future__ import annotations
 
