@@ -15,10 +15,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..context import RunContext
 from ..errors import UsageError
 from ..files import require_exists, walk
 from ..options import Options
-from ..progress import Progress, report_progress
+from ..progress import Progress
 from ..report.writers import PROVENANCE
 from ..tables import TableRow, read_table
 from ..text import one_line
@@ -128,6 +129,7 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
     def note(path: Path, reason: str) -> None:
         passed_over.append((_label(root, path), reason))
 
+    context = RunContext(progress)
     results: list[Path] = []
     for folder, names in walk(root, without=exclude, passed_over=note):
         if any(folder.is_relative_to(result) for result in results):
@@ -136,7 +138,7 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
             results.append(folder)
             note(folder, "results of LiverXAI")
             continue
-        report_progress(progress, f"Searching {one_line(folder.name)}", 0.0)
+        context.report(f"Searching {one_line(folder.name)}", 0.0)
         for name in names:
             path = folder / name
             if is_segmentation(path):

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from ..context import RunContext
 from ..errors import InputError, UsageError
 from ..files import require_exists, require_writable
 from ..labels.label_map import GRID_TOLERANCE, LabelMap, Values, label_map, on_common_grid
 from ..labels.vocabulary import STRUCTURES, named_values
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..progress import CancelToken, Progress, progress_bar
 from ..volumes.box import Box
 from ..volumes.orientation import axis_codes, reorient
 from ..volumes.volume import Grid, Volume
@@ -147,10 +148,11 @@ def evaluate_cases(
     :param predicted_labels: likewise, for predictions.
     :param others: whether values of unknown meaning are background.
     """
+    context = RunContext(progress, cancel)
     results = []
     for number, case in enumerate(cases):
-        check_cancel(cancel)
-        report_progress(progress, f"Evaluating {case.name}", number / len(cases))
+        context.check()
+        context.report(f"Evaluating {case.name}", number / len(cases))
         try:
             results.append(
                 compare(
@@ -164,7 +166,7 @@ def evaluate_cases(
             )
         except InputError as error:
             raise InputError(f"Case {case.name!r}: {error}") from error
-    report_progress(progress, "Done", 1.0)
+    context.report("Done", 1.0)
     return results
 
 
@@ -230,8 +232,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out ``liverxai evaluate``; returns the exit code."""
-    from tqdm import tqdm
-
     for path in options.output:
         if path.suffix not in (".csv", ".json"):
             raise UsageError(f"Cannot write {path}: its extension must be .csv or .json.")
@@ -241,7 +241,7 @@ def run(options: argparse.Namespace) -> int:
     outputs = [path.parent for path in (*options.output, options.lesions) if path is not None]
     for folder in (*outputs, *filter(None, [options.plots])):
         require_writable(folder)
-    with tqdm(total=len(cases), unit="case", leave=False, disable=None if len(cases) > 1 else True) as bar:
+    with progress_bar() as progress:
         results = evaluate_cases(
             cases,
             named_values(options.liver_label, options.tumor_label),
@@ -249,7 +249,7 @@ def run(options: argparse.Namespace) -> int:
             others=options.ignore_other_labels,
             surface=not options.no_surface,
             tolerance_mm=options.tolerance,
-            progress=lambda stage, fraction: bar.update(round(fraction * len(cases)) - bar.n),
+            progress=progress,
         )
     for path in options.output:
         write_results(results, path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lightning callbacks: checkpoints to resume from, and averaged weights."""
+"""Lightning callbacks: checkpoints to resume from, progress, and averaged weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch.optim.swa_utils import AveragedModel
 
+from ..context import RunContext
 from .table import score
 
 
@@ -54,6 +55,22 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             temporary.replace(path)
         trainer.strategy.barrier("checkpoint")
+
+
+class ReportedProgress(Callback):
+    """Reports the progress of a run, in place of Lightning's own bars."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    def on_train_batch_end(self, trainer: Any, learner: Any, _outputs: Any, _batch: Any, index: int) -> None:
+        done = trainer.current_epoch + (index + 1) / trainer.num_training_batches
+        self.context.report(
+            f"Training: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", done / trainer.max_epochs
+        )
+
+    def on_train_end(self, trainer: Any, learner: Any) -> None:
+        self.context.report("Trained", 1.0)
 
 
 class AveragedWeights(Callback):

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from ..context import RunContext
 from ..errors import InputError, UsageError
 from ..files import replacing, require_path
-from ..progress import CancelToken, Progress, report_progress
+from ..progress import CancelToken, Progress
 from .formats import FILE_FORMATS, WRITABLE, format_of, image_ending, why_not_read
 from .image_file import existing, read_image_file
 from .intensities import to_smallest_dtype, validate_ct
@@ -70,14 +71,15 @@ def read_volume(
         )
     if series is not None:
         raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is not one.")
-    report_progress(progress, "Reading the image", 0.0)
+    context = RunContext(progress, cancel)
+    context.report("Reading the image", 0.0)
     image = read_image_file(path)
     if len(image.layers) > 1:
         raise InputError(
             f"{path} has {len(image.layers)} values in each voxel (colors or a vector); a CT image has one."
         )
     array = validate_ct(image.layers[0], image.grid, str(path), force=force)
-    report_progress(progress, "Reading the image", 1.0)
+    context.report("Reading the image", 1.0)
     metadata = {"source_format": format_of(path), "modality": None, "warnings": list(image.warnings)}
     return Volume(array, image.grid.ijk_to_lps, metadata)
 

@@ -124,8 +124,8 @@ def test_the_module_and_the_command_are_the_same_and_start_without_torch():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("stage", ["Reading the image", "Segmenting", "Explaining"])
-def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tmp_path, number, stage):
+@pytest.mark.parametrize("step", ["Reading the image", "Segmenting", "Explaining"])
+def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tmp_path, number, step):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
     arguments = ["analyze", image, "--model", model, "-o", tmp_path / "out", "--method", "occlusion", "--device", "cpu"]
@@ -135,7 +135,7 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
     seen = []
     for line in process.stderr:
         seen.append(line)
-        if line.startswith(stage):
+        if line.startswith(step):
             process.send_signal(number)
             break
     rest = process.stderr.read()
@@ -229,7 +229,7 @@ print(stopped, "stopped")
 """
 
 
-def test_progress_in_a_log_file_is_a_clean_line_for_each_stage(model, image, tmp_path):
+def test_progress_in_a_log_file_is_a_clean_line_for_each_step(model, image, tmp_path):
     arguments = ["analyze", image, "--model", model, "-o", tmp_path / "out", "--write", "--explain", "liver"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "LiverXAILib", *map(str, arguments)]

@@ -82,14 +82,14 @@ def test_what_explanations_need_travels_with_the_segmentation(tmp_path, model_fo
     assert back.provenance == segmentation.provenance
 
 
-def test_progress_names_the_stage_rises_and_estimates_the_rest(shared, model_folder):
+def test_progress_names_the_step_rises_and_estimates_the_rest(shared, model_folder):
     seen = []
     shared.analyze(phantom(), "ct", model=model_folder, explain=["liver", "tumor"], check=True, device="cpu")
     assert wait(shared, seen).kind == "done"
     fractions = [event.fraction for event in seen]
     assert fractions == sorted(fractions)
-    assert len({event.stage for event in seen}) > 1
-    assert all(event.stage for event in seen)
+    assert len({event.step for event in seen}) > 1
+    assert all(event.step for event in seen)
     assert any(event.remaining_s is not None for event in seen)
 
 
