@@ -29,7 +29,7 @@ from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
 from .explain.regions import explain_regions
 from .explain.stage_context import StageContexts
-from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
+from .explain.targets import LESION_LABEL, LesionTarget
 from .files import put_folder, require_path, staging_folder, unwritable
 from .inference import Postprocessing, Segmentation, segment, select_device
 from .inference.backends import keep_freed_memory
@@ -284,7 +284,7 @@ def explain_and_ask(
             volume,
             model,
             segmentation,
-            [target for target in asked if regions and not isinstance(target, WhyNot)],
+            [target for target in asked if regions and not target.is_why_not],
             refusals=refused,
             prepared=prepared,
             **context.part(0.9, 0.95).keywords,
@@ -317,7 +317,7 @@ def _target_places(segmentation: Segmentation, targets: Sequence[int] | None) ->
 
 def _has_quick_border(question: Target, model: Model) -> bool:
     """Whether the question is about a whole organ whose border can be examined in seconds."""
-    if not isinstance(question, LabelTarget) or question.label == LESION_LABEL:
+    if not question.is_whole_label or question.label == LESION_LABEL:
         return False
     return not is_fixed(model.spec.stage_of(question.label))
 
@@ -327,7 +327,7 @@ def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> l
 
     These are every "why not", every lesion among the questions, and, if anything is explained, the largest lesions.
     """
-    asked = [question for question in questions if isinstance(question, WhyNot | LesionTarget)]
+    asked = [question for question in questions if question.asks_for_changed_cts]
     if questions and any(spec.name == LESION_LABEL for spec in segmentation.specs):
         count = min(ANSWERED_LESIONS, lesion_count(segmentation))
         asked = [*(LesionTarget(number + 1) for number in range(count)), *asked]
@@ -378,7 +378,7 @@ def write_analysis(
 
     :param write: names of outputs, see :data:`LiverXAILib.report.writers.WRITERS`; None: the default outputs, without
         a scene. Labels, tables and provenance are always written.
-    :param report: False: no ``report.html`` (which needs the extra ``report``).
+    :param report: False: no ``report.html``.
     :param dicom: also write ``segmentation.dcm``, if anything was found; see
         :func:`LiverXAILib.report.write_dicom_segmentation`.
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".

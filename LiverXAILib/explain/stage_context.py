@@ -150,7 +150,7 @@ class StageContext:
         """
         number, axes = self.passes[pass_index]
         network = self.networks[number]
-        if part is None or not getattr(network, "has_local_stages", False):
+        if part is None or not getattr(network, "computes_parts", False):
             return self.undo_mirroring(pass_index, run_network(network, window.flip(axes), self.stage).float())
         mirrored = _mirrored(part, axes, window.shape)
         logits = network(window.flip(axes)[None, None], mirrored)[0].float()

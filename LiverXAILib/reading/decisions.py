@@ -11,7 +11,7 @@ import numpy as np
 
 from ..analysis import Analysis, Decision, require_analysis
 from ..errors import UsageError, require_several, require_type
-from ..inference.lesions import lesion_at
+from ..inference.lesions import grown, lesion_at
 from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure

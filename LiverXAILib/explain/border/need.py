@@ -33,7 +33,7 @@ from ...volumes.box import bounding_box
 from ...volumes.volume import Volume
 from ..answers import BorderNeed
 from ..stage_context import StageContext, StageContexts, require_explainable
-from ..targets import EmptyTargetError, LabelTarget, Target
+from ..targets import EmptyTargetError, Target
 from .probe import COMPARED_MM, BorderProbe
 from .replacements import REPLACEMENTS
 from .surface import spread, surface_of
@@ -84,7 +84,7 @@ def explain_border(
     started = time.perf_counter()
     require_explainable(volume, model, segmentation)
     target = Target.parse(target)
-    if not isinstance(target, LabelTarget):
+    if not target.is_whole_label:
         raise UsageError(f"The border of {target.describe()} cannot be examined: name a label, as in 'liver'.")
     if replacement not in REPLACEMENTS:
         raise UsageError(f"There is no replacement {replacement!r}. Choose one of: {', '.join(REPLACEMENTS)}.")

@@ -28,7 +28,7 @@ from ..answers import Answer, Counterfactual, NeededChange
 from ..fill import isolate, plausible_fill, transplant
 from ..score import ScoreTarget, build_score
 from ..stage_context import StageContext, StageContexts, require_explainable
-from ..targets import LESION_LABEL, Target, WhyNot
+from ..targets import LESION_LABEL, Target
 from .examined import ExaminedBox
 
 #: Default number of fills of a lesion, each with texture from a different place.
@@ -88,7 +88,7 @@ def explain_lesions(
         except UsageError as error:
             if refusals is None:
                 raise
-            how = "" if isinstance(target, WhyNot) else " without it"
+            how = "" if target.is_why_not else " without it"
             refusals.append(f"Not examined{how}: {target.describe()}. {error}")
     if targets:
         context.report("Changed", 1.0)
@@ -109,7 +109,7 @@ def _explain_change(
     score_target = build_score(target, run.segmentation, model, run, context, mask)
     examined = ExaminedBox.around(score_target, run, mask, context)
     answer: Answer
-    if isinstance(target, WhyNot):
+    if target.is_why_not:
         answer = _needed_change(target, examined, context)
     else:
         answer = _counterfactual(target, examined, volume, draws, context)
@@ -170,7 +170,7 @@ def _counterfactual(
     return Counterfactual(target, evidence, volumes)
 
 
-def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -> NeededChange:
+def _needed_change(target: Target, examined: ExaminedBox, context: RunContext) -> NeededChange:
     run, hu, donor = examined.run, examined.run.hu, examined.healthy
     center = torch.tensor(_center_kji(examined.weights))
     if not run.mask(run.organ)[tuple(center.round().long())]:

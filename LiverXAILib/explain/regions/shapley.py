@@ -24,7 +24,7 @@ from ..answers import RegionShares
 from ..counterfactual import ExaminedBox, confidence_alone
 from ..score import build_score
 from ..stage_context import StageContext, StageContexts, require_explainable
-from ..targets import LESION_LABEL, Target, WhyNot
+from ..targets import LESION_LABEL, Target
 from .parts import choose_replacement, name_parts
 
 #: How many images are made at a time. :meth:`~LiverXAILib.explain.counterfactual.ExaminedBox.ask` decides how many of
@@ -94,7 +94,7 @@ def explain_regions(
         target = Target.parse(text)
         try:
             target = target.resolve(segmentation)
-            if isinstance(target, WhyNot) or target.label != LESION_LABEL:
+            if target.is_why_not or target.label != LESION_LABEL:
                 raise UsageError(f"{target.describe()} cannot be divided among parts: name a lesion, as in 'lesion:1'.")
             run = prepared.of(model.spec.stage_of(target.label))
             answers.append(_shares(target, model, run, context.step(number, len(targets))))
