@@ -135,6 +135,7 @@ def refine(
     decided: list[Decision] = []
     now = _now()
     array = np.array(before.labels.array if labels is None else labels.array)
+    base = before  # its lesions are already numbered
     if labels is not None:
         if not labels.grid.matches(before.labels.grid):
             raise UsageError("The edited label map is not on the image's grid.")
@@ -142,7 +143,7 @@ def refine(
         if changed.any():
             voxels, known = pack_mask(changed), pack_labels(before.labels.array[changed])
             decided.append(Decision("edit", (), None, who, now, voxels=voxels, before=known))
-    base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
+            base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
     together = Round(analysis, base)
     for decision in decisions:
         decided.append(dataclasses.replace(together.apply(decision, array), who=who, when=now))
