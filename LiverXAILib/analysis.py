@@ -98,7 +98,7 @@ def require_analysis(value: object) -> None:
 class Analysis:
     """One CT, its segmentation, explanations and measurements, and how they were obtained.
 
-    `explanations` are heat maps; `answers` are the answers to "why?" that consist of numbers and a sentence.
+    `explanations` are heat maps; `answers` are explanations that consist of numbers and a sentence.
     `provenance` is JSON-ready and complete: together with the image and the model file it is enough to reproduce the
     result.
 
@@ -106,7 +106,7 @@ class Analysis:
     :param own: the model's unchanged result, if a reader has changed it.
     :param follow_up: findings of a comparison with earlier studies; this study is the last one.
     :param touched: the voxels (bool, k, j, i) whose label a reader has ever changed; None: none.
-    :param standard: the segmentation at the operating point in the model's card, if another sensitivity was chosen.
+    :param standard: the segmentation at the operating point in the model card, if another sensitivity was chosen.
     """
 
     volume: Volume

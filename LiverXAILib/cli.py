@@ -159,7 +159,7 @@ def _exit_code(error: BaseException, debug: bool) -> int:
         return 128 + 13
     if isinstance(error, _Stopped | KeyboardInterrupt):
         number = error.number if isinstance(error, _Stopped) else int(signal.SIGINT)
-        print("liverxai: stopped; no file is incomplete.", file=sys.stderr)
+        print("liverxai: stopped. Every file is complete or unchanged.", file=sys.stderr)
         return 128 + number
     if debug:
         traceback.print_exception(error)
@@ -408,7 +408,7 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _BENCHMARKS = {
-    "audit": ("explanations of networks for which the right answer is known", ".benchmarks.explanations.audit"),
+    "audit": ("explanations of networks for which the true cause is known", ".benchmarks.explanations.audit"),
     "batch": ("cases per hour, overhead, memory and scaling of batches", ".benchmarks.batch"),
     "border": (
         "how much surrounding context the liver's border needs",

@@ -289,8 +289,8 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "--sensitivity",
         default="standard",
         metavar="LEVEL",
-        help="operating point for lesions: sure, standard, sensitive, or the number of false positives per case that "
-        "you accept, by the table in the model's card; the other findings are candidates (default: standard)",
+        help="operating point for lesions: specific, standard, sensitive, or the number of false positives per case "
+        "that you accept, by the table in the model card; the other findings are candidates (default: standard)",
     )
     parser.add_argument(
         "--max-memory",

@@ -98,7 +98,7 @@ def analyze(
     :param regions: also attribute the confidence in each of these lesions to parts of the image, see
         :func:`~LiverXAILib.explain.regions.explain_regions`; 128 forward passes per lesion, or twice that.
     :param device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-    :param sensitivity: the operating point for lesions: "sure", "standard" (as in the model's card), "sensitive", or
+    :param sensitivity: the operating point for lesions: "specific", "standard" (as in the model card), "sensitive", or
         the accepted number of false positives per case (see
         :func:`LiverXAILib.inference.sensitivity.choose_point`).
     :param height_cm, weight_kg, recist_targets: see :func:`LiverXAILib.measure.measure`.
@@ -231,7 +231,7 @@ def explain_and_ask(
     refusals: list[str],
     context: RunContext,
 ) -> tuple[list[Explanation], list[Answer]]:
-    """The heat maps and answers of :func:`analyze`, whose parameters these are.
+    """The heat maps and the explanations in numbers of :func:`analyze`, whose parameters these are.
 
     :param questions: targets that exist in the segmentation.
     :param unasked: the targets are the default ones: an organ's border, at fewer points, replaces its heat map.
@@ -295,7 +295,7 @@ def explain_and_ask(
             except EmptyTargetError as error:
                 refusals.append(f"The border was not examined. {error}")
     refusals += refused
-    context.report("Answered", 1.0)
+    context.report("Examined changed CTs", 1.0)
     return explanations, [*found, *changed]
 
 

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--data", type=Path, help="folder with ct/")
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     model = load_model(options.model)
     results, failures = [], []
     for seed in SEEDS:
@@ -74,12 +75,12 @@ def real_failures(data: Path, model: Model) -> Iterator[Failure]:
 
 
 def draw(failures: Sequence[Failure], path: Path) -> None:
-    """Draw the worst errors of each kind: missed liver, false liver, the largest missed and false lesions."""
+    """Draw the worst errors of each kind: missed liver, false liver, the largest missed lesions and false positives."""
     kinds = {
         "liver left out": lambda truth, found: (truth > 0) & (found == 0),
         "taken for liver": lambda truth, found: (truth == 0) & (found > 0),
         "lesion missed": lambda truth, found: _untouched(truth == 2, found == 2),
-        "false lesion": lambda truth, found: _untouched(found == 2, truth == 2),
+        "false positive": lambda truth, found: _untouched(found == 2, truth == 2),
     }
     figure = Figure(figsize=(12, 6.6), layout="constrained")
     rows = figure.subplots(2, len(kinds))

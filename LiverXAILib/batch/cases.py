@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Found:
-    """The cases in INPUT, in a stable order, and what was passed over, with the reason.
+    """The cases in INPUT, in a stable order, and what was skipped, with the reason.
 
     `root` is the folder that must remain available while the batch runs.
     """
@@ -75,7 +75,7 @@ class Found:
 
     @property
     def told(self) -> tuple[tuple[str, str], ...]:
-        """What was passed over, in a form suitable for tables, logs and the manifest."""
+        """What was skipped, in a form suitable for tables, logs and the manifest."""
         return (
             self.passed_over
             if self.keep_names
@@ -170,7 +170,7 @@ class _NotTaken(NamedTuple):
 def _series(
     root: Path, files: Sequence[Path], keep_names: bool, progress: Progress | None
 ) -> tuple[list[Case], _NotTaken]:
-    """Return a case for each DICOM series that is a CT scan; the other series of its study are passed over.
+    """Return a case for each DICOM series that is a CT scan; the other series of its study are skipped.
 
     A scan that cannot be read is a case too, and fails with the reason. A study without any CT scan is represented by
     its largest series, so that no study is dropped silently.
@@ -217,7 +217,7 @@ def _series(
 
 
 def _why_not_an_image(path: Path) -> str:
-    """Why a file that is neither an image by its name nor part of a DICOM series is passed over."""
+    """Why a file that is neither an image by its name nor part of a DICOM series is skipped."""
     if not path.is_file():
         return "a link to nothing" if path.is_symlink() and not path.exists() else "not a regular file"
     try:

@@ -130,10 +130,10 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
         of = "" if store.shard.count == 1 else f", {mine} of them in part {store.shard}"
         screen.say(
             f"{counted(len(found.cases), 'case')} in {source}{of}; "
-            f"{counted(len(found.passed_over), 'file or series', 'files or series')} passed over."
+            f"{counted(len(found.passed_over), 'file or series', 'files or series')} skipped."
         )
         for reason, count in Counter(reason for _, reason in found.told).most_common():
-            screen.say(f"  {count} passed over: {reason}")
+            screen.say(f"  {count} skipped: {reason}")
         if not mine:
             if not found.cases:
                 raise InputError(f"There are no CTs in {source}.")
@@ -247,7 +247,7 @@ def _dry_run(found: Found, store: Store, settings: Settings, screen: Screen, pyt
         what = "skip" if decision.finished else "do"
         screen.say(f"{what:<4}  {decision.reason:<14}  {case.folder:<40}  {case.label}")
     for label, reason in found.passed_over:
-        screen.say(f"{'-':<4}  {'passed over':<14}  {label}: {reason}")
+        screen.say(f"{'-':<4}  {'skipped':<14}  {label}: {reason}")
     screen.say(f"{counted(todo, 'case')} would be done. Nothing was done.")
     return 0
 

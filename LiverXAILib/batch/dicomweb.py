@@ -127,10 +127,10 @@ class Archive:
                 f"The PACS at {self.url} cannot be reached or refused the request: {type(error).__name__}."
             ) from error
         except Exception as error:
-            # dicomweb-client gives up after several answers such as "503 Service Unavailable".
+            # dicomweb-client gives up after several responses such as "503 Service Unavailable".
             if (last := getattr(error, "last_attempt", None)) is not None:
                 raise InputError(
-                    f"The PACS at {self.url} is not available at the moment: its last answer was HTTP status "
+                    f"The PACS at {self.url} is not available at the moment: its last response was HTTP status "
                     f"{last.value.status_code}. Try again later."
                 ) from error
             raise InputError(f"The PACS at {self.url} sent a response that is not valid DICOMweb.") from error

@@ -61,7 +61,7 @@ def _tells(word: str) -> bool:
 
 
 def passed_over_without_names(label: str, reason: str) -> tuple[str, str]:
-    """Pseudonymize a file or series that was passed over, and the reason."""
+    """Pseudonymize a file or series that was skipped, and the reason."""
     name = "file-" + hashlib.sha256(label.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     if reason.startswith(_SAME_FOLDER):
         return name, f"{_SAME_FOLDER}another one"

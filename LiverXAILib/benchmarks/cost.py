@@ -56,10 +56,10 @@ def benchmark_cost(
     All jobs run in turn, `repeats` times after a warm-up, and the shortest time counts; MiB is the peak above what the
     process held before (GPU: memory allocated by torch; CPU: resident memory, if psutil is installed). The last rows
     are about the whole image: all windows that the target touches; the liver with up to four lesions, as maps on the
-    network's grid, as finished heat maps on the image's grid (:func:`~LiverXAILib.explain.explain_all`), and as answers
-    to changed CTs, compared with the stage's pass over the image; the default answers of an analysis: the tumors' heat
-    map, the liver's border, and up to ten lesions in changed CTs; and everything that an analysis does by default after
-    segmenting, including the measurements.
+    network's grid, as finished heat maps on the image's grid (:func:`~LiverXAILib.explain.explain_all`), and as
+    predictions for changed CTs, compared with the stage's pass over the image; the default explanations of an analysis:
+    the tumors' heat map, the liver's border, and up to ten lesions in changed CTs; and everything that an analysis does
+    by default after segmenting, including the measurements.
     """
     context = RunContext(progress, cancel, select_device(device))
     segmentation = segment(volume, model, **context.keywords)

@@ -35,8 +35,8 @@ _PARTS: tuple[tuple[str, str, str, int | None], ...] = (
     ("LiverXAILib.inference.segmenter", "outline_again", "outlines", None),
     ("LiverXAILib.inference.segmenter", "segment", "labels", None),
     ("LiverXAILib.explain.explainer", "explain_all", "heat maps", None),
-    ("LiverXAILib.explain.border.need", "explain_border", "answer about the border", None),
-    ("LiverXAILib.explain.counterfactual", "explain_lesions", "answers", None),
+    ("LiverXAILib.explain.border.need", "explain_border", "border analysis", None),
+    ("LiverXAILib.explain.counterfactual", "explain_lesions", "counterfactuals", None),
     ("LiverXAILib.measure.measuring", "measure", "measure", None),
     ("LiverXAILib.measure.disagreement", "measure_uncertainty", "uncertainty", None),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FROC (Chakraborty 1989): sensitivity over lesions against false lesions per case, as the score threshold is lowered.
+"""FROC (Chakraborty 1989): sensitivity over lesions against false positives per case, as the threshold is lowered.
 
 All connected components that the model marks are included, even those below the operating point (candidates), so the
 curve shows what another operating point would find. A component's score is its largest probability. A lesion is found,

@@ -59,7 +59,7 @@ def write_plots(results: Sequence[CaseResult], folder: Path) -> list[Path]:
         if None not in lows:
             axes.fill_between(false, [0.0, *lows], [0.0, *highs], step="post", alpha=0.15)
         axes.legend(loc="lower right")
-        axes.set(xlabel="false lesions per case", ylabel="sensitivity", ylim=(0, 1.02), title="FROC")
+        axes.set(xlabel="false positives per case", ylabel="sensitivity", ylim=(0, 1.02), title="FROC")
         written.append(folder / "froc.png")
         _save(figure, written[-1])
     return written

@@ -43,8 +43,8 @@ CATALOG: dict[str, MethodInfo] = {
         MethodInfo(
             "seg-grad-cam",
             "Seg-Grad-CAM",
-            "features that matter for the answer, anywhere near the target (smooth, not place-specific)",
-            "Features near the target that matter for the answer. Smooth and fast; not exact in place.",
+            "features that matter for the prediction, anywhere near the target (smooth, not place-specific)",
+            "Features near the target that matter for the prediction. Smooth and fast; not exact in place.",
             place_specific="no",
         ),
         MethodInfo(
@@ -57,8 +57,8 @@ CATALOG: dict[str, MethodInfo] = {
         MethodInfo(
             "hires-cam",
             "HiResCAM",
-            "what each place contributed to the answer (grainier)",
-            "What each place contributed to the answer; grainy.",
+            "what each place contributed to the prediction (grainier)",
+            "What each place contributed to the prediction; grainy.",
         ),
         MethodInfo(
             "seg-xres-cam",
@@ -70,21 +70,21 @@ CATALOG: dict[str, MethodInfo] = {
         MethodInfo(
             "layer-cam",
             "LayerCAM",
-            "places where more of a feature would have strengthened the answer",
-            "Places where more of a feature would have strengthened the answer.",
+            "places where more of a feature would have strengthened the prediction",
+            "Places where more of a feature would have strengthened the prediction.",
         ),
         MethodInfo(
             "integrated-gradients",
             "Integrated gradients (from liver density)",
-            "voxels whose difference from plain liver tissue led to the answer (slow)",
-            "Voxels whose difference from plain liver led to the answer. Slow; needs no layer.",
+            "voxels whose difference from plain liver tissue led to the prediction (slow)",
+            "Voxels whose difference from plain liver led to the prediction. Slow; needs no layer.",
             kind="image",
         ),
         MethodInfo(
             "integrated-gradients-air",
             "Integrated gradients (from air)",
-            "voxels whose difference from air led to the answer (slow)",
-            "Voxels whose difference from air led to the answer. Slow; needs no layer.",
+            "voxels whose difference from air led to the prediction (slow)",
+            "Voxels whose difference from air led to the prediction. Slow; needs no layer.",
             kind="image",
         ),
         MethodInfo(

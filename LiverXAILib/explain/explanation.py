@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer to "why?": a heat map, the question it answers, and how far it can be trusted."""
+"""A heat map, the question it answers, and how far it can be trusted."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integrated gradients: which voxels led to the answer, relative to an image without the structure.
+"""Integrated gradients: which voxels led to the prediction, relative to an image without the structure.
 
 Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, https://arxiv.org/abs/1703.01365:
 

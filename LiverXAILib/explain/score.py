@@ -77,7 +77,7 @@ def score_terms(
 def positive_and_negative_channels(
     target: Target, model: ModelSpec, stage: StageSpec
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The output channels that raise the answer to `target`, and those that lower it.
+    """The output channels that raise the score of `target`, and those that lower it.
 
     If the channels are mutually exclusive (softmax), a label is lowered by all other channels; nested channels
     (sigmoid) have no rivals. A label against its rival is lowered by the rival's own channels or, if the stage does not
@@ -135,7 +135,7 @@ class ScoreTarget:
     :param channels: output channels that have weights.
     :param weights: float32 (channels, \\*box).
     :param box: on the padded image.
-    :param own: the channels that raise the answer, and `rivals`: those that lower it.
+    :param own: the channels that raise the score, and `rivals`: those that lower it.
     :param windows: the size of each window's share in the question, for the windows of the plan that have one.
     """
 
@@ -166,7 +166,7 @@ class ScoreTarget:
         return weights / weights.sum()
 
     def evidence(self, logits: torch.Tensor) -> torch.Tensor:
-        """The log-odds of the answer at each voxel, from all channels' logits; its sigmoid is the probability."""
+        """The log-odds of the prediction at each voxel, from all channels' logits; its sigmoid is the probability."""
         odds = torch.zeros_like(logits[0])
         if self.own:
             odds = odds + logits[list(self.own)].logsumexp(dim=0)
@@ -175,7 +175,7 @@ class ScoreTarget:
         return odds
 
     def turned(self) -> ScoreTarget:
-        """The opposite question: channels that raise the answer and channels that lower it are swapped."""
+        """The opposite question: channels that raise the score and channels that lower it are swapped."""
         return replace(self, own=self.rivals, rivals=self.own)
 
     @property

@@ -69,7 +69,7 @@ class StageContext:
     def prepare(
         volume: Volume, model: Model, stage: StageSpec, segmentation: Segmentation, device: torch.device
     ) -> StageContext:
-        """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model's card.
+        """The run that made `segmentation`. If it was made elsewhere, the grid follows from the model card.
 
         :raises EmptyTargetError: the stage measures HU relative to a structure that is not there.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be explained: a label, a lesion, a place, and contrasts between answers.
+"""What can be explained: a label, a lesion, a place, and contrasts between labels.
 
 A new kind of target is one class here with a line in :func:`_parse_plain`. The score of a target follows from its
 label and its voxels, see :mod:`LiverXAILib.explain.score`.
@@ -157,7 +157,7 @@ class LabelTarget(Target):
 
 @dataclass(frozen=True)
 class LesionTarget(Target):
-    """One lesion, as the network marked it: if it was outlined again (:mod:`LiverXAILib.inference.outlines`), its mask
+    """One lesion, as the network segmented it: if it was refined (:mod:`LiverXAILib.inference.outlines`), its mask
     is the component that the outline was made from, because explanations are about the network.
 
     :param number: as in the table of measurements: 1 is the largest.

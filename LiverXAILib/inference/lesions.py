@@ -23,7 +23,7 @@ LEAST_CANDIDATE_ML = 0.05
 _NUMBERED: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
 #: The same for candidates, see :func:`numbered_candidates`.
 _CANDIDATES: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
-#: The same for the probabilities of lesions that were outlined again.
+#: The same for the probabilities of refined lesions.
 _MARKED: WeakKeyDictionary[Volume, tuple[np.ndarray, list[tuple[slice, ...]]]] = WeakKeyDictionary()
 
 
@@ -48,10 +48,10 @@ def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -
 
 
 def as_marked(segmentation: Segmentation, number: int, label: str = "tumor") -> np.ndarray:
-    """A lesion, bool (k, j, i) on the input's grid, as the network of the model's last stage marked it.
+    """A lesion, bool (k, j, i) on the input's grid, as the network of the model's last stage segmented it.
 
-    It is the lesion itself if lesions were not outlined again, if a reader changed its outline, or if that network
-    marked nothing there.
+    It is the lesion itself if lesions are not refined, if a reader changed its outline, or if that network
+    segmented nothing there.
 
     :param number: as in :func:`lesion_components`.
     """
@@ -147,7 +147,7 @@ def same_lesions(before: Segmentation, after: Segmentation, label: str = "tumor"
 
 
 def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
-    """Number the candidates: components that the network marks as `label` without reaching the operating point.
+    """Number the candidates: components that the network segments as `label` without reaching the operating point.
 
     A candidate is a connected component of probability above 0.5 that is not in the label map because its score
     reaches the card's peak threshold nowhere. It has at least :data:`LEAST_CANDIDATE_ML`, at least half of it lies in

@@ -118,7 +118,7 @@ def outline_network(folder: Path, sha256: str | None = None) -> torch.nn.Module:
             "read. Reinstall LiverXAI."
         ) from error
     if found != expected:
-        raise ModelError(f"{path} is not the file that its card describes. Reinstall LiverXAI.")
+        raise ModelError(f"{path} is not the file that its model card describes. Reinstall LiverXAI.")
     if sha256 not in (None, found):
         raise ModelError(
             "The model was made for another version of the network that outlines lesions. Get the model for this "

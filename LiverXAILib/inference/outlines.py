@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examine small findings again, at 1 or 2 mm, with a small network of their own (:mod:`.outline_network`).
+"""Refine small findings at 1 or 2 mm, with a small network of their own (:mod:`.outline_network`).
 
 The network of a model's last stage finds lesions on a coarse grid, where small ones come out too large, and veins and
-fissures look like them. Each component that it marks, lesion or candidate, is outlined again in a cube of the CT around
-it. Where the second network outlines something, too, that is the finding's outline; the more certain it is, the more
-probable is the finding. What it does not see at all becomes less probable.
+fissures look like them. Each of its findings, lesion or candidate, is refined in a cube of the CT around it. Where the
+second network segments something, too, that is the finding's outline, and its logits raise the probability of the
+finding. A finding in which it segments nothing becomes less probable.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _BATCH = 8
 #: Weight of the outline network's mean logit, added to the logit of the model's network: the rounded ratio of their
 #: weights in a logistic regression that tells lesions from the other components in the cubes of ``recipes.outlines``.
 _WEIGHT = 0.5
-#: Mean logit of the outline network in a component in which it outlines nothing; larger ones are clipped to the second.
+#: Mean logit of the outline network in a component in which it segments nothing; larger ones are clipped to the second.
 _UNSEEN, _MOST = -3.0, 7.0
 #: A new outline with less than this fraction of the old one's volume is not used, by the voxel size of the cube: small
 #: lesions come out too large by up to five times on a grid of 2 mm; of a larger one that shrinks as much, the outline
-#: network sees only a part.
+#: network segments only a part.
 _LEAST_SHARE = {1.0: 0.2, 2.0: 0.35}
 #: Probabilities up to this are not lowered further.
 _NOTHING = 0.001

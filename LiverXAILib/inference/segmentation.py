@@ -27,7 +27,7 @@ class Segmentation:
         be; outside it the probability is (nearly) 0. Above 0.5 the label's score exceeds that of every rival.
     :param stage_grids: the grids on which the model's stages ran; explanations run on the same grids.
     :param provenance: JSON-ready: model, settings, device, warnings and steps.
-    :param network_probabilities: for labels that were outlined again (:mod:`.outlines`), the probabilities of the
+    :param network_probabilities: for labels that were refined (:mod:`.outlines`), the probabilities of the
         model's last stage, to which explanations refer.
     :param stage_centers: the HU at the center of the intensity, for stages with a centered intensity
         (:class:`~LiverXAILib.models.spec.Intensity`).

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operating points for lesions: the threshold between lesions and candidates.
 
-A model's card lists operating points from "sure" to "sensitive": the peak that a component of probability above 0.5
-must reach to count, and the resulting false findings per case on the data that the card names. To change the point, the
-network need not run again: components and their peaks follow from the probability stored in the segmentation.
+A model card lists operating points from "specific" to "sensitive": the peak that a component of probability above 0.5
+must reach to count, and the resulting false positives per case on the data that the card names. To change the point,
+the network need not run again: components and their peaks follow from the probability stored in the segmentation.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .segmentation import Segmentation
 #: The result of :func:`marked_pieces` for each segmentation in use: every decision of a reader needs it.
 _MARKED: WeakKeyDictionary[Segmentation, tuple[Box, np.ndarray]] = WeakKeyDictionary()
 #: The model's own operating point, and the ends of its card's table.
-STANDARD, SURE, SENSITIVE = "standard", "sure", "sensitive"
+STANDARD, SPECIFIC, SENSITIVE = "standard", "specific", "sensitive"
 
 
 def operating_points(model: ModelSpec, label: str = "tumor") -> tuple[OperatingPoint, ...]:
-    """The operating points in the model's card for a label, from sure to sensitive; empty if there are none."""
+    """The operating points in the model card for a label, from specific to sensitive; empty if there are none."""
     if not any(spec.name == label for spec in model.labels):
         return ()
     return tuple(sorted(model.stage_of(label).operating_points.get(label, ()), key=lambda point: -point.peak))
 
 
 def named_points(model: ModelSpec, label: str = "tumor") -> dict[str, OperatingPoint]:
-    """The points by their names in :func:`choose_point`, from :data:`SURE` to :data:`SENSITIVE`."""
+    """The points by their names in :func:`choose_point`, from :data:`SPECIFIC` to :data:`SENSITIVE`."""
     points = operating_points(model, label)
-    names = [SURE, *(f"{point.false_per_case:g}" for point in points[1:-1]), SENSITIVE]
+    names = [SPECIFIC, *(f"{point.false_per_case:g}" for point in points[1:-1]), SENSITIVE]
     return dict(zip(names, points, strict=False))
 
 
@@ -45,7 +45,7 @@ def check_sensitivity(sensitivity: str) -> None:
 
     Whether a model has such a point depends on its card.
     """
-    if sensitivity in (SURE, STANDARD, SENSITIVE):
+    if sensitivity in (SPECIFIC, STANDARD, SENSITIVE):
         return
     try:
         allowed = float(sensitivity)
@@ -53,16 +53,16 @@ def check_sensitivity(sensitivity: str) -> None:
         allowed = math.nan
     if not allowed >= 0:
         raise UsageError(
-            f"{sensitivity!r} is not a sensitivity. Give {SURE}, {STANDARD}, {SENSITIVE}, or how many false findings "
-            "per case you accept, such as 0.5."
+            f"{sensitivity!r} is not a sensitivity. Give {SPECIFIC}, {STANDARD}, {SENSITIVE}, or how many false "
+            "positives per case you accept, such as 0.5."
         )
 
 
 def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
     """The operating point for a user's word or number; None: the model's own.
 
-    :param sensitivity: :data:`STANDARD`, :data:`SURE`, :data:`SENSITIVE`, or a number of false findings per case: the
-        most sensitive point that does not exceed it.
+    :param sensitivity: :data:`STANDARD`, :data:`SPECIFIC`, :data:`SENSITIVE`, or a number of false positives per case:
+        the most sensitive point that does not exceed it.
     :raises LiverXAILib.errors.UsageError: it is none of these, or the card has no such point.
     """
     check_sensitivity(sensitivity)
@@ -71,23 +71,23 @@ def choose_point(model: ModelSpec, sensitivity: str) -> OperatingPoint | None:
     points = operating_points(model)
     if not points:
         raise UsageError(
-            f"Model {model.name!r} has no operating points for tumors in its card. Leave --sensitivity out."
+            f"Model {model.name!r} has no operating points for tumors in its model card. Leave --sensitivity out."
         )
-    if sensitivity in (SURE, SENSITIVE):
-        return points[0 if sensitivity == SURE else -1]
+    if sensitivity in (SPECIFIC, SENSITIVE):
+        return points[0 if sensitivity == SPECIFIC else -1]
     allowed = float(sensitivity)
     fitting = [point for point in points if point.false_per_case <= allowed]
     if not fitting:
         least = min(point.false_per_case for point in points)
         raise UsageError(
-            f"No operating point of model {model.name!r} has at most {allowed:g} false findings per case; the surest "
-            f"has {least:g}."
+            f"No operating point of model {model.name!r} has at most {allowed:g} false positives per case; the most "
+            f"specific one has {least:g}."
         )
     return fitting[-1]
 
 
 def marked_pieces(segmentation: Segmentation) -> tuple[Box, np.ndarray]:
-    """Number all components that the network marks as tumor: each is a lesion at some operating point.
+    """Number all components that the network segments as tumor: each is a lesion at some operating point.
 
     :return: a box of the image, and in it the numbers of the components (k, j, i), 0 background.
     """

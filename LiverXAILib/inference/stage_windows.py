@@ -35,7 +35,7 @@ def stage_plan(stage: StageSpec, grid: Grid) -> WindowPlan:
     if window is not None and (count := _count(grid.shape, window, overlap)) > _MOST_WINDOWS:
         raise ModelError(
             f"Stage {stage.name!r} of the model would process the image in {count:.2g} windows, over {_MOST_WINDOWS}: "
-            "the window of its card is too small."
+            "the window in its model card is too small."
         )
     return WindowPlan.build(grid.shape, window, overlap=overlap, divisor=divisor, pad_to_window=stage.pad_to_window)
 

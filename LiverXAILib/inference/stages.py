@@ -67,7 +67,7 @@ def stage_grids(volume: Volume, stage: StageSpec, box: Box | None = None) -> lis
     if (voxels := max(prod(grid.shape) for grid in grids)) > _MOST_VOXELS:
         raise ModelError(
             f"Stage {stage.name!r} of the model would process the image with {voxels:.2g} voxels, more than "
-            f"{_MOST_VOXELS:.2g}: the voxel size of its card ({stage.spacing} mm) or of the image is wrong."
+            f"{_MOST_VOXELS:.2g}: the voxel size in its model card ({stage.spacing} mm) or of the image is wrong."
         )
     return grids
 

@@ -145,7 +145,7 @@ class Remnant:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A connected component that the network marks as tumor without reaching the operating point.
+    """A connected component that the network segments as tumor without reaching the operating point.
 
     :param number: as in :func:`LiverXAILib.inference.lesions.candidate_components`: 1 is the largest.
     :param axial: longest axial diameter and its perpendicular.

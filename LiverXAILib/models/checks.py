@@ -77,7 +77,7 @@ def reliability_problems(reliability: Reliability) -> Iterator[str]:
     if not all(value > 0 for value in reliability.scales.values()):
         yield "scales of the reliability must be above 0"
     if not 0 < reliability.true < reliability.findings:
-        yield "the reliability must have been fitted on true and on false findings"
+        yield "the reliability must have been fitted on true findings and on false positives"
 
 
 def label_problems(label: LabelSpec) -> Iterator[str]:
@@ -187,7 +187,7 @@ def _combinations(stage: StageSpec) -> Iterator[str]:
     if not all(
         math.isfinite(point.peak) and point.false_per_case >= 0 and 0 <= point.sensitivity <= 1 for point in points
     ):
-        yield "operating_points must have a finite peak, no fewer than 0 false findings, and a sensitivity from 0 to 1"
+        yield "operating_points must have a finite peak, no fewer than 0 false positives, and a sensitivity from 0 to 1"
     if stage.intensity.centered and (stage.region is None or stage.nnunet is not None):
         yield "a centered intensity needs a region, and cannot be combined with nnunet"
     if stage.nnunet is not None and stage.spacing is None:

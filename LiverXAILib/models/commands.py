@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "download":
             one.add_argument("--accept-license", action="store_true", help="you have read and accept the model's terms")
         if name == "show":
-            one.add_argument("--card", action="store_true", help="print the card as JSON (loads the model if needed)")
+            one.add_argument(
+                "--card", action="store_true", help="print the model card as JSON (loads the model if needed)"
+            )
             one.add_argument(
                 "--layers", action="store_true", help="list the layers that can be explained, with their size in mm"
             )
@@ -124,7 +126,8 @@ def _description(entry: Entry, about: About) -> list[str]:
         ("spacing", "" if entry.card is not None else _spacing(about.spacing_mm)),
         ("time", "" if about.time == "unknown" else about.time),
         ("license", {name: text for name, text in dataclasses.asdict(about.licenses).items() if text}),
-        ("training", about.training),
+        # How the weights came about, run by run, is printed by --card.
+        ("training", {key: value for key, value in about.training.items() if key != "runs"}),
         ("quality", about.quality),
         ("limits", about.limits),
         ("source", about.source),

@@ -159,11 +159,11 @@ class Entry:
         """The card; raises :class:`~LiverXAILib.errors.ModelError` for a model whose card is derived from its files."""
         if self.card is None:
             raise ModelError(
-                f"Model {self.name!r} has no card of its own; it is derived from its files when they are loaded."
+                f"Model {self.name!r} has no model card of its own; it is derived from its files when they are loaded."
             )
         path = _HERE / self.card
         if not path.is_file():
-            raise ModelError(f"The card of model {self.name!r} is missing from this installation: reinstall LiverXAI.")
+            raise ModelError(f"The model card of {self.name!r} is missing from this installation: reinstall LiverXAI.")
         state = path.stat()
         return _card(path, state.st_mtime_ns, state.st_size)
 

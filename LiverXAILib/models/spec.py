@@ -167,7 +167,7 @@ class OperatingPoint:
     """A threshold above which a connected component counts as a lesion, and its performance on the card's data.
 
     :param peak: the logit that a component must reach somewhere, on the image's own grid.
-    :param false_per_case: false findings per case.
+    :param false_per_case: false positives per case.
     :param sensitivity: fraction of the lesions that were found.
     """
 
@@ -281,7 +281,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class OutlineAgain:
-    """That small lesions are outlined again, with the bundled network of :mod:`LiverXAILib.inference.outlines`.
+    """Refinement of the outlines of small lesions by the bundled network of :mod:`LiverXAILib.inference.outlines`.
 
     :param label: the lesions; their parent is the liver.
     :param sha256: checksum of the weights with which the model was evaluated; others are refused.
@@ -297,7 +297,7 @@ class ModelSpec:
 
     `quality` and `training` are free-form, JSON-ready mappings that reports print; `limits` are sentences.
     `reliability` estimates the probability that a finding of this model is true, if that was fitted.
-    `outlines`: small lesions are outlined again, by a network of their own.
+    `outlines`: a network of their own refines the outlines of small lesions.
     """
 
     name: str
@@ -333,9 +333,8 @@ class ModelSpec:
         """What each network does, in order, as lines of text."""
         lines = [f"{stage.name}: {stage.summary()}" for stage in self.stages]
         if self.outlines is not None:
-            lines.append(
-                f"outlines: UNet, 1 or 2 mm, around each small finding; outlines the {self.outlines.label} again"
-            )
+            label = self.outlines.label
+            lines.append(f"outlines: UNet, 1 or 2 mm, around each small finding; refines the outline of the {label}")
         return lines
 
     def label(self, name: str) -> LabelSpec:

@@ -22,7 +22,7 @@ CHANGED_CT = "changed CT"
 
 
 def _changed(answers: Iterable[Answer]) -> list[tuple[Answer, Volume]]:
-    """Return the answers that have a CT without their target, each with that CT."""
+    """Return the counterfactuals that have a CT without their target, each with that CT."""
     return [(answer, answer.volumes["without"]) for answer in answers if "without" in answer.volumes]
 
 
@@ -39,11 +39,11 @@ def changed_ct_steps(
     *,
     keep: bool = True,
 ) -> Generator[None, None, dict[str, slicer.vtkMRMLScalarVolumeNode]]:
-    """Make a node for each answer with a CT without its target, keyed by target; an attribute holds the sentence.
+    """Make a node for each counterfactual with a CT without its target, by target; an attribute holds the sentence.
 
     This runs in steps, one for each node, so that an application stays responsive.
 
-    :param images: of :func:`prepare_changed_cts` for these answers.
+    :param images: of :func:`prepare_changed_cts` for these counterfactuals.
     :param keep: False: those of other targets are removed, because they belong to another segmentation.
     """
     nodes = {}

@@ -23,7 +23,7 @@ def curves_to_chart(
 ) -> slicer.vtkMRMLPlotChartNode | None:
     """Make or update the chart of a heat map's deletion and insertion curves; None if they were not measured.
 
-    The x axis is the changed fraction of the region, in percent; the y axis is the mean probability of the answer.
+    The x axis is the changed fraction of the region, in percent; the y axis is the mean probability of the prediction.
     """
     card = get_attribute(heatmap_node, "Faithfulness")
     if not card or not card.get("curves"):
@@ -52,7 +52,7 @@ def curves_to_chart(
         chart.AddAndObservePlotSeriesNodeID(series.GetID())
     chart.SetTitle(f"Deletion and insertion: {heatmap_node.GetAttribute('LiverXAI.Question')}")
     chart.SetXAxisTitle("changed fraction of the region [%]")
-    chart.SetYAxisTitle("mean probability of the answer")
+    chart.SetYAxisTitle("mean probability of the prediction")
     return chart
 
 

@@ -85,7 +85,7 @@ class ModelChoice:
                 state = (card, card.stat().st_mtime_ns, card.stat().st_size)
                 return self._parsed(state, lambda: ModelSpec.from_json(card.read_text(encoding="utf-8")))
         except (LiverXAIError, OSError):
-            logging.exception("The model's card cannot be read")
+            logging.exception("The model card cannot be read")
         return self._loaded.get(self.name)
 
     def _parsed(self, state: Any, parse: Callable[[], Any]) -> Any:
@@ -128,7 +128,7 @@ class ModelChoice:
         return [label.name for label in known.labels] if known is not None else ["liver", "tumor"]
 
     def sensitivity(self) -> str:
-        """Return the chosen operating point if the model's card has it, else the model's own."""
+        """Return the chosen operating point if the model card has it, else the model's own."""
         spec, chosen = self.spec(), self._state.parameters.sensitivity
         return chosen if spec is not None and chosen in named_points(spec) else STANDARD
 

@@ -76,7 +76,7 @@ class TaskRunner:
         """Start a task, after installing the packages it needs if the user agrees.
 
         :param ask: sends the request to the worker.
-        :param receive: shows the worker's answer, in steps.
+        :param receive: shows the worker's response, in steps.
         """
         self._status.show()
         try:
@@ -119,7 +119,7 @@ class TaskRunner:
             events = self.client.poll()
             for event in events:
                 self._hear(event)
-            # Decoding an answer and starting to show it are two steps.
+            # Decoding a response and starting to show it are two steps.
             if not events and self._steps is not None and (self._work is None or self._work.done()):
                 self._advance(self._steps)
         except Exception as error:

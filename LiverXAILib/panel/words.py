@@ -31,7 +31,7 @@ def remaining_time(seconds: float | None) -> str:
 
 
 def one_line(value: Any) -> str:
-    """Format a free-form entry of a model's card as one line."""
+    """Format a free-form entry of a model card as one line."""
     if isinstance(value, Mapping):
         parts = ((key.replace("_", " "), one_line(item)) for key, item in value.items())
         return "; ".join(item if key == "note" else f"{key} {item}" for key, item in parts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of answers: a lesion in the CT and in the changed CTs for the model."""
+"""Pictures of explanations in numbers, such as a lesion in the CT and in the changed CTs for the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PIXELS = 360
 
 
 def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, Picture | Figure]]:
-    """Each picture of an answer with its caption."""
+    """Each picture of an explanation with its caption."""
     if isinstance(answer, Counterfactual):
         yield from _changed_cts(analysis, answer)
     if isinstance(answer, NeededChange):
@@ -38,7 +38,7 @@ def answer_pictures(analysis: Analysis, answer: Answer) -> Iterator[tuple[str, P
 
 
 def answer_legend(answer: Answer) -> list[tuple[str, str]]:
-    """The legend of an answer's pictures: texts and colors; empty if there is none."""
+    """The legend of an explanation's pictures: texts and colors; empty if there is none."""
     return border_legend(answer) if isinstance(answer, BorderNeed) else []
 
 

@@ -45,7 +45,7 @@ def _parametric_map(explanation: Explanation, source: DicomSource, number: int) 
         real_world_value_mappings=[
             highdicom.pm.RealWorldValueMapping(
                 lut_label="HEATMAP",
-                lut_explanation=f"influence on the model's answer: {question}"[:64],
+                lut_explanation=f"influence on the model's prediction: {question}"[:64],
                 unit=codes.UCUM.NoUnits,
                 value_range=(0.0, 1.0),
                 slope=1.0,

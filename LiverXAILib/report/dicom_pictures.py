@@ -18,7 +18,7 @@ from .dicom_source import DicomSource, read_source
 def write_key_images(analysis: Analysis, folder: Path) -> list[Path]:
     """Write a picture of each lesion to ``key-image-<number>.dcm`` in `folder`; number 0 shows the liver.
 
-    They are followed by a picture for each lesion of the changed CTs on which the model was run, with its answers.
+    They are followed by a picture for each lesion of the changed CTs on which the model was run, with its predictions.
 
     :raises LiverXAILib.errors.UsageError: the CT was not read from DICOM, or an extra (``dicom``, ``report``) is not
         installed.

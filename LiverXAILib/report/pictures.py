@@ -154,9 +154,9 @@ def liver_window_hu(measurements: Measurements) -> tuple[float, float]:
 
 
 def render_curves(curves: Mapping[str, Any]) -> Figure:
-    """Deletion and insertion: the model's answer while the most influential part is removed or restored.
+    """Deletion and insertion: the model's confidence while the most influential part is removed or restored.
 
-    :param curves: "deletion" and "insertion", values of the answer, and "fractions", the fractions of the volume that
+    :param curves: "deletion" and "insertion", the confidence, and "fractions", the fractions of the volume that
         were changed. These are cubic, and so is the axis, because a target is a small part of the volume.
     """
     from matplotlib.figure import Figure
@@ -169,7 +169,7 @@ def render_curves(curves: Mapping[str, Any]) -> Figure:
     axes.set_xticks(np.cbrt(np.array(percent) / 100), [f"{value:g}" for value in percent])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("changed part of the volume, most influential first, %", fontsize=8)
-    axes.set_ylabel("model's answer (0 to 1)", fontsize=8)
+    axes.set_ylabel("model's confidence (0 to 1)", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

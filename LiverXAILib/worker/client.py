@@ -153,7 +153,7 @@ class WorkerClient:
     ) -> int:
         """Explain a segmentation that the worker holds, or that is given; the result is :class:`Explained`.
 
-        Questions about single lesions and "why not" questions get an answer in addition to the heat map.
+        Questions about single lesions and "why not" questions get a counterfactual in addition to the heat map.
 
         :param token: token of the image; `volume` must be given unless the worker :meth:`holds` it.
         :param labels: token of the segmentation, equal to `token` if :meth:`analyze` made it; `segmentation` must be
@@ -370,7 +370,7 @@ class WorkerClient:
             if segmentation is not None:
                 arguments["labels"] = {**arguments["labels"], **pack_segmentation(segmentation, folder)}
             process.send({"id": request.number, "action": request.action, **arguments})
-        except Exception as error:  # every failure must be reported: the caller is waiting for an answer
+        except Exception as error:  # every failure must be reported: the caller is waiting for a response
             self._inbox.put(("unsent", process, _unsent(request, error)))
 
     def _start(self) -> None:
@@ -392,7 +392,7 @@ class WorkerClient:
             return self._on_message(news)
         if kind == "ended":
             if self._running is not None and self._running.unpacking is not None:
-                # The answer arrived before the process ended: it is complete and valid.
+                # The response arrived before the process ended: it is complete and valid.
                 self._running.unpacking.join()
                 self._inbox.put((kind, self._process, news))
                 return None
@@ -403,7 +403,7 @@ class WorkerClient:
             try:
                 return self._on_message(news)
             except Exception as error:
-                # The answer, or a file that came with it, is not what it should be.
+                # The response, or a file that came with it, is not what it should be.
                 return self._fail_and_end("".join(traceback.format_exception(error)))
         return self._fail_and_end(f"The worker sent: {news}")
 
@@ -428,7 +428,7 @@ class WorkerClient:
         return None
 
     def _on_result(self, request: _Request, result: Any, problem: str) -> Event | None:
-        """Handle an unpacked answer; `problem` says why it is invalid, "" if it is valid."""
+        """Handle an unpacked response; `problem` says why it is invalid, "" if it is valid."""
         if request is not self._running:
             return None
         if problem:
@@ -443,7 +443,7 @@ class WorkerClient:
         try:
             news = request, self._unpacked(folder, request, result), ""
         except Exception as error:
-            # The answer, or a file that came with it, is not what it should be.
+            # The response, or a file that came with it, is not what it should be.
             news = request, None, "".join(traceback.format_exception(error))
         self._inbox.put(("unpacked", process, news))
 
@@ -468,7 +468,7 @@ class WorkerClient:
     def _fail_and_end(
         self,
         details: str,
-        sentence: str = "The computation returned an invalid answer. Try again.",
+        sentence: str = "The computation returned an invalid response. Try again.",
     ) -> Event | None:
         """Kill the worker and report the running request, if there is one, as failed."""
         running, self._running = self._running, None

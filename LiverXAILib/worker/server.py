@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The child process: holds the model, the image and its segmentation, and answers one request at a time.
+"""The child process: holds the model, the image and its segmentation, and processes one request at a time.
 
 ``python -m LiverXAILib.worker.server`` exchanges JSON lines over its standard input and output. In: first the
 configuration (``folder`` for images, ``threads``), then requests (``id``, ``action`` and its arguments) and
@@ -49,7 +49,7 @@ _PROGRESS_RATE = 10.0
 
 
 def main() -> int:
-    """Answer requests until the parent closes the input; return the exit code."""
+    """Process requests until the parent closes the input; return the exit code."""
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # Warnings from libraries may contain file names.
@@ -84,7 +84,7 @@ def _listen(requests: queue.Queue[dict[str, Any]], handler: RequestHandler) -> N
 
 
 class RequestHandler:
-    """Answers requests, and keeps the model, the image and the results loaded between them.
+    """Processes requests, and keeps the model, the image and the results loaded between them.
 
     :param folder: the folder through which images are exchanged.
     """

@@ -115,7 +115,7 @@ def unpack_explanation(message: Mapping[str, Any], folder: Path) -> Explanation:
 
 
 def pack_answer(answer: Answer, folder: Path) -> dict[str, Any]:
-    """Pack an answer with its images."""
+    """Pack an explanation in numbers with its images."""
     return {"answer": answer.to_dict(), "volumes": _pack_volumes(answer.volumes, folder)}
 
 
@@ -127,7 +127,8 @@ def unpack_answer(message: Mapping[str, Any], folder: Path) -> Answer:
 
 @dataclass(frozen=True)
 class Explained:
-    """The result of a request for explanations: heat maps in the order of the questions, answers, warnings."""
+    """The result of a request for explanations: heat maps in the order of the questions, explanations in
+    numbers, warnings."""
 
     explanations: tuple[Explanation, ...]
     answers: tuple[Answer, ...] = ()
@@ -135,7 +136,7 @@ class Explained:
 
 
 def pack_explained(explained: Explained, folder: Path) -> dict[str, Any]:
-    """Pack heat maps and answers with their images."""
+    """Pack heat maps and explanations in numbers with their images."""
     return {
         "explanations": [pack_explanation(explanation, folder) for explanation in explained.explanations],
         "answers": [pack_answer(answer, folder) for answer in explained.answers],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks with a known mechanism: an answer names every planted cause, and no wrong map passes."""
+"""Networks with a known mechanism: an explanation names every planted cause, and no wrong map passes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_no_verdict_contradicts_a_planted_cause(name):
         assert row["verdict"] != "passed" or row["at_causes"] >= 0.5, row
     verdicts = {row["map"]: row["verdict"] for row in oracles}
     assert verdicts.pop("exact") == "passed"
-    assert set(verdicts) == {"92 % elsewhere"} | (set() if MECHANISMS[name].by_lesion else {"at the answer"})
+    assert set(verdicts) == {"92 % elsewhere"} | (set() if MECHANISMS[name].by_lesion else {"at the target"})
     assert set(verdicts.values()) == {"failed"}
     assert "| " + name + " | 92 % elsewhere | 8% | failed |" in format_tables([], oracles)
 
@@ -87,7 +87,7 @@ def test_a_wrong_answer_and_a_map_that_passed_wrongly_are_shown():
     table = format_tables([{**answer, "right": False}], [wrong])
     assert "**no**" in table
     assert "**passed, wrongly**" in table
-    assert "no answer names: AND" in table
+    assert "no explanation names: AND" in table
 
 
 def test_a_shortcut_around_the_bundled_model_is_named_by_the_counterfactual():

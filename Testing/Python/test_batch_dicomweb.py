@@ -225,7 +225,7 @@ def test_a_busy_service_is_asked_three_times(monkeypatch, tmp_path):
 
     with HTTPServer(("127.0.0.1", 0), Busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(InputError, match="not available at the moment: its last answer was HTTP status 503"):
+        with pytest.raises(InputError, match="not available at the moment: its last response was HTTP status 503"):
             Archive(f"http://127.0.0.1:{server.server_port}/dicom-web").fetch(tmp_path)
         server.shutdown()
     assert len(asked) == 3

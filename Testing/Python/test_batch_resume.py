@@ -555,10 +555,10 @@ def test_a_dry_run_lists_what_would_be_done_in_this_part_and_what_is_passed_over
     output = ["-o", str(tmp_path / "out"), "--dry-run"]
     assert main(["batch", "--input", str(tmp_path / "in"), *output]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"3 cases in {tmp_path / 'in'}; 1 file or series passed over."
-    assert said[1] == "  1 passed over: not an image"
+    assert said[0] == f"3 cases in {tmp_path / 'in'}; 1 file or series skipped."
+    assert said[1] == "  1 skipped: not an image"
     assert [line.split() for line in said[2:5]] == [["do", "new", case.folder, case.label] for case in cases]
-    assert said[5:] == ["-     passed over     d.txt: not an image", "3 cases would be done. Nothing was done."]
+    assert said[5:] == ["-     skipped         d.txt: not an image", "3 cases would be done. Nothing was done."]
     assert not (tmp_path / "out").exists()
     parts = [[case.label for case in cases if Shard(n, 2).holds(case.id)] for n in (1, 2)]
     for number, part in enumerate(parts, 1):

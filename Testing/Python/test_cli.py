@@ -141,7 +141,7 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
     rest = process.stderr.read()
     assert process.wait(60) == 128 + number, (seen, rest)
     process.stderr.close()
-    assert rest.splitlines()[-1] == "liverxai: stopped; no file is incomplete."
+    assert rest.splitlines()[-1] == "liverxai: stopped. Every file is complete or unchanged."
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert not list((tmp_path / "tmp").glob("*liverxai*"))
 

@@ -253,7 +253,7 @@ def test_a_grid_of_billions_of_voxels_is_refused():
     sides = (2**11 / 10, 2**10 / 10, 2**10 / 10)  # 2 ** 31 voxels, which are allowed, in 200 mm along each axis
     fine = tuple(20 * 10 / (10 * side) for side in sides)
     assert stage_grids(volume, voxel_stage(spacing=fine, **LIVER_ONLY))
-    with pytest.raises(ModelError, match="voxel size of its card"):
+    with pytest.raises(ModelError, match="voxel size in its model card"):
         stage_grids(volume, voxel_stage(spacing=(fine[0], fine[1], fine[2] * 0.99), **LIVER_ONLY))
 
 

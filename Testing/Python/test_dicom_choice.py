@@ -256,7 +256,7 @@ def test_the_choice_among_several_series_is_told_exactly(tmp_path):
     write_series(tmp_path / "d", a_body((1, 16, 20)), geometry(), SeriesNumber=4, SeriesDescription="D")
     chosen, passed_over = read_volume(tmp_path).metadata["warnings"]
     assert chosen == ('DICOM series 1 ("A") was chosen of 2 usable CT series; --series (series=) selects another.')
-    assert passed_over.startswith('DICOM series 3 ("C"), 3 slices, was passed over: its slices are shifted sideways')
+    assert passed_over.startswith('DICOM series 3 ("C"), 3 slices, was skipped: its slices are shifted sideways')
     assert read_volume(tmp_path, series=" 2 ").metadata["warnings"] == []
     with pytest.raises(InputError) as caught:
         read_volume(tmp_path, series=3)

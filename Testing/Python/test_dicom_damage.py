@@ -192,9 +192,9 @@ def test_the_search_says_which_files_are_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
-        (1, "1 damaged DICOM file was passed over (0: odd)."),
-        (3, "3 damaged DICOM files were passed over (0: odd; 1: odd; 2: odd)."),
-        (4, "4 damaged DICOM files were passed over (0: odd; 1: odd; 2: odd; and 1 more)."),
+        (1, "1 damaged DICOM file was skipped (0: odd)."),
+        (3, "3 damaged DICOM files were skipped (0: odd; 1: odd; 2: odd)."),
+        (4, "4 damaged DICOM files were skipped (0: odd; 1: odd; 2: odd; and 1 more)."),
     ],
 )
 def test_up_to_three_damaged_files_are_named_and_the_others_counted(count, sentence):
@@ -271,4 +271,4 @@ def test_run_lengths_overwritten_with_zeros_are_read_past_if_the_rest_is_a_volum
     np.testing.assert_array_equal(volume.array, a_body((5, 16, 20))[:3])
     assert volume.metadata["files"] == [str(tmp_path / f"{k:03d}.dcm") for k in range(3)]
     (note,) = volume.metadata["warnings"]
-    assert note.startswith("2 damaged DICOM files were passed over (003.dcm: its pixels are damaged")
+    assert note.startswith("2 damaged DICOM files were skipped (003.dcm: its pixels are damaged")

@@ -283,7 +283,7 @@ def test_answers_survive_json_and_the_worker_s_wire(tmp_path):
     for name, image in answer.volumes.items():
         np.testing.assert_array_equal(again.volumes[name].array, image.array)
         assert again.volumes[name].grid.matches(image.grid)
-    with pytest.raises(InputError, match="does not support answers of kind 'oracle'"):
+    with pytest.raises(InputError, match="does not support explanations of kind 'oracle'"):
         Answer.from_dict({**answer.to_dict(), "kind": "oracle"})
 
 

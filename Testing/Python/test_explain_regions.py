@@ -69,7 +69,7 @@ def test_an_and_gate_with_a_far_marker_is_exposed_with_equal_shares():
     answer, shares = shares_of(with_marker(a_case(), (-50, -50, -50)), NeedsMarker)
     assert shares[FAR] == pytest.approx(answer.evidence["probability"] / 2, abs=0.05)
     assert shares[LESION] + shares[RIM] == pytest.approx(answer.evidence["probability"] / 2, abs=0.05)
-    assert "The answer depends on what lies farther away, and not on the lesion alone" in answer.sentence
+    assert "The prediction depends on what lies farther away, and not on the lesion alone" in answer.sentence
 
 
 def test_a_marker_in_the_liver_is_told_from_one_far_away():
@@ -127,7 +127,7 @@ BY_ITSELF = "In plain liver the lesion is enough by itself (0.98), but among its
          "model needs something around it, even if only what replaced the parts. It can be disturbed from elsewhere: "
          "if plain liver took the place of what lies farther away, the confidence would be below 0.001."),
         (NeedsMarkerOrLiver, "soft tissue", 1 / 3,
-         f"{BY_ITSELF}the answer depends on {FAR} as well: look there."),
+         f"{BY_ITSELF}the prediction depends on {FAR} as well: look there."),
     ],
 )  # fmt: skip
 def test_what_is_said_of_the_far_never_denies_what_the_lesion_alone_shows(network, replaced_by, far, says):
@@ -230,7 +230,7 @@ def sentence_of(shares, *, probability=0.9, in_image=None, beyond=0.0, alone=0.9
     return RegionShares(Target.parse("lesion:1"), evidence).sentence
 
 
-ENOUGH = "In plain liver the lesion is enough by itself (0.90), but among its own surroundings the answer"
+ENOUGH = "In plain liver the lesion is enough by itself (0.90), but among its own surroundings the prediction"
 NOT_ENOUGH = "Most of it comes from the lesion, but in plain liver the lesion is not enough by itself (0.30): the model"
 
 
@@ -242,12 +242,12 @@ NOT_ENOUGH = "Most of it comes from the lesion, but in plain liver the lesion is
         ({CORE: 0.7, RIM: 0.1, VESSELS: -0.3}, True, f"It comes from the lesion itself. It is lowered by {VESSELS}."),
         ({CORE: 0.7, RIM: 0.1}, False,
          f"{NOT_ENOUGH} needs something around it, even if only what replaced the parts."),
-        ({CORE: 0.4, NEAR: 0.4}, False, f"The answer depends on {NEAR}, and not on the lesion alone: look there."),
+        ({CORE: 0.4, NEAR: 0.4}, False, f"The prediction depends on {NEAR}, and not on the lesion alone: look there."),
         ({CORE: 0.4, NEAR: 0.4}, True, f"{ENOUGH} depends on {NEAR} as well: look there."),
-        ({CORE: 0.02, NEAR: 0.7}, False, f"The answer depends on {NEAR}, and hardly on the lesion: look there."),
+        ({CORE: 0.02, NEAR: 0.7}, False, f"The prediction depends on {NEAR}, and hardly on the lesion: look there."),
         ({CORE: 0.02, NEAR: 0.7}, True, f"{ENOUGH} depends on {NEAR} and hardly on the lesion: look there."),
         ({CORE: -0.2, NEAR: 0.7, REST: 0.2}, False,
-         f"The answer depends on {NEAR} and {REST}, and hardly on the lesion: look there."),
+         f"The prediction depends on {NEAR} and {REST}, and hardly on the lesion: look there."),
         ({CORE: 0.02, VESSELS: 0.04, NEAR: 0.04, REST: 0.04, FAR: 0.04}, False,
          "It comes from the surroundings as a whole, and hardly from the lesion."),
         ({CORE: 0.02, VESSELS: 0.04, NEAR: 0.04, REST: 0.04, FAR: 0.04}, True,

@@ -116,7 +116,7 @@ def test_the_command_measures_and_explains_given_contours(
     assert "need --segmentation" in capsys.readouterr().err
     # Options about a model's output do not apply here.
     for option, words in (
-        (["--sensitivity", "sure"], "sensitivity"),
+        (["--sensitivity", "specific"], "sensitivity"),
         (["--min-lesion-ml", "1"], "these contours were given"),
         (["--no-postprocessing"], "these contours were given"),
     ):

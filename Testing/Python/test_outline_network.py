@@ -43,7 +43,7 @@ def test_a_damaged_network_is_refused(tmp_path):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(ModelError, match="not the file that its card describes"):
+    with pytest.raises(ModelError, match="not the file that its model card describes"):
         outlines.outline_network(folder)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small lesions are outlined again by a network of their own: what it may change, and what it may not."""
+"""Small lesions are refined by a network of their own: what it may change, and what it may not."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ def test_the_sensitivity_moves_findings_with_their_new_outlines(outlining):
     result = segment(volume, model, device="cpu")
     mask = result.mask("tumor")
     assert mask.any()
-    sure = at_sensitivity(result, model.spec, "sure")
+    sure = at_sensitivity(result, model.spec, "specific")
     assert not sure.mask("tumor").any()
     np.testing.assert_array_equal(candidate_components(sure) > 0, mask)
     np.testing.assert_array_equal(at_sensitivity(sure, model.spec, "sensitive").mask("tumor"), mask)
@@ -389,7 +389,7 @@ def test_the_bundled_model_was_made_for_the_bundled_weights():
     spec = registered("default").spec()
     assert spec.outlines == OutlineAgain("tumor", card["sha256"])
     assert spec.sha256[-1] == card["sha256"]
-    assert "outlines the tumor again" in spec.networks()[-1]
+    assert "refines the outline of the tumor" in spec.networks()[-1]
 
 
 @pytest.mark.parametrize(("labels", "outlined"), [(("tumor",), True), (("liver",), False)])

@@ -252,7 +252,7 @@ def test_what_is_rejected_is_known_by_its_place_at_every_sensitivity():
     standard = change_sensitivity(mine, "standard")
     assert standard.measurements.rejected == ()
     assert [x.status for x in standard.measurements.candidates] == ["rejected"]
-    sure = restarted(change_sensitivity(mine, "sure"))
+    sure = restarted(change_sensitivity(mine, "specific"))
     assert not sure.segmentation.mask("tumor").any()
     assert sorted(x.status for x in sure.measurements.candidates) == ["open", "open", "rejected"]
     later = change_sensitivity(sure, "sensitive")
@@ -260,13 +260,13 @@ def test_what_is_rejected_is_known_by_its_place_at_every_sensitivity():
     assert len(later.measurements.rejected) == 1
     back = refine(later, [restore(1)])
     np.testing.assert_array_equal(back.segmentation.mask("tumor"), COUNTED | SECOND | UNSURE)
-    np.testing.assert_array_equal(change_sensitivity(back, "sure").segmentation.mask("tumor"), UNSURE)
+    np.testing.assert_array_equal(change_sensitivity(back, "specific").segmentation.mask("tumor"), UNSURE)
 
 
 def test_an_accepted_candidate_stays_a_lesion_in_another_session_at_another_sensitivity():
     mine = refine(graded(), [accept(1)])
     later = restarted(change_sensitivity(mine, "sensitive"))
-    np.testing.assert_array_equal(change_sensitivity(later, "sure").segmentation.mask("tumor"), UNSURE)
+    np.testing.assert_array_equal(change_sensitivity(later, "specific").segmentation.mask("tumor"), UNSURE)
 
 
 @pytest.mark.parametrize("session", [lambda one: one, restarted], ids=["same session", "later session"])
@@ -282,7 +282,7 @@ def test_an_accepted_candidate_stays_a_lesion_in_another_session_at_another_sens
 def test_a_lesion_whose_outline_the_reader_changed_is_one_at_every_sensitivity(session, decide, held):
     mine = refine(graded(), [decide])
     expected = mine.segmentation.mask("tumor")
-    sure = change_sensitivity(session(mine), "sure")  # where the model has no lesion
+    sure = change_sensitivity(session(mine), "specific")  # where the model has no lesion
     wanted = expected if held is not COUNTED else expected & ~SECOND
     np.testing.assert_array_equal(sure.segmentation.mask("tumor"), wanted)
     back = change_sensitivity(session(sure), "standard")
@@ -296,7 +296,7 @@ def test_what_was_edited_by_hand_stays_in_later_sessions_at_other_sensitivities(
     drawn = one.segmentation.labels.with_array(array)
     for mine in (refine(one, labels=drawn), refine(resume(one, drawn, (), edited=True))):
         assert [x.kind for x in mine.decisions] == ["edit"]
-        for there in ("sure", "sensitive"):  # at one of them the model agrees with what was drawn and erased
+        for there in ("specific", "sensitive"):  # at one of them the model agrees with what was drawn and erased
             away = restarted(change_sensitivity(mine, there))
             back = change_sensitivity(restarted(away), "standard")
             np.testing.assert_array_equal(back.segmentation.mask("tumor"), COUNTED | UNSURE)
@@ -517,7 +517,7 @@ def graded() -> Analysis:
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
-    [("sure", POINTS[0]), ("sensitive", POINTS[2]), ("standard", None), ("0.5", POINTS[1]), ("9", POINTS[2])],
+    [("specific", POINTS[0]), ("sensitive", POINTS[2]), ("standard", None), ("0.5", POINTS[1]), ("9", POINTS[2])],
 )
 def test_a_sensitivity_is_a_word_or_a_number_of_false_findings(asked, expected):
     assert choose_point(graded().model, asked) == expected
@@ -542,7 +542,7 @@ def test_another_sensitivity_moves_whole_pieces_over_the_border():
     np.testing.assert_array_equal(sensitive.mask("tumor"), COUNTED | SECOND | UNSURE)
     np.testing.assert_array_equal(sensitive.mask("liver"), LIVER_MASK)
     assert candidate_components(sensitive).max() == 0
-    sure = at_sensitivity(one.segmentation, one.model, "sure")
+    sure = at_sensitivity(one.segmentation, one.model, "specific")
     assert not sure.mask("tumor").any()
     assert candidate_components(sure).max() == 3
     assert sure.provenance["sensitivity"]["false_per_case"] == 0.1
@@ -552,19 +552,19 @@ def test_another_sensitivity_moves_whole_pieces_over_the_border():
 def test_what_the_reader_decided_stays_when_the_sensitivity_changes():
     one = graded()
     mine = refine(one, [reject(2)])
-    sure = change_sensitivity(mine, "sure")
+    sure = change_sensitivity(mine, "specific")
     assert not sure.segmentation.mask("tumor").any()
     sensitive = change_sensitivity(sure, "sensitive")
     np.testing.assert_array_equal(sensitive.segmentation.mask("tumor"), COUNTED | UNSURE)
     assert [x.kind for x in sensitive.decisions] == ["reject"]
-    for result, asked in ((mine, None), (sure, "sure"), (sensitive, "sensitive")):
+    for result, asked in ((mine, None), (sure, "specific"), (sensitive, "sensitive")):
         assert result.segmentation.provenance.get("sensitivity", {}).get("asked") == asked
     assert sensitive.provenance["segmentation"]["sensitivity"]["asked"] == "sensitive"
-    # A later session has the labels, the decisions and the sensitivity. At "sure" the model has no lesion either.
-    for left, now in ((sensitive, "sure"), (sure, "sensitive")):
+    # A later session has the labels, the decisions and the sensitivity. At "specific" the model has no lesion either.
+    for left, now in ((sensitive, "specific"), (sure, "sensitive")):
         restored = resume(left.own, left.segmentation.labels, left.decisions)
         again = change_sensitivity(restored, now)
-        expected = {"sure": sure, "sensitive": sensitive}[now]
+        expected = {"specific": sure, "sensitive": sensitive}[now]
         np.testing.assert_array_equal(again.segmentation.labels.array, expected.segmentation.labels.array)
     back = change_sensitivity(sensitive, "standard")
     np.testing.assert_array_equal(back.segmentation.labels.array, mine.segmentation.labels.array)
@@ -594,8 +594,8 @@ def test_the_report_lists_candidates_and_what_the_reader_changed(tmp_path):
     assert "(Dr. A, " in text
     assert "1 lesion rejected by the reader, not counted" in text
     assert "Rejected by Dr. A, 2" in text
-    # The model's card states it, but nothing is reported for what a reader outlined.
-    assert "its card does not state it" not in text
+    # The model card states it, but nothing is reported for what a reader outlined.
+    assert "its model card does not state it" not in text
     assert "No reliability is given for lesions that others outlined or edited" in text
     assert text.count("<img") == 3 + 2 + 1 + 1
     assert "&#34;voxels&#34;" not in text

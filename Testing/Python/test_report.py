@@ -257,7 +257,7 @@ def test_the_report_says_what_it_must(page: _Page, analysis: Analysis) -> None:
         "Apache-2.0",
         f"{lesion.volume_ml:.2f}",
         f"{lesion.axial.long_mm:.1f} × {lesion.axial.short_mm:.1f}",
-        "It does not show that the answer is right",
+        "It does not show that the prediction is right",
     ):
         assert str(words) in page.plain
     assert page.plain.index("The slices were resampled.") < page.plain.index("Segmentation")
@@ -376,7 +376,7 @@ def test_the_report_shows_the_changed_cts_with_the_sentence_about_them(tmp_path)
         assert caption in text
     assert sum("If the lesion were not there" in str(image["alt"]) for image in page.images) == 4
     write_report(analysis, tmp_path / "none.html", viewer=False)
-    assert "if the CT were different" not in (tmp_path / "none.html").read_text(encoding="utf-8")
+    assert "predicts for a changed CT" not in (tmp_path / "none.html").read_text(encoding="utf-8")
 
 
 def test_the_report_shows_the_border_with_its_sentence_its_places_and_what_the_colors_mean(tmp_path):
@@ -400,7 +400,7 @@ def test_the_report_shows_the_border_with_its_sentence_its_places_and_what_the_c
     assert "on the left at the top: 6 points around LPS 20, −250, 120 mm" in text
     for words in ("surface, from the front", "axial slice through the largest far place", "more than 24 mm"):
         assert words in text
-    assert "if the CT were different" not in text
+    assert "predicts for a changed CT" not in text
 
 
 def test_the_report_shows_the_shares_of_the_parts(tmp_path):
@@ -415,9 +415,9 @@ def test_the_report_shows_the_shares_of_the_parts(tmp_path):
     text = " ".join(" ".join(page.words).split())
     assert answer.sentence in text
     assert "+0.50 comes from the lesion's core, +0.30 from what lies farther away" in answer.sentence
-    assert "Which part of the image the answer comes from" in text
-    assert "if the CT were different" not in text
-    assert any("Which part the answer comes from, lesion 1" in str(image["alt"]) for image in page.images)
+    assert "Which part of the image the prediction depends on" in text
+    assert "predicts for a changed CT" not in text
+    assert any("Which part the prediction depends on, lesion 1" in str(image["alt"]) for image in page.images)
 
 
 def test_the_report_has_recist_phase_and_each_lesion_s_place(page: _Page, analysis: Analysis) -> None:

@@ -560,14 +560,14 @@ def test_operating_points_are_listed_from_sure_to_sensitive_and_named():
     least, sure, middle = POINTS
     assert operating_points(graded(*POINTS)) == (sure, middle, least)
     assert operating_points(graded(*POINTS), "vessel") == operating_points(graded()) == ()
-    assert named_points(graded(*POINTS)) == {"sure": sure, "0.4": middle, "sensitive": least}
-    assert list(named_points(graded(*POINTS))) == ["sure", "0.4", "sensitive"]
-    assert named_points(graded(sure, least)) == {"sure": sure, "sensitive": least}
-    assert named_points(graded(sure)) == {"sure": sure}
+    assert named_points(graded(*POINTS)) == {"specific": sure, "0.4": middle, "sensitive": least}
+    assert list(named_points(graded(*POINTS))) == ["specific", "0.4", "sensitive"]
+    assert named_points(graded(sure, least)) == {"specific": sure, "sensitive": least}
+    assert named_points(graded(sure)) == {"specific": sure}
     assert choose_point(graded(*POINTS), "0.4") == middle
     assert choose_point(graded(*POINTS), "0.39") == sure
     assert choose_point(graded(*POINTS), "standard") is None
-    with pytest.raises(UsageError, match=r"at most 0 false findings per case; the surest has 0\.1"):
+    with pytest.raises(UsageError, match=r"at most 0 false positives per case; the most specific one has 0\.1"):
         choose_point(graded(*POINTS), "0")
     with pytest.raises(UsageError, match="is not a sensitivity"):
         choose_point(graded(*POINTS), "-0.1")
@@ -584,7 +584,7 @@ def test_at_another_operating_point_whole_pieces_count_or_do_not():
     assert changed.provenance["peak_probability"] == {"tumor": 0.8}
     said = {"asked": "sensitive", "peak": sensitive.peak, "false_per_case": 1.2, "sensitivity": 0.8}
     assert changed.provenance["sensitivity"] == said
-    none = at_sensitivity(own, graded(*POINTS), "sure")
+    none = at_sensitivity(own, graded(*POINTS), "specific")
     assert not none.mask("tumor").any()
     np.testing.assert_array_equal(none.mask("liver"), own.mask("liver"))
     assert at_sensitivity(own, graded(*POINTS), "standard") is own

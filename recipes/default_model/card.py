@@ -21,10 +21,10 @@ from .phases import PHASES, STAGES, stage_of
 from .sources import WEIGHTS
 
 RECIPE = (
-    "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter first on small boxes, then, a "
-    "level deeper, on large ones, with HU counted from the liver's own median; each sample is one of these anatomies "
-    "deformed, given new intensities, real, transplanted or synthetic tumors as its contrast phase shows them, and "
-    "scanned again; see docs/default-model.md"
+    "two 3-D U-Nets with batch norm, at 4 mm and at 2 mm around the liver, the latter trained on small boxes first, "
+    "then with one more level on large ones, with HU relative to the median of the liver; each sample is one of these "
+    "anatomies, deformed, with new intensities, with real, transplanted or synthetic tumors as they appear in its "
+    "contrast phase, and with simulated acquisition; see docs/default-model.md"
 )
 LIMITS = (
     "For research use only.",
@@ -32,13 +32,13 @@ LIMITS = (
     "that hardly differ from the liver, most of all in arterial scans, and sometimes marks vessels. No finding does "
     "not mean no tumor.",
     "Tumor labels of training are silver: outlined on the images, but not by a radiologist.",
-    "Thin parts of the liver and veins inside it may be left out; heart and bowel beside it may be included: look at "
+    "Thin parts of the liver and veins inside it may be left out; heart and bowel next to it may be included: check "
     "the outlines.",
     "Any focal lesion, cysts included, is called tumor.",
     "Unusual anatomy (situs inversus, after resection or transplantation, children, massive ascites) was not seen in "
     "training.",
-    "The border is that of a 2 mm grid; findings of up to 48 mm are outlined again at 1 or 2 mm, real ones rather too "
-    "small. Not for MR, and not for CT with a resolution worse than about 6 mm.",
+    "Outlines are computed on a 2 mm grid; those of findings of up to 48 mm are refined at 1 or 2 mm and tend to be "
+    "too small for real lesions. Not for MR, and not for CT with a resolution worse than about 6 mm.",
 )
 #: File with the attribution, stored next to the weights.
 ATTRIBUTION = "ATTRIBUTION.md"
@@ -62,7 +62,8 @@ def data_of(left_out: Sequence[str] = ()) -> list[str]:
 def attribution(left_out: Sequence[str] = ()) -> str:
     """The text of :data:`ATTRIBUTION`."""
     head = (
-        "# Attribution\n\nThese weights (Apache-2.0) were trained on the following data, changed as the card says.\n\n"
+        "# Attribution\n\nThese weights (Apache-2.0) were trained on the following data, modified as described in the "
+        "model card.\n\n"
     )
     return head + "".join(f"* {line}\n" for line in data_of(left_out))
 
@@ -90,7 +91,7 @@ def export(
         title="LiverXAI default model",
         description=(
             "Liver and liver tumors in CT of the abdomen or trunk: the liver is located at 4 mm, then segmented with "
-            "its tumors at 2 mm, one pass each; small findings are outlined again at 1 or 2 mm."
+            "its tumors at 2 mm, one pass each; the outlines of small findings are refined at 1 or 2 mm."
         ),
         labels=(LIVER, TUMOR),
         stages=tuple(stage_of(name, PHASES[name], operating.get(name)) for name in STAGES),

@@ -133,7 +133,7 @@ def write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    lines = ["| model | phase | scans | liver Dice | tumor Dice | lesions found | false lesions a scan |"]
+    lines = ["| model | phase | scans | liver Dice | tumor Dice | lesions found | false positives per scan |"]
     lines.append("|---|---|---|---|---|---|---|")
     for model in dict.fromkeys(row["model"] for row in rows):
         for phase in dict.fromkeys(row["phase"] for row in rows):

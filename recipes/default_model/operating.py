@@ -23,7 +23,7 @@ _TUMOR = torch.arange(-1.0, 4.01, 0.5)
 #: How far above the tumor threshold a lesion's peak must be, in logits.
 _SURER = torch.arange(0.0, 6.01, 0.5)
 #: Largest number of false components per scan, if any pair of thresholds keeps to it. Without this limit the best pair
-#: found about one false lesion per scan in patients who were not trained on.
+#: found about one false positive per scan in patients who were not trained on.
 _FALSE_PER_SCAN = 0.3
 
 

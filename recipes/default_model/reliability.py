@@ -3,7 +3,7 @@
 
 ``python -m recipes.default_model.reliability --data FOLDER --output FOLDER`` segments phantoms that no network was
 trained on, and the CT of ``--data`` that may be trained on, with lesions painted into their livers. It fits the
-regression, and writes it into a copy of the model's card along with a table and a figure of its calibration. Finished
+regression, and writes it into a copy of the model card along with a table and a figure of its calibration. Finished
 cases are read from the output folder.
 """
 
@@ -194,7 +194,7 @@ def fit(rows: Sequence[Finding], source: str = "") -> Reliability:
     """Fit a logistic regression of "true" on the features by penalized maximum likelihood.
 
     No weight may have the wrong sign (a less distinct border never makes a finding more reliable): otherwise chance
-    differences between a few false findings would be learned, and given to readers as a reason.
+    differences between a few false positives would be learned, and given to readers as a reason.
     """
     table = np.array([[row[name] for name in FEATURES] for row in rows])
     truth = np.array([row["true"] for row in rows], float)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operating points from specific to sensitive, measured on training-side data and written into a model's card.
+"""Operating points from specific to sensitive, measured on training-side data and written into a model card.
 
 ``python -m recipes.default_model.sensitivity --data FOLDER MODEL`` segments phantoms with lesions of their own, real
 scans of training with painted lesions, whose seeds are not used in training, and real scans of training with outlined
-tumors. For each number of false findings per case it determines the peak that a component must reach; the one for
-:data:`STANDARD` of them becomes the model's own. True and false findings are defined in
+tumors. For each number of false positives per case it determines the peak that a component must reach; the one for
+:data:`STANDARD` of them becomes the model's own. True findings and false positives are defined in
 :mod:`LiverXAILib.evaluation.metrics`.
 """
 
@@ -93,7 +93,7 @@ def _cases(data: Path, phantoms: int, paintings: int) -> Iterator[tuple[Volume, 
 
 
 def operating_points(cases: Sequence[FrocCase]) -> tuple[OperatingPoint, ...]:
-    """The lowest peak for each accepted number of false findings per case, in falling order."""
+    """The lowest peak for each accepted number of false positives per case, in falling order."""
     logits = np.arange(0.0, 7.01, 0.25)[::-1]
     rows = froc(cases, [1 / (1 + math.exp(-logit)) for logit in logits])
     measured = list(zip(logits, rows, strict=True))
@@ -125,7 +125,7 @@ def table(cases: Sequence[FrocCase], points: Sequence[OperatingPoint]) -> str:
     """The points with 95% confidence intervals as Markdown, and the whole curve as JSON."""
     rows = froc(cases, [1 / (1 + math.exp(-point.peak)) for point in points])
     lines = [
-        "| peak (logit) | false findings a case | sensitivity | < 10 mm | 10–20 mm | > 20 mm |",
+        "| peak (logit) | false positives per case | sensitivity | < 10 mm | 10–20 mm | > 20 mm |",
         "|---|---|---|---|---|---|",
     ]
     names = ("false_per_case", "sensitivity", *(f"sensitivity {size}" for size in ("<10 mm", "10-20 mm", ">20 mm")))

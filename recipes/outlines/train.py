@@ -50,9 +50,9 @@ ARGUMENTS: dict[str, Any] = {
 }
 #: Largest distance of the first click from the center of a stored cube, in voxels.
 _SHIFT = (STORED - SIZE) // 2
-#: Largest shift of a cube around a component that a model marked, in voxels.
+#: Largest shift of a cube around a finding of a model, in voxels.
 _JITTER = 2
-#: Samples of a step: half with clicks, half of components that a model marked.
+#: Samples of a step: half with clicks, half of findings of a model.
 _BATCH = 12
 
 
@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.outlines", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with ct/")
     parser.add_argument("--output", type=Path, required=True, help="for the cubes, the weights and their card")
-    parser.add_argument("--model", default="default", help="marks the components to be outlined again")
+    parser.add_argument("--model", default="default", help="its findings are to be refined")
     parser.add_argument("--cubes", type=int, default=2000, help="around clicks")
     parser.add_argument("--phantoms", type=int, default=40, help="for the model; 8 of them for clicks")
-    parser.add_argument("--clicks-only", action="store_true", help="train nothing on what the model marks")
+    parser.add_argument("--clicks-only", action="store_true", help="train nothing on findings of the model")
     parser.add_argument("--rounds", type=int, default=8, help="how often lesions are painted into a scan for the model")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--start", type=Path, help="weights to continue from; their card is beside them")
@@ -334,7 +334,8 @@ def save(network: nn.Module, folder: Path, runs: Sequence[Mapping[str, int]], ev
         "format": 1,
         "name": "outlines",
         "description": (
-            "Outlines one liver lesion in CT, at a click or around what a model marks; further clicks correct it."
+            "Outlines one liver lesion in CT, at a click or around a finding of a model, whose outline it refines; "
+            "further clicks correct it."
         ),
         "license": "Apache-2.0",
         "source": "python -m recipes.outlines",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark audit``: apply every kind of explanation to networks for which the right answer is known."""
+"""``liverxai benchmark audit``: apply every kind of explanation to networks for which the true cause is known."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CAUSE, _FAR = 0.2, 0.5
 #: A map that marks the causes has at least this share of its sum there; causes are dilated by this many mm.
 _ENERGY, _GROWN_MM = 0.5, 4.0
 TAG = "TAG"
-#: Answers that are audited, and those of them that an analysis gives by default.
+#: Explanations in numbers that are audited, and those of them that an analysis gives by default.
 ANSWERS = ("counterfactual", "regions", "border")
 DEFAULT_ANSWERS = ("counterfactual", "border")
 
@@ -105,7 +105,7 @@ def tagged_case() -> Case:
 
 
 def audit_answers(case: Case, context: RunContext, answers: Sequence[str] = ANSWERS) -> list[Row]:
-    """Compare the causes named by the answers with the truth: a row for each of `answers`.
+    """Compare the causes named by explanations with the truth: a row for each of `answers`.
 
     The columns are ``says``, the named causes (``lesion``, ``surroundings``), ``truth``, and ``right``.
     """
@@ -169,7 +169,7 @@ def audit_oracles(case: Case, method: str) -> list[Row]:
     """Return the verdicts for maps that are known to be right or wrong, in the box in which maps are examined.
 
     "exact": all of the map is at the causes; "92 % elsewhere": that share of it is at a position without influence; "at
-    the answer": it is at the segmented target, if that is not a cause.
+    the target": it is at the segmented target, if that is not a cause.
 
     :param method: the method whose maps of shuffled networks are the controls.
     """
@@ -184,7 +184,7 @@ def audit_oracles(case: Case, method: str) -> list[Row]:
     }
     if not case.mechanism.by_lesion:
         answer = evaluator.score_target.weights.abs().sum(dim=0) > 0
-        maps["at the answer"] = (answer & ~causes).float()
+        maps["at the target"] = (answer & ~causes).float()
     shuffled = cache(lambda: _of_shuffled_networks(evaluator, METHODS[method], case.run.stage.default_layer))
     return [_map_row(case, name, values, causes, evaluator.verdict(values, shuffled)) for name, values in maps.items()]
 
@@ -233,7 +233,7 @@ def benchmark_audit(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[list[Row], list[Row]]:
-    """Return all answers, and all maps with their verdicts, for all planted networks.
+    """Return all explanations in numbers, and all maps with their verdicts, for all planted networks.
 
     :param bundled: also audit the bundled model with a shortcut around it: counterfactual and border.
     """
@@ -255,7 +255,7 @@ def benchmark_audit(
 
 def format_tables(answers: Sequence[Row], maps: Sequence[Row]) -> str:
     """Format two Markdown tables and a conclusion."""
-    lines = ["| mechanism | answer | truth | says | right |", "|---|---|---|---|---|"]
+    lines = ["| mechanism | explanation | truth | names | right |", "|---|---|---|---|---|"]
     for row in answers:
         cells = [row["mechanism"], row["answer"], row["truth"], row["says"], "yes" if row["right"] else "**no**"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -267,14 +267,14 @@ def format_tables(answers: Sequence[Row], maps: Sequence[Row]) -> str:
     wrong = sum(row["contradicted"] for row in maps)
     lines += [
         "",
-        f"Mechanisms that no answer names: {', '.join(unnamed) or 'none'}. Maps that passed and mark less than ",
+        f"Mechanisms that no explanation names: {', '.join(unnamed) or 'none'}. Maps that passed and mark less than ",
     ]
     lines[-1] += f"half of the causes: {wrong} of {len(maps)}."
     return "\n".join(lines)
 
 
 def _unnamed(answers: Sequence[Row]) -> set[str]:
-    """Return the mechanisms whose causes no answer names correctly."""
+    """Return the mechanisms whose causes no explanation names correctly."""
     names = {row["mechanism"] for row in answers}
     about = {name: "border" if name in MECHANISMS and MECHANISMS[name].far_border else "" for name in names}
     named = {
@@ -288,7 +288,7 @@ def _unnamed(answers: Sequence[Row]) -> set[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Apply every kind of explanation to networks with a planted mechanism, for which the right answer is known."
+        "Apply every kind of explanation to networks with a planted mechanism, for which the true cause is known."
     )
     parser.add_argument("--mechanisms", nargs="*", default=list(MECHANISMS), choices=list(MECHANISMS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="default: all")
@@ -301,7 +301,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the audit; returns 1 if a planted cause is named by no answer, or a wrong map passed."""
+    """Run the audit; returns 1 if a planted cause is named by no explanation, or a wrong map passed."""
     from ...progress import progress_bar
 
     with progress_bar() as progress:

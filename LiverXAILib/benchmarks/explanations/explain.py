@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``liverxai benchmark explain``: the evaluation card of every method and layer of a model, over given CTs.
+"""``liverxai benchmark explain``: the evaluation of every method and layer of a model, over given CTs.
 
 The default method should be the one that measures best on the model at hand, not the most cited one. Each row is one
-map: the faithfulness card of :mod:`LiverXAILib.explain.faithfulness` in numbers, with those of the controls.
+map: the faithfulness of :mod:`LiverXAILib.explain.faithfulness` in numbers, with those of the controls.
 
 A network of nine layers has 45 maps for a question, so they share computations: the maps of all layers and methods of
 one network come from a single forward and backward pass; noise and each draw of shuffled weights need one more. Only
@@ -10,8 +10,8 @@ the deletion and insertion curves are computed for each map, with fewer points t
 curves (``points=0``) a row has the numbers that its verdict is based on, and maps of shuffled networks are computed
 only where they can change it.
 
-If references are given, true and false lesions are reported separately: a method whose maps of false lesions pass too
-is nevertheless faithful, but does not help to find them. The tables are made by :mod:`.method_tables`.
+If references are given, true lesions and false positives are reported separately: a method whose maps of false
+positives pass too is nevertheless faithful, but does not help to find them. :mod:`.method_tables` makes the tables.
 """
 
 from __future__ import annotations
@@ -270,8 +270,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         default=(),
-        help="label maps of the cases, in the same order, to tell true from false lesions: tumor is 2, or 1 in a mask "
-        "of 0 and 1",
+        help="label maps of the cases, in the same order, to tell true lesions from false positives: tumor is 2, or 1 "
+        "in a mask of 0 and 1",
     )
     parser.add_argument("--minutes", type=float, help="stop after about this time; the same command then continues")
     parser.add_argument(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to "why?" that consist of numbers and a sentence rather than a heat map. Needs no torch.
+"""Explanations that consist of numbers and a sentence rather than a heat map. Needs no torch.
 
-Every answer has a kind, the target that was asked about, the evidence (numbers, JSON-ready) and a sentence that is made
-from that evidence and nothing else, so that the text cannot contradict the measurements. A new kind of answer is
+Each of them has a kind, the target that was asked about, the evidence (numbers, JSON-ready) and a sentence that is made
+from that evidence and nothing else, so that the text cannot contradict the measurements. A new kind is
 one class in a module here; its computation is in a module of its own
 (:mod:`LiverXAILib.explain.counterfactual`, :mod:`LiverXAILib.explain.border`,
 :mod:`LiverXAILib.explain.regions`).

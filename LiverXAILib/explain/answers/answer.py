@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all answers."""
+"""The base of all explanations in numbers and a sentence."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ...errors import InputError
 from ...volumes.volume import Volume
 from ..targets import Target
 
-#: The classes of answers by their kind.
+#: The classes by their kind.
 _KINDS: dict[str, type[Answer]] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Answer(ABC):
-    """One answer to one question.
+    """An explanation in numbers and a sentence, for one question.
 
     :param target: what was asked about.
     :param evidence: JSON-ready numbers, documented in each class.
-    :param volumes: images that belong to the answer, by name, documented in each class.
+    :param volumes: images that belong to it, by name, documented in each class.
     :param warnings: sentences for the user.
     :param provenance: JSON-ready: model, stage, passes, time.
     """
@@ -33,9 +33,9 @@ class Answer(ABC):
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    #: The kind of answer, as written in files and in the worker's messages.
+    #: The kind of explanation, as written in files and in the worker's messages.
     kind: ClassVar[str]
-    #: The heading of the answer in a report.
+    #: The heading in a report.
     title: ClassVar[str]
 
     def __repr__(self) -> str:
@@ -47,7 +47,7 @@ class Answer(ABC):
     @property
     @abstractmethod
     def sentence(self) -> str:
-        """The answer as text, made from the evidence."""
+        """The explanation as text, made from the evidence."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the volumes, JSON-ready."""
@@ -62,13 +62,13 @@ class Answer(ABC):
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], volumes: Mapping[str, Volume] | None = None) -> Answer:
-        """The answer from the output of :meth:`to_dict`.
+        """The explanation from the output of :meth:`to_dict`.
 
-        :raises LiverXAILib.errors.InputError: this version does not support that kind of answer.
+        :raises LiverXAILib.errors.InputError: this version does not support that kind of explanation.
         """
         if values["kind"] not in _KINDS:
             raise InputError(
-                f"This version of LiverXAI does not support answers of kind {values['kind']!r}. Install the newer "
+                f"This version of LiverXAI does not support explanations of kind {values['kind']!r}. Install the newer "
                 "version that wrote it."
             )
         return _KINDS[values["kind"]](

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer to "why liver?": how much of the surroundings the network needs to draw the border where it did."""
+"""The border need ("why liver?"): how much of the surroundings the network needs to draw the border where it did."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers about lesions, and about places where none was found."""
+"""Counterfactuals of lesions, and of places where none was found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_CHANGE = 0.1
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Counterfactual(Answer):
-    """The model's answers when a lesion is removed, moved, or left without its surroundings.
+    """The model's predictions when a lesion is removed, moved, or left without its surroundings.
 
     The evidence holds mean probabilities of the lesion's label over the lesion's voxels:
 
@@ -69,7 +69,7 @@ class Counterfactual(Answer):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NeededChange(Answer):
-    """What would have to change at a place for the model to find a lesion there: the answer to "why not?".
+    """What would have to change at a place for the model to find a lesion there ("why not?").
 
     A ball of liver is made darker (or brighter) by a number of HU. The evidence holds ``diameters_mm``,
     ``contrasts_hu`` (negative: darker) and ``probabilities``, the mean probability over the ball, in a row for each

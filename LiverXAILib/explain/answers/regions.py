@@ -33,7 +33,7 @@ class RegionShares(Answer):
     """
 
     kind = "regions"
-    title = "Which part the answer comes from"
+    title = "Which part the prediction depends on"
 
     @property
     def sentence(self) -> str:
@@ -77,10 +77,10 @@ class RegionShares(Answer):
         by_itself = f"In plain liver the lesion is enough by itself ({_p(e['alone'])}), but among its own surroundings "
         if needed and enough:
             lesion = "as well" if of_lesion >= least else "and hardly on the lesion"
-            text = f"{by_itself}the answer depends on {_listed(needed)} {lesion}: look there."
+            text = f"{by_itself}the prediction depends on {_listed(needed)} {lesion}: look there."
         elif needed:
             lesion = "not on the lesion alone" if of_lesion >= least else "hardly on the lesion"
-            text = f"The answer depends on {_listed(needed)}, and {lesion}: look there."
+            text = f"The prediction depends on {_listed(needed)}, and {lesion}: look there."
         elif of_lesion >= difference / 2 and enough:
             text = "It comes from the lesion itself."
         elif of_lesion >= difference / 2:
@@ -91,7 +91,7 @@ class RegionShares(Answer):
         else:
             whole = "from the surroundings as a whole"
             whole += " and from the lesion" if of_lesion >= least else ", and hardly from the lesion"
-            text = f"{by_itself}the answer comes {whole}." if enough else f"It comes {whole}."
+            text = f"{by_itself}the prediction comes {whole}." if enough else f"It comes {whole}."
         if lowering:
             text += f" It is lowered by {_listed(lowering)}."
         return f"{text}{self._disturbed([part for part in around if part['name'] not in needed])}"

@@ -8,7 +8,7 @@ radius of :data:`RADII_MM` at which the border stays where it was, while at the 
 pass tests the whole border within :data:`~LiverXAILib.explain.border.probe.COMPARED_MM` of its point.
 
 Passes with the neighborhoods of several points in one image would be cheaper and were tried, but at one point in
-five the answer then changes with the neighborhoods next to it. Each point therefore has a crop of its own; the
+five the result then changes with the neighborhoods next to it. Each point therefore has a crop of its own; the
 network processes many crops in one batch.
 
 Related: minimal sufficient inputs (Carter et al., AISTATS 2019, "What made you do this?", https://arxiv.org/abs/1810.03805)
@@ -75,7 +75,7 @@ def explain_border(
     :param replacement: what replaces the surroundings, a name of
         :data:`~LiverXAILib.explain.border.replacements.REPLACEMENTS`.
     :param prepared: the stages on this CT, shared with other questions about it; None: they are prepared now.
-    :return: the answer, which is deterministic.
+    :return: the border need, which is deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: nothing of the label was found, or none of its border is the
         network's own.
     :raises LiverXAILib.errors.UsageError: unknown label or replacement, or the target is not a label.

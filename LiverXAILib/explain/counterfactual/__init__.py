@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model's answers for changed CTs: a lesion removed, moved, or isolated; a place made to look like a lesion."""
+"""The model's predictions for changed CTs: a lesion removed, moved, or isolated; a place made to look like a lesion."""
 
 from __future__ import annotations
 

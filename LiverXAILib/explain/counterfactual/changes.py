@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model's answers for changed CTs: a lesion removed, moved, or isolated; a place made to look like a lesion.
+"""The model's predictions for changed CTs: a lesion removed, moved, or isolated; a place made to look like a lesion.
 
 Each question costs a few passes of the network on a box around the lesion, a fraction of a second, and the result is
 exact, because the model itself is run. The images are made by :mod:`LiverXAILib.explain.fill`.
@@ -63,9 +63,9 @@ def explain_lesions(
     :param draws: number of fills of each target, each with texture from a different place.
     :param refusals: gets a sentence about each target that cannot be examined, instead of an error.
     :param prepared: the stages on this CT, shared with other questions about it; None: they are prepared now.
-    :return: the answers in the order of `targets`. They are deterministic.
+    :return: the counterfactuals in the order of `targets`. They are deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
-    :raises FarContextError: the model's answer depends on context beyond the part that can be examined.
+    :raises FarContextError: the model's prediction depends on context beyond the part that can be examined.
     :raises LiverXAILib.errors.UsageError: a target is not about lesions, the place of a "why not" lies outside the
         liver, or there is no healthy liver with which a lesion could be replaced.
     """
@@ -103,7 +103,7 @@ def _explain_change(
     draws: int,
     context: RunContext,
 ) -> Answer:
-    """One answer of :func:`explain_lesions`, for a prepared run."""
+    """One result of :func:`explain_lesions`, for a prepared run."""
     started = time.perf_counter()
     mask = target.mask(run.segmentation)
     score_target = build_score(target, run.segmentation, model, run, context, mask)
@@ -127,7 +127,7 @@ def confidence_alone(score_target: ScoreTarget, run: StageContext, mask: np.ndar
     """The model's confidence in a lesion by itself, in plain liver: the ``alone`` of its counterfactual.
 
     :param mask: the lesion's voxels, on the input's grid.
-    :raises FarContextError: the model's answer depends on context beyond the part that can be examined.
+    :raises FarContextError: the model's prediction depends on context beyond the part that can be examined.
     :raises LiverXAILib.errors.UsageError: there is no healthy liver.
     """
     examined = ExaminedBox.around(score_target, run, mask, context)

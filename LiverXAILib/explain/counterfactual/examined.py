@@ -30,7 +30,7 @@ _ENOUGH_HEALTHY = 1000
 
 
 class FarContextError(UsageError):
-    """The model's answer for a target depends on context beyond the part that can be examined."""
+    """The model's prediction for a target depends on context beyond the part that can be examined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class ExaminedBox:
     :param score_target: the target in the box.
     :param box: on the padded image of the stage.
     :param crop: how many voxels (k, j, i) around a target the network processes.
-    :param probability: mean probability of the answer over the target, in a crop; `in_image`: in the whole image.
+    :param probability: mean probability of the prediction over the target, in a crop; `in_image`: in the whole image.
     """
 
     run: StageContext
@@ -62,7 +62,7 @@ class ExaminedBox:
         *,
         small: bool = True,
     ) -> ExaminedBox:
-        """The smallest crop in which the model's answer for the target agrees with that in the whole image.
+        """The smallest crop in which the model's prediction for the target agrees with that in the whole image.
 
         Where there is hardly any healthy liver around the target, a larger crop is tried.
 
@@ -107,7 +107,7 @@ class ExaminedBox:
     def ask(
         self, images: Sequence[torch.Tensor], context: RunContext, weights: Sequence[torch.Tensor] | None = None
     ) -> list[float]:
-        """The model's mean probability of the answer over the target, for other images.
+        """The model's mean probability of the prediction over the target, for other images.
 
         :param images: network inputs of the box's size.
         :param weights: the target in each image; None: at its own place.
@@ -139,7 +139,7 @@ class ExaminedBox:
 
 
 def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, context: RunContext) -> float:
-    """The model's mean probability of the answer over the target, in the whole image."""
+    """The model's mean probability of the prediction over the target, in the whole image."""
     target, probability = score_target.target, run.segmentation.network_probability(score_target.target.label)
     plain = not (target.is_why_not or target.compared_with)
     plain = plain and len(score_target.own) == 1 and len(score_target.rivals) <= 1

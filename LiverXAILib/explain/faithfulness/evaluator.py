@@ -3,7 +3,7 @@
 
 All checks run in one box: the window with the largest share in the question, or the part of it around the target (see
 :meth:`LiverXAILib.explain.score.ScoreTarget.in_focus`), on the grid of the network. The box is enlarged until the
-model's answer in it agrees with that in the whole image. For a 2-D network it contains all slices of the target. In
+model's prediction in it agrees with that in the whole image. For a 2-D network it contains all slices of the target. In
 the box, the checks use
 
     f(x) = sum_y T(y) p(y; x) / sum_y T(y),
@@ -67,7 +67,7 @@ class FaithfulnessEvaluator:
 
     :param points: number of points of the deletion and insertion curves, including both ends.
     :param limit_mm: maximum size of the box if the network accepts images of any size; larger boxes are tried if the
-        model's answer in it differs from that in the whole image.
+        model's prediction in it differs from that in the whole image.
     :param baseline: what replaces voxels: "fill", plain tissue of the patient; "blur", the blurred CT, which keeps part
         of what was there. Where no plain tissue is found, the blurred CT is used.
     """
@@ -84,7 +84,7 @@ class FaithfulnessEvaluator:
         self.run_context = context
         self.points = points
         self.passes = 0
-        # Almost all passes that a card takes, for the progress.
+        # Almost all passes that a check takes, for the progress.
         self._expected = 10 * (points - 2) + LEVELS + DRAWS + NOISE_DRAWS + len(_REGIONS_MM) + 8
         self.depends_on_far = ""
         odds = score_target.evidence(blended_logits(run, score_target, context))
@@ -98,7 +98,7 @@ class FaithfulnessEvaluator:
                 break
         else:
             self.depends_on_far = (
-                f"the model's answer depends on what lies far away; its confidence is {self.in_image:.2f} in the whole "
+                f"the model's prediction depends on what lies far away; its confidence is {self.in_image:.2f} in the "
                 f"image, but {self.intact:.2f} in the part of it that can be examined."
             )
         voxel = float(np.prod(run.spacing))
@@ -108,7 +108,7 @@ class FaithfulnessEvaluator:
         self._volume_ml = float(np.prod(self.run.plan.shape)) * voxel / 1000
 
     def _in_image(self, score_target: ScoreTarget, odds: torch.Tensor) -> float:
-        """The mean probability of the answer in the whole image, over the part of the target that lies in the box."""
+        """The mean probability of the prediction in the whole image, over the part of the target in the box."""
         common = self.box.intersection(score_target.box)
         assert common is not None
         weights = self._weights[common.relative_to(self.box)]
@@ -131,7 +131,7 @@ class FaithfulnessEvaluator:
 
     @cached_property
     def logits(self) -> torch.Tensor:
-        """Log-odds of the answer at each voxel of the window: a map that explains nothing but looks right."""
+        """Log-odds of the prediction at each voxel of the window: a map that explains nothing but looks right."""
         return self._evidence(self.run.image)
 
     @cached_property
@@ -244,7 +244,7 @@ class FaithfulnessEvaluator:
     def context(self) -> dict[str, float]:
         """The fraction of f lost when everything but the target (and 5 mm around it) is replaced, and the reverse.
 
-        The network may not recognize the target alone; the answer then came from its surroundings.
+        The network may not recognize the target alone; the prediction then came from its surroundings.
         """
         target = gaussian((self._weights > 0).float(), [_RIM_MM / 2 / size for size in self.run.spacing]) > 0.05
         alone = self.score(torch.where(target, self.run.image, self._replacement))
@@ -254,7 +254,7 @@ class FaithfulnessEvaluator:
             "lost_without_target": round(1 - without / max(self.intact, 1e-9), 4),
         }
 
-    # Long: half of it documents the card.
+    # Long: half of it documents the result.
     def evaluate(
         self,
         values: torch.Tensor,
@@ -274,7 +274,7 @@ class FaithfulnessEvaluator:
         :param warned: whether the map came with a warning (degenerate layer …); then it cannot pass.
         :param controls: curves of further controls.
 
-        The card contains
+        The result contains
 
         * ``score``, ``score_replaced``, ``score_in_image``: f of the CT in the box, of the CT in which everything is
           replaced (by ``baseline``), and of the whole image;
@@ -414,7 +414,7 @@ def check_faithfulness(
     result: StageMap,
     context: RunContext = UNATTENDED,
 ) -> dict[str, Any]:
-    """Examine one map; returns the JSON-ready card of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
+    """Examine one map; returns the JSON-ready value of :attr:`LiverXAILib.explain.Explanation.faithfulness`.
 
     :param result: the map on the padded grid of `run`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdict and sentence about a map, from the numbers of its card and nothing else.
+"""Verdict and sentence about a map, from the numbers of its check and nothing else.
 
 A map passes if what it marks most matters: replacing the voxels that it ranks highest, as many as the target has, must
 have at least half the effect of replacing everything, and more than the upper quartile of any kind of control (image

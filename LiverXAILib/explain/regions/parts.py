@@ -114,8 +114,8 @@ def choose_replacement(examined: ExaminedBox, parts: Sequence[Part], context: Ru
 
     Parts inside the liver become plain liver of the same patient at the level of the lesion's surroundings. For a part
     outside it no single tissue is right: if much of the box becomes soft tissue, a network may miss a lesion that it
-    still finds with fat or air there. Such a part is needed only if the answer is lost whatever replaces it.
-    Therefore soft tissue, fat, air and plain liver are tried, and the one that changes the model's answer least is
+    still finds with fat or air there. Such a part is needed only if the prediction is lost whatever replaces it.
+    Therefore soft tissue, fat, air and plain liver are tried, and the one that changes the model's prediction least is
     taken. All have the noise of the patient's liver, and nothing of the part itself.
 
     :raises LiverXAILib.errors.UsageError: there is no healthy liver.

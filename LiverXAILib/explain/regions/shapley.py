@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact Shapley values of the parts of an image, and the answer made from them.
+"""Exact Shapley values of the parts of an image, and the explanation made from them.
 
 Shapley, "A value for n-person games", 1953; as an explanation of models: Lundberg and Lee, NeurIPS 2017,
 https://arxiv.org/abs/1705.07874. With at most eight parts there are at most 256 images, so no sampling is needed.
@@ -75,9 +75,9 @@ def explain_regions(
     :param targets: lesions.
     :param refusals: gets a sentence about each target that cannot be examined, instead of an error.
     :param prepared: the stages on this CT, shared with other questions about it; None: they are prepared now.
-    :return: the answers in the order of `targets`. They are deterministic.
+    :return: the region shares in the order of `targets`. They are deterministic.
     :raises LiverXAILib.explain.targets.EmptyTargetError: a target was not found.
-    :raises LiverXAILib.explain.counterfactual.FarContextError: the model's answer depends on context beyond
+    :raises LiverXAILib.explain.counterfactual.FarContextError: the model's prediction depends on context beyond
         the part that can be examined.
     :raises LiverXAILib.errors.UsageError: a target is not a lesion, or there is no healthy liver to replace parts
         with.

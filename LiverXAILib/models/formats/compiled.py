@@ -38,7 +38,9 @@ def load_compiled(path: Path, stage: StageSpec, sha256: str) -> nn.Module:
     :raises LiverXAILib.errors.ModelError: the file has changed or is damaged, or the card lists layers.
     """
     if stage.layers:
-        raise ModelError(f"The card lists layers of {path.name}, but a {stage.network} has no inspectable layers.")
+        raise ModelError(
+            f"The model card lists layers of {path.name}, but a {stage.network} has no inspectable layers."
+        )
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256.lower():
         raise ModelError(f"{path} changed while it was opened; it is not run.")

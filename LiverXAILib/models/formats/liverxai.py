@@ -98,9 +98,8 @@ def _network(folder: Path, stage: StageSpec, file: str, sha256: str) -> nn.Modul
     if stage.network in COMPILED_NETWORKS:
         return load_compiled(folder / file, stage, sha256)
     state = float_weights(folder / file)
-    network = build_with_weights(
-        partial(build_network, stage.network, stage.arguments), state, folder / file, f"of the card ({stage.network})"
-    )
+    source = f"of the model card ({stage.network})"
+    network = build_with_weights(partial(build_network, stage.network, stage.arguments), state, folder / file, source)
     _check_fit(network, stage)
     return fold_batch_norms(network)
 
@@ -116,7 +115,7 @@ def _check_fit(network: nn.Module, stage: StageSpec) -> None:
         elif any(own % d for own, d in zip(divisor, network.divisor, strict=True)):
             problems.append(f"divisor must be multiples of {list(network.divisor)}")
         if network.channels != (1, len(stage.channels)):
-            problems.append("the network must have 1 input channel and the card's output channels")
+            problems.append("the network must have 1 input channel and the output channels of the model card")
     if problems:
         raise ModelError(f"The model card's stage {stage.name!r} does not fit its network: {'; '.join(problems[:5])}.")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slider between "sure" and "sensitive": choose which lesions count, without running the network again."""
+"""The slider between "specific" and "sensitive": choose which lesions count, without running the network again."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Sensitivity:
         self._timer.connect("timeout()", self._apply)
 
     def _steps(self) -> list[tuple[str, str]]:
-        """Return the slider positions from sure to sensitive: the library's value and its description."""
+        """Return the slider positions from specific to sensitive: the library's value and its description."""
         spec = self._models.spec()
         if spec is None or not named_points(spec):
             return []
-        words = _("about {false:.2g} false positives per case, {found:.0%} of lesions found, in the data of the card")
+        words = _("about {false:.2g} false positives per case, {found:.0%} of lesions found (data: see the model card)")
         steps = [
             (point.peak, asked, words.format(false=point.false_per_case, found=point.sensitivity))
             for asked, point in named_points(spec).items()
         ]
         own = spec.stage_of("tumor").peak_threshold.get("tumor", 0.0)
-        steps.append((own, STANDARD, _("as the model's card says")))
+        steps.append((own, STANDARD, _("the model card's own operating point")))
         return [(asked, words) for _peak, asked, words in sorted(steps, key=lambda step: -step[0])]
 
     def show(self) -> None:

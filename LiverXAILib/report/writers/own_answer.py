@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model's own answer where a reader has changed it: its segmentation and measurements, alongside the reader's."""
+"""The model's own result where a reader has changed it: its segmentation and measurements, alongside the reader's."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return dict(_FILES)
 
 
-WRITER = Writer("own-answer", "the model's own answer", tuple(_FILES.values()), _write, required=True, default=True)
+WRITER = Writer("own-answer", "the model's own result", tuple(_FILES.values()), _write, required=True, default=True)

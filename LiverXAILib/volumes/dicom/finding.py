@@ -22,7 +22,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class FoundSeries:
-    """The series among files, numbered from the best; and the files that were passed over, each with the reason."""
+    """The series among files, numbered from the best; and the files that were skipped, each with the reason."""
 
     series: tuple[Series, ...]
     damaged: tuple[tuple[Path, str], ...] = ()
@@ -37,8 +37,8 @@ def damage_note(damaged: Sequence[tuple[Path, str]]) -> str:
     named = "; ".join(f"{path.name}: {reason}" for path, reason in damaged[:_NAMED])
     more = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
     if len(damaged) == 1:
-        return f"1 damaged DICOM file was passed over ({named})."
-    return f"{len(damaged)} damaged DICOM files were passed over ({named}{more})."
+        return f"1 damaged DICOM file was skipped ({named})."
+    return f"{len(damaged)} damaged DICOM files were skipped ({named}{more})."
 
 
 def list_series(path: Path, *, progress: Progress | None = None, cancel: CancelToken | None = None) -> list[SeriesInfo]:

@@ -120,7 +120,7 @@ def _decoded(
 ) -> tuple[Series, np.ndarray, list[str]]:
     """The series, its voxels in HU (n, j, i) in the order of the stack, and notes for the user.
 
-    A file whose pixels are damaged is passed over; the remaining slices must still form a volume.
+    A file whose pixels are damaged is skipped; the remaining slices must still form a volume.
     """
     rows, columns = chosen.slices[0].size
     size = f"{columns} x {rows} x {len(chosen.slices)} voxels"
@@ -171,5 +171,5 @@ def _choice_notes(chosen: Series, others: list[Series], asked: str | int | None)
         )
     for one in others:
         if one.info.problem and len(one.slices) > 1:
-            notes.append(f"{one.info.name}, {one.info.slices} slices, was passed over: {one.info.problem}.")
+            notes.append(f"{one.info.name}, {one.info.slices} slices, was skipped: {one.info.problem}.")
     return notes
