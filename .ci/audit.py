@@ -15,10 +15,13 @@ _SECONDS = 300
 def main() -> int:
     """Return 1 if a dependency has a known vulnerability."""
     command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--format", "json"]
-    files = [f"--requirement={_ROOT / name}" for name in ("constraints.txt",)]
+    dependencies = []
     try:
-        result = subprocess.run([*command, *files], capture_output=True, text=True, timeout=_SECONDS, check=False)
-        dependencies = json.loads(result.stdout)["dependencies"]
+        # One by one: the second pins another version of a package of the first.
+        for name in ("constraints.txt", "Testing/requirements-nnunet.txt"):
+            one = [*command, f"--requirement={_ROOT / name}"]
+            result = subprocess.run(one, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            dependencies += json.loads(result.stdout)["dependencies"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         print("pip-audit could not reach its database: dependencies were not audited.")
         return 0

@@ -20,7 +20,16 @@ from .progress import CancelToken, Progress
 
 if TYPE_CHECKING:
     from .analysis import Analysis
-    from .explain import METHODS, Explanation, Target, explain, explain_all
+    from .explain import (
+        METHODS,
+        Explanation,
+        Target,
+        explain,
+        explain_all,
+        explain_border,
+        explain_lesions,
+        explain_regions,
+    )
     from .followup import Comparison, compare, write_comparison
     from .inference import Postprocessing, Segmentation, read_segmentation, segment
     from .measure import Measurements, measure
@@ -48,6 +57,9 @@ _HOMES = {
     "compare": "followup",
     "explain": "explain",
     "explain_all": "explain",
+    "explain_border": "explain",
+    "explain_lesions": "explain",
+    "explain_regions": "explain",
     "list_series": "volumes.io",
     "load_model": "models",
     "measure": "measure",
@@ -87,6 +99,9 @@ __all__ = [
     "compare",
     "explain",
     "explain_all",
+    "explain_border",
+    "explain_lesions",
+    "explain_regions",
     "list_series",
     "load_model",
     "measure",

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .errors import require_type
+from .text import counted
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -50,8 +53,8 @@ class Decision:
     who: str = ""
     when: str = ""
     points_lps_mm: tuple[tuple[float, float, float], ...] = ()
-    voxels: str = ""
-    before: str = ""
+    voxels: str = field(default="", repr=False)
+    before: str = field(default="", repr=False)
     remark: str = ""
 
     @property
@@ -86,6 +89,11 @@ class Decision:
         )
 
 
+def require_analysis(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is an :class:`Analysis`."""
+    require_type(value, Analysis, "An analysis", "make it first, with analyze(volume, model)")
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """One CT, its segmentation, explanations and measurements, and how they were obtained.
@@ -113,3 +121,8 @@ class Analysis:
     follow_up: Findings | None = None
     standard: Segmentation | None = None
     touched: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        made = (counted(len(self.explanations), "explanation"), counted(len(self.answers), "answer"))
+        decided = f", {counted(len(self.decisions), 'decision')}" if self.decisions else ""
+        return f"Analysis({self.volume.grid.summary()}; {self.measurements!r}; {', '.join(made)}{decided})"

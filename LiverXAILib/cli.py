@@ -29,6 +29,7 @@ from . import options
 from ._version import __version__
 from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError, is_memory
+from .files import require_writable
 from .progress import progress_bar, progress_hidden
 from .subprocesses import WAITING
 from .text import one_line, warn
@@ -44,13 +45,13 @@ FAILED, USAGE = 1, 2
 
 #: Accepted before and after the command.
 _ANYWHERE = {
-    "--quiet": "show errors and warnings only",
+    "--quiet": "show only errors and warnings",
     "--verbose": "also show decisions made along the way",
     "--debug": "show all log messages, and tracebacks of errors",
 }
 #: Commands that print what they are doing; the output of the others is their result.
 _TELLING = ("analyze", "batch", "benchmark", "compare", "phantom", "train")
-_LEVELS = {"--debug": logging.DEBUG, "--verbose": logging.INFO, "--quiet": logging.ERROR}
+_LEVELS = {"--debug": logging.DEBUG, "--verbose": logging.INFO}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -267,7 +268,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         progress("Loading the model", 0.0)
         from .inference import select_device
         from .models import load_model
-        from .pipeline import check_request, require_writable
+        from .pipeline import check_request
 
         model = load_model(arguments.model)
         check_request(model, chosen.explain, chosen.method, chosen.layer, chosen.sensitivity)
@@ -372,6 +373,7 @@ def _phantom(options: argparse.Namespace) -> int:
     from .volumes.io import require_writable_ending
 
     require_writable_ending(options.output)
+    require_writable(options.output.parent)
     with progress_bar() as progress:
         progress("Making the phantom", 0.0)
         paths = write_phantom(make_phantom(options.seed, spacing_mm=tuple(options.spacing)), options.output)

@@ -32,10 +32,10 @@ class RunContext:
     device: str | torch.device = "auto"
     threads: int = 0
 
-    def report(self, stage: str, fraction: float) -> None:
+    def report(self, step: str, fraction: float) -> None:
         """Report the current step, as text, and the completed fraction (0 to 1)."""
         if self.progress is not None:
-            self.progress(stage, fraction)
+            self.progress(step, fraction)
 
     def check(self) -> None:
         """Raise :class:`~LiverXAILib.errors.Cancelled` if the run was cancelled."""
@@ -48,8 +48,8 @@ class RunContext:
         if progress is None:
             return self
 
-        def scaled(stage: str, fraction: float) -> None:
-            progress(stage, start + (end - start) * fraction)
+        def scaled(step: str, fraction: float) -> None:
+            progress(step, start + (end - start) * fraction)
 
         return dataclasses.replace(self, progress=scaled)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
 from .text import displayable
@@ -51,6 +52,26 @@ class UsageError(LiverXAIError):
 
 class Cancelled(LiverXAIError):
     """The user cancelled; nothing was written."""
+
+
+def require_type(value: object, kind: type | tuple[type, ...], noun: str, advice: str, argument: str = "path") -> None:
+    """Raise :class:`UsageError` unless an argument of a public function is of the right type.
+
+    :param noun: what is needed, as the beginning of the sentence: "An image".
+    :param advice: how to get it; "{}" in it stands for the value, if that is a path, and otherwise for `argument`.
+    """
+    if not isinstance(value, kind):
+        given = repr(str(value)) if isinstance(value, str | os.PathLike) else argument
+        raise UsageError(f"{noun} is needed, not {type(value).__name__}: {advice.format(given)}.")
+
+
+def require_several(values: object, noun: str) -> None:
+    """Raise :class:`UsageError` unless `values` is a list or another iterable; a text would be one of its letters.
+
+    :param noun: what the list holds: "targets".
+    """
+    if isinstance(values, str | bytes | os.PathLike) or not isinstance(values, Iterable):
+        raise UsageError(f"A list of {noun} is needed, not {type(values).__name__}: put even a single one into a list.")
 
 
 def with_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files and folders atomically, so that no incomplete one is ever visible, even if the process is killed."""
+"""Files and folders: whether they exist and can be written, and writing them atomically.
+
+No incomplete file is ever visible, even if the process is killed.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import InputError, require_type
 from .subprocesses import host_name, process_exists
 
 #: Leftovers of a process whose state is unknown (on another machine, or its number was reused) are removed after a day.
@@ -24,6 +29,36 @@ _ABANDONED_SECONDS = 86400.0
 _MOST_LINKS = 1000
 #: Names of the folders that this process is currently writing.
 _in_use: set[str] = set()
+
+
+def require_path(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a path, as text or as a path object."""
+    require_type(value, (str, os.PathLike), "A path", "give the name of a file or folder")
+
+
+def require_exists(path: str | os.PathLike[str]) -> Path:
+    """The path; raises :class:`~LiverXAILib.errors.InputError` unless there is such a file or folder."""
+    require_path(path)
+    path = Path(path)
+    if "\0" in str(path) or not path.exists():
+        raise InputError(f"There is no file or folder {path}.")
+    return path
+
+
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise :class:`~LiverXAILib.errors.InputError` unless files can be written into `folder`, which may not exist."""
+    folder = Path(folder).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(folder: Path, error: OSError) -> InputError:
+    """The error that says that results cannot be written to `folder`, and why."""
+    return InputError(f"Cannot write the results to {folder}: {error.strerror or error}.")
 
 
 @contextmanager

@@ -109,10 +109,9 @@ class Options:
 
     @staticmethod
     def from_arguments(arguments: argparse.Namespace) -> Options:
-        """The options from parsed arguments of :func:`add_arguments`."""
-        return Options.from_mapping(
-            {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
-        )
+        """The options from parsed arguments; those that the command does not have keep their defaults."""
+        names = [field.name for field in dataclasses.fields(Options) if hasattr(arguments, field.name)]
+        return Options.from_mapping({name: getattr(arguments, name) for name in names})
 
     def writers(self) -> list[Writer]:
         """The writers of the chosen outputs.
@@ -217,9 +216,28 @@ class Options:
                 writer.requirement()
 
 
-# Long: one block for each option.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the device and all :class:`Options` to `parser`."""
+    add_result_arguments(parser)
+    parser.add_argument(
+        "--answers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also compute the model's confidence after each lesion is removed from the CT, and how much surrounding "
+        "context the organ's border needs (default: yes, if anything is explained)",
+    )
+    parser.add_argument(
+        "--regions",
+        action="store_true",
+        help="also attribute the model's confidence in each lesion to its core, rim, vessels and other parts (slower)",
+    )
+    parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
+    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
+
+
+# Long: one block for each option.
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, the device and those :class:`Options` that apply to an existing result as well."""
     from .report.writers import WRITERS
 
     parser.add_argument(
@@ -244,18 +262,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", default=None, help="layer of the network to explain (default: the model's)")
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
     parser.add_argument(
-        "--answers",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also compute the model's confidence after each lesion is removed from the CT, and how much surrounding "
-        "context the organ's border needs (default: yes, if anything is explained)",
-    )
-    parser.add_argument(
-        "--regions",
-        action="store_true",
-        help="also attribute the model's confidence in each lesion to its core, rim, vessels and other parts (slower)",
-    )
-    parser.add_argument(
         "--write",
         metavar="OUTPUT",
         nargs="*",
@@ -279,7 +285,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--series", default=None, help="DICOM: which series, by its number in the list or its UID")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
-    parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
     parser.add_argument(
         "--sensitivity",
         default="standard",
@@ -287,8 +292,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="operating point for lesions: specific, standard, sensitive, or the number of false positives per case "
         "that you accept, by the table in the model card; the other findings are candidates (default: standard)",
     )
-    parser.set_defaults(height=None, weight=None, recist_targets=None)
-    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
     parser.add_argument(
         "--max-memory",
         action=_MaxMemory,

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .analysis import Analysis
+from .analysis import Analysis, require_analysis
 from .context import RunContext
-from .errors import Cancelled, InputError, LiverXAIError, UsageError, is_memory, own_errors
+from .errors import Cancelled, LiverXAIError, UsageError, is_memory, own_errors, require_several
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Explanation, Target, explain_all
 from .explain.answers import Answer
 from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
@@ -29,12 +29,13 @@ from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
 from .explain.regions import explain_regions
 from .explain.stage_context import StageContexts
-from .explain.targets import LESION_LABEL, LabelTarget, LesionTarget, WhyNot
-from .files import put_folder, staging_folder
+from .explain.targets import LESION_LABEL, LesionTarget
+from .files import put_folder, require_path, staging_folder, unwritable
 from .inference import Postprocessing, Segmentation, segment, select_device
 from .inference.backends import keep_freed_memory
 from .inference.lesions import lesion_count, lesion_mask, lesion_place
 from .inference.mirrored import find_mirrored_liver
+from .inference.segmentation import require_segmentation
 from .inference.sensitivity import STANDARD, at_sensitivity, choose_point
 from .models import Model
 from .models.model import require_model
@@ -109,6 +110,8 @@ def analyze(
     require_volume(volume)
     require_model(model)
     started = time.time()
+    if segmentation is not None:
+        require_segmentation(segmentation)
     questions = check_request(model, targets, method, layer, sensitivity)
     for question in questions:
         question.place(volume.grid)  # a target outside the image is refused before anything is computed
@@ -170,9 +173,10 @@ def analyze(
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
     measurements = measuring.result()
+    mirrored: tuple[str, ...] = ()
     if not given:
-        measurements = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
-    warnings = [f"Implausible: {reason}" for reason in measurements.implausible_because] + warnings
+        mirrored = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
+        measurements = measurements.doubted(mirrored)
     # Paths may hold the names of patients.
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
@@ -192,7 +196,8 @@ def analyze(
         "explanations": _explained(explanations, segmentation),
         "answers": [answer.to_dict() for answer in found],
         "uncertainty": None if uncertainty is None else uncertainty.to_dict(),
-        "warnings": warnings,
+        "mirrored": list(mirrored),
+        "warnings": measurements.warnings(warnings),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "seconds": round(time.time() - started, 2),
         "notice": "For research use only. Not for diagnosis or treatment.",
@@ -279,7 +284,7 @@ def explain_and_ask(
             volume,
             model,
             segmentation,
-            [target for target in asked if regions and not isinstance(target, WhyNot)],
+            [target for target in asked if regions and not target.is_why_not],
             refusals=refused,
             prepared=prepared,
             **context.part(0.9, 0.95).keywords,
@@ -312,7 +317,7 @@ def _target_places(segmentation: Segmentation, targets: Sequence[int] | None) ->
 
 def _has_quick_border(question: Target, model: Model) -> bool:
     """Whether the question is about a whole organ whose border can be examined in seconds."""
-    if not isinstance(question, LabelTarget) or question.label == LESION_LABEL:
+    if not question.is_whole_label or question.label == LESION_LABEL:
         return False
     return not is_fixed(model.spec.stage_of(question.label))
 
@@ -322,28 +327,25 @@ def _asked_without(questions: Sequence[Target], segmentation: Segmentation) -> l
 
     These are every "why not", every lesion among the questions, and, if anything is explained, the largest lesions.
     """
-    asked = [question for question in questions if isinstance(question, WhyNot | LesionTarget)]
+    asked = [question for question in questions if question.asks_for_changed_cts]
     if questions and any(spec.name == LESION_LABEL for spec in segmentation.specs):
         count = min(ANSWERED_LESIONS, lesion_count(segmentation))
         asked = [*(LesionTarget(number + 1) for number in range(count)), *asked]
     return list(dict.fromkeys(asked))
 
 
-def check_orientation(measurements: Measurements, volume: Volume, model: Model, context: RunContext) -> Measurements:
-    """Add the result of segmenting mirrored copies of the image to the measurements.
+def check_orientation(measurements: Measurements, volume: Volume, model: Model, context: RunContext) -> tuple[str, ...]:
+    """Segment mirrored copies of the image; return the reasons to believe that the image itself is mirrored.
 
     This is done only if the first result is implausible, or its liver volume is below that of most livers or zero.
     """
     from .measure.plausibility import USUAL_ML
 
     if measurements.plausible and measurements.liver_volume_ml >= USUAL_ML:
-        return measurements
+        return ()
     context.report("Checking the mirrored image", 0.0)
     found = find_mirrored_liver(volume, model, context, sure=measurements.plausible is False)
-    if found is None:
-        return measurements
-    reasons = (found.describe(), *measurements.implausible_because)
-    return dataclasses.replace(measurements, plausible=False, implausible_because=reasons)
+    return () if found is None else (found.describe(),)
 
 
 @dataclass(frozen=True)
@@ -376,13 +378,15 @@ def write_analysis(
 
     :param write: names of outputs, see :data:`LiverXAILib.report.writers.WRITERS`; None: the default outputs, without
         a scene. Labels, tables and provenance are always written.
-    :param report: False: no ``report.html`` (which needs the extra ``report``).
+    :param report: False: no ``report.html``.
     :param dicom: also write ``segmentation.dcm``, if anything was found; see
         :func:`LiverXAILib.report.write_dicom_segmentation`.
     :return: the files by role: "segmentation", "heatmap-<target>" …, "measurements", "table", "report", "provenance".
     :raises LiverXAILib.errors.UsageError: an output does not exist.
     :raises LiverXAILib.errors.InputError: the folder, or a required file in it, cannot be written.
     """
+    require_analysis(analysis)
+    require_path(folder)
     leave_out = {"report": not report, "scene": write is None}
     writers = choose_writers(
         write, add=["dicom"] if dicom else [], leave_out=[name for name, yes in leave_out.items() if yes]
@@ -418,7 +422,7 @@ def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writ
             written = write_files(analysis, draft, writers)
             put_folder(draft, folder, is_ours=is_output, last=PROVENANCE)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     files = {role: folder / path.name for role, path in written.files.items()}
     return Written(files, written.failures)
 
@@ -489,6 +493,7 @@ def check_request(
     names = [spec.name for spec in model.spec.labels]
     if targets is None:
         targets = [name for name in DEFAULT_TARGETS if name in names]
+    require_several(targets, "targets")
     questions = [Target.parse(target) for target in targets]
     require_method(method)
     for question in questions:
@@ -499,18 +504,3 @@ def check_request(
             find_layer(model.members(stage)[0], layer or stage.default_layer, stage)
     choose_point(model.spec, sensitivity)
     return questions
-
-
-def require_writable(folder: str | Path) -> None:
-    """Raise :class:`~LiverXAILib.errors.InputError` unless :func:`write_analysis` can write into `folder`."""
-    folder = Path(folder).absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"Cannot write the results to {folder}: {error.strerror or error}.")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from .errors import Cancelled
 from .text import one_line
 
-#: ``progress(stage, fraction)``: a description of the current step, and the completed fraction (0 to 1).
+#: ``progress(step, fraction)``: a description of the current step, and the completed fraction (0 to 1).
 Progress = Callable[[str, float], None]
 
 
@@ -34,38 +34,34 @@ class CancelToken:
             raise Cancelled("Cancelled. Nothing was written.")
 
 
-def report_progress(progress: Progress | None, stage: str, fraction: float) -> None:
-    """Call `progress` if there is one."""
-    if progress is not None:
-        progress(stage, fraction)
-
-
-def check_cancel(cancel: CancelToken | None) -> None:
-    """Raise :class:`~LiverXAILib.errors.Cancelled` if `cancel` was given and is set."""
-    if cancel is not None:
-        cancel.check()
-
-
-def scaled(progress: Progress | None, start: float, end: float) -> Progress | None:
-    """Map the progress of a part, 0 to 1, onto [`start`, `end`] of the whole."""
-    if progress is None:
-        return None
-    return lambda stage, fraction: progress(stage, start + (end - start) * fraction)
-
-
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar(*, lines: bool = True) -> Iterator[Progress]:
     """Show progress on standard error, so that standard output can be piped.
 
-    On a terminal this is a bar with the remaining time; elsewhere (a log file, a pipe), one line per step. Nothing is
-    shown within :func:`progress_hidden`.
+    On a terminal this is a bar with the elapsed and the remaining time; elsewhere (a log file, a pipe), one line per
+    step. Nothing is shown within :func:`progress_hidden`.
+
+    :param lines: False: nothing is shown elsewhere, because the command prints lines of its own (:func:`print_line`).
     """
+    # In Slicer the streams are not complete file objects; on Windows there may be none.
     if _hidden:
-        yield lambda stage, fraction: None
+        yield lambda step, fraction: None
     elif getattr(sys.stderr, "isatty", bool)():
         yield from _bar()
-    else:
+    elif lines:
         yield from _lines()
+    else:
+        yield lambda step, fraction: None
+
+
+def print_line(text: str) -> None:
+    """Print a line on standard output, above a progress bar if there is one. The reader of the stream may be gone."""
+    from tqdm import tqdm
+
+    if sys.stdout is not None:
+        with suppress(OSError):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 @contextmanager
@@ -79,11 +75,6 @@ def progress_hidden(hidden: bool = True) -> Iterator[None]:
         _hidden = before
 
 
-def progress_is_hidden() -> bool:
-    """Whether progress is hidden."""
-    return _hidden
-
-
 _hidden = False
 #: The part of a description that changes within a step: "Segmenting (organ): window 3 of 12".
 _COUNTED = re.compile(r":.*|\s+\d+ of \d+.*")
@@ -94,10 +85,10 @@ def _bar() -> Iterator[Progress]:
 
     with tqdm(total=100, bar_format=_BAR, leave=False) as bar:
 
-        def show(stage: str, fraction: float) -> None:
+        def show(step: str, fraction: float) -> None:
             # The remaining time can be estimated only after a while.
-            bar.bar_format = _BAR + (" {remaining}" if fraction > 0.02 else "")
-            bar.set_description_str(one_line(stage), refresh=False)
+            bar.bar_format = _BAR + (" [{elapsed}<{remaining}]" if fraction > 0.02 else "")
+            bar.set_description_str(one_line(step), refresh=False)
             bar.update(max(0.0, 100 * fraction - bar.n))
             bar.refresh()
 
@@ -110,9 +101,9 @@ _BAR = "{desc:<46.46} {bar} {percentage:3.0f}%"
 def _lines() -> Iterator[Progress]:
     last = ""
 
-    def show(stage: str, fraction: float) -> None:
+    def show(step: str, fraction: float) -> None:
         nonlocal last
-        text = _COUNTED.sub("", one_line(stage))
+        text = _COUNTED.sub("", one_line(step))
         if text != last and sys.stderr is not None:
             last = text
             # The reader of the stream may be gone; the work goes on.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .files import replacing
+from .files import replacing, require_exists
 from .text import one_line
 
 #: UTF-32 first, because its byte order mark starts with that of UTF-16.
@@ -69,6 +69,7 @@ def read_table(path: Path) -> list[TableRow]:
     The encoding is UTF-8, UTF-16 or Windows-1252, with or without a byte order mark; cells are separated by commas,
     semicolons or tabs. Column names are converted to lower case, with "_" for spaces and "-". Empty rows are omitted.
 
+    :raises LiverXAILib.errors.InputError: there is no such file.
     :raises LiverXAILib.errors.UsageError: it is not a valid table; the message says where.
     """
     text = _decoded(path)
@@ -102,6 +103,7 @@ def _row(path: Path, line: int, names: Sequence[str], cells: Sequence[str]) -> T
 
 
 def _decoded(path: Path) -> str:
+    require_exists(path)
     try:
         data = path.read_bytes()
     except OSError as error:

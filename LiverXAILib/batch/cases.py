@@ -15,10 +15,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputError, UsageError
-from ..files import walk
+from ..context import RunContext
+from ..errors import UsageError
+from ..files import require_exists, walk
 from ..options import Options
-from ..progress import Progress, report_progress
+from ..progress import Progress
 from ..report.writers import PROVENANCE
 from ..tables import TableRow, read_table
 from ..text import one_line
@@ -99,9 +100,7 @@ def find_cases(
     :raises LiverXAILib.errors.InputError: `source` does not exist.
     :raises LiverXAILib.errors.UsageError: the list is invalid.
     """
-    source = source.absolute()
-    if not source.exists():
-        raise InputError(f"There is no file or folder {source}.")
+    source = require_exists(source).absolute()
     if source.suffix.lower() in (".csv", ".tsv", ".json"):
         found = Found(source.parent, tuple(_listed(source, keep_names)))
     elif source.is_dir():
@@ -130,6 +129,7 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
     def note(path: Path, reason: str) -> None:
         passed_over.append((_label(root, path), reason))
 
+    context = RunContext(progress)
     results: list[Path] = []
     for folder, names in walk(root, without=exclude, passed_over=note):
         if any(folder.is_relative_to(result) for result in results):
@@ -138,7 +138,7 @@ def _searched(root: Path, exclude: Sequence[Path], keep_names: bool, progress: P
             results.append(folder)
             note(folder, "results of LiverXAI")
             continue
-        report_progress(progress, f"Searching {one_line(folder.name)}", 0.0)
+        context.report(f"Searching {one_line(folder.name)}", 0.0)
         for name in names:
             path = folder / name
             if is_segmentation(path):

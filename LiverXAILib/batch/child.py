@@ -200,11 +200,11 @@ class _Worker:
     def _progress(self, case_id: str) -> Progress:
         last = 0.0
 
-        def send(stage: str, fraction: float) -> None:
+        def send(step: str, fraction: float) -> None:
             nonlocal last
             if time.monotonic() - last > 1 / _PROGRESS_RATE:
                 last = time.monotonic()
-                self._channel.send("progress", case=case_id, stage=stage, fraction=round(fraction, 3))
+                self._channel.send("progress", case=case_id, step=step, fraction=round(fraction, 3))
 
         return send
 

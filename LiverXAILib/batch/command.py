@@ -19,8 +19,8 @@ from typing import Any
 
 from .. import options
 from ..errors import InputError, LiverXAIError, UsageError
-from ..files import staging_folder
-from ..progress import progress_is_hidden
+from ..files import require_exists, require_writable, staging_folder
+from ..progress import Progress, print_line, progress_bar
 from ..text import counted, one_line
 from .cases import Found, find_cases
 from .dicomweb import Archive, is_address
@@ -110,17 +110,14 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
     :raises LiverXAILib.errors.LiverXAIError: the batch cannot start or continue; the message says why and what to do.
     """
     screen = Screen()
-    source = arguments.source or arguments.input
-    if source is None or (arguments.source and arguments.input):
-        raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
-    archive = Archive(source) if is_address(source) else None
-    if archive is not None and arguments.write is None and arguments.dicom is None:
-        arguments.dicom = True
+    given = _source_of(arguments)
+    archive = given if isinstance(given, Archive) else None
     settings = _settings(arguments)
     settings.options.require_valid()
+    if not arguments.dry_run:
+        require_writable(arguments.output)
     with screen:
-        if archive is not None:
-            source = archive.fetch(arguments.output / "fetched", screen.note)
+        source = given.fetch(arguments.output / "fetched", screen.note) if isinstance(given, Archive) else given
         found = find_cases(
             source,
             pattern=arguments.pattern,
@@ -161,6 +158,18 @@ def run(arguments: argparse.Namespace, *, python: str = sys.executable) -> int:
             store.close()
     _tell(summary, screen, files, store.damage)
     return summary.exit_code
+
+
+def _source_of(arguments: argparse.Namespace) -> Path | Archive:
+    """The INPUT, which exists; for an archive, DICOM results are chosen unless the options name others."""
+    source = arguments.source or arguments.input
+    if source is None or (arguments.source and arguments.input):
+        raise UsageError("Give one INPUT: a folder with images, or a list of cases (.csv, .json).")
+    if not is_address(source):
+        return require_exists(source)
+    if arguments.write is None and arguments.dicom is None:
+        arguments.dicom = True
+    return Archive(source)
 
 
 def _explain_names(store: Store, found: Found) -> None:
@@ -291,27 +300,17 @@ class Screen:
     """A progress bar on a terminal, otherwise one line per case; and a log file with the same lines."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._showing = contextlib.ExitStack()
+        self._progress: Progress = lambda step, fraction: None
         self._log: logging.Handler | None = None
         self._level = logging.NOTSET
 
     def __enter__(self) -> Screen:
-        # In Slicer the streams are not complete file objects; on Windows there may be none.
-        if getattr(sys.stderr, "isatty", bool)() and not progress_is_hidden():
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=0,
-                unit=" cases",
-                bar_format="{desc:<46.46} {bar} {n:.1f}/{total_fmt} [{elapsed}<{remaining}]",
-                leave=False,
-            )
+        self._progress = self._showing.enter_context(progress_bar(lines=False))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._showing.close()
         if self._log is not None:
             logger = logging.getLogger("LiverXAILib")
             logger.removeHandler(self._log)
@@ -334,28 +333,18 @@ class Screen:
         if self._log is not None:
             self._log.handle(logging.LogRecord("batch", logging.INFO, "", 0, one_line(text), None, None))
         # File names are not always valid Unicode.
-        text = one_line(text).encode("utf-8", "backslashreplace").decode()
-        if self._bar is not None:
-            self._bar.write(text)
-        elif sys.stdout is not None:
-            # The reader of the stream may be gone; the batch goes on.
-            with contextlib.suppress(OSError):
-                sys.stdout.write(text + "\n")
-                sys.stdout.flush()
+        print_line(one_line(text).encode("utf-8", "backslashreplace").decode())
 
-    def note(self, stage: str, fraction: float) -> None:
+    def note(self, step: str, fraction: float) -> None:
         """Show the current step before and after the cases."""
-        self.show(0, 0, stage)
+        self.show(0, 0, step)
 
     def show(self, finished: float, total: int, text: str) -> None:
         """Update the bar."""
-        if self._bar is None:
-            return
-        if total and not self._bar.total:
-            self._bar.reset(total)
-        self._bar.set_description_str(one_line(text).encode("utf-8", "replace").decode(), refresh=False)
-        self._bar.update(max(0.0, finished - self._bar.n))
-        self._bar.refresh()
+        if total:
+            self._progress(f"{finished:.1f}/{total}  {text}", finished / total)
+        else:
+            self._progress(text, 0.0)
 
 
 class _QuietFile(logging.FileHandler):

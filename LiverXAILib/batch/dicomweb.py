@@ -18,9 +18,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import pydicom
 
+from ..context import RunContext
 from ..errors import InputError, UsageError
 from ..files import staging_folder
-from ..progress import Progress, report_progress
+from ..progress import Progress
 from ..text import how_to_install
 from ..volumes.dicom.headers import pydicom_warnings_hidden
 
@@ -68,9 +69,10 @@ class Archive:
 
         Series that were retrieved before are not retrieved again. A series appears complete or not at all.
         """
+        context = RunContext(progress)
         found = self._search()
         for done, one in enumerate(found):
-            report_progress(progress, f"Retrieving series {done + 1} of {len(found)}", done / len(found))
+            context.report(f"Retrieving series {done + 1} of {len(found)}", done / len(found))
             target = folder / one.study / one.series
             if target.is_dir():
                 continue
@@ -85,6 +87,7 @@ class Archive:
 
     def store(self, files: Iterable[Path], folder: Path, progress: Progress | None = None) -> int:
         """Store DICOM files that were not stored before, as recorded in `folder`; return their number."""
+        context = RunContext(progress)
         record = folder / _STORED
         stored = set(record.read_text(encoding="ascii").split()) if record.is_file() else set()
         count = 0
@@ -93,7 +96,7 @@ class Archive:
                 dataset = pydicom.dcmread(path)
                 if dataset.SOPInstanceUID in stored:
                     continue
-                report_progress(progress, "Storing results", 0.0)
+                context.report("Storing results", 0.0)
                 self._client.store_instances([dataset])
             with record.open("a", encoding="ascii") as lines:
                 lines.write(f"{dataset.SOPInstanceUID}\n")

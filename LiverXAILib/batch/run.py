@@ -331,7 +331,7 @@ class Batch:
             manifest.append("case", case=case.id, label=case.name, folder=case.folder, state="running")
             self._fractions[event["case"]] = ("Reading", 0.0)
         elif name == "progress":
-            self._fractions[event["case"]] = (event["stage"], event["fraction"])
+            self._fractions[event["case"]] = (event["step"], event["fraction"])
         elif name == "finished":
             inside.discard(event["case"])
             self._fractions.pop(event["case"], None)
@@ -387,7 +387,7 @@ class Batch:
     def _show(self) -> None:
         finished = len(self._summary.done) + len(self._summary.failed)
         current = ", ".join(
-            f"{Path(self._cases[case_id].name).name}: {stage}" for case_id, (stage, _) in self._fractions.items()
+            f"{Path(self._cases[case_id].name).name}: {step}" for case_id, (step, _) in self._fractions.items()
         )
         fraction = sum(part for _, part in self._fractions.values())
         self._reporter.show(finished + fraction, self._total, current)

@@ -65,8 +65,8 @@ _LISTED = 20
 def write_summary(store: Store, found: Found) -> list[Path]:
     """Write ``cases.csv`` (one row per case), ``lesions.csv`` (one per lesion) and ``cohort.html`` into the output.
 
-    The page needs the extra ``report``; without it only the tables are written. Several runs may do this at the same
-    time on a shared file system; the last one to finish includes the manifest lines of all.
+    Without Jinja or matplotlib, which an installation in Slicer may lack, only the tables are written. Several runs may
+    do this at the same time on a shared file system; the last one to finish includes the manifest lines of all.
 
     :raises LiverXAILib.batch.store.OutputError: they cannot be written.
     """

@@ -27,7 +27,11 @@ import numpy as np
 
 from ..context import RunContext
 from ..errors import LiverXAIError, UsageError
+from ..files import require_exists, require_writable
+from ..inference import select_device
+from ..models import load_model
 from ..options import Options
+from ..pipeline import check_request
 from ..text import how_to_install
 from ..volumes.box import Box
 from ..volumes.io import read_volume, write_volume
@@ -61,6 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table and write it; returns the exit code."""
     if importlib.util.find_spec("psutil") is None:
         raise UsageError(f"This benchmark needs psutil: {how_to_install('evaluate')}.")
+    if arguments.images is not None:
+        require_exists(arguments.images)
+    require_writable(arguments.output)
+    # The children would report a wrong name with a traceback.
+    check_request(load_model(arguments.model), arguments.explain)
+    select_device(arguments.device)
     arguments.output.mkdir(parents=True, exist_ok=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // 2)
     with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,7 @@ from ..models import LIVER, TUMOR, Model, load_model
 from ..phantoms import make_phantom
 from ..reading.outline import correct_outline, outline_lesion
 from ..volumes.box import Box, central_voxel, components
+from ..volumes.image_file import existing
 from ..volumes.io import read_labels, read_volume
 from ..volumes.volume import Volume
 
@@ -242,6 +243,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.image is not None:
         if arguments.liver is None or arguments.tumor is None:
             raise UsageError("A CT with a reference needs --liver and --tumor.")
+        for path in (arguments.image, arguments.liver, arguments.tumor):
+            existing(path)
         ct = read_volume(arguments.image)
         liver, tumor = (read_labels(path).array > 0 for path in (arguments.liver, arguments.tumor))
         rows = click_rows(ct, liver, tumor, FIRST_SEED, model)

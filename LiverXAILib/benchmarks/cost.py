@@ -28,8 +28,9 @@ from ..explain.stitching import stage_maps
 from ..inference import Segmentation, segment, select_device
 from ..inference.lesions import lesion_count
 from ..models import Model, load_model
-from ..pipeline import DEFAULT_TARGETS, analyze, explain_and_ask
+from ..pipeline import DEFAULT_TARGETS, analyze, check_request, explain_and_ask
 from ..progress import CancelToken, Progress
+from ..volumes.image_file import existing
 from ..volumes.volume import Volume
 
 #: Sampling interval of the memory, in seconds.
@@ -263,9 +264,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai benchmark cost``; returns the exit code."""
     from ..volumes.io import read_volume
 
+    existing(arguments.case)
+    model = load_model(arguments.model)
+    check_request(model, [arguments.target], layer=arguments.layer)
     rows = benchmark_cost(
         read_volume(arguments.case),
-        load_model(arguments.model),
+        model,
         target=arguments.target,
         layer=arguments.layer,
         device=arguments.device,

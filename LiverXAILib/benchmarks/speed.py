@@ -31,6 +31,7 @@ import torch
 
 from ..context import RunContext
 from ..errors import LiverXAIError
+from ..files import require_writable
 from ..inference import Segmentation, segment, select_device
 from ..inference.backends import available_backends
 from ..inference.cost import operations
@@ -38,9 +39,10 @@ from ..inference.postprocess import Postprocessing, clean_lesions
 from ..inference.stages import padded_input, predict_logits, stage_grids, stage_plan
 from ..measure import measure
 from ..models import Model, load_model
-from ..progress import Progress, progress_bar, report_progress
+from ..progress import Progress, progress_bar
 from ..report import write_segmentation_file
 from ..volumes.box import Box, bounding_box
+from ..volumes.image_file import existing
 from ..volumes.io import read_volume, write_volume
 from ..volumes.itk import to_itk
 from ..volumes.resample import resample
@@ -70,9 +72,10 @@ def benchmark_speed(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure, and return a JSON-ready result. Times are the shortest of `rounds`, in turn with everything else."""
+    context = RunContext(progress)
     model = load_model(model_name)
     target = select_device(device)
-    report_progress(progress, "Making the image", 0.0)
+    context.report("Making the image", 0.0)
     base = _phantom() if image is None or growth else image
     volume = image or synthetic_ct(base, SHAPE, SPACING)
     result: dict[str, Any] = {
@@ -83,12 +86,12 @@ def benchmark_speed(
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report_progress(progress, "Segmenting", 0.01)
+        context.report("Segmenting", 0.01)
         chosen = segment(volume, model, device=device)
         others: list[Peer] = []
         skipped: list[tuple[str, str]] = []
         if compare:
-            report_progress(progress, "Preparing other pipelines", 0.02)
+            context.report("Preparing other pipelines", 0.02)
             liver = bounding_box(chosen.mask("liver")) or Box.full(volume.shape)
             for peer in peers(volume, model, liver, folder):
                 if isinstance(peer, Peer):
@@ -100,7 +103,7 @@ def benchmark_speed(
         rates: list[float] = []
         windows: dict[str, list[float]] = {peer.name: [] for peer in others}
         for number in range(rounds):
-            report_progress(progress, f"Measuring: round {number + 1} of {rounds}", 0.1 + 0.5 * number / rounds)
+            context.report(f"Measuring: round {number + 1} of {rounds}", 0.1 + 0.5 * number / rounds)
             rates.append(convolution_rate())
             for backend in backends:
                 segmentations[backend].append(segment(volume, model, device=device, backend=backend))
@@ -114,23 +117,23 @@ def benchmark_speed(
         network = min(row["network_seconds"] for row in result["backends"].values())
         result["peers"] = [_peer_row(peer, windows[peer.name], best, network) for peer in others]
         result["skipped"] = [{"name": peer, "reason": reason} for peer, reason in skipped]
-        report_progress(progress, "Around the network", 0.6)
+        context.report("Around the network", 0.6)
         result["around"] = _around(volume, model, chosen, folder)
-        report_progress(progress, "Fresh processes", 0.65)
+        context.report("Fresh processes", 0.65)
         result["fresh"] = _fresh(volume, model_name, device, folder)
         if growth:
             sizes = []
             for number, (slices, mm) in enumerate(SLICES):
-                report_progress(progress, f"{slices} slices", 0.7 + 0.2 * number / len(SLICES))
+                context.report(f"{slices} slices", 0.7 + 0.2 * number / len(SLICES))
                 grown = synthetic_ct(base, (slices, *SHAPE[1:]), (*SPACING[:2], mm))
                 sizes.append({"slices": slices, "slice_mm": mm, **_fresh(grown, model_name, device, folder)})
-            report_progress(progress, "Windows and lesions", 0.9)
+            context.report("Windows and lesions", 0.9)
             result["growth"] = {
                 "size": sizes,
                 "windows": _window_growth(volume, model, target),
                 "lesions": _lesion_growth(volume, chosen),
             }
-    report_progress(progress, "Done", 1.0)
+    context.report("Done", 1.0)
     return result
 
 
@@ -528,7 +531,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai benchmark speed``; returns the exit code."""
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.image is not None:
+        existing(arguments.image)
+    require_writable(arguments.output)
     with progress_bar() as progress:
         result = benchmark_speed(
             arguments.model,
@@ -540,6 +545,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     text = as_markdown(result)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "speed.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (arguments.output / "speed.md").write_text(text, encoding="utf-8")
     if "growth" in result:

@@ -22,8 +22,10 @@ from statistics import median
 from typing import Any
 
 from ..errors import LiverXAIError, UsageError
+from ..files import require_exists, require_writable
 from ..progress import progress_bar
 from ..subprocesses import WAITING
+from ..volumes.image_file import existing
 from ..volumes.io import read_volume
 from .machine import describe_machine
 from .wait_peers import PROGRAMS
@@ -63,6 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai benchmark wait``; returns the exit code."""
     if arguments.rounds < 1:
         raise UsageError("--rounds must be at least 1.")
+    existing(arguments.image)
+    if arguments.against is not None:
+        require_exists(arguments.against)
+    if arguments.output is not None:
+        require_writable(arguments.output)
     volume = read_volume(arguments.image)
     with progress_bar() as progress:
         result = benchmark_wait(

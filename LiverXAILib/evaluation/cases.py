@@ -34,6 +34,12 @@ class Case:
     tumor: Path | None = None
     probabilities: Mapping[str, Path] = field(default_factory=dict)
 
+    @property
+    def files(self) -> list[Path]:
+        """Everything that is read for this case."""
+        paths = (self.prediction, self.reference, self.liver, self.tumor, *self.probabilities.values())
+        return [path for path in paths if path is not None]
+
 
 def read_prediction(path: Path, values: Values | None = None, *, others: bool = False) -> LabelMap:
     """Read a prediction. `path` is a segmentation file or a folder written by ``analyze``.

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from ..context import RunContext
 from ..errors import InputError, UsageError
+from ..files import require_exists, require_writable
 from ..labels.label_map import GRID_TOLERANCE, LabelMap, Values, label_map, on_common_grid
 from ..labels.vocabulary import STRUCTURES, named_values
-from ..progress import CancelToken, Progress, check_cancel, report_progress
+from ..progress import CancelToken, Progress, progress_bar
 from ..volumes.box import Box
 from ..volumes.orientation import axis_codes, reorient
 from ..volumes.volume import Grid, Volume
@@ -146,10 +148,11 @@ def evaluate_cases(
     :param predicted_labels: likewise, for predictions.
     :param others: whether values of unknown meaning are background.
     """
+    context = RunContext(progress, cancel)
     results = []
     for number, case in enumerate(cases):
-        check_cancel(cancel)
-        report_progress(progress, f"Evaluating {case.name}", number / len(cases))
+        context.check()
+        context.report(f"Evaluating {case.name}", number / len(cases))
         try:
             results.append(
                 compare(
@@ -163,7 +166,7 @@ def evaluate_cases(
             )
         except InputError as error:
             raise InputError(f"Case {case.name!r}: {error}") from error
-    report_progress(progress, "Done", 1.0)
+    context.report("Done", 1.0)
     return results
 
 
@@ -229,13 +232,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out ``liverxai evaluate``; returns the exit code."""
-    from tqdm import tqdm
-
     for path in options.output:
         if path.suffix not in (".csv", ".json"):
             raise UsageError(f"Cannot write {path}: its extension must be .csv or .json.")
     cases = _chosen_cases(options)
-    with tqdm(total=len(cases), unit="case", leave=False, disable=None if len(cases) > 1 else True) as bar:
+    for path in (path for case in cases for path in case.files):
+        require_exists(path)
+    outputs = [path.parent for path in (*options.output, options.lesions) if path is not None]
+    for folder in (*outputs, *filter(None, [options.plots])):
+        require_writable(folder)
+    with progress_bar() as progress:
         results = evaluate_cases(
             cases,
             named_values(options.liver_label, options.tumor_label),
@@ -243,7 +249,7 @@ def run(options: argparse.Namespace) -> int:
             others=options.ignore_other_labels,
             surface=not options.no_surface,
             tolerance_mm=options.tolerance,
-            progress=lambda stage, fraction: bar.update(round(fraction * len(cases)) - bar.n),
+            progress=progress,
         )
     for path in options.output:
         write_results(results, path)
@@ -272,8 +278,7 @@ def _chosen_cases(options: argparse.Namespace) -> list[Case]:
         )
     if options.tumor is not None and options.liver is None:
         raise UsageError("--tumor requires --liver; a label map of both is given with --reference.")
-    if not options.prediction.exists():
-        raise InputError(f"{options.prediction} does not exist.")
+    require_exists(options.prediction)
     if options.reference is not None and options.reference.is_dir():
         if _probabilities(options):
             raise UsageError("For several cases, list the files of probabilities in a table (--cases).")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of an evaluation: Bland–Altman and FROC. Needs the extra ``report`` (matplotlib)."""
+"""Plots of an evaluation: Bland–Altman and FROC."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_plots(results: Sequence[CaseResult], folder: Path) -> list[Path]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError("Plots need matplotlib: run 'pip install \"liverxai[report]\"'.") from error
+        raise UsageError("Plots need matplotlib: pip install matplotlib, or omit --plots.") from error
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for title, (predicted, reference) in paired_quantities(results).items():

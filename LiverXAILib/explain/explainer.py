@@ -11,23 +11,23 @@ import numpy as np
 import torch
 
 from ..context import RunContext
-from ..errors import DeviceError, UsageError, own_errors
+from ..errors import DeviceError, own_errors, require_several
 from ..inference.backends import keep_freed_memory
 from ..inference.device import select_device
 from ..inference.segmentation import Segmentation
-from ..models.model import Model, require_model
+from ..models.model import Model
 from ..models.spec import StageSpec
 from ..progress import CancelToken, Progress
 from ..volumes.box import bounding_box
 from ..volumes.resample import resample
-from ..volumes.volume import Volume, require_volume
-from .catalog import DEFAULT_METHOD
+from ..volumes.volume import Volume
+from .catalog import DEFAULT_METHOD, require_method
 from .explanation import LABELS, Explanation
 from .faithfulness import check_faithfulness
 from .layers import cell_mm, find_layer
 from .methods import METHODS, Method
 from .score import ScoreTarget, build_score
-from .stage_context import StageContext, StageContexts
+from .stage_context import StageContext, StageContexts, require_explainable
 from .stitching import stage_maps
 from .targets import Target
 
@@ -98,12 +98,9 @@ def explain_all(
     :raises LiverXAILib.errors.DeviceError: no such device, or out of memory on it.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
-    require_volume(volume)
-    require_model(model)
-    if method not in METHODS:
-        raise UsageError(f"There is no method {method!r}. Choose one of: {', '.join(METHODS)}.")
-    if not segmentation.labels.grid.matches(volume.grid):
-        raise UsageError("The segmentation is not on the grid of the image that is to be explained.")
+    require_explainable(volume, model, segmentation)
+    require_several(targets, "targets")
+    require_method(method)
     resolved = [Target.parse(target).resolve(segmentation) for target in targets]
     masks = [target.mask(segmentation) for target in resolved]
     stages: dict[str, list[int]] = {}

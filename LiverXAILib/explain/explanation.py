@@ -40,6 +40,10 @@ class Explanation:
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        layer = f" at {self.layer}" if self.layer else ""
+        return f"Explanation({self.target} by {self.method}{layer})"
+
     @property
     def labels_sha256(self) -> str | None:
         """The checksum of the label map that it explains; None if it is not recorded."""

@@ -13,7 +13,7 @@ generative model is not needed, because plain liver is available in nearly every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import ceil
 
@@ -61,8 +61,8 @@ class Fill:
     :param fitted: the fraction of the region whose texture was found in one piece elsewhere.
     """
 
-    image: torch.Tensor
-    weight: torch.Tensor
+    image: torch.Tensor = field(repr=False)
+    weight: torch.Tensor = field(repr=False)
     level_hu: float
     ring: bool
     fitted: float

@@ -93,7 +93,7 @@ class LayerTap:
 
     def __init__(self, network: nn.Module, name: str, stage: StageSpec) -> None:
         self.name = name
-        self.is_cropped = isinstance(network, UNet) and network.has_local_stages and network.crops(name)
+        self.is_cropped = isinstance(network, UNet) and network.computes_parts and network.crops(name)
         self.consumer: nn.Module | None = None
         self._activation: torch.Tensor | None = None
         self._passed_on: torch.Tensor | None = None

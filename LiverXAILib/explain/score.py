@@ -31,13 +31,16 @@ from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample_adjoint
 from ..volumes.volume import Grid
 from .stage_context import StageContext
-from .targets import Contrast, EmptyTargetError, Target, WhyNot
+from .targets import EmptyTargetError, Target
 
 #: Windows that together contribute less than this fraction of a score are not run: their Gaussian weights are almost 0.
 _NEGLIGIBLE = 1e-6
 #: The margin around a target within which a map is evaluated, and the largest size of the examined box.
 CONTEXT_MM = 48.0
 EXAMINED_MM = 120.0
+#: A part of the image may be examined in place of the whole if the model's mean probability of the prediction over the
+#: target differs by at most this.
+AGREEMENT = 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,7 @@ class ScoreTerm:
 
     channels: tuple[int, ...]
     sign: float
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
 
 
 def score_terms(
@@ -63,10 +66,10 @@ def score_terms(
     * why not: the best other logit minus the label's.
     """
     own, rivals = positive_and_negative_channels(target, model, stage)
-    if isinstance(target, WhyNot):
+    if target.is_why_not:
         return [ScoreTerm(channels, sign, mask) for channels, sign in ((own, 1.0), (rivals, -1.0)) if channels]
     terms = list(_deciding_channels(target.label, own, mask, segmentation, model, stage))
-    if isinstance(target, Contrast) and rivals:
+    if target.compared_with and rivals:
         terms.append(ScoreTerm(rivals, -1.0, mask))
     return terms
 
@@ -83,13 +86,13 @@ def positive_and_negative_channels(
     own = _channels(stage, target.label)
     others = tuple(index for index in range(len(stage.channels)) if index not in own)
     rivals = others if stage.activation == "softmax" else ()
-    if isinstance(target, Contrast):
-        model.label(target.rival)
-        if target.rival in stage.labels and (rivals or not _is_part(target.label, target.rival, model)):
-            rivals = tuple(index for index in _channels(stage, target.rival) if index not in own)
+    if rival := target.compared_with:
+        model.label(rival)
+        if rival in stage.labels and (rivals or not _is_part(target.label, rival, model)):
+            rivals = tuple(index for index in _channels(stage, rival) if index not in own)
             if not rivals:
-                raise UsageError(f"{target.label} cannot be told from {target.rival}: they share all channels.")
-    return (rivals, own) if isinstance(target, WhyNot) else (own, rivals)
+                raise UsageError(f"{target.label} cannot be told from {rival}: they share all channels.")
+    return (rivals, own) if target.is_why_not else (own, rivals)
 
 
 def _channels(stage: StageSpec, label: str) -> tuple[int, ...]:
@@ -138,11 +141,11 @@ class ScoreTarget:
 
     target: Target
     channels: tuple[int, ...]
-    weights: torch.Tensor
+    weights: torch.Tensor = field(repr=False)
     box: Box
     own: tuple[int, ...] = ()
     rivals: tuple[int, ...] = ()
-    windows: dict[int, float] = field(default_factory=dict)
+    windows: dict[int, float] = field(default_factory=dict, repr=False)
 
     def window_weights(self, box: Box, weight: torch.Tensor) -> torch.Tensor:
         """T_c W_p in the window at `box`: float32 (channels, \\*window)."""
@@ -155,6 +158,12 @@ class ScoreTarget:
     def score(self, logits: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         """A window's part of the score: `logits` (all channels) times a `share` from :meth:`window_weights`, summed."""
         return (logits[list(self.channels)] * share).sum()
+
+    @property
+    def share(self) -> torch.Tensor:
+        """The share of each voxel of the box in the question: float32 (k, j, i) that sums to 1."""
+        weights = self.weights.abs().sum(dim=0)
+        return weights / weights.sum()
 
     def evidence(self, logits: torch.Tensor) -> torch.Tensor:
         """The log-odds of the prediction at each voxel, from all channels' logits; its sigmoid is the probability."""
@@ -237,6 +246,14 @@ def _box_means(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         length = values.shape[axis] + 1 - size
         values = (sums.narrow(axis, size, length) - sums.narrow(axis, 0, length)) / size
     return values
+
+
+def mean_probability(evidence: torch.Tensor, weights: torch.Tensor) -> float:
+    """The mean probability of an answer, weighted by the share of each voxel in the question.
+
+    :param evidence: from :meth:`ScoreTarget.evidence`, (k, j, i); `weights`: of the same size.
+    """
+    return float((torch.sigmoid(evidence) * weights).sum() / weights.sum())
 
 
 def build_score(

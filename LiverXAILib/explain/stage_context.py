@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..inference.backends import PartialForward, choose_backend, partial_forward
 from ..inference.geometry import AIR_HU
-from ..inference.segmentation import Segmentation
+from ..inference.segmentation import Segmentation, require_segmentation
 from ..inference.stages import (
     mirrorings,
     normalize,
@@ -24,11 +25,11 @@ from ..inference.stages import (
     stage_plan,
 )
 from ..inference.windows import WindowPlan
-from ..models.model import Model
+from ..models.model import Model, require_model
 from ..models.spec import LabelSpec, StageSpec
 from ..volumes.box import Box, bounding_box
 from ..volumes.resample import resample
-from ..volumes.volume import Grid, Volume
+from ..volumes.volume import Grid, Volume, require_volume
 from .targets import EmptyTargetError
 
 #: Standard deviation in mm of the Gaussian that removes a structure from an image without leaving an edge.
@@ -60,6 +61,9 @@ class StageContext:
     unit_hu: float
     segmentation: Segmentation
     part_of: tuple[StageContext, Box] | None = None
+
+    def __repr__(self) -> str:
+        return f"StageContext({self.stage.name!r}, {self.grid.summary()})"
 
     @staticmethod
     def prepare(
@@ -146,7 +150,7 @@ class StageContext:
         """
         number, axes = self.passes[pass_index]
         network = self.networks[number]
-        if part is None or not getattr(network, "has_local_stages", False):
+        if part is None or not getattr(network, "computes_parts", False):
             return self.undo_mirroring(pass_index, run_network(network, window.flip(axes), self.stage).float())
         mirrored = _mirrored(part, axes, window.shape)
         logits = network(window.flip(axes)[None, None], mirrored)[0].float()
@@ -217,6 +221,19 @@ class StageContext:
         return gaussian(self.image, [BLUR_MM / size for size in self.spacing])
 
 
+def require_explainable(volume: Volume, model: Model, segmentation: Segmentation) -> None:
+    """Check the arguments that all explanations have in common.
+
+    :raises LiverXAILib.errors.InputError: the image has no voxels, or they are not finite numbers.
+    :raises LiverXAILib.errors.UsageError: an argument is of another type, or the grids differ.
+    """
+    require_volume(volume)
+    require_model(model)
+    require_segmentation(segmentation)
+    if not segmentation.labels.grid.matches(volume.grid):
+        raise UsageError("The segmentation is not on the grid of the image that is to be explained.")
+
+
 class StageContexts:
     """The stages of a model on one CT, each prepared once for all questions about its segmentation."""
 
@@ -259,7 +276,7 @@ class StageMap:
     :param details: JSON-ready, for the provenance.
     """
 
-    values: torch.Tensor
+    values: torch.Tensor = field(repr=False)
     warnings: list[str] = field(default_factory=list)
     details: Mapping[str, object] = field(default_factory=dict)
 

@@ -11,10 +11,11 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, require_type
 from ..inference.lesions import as_marked, lesion_count
 from ..inference.segmentation import Segmentation
 from ..volumes.box import bounding_box
@@ -45,6 +46,12 @@ class Target(ABC):
     """
 
     label: str
+    #: Whether it is about all voxels of a label.
+    is_whole_label: ClassVar[bool] = False
+    #: Whether it is about a single lesion.
+    is_lesion: ClassVar[bool] = False
+    #: Whether it asks why something was *not* found.
+    is_why_not: ClassVar[bool] = False
 
     @staticmethod
     def parse(text: str | Target) -> Target:
@@ -54,6 +61,7 @@ class Target(ABC):
         """
         if isinstance(text, Target):
             return text
+        require_type(text, str, "A target", "write it as text, such as 'tumor' or 'lesion:2'")
         rest = text.strip()
         why_not = rest.startswith(_WHY_NOT)
         rest, versus, rival = rest.removeprefix(_WHY_NOT).partition(_VERSUS)
@@ -82,6 +90,21 @@ class Target(ABC):
         :raises EmptyTargetError: there are none; the message is for the user.
         :raises LiverXAILib.errors.UsageError: the label does not exist or the place lies outside the image.
         """
+
+    @property
+    def asks_for_changed_cts(self) -> bool:
+        """Whether the model's predictions for changed CTs belong to the answer, even if nothing else asks for them."""
+        return self.is_lesion or self.is_why_not
+
+    @property
+    def names_lesion(self) -> bool:
+        """Whether it names a lesion by its number, which changes when lesions are added or removed."""
+        return self.is_lesion
+
+    @property
+    def compared_with(self) -> str:
+        """The rival label of a comparison; "" if it is none."""
+        return ""
 
     def question(self) -> str:
         """The whole question, as a heading."""
@@ -115,6 +138,8 @@ class LabelTarget(Target):
 
     label: str
 
+    is_whole_label = True
+
     def __post_init__(self) -> None:
         if not self.label:
             raise UsageError("A target needs the name of a label.")
@@ -141,6 +166,7 @@ class LesionTarget(Target):
     number: int
 
     label = LESION_LABEL
+    is_lesion = True
 
     def __post_init__(self) -> None:
         if self.number < 1:
@@ -286,13 +312,21 @@ class Contrast(Target):
     def __post_init__(self) -> None:
         if not self.rival or ":" in self.rival:
             raise UsageError(f"{self.rival!r} is not a label with which {self.target} can be compared.")
-        if isinstance(self.target, (Contrast, WhyNot)):
+        if self.target.compared_with or self.target.is_why_not:
             raise UsageError(f"{self.target} cannot be compared with {self.rival}: it is already a comparison.")
 
     @property
     def label(self) -> str:  # type: ignore[override]  # read-only is enough for users of Target
         """The label that is asked about, against the rival."""
         return self.target.label
+
+    @property
+    def names_lesion(self) -> bool:
+        return self.target.names_lesion
+
+    @property
+    def compared_with(self) -> str:
+        return self.rival
 
     def __str__(self) -> str:
         return f"{self.target}{_VERSUS}{self.rival}"
@@ -318,6 +352,8 @@ class WhyNot(Target):
     """Why is what lies at a place *not* the label that `target` names?"""
 
     target: PlaceTarget
+
+    is_why_not = True
 
     def __post_init__(self) -> None:
         if not self.target.label:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..files import require_writable
 from ..options import Options
 from ..progress import progress_bar
 from ..text import warn
@@ -65,8 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     images = arguments.images and [None if text == "-" else Path(text) for text in arguments.images]
     check_studies(arguments.studies, images)
-    from ..pipeline import require_writable
-
     require_writable(arguments.output)
     chosen = Options(case_label=arguments.case_label, force=arguments.force, allow_irregular=arguments.allow_irregular)
     with progress_bar() as progress:

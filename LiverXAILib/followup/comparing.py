@@ -12,7 +12,7 @@ from typing import Any
 
 from ..analysis import Analysis
 from ..context import RunContext
-from ..errors import UsageError, own_errors
+from ..errors import UsageError, own_errors, require_several, require_type
 from ..measure.recist import MOST_TARGETS
 from ..options import Options
 from ..progress import CancelToken, Progress
@@ -63,6 +63,9 @@ def compare(
 
 def check_studies(studies: Sequence[Analysis | Study | str | Path], images: Sequence[str | Path | None] | None) -> None:
     """Refuse too few studies, and paths that do not exist, before anything is read; errors as in :func:`compare`."""
+    require_several(studies, "studies")
+    for study in studies:
+        require_type(study, (Analysis, Study, str, Path), "A result of analyze, a folder or a CT", "give its path")
     if len(studies) < 2:
         raise UsageError("A comparison needs at least two studies, the oldest first.")
     if images is not None and len(images) != len(studies):
@@ -128,10 +131,8 @@ def _studies(
             found.append(one)
         elif isinstance(one, Analysis):
             found.append(study_of(one, name))
-        elif isinstance(one, str | Path):
-            found.append(read_study(Path(one), image, f"{name} ({Path(one).name})", quick, model, own))
         else:
-            raise UsageError(f"A study is a result of analyze, a folder or a CT, not {type(one).__name__}.")
+            found.append(read_study(Path(one), image, f"{name} ({Path(one).name})", quick, model, own))
     return found
 
 

@@ -138,6 +138,9 @@ class Findings:
                 )
         return rows
 
+    def __repr__(self) -> str:
+        return f"Findings({counted(len(self.studies), 'study', 'studies')}, {counted(len(self.tracks), 'track')})"
+
     def summary(self) -> str:
         """The main findings as a few lines of text."""
         lines = []
@@ -169,6 +172,9 @@ class Comparison:
     studies: tuple[Study, ...]
     registrations: tuple[Registration | None, ...]
     case_label: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.findings!r})"
 
 
 #: The columns of :meth:`Findings.rows`.

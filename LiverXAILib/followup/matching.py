@@ -10,7 +10,7 @@ has vanished.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -41,7 +41,7 @@ class Region:
     """
 
     number: int
-    points: np.ndarray
+    points: np.ndarray = field(repr=False)
     ml: float
     reach_mm: float
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
+from ..files import require_exists
 from ..inference import Segmentation, read_segmentation
 from ..inference.lesions import lesion_components
 from ..labels.label_map import read_label_map
@@ -27,6 +28,7 @@ from ..options import Options
 from ..reading.command import require_same_ct
 from ..reading.measuring import with_calipers
 from ..report.writers import PROVENANCE
+from ..text import counted
 from ..volumes.volume import Volume
 
 _MEASUREMENTS, _SEGMENTATION, _DICOM = "measurements.json", "segmentation.seg.nrrd", "segmentation.dcm"
@@ -92,6 +94,9 @@ class Study:
     made_here: bool = False
     remarks: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {counted(len(self.lesions), 'lesion')})"
+
     @property
     def lesions_ml(self) -> float:
         """The volume of all lesions."""
@@ -118,8 +123,7 @@ def read_study(path: Path, image: Path | None, name: str, options: Options, mode
     :param model: name or folder of the model for the analysis.
     :raises LiverXAILib.errors.InputError: `path` does not exist, or the result is damaged or of another version.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist.")
+    require_exists(path)
     if path.is_dir() and any((path / file).exists() for file in (PROVENANCE, _MEASUREMENTS, _SEGMENTATION)):
         return read_result(path, image, name, options)
     if image is not None:

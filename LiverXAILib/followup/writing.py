@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import InputError, own_errors
-from ..files import put_folder, staging_folder
-from ..report.html import embedded, render_page, require_report_extra
+from ..errors import own_errors, require_type
+from ..files import put_folder, require_path, staging_folder, unwritable
+from ..report.html import embedded, render_page, require_report_packages
 from ..report.schema import file_schema
 from ..report.segmentation_file import write_segmentation_file
 from ..report.tables import rounded
@@ -44,12 +44,15 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
 
     All files appear together and replace those of an earlier comparison; other files stay.
 
-    :param report: False: no page (it needs the extra ``report``).
+    :param report: False: no page.
     :return: the files by role.
     :raises LiverXAILib.errors.InputError: the folder cannot be written.
     """
+    advice = "make it first, with compare(studies)"
+    require_type(comparison, Comparison, "A comparison", advice)
+    require_path(folder)
     if report:
-        require_report_extra()
+        require_report_packages()
     folder = Path(os.path.realpath(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +60,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
             names = _write(comparison, draft, report)
             put_folder(draft, folder, is_ours=lambda name: bool(_OURS.fullmatch(name)), last=JSON_FILE)
     except OSError as error:
-        raise InputError(f"Cannot write the comparison to {folder}: {error.strerror or error}.") from error
+        raise unwritable(folder, error) from error
     return {role: folder / name for role, name in names.items()}
 
 

@@ -148,7 +148,7 @@ def partial_forward(name: str, network: nn.Module, device: torch.device) -> Part
 
     A network that can save work for a part runs in torch, in the backend's precision.
     """
-    if getattr(network, "has_local_stages", False):
+    if getattr(network, "computes_parts", False):
         return _torch_forward(network, device, name.partition(" ")[2])
     whole = forward(name, network, device)
 

@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, require_several
+from ..files import require_path
 from ..labels.label_map import Values, read_structures
 from ..models.spec import LIVER, TUMOR
-from ..volumes.volume import Volume
+from ..volumes.volume import Volume, require_volume_type
 from .segmentation import Segmentation
 
 _ADVICE = "Say what it is by --liver-label and --tumor-label, or that others are background (--ignore-other-labels)."
@@ -37,7 +38,12 @@ def read_segmentation(
     :raises LiverXAILib.errors.InputError: they do not lie on the CT's voxels, hold values without a known meaning, or
         contain no liver.
     """
-    several = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    require_volume_type(volume)
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    require_several(paths, "paths")
+    several = list(paths)
+    for one in several:
+        require_path(one)
     found = read_structures([Path(one) for one in several], volume.grid, labels, others=others, advice=_ADVICE)
     names = ", ".join(Path(one).name for one in several)
     if "liver" not in found.structures:

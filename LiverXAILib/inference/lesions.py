@@ -137,7 +137,7 @@ def same_lesions(before: Segmentation, after: Segmentation, label: str = "tumor"
     common = first.intersection(second)
     if common is None:
         return {}
-    old_sizes, new_sizes = np.bincount(old.ravel()), np.bincount(new.ravel())
+    old_sizes, new_sizes = np.bincount(old[old > 0]), np.bincount(new[new > 0])
     one, other = old[common.relative_to(first)], new[common.relative_to(second)]
     both = (one > 0) & (other > 0)
     pairs, shared = np.unique(one[both] * new_sizes.size + other[both], return_counts=True)

@@ -16,6 +16,9 @@ class Mask(NamedTuple):
     box: Box
     voxels: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"Mask({' x '.join(str(n) for n in self.box.shape[::-1])} voxels)"
+
     @staticmethod
     def empty() -> Mask:
         """The mask of a structure that was not found."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +136,7 @@ class CubeOutline:
     """
 
     grid: Grid
-    logit: torch.Tensor
+    logit: torch.Tensor = field(repr=False)
     at_sides: float
 
     @property

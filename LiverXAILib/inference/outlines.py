@@ -112,6 +112,10 @@ class Component(NamedTuple):
     scale_mm: float
     center_lps_mm: np.ndarray
 
+    def __repr__(self) -> str:
+        place = ", ".join(f"{mm:.1f}" for mm in self.center_lps_mm)
+        return f"Component({self.number}, {self.scale_mm:g} mm, at LPS ({place}) mm)"
+
     def cube(self, grid: Grid, size: int = SIZE) -> Grid:
         """The cube around the component, in an image with this `grid`."""
         return cube_grid(grid, self.center_lps_mm.tolist(), self.scale_mm, size)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, require_type
 from ..models.spec import LabelSpec
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume
@@ -40,6 +40,9 @@ class Segmentation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stage_centers: Mapping[str, float] = field(default_factory=dict)
     network_probabilities: Mapping[str, Volume] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Segmentation({', '.join(spec.name for spec in self.specs)} on {self.labels.grid.summary()})"
 
     def spec(self, name: str) -> LabelSpec:
         """The label called `name`; raises :class:`~LiverXAILib.errors.UsageError` if there is none."""
@@ -96,6 +99,12 @@ class Segmentation:
             names.append(spec.parent)
             spec = self.spec(spec.parent)
         return names
+
+
+def require_segmentation(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a :class:`Segmentation`."""
+    advice = "make it first, with segment(volume, model), or read it with read_segmentation({}, volume)"
+    require_type(value, Segmentation, "A segmentation", advice)
 
 
 def labels_checksum(labels: Volume) -> str:

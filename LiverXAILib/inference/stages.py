@@ -31,7 +31,7 @@ __all__ = [
     "logit_margin",
     "mirrorings",
     "normalize",
-    "pad_value",
+    "padded",
     "padded_input",
     "predict_logits",
     "preprocessing_of",
@@ -80,16 +80,19 @@ def stage_input(volume: Volume, stage: StageSpec, grid: Grid, center_hu: float =
     return preprocessing_of(stage).image(volume, stage, grid, center_hu)
 
 
-def pad_value(stage: StageSpec, center_hu: float = 0.0) -> float:
-    """The padding value, as network input, for an image that is smaller than its padded size."""
-    return preprocessing_of(stage).pad_value(stage, center_hu)
+def padded(image: torch.Tensor, stage: StageSpec, plan: WindowPlan, center_hu: float) -> torch.Tensor:
+    """A stage's input (k, j, i), padded to ``plan.padded_shape`` with what lies outside every image.
+
+    :param center_hu: as in :func:`stage_input`.
+    """
+    return plan.pad(image, preprocessing_of(stage).pad_value(stage, center_hu))
 
 
 def padded_input(
     volume: Volume, stage: StageSpec, grid: Grid, plan: WindowPlan, center_hu: float = 0.0
 ) -> torch.Tensor:
     """:func:`stage_input` padded to ``plan.padded_shape``, from which the windows of `plan` are taken."""
-    return plan.pad(stage_input(volume, stage, grid, center_hu), pad_value(stage, center_hu))
+    return padded(stage_input(volume, stage, grid, center_hu), stage, plan, center_hu)
 
 
 def run_network(network: Forward, window: torch.Tensor, stage: StageSpec) -> torch.Tensor:

@@ -35,6 +35,10 @@ class WindowPlan:
     window: tuple[int, int, int]
     boxes: tuple[Box, ...]
 
+    def __repr__(self) -> str:
+        window, shape = (" x ".join(str(n) for n in sizes) for sizes in (self.window, self.padded_shape))
+        return f"WindowPlan({len(self.boxes)} of {window} in {shape} voxels)"
+
     @staticmethod
     def build(
         shape: tuple[int, int, int],

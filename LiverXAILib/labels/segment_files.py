@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ class NamedMask:
     """
 
     name: str
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
     category: Code | None = None
     kind: Code | None = None
     regions: tuple[Code, ...] = ()

@@ -12,9 +12,9 @@ import SimpleITK as sitk
 import torch
 
 from ..context import RunContext
-from ..errors import UsageError
+from ..errors import UsageError, own_errors
 from ..explain.score import build_score
-from ..explain.stage_context import StageContext
+from ..explain.stage_context import StageContext, require_explainable
 from ..explain.targets import Target
 from ..inference.device import select_device
 from ..inference.lesions import lesion_components
@@ -22,6 +22,7 @@ from ..inference.segmentation import Segmentation
 from ..inference.stages import logit_margin, mirrorings
 from ..models.model import Model
 from ..progress import CancelToken, Progress
+from ..text import counted
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 from .uncertainty import binary_entropy
@@ -65,6 +66,10 @@ class Uncertainty:
     pairwise_dice: float | None
     lesions: tuple[LesionUncertainty, ...]
 
+    def __repr__(self) -> str:
+        sources = ", ".join(self.sources) or "nothing averaged"
+        return f"Uncertainty({self.label}: {sources}; {counted(len(self.lesions), 'lesion')})"
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers, JSON-ready, without the map."""
         return {
@@ -84,6 +89,7 @@ class Uncertainty:
         }
 
 
+@own_errors("The uncertainty cannot be measured")
 def measure_uncertainty(
     volume: Volume,
     model: Model,
@@ -102,6 +108,7 @@ def measure_uncertainty(
     :raises LiverXAILib.explain.EmptyTargetError: `label` was not found.
     :raises LiverXAILib.errors.UsageError: the segmentation has no such label, or no probabilities of it.
     """
+    require_explainable(volume, model, segmentation)
     if label not in segmentation.probabilities:
         raise UsageError(f"The segmentation has no probabilities of {label!r}.")
     target = Target.parse(label)

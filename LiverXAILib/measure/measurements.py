@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,6 +235,10 @@ class Measurements:
     candidates: tuple[Candidate, ...] = ()
     rejected: tuple[RejectedLesion, ...] = ()
 
+    def __repr__(self) -> str:
+        found = (counted(len(self.lesions), "lesion"), counted(len(self.candidates), "candidate"))
+        return f"Measurements(liver {self.liver_volume_ml:.1f} ml, {', '.join(found)})"
+
     @property
     def liver_complete(self) -> bool:
         """Whether a liver was found that does not reach the image's border."""
@@ -290,6 +294,18 @@ class Measurements:
         rows += [_not_counted(one, structure="candidate", source="model") for one in self.candidates]
         rows += [_not_counted(one, structure="rejected lesion") for one in self.rejected]
         return rows
+
+    def doubted(self, reasons: Sequence[str]) -> Measurements:
+        """The same measurements, implausible for these reasons as well."""
+        if not reasons:
+            return self
+        return dataclasses.replace(self, plausible=False, implausible_because=(*reasons, *self.implausible_because))
+
+    def warnings(self, others: Iterable[str] = ()) -> list[str]:
+        """A sentence for each reason why the liver is implausible, in place of those in `others`; then the others."""
+        start = "Implausible: "
+        mine = [f"{start}{reason}" for reason in self.implausible_because]
+        return [*mine, *(sentence for sentence in others if not sentence.startswith(start))]
 
     def summary(self) -> str:
         """The main quantities as a few lines of text."""

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from ..errors import UsageError, own_errors
 from ..inference.lesions import lesion_count, numbered_lesions, same_lesions
-from ..inference.segmentation import Segmentation
+from ..inference.segmentation import Segmentation, require_segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume, require_volume
 from .candidates import measure_candidates
@@ -53,6 +53,7 @@ def measure(
         given, or a target does not exist.
     """
     require_volume(volume)
+    require_segmentation(segmentation)
     grid = volume.grid
     if not grid.matches(segmentation.labels.grid):
         raise UsageError("The segmentation is not on the image's grid; measure it on the image from which it was made.")

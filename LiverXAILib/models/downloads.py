@@ -12,9 +12,9 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ..context import UNATTENDED, RunContext
 from ..errors import ModelError
 from ..files import remove
-from ..progress import CancelToken, Progress, check_cancel, report_progress
 
 _CHUNK = 1 << 20
 #: Timeouts in seconds: for the connection, and for the next bytes.
@@ -62,8 +62,7 @@ def fetch(
     sha256: str | None,
     size: int | None = None,
     factor: float = 1.0,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
+    context: RunContext = UNATTENDED,
 ) -> str:
     """Download `url` to `target`, which appears only when it is complete and has the right checksum.
 
@@ -79,7 +78,7 @@ def fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     try:
-        _receive(url, part, target.name, size, factor, progress, cancel)
+        _receive(url, part, target.name, size, factor, context)
     except requests.RequestException as error:
         raise ModelError(
             f"Could not download {target.name}: {_reason(error)}. Try again to continue where it stopped, or get "
@@ -103,8 +102,7 @@ def _receive(
     name: str,
     size: int | None,
     factor: float,
-    progress: Progress | None,
-    cancel: CancelToken | None,
+    context: RunContext,
 ) -> None:
     import requests
 
@@ -127,11 +125,11 @@ def _receive(
         require_space(part.parent, (total or 0) * factor - done)
         with part.open("ab" if done else "wb") as file:
             for chunk in response.iter_content(_CHUNK):
-                check_cancel(cancel)
+                context.check()
                 file.write(chunk)
                 done += len(chunk)
                 message = f"Downloading {name}: {done / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB")
-                report_progress(progress, message, done / total if total else 0.0)
+                context.report(message, done / total if total else 0.0)
     if total and done < total:
         raise requests.ConnectionError(f"only {done} of {total} bytes arrived")
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
 
-from ..errors import ModelError
+from ..errors import ModelError, require_type
 from .formats import find_format
 from .formats.liverxai import CARD, card_checksums, float_weights, load_networks, read_card, verify_files
 from .model import Model
@@ -27,6 +28,7 @@ def load_model(name_or_path: str | Path = "default", *, trust: bool = False) -> 
         (``liverxai models trust``). **Whatever code is in it is run.** See ``SECURITY.md``.
     :raises LiverXAILib.errors.ModelError: unknown, missing, changed, unsafe or unsuitable files.
     """
+    require_type(name_or_path, (str, os.PathLike), "A model's name or folder", 'give it as text, such as "default"')
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return load_folder(path, trust=trust)

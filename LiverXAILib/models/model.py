@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import require_type
 from .spec import ModelSpec, StageSpec
 
 
@@ -57,6 +56,4 @@ class Model:
 
 def require_model(value: object) -> None:
     """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a :class:`Model`."""
-    if not isinstance(value, Model):
-        what = f"load_model({str(value)!r})" if isinstance(value, str | os.PathLike) else 'load_model("default")'
-        raise UsageError(f"A model is needed, not {type(value).__name__}: load it first, with {what}.")
+    require_type(value, Model, "A model", "load it first, with load_model({})", '"default"')

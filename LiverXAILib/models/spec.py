@@ -245,6 +245,9 @@ class StageSpec:
         if problems := stage_problems(self):
             raise ModelError(f"The model card's stage {self.name[:40]!r} is wrong: {'; '.join(problems)}.")
 
+    def __repr__(self) -> str:
+        return f"StageSpec({self.name!r}: {self.summary()})"
+
     def summary(self) -> str:
         """The network, its grid, its region and its labels, as one line of text."""
         sizes = ["any" if n is None else f"{n:.3g}" for n in self.spacing or self.size or ()]
@@ -311,6 +314,10 @@ class ModelSpec:
     limits: tuple[str, ...] = ()
     reliability: Reliability | None = None
     outlines: OutlineAgain | None = None
+
+    def __repr__(self) -> str:
+        labels, stages = (", ".join(one.name for one in some) for some in (self.labels, self.stages))
+        return f"ModelSpec({self.name!r}, version {self.version}; labels {labels}; stages {stages})"
 
     def __post_init__(self) -> None:
         if problems := model_problems(self):

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ..context import RunContext
 from ..errors import ModelError
-from ..files import replacing, staging_folder
-from ..progress import CancelToken, Progress, check_cancel, scaled
+from ..files import replacing, require_exists, staging_folder
+from ..progress import CancelToken, Progress
 from .downloads import checksum, fetch, require_space, unpack
 from .formats import Format, find_format
 from .formats.liverxai import card_checksums, verify_files
@@ -97,19 +98,19 @@ def download(
     :return: the folder.
     :raises LiverXAILib.errors.ModelError: no connection, no space, wrong checksum, license not accepted.
     """
+    context = RunContext(progress, cancel)
     entry = registered(name)
     if entry.kind == "chain":
-        share = 1 / len(entry.chain)
         for number, link in enumerate(entry.chain):
-            part = scaled(progress, number * share, (number + 1) * share)
-            folder = download(link.model, part, cancel, accept_license=accept_license)
+            part = context.step(number, len(entry.chain))
+            folder = download(link.model, part.progress, part.cancel, accept_license=accept_license)
         return folder.parent
     if (present := entry.folder()) is not None:
         verify_model(name)
         return present
     _check_license(entry, accept_license)
     if entry.kind == "card":
-        return _download_files(entry, progress, cancel)
+        return _download_files(entry, context)
     assert entry.archive is not None
     partial = download_folder() / ".partial" / entry.archive.url.rsplit("/", 1)[-1]
     try:
@@ -119,23 +120,22 @@ def download(
             sha256=entry.archive.sha256,
             size=entry.archive.size,
             factor=2.5,
-            progress=progress,
-            cancel=cancel,
+            context=context,
         )
         return _install(partial, name, entry.archive.url, check=False, consent=False)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _download_files(entry: Entry, progress: Progress | None, cancel: CancelToken | None) -> Path:
+def _download_files(entry: Entry, context: RunContext) -> Path:
     folder = download_folder() / entry.name
     checksums = card_checksums(entry.spec())
     missing = {file: remote for file, remote in entry.files.items() if not (folder / file).is_file()}
     for number, (file, remote) in enumerate(missing.items()):
-        check_cancel(cancel)
-        part = scaled(progress, number / len(missing), (number + 1) / len(missing))
+        context.check()
+        part = context.step(number, len(missing))
         partial = download_folder() / ".partial" / f"{entry.name}-{file}"
-        fetch(remote.url, partial, sha256=checksums[file], size=remote.size, progress=part, cancel=cancel)
+        fetch(remote.url, partial, sha256=checksums[file], size=remote.size, context=part)
         folder.mkdir(parents=True, exist_ok=True)
         partial.replace(folder / file)
     verify_files(folder, checksums)
@@ -168,11 +168,10 @@ def import_model(source: str | Path, name: str | None = None, *, trust: bool = F
         the model's own.
     :param trust: the user allows the code in the files of a compiled model (:func:`trust_model`): **it is run**.
     :return: the name, and the folder.
+    :raises LiverXAILib.errors.InputError: there is no such folder or file.
     :raises LiverXAILib.errors.ModelError: unsafe or unsuitable files, or the name is taken. Nothing is left behind.
     """
-    source = Path(source).expanduser()
-    if not source.exists():
-        raise ModelError(f"{source} does not exist.")
+    source = require_exists(Path(source).expanduser())
     folder = _install(source, name, str(source.resolve()), check=True, consent=trust)
     return folder.name, folder
 
@@ -186,6 +185,8 @@ def remove(name: str) -> list[Path]:
         raise ModelError(f"{name!r} is not a model's name.")
     folder = download_folder() / name
     if not folder.is_dir():
+        if entry is None:
+            registered(name)  # raises: there is no model of this name
         raise ModelError(f"There are no downloaded or imported files of model {name!r}.")
     # Renamed first, so that a partly deleted model is never found under its name.
     with staging_folder(folder) as doomed:

@@ -28,7 +28,8 @@ class UNet(nn.Module):
     :param features: channels of each level, from full size down; the last is the bottleneck's.
     :param norm: "batch" (can be folded into the convolutions; the output does not depend on the crop), "instance" or
         "group".
-    :param convolutions_per_stage: convolutions (3 voxels wide, each with norm and leaky ReLU) in each block.
+    :param convolutions_per_stage: convolutions (3 voxels wide, each with norm and leaky ReLU) in each block; model
+        cards hold this name (elsewhere a stage is a network of a cascade).
     :param deep_supervision: in training mode return a list of logits, full size first, then those of each coarser
         decoder block; in evaluation mode always the full-size logits alone.
     :param strides: the stride along each axis, for each level below the first; default 2 everywhere. A stride of 1
@@ -64,7 +65,7 @@ class UNet(nn.Module):
         if stem_stride not in (1, 2):
             raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}")
 
-        def stage(inputs: int, outputs: int, stride: Any, *, stem: bool = False) -> nn.Sequential:
+        def block(inputs: int, outputs: int, stride: Any, *, stem: bool = False) -> nn.Sequential:
             layers: list[nn.Module] = []
             for index in range(convolutions_per_stage):
                 first = index == 0
@@ -83,19 +84,19 @@ class UNet(nn.Module):
         self.channels = in_channels, out_channels
         self.deep_supervision = deep_supervision
         #: Whether logits can be computed for a part: only for volumes, and without norms that use image statistics.
-        self.has_local_stages = dimensions == 3 and norm == "batch"
+        self.computes_parts = dimensions == 3 and norm == "batch"
         self._stem_stride = stem_stride
         self._reach = convolutions_per_stage  # in voxels, of a block's convolutions
         self._strides = [(stem_stride,) * dimensions, *steps]
         self.encoder = nn.ModuleList(
-            stage(features[level - 1] if level else in_channels, features[level], self._strides[level], stem=level == 0)
+            block(features[level - 1] if level else in_channels, features[level], self._strides[level], stem=level == 0)
             for level in range(len(features) - 1)
         )
-        self.bottleneck = stage(features[-2], features[-1], steps[-1])
+        self.bottleneck = block(features[-2], features[-1], steps[-1])
         self.decoder = nn.ModuleList(
-            _DecoderStage(
+            _DecoderBlock(
                 _UPSAMPLING[dimensions](features[level + 1], features[level], steps[level], steps[level]),
-                stage(2 * features[level], features[level], one),
+                block(2 * features[level], features[level], one),
             )
             for level in reversed(range(len(features) - 1))
         )
@@ -128,11 +129,11 @@ class UNet(nn.Module):
 
         :param part: compute only the logits of this part (k, j, i) of a volume, in evaluation mode. They equal those of
             the whole image, but the last block of the decoder, a third of the work, is computed only there (see
-            :meth:`crops`). Requires :attr:`has_local_stages`.
+            :meth:`crops`). Requires :attr:`computes_parts`.
         :raises ValueError: the size is not divisible by :attr:`divisor` (pad the image first), or `part` is given for a
             network that cannot compute parts.
         """
-        if part is not None and (self.training or not self.has_local_stages):
+        if part is not None and (self.training or not self.computes_parts):
             raise ValueError("logits of a part can be computed only in evaluation mode, for a volume, with batch norms")
         if any(n % d for n, d in zip(image.shape[2:], self.divisor, strict=True)):
             raise ValueError(f"the size {tuple(image.shape[2:])} must be divisible by {self.divisor}; pad the image")
@@ -143,8 +144,8 @@ class UNet(nn.Module):
             skips.append(x)
         x = self.bottleneck(x)
         outputs = []
-        for stage in self.decoder[:-1]:
-            x = stage(x, skips.pop())
+        for block in self.decoder[:-1]:
+            x = block(x, skips.pop())
             outputs.append(x)
         if part is not None:
             return self._logits_of_part(x, skips.pop(), part)
@@ -177,7 +178,7 @@ class UNet(nn.Module):
         return parts.permute(order).reshape(n, -1, *(2 * m for m in size))
 
 
-class _DecoderStage(nn.Module):
+class _DecoderBlock(nn.Module):
     """Upsample, concatenate with the encoder's output of that size, convolve."""
 
     def __init__(self, up: nn.Module, convolutions: nn.Sequential) -> None:

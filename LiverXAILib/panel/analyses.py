@@ -19,7 +19,7 @@ from ..models import ModelSpec
 from ..mrml.segmentations import LABELS_CHECKSUM
 from .installation import REPORT_PACKAGES
 from .model_choice import ModelChoice
-from .outcomes import Asked, Outcomes
+from .outcomes import Asked, Outcomes, patient_size
 from .reading.edits import is_edited, made_by
 from .saving import Outputs
 from .state import PanelState
@@ -39,7 +39,7 @@ class Analyses:
         """Segment, explain and measure the chosen CT."""
         parameters, node = self._state.parameters, self._state.volume_node
         model = self._models.name
-        token, asked = self._token(node), Asked.now(node)
+        token, asked = self._token(node), Asked.now(self._state)
 
         def ask() -> int:
             return self._runner.client.analyze(
@@ -60,7 +60,7 @@ class Analyses:
 
     def explain(self, questions: Sequence[str]) -> None:
         """Explain the CT's segmentation as it is now, including edits."""
-        asked = Asked.now(self._state.volume_node, self._state.result("segmentation"))
+        asked = Asked.now(self._state, self._state.result("segmentation"))
         self._runner.start(
             lambda: self._ask_explanation(list(questions)),
             lambda explained: self._outcomes.show_explanations(explained, asked),
@@ -69,7 +69,7 @@ class Analyses:
     def refine(self, decisions: Sequence[Decision]) -> None:
         """Apply the reader's decisions to the segmentation as it is now, and measure it again."""
         segmentation_node = self._state.result("segmentation")
-        asked, name = Asked.now(self._state.volume_node, segmentation_node), f"refined {time.monotonic()}"
+        asked, name = Asked.now(self._state, segmentation_node), f"refined {time.monotonic()}"
         chosen = mrml.sensitivity_of(segmentation_node)
         changes = any(one.changes_outlines for one in decisions) or chosen != self._models.sensitivity()
         self._runner.start(
@@ -78,11 +78,15 @@ class Analyses:
         )
 
     def is_up_to_date(self, segmentation_node: Any) -> bool:
-        """Return whether the worker holds the labels of a segmentation node and its CT as they are now."""
-        held = self._outcomes.hold(segmentation_node) and self._runner.client.holds(
+        """Return whether the worker holds a segmentation node, its CT, and the patient's size as they are now."""
+        is_of_size = self._outcomes.size == patient_size(self._state)
+        return self.holds(segmentation_node) and is_of_size and not is_edited(segmentation_node)
+
+    def holds(self, segmentation_node: Any) -> bool:
+        """Return whether the worker holds a segmentation node as it was before manual edits, and its CT."""
+        return self._outcomes.hold(segmentation_node) and self._runner.client.holds(
             self._token(self._state.volume_node)
         )
-        return held and not is_edited(segmentation_node)
 
     def can_measure(self, segmentation_node: Any) -> bool:
         """Return whether a segmentation node can be measured without asking the user: its model is the chosen one."""
@@ -109,9 +113,7 @@ class Analyses:
         )
 
     def _size(self) -> dict[str, float | None]:
-        """The patient's height in cm and weight in kg, where they are known."""
-        parameters = self._state.parameters
-        return {"height": parameters.height or None, "weight": parameters.weight or None}
+        return dict(zip(("height", "weight"), patient_size(self._state), strict=True))
 
     def _token(self, node: Any) -> str:
         """Return a token for the voxels of a CT and their position."""

@@ -25,19 +25,24 @@ DECISIONS = "LiverXAI.Decisions"
 
 @dataclass(frozen=True)
 class Asked:
-    """The subject of a request: the CT, its voxels and frame, and the segmentation and its labels at that time."""
+    """The subject of a request: the CT, its voxels and frame, and the segmentation and its labels at that time.
+
+    :param size: the patient's height in cm and weight in kg, where they are known.
+    """
 
     volume: Any
     voxels: Any
     frame: str
     segmentation: Any = None
     labels: str = ""
+    size: tuple[float | None, float | None] = (None, None)
 
     @staticmethod
-    def now(volume: Any, segmentation: Any = None) -> Asked:
-        """Record the CT and its segmentation as they are at this moment."""
+    def now(state: PanelState, segmentation: Any = None) -> Asked:
+        """Record the chosen CT, and a segmentation of it, as they are at this moment."""
+        volume = state.volume_node
         labels = mrml.labels_token(segmentation) if segmentation is not None else ""
-        return Asked(volume, _voxel_time(volume), frame_of(volume), segmentation, labels)
+        return Asked(volume, _voxel_time(volume), frame_of(volume), segmentation, labels, patient_size(state))
 
 
 class Outcomes:
@@ -62,6 +67,8 @@ class Outcomes:
         #: The result that the worker holds, which is the last one: the segmentation node's ID, the worker's name for
         #: its labels, and their state and decisions at that time.
         self._held: tuple[str, str, str, str | None] = ("", "", "", None)
+        #: The patient's height in cm and weight in kg with which it was measured, where they were known.
+        self.size: tuple[float | None, float | None] = (None, None)
 
     def forget(self) -> None:
         """Drop all state after the scene was closed."""
@@ -72,7 +79,8 @@ class Outcomes:
         """Return whether the worker holds a segmentation node as it was before manual edits."""
         return bool(self.base_of(segmentation_node))
 
-    def _hold(self, segmentation_node: Any, token: str, labels: str) -> None:
+    def _hold(self, segmentation_node: Any, token: str, labels: str, asked: Asked) -> None:
+        self.size = asked.size
         self._held = (segmentation_node.GetID(), token, labels, segmentation_node.GetAttribute(DECISIONS))
 
     def base_of(self, segmentation_node: Any) -> str:
@@ -114,7 +122,7 @@ class Outcomes:
             # The first step makes the segmentation; from then on the reader may edit it.
             labels = labels or mrml.labels_token(mrml.find_results(scene, node, "segmentation")[0])
             yield None
-        self._hold(nodes.segmentation, token, labels)
+        self._hold(nodes.segmentation, token, labels, asked)
         yield from self._edits.measured(nodes.segmentation, labels)
         self._models.remember(model, analysis.model)
         heat_map = next(reversed(nodes.heatmaps.values()), None)
@@ -145,7 +153,7 @@ class Outcomes:
         with self._edits.paused():
             update_refined(analysis, self._state.scene, node, layers)
         labels = asked.labels if edited_meanwhile else mrml.labels_token(segmentation)
-        self._hold(segmentation, name, labels)
+        self._hold(segmentation, name, labels, asked)
         yield from self._edits.measured(segmentation, labels)
         yield None
         yield from self._show_in_panel(node, self._state.parameters.heatMap)
@@ -222,6 +230,11 @@ class Outcomes:
         if asked.segmentation is not None and not any(node is asked.segmentation for node in present):
             return [_("The segmentation was removed or set aside in the meantime; its results were discarded.")]
         return []
+
+
+def patient_size(state: PanelState) -> tuple[float | None, float | None]:
+    """Return the patient's height in cm and weight in kg, where they are known."""
+    return state.parameters.height or None, state.parameters.weight or None
 
 
 def _place_of(scene: Any, volume: Any, target: str) -> list[float] | None:

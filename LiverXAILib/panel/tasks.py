@@ -158,7 +158,7 @@ class TaskRunner:
         if self._ui.applyButton.enabled:  # else: being cancelled
             self._ui.progressBar.value = round(1000 * event.fraction)
             rest = remaining_time(event.remaining_s)
-            self._status.show_step(f"{event.stage}… {event.fraction:.0%}{rest}")
+            self._status.show_step(f"{event.step}… {event.fraction:.0%}{rest}")
 
     def _finish(self, sentences: Sequence[str]) -> None:
         self._receive = self._steps = self._work = None

@@ -13,7 +13,7 @@ The body depends on the seed alone: another voxel spacing or contrast phase show
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,9 @@ class Phantom:
     `tissues` (uint8, values of :data:`TISSUES`), all on one grid along the LPS axes, k ascending to superior."""
 
     ct: Volume
-    truth: Volume
-    tissues: Volume
-    lesions: list[Lesion]
+    truth: Volume = field(repr=False)
+    tissues: Volume = field(repr=False)
+    lesions: list[Lesion] = field(repr=False)
     phase: str
     seed: int
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -82,11 +82,11 @@ class PhantomStudy:
     for each the number of its change (from 0)."""
 
     ct: Volume
-    truth: Volume
-    pieces: Volume
-    centers_lps: tuple[Point, ...]
-    diameters_mm: tuple[float, ...]
-    changes: tuple[int, ...]
+    truth: Volume = field(repr=False)
+    pieces: Volume = field(repr=False)
+    centers_lps: tuple[Point, ...] = field(repr=False)
+    diameters_mm: tuple[float, ...] = field(repr=False)
+    changes: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

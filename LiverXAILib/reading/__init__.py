@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         split,
         undo,
     )
-    from .measuring import with_calipers
+    from .measuring import with_calipers, with_patient_size
     from .numbering import as_listed, listed_in, listed_in_table
     from .outline import correct_outline, outline_lesion
 
@@ -51,6 +51,7 @@ __all__ = [
     "split",
     "undo",
     "with_calipers",
+    "with_patient_size",
 ]
 
 __getattr__ = lazy_names(
@@ -77,5 +78,6 @@ __getattr__ = lazy_names(
         "split": "decisions",
         "undo": "decisions",
         "with_calipers": "measuring",
+        "with_patient_size": "measuring",
     },
 )

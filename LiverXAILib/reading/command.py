@@ -17,6 +17,7 @@ from .. import options
 from ..analysis import Analysis, Decision
 from ..context import RunContext
 from ..errors import InputError, UsageError
+from ..files import require_exists, require_writable
 from ..inference.given import GIVEN
 from ..inference.postprocess import Postprocessing
 from ..inference.segmentation import labels_checksum
@@ -92,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take back the last decision, before any other is made; give it twice for the last two",
     )
     parser.add_argument("--reader", default="reader", help="name of the reader in the record (default: reader)")
-    options.add_arguments(parser)
+    options.add_result_arguments(parser)
     parser.set_defaults(sensitivity=None)  # None: the sensitivity of the result
 
 
@@ -110,16 +111,13 @@ def run(arguments: argparse.Namespace) -> int:
         *(exclude(_place(text)) for text in arguments.exclude),
         *([choose_targets(*chain(*arguments.targets))] if arguments.targets else []),
     ]
-    if arguments.regions or arguments.no_postprocessing or arguments.min_lesion_ml is not None:
-        raise UsageError(
-            "--regions, --no-postprocessing and --min-lesion-ml are options of 'analyze': 'refine' changes its result "
-            "by the same rules."
-        )
+    require_exists(arguments.result)
     existing(arguments.image)
     provenance = _provenance(arguments.result)
     before = provenance["segmentation"].get("sensitivity", {}).get("asked", STANDARD)
     chosen = dataclasses.replace(options.Options.from_arguments(arguments), sensitivity=before)
     chosen.require_valid()
+    require_writable(arguments.output or arguments.result)
     check_sensitivity(arguments.sensitivity or before)
     listed = _listed(arguments.result)
     if listed is not None:  # refused before anything is computed

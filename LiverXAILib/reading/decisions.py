@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..analysis import Analysis, Decision
-from ..errors import UsageError
+from ..analysis import Analysis, Decision, require_analysis
+from ..errors import UsageError, require_several, require_type
 from ..inference.lesions import grown, lesion_at
 from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
-from ..volumes.volume import Volume
+from ..volumes.volume import Volume, require_volume_type
 from .applying import Round
 from .carrying import carried
 from .measuring import asked_before, measure_again, with_remarks
@@ -123,11 +123,19 @@ def refine(
         provenance.
     :raises LiverXAILib.errors.UsageError: a lesion or candidate does not exist, or there is none at the given point.
     """
+    require_analysis(analysis)
+    require_several(decisions, "decisions")
+    decisions = list(decisions)
+    for decision in decisions:
+        require_type(decision, Decision, "A decision", "make it with accept(), reject() or another such function")
+    if labels is not None:
+        require_volume_type(labels)
     own = analysis.own or analysis
     before = analysis.segmentation
     decided: list[Decision] = []
     now = _now()
     array = np.array(before.labels.array if labels is None else labels.array)
+    base = before  # its lesions are already numbered
     if labels is not None:
         if not labels.grid.matches(before.labels.grid):
             raise UsageError("The edited label map is not on the image's grid.")
@@ -135,7 +143,7 @@ def refine(
         if changed.any():
             voxels, known = pack_mask(changed), pack_labels(before.labels.array[changed])
             decided.append(Decision("edit", (), None, who, now, voxels=voxels, before=known))
-    base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
+            base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
     together = Round(analysis, base)
     for decision in decisions:
         decided.append(dataclasses.replace(together.apply(decision, array), who=who, when=now))
@@ -189,15 +197,17 @@ def _changed(
     :param touched: see :attr:`~LiverXAILib.analysis.Analysis.touched`.
     """
     decisions = with_remarks(decisions, segmentation)
+    measurements = measure_again(analysis.volume, segmentation, own, decisions)
     recorded = {
         **analysis.provenance,
+        "warnings": measurements.warnings(analysis.provenance.get("warnings", ())),
         "reader": [decision.to_dict() for decision in decisions],
         "reader_labels_sha256": segmentation.checksum,
     }
     return dataclasses.replace(
         analysis,
         **carried(analysis, segmentation, recorded),
-        measurements=measure_again(analysis.volume, segmentation, own, decisions),
+        measurements=measurements,
         decisions=decisions,
         own=own,
         touched=touched,

@@ -26,6 +26,9 @@ _OUTDATED = (
     "no longer applies: the lesion does not have the outline that was measured, so it was measured automatically"
 )
 
+#: What a result is measured with, besides the image and the labels, unless it is given.
+_NO_INPUTS: Mapping[str, Any] = {"height_cm": None, "weight_kg": None, "recist_targets": None}
+
 
 def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[Decision] = ()) -> dict[str, Any]:
     """The arguments of :func:`~LiverXAILib.measure.measure` with which the model's result was measured.
@@ -49,13 +52,34 @@ def asked_before(own: Analysis, segmentation: Segmentation, decisions: Sequence[
 
 def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
     """Measure the model's result with the inputs of its first analysis: `measured_with` in its provenance."""
-    if not any(value is not None for value in known.values()):
+    known = {**_NO_INPUTS, **known}
+    if known == _inputs(own):
         return own
-    own = dataclasses.replace(own, provenance={**own.provenance, "measured_with": dict(known)})
-    again = measure(own.volume, own.segmentation, **asked_before(own, own.segmentation))
+    own = dataclasses.replace(own, provenance={**own.provenance, "measured_with": known})
+    earlier = own.segmentation, own.measurements
+    again = measure(own.volume, own.segmentation, **asked_before(own, own.segmentation), known=earlier)
     names = ("standard_volume_ml", "standard_volume_ratio", "remnants", "recist")
     changed = {name: getattr(again, name) for name in names}
     return dataclasses.replace(own, measurements=dataclasses.replace(own.measurements, **changed))
+
+
+def with_patient_size(analysis: Analysis, height_cm: float | None, weight_kg: float | None) -> Analysis:
+    """Measure a result again if the patient's height or weight is not that of its measurements."""
+    own = analysis.own or analysis
+    known = {**_inputs(own), "height_cm": height_cm, "weight_kg": weight_kg}
+    if known == _inputs(own):
+        return analysis
+    own = measured_with(own, known)
+    if analysis.own is None:
+        return own
+    measurements = measure_again(analysis.volume, analysis.segmentation, own, analysis.decisions)
+    provenance = {**analysis.provenance, "measured_with": known}
+    return dataclasses.replace(analysis, own=own, measurements=measurements, provenance=provenance)
+
+
+def _inputs(own: Analysis) -> dict[str, Any]:
+    """What the model's result was measured with, besides the image and the labels."""
+    return {**_NO_INPUTS, **own.provenance.get("measured_with", {})}
 
 
 def measure_again(
@@ -64,6 +88,7 @@ def measure_again(
     """Measure again, with the source of each outline, the status of each candidate, and the rejected lesions."""
     known = own.segmentation, own.measurements
     measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions), known=known)
+    measured = measured.doubted(own.provenance.get("mirrored", ()))  # that is about the image, not the outlines
     sources = _sources(segmentation, own.segmentation)
     lesions = tuple(_with_source(lesion, sources[lesion.number]) for lesion in measured.lesions)
     box, pieces = numbered_candidates(own.segmentation)

@@ -8,7 +8,7 @@ and can turn one into the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Rejection:
 
     decision: Decision
     box: Box
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
 
 
 def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: Segmentation) -> list[Rejection]:

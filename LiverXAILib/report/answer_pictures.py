@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of explanations in numbers, such as a lesion in the CT and in the changed CTs. Needs the report extra."""
+"""Pictures of explanations in numbers, such as a lesion in the CT and in the changed CTs for the model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of how much of the surroundings the model needs to draw an organ's border. Needs the extra ``report``."""
+"""Pictures of how much of the surroundings the model needs to draw an organ's border."""
 
 from __future__ import annotations
 

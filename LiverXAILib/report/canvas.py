@@ -32,7 +32,7 @@ _DASH = (8.0, 4.0)
 class Line:
     """A line through `points` (n, 2), mm to the right and down; `width` in pixels."""
 
-    points: np.ndarray
+    points: np.ndarray = field(repr=False)
     color: Color = WHITE
     width: float = 2.5
     dashed: bool = False
@@ -61,14 +61,14 @@ class Picture:
     :param painted: (rows, columns, 4), 0 to 255, red, green, blue and opacity of what covers the CT; or None.
     """
 
-    hu: np.ndarray
+    hu: np.ndarray = field(repr=False)
     window_hu: tuple[float, float]
     corner_mm: tuple[float, float]
     pixel_mm: float
-    heat: np.ndarray | None = None
-    painted: np.ndarray | None = None
-    lines: list[Line] = field(default_factory=list)
-    texts: list[Text] = field(default_factory=list)
+    heat: np.ndarray | None = field(default=None, repr=False)
+    painted: np.ndarray | None = field(default=None, repr=False)
+    lines: list[Line] = field(default_factory=list, repr=False)
+    texts: list[Text] = field(default_factory=list, repr=False)
 
     @property
     def size_mm(self) -> tuple[float, float]:

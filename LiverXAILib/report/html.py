@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _TELLABLE = ("modality", "source_format")
 
 
-def require_report_extra() -> None:
+def require_report_packages() -> None:
     """Raise :class:`~LiverXAILib.errors.UsageError` if a package that reports need is not installed."""
     modules = {"jinja2": "jinja2", "matplotlib": "matplotlib", "pillow": "PIL"}
     missing = [name for name, module in modules.items() if importlib.util.find_spec(module) is None]
@@ -56,7 +56,7 @@ def write_report(
 
     :param viewer: embed an interactive viewer of the CT, outlines and heat maps in the page (adds 2 to 6 MB).
     :param drawn: the result of :func:`draw_report` for this analysis; None: it is computed now.
-    :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
+    :raises LiverXAILib.errors.UsageError: a package that reports need is not installed.
     :raises OSError: the file cannot be written.
     """
     pictures = draw_report(analysis, viewer=viewer) if drawn is None else drawn
@@ -67,7 +67,7 @@ def write_report(
 
 def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
     """The pictures of a report and the data of its viewer, which take most of the time and do not need the warnings."""
-    require_report_extra()
+    require_report_packages()
     from . import pictures
     from .viewer import viewer_data
 
@@ -94,9 +94,9 @@ def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
 def render_page(template: Path, context: Mapping[str, Any]) -> str:
     """A page from a Jinja template; values are escaped, and a name missing from `context` is an error.
 
-    :raises LiverXAILib.errors.UsageError: the extra ``report`` is not installed.
+    :raises LiverXAILib.errors.UsageError: a package that reports need is not installed.
     """
-    require_report_extra()
+    require_report_packages()
     return _environment(template.parent).get_template(template.name).render(context)
 
 

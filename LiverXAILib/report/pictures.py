@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for reports: upright slices of a CT with outlines, heat maps and calipers. Needs the extra ``report``.
+"""Pictures for reports: upright slices of a CT with outlines, heat maps and calipers.
 
 Whatever the image's orientation, slices are resampled along the patient's axes and shown in radiological convention:
 the patient's left is on the right of axial and coronal pictures, anterior on the left of sagittal ones.

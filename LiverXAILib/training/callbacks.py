@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lightning callbacks: checkpoints to resume from, averaged weights, and changes in the course of a run."""
+"""Lightning callbacks: checkpoints to resume from, progress, and averaged weights."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from .learner import Learner
+from ..context import RunContext
 from .table import score
-
-_log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
@@ -59,6 +55,22 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             temporary.replace(path)
         trainer.strategy.barrier("checkpoint")
+
+
+class ReportedProgress(Callback):
+    """Reports the progress of a run, in place of Lightning's own bars."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    def on_train_batch_end(self, trainer: Any, learner: Any, _outputs: Any, _batch: Any, index: int) -> None:
+        done = trainer.current_epoch + (index + 1) / trainer.num_training_batches
+        self.context.report(
+            f"Training: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", done / trainer.max_epochs
+        )
+
+    def on_train_end(self, trainer: Any, learner: Any) -> None:
+        self.context.report("Trained", 1.0)
 
 
 class AveragedWeights(Callback):
@@ -120,44 +132,3 @@ class AveragedWeights(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
-
-
-class AfterPart(Callback):
-    """Changes the learner once a fraction of the run is over, also if the run is resumed after that point.
-
-    :param part: fraction of all steps; 0: from the first step on.
-    :param change: called with the learner, once in each process.
-    """
-
-    def __init__(self, part: float, change: Callable[[Learner], None]) -> None:
-        self.part, self.change = part, change
-        self._done = False
-
-    def on_train_batch_start(self, trainer: Any, learner: Any, batch: Any, index: int) -> None:
-        if not self._done and trainer.global_step >= self.part * trainer.estimated_stepping_batches:
-            self.change(learner)
-            self._done = True
-
-
-def freeze_norms(learner: Learner) -> None:
-    """Make batch norms use their running statistics from now on, as in inference, instead of those of the batch."""
-    learner.freeze_norm = True
-    learner.train()
-
-
-def set_norm_momentum(learner: Learner, momentum: float) -> None:
-    """Set the weight of each batch in the running statistics of batch norms."""
-    for module in learner.network.modules():
-        if isinstance(module, _BatchNorm):
-            module.momentum = momentum
-
-
-class SkipNonFinite(Callback):
-    """Skips steps whose gradient is not finite: batch norm can make it explode on an almost constant image."""
-
-    def on_before_optimizer_step(self, trainer: Any, learner: Any, optimizer: Any) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            _log.warning("Step %d is skipped: its gradient is not finite", trainer.global_step + 1)
-            # The optimizer skips parameters without a gradient, including their weight decay.
-            optimizer.zero_grad(set_to_none=True)

@@ -7,12 +7,12 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..progress import Progress, progress_bar
+from ..files import require_writable
+from ..progress import Progress, print_line, progress_bar
 from ..text import how_to_install
 
 
@@ -56,28 +56,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``liverxai train`` and return the exit code."""
     try:
+        from ..models.loading import load_states
         from .config import json_schema
         from .config_file import read_config
     except ImportError as error:
         raise UsageError(f"Training needs {error.name}: {how_to_install('train')}.") from error
 
     if arguments.schema:
-        _say(json.dumps(json_schema(), indent=2))
+        print_line(json.dumps(json_schema(), indent=2))
         return 0
     source = arguments.source or arguments.config
     if source is None or (arguments.source and arguments.config):
         raise UsageError("Give one CONFIG: a YAML file, e.g. configs/phantom.yaml.")
     config = read_config(source, _changes(arguments))
+    require_writable(config.folder)
+    if config.init is not None:
+        load_states(str(config.init))  # an unknown model is reported before phantoms are made or data is read
     from .run import train, train_by_cases
 
     with _progress() as progress:
         if arguments.cases:
-            rows = train_by_cases(config, arguments.cases, say=_say, progress=progress)
+            rows = train_by_cases(config, arguments.cases, say=print_line, progress=progress)
             for row in rows:
-                _say("  ".join(f"{key} {value:.3g}" for key, value in row.items()))
-            _say(f"The curve is in {config.folder / 'cases-curve.png'}")
+                print_line("  ".join(f"{key} {value:.3g}" for key, value in row.items()))
+            print_line(f"The curve is in {config.folder / 'cases-curve.png'}")
         else:
-            train(config, say=_say, progress=progress)
+            train(config, say=print_line, progress=progress)
     return 0
 
 
@@ -108,26 +112,18 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _progress() -> Any:
-    """A progress bar that is shown only when needed, because Lightning has its own."""
+    """A progress bar for each part of a run (making phantoms, training, evaluating), whose fractions begin at 0."""
     with contextlib.ExitStack() as stack:
         shown: list[Progress] = []
 
-        def show(stage: str, fraction: float) -> None:
+        def show(step: str, fraction: float) -> None:
             if int(os.environ.get("LOCAL_RANK", "0")):
                 return
             if not shown:
                 shown.append(stack.enter_context(progress_bar()))
-            shown[0](stage, fraction)
+            shown[0](step, fraction)
             if fraction >= 1:
                 stack.pop_all().close()
                 shown.clear()
 
         yield show
-
-
-def _say(text: str) -> None:
-    from tqdm import tqdm
-
-    # In Slicer on Windows there is no stream; everything important is in the run's folder, too.
-    if sys.stdout is not None:
-        tqdm.write(text, file=sys.stdout)

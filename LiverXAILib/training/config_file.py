@@ -14,14 +14,17 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UsageError
+from ..files import require_exists
 from .config import Config, Data, json_schema
 
 
 def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, apply `changes` (dotted names such as "training.epochs"), and check the whole.
 
+    :raises LiverXAILib.errors.InputError: there is no such file.
     :raises LiverXAILib.errors.UsageError: a setting is wrong; the message says which, why, and what is allowed.
     """
+    require_exists(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -17,7 +17,7 @@ from ..evaluation.results import CaseResult, format_results, summarize, write_re
 from ..files import replacing
 from ..inference import segment
 from ..models.loading import load_model
-from ..progress import Progress, report_progress
+from ..progress import Progress
 from .config import Config
 from .layouts import DataSet, TrainingCase, read_case
 from .setup import TrainingSetup
@@ -85,9 +85,10 @@ def _evaluate(
 ) -> list[CaseResult]:
     """Segment each case as ``analyze`` would, and compare it with its labels on its own grid."""
     model = load_model(folder)
+    context = RunContext(progress)
     results = []
     for number, case in enumerate(cases):
-        report_progress(progress, f"Evaluating case {number + 1} of {len(cases)}", number / len(cases))
+        context.report(f"Evaluating case {number + 1} of {len(cases)}", number / len(cases))
         volume, truth = read_case(case, dataset.values)
         segmentation = segment(volume, model, device=_device(config))
         labels = {"liver": 1, **({"tumor": 2} if case.tumor_known else {})}

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from ..context import RunContext
 from ..errors import Cancelled, UsageError
-from .callbacks import Checkpoints
+from ..progress import Progress
+from .callbacks import Checkpoints, ReportedProgress
 from .config import Config, Hardware
 from .layouts import DataSet
 from .learner import Learner
@@ -43,6 +45,7 @@ def fit(
     setup: TrainingSetup,
     folder: Path,
     say: Callable[[str], None],
+    progress: Progress | None = None,
     *,
     main: bool = True,
 ) -> list[dict[str, float]]:
@@ -53,7 +56,8 @@ def fit(
     :raises LiverXAILib.errors.UsageError: ``hardware`` cannot be used here.
     :raises LiverXAILib.errors.Cancelled: the process was asked to stop.
     """
-    learner = _learner(config, dataset, split, setup, folder, main)
+    context = RunContext(progress if main else None)
+    learner = _learner(config, dataset, split, setup, folder, context)
     drawn = time.monotonic()
 
     def tell(rows: list[dict[str, float]]) -> None:
@@ -67,7 +71,7 @@ def fit(
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     keeper = Checkpoints(checkpoints, config.training.checkpoint_every, tell)
-    callbacks: list[Any] = [keeper, TQDMProgressBar(leave=False)]
+    callbacks: list[Any] = [keeper, ReportedProgress(context.part(0.04, 1.0))]
     if (patience := config.training.early_stop) is not None:
         callbacks.append(
             EarlyStopping("validation_score", mode="max", patience=patience, check_on_train_epoch_end=True)
@@ -90,15 +94,20 @@ def fit(
     return learner.rows
 
 
-def _learner(config: Config, dataset: DataSet, split: Split, setup: TrainingSetup, folder: Path, main: bool) -> Learner:
+def _learner(
+    config: Config, dataset: DataSet, split: Split, setup: TrainingSetup, folder: Path, context: RunContext
+) -> Learner:
     """The network with its training samples and validation cases."""
     settings, hardware, stage = config.training, config.hardware, setup.stage
     cache = folder / "cache" if config.data.cache == "disk" else None
     slices = stage.dimensions == 2
     patch = None if setup.patch is None or slices else setup.patch
-    show = main
-    training = prepared_cases(split.training, Prepare(stage, dataset.values, patch), folder=cache, progress=show)
-    validation = prepared_cases(split.validation, Prepare(stage, dataset.values), folder=cache, progress=show)
+    training = prepared_cases(
+        split.training, Prepare(stage, dataset.values, patch), folder=cache, context=context.part(0.0, 0.02)
+    )
+    validation = prepared_cases(
+        split.validation, Prepare(stage, dataset.values), folder=cache, context=context.part(0.02, 0.04)
+    )
     if slices:
         units = [(n, k) for n in range(len(split.training)) for k in range(training[n]["image"].shape[1])]
     else:
@@ -152,6 +161,7 @@ def make_trainer(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_model_summary=False,
+            enable_progress_bar=False,  # ReportedProgress replaces it
         )
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UsageError(f"These settings of 'hardware' cannot be used here: {error}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..context import RunContext
 from ..errors import InputError, UsageError
 from ..evaluation.cases import by_name, case_name
 from ..files import walk
@@ -25,7 +26,7 @@ from ..labels.label_map import (
 )
 from ..labels.vocabulary import STRUCTURES, structure_of
 from ..phantoms import make_phantom, write_phantom
-from ..progress import Progress, report_progress
+from ..progress import Progress
 from ..tables import read_table
 from ..volumes.dicom_seg import Segment, find_segs, read_segment_masks, read_segments
 from ..volumes.formats import image_ending
@@ -234,14 +235,15 @@ _LAYOUTS = {
 def _make_phantoms(data: Data, folder: Path, progress: Progress | None) -> None:
     """Write the phantoms that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
+    context = RunContext(progress)
     count = data.phantoms or 0
     for number in range(count):
         path = folder / f"phantom-{data.phantom_seed + number}.nii.gz"
-        report_progress(progress, f"Making phantom {number + 1} of {count}", number / count)
+        context.report(f"Making phantom {number + 1} of {count}", number / count)
         truth = path.with_name(f"{case_name(path)}-truth.nrrd")
         if not (path.is_file() and truth.is_file()):
             write_phantom(make_phantom(data.phantom_seed + number, spacing_mm=data.phantom_spacing), path)
-    report_progress(progress, "Phantoms are ready", 1.0)
+    context.report("Phantoms are ready", 1.0)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 
 from ..context import RunContext
-from ..inference.stages import logit_margin, pad_value, predict_logits, stage_plan
+from ..inference.stages import logit_margin, padded, predict_logits, stage_plan
 from ..models.spec import StageSpec
 from ..volumes.volume import Grid
 from .config import Training
@@ -184,7 +184,7 @@ class Learner(pl.LightningModule):
         image, truth = case["image"], case["truth"]
         k, j, i = image.shape
         plan = stage_plan(self.stage, Grid((k, j, i), np.eye(4)))
-        image = plan.pad(image.cpu(), pad_value(self.stage))
+        image = padded(image.cpu(), self.stage, plan, float(case["center_hu"]))
         logits = predict_logits([self.network], image, self.stage, plan, RunContext(device=self.device))
         margins = self.margins(logits[None])
         if case["counts"]:

@@ -115,7 +115,7 @@ def _run(
         from .fit import fit, quiet
 
         with quiet():
-            rows = fit(config, dataset, split, setup, folder, say if main else _nothing, main=main)
+            rows = fit(config, dataset, split, setup, folder, say if main else _nothing, progress, main=main)
         if not main:
             return None
         with replacing(finished) as temporary:

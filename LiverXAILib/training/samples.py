@@ -31,6 +31,7 @@ from monai.transforms import (
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
+from ..context import UNATTENDED, RunContext
 from ..errors import InputError, LiverXAIError, with_causes
 from ..inference.geometry import AIR_HU
 from ..inference.stages import normalize, stage_grids
@@ -106,7 +107,7 @@ def prepared_cases(
     prepare: Prepare,
     *,
     folder: Path | None = None,
-    progress: bool = True,
+    context: RunContext = UNATTENDED,
 ) -> Dataset[dict[str, Any]]:
     """Prepare all cases and keep them in memory, or in `folder`.
 
@@ -120,11 +121,13 @@ def prepared_cases(
         }
         for case in cases
     ]
+    context.report("Preparing cases", 0.0)
     try:
         if folder is None:
-            return CacheDataset(items, prepare, num_workers=1, progress=progress, copy_cache=False)
+            return CacheDataset(items, prepare, num_workers=1, progress=False, copy_cache=False)
         stored = PersistentDataset(items, prepare, folder)
         for number in range(len(items)):
+            context.report("Preparing cases", number / len(items))
             stored[number]
         return stored
     except RuntimeError as error:
@@ -226,7 +229,9 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
 
 
 class ValidationCases(Dataset[dict[str, torch.Tensor]]):
-    """Whole validation cases by (number, counts): normalized `image` and `truth` (k, j, i), `tumor_known`, `counts`.
+    """Whole validation cases by (number, counts): normalized `image` and `truth` (k, j, i), and numbers.
+
+    These are `center_hu` (from :class:`Prepare`), `tumor_known` and `counts`.
 
     :param synthetic_lesions: paint synthetic lesions, always the same, into cases without labeled tumors.
     """
@@ -244,6 +249,7 @@ class ValidationCases(Dataset[dict[str, torch.Tensor]]):
         return {
             "image": normalize(image, self.stage.intensity, float(case["center_hu"])),
             "truth": truth,
+            "center_hu": case["center_hu"],
             "tumor_known": known,
             "counts": torch.tensor(counts),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class TrainingSetup:
     stage: StageSpec
     labels: tuple[str, ...]
     patch: tuple[int, ...] | None
-    base: tuple[ModelSpec, dict[str, list[dict[str, torch.Tensor]]]] | None = None
+    base: tuple[ModelSpec, dict[str, list[dict[str, torch.Tensor]]]] | None = field(default=None, repr=False)
 
     def export(
         self,

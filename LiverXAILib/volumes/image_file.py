@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
+from ..files import require_exists
 from .formats import format_of
 from .header import Header
 from .metaimage import metaimage_header
@@ -29,7 +30,7 @@ class ImageFile:
     `fields` are the header's other entries as text (the segments of a ``.seg.nrrd``, for example).
     """
 
-    layers: np.ndarray
+    layers: np.ndarray = field(repr=False)
     grid: Grid
     fields: Mapping[str, str]
     warnings: tuple[str, ...]
@@ -76,9 +77,7 @@ def is_label_map(path: Path) -> bool:
 
 def existing(path: str | os.PathLike[str]) -> Path:
     """The path, which must exist; for a pair .hdr/.img always the header's."""
-    path = Path(path)
-    if "\0" in str(path) or not path.exists():
-        raise InputError(f"There is no file or folder {path}.")
+    path = require_exists(path)
     if (match := re.fullmatch(r"(.*)\.img(?:\.gz)?", path.name, re.IGNORECASE)) is not None:
         headers = [path.with_name(match[1] + ending) for ending in (".hdr", ".HDR")]
         path = next((header for header in headers if header.is_file()), path)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from ..context import RunContext
 from ..errors import InputError, UsageError
-from ..files import replacing
-from ..progress import CancelToken, Progress, report_progress
+from ..files import replacing, require_path
+from ..progress import CancelToken, Progress
 from .formats import FILE_FORMATS, WRITABLE, format_of, image_ending, why_not_read
 from .image_file import existing, read_image_file
 from .intensities import to_smallest_dtype, validate_ct
@@ -25,7 +26,7 @@ from .itk import to_itk
 from .metaimage import write_metaimage
 from .nrrd import write_nrrd
 from .stream import open_regular, reading
-from .volume import Volume
+from .volume import Volume, require_volume_type
 
 if TYPE_CHECKING:
     from .dicom import SeriesInfo
@@ -70,14 +71,15 @@ def read_volume(
         )
     if series is not None:
         raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is not one.")
-    report_progress(progress, "Reading the image", 0.0)
+    context = RunContext(progress, cancel)
+    context.report("Reading the image", 0.0)
     image = read_image_file(path)
     if len(image.layers) > 1:
         raise InputError(
             f"{path} has {len(image.layers)} values in each voxel (colors or a vector); a CT image has one."
         )
     array = validate_ct(image.layers[0], image.grid, str(path), force=force)
-    report_progress(progress, "Reading the image", 1.0)
+    context.report("Reading the image", 1.0)
     metadata = {"source_format": format_of(path), "modality": None, "warnings": list(image.warnings)}
     return Volume(array, image.grid.ijk_to_lps, metadata)
 
@@ -116,6 +118,8 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
         written as NIfTI, which ITK and 3D Slicer could not read.
     :raises LiverXAILib.errors.InputError: the file cannot be written there.
     """
+    require_volume_type(volume)
+    require_path(path)
     path = Path(path)
     ending = require_writable_ending(path)
     if FILE_FORMATS[ending] == "NIfTI" and volume.grid.is_sheared:

@@ -92,14 +92,6 @@ def axis_codes(grid: Grid) -> str:
     return "".join(letters)
 
 
-def reorient_grid(grid: Grid, axes: str) -> Grid:
-    """The grid whose array axes run toward `axes` (e.g. "SPL"), with the same voxel centers.
-
-    :raises LiverXAILib.errors.UsageError: `axes` does not name each of L/R, P/A and S/I once.
-    """
-    return Reorientation.to(grid, axes).grid
-
-
 def reorient(volume: Volume, axes: str) -> Volume:
     """The same image with its array axes running toward `axes` (e.g. "SPL"); no voxel changes its value or position.
 

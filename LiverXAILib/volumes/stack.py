@@ -8,7 +8,7 @@ results in shear.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,8 +31,8 @@ class Stack:
     None; `can_be_resampled` is whether interpolation along the depth can correct it.
     """
 
-    order: np.ndarray
-    depths: np.ndarray
+    order: np.ndarray = field(repr=False)
+    depths: np.ndarray = field(repr=False)
     count: int
     ijk_to_lps: np.ndarray
     problem: str | None = None

@@ -11,7 +11,6 @@ Conventions, everywhere in LiverXAI:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,11 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, UsageError
-from .box import Box, bounding_box
-
-#: ``bounding_box`` moved to :mod:`LiverXAILib.volumes.box`; importing it from here still works.
-__all__ = ["LPS_TO_RAS", "Grid", "Volume", "bounding_box"]
+from ..errors import InputError, require_type
+from .box import Box
 
 #: Multiplying a homogeneous point or a matrix by this from the left converts LPS to RAS and back.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -48,6 +44,15 @@ class Grid:
         matrix.setflags(write=False)
         object.__setattr__(self, "ijk_to_lps", matrix)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    def __repr__(self) -> str:
+        origin = ", ".join(f"{mm:.3g}" for mm in self.origin)
+        return f"Grid({self.summary()}, from LPS ({origin}) mm)"
+
+    def summary(self) -> str:
+        """The size and spacing along (i, j, k), as text."""
+        size = " x ".join(str(n) for n in self.shape[::-1])
+        return f"{size} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing)} mm"
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -140,6 +145,9 @@ class Volume:
         object.__setattr__(self, "grid", Grid(array.shape, self.ijk_to_lps))
         object.__setattr__(self, "ijk_to_lps", self.grid.ijk_to_lps)
 
+    def __repr__(self) -> str:
+        return f"Volume({self.grid.summary()}, {self.array.dtype})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(k, j, i) in voxels."""
@@ -162,8 +170,7 @@ class Volume:
     def summary(self) -> str:
         """The source, size and spacing of the image, as one line of text."""
         source = (self.metadata.get("series") or {}).get("name") or self.metadata.get("source_format") or "in memory"
-        size = " x ".join(str(n) for n in self.shape[::-1])
-        return f"{source}, {size} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing)} mm"
+        return f"{source}, {self.grid.summary()}"
 
     def with_array(self, array: np.ndarray) -> Volume:
         """A volume with the same geometry and metadata but other voxels (of the same shape)."""
@@ -176,11 +183,14 @@ class Volume:
         return Volume(self.array[box], self.grid.cropped(box).ijk_to_lps, self.metadata)
 
 
-def require_volume(value: object) -> None:
+def require_volume_type(value: object) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless `value` is a :class:`Volume`, of whatever voxels."""
+    require_type(value, Volume, "An image", "read it first, with read_volume({})")
+
+
+def require_volume(value: Volume) -> None:
     """Raise an error of :mod:`LiverXAILib.errors` unless `value` is a :class:`Volume` of finite numbers."""
-    if not isinstance(value, Volume):
-        what = f"read_volume({str(value)!r})" if isinstance(value, str | os.PathLike) else "read_volume(path)"
-        raise UsageError(f"An image is needed, not {type(value).__name__}: read it first, with {what}.")
+    require_volume_type(value)
     if value.array.dtype.kind not in "iuf" or not value.array.size:
         raise InputError(
             f"The image must hold voxels that are numbers, not {value.array.dtype} of {value.array.shape}."

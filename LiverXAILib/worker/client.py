@@ -41,7 +41,7 @@ class Event:
 
     :param kind: "progress", "done" or "failed".
     :param request: the number of the request, returned by :meth:`WorkerClient.analyze` and the other requests.
-    :param stage: a description of the current step.
+    :param step: a description of the current step.
     :param fraction: the completed fraction (0 to 1).
     :param remaining_s: estimated seconds until the end; None: not known yet.
     :param result: for "done": an :class:`Analysis`, an :class:`~LiverXAILib.worker.wire.Explained`, or a mapping.
@@ -51,7 +51,7 @@ class Event:
 
     kind: str
     request: int
-    stage: str = ""
+    step: str = ""
     fraction: float = 0.0
     remaining_s: float | None = None
     result: Any = None
@@ -208,7 +208,7 @@ class WorkerClient:
         :param left: checksum of the labels after the last decision; if it matches, they were not edited.
         :param sensitivity: operating point for lesions; if it has changed, it is applied without running a network.
         :param sensitivity_before: the operating point with which the current labels were obtained.
-        :param height, weight: see :class:`LiverXAILib.options.Options`; ignored if the worker holds the analysis.
+        :param height, weight: see :class:`LiverXAILib.options.Options`.
         """
         arguments: dict[str, Any] = {
             "image": {"token": token, "force": force},
@@ -414,7 +414,7 @@ class WorkerClient:
         if message["event"] == "progress":
             fraction, remaining = float(message["fraction"]), message["remaining_s"]
             seconds = None if remaining is None else float(remaining)
-            return Event("progress", running.number, str(message["stage"]), fraction, seconds)
+            return Event("progress", running.number, str(message["step"]), fraction, seconds)
         if message["event"] == "failed":
             event = Event("failed", running.number, error=_error(message), details=str(message["details"]))
             # The worker may or may not have replaced its image and labels by those of the failed request.

@@ -139,17 +139,15 @@ class RequestHandler:
 
     def _progress(self, number: int) -> Progress:
         started = time.monotonic()
-        last, last_stage = 0.0, ""
+        last, last_step = 0.0, ""
 
-        def send(stage: str, fraction: float) -> None:
-            nonlocal last, last_stage
+        def send(step: str, fraction: float) -> None:
+            nonlocal last, last_step
             now = time.monotonic()
-            if now - last > 1 / _PROGRESS_RATE or stage != last_stage:
-                last, last_stage = now, stage
+            if now - last > 1 / _PROGRESS_RATE or step != last_step:
+                last, last_step = now, step
                 remaining = round((now - started) * (1 - fraction) / fraction, 1) if fraction > 0.05 else None
-                self._channel.send(
-                    "progress", id=number, stage=stage, fraction=round(fraction, 4), remaining_s=remaining
-                )
+                self._channel.send("progress", id=number, step=step, fraction=round(fraction, 4), remaining_s=remaining)
 
         return send
 
@@ -185,7 +183,7 @@ class RequestHandler:
         device: str,
         context: RunContext,
     ) -> dict[str, Any]:
-        from ..explain import LesionTarget, Target, WhyNot, explain_all, explain_lesions
+        from ..explain import Target, explain_all, explain_lesions
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
@@ -209,7 +207,7 @@ class RequestHandler:
             volume,
             loaded,
             held[1],
-            [one for one in map(Target.parse, targets) if isinstance(one, LesionTarget | WhyNot)],
+            [one for one in map(Target.parse, targets) if one.asks_for_changed_cts],
             refusals=refusals,
             **context.part(0.9, 1.0).on(device).keywords,
         )
@@ -246,7 +244,7 @@ class RequestHandler:
         from ..inference.segmentation import labels_checksum
         from ..inference.sensitivity import STANDARD
         from ..options import Options
-        from ..reading import change_sensitivity, refine, resume, undo
+        from ..reading import change_sensitivity, refine, resume, undo, with_patient_size
 
         volume = self._get_volume(image)
         loaded = self._get_model(model, context)
@@ -267,6 +265,7 @@ class RequestHandler:
         context.report("Measuring", 0.9)
         if now is not None and not _same(now, current.segmentation.labels):
             current, measured = refine(current, (), now, who=who), True
+        current = with_patient_size(current, patient.get("height"), patient.get("weight"))
         asked = tuple(map(Decision.from_dict, decisions))
         while asked and asked[0].kind == "undo":
             current, measured, asked = undo(current), True, asked[1:]

@@ -64,6 +64,7 @@ RESERVED = {
     "ctk": ("panel",),
     "monai": ("training", "evaluation", "benchmarks", "models/formats/monai.py"),
     "lightning": ("training",),
+    "tqdm": ("progress.py",),
     "torchvision": (),
     "shap": (),
 }

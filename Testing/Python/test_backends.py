@@ -243,7 +243,7 @@ class Summing(torch.nn.Module):
 
     def __init__(self, local: bool, dimensions: int) -> None:
         super().__init__()
-        self.has_local_stages = local
+        self.computes_parts = local
         self.layer = (torch.nn.Conv3d if dimensions == 3 else torch.nn.Conv2d)(1, 2, 1)
         self.parts: list[object] = []
 

@@ -242,7 +242,7 @@ def test_a_result_is_committed_with_all_that_it_depends_on(analyzed, tmp_path, k
     one = analyzed(kept=kept)
     assert (one.device, one.written) == ("cpu", ("image", ["own-answer", "seg", "tables"]))
     assert [event for event, _ in one.sent] == ["analyzing", "progress", "done"]
-    assert one.sent[1][1] == {"case": "ab", "stage": "Segmenting", "fraction": 0.123}
+    assert one.sent[1][1] == {"case": "ab", "step": "Segmenting", "fraction": 0.123}
     record = one.sent[2][1]["record"]
     assert json.loads((one.store.cases / "f" / "case.json").read_text()) == record
     assert (one.store.cases / "f" / "result.txt").read_text() == "whole"

@@ -163,7 +163,7 @@ class Pool:
         self.submitted.append(case)
         about = {"case": case["id"]}
         self.emit({"event": "running", **about})
-        self.emit({"event": "progress", "stage": "Segmenting", "fraction": 0.25, **about})
+        self.emit({"event": "progress", "step": "Segmenting", "fraction": 0.25, **about})
         record = RESULT_RECORD | {"settings": case["settings"], "host": "here", "model": MODEL}
         usual = {"event": "finished", "state": "done", "record": record}
         outcome = {**usual, **self.outcomes.get(case["name"], {}), **about}

@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_a_bar_with_cases_stage_and_remaining_time(monkeypatch):
+def test_a_terminal_shows_a_bar_with_cases_step_and_remaining_time(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with Screen() as screen:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +19,7 @@ import SimpleITK as sitk
 from batch_toys import write_good, write_model
 from forking import Process
 
-import LiverXAILib as lx
 from LiverXAILib.cli import _signals_raise, _Stopped, main
-from LiverXAILib.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def test_the_module_and_the_command_are_the_same_and_start_without_torch():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("stage", ["Reading the image", "Segmenting", "Explaining"])
-def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tmp_path, number, stage):
+@pytest.mark.parametrize("step", ["Reading the image", "Segmenting", "Explaining"])
+def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tmp_path, number, step):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
     arguments = ["analyze", image, "--model", model, "-o", tmp_path / "out", "--method", "occlusion", "--device", "cpu"]
@@ -135,7 +135,7 @@ def test_a_signal_ends_analyze_with_its_code_and_leaves_nothing(model, image, tm
     seen = []
     for line in process.stderr:
         seen.append(line)
-        if line.startswith(stage):
+        if line.startswith(step):
             process.send_signal(number)
             break
     rest = process.stderr.read()
@@ -229,7 +229,7 @@ print(stopped, "stopped")
 """
 
 
-def test_progress_in_a_log_file_is_a_clean_line_for_each_stage(model, image, tmp_path):
+def test_progress_in_a_log_file_is_a_clean_line_for_each_step(model, image, tmp_path):
     arguments = ["analyze", image, "--model", model, "-o", tmp_path / "out", "--write", "--explain", "liver"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "LiverXAILib", *map(str, arguments)]
@@ -282,18 +282,179 @@ def test_a_reader_that_has_enough_is_no_error():
     assert run.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["analyze", "missing.nii.gz", "-o", "out", "--model", "{model}"],
-        ["batch", "missing", "-o", "out", "--model", "{model}"],
-        ["evaluate", "missing.nii.gz", "--reference", "missing.nii.gz"],
-    ],
-)
-def test_a_missing_input_has_the_same_exit_code_everywhere(arguments, model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main([word.format(model=model) for word in arguments]) == 1
-    assert "missing" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory: pytest.TempPathFactory, model: Path, image: Path) -> Path:
+    """A folder with all that the commands take: a model, CTs, a result, a file instead of a folder, a configuration."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    shutil.copytree(model, folder / "model")
+    (folder / "cts").mkdir()
+    for path in (folder / "ct.nii.gz", folder / "cts" / "ct.nii.gz"):
+        shutil.copy(image, path)
+    (folder / "file").touch()
+    (folder / "train.yaml").write_text(
+        "data: {layout: phantoms, path: data, phantoms: 4}\ninit: model\n", encoding="utf-8"
+    )
+    words = ["--model", str(model), "--explain", "--no-report", "--write"]
+    assert main(["analyze", str(image), "-o", str(folder / "result"), *words]) == 0
+    return folder
+
+
+#: What each command takes: each mistake below replaces words, or adds them.
+COMPLETE = {
+    "analyze": "analyze ct.nii.gz -o out --model model",
+    "batch": "batch cts -o out --model model",
+    "compare": "compare ct.nii.gz ct.nii.gz -o out --model model",
+    "refine": "refine result --image ct.nii.gz --add lps:0,0,0 -o out --model model",
+    "evaluate": "evaluate result --reference result/segmentation.seg.nrrd -o out/table.csv",
+    "train": "train train.yaml --init model -o out",
+    "phantom": "phantom -o out/phantom.nii.gz",
+    "models show": "models show model",
+    "models import": "models import model",
+    "benchmark batch": "benchmark batch --images cts -o out --model model",
+    "benchmark border": "benchmark border ct.nii.gz --model model",
+    "benchmark clicks": "benchmark clicks --image ct.nii.gz --liver ct.nii.gz --tumor ct.nii.gz --model model",
+    "benchmark cost": "benchmark cost ct.nii.gz --model model",
+    "benchmark explain": "benchmark explain ct.nii.gz --references ct.nii.gz -o out --model model",
+    "benchmark followup": "benchmark followup --pairs 1 --model model",
+    "benchmark speed": "benchmark speed --image ct.nii.gz -o out --model model",
+    "benchmark wait": "benchmark wait ct.nii.gz -o out",
+}
+
+
+def failure(folder: Path, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple:
+    """Exit code and sentence of a command with a mistake; it has written nothing."""
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    code = main(words.split())
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("liverxai: ")]
+    if words.startswith("batch "):  # it logs why it could not start
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    assert sorted(folder.rglob("*")) == before
+    return code, sentence.removeprefix("liverxai: ")
+
+
+def replaced(word: str, by: str) -> list[str]:
+    """All complete commands with one of the occurrences of a word replaced."""
+    found = []
+    for words in map(str.split, COMPLETE.values()):
+        for n, own in enumerate(words):
+            if own == word:
+                found.append(" ".join([*words[:n], by, *words[n + 1 :]]))
+    return found
+
+
+MISSING = [
+    *replaced("ct.nii.gz", "missing"),
+    *replaced("cts", "missing"),
+    *replaced("result", "missing"),
+    *replaced("result/segmentation.seg.nrrd", "missing"),
+    *replaced("train.yaml", "missing"),
+    COMPLETE["evaluate"] + " --tumor-probability missing",
+    "evaluate --cases missing",
+    "evaluate result --liver missing",
+    "evaluate result --liver ct.nii.gz --tumor missing",
+    "models import missing",
+    "benchmark wait ct.nii.gz --against missing",
+]
+
+
+@pytest.mark.parametrize("words", MISSING)
+def test_a_missing_file_gives_the_same_code_and_sentence_everywhere(words, mistakes, monkeypatch, capsys):
+    assert failure(mistakes, words, monkeypatch, capsys) == (1, "There is no file or folder missing.")
+
+
+UNKNOWN = [
+    *(words for words in replaced("model", "nobody") if "models import" not in words),
+    *(f"models {action} nobody" for action in ("download", "verify", "remove", "trust")),
+]
+
+
+@pytest.mark.parametrize("words", UNKNOWN)
+def test_an_unknown_model_gives_the_same_code_and_sentence_everywhere(words, mistakes, monkeypatch, capsys):
+    code, sentence = failure(mistakes, words, monkeypatch, capsys)
+    assert code == 1
+    assert sentence.startswith("There is no model 'nobody'. Named models: default, ")
+
+
+UNWRITABLE = [
+    *replaced("out", "file/out"),
+    *replaced("out/table.csv", "file/out/table.csv"),
+    *replaced("out/phantom.nii.gz", "file/out/phantom.nii.gz"),
+    COMPLETE["evaluate"].replace("-o out/table.csv", "--lesions file/out/lesions.csv"),
+    COMPLETE["evaluate"].replace("-o out/table.csv", "--plots file/out"),
+]
+
+
+@pytest.mark.parametrize("words", UNWRITABLE)
+def test_an_output_that_cannot_be_written_gives_the_same_code_and_sentence_everywhere(
+    words, mistakes, monkeypatch, capsys
+):
+    code, sentence = failure(mistakes, words, monkeypatch, capsys)
+    assert code == 1
+    assert sentence == f"Cannot write the results to {mistakes / 'file' / 'out'}: {os.strerror(errno.ENOTDIR)}."
+
+
+TAKES_OPTIONS = ("analyze", "batch", "refine")
+WRONG_VALUES = [
+    *((name, "--method magic", 2, "There is no explanation method 'magic'. Choose one of: ") for name in TAKES_OPTIONS),
+    ("benchmark explain", "--methods magic", 2, "There is no explanation method 'magic'. Choose one of: "),
+    *((name, "--sensitivity high", 2, "'high' is not a sensitivity. ") for name in TAKES_OPTIONS),
+    *((name, "--write=nothing", 2, "There is no output 'nothing'. ") for name in TAKES_OPTIONS),
+    *((name, "--explain=x:", 2, "'x:' is not something that can be explained. ") for name in TAKES_OPTIONS),
+    ("benchmark cost", "--target x:", 2, "'x:' is not something that can be explained. "),
+    ("benchmark explain", "--targets x:", 2, "'x:' is not something that can be explained. "),
+    *(
+        (name, f"--{word} spleen", 2, "Model 'toy' has no label 'spleen'; it has liver, tumor.")
+        for name, word in (
+            ("analyze", "explain"),
+            ("refine", "explain"),
+            ("benchmark cost", "target"),
+            ("benchmark explain", "targets"),
+        )
+    ),
+    *(
+        (name, f"--{word} magic", 2, "The network of stage 'all' has no layer 'magic'. Choose one of: ")
+        for name, word in (
+            ("analyze", "layer"),
+            ("refine", "layer"),
+            ("benchmark cost", "layer"),
+            ("benchmark explain", "layers"),
+        )
+    ),
+    *(
+        (name, "--device gpu", 1, "There is no device 'gpu'. Use auto, cpu, cuda, cuda:N or mps.")
+        for name in COMPLETE
+        if name in ("analyze", "batch", "compare", "refine") or name.startswith("benchmark")
+        if name not in ("benchmark clicks", "benchmark wait")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "code", "sentence"), WRONG_VALUES)
+def test_a_wrong_value_of_an_option_gives_the_same_code_and_sentence_everywhere(
+    name, option, code, sentence, mistakes, monkeypatch, capsys
+):
+    found = failure(mistakes, f"{COMPLETE[name]} {option}", monkeypatch, capsys)
+    assert found[0] == code
+    assert found[1].startswith(sentence)
+
+
+def test_quiet_drops_what_is_merely_told_but_not_warnings(tmp_path):
+    code = f"""
+import logging, sys
+import LiverXAILib.phantoms
+from LiverXAILib.cli import main
+
+def made(*_, **__):
+    logging.getLogger("LiverXAILib").info("a decision")
+    logging.getLogger("LiverXAILib").warning("a doubt")
+
+LiverXAILib.phantoms.make_phantom = made
+LiverXAILib.phantoms.write_phantom = lambda *_: []
+sys.exit(main(["phantom", "-o", {str(tmp_path / "p.nii.gz")!r}, "--quiet"]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("", "WARNING LiverXAILib: a doubt\n")
 
 
 def test_an_unexpected_error_is_one_line(monkeypatch, capsys, tmp_path):
@@ -320,16 +481,6 @@ def test_shells_can_complete(capsys):
     script = capsys.readouterr().out
     assert "--min-lesion-ml" in script
     assert "--time-limit" in script
-
-
-def test_a_path_where_an_image_or_a_model_is_needed_says_what_to_do(image):
-    with pytest.raises(UsageError, match=r"read_volume\('ct.nii.gz'\)"):
-        lx.segment("ct.nii.gz", "default")
-    with pytest.raises(UsageError, match=r"read_volume\('ct.nii.gz'\)"):
-        lx.analyze("ct.nii.gz", "default")
-    volume = lx.read_volume(image)
-    with pytest.raises(UsageError, match=r"load_model\('default'\)"):
-        lx.segment(volume, "default")
 
 
 def test_the_documentation_shows_what_every_command_says_of_itself():

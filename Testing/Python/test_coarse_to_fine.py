@@ -25,7 +25,7 @@ from LiverXAILib.inference import Postprocessing, backends, segment, stage_windo
 from LiverXAILib.inference.cost import activation_bytes, operations
 from LiverXAILib.inference.stages import (
     normalize,
-    pad_value,
+    padded,
     predict_logits,
     preprocessing_of,
     sample_box,
@@ -34,6 +34,7 @@ from LiverXAILib.inference.stages import (
     stage_plan,
 )
 from LiverXAILib.inference.standard import _shift_inside_scan
+from LiverXAILib.inference.windows import WindowPlan
 from LiverXAILib.models import Intensity, LayerSpec, Model, Region, StageSpec, load_model
 from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import registered
@@ -336,7 +337,9 @@ def test_statistics_may_be_those_of_another_image_and_an_even_image_is_zero(stat
 )
 def test_images_are_padded_with_air(intensity, expected):
     region = Region("liver", 10.0) if intensity.centered else None
-    assert pad_value(voxel_stage(intensity=intensity, region=region, **LIVER_ONLY), 60.0) == expected
+    stage = voxel_stage(intensity=intensity, region=region, **LIVER_ONLY)
+    plan = WindowPlan.build((1, 1, 1), None, divisor=(1, 1, 2))
+    assert padded(torch.zeros(1, 1, 1), stage, plan, 60.0).tolist() == [[[0.0, pytest.approx(expected)]]]
 
 
 def test_probabilities_are_kept_to_a_centimeter_around_a_structure_and_are_zero_where_no_score_is():

@@ -12,7 +12,7 @@ from LiverXAILib.progress import CancelToken
 
 def test_parts_of_parts_report_fractions_of_the_whole():
     heard = []
-    context = RunContext(lambda stage, fraction: heard.append((stage, round(fraction, 6))))
+    context = RunContext(lambda step, fraction: heard.append((step, round(fraction, 6))))
     context.part(0.2, 0.6).step(1, 2).report("second half", 0.5)
     context.part(0.2, 0.6).report("end", 1.0)
     assert heard == [("second half", 0.5), ("end", 0.6)]
@@ -40,7 +40,7 @@ def test_the_keywords_are_those_of_public_functions():
 
 def test_a_silent_part_of_a_run_reports_to_nobody_and_can_be_cancelled():
     heard, token = [], CancelToken()
-    context = RunContext(lambda stage, fraction: heard.append(stage), token, "cpu", threads=3)
+    context = RunContext(lambda step, fraction: heard.append(step), token, "cpu", threads=3)
     context.silent.report("within", 0.5)
     assert heard == []
     assert (context.silent.device, context.silent.threads) == ("cpu", 3)

@@ -235,7 +235,7 @@ def test_the_search_reports_its_progress_and_can_be_cancelled(tmp_path):
     write_series(tmp_path, a_body((4, 16, 20)), geometry())
     seen: list[float] = []
     token = CancelToken()
-    assert len(list_series(tmp_path, progress=lambda stage, fraction: seen.append(fraction), cancel=token)) == 1
+    assert len(list_series(tmp_path, progress=lambda step, fraction: seen.append(fraction), cancel=token)) == 1
     assert seen == [0.0, 0.25, 0.5, 0.75]
     token.cancel()
     with pytest.raises(Cancelled):

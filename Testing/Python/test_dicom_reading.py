@@ -371,15 +371,15 @@ def test_nothing_identifying_is_kept_or_logged(tmp_path, caplog):
 def test_reading_reports_progress_and_can_be_cancelled(tmp_path: Path):
     write_series(tmp_path, a_body((8, 64, 80)), geometry())
     seen: list[tuple[str, float]] = []
-    read_volume(tmp_path, progress=lambda stage, fraction: seen.append((stage, fraction)))
-    reading = [fraction for stage, fraction in seen if stage == "Reading the image"]
+    read_volume(tmp_path, progress=lambda step, fraction: seen.append((step, fraction)))
+    reading = [fraction for step, fraction in seen if step == "Reading the image"]
     assert reading == sorted(reading)
     assert reading[-1] == 1.0
 
     token = CancelToken()
 
-    def cancel_while_reading(stage: str, fraction: float) -> None:
-        if stage == "Reading the image" and fraction > 0.3:
+    def cancel_while_reading(step: str, fraction: float) -> None:
+        if step == "Reading the image" and fraction > 0.3:
             token.cancel()
 
     with pytest.raises(Cancelled):

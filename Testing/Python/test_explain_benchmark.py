@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from explain_toys import trained_model, two_lesion_case
 
 from LiverXAILib.benchmarks.cost import benchmark_cost, format_cost
+from LiverXAILib.benchmarks.explanations import explain
 from LiverXAILib.benchmarks.explanations.explain import _kept, benchmark_explain
 from LiverXAILib.benchmarks.explanations.method_tables import (
     format_table,
@@ -20,14 +22,16 @@ from LiverXAILib.benchmarks.explanations.method_tables import (
     write_benchmark,
 )
 from LiverXAILib.cli import main
-from LiverXAILib.errors import UsageError
+from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.explain import METHODS, Target
 from LiverXAILib.explain.faithfulness import FaithfulnessEvaluator
 from LiverXAILib.explain.faithfulness.randomization import shuffled_networks, spearman
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
 from LiverXAILib.inference.lesions import lesion_mask
-from LiverXAILib.volumes.volume import Volume
+from LiverXAILib.volumes.io import write_volume
+from LiverXAILib.volumes.orientation import reorient
+from LiverXAILib.volumes.volume import Grid, Volume
 
 
 def test_each_map_is_examined_and_written_to_a_table_and_a_picture(tmp_path):
@@ -158,7 +162,7 @@ def test_rows_that_were_made_with_other_options_are_not_mixed(tmp_path):
 def test_nothing_to_compare_is_said(tmp_path):
     with pytest.raises(UsageError, match="nothing to compare"):
         write_benchmark([], tmp_path)
-    with pytest.raises(UsageError, match="no method 'magic'"):
+    with pytest.raises(UsageError, match="no explanation method 'magic'"):
         benchmark_explain({}, trained_model(), methods=["magic"])
 
 
@@ -190,3 +194,23 @@ def test_the_command_line_knows_the_benchmarks(kind, capsys):
         main(["benchmark", kind, "--help"])
     assert left.value.code == 0
     assert "CASE" in capsys.readouterr().out
+
+
+def test_the_reference_is_read_as_elsewhere_and_cases_are_named_as_elsewhere(tmp_path):
+    grid = Grid((4, 6, 8), np.diag([2.0, 2.0, 3.0, 1.0]))
+    tumors = np.zeros(grid.shape, np.uint8)
+    tumors[1:3, 2:4, 5] = 1
+    liver = np.zeros(grid.shape, np.uint8)
+    liver[:, 1:5, 3:7] = 1
+    for name, array in (("mask.nii.gz", tumors), ("labels.nrrd", liver + tumors)):
+        write_volume(Volume(array, grid.ijk_to_lps), tmp_path / name)
+        assert (explain._tumors(tmp_path / name, grid) == (tumors > 0)).all()
+    flipped = reorient(Volume(liver + tumors, grid.ijk_to_lps), "IAR")
+    write_volume(flipped, tmp_path / "flipped.nrrd")
+    assert (explain._tumors(tmp_path / "flipped.nrrd", grid) == (tumors > 0)).all()
+    with pytest.raises(InputError, match="voxels"):
+        explain._tumors(tmp_path / "mask.nii.gz", Grid((5, 6, 8), grid.ijk_to_lps))
+    paths = [Path("a/image.nii.gz"), Path("b/image.nrrd"), Path("c/v1.2.nii")]
+    assert list(explain.named_cases(paths)) == ["a", "b", "v1.2"]
+    with pytest.raises(UsageError, match="two cases 'ct'"):
+        explain.named_cases([Path("a/ct.nii"), Path("b/ct.nii")])

@@ -177,7 +177,7 @@ def test_a_map_is_the_same_if_the_last_stage_is_computed_everywhere(mirror_axes,
     network.head.register_forward_hook(lambda module, inputs, output: sizes.append(output[0, 0].numel()))
     near, of_near = maps(), max(sizes[: len(sizes) // 3])  # of the first layer
     sizes.clear()
-    monkeypatch.setattr(network, "has_local_stages", False)
+    monkeypatch.setattr(network, "computes_parts", False)
     for one, whole in zip(near, maps(), strict=True):
         assert one.raw_maximum == pytest.approx(whole.raw_maximum, rel=1e-5)
         np.testing.assert_allclose(one.heatmap.array, whole.heatmap.array, atol=1e-5)

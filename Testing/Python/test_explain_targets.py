@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,3 +316,34 @@ def test_what_shares_all_channels_with_its_rival_cannot_be_told_from_it():
     model = tiny_model()
     with pytest.raises(UsageError, match="liver cannot be told from tumor"):
         positive_and_negative_channels(Target.parse("liver-vs-tumor"), model.spec, model.spec.stages[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "asks"),
+    [
+        ("liver", {"is_whole_label"}),
+        ("lesion:2", {"is_lesion", "names_lesion", "asks_for_changed_cts"}),
+        ("lesion:2-vs-liver", {"names_lesion", "compared_with"}),
+        ("tumor-vs-liver", {"compared_with"}),
+        ("voxel:lps:1,2,3", set()),
+        ("why-not-tumor:voxel:lps:1,2,3", {"is_why_not", "asks_for_changed_cts"}),
+    ],
+)
+def test_a_target_says_what_kind_of_question_it_is(text, asks):
+    target = Target.parse(text)
+    kinds = ("is_whole_label", "is_lesion", "names_lesion", "is_why_not", "asks_for_changed_cts", "compared_with")
+    assert {kind for kind in kinds if getattr(target, kind)} == asks
+
+
+def test_nobody_else_tests_for_classes_of_targets():
+    """A new kind of target is one class: what others need to know is asked of the target."""
+    classes = "Target|LabelTarget|LesionTarget|PlaceTarget|PointTarget|BoxTarget|Contrast|WhyNot"
+    library = Path(__file__).parents[2] / "LiverXAILib"
+    found = [
+        f"{path.relative_to(library)}: {line.strip()}"
+        for path in sorted(library.rglob("*.py"))
+        if path != library / "explain" / "targets.py"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(rf"isinstance\(.*\b({classes})\b", line)
+    ]
+    assert found == []

@@ -374,7 +374,7 @@ def an_explanation():
         "hires-cam",
         device="cpu",
         check=True,
-        progress=lambda stage, fraction: seen.append(fraction),
+        progress=lambda step, fraction: seen.append(fraction),
     )
     return explanation, seen
 
@@ -591,8 +591,8 @@ def test_cancelling_stops_at_once(check):
     token = CancelToken()
     seen = []
 
-    def progress(stage, fraction):
-        seen.append((stage, fraction))
+    def progress(step, fraction):
+        seen.append((step, fraction))
         if len(seen) == 1 + 7 * check:
             token.cancel()
 

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from followup_toys import liver_analysis
 from toys import ball_phantom, threshold_model
 
 import LiverXAILib as lx
@@ -126,6 +127,92 @@ def test_errors_of_other_libraries_leave_as_our_own(
     assert raised.value is error or raised.value.__cause__ is error
 
 
+#: For each public function, arguments of the right types, by name.
+ARGUMENTS = {
+    "analyze": ("volume", "model"),
+    "compare": ("studies",),
+    "explain": ("volume", "model", "segmentation"),
+    "explain_all": ("volume", "model", "segmentation", "targets"),
+    "explain_border": ("volume", "model", "segmentation"),
+    "explain_lesions": ("volume", "model", "segmentation", "targets"),
+    "explain_regions": ("volume", "model", "segmentation", "targets"),
+    "list_series": ("path",),
+    "load_model": ("name",),
+    "measure": ("volume", "segmentation"),
+    "read_segmentation": ("path", "volume"),
+    "read_volume": ("path",),
+    "refine": ("analysis", "decisions"),
+    "save_model": ("card", "weights", "path"),
+    "segment": ("volume", "model"),
+    "write_analysis": ("analysis", "path"),
+    "write_comparison": ("comparison", "path"),
+    "write_volume": ("volume", "path"),
+}
+#: For each argument, values of other types that could be given for it by mistake, and what the message says to do.
+MISTAKES = {
+    "analysis": (["result", None], r"An analysis is needed, not .*: make it first, with analyze\(volume, model\)"),
+    "card": (["default", None], "A model card is needed, not .*: give the ModelSpec, as in model.spec"),
+    "comparison": (["result", None], r"A comparison is needed, not .*: make it first, with compare\(studies\)"),
+    "decisions": ([3, "accept", ["accept"]], "A (list of decisions|decision) is needed, not "),
+    "model": (["default", None], r"A model is needed, not .*: load it first, with load_model\(['\"]default"),
+    "name": ([3, None], "A model's name or folder is needed, not .*: give it as text"),
+    "path": ([3, None], "A path is needed, not .*: give the name of a file or folder|A list of paths is needed"),
+    "segmentation": (["seg.nrrd", np.zeros(3)], r"A segmentation is needed, not .*or read it with read_segmentation"),
+    "studies": (["result", 3, [3, 4]], "A (list of studies|result of analyze, a folder or a CT) is needed, not "),
+    "targets": (["tumor", 3, [3]], "A (list of targets|target) is needed, not "),
+    "volume": (["ct.nii.gz", np.zeros((3, 3, 3)), None], "An image is needed, not .*: read it first, with read_volume"),
+}  # fmt: skip
+
+
+def test_every_public_function_is_tried_with_wrong_types():
+    assert ARGUMENTS.keys() == {name for name in lx.__all__ if name[0].islower() and callable(getattr(lx, name))}
+
+
+@pytest.mark.parametrize(
+    ("function", "place", "wrong"),
+    [
+        pytest.param(function, place, wrong, id=f"{function}-{name}-{type(wrong).__name__}")
+        for function, names in ARGUMENTS.items()
+        for place, name in enumerate(names)
+        for wrong in MISTAKES.get(name, ([], ""))[0]
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused_with_what_to_do(
+    function, place, wrong, scan, model, segmentation, tmp_path
+):
+    right = {
+        "volume": scan,
+        "model": model,
+        "segmentation": segmentation,
+        "targets": ["liver"],
+        "path": tmp_path,
+        "name": "default",
+        "analysis": liver_analysis([]),
+        "decisions": [],
+        "card": model.spec,
+        "weights": {},
+        "comparison": None,
+        "studies": [],
+    }
+    names = ARGUMENTS[function]
+    arguments = [right[name] for name in names]
+    if function == "write_comparison" and place == 1:
+        studies = [liver_analysis([((0, 0, 0), radius)]) for radius in (8, 10)]
+        arguments[0] = lx.compare(studies, days=[0, 30])
+    arguments[place] = wrong
+    with pytest.raises(UsageError, match=MISTAKES[names[place]][1]):
+        getattr(lx, function)(*arguments)
+
+
+def test_the_advice_repeats_the_path_that_was_given_instead(scan):
+    with pytest.raises(UsageError, match=r"read_volume\('ct.nii.gz'\)"):
+        lx.measure("ct.nii.gz", None)
+    with pytest.raises(UsageError, match=r"load_model\('obelisk'\)"):
+        lx.segment(scan, "obelisk")
+    with pytest.raises(UsageError, match=r"read_segmentation\('seg.nrrd', volume\)"):
+        lx.measure(scan, "seg.nrrd")
+
+
 def test_causes_that_go_around_in_a_circle_are_each_looked_at_once():
     first, second, third = InputError("No."), RuntimeError("wrapped"), ValueError("around it")
     first.__context__, second.__cause__, third.__context__ = second, first, second
@@ -148,7 +235,7 @@ def test_an_interruption_is_not_an_error(error):
 
 
 def test_a_wrong_call_is_a_type_error():
-    for function in (lx.segment, lx.explain, lx.explain_all, lx.measure, lx.analyze):
+    for function in (lx.segment, lx.explain, lx.explain_all, lx.explain_lesions, lx.measure, lx.analyze):
         with pytest.raises(TypeError, match="argument"):
             function()
 

@@ -603,13 +603,25 @@ def test_a_second_look_finds_how_a_real_ct_is_mirrored_and_leaves_a_right_one_al
     volume = reorient(read_volume(Path(root) / "ct" / "totalseg_abdomen_3mm" / "image.nii.gz"), "SPL")
     context = RunContext(device="cpu")
     measured = _measured(1100, True)
-    assert check_orientation(measured, volume, default_model, context) is measured
+    assert check_orientation(measured, volume, default_model, context) == ()
     flipped = volume.with_array(np.flip(volume.array, 2).copy())
-    found = check_orientation(_measured(300, True), flipped, default_model, context)
-    assert found.plausible is False
-    assert "mirrored left to right" in found.implausible_because[0]
+    (found,) = check_orientation(_measured(300, True), flipped, default_model, context)
+    assert "mirrored left to right" in found
     unasked = _measured(1500, True)
-    assert check_orientation(unasked, flipped, default_model, context) is unasked
+    assert check_orientation(unasked, flipped, default_model, context) == ()
+
+
+def test_doubts_are_added_to_the_measurements_and_lead_the_warnings() -> None:
+    measured = _measured(1500, True)
+    assert measured.doubted(()) is measured
+    doubted = measured.doubted(["It is mirrored."])
+    assert doubted.plausible is False
+    assert doubted.implausible_because == ("It is mirrored.",)
+    assert doubted.warnings(["Implausible: an older reason", "something else"]) == [
+        "Implausible: It is mirrored.",
+        "something else",
+    ]
+    assert measured.warnings(["Implausible: an older reason", "something else"]) == ["something else"]
 
 
 # --- files --------------------------------------------------------------------------------------------------------

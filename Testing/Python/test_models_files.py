@@ -22,6 +22,7 @@ from nnunet_folders import make_folder, plans
 from toys import threshold_model
 
 from LiverXAILib.cli import main
+from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, ModelError
 from LiverXAILib.models import download_folder, load_model, registry, save_model
 from LiverXAILib.models import registry as registry_function
@@ -170,7 +171,7 @@ def test_a_model_is_downloaded_unpacked_loaded_verified_and_removed(server, trai
     a_registry(tmp_path, monkeypatch, {"toy": an_entry(f"{server.address}/toy.zip")})
     seen: list[float] = []
     assert not registry()["toy"].installed()
-    folder = download("toy", lambda stage, fraction: seen.append(fraction))
+    folder = download("toy", lambda step, fraction: seen.append(fraction))
     assert folder == download_folder() / "toy"
     assert seen[-1] == pytest.approx(1.0)
     assert registry()["toy"].installed()
@@ -228,8 +229,7 @@ def test_a_download_can_be_cancelled_and_needs_space(server, tmp_path, monkeypat
             f"{server.address}/weights",
             tmp_path / "weights",
             sha256=None,
-            progress=lambda stage, fraction: token.cancel(),
-            cancel=token,
+            context=RunContext(lambda step, fraction: token.cancel(), token),
         )
     assert not (tmp_path / "weights").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**8))

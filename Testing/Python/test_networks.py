@@ -148,7 +148,7 @@ def test_logits_of_a_part_are_those_of_the_whole_image(stem_stride, convolutions
     torch.manual_seed(convolutions)
     network = UNet(3, features=(4, 6, 8), convolutions_per_stage=convolutions, strides=strides, stem_stride=stem_stride)
     fold_batch_norms(network)
-    assert network.has_local_stages
+    assert network.computes_parts
     image = torch.randn(2, 1, 16, 32, 24)
     with torch.inference_mode():
         whole = network(image)
@@ -158,7 +158,7 @@ def test_logits_of_a_part_are_those_of_the_whole_image(stem_stride, convolutions
         torch.testing.assert_close(network(image, Box.full((16, 32, 24))), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_of_a_part_the_last_stage_computes_no_more_than_its_convolutions_reach():
+def test_of_a_part_the_last_block_computes_no_more_than_its_convolutions_reach():
     network = UNet(3, features=(4, 6, 8)).eval()
     sizes = []
     network.decoder[-1].register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))
@@ -176,5 +176,5 @@ def test_a_network_with_statistics_of_the_image_refuses_parts(norm):
     for network in (UNet(3, features=(4, 8), norm=norm).eval(), UNet(3, features=(4, 8)).train()):
         with pytest.raises(ValueError, match="logits of a part"):
             network(torch.zeros(1, 1, 8, 8, 8), part)
-    assert not UNet(3, features=(4, 8), norm=norm).has_local_stages
-    assert not UNet(2, features=(4, 8)).has_local_stages  # only for volumes
+    assert not UNet(3, features=(4, 8), norm=norm).computes_parts
+    assert not UNet(2, features=(4, 8)).computes_parts  # only for volumes

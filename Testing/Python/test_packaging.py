@@ -98,6 +98,51 @@ def test_every_extra_resolves_with_the_constraints(extra):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt", "Testing/requirements-nnunet.txt"])
+def test_a_package_is_pinned_once(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    names = [canonical(line.partition("==")[0]) for line in lines if line and not line.startswith("#")]
+    assert len(names) == len(set(names)) == len(pinned(name))
+
+
+def test_no_pin_contradicts_another():
+    """Whoever installs any of the packages with the constraints gets them; what only tests need is pinned elsewhere."""
+    versions = pinned("constraints.txt")
+    assert not versions.keys() & (pinned("Testing/requirements-nnunet.txt").keys() - {"dynamic-network-architectures"})
+    problems = []
+    for name, version in versions.items():
+        try:
+            there = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if there.version.split("+")[0] != version:
+            continue
+        for inner in map(Requirement, there.requires or ()):
+            asked = inner.marker is None or inner.marker.evaluate({"extra": ""})
+            pin = versions.get(canonical(inner.name))
+            if asked and pin is not None and not inner.specifier.contains(pin, prereleases=True):
+                problems.append(f"{name} asks for {inner}, and constraints.txt has {pin}")
+    assert not problems, "\n".join(problems)
+
+
+#: How extras are written: "the extra ``dicom``", "[dicom]'", how_to_install('dicom').
+NAMED = (r"\bextras? [`'\"]+([a-z]+)[`'\"]", r"'\.\[([a-z,]+)\]'", r"how_to_install\(['\"]([a-z]+)")
+
+
+def test_every_extra_that_is_named_exists():
+    files = [*(ROOT / "LiverXAILib").rglob("*.py"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
+    named = {
+        extra: path.relative_to(ROOT)
+        for path in files
+        if path.name != "CHANGELOG.md"
+        for pattern in NAMED
+        for found in re.findall(pattern, path.read_text(encoding="utf-8"))
+        for extra in found.split(",")
+    }
+    assert {"dicom", "evaluate", "train"} <= named.keys()
+    assert {extra: path for extra, path in named.items() if extra not in EXTRAS} == {}
+
+
 def test_the_oldest_versions_are_the_lower_bounds():
     oldest = pinned("constraints-oldest.txt")
     asked = {canonical(r.name): r for texts in EXTRAS.values() for r in map(Requirement, texts)}

@@ -163,6 +163,28 @@ def test_a_segment_without_a_known_name_is_named_instead_of_being_left_out_silen
     assert "reader" in decided(panel)
 
 
+def test_height_and_weight_entered_after_apply_are_used_by_the_next_measurement(panel, toy_model):
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    assert panel.ui.saveButton.enabled
+    before = panel.ui.summaryLabel.text
+    panel.ui.heightBox.value, panel.ui.weightBox.value = 180, 80
+    qtapplication.process_events()
+    assert not panel.ui.saveButton.enabled
+    assert "height or weight was changed" in panel.ui.saveButton.toolTip
+    measure(panel)
+    assert "standard liver volume" in panel.ui.summaryLabel.text
+    assert panel.ui.saveButton.enabled
+    decide(panel, 1, "reject")
+    assert "standard liver volume" in panel.ui.summaryLabel.text
+    panel.ui.heightBox.value = panel.ui.weightBox.value = 0
+    qtapplication.process_events()
+    measure(panel)
+    assert "standard liver volume" not in panel.ui.summaryLabel.text
+    decide(panel, 1, "accept")
+    assert panel.ui.summaryLabel.text == before
+
+
 def test_the_save_button_says_why_it_is_disabled(panel, toy_model, tmp_path):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     panel.ui.autoMeasureCheckBox.checked = False

@@ -41,6 +41,7 @@ from LiverXAILib.reading import (
     restore,
     resume,
     split,
+    with_patient_size,
 )
 from LiverXAILib.report import write_report
 from LiverXAILib.volumes.volume import Volume
@@ -123,6 +124,43 @@ def test_a_piece_that_the_model_is_not_sure_of_is_a_candidate_and_not_counted():
     assert "90.0 %" in candidate.reason
     assert one.measurements.to_dict()["candidates"][0]["status"] == "open"
     assert analysis(probability=False).measurements.candidates == ()
+
+
+def test_warnings_about_the_liver_are_those_of_the_outlines_as_they_are_now():
+    """That the image is mirrored does not depend on the outlines."""
+    one = analysis()
+    assert one.measurements.plausible
+    one = dataclasses.replace(
+        one,
+        measurements=one.measurements.doubted(["It is mirrored."]),
+        provenance={"warnings": ["Implausible: It is mirrored.", "other"], "mirrored": ["It is mirrored."]},
+    )
+    labels = np.array(one.segmentation.labels.array)
+    labels[LIVER_MASK & ~ball((12, 14, 24), 15)] = 0
+    cut = refine(one, (), one.segmentation.labels.with_array(labels))
+    mirrored, small, other = cut.provenance["warnings"]
+    assert (mirrored, other) == ("Implausible: It is mirrored.", "other")
+    assert "outside the plausible range" in small
+    again = refine(cut, (), one.segmentation.labels)
+    assert again.provenance["warnings"] == ["Implausible: It is mirrored.", "other"]
+    assert again.measurements.plausible is False
+
+
+def test_height_and_weight_can_be_entered_changed_and_cleared_later():
+    one = analysis()
+    assert with_patient_size(one, None, None) is one
+    sized = with_patient_size(one, 180, 80)
+    standard = measure(one.volume, one.segmentation, height_cm=180, weight_kg=80).standard_volume_ml
+    assert sized.measurements.standard_volume_ml == standard
+    assert sized.own is None  # that is no decision
+    refined = refine(sized, [reject(2)])
+    assert refined.measurements.standard_volume_ml == standard
+    other = with_patient_size(refined, 160, 50)
+    assert other.measurements.standard_volume_ml < standard
+    assert other.own.measurements.standard_volume_ml == other.measurements.standard_volume_ml
+    assert other.measurements.lesion_count == 1
+    assert refine(other, [reject(1)]).provenance["measured_with"]["height_cm"] == 160
+    assert with_patient_size(other, None, None).measurements.standard_volume_ml is None
 
 
 def test_the_summary_names_candidates_that_do_not_count_and_what_the_reader_decided():
@@ -808,8 +846,6 @@ def test_a_record_of_decisions_that_is_damaged_is_refused_in_words(analyzed, toy
     ("words", "says"),
     [
         ([], "No decision was given"),
-        (["--reject", "1", "--regions"], "are options of 'analyze'"),
-        (["--reject", "1", "--min-lesion-ml", "1"], "are options of 'analyze'"),
         (["--add", "12,3"], "is not a place"),
         (["--reject", "9"], "There is no lesion 9"),
         (["--accept", "1"], "There is no candidate 1: there is no candidate"),
@@ -824,6 +860,21 @@ def test_a_decision_that_makes_no_sense_is_refused(analyzed, toy_model, capsys, 
     assert main(["refine", str(analyzed / "result"), *words, *common, "--explain"]) == 2
     assert says in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (analyzed / "result").iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    "words", [["--answers"], ["--no-answers"], ["--regions"], ["--min-lesion-ml", "1"], ["--no-postprocessing"]]
+)
+def test_refine_neither_lists_nor_accepts_the_options_of_the_models_own_analysis(words, capsys):
+    from LiverXAILib.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["refine", "result", "--image", "ct.nii.gz", "--reject", "1", *words])
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {' '.join(words)}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["refine", "--help"])
+    assert words[0] not in capsys.readouterr().out
 
 
 def test_refining_keeps_what_the_analysis_was_told_and_refuses_another_ct(analyzed, toy_model, tmp_path, capsys):

@@ -167,7 +167,7 @@ def test_cancel_stops_before_the_next_window():
     volume, _ = ball_phantom(a_grid(np.diag(SPACING)))
     token, seen = CancelToken(), []
 
-    def progress(stage: str, fraction: float) -> None:
+    def progress(step: str, fraction: float) -> None:
         seen.append(fraction)
         token.cancel()
 
@@ -179,7 +179,7 @@ def test_cancel_stops_before_the_next_window():
 def test_progress_rises_to_one():
     volume, _ = ball_phantom(a_grid(np.diag(SPACING)))
     seen: list[float] = []
-    segment(volume, threshold_model(), device="cpu", progress=lambda stage, fraction: seen.append(fraction))
+    segment(volume, threshold_model(), device="cpu", progress=lambda step, fraction: seen.append(fraction))
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert len(seen) > 4
@@ -190,7 +190,7 @@ def test_each_window_of_each_network_is_one_step_of_the_progress():
     stage = replace(threshold_model().spec.stages[0], weights=("a", "b"), sha256=("0", "1"), overlap=0.0)
     model = Model(replace(threshold_model().spec, stages=(stage,)), {"all": [Thresholds(), Thresholds()]})
     seen: list[float] = []
-    segment(volume, model, device="cpu", progress=lambda stage, fraction: seen.append(fraction))
+    segment(volume, model, device="cpu", progress=lambda step, fraction: seen.append(fraction))
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
@@ -704,7 +704,7 @@ def test_the_first_stage_that_finds_the_liver_in_the_whole_image_looks_again():
 
 def test_a_second_look_can_be_cancelled_and_reports_no_windows():
     seen: list[str] = []
-    context = RunContext(lambda stage, fraction: seen.append(stage), CancelToken(), "cpu")
+    context = RunContext(lambda step, fraction: seen.append(step), CancelToken(), "cpu")
     assert find_mirrored_liver(bright(L=300), one_sided(), context, sure=True) is not None
     assert seen == []
     context.cancel.cancel()

@@ -212,7 +212,7 @@ def shop(tmp_path, monkeypatch):
     "place",
     [
         "downloads:_receive",
-        "downloads:report_progress",
+        "downloads:RunContext.report",
         "downloads:checksum",
         "store:unpack",
         "store:_needed_files",

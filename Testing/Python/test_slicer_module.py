@@ -222,7 +222,7 @@ def test_a_volume_that_is_no_ct_is_refused(logic, ct):
 
 def test_progress_is_told_and_a_cancelled_run_leaves_the_scene_as_it_was(logic, ct, scene):
     told = []
-    logic.segment(ct, device="cpu", force=True, progress=lambda stage, fraction: told.append(fraction))
+    logic.segment(ct, device="cpu", force=True, progress=lambda step, fraction: told.append(fraction))
     assert told == sorted(told)
     assert told[-1] == 1.0
     scene.RemoveNode(scene.GetFirstNodeByClass("vtkMRMLSegmentationNode"))
@@ -234,7 +234,7 @@ def test_progress_is_told_and_a_cancelled_run_leaves_the_scene_as_it_was(logic, 
             device="cpu",
             force=True,
             cancel=token,
-            progress=lambda stage, fraction: fraction > 0.3 and token.cancel(),
+            progress=lambda step, fraction: fraction > 0.3 and token.cancel(),
         )
     assert scene.GetNumberOfNodes() == count
 

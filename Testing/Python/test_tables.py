@@ -8,7 +8,7 @@ import csv
 import pytest
 
 from LiverXAILib.batch.cases import find_cases
-from LiverXAILib.errors import UsageError
+from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.evaluation.cases import read_cases
 from LiverXAILib.tables import harmless_cell, read_table, write_table
 from LiverXAILib.text import one_line
@@ -64,15 +64,20 @@ def test_what_could_be_two_numbers_or_none_is_refused_with_line_and_column(tmp_p
         (b'a,b\n"open,2\n', "line 2"),
         (b"\x89PNG\r\n\x00\x00\x00", "is not text"),
         (b"a,b\n\x81\x8d\x8f\n", "is not text"),
-        (None, "cannot be read"),
     ],
 )
 def test_what_is_not_a_table_is_refused_in_words(tmp_path, content, sentence):
     path = tmp_path / "t.csv"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(UsageError, match=sentence):
         read_table(path)
+
+
+def test_a_table_that_cannot_be_opened_is_refused_in_words(tmp_path):
+    with pytest.raises(InputError, match="There is no file or folder"):
+        read_table(tmp_path / "t.csv")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_table(tmp_path)
 
 
 def test_all_lists_of_cases_are_read_by_the_same_function(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from LiverXAILib import cli
-from LiverXAILib.errors import UsageError
+from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.training.config import json_schema
 from LiverXAILib.training.config_file import parse_config, read_config
 
@@ -63,8 +63,10 @@ def test_a_mistake_is_named_in_one_sentence(content: dict[str, Any], sentence: s
 
 
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Cannot read"):
+    with pytest.raises(InputError, match="There is no file or folder"):
         read_config(tmp_path / "missing.yaml")
+    with pytest.raises(UsageError, match="Cannot read"):
+        read_config(tmp_path)
     path = tmp_path / "c.yaml"
     path.write_text("data: [", encoding="utf-8")
     with pytest.raises(UsageError, match=r"c\.yaml, line 1: this is not YAML"):

@@ -27,9 +27,11 @@ from training_toys import ball_case, draw_nothing, threshold_model, tiny, write_
 
 from LiverXAILib import cli
 from LiverXAILib.errors import InputError, UsageError
+from LiverXAILib.inference.stages import padded_input, stage_grids, stage_plan
+from LiverXAILib.inference.windows import WindowPlan
 from LiverXAILib.models.formats.liverxai import save_model
 from LiverXAILib.models.loading import load_model, load_states
-from LiverXAILib.models.spec import Intensity, Region
+from LiverXAILib.models.spec import Intensity, Region, StageSpec
 from LiverXAILib.training import learner as learner_module
 from LiverXAILib.training.config import Augmentation, Config
 from LiverXAILib.training.layouts import find_data, read_case
@@ -39,6 +41,7 @@ from LiverXAILib.training.run import train, train_by_cases
 from LiverXAILib.training.samples import EpochBatches, Prepare, Samples, ValidationCases, paint_lesions, prepared_cases
 from LiverXAILib.training.setup import set_up
 from LiverXAILib.training.splits import recorded_split
+from LiverXAILib.volumes.box import bounding_box
 from LiverXAILib.volumes.io import write_volume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -371,7 +374,7 @@ def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Pa
     _, fine = load_states(chain)[0].stages
     intensity = Intensity(-3000.0, 3000.0, 0.0, 1.0, centered=True)
     fine = dataclasses.replace(fine, region=Region("liver", 0.0), intensity=intensity)
-    cases = prepared_cases(dataset.cases[:1], Prepare(fine, dataset.values), progress=False)
+    cases = prepared_cases(dataset.cases[:1], Prepare(fine, dataset.values))
     volume, truth = read_case(dataset.cases[0], dataset.values)
     assert float(cases[0]["center_hu"]) == pytest.approx(np.median(volume.array[truth > 0]))
     sample = Samples(cases, fine, None, Augmentation(0))[0, -1, 1]
@@ -380,7 +383,47 @@ def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Pa
         assert abs(float(image[labels > 0].median())) < 5
     nothing = dataclasses.replace(dataset.values, liver=(77,), tumor=(78,), others=True)
     with pytest.raises(InputError, match="no liver is labeled, whose median HU stage"):
-        prepared_cases(dataset.cases[:1], Prepare(fine, nothing), progress=False)
+        prepared_cases(dataset.cases[:1], Prepare(fine, nothing))
+
+
+def test_validation_shows_the_network_what_inference_would(
+    data: Path, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the image is padded, for a stage whose HU are centered and not clipped below."""
+    dataset = find_data(tiny(data, Path("x")).data)
+    _, fine = load_states(chain)[0].stages
+    intensity = Intensity(None, 300.0, 0.0, 100.0, centered=True)
+    fine = dataclasses.replace(
+        fine, region=Region("liver", 0.0), intensity=intensity, window=(24, 24, 24), pad_to_window=True
+    )
+    cases = prepared_cases(dataset.cases[:1], Prepare(fine, dataset.values))
+    seen: list[torch.Tensor] = []
+
+    def predict(networks: Any, image: torch.Tensor, stage: StageSpec, plan: WindowPlan, context: Any) -> torch.Tensor:
+        seen.append(image)
+        return torch.zeros(len(stage.channels), *plan.shape)
+
+    monkeypatch.setattr(learner_module, "predict_logits", predict)
+    whole = ValidationCases(cases, fine)
+    settings, nothing = tiny(data, Path("x")).training, Samples(cases, fine, None, Augmentation(0))
+    learner = Learner(torch.nn.Identity(), fine, ["liver", "tumor"], settings, nothing, [], whole, 1, seed=0)
+    learner.validation_step(whole[0, True], 0)
+
+    volume, truth = read_case(dataset.cases[0], dataset.values)
+    (grid,) = stage_grids(volume, fine, bounding_box(truth > 0))
+    plan = stage_plan(fine, grid)
+    expected = padded_input(volume, fine, grid, plan, float(np.median(volume.array[truth > 0])))
+    assert plan.padded_shape != plan.shape
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_a_run_reports_the_progress_of_its_epochs(data: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    train(tiny(data, tmp_path / "run"), say=print, progress=lambda step, fraction: seen.append((step, fraction)))
+    epochs = [(step, fraction) for step, fraction in seen if step.startswith("Training: epoch")]
+    assert [step for step, _ in epochs] == ["Training: epoch 1 of 2"] * 3 + ["Training: epoch 2 of 2"] * 3
+    assert [fraction for _, fraction in epochs] == sorted(fraction for _, fraction in epochs)
+    assert epochs[-1][1] == pytest.approx(1.0)
 
 
 def test_a_warning_says_that_validation_got_worse(data: Path, good: Path, tmp_path: Path) -> None:
@@ -439,7 +482,7 @@ def some_samples(data: Path, *, lesions: bool = False, augmentation: Augmentatio
     config = tiny(data, Path("x"))
     dataset = find_data(config.data)
     stage = set_up(config, ["liver", "tumor"]).stage
-    cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values, (12, 12, 12)), progress=False)
+    cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values, (12, 12, 12)))
     return Samples(cases, stage, (12, 12, 12), augmentation or Augmentation(0), synthetic_lesions=lesions)
 
 
@@ -503,7 +546,7 @@ def test_validation_cases_are_always_the_same_and_each_counts_once(healthy: Path
     config = tiny(healthy, Path("x"))
     dataset = find_data(config.data)
     stage = set_up(config, ["liver", "tumor"]).stage
-    cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values), progress=False)
+    cases = prepared_cases(dataset.cases, Prepare(stage, dataset.values))
     validation = ValidationCases(cases, stage, synthetic_lesions=True)
     assert torch.equal(validation[2, True]["image"], validation[2, False]["image"])
     assert (validation[2, True]["truth"] == 2).any()
@@ -547,5 +590,5 @@ def test_the_script_for_slicer_trains_without_torchvision_and_reports_its_exit_c
     monkeypatch.setattr(sys, "argv", [str(script), "--config", str(tmp_path / "missing.yaml")])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(script), run_name="__main__")
-    assert stopped.value.code == 2
-    assert "Cannot read" in caplog.text
+    assert stopped.value.code == 1
+    assert "There is no file or folder" in caplog.text

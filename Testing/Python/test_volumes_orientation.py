@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from LiverXAILib.errors import UsageError
-from LiverXAILib.volumes.orientation import Reorientation, axis_codes, reorient, reorient_grid
+from LiverXAILib.volumes.orientation import Reorientation, axis_codes, reorient
 from LiverXAILib.volumes.volume import Grid, Volume
 
 SHAPE = (4, 5, 6)
@@ -97,7 +97,7 @@ def test_the_forty_eight_codes_are_all_different_reorientations():
 
 
 def test_array_axes_run_where_the_code_says():
-    grid = reorient_grid(a_volume(np.eye(3)).grid, "ARS")
+    grid = Reorientation.to(a_volume(np.eye(3)).grid, "ARS").grid
     np.testing.assert_array_equal(np.sign(grid.to_lps(np.array([0, 0, 1])) - grid.origin), [0, -1, 0])
     np.testing.assert_array_equal(np.sign(grid.to_lps(np.array([0, 1, 0])) - grid.origin), [-1, 0, 0])
     np.testing.assert_array_equal(np.sign(grid.to_lps(np.array([1, 0, 0])) - grid.origin), [0, 0, 1])

@@ -82,14 +82,14 @@ def test_what_explanations_need_travels_with_the_segmentation(tmp_path, model_fo
     assert back.provenance == segmentation.provenance
 
 
-def test_progress_names_the_stage_rises_and_estimates_the_rest(shared, model_folder):
+def test_progress_names_the_step_rises_and_estimates_the_rest(shared, model_folder):
     seen = []
     shared.analyze(phantom(), "ct", model=model_folder, explain=["liver", "tumor"], check=True, device="cpu")
     assert wait(shared, seen).kind == "done"
     fractions = [event.fraction for event in seen]
     assert fractions == sorted(fractions)
-    assert len({event.stage for event in seen}) > 1
-    assert all(event.stage for event in seen)
+    assert len({event.step for event in seen}) > 1
+    assert all(event.step for event in seen)
     assert any(event.remaining_s is not None for event in seen)
 
 
@@ -108,7 +108,7 @@ def test_another_question_needs_neither_image_nor_model_again(shared, model_fold
     expected = lx.explain(volume, lx.load_model(model_folder), analysis.segmentation, "lesion:2", device="cpu")
     np.testing.assert_allclose(explanation.heatmap.array, expected.heatmap.array, atol=1e-6)
     model = lx.load_model(model_folder)
-    (answer,) = lx.explain.explain_lesions(volume, model, analysis.segmentation, ["lesion:2"], device="cpu")
+    (answer,) = lx.explain_lesions(volume, model, analysis.segmentation, ["lesion:2"], device="cpu")
     assert [one.sentence for one in event.result.answers] == [answer.sentence]
     assert shared.pid == pid
     # The worker reports its computing time; the rest is overhead of the client.

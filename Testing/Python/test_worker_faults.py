@@ -79,7 +79,7 @@ def message(**values: object) -> bytes:
         message(event="done", result={"segmentation": 5}),
         message(event="done", result={"model": "{}"}),
         message(event="progress"),
-        message(event="progress", stage="x", fraction="much", remaining_s=None),
+        message(event="progress", step="x", fraction="much", remaining_s=None),
         message(event="failed"),
         message(event="failed", kind=["input"], error=5, details=None),
         message(event="failed", kind="input", error=" \t\n ", details=None),

@@ -32,13 +32,13 @@ def wait(client: WorkerClient, seen: list[Event] | None = None, limit: float = 1
     raise AssertionError("the worker does not answer")
 
 
-def wait_for_progress(client: WorkerClient, stage: str = "") -> Event:
-    """Poll until the request reports progress in `stage`."""
+def wait_for_progress(client: WorkerClient, step: str = "") -> Event:
+    """Poll until the request reports progress in `step`."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         for event in client.poll():
             assert event.kind == "progress", event
-            if stage in event.stage and event.fraction > 0.02:
+            if step in event.step and event.fraction > 0.02:
                 return event
         time.sleep(0.02)
     raise AssertionError("the worker does not answer")

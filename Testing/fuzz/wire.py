@@ -14,7 +14,7 @@ from .kind import BrokenPromiseError, Generator, Kind
 from .mutate import change_json, damage
 
 _GOOD = [
-    {"event": "progress", "id": 1, "stage": "Segmenting", "fraction": 0.5, "remaining_s": 3.0},
+    {"event": "progress", "id": 1, "step": "Segmenting", "fraction": 0.5, "remaining_s": 3.0},
     {"event": "done", "id": 1, "result": {"versions": {}, "devices": ["cpu"], "platform": "x"}},
     {"event": "failed", "id": 1, "kind": "input", "error": "No.", "details": "…"},
 ]

@@ -9,27 +9,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from LiverXAILib.context import RunContext
 from LiverXAILib.inference.backends import available_backends
 from LiverXAILib.inference.stages import normalize
 from LiverXAILib.models.spec import Intensity, StageSpec
-from LiverXAILib.training.callbacks import (
-    AfterPart,
-    AveragedWeights,
-    Checkpoints,
-    SkipNonFinite,
-    freeze_norms,
-    set_norm_momentum,
-)
+from LiverXAILib.progress import progress_bar
+from LiverXAILib.training.callbacks import AveragedWeights, Checkpoints, ReportedProgress
 from LiverXAILib.training.config import Hardware, Training
 from LiverXAILib.training.fit import make_trainer, quiet
 from LiverXAILib.training.learner import Learner
 from LiverXAILib.training.random_fields import Size
 from LiverXAILib.training.table import write_csv, write_curves
 
+from .callbacks import AfterPart, SkipNonFinite, freeze_norms, set_norm_momentum
 from .loss import BalancedLoss
 from .synthesis import Generator, Sample
 
@@ -129,10 +125,12 @@ class Validation(Dataset[dict[str, torch.Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        item = as_item(self.samples[number], self.intensity)
+        sample = self.samples[number]
+        item = as_item(sample, self.intensity)
         return {
             "image": item["image"][0],
             "truth": item["truth"][0],
+            "center_hu": torch.tensor(sample.liver_hu),
             "known": item["known"],
             "counts": torch.tensor(True),
         }
@@ -195,7 +193,7 @@ def train(
         AfterPart(settings.rebalance_after, lambda _: setattr(criterion, "tumor_share", 0.2)),
     ]
     keeper = Checkpoints(folder, settings.checkpoint_every, tell)
-    every = [average, *changes, SkipNonFinite(), TQDMProgressBar(leave=False), *callbacks, keeper]
+    every = [average, *changes, SkipNonFinite(), *callbacks, keeper]
     loader = DataLoader(
         learner.samples,
         batch_sampler=Batches(generator, settings, learner.position),
@@ -204,7 +202,8 @@ def train(
         persistent_workers=workers > 0,
         worker_init_fn=_single_threaded,
     )
-    with quiet():
+    with quiet(), progress_bar() as progress:
+        every.append(ReportedProgress(RunContext(progress)))
         trainer = make_trainer(hardware or best_hardware(), settings.epochs, folder, every, clip=_CLIP)
         judged = DataLoader(learner.validation, batch_size=None) if validation else None
         start = str(keeper.last) if keeper.last.is_file() else None

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from LiverXAILib.context import RunContext
 from LiverXAILib.errors import InputError
-from LiverXAILib.progress import Progress, report_progress
+from LiverXAILib.progress import Progress
 from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.resample import resample
 from LiverXAILib.volumes.volume import Volume
@@ -146,6 +147,7 @@ def prepare(
 
     :param jobs: number of anatomies processed in parallel, each in its own process.
     """
+    context = RunContext(progress)
     folder = output / "patients"
     folder.mkdir(parents=True, exist_ok=True)
     training, validation = {}, {}
@@ -154,8 +156,8 @@ def prepare(
         seeds = {name: seed + 1 + list(ANATOMIES).index(name) for name in anatomies}
         written = {name: pool.submit(write_patients, data, folder, name, count, seeds[name]) for name in anatomies}
         for number, anatomy in enumerate(anatomies):
-            report_progress(progress, f"Synthetic patients of {anatomy}", number / len(anatomies))
+            context.report(f"Synthetic patients of {anatomy}", number / len(anatomies))
             training[anatomy] = written[anatomy].result()
             validation[anatomy] = validation_rows(data, folder, anatomy)
-    report_progress(progress, "Synthetic patients are ready", 1.0)
+    context.report("Synthetic patients are ready", 1.0)
     return training, validation

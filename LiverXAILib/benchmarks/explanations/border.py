@@ -21,9 +21,10 @@ from ...explain.stage_context import StageContext
 from ...inference import segment, select_device
 from ...models import Model, load_model
 from ...progress import CancelToken, Progress
+from ...volumes.image_file import existing
 from ...volumes.volume import Volume
 from ..machine import describe_machine
-from .explain import case_name
+from .explain import named_cases
 
 Row = dict[str, Any]
 
@@ -101,8 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ...progress import progress_bar
     from ...volumes.io import read_volume
 
+    for path in arguments.cases:
+        existing(path)
     model = load_model(arguments.model)
-    cases = {case_name(path): read_volume(path) for path in arguments.cases}
+    cases = {name: read_volume(path) for name, path in named_cases(arguments.cases).items()}
     with progress_bar() as progress:
         rows = benchmark_border(
             cases,

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -33,19 +34,25 @@ import torch
 
 from ...context import RunContext
 from ...errors import UsageError
+from ...evaluation.cases import by_name, case_name
 from ...evaluation.metrics import COVERED
-from ...explain import METHODS, EmptyTargetError, LesionTarget, Target
+from ...explain import METHODS, EmptyTargetError, Target
+from ...explain.catalog import require_method
 from ...explain.faithfulness import DRAWS, FaithfulnessEvaluator, energy_lift
 from ...explain.faithfulness.randomization import shuffled_networks
 from ...explain.methods import Method
 from ...explain.score import EXAMINED_MM, build_score
 from ...explain.stage_context import StageContext, StageMap
 from ...explain.stitching import Recording, recorded, stage_maps
+from ...files import require_writable
 from ...inference import Segmentation, segment, select_device
 from ...inference.lesions import lesion_count
+from ...labels.label_map import aligned, read_mask, read_structures
 from ...models import Model, load_model
-from ...progress import CancelToken, Progress, scaled
-from ...volumes.volume import Volume
+from ...pipeline import check_request
+from ...progress import CancelToken, Progress, progress_bar
+from ...volumes.image_file import existing
+from ...volumes.volume import Grid, Volume
 from .method_tables import Row, format_table, write_benchmark
 
 #: Each lesion found, up to this number per case, the largest first.
@@ -89,8 +96,8 @@ def benchmark_explain(
     :param keep: called with the rows of each target when they are done.
     :return: flat rows, the same keys in each, without `known`. A target that was not found in a case gives no row.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UsageError(f"There is no method {unknown[0]!r}. Choose from: {', '.join(METHODS)}.")
+    for method in methods:
+        require_method(method)
     done = {(row["case"], row.get("target")) for row in known}
     rows: list[Row] = []
     context = RunContext(progress, cancel, device)
@@ -131,7 +138,7 @@ def _questions(targets: Sequence[str], segmentation: Segmentation) -> list[str]:
 
 def _is_true(target: Target, segmentation: Segmentation, reference: np.ndarray | None) -> str:
     """Return "true" or "false" for a lesion with a reference, else ""."""
-    if reference is None or not isinstance(target, LesionTarget):
+    if reference is None or not target.is_lesion:
         return ""
     return "true" if reference[target.mask(segmentation)].mean() >= COVERED else "false"
 
@@ -286,14 +293,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out ``liverxai benchmark explain``; returns the exit code."""
-    from tqdm import tqdm
-
     from ...volumes.io import read_volume
 
     if arguments.references and len(arguments.references) != len(arguments.cases):
         raise UsageError("There must be as many references as cases, in the same order.")
+    for path in (*arguments.cases, *(arguments.references or ())):
+        existing(path)
+    require_writable(arguments.output)
     model = load_model(arguments.model)
-    references = dict(zip(map(case_name, arguments.cases), arguments.references, strict=False))
+    select_device(arguments.device)
+    targets = [target for target in arguments.targets if target != LESIONS]
+    for method, layer in product(arguments.methods, arguments.layers or [None]):
+        check_request(model, targets, method, layer)
+    cases = named_cases(arguments.cases)
+    references = dict(zip(cases, arguments.references, strict=False))
     arguments.output.mkdir(parents=True, exist_ok=True)
     kept = arguments.output / "benchmark-explain.jsonl"
     rows = _kept(kept, {name: getattr(arguments, name) for name in _OPTIONS})
@@ -304,32 +317,27 @@ def run(arguments: argparse.Namespace) -> int:
             file.writelines(json.dumps(row) + "\n" for row in new)
 
     started = time.perf_counter()
-    with tqdm(total=1.0, bar_format="{desc:<50.50} {bar} {percentage:3.0f}% {remaining}", leave=False) as bar:
-
-        def progress(stage: str, fraction: float) -> None:
-            bar.set_description_str(stage, refresh=False)
-            bar.update(max(0.0, fraction - bar.n))
-
-        for number, path in enumerate(arguments.cases):
-            name = case_name(path)
+    with progress_bar() as progress:
+        context = RunContext(progress, device=arguments.device)
+        for number, (name, path) in enumerate(cases.items()):
             if name in finished:
                 continue
             if arguments.minutes is not None and time.perf_counter() - started > 60 * arguments.minutes:
                 sys.stdout.write(f"Stopped before {name}; run the same command again to continue.\n")
                 return 0
+            volume = read_volume(path)
             rows += benchmark_explain(
-                {name: read_volume(path)},
+                {name: volume},
                 model,
                 targets=arguments.targets,
                 methods=arguments.methods,
                 layers=arguments.layers,
                 points=arguments.points,
                 field_mm=arguments.field,
-                references={name: _tumors(references[name])} if name in references else None,
+                references={name: _tumors(references[name], volume.grid)} if name in references else None,
                 known=rows,
                 keep=keep,
-                device=arguments.device,
-                progress=scaled(progress, number / len(arguments.cases), (number + 1) / len(arguments.cases)),
+                **context.step(number, len(cases)).keywords,
             )
             keep([{"case": name, "last": True}])
     rows = [row for row in rows if "target" in row]
@@ -353,16 +361,20 @@ def _kept(path: Path, options: Mapping[str, Any]) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
-def _tumors(path: Path) -> np.ndarray:
-    """Return the mask of the tumors in a label map: bool (k, j, i)."""
-    from ...volumes.io import read_labels
+def _tumors(path: Path, grid: Grid) -> np.ndarray:
+    """Return the tumors of a label map, or of a mask of tumors, on the CT's grid: bool (k, j, i)."""
+    found = read_structures([path], grid, others=True)
+    if "tumor" in found.structures:
+        return found.mask("tumor")
+    return aligned(read_mask(path, "tumor"), grid, "reference", "CT") > 0
 
-    array = read_labels(path).array
-    mask: np.ndarray = array == 2 if (array == 2).any() else array > 0
-    return mask
 
+def named_cases(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return CTs by name: that of the folder if the file is called "image".
 
-def case_name(path: Path) -> str:
-    """Return a name that distinguishes cases: that of the folder if the file is called "image"."""
-    name = path.name.split(".")[0]
-    return path.resolve().parent.name if name == "image" else name
+    :raises LiverXAILib.errors.UsageError: two CTs have the same name.
+    """
+    names = [case_name(path) for path in paths]
+    folders = [path.resolve().parent.name for path in paths]
+    named = [folder if name == "image" else name for name, folder in zip(names, folders, strict=True)]
+    return by_name(zip(named, paths, strict=True))

@@ -38,6 +38,9 @@ class Answer(ABC):
     #: The heading in a report.
     title: ClassVar[str]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target})"
+
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
 

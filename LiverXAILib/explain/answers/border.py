@@ -11,7 +11,7 @@ from ...text import counted
 from .answer import Answer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BorderNeed(Answer):
     """How far around a point of an organ's surface the network must see to draw the border where it drew it.
 

@@ -13,7 +13,7 @@ from .answer import whole_ct_text as _whole_ct
 _NO_CHANGE = 0.1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Counterfactual(Answer):
     """The model's predictions when a lesion is removed, moved, or left without its surroundings.
 
@@ -67,7 +67,7 @@ class Counterfactual(Answer):
         return f"{text} By itself, in plain liver, it {verdict} ({_p(alone)})."
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeededChange(Answer):
     """What would have to change at a place for the model to find a lesion there ("why not?").
 

@@ -17,7 +17,7 @@ _NAMED = 0.05
 _NOTABLE = 0.2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegionShares(Answer):
     """How much each part of the image contributes to the model's confidence in a lesion: exact Shapley values.
 

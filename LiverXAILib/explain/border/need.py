@@ -24,7 +24,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ...context import RunContext
-from ...errors import UsageError
+from ...errors import UsageError, own_errors
 from ...inference.device import select_device
 from ...inference.segmentation import Segmentation
 from ...models.model import Model
@@ -32,8 +32,8 @@ from ...progress import CancelToken, Progress
 from ...volumes.box import bounding_box
 from ...volumes.volume import Volume
 from ..answers import BorderNeed
-from ..stage_context import StageContext, StageContexts
-from ..targets import EmptyTargetError, LabelTarget, Target
+from ..stage_context import StageContext, StageContexts, require_explainable
+from ..targets import EmptyTargetError, Target
 from .probe import COMPARED_MM, BorderProbe
 from .replacements import REPLACEMENTS
 from .surface import spread, surface_of
@@ -50,6 +50,7 @@ REPLACEMENT = "reflected"
 _TOGETHER_MM = 30.0
 
 
+@own_errors("The border cannot be examined")
 def explain_border(
     volume: Volume,
     model: Model,
@@ -81,8 +82,9 @@ def explain_border(
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
     started = time.perf_counter()
+    require_explainable(volume, model, segmentation)
     target = Target.parse(target)
-    if not isinstance(target, LabelTarget):
+    if not target.is_whole_label:
         raise UsageError(f"The border of {target.describe()} cannot be examined: name a label, as in 'liver'.")
     if replacement not in REPLACEMENTS:
         raise UsageError(f"There is no replacement {replacement!r}. Choose one of: {', '.join(REPLACEMENTS)}.")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ...context import RunContext
-from ...errors import UsageError
+from ...errors import UsageError, own_errors, require_several
 from ...inference.device import select_device
 from ...inference.segmentation import Segmentation
 from ...models.model import Model
@@ -27,8 +27,8 @@ from ...volumes.volume import Volume
 from ..answers import Answer, Counterfactual, NeededChange
 from ..fill import isolate, plausible_fill, transplant
 from ..score import ScoreTarget, build_score
-from ..stage_context import StageContext, StageContexts
-from ..targets import LESION_LABEL, Target, WhyNot
+from ..stage_context import StageContext, StageContexts, require_explainable
+from ..targets import LESION_LABEL, Target
 from .examined import ExaminedBox
 
 #: Default number of fills of a lesion, each with texture from a different place.
@@ -40,6 +40,7 @@ DIAMETERS_MM = (10.0, 20.0, 30.0)
 CONTRASTS_HU = (-15.0, -30.0, -45.0, -60.0, -90.0)
 
 
+@own_errors("The lesions cannot be examined")
 def explain_lesions(
     volume: Volume,
     model: Model,
@@ -68,6 +69,8 @@ def explain_lesions(
     :raises LiverXAILib.errors.UsageError: a target is not about lesions, the place of a "why not" lies outside the
         liver, or there is no healthy liver with which a lesion could be replaced.
     """
+    require_explainable(volume, model, segmentation)
+    require_several(targets, "targets")
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
@@ -85,7 +88,7 @@ def explain_lesions(
         except UsageError as error:
             if refusals is None:
                 raise
-            how = "" if isinstance(target, WhyNot) else " without it"
+            how = "" if target.is_why_not else " without it"
             refusals.append(f"Not examined{how}: {target.describe()}. {error}")
     if targets:
         context.report("Changed", 1.0)
@@ -106,7 +109,7 @@ def _explain_change(
     score_target = build_score(target, run.segmentation, model, run, context, mask)
     examined = ExaminedBox.around(score_target, run, mask, context)
     answer: Answer
-    if isinstance(target, WhyNot):
+    if target.is_why_not:
         answer = _needed_change(target, examined, context)
     else:
         answer = _counterfactual(target, examined, volume, draws, context)
@@ -167,7 +170,7 @@ def _counterfactual(
     return Counterfactual(target, evidence, volumes)
 
 
-def _needed_change(target: WhyNot, examined: ExaminedBox, context: RunContext) -> NeededChange:
+def _needed_change(target: Target, examined: ExaminedBox, context: RunContext) -> NeededChange:
     run, hu, donor = examined.run, examined.run.hu, examined.healthy
     center = torch.tensor(_center_kji(examined.weights))
     if not run.mask(run.organ)[tuple(center.round().long())]:

@@ -15,9 +15,8 @@ from ...errors import UsageError
 from ...inference.backends import keep_freed_memory
 from ...volumes.box import Box, bounding_box
 from ..fill import healthy_liver
-from ..score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits
+from ..score import AGREEMENT, CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits, mean_probability
 from ..stage_context import StageContext
-from ..targets import Contrast, WhyNot
 
 #: Crops around a target on which the network is run, the smallest first: their maximum size (None: the whole window),
 #: their margin around the target, and the maximum size of the target.
@@ -26,8 +25,6 @@ _CROPS_MM = ((64.0, 16.0, 32.0), (EXAMINED_MM, CONTEXT_MM, EXAMINED_MM), (200.0,
 _EDITED_MM = (EXAMINED_MM, CONTEXT_MM)
 #: The maximum number of voxels in a batch.
 _BATCH_VOXELS = 500_000
-#: The target's probability in the box must differ by at most this from that in the whole image.
-AGREEMENT = 0.15
 #: With fewer voxels of healthy liver, from which level and texture are taken, a larger box is tried.
 _ENOUGH_HEALTHY = 1000
 
@@ -100,8 +97,7 @@ class ExaminedBox:
     @cached_property
     def weights(self) -> torch.Tensor:
         """The target in the box: float32 (k, j, i) weights that sum to 1."""
-        weights = self.score_target.weights.abs().sum(dim=0)
-        return weights / weights.sum()
+        return self.score_target.share
 
     @cached_property
     def healthy(self) -> torch.Tensor:
@@ -128,8 +124,7 @@ class ExaminedBox:
                 logits.append(self.run.logits(some, part))
         answers = []
         for found, target in zip(torch.cat(logits), targets, strict=True):
-            here = target[part]
-            answers.append(float((torch.sigmoid(self.score_target.evidence(found)) * here).sum() / here.sum()))
+            answers.append(mean_probability(self.score_target.evidence(found), target[part]))
         return answers
 
     def _crop(self, weights: torch.Tensor) -> Box:
@@ -146,7 +141,8 @@ class ExaminedBox:
 def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, context: RunContext) -> float:
     """The model's mean probability of the prediction over the target, in the whole image."""
     target, probability = score_target.target, run.segmentation.network_probability(score_target.target.label)
-    plain = not isinstance(target, WhyNot | Contrast) and len(score_target.own) == 1 and len(score_target.rivals) <= 1
+    plain = not (target.is_why_not or target.compared_with)
+    plain = plain and len(score_target.own) == 1 and len(score_target.rivals) <= 1
     if plain and probability is not None:
         # The segmentation's probabilities give the same result without another pass.
         known = Box.full(probability.shape).projected(probability.grid, run.segmentation.labels.grid)
@@ -154,6 +150,5 @@ def _in_image(score_target: ScoreTarget, run: StageContext, mask: np.ndarray, co
         box = bounding_box(inside)
         total = float(probability.array[box][inside[box]].sum(dtype=np.float64)) if box is not None else 0.0
         return total / np.count_nonzero(mask)
-    weights = score_target.weights.abs().sum(dim=0)
     logits = blended_logits(run, score_target, context)
-    return float((torch.sigmoid(score_target.evidence(logits)) * weights).sum() / weights.sum())
+    return mean_probability(score_target.evidence(logits), score_target.share)

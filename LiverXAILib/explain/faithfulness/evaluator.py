@@ -37,7 +37,7 @@ from ...errors import UsageError
 from ...volumes.box import Box
 from ..fill import distance_mm, plain_tissue
 from ..methods import Method
-from ..score import CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits
+from ..score import AGREEMENT, CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_logits, mean_probability
 from ..stage_context import BLUR_MM, StageContext, StageMap, gaussian
 from ..stitching import stage_maps
 from .randomization import mirror_correlations, shuffled_networks, spearman
@@ -54,8 +54,6 @@ DRAWS = 5
 NOISE_DRAWS = 7
 #: Standard deviation of the noise of the stability check.
 NOISE_HU = 10.0
-#: The target's probability in the box must differ by at most this from that in the whole image.
-AGREEMENT = 0.15
 #: Structures this close to the target count as part of it when its surroundings are replaced.
 _RIM_MM = 5.0
 #: Radii around the target within which the effect is searched, and the fraction of the effect that must be found.
@@ -93,8 +91,7 @@ class FaithfulnessEvaluator:
         run, score_target = score_target.over_slices(run)
         for limit, reach in ((limit_mm, CONTEXT_MM), (1.7 * limit_mm, 2 * CONTEXT_MM), (None, 0.0)):
             self.run, self.score_target, self.box = score_target.in_focus(run, limit, reach)
-            self._weights = self.score_target.weights.abs().sum(dim=0)
-            self._weights = self._weights / self._weights.sum()
+            self._weights = self.score_target.share
             self.intact = self.score(self.run.image)
             self.in_image = self._in_image(score_target, odds)
             if abs(self.intact - self.in_image) <= AGREEMENT:
@@ -115,7 +112,7 @@ class FaithfulnessEvaluator:
         common = self.box.intersection(score_target.box)
         assert common is not None
         weights = self._weights[common.relative_to(self.box)]
-        return float((torch.sigmoid(odds[common.relative_to(score_target.box)]) * weights).sum() / weights.sum())
+        return mean_probability(odds[common.relative_to(score_target.box)], weights)
 
     def _reference(self, run: StageContext, baseline: str) -> tuple[str, torch.Tensor]:
         """A description of what replaces voxels, and the network input that shows it everywhere in the box."""
@@ -208,7 +205,7 @@ class FaithfulnessEvaluator:
 
     def score(self, image: torch.Tensor) -> float:
         """f of an image of the window's size."""
-        return float((torch.sigmoid(self._evidence(image)) * self._weights).sum())
+        return mean_probability(self._evidence(image), self._weights)
 
     def curves(self, values: torch.Tensor) -> dict[str, Any]:
         """Deletion and insertion of the voxels that `values` ranks highest, and their areas.

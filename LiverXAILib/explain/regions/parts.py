@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -36,7 +36,7 @@ class Part:
     """
 
     name: str
-    mask: torch.Tensor
+    mask: torch.Tensor = field(repr=False)
     of_lesion: bool = False
     outside: bool = False
 
@@ -104,7 +104,7 @@ class Replacement:
         replaced, by each tissue that was tried.
     """
 
-    image: torch.Tensor
+    image: torch.Tensor = field(repr=False)
     tissues: Mapping[str, str]
     confidences: Mapping[str, Mapping[str, float]]
 

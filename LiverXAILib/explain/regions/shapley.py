@@ -14,7 +14,7 @@ from math import factorial
 import torch
 
 from ...context import RunContext
-from ...errors import UsageError
+from ...errors import UsageError, own_errors, require_several
 from ...inference.device import select_device
 from ...inference.segmentation import Segmentation
 from ...models.model import Model
@@ -23,8 +23,8 @@ from ...volumes.volume import Volume
 from ..answers import RegionShares
 from ..counterfactual import ExaminedBox, confidence_alone
 from ..score import build_score
-from ..stage_context import StageContext, StageContexts
-from ..targets import LESION_LABEL, Target, WhyNot
+from ..stage_context import StageContext, StageContexts, require_explainable
+from ..targets import LESION_LABEL, Target
 from .parts import choose_replacement, name_parts
 
 #: How many images are made at a time. :meth:`~LiverXAILib.explain.counterfactual.ExaminedBox.ask` decides how many of
@@ -56,6 +56,7 @@ def shapley_values(worth: Sequence[float]) -> list[float]:
     return shares
 
 
+@own_errors("The confidence cannot be divided among parts")
 def explain_regions(
     volume: Volume,
     model: Model,
@@ -82,6 +83,8 @@ def explain_regions(
         with.
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
+    require_explainable(volume, model, segmentation)
+    require_several(targets, "targets")
     torch_device = select_device(device)
     context = RunContext(progress, cancel, torch_device)
     model.to(torch_device)
@@ -91,7 +94,7 @@ def explain_regions(
         target = Target.parse(text)
         try:
             target = target.resolve(segmentation)
-            if isinstance(target, WhyNot) or target.label != LESION_LABEL:
+            if target.is_why_not or target.label != LESION_LABEL:
                 raise UsageError(f"{target.describe()} cannot be divided among parts: name a lesion, as in 'lesion:1'.")
             run = prepared.of(model.spec.stage_of(target.label))
             answers.append(_shares(target, model, run, context.step(number, len(targets))))

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ...errors import ModelError
-from ...files import put_folder, staging_folder
+from ...errors import ModelError, require_type
+from ...files import put_folder, require_path, staging_folder
 from ...networks import UNet, build_network
 from ...networks.folding import fold_batch_norms
 from ..downloads import checksum
@@ -134,6 +134,8 @@ def save_model(
     :param half: store floating-point weights in half precision (they are loaded as float32).
     :return: the card as written, with the checksums filled in.
     """
+    require_type(spec, ModelSpec, "A model card", "give the ModelSpec, as in model.spec")
+    require_path(folder)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with staging_folder(folder) as new:

@@ -105,6 +105,8 @@ class Reader:
             return _("Choose the model that made this result, and press Measure again.")
         if is_edited(node):
             return _("The numbers are from before the edit. Press Measure again first.")
+        if self._analyses.holds(node):
+            return _("The patient's height or weight was changed. Press Measure again first.")
         return _("Press Measure again first: this result is from an earlier session, or another one was made since.")
 
     def on_measure(self) -> None:

@@ -20,10 +20,10 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
 
 
 def _require() -> None:
-    from ..html import require_report_extra
+    from ..html import require_report_packages
 
     require_extra()
-    require_report_extra()
+    require_report_packages()
 
 
 WRITER = Writer(

@@ -31,9 +31,9 @@ def _write(analysis: Analysis, folder: Path, drawn: Mapping[str, Any]) -> dict[s
 
 
 def _require() -> None:
-    from ..html import require_report_extra
+    from ..html import require_report_packages
 
-    require_report_extra()
+    require_report_packages()
 
 
 WRITER = Writer(

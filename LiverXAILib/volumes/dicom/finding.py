@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...context import RunContext
 from ...errors import InputError
-from ...progress import CancelToken, Progress, check_cancel, report_progress
+from ...progress import CancelToken, Progress
 from ..formats import image_ending
 from .headers import DicomFile, is_dicom, read_header
 from .series import Series, SeriesInfo, arrange_series, rank
@@ -54,9 +55,10 @@ def find_series(
     """All series among `files`, with the files of each; the best CT first, by :func:`rank`. May be empty."""
     groups: dict[str, list[DicomFile]] = {}
     damaged: list[tuple[Path, str]] = []
+    context = RunContext(progress, cancel)
     for done, path in enumerate(files):
-        check_cancel(cancel)
-        report_progress(progress, "Looking for DICOM series", done / len(files))
+        context.check()
+        context.report("Looking for DICOM series", done / len(files))
         if not is_dicom(path):
             if path.name.lower().endswith(_DICOM_ENDINGS):
                 damaged.append((path, "it is empty" if path.stat().st_size == 0 else "it does not start like DICOM"))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ...context import RunContext
 from ...errors import InputError, UsageError
-from ...progress import CancelToken, Progress, check_cancel, report_progress
+from ...progress import CancelToken, Progress
 from ..intensities import looks_like_hu, to_smallest_dtype, validate_ct
 from ..memory import require_memory
 from ..stack import resample_to_regular
@@ -43,7 +44,7 @@ def read_dicom(
         chosen = _choose(found, series, path)
     _check_usable(chosen, found, allow_irregular)
     _logger.info("Reading DICOM series %d of %d: %d slices", chosen.info.number, len(found.series), chosen.info.slices)
-    chosen, array, notes = _decoded(chosen, found, allow_irregular, progress, cancel)
+    chosen, array, notes = _decoded(chosen, found, allow_irregular, RunContext(progress, cancel))
     info, stack = chosen.info, chosen.stack
     notes = [*found.notes(), *chosen.notes, *notes]
     if stack.problem:
@@ -115,7 +116,7 @@ def _check_usable(chosen: Series, found: FoundSeries, allow_irregular: bool) -> 
 
 
 def _decoded(
-    chosen: Series, found: FoundSeries, allow_irregular: bool, progress: Progress | None, cancel: CancelToken | None
+    chosen: Series, found: FoundSeries, allow_irregular: bool, context: RunContext
 ) -> tuple[Series, np.ndarray, list[str]]:
     """The series, its voxels in HU (n, j, i) in the order of the stack, and notes for the user.
 
@@ -129,8 +130,8 @@ def _decoded(
     damaged: dict[Path, str] = {}
     opened: StoredPixels | None = None
     for done, index in enumerate(chosen.stack.order):
-        check_cancel(cancel)
-        report_progress(progress, "Reading the image", done / len(chosen.slices))
+        context.check()
+        context.report("Reading the image", done / len(chosen.slices))
         one = chosen.slices[index]
         if one.path in damaged:
             continue
@@ -150,7 +151,7 @@ def _decoded(
         if not chosen.slices or (chosen.info.problem and not (allow_irregular and chosen.info.can_be_resampled)):
             raise InputError(f"Cannot use {chosen.info.name}: {note} Copy or export the series again.")
         notes[note] = None
-    report_progress(progress, "Reading the image", 1.0)
+    context.report("Reading the image", 1.0)
     return chosen, np.stack([images[id(chosen.slices[index])] for index in chosen.stack.order]), list(notes)
 
 
