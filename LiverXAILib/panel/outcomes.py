@@ -184,7 +184,9 @@ class Outcomes:
         if obstacle := self._obstacle(asked):
             return obstacle
         yield from mrml.changed_ct_steps(explained.answers, scene, node, changed)
-        notes = [*(answer.sentence for answer in explained.answers), *explained.warnings]
+        # The sentence about a lesion whose changed CT is shown stands next to the table.
+        told = [answer.sentence for answer in explained.answers if "without" not in answer.volumes]
+        notes = [*told, *explained.warnings]
         return (yield from self._show_heat_map(heat_map, explanations, asked, notes))
 
     def _show_heat_map(

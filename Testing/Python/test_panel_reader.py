@@ -147,7 +147,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     panel.ui.lesionTable.selectRow(1)
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
-    assert panel.ui.lesionTable.item(1, 4).text() == "unchecked"
+    assert panel.ui.lesionTable.item(1, 4).text() == "not\nchecked"
     words = panel.ui.heatMapSelector.currentText
     assert "lesion 2 at " in words
     assert " mm (" in words
@@ -161,7 +161,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
     assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
-    assert panel.ui.lesionTable.item(0, 4).text() == "unchecked"
+    assert panel.ui.lesionTable.item(0, 4).text() == "not\nchecked"
 
 
 def heat_maps(panel, node):
@@ -227,7 +227,7 @@ def test_what_changes_no_outline_leaves_heat_maps_of_lesions_valid(panel, toy_mo
     wait_idle(panel)
     decide(panel, 1, "targets")
     assert heat_maps(panel, node) == [False]
-    assert panel.ui.lesionTable.item(1, 4).text() == "unchecked"
+    assert panel.ui.lesionTable.item(1, 4).text() == "not\nchecked"
 
 
 def test_what_was_decided_on_the_console_is_known_to_the_panel(panel, toy_model):
