@@ -62,7 +62,7 @@ def test_labels_survive_the_way_through_a_node_voxel_for_voxel(scene, name):
 
 
 def test_without_its_segment_a_structure_is_neither_explained_nor_measured(scene):
-    _, node = shown(scene, random_segmentation(OBLIQUE))
+    _, node = shown(scene, random_segmentation(GEOMETRIES["oblique"]))
     require_segment(node, ball_analysis().model, "liver")
     node.GetSegmentation().RemoveSegment("liver")
     with pytest.raises(UsageError, match="no segment 'liver', so it can be neither explained nor measured"):
