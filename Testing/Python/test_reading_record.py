@@ -35,11 +35,13 @@ from LiverXAILib.inference.lesions import lesion_components
 from LiverXAILib.reading import (
     accept,
     add,
+    as_listed,
     change_sensitivity,
     choose_targets,
     dismiss,
     exclude,
     include,
+    listed_in,
     measure_lesion,
     merge,
     refine,
@@ -165,6 +167,19 @@ def test_the_centroid_of_a_lesion_identifies_it_even_if_it_lies_outside():
     centroid = hollow.measurements.lesions[number - 1].centroid_lps_mm
     result = refine(hollow, [Decision("reject", (number,), centroid)])
     assert not (result.segmentation.mask("tumor") & ring).any()
+
+
+def test_a_lesion_around_another_is_not_taken_for_it():
+    one = edited_away(analysis())
+    core, ring = ball((12, 14, 24), 3), ball((12, 14, 24), 13) & ~ball((12, 14, 24), 9)
+    around = refine(one, labels=edited(one, core | ring, 2))
+    listed = listed_in(around.measurements.to_dict())
+    numbers = lesion_components(around.segmentation)
+    for mask, other in ((core, ring), (ring, core)):
+        (number,) = np.unique(numbers[mask]).tolist()
+        result = refine(around, as_listed([reject(number)], listed, around))
+        assert not (result.segmentation.mask("tumor") & mask).any()
+        assert result.segmentation.mask("tumor")[other].all()
 
 
 def edited_away(one):
