@@ -392,6 +392,27 @@ def test_a_decision_is_about_the_lesion_that_was_seen_whatever_its_number_is_now
     assert segment_array(segmentation, "tumor", node).any()
 
 
+def test_what_is_known_about_a_lesion_stays_when_another_one_is_rejected(panel, toy_model):
+    node = prepare(panel, phantom(lesions=3), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(2)
+    panel.click(panel.ui.explainLesionButton)
+    wait_idle(panel)
+    panel.ui.lesionTable.selectRow(2)
+    sentence = panel.ui.answerLabel.text
+    assert sentence.startswith("With lesion 3 replaced")
+    assert sentence not in panel.ui.statusLabel.text  # it stands next to the table
+    decide(panel, 0, "reject")
+    panel.ui.lesionTable.selectRow(1)  # the same lesion
+    assert panel.ui.answerLabel.text == sentence.replace("lesion 3", "lesion 2")
+    assert panel.ui.withoutButton.enabled
+    decide(panel, 1, "split")
+    panel.ui.lesionTable.selectRow(1)
+    assert panel.ui.answerLabel.text == ""
+    assert not panel.ui.withoutButton.enabled
+    assert len(results(node, "changed CT")) == 2
+
+
 def markups():
     return list(slicer.util.getNodesByClass("vtkMRMLMarkupsNode"))
 
