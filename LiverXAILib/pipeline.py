@@ -433,8 +433,11 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
     :raises OSError: a required file cannot be written.
     """
     # Explanations may have been added later, or the segmentation changed since.
-    explained = _explained(analysis.explanations, analysis.segmentation)
-    analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, "explanations": explained})
+    explained = {
+        "explanations": _explained(analysis.explanations, analysis.segmentation),
+        "answers": [answer.to_dict() for answer in analysis.answers],
+    }
+    analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, **explained})
     files: dict[str, Path] = {}
     failures: dict[str, Exception] = {}
     with ThreadPoolExecutor(1, "preparing") as beside:

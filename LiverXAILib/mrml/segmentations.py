@@ -316,8 +316,8 @@ def require_segment(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec, labe
         if spec is not None and spec.name == label:
             return
     raise UsageError(
-        f"The segmentation {node.GetName()!r} has no segment {label!r}, so it cannot be explained. Undo its "
-        f"deletion, name a segment {label!r}, or press Apply to segment again."
+        f"The segmentation {node.GetName()!r} has no segment {label!r}, so it can be neither explained nor "
+        f"measured. Undo its deletion, name a segment {label!r}, or press Apply to segment again."
     )
 
 

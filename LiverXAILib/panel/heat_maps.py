@@ -149,7 +149,7 @@ def faithfulness_word(heat_map: Any) -> str:
     if heat_map is None:
         return ""
     card = _faithfulness(heat_map)
-    return _("unchecked") if card is None else _("yes") if card["passed"] else _("no")
+    return _("not\nchecked") if card is None else _("yes") if card["passed"] else _("no")
 
 
 def _faithfulness(heat_map: Any) -> Any:

@@ -144,8 +144,9 @@ class Outcomes:
         if by_library:
             lesions = self._state.parameters.lesionSegments
             layers = yield lambda: mrml.segment_layers(analysis.segmentation, lesion_segments=lesions)
-            if obstacle := self._obstacle(asked):
-                return obstacle
+        changed_cts = yield mrml.prepare_changed_cts(analysis.answers)
+        if obstacle := self._obstacle(asked):
+            return obstacle
         edited_meanwhile = mrml.labels_token(segmentation) != asked.labels
         if edited_meanwhile and layers is not None:
             self._held = ("", "", "", None)
@@ -156,6 +157,10 @@ class Outcomes:
         self._hold(segmentation, name, labels, asked)
         yield from self._edits.measured(segmentation, labels)
         yield None
+        if obstacle := self._obstacle(asked):
+            return obstacle
+        # Those of lesions that have not changed, under the numbers that they have now.
+        yield from mrml.changed_ct_steps(analysis.answers, self._state.scene, node, changed_cts)
         yield from self._show_in_panel(node, self._state.parameters.heatMap)
         notes = [_("The CT has since changed. Press Apply again.")] if _voxel_time(node) != asked.voxels else []
         unused = mrml.unused_segments(segmentation, analysis.model)
@@ -184,7 +189,9 @@ class Outcomes:
         if obstacle := self._obstacle(asked):
             return obstacle
         yield from mrml.changed_ct_steps(explained.answers, scene, node, changed)
-        notes = [*(answer.sentence for answer in explained.answers), *explained.warnings]
+        # The sentence about a lesion whose changed CT is shown stands next to the table.
+        told = [answer.sentence for answer in explained.answers if "without" not in answer.volumes]
+        notes = [*told, *explained.warnings]
         return (yield from self._show_heat_map(heat_map, explanations, asked, notes))
 
     def _show_heat_map(

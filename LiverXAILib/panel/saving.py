@@ -28,6 +28,8 @@ class Outputs:
         import qt
 
         self._state, self._list, self._qt = state, state.ui.outputList, qt
+        self._list.horizontalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff
+        self._list.wordWrap = True
         with state.filling():
             for writer in WRITERS.values():
                 if not writer.required and writer.name != "scene":

@@ -27,7 +27,7 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
     heat maps stay, because they record the label map that they explain. If a lesion has the model's outline again, the
     heat maps and answers of the model's own result are back.
 
-    :param provenance: of the result; answers and warnings are updated in it.
+    :param provenance: of the result; its warnings are updated.
     :return: `segmentation`, `explanations`, `answers` and `provenance`.
     """
     found: dict[tuple[str, ...], Explanation | Answer] = {}
@@ -51,17 +51,12 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
                 new = dataclasses.replace(new, provenance={**new.provenance, LABELS: segmentation.checksum})
             found.setdefault(_key(new), new)
     in_order = sorted(found.values(), key=lambda one: lesion.number if (lesion := _lesion(one.target)) else 0)
-    answers = tuple(one for one in in_order if isinstance(one, Answer))
     warnings = dict.fromkeys([*provenance.get("warnings", ()), *sorted(lost)])
     return {
         "segmentation": segmentation,
         "explanations": tuple(one for one in in_order if isinstance(one, Explanation)),
-        "answers": answers,
-        "provenance": {
-            **provenance,
-            "answers": [answer.to_dict() for answer in answers],
-            "warnings": [sentence for sentence in warnings if sentence not in present],
-        },
+        "answers": tuple(one for one in in_order if isinstance(one, Answer)),
+        "provenance": {**provenance, "warnings": [sentence for sentence in warnings if sentence not in present]},
     }
 
 

@@ -227,11 +227,7 @@ def _explained(
         refusals=refusals,
         context=context,
     )
-    told = {
-        **refined.provenance,
-        "answers": [answer.to_dict() for answer in answers],
-        "warnings": [*refined.provenance.get("warnings", ()), *refusals],
-    }
+    told = {**refined.provenance, "warnings": [*refined.provenance.get("warnings", ()), *refusals]}
     return dataclasses.replace(refined, explanations=tuple(explanations), answers=tuple(answers), provenance=told)
 
 

@@ -70,7 +70,7 @@ class Findings:
         if place_lps_mm is None:
             self.require(number)
             return number
-        if 1 <= number <= len(self.masks) and self._is_centroid(number, place_lps_mm):
+        if self.has_centroid(number, place_lps_mm):
             return number
         found = self.at(place_lps_mm)
         if not found:
@@ -85,7 +85,10 @@ class Findings:
         if not 1 <= number <= len(self.masks):
             raise UsageError(missing(self.what, number, len(self.masks)))
 
-    def _is_centroid(self, number: int, place_lps_mm: Point) -> bool:
+    def has_centroid(self, number: int, place_lps_mm: Point) -> bool:
+        """Whether there is a finding with this number, and its centroid is at this place."""
+        if not 1 <= number <= len(self.masks):
+            return False
         box, voxels = self.mask(number)
         centroid = self.grid.to_lps((np.argwhere(voxels).mean(axis=0) + box.start)[::-1])
         return bool(np.linalg.norm(centroid - place_lps_mm) < 0.5 * min(self.grid.spacing))

@@ -13,7 +13,7 @@ from ..analysis import Analysis, Decision
 from ..errors import UsageError
 from ..inference.lesions import Point, lesion_at, numbered_lesions
 from ..text import place_text
-from .findings import missing
+from .findings import Findings, missing
 
 #: What the numbers of each kind of decision refer to.
 _ABOUT = {
@@ -92,13 +92,16 @@ def as_listed(decisions: Sequence[Decision], listed: Listed, analysis: Analysis)
     :raises LiverXAILib.errors.UsageError: a lesion is no longer there, or is no longer the only one at its place.
     """
     require_listed(decisions, listed)
+    grid = analysis.segmentation.labels.grid
+    lesions = Findings.numbered("lesion", grid, *numbered_lesions(analysis.segmentation))
     placed = []
     for decision in decisions:
         if decision.numbers:
             what = _ABOUT[decision.kind]
             if what == "lesion":
                 for number in decision.numbers:
-                    _require_one(number, listed[what], analysis)
+                    if not lesions.has_centroid(number, listed[what][number][0]):  # otherwise, it has not changed
+                        _require_one(number, listed[what], analysis)
             places = tuple(listed[what][number][0] for number in decision.numbers)
             decision = dataclasses.replace(decision, place_lps_mm=places[0])
             if decision.kind in ("merge", "target"):

@@ -20,6 +20,7 @@ from LiverXAILib.mrml import (
     labels_token,
     read_segments,
     record_measured,
+    require_segment,
     segmentation_from_node,
     segmentation_to_node,
     volume_to_node,
@@ -58,6 +59,14 @@ def test_labels_survive_the_way_through_a_node_voxel_for_voxel(scene, name):
     back = segmentation_from_node(node, ct, ball_analysis().model)
     np.testing.assert_array_equal(back.labels.array, segmentation.labels.array)
     assert back.labels.grid.matches(segmentation.labels.grid, 1e-9)
+
+
+def test_without_its_segment_a_structure_is_neither_explained_nor_measured(scene):
+    _, node = shown(scene, random_segmentation(GEOMETRIES["oblique"]))
+    require_segment(node, ball_analysis().model, "liver")
+    node.GetSegmentation().RemoveSegment("liver")
+    with pytest.raises(UsageError, match="no segment 'liver', so it can be neither explained nor measured"):
+        require_segment(node, ball_analysis().model, "liver")
 
 
 @pytest.mark.parametrize("name", [name for name in GEOMETRIES if "sheared" not in name])

@@ -147,7 +147,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     panel.ui.lesionTable.selectRow(1)
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
-    assert panel.ui.lesionTable.item(1, 4).text() == "unchecked"
+    assert panel.ui.lesionTable.item(1, 4).text() == "not\nchecked"
     words = panel.ui.heatMapSelector.currentText
     assert "lesion 2 at " in words
     assert " mm (" in words
@@ -161,7 +161,7 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
     assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
-    assert panel.ui.lesionTable.item(0, 4).text() == "unchecked"
+    assert panel.ui.lesionTable.item(0, 4).text() == "not\nchecked"
 
 
 def heat_maps(panel, node):
@@ -227,7 +227,7 @@ def test_what_changes_no_outline_leaves_heat_maps_of_lesions_valid(panel, toy_mo
     wait_idle(panel)
     decide(panel, 1, "targets")
     assert heat_maps(panel, node) == [False]
-    assert panel.ui.lesionTable.item(1, 4).text() == "unchecked"
+    assert panel.ui.lesionTable.item(1, 4).text() == "not\nchecked"
 
 
 def test_what_was_decided_on_the_console_is_known_to_the_panel(panel, toy_model):
@@ -390,6 +390,27 @@ def test_a_decision_is_about_the_lesion_that_was_seen_whatever_its_number_is_now
     rejected = tuple(volume_from_node(node).grid.nearest_voxel(place))
     assert not segment_array(segmentation, "tumor", node)[rejected]
     assert segment_array(segmentation, "tumor", node).any()
+
+
+def test_what_is_known_about_a_lesion_stays_when_another_one_is_rejected(panel, toy_model):
+    node = prepare(panel, phantom(lesions=3), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.ui.lesionTable.selectRow(2)
+    panel.click(panel.ui.explainLesionButton)
+    wait_idle(panel)
+    panel.ui.lesionTable.selectRow(2)
+    sentence = panel.ui.answerLabel.text
+    assert sentence.startswith("With lesion 3 replaced")
+    assert sentence not in panel.ui.statusLabel.text  # it stands next to the table
+    decide(panel, 0, "reject")
+    panel.ui.lesionTable.selectRow(1)  # the same lesion
+    assert panel.ui.answerLabel.text == sentence.replace("lesion 3", "lesion 2")
+    assert panel.ui.withoutButton.enabled
+    decide(panel, 1, "split")
+    panel.ui.lesionTable.selectRow(1)
+    assert panel.ui.answerLabel.text == ""
+    assert not panel.ui.withoutButton.enabled
+    assert len(results(node, "changed CT")) == 2
 
 
 def markups():

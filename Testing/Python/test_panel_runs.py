@@ -125,7 +125,7 @@ def test_a_lesion_is_jumped_to_and_explained_by_two_clicks(panel, toy_model):
     assert panel.widget.runner.client.pid == pid
     (heat,) = results(node, "heatmap")
     assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
-    assert table.item(1, 4).text() == "unchecked"
+    assert table.item(1, 4).text() == "not\nchecked"
     assert table.item(0, 4).text() == ""
 
 
