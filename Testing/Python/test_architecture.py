@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -123,6 +124,20 @@ def test_heavy_and_foreign_packages_stay_in_their_packages(path):
         allowed = RESERVED.get(name.split(".")[0])
         if allowed is not None:
             assert where.startswith(allowed) if allowed else False, f"{path}:{line} imports {name}"
+
+
+def test_only_volumes_knows_how_lps_and_ras_differ():
+    """Points and matrices are converted by its functions and its matrix, not by signs written elsewhere."""
+    name = r"[A-Za-z_]\w*(\([^()]*\))?"
+    signs = re.compile(rf"-{name}, -{name}, {name}|sign \* x|-1(\.0)?, -1(\.0)?, 1")
+    found = [
+        f"{path.relative_to(LIBRARY)}: {line.strip()}"
+        for path in sources()
+        if package_of(path) not in ("volumes", "phantoms")  # phantoms negate distances
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if signs.search(line)
+    ]
+    assert found == []
 
 
 def test_importing_the_library_loads_neither_torch_nor_simpleitk():
