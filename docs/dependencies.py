@@ -86,11 +86,7 @@ def without_small_modules(graph: networkx.DiGraph) -> networkx.DiGraph:
     """The packages, and the modules next to them that import packages."""
     kept = [name for name in graph if (LIBRARY / name).is_dir()]
     kept += [name for name in graph if any(other in kept for other in graph.successors(name))]
-    # In alphabetical order, which determines the order in the rows of the picture.
-    result = networkx.DiGraph()
-    result.add_nodes_from((name, graph.nodes[name]) for name in sorted(kept))
-    result.add_edges_from(sorted(graph.subgraph(kept).edges))
-    return result
+    return graph.subgraph(kept).copy()
 
 
 def description(graph: networkx.DiGraph) -> str:
@@ -106,22 +102,18 @@ def description(graph: networkx.DiGraph) -> str:
 def draw(graph: networkx.DiGraph, output: Path) -> None:
     """Draw an acyclic graph in rows, with each package below everything that it imports."""
     reduced = networkx.transitive_reduction(graph)
-    for layer, names in enumerate(networkx.topological_generations(graph.reverse())):
-        for name in names:
-            reduced.nodes[name]["layer"] = layer
-    across = networkx.multipartite_layout(reduced, subset_key="layer", align="horizontal")
-    rows = max(reduced.nodes[name]["layer"] for name in reduced) + 1
-    heights = [0.0] * rows  # of the rows, in inches
-    for name in reduced:
-        row, lines = reduced.nodes[name]["layer"], graph.nodes[name]["label"].count("\n") + 1
-        heights[row] = max(heights[row], 0.55 + 0.16 * lines)
-    middles = [-sum(heights[:row]) - heights[row] / 2 for row in range(rows)]
+    generations = networkx.topological_generations(graph.reverse())
+    rows = {row: sorted(names) for row, names in enumerate(generations)}  # sorted: the same picture each time
+    across = networkx.multipartite_layout(reduced, subset_key=rows, align="horizontal")
+    heights = [  # in inches
+        max(0.71 + 0.16 * graph.nodes[name]["label"].count("\n") for name in names) for names in rows.values()
+    ]
+    middles = [-sum(heights[:row]) - heights[row] / 2 for row in rows]
     width = max(x for x, _ in across.values()) - min(x for x, _ in across.values())
     layout = {}
-    for name, (x, _) in across.items():
-        row = reduced.nodes[name]["layer"]
+    for row, names in rows.items():
         # Rows are shifted in turn, so that fewer arrows pass behind boxes.
-        layout[name] = x + width * (0.0, 0.12, -0.12)[row % 3], middles[row]
+        layout |= {name: (across[name][0] + width * (0.0, 0.12, -0.12)[row % 3], middles[row]) for name in names}
     figure, axes = plt.subplots(figsize=(11, sum(heights)), dpi=72)  # as in SVG, so that arrows end at the boxes
     figure.subplots_adjust(0, 0, 1, 1)
     axes.set_axis_off()
