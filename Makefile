@@ -33,7 +33,7 @@ mutation: $(VENV)/.dev
 	$(BIN)/python Testing/mutation.py --seed $(SEED) --sample $(SAMPLE)
 
 docs: $(VENV)/.docs
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs $(OUTPUT)/docs
+	$(BIN)/sphinx-build --jobs auto --fail-on-warning --keep-going --quiet docs $(OUTPUT)/docs
 	@echo "The site is in $(OUTPUT)/docs/index.html"
 
 benchmark: $(VENV)/.test

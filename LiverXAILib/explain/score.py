@@ -38,7 +38,7 @@ _NEGLIGIBLE = 1e-6
 #: The margin around a target within which a map is evaluated, and the largest size of the examined box.
 CONTEXT_MM = 48.0
 EXAMINED_MM = 120.0
-#: A part of the image may be examined in place of the whole if the model's mean probability of the answer over the
+#: A part of the image may be examined in place of the whole if the model's mean probability of the prediction over the
 #: target differs by at most this.
 AGREEMENT = 0.15
 

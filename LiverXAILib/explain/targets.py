@@ -93,7 +93,7 @@ class Target(ABC):
 
     @property
     def asks_for_changed_cts(self) -> bool:
-        """Whether the model's answers for changed CTs belong to the answer, even if nothing else asks for them."""
+        """Whether the model's predictions for changed CTs belong to the answer, even if nothing else asks for them."""
         return self.is_lesion or self.is_why_not
 
     @property

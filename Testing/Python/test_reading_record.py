@@ -330,7 +330,7 @@ def test_the_last_decision_can_be_taken_back(kind, before, session):
     assert (back.own is None) == (not before)
     # Nothing is left of it at other sensitivities.
     there = dataclasses.replace(graded().model)
-    for end in ("sure", "sensitive"):
+    for end in ("specific", "sensitive"):
         first, second = (change_sensitivity(dataclasses.replace(x, model=there), end) for x in (back, start))
         np.testing.assert_array_equal(labels_of(first), labels_of(second))
 
