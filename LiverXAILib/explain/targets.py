@@ -19,7 +19,7 @@ from ..errors import UsageError, require_type
 from ..inference.lesions import as_marked, lesion_count
 from ..inference.segmentation import Segmentation
 from ..volumes.box import bounding_box
-from ..volumes.volume import LPS_TO_RAS, Grid
+from ..volumes.volume import Grid, ras_to_lps
 
 #: The label whose connected components are the lesions.
 LESION_LABEL = "tumor"
@@ -247,7 +247,7 @@ class PlaceTarget(Target):
     def corners(self) -> np.ndarray:
         """The points of the place in LPS mm: (points, 3)."""
         corners = np.array(self.numbers, dtype=float).reshape(-1, 3)
-        return corners * np.diag(LPS_TO_RAS)[:3] if self.frame == "ras" else corners
+        return np.array([ras_to_lps(corner) for corner in corners]) if self.frame == "ras" else corners
 
     def _words(self, point: tuple[float, ...]) -> str:
         return f"{self.frame.upper()} ({', '.join(f'{number:g}' for number in point)}) mm"

@@ -15,6 +15,7 @@ import slicer
 from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
+from ..volumes.volume import lps_to_ras
 from .nodes import find_results, result_node, set_attributes
 from .segmentations import LABELS_CHECKSUM
 from .tokens import labels_token
@@ -166,8 +167,7 @@ def hottest_point(node: slicer.vtkMRMLScalarVolumeNode) -> tuple[float, float, f
 def hottest_place(heatmap: Volume) -> tuple[float, float, float]:
     """Return the world position (RAS mm) of the most influential voxel of a heat map."""
     k, j, i = np.unravel_index(int(heatmap.array.argmax()), heatmap.shape)
-    left, posterior, superior = heatmap.grid.to_lps(np.array([i, j, k]))
-    return -float(left), -float(posterior), float(superior)
+    return lps_to_ras(heatmap.grid.to_lps(np.array([i, j, k])))
 
 
 def _fill(

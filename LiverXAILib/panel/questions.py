@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 from ..errors import LiverXAIError
 from ..explain.catalog import CATALOG, DEFAULT_METHOD
 from ..mrml.volumes import world_grid
+from ..volumes.volume import ras_to_lps
 from .model_choice import ModelChoice
 from .reading.edits import is_edited
 from .state import PanelState
@@ -82,7 +83,7 @@ class Questions:
         crosshair: Any = self._state.scene.GetSingletonNode("default", "vtkMRMLCrosshairNode")
         r, a, s = crosshair.GetCrosshairRAS()
         grid = world_grid(self._state.volume_node)
-        voxel = grid.nearest_voxel((-r, -a, s))
+        voxel = grid.nearest_voxel(ras_to_lps((r, a, s)))
         inside = (voxel >= 0).all() and (voxel < grid.shape).all()
         if not inside or (r, a, s) == (0.0, 0.0, 0.0):  # the position of a new crosshair
             raise LiverXAIError(

@@ -13,6 +13,7 @@ from ..mrml import moved_point, moved_since, show_changed_ct
 from ..mrml.changed_cts import CHANGED_CT
 from ..mrml.heatmaps import is_about
 from ..mrml.nodes import get_attribute
+from ..volumes.volume import lps_to_ras
 from .heat_maps import HeatMaps, faithfulness_word
 from .reading.edits import title_of
 from .reading.frames import sets_to_choose
@@ -231,8 +232,8 @@ class ResultsView:
             place = others[row - len(self.lesions)]["place_lps_mm"]
         else:
             return
-        left, posterior, superior = self._now(place)
-        slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, -left, -posterior, superior)
+        now = lps_to_ras(self._now(place))
+        slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, *now)
 
     def _now(self, place_lps_mm: Sequence[float]) -> Point:
         """Return where a point of the table is now: the CT may have been transformed since the measurement."""

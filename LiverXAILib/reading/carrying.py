@@ -43,7 +43,8 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
                 continue
             target = change.target(one.target)
             if target is None:
-                lost.update(change.loss(one.target))
+                if source is analysis:  # losses of the model's own result were named when they occurred
+                    lost.update(change.loss(one.target))
                 continue
             present.update(change.loss(one.target))
             new: Explanation | Answer = dataclasses.replace(one, target=target)
@@ -99,8 +100,8 @@ class _Change:
                 return []
             what = f"the lesion at {place_text(self._lesions.place(lesion.number))}"
         return [
-            f"The explanation of {what} was dropped, because its outline was changed. Ask again to get it for the new "
-            "outline ('Explain lesion' in 3D Slicer, --explain on the command line)."
+            f"The explanation of {what} was dropped, because the outlines there have changed. Ask again to get it for "
+            "the new ones ('Explain lesion' in 3D Slicer, --explain on the command line)."
         ]
 
 

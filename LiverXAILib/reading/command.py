@@ -26,7 +26,7 @@ from ..progress import progress_bar
 from ..text import warn
 from ..volumes.box import Box
 from ..volumes.image_file import existing
-from ..volumes.volume import Volume
+from ..volumes.volume import Volume, ras_to_lps
 from .decisions import (
     accept,
     add,
@@ -315,10 +315,9 @@ def _place(text: str) -> tuple[float, float, float]:
     frame, _, numbers = text.partition(":")
     try:
         x, y, z = (float(number) for number in numbers.split(","))
-        sign = {"ras": -1.0, "lps": 1.0}[frame]
+        return {"ras": ras_to_lps((x, y, z)), "lps": (x, y, z)}[frame]
     except (ValueError, KeyError) as error:
         raise UsageError(f"{text!r} is not a place. Write ras:x,y,z or lps:x,y,z, in mm.") from error
-    return sign * x, sign * y, z
 
 
 def _sentence(decision: Decision) -> str:

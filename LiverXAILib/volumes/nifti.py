@@ -4,6 +4,15 @@
 ITK is not used for this format because it fills a truncated file with zeros, and refuses or straightens sheared
 geometry (gantry tilt), which the format's sform matrix can represent. If a file holds two usable transforms (sform and
 qform), the choice is the same as in ITK and 3D Slicer.
+
+nibabel, which reads the label names in a file's extensions (:mod:`LiverXAILib.labels.segment_files`), is not used for
+voxels and geometry, because it
+
+* places some files elsewhere than ITK and 3D Slicer: it prefers an sform with any code to a qform, ignores the unit of
+  lengths, and centers an image without either transform at the origin;
+* returns a singular matrix from a file whose sform is empty;
+* does not compare the checksum at the end of a gzip file, so damaged voxels go unnoticed;
+* allocates what the header promises before it looks at the size of the file.
 """
 
 from __future__ import annotations

@@ -25,6 +25,17 @@ from .box import Box
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
+def lps_to_ras(point: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """A point in LPS mm, in RAS mm (3D Slicer's world)."""
+    x, y, z = (float(value) for value in point)
+    return -x, -y, z
+
+
+def ras_to_lps(point: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """A point in RAS mm (3D Slicer's world), in LPS mm."""
+    return lps_to_ras(point)  # half a turn about z is its own inverse
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Where the voxels of an image lie, without the image.

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-LIBRARY = Path(__file__).parents[2] / "LiverXAILib"
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "LiverXAILib"
+#: All folders with Python code.
+FOLDERS = ("LiverXAI", "LiverXAILib", "recipes", "Testing", "docs", ".ci")
 
 ORDER = [
     "text",
@@ -125,6 +130,20 @@ def test_heavy_and_foreign_packages_stay_in_their_packages(path):
             assert where.startswith(allowed) if allowed else False, f"{path}:{line} imports {name}"
 
 
+def test_only_volumes_knows_how_lps_and_ras_differ():
+    """Points and matrices are converted by its functions and its matrix, not by signs written elsewhere."""
+    name = r"[A-Za-z_]\w*(\([^()]*\))?"
+    signs = re.compile(rf"-{name}, -{name}, {name}|sign \* x|-1(\.0)?, -1(\.0)?, 1")
+    found = [
+        f"{path.relative_to(LIBRARY)}: {line.strip()}"
+        for path in sources()
+        if package_of(path) not in ("volumes", "phantoms")  # phantoms negate distances
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if signs.search(line)
+    ]
+    assert found == []
+
+
 def test_importing_the_library_loads_neither_torch_nor_simpleitk():
     code = (
         "import sys, LiverXAILib; "
@@ -176,10 +195,26 @@ def test_no_package_is_too_large_to_be_known_by_one_person():
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
+def test_no_modules_import_each_other_in_a_circle_when_they_are_loaded():
+    """Imports inside functions run later, and those for type checking never."""
+    modules = {path.relative_to(LIBRARY).with_suffix("").parts: path for path in sources()}
+    modules = {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in modules.items()}
+    needs: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for module, path in modules.items():
+        package = path.relative_to(LIBRARY).parent.parts
+        needs[module] = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = (*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else ()))
+                named = {(*base, alias.name) if (*base, alias.name) in modules else base for alias in node.names}
+                needs[module] |= (named & modules.keys()) - {module}
+    assert tuple(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError with the circle
+
+
 def test_long_functions_say_why_they_are_long():
     """The reason stands in a comment that begins with "Long:" on the line above the function or its decorators."""
     unexplained = []
-    for path in sources():
+    for path in [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]:
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
         for node in ast.walk(ast.parse(text)):
@@ -188,5 +223,5 @@ def test_long_functions_say_why_they_are_long():
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             long = node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
             if long and not lines[first - 2].strip().startswith("# Long:"):
-                unexplained.append(f"{path.relative_to(LIBRARY)}:{node.lineno} {node.name}")
+                unexplained.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
     assert unexplained == []

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -35,6 +36,25 @@ def test_the_picture_of_a_counterfactual(tmp_path: Path, monkeypatch: pytest.Mon
     pictures.main()
     with Image.open(tmp_path / "counterfactual.png") as picture:
         assert picture.width > 3 * picture.height  # the lesion as it is, without it, elsewhere, alone
+
+
+def test_the_picture_of_the_packages_is_up_to_date(tmp_path: Path) -> None:
+    """If this fails, draw it again: python docs/dependencies.py."""
+    pytest.importorskip("networkx")
+    dependencies = script("dependencies")
+    graph = dependencies.without_small_modules(dependencies.dependency_graph())
+    dependencies.draw(graph, tmp_path / "drawn.svg")
+    drawn, kept = (
+        ElementTree.parse(path).find(".//{http://purl.org/dc/elements/1.1/}description")
+        for path in (tmp_path / "drawn.svg", dependencies.OUTPUT)
+    )
+    assert drawn is not None
+    assert drawn.text == dependencies.description(graph)
+    assert kept is not None
+    assert kept.text == drawn.text
+    lines = dependencies.lines_of_packages()
+    assert {"volumes", "volumes.dicom", "explain.faithfulness", "models.formats", "batch.cluster"} <= lines.keys()
+    assert all(inner.rpartition(".")[2] in drawn.text for inner in lines if "." in inner)
 
 
 def real_scan() -> tuple[Volume, np.ndarray, np.ndarray]:

@@ -49,6 +49,7 @@ def rows(panel):
     return [[table.item(row, column).text() for column in columns] for row in range(table.rowCount)]
 
 
+# Long: one session of a reader, each step of which goes on from the one before.
 @pytest.mark.skipif(not DATA, reason="LIVERXAI_TEST_DATA is not set: no real CT")
 def test_a_reader_goes_through_a_real_ct_by_clicks(panel, tmp_path, monkeypatch):
     folder = Path(DATA) / "ct" / "ircad01"

@@ -274,6 +274,9 @@ def test_explanations_of_unchanged_lesions_are_kept_under_their_new_numbers():
     assert told(refine(smaller, [split(1)]))[3] == 1
     assert told(refine(smaller, [split(2)]))[3] == 2
     assert told(undo(smaller)) == told(back)
+    # What was asked again is kept, and nothing is said about it again.
+    asked = dataclasses.replace(explained(smaller), provenance={**smaller.provenance, "warnings": []})
+    assert told(refine(asked, [reject(2)])) == ({"lesion:1": 0.11}, both, ["tumor", "lesion:1"], 0)
     found = told(refine(one, [add(place(MISSED))]))
     assert found[1] == ["border"], "the question why there is no tumor has no meaning any more"
     assert found[3] == 1

@@ -528,3 +528,44 @@ def test_memory_is_told_in_a_fitting_unit(monkeypatch, size, words):
     monkeypatch.setenv(MAX_MEMORY, "1M")
     with pytest.raises(InputError, match=rf"{words} of memory; 1\.0 MB may be used"):
         require_memory(size, "x")
+
+
+# --- why nibabel does not read the voxels -----------------------------------------------------------------------------
+
+
+def nifti_with(path: Path, *, unit: str = "mm", codes: tuple[int, int] = (1, 1), shift: float = 0.0) -> None:
+    """A file whose sform lies `shift` to the left of its qform; `codes` are those of sform and qform."""
+    image = nibabel.Nifti1Image(BODY.T, np.eye(4))
+    image.header.set_xyzt_units(unit)
+    mm = {"mm": 1.0, "meter": 0.001}[unit]
+    matrix = np.diag([mm, mm, mm, 1.0]) @ LPS_TO_RAS @ MATRIX
+    image.set_qform(matrix, codes[1])
+    matrix[0, 3] -= shift * mm
+    image.set_sform(matrix, codes[0])
+    nibabel.save(image, path)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [{"unit": "meter"}, {"codes": (2, 1), "shift": 50.0}, {"codes": (0, 0)}],
+    ids=["lengths in meters", "two transforms", "no transform"],
+)
+def test_nibabel_would_place_some_files_elsewhere_than_itk(tmp_path: Path, made: dict) -> None:
+    path = tmp_path / "a.nii"
+    nifti_with(path, **made)
+    ours = LPS_TO_RAS @ read_volume(path).ijk_to_lps
+    assert not np.allclose(ours, nibabel.load(path).affine, atol=0.01)
+    grid, image = read_volume(path).grid, sitk.ReadImage(str(path))
+    np.testing.assert_allclose(grid.origin, image.GetOrigin(), atol=1e-3)
+    np.testing.assert_allclose(grid.spacing, image.GetSpacing(), rtol=1e-4)
+
+
+def test_nibabel_would_not_notice_a_wrong_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    nifti_with(path)
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 0xFF
+    path.write_bytes(data)
+    np.testing.assert_array_equal(np.asanyarray(nibabel.load(path).dataobj).T, BODY)
+    with pytest.raises(InputError, match="damaged"):
+        read_volume(path)

@@ -136,6 +136,7 @@ class Validation(Dataset[dict[str, torch.Tensor]]):
         }
 
 
+# Long: half of it is parameters and the settings that the library's learner takes.
 def train(
     network: nn.Module,
     generator: Generator,

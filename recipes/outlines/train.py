@@ -201,6 +201,7 @@ def correct(sample: _Sample, probability: torch.Tensor) -> None:
         (sample.inside if best[2] else sample.outside).append((k, j, i))
 
 
+# Long: the training loop and, inside it, the evaluation that is printed at intervals.
 def train(
     trained: Sequence[Cube],
     judged: Sequence[Cube],

@@ -12,6 +12,7 @@ from slicer.util import VTKObservationMixin
 
 from ...mrml import moved_point, moved_since
 from ...mrml.nodes import get_attribute
+from ...volumes.volume import lps_to_ras
 from ..state import PanelState
 
 #: The axes: key of the measurements, title, color.
@@ -74,8 +75,8 @@ class Calipers(VTKObservationMixin):
             line = self._state.scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode", f"{_('Lesion')} {lesion}, {title}")
             line.SetSaveWithScene(False)
             line.SetHideFromEditors(True)
-            for left, posterior, superior in ends[2 * number : 2 * number + 2]:
-                line.AddControlPointWorld(-left, -posterior, superior)
+            for end in ends[2 * number : 2 * number + 2]:
+                line.AddControlPointWorld(*lps_to_ras(end))
             line.CreateDefaultDisplayNodes()
             display = line.GetDisplayNode()
             display.SetSelectedColor(*color)

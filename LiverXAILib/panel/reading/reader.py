@@ -12,6 +12,7 @@ from ...analysis import Decision
 from ...errors import LiverXAIError
 from ...measure.recist import MOST_TARGETS
 from ...mrml.nodes import get_attribute
+from ...volumes.volume import ras_to_lps
 from ..analyses import Analyses
 from ..heat_maps import HeatMaps
 from ..questions import Questions
@@ -179,8 +180,7 @@ class Reader:
         self._decide_at("exclude", place_ras_mm)
 
     def _decide_at(self, kind: str, place_ras_mm: tuple[float, float, float]) -> None:
-        r, a, s = place_ras_mm
-        self._analyses.refine([Decision(kind, (), (-r, -a, s))])
+        self._analyses.refine([Decision(kind, (), ras_to_lps(place_ras_mm))])
 
     def on_result_chosen(self) -> None:
         """Show the chosen set of results of this CT, or make room for a new one."""

@@ -152,6 +152,7 @@ class Generator:
         """The size that :meth:`sample` draws for `seed`."""
         return self.sizes[Rng(seed).choose([w for _, w in self.sizes])][0]
 
+    # Long: the steps in which a sample is made, in their order, on which its random numbers depend.
     def sample(self, seed: int, size: Size | None = None, curriculum: float = 0.0) -> Sample:
         """Draw the sample of `seed`.
 
