@@ -77,8 +77,8 @@ class Outputs:
         """
         if not any(WRITERS[name].of_series for name in self.chosen):
             return []
-        instances = (node.GetAttribute(_INSTANCES) or "").split()
-        files = [slicer.dicomDatabase.fileForInstance(instance) for instance in instances]
+        instances, database = (node.GetAttribute(_INSTANCES) or "").split(), getattr(slicer, "dicomDatabase", None)
+        files = [database.fileForInstance(instance) for instance in instances] if database is not None else []
         if not files or not all(files):
             raise UsageError(
                 _(

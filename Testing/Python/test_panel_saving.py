@@ -104,12 +104,14 @@ def test_no_dicom_object_is_made_of_a_ct_that_is_not_where_its_files_say(panel, 
     assert not (tmp_path / "saved").exists()
 
 
-@pytest.mark.parametrize("lost", ["attribute", "file"])
+@pytest.mark.parametrize("lost", ["attribute", "file", "database"])
 def test_a_ct_that_is_not_in_the_database_says_what_to_do(panel, dicom_ct, tmp_path, monkeypatch, lost):
     node, _volume, paths = dicom_ct
     check(panel, "dicom")
     if lost == "attribute":
         node.SetAttribute("DICOM.instanceUIDs", None)
+    elif lost == "database":
+        monkeypatch.delattr(slicer, "dicomDatabase")
     else:
         del paths[next(iter(paths))]
     save(panel, tmp_path / "saved", monkeypatch)
