@@ -97,9 +97,13 @@ class Target(ABC):
         return self.is_lesion or self.is_why_not
 
     @property
-    def names_lesion(self) -> bool:
-        """Whether it names a lesion by its number, which changes when lesions are added or removed."""
-        return self.is_lesion
+    def lesion(self) -> int | None:
+        """The number of the lesion that it is about, alone or compared with a label; None if it names none."""
+        return None
+
+    def of_lesion(self, number: int) -> Target:
+        """The same target about another lesion, or about the same one under a new number."""
+        raise ValueError(f"{self} is not about a lesion")
 
     @property
     def compared_with(self) -> str:
@@ -167,6 +171,13 @@ class LesionTarget(Target):
 
     label = LESION_LABEL
     is_lesion = True
+
+    @property
+    def lesion(self) -> int:
+        return self.number
+
+    def of_lesion(self, number: int) -> LesionTarget:
+        return LesionTarget(number)
 
     def __post_init__(self) -> None:
         if self.number < 1:
@@ -321,8 +332,11 @@ class Contrast(Target):
         return self.target.label
 
     @property
-    def names_lesion(self) -> bool:
-        return self.target.names_lesion
+    def lesion(self) -> int | None:
+        return self.target.lesion
+
+    def of_lesion(self, number: int) -> Contrast:
+        return replace(self, target=self.target.of_lesion(number))
 
     @property
     def compared_with(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from ..analysis import Analysis
 from ..explain.answers import Answer
 from ..explain.explanation import LABELS, Explanation
-from ..explain.targets import Contrast, EmptyTargetError, LabelTarget, LesionTarget, Target
+from ..explain.targets import EmptyTargetError, Target
 from ..inference.lesions import numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
 from ..text import place_text
@@ -37,7 +37,7 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
         change = _Change(source.segmentation, segmentation)
         explained: tuple[Explanation | Answer, ...] = (*source.explanations, *source.answers)
         for one in explained:
-            if isinstance(one, Explanation) and _lesion(one.target) is None:
+            if isinstance(one, Explanation) and one.target.lesion is None:
                 if source is analysis:
                     found[_key(one)] = one
                 continue
@@ -51,7 +51,7 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
             if isinstance(new, Explanation) and new.is_about(source.segmentation):
                 new = dataclasses.replace(new, provenance={**new.provenance, LABELS: segmentation.checksum})
             found.setdefault(_key(new), new)
-    in_order = sorted(found.values(), key=lambda one: lesion.number if (lesion := _lesion(one.target)) else 0)
+    in_order = sorted(found.values(), key=lambda one: one.target.lesion or 0)
     warnings = dict.fromkeys([*provenance.get("warnings", ()), *sorted(lost)])
     return {
         "segmentation": segmentation,
@@ -77,38 +77,29 @@ class _Change:
 
     def target(self, target: Target) -> Target | None:
         """The same target after the change; None if its voxels are not the same."""
-        lesion = _lesion(target)
-        if isinstance(target, LabelTarget):
+        if target.is_whole_label:
             return target if self._before.has_same(target.label, self._after) else None
-        if lesion is None:
+        if target.lesion is None:
             try:
                 is_same = np.array_equal(target.mask(self._before), target.mask(self._after))
             except EmptyTargetError:
                 return None
             return target if is_same else None
-        if lesion.number not in self._numbers:
-            return None
-        new = LesionTarget(self._numbers[lesion.number])
-        return dataclasses.replace(target, target=new) if isinstance(target, Contrast) else new
+        number = self._numbers.get(target.lesion)
+        return None if number is None else target.of_lesion(number)
 
     def loss(self, target: Target) -> list[str]:
         """A sentence that says that explanations of a target were dropped; none if the lesion is gone altogether."""
-        lesion, what = _lesion(target), target.describe()
-        if lesion is not None:
-            box, voxels = self._lesions.mask(lesion.number)
+        what = target.describe()
+        if target.lesion is not None:
+            box, voxels = self._lesions.mask(target.lesion)
             if not (self._after.mask("tumor", box) & voxels).any():
                 return []
-            what = f"the lesion at {place_text(self._lesions.place(lesion.number))}"
+            what = f"the lesion at {place_text(self._lesions.place(target.lesion))}"
         return [
             f"The explanation of {what} was dropped, because the outlines there have changed. Ask again to get it for "
             "the new ones ('Explain lesion' in 3D Slicer, --explain on the command line)."
         ]
-
-
-def _lesion(target: Target) -> LesionTarget | None:
-    """The single lesion that a target is about."""
-    plain = target.target if isinstance(target, Contrast) else target
-    return plain if isinstance(plain, LesionTarget) else None
 
 
 def _key(one: Explanation | Answer) -> tuple[str, ...]:

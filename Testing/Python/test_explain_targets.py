@@ -322,8 +322,8 @@ def test_what_shares_all_channels_with_its_rival_cannot_be_told_from_it():
     ("text", "asks"),
     [
         ("liver", {"is_whole_label"}),
-        ("lesion:2", {"is_lesion", "names_lesion", "asks_for_changed_cts"}),
-        ("lesion:2-vs-liver", {"names_lesion", "compared_with"}),
+        ("lesion:2", {"is_lesion", "lesion", "asks_for_changed_cts"}),
+        ("lesion:2-vs-liver", {"lesion", "compared_with"}),
         ("tumor-vs-liver", {"compared_with"}),
         ("voxel:lps:1,2,3", set()),
         ("why-not-tumor:voxel:lps:1,2,3", {"is_why_not", "asks_for_changed_cts"}),
@@ -331,8 +331,17 @@ def test_what_shares_all_channels_with_its_rival_cannot_be_told_from_it():
 )
 def test_a_target_says_what_kind_of_question_it_is(text, asks):
     target = Target.parse(text)
-    kinds = ("is_whole_label", "is_lesion", "names_lesion", "is_why_not", "asks_for_changed_cts", "compared_with")
+    kinds = ("is_whole_label", "is_lesion", "lesion", "is_why_not", "asks_for_changed_cts", "compared_with")
     assert {kind for kind in kinds if getattr(target, kind)} == asks
+
+
+def test_a_target_about_a_lesion_can_be_asked_about_another_one():
+    for text in ("lesion:2", "lesion:2-vs-liver"):
+        target = Target.parse(text)
+        assert target.lesion == 2
+        assert str(target.of_lesion(5)) == text.replace("2", "5")
+    with pytest.raises(ValueError, match="not about a lesion"):
+        Target.parse("liver").of_lesion(1)
 
 
 def test_nobody_else_tests_for_classes_of_targets():
