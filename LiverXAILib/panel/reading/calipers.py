@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 
 from ...mrml import moved_point, moved_since
 from ...mrml.nodes import get_attribute
-from ...volumes.volume import lps_to_ras
+from ...volumes.volume import lps_to_ras, ras_to_lps
 from ..state import PanelState
 
 #: The axes: key of the measurements, title, color.
@@ -129,4 +129,4 @@ def _end(line: Any, number: int) -> tuple[float, float, float]:
     """Return an end of a line, LPS mm."""
     place: Sequence[float] = [0.0, 0.0, 0.0]
     line.GetNthControlPointPositionWorld(number, place)
-    return -place[0], -place[1], place[2]
+    return ras_to_lps(place)
