@@ -44,7 +44,7 @@ CATALOG: dict[str, MethodInfo] = {
             "seg-grad-cam",
             "Seg-Grad-CAM",
             "features that matter for the prediction, anywhere near the target (smooth, not place-specific)",
-            "Features near the target that matter for the prediction. Smooth and fast; not exact in place.",
+            "Features near the target that matter to the model. Smooth and fast; not exact in place.",
             place_specific="no",
         ),
         MethodInfo(

@@ -85,4 +85,4 @@ def test_slicer_ends_after_an_unexpected_error_too(scene, tmp_path, caplog):
     write_good(tmp_path / "images" / "a.nrrd")
     (tmp_path / "out").write_text("a file where the folder should be")
     assert main([*START, "--input", str(tmp_path / "images"), "--output", str(tmp_path / "out")]) == 1
-    assert "cannot be written" in caplog.text
+    assert "Cannot write the results" in caplog.text

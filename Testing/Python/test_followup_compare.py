@@ -400,10 +400,11 @@ def test_the_worker_compares_its_analysis_with_earlier_results(tmp_path):
     sent = Sent()
     handler = RequestHandler(tmp_path, sent)
     request = {"id": 1, "action": "compare", "token": "t", "prior": [str(tmp_path / "prior")], "days": [0, 30]}
+    request["result"] = "r"
     handler.answer({**request, "folder": str(tmp_path / "out")})
     assert sent[-1][0] == "failed"
     assert "Press Apply again" in sent[-1][1]["error"]
-    handler._analysis = ("t", liver_analysis([STAYS], shift=SHIFT))
+    handler._analysis, handler._result = ("t", liver_analysis([STAYS], shift=SHIFT)), "r"
     handler.answer({**request, "folder": str(tmp_path / "out")})
     assert sent[-1][0] == "done", sent[-1]
     result = sent[-1][1]["result"]

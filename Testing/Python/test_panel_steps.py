@@ -46,7 +46,7 @@ def show_analysis(panel, node, answer):
     """The steps by which an analysis of a CT is shown."""
     from LiverXAILib.panel.outcomes import Asked
 
-    return panel.widget.outcomes.show_analysis(answer, Asked.now(node), "token", "toy")
+    return panel.widget.outcomes.show_analysis(answer, Asked.now(panel.widget.state), "token", "toy")
 
 
 def watched(steps, between):

@@ -99,7 +99,7 @@ class FaithfulnessEvaluator:
         else:
             self.depends_on_far = (
                 f"the model's prediction depends on what lies far away; its confidence is {self.in_image:.2f} in the "
-                f"image, but {self.intact:.2f} in the part of it that can be examined."
+                f"whole image, but {self.intact:.2f} in the part of it that can be examined."
             )
         voxel = float(np.prod(run.spacing))
         radius = (float((score_target.weights.abs().sum(dim=0) > 0).sum()) * voxel * 0.75 / np.pi) ** (1 / 3)
