@@ -556,7 +556,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.calipers.update()
             self.sensitivity.update()
             if self.changedMeanwhile and not self.runner.showing:
-                self.watch.refresh_soon()
+                self.watch.refresh()  # at once: results must not lie over another frame
 
     def onEdited(self) -> None:
         """Update the panel after the segmentation became different from what was measured, or the same again."""
