@@ -27,7 +27,7 @@ from ..followup.comparing import follow
 from ..followup.findings import Comparison
 from ..followup.matching import Link, link_scores
 from ..followup.studies import Study, study_of
-from ..inference import Segmentation, segment
+from ..inference import Segmentation, segment, select_device
 from ..inference.lesions import lesion_components
 from ..measure import measure
 from ..models import LIVER, TUMOR, load_model
@@ -225,9 +225,10 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.rows
     rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else []
     model = None if arguments.model is None else load_model(arguments.model)
+    device = select_device(arguments.device)  # refused before minutes are spent on the scans
     wanted = {"truth", *([] if model is None else [model.spec.name])}
     with progress_bar() as progress:
-        context = RunContext(progress, device=arguments.device)
+        context = RunContext(progress, device=device)
         for done, number in enumerate(chosen):
             if wanted <= {row["outlines"] for row in rows if row["pair"] == number}:
                 continue
