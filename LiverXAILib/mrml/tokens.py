@@ -14,6 +14,7 @@ import slicer
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
+from ..errors import InputError
 from ..volumes.box import bounding_box
 from .nodes import get_attribute, set_attributes
 from .volumes import from_vtk_matrix, world_grid
@@ -74,13 +75,24 @@ def differs_from_measured(node: slicer.vtkMRMLSegmentationNode) -> bool:
     """Return whether a segmentation node has other voxels than those last recorded by :func:`record_measured`.
 
     Reads all labels, so call it only if :func:`labels_token` has changed. Without a record, the node counts as changed
-    if it is marked as edited.
+    if it is marked as edited; with a damaged one, always.
     """
-    then = get_attribute(node, "Measured", dict)
+    try:
+        then = get_attribute(node, "Measured", _checked)
+    except InputError:
+        return True
     if then is None:
         return bool(node.GetAttribute(EDITED))
     now = prepare_state(node)()
     return any(not _same_state(then.get(one, []), now.get(one, [])) for one in then.keys() | now.keys())
+
+
+def _checked(states: dict[str, list[Any]]) -> SegmentStates:
+    """Return segment states read from a scene; an error of conversion if they are damaged."""
+    for state in states.values():
+        if state and [np.shape(part) for part in state] != [(4, 4), (3,), ()]:
+            raise ValueError("not the state of a segment")
+    return states
 
 
 def _state(array: np.ndarray | None, value: int, first: np.ndarray, place: np.ndarray) -> list[Any]:

@@ -13,14 +13,11 @@ from .. import mrml
 from ..mrml.nodes import set_attributes
 from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, update_refined
 from .model_choice import ModelChoice
-from .reading.edits import Edits, keep_what_must_stay
+from .reading.edits import DECISIONS, Edits, keep_what_must_stay
 from .reading.frames import frame_of
 from .results import table_rows
 from .state import PanelState
 from .tasks import Steps, TaskRunner
-
-#: Attribute of a segmentation node: the reader's decisions.
-DECISIONS = "LiverXAI.Decisions"
 
 
 @dataclass(frozen=True)

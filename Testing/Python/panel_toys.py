@@ -99,6 +99,13 @@ def decide(panel: Any, row: int, button: str) -> None:
     wait_idle(panel)
 
 
+def save(panel: Any, folder: Path, monkeypatch: Any) -> None:
+    """Save report and files into a folder by the panel's button."""
+    monkeypatch.setattr(panel.widget, "askFolder", lambda: str(folder))
+    panel.click(panel.ui.saveButton)
+    wait_idle(panel)
+
+
 def save_and_reopen(panel: Any, path: Path) -> tuple[Any, Any]:
     """Save the scene, close it and open it again; return the CT chosen in the panel, and its segmentation."""
     import slicer

@@ -16,6 +16,7 @@ from panel_toys import (
     place_point,
     prepare,
     results,
+    save,
     save_and_reopen,
     wait_idle,
 )
@@ -131,9 +132,7 @@ def test_a_lesion_is_rejected_and_added_again_and_saved_with_who_decided(panel, 
     ]
     again = segment_array(segmentation, "tumor", node)
     assert 2 * (again & before).sum() / (again.sum() + before.sum()) > 0.85
-    monkeypatch.setattr(panel.widget, "askFolder", lambda: str(tmp_path / "result"))
-    panel.click(panel.ui.saveButton)
-    wait_idle(panel)
+    save(panel, tmp_path / "result", monkeypatch)
     provenance = json.loads((tmp_path / "result" / "provenance.json").read_text())
     assert [one["kind"] for one in provenance["reader"]] == ["reject", "add"]
     own = json.loads((tmp_path / "result" / "measurements-model.json").read_text())

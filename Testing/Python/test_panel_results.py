@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from batch_toys import phantom, write_model
-from panel_toys import add_ct, apply_and_wait, choose_model, decide, decided, prepare, results, wait_idle
+from panel_toys import add_ct, apply_and_wait, choose_model, decide, decided, prepare, results, save, wait_idle
 from test_panel_reader import erase, play, segment_array, show_frame
 
 from LiverXAILib import mrml
@@ -47,6 +47,13 @@ def move_end(line, place):
     line.SetNthControlPointPositionWorld(0, *place)
     line.InvokeEvent(line.PointEndInteractionEvent)
     qtapplication.process_events()
+
+
+def show_axes(panel, row=0):
+    """Choose a row of the table; return the ends of the lesion's long axis (RAS mm)."""
+    panel.ui.lesionTable.selectRow(row)
+    qtapplication.process_events()
+    return ends(lines()[0])
 
 
 def kinds(segmentation):
@@ -117,11 +124,25 @@ def test_what_is_saved_is_the_result_that_is_shown(panel, toy_model, tmp_path, m
     assert not panel.ui.saveButton.enabled  # the worker holds the other one
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
-    monkeypatch.setattr(panel.widget, "askFolder", lambda: str(tmp_path / "saved"))
-    panel.click(panel.ui.saveButton)
-    wait_idle(panel)
+    save(panel, tmp_path / "saved", monkeypatch)
     saved = json.loads((tmp_path / "saved" / "measurements.json").read_text(encoding="utf-8"))
     assert (saved["lesion_count"], len(saved["rejected"])) == (1, 1)
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{", '{"tumor": [1, 2]}', '{"tumor": [[[1]], [2, 3, 4], 5]}'])
+def test_a_damaged_record_of_what_was_measured_counts_as_an_edit(panel, toy_model, record):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    panel.widget.edits.forget()
+    segmentation.SetAttribute("LiverXAI.Measured", record)
+    panel.widget.enter()
+    assert panel.ui.editedLabel.visible
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert not panel.ui.editedLabel.visible
+    assert decided(panel) == ["model", "model"]
 
 
 def test_the_worker_refuses_to_save_another_result_than_the_one_asked_for(panel, toy_model, tmp_path):
@@ -151,20 +172,14 @@ def test_axes_are_those_of_the_chosen_ct_and_result(panel, toy_model):
     apply_and_wait(panel)
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing", "first")
     apply_and_wait(panel)
-    panel.ui.lesionTable.selectRow(1)
-    qtapplication.process_events()
-    of_first = ends(lines()[0])
+    of_first = show_axes(panel, 1)
     choose_ct(panel, second)
     for line in lines():  # either none, or those of the new CT
         assert np.abs(ends(line) - of_first).max() > 1
-    panel.ui.lesionTable.selectRow(0)
-    qtapplication.process_events()
-    of_second = ends(lines()[0])
+    of_second = show_axes(panel)
     choose_ct(panel, node)
     choose_ct(panel, second)
-    panel.ui.lesionTable.selectRow(0)
-    qtapplication.process_events()
-    np.testing.assert_allclose(ends(lines()[0]), of_second)
+    np.testing.assert_allclose(show_axes(panel), of_second)
     move_end(lines()[0], of_second[0] + 1)
     wait_idle(panel)
     assert kinds(results(second, "segmentation")[0]) == ["measure"]
@@ -174,8 +189,7 @@ def test_axes_are_those_of_the_chosen_ct_and_result(panel, toy_model):
 def test_a_click_on_an_axis_measures_nothing(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)
-    panel.ui.lesionTable.selectRow(0)
-    qtapplication.process_events()
+    show_axes(panel)
     for line in lines():
         line.InvokeEvent(line.PointEndInteractionEvent)
     qtapplication.process_events()
@@ -187,9 +201,7 @@ def test_a_click_on_an_axis_measures_nothing(panel, toy_model):
 def test_axes_are_restored_when_the_new_measurement_fails(panel, toy_model, monkeypatch):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)
-    panel.ui.lesionTable.selectRow(0)
-    qtapplication.process_events()
-    before = ends(lines()[0])
+    before = show_axes(panel)
 
     def refuse(*arguments, **options):
         raise UsageError("not now")
@@ -205,9 +217,7 @@ def test_axes_are_restored_when_the_new_measurement_fails(panel, toy_model, monk
 def test_axes_follow_a_transform_of_the_ct(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)
-    panel.ui.lesionTable.selectRow(0)
-    qtapplication.process_events()
-    before = ends(lines()[0])
+    before = show_axes(panel)
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     for shift in (30.0, 60.0):
         matrix = np.eye(4)

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from batch_toys import write_dicom
-from panel_toys import apply_and_wait, prepare, save_and_reopen, wait_idle
+from panel_toys import apply_and_wait, prepare, save, save_and_reopen, wait_idle
 
 from LiverXAILib.report.writers import WRITERS
 from LiverXAILib.volumes.io import read_volume
@@ -35,12 +35,6 @@ def listed(panel):
 
 def checked_names(panel):
     return [name for name, item in listed(panel).items() if item.checkState() == qtapplication.qt.Qt.Checked]
-
-
-def save(panel, folder, monkeypatch):
-    monkeypatch.setattr(panel.widget, "askFolder", lambda: str(folder))
-    panel.click(panel.ui.saveButton)
-    wait_idle(panel)
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ from ...mrml.nodes import get_attribute, set_attributes
 from ...mrml.tokens import EDITED, SegmentStates
 from ..state import PanelState, is_result
 
+#: Attribute of a segmentation node: the reader's decisions.
+DECISIONS = "LiverXAI.Decisions"
+
 
 class Edits(VTKObservationMixin):
     """Detects edits of segmentations since they were measured, whatever made them: Segment Editor, script, undo.
@@ -132,13 +135,18 @@ def is_edited(node: Any) -> bool:
     return node is not None and bool(node.GetAttribute(EDITED))
 
 
+def has_decisions(node: Any) -> bool:
+    """Return whether a reader has made decisions about a result; they are not read, which would take time."""
+    return node is not None and bool(node.GetAttribute(DECISIONS))
+
+
 def title_of(node: Any) -> str:
     """Return a title for the results with this segmentation node: the model, and whether the reader changed them."""
     if node is None:
         return _("without a segmentation")
     model = get_attribute(node, "Model") or {}
     words = [model.get("name") or _("model"), model.get("version") or ""]
-    changed = is_edited(node) or bool(get_attribute(node, "Decisions"))
+    changed = is_edited(node) or has_decisions(node)
     return " ".join(filter(None, [*words, _("with the reader's changes") if changed else ""]))
 
 
@@ -163,7 +171,7 @@ def must_be_kept(node: Any, model: ModelSpec) -> bool:
     """Return whether a new result must not replace this one, because a reader changed it or another model made it."""
     if node is None:
         return False
-    return is_edited(node) or bool(get_attribute(node, "Decisions")) or not made_by(node, model)
+    return is_edited(node) or has_decisions(node) or not made_by(node, model)
 
 
 def made_by(node: Any, model: ModelSpec) -> bool:

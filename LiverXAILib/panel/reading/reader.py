@@ -11,7 +11,6 @@ from ... import mrml
 from ...analysis import Decision
 from ...errors import LiverXAIError
 from ...measure.recist import MOST_TARGETS
-from ...mrml.nodes import get_attribute
 from ...volumes.volume import ras_to_lps
 from ..analyses import Analyses
 from ..heat_maps import HeatMaps
@@ -21,7 +20,7 @@ from ..state import PanelState
 from ..status import StatusLine
 from ..tasks import TaskRunner
 from .calipers import Points
-from .edits import is_edited, title_of
+from .edits import has_decisions, is_edited, title_of
 from .placing import PointPlacing
 
 #: Delay between the last edit and the new measurement, in ms.
@@ -83,7 +82,7 @@ class Reader:
         candidates, chosen = self._results.selected_candidates, self._results.selected_lesions
         ui.acceptButton.enabled = idle and not edited and bool(candidates or self._results.selected_rejected)
         ui.rejectButton.enabled = idle and not edited and bool(candidates or chosen)
-        ui.undoButton.enabled = idle and not edited and node is not None and bool(get_attribute(node, "Decisions"))
+        ui.undoButton.enabled = idle and not edited and has_decisions(node)
         ui.mergeButton.enabled = idle and not edited and len(chosen) > 1
         ui.splitButton.enabled = idle and not edited and len(chosen) == 1
         ui.targetsButton.enabled = idle and not edited and 0 < len(chosen) <= MOST_TARGETS
