@@ -13,7 +13,7 @@ generative model is not needed, because plain liver is available in nearly every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from math import ceil
 
@@ -69,24 +69,30 @@ class Fill:
 
 
 def plausible_fill(
-    image: torch.Tensor, region: torch.Tensor, donor: torch.Tensor, spacing_mm: Sequence[float], seed: int = 0
+    image: torch.Tensor,
+    region: torch.Tensor,
+    donor: torch.Tensor,
+    spacing_mm: Sequence[float],
+    seed: int = 0,
+    margin: int = 2,
 ) -> Fill:
     """Replace `region` of `image` by tissue like that in `donor`.
 
     :param image: float32 (k, j, i), HU.
-    :param region: bool (k, j, i): what is to be removed; it is grown by one voxel because of partial volume.
-    :param donor: bool (k, j, i): tissue that may replace it; voxels within two voxels of the region are excluded.
+    :param region: bool (k, j, i): what is to be removed.
+    :param donor: bool (k, j, i): tissue that may replace it; voxels within ``margin + 1`` voxels of the region are
+        excluded.
     :param spacing_mm: along the tensor's axes (k, j, i).
     :param seed: a different seed takes the texture from a different place.
+    :param margin: by how many voxels the region is grown first. A lesion's border is blurred over about two voxels
+        (partial volume and resampling), and a network may recognize a lesion by what is left of its border.
     :raises LiverXAILib.errors.UsageError: there is no tissue that could replace the region.
     """
     generator = torch.Generator().manual_seed(seed)
     voxel = max(spacing_mm)
+    weight = soft_mask(region, spacing_mm, margin)
     distance = distance_mm(region, spacing_mm, _RING_MM + voxel)
-    grown = distance <= voxel * 1.01
-    weight = torch.maximum(gaussian(grown.float(), [_FEATHER] * 3), region.float())
-    weight = torch.where(weight > _EDGE, weight, 0.0)
-    donor = donor & (distance > 2.01 * voxel)
+    donor = donor & (distance > voxel * (margin + 1.01))
     if int(donor.sum()) < _DONORS:
         raise UsageError("There is too little healthy tissue in this image to replace the region with.")
     ring = donor & (distance <= _RING_MM + voxel)
@@ -95,6 +101,13 @@ def plausible_fill(
     residual, fitted = _texture(image, weight > 0, donor, generator)
     filled = image + weight * (level + residual - image)
     return Fill(filled, weight, level, enough, fitted)
+
+
+def soft_mask(region: torch.Tensor, spacing_mm: Sequence[float], margin: int = 1) -> torch.Tensor:
+    """`region`, grown by `margin` voxels, with a soft edge: float32 in [0, 1], 1 in the region itself."""
+    grown = within_mm(region, spacing_mm, max(spacing_mm) * (margin + 0.01))
+    weight = torch.maximum(gaussian(grown.float(), [_FEATHER] * 3), region.float())
+    return torch.where(weight > _EDGE, weight, 0.0)
 
 
 def healthy_liver(run: StageContext) -> torch.Tensor:
@@ -143,21 +156,22 @@ def plain_tissue(run: StageContext, region: torch.Tensor, label: str, seed: int 
     is_lesion = any(spec.name == label and spec.is_lesion for spec in run.segmentation.specs)
     donor = healthy_liver(run) if is_lesion else border_tissue(hu, region, run.spacing)
     fill = plausible_fill(hu, region, donor, run.spacing, seed)
-    return fill.level_hu, run.from_hu(isolate(hu, replace(fill, weight=torch.zeros_like(fill.weight)), donor, seed))
+    return fill.level_hu, run.from_hu(isolate(hu, torch.zeros_like(hu), fill.level_hu, donor, seed))
 
 
 def transplant(
-    image: torch.Tensor, fill: Fill, donor: torch.Tensor, spacing_mm: Sequence[float]
+    image: torch.Tensor, weight: torch.Tensor, fill: Fill, donor: torch.Tensor, spacing_mm: Sequence[float]
 ) -> tuple[torch.Tensor, tuple[int, int, int]] | None:
-    """Move the region that `fill` removed from `image` to the deepest place in `donor` where it fits.
+    """Move a region that `fill` removed from `image` to the deepest place in `donor` where it fits.
 
     Deepest means farthest from everything that is not donor tissue. The region keeps its difference from the level of
     its surroundings and is shifted to the level at the new place.
 
+    :param weight: the region, as of :func:`soft_mask`.
     :return: the image with the region at the new place instead of the old one, and the offset (k, j, i) in voxels;
         None if it fits nowhere.
     """
-    shape = fill.weight > 0
+    shape = weight > 0
     box, offsets, misfit = _places(shape, donor & ~shape)
     if misfit.min() > _FIT * float(shape.sum()):
         return None
@@ -167,23 +181,26 @@ def transplant(
     index = int(deepest.argmax())
     target = np.unravel_index(index, deepest.shape)
     there = tuple(slice(int(start), int(start) + n) for start, n in zip(target, shape[box].shape, strict=True))
-    weight = fill.weight[box]
-    level = float(fill.image[there][weight > 0.5].median())
+    level = float(fill.image[there][weight[box] > 0.5].median())
     moved = fill.image.clone()
-    moved[there] += weight * (level + (image[box] - fill.level_hu) - moved[there])
+    moved[there] += weight[box] * (level + (image[box] - fill.level_hu) - moved[there])
     k, j, i = (int(start) - offset for start, offset in zip(target, offsets, strict=True))
     return moved, (k, j, i)
 
 
-def isolate(image: torch.Tensor, fill: Fill, donor: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """The region that `fill` removed from `image`, in plain liver: everything that is not `donor` tissue is replaced.
+def isolate(
+    image: torch.Tensor, weight: torch.Tensor, level_hu: float, donor: torch.Tensor, seed: int = 0
+) -> torch.Tensor:
+    """A region of `image` in plain liver: everything else that is not `donor` tissue is replaced.
 
+    :param weight: the region, as of :func:`soft_mask`.
+    :param level_hu: of the liver.
     :return: float32 (k, j, i), HU.
     """
     generator = torch.Generator().manual_seed(seed)
-    residual, _ = _texture(image, torch.ones_like(donor), donor & (fill.weight == 0), generator)
-    plain = fill.level_hu + residual
-    return plain + fill.weight * (image - plain)
+    residual, _ = _texture(image, torch.ones_like(donor), donor & (weight == 0), generator)
+    plain = level_hu + residual
+    return plain + weight * (image - plain)
 
 
 def _texture(

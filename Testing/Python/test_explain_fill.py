@@ -18,6 +18,7 @@ from LiverXAILib.explain.fill import (
     isolate,
     plain_tissue,
     plausible_fill,
+    soft_mask,
     transplant,
     within_mm,
 )
@@ -72,6 +73,21 @@ def test_what_lies_further_than_the_soft_edge_is_not_touched():
     assert float(fill.weight[lesion].min()) == 1
 
 
+def test_of_a_blurred_border_little_is_left():
+    """The lesion is 60 HU darker; its edge is blurred over two voxels, and it is outlined at half of the difference."""
+    _, healthy, lesion = a_liver()
+    image = 100 - 60 * gaussian(lesion.float(), [1.0] * 3)
+    whole = float((100 - image).sum())
+
+    def left(margin):
+        return float((100 - plausible_fill(image, lesion, healthy, SPACING, margin=margin).image).sum()) / whole
+
+    assert left(margin=1) > 0.1
+    assert left(margin=2) < 0.05
+    grown = torch.from_numpy(ndimage.distance_transform_edt(~lesion) <= 2)
+    assert float(soft_mask(lesion, SPACING, margin=2)[grown].min()) > 0.4
+
+
 def test_the_level_is_that_of_the_surroundings_and_not_of_the_whole_liver():
     image, healthy, lesion = a_liver(spread=3.0)
     slope = torch.arange(SIZE).reshape(1, 1, -1) * 2.0
@@ -107,8 +123,8 @@ def test_without_healthy_tissue_nothing_is_made_up():
     image, healthy, lesion = a_liver()
     with pytest.raises(UsageError, match="too little healthy tissue"):
         plausible_fill(image, lesion, healthy & False, SPACING)
-    # Partial volume: up to two voxels from the lesion, tissue is not offered as healthy.
-    beside = torch.from_numpy(ndimage.distance_transform_edt(~lesion) <= 2) & ~lesion
+    # Partial volume: up to three voxels from the lesion, tissue is not offered as healthy.
+    beside = torch.from_numpy(ndimage.distance_transform_edt(~lesion) <= 3) & ~lesion
     assert int(beside.sum()) > 500
     with pytest.raises(UsageError, match="too little healthy tissue"):
         plausible_fill(image, lesion, beside, SPACING)
@@ -128,7 +144,7 @@ def test_other_regions_are_replaced_by_what_prevails_at_their_border(hu, name):
 def test_a_transplanted_lesion_keeps_its_contrast_and_leaves_its_old_place():
     image, healthy, lesion = a_liver()
     fill = plausible_fill(image, lesion, healthy, SPACING)
-    moved, offset = transplant(image, fill, healthy, SPACING)
+    moved, offset = transplant(image, soft_mask(lesion, SPACING), fill, healthy, SPACING)
     there = torch.from_numpy(np.roll(lesion.numpy(), offset, (0, 1, 2)))
     assert not (there & lesion).any()
     assert moved[there].median() == pytest.approx(40, abs=4)
@@ -145,7 +161,8 @@ def test_a_lesion_moves_to_the_middle_of_the_deepest_place_and_takes_on_the_leve
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 3, shape).astype(np.float32))
     image = torch.where(large, 130.0, torch.where(lesion, 40.0, 100.0)) + noise
     donor = small | large | ring
-    moved, offset = transplant(image, plausible_fill(image, lesion, donor, SPACING), donor, SPACING)
+    fill = plausible_fill(image, lesion, donor, SPACING)
+    moved, offset = transplant(image, soft_mask(lesion, SPACING), fill, donor, SPACING)
     np.testing.assert_allclose(offset, (0, 2, 44), atol=1)
     there = torch.from_numpy(np.roll(lesion.numpy(), offset, (0, 1, 2)))
     assert moved[there].median() == pytest.approx(70, abs=3)
@@ -156,12 +173,14 @@ def test_a_lesion_that_fits_nowhere_is_not_transplanted():
     image, _, _ = a_liver()
     lesion = ball((24, 24, 18), 12)
     healthy = ball((24, 24, 24), 18) & ~ball((24, 24, 18), 14)
-    assert transplant(image, plausible_fill(image, lesion, healthy, SPACING), healthy, SPACING) is None
+    fill = plausible_fill(image, lesion, healthy, SPACING)
+    assert transplant(image, soft_mask(lesion, SPACING), fill, healthy, SPACING) is None
 
 
 def test_an_isolated_lesion_has_plain_liver_around_it():
     image, healthy, lesion = a_liver()
-    alone = isolate(image, plausible_fill(image, lesion, healthy, SPACING), healthy)
+    fill = plausible_fill(image, lesion, healthy, SPACING)
+    alone = isolate(image, soft_mask(lesion, SPACING), fill.level_hu, healthy)
     torch.testing.assert_close(alone[lesion], image[lesion])
     fat = ~ball((24, 24, 24), 22)
     assert image[fat].median() == pytest.approx(-90, abs=2)

@@ -25,7 +25,7 @@ from ...volumes.box import bounding_box
 from ...volumes.resample import resample
 from ...volumes.volume import Volume
 from ..answers import Answer, Counterfactual, NeededChange
-from ..fill import isolate, plausible_fill, transplant
+from ..fill import isolate, plausible_fill, soft_mask, transplant
 from ..score import ScoreTarget, build_score
 from ..stage_context import StageContext, StageContexts, require_explainable
 from ..targets import LESION_LABEL, Target
@@ -131,24 +131,28 @@ def confidence_alone(score_target: ScoreTarget, run: StageContext, mask: np.ndar
     :raises LiverXAILib.errors.UsageError: there is no healthy liver.
     """
     examined = ExaminedBox.around(score_target, run, mask, context)
-    hu, donor = examined.run.hu, examined.healthy
-    fill = plausible_fill(hu, examined.weights > 0, donor, examined.run.spacing)
-    return examined.ask([examined.run.from_hu(isolate(hu, fill, donor))], context)[0]
+    run, hu, donor = examined.run, examined.run.hu, examined.healthy
+    lesion = examined.weights > 0
+    fill = plausible_fill(hu, lesion, donor, run.spacing)
+    alone = isolate(hu, soft_mask(lesion, run.spacing), fill.level_hu, donor)
+    return examined.ask([run.from_hu(alone)], context)[0]
 
 
 def _counterfactual(
     target: Target, examined: ExaminedBox, volume: Volume, draws: int, context: RunContext
 ) -> Counterfactual:
     run, hu, donor = examined.run, examined.run.hu, examined.healthy
-    fills = [plausible_fill(hu, examined.weights > 0, donor, run.spacing, seed) for seed in range(draws)]
-    alone = isolate(hu, fills[0], donor)
+    lesion = examined.weights > 0
+    fills = [plausible_fill(hu, lesion, donor, run.spacing, seed) for seed in range(draws)]
+    kept = soft_mask(lesion, run.spacing)
+    alone = isolate(hu, kept, fills[0].level_hu, donor)
     images, weights = [alone, *(fill.image for fill in fills)], [examined.weights] * (1 + draws)
     volumes = {
         "without": _edited(volume, run, fills[0].image, fills[0].weight > 0),
-        "alone": _as_seen(run, alone, fills[0].weight > 0),
+        "alone": _as_seen(run, alone, kept > 0),
     }
     place = None
-    if (moved := transplant(hu, fills[0], donor, run.spacing)) is not None:
+    if (moved := transplant(hu, kept, fills[0], donor, run.spacing)) is not None:
         image, offset = moved
         images.append(image)
         weights.append(examined.weights.roll(offset, (0, 1, 2)))
@@ -185,7 +189,7 @@ def _needed_change(target: Target, examined: ExaminedBox, context: RunContext) -
     rows, needed, level = [], [], 0.0
     for number, diameter in enumerate(DIAMETERS_MM):
         ball = distance <= diameter / 2
-        fill = plausible_fill(hu, ball, donor & ~ball, run.spacing)
+        fill = plausible_fill(hu, ball, donor & ~ball, run.spacing, margin=0)
         level, weights = fill.level_hu, ball / ball.sum()
         context.report(f"Darkening {diameter:g} mm", number / len(DIAMETERS_MM))
         images = [run.from_hu(fill.image + contrast * fill.weight) for contrast in CONTRASTS_HU]

@@ -122,7 +122,7 @@ def choose_replacement(examined: ExaminedBox, parts: Sequence[Part], context: Ru
     """
     run, hu = examined.run, examined.run.hu
     fill = plausible_fill(hu, examined.weights > 0, examined.healthy, run.spacing)
-    liver = isolate(hu, replace(fill, weight=torch.zeros_like(fill.weight)), examined.healthy)
+    liver = isolate(hu, torch.zeros_like(hu), fill.level_hu, examined.healthy)
     low, high = float(hu.min()), float(hu.max())
     images = {name: (liver - fill.level_hu + level).clamp(low, high) for name, level in _TISSUES_HU.items()}
     images[_LIVER] = liver
