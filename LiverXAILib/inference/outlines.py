@@ -67,23 +67,42 @@ class Marked:
         """The box of the image for which the probability is known."""
         return self.volume.grid.box_of(self.probability.grid)
 
-    def components(self) -> Iterator[Component]:
-        """The components, lesions and candidates, that fit into a cube."""
+    def components(self, fainter: Sequence[float] = ()) -> Iterator[Component]:
+        """The components, lesions and candidates, that fit into a cube.
+
+        :param fainter: falling probabilities below 0.5; also yield components that are marked above one of these, but
+            not above the one before.
+        """
         box, grid = self.box, self.volume.grid
-        numbers = components(above_half(self.probability.array) | self.lesions.on(box), corners=True)
+        probability = self.probability.array
+        numbers = components(above_half(probability) | self.lesions.on(box), corners=True)
         least = LEAST_CANDIDATE_ML * 1000 / grid.voxel_volume_mm3
-        for number, slices in enumerate(ndimage.find_objects(numbers), start=1):
-            own = Box(*slices)
-            mask = numbers[own] == number
-            size = np.count_nonzero(mask)
-            organ = self.organ.on(own.shifted(box.start))
-            if size < least or 2 * np.count_nonzero(mask & organ) < size:
-                continue
+        found = [
+            (number, own) for number, own in _boxes(numbers) if self._is_in_organ(numbers[own] == number, own, least)
+        ]
+        for threshold in fainter:
+            above = components(probability > threshold, corners=True)
+            taken = set(np.unique(above[np.isin(numbers, [number for number, _ in found])]).tolist())
+            for number, own in _boxes(above):
+                mask = above[own] == number
+                if number not in taken and self._is_in_organ(mask, own, least):
+                    found.append((int(numbers.max()) + 1, own))
+                    numbers[own][mask] = found[-1][0]
+        for number, own in found:
             extent = np.subtract(own.shape, 1)
             scale = cube_scale_mm(float((extent * grid.spacing[::-1]).max()))
             if scale is not None:
                 center = np.add(box.start, own.start) + extent / 2
                 yield Component(number, numbers, scale, grid.to_lps(center[::-1]))
+
+    def _is_in_organ(self, mask: np.ndarray, own: Box, least: float) -> bool:
+        """Whether a component has at least this number of voxels, half of them in the organ.
+
+        :param mask: bool, in its box `own` of the probability.
+        """
+        size = np.count_nonzero(mask)
+        organ = self.organ.on(own.shifted(self.box.start))
+        return bool(size >= least and 2 * np.count_nonzero(mask & organ) >= size)
 
     def sampled(self, component: Component, cube: Grid) -> torch.Tensor:
         """On `cube` (3, k, j, i): HU relative to the liver's median, the organ, the component's own probability."""
@@ -97,6 +116,13 @@ class Marked:
             images[2][common.relative_to(region)] = np.where(others, 0, self.probability.array[known])
         hu, organ, probability = resample(images, self.volume.grid.cropped(region), cube)
         return torch.stack([hu + (AIR_HU - self.median_hu), organ, probability])
+
+
+def _boxes(numbers: np.ndarray) -> Iterator[tuple[int, Box]]:
+    """The number of each component, and its box."""
+    for number, slices in enumerate(ndimage.find_objects(numbers), start=1):
+        if slices is not None:
+            yield number, Box(*slices)
 
 
 class Component(NamedTuple):

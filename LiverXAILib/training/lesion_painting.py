@@ -15,6 +15,8 @@ _KINDS = (0.80, 0.08, 0.12)
 #: Membership at which a reader draws the outline: slightly outside the middle of the edge, so that everything that
 #: differs from the liver is inside.
 _OUTLINE = 0.3
+#: Smallest radius of a lesion, in mm and in voxels: what is smaller than one of them cannot be seen.
+_SMALLEST_MM, _SMALLEST_VOXELS = 2.5, 1.5
 #: Noise is what a blur with these standard deviations, in voxels, removes; beyond this many HU it is a vessel edge.
 _BLUR, _LOUDEST = (1.5, 1.5, 1.5), 25.0
 
@@ -28,7 +30,7 @@ def add_lesions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paint one to eight lesions into the liver.
 
-    They are deformed ellipsoids of 4 to 48 mm radius (small ones more often, and in greater number), hypodense,
+    They are deformed ellipsoids of 2.5 (at least 1.5 voxels) to 48 mm radius (small ones more often), hypodense,
     hyperdense or cystic, with texture, with edges that are sharp or blend into the liver, and sometimes with a necrotic
     core, a rim, or a fainter outer zone. The image's noise continues inside them: a different noise would be the
     easiest sign of a lesion, and a misleading one. A lesion never extends beyond the liver.
@@ -43,6 +45,7 @@ def add_lesions(
     if len(inside) < 200:
         return image, lesions
     image = image.clone()
+    smallest = max(_SMALLEST_MM, _SMALLEST_VOXELS * spacing_mm)
     largest = min(48.0, 0.5 * (len(inside) * spacing_mm**3) ** (1 / 3))
     count = 1 + rng.choose((0.30, 0.2, 0.15, 0.12, 0.09, 0.07, 0.04, 0.03))
     family = rng.choose(_KINDS)
@@ -52,7 +55,7 @@ def add_lesions(
             break
         kind = family if rng.chance(0.7) else rng.choose(_KINDS)
         radius = (
-            rng.log_uniform(4 + 5 * curriculum, max(9.0, largest if rng.chance(0.5) else min(largest, 24.0)))
+            rng.log_uniform(smallest + 5 * curriculum, max(9.0, largest if rng.chance(0.5) else min(largest, 24.0)))
             / spacing_mm
         )
         center = inside[rng.integer(len(inside))]
@@ -105,7 +108,7 @@ def _paint(
     background = float(image[liver].median())
     if kind == 0:
         # Small lesions are blurred into their surroundings: they need more contrast to be visible.
-        least = (32 if radius_mm < 6 else 26 if radius_mm < 9 else 20) + 20 * curriculum
+        least = (38 if radius_mm < 4 else 32 if radius_mm < 6 else 26 if radius_mm < 9 else 20) + 20 * curriculum
         hu = background - rng.uniform(least, max(least + 10, min(80, background - 5)))
     elif kind == 1:
         hu = background + rng.uniform(25 + 15 * curriculum, 75)

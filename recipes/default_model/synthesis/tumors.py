@@ -72,7 +72,7 @@ def _in_phases(native: Range, early: Range, late: Range, portal: Range, delayed:
 KINDS: dict[str, Kind] = {
     "hepatocellular carcinoma": Kind(_in_phases((-25, -4), (-12, 35), (-8, 50), (-45, 4), (-50, -8)), (5, 60), 0.55),
     "hypervascular metastasis": Kind(
-        _in_phases((-25, -8), (15, 60), (20, 80), (-18, 25), (-22, -6)), (4, 25), 0.15, most=6
+        _in_phases((-25, -8), (15, 60), (20, 80), (-18, 25), (-22, -6)), (2.5, 25), 0.15, most=6
     ),
     "cystic metastasis": Kind(_in_phases((-20, -5), (-10, 25), (0, 35), (-5, 30), (-5, 20)), (6, 40), 0.10),
     "isodense with a capsule": Kind(_in_phases((-8, 2), (-6, 6), (-6, 6), (-6, 6), (-6, 6)), (8, 40), 0.08, most=1),
@@ -101,7 +101,7 @@ def draw_look(rng: Rng, name: str, phase: ContrastPhase, radius_mm: float, curri
         look = replace(look, rim=rng.uniform(5, 30), necrosis=rng.uniform(0, 0.5) if radius_mm > 8 else 0.0)
     if max(abs(look.capsule), look.rim) < 8 and look.necrosis < 0.3:
         # Less contrast would be invisible, above all in small tumors, which are blurred into the liver.
-        least = (18 if radius_mm < 8 else 12) + 20 * curriculum
+        least = (30 if radius_mm < 4 else 18 if radius_mm < 8 else 12) + 20 * curriculum
         sign = math.copysign(1.0, look.contrast)
         look = replace(look, contrast=sign * max(least, abs(look.contrast)))
     return look
