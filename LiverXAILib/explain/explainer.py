@@ -22,13 +22,14 @@ from ..volumes.box import bounding_box
 from ..volumes.resample import resample
 from ..volumes.volume import Volume
 from .catalog import DEFAULT_METHOD, require_method
-from .explanation import LABELS, Explanation
+from .explanation import LABELS, SUBJECT, Explanation
 from .faithfulness import check_faithfulness
 from .layers import cell_mm, find_layer
 from .methods import METHODS, Method
 from .score import ScoreTarget, build_score
 from .stage_context import StageContext, StageContexts, require_explainable
 from .stitching import stage_maps
+from .subject import subject_checksum
 from .targets import Target
 
 #: The fraction of the progress bar that the map takes if it is also checked.
@@ -129,10 +130,16 @@ def explain_all(
         answers.update(zip(numbers, explained, strict=True))
     if targets:
         context.report("Explained", 1.0)
-    about = {LABELS: segmentation.checksum}
-    return [
-        replace(answers[number], provenance={**answers[number].provenance, **about}) for number in range(len(resolved))
-    ]
+    return [_recorded(answers[number], segmentation, model) for number in range(len(resolved))]
+
+
+def _recorded(explanation: Explanation, segmentation: Segmentation, model: Model) -> Explanation:
+    """The explanation with a record of the labels and the voxels that it is about."""
+    about = {
+        LABELS: segmentation.checksum,
+        SUBJECT: subject_checksum(explanation.target, segmentation, model.spec),
+    }
+    return replace(explanation, provenance={**explanation.provenance, **about})
 
 
 def _explain_stage(

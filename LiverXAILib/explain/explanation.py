@@ -13,6 +13,8 @@ from .targets import Target
 
 #: Key in the provenance of an explanation: the checksum of the label map that it explains.
 LABELS = "labels_sha256"
+#: Key in the provenance of an explanation: the checksum of the voxels that it depends on, see :mod:`.subject`.
+SUBJECT = "subject_sha256"
 _BEFORE = "Made before the segmentation was changed: it explains the segmentation as it was then."
 
 
@@ -48,6 +50,11 @@ class Explanation:
     def labels_sha256(self) -> str | None:
         """The checksum of the label map that it explains; None if it is not recorded."""
         return self.provenance.get(LABELS)
+
+    @property
+    def subject_sha256(self) -> str | None:
+        """The checksum of the voxels that it depends on; None if it is not recorded."""
+        return self.provenance.get(SUBJECT)
 
     def is_about(self, segmentation: Segmentation) -> bool:
         """Whether it explains these labels, not those before a change. True if that is not recorded."""

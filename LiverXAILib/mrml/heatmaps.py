@@ -7,7 +7,8 @@ like a strong one. Low values are transparent, so that the CT stays readable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +16,19 @@ import slicer
 from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from ..colors import HEAT_COLORS, VISIBLE_HEAT
+from ..explain.explanation import LABELS
+from ..explain.subject import present_target
+from ..explain.targets import Target
 from ..volumes.volume import lps_to_ras
-from .nodes import find_results, result_node, set_attributes
+from .nodes import find_results, get_attribute, result_node, set_attributes
 from .segmentations import LABELS_CHECKSUM
 from .tokens import labels_token
 from .volumes import check_shape, place_like, to_image, volume_from_node
 
 if TYPE_CHECKING:
     from ..explain.explanation import Explanation
+    from ..inference.segmentation import Segmentation
+    from ..models.spec import ModelSpec
     from ..volumes.volume import Volume
 
 #: Certain to uncertain, in other hues than the heat map's so that the two are not confused.
@@ -70,13 +76,18 @@ def update_heatmap_node(
     """Do :func:`explanation_to_node` without the checks and without saving a state for undo."""
     question = explanation.target.describe()
     present = next(iter(find_results(scene, volume_node, "segmentation")), None)
+    identity = heatmap_identity(explanation)
+    # The number of a lesion may also be that of an older heat map, of another lesion that had this number.
+    subject = {"Subject": explanation.subject_sha256} if explanation.subject_sha256 else {}
+    if find_results(scene, volume_node, "heatmap", **identity, **subject):
+        identity |= subject
     node, created = result_node(
         scene,
         volume_node,
         "heatmap",
         "vtkMRMLScalarVolumeNode",
         f"{volume_node.GetName()} heat map {question} ({explanation.method})",
-        **heatmap_identity(explanation),
+        **identity,
     )
     _fill(node, explanation.heatmap.array if image is None else image, volume_node, created)
     set_attributes(
@@ -84,6 +95,7 @@ def update_heatmap_node(
         {
             "Question": question,
             "Labels": explanation.labels_sha256,
+            "Subject": explanation.subject_sha256,
             "State": None if present is None else labels_token(present),
             "Model": explanation.provenance.get("model"),
             "RawMaximum": explanation.raw_maximum,
@@ -111,6 +123,49 @@ def is_about(node: slicer.vtkMRMLScalarVolumeNode, segmentation: slicer.vtkMRMLS
 def is_about_edit(node: slicer.vtkMRMLScalarVolumeNode, segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
     """Return whether a heat map node was computed after a segmentation node's last edit, which is not measured yet."""
     return bool(node.GetAttribute("LiverXAI.State") == labels_token(segmentation))
+
+
+def find_subjects(
+    nodes: Sequence[slicer.vtkMRMLScalarVolumeNode], segmentation: Segmentation, model: ModelSpec
+) -> Callable[[], list[Target | None]]:
+    """Return a function that finds what heat map nodes are about in another segmentation, in any thread.
+
+    It returns the target of each under its present number; None if what the heat map depends on is no longer the same,
+    or is not recorded.
+    """
+    recorded = [(node.GetAttribute("LiverXAI.Target"), node.GetAttribute("LiverXAI.Subject")) for node in nodes]
+    return lambda: [
+        present_target(Target.parse(target), subject, segmentation, model) if target and subject else None
+        for target, subject in recorded
+    ]
+
+
+def update_subject(
+    node: slicer.vtkMRMLScalarVolumeNode, target: Target, segmentation: slicer.vtkMRMLSegmentationNode
+) -> None:
+    """Record that a heat map node holds for the labels of a segmentation node, in which its target may have a new
+    number."""
+    labels, question = segmentation.GetAttribute(LABELS_CHECKSUM), node.GetAttribute("LiverXAI.Question")
+    if target.describe() != question:
+        node.SetName(_renamed(node.GetName(), question, target))
+        legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
+        if legend is not None:
+            legend.SetTitleText(_renamed(legend.GetTitleText(), question, target))
+    provenance = get_attribute(node, "Provenance") or {}
+    set_attributes(
+        node,
+        {
+            "Target": str(target),
+            "Question": target.describe(),
+            "Labels": labels,
+            "Provenance": {**provenance, LABELS: labels},
+        },
+    )
+
+
+def _renamed(text: str, question: str, target: Target) -> str:
+    """Return a name with another question in it; unchanged if the user chose one without the question."""
+    return re.sub(rf"{re.escape(question)}(?!\d)", target.describe(), text)
 
 
 def mark_before_changes(node: slicer.vtkMRMLScalarVolumeNode, before: bool) -> None:

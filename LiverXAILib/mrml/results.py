@@ -14,10 +14,12 @@ from vtkmodules.vtkCommonDataModel import vtkImageData
 from ..measure.uncertainty import entropy_map
 from .changed_cts import CHANGED_CT, changed_ct_steps, prepare_changed_cts
 from .heatmaps import (
+    find_subjects,
     heatmap_identity,
     is_about,
     mark_before_changes,
     update_heatmap_node,
+    update_subject,
     update_uncertainty_node,
 )
 from .nodes import find_results, has_attributes, remove_result, results_folder, set_attributes
@@ -36,6 +38,7 @@ from .volumes import blank_image, check_shape, prepare_images, shared_image, vol
 if TYPE_CHECKING:
     from ..analysis import Analysis
     from ..explain.explanation import Explanation
+    from ..explain.targets import Target
     from ..volumes.volume import Volume
 
 #: The intensity window in HU in which an abdominal CT is usually read: level 40, width 400.
@@ -170,19 +173,32 @@ def node_steps(
     return AnalysisNodes(volume_node, segmentation, heatmaps, uncertainty_node, table, changed, folder)
 
 
+def prepare_subjects(
+    analysis: Analysis, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode
+) -> Callable[[], dict[str, Target | None]]:
+    """Return a function that finds what a CT's heat maps are about in `analysis`, by node ID, in any thread."""
+    heat_maps = find_results(scene, volume_node, "heatmap")
+    identifiers = [node.GetID() for node in heat_maps]
+    find = find_subjects(heat_maps, analysis.segmentation, analysis.model)
+    return lambda: dict(zip(identifiers, find(), strict=True))
+
+
 def update_refined(
     analysis: Analysis,
     scene: slicer.vtkMRMLScene,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     layers: SegmentLayers | None,
+    subjects: Mapping[str, Target | None] | None = None,
 ) -> slicer.vtkMRMLSegmentationNode:
     """Show what a reader has changed in the current results of a CT: segments, table, decisions.
 
-    Heat maps and changed CTs stay. If labels have changed, the names of heat maps say so, and changed CTs are marked
-    with ``LiverXAI.Stale``: they belong to the earlier segmentation, and lesion numbers may refer to other lesions now.
+    Heat maps and changed CTs stay. A heat map gets the present number of its lesion; if what it depends on has changed,
+    its name says so. If labels have changed, changed CTs are marked with ``LiverXAI.Stale``: they belong to the earlier
+    segmentation, and lesion numbers may refer to other lesions now.
 
     :param layers: the new segments (:func:`~LiverXAILib.mrml.segmentations.segment_layers`); None: keep those in the
         scene.
+    :param subjects: what the CT's heat maps are about now, if :func:`prepare_subjects` has found it already.
     """
     (node,) = find_results(scene, volume_node, "segmentation")
     before = node.GetAttribute(LABELS_CHECKSUM)
@@ -195,7 +211,12 @@ def update_refined(
     if "reader_labels_sha256" in analysis.provenance:  # segments edited by hand stay as they are in the scene
         node.SetAttribute(LABELS_CHECKSUM, analysis.provenance["reader_labels_sha256"])
     update_table_node(analysis.measurements, scene, volume_node)
+    if subjects is None:
+        subjects = prepare_subjects(analysis, scene, volume_node)()
     for heat_map in find_results(scene, volume_node, "heatmap"):
+        target = subjects.get(heat_map.GetID())
+        if target is not None:
+            update_subject(heat_map, target, node)
         mark_before_changes(heat_map, not is_about(heat_map, node))
     if node.GetAttribute(LABELS_CHECKSUM) != before:
         for changed_ct in find_results(scene, volume_node, CHANGED_CT):

@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from .. import mrml
 from ..mrml.nodes import set_attributes
-from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, update_refined
+from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, prepare_subjects, update_refined
 from .model_choice import ModelChoice
 from .reading.edits import DECISIONS, Edits, keep_what_must_stay
 from .reading.frames import frame_of
@@ -142,6 +142,7 @@ class Outcomes:
             lesions = self._state.parameters.lesionSegments
             layers = yield lambda: mrml.segment_layers(analysis.segmentation, lesion_segments=lesions)
         changed_cts = yield mrml.prepare_changed_cts(analysis.answers)
+        subjects = yield prepare_subjects(analysis, self._state.scene, node)
         if obstacle := self._obstacle(asked):
             return obstacle
         edited_meanwhile = mrml.labels_token(segmentation) != asked.labels
@@ -149,7 +150,7 @@ class Outcomes:
             self._held = ("", "", "", None)
             return [_("The segmentation was edited in the meantime, so nothing was changed. Try again.")]
         with self._edits.paused():
-            update_refined(analysis, self._state.scene, node, layers)
+            update_refined(analysis, self._state.scene, node, layers, subjects)
         labels = asked.labels if edited_meanwhile else mrml.labels_token(segmentation)
         self._hold(segmentation, name, labels, asked)
         yield from self._edits.measured(segmentation, labels)

@@ -13,9 +13,11 @@ import numpy as np
 from ..analysis import Analysis
 from ..explain.answers import Answer
 from ..explain.explanation import LABELS, Explanation
+from ..explain.subject import subject_checksum
 from ..explain.targets import EmptyTargetError, Target
 from ..inference.lesions import numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
+from ..models.spec import ModelSpec
 from ..text import place_text
 from .findings import Findings
 
@@ -23,9 +25,9 @@ from .findings import Findings
 def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an analysis with another segmentation: with the heat maps and answers that still hold for it.
 
-    Those about a lesion hold if its voxels are the same; other answers, if the voxels that they are about are. Other
-    heat maps stay, because they record the label map that they explain. If a lesion has the model's outline again, the
-    heat maps and answers of the model's own result are back.
+    Those about a lesion hold if its voxels are the same; other heat maps and answers, if the voxels that they are about
+    are. Other heat maps stay even if they no longer hold, because they record the label map that they explain. If a
+    lesion has the model's outline again, the heat maps and answers of the model's own result are back.
 
     :param provenance: of the result; its warnings are updated.
     :return: `segmentation`, `explanations`, `answers` and `provenance`.
@@ -38,7 +40,11 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
         explained: tuple[Explanation | Answer, ...] = (*source.explanations, *source.answers)
         for one in explained:
             if isinstance(one, Explanation) and one.target.lesion is None:
-                if source is analysis:
+                if change.holds(one, analysis.model):
+                    before = found.get(_key(one))
+                    if not (isinstance(before, Explanation) and before.is_about(segmentation)):
+                        found[_key(one)] = _about(one, segmentation)
+                elif source is analysis:
                     found[_key(one)] = one
                 continue
             target = change.target(one.target)
@@ -49,7 +55,7 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
             present.update(change.loss(one.target))
             new: Explanation | Answer = dataclasses.replace(one, target=target)
             if isinstance(new, Explanation) and new.is_about(source.segmentation):
-                new = dataclasses.replace(new, provenance={**new.provenance, LABELS: segmentation.checksum})
+                new = _about(new, segmentation)
             found.setdefault(_key(new), new)
     in_order = sorted(found.values(), key=lambda one: one.target.lesion or 0)
     warnings = dict.fromkeys([*provenance.get("warnings", ()), *sorted(lost)])
@@ -74,6 +80,13 @@ class _Change:
     @cached_property
     def _lesions(self) -> Findings:
         return Findings.numbered("lesion", self._before.labels.grid, *numbered_lesions(self._before))
+
+    def holds(self, explanation: Explanation, model: ModelSpec) -> bool:
+        """Whether a heat map that is not about a lesion depends only on voxels that are the same after the change."""
+        subject = explanation.subject_sha256
+        if subject is None and explanation.is_about(self._before):
+            subject = subject_checksum(explanation.target, self._before, model)
+        return subject is not None and subject == subject_checksum(explanation.target, self._after, model)
 
     def target(self, target: Target) -> Target | None:
         """The same target after the change; None if its voxels are not the same."""
@@ -100,6 +113,11 @@ class _Change:
             f"The explanation of {what} was dropped, because the outlines there have changed. Ask again to get it for "
             "the new ones ('Explain lesion' in 3D Slicer, --explain on the command line)."
         ]
+
+
+def _about(explanation: Explanation, segmentation: Segmentation) -> Explanation:
+    """An explanation that holds for this segmentation, with a record of that."""
+    return dataclasses.replace(explanation, provenance={**explanation.provenance, LABELS: segmentation.checksum})
 
 
 def _key(one: Explanation | Answer) -> tuple[str, ...]:

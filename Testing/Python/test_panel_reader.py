@@ -153,14 +153,50 @@ def test_a_heat_map_of_a_lesion_names_its_place_and_is_not_taken_for_that_of_ano
     decide(panel, 0, "reject")
     assert panel.ui.statusLabel.text.startswith("Measured again")
     assert decided(panel) == ["model", "rejected by reader"]
-    assert panel.ui.lesionTable.item(0, 4).text() == ""  # the current lesion 1 was lesion 2
     (heat,) = results(node, "heatmap")
+    # It is about the same lesion, which is number 1 now.
+    assert panel.ui.lesionTable.item(0, 4).text() == "not\nchecked"
+    assert panel.ui.heatMapSelector.itemText(0) == words.replace("lesion 2", "lesion 1")
+    assert heat.GetAttribute("LiverXAI.Target") == "lesion:1"
+    assert "lesion 1" in heat.GetName()
+    decide(panel, 1, "accept")
+    assert panel.ui.lesionTable.item(0, 4).text() == ""
+    assert panel.ui.heatMapSelector.itemText(0) == words
+    decide(panel, 1, "reject")
     assert panel.ui.heatMapSelector.itemText(0) == f"{words}, before the changes"
+    # The same question about another lesion, then about this one, which is back.
+    panel.click(panel.ui.undoButton)
+    wait_idle(panel)
+    assert panel.ui.heatMapSelector.itemText(0) == words
+    assert results(node, "heatmap") == [heat]
+
+
+def test_heat_maps_of_two_lesions_follow_them_when_they_are_renumbered(panel, toy_model, tmp_path):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    for row in (0, 1):
+        panel.ui.lesionTable.selectRow(row)
+        panel.click(panel.ui.explainLesionButton)
+        wait_idle(panel)
+    first, second = results(node, "heatmap")
+    decide(panel, 0, "reject")
+    assert heat_maps(panel, node) == [True, False]
+    assert second.GetAttribute("LiverXAI.Target") == "lesion:1"
+    # Both have the number 1 now; asking again renews the one that is about this lesion.
     panel.ui.lesionTable.selectRow(0)
+    shown = panel.ui.heatMapSelector.currentData
+    assert shown == second.GetID()
+    then = [heat.GetImageData().GetMTime() for heat in (first, second)]
     panel.click(panel.ui.explainLesionButton)
     wait_idle(panel)
-    assert heat.GetAttribute("LiverXAI.Target") == "lesion:2"
-    assert panel.ui.lesionTable.item(0, 4).text() == "not\nchecked"
+    now = [heat.GetImageData().GetMTime() for heat in (first, second)]
+    assert (now[0] == then[0], now[1] > then[1]) == (True, True)
+    node, _segmentation = save_and_reopen(panel, tmp_path / "scene.mrb")
+    assert heat_maps(panel, node) == [True, False]
+    choose_model(panel, toy_model)
+    decide(panel, 1, "accept")
+    assert heat_maps(panel, node) == [False, False]
+    assert [heat.GetAttribute("LiverXAI.Target") for heat in results(node, "heatmap")] == ["lesion:1", "lesion:2"]
 
 
 def heat_maps(panel, node):
@@ -194,7 +230,7 @@ def test_a_heat_map_says_that_it_is_from_before_an_edit_until_it_is_asked_again(
     wait_idle(panel)
     panel.click(panel.ui.measureButton)
     wait_idle(panel)
-    assert heat_maps(panel, node) == [True, False]
+    assert heat_maps(panel, node) == [False, False]  # the liver includes its tumors, so it has not changed
     # As it was when the other one was asked.
     slicer.util.updateSegmentBinaryLabelmapFromArray(before, segmentation, "tumor", node)
     qtapplication.process_events()

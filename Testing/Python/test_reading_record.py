@@ -285,6 +285,34 @@ def test_explanations_of_unchanged_lesions_are_kept_under_their_new_numbers():
     assert told(refine(one, [choose_targets(1)]))[0] == {"lesion:1": 0.11, "lesion:2": 0.22}
 
 
+def test_heat_maps_of_labels_hold_while_the_voxels_do_that_they_depend_on():
+    heat = np.zeros(analysis().volume.shape, np.float32)
+
+    def asked(one):
+        about = {"labels_sha256": one.segmentation.checksum}
+        map_ = one.volume.with_array(heat)
+        targets = map(Target.parse, ("liver", "tumor", "tumor:voxel:lps:{},{},{}".format(*place(SECOND))))
+        maps = tuple(Explanation(map_, 1.0, target, "hires-cam", "", provenance=about) for target in targets)
+        return dataclasses.replace(one, explanations=maps)
+
+    def hold(one):
+        return [x.is_about(one.segmentation) for x in one.explanations]
+
+    one = asked(analysis())
+    fewer = refine(one, [reject(1)])
+    assert hold(fewer) == [True, False, True]
+    assert hold(refine(fewer, [reject(1)])) == [True, False, False]
+    assert hold(undo(fewer)) == [True, True, True]
+    assert hold(refine(fewer, [restore(1)])) == [True, True, True]
+    # Where channels exclude each other, rejecting a lesion changes the channel that is explained there.
+    (*first, last) = one.model.stages
+    exclusive = dataclasses.replace(last, activation="softmax")
+    model = dataclasses.replace(one.model, stages=(*first, exclusive))
+    fewer = refine(dataclasses.replace(one, model=model), [reject(1)])
+    assert hold(fewer) == [False, False, True]
+    assert hold(undo(refine(fewer, [add(place(MISSED))]))) == [False, False, True]
+
+
 def test_files_have_the_answers_under_their_new_numbers(tmp_path):
     fewer = refine(explained(analysis()), [reject(1)])
     files = lx.write_analysis(fewer, tmp_path, write=["tables"])
