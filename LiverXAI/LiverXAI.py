@@ -286,6 +286,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         volumeNode: slicer.vtkMRMLScalarVolumeNode,
         decisions: Sequence[Decision] = (),
         *,
+        undo: int = 0,
         who: str = "reader",
         model: str = "default",
         device: str = "auto",
@@ -297,10 +298,15 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
 
         >>> from LiverXAILib.reading import accept, add, reject   # doctest: +SKIP
         >>> logic.refine(volumeNode, [reject(3), accept(1)], who="Dr. A")   # doctest: +SKIP
+        >>> logic.refine(volumeNode, undo=1)   # doctest: +SKIP
 
         :param decisions: see :mod:`LiverXAILib.reading`; if empty, the edited segmentation is only measured. Numbers
             are those of the table of measurements, also if the segmentation was edited since.
+        :param undo: how many decisions to take back first, the last one first. An edit by hand that was not measured
+            yet is the last decision.
         :return: the CT's segmentation node.
+        :raises LiverXAILib.errors.UsageError: there are fewer decisions to take back, or a decision is about a lesion
+            or candidate that does not exist. Nothing is changed.
         """
         loaded = self.loadModel(model)
         from LiverXAILib import mrml
@@ -310,6 +316,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         from LiverXAILib.panel.results import table_rows
         from LiverXAILib.pipeline import analyze
         from LiverXAILib.reading import as_listed, listed_in_table, refine, resume
+        from LiverXAILib.reading import undo as take_back
 
         volume = mrml.ct_from_node(volumeNode, force=force)
         found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
@@ -328,11 +335,13 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         earlier = mrml.decisions_of(found[0], volumeNode)
         edited = labels_checksum(labels) != found[0].GetAttribute(LABELS_CHECKSUM)
         current = resume(own, labels, earlier, edited=edited, who=who)
+        for _number in range(undo):
+            current = take_back(current)
         tables = mrml.find_results(slicer.mrmlScene, volumeNode, "measurements")
         if tables:  # otherwise the segmentation was never measured
             axes, moved = get_attribute(tables[0], "Axes") or {}, mrml.moved_since(found[0], volumeNode)
             decisions = as_listed(decisions, listed_in_table(table_rows(tables[0]), axes, moved), current)
-        refined = refine(current, decisions, who=who)
+        refined = refine(current, decisions, who=who) if decisions or not undo else current
         layers = mrml.segment_layers(refined.segmentation)
         node = mrml.update_refined(refined, slicer.mrmlScene, volumeNode, layers)
         mrml.record_measured(node)

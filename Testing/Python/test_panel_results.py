@@ -13,6 +13,7 @@ from test_panel_reader import erase, play, segment_array, show_frame
 
 from LiverXAILib import mrml
 from LiverXAILib.errors import UsageError
+from LiverXAILib.reading import reject
 from LiverXAILib.volumes.volume import Volume
 
 qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
@@ -333,6 +334,36 @@ def test_a_refinement_on_the_console_is_measured_and_not_taken_for_an_edit(panel
     panel.widget.enter()
     assert not panel.ui.editedLabel.visible
     assert not mrml.differs_from_measured(segmentation)
+
+
+def test_decisions_are_taken_back_on_the_console(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    as_found, summary = segment_array(segmentation, "tumor", node), panel.ui.summaryLabel.text
+    with_model = {"model": toy_model, "device": "cpu", "force": True}
+    with pytest.raises(UsageError, match="no decision that could be undone"):
+        panel.widget.logic.refine(node, undo=1, **with_model)
+    decide(panel, 1, "reject")
+    rejected = segment_array(segmentation, "tumor", node)
+    erase(segmentation, "tumor", node, LEFT_HALF)
+    # The edit, which is not measured yet, is the last decision.
+    panel.widget.logic.refine(node, undo=1, **with_model)
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), rejected)
+    panel.widget.logic.refine(node, undo=1, **with_model)
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), as_found)
+    assert segmentation.GetAttribute("LiverXAI.Decisions") is None
+    panel.widget.enter()
+    assert panel.ui.summaryLabel.text == summary
+    assert decided(panel) == ["model", "model"]
+    assert not panel.ui.editedLabel.visible
+    assert not panel.ui.undoButton.enabled
+    panel.widget.logic.refine(node, [reject(1)], **with_model)
+    # Number 1 of the table, in which the larger lesion is not: it is number 2 when that one is back.
+    panel.widget.logic.refine(node, [reject(1)], undo=1, **with_model)
+    decisions = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert [(one["kind"], one["numbers"]) for one in decisions] == [("reject", [2])]
 
 
 def test_results_never_lie_over_another_frame_even_if_another_ct_is_chosen_meanwhile(panel, toy_model):
