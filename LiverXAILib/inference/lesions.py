@@ -133,7 +133,15 @@ def same_lesions(before: Segmentation, after: Segmentation, label: str = "tumor"
 
     Lesions are renumbered whenever another one is added, removed or changes its size.
     """
-    (first, old), (second, new) = numbered_lesions(before, label), numbered_lesions(after, label)
+    return same_numbers(numbered_lesions(before, label), numbered_lesions(after, label))
+
+
+def same_numbers(before: tuple[Box, np.ndarray], after: tuple[Box, np.ndarray]) -> dict[int, int]:
+    """The components that have the same voxels: number in `before`, number in `after`.
+
+    :param before, after: a box of one image, and the numbers of the components in it.
+    """
+    (first, old), (second, new) = before, after
     common = first.intersection(second)
     if common is None:
         return {}

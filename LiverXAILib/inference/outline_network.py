@@ -169,10 +169,10 @@ def outline_by_network(
         if not last and any((point < 2).any() or (point > SIZE - 3).any() for point in points):
             continue
         hu = resample(volume.array, volume.grid, cube, fill=AIR_HU) - median_hu
-        organ = resample(liver.array.astype(np.float32), liver.grid, cube) > 0.5
+        organ = resample(liver.array, liver.grid, cube) > 0.5
         present = torch.zeros((SIZE,) * 3)
         if before is not None:
-            present = resample(before.array.astype(np.float32), before.grid, cube)
+            present = resample(before.array, before.grid, cube)
         told = list(zip(points, clicks, strict=True))
         channels = network_input(
             hu,

@@ -8,20 +8,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from ..inference.lesions import numbered_candidates
+from ..inference.lesions import numbered_candidates, same_numbers
 from ..inference.segmentation import Segmentation
-from ..volumes.box import Box, bounding_box, central_voxel
+from ..volumes.box import Box, central_voxel
 from ..volumes.volume import Volume
 from .diameters import axial_diameters
-from .measurements import Candidate, RejectedLesion
+from .measurements import Candidate, Measurements, RejectedLesion
 from .reliability import finding_reliability
 
 
-def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Candidate, ...]:
+def measure_candidates(
+    volume: Volume, segmentation: Segmentation, known: Sequence[tuple[Segmentation, Measurements]] = ()
+) -> tuple[Candidate, ...]:
     """Measure the candidates of a segmentation that the model made.
 
     :param volume: the CT in HU, on the segmentation's grid.
+    :param known: as for :func:`~LiverXAILib.measure.measure`.
     """
     box, numbers = numbered_candidates(segmentation)
     probability = segmentation.probabilities.get("tumor")
@@ -29,12 +33,15 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
         return ()
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
     least_ml = segmentation.provenance.get("postprocessing", {}).get("min_lesion_ml", 0.0)
-    reliable = list(finding_reliability(numbers, segmentation, box))
+    before = _measured_before(segmentation, known)
     candidates = []
-    for number in range(1, int(numbers.max(initial=0)) + 1):
-        inside = bounding_box(numbers == number)
-        assert inside is not None
-        own, mask = inside.shifted(box.start), numbers[inside] == number
+    for number, inside in enumerate(ndimage.find_objects(numbers) if numbers.size else (), start=1):
+        if number in before:
+            one = before[number]
+            reason = _reason(one.peak_probability, needed, one.volume_ml, least_ml)
+            candidates.append(dataclasses.replace(one, number=number, reason=reason))
+            continue
+        own, mask = Box(*inside).shifted(box.start), numbers[inside] == number
         values = _probabilities(probability, volume, own, mask)
         peak = float(values.max())
         measured = _measured(number, volume, own, mask)
@@ -44,10 +51,27 @@ def measure_candidates(volume: Volume, segmentation: Segmentation) -> tuple[Cand
                 mean_probability=float(values.mean()),
                 peak_probability=peak,
                 reason=_reason(peak, needed, measured["volume_ml"], least_ml),
-                reliability=reliable[number - 1],
+                reliability=next(finding_reliability(mask.astype(np.int32), segmentation, own), None),
             )
         )
     return tuple(candidates)
+
+
+def _measured_before(
+    segmentation: Segmentation, known: Sequence[tuple[Segmentation, Measurements]]
+) -> dict[int, Candidate]:
+    """The candidates of `known` that are the same in `segmentation`, by their numbers there.
+
+    Their reliability depends on the whole liver: none if that has changed.
+    """
+    found: dict[int, Candidate] = {}
+    for other, measured in known:
+        if segmentation.has_same("liver", other):
+            candidates = {one.number: one for one in measured.candidates}
+            for old, new in same_numbers(numbered_candidates(other), numbered_candidates(segmentation)).items():
+                if old in candidates:
+                    found.setdefault(new, candidates[old])
+    return found
 
 
 def measure_rejected(

@@ -11,6 +11,8 @@ Contours are computed in voxel indices and converted to millimeters, so that all
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import contourpy
 import numpy as np
 from scipy import ndimage
@@ -41,6 +43,14 @@ def axial_diameters(mask: np.ndarray, grid: Grid) -> AxialDiameters:
     :param mask: bool (k, j, i), not empty. Slices are the image's own, those closest to axial; in an oblique image
         they are oblique. Pixels that touch at a corner belong to one connected component.
     """
+    return _axial_diameters(np.packbits(mask).tobytes(), mask.shape, grid.ijk_to_lps.tobytes())
+
+
+# Most decisions and operating points leave most findings as they are, as lesions, candidates or rejected lesions.
+@lru_cache(maxsize=256)
+def _axial_diameters(bits: bytes, shape: tuple[int, int, int], ijk_to_lps: bytes) -> AxialDiameters:
+    mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=int(np.prod(shape))).reshape(shape).astype(bool)
+    grid = Grid(shape, np.frombuffer(ijk_to_lps).reshape(4, 4))
     axis = axial_axis(grid)
     slices = np.moveaxis(mask, 2 - axis, 0)
     best: tuple[float, int, list[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy import ndimage
@@ -13,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from ..errors import UsageError, own_errors
 from ..inference.lesions import lesion_count, numbered_lesions, same_lesions
+from ..inference.masks import Mask
 from ..inference.segmentation import Segmentation, require_segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume, require_volume
@@ -20,7 +23,7 @@ from .candidates import measure_candidates
 from .diameters import axial_diameters, feret_diameter_mm
 from .lesions import enhancement, location, slice_instance_number, sphericity
 from .liver import remnants, segment_masks, standard_volume_ml, steatosis_hint
-from .measurements import Candidate, ContrastPhase, LesionMeasurements, Measurements
+from .measurements import Candidate, ContrastPhase, FindingReliability, LesionMeasurements, Measurements
 from .phase import estimate_phase
 from .plausibility import implausibilities, liver_position
 from .recist import Recist, recist
@@ -36,7 +39,8 @@ def measure(
     height_cm: float | None = None,
     weight_kg: float | None = None,
     targets: Sequence[int] | None = None,
-    known: tuple[Segmentation, Measurements] | None = None,
+    known: Sequence[tuple[Segmentation, Measurements]] = (),
+    candidates: Sequence[Candidate] | None = None,
 ) -> Measurements:
     """Measure the liver and its lesions.
 
@@ -47,8 +51,10 @@ def measure(
     :param segmentation: on the same grid, with a label "liver" and perhaps "tumor".
     :param height_cm, weight_kg: of the patient, for the standard liver volume.
     :param targets: numbers of the RECIST target lesions; None: chosen by the rule.
-    :param known: the model's segmentation of which `segmentation` is a changed version, and its measurements: lesions
-        with the same voxels are not measured again, and the candidates are the model's.
+    :param known: other segmentations of this image with the same probabilities, and their measurements: lesions and
+        candidates with the same voxels are not measured again. The first one that has them counts.
+    :param candidates: the model's, if `segmentation` is a changed version of what the model made; None: those of
+        `segmentation`.
     :raises LiverXAILib.errors.UsageError: the grids differ, there is no label "liver", only one of height and weight is
         given, or a target does not exist.
     """
@@ -76,8 +82,8 @@ def measure(
     tumor_ml = float(np.count_nonzero(numbers)) * ml
     functional_ml = liver_ml - tumor_ml if looks_for_tumors and liver_ml else None
     median_hu = float(np.median(parenchyma)) if parenchyma.size else None
-    cut_at = _sides_reached(liver, grid)
-    position = liver_position(volume, liver)
+    organ = _whole_liver(volume, liver, box)
+    cut_at, position = organ.cut_at, organ.position
     reasons = implausibilities(liver_ml, median_hu, not cut_at, position)
     phase = _phase(volume, healthy, box)
     segments = segment_masks(segmentation)
@@ -87,12 +93,10 @@ def measure(
     }
     lesions: tuple[LesionMeasurements, ...] = ()
     if numbers.any():
-        context = _LiverContext(liver, box, segments, float(parenchyma.mean()) if parenchyma.size else None, phase,
-                                position.middle_x)  # fmt: skip
+        context = _LiverContext(organ, box, segments, float(parenchyma.mean()) if parenchyma.size else None, phase)
         lesions = _lesions(volume, segmentation, numbers, context, _measured_before(segmentation, known))
-    candidates: tuple[Candidate, ...] = ()
-    if looks_for_tumors:
-        candidates = measure_candidates(volume, segmentation) if known is None else known[1].candidates
+    if candidates is None:
+        candidates = measure_candidates(volume, segmentation, known) if looks_for_tumors else ()
     return Measurements(
         liver_volume_ml=liver_ml,
         liver_mean_hu=float(parenchyma.mean()) if parenchyma.size else None,
@@ -112,20 +116,52 @@ def measure(
         segment_volumes_ml=volumes,
         remnants=remnants(volumes, standard),
         recist=_recist(lesions, grid, targets) if looks_for_tumors else None,
-        candidates=candidates,
+        candidates=tuple(candidates),
     )
+
+
+class _WholeLiver:
+    """What is measured of the liver with its lesions, which decisions about lesions leave as it is.
+
+    :param liver: bool (k, j, i) on the grid of `volume`.
+    :param box: of the liver.
+    """
+
+    def __init__(self, volume: Volume, liver: np.ndarray, box: Box) -> None:
+        self._grid, self._box, self._voxels = volume.grid, box, liver[box].copy()
+        self.cut_at = _sides_reached(liver, volume.grid)
+        self.position = liver_position(volume, liver)
+
+    def is_at(self, liver: np.ndarray, box: Box) -> bool:
+        """Whether this liver has the voxels of another one."""
+        return box == self._box and np.array_equal(liver[box], self._voxels)
+
+    @cached_property
+    def surface(self) -> cKDTree | None:
+        """The voxels at its surface, see :func:`_surface`."""
+        return _surface(Mask(self._box, self._voxels), self._grid)
+
+
+#: The last liver that was measured in each image in use.
+_LAST_LIVER: WeakKeyDictionary[Volume, _WholeLiver] = WeakKeyDictionary()
+
+
+def _whole_liver(volume: Volume, liver: np.ndarray, box: Box) -> _WholeLiver:
+    last = _LAST_LIVER.get(volume)
+    if last is None or not last.is_at(liver, box):
+        last = _LAST_LIVER[volume] = _WholeLiver(volume, liver, box)
+    return last
 
 
 @dataclasses.dataclass(frozen=True)
 class _LiverContext:
-    """What lesions are compared with. `liver` includes the lesions; `box` contains the liver."""
+    """What lesions are compared with; `box` contains the liver."""
 
-    liver: np.ndarray
+    organ: _WholeLiver
     box: Box
     segments: Mapping[str, np.ndarray]
     mean_hu: float | None
     phase: ContrastPhase | None
-    middle_x: float | None
 
 
 def _phase(volume: Volume, healthy: np.ndarray, box: Box) -> ContrastPhase | None:
@@ -140,16 +176,20 @@ def _recist(lesions: Sequence[LesionMeasurements], grid: Grid, targets: Sequence
 
 
 def _measured_before(
-    segmentation: Segmentation, known: tuple[Segmentation, Measurements] | None
+    segmentation: Segmentation, known: Sequence[tuple[Segmentation, Measurements]]
 ) -> dict[int, LesionMeasurements]:
     """The lesions of `known` that are the same in `segmentation`, by their numbers there.
 
     A lesion's distance from the surface and its reliability depend on the whole liver: none if that has changed.
     """
-    if known is None or not segmentation.has_same("liver", known[0]):
-        return {}
-    lesions = {lesion.number: lesion for lesion in known[1].lesions}
-    return {new: lesions[old] for old, new in same_lesions(known[0], segmentation).items()}
+    found: dict[int, LesionMeasurements] = {}
+    for other, measured in known:
+        if segmentation.has_same("liver", other):
+            lesions = {lesion.number: lesion for lesion in measured.lesions}
+            for old, new in same_lesions(other, segmentation).items():
+                if old in lesions:
+                    found.setdefault(new, lesions[old])
+    return found
 
 
 def _lesions(
@@ -166,7 +206,7 @@ def _lesions(
     """
     probability = segmentation.probabilities.get("tumor")
     found_at = ndimage.find_objects(numbers)
-    surface = _surface(context.liver, volume.grid, context.box) if len(before) < len(found_at) else None
+    surface = context.organ.surface if len(before) < len(found_at) else None
     lesions = []
     for number, found in enumerate(found_at, start=1):
         extent, mask = Box(*found).shifted(context.box.start), numbers[found] == number
@@ -178,10 +218,13 @@ def _lesions(
             "number": number,
             "contrast_hu": contrast,
             "enhancement": enhancement(contrast, context.phase),
-            "location": location(voxels, context.segments, x, context.middle_x),
+            "location": location(voxels, context.segments, x, context.organ.position.middle_x),
         }
         if number in before:
-            lesions.append(dataclasses.replace(before[number], **compared))
+            lesion = dataclasses.replace(before[number], **compared)
+            if lesion.reliability is None:  # not told of what a reader had outlined
+                lesion = dataclasses.replace(lesion, reliability=_reliability(mask, segmentation, extent))
+            lesions.append(lesion)
             continue
         grid = volume.grid.cropped(extent)
         axial = axial_diameters(mask, grid)
@@ -202,10 +245,14 @@ def _lesions(
                 touches_image_border=0 in extent.start or bool(np.equal(extent.stop, volume.shape).any()),
                 sphericity=sphericity(mask, grid),
                 instance_number=slice_instance_number(volume, axial.slice_axis, index),
-                reliability=next(finding_reliability(mask.astype(np.int32), segmentation, extent), None),
+                reliability=_reliability(mask, segmentation, extent),
             )
         )
     return tuple(lesions)
+
+
+def _reliability(mask: np.ndarray, segmentation: Segmentation, extent: Box) -> FindingReliability | None:
+    return next(finding_reliability(mask.astype(np.int32), segmentation, extent), None)
 
 
 def _mean_at(cropped: Volume, grid: Grid, kji: np.ndarray) -> float:
@@ -228,13 +275,13 @@ def _sides_reached(mask: np.ndarray, grid: Grid) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sides))
 
 
-def _surface(organ: np.ndarray, grid: Grid, box: Box) -> cKDTree | None:
-    """The organ's voxels at its surface, as points in LPS mm; None if it has no surface. `box` contains the organ.
+def _surface(organ: Mask, grid: Grid) -> cKDTree | None:
+    """The organ's voxels at its surface, as points in LPS mm; None if it has no surface.
 
     A voxel is at the surface if a face neighbor in the image is not organ; the edge of the image is not a surface.
     """
-    around = box.grown((1, 1, 1), organ.shape)
-    inside = organ[around]
+    around = organ.box.grown((1, 1, 1), grid.shape)
+    inside = organ.on(around)
     beside = np.zeros_like(inside)
     for axis in range(3):
         along, away = np.moveaxis(beside, axis, 0), np.moveaxis(~inside, axis, 0)

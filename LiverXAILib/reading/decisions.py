@@ -197,7 +197,7 @@ def _changed(
     :param touched: see :attr:`~LiverXAILib.analysis.Analysis.touched`.
     """
     decisions = with_remarks(decisions, segmentation)
-    measurements = measure_again(analysis.volume, segmentation, own, decisions)
+    measurements = measure_again(analysis, segmentation, own, decisions)
     recorded = {
         **analysis.provenance,
         "warnings": measurements.warnings(analysis.provenance.get("warnings", ())),
@@ -317,8 +317,14 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     own = analysis.own or analysis
     standard = own.standard or own.segmentation
     chosen = at_sensitivity(standard, analysis.model, sensitivity)
-    measured = measure(analysis.volume, chosen, **asked_before(own, chosen))
-    recorded = {**own.provenance, "segmentation": dict(chosen.provenance)}
+    measured = measure(
+        analysis.volume, chosen, **asked_before(own, chosen), known=[(own.segmentation, own.measurements)]
+    ).doubted(own.provenance.get("mirrored", ()))
+    recorded = {
+        **own.provenance,
+        "segmentation": dict(chosen.provenance),
+        "warnings": measured.warnings(own.provenance.get("warnings", ())),
+    }
     model = dataclasses.replace(own, standard=standard, **carried(own, chosen, recorded), measurements=measured)
     if analysis.own is None:
         return model

@@ -17,7 +17,6 @@ from ..measure import measure
 from ..measure.candidates import measure_rejected
 from ..measure.measurements import LesionMeasurements, Measurements
 from ..measure.recist import recist
-from ..volumes.volume import Volume
 from .packing import unpack_mask
 from .rejections import candidate_status, rejections
 
@@ -56,8 +55,13 @@ def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
     if known == _inputs(own):
         return own
     own = dataclasses.replace(own, provenance={**own.provenance, "measured_with": known})
-    earlier = own.segmentation, own.measurements
-    again = measure(own.volume, own.segmentation, **asked_before(own, own.segmentation), known=earlier)
+    again = measure(
+        own.volume,
+        own.segmentation,
+        **asked_before(own, own.segmentation),
+        known=[(own.segmentation, own.measurements)],
+        candidates=own.measurements.candidates,
+    )
     names = ("standard_volume_ml", "standard_volume_ratio", "remnants", "recist")
     changed = {name: getattr(again, name) for name in names}
     return dataclasses.replace(own, measurements=dataclasses.replace(own.measurements, **changed))
@@ -72,7 +76,7 @@ def with_patient_size(analysis: Analysis, height_cm: float | None, weight_kg: fl
     own = measured_with(own, known)
     if analysis.own is None:
         return own
-    measurements = measure_again(analysis.volume, analysis.segmentation, own, analysis.decisions)
+    measurements = measure_again(analysis, analysis.segmentation, own, analysis.decisions)
     provenance = {**analysis.provenance, "measured_with": known}
     return dataclasses.replace(analysis, own=own, measurements=measurements, provenance=provenance)
 
@@ -83,18 +87,27 @@ def _inputs(own: Analysis) -> dict[str, Any]:
 
 
 def measure_again(
-    volume: Volume, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
+    analysis: Analysis, segmentation: Segmentation, own: Analysis, decisions: Sequence[Decision]
 ) -> Measurements:
-    """Measure again, with the source of each outline, the status of each candidate, and the rejected lesions."""
-    known = own.segmentation, own.measurements
-    measured = measure(volume, segmentation, **asked_before(own, segmentation, decisions), known=known)
+    """Measure again, with the source of each outline, the status of each candidate, and the rejected lesions.
+
+    :param analysis: the state before.
+    :param segmentation: the changed segmentation.
+    :param own: the model's own result.
+    :param decisions: all decisions that led to `segmentation`.
+    """
+    volume = analysis.volume
+    known = [(own.segmentation, own.measurements), *_measured_automatically(analysis)]
+    candidates = own.measurements.candidates
+    asked = asked_before(own, segmentation, decisions)
+    measured = measure(volume, segmentation, **asked, known=known, candidates=candidates)
     measured = measured.doubted(own.provenance.get("mirrored", ()))  # that is about the image, not the outlines
     sources = _sources(segmentation, own.segmentation)
     lesions = tuple(_with_source(lesion, sources[lesion.number]) for lesion in measured.lesions)
     box, pieces = numbered_candidates(own.segmentation)
     candidates = tuple(
         dataclasses.replace(one, status=candidate_status(pieces == one.number, box, segmentation, decisions))
-        for one in own.measurements.candidates
+        for one in candidates
     )
     rejected = [
         (one.box, one.mask, one.decision.who, one.decision.when)
@@ -107,6 +120,19 @@ def measure_again(
         rejected=measure_rejected(volume, own.segmentation, rejected),
     )
     return with_calipers(measured, segmentation, decisions)
+
+
+def _measured_automatically(analysis: Analysis) -> list[tuple[Segmentation, Measurements]]:
+    """The measurements of an analysis that a reader has changed, without lesions whose diameters the reader measured.
+
+    None of one that was only resumed: its measurements are those of the model's own segmentation.
+    """
+    if analysis.own is None or analysis.measurements is analysis.own.measurements:
+        return []
+    segmentation, measured = analysis.segmentation, analysis.measurements
+    by_reader = {_lesion_measured(one, segmentation) for one in analysis.decisions if one.kind == "measure"}
+    lesions = tuple(lesion for lesion in measured.lesions if lesion.number not in by_reader)
+    return [(segmentation, dataclasses.replace(measured, lesions=lesions))]
 
 
 def with_calipers(measured: Measurements, segmentation: Segmentation, decisions: Sequence[Decision]) -> Measurements:

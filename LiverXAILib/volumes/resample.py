@@ -105,6 +105,8 @@ def _centered(grid: Grid, shape_ijk: list[int], spacing: tuple[float, ...]) -> G
 def _as_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
+    if array.dtype == bool:
+        array = array.view(np.uint8)  # a quarter of float32, of which only the part that is used is converted
     if array.dtype not in (np.int8, np.uint8, np.int16, np.int32, np.float32, np.float64):
         array = array.astype(np.float32)
     with warnings.catch_warnings():
