@@ -131,3 +131,23 @@ def test_a_doubt_about_the_image_stays_at_another_sensitivity():
     for result in (change_sensitivity(one, "sensitive"), change_sensitivity(refine(one, [reject(1)]), "specific")):
         assert result.measurements.implausible_because[0] == "The image may be mirrored."
         assert "Implausible: The image may be mirrored." in result.provenance["warnings"]
+
+
+def test_diameters_of_a_reader_are_not_taken_for_measured_ones():
+    added = refine(many(), [add(place(MISSED))])
+    (lesion,) = (x for x in added.measurements.lesions if x.source == "reader")
+    ends = [(0, 0, 0), (9, 0, 0), (0, 0, 0), (0, 7, 0)]
+    mine = refine(added, [measure_lesion(lesion.number, ends)])
+    assert mine.measurements.lesions[lesion.number - 1].axial.long_mm == 9
+    assert undo(mine).measurements.lesions == added.measurements.lesions
+
+
+def test_a_lesion_that_the_reader_accepted_has_a_reliability_where_the_model_finds_it():
+    one = refine(many(), [accept(1)])
+    one = refine(one, labels=without_a_piece_of_liver(one))  # so that the model's own measurements do not apply
+    accepted = next(x for x in one.measurements.lesions if x.source == "reader")
+    sensitive = change_sensitivity(one, "sensitive")
+    afresh = measure(one.volume, sensitive.segmentation)
+    (number,) = (x.number for x in afresh.lesions if x.centroid_lps_mm == accepted.centroid_lps_mm)
+    assert sensitive.measurements.lesions[number - 1].source == "model"
+    assert sensitive.measurements.lesions[number - 1].reliability == afresh.lesions[number - 1].reliability is not None
