@@ -35,6 +35,7 @@ from LiverXAILib.analysis import Decision
 from LiverXAILib.errors import LiverXAIError, UsageError
 from LiverXAILib.panel.analyses import Analyses
 from LiverXAILib.panel.choices import Choices, Devices
+from LiverXAILib.panel.comparison import Comparison
 from LiverXAILib.panel.fetching import ModelFetching
 from LiverXAILib.panel.guide import Guide
 from LiverXAILib.panel.heat_maps import HeatMaps
@@ -281,6 +282,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         mark_frame(nodes.segmentation, volumeNode)
         return nodes
 
+    # Long: half of it is documentation for callers.
     def refine(
         self,
         volumeNode: slicer.vtkMRMLScalarVolumeNode,
@@ -426,6 +428,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.frames = Frames(self.state)
         self.sensitivity = Sensitivity(self.state, self.models, self.runner, self.analyses)
         self.views = Views(self.state, self.status, self.results)
+        self.comparison = Comparison(self.state, self.models)
         self.guide = Guide(self.state, self.status, self.models, self.results, self.runner)
         self.watch = SceneWatch(
             self.state, self.logic.getParameterNode, self.onSceneClosing, self.onSceneChanged, self.onTransformed
@@ -457,6 +460,8 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.withoutButton.connect("toggled(bool)", self.results.on_without)
         ui.show3DButton.connect("toggled(bool)", self.results.on_show_3d)
         ui.saveButton.connect("clicked(bool)", self.onSave)
+        ui.comparisonSelector.connect("currentIndexChanged(int)", self.comparison.on_chosen)
+        ui.comparisonTable.connect("cellClicked(int,int)", self.comparison.on_row)
         ui.compareButton.connect("clicked(bool)", self.onCompare)
         ui.measureButton.connect("clicked(bool)", self.reader.on_measure)
         ui.acceptButton.connect("clicked(bool)", self.reader.on_accept)
@@ -490,6 +495,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.reader.close()
         self.sensitivity.close()
         self.calipers.hide()
+        self.comparison.close()
         self.runner.close()
         self.watch.close()
         self.edits.forget()
@@ -510,6 +516,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         self.reader.close()
         self.sensitivity.close()
         self.calipers.forget()
+        self.comparison.forget()
         self.runner.abort(_("Stopped, because the scene was closed."))
         self.outcomes.forget()
 
@@ -540,6 +547,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
     def onTransformed(self) -> None:
         if self.state.parameters is not None:
             self.calipers.follow(self.results.selected_lesion)
+            self.comparison.follow_transform()
 
     def showHeatMap(self, heatMapNode: Any) -> Iterator[None]:
         """Show new results of the chosen CT in steps, with this one of its heat maps."""
@@ -564,6 +572,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
             self.reader.update()
             self.calipers.update()
             self.sensitivity.update()
+            self.comparison.update()
             if self.changedMeanwhile and not self.runner.showing:
                 self.watch.refresh()  # at once: results must not lie over another frame
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,22 @@ class Reading:
             self.ct, _ = save_and_reopen(self.panel, Path(folder) / "scene.mrb")
             self.view.node.SetMappedInLayout(True)  # Slicer's layout does this
             self.picture("9-reopened", place)
+            self.compare()
+
+    def compare(self) -> None:
+        """Make a picture of a comparison with the model's own result, at a lesion that the reader rejected."""
+        ui = self.panel.ui
+        self.panel.choose(ui.targetSelector, "nothing")
+        self.click(ui.applyButton)
+        for selector in (ui.resultSelector, ui.comparisonSelector):
+            selector.setCurrentIndex(1)
+            qtapplication.process_events()
+        comparison = self.panel.widget.comparison
+        qtapplication.wait_until(lambda: comparison.outlines is not None, 60)
+        place = self.rows("rejected")[0]["place_lps_mm"]
+        table = ui.comparisonTable
+        table.setFixedHeight(table.horizontalHeader().height + table.rowCount * table.rowHeight(0) + 4)
+        self.picture("compared", place, (ui.comparisonSelector, table, ui.agreementLabel))
 
     def click(self, button: Any, at: Any = None) -> None:
         """Press a button of the panel, click `at` a place (LPS mm) in a slice view if given, and wait."""
@@ -141,8 +158,11 @@ class Reading:
         k, j, i = np.unravel_index(ndimage.distance_transform_edt(mask).argmax(), mask.shape)
         return volume_from_node(self.ct).grid.to_lps(np.array([i, j, k]))
 
-    def picture(self, name: str, lps_mm: Any) -> None:
-        """Save a picture of the slice through a place, above the panel's status, summary and table of lesions."""
+    def picture(self, name: str, lps_mm: Any, shown: Sequence[Any] = ()) -> None:
+        """Save a picture of the slice through a place, above a part of the panel.
+
+        :param shown: widgets of the panel; none: its status, summary and table of lesions.
+        """
         ui = self.panel.ui
         table = ui.lesionTable
         heights = [table.rowHeight(row) for row in range(table.rowCount)]
@@ -150,7 +170,7 @@ class Reading:
             table.setFixedHeight(table.horizontalHeader().height + sum(heights) + 4)
             self.panel.scroll.resize(WIDTH, 2400)  # no scroll bar
             qtapplication.process_events()
-        parts = [self.pixels(widget) for widget in (ui.statusLabel, ui.summaryLabel, table)]
+        parts = [self.pixels(widget) for widget in shown or (ui.statusLabel, ui.summaryLabel, table)]
         self.view.node.SetFieldOfView(FIELD_MM, FIELD_MM, self.view.node.GetFieldOfView()[2])
         self.view.jump_to((-lps_mm[0], -lps_mm[1], lps_mm[2]))
         display = self.ct.GetDisplayNode()

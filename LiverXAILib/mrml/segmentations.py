@@ -35,7 +35,8 @@ from .volumes import check_shape, from_vtk_matrix, to_image, voxels_of, world_gr
 #: Attribute with the checksum of the measured labels (:func:`LiverXAILib.inference.segmentation.labels_checksum`).
 LABELS_CHECKSUM = "LiverXAI.LabelsSHA256"
 _LABEL_TAG, _COLOR_TAG = "LiverXAI.Label", "LiverXAI.Color"
-_BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+#: The representation of segments in which they are stored.
+BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 _SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
 #: Opacity of an organ in 3D, so that the lesions in it are visible.
 _ORGAN_OPACITY = 0.35
@@ -239,7 +240,7 @@ def unused_segments(node: slicer.vtkMRMLSegmentationNode, model: ModelSpec) -> l
 
 def _is_drawn(segment: slicer.vtkSegment) -> bool:
     """Return whether a segment has voxels; it may share its image with others."""
-    image = segment.GetRepresentation(_BINARY)
+    image = segment.GetRepresentation(BINARY)
     return image is not None and not image.IsEmpty() and bool((voxels_of(image) == segment.GetLabelValue()).any())
 
 
@@ -345,7 +346,7 @@ def _update_segments(
 ) -> None:
     segmentation, display = node.GetSegmentation(), node.GetDisplayNode()
     had_surface = segmentation.ContainsRepresentation(_SURFACE)
-    segmentation.SetSourceRepresentationName(_BINARY)
+    segmentation.SetSourceRepresentationName(BINARY)
     names = {segment.identifier for segment in wanted}
     for identifier in segmentation.GetSegmentIDs():
         if identifier not in names and segmentation.GetSegment(identifier).HasTag(_LABEL_TAG):
@@ -370,7 +371,7 @@ def _update_segments(
         segment.SetTag("DICOM.SegmentAlgorithmName", algorithm)
         if not _has_voxels(segment, images[item.layer], item.value):
             segment.SetLabelValue(item.value)
-            segment.AddRepresentation(_BINARY, images[item.layer])
+            segment.AddRepresentation(BINARY, images[item.layer])
             # The surface of a liver takes a second; it is kept if only lesions have changed.
             segment.RemoveRepresentation(_SURFACE)
         if created:
@@ -383,7 +384,7 @@ def _update_segments(
 
 def _has_voxels(segment: slicer.vtkSegment, image: Any, value: int) -> bool:
     """Return whether a segment has this label map and label value already."""
-    present = segment.GetRepresentation(_BINARY)
+    present = segment.GetRepresentation(BINARY)
     if present is None or present.IsEmpty() or image.IsEmpty() or segment.GetLabelValue() != value:
         return False
     places = [vtkMatrix4x4(), vtkMatrix4x4()]
@@ -424,7 +425,7 @@ def _read_segment(
     The array is the node's own memory, which stays valid when the segment gets another image or is removed.
     """
     segment = node.GetSegmentation().GetSegment(identifier)
-    image = segment.GetRepresentation(_BINARY)
+    image = segment.GetRepresentation(BINARY)
     shift = _shift(node, image, volume_node)
     if shift is None:
         array = _resampled(node, identifier, volume_node)

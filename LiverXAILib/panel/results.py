@@ -64,7 +64,7 @@ class ResultsView:
         """Run :meth:`show` in steps, so that Slicer stays responsive; each step shows the scene as it is by then."""
         ui = self._ui
         segmentation, table = self._state.result("segmentation"), self._state.result("measurements")
-        ui.resultsButton.visible = ui.saveButton.visible = ui.compareButton.visible = segmentation is not None
+        ui.resultsButton.visible = ui.saveButton.visible = segmentation is not None
         ui.segmentsTable.setSegmentationNode(segmentation)
         ui.summaryLabel.text = _summary(table)
         ui.show3DButton.setSegmentationNode(segmentation)
