@@ -165,7 +165,8 @@ def update_subject(
 
 def _renamed(text: str, question: str, target: Target) -> str:
     """Return a name with another question in it; unchanged if the user chose one without the question."""
-    return re.sub(rf"{re.escape(question)}(?!\d)", target.describe(), text)
+    # The last occurrence: the name of the CT, which comes first, may contain the same words.
+    return re.sub(rf"(.*){re.escape(question)}(?!\d)", lambda found: found[1] + target.describe(), text)
 
 
 def mark_before_changes(node: slicer.vtkMRMLScalarVolumeNode, before: bool) -> None:

@@ -74,7 +74,10 @@ class Comparison:
         spec = self._models.spec()
         if not self._other or spec is None:
             self._clear()
-        elif not is_edited(current):  # otherwise, numbers of lesions are from before the edit
+        elif is_edited(current):  # numbers of lesions are from before the edit
+            if self.outlines is None:
+                self._say(_("Press Measure again first: the segmentation was edited."))
+        else:
             self._compare(spec, current, self._state.scene.GetNodeByID(self._other))
 
     def on_chosen(self) -> None:

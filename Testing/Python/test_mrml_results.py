@@ -372,3 +372,19 @@ def test_a_ct_without_a_lesion_is_laid_over_the_ct_in_its_window_and_goes_with_t
     assert find_results(scene, nodes.volume, "changed CT") == [node]
     analysis_to_nodes(ball_analysis(dull=True), scene, nodes.volume)
     assert find_results(scene, nodes.volume, "changed CT") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        ("lesion 1 of May heat map lesion 1 (hires-cam)", "lesion 1 of May heat map lesion 2 (hires-cam)"),
+        ("Influence on lesion 1", "Influence on lesion 2"),
+        ("lesion 12, as I call it", "lesion 12, as I call it"),
+        ("my own name", "my own name"),
+    ],
+)
+def test_the_name_of_a_heat_map_gets_the_present_number_of_its_lesion(name, renamed):
+    from LiverXAILib.explain import Target
+    from LiverXAILib.mrml.heatmaps import _renamed
+
+    assert _renamed(name, "lesion 1", Target.parse("lesion:2")) == renamed

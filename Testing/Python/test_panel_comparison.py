@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from batch_toys import phantom, write_model
 from panel_toys import apply_and_wait, choose_model, decide, decided, prepare, results, save_and_reopen
-from test_panel_reader import segment_array
+from test_panel_reader import erase, segment_array
 
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference import Segmentation
@@ -131,6 +131,18 @@ def test_the_comparison_follows_decisions_edits_and_the_choice_of_the_result(pan
     assert "Lesions: 1 in both, 1 only in this result, 0 only in the other." in panel.ui.agreementLabel.text
     outlines = panel.widget.comparison.outlines
     np.testing.assert_array_equal(segment_array(outlines, "tumor", two), segment_array(current, "tumor", two))
+
+
+def test_an_edited_result_is_compared_when_it_has_been_measured(panel, two):
+    panel.ui.autoMeasureCheckBox.checked = False
+    (current,) = results(two, "segmentation")
+    erase(current, "tumor", two, np.s_[:])
+    panel.ui.comparisonSelector.setCurrentIndex(1)
+    qtapplication.process_events()
+    assert "Measure again first" in panel.ui.agreementLabel.text
+    panel.click(panel.ui.measureButton)
+    qtapplication.wait_until(lambda: panel.widget.comparison.outlines is not None)
+    assert "Lesions: 0 in both, 0 only in this result, 2 only in the other." in panel.ui.agreementLabel.text
 
 
 def test_a_row_of_the_comparison_moves_the_views_to_its_lesion(panel, two):

@@ -536,7 +536,7 @@ def test_target_lesions_are_chosen_by_a_button(panel, toy_model):
 
 
 def test_an_edit_is_measured_by_itself_after_two_idle_seconds(panel, toy_model):
-    node = prepare(panel, phantom(lesions=2), toy_model, "liver")
+    node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
     apply_and_wait(panel)
     (segmentation,) = results(node, "segmentation")
     before = panel.ui.summaryLabel.text
