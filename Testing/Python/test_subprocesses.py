@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import queue
+import subprocess
 import sys
 import textwrap
 import time
@@ -31,6 +32,16 @@ def start(tmp_path, monkeypatch):
     yield starting
     for child in children:
         child.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_test_processes_are_forked_from_this_one_whatever_was_collected_with_it():
+    """A library that starts a thread on import would prevent that unnoticed, and every process would import again."""
+    from forking import Process
+
+    told = "import sys; print('test_subprocesses' in sys.modules)"
+    with Process([sys.executable, "-c", told], stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate(timeout=60)[0].strip() == "True"
 
 
 def news(inbox: queue.Queue) -> list[tuple[str, object]]:
