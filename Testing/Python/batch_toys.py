@@ -132,10 +132,10 @@ BAD = {
 }
 
 
-def make_tree(folder: Path) -> list[str]:
-    """Write 50 good cases in several formats, and the bad ones; return the labels of the good ones."""
+def make_tree(folder: Path, count: int) -> list[str]:
+    """Write `count` good cases in several formats, and the bad ones; return the labels of the good ones."""
     good = []
-    for number in range(48):
+    for number in range(count - 2):
         ending = (".nii.gz", ".nrrd", ".mha")[number % 3]
         name = f"patient {number // 10}/case{number:02}{ending}"
         write_good(folder / name, number)

@@ -31,7 +31,7 @@ from batch_toys import (
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
-    good = make_tree(folder / "images")
+    good = make_tree(folder / "images", 50)
     return SimpleNamespace(
         images=folder / "images",
         model=write_model(folder / "model"),

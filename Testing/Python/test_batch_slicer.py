@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from batch_toys import ROOT, assert_whole, final_states, write_good, write_model
+from forking import Process
 from slicerhost.application import main
 
 from LiverXAILib.batch import command
@@ -45,16 +46,17 @@ def test_a_batch_in_slicer_makes_the_same_files_and_scenes(tmp_path):
     output = tmp_path / "out"
     arguments = ["--input", tmp_path / "images", "--output", output, "--model", write_model(tmp_path / "model")]
     flags = ["--scene", "--explain", "liver", "--report", "--keep-names"]
-    result = subprocess.run(
+    # test_slicer_host.py starts a new Python for the host, and test_batch_ray.py for what computes.
+    with Process(
         [sys.executable, "-m", "slicerhost", *START, *map(str, arguments), *flags],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT / "Testing"), "OMP_NUM_THREADS": "1"},
         text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 1, result.stdout + result.stderr
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, said
     states = final_states(output)
     assert {label: state["state"] for label, state in states.items()} == {"Größe 1.nrrd": "done", "bad.nrrd": "failed"}
     folder = output / "cases" / states["Größe 1.nrrd"]["folder"]

@@ -117,6 +117,17 @@ def judged(evaluator, values):
     return evaluator.evaluate(values, values, {1.0: noise}, values, 1.0)
 
 
+@pytest.mark.parametrize("change", [torch.clone, torch.round, torch.relu], ids=["distinct", "ties", "mostly 0"])
+def test_the_highest_voxels_are_the_first_of_the_ranking(change):
+    evaluator = a_local_examination()
+    values = change(torch.randn((6, 7, 8), generator=torch.Generator().manual_seed(0)))
+    ranking = evaluator._ranking(values)
+    for count in (0, 1, 40, 200, 335, 336, 400):
+        found = evaluator._highest(values, count)
+        assert found.shape == values.shape
+        assert set(found.flatten().nonzero().flatten().tolist()) == set(ranking[:count].tolist())
+
+
 def test_the_exact_map_of_a_local_network_passes():
     evaluator = a_local_examination()
     card = judged(evaluator, (evaluator.score_target.weights[0] > 0).float())

@@ -193,9 +193,7 @@ class FaithfulnessEvaluator:
         ``ml``, f ``after`` it, and ``share``, the fraction of the effect of replacing everything.
         """
         count = int((self._weights > 0).sum())
-        top = torch.zeros(values.numel(), dtype=torch.bool)
-        top[self._ranking(values)[:count]] = True
-        after = self.score(torch.where(top.reshape(values.shape), self._replacement, self.run.image))
+        after = self.score(torch.where(self._highest(values, count), self._replacement, self.run.image))
         span = self.intact - self.erased
         return {
             "ml": round(count * float(np.prod(self.run.spacing)) / 1000, 3),
@@ -401,6 +399,20 @@ class FaithfulnessEvaluator:
         """Voxel numbers, most important first; in random order where the map is constant (mostly 0)."""
         shuffled = torch.randperm(values.numel(), generator=self._generator(0))
         return shuffled[values.flatten()[shuffled].argsort(descending=True, stable=True)]
+
+    def _highest(self, values: torch.Tensor, count: int) -> torch.Tensor:
+        """Mask of the first `count` voxels of :meth:`_ranking`, without sorting the others."""
+        flat = values.flatten()
+        if count >= flat.numel():
+            return torch.ones(values.shape, dtype=torch.bool)
+        lowest = flat.kthvalue(flat.numel() - count + 1).values if count else flat.new_tensor(torch.inf)
+        top, equal = flat > lowest, flat == lowest
+        missing = count - int(top.sum())
+        if missing < int(equal.sum()):
+            shuffled = torch.randperm(flat.numel(), generator=self._generator(0))
+            equal = shuffled[equal[shuffled]][:missing]
+        top[equal] = True
+        return top.reshape(values.shape)
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(number)
