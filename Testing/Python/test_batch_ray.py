@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cohort with the same bad cases on a Ray cluster of two workers, one of which is killed midway: the same manifest."""
+"""A cohort with the same bad cases on a Ray cluster of two workers, one of which is killed midway."""
 
 from __future__ import annotations
 

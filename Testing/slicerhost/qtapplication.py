@@ -145,6 +145,11 @@ def process_events() -> None:
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Run the event loop until `condition` holds."""
     end = time.monotonic() + seconds
+    # Qt ignores WaitForMoreEvents where the time is limited, and asking again and again takes a processor from the
+    # worker that is waited for. Without a limit, the timer's events end the wait.
+    timer, flags = QtCore.QTimer(), QtCore.QEventLoop.AllEvents | QtCore.QEventLoop.WaitForMoreEvents
+    timer.start(10)
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain"
-        QtWidgets.QApplication.processEvents(QtCore.QEventLoop.AllEvents | QtCore.QEventLoop.WaitForMoreEvents, 20)
+        QtWidgets.QApplication.processEvents(flags)
+    timer.stop()
