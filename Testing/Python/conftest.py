@@ -29,8 +29,8 @@ settings.load_profile("liverxai")
 
 #: The signals by which a process is stopped, as far as the system knows them.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
-#: Files that take a minute or more. They run first, so that no process is left with one at the end.
-_LONG = ("test_train_run", "test_signals", "test_batch_ray", "test_batch_cohort", "test_explain_counterfactual")
+#: Files that take or wait longest. They run first, so that no process is left with one at the end.
+_LONG = ("test_batch_ray", "test_batch_cohort", "test_signals", "test_train_run")
 
 
 @pytest.hookimpl(tryfirst=True)
