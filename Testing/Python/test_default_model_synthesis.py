@@ -27,8 +27,9 @@ def block_of_liver(*, with_ct: bool = True) -> Source:
     tissues = np.full((40, 60, 60), int(Tissue.AIR), np.uint8)
     tissues[:, 6:54, 6:54] = int(Tissue.FAT)
     tissues[10:30, 15:40, 15:45] = int(Tissue.LIVER)
-    hu = {int(Tissue.AIR): -1000, int(Tissue.FAT): -100, int(Tissue.LIVER): 100}
-    ct = np.vectorize(hu.get)(tissues).astype(np.int16) if with_ct else None
+    hu = np.zeros(max(Tissue) + 1, np.int16)
+    hu[[Tissue.AIR, Tissue.FAT, Tissue.LIVER]] = (-1000, -100, 100)
+    ct = hu[tissues] if with_ct else None
     return Source("block", ct, tissues, tissues == Tissue.LIVER, detailed=True, weight=1.0)
 
 
