@@ -107,7 +107,7 @@ def _as_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
         return array
     if array.dtype == bool:
         array = array.view(np.uint8)  # a quarter of float32, of which only the part that is used is converted
-    if array.dtype not in (np.int8, np.uint8, np.int16, np.int32, np.float32, np.float64):
+    if array.dtype not in (np.int8, np.uint8, np.int16, np.int32, np.float16, np.float32, np.float64):
         array = array.astype(np.float32)
     with warnings.catch_warnings():
         # A Volume's array is read-only, which torch warns about; nothing here writes to it.
@@ -132,10 +132,16 @@ def _axis_weights(n: int, positions: np.ndarray, step: float, antialias: bool) -
     inside = (positions >= -0.5 - 1e-6) & (positions <= n - 0.5 + 1e-6)
     width = max(1.0, abs(step)) if antialias else 1.0
     centers = np.clip(positions, 0, n - 1)
-    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(n)[None, :] - centers[:, None]) / width)
-    weights /= weights.sum(axis=1, keepdims=True)
-    weights[~inside] = 0
-    return weights.astype(np.float32), inside
+    # Computed only for the voxels within the filter's reach: all others have no weight.
+    count = min(n, int(np.ceil(2 * width)))
+    first = np.clip(np.floor(centers - width).astype(int) + 1, 0, n - count)
+    near = first[:, None] + np.arange(count)
+    values = np.maximum(0.0, 1.0 - np.abs(near - centers[:, None]) / width)
+    values /= values.sum(axis=1, keepdims=True)
+    values[~inside] = 0
+    weights = np.zeros((len(positions), n), dtype=np.float32)
+    np.put_along_axis(weights, near, values.astype(np.float32), axis=1)
+    return weights, inside
 
 
 def _separable_weights(
