@@ -20,6 +20,7 @@ from ..colors import VISIBLE_HEAT, heat_color
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
+BLACK: Color = (0, 0, 0)
 
 _OVERSAMPLING = 4
 #: Opacity of halos, and how far they reach around a line and a text, in pixels.
@@ -83,8 +84,9 @@ class Picture:
     def pixels(self) -> np.ndarray:
         """The picture: uint8 (rows, columns, 3), RGB."""
         low, high = self.window_hu
-        gray = np.clip((self.hu - low) * (255 / (high - low)), 0, 255)
-        image = np.repeat(gray.astype(np.float32)[..., None], 3, axis=2)
+        image = np.clip((self.hu - low) * (255 / (high - low)), 0, 255).astype(np.float32)
+        if self.heat is not None or self.painted is not None:
+            image = np.repeat(image[..., None], 3, axis=2)
         if self.heat is not None:
             # The map fades in above the threshold, so that no false edge appears there.
             opacity = heat_opacity(self.heat)[..., None]
@@ -92,14 +94,16 @@ class Picture:
         if self.painted is not None:
             image += self.painted[..., 3:] / 255 * (self.painted[..., :3] - image)
         picture = Image.fromarray(np.rint(image).astype(np.uint8))
+        colors = dict.fromkeys([*(line.color for line in self.lines), *([WHITE] if self.texts else [])])
+        if set(colors) != {WHITE}:  # a gray picture is drawn in one channel
+            picture = picture.convert("RGB")
         halo = _Mask(picture.size)
         for line in self.lines:
             if line.halo:
                 halo.line(self.to_pixels(line.points), line.width + 2 * _LINE_HALO, line.dashed)
         for text in self.texts:
             halo.text(text, _TEXT_HALO)
-        halo.paint(picture, (0, 0, 0), _HALO_OPACITY)
-        colors = dict.fromkeys([*(line.color for line in self.lines), *([WHITE] if self.texts else [])])
+        halo.paint(picture, BLACK, _HALO_OPACITY)
         for color in colors:
             ink = _Mask(picture.size)
             for line in self.lines:
@@ -109,7 +113,7 @@ class Picture:
                 for text in self.texts:
                     ink.text(text, 0.0)
             ink.paint(picture, color, 1.0)
-        return np.asarray(picture)
+        return np.asarray(picture.convert("RGB"))
 
 
 def heat_opacity(heat: np.ndarray) -> np.ndarray:
@@ -157,7 +161,8 @@ class _Mask:
 
     def paint(self, picture: Image.Image, color: Color, opacity: float) -> None:
         mask = self._image.reduce(_OVERSAMPLING)
-        picture.paste(color, mask=mask if opacity == 1 else mask.point([round(opacity * n) for n in range(256)]))
+        ink = color if picture.mode == "RGB" else color[0]
+        picture.paste(ink, mask=mask if opacity == 1 else mask.point([round(opacity * n) for n in range(256)]))
 
 
 def _dashes(points: np.ndarray) -> list[np.ndarray]:

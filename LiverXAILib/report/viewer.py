@@ -127,14 +127,19 @@ def viewer_grid(analysis: Analysis) -> Grid:
 def _labels_on(grid: Grid, analysis: Analysis) -> np.ndarray:
     """The label map on `grid`: in each voxel the value that fills the largest part of it."""
     labels = analysis.segmentation.labels
-    # Only the part within the filter's reach is read.
-    reach = 2 * max(*grid.spacing, *labels.spacing)
-    labels = labels.cropped(Box.full(grid.shape).projected(grid, labels.grid, margin_mm=reach))
-    best = resample((labels.array == 0).astype(np.float32), labels.grid, grid, fill=1.0).numpy()
+    found = analysis.segmentation.box
     result = np.zeros(grid.shape, np.uint8)
+    if found is None:
+        return result
+    # Only where there may be labels, from the voxels within the filter's reach.
+    reach = 2 * max(*grid.spacing, *labels.spacing)
+    part = found.projected(labels.grid, grid, margin_mm=reach)
+    own = grid.cropped(part)
+    labels = labels.cropped(Box.full(own.shape).projected(own, labels.grid, margin_mm=reach))
+    best = resample((labels.array == 0).astype(np.float32), labels.grid, own, fill=1.0).numpy()
     for spec in analysis.segmentation.specs:
-        share = resample((labels.array == spec.value).astype(np.float32), labels.grid, grid).numpy()
-        result[share > best] = spec.value
+        share = resample((labels.array == spec.value).astype(np.float32), labels.grid, own).numpy()
+        result[part][share > best] = spec.value
         best = np.maximum(share, best)
     return result
 
