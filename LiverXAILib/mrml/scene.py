@@ -13,7 +13,8 @@ from vtkmodules.vtkCommonCore import vtkCollection
 
 from ..errors import InputError
 from ..files import staging_folder
-from ..volumes.nrrd import write_nrrd
+from ..volumes.nrrd import LEVEL, write_nrrd
+from ..volumes.stream import fast_zlib
 from .display import show_overlay
 from .results import analysis_to_nodes
 from .volumes import volume_from_node
@@ -51,8 +52,8 @@ def write_scene(analysis: Analysis, path: str | Path) -> Path:
         with staging_folder(path) as temporary:
             folder, draft = temporary / path.stem, temporary / path.name
             (folder / "Data").mkdir(parents=True)
-            _write_files(scene, folder)
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as bundle:  # large files are already compressed
+                _write_files(scene, folder, bundle)
                 for file in sorted(folder.rglob("*")):
                     bundle.write(file, file.relative_to(temporary))
             draft.replace(path)
@@ -61,34 +62,51 @@ def write_scene(analysis: Analysis, path: str | Path) -> Path:
     return path
 
 
-def _write_files(scene: slicer.vtkMRMLScene, folder: Path) -> None:
-    """Write a scene and its nodes' data as ``vtkMRMLScene::WriteToMRB`` does, with a faster writer for images.
+def _write_files(scene: slicer.vtkMRMLScene, folder: Path, bundle: zipfile.ZipFile) -> None:
+    """Write a scene and its nodes' data as ``vtkMRMLScene::WriteToMRB`` does, but compress faster.
 
+    :param folder: for the files that Slicer writes; images are written into the bundle at once.
     :raises LiverXAILib.errors.InputError: Slicer cannot write a file.
     """
     scene.SetRootDirectory(str(folder))
     nodes = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
     stored = [node for node in nodes if node.IsA("vtkMRMLStorableNode") and node.GetSaveWithScene()]
+    files: set[Path] = set()
     for node in stored:
         if node.GetStorageNode() is None and not node.AddDefaultStorageNode(""):
             continue
         storage = node.GetStorageNode()
-        storage.SetCompressionParameter("gzip_fastest")
+        storage.SetCompressionParameter("gzip_fastest")  # for when the user saves the scene
         name = re.sub(r"[^\w .()-]", "_", node.GetName())
         ending = storage.GetDefaultWriteFileExtension()
         file = folder / "Data" / f"{name}.{ending}"
-        while file.exists():
+        while file in files:
             name += "_"
             file = file.with_name(f"{name}.{ending}")
+        files.add(file)
         storage.SetFileName(str(file))
         if node.IsA("vtkMRMLScalarVolumeNode"):
-            with file.open("xb") as stream:
+            with bundle.open(str(file.relative_to(folder.parent)), "w", force_zip64=True) as stream:
                 write_nrrd(volume_from_node(node, copy=False), stream)
-        elif not storage.WriteData(node):
+            continue
+        storage.SetUseCompression(False)
+        if not storage.WriteData(node):
             raise InputError(f"Cannot write {file.name} of the scene: is the disk full?")
+        storage.SetUseCompression(True)
+        if file.suffix == ".nrrd":
+            _compress(file)
     scene.SetURL(str(folder / f"{folder.name}.mrml"))
     if not scene.Commit():
         raise InputError("Cannot write the scene: is the disk full?")
+
+
+def _compress(file: Path) -> None:
+    """Compress the voxels of a NRRD file: several times as fast as Slicer's writer."""
+    content = file.read_bytes()
+    start = content.index(b"\n\n") + 2
+    header = content[:start].replace(b"encoding: raw", b"encoding: gzip")
+    packer = fast_zlib.compressobj(LEVEL, wbits=31)
+    file.write_bytes(header + packer.compress(memoryview(content)[start:]) + packer.flush())
 
 
 def _new_scene() -> tuple[slicer.vtkMRMLScene, list[Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -289,7 +289,7 @@ def _skipped(fields: Mapping[str, str], data: Path, start: int, encoded: object)
     return -1 if skip < 0 else start + skip
 
 
-def write_nrrd(volume: Volume, file: BinaryIO, fields: Mapping[str, str] | None = None) -> None:
+def write_nrrd(volume: Volume, file: IO[bytes], fields: Mapping[str, str] | None = None) -> None:
     """Write a volume, compressed, with all digits of its geometry; `fields` go into the header as key-value pairs."""
     array, grid = storable(volume.array), volume.grid
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -311,14 +311,14 @@ def write_nrrd(volume: Volume, file: BinaryIO, fields: Mapping[str, str] | None 
         *(f"{key}:={_escaped(value)}" for key, value in (fields or {}).items()),
     ]
     file.write("\n".join([*lines, "", ""]).encode())
-    packer = fast_zlib.compressobj(_LEVEL, wbits=31)
+    packer = fast_zlib.compressobj(LEVEL, wbits=31)
     for plane in array:
         file.write(packer.compress(np.ascontiguousarray(plane)))
     file.write(packer.flush())
 
 
 #: Fast; higher levels make CT only a few percent smaller (both in isal and in zlib, whose levels differ).
-_LEVEL = 2
+LEVEL = 2
 
 
 def _vector(values: np.ndarray) -> str:
