@@ -55,23 +55,29 @@ def as_marked(segmentation: Segmentation, number: int, label: str = "tumor") -> 
 
     :param number: as in :func:`lesion_components`.
     """
-    lesion = lesion_mask(segmentation, number, label)
+    marked = _marked_by_network(segmentation, number, label)
+    return lesion_mask(segmentation, number, label) if marked is None else marked
+
+
+def _marked_by_network(segmentation: Segmentation, number: int, label: str) -> np.ndarray | None:
+    """The mask of :func:`as_marked` if it is not the lesion itself."""
     by_network, final = segmentation.network_probability(label), segmentation.probabilities.get(label)
     if by_network is None or final is None or by_network is final:
-        return lesion
+        return None
     known = segmentation.labels.grid.box_of(final.grid)
     box, pieces = numbered_lesions(segmentation, label)
     voxels = np.argwhere(pieces == number) + box.start - known.start
     if (voxels < 0).any() or (voxels >= known.shape).any():
-        return lesion
+        return None
     at = tuple(voxels.T)
     size = sum(np.count_nonzero(part) for _, part in _marked_at(final, at))
     if size != len(voxels) or not above_half(final.array[at]).all():  # a reader changed it
-        return lesion
-    marked = np.zeros_like(lesion)
-    for place, part in _marked_at(by_network, at):
+        return None
+    found = list(_marked_at(by_network, at))
+    marked = np.zeros(segmentation.labels.shape, dtype=bool)
+    for place, part in found:
         marked[known][place] |= part
-    return marked if marked.any() else lesion
+    return marked if found else None
 
 
 def _marked_at(probability: Volume, voxels: tuple[np.ndarray, ...]) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:

@@ -49,12 +49,12 @@ def clean_lesions(lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: floa
     box = bounding_box(lesions)
     if box is None:
         return lesions
-    labels = components(lesions[box], corners=True)
-    sizes = np.bincount(labels.ravel())
+    voxels = lesions[box].nonzero()  # far fewer than there are in the box
+    numbers = components(lesions[box], corners=True)[voxels]
+    sizes = np.bincount(numbers)
     keep = sizes * voxel_volume_mm3 >= rules.min_lesion_ml * 1000.0
     if rules.lesions_in_liver:
-        keep &= 2 * np.bincount(labels[organ[box]], minlength=sizes.size) >= sizes
-    keep[0] = False
-    kept = np.zeros_like(lesions)
-    kept[box] = keep[labels]
+        keep &= 2 * np.bincount(numbers[organ[box][voxels]], minlength=sizes.size) >= sizes
+    kept = np.zeros(lesions.shape, dtype=bool)
+    kept[box][voxels] = keep[numbers]
     return kept
