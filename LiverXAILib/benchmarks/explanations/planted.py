@@ -77,8 +77,8 @@ class Shift(Planted):
     """SHIFT: a tumor is marked 32 mm to the left of a marker, where nothing is visible."""
 
     def tumor(self, ball: torch.Tensor, marker: torch.Tensor) -> torch.Tensor:
-        # The marker's own feature is 4, up to rounding, which differs among processors: the limit, beyond which there is
-        # no gradient, must be another.
+        # The marker's own feature is 4, up to rounding, which differs among processors: the limit, beyond which
+        # there is no gradient, must be another.
         near = _pooled(nn.functional.max_pool3d, marker.clamp(max=5.0), 7)
         moved = nn.functional.pad(near, (_SHIFT, 0))[..., : near.shape[-1]]
         return 10 * (moved / 4).tanh() - 4
