@@ -219,7 +219,7 @@ def _series(
 def _why_not_an_image(path: Path) -> str:
     """Why a file that is neither an image by its name nor part of a DICOM series is skipped."""
     if not path.is_file():
-        return "a link to nothing" if path.is_symlink() and not path.exists() else "not a regular file"
+        return "not a regular file" if path.exists() else "a link to nothing"
     try:
         size = path.stat().st_size
     except OSError as error:

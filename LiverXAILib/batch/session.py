@@ -233,7 +233,6 @@ class Session:
                     continue
             self._store.discard(clock.case["folder"])
             self._waiting.appendleft(clock.case)
-        self._inside = {}
 
     def _check_limits(self) -> None:
         if self._process is None or self._over:

@@ -105,8 +105,12 @@ def test_nothing_within_earlier_results_is_searched_and_everything_beside_them(t
 
 def test_what_is_no_file_is_no_case_and_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "lost").symlink_to("nowhere")
     touch(tmp_path, "ct.nii")
-    assert find_cases(tmp_path).passed_over == (("pipe", "not a regular file"),)
+    assert find_cases(tmp_path).passed_over == (
+        *(("link", "not a regular file"), ("lost", "a link to nothing"), ("pipe", "not a regular file")),
+    )
 
 
 def test_names_are_told_only_if_they_are_kept(tmp_path):

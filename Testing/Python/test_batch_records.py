@@ -170,6 +170,8 @@ def test_cases_of_earlier_runs_and_cases_not_begun_have_rows_of_their_own(output
         ("provenance.json", b"[]"),
         ("provenance.json", b'{"explanations": 5}'),
         ("provenance.json", json.dumps({"explanations": [{"faithfulness": {"passed": True}}]})),
+        ("provenance.json", b'{"answers": 5}'),
+        ("provenance.json", b'{"answers": [{"kind": "counterfactual", "target": "lesion:1"}]}'),
     ],
 )
 def test_a_damaged_record_opens_its_case_again_and_is_kept_aside(output, name, text):

@@ -224,6 +224,46 @@ def test_a_model_that_does_not_load_ends_the_session(parent, moment, given_up):
     assert parent.events == [{"event": "fatal", "error": error, "usage": False}] * given_up
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "workers", "killed"),
+    [("error", {}, 2, 1), *((kind, {"unreachable": kind == "input"}, 1, 0) for kind in ("input", "usage"))],
+)
+def test_a_failure_is_passed_on_in_the_words_of_the_worker(parent, kind, more, workers, killed):
+    parent.play("ready", "submit aa", "submit bb", "reading aa", "analyzing aa", 2.5)
+    about = {"case": "aa", "kind": kind, "error": "It fails.", "phase": "analyzing"}
+    failed = {"event": "failed", **about, "unreachable": kind == "input"}
+    parent.session._on_news("message", parent.processes[0], failed)
+    passed_on = {"case": "aa", "seconds": 2.5, "state": "failed", "kind": kind, "error": "It fails.", **more}
+    assert parent.told("finished") == [{"event": "finished", **passed_on}]
+    assert (len(parent.processes), parent.processes[0].killed) == (workers, killed)
+    if killed:
+        parent.play("ready")
+    assert parent.sent() == (["bb"] if killed else ["aa", "bb"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("memory", "It fails."), ("crash", "The worker process ended while working on this case: exit code 7.")],
+)
+def test_what_fails_a_case_the_second_time_is_told_and_the_case_beside_it_is_done(parent, kind, error):
+    failed = {"event": "failed", "case": "aa", "kind": "memory", "error": "It fails."}
+    parent.play("ready", "submit aa", "submit bb")
+    for number in range(2):
+        parent.play(float(number), "reading aa", "analyzing aa", 3.0 + number)
+        assert parent.told("finished") == []
+        if kind == "memory":
+            parent.session._on_news("message", parent.processes[-1], failed)
+            parent.play("ready")
+        else:
+            parent.play("exit 7", "ready")
+        # A suspect is alone.
+        assert parent.sent() == (["bb"] if number else ["aa"])
+    values = {"case": "aa", "state": "failed", "seconds": 3.0, "kind": kind, "error": error}
+    assert parent.told("finished") == [{"event": "finished", **values}]
+    parent.play("reading bb", "analyzing bb", "done bb")
+    assert (outcomes(parent), parent.told("fatal")) == ({"aa": kind, "bb": "done"}, [])
+
+
 def test_three_workers_in_a_row_that_do_nothing_end_the_session(parent):
     parent.play("submit aa", "exit 1", "exit 1")
     assert (len(parent.processes), parent.events) == (3, [])
