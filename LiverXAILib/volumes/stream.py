@@ -33,6 +33,8 @@ _CHUNK = 1 << 20
 #: of zeros.
 _MOST_EXPANSION = {"gzip": 1032, "zlib": 1032, "bzip2": 2_000_000}
 GZIP_MAGIC = b"\x1f\x8b"
+#: How each member of a stream that may have several begins.
+_MAGIC = {"gzip": GZIP_MAGIC, "bzip2": b"BZh"}
 
 
 class HeaderError(ValueError):
@@ -101,7 +103,7 @@ class ByteStream:
         """`limit`: the number of bytes of the file that belong to the stream; None: all of them."""
         self.trailing = 0
         self._file, self._limit = file, limit
-        self._blocks = self._raw() if compression is None else self._decompressed(compression)
+        self._blocks = self._chunks() if compression is None else self._decompressed(compression)
         self._rest = b""
 
     def read(self, size: int) -> bytes:
@@ -137,16 +139,13 @@ class ByteStream:
                 left -= len(chunk)
             yield chunk
 
-    def _raw(self) -> Iterator[bytes]:
-        yield from self._chunks()
-
     def _decompressed(self, compression: Compression) -> Iterator[bytes]:
         chunks = self._chunks()
         data = next(chunks, b"")
         while True:  # a gzip or bzip2 stream may have several members
-            decompressor = _decompressor(compression)
+            decompressor, more = _decompressor(compression), False
             while not decompressor.eof:
-                if not data and not (data := next(chunks, b"")):
+                if not data and not more and not (data := next(chunks, b"")):
                     raise HeaderError("is incomplete: its compressed voxels end prematurely. Copy or export it again.")
                 try:
                     block = decompressor.decompress(data, _CHUNK)
@@ -155,18 +154,15 @@ class ByteStream:
                         "is damaged: its compressed voxels cannot be decompressed. Copy or export it again."
                     ) from error
                 data = getattr(decompressor, "unconsumed_tail", b"")
-                if compression == "bzip2":
-                    while not decompressor.eof and not decompressor.needs_input:
-                        if block:
-                            yield block
-                        block = decompressor.decompress(b"", _CHUNK)
+                # Having read all its input, a decompressor may still hold bytes that exceeded the limit.
+                more = len(block) == _CHUNK
                 if block:
                     yield block
             data = decompressor.unused_data
-            if len(data) < 2:
-                data += next(chunks, b"")
-            another = compression != "zlib" and data.startswith(GZIP_MAGIC if compression == "gzip" else b"BZh")
-            if not another:
+            magic = _MAGIC.get(compression, b"")
+            while len(data) < len(magic) and (rest := next(chunks, b"")):  # it may begin at the end of a chunk
+                data += rest
+            if not magic or not data.startswith(magic):
                 self.trailing = len(data) + sum(map(len, chunks))
                 return
 

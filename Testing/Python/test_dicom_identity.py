@@ -341,6 +341,13 @@ def test_interleaved_slices_are_two_scans_if_the_pause_between_them_is_unusually
     assert told(parts) == ([()] if choices == 1 else [(f"acquired at {time}",) for time in times])
 
 
+@pytest.mark.parametrize(("steps", "choices"), [((1, 90, 1), 2), ((90, 1), 1)])
+def test_an_unusual_pause_shows_among_three_steps_and_not_among_two(steps, choices):
+    times = np.cumsum((36000.0, *steps))
+    slices = [at(6.0 * (k // 2) + 3 * (k % 2), k, time) for k, time in zip((0, 2, 1, 3), times, strict=False)]
+    assert len(parts_of(*slices)) == choices
+
+
 def test_phases_at_regular_times_are_choices():
     slices = [at(3.0 * k, 10 * phase + k, 36000 + 2.0 * phase) for phase in range(3) for k in range(2)]
     assert told(parts_of(*slices)) == [(f"acquired at 10:00:0{2 * phase}",) for phase in range(3)]

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import gzip
+import io as io_of_python
+import itertools
 import os
 import struct
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,9 +21,10 @@ from dicom_series import a_body
 from scipy.spatial.transform import Rotation
 
 from LiverXAILib.errors import InputError, UsageError
-from LiverXAILib.volumes import io
+from LiverXAILib.volumes import io, stream
 from LiverXAILib.volumes.image_file import image_files, is_label_map, read_image_fields, read_image_file
 from LiverXAILib.volumes.io import list_series, read_labels, read_volume, write_volume
+from LiverXAILib.volumes.stream import ByteStream, HeaderError, check_promise, parse_text
 from LiverXAILib.volumes.volume import LPS_TO_RAS, Volume
 
 ENDINGS = [".nii", ".nii.gz", ".nrrd", ".mha"]
@@ -388,6 +393,92 @@ def test_voxels_that_end_with_their_file_must_all_be_in_it(tmp_path):
     assert "only uncompressed voxels" in refusal(nhdr(tmp_path / "b.nhdr", data, "encoding: gzip", "byte skip: -1"))
     packed = ("CompressedData = True", "HeaderSize = 4")
     assert "only uncompressed voxels" in refusal(mhd(tmp_path / "c.mhd", data, *packed))
+
+
+#: Half of them hard to compress.
+BYTES = np.random.default_rng(1).integers(0, 256, 400, np.uint8).tobytes() + bytes(400)
+PACKED = {"gzip": gzip.compress, "zlib": zlib.compress, "bzip2": bz2.compress}
+
+
+def streamed(data, compression, limit=None):
+    return ByteStream(io_of_python.BytesIO(data), compression, limit)
+
+
+@pytest.mark.parametrize("chunk", [2, 7, 64, 1 << 20])
+@pytest.mark.parametrize("compressed", ["gzip", "gzip gzip gzip", "zlib", "bzip2", "bzip2 bzip2 bzip2"])
+def test_a_stream_is_read_whole_wherever_its_chunks_and_members_end(monkeypatch, compressed, chunk):
+    compression, members = compressed.split()[0], len(compressed.split())
+    monkeypatch.setattr(stream, "_CHUNK", chunk)
+    ends = np.linspace(0, len(BYTES), members + 1).astype(int)
+    packed = b"".join(PACKED[compression](BYTES[a:b]) for a, b in itertools.pairwise(ends))
+    for trailing in (b"", b"B", b"\x1f", b"BZ", b"\x1f\x8a", b"more than a chunk"):
+        one = streamed(packed + trailing, compression)
+        assert one.read(5) + one.read(790) + one.read(99) == BYTES
+        one.finish()
+        assert one.trailing == len(trailing)
+    limited = streamed(packed + b"more", compression, len(packed))
+    assert (limited.read(len(BYTES)), limited.read(1), limited.trailing) == (BYTES, b"", 0)
+    one = streamed(packed, compression)
+    assert one.read(len(BYTES) - 1) == BYTES[:-1]
+    with pytest.raises(HeaderError, match="holds more voxels"):
+        one.finish()
+    with pytest.raises(HeaderError, match="is incomplete: its compressed voxels end prematurely"):
+        streamed(packed[:-1], compression).read(len(BYTES) + 1)
+    with pytest.raises(HeaderError, match="is damaged: its compressed voxels cannot be decompressed"):
+        streamed(b"not compressed at all", compression).read(1)
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_bytes_that_are_not_compressed_end_with_the_file_or_at_their_limit(monkeypatch, limit):
+    monkeypatch.setattr(stream, "_CHUNK", 4)
+    one = streamed(b"0123456789", None, limit)
+    assert (one.read(3), one.read(3), one.read(9)) == (b"012", b"345", b"6789"[: limit and 3])
+    one.finish()
+    with pytest.raises(HeaderError, match="holds more voxels"):
+        streamed(b"0123456789", None, limit).finish()
+
+
+@pytest.mark.parametrize(
+    ("size", "available", "compression", "problem"),
+    [
+        *((100, 100, None, None), (101, 100, None, "incomplete"), (99, 100, None, "damaged")),
+        *((103_200, 100, "gzip", None), (103_201, 100, "gzip", "damaged"), (1, 100, "gzip", None)),
+        *((103_200, 100, "zlib", None), (103_201, 100, "zlib", "damaged")),
+        *((200_000_000, 100, "bzip2", None), (200_000_001, 100, "bzip2", "damaged")),
+    ],
+)
+def test_a_header_may_promise_what_its_bytes_can_hold(monkeypatch, size, available, compression, problem):
+    needed = []
+    monkeypatch.setattr(stream, "require_memory", lambda size, what: needed.append((size, what)))
+    if problem is None:
+        check_promise(size, available, compression, "7 x 8", Path("a.nii"))
+        assert needed == [(3 * size, "a.nii (7 x 8 voxels)")]
+    else:
+        with pytest.raises(HeaderError, match=f"is {problem}: its header specifies 7 x 8 voxels"):
+            check_promise(size, available, compression, "7 x 8", Path("a.nii"))
+        assert needed == []
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "numbers"),
+    [
+        (b"0 255", "uint8", [0, 255]),
+        (b"-128,\n127\t", "int8", [-128, 127]),
+        (b"1e2, 2.0", "int16", [100, 2]),
+        (b"0.5 nan", "float32", [0.5, np.nan]),
+        *((text, "uint8", "voxel type cannot represent") for text in (b"0 256", b"-1 0", b"0.5 1", b"nan 0")),
+        *((text, "uint8", "should hold 2 voxels but holds") for text in (b"", b"0", b"0 1 2")),
+        (b"0 x", "uint8", "holds text where numbers are expected"),
+    ],
+)
+def test_numbers_written_as_text_are_those_of_the_voxel_type(text, dtype, numbers):
+    if isinstance(numbers, str):
+        with pytest.raises(HeaderError, match=numbers):
+            parse_text(text, np.dtype(dtype), 2)
+    else:
+        parsed = parse_text(text, np.dtype(dtype), 2)
+        assert parsed.dtype == dtype
+        np.testing.assert_array_equal(parsed, numbers)
 
 
 def test_compressed_voxels_may_follow_a_skipped_part_and_be_followed_by_others(tmp_path):

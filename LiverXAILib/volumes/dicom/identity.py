@@ -184,7 +184,8 @@ def _by_pauses(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
     """Slices by acquisition, as far as it follows from pauses between their times."""
     known = [one.time for one in slices if one.time is not None]
     times = sorted(set(known))
-    if len(times) < 2 or len(known) < len(slices):
+    # Of fewer steps than three, none exceeds a multiple of their median.
+    if len(times) < 4 or len(known) < len(slices):
         return {}
     steps = np.diff(times)
     starts = [times[0], *np.array(times[1:])[steps > max(_PAUSE_SECONDS, _PAUSE_FACTOR * float(np.median(steps)))]]
