@@ -34,7 +34,7 @@ def stage_plan(stage: StageSpec, grid: Grid) -> WindowPlan:
         window, overlap = _window_within(grid.shape, divisor, _PASS_BYTES / needed), _HALO
     if window is not None and (count := _count(grid.shape, window, overlap)) > _MOST_WINDOWS:
         raise ModelError(
-            f"Stage {stage.name!r} of the model would process the image in {count:.2g} windows, over {_MOST_WINDOWS}: "
+            f"Stage {stage.name!r} of the model would process the image in {count:,} windows, over {_MOST_WINDOWS:,}: "
             "the window in its model card is too small."
         )
     return WindowPlan.build(grid.shape, window, overlap=overlap, divisor=divisor, pad_to_window=stage.pad_to_window)

@@ -177,6 +177,17 @@ def test_the_best_time_after_the_first_decides_and_a_small_gain_is_none(seconds,
     }
 
 
+def test_times_are_recorded_to_a_fraction_of_a_millisecond_and_the_agreement_to_a_millionth(monkeypatch):
+    def one_differs(logits):
+        return torch.cat([logits[..., :1] * -1, logits[..., 1:]], dim=-1)
+
+    with_clock(monkeypatch, {REFERENCE: [2.00049, 0.25, 0.50006, 0.75], HALF: [1.0006, 3.00004, 4.0, 5.0]}, one_differs)
+    assert choose(*a_stage_and_network()).tests == {
+        REFERENCE: {"first_seconds": 2.0, "seconds": 0.25, "agreement": 1.0},
+        HALF: {"first_seconds": 1.001, "seconds": 3.0, "agreement": 0.875},
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "taken"),
     [

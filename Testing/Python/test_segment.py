@@ -602,6 +602,10 @@ def test_what_is_gained_at_an_operating_point_obeys_the_least_volume_and_what_co
     np.testing.assert_array_equal(changed.mask("tumor"), own.mask("tumor") | gained)
     assert changed.provenance["peak_probability"] == {"tumor": 0.8, "other": 0.6}
     assert changed.provenance["postprocessing"] == provenance["postprocessing"]
+    # Even if it is a single voxel, what counted is liver where its peak does not suffice.
+    labels[BELOW["too small"][0]], labels[6, 5, 13] = 1, 2
+    none = at_sensitivity(replace(own, labels=Volume(labels, MATRIX)), graded(*POINTS), "specific")
+    assert not none.mask("tumor").any()
 
 
 # --- a second look at mirrored images -----------------------------------------------------------------------------

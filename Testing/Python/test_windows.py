@@ -10,7 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import threshold_model
 
+from LiverXAILib.inference import stage_windows
+from LiverXAILib.inference.stage_windows import stage_plan
 from LiverXAILib.inference.standard import Blend
 from LiverXAILib.inference.windows import WindowPlan
 from LiverXAILib.volumes.volume import Grid
@@ -136,3 +139,40 @@ def test_only_windows_that_touch_the_mask_are_named():
     touching = list(plan.touching(mask))
     assert touching == [box for box in plan.boxes if box[0].start <= 20 < box[0].stop]
     assert 0 < len(touching) < len(plan.boxes)
+
+
+# --- the windows of a stage ---------------------------------------------------------------------------------------
+
+
+def plan_of(shape, **stage):
+    """The windows of a stage for an image of `shape`."""
+    return stage_plan(threshold_model(**stage).spec.stages[0], Grid(shape, np.eye(4)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "divisor", "most", "window"),
+    [
+        ((10, 10, 10), (4, 4, 4), 12**3, (12, 12, 12)),
+        ((10, 10, 10), (4, 4, 4), 12**3 - 1, (8, 12, 12)),
+        # Of two windows each has 4/7 of the length, of three 2/5, of four 4/13, of five a quarter.
+        ((140, 40, 40), (1, 1, 1), 100 * 40 * 40, (80, 40, 40)),
+        ((140, 40, 40), (1, 1, 1), 56 * 40 * 40, (56, 40, 40)),
+        ((140, 40, 40), (1, 1, 1), 56 * 40 * 40 - 1, (44, 40, 40)),
+        ((140, 40, 40), (1, 1, 1), 39 * 40 * 40, (35, 40, 40)),
+        ((140, 40, 40), (1, 1, 1), 34 * 40 * 40, (35, 23, 40)),
+        ((9, 9, 9), (4, 4, 4), 1, (4, 4, 4)),
+        ((4, 20, 20), (8, 8, 8), 8**3, (8, 8, 8)),
+        ((32, 16, 16), (32, 8, 8), 32 * 8 * 8, (32, 8, 8)),
+    ],
+)
+def test_an_image_is_cut_along_its_longest_sides_until_a_window_is_small_enough(shape, divisor, most, window):
+    assert stage_windows._window_within(shape, divisor, most) == window
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "padded", "count"),
+    [(None, (1, 12, 16), (3, 12, 16), 3), ((9, 8, 8), (1, 8, 8), (3, 9, 13), 3 * 2 * 3)],
+)
+def test_a_network_that_reads_slices_gets_one_at_a_time(window, size, padded, count):
+    plan = plan_of((3, 9, 13), window=window, dimensions=2)
+    assert (plan.window, plan.padded_shape, len(plan.boxes)) == (size, padded, count)
