@@ -24,14 +24,17 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 #: The packages, and the tests that belong to them.
 TESTS = {
-    "explain": ["test_explain_*", "test_faithfulness"],
+    "explain": ["test_explain_*", "test_faithfulness", "test_reprs"],
     "inference": [
         *("test_segment", "test_coarse_to_fine", "test_windows", "test_backends", "test_given_contours"),
         *("test_nnunet_equivalence", "test_models_resize", "test_volumes_geometry", "test_uncertainty"),
-        *("test_reading", "test_outline*"),
+        *("test_reading", "test_outline*", "test_nnunet_loading", "test_reprs"),
     ],
     "volumes": ["test_volumes_*", "test_dicom_*", "test_resample", "test_models_resize"],
-    "measure": ["test_measure*", "test_uncertainty", "test_reliability", "test_reading", "test_dicom_objects"],
+    "measure": [
+        *("test_measure*", "test_uncertainty", "test_reliability", "test_reading", "test_dicom_objects"),
+        "test_reprs",
+    ],
     "batch": ["test_batch_*", "test_case_names"],
 }
 _FOUND = ("killed", "timeout", "segfault", "suspicious")
@@ -126,6 +129,8 @@ def _inside(words: list[str]) -> None:
 
     # The run that determines which tests reach which function has passed already.
     ForkServerRunner.run_clean_tests = lambda *_, **__: 0
+    # Whether faults take effect at all shows in the score; this check starts each test process to see it fail.
+    ForkServerRunner.run_forced_fail = lambda *_, **__: 1
     sys.path.remove(str(Path(__file__).resolve().parent))
     if words[0] == "plant":
         _plant(words[1], int(words[2]), int(words[3]))

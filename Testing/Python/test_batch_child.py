@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
+import os
+import queue
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from batch_toys import write_dicom, write_good
 
+import LiverXAILib.inference
+import LiverXAILib.models
 import LiverXAILib.pipeline
 from LiverXAILib._version import __version__
 from LiverXAILib.batch import child
@@ -292,3 +297,103 @@ def test_the_parent_hears_of_the_progress_four_times_a_second(made, monkeypatch)
         progress("Segmenting", number / 8)
         clock[0] += 0.125
     assert [values["fraction"] for _, values in one.sent] == [0.0, 0.375, 0.75]
+
+
+# --- the process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """Run the child's `main` in this process, with what it reads, loads and starts replaced."""
+    ran = SimpleNamespace(channel=Channel(), threads=[], calls=[], worker=None)
+    model = SimpleNamespace(spec=SimpleNamespace(name="toy", version="2", to_json=lambda: "card"), sha256=())
+    handler = logging.NullHandler()
+
+    class Thread:
+        def __init__(self, *, target, args, daemon):
+            ran.threads.append((target, args, daemon))
+
+        def start(self):
+            ran.calls.append("thread")
+
+    class Worker:
+        def __init__(self, model, config, channel):
+            ran.worker, self.read_all, self.filter = (model, config, channel), "read all", "filter"
+
+        def work(self):
+            assert handler.filters == ["filter"]
+            ran.calls.append("work")
+
+    def run(error=None):
+        def load(config):
+            if error is not None:
+                raise error
+            return model
+
+        ran.model = model
+        monkeypatch.setattr(child, "_load", load)
+        return child.main()
+
+    monkeypatch.setattr(child, "Channel", lambda: ran.channel)
+    monkeypatch.setattr(child, "_Worker", Worker)
+    monkeypatch.setattr(child, "threading", SimpleNamespace(Thread=Thread))
+    monkeypatch.setattr(child, "faulthandler", SimpleNamespace(enable=lambda: ran.calls.append("faults")))
+    monkeypatch.setattr(child, "volunteer_for_the_oom_killer", lambda: ran.calls.append("killer"))
+    log = SimpleNamespace(captureWarnings=ran.calls.append, getLogger=lambda: SimpleNamespace(handlers=[handler]))
+    log.INFO, log.basicConfig = logging.INFO, lambda level, format, stream: ran.calls.append((level, stream))
+    monkeypatch.setattr(child, "logging", log)
+    monkeypatch.setattr(child.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'{"run": "r"}\n{"id": "ab"}\n')))
+    ran.run = run
+    return ran
+
+
+def test_the_process_says_who_it_is_and_reads_cases_while_it_works(process):
+    assert process.run() == 0
+    about = {"pid": os.getpid(), "host": host_name(), "model": child.identity(process.model)}
+    assert process.channel.sent == [("ready", about)]
+    assert process.worker == (process.model, {"run": "r"}, process.channel)
+    (listen, cases, _), (read, same, _) = process.threads
+    assert (listen, read, cases) == (child._listen, "read all", same)
+    assert all(daemon for _, _, daemon in process.threads)
+    # The log goes where the parent keeps it: standard output belongs to the messages.
+    assert process.calls == ["faults", True, (logging.INFO, child.sys.stderr), "killer", "thread", "thread", "work"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "usage"),
+    [
+        (ImportError("no", name="torch"), "The Python package 'torch' is missing. In Slicer, press Apply", False),
+        (UsageError("No such layer."), "No such layer.", True),
+        (InputError("Damaged."), "Damaged.", False),
+        (OSError("The drive is gone."), "The drive is gone.", False),
+    ],
+)
+def test_a_process_that_cannot_load_the_model_says_why_and_ends(process, error, sentence, usage):
+    assert process.run(error) == 1
+    ((event, told),) = process.channel.sent
+    assert (event, told["usage"], told["error"][: len(sentence)]) == ("refused", usage, sentence)
+    assert (process.worker, process.threads) == (None, [])
+
+
+def test_the_process_ends_with_its_parent(process, monkeypatch):
+    ended, todo = [], queue.Queue()
+    monkeypatch.setattr(child, "os", SimpleNamespace(_exit=ended.append))
+    child._listen(todo)
+    assert [todo.get_nowait() for _ in range(2)] == [{"run": "r"}, {"id": "ab"}]
+    assert (ended, todo.empty()) == ([0], True)
+
+
+def test_the_model_is_loaded_onto_the_device_once_the_request_is_valid(monkeypatch):
+    asked = []
+    model = SimpleNamespace(to=lambda device: ("model", device))
+    monkeypatch.setattr(LiverXAILib.inference, "select_device", lambda name: asked.append(name) or "device")
+    monkeypatch.setattr(LiverXAILib.models, "load_model", lambda name: asked.append(name) or model)
+    monkeypatch.setattr(LiverXAILib.pipeline, "check_request", lambda *about: asked.append(about))
+    monkeypatch.setattr(child.RunContext, "limit_threads", lambda self: asked.append(self.threads))
+    options = Options(explain=("tumor",), method="hires-cam", layer="deep", sensitivity="0.5")
+    config = {"threads": 3, "options": dataclasses.asdict(options), "device": "cpu", "model": "toy"}
+    assert child._load(config) == ("model", "device")
+    assert asked == [3, "cpu", "toy", (model, ("tumor",), "hires-cam", "deep", "0.5")]
+    with pytest.raises(UsageError, match="is not a sensitivity"):
+        child._load({**config, "options": {**config["options"], "sensitivity": "much"}})
+    assert asked[4:] == [3]  # nothing was loaded

@@ -17,9 +17,13 @@ from toys import ball_phantom, threshold_model
 import LiverXAILib as lx
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext
+from LiverXAILib.inference.masks import Mask
+from LiverXAILib.inference.outlines import Component
+from LiverXAILib.inference.windows import WindowPlan
 from LiverXAILib.labels.label_map import LabelMap
 from LiverXAILib.measure import measure_uncertainty
 from LiverXAILib.phantoms import make_phantom
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Grid
 
 LIBRARY = Path(__file__).parents[2] / "LiverXAILib"
@@ -75,8 +79,27 @@ def test_objects_that_hold_arrays_or_are_public_are_shown_in_a_few_words(results
     assert {name: text for name, text in seen.items() if len(text) >= LONGEST or "\n" in text} == {}
     expected = {"Analysis", "Comparison", "Counterfactual", "Explanation", "Grid", "Measurements", "Model", "ModelSpec"}
     assert seen.keys() >= expected | {"Phantom", "Segmentation", "Study", "Volume"}
-    assert seen["Volume"] == "Volume(36 x 36 x 30 voxels of 4 x 4 x 4 mm, int16)"
-    assert seen["Segmentation"] == "Segmentation(liver, tumor on 36 x 36 x 30 voxels of 4 x 4 x 4 mm)"
+    grid = "36 x 36 x 30 voxels of 4 x 4 x 4 mm"
+    told = {
+        "Volume": f"Volume({grid}, int16)",
+        "Grid": f"Grid({grid}, from LPS (0, 0, 0) mm)",
+        "Segmentation": f"Segmentation(liver, tumor on {grid})",
+        "Measurements": "Measurements(liver 377.9 ml, 1 lesion, 0 candidates)",
+        "Explanation": "Explanation(liver by hires-cam at smooth)",
+        "Counterfactual": "Counterfactual(lesion:1)",
+        "Uncertainty": "Uncertainty(tumor: windows; 1 lesion)",
+        "StageContext": "StageContext('all', 72 x 72 x 60 voxels of 2 x 2 x 2 mm)",
+    }
+    assert {name: seen[name] for name in told} == told
+
+
+def test_windows_masks_and_components_are_shown_by_their_sizes():
+    plan = WindowPlan.build((8, 12, 20), (8, 8, 8))
+    assert repr(plan) == "WindowPlan(8 of 8 x 8 x 8 in 8 x 12 x 20 voxels)"
+    mask = Mask(Box.full((2, 3, 4)), np.ones((2, 3, 4), bool))
+    assert repr(mask) == "Mask(4 x 3 x 2 voxels)"
+    component = Component(3, np.zeros((1, 1, 1)), 1.5, np.array([1.0, -2.25, 30.0]))
+    assert repr(component) == "Component(3, 1.5 mm, at LPS (1.0, -2.2, 30.0) mm)"
 
 
 #: Vectors and 4x4 matrices, which are worth showing.

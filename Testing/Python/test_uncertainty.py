@@ -19,7 +19,7 @@ from LiverXAILib.explain import EmptyTargetError
 from LiverXAILib.inference import Segmentation, lesion_components, segment
 from LiverXAILib.inference.stages import logit_margin, run_network, stage_input, stage_plan
 from LiverXAILib.measure import entropy_map, measure_uncertainty
-from LiverXAILib.measure.disagreement import _pairwise_dice
+from LiverXAILib.measure.disagreement import LesionUncertainty, Uncertainty, _pairwise_dice
 from LiverXAILib.models import LIVER, TUMOR, Model
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.box import Box
@@ -167,6 +167,23 @@ def test_masks_of_all_passes_are_compared_in_pairs_and_empty_ones_agree():
     assert _pairwise_dice(votes) == pytest.approx((2 * 2 / 6 + 0 + 0) / 3)
     assert _pairwise_dice(votes[:2]) == pytest.approx(2 * 2 / 6)
     assert _pairwise_dice(np.zeros((2, 1, 1, 4), bool)) == 1
+
+
+@pytest.mark.parametrize("sources", [("windows", "networks"), ()])
+def test_the_numbers_are_told_to_four_decimals_and_none_where_nothing_was_averaged(sources):
+    disagreement = Volume(np.array([[[0.1, 0.43216, 0.2]]], np.float32), np.eye(4))
+    lesions = (LesionUncertainty(1, 0.91236, 0.12344, 0.76543), LesionUncertainty(2, 0.5, 1.0, None))
+    dice = 0.87654 if sources else None
+    assert json.loads(json.dumps(Uncertainty("tumor", disagreement, sources, dice, lesions).to_dict())) == {
+        "label": "tumor",
+        "sources": list(sources),
+        "largest_disagreement": 0.4322 if sources else None,
+        "pairwise_dice": 0.8765 if sources else None,
+        "lesions": [
+            {"number": 1, "mean_probability": 0.9124, "boundary_entropy": 0.1234, "pairwise_dice": 0.7654},
+            {"number": 2, "mean_probability": 0.5, "boundary_entropy": 1.0, "pairwise_dice": None},
+        ],
+    }
 
 
 def test_the_entropy_map_shows_the_least_certain_label_in_its_place():
