@@ -83,6 +83,29 @@ def logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
+def test_fainter_components_are_those_that_hold_no_stronger_one():
+    probability = np.zeros(SHAPE)
+    sure, halo = np.s_[5:9, 5:9, 5:9], np.s_[9:11, 5:9, 5:9]
+    # Two parts that touch at a corner, and are large enough only together.
+    first, second, beside = np.s_[20:22, 20:23, 20:23], np.s_[22:24, 23:26, 23:26], np.s_[24:26, 23:26, 23:26]
+    speck, faintest = np.s_[20:22, 40:43, 40:43], np.s_[30:34, 40:44, 40:44]
+    for place, value in ((sure, 0.9), (halo, 0.3), (first, 0.3), (second, 0.3), (beside, 0.15), (speck, 0.3)):
+        probability[place] = value
+    probability[faintest] = 0.15
+    known = dataclasses.replace(
+        marked(probability > 2, probability > 2), probability=Volume(probability, GRID.ijk_to_lps)
+    )
+    middles = [[6.5, 6.5, 6.5], [21.5, 22.5, 22.5], [31.5, 41.5, 41.5]]
+    for fainter, count in (((), 1), ((0.25,), 2), ((0.25, 0.1), 3)):
+        found = list(known.components(fainter))
+        assert [one.number for one in found] == [1, 2, 3][:count]
+        np.testing.assert_allclose([GRID.to_ijk(one.center_lps_mm)[::-1] for one in found], middles[:count])
+    expected = np.zeros(SHAPE, int)
+    for number, place in ((1, sure), (2, first), (2, second), (3, faintest)):
+        expected[place] = number
+    np.testing.assert_array_equal(found[0].numbers, expected)
+
+
 def test_a_lesion_marked_too_widely_gets_the_outline_of_the_network():
     truth, wide = balls((20, 30, 30, 6)), balls((20, 30, 30, 9))
     network = Brighter(50)
