@@ -111,7 +111,7 @@ class Ray:
         return self.actors[-1]
 
     def wait(self, calls, num_returns, timeout):
-        assert num_returns == 1
+        assert (num_returns, timeout) == (1, 0.1)
         if not self.steps or isinstance(self.steps[0], str):
             return [], calls
         *call, self.answer = self.steps.pop(0)
@@ -136,6 +136,9 @@ def pool(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "RAY" not in name})
     monkeypatch.setattr(ray_pool.threading, "Thread", lambda target, daemon: SimpleNamespace(start=bool, join=bool))
 
+    waited = []
+    monkeypatch.setattr(ray_pool, "time", SimpleNamespace(sleep=waited.append))
+
     def make(resources=None, *, workers=2, cpus=4.0, address=None, **settings):
         ray, events = Ray({"CPU": 16} if resources is None else resources), []
         monkeypatch.setitem(sys.modules, "ray", ray)
@@ -159,7 +162,7 @@ def pool(tmp_path, monkeypatch):
             ray.steps, made._inbox = [*steps, "stop"], Inbox()
             made._run()
 
-        return SimpleNamespace(pool=made, ray=ray, events=events, store=store, play=play)
+        return SimpleNamespace(pool=made, ray=ray, events=events, store=store, play=play, waited=waited)
 
     return make
 
@@ -248,6 +251,7 @@ def test_cases_go_to_the_worker_with_the_least_to_do_once_it_has_loaded_its_mode
 def test_stopping_kills_the_workers_and_leaves_the_cluster(pool):
     one = pool()
     one.play(ready(1), ready(0))
+    assert one.waited == [0.1]  # there was nothing to wait for
     one.pool._inbox = SimpleNamespace(put=one.ray.killed.append)
     one.pool.stop()
     assert one.ray.killed == [("stop", None), 1, 0, "cluster"]
@@ -337,6 +341,14 @@ def test_when_the_batch_winds_down_only_what_is_begun_is_finished_and_nobody_is_
     assert len(one.ray.actors) == 2
     assert told(one.events) == ["worker", "ready", "running aa", "running bb", "worker", "ready", "ended"]
     assert one.ray.steps == ["not read", "stop"]
+
+
+def test_when_the_batch_winds_down_before_it_begins_nothing_is_waited_for(pool):
+    one = pool()
+    never = (0, "aa", LOST)
+    one.play(ready(0), ready(1), "wind down", never)
+    assert (one.waited, one.ray.steps) == ([], [never, "stop"])
+    assert told(one.events)[-1] == "ended"
 
 
 def test_a_pool_that_fails_itself_says_so(pool, caplog):

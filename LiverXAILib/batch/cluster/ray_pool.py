@@ -14,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -34,6 +35,8 @@ _MAX_LOSSES = 3
 _MAX_FAILED_ACTORS = 5
 #: Ray's shared memory on our own cluster; small, because little data goes through Ray.
 _OBJECT_STORE_BYTES = 100 << 20
+#: Time after which the pool looks for new messages, in seconds.
+_WAIT_S = 0.1
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -150,9 +153,12 @@ class RayWorkerPool:
                 else:
                     self._waiting.append(case)
             self._dispatch()
-            finished, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=0.1) if self._calls else ([], [])
-            for call in finished:
-                self._on_message(call, restart=not winding_down)
+            if self._calls:
+                finished, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=_WAIT_S)
+                for call in finished:
+                    self._on_message(call, restart=not winding_down)
+            elif not winding_down:  # all workers are ready, and the driver still looks at the cases
+                time.sleep(_WAIT_S)
             if winding_down and not any(case for _, case in self._calls.values()):
                 self._over = True
 
