@@ -198,9 +198,9 @@ def test_the_case_that_takes_too_long_is_ended_and_the_next_one_begun_anew(paren
     # The image of "bb" is slow to read, but nobody waits for it yet.
     parent.play(11.0, "progress aa")
     assert (len(parent.processes), parent.told("finished")) == (1, [])
-    parent.play(15.5, "read bb")
+    parent.play(15.51249, "read bb")
     (late,) = parent.told("finished")
-    assert (late["case"], late["state"], late["kind"], late["seconds"]) == ("aa", "failed", "time limit", 10.5)
+    assert (late["case"], late["state"], late["kind"], late["seconds"]) == ("aa", "failed", "time limit", 10.512)
     assert late["error"] == "It exceeded the time limit of 10 s while analyzing."
     assert (parent.processes[0].killed, len(parent.processes)) == (1, 2)
     assert list(parent.store.cases.iterdir()) == []
@@ -229,11 +229,11 @@ def test_a_model_that_does_not_load_ends_the_session(parent, moment, given_up):
     [("error", {}, 2, 1), *((kind, {"unreachable": kind == "input"}, 1, 0) for kind in ("input", "usage"))],
 )
 def test_a_failure_is_passed_on_in_the_words_of_the_worker(parent, kind, more, workers, killed):
-    parent.play("ready", "submit aa", "submit bb", "reading aa", "analyzing aa", 2.5)
+    parent.play("ready", "submit aa", "submit bb", "reading aa", "analyzing aa", 2.51249)
     about = {"case": "aa", "kind": kind, "error": "It fails.", "phase": "analyzing"}
     failed = {"event": "failed", **about, "unreachable": kind == "input"}
     parent.session._on_news("message", parent.processes[0], failed)
-    passed_on = {"case": "aa", "seconds": 2.5, "state": "failed", "kind": kind, "error": "It fails.", **more}
+    passed_on = {"case": "aa", "seconds": 2.512, "state": "failed", "kind": kind, "error": "It fails.", **more}
     assert parent.told("finished") == [{"event": "finished", **passed_on}]
     assert (len(parent.processes), parent.processes[0].killed) == (workers, killed)
     if killed:
@@ -249,7 +249,7 @@ def test_what_fails_a_case_the_second_time_is_told_and_the_case_beside_it_is_don
     failed = {"event": "failed", "case": "aa", "kind": "memory", "error": "It fails."}
     parent.play("ready", "submit aa", "submit bb")
     for number in range(2):
-        parent.play(float(number), "reading aa", "analyzing aa", 3.0 + number)
+        parent.play(float(number), "reading aa", "analyzing aa", 3.12349 + number)
         assert parent.told("finished") == []
         if kind == "memory":
             parent.session._on_news("message", parent.processes[-1], failed)
@@ -258,7 +258,7 @@ def test_what_fails_a_case_the_second_time_is_told_and_the_case_beside_it_is_don
             parent.play("exit 7", "ready")
         # A suspect is alone.
         assert parent.sent() == (["bb"] if number else ["aa"])
-    values = {"case": "aa", "state": "failed", "seconds": 3.0, "kind": kind, "error": error}
+    values = {"case": "aa", "state": "failed", "seconds": 3.123, "kind": kind, "error": error}
     assert parent.told("finished") == [{"event": "finished", **values}]
     parent.play("reading bb", "analyzing bb", "done bb")
     assert (outcomes(parent), parent.told("fatal")) == ({"aa": kind, "bb": "done"}, [])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -330,12 +331,15 @@ def test_the_answer_counts_places_says_where_and_maps_the_surface():
     assert again.sentence == answer.sentence
 
 
-def test_a_border_that_is_seen_everywhere_is_said_to_be():
+def test_a_border_that_is_seen_everywhere_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(need, "time", SimpleNamespace(perf_counter=iter((1.0, 3.45678)).__next__))
     volume, model = a_case(), a_model(Thresholds)
     answer = explain_border(volume, model, segment(volume, model, device="cpu"), points=20)
     assert answer.evidence["far"] == []
     assert "needs to see no more than 8 mm around it at half of" in answer.sentence
     assert answer.sentence.endswith("Nowhere does the border depend on what is farther than 24 mm away.")
+    about = {"stage": "all", "model": model.provenance, "device": "cpu", "seconds": 2.457}
+    assert {name: answer.provenance[name] for name in about} == about
 
 
 def test_what_cannot_be_asked_is_refused_in_words():

@@ -8,6 +8,7 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,6 +253,7 @@ def test_the_pictures_show_the_lesion_where_the_answer_says_it_is(monkeypatch):
         return dataclasses.replace(made, fitted=0.98765)
 
     monkeypatch.setattr(changes, "plausible_fill", fill)
+    monkeypatch.setattr(changes, "time", SimpleNamespace(perf_counter=iter((1.0, 3.45678)).__next__))
     volume, model = a_case(), a_model()
     segmentation = segment(volume, model, device="cpu")
     (answer,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
@@ -269,6 +271,9 @@ def test_the_pictures_show_the_lesion_where_the_answer_says_it_is(monkeypatch):
     around = alone.array[distances(alone, here) > 16]
     np.testing.assert_allclose(np.quantile(around, (0.01, 0.5, 0.99)), (90, 100, 110), atol=4)
     assert answer.evidence["fill"] == {"level": "ring", "fitted": 0.988}
+    box_mm = answer.provenance.pop("box_mm")
+    assert min(box_mm) > 40
+    assert answer.provenance == {"stage": "all", "model": model.provenance, "device": "cpu", "seconds": 2.457}
 
 
 def test_where_the_probabilities_were_not_kept_the_answer_is_the_same():

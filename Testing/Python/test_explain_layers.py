@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from toys import ball_phantom, model_of
 
 from LiverXAILib.cli import main
 from LiverXAILib.errors import UsageError
-from LiverXAILib.explain import explain, explain_all
+from LiverXAILib.explain import explain, explain_all, explainer
 from LiverXAILib.explain.layers import is_linear
 from LiverXAILib.models import LayerSpec, load_model
 from LiverXAILib.networks.folding import fold_batch_norms
@@ -262,7 +263,9 @@ def test_a_scaling_is_linear_and_what_multiplies_or_divides_by_the_layer_is_not(
     assert is_linear(step(held.clone()).sum(), held) == linear
 
 
-def test_the_size_of_the_cells_of_a_layer_that_the_model_does_not_list_is_found_from_its_output():
+def test_the_size_of_the_cells_of_a_layer_that_the_model_does_not_list_is_found_from_its_output(monkeypatch):
+    clock = iter((1.0, 3.45678, 4.0, 5.0, 5.1234, 6.0))
+    monkeypatch.setattr(explainer, "time", SimpleNamespace(perf_counter=clock.__next__))
     volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
     (stage,) = model.spec.stages
     listed = explain(volume, model, segmentation, "tumor", layer="activation", device="cpu")
@@ -271,5 +274,8 @@ def test_the_size_of_the_cells_of_a_layer_that_the_model_does_not_list_is_found_
     found = explain(volume, model, segmentation, "tumor", layer="activation", device="cpu")
     assert listed.provenance["cell_mm"] == [4, 4, 4]
     assert found.provenance["cell_mm"] is None
+    about = {"stage": "all", "device": "cpu", "seconds": 2.457}
+    assert {name: listed.provenance[name] for name in about} == about
+    assert found.provenance["seconds"] == 0.123
     assert listed.heatmap.array.max() == 1
     np.testing.assert_array_equal(found.heatmap.array, listed.heatmap.array)

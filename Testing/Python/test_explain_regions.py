@@ -57,11 +57,17 @@ def shares_of(volume, network=None) -> tuple[RegionShares, dict[str, float]]:
     return answer, shares
 
 
-def test_what_decides_by_the_lesion_alone_comes_from_the_lesion():
+def test_what_decides_by_the_lesion_alone_comes_from_the_lesion(monkeypatch):
+    monkeypatch.setattr(shapley, "time", SimpleNamespace(perf_counter=iter((1.0, 3.45678)).__next__))
     answer, shares = shares_of(a_case())
     assert shares[LESION] + shares[RIM] == pytest.approx(answer.evidence["probability"], abs=0.02)
     assert all(abs(share) < 0.02 for name, share in shares.items() if name not in (LESION, RIM))
     assert answer.sentence.endswith("It comes from the lesion itself.")
+    about = {name: answer.provenance[name] for name in ("stage", "model", "device", "seconds")}
+    assert about == {"stage": "all", "model": a_model().provenance, "device": "cpu", "seconds": 2.457}
+    # All coalitions of the parts, and each part outside the liver with each tissue.
+    tried = [part["tried"] for part in answer.evidence["parts"] if part["tried"]]
+    assert answer.provenance["passes"] == 2 ** len(shares) + sum(map(len, tried))
 
 
 def test_an_and_gate_with_a_far_marker_is_exposed_with_equal_shares():
