@@ -384,6 +384,37 @@ def test_bytes_before_the_voxels_of_a_detached_file_are_passed_over(tmp_path, sk
         assert image_files(path) == (path, tmp_path / "x.raw")
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        *((f"dimension: {text}", "dimension") for text in ("0", "17", "x", "3.0")),
+        *((f"sizes: 80 64 {text}", "sizes") for text in ("-5", "5.0", "x")),
+        *((f"line skip: {text}", "line skip") for text in ("-1", "10001")),
+        *((f"byte skip: {text}", "byte skip") for text in ("-2", str(2**40 + 1))),
+        *((f"NDims = {text}", "NDims") for text in ("0", "11", "x")),
+        *((f"DimSize = 80 64 {text}", "DimSize") for text in ("-5", "5.0", "x")),
+        *((f"ElementNumberOfChannels = {text}", "ElementNumberOfChannels") for text in ("0", "10001")),
+        *((f"HeaderSize = {text}", "HeaderSize") for text in ("-2", str(2**40 + 1))),
+        *((f"CompressedDataSize = {text}", "CompressedDataSize") for text in ("-1", str(2**50 + 1))),
+        *((f"TransformMatrix = 1 0 0 0 1 0 0 0 {text}", "TransformMatrix") for text in ("x", "1 0")),
+        *((f"ElementSpacing = 1 1 {text}", "ElementSpacing") for text in ("inf", "1 1")),
+        *((f"Offset = 0 0 {text}", "Offset") for text in ("1.1e12", "1_0", "")),
+    ],
+)
+def test_a_header_with_a_number_that_makes_no_sense_is_refused_with_the_name_of_its_field(tmp_path, line, name):
+    path = tmp_path / "a.mhd"
+    if "=" in line:
+        mhd(path, b"", "CompressedData = True")
+    else:
+        path = nhdr(tmp_path / "a.nhdr", b"", "encoding: raw")
+    key = line.replace(":", " ").split("=")[0].split()[0]
+    lines = path.read_text().splitlines()
+    kept = [one for one in lines if not one.startswith(key) or one.startswith("ElementDataFile")]
+    # The magic line stays the first, and the file with the voxels the last.
+    path.write_text("\n".join([*kept[:1], line, *kept[1:]]) + "\n")
+    assert f"'{name}'" in refusal(path)
+
+
 def test_voxels_that_end_with_their_file_must_all_be_in_it(tmp_path):
     data = a_body().tobytes()[2:]
     assert "ends before its first voxel" in refusal(mhd(tmp_path / "a.mhd", data, "HeaderSize = -1"))
