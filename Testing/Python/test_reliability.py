@@ -131,7 +131,7 @@ def test_the_features_of_a_block_are_those_of_the_distances_between_all_its_voxe
             "edge_share": (~organ.ravel())[~inside][height <= 4].mean(),
             "log10_ml": log10(0.8),
         },
-        abs=1e-3,
+        abs=1e-6,
     )
 
 
