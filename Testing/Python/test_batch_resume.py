@@ -33,7 +33,7 @@ from LiverXAILib._version import __version__
 from LiverXAILib.batch import command
 from LiverXAILib.batch.cases import Case, Found, content_hash, find_cases, stamp
 from LiverXAILib.batch.manifest import Manifest
-from LiverXAILib.batch.run import Batch, LocalWorkerPool, Settings, resume_decision
+from LiverXAILib.batch.run import Batch, LocalWorkerPool, RunSummary, Settings, resume_decision
 from LiverXAILib.batch.store import RECORD, Shard, Store, host_name
 from LiverXAILib.cli import main
 from LiverXAILib.errors import LiverXAIError, UsageError
@@ -583,6 +583,51 @@ def test_a_dry_run_lists_what_would_be_done_in_this_part_and_what_is_passed_over
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said if line.endswith(".nrrd")] == ["do", "skip", "do"]
     assert said[-1] == "2 cases would be done. Nothing was done."
+
+
+def test_a_batch_from_an_archive_tells_each_step_and_stores_its_results_there(monkeypatch, tmp_path, capsys):
+    noted, output = [], tmp_path / "out"
+
+    class Archive:
+        url = "http://pacs"
+
+        def __init__(self, address):
+            assert address == "dicomweb+http://pacs"
+
+        def fetch(self, folder, progress):
+            progress("Retrieving", 0.5)
+            return write_good(folder / "a.nrrd").parent
+
+        def store(self, files, folder, progress):
+            progress("Storing", 0.25)
+            assert ([path.name for path in files], folder) == (["a.dcm", "b.dcm"], output)
+            return 1
+
+    class AtOnce:
+        def __init__(self, found, store, settings, screen):
+            assert settings.options.dicom
+            assert [path.name for path in store.manifest.iterdir()] == ["lock-1-of-1.json"]
+            (self.case,), self.folder = found.cases, store.cases / found.cases[0].folder
+
+        def run(self, make_pool):
+            for name in ("b.dcm", "a.dcm", "c.json"):
+                self.folder.mkdir(exist_ok=True)
+                (self.folder / name).touch()
+            return RunSummary(done=[self.case.id])
+
+    monkeypatch.setattr(command, "Archive", Archive)
+    monkeypatch.setattr(command, "Batch", AtOnce)
+    monkeypatch.setattr(command, "write_summary", lambda store, found: [store.output / "cases.csv"])
+    monkeypatch.setattr(command.Screen, "note", lambda self, text, fraction: noted.append((text, fraction)))
+    assert main(["batch", "dicomweb+http://pacs", "-o", str(output)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"1 case in {output / 'fetched'}; 0 files or series skipped."
+    assert said[-3:] == ["1 DICOM object stored in http://pacs.", "1 done, 0 failed.", f"  {output / 'cases.csv'}"]
+    assert [note for note in noted if note[1] or note[0].startswith(("Searching", "Summing"))] == [
+        *(("Retrieving", 0.5), ("Searching fetched", 0.0), ("Summing up", 0.0), ("Storing", 0.25))
+    ]
+    assert (output / "names.csv").is_file()
+    assert list((output / "manifest").iterdir()) == []  # the lock is gone
 
 
 # --- real runs ----------------------------------------------------------------------------------------------------
