@@ -18,9 +18,10 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, DeviceError, InputError, ModelError, UsageError
 from LiverXAILib.inference import Postprocessing, Segmentation, lesion_components, segment, select_device
 from LiverXAILib.inference.lesions import candidate_components, lesion_at, lesion_count, lesion_mask, lesion_place
+from LiverXAILib.inference.masks import Mask
 from LiverXAILib.inference.mirrored import find_mirrored_liver
 from LiverXAILib.inference.postprocess import clean_lesions, clean_organ
-from LiverXAILib.inference.segmenter import run_stage
+from LiverXAILib.inference.segmenter import _clean, run_stage
 from LiverXAILib.inference.sensitivity import at_sensitivity, choose_point, named_points, operating_points
 from LiverXAILib.inference.stages import logit_margin, preprocessing_of
 from LiverXAILib.models import LIVER, TUMOR, LabelSpec, Model, Region
@@ -383,6 +384,27 @@ def test_parts_of_the_liver_lie_in_it_unless_the_rules_are_off():
     np.testing.assert_array_equal(ruled.mask("vessel"), inside)
     np.testing.assert_array_equal(ruled.mask("liver"), (image.array == 100) | inside)
     np.testing.assert_array_equal(free.mask("vessel"), image.array == -100)
+
+
+@pytest.mark.parametrize("order", permutations((LIVER, TUMOR, VESSEL)))
+def test_a_vessel_may_lie_where_only_a_lesion_says_that_there_is_liver(order):
+    """Half of the lesion lies in the liver, which grows by the other half, and with it the room for vessels."""
+    boxes = {"liver": cube((0, 8), (0, 8), (0, 8)), "tumor": cube((6, 10), (2, 6), (2, 6))}
+    boxes["vessel"] = cube((5, 12), (3, 5), (3, 5))
+    voxels = {name: np.zeros((16, 16, 16), bool) for name in boxes}
+    for name, box in boxes.items():
+        voxels[name][box] = True
+    model = voxel_model(*boxes)
+    cleaned = _clean(
+        {name: Mask(Box.full((16, 16, 16)), mask) for name, mask in voxels.items()},
+        Model(replace(model.spec, labels=order), model.networks),
+        Postprocessing(),
+        125.0,
+    )
+    liver = voxels["liver"] | voxels["tumor"]
+    expected = {"liver": liver, "tumor": voxels["tumor"], "vessel": voxels["vessel"] & liver}
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(cleaned[name].voxels, mask)
 
 
 def test_lesions_that_are_found_before_the_liver_need_no_liver_to_lie_in():
