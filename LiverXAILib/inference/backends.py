@@ -27,6 +27,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import threading
 import time
 import warnings
@@ -323,17 +324,29 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 @cache
-def _core() -> Any:
-    import openvino as ov
+def _openvino() -> Any:
+    """The package OpenVINO, without its telemetry, which would report every import of it over the internet."""
+    telemetry = "openvino_telemetry"
+    absent = telemetry not in sys.modules
+    if absent:
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # as if it were not installed: it is optional
+    try:
+        import openvino
 
-    return ov.Core()
+        return openvino
+    finally:
+        if absent:
+            del sys.modules[telemetry]
+
+
+@cache
+def _core() -> Any:
+    return _openvino().Core()
 
 
 def _openvino_forward(network: nn.Module, precision: str) -> Forward:
     """`network` compiled for windows of any size. The conversion takes seconds and is cached on disk."""
-    import openvino as ov
-
-    path = _cache_folder() / "openvino" / ov.__version__.split("-")[0] / f"{_fingerprint(network)}.xml"
+    path = _cache_folder() / "openvino" / _openvino().__version__.split("-")[0] / f"{_fingerprint(network)}.xml"
     if not (path.is_file() and path.with_suffix(".bin").is_file()):
         _convert(network, path)
     compiled = _core().compile_model(
@@ -361,7 +374,7 @@ def _convert(network: nn.Module, path: Path) -> None:
 
     Uses the frontend directly, because ``openvino.convert_model`` would report its use over the internet.
     """
-    import openvino as ov
+    ov = _openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -67,6 +68,15 @@ def test_every_backend_here_gives_the_bundled_models_labels(name):
                 logits = forward(name, network, CPU)(batch)
             assert logits.dtype == torch.float32
             assert label_agreement(logits, expected, stage) >= AGREEMENT[name.split()[1]]
+
+
+@pytest.mark.skipif("openvino float32" not in available_backends(CPU), reason="the extra openvino is not installed")
+def test_openvino_is_used_without_its_telemetry():
+    """The package would send a message whenever it is imported."""
+    import openvino.tools.ovc.telemetry_utils as used
+
+    assert used.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+    assert "openvino_telemetry" not in sys.modules
 
 
 @pytest.mark.skipif("openvino float32" not in available_backends(CPU), reason="the extra openvino is not installed")
