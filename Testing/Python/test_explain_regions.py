@@ -371,6 +371,22 @@ def test_parts_lie_at_the_distance_from_the_lesion_that_their_names_say():
         np.testing.assert_array_equal(parts[name], mask)
 
 
+def test_structures_beside_a_lesion_begin_beyond_its_surroundings():
+    """Voxels of 4 x 2 x 2 mm: 8 mm around the lesion are its surroundings, and the next 4 mm border on them."""
+    lesion = ball((24, 24, 12), 4)
+    run = a_run(liver=torch.ones((48, 48, 48), dtype=torch.bool), tumor=lesion)
+    run.spacing = (4.0, 2.0, 2.0)
+    run.hu[14:34, 12:36, 12:36] += 80  # a large vessel that begins at the lesion
+    (vessels,) = (
+        part.mask for part in name_parts(SimpleNamespace(run=run, weights=lesion.float())) if part.name == VESSELS
+    )
+    surroundings = ndimage.distance_transform_edt(~lesion.numpy(), sampling=run.spacing) <= 8
+    beyond = ndimage.distance_transform_edt(~surroundings, sampling=run.spacing) > 4
+    within = np.s_[20:28, 18:30, 16:30]  # far from healthy liver
+    assert 0 < beyond[within].sum() < beyond[within].size
+    np.testing.assert_array_equal(vessels[within], beyond[within])
+
+
 def test_a_part_with_few_voxels_is_counted_to_its_own_side_of_the_livers_border():
     """The far region is only a corner of the box outside the liver, and the core is small, in the lesion."""
     liver = torch.ones((48, 48, 48), dtype=torch.bool)

@@ -386,7 +386,7 @@ def test_parts_of_the_liver_lie_in_it_unless_the_rules_are_off():
     np.testing.assert_array_equal(free.mask("vessel"), image.array == -100)
 
 
-@pytest.mark.parametrize("order", permutations((LIVER, TUMOR, VESSEL)))
+@pytest.mark.parametrize("order", list(permutations((LIVER, TUMOR, VESSEL))))
 def test_a_vessel_may_lie_where_only_a_lesion_says_that_there_is_liver(order):
     """Half of the lesion lies in the liver, which grows by the other half, and with it the room for vessels."""
     boxes = {"liver": cube((0, 8), (0, 8), (0, 8)), "tumor": cube((6, 10), (2, 6), (2, 6))}
