@@ -574,11 +574,11 @@ def test_rank_correlation_agrees_with_scipy():
     # Ties in groups of very different sizes: the mean rank counts, neither the first nor the last.
     steps = torch.tensor([1.0] * 50 + [2.0] * 3 + [3.0] * 20)
     other = torch.tensor([5.0] * 20 + [1.0] * 40 + [9.0] * 13)
-    assert spearman(steps, other) == pytest.approx(spearmanr(steps, other).statistic, abs=1e-4)
+    assert spearman(steps, other) == round(float(spearmanr(steps, other).statistic), 4)
     assert spearman(first, torch.ones_like(first)) == 0
     # What only one of the maps marks counts against their agreement.
     one, two = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 2.0, 0.0])
-    assert spearman(one, two) == pytest.approx(spearmanr(one[:4], two[:4]).statistic, abs=1e-4)
+    assert spearman(one, two) == round(float(spearmanr(one[:4], two[:4]).statistic), 4)
     # Empty space that both maps share does not count as agreement.
     padded = [torch.nn.functional.pad(values, (20, 20)) for values in (first, 1.01 - first)]
     assert spearman(*padded) < -0.99
@@ -651,9 +651,11 @@ def test_layers_are_shuffled_from_the_last_to_the_first_and_keep_their_values():
         }
 
     last = order[::-1]
-    for number, (share, (network,)) in enumerate(shuffled_networks(run, 4), start=1):
-        assert share == number / 4
-        assert changed(network) == set(last[: round(len(last) * number / 4)])
+    shares = []
+    for number, (share, (network,)) in enumerate(shuffled_networks(run, 3), start=1):
+        shares.append(share)
+        assert changed(network) == set(last[: round(len(last) * number / 3)])
+    assert shares == [0.333, 0.667, 1.0]
     for name, value in network.state_dict().items():
         assert value.flatten().sort().values.equal(before[name].flatten().sort().values)
 
