@@ -397,6 +397,29 @@ def test_explanations_come_with_their_card():
     assert json.loads(json.dumps(card)) == card
     assert set(card["controls"]) == {"logit map", "edges", "smooth noise", "shuffled network"}
     assert card["randomization"]["shuffled_layers"] == [0.25, 0.5, 0.75, 1.0]
+    drop, curves, context = card["drop"], card["curves"], card["context"]
+    stability, magnitude = card["stability"], card["magnitude"]
+    recorded = {
+        1: (card["examined_ml"], card["seconds"]),
+        2: (magnitude["ml"],),
+        3: (drop["ml"], card["energy_lift"]),
+        4: (
+            *(drop["share"], drop["controls"]["median"], drop["controls"]["upper"], curves["gain"]),
+            *(*context.values(), stability["spearman"], stability["relative_change"]),
+            *(magnitude["effect"], magnitude["energy"]),
+        ),
+        5: (
+            *(card["score"], card["score_replaced"], card["score_in_image"], drop["after"]),
+            *(*curves["deletion"], *curves["insertion"], curves["deletion_auc"], curves["insertion_auc"]),
+        ),
+        6: tuple(curves["fractions"]),
+    }
+    for digits, values in recorded.items():
+        assert [round(value, digits) for value in values] == list(values)
+    # Those that are neither whole numbers nor nearly so.
+    between = (drop["ml"], *(card[name] for name in ("score", "score_in_image", "energy_lift")), magnitude["energy"])
+    for value in (*between, curves["deletion_auc"], curves["insertion_auc"], stability["relative_change"]):
+        assert value != round(value)
     assert len(set(card["randomization"]["draws"])) == 5
     assert card["randomization"]["spearman"][-1] == np.median(card["randomization"]["draws"])
     assert len(card["randomization"]["random_pairs"]) == 7
