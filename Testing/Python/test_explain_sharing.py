@@ -15,7 +15,7 @@ from torch import nn
 from toys import ball_phantom, model_of, threshold_model
 
 from LiverXAILib.errors import DeviceError
-from LiverXAILib.explain import METHODS, EmptyTargetError, Target, explain_all, explainer, stitching
+from LiverXAILib.explain import METHODS, EmptyTargetError, Target, explain_all, explainer, stage_context, stitching
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.shared_backward import SharedBackward
 from LiverXAILib.explain.stage_context import StageContext
@@ -146,6 +146,18 @@ class Watched(nn.Module):
         output.grad_fn.metadata["token"] = token
         self.tokens.append(weakref.ref(token))
         return output
+
+
+def test_networks_are_compiled_once_before_threads_use_them(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(stage_context, "partial_forward", lambda *about: compiled.append(about) or "forward")
+    volume, model, segmentation = a_case(window=(16, 20, 24))
+    run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
+    assert compiled == []
+    run.make_ready()
+    assert compiled == [(run.backend, network, torch.device("cpu")) for network in run.networks]
+    assert run.forwards == ["forward"] * len(run.networks)
+    assert len(compiled) == len(run.networks)
 
 
 def test_no_window_is_held_while_the_next_is_read(monkeypatch):
