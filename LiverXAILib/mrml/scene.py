@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import slicer
 from vtkmodules.vtkCommonCore import vtkCollection
@@ -94,19 +94,24 @@ def _write_files(scene: slicer.vtkMRMLScene, folder: Path, bundle: zipfile.ZipFi
             raise InputError(f"Cannot write {file.name} of the scene: is the disk full?")
         storage.SetUseCompression(True)
         if file.suffix == ".nrrd":
-            _compress(file)
+            with bundle.open(str(file.relative_to(folder.parent)), "w", force_zip64=True) as stream:
+                _compress(file, stream)
+            file.unlink()
     scene.SetURL(str(folder / f"{folder.name}.mrml"))
     if not scene.Commit():
         raise InputError("Cannot write the scene: is the disk full?")
 
 
-def _compress(file: Path) -> None:
-    """Compress the voxels of a NRRD file: several times as fast as Slicer's writer."""
-    content = file.read_bytes()
-    start = content.index(b"\n\n") + 2
-    header = content[:start].replace(b"encoding: raw", b"encoding: gzip")
+def _compress(file: Path, stream: IO[bytes]) -> None:
+    """Write a NRRD file with compressed voxels: several times as fast as Slicer's writer, and never all in memory."""
     packer = fast_zlib.compressobj(LEVEL, wbits=31)
-    file.write_bytes(header + packer.compress(memoryview(content)[start:]) + packer.flush())
+    with file.open("rb") as raw:
+        for line in iter(raw.readline, b"\n"):
+            stream.write(b"encoding: gzip\n" if line == b"encoding: raw\n" else line)
+        stream.write(b"\n")
+        while part := raw.read(2**20):
+            stream.write(packer.compress(part))
+    stream.write(packer.flush())
 
 
 def _new_scene() -> tuple[slicer.vtkMRMLScene, list[Any]]:
