@@ -266,12 +266,11 @@ def _analyze(arguments: argparse.Namespace) -> int:
         # torch is imported while the file is read; the modules for measuring and writing, while the network runs.
         reading = beside.submit(chosen.read, arguments.input)
         progress("Loading the model", 0.0)
-        with _no_collections():
-            from .inference import select_device
-            from .models import load_model
-            from .pipeline import check_request
+        from .inference import select_device
+        from .models import load_model
+        from .pipeline import check_request
 
-            model = load_model(arguments.model)
+        model = load_model(arguments.model)
         check_request(model, chosen.explain, chosen.method, chosen.layer, chosen.sensitivity)
         select_device(arguments.device)
         progress("Reading the image", 0.0)
@@ -310,21 +309,6 @@ def _analyze(arguments: argparse.Namespace) -> int:
         print(f"{role:>20}  {path}")
     print("For research use only. Not for diagnosis or treatment.")
     return 0
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Import without garbage collections: they take a tenth of the time, and find nothing.
-
-    Later collections do not look at what was imported, either.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # in a process that runs several commands, only once
-            gc.freeze()
-        gc.enable()
 
 
 @contextlib.contextmanager
