@@ -104,7 +104,7 @@ def plausible_fill(
 
 
 def soft_mask(region: torch.Tensor, spacing_mm: Sequence[float], margin: int = 1) -> torch.Tensor:
-    """`region`, grown by `margin` voxels, with a soft edge: float32 in [0, 1], 1 in the region itself."""
+    """`region`, grown by `margin` voxels, with a soft edge: float32 (k, j, i) in [0, 1], 1 in the region itself."""
     grown = within_mm(region, spacing_mm, max(spacing_mm) * (margin + 0.01))
     weight = torch.maximum(gaussian(grown.float(), [_FEATHER] * 3), region.float())
     return torch.where(weight > _EDGE, weight, 0.0)

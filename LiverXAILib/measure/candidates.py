@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ..inference.lesions import numbered_candidates, same_numbers
+from ..inference.lesions import numbered_candidates
 from ..inference.segmentation import Segmentation
 from ..volumes.box import Box, central_voxel
 from ..volumes.volume import Volume
 from .diameters import axial_diameters
-from .measurements import Candidate, Measurements, RejectedLesion
+from .known import Known, measured_before
+from .measurements import Candidate, RejectedLesion
 from .reliability import finding_reliability
 
 
-def measure_candidates(
-    volume: Volume, segmentation: Segmentation, known: Sequence[tuple[Segmentation, Measurements]] = ()
-) -> tuple[Candidate, ...]:
+def measure_candidates(volume: Volume, segmentation: Segmentation, known: Known = ()) -> tuple[Candidate, ...]:
     """Measure the candidates of a segmentation that the model made.
 
     :param volume: the CT in HU, on the segmentation's grid.
@@ -33,7 +32,7 @@ def measure_candidates(
         return ()
     needed = segmentation.provenance.get("peak_probability", {}).get("tumor")
     least_ml = segmentation.provenance.get("postprocessing", {}).get("min_lesion_ml", 0.0)
-    before = _measured_before(segmentation, known)
+    before = measured_before(segmentation, known, numbered_candidates, lambda measured: measured.candidates)
     candidates = []
     for number, inside in enumerate(ndimage.find_objects(numbers) if numbers.size else (), start=1):
         if number in before:
@@ -55,23 +54,6 @@ def measure_candidates(
             )
         )
     return tuple(candidates)
-
-
-def _measured_before(
-    segmentation: Segmentation, known: Sequence[tuple[Segmentation, Measurements]]
-) -> dict[int, Candidate]:
-    """The candidates of `known` that are the same in `segmentation`, by their numbers there.
-
-    Their reliability depends on the whole liver: none if that has changed.
-    """
-    found: dict[int, Candidate] = {}
-    for other, measured in known:
-        if segmentation.has_same("liver", other):
-            candidates = {one.number: one for one in measured.candidates}
-            for old, new in same_numbers(numbered_candidates(other), numbered_candidates(segmentation)).items():
-                if old in candidates:
-                    found.setdefault(new, candidates[old])
-    return found
 
 
 def measure_rejected(

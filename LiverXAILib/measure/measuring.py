@@ -14,13 +14,14 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ..errors import UsageError, own_errors
-from ..inference.lesions import lesion_count, numbered_lesions, same_lesions
+from ..inference.lesions import lesion_count, numbered_lesions
 from ..inference.masks import Mask
 from ..inference.segmentation import Segmentation, require_segmentation
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume, require_volume
 from .candidates import measure_candidates
 from .diameters import axial_diameters, feret_diameter_mm
+from .known import Known, measured_before
 from .lesions import enhancement, location, slice_instance_number, sphericity
 from .liver import remnants, segment_masks, standard_volume_ml, steatosis_hint
 from .measurements import Candidate, ContrastPhase, FindingReliability, LesionMeasurements, Measurements
@@ -39,7 +40,7 @@ def measure(
     height_cm: float | None = None,
     weight_kg: float | None = None,
     targets: Sequence[int] | None = None,
-    known: Sequence[tuple[Segmentation, Measurements]] = (),
+    known: Known = (),
     candidates: Sequence[Candidate] | None = None,
 ) -> Measurements:
     """Measure the liver and its lesions.
@@ -94,7 +95,8 @@ def measure(
     lesions: tuple[LesionMeasurements, ...] = ()
     if numbers.any():
         context = _LiverContext(organ, box, segments, float(parenchyma.mean()) if parenchyma.size else None, phase)
-        lesions = _lesions(volume, segmentation, numbers, context, _measured_before(segmentation, known))
+        before = measured_before(segmentation, known, numbered_lesions, lambda measured: measured.lesions)
+        lesions = _lesions(volume, segmentation, numbers, context, before)
     if candidates is None:
         candidates = measure_candidates(volume, segmentation, known) if looks_for_tumors else ()
     return Measurements(
@@ -173,23 +175,6 @@ def _phase(volume: Volume, healthy: np.ndarray, box: Box) -> ContrastPhase | Non
 def _recist(lesions: Sequence[LesionMeasurements], grid: Grid, targets: Sequence[int] | None) -> Recist:
     thickness = grid.spacing["ijk".index(lesions[0].axial.slice_axis)] if lesions else 0.0
     return recist({lesion.number: lesion.axial.long_mm for lesion in lesions}, thickness, targets)
-
-
-def _measured_before(
-    segmentation: Segmentation, known: Sequence[tuple[Segmentation, Measurements]]
-) -> dict[int, LesionMeasurements]:
-    """The lesions of `known` that are the same in `segmentation`, by their numbers there.
-
-    A lesion's distance from the surface and its reliability depend on the whole liver: none if that has changed.
-    """
-    found: dict[int, LesionMeasurements] = {}
-    for other, measured in known:
-        if segmentation.has_same("liver", other):
-            lesions = {lesion.number: lesion for lesion in measured.lesions}
-            for old, new in same_lesions(other, segmentation).items():
-                if old in lesions:
-                    found.setdefault(new, lesions[old])
-    return found
 
 
 def _lesions(

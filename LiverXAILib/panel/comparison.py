@@ -105,7 +105,7 @@ class Comparison:
     def close(self) -> None:
         """End the comparison, the thread and the timer."""
         self.forget()
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)  # what is being compared is not needed any more
 
     def _others(self) -> dict[str, str]:
         """Return the CT's results that were set aside: title and the ID of the segmentation node."""

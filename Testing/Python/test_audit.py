@@ -71,6 +71,12 @@ def test_of_a_local_network_the_default_map_lies_at_the_lesion_and_passes_as_its
     assert map_.faithfulness["sentence"] == made["sentence"]
 
 
+def test_of_a_shifting_network_the_default_map_lies_at_the_marker_on_any_processor():
+    """A gradient that rounding decides about would leave the map at the target."""
+    (made,) = audit_maps(the_case("SHIFT"), [DEFAULT_METHOD], CONTEXT)
+    assert made["at_causes"] > 0.99
+
+
 @pytest.mark.parametrize(("row", "code"), [({"right": True}, 0), ({"right": False}, 1), ({"contradicted": True}, 1)])
 def test_the_command_fails_where_a_cause_is_not_named_or_a_wrong_map_passed(row, code, monkeypatch, capsys):
     answer = {"mechanism": "AND", "answer": "regions", "truth": "lesion", "says": "lesion", "right": True}

@@ -163,8 +163,11 @@ def test_why_not_makes_a_ball_of_the_diameter_that_it_names():
     volume, model = a_case(), a_model(MuchDark)
     segmentation = segment(volume, model, device="cpu")
     (answer,) = explain_lesions(volume, model, segmentation, ["why-not-tumor:voxel:lps:-8,-8,-8"])
-    # A ball of 30 mm has 14 ml, and 18 with its soft edge; one of 20 mm, 4 and 6.
+    # A ball of 30 mm has 14 ml, one of 20 mm 4.
     assert answer.evidence["needed"] == [None, None, -45.0]
+    probability = answer.evidence["probabilities"][2][answer.evidence["contrasts_hu"].index(-45.0)]
+    darkened = 1200 + 100 * np.log(probability / (1 - probability))
+    assert darkened == pytest.approx(4 / 3 * np.pi * 7.5**3, rel=0.05)
     assert answer.sentence.endswith("It would say tumor if the liver here were 45 HU darker over 30 mm.")
 
 
