@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceError, UsageError
+
+_UNKNOWN = "There is no device {!r}. Use auto, cpu, cuda, cuda:N or mps."
 
 
 def processor_name() -> str:
@@ -23,15 +25,17 @@ def processor_name() -> str:
 def select_device(name: str = "auto") -> torch.device:
     """The device called `name`: "auto", "cpu", "cuda", "cuda:N" or "mps".
 
-    "auto" prefers CUDA, then Apple's MPS, then the CPU. Raises :class:`~LiverXAILib.errors.DeviceError` if the
-    device does not exist here.
+    "auto" prefers CUDA, then Apple's MPS, then the CPU.
+
+    :raises LiverXAILib.errors.UsageError: `name` is not one of these.
+    :raises LiverXAILib.errors.DeviceError: this machine has no such device, or torch cannot use it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"There is no device {name!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
+        raise UsageError(_UNKNOWN.format(name)) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -43,5 +47,5 @@ def select_device(name: str = "auto") -> torch.device:
         if not torch.backends.mps.is_available():
             raise DeviceError("Device 'mps' was requested, but this torch finds no Apple GPU. Use --device cpu.")
     elif device.type != "cpu":
-        raise DeviceError(f"Device {name!r} is not supported. Use auto, cpu, cuda, cuda:N or mps.")
+        raise UsageError(_UNKNOWN.format(name))
     return device

@@ -424,7 +424,7 @@ WRONG_VALUES = [
         )
     ),
     *(
-        (name, "--device gpu", 1, "There is no device 'gpu'. Use auto, cpu, cuda, cuda:N or mps.")
+        (name, "--device gpu", 2, "There is no device 'gpu'. Use auto, cpu, cuda, cuda:N or mps.")
         for name in COMPLETE
         if name in ("analyze", "batch", "compare", "refine") or name.startswith("benchmark")
         if name not in ("benchmark clicks", "benchmark wait")

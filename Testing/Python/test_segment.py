@@ -211,10 +211,17 @@ def test_a_graphics_card_is_preferred_where_there_is_one(cuda, mps, expected, mo
                 select_device(name)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "xpu"])
-def test_a_device_that_is_not_there_is_refused_in_words(name):
+@pytest.mark.parametrize(
+    ("name", "error", "sentence"),
+    [
+        ("gpu", UsageError, r"There is no device 'gpu'\. Use auto, cpu"),
+        ("xpu", UsageError, r"There is no device 'xpu'\. Use auto, cpu"),
+        ("cuda:99", DeviceError, "Device 'cuda:99' was requested, but torch"),
+    ],
+)
+def test_a_device_that_does_not_exist_is_refused_in_words(name, error, sentence):
     volume, _ = ball_phantom(a_grid(np.diag(SPACING), np.array([20, 20, 20])))
-    with pytest.raises(DeviceError, match=r"[Dd]evice"):
+    with pytest.raises(error, match=sentence):
         segment(volume, threshold_model(), device=name)
 
 
