@@ -178,7 +178,7 @@ def _series(
     from ..volumes.dicom import Series, find_series
 
     studies: dict[str, list[Series]] = {}
-    found = find_series(files, progress=progress)
+    found = find_series(files, RunContext(progress))
     notes = [(_label(root, path), reason) for path, reason in found.damaged]
     known = {path for path, _ in found.damaged}.union(*(series.files for series in found.series))
 

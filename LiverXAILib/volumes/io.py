@@ -63,15 +63,13 @@ def read_volume(
     :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
     path = existing(path)
+    context = RunContext(progress, cancel)
     if _may_be_dicom(path):
         from . import dicom  # pydicom, which other formats do not need
 
-        return dicom.read_dicom(
-            path, series=series, allow_irregular=allow_irregular, files=files, progress=progress, cancel=cancel
-        )
+        return dicom.read_dicom(path, context, series=series, allow_irregular=allow_irregular, files=files)
     if series is not None:
         raise UsageError(f"A series can only be chosen in a folder of DICOM files, and {path} is not one.")
-    context = RunContext(progress, cancel)
     context.report("Reading the image", 0.0)
     image = read_image_file(path)
     if len(image.layers) > 1:
@@ -149,7 +147,7 @@ def list_series(
         raise InputError(f"{path} is a {format_of(path)} file, not a folder of DICOM files.")
     from . import dicom
 
-    return dicom.list_series(path, progress=progress, cancel=cancel)
+    return dicom.list_series(path, RunContext(progress, cancel))
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -12,6 +12,7 @@ from dicom_series import a_body, geometry, write_series
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from LiverXAILib.context import UNATTENDED
 from LiverXAILib.errors import Cancelled, InputError
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.dicom import FoundSeries, find_series
@@ -257,7 +258,7 @@ def test_a_file_stands_for_its_folder_and_a_directory_for_those_below_it_too(tmp
     write_series(tmp_path, a_body((3, 16, 20)), geometry())
     write_series(tmp_path / "below", a_body((4, 16, 20)), geometry())
     (tmp_path / name).touch()
-    assert sum(one.info.slices for one in series_at(tmp_path / name, None, None, None).series) == slices
+    assert sum(one.info.slices for one in series_at(tmp_path / name, None, UNATTENDED).series) == slices
 
 
 def test_run_lengths_overwritten_with_zeros_are_read_past_if_the_rest_is_a_volume(tmp_path):

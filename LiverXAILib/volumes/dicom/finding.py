@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...context import RunContext
+from ...context import UNATTENDED, RunContext
 from ...errors import InputError
-from ...progress import CancelToken, Progress
 from ..formats import image_ending
 from .headers import DicomFile, is_dicom, read_header
 from .series import Series, SeriesInfo, arrange_series, rank
@@ -41,21 +40,18 @@ def damage_note(damaged: Sequence[tuple[Path, str]]) -> str:
     return f"{len(damaged)} damaged DICOM files were skipped ({named}{more})."
 
 
-def list_series(path: Path, *, progress: Progress | None = None, cancel: CancelToken | None = None) -> list[SeriesInfo]:
+def list_series(path: Path, context: RunContext) -> list[SeriesInfo]:
     """All series in a folder, at any depth, or in the folder of a file; the best CT first, by :func:`rank`.
 
     :raises LiverXAILib.errors.InputError: there is no DICOM image.
     """
-    return [series.info for series in series_at(path, None, progress, cancel).series]
+    return [series.info for series in series_at(path, None, context).series]
 
 
-def find_series(
-    files: Sequence[Path], *, progress: Progress | None = None, cancel: CancelToken | None = None
-) -> FoundSeries:
+def find_series(files: Sequence[Path], context: RunContext = UNATTENDED) -> FoundSeries:
     """All series among `files`, with the files of each; the best CT first, by :func:`rank`. May be empty."""
     groups: dict[str, list[DicomFile]] = {}
     damaged: list[tuple[Path, str]] = []
-    context = RunContext(progress, cancel)
     for done, path in enumerate(files):
         context.check()
         context.report("Looking for DICOM series", done / len(files))
@@ -82,9 +78,7 @@ def find_series(
     )
 
 
-def series_at(
-    path: Path, files: Sequence[Path] | None, progress: Progress | None, cancel: CancelToken | None
-) -> FoundSeries:
+def series_at(path: Path, files: Sequence[Path] | None, context: RunContext) -> FoundSeries:
     """All series in a folder, or in that of a file, or among `files`.
 
     :raises LiverXAILib.errors.InputError: there is none.
@@ -96,7 +90,7 @@ def series_at(
             files = sorted(file for file in path.parent.rglob("*") if file.is_file())
         else:
             files = sorted(file for file in path.parent.iterdir() if file.is_file())
-    found = find_series(files, progress=progress, cancel=cancel)
+    found = find_series(files, context)
     if not found.series:
         raise InputError(" ".join([_nothing_found(path, files), *found.notes()]))
     return found

@@ -12,7 +12,6 @@ import numpy as np
 
 from ...context import RunContext
 from ...errors import InputError, UsageError
-from ...progress import CancelToken, Progress
 from ..intensities import looks_like_hu, to_smallest_dtype, validate_ct
 from ..memory import require_memory
 from ..stack import resample_to_regular
@@ -24,27 +23,26 @@ from .series import Series
 _logger = logging.getLogger(__name__)
 
 #: Slices are held twice, at most as float32, while they are stacked to a volume.
-_BYTES_A_VOXEL = 8
+_BYTES_PER_VOXEL = 8
 
 
 def read_dicom(
     path: Path,
+    context: RunContext,
     *,
     series: str | int | None = None,
     allow_irregular: bool = False,
     files: Sequence[Path] | None = None,
-    progress: Progress | None = None,
-    cancel: CancelToken | None = None,
 ) -> Volume:
     """Read a CT series; see :func:`LiverXAILib.volumes.io.read_volume`."""
-    found = series_at(path, files, progress, cancel)
+    found = series_at(path, files, context)
     if series is None and path.is_file() and path.name.upper() != "DICOMDIR":
         chosen = _series_of(path, found)
     else:
         chosen = _choose(found, series, path)
     _check_usable(chosen, found, allow_irregular)
     _logger.info("Reading DICOM series %d of %d: %d slices", chosen.info.number, len(found.series), chosen.info.slices)
-    chosen, array, notes = _decoded(chosen, found, allow_irregular, RunContext(progress, cancel))
+    chosen, array, notes = _decoded(chosen, found, allow_irregular, context)
     info, stack = chosen.info, chosen.stack
     notes = [*found.notes(), *chosen.notes, *notes]
     if stack.problem:
@@ -124,7 +122,7 @@ def _decoded(
     """
     rows, columns = chosen.slices[0].size
     size = f"{columns} x {rows} x {len(chosen.slices)} voxels"
-    require_memory(_BYTES_A_VOXEL * columns * rows * len(chosen.slices), f"{chosen.info.name} ({size})")
+    require_memory(_BYTES_PER_VOXEL * columns * rows * len(chosen.slices), f"{chosen.info.name} ({size})")
     images: dict[int, np.ndarray] = {}
     notes: dict[str, None] = {}
     damaged: dict[Path, str] = {}
