@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
@@ -96,6 +97,13 @@ def test_every_extra_resolves_with_the_constraints(extra):
         elif not requirement.specifier.contains(version, prereleases=True):
             problems.append(f"{asking} asks for {requirement}, and constraints.txt has {version}")
     assert not problems, "\n".join(problems)
+
+
+def test_the_workflow_installs_every_extra_with_the_constraints():
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]["extras"]
+    assert set(job["strategy"]["matrix"]["extra"]) == EXTRAS.keys() - {""}
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert "python -m pip install '.[${{ matrix.extra }}]' --constraint constraints.txt" in commands
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt", "Testing/requirements-nnunet.txt"])
