@@ -262,9 +262,9 @@ def _analyze(arguments: argparse.Namespace) -> int:
     images = [Path(name) for name in arguments.prior_image or () if name != "-"]
     for path in (arguments.input, *(arguments.segmentation or ()), *(arguments.prior or ()), *images):
         existing(path)
-    with _short_turns(), progress_bar() as progress, ThreadPoolExecutor(1) as beside:
+    with _short_turns(), progress_bar() as progress, ThreadPoolExecutor(1) as background:
         # torch is imported while the file is read; the modules for measuring and writing, while the network runs.
-        reading = beside.submit(chosen.read, arguments.input)
+        reading = background.submit(chosen.read, arguments.input)
         progress("Loading the model", 0.0)
         from .inference import select_device
         from .models import load_model
@@ -276,7 +276,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         progress("Reading the image", 0.0)
         require_writable(arguments.output)
         volume = reading.result()
-        importing = beside.submit(chosen.import_ahead)
+        importing = background.submit(chosen.import_ahead)
         prior = _prior(arguments, chosen)
         given = _given(arguments, volume)
         context = RunContext(progress, device=arguments.device)

@@ -141,9 +141,9 @@ class Options:
         for writer in self.writers():
             writer.check(volume)
         shown = {"case_label": self.case_label, "study_details": self.study_details or None}
-        told = {name: value for name, value in shown.items() if value is not None}
-        if told:
-            volume = dataclasses.replace(volume, metadata={**volume.metadata, **told})
+        chosen = {name: value for name, value in shown.items() if value is not None}
+        if chosen:
+            volume = dataclasses.replace(volume, metadata={**volume.metadata, **chosen})
         return volume
 
     def analyze(

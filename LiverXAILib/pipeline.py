@@ -23,7 +23,7 @@ from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError, is_memory, own_errors, require_several
 from .explain import DEFAULT_METHOD, METHODS, EmptyTargetError, Explanation, Target, explain_all
 from .explain.answers import Answer
-from .explain.border import POINTS, UNASKED_POINTS, explain_border, is_fixed
+from .explain.border import POINTS, ROUTINE_POINTS, explain_border, is_fixed
 from .explain.catalog import require_method
 from .explain.counterfactual import DRAWS, explain_lesions
 from .explain.layers import find_layer
@@ -146,18 +146,18 @@ def analyze(
             answerable.append(question)
         except EmptyTargetError as error:
             warnings.append(f"Not explained: {question.describe()}. {error}")
-    beside = ThreadPoolExecutor(1, "measuring")  # independent of the steps below, and nearly single-threaded
-    measuring = beside.submit(
+    background = ThreadPoolExecutor(1, "measuring")  # independent of the steps below, and nearly single-threaded
+    measuring = background.submit(
         _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
     )
-    checksum = beside.submit(lambda: volume.sha256)
-    beside.shutdown(wait=False)
+    checksum = background.submit(lambda: volume.sha256)
+    background.shutdown(wait=False)
     explanations, found = explain_and_ask(
         volume,
         model,
         segmentation,
         answerable,
-        unasked=targets is None,
+        default_targets=targets is None,
         method=method,
         layer=layer,
         check=check,
@@ -222,7 +222,7 @@ def explain_and_ask(
     segmentation: Segmentation,
     questions: Sequence[Target],
     *,
-    unasked: bool,
+    default_targets: bool,
     method: str = DEFAULT_METHOD,
     layer: str | None = None,
     check: bool = False,
@@ -234,7 +234,7 @@ def explain_and_ask(
     """The heat maps and the explanations in numbers of :func:`analyze`, whose parameters these are.
 
     :param questions: targets that exist in the segmentation.
-    :param unasked: the targets are the default ones: an organ's border, at fewer points, replaces its heat map.
+    :param default_targets: the targets are the default ones: an organ's border, at fewer points, replaces its heat map.
     :param refusals: a sentence about each question that cannot be answered is appended here.
     """
     device = select_device(str(context.device))
@@ -244,7 +244,7 @@ def explain_and_ask(
         volume,
         model,
         segmentation,
-        [question for question in questions if not unasked or question not in organs],
+        [question for question in questions if not default_targets or question not in organs],
         method=method,
         layer=layer,
         check=check,
@@ -257,11 +257,11 @@ def explain_and_ask(
     asked = _asked_without(questions, segmentation) if answers or regions else []
     found: list[Answer] = []
     refused: list[str] = []
-    with keep_freed_memory(device), ThreadPoolExecutor(1, "borders") as beside:
+    with keep_freed_memory(device), ThreadPoolExecutor(1, "borders") as background:
         # Half of the work of either task is small single-threaded steps: run in parallel, they keep two cores busy.
-        points = UNASKED_POINTS if unasked else POINTS
+        points = ROUTINE_POINTS if default_targets else POINTS
         borders = [
-            beside.submit(
+            background.submit(
                 explain_border,
                 *(volume, model, segmentation, organ),
                 points=points,
@@ -440,8 +440,8 @@ def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> 
     analysis = dataclasses.replace(analysis, provenance={**analysis.provenance, **explained})
     files: dict[str, Path] = {}
     failures: dict[str, Exception] = {}
-    with ThreadPoolExecutor(1, "preparing") as beside:
-        prepared = {one.name: beside.submit(one.prepare, analysis) for one in writers if one.prepare is not None}
+    with ThreadPoolExecutor(1, "preparing") as background:
+        prepared = {one.name: background.submit(one.prepare, analysis) for one in writers if one.prepare is not None}
         for writer in writers:
             # Each output is written to its own folder, so that a failure leaves no partial files behind.
             with tempfile.TemporaryDirectory(dir=folder, prefix=".") as own:

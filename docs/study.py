@@ -245,8 +245,8 @@ def explanations(rows: Sequence[Row]) -> str:
     """A table of the faithfulness checks of the maps of the figure."""
     lines = ["| target | layer | passed | what the check says |", "|---|---|---|---|"]
     for row in rows:
-        said = " ".join([row["sentence"], *filter(None, [row["warnings"]])])
-        lines.append(f"| {row['target']} | `{row['layer']}` | {row['passed']} | {said} |")
+        result = " ".join([row["sentence"], *filter(None, [row["warnings"]])])
+        lines.append(f"| {row['target']} | `{row['layer']}` | {row['passed']} | {result} |")
     return "\n".join(lines) if rows else ""
 
 

@@ -77,7 +77,7 @@ def _figure(volume: Volume, truth: np.ndarray, model_folder: Path, name: str, pa
     if (labels[place] == 2).any():
         rows[0, 3].contour(labels[place] == 2, levels=[0.5], colors=["white"], linewidths=0.8)
     rows[0, 3].set_title("tumor: found red, mask outlined")
-    said = []
+    table_rows = []
     for column, (target, layer) in enumerate(
         (target, layer) for target in ("liver", "tumor") for layer in (stage.layers[-1].name, stage.default_layer)
     ):
@@ -86,18 +86,18 @@ def _figure(volume: Volume, truth: np.ndarray, model_folder: Path, name: str, pa
         try:
             explanation = explain(volume, model, segmentation, target, METHOD, layer, check=True)
         except LiverXAIError as error:
-            said.append(_row(name, target, layer, "no", str(error), ()))
+            table_rows.append(_row(name, target, layer, "no", str(error), ()))
             continue
         heat = explanation.heatmap.array[place]
         shown = np.ma.masked_less(heat, VISIBLE_HEAT)
         axes.imshow(shown, cmap=_WARM, vmin=0, vmax=1, alpha=0.55, aspect=aspect)
         check = explanation.faithfulness or {}
         passed = "yes" if check.get("passed") else "no"
-        said.append(_row(name, target, layer, passed, check.get("sentence", ""), explanation.warnings))
+        table_rows.append(_row(name, target, layer, passed, check.get("sentence", ""), explanation.warnings))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
-    return said
+    return table_rows
 
 
 def _row(case: str, target: str, layer: str, passed: str, sentence: str, warnings: Sequence[str]) -> dict[str, Any]:

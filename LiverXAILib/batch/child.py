@@ -209,7 +209,7 @@ class _Worker:
         return send
 
     def _fail(self, case: dict[str, Any], error: BaseException, phase: str) -> None:
-        kind, sentence = self._judge(error, phase)
+        kind, sentence = self._classify(error, phase)
         sentence = self._telling(sentence, case)
         unreachable = phase == "reading" and (is_lost_place(error) or not os.path.lexists(case["path"]))
         if kind == "error":
@@ -233,7 +233,7 @@ class _Worker:
         record.msg, record.args = text, None
         return True
 
-    def _judge(self, error: BaseException, phase: str) -> tuple[str, str]:
+    def _classify(self, error: BaseException, phase: str) -> tuple[str, str]:
         """Classify `error`, and describe it in a sentence."""
         sentence = " ".join(str(error).split()) or type(error).__name__
         if phase == "writing":

@@ -157,43 +157,45 @@ class Session:
                 process.kill()
 
     def _on_message(self, message: dict[str, Any]) -> None:
-        said = dict(message)
-        event = said.pop("event")
+        values = dict(message)
+        event = values.pop("event")
         if event == "ready":
             self._ready = True
-            self._emit({"event": "worker", "pid": said["pid"], "host": said["host"]})
-            self._emit({"event": "ready", "model": said["model"]})
+            self._emit({"event": "worker", "pid": values["pid"], "host": values["host"]})
+            self._emit({"event": "ready", "model": values["model"]})
             return
         if event == "refused":
-            self._give_up(said["error"], usage=said["usage"])
+            self._give_up(values["error"], usage=values["usage"])
             return
-        clock = self._inside[said["case"]]
+        clock = self._inside[values["case"]]
         if event == "reading":
             clock.start("reading")
-            self._emit({"event": "running", "case": said["case"]})
+            self._emit({"event": "running", "case": values["case"]})
         elif event == "read":
             clock.stop()
         elif event == "analyzing":
             clock.start("analyzing")
         elif event == "progress":
-            self._emit({"event": "progress", **said})
+            self._emit({"event": "progress", **values})
         elif event == "done":
-            self._finish(said["case"], state="done", record=said["record"])
-        elif event == "failed" and said["kind"] == "output":
-            self._give_up(said["error"])
-        elif event == "failed" and said["kind"] == "memory":
+            self._finish(values["case"], state="done", record=values["record"])
+        elif event == "failed" and values["kind"] == "output":
+            self._give_up(values["error"])
+        elif event == "failed" and values["kind"] == "memory":
             # A fresh process, without a second image in memory, may succeed.
             self._kill()
-            self._requeue_or_fail([said["case"]], "memory", said["error"])
+            self._requeue_or_fail([values["case"]], "memory", values["error"])
             self._restart()
-        elif event == "failed" and said["kind"] == "error":
+        elif event == "failed" and values["kind"] == "error":
             # After an unforeseen error, the state of the process (or of its GPU) cannot be trusted.
-            self._finish(said["case"], state="failed", kind="error", error=said["error"])
+            self._finish(values["case"], state="failed", kind="error", error=values["error"])
             self._kill()
             self._requeue_or_fail([], "", "")
             self._restart()
         elif event == "failed":
-            self._finish(said["case"], state="failed", **{key: said[key] for key in ("kind", "error", "unreachable")})
+            self._finish(
+                values["case"], state="failed", **{key: values[key] for key in ("kind", "error", "unreachable")}
+            )
 
     def _finish(self, case_id: str, **outcome: Any) -> None:
         self._failed_starts = 0

@@ -194,10 +194,10 @@ class _Scratch:
         samples: list[tuple[float, float, float]] = []
         watch = threading.Thread(target=_watch, args=(process, output, samples))
         watch.start()
-        said = process.communicate()[0]
+        output_text = process.communicate()[0]
         watch.join()
         if process.returncode != 0:
-            raise LiverXAIError(f"The batch under test failed:\n{said}")
+            raise LiverXAIError(f"The batch under test failed:\n{output_text}")
         lines = _manifest(output)
         started = min(line["time"] for line in lines if line.get("state") == "running")
         finished = [line["time"] for line in lines if line.get("state") == "done"]

@@ -30,6 +30,7 @@ from ..inference.lesions import lesion_count
 from ..models import Model, load_model
 from ..pipeline import DEFAULT_TARGETS, analyze, check_request, explain_and_ask
 from ..progress import CancelToken, Progress
+from ..text import counted
 from ..volumes.image_file import existing
 from ..volumes.volume import Volume
 
@@ -83,11 +84,11 @@ def benchmark_cost(
     if (job := _monai(scored, layer, window)) is not None:
         jobs["MONAI GradCAM"] = job
     touched, every = list(score_target.windows), list(range(len(run.plan.boxes)))
-    jobs[f"forward pass, {len(touched)} windows"] = lambda: _forward(run, score_target, touched)
-    jobs[f"LiverXAI, {len(touched)} windows"] = lambda: _maps(run, [score_target], layer)
+    jobs[f"forward pass, {counted(len(touched), 'window')}"] = lambda: _forward(run, score_target, touched)
+    jobs[f"LiverXAI, {counted(len(touched), 'window')}"] = lambda: _maps(run, [score_target], layer)
     texts = _liver_and_lesions(segmentation, stage.labels)
     several = [build_score(Target.parse(text), segmentation, model, run, context) for text in texts]
-    jobs[f"segmentation's pass, {len(every)} windows"] = lambda: _forward(run, score_target, every)
+    jobs[f"segmentation's pass, {counted(len(every), 'window')}"] = lambda: _forward(run, score_target, every)
     jobs[f"LiverXAI, {', '.join(texts)}"] = lambda: _maps(run, several, layer)
     jobs["the same on the image's grid"] = lambda: explain_all(
         volume, model, segmentation, texts, layer=layer, device=device
@@ -97,11 +98,11 @@ def benchmark_cost(
         volume, model, segmentation, lesions, device=device, refusals=[]
     )
     found = lesion_count(segmentation) if "tumor" in stage.labels else 0
-    unasked = [
+    present = [
         Target.parse(label) for label in DEFAULT_TARGETS if label in stage.labels and segmentation.mask(label).any()
     ]
     jobs[f"heat map, border and changed CTs, as by default, {found} lesions"] = lambda: explain_and_ask(
-        volume, model, segmentation, unasked, unasked=True, refusals=[], context=context.silent
+        volume, model, segmentation, present, default_targets=True, refusals=[], context=context.silent
     )
     jobs[f"analysis beyond the segmentation, {found} lesions"] = lambda: analyze(
         volume, model, segmentation=segmentation, device=device

@@ -278,9 +278,9 @@ def _fresh(volume: Volume, model: str, device: str, folder: Path) -> dict[str, A
     path = folder / "image.npy"
     np.save(path, volume.array)
     arguments = json.dumps([str(path), volume.ijk_to_lps.tolist(), model, device])
-    said = _child("-c", _FRESH, arguments)
+    printed = _child("-c", _FRESH, arguments)
     path.unlink()
-    values = json.loads(said.splitlines()[-1])
+    values = json.loads(printed.splitlines()[-1])
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
 
 
@@ -427,7 +427,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += [f"| second segmentation | {_s(fresh['warm_seconds'])} s |"]
     lines += [f"| peak memory | {_mib(fresh['peak_mib'])} MiB, the image {_mib(fresh['image_mib'])} MiB of it |", ""]
     if result["peers"] or result["skipped"]:
-        lines += ["| other pipeline | windows | s a window | around s | total s | × ours | what counts |"]
+        lines += ["| other pipeline | windows | s per window | around s | total s | × ours | what counts |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for row in result["peers"]:
             mark = " (extrapolated)" if row["extrapolated"] else ""

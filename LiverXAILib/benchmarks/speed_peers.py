@@ -95,7 +95,7 @@ def _monai_zoo(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:
     grid = regrid(volume.grid, _ZOO_SPACING)
     around = _monai_around(volume, _ZOO_SPACING)
     run, count = _monai_window(network, grid.shape)
-    return Peer(MONAI_ZOO, run, count, around, "resampling there and back and argmax included")
+    return Peer(MONAI_ZOO, run, count, around, "resampling in both directions and argmax included")
 
 
 def _monai_same_network(volume: Volume, model: Model, liver: Box, folder: Path) -> Peer:

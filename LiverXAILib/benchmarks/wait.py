@@ -155,11 +155,11 @@ def _one(
     ended = time.time()
     if done.returncode or not result.is_file():
         raise LiverXAIError(f"A run of the benchmark failed:\n{done.stderr[-2000:]}")
-    told = json.loads(result.read_text(encoding="utf-8"))
-    cold, *again = told["runs"]
-    if any(one["code"] for one in told["runs"]):
+    measured = json.loads(result.read_text(encoding="utf-8"))
+    cold, *again = measured["runs"]
+    if any(one["code"] for one in measured["runs"]):
         raise LiverXAIError(f"analyze {' '.join(words[1:])} failed in the benchmark; run it alone to see why.")
-    start, leave = told["begun"] - started, ended - told["ended"]
+    start, leave = measured["begun"] - started, ended - measured["ended"]
     cold["parts"] = {_START: start, **cold["parts"], _EXIT: leave}
     cold["seconds"] += start + leave
     return {"cold": cold, "warm": again[0] if again else None}
@@ -183,8 +183,8 @@ def _peer(name: str, image: Path, scratch: Path) -> dict[str, Any]:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
         raise LiverXAIError(last[0] if last else f"exit code {done.returncode}")
-    told = json.loads(done.stdout.splitlines()[-1])
-    return {"seconds": time.perf_counter() - started - told["prepared_seconds"], "peak_mib": told["peak_mib"]}
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": time.perf_counter() - started - measured["prepared_seconds"], "peak_mib": measured["peak_mib"]}
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------

@@ -173,12 +173,12 @@ def outline_by_network(
         present = torch.zeros((SIZE,) * 3)
         if before is not None:
             present = resample(before.array, before.grid, cube)
-        told = list(zip(points, clicks, strict=True))
+        placed = list(zip(points, clicks, strict=True))
         channels = network_input(
             hu,
             organ,
-            [point for point, click in told if click.inside],
-            [point for point, click in told if not click.inside],
+            [point for point, click in placed if click.inside],
+            [point for point, click in placed if not click.inside],
             present,
         )
         with torch.inference_mode():

@@ -83,7 +83,7 @@ def feret_diameter_mm(mask: np.ndarray, grid: Grid) -> float:
 
 def _outlines(mask: np.ndarray) -> list[list[np.ndarray]]:
     """The closed lines (n, 2) around each connected component of a 2-D mask, as (column, row) in pixels."""
-    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
+    pieces, _ = ndimage.label(mask, np.ones((3, 3)))  # in 2-D many times as fast as `components`
     outlines = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(pieces), start=1):
         smooth, level = _smoothed(pieces[rows, columns] == number)

@@ -207,7 +207,7 @@ def _lesions(
         }
         if number in before:
             lesion = dataclasses.replace(before[number], **compared)
-            if lesion.reliability is None:  # not told of what a reader had outlined
+            if lesion.reliability is None:  # removed while a reader had outlined it
                 lesion = dataclasses.replace(lesion, reliability=_reliability(mask, segmentation, extent))
             lesions.append(lesion)
             continue

@@ -115,10 +115,10 @@ def finding_reliability(
         return
     reliability = Reliability(**card)
     for features in finding_features(numbers, segmentation, inside):
-        yield judge_finding(features, reliability)
+        yield rate_finding(features, reliability)
 
 
-def judge_finding(features: Mapping[str, float], reliability: Reliability) -> FindingReliability:
+def rate_finding(features: Mapping[str, float], reliability: Reliability) -> FindingReliability:
     """The probability that a finding with these features is true, its category, and what lowers it.
 
     ``1 / (1 + exp(-(intercept + sum weight (feature - center) / scale)))``

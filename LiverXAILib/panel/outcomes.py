@@ -188,8 +188,8 @@ class Outcomes:
             return obstacle
         yield from mrml.changed_ct_steps(explained.answers, scene, node, changed)
         # The sentence about a lesion whose changed CT is shown stands next to the table.
-        told = [answer.sentence for answer in explained.answers if "without" not in answer.volumes]
-        notes = [*told, *explained.warnings]
+        sentences = [answer.sentence for answer in explained.answers if "without" not in answer.volumes]
+        notes = [*sentences, *explained.warnings]
         return (yield from self._show_heat_map(heat_map, explanations, asked, notes))
 
     def _show_heat_map(

@@ -118,7 +118,7 @@ class TaskRunner:
         try:
             events = self.client.poll()
             for event in events:
-                self._hear(event)
+                self._on_event(event)
             # Decoding a response and starting to show it are two steps.
             if not events and self._steps is not None and (self._work is None or self._work.done()):
                 self._advance(self._steps)
@@ -129,7 +129,7 @@ class TaskRunner:
         if not self.busy:
             self.timer.stop()
 
-    def _hear(self, event: Any) -> None:
+    def _on_event(self, event: Any) -> None:
         if event.kind == "progress":
             self.show_progress(event)
         elif event.kind == "failed":

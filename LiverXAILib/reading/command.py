@@ -219,7 +219,7 @@ def _explained(
         model,
         refined.segmentation,
         answerable,
-        unasked=chosen.explain is None,
+        default_targets=chosen.explain is None,
         method=chosen.method,
         layer=chosen.layer,
         check=chosen.check,
@@ -227,8 +227,8 @@ def _explained(
         refusals=refusals,
         context=context,
     )
-    told = {**refined.provenance, "warnings": [*refined.provenance.get("warnings", ()), *refusals]}
-    return dataclasses.replace(refined, explanations=tuple(explanations), answers=tuple(answers), provenance=told)
+    provenance = {**refined.provenance, "warnings": [*refined.provenance.get("warnings", ()), *refusals]}
+    return dataclasses.replace(refined, explanations=tuple(explanations), answers=tuple(answers), provenance=provenance)
 
 
 def require_same_ct(result: Path, provenance: Mapping[str, Any], volume: Volume) -> None:

@@ -260,10 +260,10 @@ def _overview_text(analysis: Analysis) -> str:
 def _without_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     source = provenance.get("input", {})
     known = {key: value for key, value in source.items() if key in (*_TELLABLE, "shape", "spacing_mm", "warnings")}
-    told = {**provenance, "input": known}
-    if "reader" in told:  # the voxels are for programs, which find them in provenance.json
-        told["reader"] = [{k: v for k, v in one.items() if k not in ("voxels", "before")} for one in told["reader"]]
-    return told
+    public = {**provenance, "input": known}
+    if "reader" in public:  # the voxels are for programs, which find them in provenance.json
+        public["reader"] = [{k: v for k, v in one.items() if k not in ("voxels", "before")} for one in public["reader"]]
+    return public
 
 
 def _number(value: float | None, digits: int = 1) -> str:

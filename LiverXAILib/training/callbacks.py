@@ -22,12 +22,12 @@ class Checkpoints(Checkpoint):
     taken after an optimizer step, never between the batches accumulated for one step, nor between an epoch's last step
     and its validation.
 
-    :param tell: called at the end of each epoch with the rows of all epochs so far.
+    :param report: called at the end of each epoch with the rows of all epochs so far.
     """
 
-    def __init__(self, folder: Path, every: int, tell: Callable[[list[dict[str, float]]], None]) -> None:
+    def __init__(self, folder: Path, every: int, report: Callable[[list[dict[str, float]]], None]) -> None:
         self.last, self.best, self.every = folder / "last.ckpt", folder / "best.ckpt", every
-        self.tell = tell
+        self.report = report
 
     def on_train_batch_end(self, trainer: Any, learner: Any, _outputs: Any, _batch: Any, index: int) -> None:
         done = index + 1
@@ -45,7 +45,7 @@ class Checkpoints(Checkpoint):
             for average in averages:
                 average.swap(learner)
         if trainer.is_global_zero:
-            self.tell(learner.rows)
+            self.report(learner.rows)
         self._save(trainer, self.last)
 
     @staticmethod

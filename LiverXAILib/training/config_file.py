@@ -104,8 +104,8 @@ def _sentence(error: ValidationError) -> str:
             rules.append(_RULES.get(other["type"], f"is wrong: {other['msg']}").format(**context))
     text = " or ".join([rules[0], *(rule.removeprefix("must be ") for rule in dict.fromkeys(rules[1:]))])
     given = problem["input"]
-    said = "these settings" if isinstance(given, Mapping) else json.dumps(given, ensure_ascii=False, default=str)
-    return f"{name or 'it'} {text}, not {said}."
+    value = "these settings" if isinstance(given, Mapping) else json.dumps(given, ensure_ascii=False, default=str)
+    return f"{name or 'it'} {text}, not {value}."
 
 
 def _setting(problem: Mapping[str, Any]) -> tuple[str | int, ...]:

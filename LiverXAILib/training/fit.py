@@ -60,7 +60,7 @@ def fit(
     learner = _learner(config, dataset, split, setup, folder, context)
     drawn = time.monotonic()
 
-    def tell(rows: list[dict[str, float]]) -> None:
+    def report(rows: list[dict[str, float]]) -> None:
         nonlocal drawn
         say(line(rows[-1]))
         write_csv([{**dict.fromkeys(rows[-1]), **row} for row in rows], folder / "epochs.csv")
@@ -70,7 +70,7 @@ def fit(
 
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    keeper = Checkpoints(checkpoints, config.training.checkpoint_every, tell)
+    keeper = Checkpoints(checkpoints, config.training.checkpoint_every, report)
     callbacks: list[Any] = [keeper, ReportedProgress(context.part(0.04, 1.0))]
     if (patience := config.training.early_stop) is not None:
         callbacks.append(

@@ -123,7 +123,7 @@ class RequestHandler:
             token.check()
             result = self._actions[action](**arguments, context=RunContext(self._progress(number), token))
         except BaseException as error:
-            kind, sentence, details = _judge(error)
+            kind, sentence, details = _classify(error)
             _log.info("%s: %s (%s) after %.2f s", action, kind, type(error).__name__, time.monotonic() - started)
             self._channel.send("failed", id=number, kind=kind, error=sentence, details=details)
         else:
@@ -378,13 +378,13 @@ def _with_dicom_files(analysis: Analysis, files: list[Path]) -> Analysis:
 
     in_order = [str(path) for path in files_of_slices(files, analysis.volume.grid)]
 
-    def told(volume: Volume) -> Volume:
+    def with_files(volume: Volume) -> Volume:
         return dataclasses.replace(volume, metadata={**volume.metadata, "files": in_order})
 
-    labels = told(analysis.segmentation.labels)
+    labels = with_files(analysis.segmentation.labels)
     return dataclasses.replace(
         analysis,
-        volume=told(analysis.volume),
+        volume=with_files(analysis.volume),
         segmentation=dataclasses.replace(analysis.segmentation, labels=labels),
     )
 
@@ -394,7 +394,7 @@ def _same(first: Volume, second: Volume) -> bool:
     return first.shape == second.shape and bool((first.array == second.array).all())
 
 
-def _judge(error: BaseException) -> tuple[str, str, str]:
+def _classify(error: BaseException) -> tuple[str, str, str]:
     """The kind of an error, a sentence for the user, and details for a bug report."""
     sentence = " ".join(str(error).split()) or type(error).__name__
     details = "".join(traceback.format_exception(error))

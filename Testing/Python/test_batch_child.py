@@ -163,16 +163,16 @@ def test_only_an_image_that_cannot_be_reached_while_it_is_read_hints_at_a_lost_d
     ],
 )
 def test_a_failure_is_the_fault_of_the_image_the_options_the_machine_or_the_disk(made, error, phase, kind, sentence):
-    assert made().worker._judge(error, phase) == (kind, sentence)
+    assert made().worker._classify(error, phase) == (kind, sentence)
 
 
 def test_whatever_fails_while_nothing_can_be_written_is_the_fault_of_the_disk(made):
     one = made()
     one.store.cases.rmdir()
-    kind, sentence = one.worker._judge(ValueError("odd"), "writing")
+    kind, sentence = one.worker._classify(ValueError("odd"), "writing")
     assert kind == "output"
     assert sentence.startswith("The results cannot be written")
-    assert one.worker._judge(ValueError("odd"), "analyzing") == ("error", "ValueError: odd")
+    assert one.worker._classify(ValueError("odd"), "analyzing") == ("error", "ValueError: odd")
 
 
 # --- names --------------------------------------------------------------------------------------------------------

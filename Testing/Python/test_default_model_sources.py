@@ -17,7 +17,7 @@ from LiverXAILib.volumes.volume import Grid
 from recipes.default_model import leave_out
 from recipes.default_model import sources as sources_module
 from recipes.default_model.card import data_of
-from recipes.default_model.leave_out import judge, write
+from recipes.default_model.leave_out import evaluate_scan, write
 from recipes.default_model.sources import WEIGHTS, load_sources
 from recipes.default_model.synthesis import Tissue
 from recipes.default_model.teacher import Region, apply_corrections, refine_teacher
@@ -148,7 +148,7 @@ def test_what_is_evaluated_is_never_trained_on_and_every_scan_has_its_collection
 def test_each_scan_of_a_patient_left_out_is_judged_and_means_are_by_phase(tmp_path: Path) -> None:
     data = write_scans(tmp_path, "hcc005_a1", "hcc006_p")
     scans = {name: PATIENTS[name] for name in ("hcc005", "hcc006")}
-    rows = [judge(data, name, own[0], "model", threshold_model()) for name, own in scans.items()]
+    rows = [evaluate_scan(data, name, own[0], "model", threshold_model()) for name, own in scans.items()]
     assert rows[0]["liver_dice"] > 0.9
     assert rows[0]["tumor_dice"] > 0.8
     assert rows[0]["lesions >20 mm"] == rows[0]["found >20 mm"] == 1

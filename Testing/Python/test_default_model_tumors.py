@@ -191,7 +191,7 @@ def test_hard_negatives_take_from_the_liver_or_change_its_image_but_are_no_lesio
         left = liver.clone()
         add_structures(Rng(seed), tissues, left, MM)
         assert not (left & ~liver).any(), "the liver never grows"
-        assert ((tissues == Tissue.LIVER) == left).all(), "what is no liver any more is something else"
+        assert ((tissues == Tissue.LIVER) == left).all(), "voxels that are no longer liver have another tissue"
         changed["anatomy"] += int(not torch.equal(left, liver))
         result = add_appearances(Rng(seed), image, liver, MM, ContrastPhase.LATE_ARTERIAL)
         assert torch.isfinite(result).all()

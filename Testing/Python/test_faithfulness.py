@@ -18,7 +18,7 @@ from LiverXAILib.errors import Cancelled
 from LiverXAILib.explain import METHODS, Target, explain, explain_all
 from LiverXAILib.explain.faithfulness import DRAWS, FaithfulnessEvaluator, check_faithfulness, energy_lift
 from LiverXAILib.explain.faithfulness.randomization import shuffled_networks, spearman
-from LiverXAILib.explain.faithfulness.verdict import judge, two_digits
+from LiverXAILib.explain.faithfulness.verdict import two_digits, verdict_and_sentence
 from LiverXAILib.explain.score import build_score
 from LiverXAILib.explain.stage_context import StageContext, StageMap
 from LiverXAILib.explain.stitching import stage_maps
@@ -322,12 +322,12 @@ def test_verdict_and_sentence_come_from_the_same_numbers(changes, verdict, words
             card[name] = {**card[name], **value, **({"controls": controls} if controls else {})}
         else:
             card[name] = value
-    found, sentence = judge(card, empty=False, warned=False, depends_on_far="")
+    found, sentence = verdict_and_sentence(card, empty=False, warned=False, depends_on_far="")
     assert found == verdict
     assert words in sentence
-    assert judge(card, empty=False, warned=False, depends_on_far="it is far.")[0] == "untestable"
-    assert (judge(A_CARD, empty=True, warned=False, depends_on_far=""))[0] == "failed"
-    assert (judge(A_CARD, empty=False, warned=True, depends_on_far=""))[0] == "failed"
+    assert verdict_and_sentence(card, empty=False, warned=False, depends_on_far="it is far.")[0] == "untestable"
+    assert (verdict_and_sentence(A_CARD, empty=True, warned=False, depends_on_far=""))[0] == "failed"
+    assert (verdict_and_sentence(A_CARD, empty=False, warned=True, depends_on_far=""))[0] == "failed"
 
 
 def test_no_map_of_a_network_that_learned_nothing_passes():

@@ -20,7 +20,7 @@ from LiverXAILib.training.random_fields import Rng
 from LiverXAILib.volumes.volume import Grid, Volume
 from recipes.outlines import marked
 from recipes.outlines.samples import STORED, Scan, make_cube
-from recipes.outlines.train import _drawn, _stored, correct, judge, train
+from recipes.outlines.train import _drawn, _stored, correct, evaluate, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,7 +161,7 @@ def test_the_network_is_trained_on_what_a_model_marks_without_clicks(bright, tmp
             np.testing.assert_array_equal(getattr(two, name), getattr(one, name))
             np.testing.assert_array_equal(getattr(three, name), getattr(one, name))
     network = train(cubes, cubes, 2, 0, tmp_path)
-    words = judge(network, cubes)
+    words = evaluate(network, cubes)
     assert "marked 10-20 mm (1)" in words
     assert "no lesion (1)" in words
     assert "clicks" not in words

@@ -152,7 +152,7 @@ def test_height_and_weight_can_be_entered_changed_and_cleared_later():
     sized = with_patient_size(one, 180, 80)
     standard = measure(one.volume, one.segmentation, height_cm=180, weight_kg=80).standard_volume_ml
     assert sized.measurements.standard_volume_ml == standard
-    assert sized.own is None  # that is no decision
+    assert sized.own is None  # that is not a decision
     refined = refine(sized, [reject(2)])
     assert refined.measurements.standard_volume_ml == standard
     other = with_patient_size(refined, 160, 50)

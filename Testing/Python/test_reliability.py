@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from LiverXAILib.errors import ModelError
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
-from LiverXAILib.measure.reliability import _SHELL_MM, _reason, finding_features, judge_finding
+from LiverXAILib.measure.reliability import _SHELL_MM, _reason, finding_features, rate_finding
 from LiverXAILib.models import LIVER, TUMOR, ModelSpec
 from LiverXAILib.models.spec import Reliability
 from LiverXAILib.report.tables import write_tables
@@ -178,7 +178,7 @@ def test_a_piece_thinner_than_the_grid_of_the_features_has_features():
 def test_the_probability_is_that_of_the_logistic_regression_of_the_card():
     features = dict(zip(FEATURES, (0.4, 0.9, 0.7, 0.3, 1.0), strict=True))
     logit = 1.0 + (-1.0) * (-1.0) + 0.5 * 2.0 + 1.0 * (-1.0) + (-2.0) * 0.5 + 0.5 * 1.0
-    judged = judge_finding(features, CARD)
+    judged = rate_finding(features, CARD)
     assert judged.probability == pytest.approx(1 / (1 + np.exp(-logit)))
     assert judged.word == "likely"
     assert judged.reason == ""
@@ -190,7 +190,7 @@ def test_the_probability_is_that_of_the_logistic_regression_of_the_card():
 )
 def test_a_finding_is_likely_from_80_percent_and_doubtful_below_40(probability, word):
     card = dataclasses.replace(CARD, intercept=np.log(probability / (1 - probability)))
-    judged = judge_finding(card.centers, card)
+    judged = rate_finding(card.centers, card)
     assert judged.probability == pytest.approx(probability)
     assert judged.word == word
     assert judged.reason == ""  # no feature stands out
@@ -217,11 +217,11 @@ def test_at_most_two_reasons_are_named_each_with_a_quarter_of_what_lowers_the_od
 
 def test_the_reason_names_what_lowers_the_probability_most_first():
     at_edge = dict(zip(FEATURES, (0.6, 0.7, 0.8, 0.9, 0.0), strict=True))
-    judged = judge_finding(at_edge, CARD)
+    judged = rate_finding(at_edge, CARD)
     assert judged.word == "doubtful"
     assert judged.reason == "it lies at the edge of the liver"  # the border's 1 is less than a quarter of 8
     undecided = dict(zip(FEATURES, (0.65, 0.7, 0.8, 0.3, 0.0), strict=True))
-    judged = judge_finding(undecided, CARD)
+    judged = rate_finding(undecided, CARD)
     assert judged.reason == "its border is uncertain, it lies at the edge of the liver"
     assert judged.describe().startswith("doubtful (18 %): its border")
 
@@ -243,10 +243,10 @@ def test_lesions_and_candidates_are_judged_and_both_files_say_so(tmp_path):
     volume = Volume(np.full(segmentation.labels.shape, 100, np.int16), segmentation.labels.ijk_to_lps)
     measured = measure(volume, segmentation)
     (lesion,), (candidate,) = measured.lesions, measured.candidates
-    assert lesion.reliability == judge_finding(features_of(segmentation), CARD)
+    assert lesion.reliability == rate_finding(features_of(segmentation), CARD)
     piece = np.zeros(segmentation.labels.shape, np.int32)
     piece[20:24, 40:44, 22:26] = 1
-    assert candidate.reliability == judge_finding(finding_features(piece, segmentation)[0], CARD)
+    assert candidate.reliability == rate_finding(finding_features(piece, segmentation)[0], CARD)
     assert candidate.reliability.features["mean_probability"] == pytest.approx(0.6, abs=1e-3)
     write_tables(measured, tmp_path / "m.json", tmp_path / "m.csv")
     data = json.loads((tmp_path / "m.json").read_text())

@@ -120,8 +120,8 @@ def run(
         focus=0.5,
         sizes=((variant.size, 1.0),),
     )
-    judge = Generator(phantoms, spacing_mm=phase.spacing_mm, negative_fraction=0.3)
-    samples = [judge.sample(-1 - n, _SIZE) for n in range(20)]
+    evaluation_generator = Generator(phantoms, spacing_mm=phase.spacing_mm, negative_fraction=0.3)
+    samples = [evaluation_generator.sample(-1 - n, _SIZE) for n in range(20)]
     torch.manual_seed(variant.settings.seed)
     network = UNet(**phase.arguments)
     used_as = "liver" if variant.intensity.centered else "locator"

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             models = {"left out": model, **{name: load_model(name) for name in options.compare}}
             for one in models.values():
                 require_unseen(one.spec, (patient,))
-            rows += judged(options.data, patient, models)
+            rows += evaluate_patient(options.data, patient, models)
             write(rows, options.output)
     except LiverXAIError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -96,12 +96,14 @@ def trained(run: Run, start: str | None) -> Model:
     return load_model(run.output / "model")
 
 
-def judged(data: Path, patient: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+def evaluate_patient(data: Path, patient: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
     """Evaluate each scan of a patient with each model, a row each."""
-    return [judge(data, patient, scan, name, model) for scan in PATIENTS[patient] for name, model in models.items()]
+    return [
+        evaluate_scan(data, patient, scan, name, model) for scan in PATIENTS[patient] for name, model in models.items()
+    ]
 
 
-def judge(data: Path, patient: str, scan: Scan, name: str, model: Model) -> dict[str, Any]:
+def evaluate_scan(data: Path, patient: str, scan: Scan, name: str, model: Model) -> dict[str, Any]:
     """Dice of liver and tumor in a scan, detected lesions by size, and false ones; empty where tumors are unknown."""
     volume, liver, tumor = read_scan(data, scan)
     segmentation = segment(volume, model)

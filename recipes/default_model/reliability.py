@@ -30,7 +30,7 @@ from LiverXAILib.files import replacing
 from LiverXAILib.inference import segment
 from LiverXAILib.inference.geometry import network_orientation_grid
 from LiverXAILib.inference.lesions import candidate_components, lesion_components
-from LiverXAILib.measure.reliability import DOUBTFUL, LIKELY, finding_features, judge_finding
+from LiverXAILib.measure.reliability import DOUBTFUL, LIKELY, finding_features, rate_finding
 from LiverXAILib.models import Model, load_model
 from LiverXAILib.models.checks import FEATURES
 from LiverXAILib.models.spec import Reliability
@@ -226,7 +226,7 @@ def held_out(rows: Sequence[Finding]) -> np.ndarray:
         model = fit([row for row in rows if row["group"] not in out])
         for number, row in enumerate(rows):
             if row["group"] in out:
-                predicted[number] = judge_finding({name: row[name] for name in FEATURES}, model).probability
+                predicted[number] = rate_finding({name: row[name] for name in FEATURES}, model).probability
     return predicted
 
 

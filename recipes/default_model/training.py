@@ -186,14 +186,14 @@ def train(
     set_norm_momentum(learner, _NORM_MOMENTUM)
     average = AveragedWeights(settings.ema)
 
-    def tell(rows: list[dict[str, float]]) -> None:
+    def report(rows: list[dict[str, float]]) -> None:
         write_csv([{**dict.fromkeys(rows[-1]), **row} for row in rows], folder / "epochs.csv")
 
     changes = [
         AfterPart(settings.freeze_norm, freeze_norms),
         AfterPart(settings.rebalance_after, lambda _: setattr(criterion, "tumor_share", 0.2)),
     ]
-    keeper = Checkpoints(folder, settings.checkpoint_every, tell)
+    keeper = Checkpoints(folder, settings.checkpoint_every, report)
     every = [average, *changes, SkipNonFinite(), *callbacks, keeper]
     loader = DataLoader(
         learner.samples,
@@ -206,9 +206,9 @@ def train(
     with quiet(), progress_bar() as progress:
         every.append(ReportedProgress(RunContext(progress)))
         trainer = make_trainer(hardware or best_hardware(), settings.epochs, folder, every, clip=_CLIP)
-        judged = DataLoader(learner.validation, batch_size=None) if validation else None
+        validation_loader = DataLoader(learner.validation, batch_size=None) if validation else None
         start = str(keeper.last) if keeper.last.is_file() else None
-        trainer.fit(learner, loader, judged, ckpt_path=start, weights_only=True)
+        trainer.fit(learner, loader, validation_loader, ckpt_path=start, weights_only=True)
     write_curves(learner.rows, folder)
     return {name: value.cpu().contiguous() for name, value in average.weights.items()}
 

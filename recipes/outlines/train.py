@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     model = load_model(options.model)
     trained = _cubes("trained", options, SCANS, range(FIRST_SEED, FIRST_SEED + options.phantoms), model)
-    judged = _cubes("held-out", options, HELD_OUT_SCANS, range(FIRST_SEED + 1000, FIRST_SEED + 1010), model)
-    train(trained, judged, options.iterations, options.seed, options.output, options.start)
+    held_out = _cubes("held-out", options, HELD_OUT_SCANS, range(FIRST_SEED + 1000, FIRST_SEED + 1010), model)
+    train(trained, held_out, options.iterations, options.seed, options.output, options.start)
 
 
 def _cubes(part: str, options: argparse.Namespace, names: Sequence[str], seeds: range, model: Model) -> list[Cube]:
@@ -204,13 +204,13 @@ def correct(sample: _Sample, probability: torch.Tensor) -> None:
 # Long: the training loop and, inside it, the evaluation that is printed at intervals.
 def train(
     trained: Sequence[Cube],
-    judged: Sequence[Cube],
+    held_out: Sequence[Cube],
     iterations: int,
     seed: int,
     folder: Path,
     start: Path | None = None,
 ) -> nn.Module:
-    """Train the network, and save it and its card; `judged` is used for evaluation only.
+    """Train the network, and save it and its card; `held_out` is used for evaluation only.
 
     :param start: weights to continue from.
     """
@@ -264,7 +264,7 @@ def train(
         if step % 200 == 199 or step == iterations - 1:
             current = {name: value.clone() for name, value in network.state_dict().items()}
             network.load_state_dict(average)
-            evaluation = judge(network, judged)
+            evaluation = evaluate(network, held_out)
             _log.info("%d %s", step, evaluation)
             save(network, folder, [*earlier, {**run, "iterations": step + 1}], evaluation)
             if step != iterations - 1:
@@ -281,11 +281,11 @@ def _loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return entropy + (1 - (2 * both + 5) / (sizes + 5)).mean()
 
 
-def judge(network: nn.Module, cubes: Sequence[Cube]) -> str:
+def evaluate(network: nn.Module, cubes: Sequence[Cube]) -> str:
     """Dice after one click and after a corrective one, and of marked components before and after, by diameter.
 
-    The diameter is that of a ball with the lesion's volume. Of the components that are no lesion, the fraction that the
-    network leaves empty.
+    The diameter is that of a ball with the lesion's volume. The text also says in what fraction of the components that
+    are not lesions the network outlines nothing.
     """
     network.eval()
     rows: dict[str, list[tuple[float, float, float]]] = {"clicks": [], "marked": []}
@@ -328,7 +328,7 @@ def _dice(probability: torch.Tensor, sample: _Sample) -> float:
 
 
 def save(network: nn.Module, folder: Path, runs: Sequence[Mapping[str, int]], evaluation: str) -> None:
-    """Write the weights in half precision, and their card, with the runs that made them and what :func:`judge` said."""
+    """Write the weights in half precision, and their card: the runs that made them, the text of :func:`evaluate`."""
     state = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
     card = {

@@ -75,14 +75,14 @@ def fold_command(
     validation: Mapping[str, Sequence[Mapping[str, str]]],
 ) -> tuple[list[str], Path]:
     """Write the CSV data set of a fold; return the command that trains it, and the folder of the run."""
-    learned = [row for name in options.anatomies if name not in left_out for row in training[name]]
-    judged = [row for name in left_out for row in validation[name]]
+    used = [row for name in options.anatomies if name not in left_out for row in training[name]]
+    held_out = [row for name in left_out for row in validation[name]]
     table = options.output / f"fold-{number}.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["case", "image", "label", "liver", "tumor"])
         writer.writeheader()
-        writer.writerows([*learned, *judged])
-    data = {"layout": "csv", "path": str(table), "validation_cases": [row["case"] for row in judged]}
+        writer.writerows([*used, *held_out])
+    data = {"layout": "csv", "path": str(table), "validation_cases": [row["case"] for row in held_out]}
     folder = options.output / f"fold-{number}"
     command = [sys.executable, "-m", "LiverXAILib", "train", str(options.config), "--output", str(folder)]
     changes = [f"data={json.dumps(data)}", f"training.slices_per_case={options.slices}", f"seed={options.seed}"]

@@ -188,19 +188,19 @@ class RayWorkerPool:
     def _on_message(self, call: Any, restart: bool) -> None:
         actor, case = self._calls.pop(call)
         try:
-            said = self._ray.get(call)
+            message = self._ray.get(call)
         except self._ray.exceptions.RayError as error:
             self._lose(actor, case, str(error), restart)
             return
         if case is not None:
             self._actors.get(actor, {}).pop(case["id"], None)
-        if said["event"] == "ready":
+        if message["event"] == "ready":
             self._actors[actor] = {}
-            self._emit({"event": "worker", "pid": said["pid"], "host": said["host"]})
-            self._emit({"event": "ready", "model": said["model"]})
-        elif said["event"] != "dropped":
-            self._failed_actors = 0 if said["event"] == "finished" else self._failed_actors
-            self._emit(said)
+            self._emit({"event": "worker", "pid": message["pid"], "host": message["host"]})
+            self._emit({"event": "ready", "model": message["model"]})
+        elif message["event"] != "dropped":
+            self._failed_actors = 0 if message["event"] == "finished" else self._failed_actors
+            self._emit(message)
 
     def _lose(self, actor: Any, case: dict[str, Any] | None, error: str, restart: bool) -> None:
         """Give the cases of a lost actor or node to others; called once for each of the actor's calls."""

@@ -113,9 +113,9 @@ def audit_answers(case: Case, context: RunContext, answers: Sequence[str] = ANSW
     truth = _named(mechanism.by_lesion, mechanism.by_surroundings)
     rows = []
 
-    def add(answer: str, said: str, right: str, sentence: str) -> None:
+    def add(answer: str, named: str, right: str, sentence: str) -> None:
         rows.append(
-            {"mechanism": mechanism.name, "answer": answer, "truth": right, "says": said, "right": said == right}
+            {"mechanism": mechanism.name, "answer": answer, "truth": right, "says": named, "right": named == right}
             | {"sentence": sentence}
         )
 

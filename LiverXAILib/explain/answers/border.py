@@ -44,8 +44,8 @@ class BorderNeed(Answer):
             f"{_within(e, half)} around it at half of {count} points"
         )
         # Points that need more than the largest radius are counted in the next sentence.
-        told = most == half or most == len(e["radii_mm"])
-        text += "." if told else f", and {_within(e, most)} at nine out of ten."
+        is_complete = most == half or most == len(e["radii_mm"])
+        text += "." if is_complete else f", and {_within(e, most)} at nine out of ten."
         far = sum(place["points"] for place in e["far"])
         if not far:
             return f"{text} Nowhere does the border depend on what is farther than {reach} away."

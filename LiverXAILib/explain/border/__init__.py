@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from .need import POINTS, RADII_MM, UNASKED_POINTS, explain_border
+from .need import POINTS, RADII_MM, ROUTINE_POINTS, explain_border
 from .probe import is_fixed
 from .replacements import REPLACEMENTS
 
-__all__ = ["POINTS", "RADII_MM", "REPLACEMENTS", "UNASKED_POINTS", "explain_border", "is_fixed"]
+__all__ = ["POINTS", "RADII_MM", "REPLACEMENTS", "ROUTINE_POINTS", "explain_border", "is_fixed"]

@@ -43,7 +43,7 @@ RADII_MM = (8.0, 12.0, 16.0, 24.0)
 #: The value that a map shows for each need: the radius; where no radius suffices, 1.5 times the largest.
 _SHOWN_MM = np.array([*RADII_MM, 1.5 * RADII_MM[-1]]).astype(np.int16)
 #: The minimum number of surface points that are examined: on request; and by default, so that an analysis stays fast.
-POINTS, UNASKED_POINTS = 200, 64
+POINTS, ROUTINE_POINTS = 200, 64
 #: The replacement that contains nothing from beyond the radius and disturbs the network least.
 REPLACEMENT = "reflected"
 #: Points with far context that are no farther apart than this belong to one place.

@@ -41,7 +41,7 @@ from ..score import AGREEMENT, CONTEXT_MM, EXAMINED_MM, ScoreTarget, blended_log
 from ..stage_context import BLUR_MM, StageContext, StageMap, gaussian
 from ..stitching import stage_maps
 from .randomization import mirror_correlations, shuffled_networks, spearman
-from .verdict import TESTABLE, judge
+from .verdict import TESTABLE, verdict_and_sentence
 
 #: Points of the deletion and insertion curves, including both ends.
 POINTS = 8
@@ -341,7 +341,7 @@ class FaithfulnessEvaluator:
             "baseline": self.baseline,
             "examined_ml": round(self._volume_ml, 1),
         }
-        verdict, sentence = judge(
+        verdict, sentence = verdict_and_sentence(
             card, empty=float(values.max()) <= 0, warned=warned, depends_on_far=self.depends_on_far
         )
         return {**card, "verdict": verdict, "passed": verdict == "passed", "sentence": sentence}

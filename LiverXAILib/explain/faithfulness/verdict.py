@@ -24,7 +24,7 @@ TESTABLE = 0.05
 PASSED_MEANS = "It is faithful to the model; whether the model is right about the patient is another question."
 
 
-def judge(card: Mapping[str, Any], *, empty: bool, warned: bool, depends_on_far: str) -> tuple[str, str]:
+def verdict_and_sentence(card: Mapping[str, Any], *, empty: bool, warned: bool, depends_on_far: str) -> tuple[str, str]:
     """The verdict ("passed", "undecided", "failed" or "untestable") and the sentence about it.
 
     :param empty: the map is 0 everywhere.
