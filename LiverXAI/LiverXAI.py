@@ -44,7 +44,7 @@ from LiverXAILib.panel.model_choice import ModelChoice
 from LiverXAILib.panel.outcomes import Outcomes
 from LiverXAILib.panel.questions import Questions
 from LiverXAILib.panel.reading.calipers import Calipers
-from LiverXAILib.panel.reading.edits import Edits, keep_what_must_stay, mark_if_edited
+from LiverXAILib.panel.reading.edits import Edits, mark_if_edited, protect_results
 from LiverXAILib.panel.reading.frames import Frames, mark_frame
 from LiverXAILib.panel.reading.reader import Reader
 from LiverXAILib.panel.reading.sensitivity import Sensitivity
@@ -180,7 +180,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
 
         volume = ct_from_node(volumeNode, force=force)
         segmentation = segment(volume, loaded, device=device, progress=progress, cancel=cancel)
-        self.keepWhatMustStay(volumeNode, loaded)
+        self.protectResults(volumeNode, loaded)
         node = segmentation_to_node(segmentation, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
         mark_frame(node, volumeNode)
         return node
@@ -277,7 +277,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         )
         for warning in analysis.provenance["warnings"]:
             logging.warning(warning)
-        self.keepWhatMustStay(volumeNode, loaded)
+        self.protectResults(volumeNode, loaded)
         nodes = analysis_to_nodes(analysis, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
         mark_frame(nodes.segmentation, volumeNode)
         return nodes
@@ -349,10 +349,10 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         mrml.record_measured(node)
         return node
 
-    def keepWhatMustStay(self, volumeNode: slicer.vtkMRMLScalarVolumeNode, model: Model) -> None:
+    def protectResults(self, volumeNode: slicer.vtkMRMLScalarVolumeNode, model: Model) -> None:
         """Set results of a CT aside that a reader changed or another model made, so that they are not overwritten."""
         mark_if_edited(slicer.mrmlScene, volumeNode)
-        keep_what_must_stay(slicer.mrmlScene, volumeNode, model.spec)
+        protect_results(slicer.mrmlScene, volumeNode, model.spec)
 
     def showExplanation(
         self,
@@ -390,7 +390,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         super().__init__(parent)
         self.logic: LiverXAILogic | None = None
 
-    # --- life ------------------------------------------------------------------------------------------------------
+    # --- setup and cleanup -----------------------------------------------------------------------------------------
 
     def setup(self) -> None:
         super().setup()

@@ -67,7 +67,7 @@ def main() -> None:
 
 def real_failures(data: Path, model: Model) -> Iterator[Failure]:
     """The real scans of training whose tumors are outlined; they are licensed CC BY."""
-    scans: list[Scan] = [scan for own in PATIENTS.values() for scan in own if scan.tumors == "labelled"]
+    scans: list[Scan] = [scan for own in PATIENTS.values() for scan in own if scan.tumors == "labeled"]
     for scan in scans:
         ct, liver, tumor = read_scan(data, scan)
         truth = liver.astype(np.uint8) + tumor

@@ -25,12 +25,12 @@ Phase = Literal["native", "arterial", "portal"]
 class Scan:
     """A CT for training, ``ct/<name>/image.nii.gz``.
 
-    :param tumors: "labelled" in ``tumor.nii.gz``; "none" if the liver has none; or "unknown".
+    :param tumors: "labeled" in ``tumor.nii.gz``; "none" if the liver has none; or "unknown".
     :param liver_value: value of the liver in ``organs.nii.gz``; None: the liver is in ``liver.nii.gz``.
     """
 
     name: str
-    tumors: Literal["labelled", "none", "unknown"]
+    tumors: Literal["labeled", "none", "unknown"]
     liver_value: int | None = None
     phase: Phase = "portal"
 
@@ -63,7 +63,7 @@ def collection_of(name: str) -> Collection:
 
 
 def _hcc(name: str, arterial: str, portal: str) -> tuple[Scan, Scan]:
-    return Scan(f"{name}_{arterial}", "labelled", phase="arterial"), Scan(f"{name}_{portal}", "labelled")
+    return Scan(f"{name}_{arterial}", "labeled", phase="arterial"), Scan(f"{name}_{portal}", "labeled")
 
 
 #: Every patient with a labeled liver, and the scans. Tumor labels are a silver standard: outlined on the images, but
@@ -115,6 +115,6 @@ def read_scan(data: Path, scan: Scan) -> tuple[Volume, np.ndarray, np.ndarray]:
     else:
         liver = read_labels(folder / "organs.nii.gz").array == scan.liver_value
     tumor = np.zeros_like(liver)
-    if scan.tumors == "labelled":
+    if scan.tumors == "labeled":
         tumor = read_labels(folder / "tumor.nii.gz").array > 0
     return volume, liver | tumor, tumor

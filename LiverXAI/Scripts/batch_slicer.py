@@ -5,9 +5,9 @@
 
     Slicer --no-splash --no-main-window --python-script .../batch_slicer.py --input IMAGES --output RESULTS
 
-Slicer always exits at the end, with the exit codes of ``liverxai batch``: 0 all done, 1 some failed or the batch was
-stopped, 2 wrong usage, 3 nothing to do. On Windows Slicer prints nothing: the messages are also in RESULTS/logs, and
-errors in Slicer's own log.
+Slicer always exits at the end, with the exit codes of ``liverxai batch``: 0 all done (now or earlier), 1 some failed
+or the batch had to stop, 2 incorrect usage. On Windows Slicer prints nothing: the messages are also in RESULTS/logs,
+and errors in Slicer's own log.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     Slicer --no-splash --no-main-window --python-script .../train_slicer.py --config CONFIG.yaml
     python .../train_slicer.py --config CONFIG.yaml
 
-Slicer always exits at the end, with the exit codes of ``liverxai train``: 0 done, 1 failed, 2 wrong usage. A run that
-was stopped continues when the same command is given again. Training on several GPUs needs plain Python.
+Slicer always exits at the end, with the exit codes of ``liverxai train``: 0 done, 1 failed, 2 incorrect usage. A run
+that was stopped continues when the same command is given again. Training on several GPUs needs plain Python.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..measure.recist import MEASURABLE_MM, rounded_mm
 from .findings import Appearance, Track
-from .response import Reading, Response, choi_response, mrecist_response, not_evaluable, recist_response
+from .response import LesionStatus, Response, choi_response, mrecist_response, not_evaluable, recist_response
 from .studies import Study
 from .viable import viable_mm
 
@@ -44,7 +44,7 @@ def responses(
         if track.appearances[0].lesions and any(one.event == "seen again" for one in track.appearances[: index + 1])
     ]
     known = [value for value in sums[: index + 1] if value is not None]
-    reading = Reading(
+    status = LesionStatus(
         known,
         len(targets),
         _left(targets, index),
@@ -53,11 +53,11 @@ def responses(
         [one.long_mm or 0.0 for one in _distinct(fresh, index)],
         len(_distinct(back, index)),
     )
-    made, left_out = [recist_response(reading)], {}
-    new = len(reading.new_mm) + reading.came_back
+    made, left_out = [recist_response(status)], {}
+    new = len(status.new_mm) + status.came_back
     for criteria, result in (
         ("mRECIST", _mrecist(targets, others, studies[: index + 1], new)),
-        ("Choi", _choi(targets, studies, known, index, new, reading.others_left)),
+        ("Choi", _choi(targets, studies, known, index, new, status.others_left)),
     ):
         if isinstance(result, Response):
             made.append(result)

@@ -63,7 +63,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LesionStatus:
     """The target lesions and all other lesions of a study.
 
     :param sums_mm: sum of the targets' diameters in each study up to this one, the baseline first.
@@ -82,26 +82,26 @@ class Reading:
     came_back: int = 0
 
 
-def recist_response(reading: Reading) -> Response:
+def recist_response(status: LesionStatus) -> Response:
     """The RECIST 1.1 category. Percentages are computed from the sums in whole millimeters, as reported."""
-    if not reading.targets:
-        return _without_targets(reading)
-    baseline, nadir, now = reading.sums_mm[0], min(reading.sums_mm[:-1]), reading.sums_mm[-1]
+    if not status.targets:
+        return _without_targets(status)
+    baseline, nadir, now = status.sums_mm[0], min(status.sums_mm[:-1]), status.sums_mm[-1]
     grown, shrunk = now - nadir, _percent(now, baseline)
     from_nadir = _percent(now, nadir)
     steps = (
         f"sum of diameters {now} mm, {_signed(shrunk)} % from the baseline ({baseline} mm), "
         f"{_signed(from_nadir)} % and {grown:+d} mm from the nadir ({nadir} mm)".replace("-", "−")
     )
-    remarks = _remarks(reading)
-    if new := _new_lesions(reading):
+    remarks = _remarks(status)
+    if new := _new_lesions(status):
         category, rule = "PD", f"{new}; {steps}"
     elif grown >= PD_MM and (from_nadir is None or from_nadir >= PD_PERCENT):
         category, rule = "PD", f"{steps}: at least 20 % and 5 mm above the nadir"
-    elif not reading.targets_left and not reading.others_left:
+    elif not status.targets_left and not status.others_left:
         category, rule = "CR", _ALL_VANISHED
-    elif not reading.targets_left:
-        category, rule = "PR", _persist("all target lesions have vanished", reading.others_left)
+    elif not status.targets_left:
+        category, rule = "PR", _persist("all target lesions have vanished", status.others_left)
     elif shrunk is not None and shrunk <= -PR_PERCENT:
         category, rule = "PR", f"{steps}: at least 30 % below the baseline"
     else:
@@ -109,37 +109,37 @@ def recist_response(reading: Reading) -> Response:
     return Response("RECIST 1.1", category, now, baseline, nadir, shrunk, from_nadir, grown, None, rule, remarks)
 
 
-def _without_targets(reading: Reading) -> Response:
-    if new := _new_lesions(reading):
+def _without_targets(status: LesionStatus) -> Response:
+    if new := _new_lesions(status):
         category, rule = "PD", new
-    elif not reading.others:
+    elif not status.others:
         category, rule = "no disease", "neither the baseline nor this study has a lesion"
-    elif not reading.others_left:
+    elif not status.others_left:
         category, rule = "CR", _ALL_VANISHED
     else:
         category = "non-CR/non-PD"
-        rule = f"{reading.others_left} of {reading.others} lesions of the baseline persist, none of which is a target"
-    return Response("RECIST 1.1", category, None, None, None, None, None, None, None, rule, _remarks(reading))
+        rule = f"{status.others_left} of {status.others} lesions of the baseline persist, none of which is a target"
+    return Response("RECIST 1.1", category, None, None, None, None, None, None, None, rule, _remarks(status))
 
 
-def _new_lesions(reading: Reading) -> str:
+def _new_lesions(status: LesionStatus) -> str:
     found = []
-    if count := len(reading.new_mm):
-        sizes = ", ".join(f"{mm:.0f}" for mm in reading.new_mm)
+    if count := len(status.new_mm):
+        sizes = ", ".join(f"{mm:.0f}" for mm in status.new_mm)
         found.append(f"{counted(count, 'new lesion')} ({sizes} mm)")
-    if count := reading.came_back:
+    if count := status.came_back:
         found.append(f"{count} lesion{'s' if count > 1 else ''} seen again after having vanished")
     return " and ".join(found)
 
 
-def _remarks(reading: Reading) -> tuple[str, ...]:
+def _remarks(status: LesionStatus) -> tuple[str, ...]:
     remarks = []
-    if reading.new_mm and max(reading.new_mm) < SMALL_MM:
+    if status.new_mm and max(status.new_mm) < SMALL_MM:
         remarks.append(
             f"All new lesions are shorter than {SMALL_MM:g} mm: RECIST 1.1 counts only unequivocal new lesions, so a "
             "reader should confirm them, or wait for the next study."
         )
-    if reading.others_left:
+    if status.others_left:
         remarks.append("A reader must decide whether non-target lesions progress unequivocally, which would be PD.")
     return tuple(remarks)
 

@@ -13,7 +13,7 @@ from .. import mrml
 from ..mrml.nodes import set_attributes
 from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, prepare_subjects, update_refined
 from .model_choice import ModelChoice
-from .reading.edits import DECISIONS, Edits, keep_what_must_stay
+from .reading.edits import DECISIONS, Edits, protect_results
 from .reading.frames import frame_of
 from .results import table_rows
 from .state import PanelState
@@ -105,7 +105,7 @@ class Outcomes:
         prepared = yield prepare_nodes(analysis, lesion_segments=self._state.parameters.lesionSegments)
         if obstacle := self._obstacle(asked):
             return obstacle
-        keep_what_must_stay(scene, node, analysis.model)
+        protect_results(scene, node, analysis.model)
         steps, labels = node_steps(analysis, scene, node, prepared), ""
         while True:
             if not self._state.contains(node):

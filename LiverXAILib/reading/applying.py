@@ -34,7 +34,7 @@ class _Edit(NamedTuple):
     label: int
 
 
-class Round:
+class DecisionBatch:
     """Decisions that are made together: all of them refer to the findings of the result before.
 
     :param base: the segmentation of `analysis`, with the reader's manual edits.

@@ -17,7 +17,7 @@ from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
 from ..measure.recist import MOST_TARGETS
 from ..volumes.volume import Volume, require_volume_type
-from .applying import Round
+from .applying import DecisionBatch
 from .carrying import carried
 from .measuring import asked_before, measure_again, with_remarks
 from .packing import pack_labels, pack_mask, unpack_labels, unpack_mask
@@ -144,9 +144,9 @@ def refine(
             voxels, known = pack_mask(changed), pack_labels(before.labels.array[changed])
             decided.append(Decision("edit", (), None, who, now, voxels=voxels, before=known))
             base = dataclasses.replace(before, labels=before.labels.with_array(array.copy()))
-    together = Round(analysis, base)
+    batch = DecisionBatch(analysis, base)
     for decision in decisions:
-        decided.append(dataclasses.replace(together.apply(decision, array), who=who, when=now))
+        decided.append(dataclasses.replace(batch.apply(decision, array), who=who, when=now))
     everything = (*analysis.decisions, *decided)
     return _changed(analysis, _edited(before, array), own, everything, _touched(analysis, array, decided))
 

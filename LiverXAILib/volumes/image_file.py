@@ -19,7 +19,7 @@ from .header import Header
 from .metaimage import metaimage_header
 from .nifti import nifti_header
 from .nrrd import nrrd_header
-from .stream import ByteStream, HeaderError, check_promise, open_regular, parse_text, read_array, reading
+from .stream import ByteStream, HeaderError, check_claimed_size, open_regular, parse_text, read_array, reading
 from .volume import Grid
 
 
@@ -113,11 +113,11 @@ def _read_voxels(header: Header, path: Path) -> ImageFile:
             raise HeaderError("is incomplete: it ends before its last voxel. Copy or export it again.")
         file.seek(start)
         if header.text:
-            check_promise(40 * available, 40 * available, None, voxels, path)
+            check_claimed_size(40 * available, 40 * available, None, voxels, path)
             stream = ByteStream(file, header.compression)
             array = parse_text(stream.read(available), header.dtype, count)
         else:
-            check_promise(size + header.offset, available, header.compression, voxels, path)
+            check_claimed_size(size + header.offset, available, header.compression, voxels, path)
             stream = ByteStream(file, header.compression, header.limit)
             stream.read(header.offset)
             array = read_array(stream, header.dtype, count)

@@ -12,7 +12,7 @@ voxels and geometry, because it
   lengths, and centers an image without either transform at the origin;
 * returns a singular matrix from a file whose sform is empty;
 * does not compare the checksum at the end of a gzip file, so damaged voxels go unnoticed;
-* allocates what the header promises before it looks at the size of the file.
+* allocates what the header claims before it looks at the size of the file.
 """
 
 from __future__ import annotations

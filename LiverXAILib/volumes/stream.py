@@ -173,7 +173,7 @@ def _decompressor(compression: Compression) -> Any:
     return fast_zlib.decompressobj(wbits=31 if compression == "gzip" else 15)
 
 
-def check_promise(size: int, available: int, compression: Compression | None, voxels: str, path: Path) -> None:
+def check_claimed_size(size: int, available: int, compression: Compression | None, voxels: str, path: Path) -> None:
     """Refuse a file that cannot hold what its header claims, before memory is allocated for it.
 
     :param size: bytes of voxels according to the header.

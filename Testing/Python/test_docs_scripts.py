@@ -70,7 +70,7 @@ def test_the_table_and_the_pictures_of_failures(
     monkeypatch.setattr(failures, "SEEDS", range(3004, 3005))
     monkeypatch.setattr(sys, "argv", ["failures.py", "--output", str(tmp_path), "--data", str(tmp_path)])
     monkeypatch.setattr(
-        failures, "PATIENTS", {"patient": (failures.Scan("scan", "labelled"), failures.Scan("x", "none"))}
+        failures, "PATIENTS", {"patient": (failures.Scan("scan", "labeled"), failures.Scan("x", "none"))}
     )
     monkeypatch.setattr(failures, "read_scan", lambda data, scan: real_scan())
     failures.main()

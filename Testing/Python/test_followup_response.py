@@ -10,7 +10,7 @@ import pytest
 from LiverXAILib.benchmarks.followup import PAIRS
 from LiverXAILib.followup.response import (
     NAMES,
-    Reading,
+    LesionStatus,
     choi_response,
     growth,
     mrecist_response,
@@ -21,7 +21,7 @@ from LiverXAILib.followup.response import (
 def category(*sums, **changes):
     """The category for two persistent targets, unless `changes` says otherwise."""
     reading = {"targets": 2, "targets_left": 2, "others": 0, "others_left": 0} | changes
-    return recist_response(Reading(sums, **reading))
+    return recist_response(LesionStatus(sums, **reading))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def sample(kind: str) -> Sample:
 
 @pytest.mark.parametrize(
     ("kind", "tumors", "real_is_tumor"),
-    [("a, real", "labelled", True), ("a, synthetic", "labelled", False), ("a, real", "none", False)],
+    [("a, real", "labeled", True), ("a, synthetic", "labeled", False), ("a, real", "none", False)],
 )
 def test_real_tumors_stay_labelled_unless_the_liver_is_redrawn(kind: str, tumors: str, real_is_tumor: bool) -> None:
     ct, truth = _slices(sample(kind), Scan("a", tumors))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from LiverXAILib.errors import InputError, UsageError
 from LiverXAILib.volumes import io, stream
 from LiverXAILib.volumes.image_file import image_files, is_label_map, read_image_fields, read_image_file
 from LiverXAILib.volumes.io import list_series, read_labels, read_volume, write_volume
-from LiverXAILib.volumes.stream import ByteStream, HeaderError, check_promise, parse_text
+from LiverXAILib.volumes.stream import ByteStream, HeaderError, check_claimed_size, parse_text
 from LiverXAILib.volumes.volume import LPS_TO_RAS, Volume
 
 ENDINGS = [".nii", ".nii.gz", ".nrrd", ".mha"]
@@ -482,11 +482,11 @@ def test_a_header_may_promise_what_its_bytes_can_hold(monkeypatch, size, availab
     needed = []
     monkeypatch.setattr(stream, "require_memory", lambda size, what: needed.append((size, what)))
     if problem is None:
-        check_promise(size, available, compression, "7 x 8", Path("a.nii"))
+        check_claimed_size(size, available, compression, "7 x 8", Path("a.nii"))
         assert needed == [(3 * size, "a.nii (7 x 8 voxels)")]
     else:
         with pytest.raises(HeaderError, match=f"is {problem}: its header specifies 7 x 8 voxels"):
-            check_promise(size, available, compression, "7 x 8", Path("a.nii"))
+            check_claimed_size(size, available, compression, "7 x 8", Path("a.nii"))
         assert needed == []
 
 

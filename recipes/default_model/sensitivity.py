@@ -87,7 +87,7 @@ def _cases(data: Path, phantoms: int, paintings: int) -> Iterator[tuple[Volume, 
                 array[box] = part
                 truth[box] |= lesion
             yield scan.ct.with_array(np.rint(array).astype(np.int16)), truth
-    for outlined in (one for scans in PATIENTS.values() for one in scans if one.tumors == "labelled"):
+    for outlined in (one for scans in PATIENTS.values() for one in scans if one.tumors == "labeled"):
         ct, _, tumor = read_scan(data, outlined)
         yield ct, tumor
 

@@ -265,15 +265,15 @@ def _from_labels(data: Path, name: str, spacing_mm: float) -> Prepared:
 
 def _from_liver(data: Path, scan: Scan, spacing_mm: float) -> Prepared:
     """Prepare a CT with a labeled liver, and perhaps tumors; other tissue that may be liver is left out."""
-    volume, labelled, labelled_tumors = read_scan(data, scan)
+    volume, labeled, labeled_tumors = read_scan(data, scan)
     ct, grid = to_grid(volume, spacing_mm)
     liver, tumors = (
-        resample(mask.astype(np.float32), volume.grid, grid).numpy() > 0.5 for mask in (labelled, labelled_tumors)
+        resample(mask.astype(np.float32), volume.grid, grid).numpy() > 0.5 for mask in (labeled, labeled_tumors)
     )
     tissues = tissues_by_hu(ct)
     tissues[_border(ct, liver, tissues, spacing_mm)] = int(Tissue.UNKNOWN)
     tissues[liver] = int(Tissue.LIVER)
-    return Prepared(ct, tissues, liver, tumors & liver if scan.tumors == "labelled" else None)
+    return Prepared(ct, tissues, liver, tumors & liver if scan.tumors == "labeled" else None)
 
 
 def _border(ct: np.ndarray, liver: np.ndarray, tissues: np.ndarray, spacing_mm: float) -> np.ndarray:

@@ -104,7 +104,7 @@ def _patient(generator: Generator, scan: Scan, seed: int) -> tuple[Volume, Volum
 def _slices(sample: Sample, scan: Scan) -> tuple[Volume, Volume]:
     """Every fourth plane of a sample, without planes beyond the ends of the scan, and its labels."""
     tumor = sample.tumor
-    if scan.tumors == "labelled" and ", real" in sample.kind:
+    if scan.tumors == "labeled" and ", real" in sample.kind:
         # A synthesized liver has liver HU everywhere; a real one keeps its tumors.
         tumor = tumor | (sample.liver & ~sample.known)
     labels = sample.liver.numpy().astype(np.uint8)
@@ -128,7 +128,7 @@ def validation_rows(data: Path, folder: Path, anatomy: str) -> list[dict[str, st
                 volume, liver, _ = read_scan(data, scan)
                 write_volume(volume.with_array(liver.astype(np.uint8)), path)
             row["liver"] = str(path.resolve())
-        if scan.tumors == "labelled":
+        if scan.tumors == "labeled":
             row["tumor"] = str(place / "tumor.nii.gz")
         rows.append(row)
     return rows

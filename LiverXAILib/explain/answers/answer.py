@@ -80,7 +80,7 @@ class Answer(ABC):
         )
 
 
-#: Said of a lesion that somebody else outlined, or that is only a candidate.
+#: The remark about a lesion that somebody else outlined, or that is only a candidate.
 NOT_SAID = "the model does not say tumor here"
 
 

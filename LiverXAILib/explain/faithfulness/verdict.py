@@ -20,7 +20,7 @@ DROP = 0.5
 ENERGY = 0.5
 #: Confidence that must be lost when everything is replaced; otherwise the map cannot be tested.
 TESTABLE = 0.05
-#: What a pass means and what it does not mean, said of every map that passed.
+#: What a pass means and what it does not mean: the last sentence about every map that passed.
 PASSED_MEANS = "It is faithful to the model; whether the model is right about the patient is another question."
 
 

@@ -48,7 +48,7 @@ class Edits(VTKObservationMixin):
         """Observe the segmentations of all results, and compare new ones with what was measured."""
         for node in _segmentations():
             if node.GetID() not in self._as_measured:
-                self._meet(node)
+                self._compare_new(node)
             segmentation = node.GetSegmentation()
             for event in (
                 segmentation.SourceRepresentationModified,
@@ -90,7 +90,7 @@ class Edits(VTKObservationMixin):
         self._as_measured.clear()
         self._settling.clear()
 
-    def _meet(self, node: Any) -> None:
+    def _compare_new(self, node: Any) -> None:
         """Compare a node that was not observed until now with what was measured."""
         if node.GetAttribute("LiverXAI.Measured") is None and not is_edited(node):
             mrml.record_measured(node)
@@ -150,7 +150,7 @@ def title_of(node: Any) -> str:
     return " ".join(filter(None, [*words, _("with the reader's changes") if changed else ""]))
 
 
-def keep_what_must_stay(scene: Any, volume: Any, model: ModelSpec) -> None:
+def protect_results(scene: Any, volume: Any, model: ModelSpec) -> None:
     """Set a CT's results aside if a reader changed them or another model made them, so that they are not overwritten.
 
     Edits that were made while the panel was closed are not marked in the node yet; :class:`Edits` or

@@ -266,15 +266,15 @@ def _check_pixel_size(header: Dataset, frames: int, pixel_bytes: int) -> None:
     if not (1 <= rows <= _LARGEST_MATRIX and 1 <= columns <= _LARGEST_MATRIX and frames >= 1 and bits in (8, 16, 32)):
         raise InputError(f"its size makes no sense ({columns} x {rows} pixels of {bits} bits, {frames} frames)")
     # Checked before any memory is allocated.
-    promised = rows * columns * frames * bits // 8
+    expected = rows * columns * frames * bits // 8
     syntax = UID(header.file_meta.get("TransferSyntaxUID", ""))
     if syntax.is_valid and syntax.is_transfer_syntax and syntax.is_encapsulated:
         fits = frames * _SMALLEST_FRAME_BYTES <= pixel_bytes
     elif syntax == DeflatedExplicitVRLittleEndian:
-        fits = promised <= _DEFLATE_FACTOR * Path(header.filename).stat().st_size if header.filename else True
+        fits = expected <= _DEFLATE_FACTOR * Path(header.filename).stat().st_size if header.filename else True
     else:
         # One byte may pad an odd length. Any other difference means that the size or the pixels are damaged.
-        fits = pixel_bytes in (promised, promised + 1)
+        fits = pixel_bytes in (expected, expected + 1)
     if not fits:
         raise InputError("its pixels are incomplete, or do not have the stated size")
 

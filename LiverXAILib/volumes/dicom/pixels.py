@@ -116,9 +116,9 @@ class StoredPixels:
 def _check_length(dataset: Dataset) -> None:
     """Refuse uncompressed pixels whose number differs from the header's: damage to either would shift all lines."""
     frames = int(dataset.get("NumberOfFrames") or 1)
-    promised = dataset.Rows * dataset.Columns * frames * dataset.BitsAllocated // 8
-    if len(dataset.PixelData) not in (promised, promised + 1):
-        raise ValueError(f"{len(dataset.PixelData)} bytes of pixels instead of {promised}")
+    expected = dataset.Rows * dataset.Columns * frames * dataset.BitsAllocated // 8
+    if len(dataset.PixelData) not in (expected, expected + 1):
+        raise ValueError(f"{len(dataset.PixelData)} bytes of pixels instead of {expected}")
 
 
 def _check_segments(dataset: Dataset, syntax: UID) -> None:
