@@ -200,8 +200,8 @@ class Options:
     def require_valid(self) -> None:
         """Refuse options that are invalid for any image and model, before anything is read, loaded or computed.
 
-        :raises LiverXAILib.errors.UsageError: a target, method, sensitivity or output does not exist, or a requested
-            output needs a package that is not installed.
+        :raises LiverXAILib.errors.UsageError: a target, method, sensitivity or output does not exist, a volume is
+            negative, or a requested output needs a package that is not installed.
         """
         from .explain.targets import Target
         from .inference.sensitivity import check_sensitivity
@@ -210,6 +210,8 @@ class Options:
             Target.parse(target)
         require_method(self.method)
         check_sensitivity(self.sensitivity)
+        if self.min_lesion_ml is not None and not self.min_lesion_ml >= 0:
+            raise UsageError("--min-lesion-ml must not be negative.")
         asked = {*(self.write or ()), *(name for name in _SHORTCUTS if getattr(self, name))}
         for writer in self.writers():
             if writer.name in asked:

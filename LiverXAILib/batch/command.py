@@ -198,6 +198,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     workers = 1 if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError("--workers must be at least 1.")
+    for name in ("threads", "time_limit"):
+        if not getattr(arguments, name) >= 0:
+            raise UsageError(f"--{name.replace('_', '-')} must not be negative.")
     threads = arguments.threads
     if not threads and workers > 1 and arguments.engine == "local":
         threads = max(1, (os.cpu_count() or 1) // workers)

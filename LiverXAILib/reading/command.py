@@ -307,7 +307,10 @@ def _labels(path: Path, own: Analysis) -> Volume:
 
 def _numbers(text: str) -> list[int]:
     """Parse numbers separated by commas: "2,3"."""
-    return [int(number) for number in text.split(",") if number]
+    try:
+        return [int(number) for number in text.split(",") if number]
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a list of numbers. Write them like 2,3.") from error
 
 
 def _place(text: str) -> tuple[float, float, float]:

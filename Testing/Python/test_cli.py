@@ -423,6 +423,9 @@ WRONG_VALUES = [
             ("benchmark explain", "layers"),
         )
     ),
+    *((name, "--min-lesion-ml -1", 2, "--min-lesion-ml must not be negative.") for name in ("analyze", "batch")),
+    *(("batch", f"--{name} -1", 2, f"--{name} must not be negative.") for name in ("threads", "time-limit")),
+    ("refine", "--reject x", 2, "'x' is not a list of numbers. "),
     *(
         (name, "--device gpu", 2, "There is no device 'gpu'. Use auto, cpu, cuda, cuda:N or mps.")
         for name in COMPLETE
