@@ -42,7 +42,9 @@ def place_text(place_lps_mm: Sequence[float]) -> str:
 
 def how_to_install(extra: str) -> str:
     """How to install the packages of an extra: from the sources or the wheel, because no package index has LiverXAI."""
-    return f"in LiverXAI's source folder, run: pip install '.[{extra}]' (for a wheel, replace the dot by its file name)"
+    # In double quotes, because cmd.exe on Windows would pass single ones on to pip.
+    command = f'pip install ".[{extra}]"'
+    return f"in LiverXAI's source folder, run: {command} (for a wheel, replace the dot by its file name)"
 
 
 def one_line(text: str) -> str:

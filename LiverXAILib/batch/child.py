@@ -54,8 +54,8 @@ def main() -> int:
         model = _load(config)
     except ImportError as error:
         advice = (
-            "In Slicer, press Apply in the module once: it installs what it needs. Elsewhere, install LiverXAI as its "
-            "README says."
+            "In Slicer, press Apply in the module once: it installs what it needs. Elsewhere, install LiverXAI as "
+            "docs/start.md describes."
         )
         channel.send("refused", error=f"The Python package {error.name!r} is missing. {advice}", usage=False)
         return 1

@@ -91,7 +91,7 @@ def positive_and_negative_channels(
         if rival in stage.labels and (rivals or not _is_part(target.label, rival, model)):
             rivals = tuple(index for index in _channels(stage, rival) if index not in own)
             if not rivals:
-                raise UsageError(f"{target.label} cannot be told from {rival}: they share all channels.")
+                raise UsageError(f"{target.label} cannot be distinguished from {rival}: they share all channels.")
     return (rivals, own) if target.is_why_not else (own, rivals)
 
 

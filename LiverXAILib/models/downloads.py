@@ -172,7 +172,7 @@ def unpack(archive: Path, folder: Path) -> None:
             file.extractall(folder)
     except _ZIP_ERRORS as error:
         remove(folder)
-        raise ModelError(f"{archive.name} is not an intact zip file: {error}.") from error
+        raise ModelError(f"{archive.name} is not a valid zip file: {error}.") from error
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:

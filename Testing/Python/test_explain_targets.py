@@ -314,7 +314,7 @@ def test_a_rival_the_stage_does_not_know_is_everything_else():
 def test_what_shares_all_channels_with_its_rival_cannot_be_told_from_it():
     """Wherever the tumor's channel decides, it is liver as well."""
     model = tiny_model()
-    with pytest.raises(UsageError, match="liver cannot be told from tumor"):
+    with pytest.raises(UsageError, match="liver cannot be distinguished from tumor"):
         positive_and_negative_channels(Target.parse("liver-vs-tumor"), model.spec, model.spec.stages[0])
 
 

@@ -216,7 +216,7 @@ def test_a_file_with_another_checksum_or_size_is_not_kept(server, tmp_path):
 def test_a_truncated_archive_leaves_nothing_behind(server, trained, tmp_path, monkeypatch, home):
     server.files["/toy.zip"] = zipped(trained, tmp_path / "toy.zip")[:5000]
     a_registry(tmp_path, monkeypatch, {"toy": an_entry(f"{server.address}/toy.zip")})
-    with pytest.raises(ModelError, match="not an intact zip file"):
+    with pytest.raises(ModelError, match="not a valid zip file"):
         download("toy")
     assert left_behind(home) == []
 

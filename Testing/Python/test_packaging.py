@@ -133,8 +133,8 @@ def test_no_pin_contradicts_another():
     assert not problems, "\n".join(problems)
 
 
-#: How extras are written: "the extra ``dicom``", "[dicom]'", how_to_install('dicom').
-NAMED = (r"\bextras? [`'\"]+([a-z]+)[`'\"]", r"'\.\[([a-z,]+)\]'", r"how_to_install\(['\"]([a-z]+)")
+#: How extras are written: "the extra ``dicom``", ".[dicom]", how_to_install('dicom').
+NAMED = (r"\bextras? [`'\"]+([a-z]+)[`'\"]", r"\"\.\[([a-z,]+)\]\"", r"how_to_install\(['\"]([a-z]+)")
 
 
 def test_every_extra_that_is_named_exists():
