@@ -91,7 +91,7 @@ class Learner(pl.LightningModule):
             self.samples,
             batch_sampler=batches,
             num_workers=self.workers,
-            worker_init_fn=_single_threaded if self.workers else None,
+            worker_init_fn=single_threaded if self.workers else None,
         )
 
     def val_dataloader(self) -> Any:
@@ -259,5 +259,6 @@ class _Share(Sampler[tuple[int, bool]]):
             yield n % self._count, n < self._count
 
 
-def _single_threaded(_: int) -> None:
+def single_threaded(_: int) -> None:
+    """Let a process that prepares samples compute on one thread; torch calls this with the number of the process."""
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from LiverXAILib.progress import progress_bar
 from LiverXAILib.training.callbacks import AveragedWeights, Checkpoints, ReportedProgress
 from LiverXAILib.training.config import Hardware, Training
 from LiverXAILib.training.fit import make_trainer, quiet
-from LiverXAILib.training.learner import Learner
+from LiverXAILib.training.learner import Learner, single_threaded
 from LiverXAILib.training.random_fields import Size
 from LiverXAILib.training.table import write_csv, write_curves
 
@@ -201,7 +201,7 @@ def train(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         persistent_workers=workers > 0,
-        worker_init_fn=_single_threaded,
+        worker_init_fn=single_threaded,
     )
     with quiet(), progress_bar() as progress:
         every.append(ReportedProgress(RunContext(progress)))
@@ -218,7 +218,3 @@ def best_hardware() -> Hardware:
     gpu = torch.cuda.is_available()
     native = torch.cuda.is_bf16_supported() if gpu else "torch bfloat16" in available_backends(torch.device("cpu"))
     return Hardware(accelerator="cuda" if gpu else "cpu", precision="bf16-mixed" if native else "32-true")
-
-
-def _single_threaded(_: int) -> None:
-    torch.set_num_threads(1)
