@@ -401,7 +401,7 @@ def _network(
 
 
 def _strides(arguments: Mapping[str, Any]) -> list[list[int]]:
-    """The stride of each encoder stage along each axis."""
+    """The stride of each encoder level along each axis."""
     dimensions = 3 if str(arguments["conv_op"]).endswith("3d") else 2
     return [[int(step)] * dimensions if isinstance(step, int) else list(step) for step in arguments["strides"]]
 
