@@ -7,9 +7,9 @@ otherwise alias into the coarse image. The matrices map voxel *centers*, so noth
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -109,10 +109,11 @@ def _as_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
         array = array.view(np.uint8)  # a quarter of float32, of which only the part that is used is converted
     if array.dtype not in (np.int8, np.uint8, np.int16, np.int32, np.float16, np.float32, np.float64):
         array = array.astype(np.float32)
-    with warnings.catch_warnings():
-        # A Volume's array is read-only, which torch warns about; nothing here writes to it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array))
+    array = np.ascontiguousarray(array)
+    # torch warns about read-only memory, such as a Volume's, to which nothing here writes. A filter of warnings would
+    # apply to all threads.
+    memory = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+    return torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=memory, owner=array)))
 
 
 def _parallel_axes(matrix: np.ndarray, target_shape: tuple[int, int, int]) -> tuple[int, int, int] | None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 
 from LiverXAILib.errors import InputError
 from LiverXAILib.volumes.dicom import is_dicom
-from LiverXAILib.volumes.dicom.headers import CtSlice, read_header
+from LiverXAILib.volumes.dicom.headers import CtSlice, pydicom_warnings_hidden, read_header
 
 DAY = 86400.0
 #: Days from January 1, 1970, to January 31 of 2020, by the calendar.
@@ -279,3 +281,29 @@ def test_pixels_may_be_padded_to_an_even_length_and_must_otherwise_have_the_stat
     dataset.PixelData += bytes(2)
     with pytest.raises(InputError, match="stated size"):
         read_header(saved(path, dataset))
+
+
+def test_pydicom_s_warnings_stay_hidden_until_the_last_of_several_threads_has_left_its_block(caplog):
+    logger, filters = logging.getLogger("pydicom"), list(warnings.filters)
+
+    def shown():
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.warn("The patient is called Quimby.", UserWarning, stacklevel=2)
+        caplog.clear()
+        logger.warning("Quimby")
+        return bool(heard), bool(caplog.records)
+
+    warnings.simplefilter("always")
+    try:
+        # As two threads do that overlap: the one that enters first leaves first.
+        first, second = pydicom_warnings_hidden(), pydicom_warnings_hidden()
+        assert shown() == (True, True)
+        first.__enter__()
+        second.__enter__()
+        assert shown() == (False, False)
+        first.__exit__(None, None, None)
+        assert shown() == (False, False)
+        second.__exit__(None, None, None)
+        assert shown() == (True, True)
+    finally:
+        warnings.filters[:] = filters

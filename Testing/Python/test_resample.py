@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from itertools import product
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from LiverXAILib.volumes import resample as resampling
 from LiverXAILib.volumes.resample import regrid, resample, resample_adjoint, resized
 from LiverXAILib.volumes.volume import Grid
 
@@ -239,3 +242,32 @@ def test_channels_are_resampled_alike():
     both = resample(np.stack([image, 2 * image]), source, target)
     assert both.shape == (2, *target.shape)
     torch.testing.assert_close(both[1], 2 * resample(image, source, target))
+
+
+def test_a_read_only_image_is_resampled_without_a_warning_and_without_a_filter_for_all_threads(monkeypatch):
+    grid, always, entered = a_grid(), torch.is_warn_always_enabled(), []
+    image = an_image(grid)
+    expected = resample(image, grid, grid)
+    image.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as heard, monkeypatch.context() as patch:
+            warnings.simplefilter("always")
+            patch.setattr(warnings.catch_warnings, "__enter__", lambda self: entered.append(self))
+            patch.setattr(warnings.catch_warnings, "__exit__", lambda *about: None)
+            assert torch.equal(resample(image, grid, grid), expected)
+    finally:
+        torch.set_warn_always(always)
+    assert (heard, entered) == ([], [])
+    assert not image.flags.writeable
+
+
+def test_the_memory_of_an_image_lives_as_long_as_the_tensor():
+    image = np.full((64, 64, 64), 7.0, np.float32)
+    image.flags.writeable = False
+    tensor, owner = resampling._as_tensor(image), weakref.ref(image)
+    del image
+    assert owner() is not None
+    assert bool((tensor == 7).all())
+    del tensor
+    assert owner() is None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -332,7 +333,32 @@ def _strings(value: Any) -> list[str]:
 
 @contextmanager
 def pydicom_warnings_hidden() -> Iterator[None]:
-    """Suppress pydicom's warnings about irrelevant deviations from the standard, which quote the patient's values."""
+    """Suppress pydicom's warnings about irrelevant deviations from the standard, which quote the patient's values.
+
+    They are suppressed in all threads, until the last of them has left its block.
+    """
+    global _hiding
+    with _hiding_lock:
+        if not _hiding:
+            _hidden.enter_context(_nothing_shown())
+        _hiding += 1
+    try:
+        yield
+    finally:
+        with _hiding_lock:
+            _hiding -= 1
+            if not _hiding:
+                _hidden.close()
+
+
+#: How many blocks of :func:`pydicom_warnings_hidden` are active.
+_hiding = 0
+_hiding_lock = threading.Lock()
+_hidden = ExitStack()
+
+
+@contextmanager
+def _nothing_shown() -> Iterator[None]:
     logger = logging.getLogger("pydicom")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
