@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker process: holds the model, reads the next image while it analyzes one, and commits each result.
+"""The worker process: holds the model; while it analyzes a case, it writes the one before and reads the next one.
 
 ``python -m LiverXAILib.batch.child`` exchanges JSON lines over its standard input and output. In: first the
-configuration, then cases. Out: "ready", then for each case "reading", "read", "analyzing", "progress" and "done" or
-"failed". It ends when its input does, so that it never outlives its parent.
+configuration, then cases. Out: "ready", then for each case "reading", "read", "analyzing", "progress", "analyzed",
+"writing" and "done" or "failed". It ends when its input does, so that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,9 @@ from .names import without_names
 from .store import OutputError, Store, host_name, is_lost_place
 
 if TYPE_CHECKING:
+    from ..analysis import Analysis
     from ..models import Model
+    from ..pipeline import Written
     from ..volumes.volume import Volume
 
 _log = logging.getLogger(__name__)
@@ -68,8 +69,10 @@ def main() -> int:
     worker = _Worker(model, config, channel)
     for handler in logging.getLogger().handlers:
         handler.addFilter(worker.filter)
+    threading.excepthook = _end_process
     threading.Thread(target=worker.read_all, args=(todo,), daemon=True).start()
-    worker.work()
+    threading.Thread(target=worker.write_all, daemon=True).start()
+    worker.analyze_all()
     return 0
 
 
@@ -102,7 +105,10 @@ def _load(config: Mapping[str, Any]) -> Model:
 
 
 class _Worker:
-    """Two threads: one prefetches images, one analyzes and writes; the parent limits the cases in progress."""
+    """Three threads: one reads, one analyzes and one writes, each one case at a time.
+
+    The parent limits the cases in progress, and thereby the images and results in memory.
+    """
 
     def __init__(self, model: Model, config: Mapping[str, Any], channel: Channel) -> None:
         self._model = model
@@ -111,64 +117,89 @@ class _Worker:
         self._channel = channel
         self._options = Options.from_mapping(config["options"])
         self._store = Store(Path(config["output"]), token=config["run"])
-        self._phase = "analyzing"
-        # One case is being analyzed, one is waiting, and one is being read.
-        self._inside: deque[dict[str, Any]] = deque(maxlen=3)
-        self._ready: queue.Queue[tuple[dict[str, Any], Options, Volume, dict[str, Any]]] = queue.Queue(maxsize=1)
+        #: The cases in progress, by their ids.
+        self._inside: dict[str, dict[str, Any]] = {}
+        self._read: queue.Queue[tuple[dict[str, Any], Options, Volume, dict[str, Any]]] = queue.Queue()
+        self._analyzed: queue.Queue[tuple[dict[str, Any], Options, Analysis, dict[str, Any]]] = queue.Queue()
 
     def read_all(self, todo: queue.Queue[dict[str, Any]]) -> None:
         """Read the images of cases as they arrive, in an endless loop."""
         while True:
-            case = todo.get()
-            self._inside.append(case)
-            self._channel.send("reading", case=case["id"])
-            started = time.time()
-            try:
-                options = Options.from_mapping(case["options"], self._options)
-                files = [Path(name) for name in case["files"]]
-                source = {"stamp": stamp(files), "sha256": content_hash(files)}
-                path = Path(case["path"])
-                volume = options.read(path, files if path.is_dir() else None)
-                seconds = time.time() - started
-                self._channel.send("read", case=case["id"])
-            except BaseException as error:
-                self._fail(case, error, "reading")
-                continue
-            times = {"started": round(started, 3), "reading": round(seconds, 3)}
-            self._ready.put((case, options, volume, {"input": source, "times": times}))
-            del volume
+            self._read_one(todo.get())
 
-    def work(self) -> None:
-        """Analyze and write cases as they are read, in an endless loop."""
+    def analyze_all(self) -> None:
+        """Analyze cases as they are read, in an endless loop."""
         while True:
-            case, options, volume, record = self._ready.get()
-            self._channel.send("analyzing", case=case["id"])
-            self._phase = "analyzing"
-            try:
-                self._analyze(case, options, volume, record)
-            except BaseException as error:
-                self._store.discard(case["folder"])
-                self._fail(case, error, self._phase)
-            del volume
+            self._analyze(*self._read.get())
+
+    def write_all(self) -> None:
+        """Write cases as they are analyzed, in an endless loop."""
+        while True:
+            self._write(*self._analyzed.get())
+
+    def _read_one(self, case: dict[str, Any]) -> None:
+        self._inside[case["id"]] = case
+        self._channel.send("reading", case=case["id"])
+        started = time.time()
+        try:
+            options = Options.from_mapping(case["options"], self._options)
+            files = [Path(name) for name in case["files"]]
+            source = {"stamp": stamp(files), "sha256": content_hash(files)}
+            path = Path(case["path"])
+            volume = options.read(path, files if path.is_dir() else None)
+            seconds = time.time() - started
+        except BaseException as error:
+            self._fail(case, error, "reading")
+            return
+        self._channel.send("read", case=case["id"])
+        times = {"started": round(started, 3), "reading": round(seconds, 3)}
+        self._read.put((case, options, volume, {"input": source, "times": times}))
 
     def _analyze(self, case: dict[str, Any], options: Options, volume: Volume, record: dict[str, Any]) -> None:
+        self._channel.send("analyzing", case=case["id"])
+        started = time.time()
+        try:
+            context = RunContext(self._progress(case["id"]), device=self._config["device"])
+            analysis = options.analyze(volume, self._model, context)
+        except BaseException as error:
+            self._fail(case, error, "analyzing")
+            return
+        record["times"]["analyzing"] = round(time.time() - started, 3)
+        self._channel.send("analyzed", case=case["id"])
+        self._analyzed.put((case, options, analysis, record))
+
+    def _write(self, case: dict[str, Any], options: Options, analysis: Analysis, record: dict[str, Any]) -> None:
         from ..pipeline import write_files
 
+        self._channel.send("writing", case=case["id"])
         started = time.time()
-        context = RunContext(self._progress(case["id"]), device=self._config["device"])
-        analysis = options.analyze(volume, self._model, context)
-        analyzed = time.time()
-        self._phase = "writing"
-        part = self._store.part(case["folder"])
-        self._store.discard(case["folder"])
-        # Without parents: if the drive is gone, nothing may be written to its mount point.
-        part.mkdir()
-        written = write_files(analysis, part, options.writers())
-        for error in written.failures.values():
-            if is_lost_place(error):
-                raise error
-        self._store.probe()
-        record = {
+        try:
+            part = self._store.part(case["folder"])
+            self._store.discard(case["folder"])
+            # Without parents: if the drive is gone, nothing may be written to its mount point.
+            part.mkdir()
+            written = write_files(analysis, part, options.writers())
+            for error in written.failures.values():
+                # Memory may be short because of the other case: the parent tries this one again, alone.
+                if is_lost_place(error) or (is_memory(error) and not case["alone"]):
+                    raise error
+            self._store.probe()
+            finished = time.time()
+            record["times"] |= {"writing": round(finished - started, 3), "finished": round(finished, 3)}
+            record = self._record(case, analysis, written, record)
+            self._store.commit(part, case["folder"], record)
+        except BaseException as error:
+            self._store.discard(case["folder"])
+            self._fail(case, error, "writing")
+            return
+        self._channel.send("done", case=case["id"], record=record)
+        self._inside.pop(case["id"], None)
+
+    def _record(
+        self, case: dict[str, Any], analysis: Analysis, written: Written, known: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The record of a finished case: `known` ("input", "times") and everything else that it depends on."""
+        return {
             "case": case["id"],
             "label": case["name"],
             "folder": case["folder"],
@@ -177,25 +208,18 @@ class _Worker:
             "input": {
                 "path": case["path"] if self._config["keep_names"] else case["name"],
                 "series": case["series"],
-                **record["input"],
+                **known["input"],
             },
             "model": self._identity,
             "settings": case["settings"],
             "software": __version__,
             "device": str(analysis.segmentation.provenance.get("device", "")),
             "host": host_name().split()[0],
-            "times": {
-                **record["times"],
-                "analyzing": round(analyzed - started, 3),
-                "writing": round(time.time() - analyzed, 3),
-                "finished": round(time.time(), 3),
-            },
+            "times": known["times"],
             "warnings": [
                 self._telling(text, case) for text in (*analysis.provenance.get("warnings", ()), *written.warnings)
             ],
         }
-        self._store.commit(part, case["folder"], record)
-        self._channel.send("done", case=case["id"], record=record)
 
     def _progress(self, case_id: str) -> Progress:
         last = 0.0
@@ -213,11 +237,9 @@ class _Worker:
         sentence = self._telling(sentence, case)
         unreachable = phase == "reading" and (is_lost_place(error) or not os.path.lexists(case["path"]))
         if kind == "error":
-            # The stack frames without the message, which may contain patient data from a header.
-            _log.error(
-                "case %s: %s\n%s", case["id"], type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
-            )
+            _log.error("case %s: %s", case["id"], _frames(error))
         self._channel.send("failed", case=case["id"], kind=kind, error=sentence, phase=phase, unreachable=unreachable)
+        self._inside.pop(case["id"], None)
 
     def _telling(self, sentence: str, case: Mapping[str, Any]) -> str:
         """Make a sentence about a case suitable for the manifest, tables and logs."""
@@ -228,7 +250,7 @@ class _Worker:
     def filter(self, record: logging.LogRecord) -> bool:
         """Remove names from log messages about the cases in progress (see :class:`logging.Filter`)."""
         text = record.getMessage()
-        for case in list(self._inside):
+        for case in list(self._inside.values()):
             text = self._telling(text, case)
         record.msg, record.args = text, None
         return True
@@ -256,6 +278,18 @@ class _Worker:
         if isinstance(error, InputError):
             return "input", sentence
         return "error", f"{type(error).__name__}: {sentence}"
+
+
+def _frames(error: BaseException | None) -> str:
+    """An error's type and stack frames, without its message, which may contain patient data from a header."""
+    frames = [] if error is None else traceback.format_tb(error.__traceback__)
+    return f"{type(error).__name__}\n{''.join(frames)}"
+
+
+def _end_process(died: threading.ExceptHookArgs) -> None:
+    """End the process if one of its threads cannot go on: the parent would wait for its cases forever."""
+    _log.error("A thread has ended: %s", _frames(died.exc_value))
+    os._exit(1)
 
 
 def _listen(todo: queue.Queue[dict[str, Any]]) -> None:

@@ -46,7 +46,7 @@ class WorkerPool(Protocol):
         """Note that the batch has processed an event."""
 
     def wind_down(self) -> None:
-        """Finish the cases that are being analyzed, drop the others, and end."""
+        """Finish the cases that are being analyzed or written, drop the others, and end."""
 
     def stop(self) -> None:
         """Stop all workers immediately."""
@@ -296,7 +296,7 @@ class Batch:
                 self._summary.signal = self._signals[0]
                 if signal.SIGTERM in self._signals:
                     break
-                self._reporter.say("Stopping after the current case. Press Ctrl+C again to drop it.")
+                self._reporter.say("Stopping after the current cases. Press Ctrl+C again to drop them.")
                 pool.wind_down()
             elif len(self._signals) > 1:
                 break

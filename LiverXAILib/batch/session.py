@@ -21,7 +21,8 @@ Emit = Callable[[dict[str, Any]], None]
 
 #: The module that a worker process runs.
 CHILD = "LiverXAILib.batch.child"
-#: Cases held by a worker: the one being analyzed and the next one, whose image is read in the meantime.
+#: Cases held by a worker: while one is analyzed, the one before is written, and then the next one read. A third case
+#: would not make this faster as long as analyzing takes longer than reading and writing, but it would take memory.
 DEPTH = 2
 #: Time within which a worker must load its model, in seconds.
 _START_LIMIT = 900.0
@@ -59,7 +60,8 @@ class Session:
         self._ready = False
         self._deadline = 0.0
         self._failed_starts = 0
-        self._winding_down = False
+        #: The cases that are finished before the session ends, once it is winding down.
+        self._last: set[str] | None = None
         self._over = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -69,7 +71,7 @@ class Session:
         self._inbox.put(("submit", case))
 
     def wind_down(self) -> None:
-        """Finish the case that is being analyzed, drop the others, and end."""
+        """Finish the cases that are being analyzed or written, drop the others, and end."""
         self._inbox.put(("wind down",))
 
     def stop(self) -> None:
@@ -101,9 +103,9 @@ class Session:
             if kind == "submit":
                 self._waiting.append(message[1])
             elif kind == "wind down":
-                self._winding_down = True
                 self._waiting.clear()
-                self._over = not any(clock.phase == "analyzing" for clock in self._inside.values())
+                self._last = {case_id for case_id, clock in self._inside.items() if clock.begun}
+                self._over = not self._last
             elif kind == "stop":
                 break
             elif self._process is not None and message[1] is self._process:
@@ -125,7 +127,7 @@ class Session:
         self._process.send(self._config)
 
     def _dispatch(self) -> None:
-        """Send waiting cases to the worker: two at a time, but a suspected cause of a crash alone."""
+        """Send waiting cases to the worker, up to its :data:`DEPTH`, but a suspected cause of a crash alone."""
         while self._process is not None and self._ready and self._waiting and not self._over:
             case = self._waiting[0]
             suspects = self._crashes.keys() & {case["id"], *self._inside}
@@ -135,7 +137,7 @@ class Session:
             if self._committed(case):
                 continue
             self._inside[case["id"]] = _Clock(case)
-            self._process.send(case)
+            self._process.send({**case, "alone": bool(suspects)})
 
     def _committed(self, case: dict[str, Any]) -> bool:
         """Report a case as done if this run has already committed its result, whatever happened to the worker."""
@@ -168,13 +170,12 @@ class Session:
             self._give_up(values["error"], usage=values["usage"])
             return
         clock = self._inside[values["case"]]
-        if event == "reading":
-            clock.start("reading")
-            self._emit({"event": "running", "case": values["case"]})
-        elif event == "read":
-            clock.stop()
-        elif event == "analyzing":
-            clock.start("analyzing")
+        if event in ("reading", "read", "analyzing", "analyzed", "writing"):
+            clock.enter(event)
+            if event == "reading":
+                self._emit({"event": "running", "case": values["case"]})
+            elif event == "writing":
+                self._emit({"event": "progress", "case": values["case"], "step": "Writing", "fraction": 1.0})
         elif event == "progress":
             self._emit({"event": "progress", **values})
         elif event == "done":
@@ -199,8 +200,10 @@ class Session:
 
     def _finish(self, case_id: str, **outcome: Any) -> None:
         self._failed_starts = 0
-        self._over = self._winding_down
         clock = self._inside.pop(case_id)
+        if self._last is not None:
+            self._last.discard(case_id)
+            self._over = not self._last
         self._emit({"event": "finished", "case": case_id, "seconds": round(clock.seconds, 3), **outcome})
 
     def _on_exit(self, code: int) -> None:
@@ -245,9 +248,9 @@ class Session:
             return
         if not self._time_limit:
             return
-        # An image that is slow to read does no harm while another case is being analyzed.
-        analyzed = [clock for clock in self._inside.values() if clock.phase == "analyzing"]
-        for clock in analyzed or list(self._inside.values()):
+        # An image that is slow to read does no harm while another case is being analyzed or written.
+        begun = [clock for clock in self._inside.values() if clock.begun]
+        for clock in begun or list(self._inside.values()):
             if clock.running and clock.seconds > self._time_limit:
                 self._kill()
                 late = self._inside.pop(clock.case["id"])
@@ -261,7 +264,7 @@ class Session:
                 return
 
     def _restart(self) -> None:
-        if self._winding_down:
+        if self._last is not None:
             self._over = True
         if not self._over:
             self._start()
@@ -281,25 +284,27 @@ class Session:
 
 
 class _Clock:
-    """Measures how long a case has been worked on, in seconds."""
+    """The phase of a case, in the worker's words, and how long it has been worked on, in seconds."""
 
     def __init__(self, case: dict[str, Any]) -> None:
         self.case = case
         self.phase = ""
         self._spent = 0.0
-        self._since: float | None = None
+        self._since = 0.0
 
     @property
     def running(self) -> bool:
-        return self._since is not None
+        """Whether the case is being worked on; in the other phases it waits for the one before."""
+        return self.phase in ("reading", "analyzing", "writing")
+
+    @property
+    def begun(self) -> bool:
+        """Whether the case is past being read."""
+        return self.phase in ("analyzing", "analyzed", "writing")
 
     @property
     def seconds(self) -> float:
-        return self._spent + (0.0 if self._since is None else time.monotonic() - self._since)
+        return self._spent + (time.monotonic() - self._since if self.running else 0.0)
 
-    def start(self, phase: str) -> None:
-        self.phase = phase
-        self._since = time.monotonic()
-
-    def stop(self) -> None:
-        self._spent, self._since = self.seconds, None
+    def enter(self, phase: str) -> None:
+        self._spent, self._since, self.phase = self.seconds, time.monotonic(), phase

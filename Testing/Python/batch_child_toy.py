@@ -30,6 +30,8 @@ def main() -> None:
         for event in ("reading", "read", "analyzing"):
             channel.send(event, case=case["id"])
         time.sleep(_ANALYZING_S)
+        for event in ("analyzed", "writing"):
+            channel.send(event, case=case["id"])
         channel.send("done", case=case["id"], record=commit_toy_result(store, case))
 
 

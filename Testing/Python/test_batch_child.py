@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import logging
 import os
 import queue
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,7 +61,7 @@ def made(tmp_path):
 
 def a_case(path: Path, **changes):
     usual = {"id": "ab", "label": path.name, "name": "case-ab", "folder": "f", "path": str(path), "series": "3"}
-    return {**usual, "files": [str(path)], "options": {}, "settings": {"a": 1}, **changes}
+    return {**usual, "files": [str(path)], "options": {}, "settings": {"a": 1}, "alone": False, **changes}
 
 
 def feed(*things):
@@ -95,7 +97,7 @@ def test_an_image_is_read_with_its_own_options_and_its_checksums_recorded(made, 
     # Of the folder only the files of this case: there may be other series in it.
     assert read == [(170.0, ("tables",), tmp_path / "ct", files[:1])]
     assert one.sent == [("reading", {"case": "ab"}), ("read", {"case": "ab"})]
-    told, options, volume, about = one.worker._ready.get_nowait()
+    told, options, volume, about = one.worker._read.get_nowait()
     assert (told, options.height, volume) == (case, 170.0, "image")
     assert about["input"] == {"stamp": stamp(files[:1]), "sha256": content_hash(files[:1])}
     assert about["times"] == {"started": 1000.0, "reading": 2.123}
@@ -182,7 +184,7 @@ def test_whatever_fails_while_nothing_can_be_written_is_the_fault_of_the_disk(ma
 def test_names_stay_out_of_sentences_and_of_log_messages_unless_they_are_kept(made, tmp_path, kept):
     one = made(keep_names=kept)
     case = a_case(tmp_path / "Quimby.nii", files=[str(tmp_path / "Quimby.nii"), str(tmp_path / "Jane.raw")])
-    one.worker._inside.extend([case, a_case(tmp_path / "Doe.nii", name="case-cd")])
+    one.worker._inside = {"ab": case, "cd": a_case(tmp_path / "Doe.nii", id="cd", name="case-cd")}
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s, Jane.raw and Doe.nii", ("Quimby.nii",), None)
     assert one.worker.filter(record)
     hidden = "case-ab, case-ab and case-cd"
@@ -211,7 +213,7 @@ def test_the_log_shows_where_an_unforeseen_error_arose_without_its_message(made,
 def analyzed(made, tmp_path, monkeypatch):
     """Let a worker do one case, whose analysis or writing may fail, and see what it says."""
 
-    def do(*, kept=False, error=None, written_error=None, failures=()):
+    def do(*, kept=False, error=None, written_error=None, failures=(), alone=False):
         one = made(keep_names=kept)
 
         def analyze(self, volume, model, context):
@@ -233,13 +235,17 @@ def analyzed(made, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Options, "analyze", analyze)
         monkeypatch.setattr(LiverXAILib.pipeline, "write_files", write)
-        clock = iter((1000.0, 1002.12345, 1005.5, 1006.12349))
+        clock = iter((1000.0, 1002.12345, 1002.5, 1006.12349))
         monkeypatch.setattr(child, "time", SimpleNamespace(time=clock.__next__, monotonic=lambda: 1.0))
         about = {"input": {"stamp": "s", "sha256": "h"}, "times": {"started": 1.0, "reading": 2.0}}
-        case = a_case(tmp_path / "Quimby.nii")
-        one.worker._ready = feed((case, Options(write=("tables",)), "image", about))
+        case = a_case(tmp_path / "Quimby.nii", alone=alone)
+        one.worker._inside["ab"] = case
+        one.worker._read = feed((case, Options(write=("tables",)), "image", about))
         with pytest.raises(StopIteration):
-            one.worker.work()
+            one.worker.analyze_all()
+        one.worker._analyzed.get = functools.partial(one.worker._analyzed.get, block=False)
+        with pytest.raises(queue.Empty):
+            one.worker.write_all()
         return one
 
     return do
@@ -249,13 +255,13 @@ def analyzed(made, tmp_path, monkeypatch):
 def test_a_result_is_committed_with_all_that_it_depends_on(analyzed, tmp_path, kept):
     one = analyzed(kept=kept)
     assert (one.device, one.written) == ("cpu", ("image", ["own-answer", "seg", "tables"]))
-    assert [event for event, _ in one.sent] == ["analyzing", "progress", "done"]
+    assert [event for event, _ in one.sent] == ["analyzing", "progress", "analyzed", "writing", "done"]
     assert one.sent[1][1] == {"case": "ab", "step": "Segmenting", "fraction": 0.123}
-    record = one.sent[2][1]["record"]
+    record = one.sent[4][1]["record"]
     assert json.loads((one.store.cases / "f" / "case.json").read_text()) == record
     assert (one.store.cases / "f" / "result.txt").read_text() == "whole"
     assert [path.name for path in one.store.cases.iterdir()] == ["f"]
-    times = {"started": 1.0, "reading": 2.0, "analyzing": 2.123, "writing": 3.377, "finished": 1006.123}
+    times = {"started": 1.0, "reading": 2.0, "analyzing": 2.123, "writing": 3.623, "finished": 1006.123}
     assert record == {
         **{"case": "ab", "label": "case-ab", "folder": "f", "state": "done", "run": "r"},
         "input": {
@@ -275,6 +281,7 @@ def test_a_result_is_committed_with_all_that_it_depends_on(analyzed, tmp_path, k
         ({"written_error": ValueError("odd")}, "writing", "error"),
         ({"written_error": FULL}, "writing", "output"),
         ({"failures": [ValueError("odd"), FULL]}, "writing", "output"),
+        ({"failures": [ValueError("odd"), MemoryError()]}, "writing", "memory"),
     ],
 )
 def test_a_case_that_fails_leaves_nothing_and_is_told_with_the_reason(analyzed, wrong, phase, kind):
@@ -284,8 +291,25 @@ def test_a_case_that_fails_leaves_nothing_and_is_told_with_the_reason(analyzed, 
     assert list(one.store.cases.iterdir()) == []
 
 
-def test_a_single_output_that_fails_is_a_warning(analyzed):
-    assert [event for event, _ in analyzed(failures=[ValueError("odd")]).sent][-1] == "done"
+@pytest.mark.parametrize("failed", [{"failures": [ValueError("odd")]}, {"failures": [MemoryError()], "alone": True}])
+def test_a_single_output_that_fails_is_a_warning_unless_memory_may_be_short_because_of_other_cases(analyzed, failed):
+    assert [event for event, _ in analyzed(**failed).sent][-1] == "done"
+
+
+@pytest.mark.parametrize("wrong", [{}, {"error": InputError("No liver.")}, {"written_error": ValueError("odd")}])
+def test_the_name_of_a_finished_case_is_not_looked_for(analyzed, wrong):
+    assert analyzed(**wrong).worker._inside == {}
+
+
+def test_the_names_of_the_cases_in_progress_are_removed_however_many_images_cannot_be_read(made, tmp_path):
+    one = made()
+    cases = [a_case(write_good(tmp_path / "Quimby.nrrd"), id="0", name="case-0")]
+    cases += [a_case(tmp_path / f"gone{n}.nrrd", id=f"{n}", name=f"case-{n}") for n in range(1, 6)]
+    with pytest.raises(StopIteration):
+        one.worker.read_all(feed(*cases))
+    record = logging.LogRecord("x", logging.INFO, "", 0, "Quimby.nrrd is odd", None, None)
+    assert one.worker.filter(record)
+    assert record.getMessage() == "case-0 is odd"
 
 
 def test_the_parent_hears_of_the_progress_four_times_a_second(made, monkeypatch):
@@ -310,7 +334,7 @@ def process(monkeypatch):
     handler = logging.NullHandler()
 
     class Thread:
-        def __init__(self, *, target, args, daemon):
+        def __init__(self, *, target, args=(), daemon):
             ran.threads.append((target, args, daemon))
 
         def start(self):
@@ -319,10 +343,12 @@ def process(monkeypatch):
     class Worker:
         def __init__(self, model, config, channel):
             ran.worker, self.read_all, self.filter = (model, config, channel), "read all", "filter"
+            self.write_all = "write all"
 
-        def work(self):
+        def analyze_all(self):
             assert handler.filters == ["filter"]
-            ran.calls.append("work")
+            assert ran.threading.excepthook is child._end_process
+            ran.calls.append("analyze all")
 
     def run(error=None):
         def load(config):
@@ -336,7 +362,8 @@ def process(monkeypatch):
 
     monkeypatch.setattr(child, "Channel", lambda: ran.channel)
     monkeypatch.setattr(child, "_Worker", Worker)
-    monkeypatch.setattr(child, "threading", SimpleNamespace(Thread=Thread))
+    ran.threading = SimpleNamespace(Thread=Thread)
+    monkeypatch.setattr(child, "threading", ran.threading)
     monkeypatch.setattr(child, "faulthandler", SimpleNamespace(enable=lambda: ran.calls.append("faults")))
     monkeypatch.setattr(child, "volunteer_for_the_oom_killer", lambda: ran.calls.append("killer"))
     log = SimpleNamespace(captureWarnings=ran.calls.append, getLogger=lambda: SimpleNamespace(handlers=[handler]))
@@ -347,16 +374,16 @@ def process(monkeypatch):
     return ran
 
 
-def test_the_process_says_who_it_is_and_reads_cases_while_it_works(process):
+def test_the_process_says_who_it_is_and_reads_and_writes_cases_while_it_analyzes_one(process):
     assert process.run() == 0
     about = {"pid": os.getpid(), "host": host_name(), "model": child.identity(process.model)}
     assert process.channel.sent == [("ready", about)]
     assert process.worker == (process.model, {"run": "r"}, process.channel)
-    (listen, cases, _), (read, same, _) = process.threads
-    assert (listen, read, cases) == (child._listen, "read all", same)
+    (listen, cases, _), (read, same, _), (write, _, _) = process.threads
+    assert (listen, read, write, cases) == (child._listen, "read all", "write all", same)
     assert all(daemon for _, _, daemon in process.threads)
     # The log goes where the parent keeps it: standard output belongs to the messages.
-    assert process.calls == ["faults", True, (logging.INFO, child.sys.stderr), "killer", "thread", "thread", "work"]
+    assert process.calls == ["faults", True, (logging.INFO, child.sys.stderr), "killer", *["thread"] * 3, "analyze all"]
 
 
 @pytest.mark.parametrize(
@@ -373,6 +400,18 @@ def test_a_process_that_cannot_load_the_model_says_why_and_ends(process, error, 
     ((event, told),) = process.channel.sent
     assert (event, told["usage"], told["error"][: len(sentence)]) == ("refused", usage, sentence)
     assert (process.worker, process.threads) == (None, [])
+
+
+def test_the_process_ends_if_one_of_its_threads_does_and_says_where_without_the_message(monkeypatch, caplog):
+    ended = []
+    monkeypatch.setattr(child, "os", SimpleNamespace(_exit=ended.append))
+    monkeypatch.setattr(threading, "excepthook", child._end_process)
+    thread = threading.Thread(target=int, args=(PATIENT,))
+    thread.start()
+    thread.join()
+    assert ended == [1]
+    assert "A thread has ended: ValueError" in caplog.text
+    assert PATIENT not in caplog.text
 
 
 def test_the_process_ends_with_its_parent(process, monkeypatch):

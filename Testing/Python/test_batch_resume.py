@@ -355,7 +355,7 @@ def test_a_signal_ends_the_batch_after_the_current_cases_or_at_once(numbers, don
 
     ran = batch(*"abcd", on_line=when_done)
     assert (len(ran.summary.done), ran.summary.failed, ran.summary.exit_code) == (len(done), {}, code)
-    assert ("Stopping after the current case. Press Ctrl+C again to drop it." in ran.told) == says
+    assert ("Stopping after the current cases. Press Ctrl+C again to drop them." in ran.told) == says
     assert ran.pool.acknowledged.count("wound down") == says
     states = {name: state["state"] for name, state in final_states(tmp_path / "out").items()}
     assert states == {name: "done" if name in done else "dropped" for name in "ab"}

@@ -38,6 +38,8 @@ TOY = """
             kind = case["fails"][len(tries.read_text()) - 1]
             say(event="failed", case=case["id"], kind=kind, error="It fails.", phase="analyzing", unreachable=False)
             continue
+        say(event="analyzed", case=case["id"])
+        say(event="writing", case=case["id"])
         say(event="done", case=case["id"], record={{"case": case["id"]}})
 """
 
@@ -174,6 +176,13 @@ def outcomes(parent):
     return {event["case"]: event.get("kind", event["state"]) for event in parent.told("finished")}
 
 
+#: What a worker says while it writes "aa" and analyzes "bb".
+BOTH = (
+    *("ready", "submit aa", "submit bb", "reading aa", "read aa", "reading bb", "analyzing aa", "read bb"),
+    *("analyzed aa", "analyzing bb", "writing aa"),
+)
+
+
 def test_a_worker_holds_two_cases_and_is_told_of_the_next_one_when_it_has_done_one(parent):
     parent.play("submit aa", "submit bb", "submit cc")
     assert parent.processes[0].sent == [{"threads": 3}]
@@ -206,6 +215,45 @@ def test_the_case_that_takes_too_long_is_ended_and_the_next_one_begun_anew(paren
     assert list(parent.store.cases.iterdir()) == []
     parent.play("ready", "reading bb", "read bb", "analyzing bb", "done bb")
     assert (parent.sent(), outcomes(parent)) == (["bb"], {"aa": "time limit", "bb": "done"})
+
+
+@pytest.mark.parametrize(("late", "other"), [("aa", "bb"), ("bb", "cc")])
+def test_a_case_is_ended_that_is_analyzed_or_written_too_long_and_the_other_one_is_not_blamed(parent, late, other):
+    parent.play(*BOTH, 8.0)
+    if late == "aa":
+        # Waiting for "aa" to be written is not held against "bb".
+        parent.play("analyzed bb", 10.0)
+    else:
+        parent.play("done aa", "submit cc", "reading cc", "read cc", 10.0, "progress bb")
+    assert outcomes(parent) == ({} if late == "aa" else {"aa": "done"})
+    parent.clock = 10.5
+    parent.session._check_limits()
+    phase = {"aa": "writing", "bb": "analyzing"}[late]
+    told = parent.told("finished")[-1]
+    assert (told["case"], told["kind"], told["error"]) == (
+        *(late, "time limit"),
+        f"It exceeded the time limit of 10 s while {phase}.",
+    )
+    parent.play("ready")
+    assert parent.sent() == [other]
+
+
+def test_waiting_for_the_case_before_to_be_written_does_not_count(parent):
+    parent.play("ready", "submit aa", "submit bb", "reading aa", "analyzing aa", "analyzed aa", "writing aa")
+    parent.play(
+        "reading bb", "read bb", "analyzing bb", 2.0, "analyzed bb", 7.0, "done aa", "writing bb", 8.5, "done bb"
+    )
+    assert [event["seconds"] for event in parent.told("finished")] == [7.0, 3.5]
+    writing = {"event": "progress", "step": "Writing", "fraction": 1.0}
+    assert parent.told("progress") == [{**writing, "case": "aa"}, {**writing, "case": "bb"}]
+
+
+def test_an_image_that_is_slow_to_read_does_no_harm_while_another_case_is_written(parent):
+    parent.play("ready", "submit aa", "submit bb", "reading bb", 5.0, "reading aa", "analyzing aa", "analyzed aa")
+    parent.play("writing aa", 10.5, "progress aa")
+    assert outcomes(parent) == {}
+    parent.play("done aa")
+    assert outcomes(parent) == {"aa": "done", "bb": "time limit"}
 
 
 def test_an_image_that_takes_too_long_to_read_is_ended_too(parent):
@@ -264,6 +312,63 @@ def test_what_fails_a_case_the_second_time_is_told_and_the_case_beside_it_is_don
     assert (outcomes(parent), parent.told("fatal")) == ({"aa": kind, "bb": "done"}, [])
 
 
+def test_a_crash_makes_suspects_of_the_case_analyzed_and_of_the_one_written_but_not_of_one_that_waits(parent):
+    parent.play(*BOTH, "submit cc", "exit 7", "ready")
+    for name in ("aa", "bb"):
+        assert parent.sent()[-1:] == [name]
+        assert parent.processes[-1].sent[-1]["alone"]
+        parent.play(f"reading {name}", f"analyzing {name}", f"analyzed {name}", f"writing {name}", f"done {name}")
+    parent.play("submit dd", "reading cc", "analyzing cc", "analyzed cc", "writing cc")
+    parent.play("reading dd", "analyzing dd", "analyzed dd")
+    assert [one["alone"] for one in parent.processes[-1].sent[-2:]] == [False, False]
+    parent.play("exit 7", "ready")
+    # Only "cc" was being worked on.
+    assert parent.session._crashes == {"aa": 1, "bb": 1, "cc": 1}
+    parent.play("reading cc", "analyzing cc", "done cc", "reading dd", "analyzing dd", "done dd")
+    assert (outcomes(parent), len(parent.processes)) == (dict.fromkeys(("aa", "bb", "cc", "dd"), "done"), 3)
+
+
+@pytest.mark.parametrize(("failing", "other"), [("aa", "bb"), ("bb", "aa")])
+def test_a_lack_of_memory_is_held_against_the_case_that_met_it_which_is_tried_again_alone(parent, failing, other):
+    parent.play(*BOTH)
+    for name in ("aa", "bb"):
+        parent.store.part(name).mkdir()
+    failed = {"event": "failed", "case": failing, "kind": "memory", "error": "It fails."}
+    parent.session._on_news("message", parent.processes[0], failed)
+    assert (outcomes(parent), list(parent.store.cases.iterdir())) == ({}, [])
+    parent.play("ready")
+    assert (parent.sent(), parent.processes[-1].sent[-1]["alone"]) == (["aa"], failing == "aa")
+    parent.play("reading aa", "analyzing aa", "done aa")
+    assert (parent.sent(), parent.processes[-1].sent[-1]["alone"]) == (["aa", "bb"], failing == "bb")
+    assert parent.session._crashes == {failing: 1}
+
+
+def test_a_case_that_was_written_beside_an_unforeseen_error_is_reported_once_and_not_done_again(parent):
+    parent.play(*BOTH)
+    part = parent.store.part("aa")
+    part.mkdir()
+    record = {"case": "aa", "run": parent.store.token, "input": {}}
+    parent.store.commit(part, "aa", record)
+    old = parent.processes[0]
+    failed = {"event": "failed", "case": "bb", "kind": "error", "error": "It fails.", "unreachable": False}
+    parent.session._on_news("message", old, failed)
+    parent.session._start = bool
+    parent.serve(("message", old, {"event": "done", "case": "aa", "record": record}), ("ended", old, -9))
+    assert [(event["case"], event["state"]) for event in parent.told("finished")] == [("bb", "failed"), ("aa", "done")]
+    assert parent.sent() == []
+
+
+def test_a_full_disk_leaves_nothing_of_the_cases_in_progress_and_blames_none(parent):
+    parent.play(*BOTH)
+    for name in ("aa", "bb"):
+        parent.store.part(name).mkdir()
+    failed = {"event": "failed", "case": "aa", "kind": "output", "error": "Full."}
+    parent.session._start = bool
+    parent.serve(("message", parent.processes[0], failed))
+    assert parent.events[-2:] == [{"event": "fatal", "error": "Full.", "usage": False}, {"event": "ended"}]
+    assert (outcomes(parent), list(parent.store.cases.iterdir())) == ({}, [])
+
+
 def test_three_workers_in_a_row_that_do_nothing_end_the_session(parent):
     parent.play("submit aa", "exit 1", "exit 1")
     assert (len(parent.processes), parent.events) == (3, [])
@@ -307,6 +412,34 @@ def test_when_the_session_winds_down_only_what_is_being_analyzed_is_finished(par
     assert parent.events[-1] == {"event": "ended"}
     assert parent.sent() == ["aa", "bb"]
     assert (parent.processes[0].killed, list(parent.store.cases.iterdir())) == (1, [])
+
+
+@pytest.mark.parametrize("phases", [["analyzing"], ["analyzing", "analyzed"], ["analyzing", "analyzed", "writing"]])
+@pytest.mark.parametrize("first", ["aa", "bb"])
+def test_when_the_session_winds_down_both_the_case_analyzed_and_the_one_written_are_finished(parent, phases, first):
+    parent.play("ready", "submit aa", "submit bb", "reading aa", "read aa", "analyzing aa", "analyzed aa", "writing aa")
+    parent.play("reading bb", "read bb", *(f"{phase} bb" for phase in phases))
+    failed = {"event": "failed", "kind": "input", "error": "No liver.", "unreachable": False}
+    done = {"event": "done", "record": {}}
+    said = [{**(done if name == "aa" else failed), "case": name} for name in (first, {"aa": "bb", "bb": "aa"}[first])]
+    parent.session._start = bool
+    parent.serve(("wind down",), *(("message", parent.processes[0], one) for one in said))
+    assert outcomes(parent) == {"aa": "done", "bb": "input"}
+    assert parent.processes[0].killed == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_case_begun_after_the_session_began_to_wind_down_neither_ends_nor_prolongs_it(parent, fails):
+    parent.play("ready", "submit aa", "submit bb", "reading aa", "read aa", "analyzing aa", "reading bb", "read bb")
+    said = [{"event": event, "case": "aa"} for event in ("analyzed", "writing")]
+    said += [{"event": "analyzing", "case": "bb"}]
+    if fails:
+        said += [{"event": "failed", "case": "bb", "kind": "input", "error": "No liver.", "unreachable": False}]
+    said += [{"event": "done", "case": "aa", "record": {}}, {"event": "done", "case": "bb", "record": {}}]
+    parent.session._start = bool
+    parent.serve(("wind down",), *(("message", parent.processes[0], one) for one in said))
+    assert outcomes(parent) == {"aa": "done"} | ({"bb": "input"} if fails else {})
+    assert parent.processes[0].killed == 1
 
 
 def test_a_worker_that_refuses_the_request_or_cannot_be_started_ends_the_session(parent, monkeypatch):

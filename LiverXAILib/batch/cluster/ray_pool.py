@@ -87,7 +87,7 @@ class RayWorkerPool:
             cpus = min(cpus, resources.get("CPU", 1) / workers)
         needs = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": cpus}
         config = settings.config(store) | {"threads": settings.threads or (0 if gpus else max(1, int(cpus)))}
-        # One call may wait in each actor while another one runs: its image is read in the meantime.
+        # Several calls run in each actor at the same time: see DEPTH.
         self._actor_class = ray.remote(max_concurrency=DEPTH + 2, max_restarts=0, max_task_retries=0, **needs)(
             CaseActor
         )
@@ -251,7 +251,7 @@ class CaseActor:
         return answer.get()
 
     def wind_down(self) -> None:
-        """Finish the case that is being analyzed; drop the others."""
+        """Finish the cases that are being analyzed or written; drop the others."""
         self._session.wind_down()
 
     def _note(self, event: dict[str, Any]) -> None:
