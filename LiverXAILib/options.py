@@ -250,7 +250,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "--explain",
         metavar="TARGET",
         nargs="*",
-        action=_Words,
+        action=Words,
         help="what to explain: liver, tumor, lesion:N, … (default: the liver by its border, the tumor by a heat "
         "map; without a target: no explanation)",
     )
@@ -267,7 +267,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "--write",
         metavar="OUTPUT",
         nargs="*",
-        action=_Words,
+        action=Words,
         help=f"what to write: {', '.join(WRITERS)} (labels, tables and provenance are always written)",
     )
     for name, text in _SHORTCUTS.items():
@@ -311,7 +311,7 @@ class _MaxMemory(argparse.Action):
         os.environ[MAX_MEMORY] = values
 
 
-class _Words(argparse.Action):
+class Words(argparse.Action):
     """Collect the words of an option that may be given several times; without a word the list is empty."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:

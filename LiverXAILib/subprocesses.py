@@ -58,6 +58,13 @@ _THREADS = (
 WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def limit_threads(environment: dict[str, str], threads: int) -> None:
+    """Tell numerical libraries, in the environment of a new process, how many threads to use; 0: they decide."""
+    environment.setdefault(*WAITING)
+    for name in _THREADS if threads else ():
+        environment.setdefault(name, str(threads))
+
+
 class ChildProcess:
     """A child process that exchanges JSON lines with its parent until it ends by itself or is killed.
 
@@ -76,9 +83,7 @@ class ChildProcess:
     ) -> None:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment.setdefault(*WAITING)
-        for name in _THREADS if threads else ():
-            environment.setdefault(name, str(threads))
+        limit_threads(environment, threads)
         isolation: dict[str, Any] = (
             {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
             if os.name == "nt"

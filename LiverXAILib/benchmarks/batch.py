@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``liverxai benchmark batch``: cases per hour, overhead, memory and scaling of batches, in one run.
 
-The batch is measured from outside, as users run it: by the command line, its manifest and its processes' memory.
-The bare loop that it is compared with (read, analyze, write; one case after the other; nothing else) does the same work
-in one process. Bare loop, one worker and two workers are measured in turn, so that other load on the machine affects
-all of them, and without the loading of the model, which each does once.
+The batch is measured from outside, as users run it: by the command line, with its default outputs and threads, by its
+manifest and its processes' memory. The bare loop that it is compared with (read, analyze, write; one after the other;
+nothing else) makes the same files with the same number of threads in one process. Bare loop, one worker and two workers
+are measured in turn, so that other load on the machine affects all of them, and without the loading of the model, which
+each does once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -30,8 +32,9 @@ from ..errors import LiverXAIError, UsageError
 from ..files import require_exists, require_writable
 from ..inference import select_device
 from ..models import load_model
-from ..options import Options
+from ..options import Options, Words
 from ..pipeline import check_request
+from ..subprocesses import limit_threads
 from ..text import how_to_install
 from ..volumes.box import Box
 from ..volumes.io import read_volume, write_volume
@@ -49,16 +52,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", "-o", type=Path, metavar="FOLDER", required=True, help="folder for batch.json and batch.md"
     )
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use (default: phantoms)")
+    parser.description = (
+        "Measure batches beside a bare loop that reads, analyzes and writes one case after the other. Both write what "
+        "`liverxai batch` writes by default, the report included, into a temporary folder."
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="PATH",
+        help="an image, or a folder of images, used in turn until there are enough cases (default: phantoms)",
+    )
     parser.add_argument("--model", default="default", metavar="NAME", help="a model's name or folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--explain", nargs="*", metavar="TARGET", help="targets, as in analyze; none: segment only")
+    parser.add_argument(
+        "--explain", nargs="*", action=Words, metavar="TARGET", help="targets, as in analyze; none: segment only"
+    )
     parser.add_argument("--cases", type=int, default=4, metavar="N", help="cases in each timed run (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of each kind (default: 3)")
     parser.add_argument(
         "--small-cases", type=int, default=200, metavar="N", help="cases of the memory test (default: 200)"
     )
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="per worker (default: half the cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="per worker (default, as in batch: all cores for one worker, half of them for each of two)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,14 +87,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"This benchmark needs psutil: {how_to_install('evaluate')}.")
     if arguments.images is not None:
         require_exists(arguments.images)
+        if not _images(arguments.images, Path()):
+            raise UsageError(f"There are no files in {arguments.images}.")
     require_writable(arguments.output)
     # The children would report a wrong name with a traceback.
     check_request(load_model(arguments.model), arguments.explain)
     select_device(arguments.device)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    threads = arguments.threads or max(1, (os.cpu_count() or 1) // 2)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = _Scratch(Path(folder), arguments.model, arguments.device, arguments.explain, threads)
+        scratch = _Scratch(Path(folder), arguments.model, arguments.device, arguments.explain, arguments.threads)
         images = _images(arguments.images, scratch.folder / "images")
         small = [_cut_out(path, scratch.folder / "small" / f"{n}.nii.gz") for n, path in enumerate(images)]
         result = {
@@ -82,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             "model": arguments.model,
             "explained": "as by default" if arguments.explain is None else " ".join(arguments.explain) or "nothing",
             "images": f"{arguments.images or 'four phantoms'}, {_sizes(images)} voxels; for memory {_sizes(small)}",
-            "threads_per_worker": threads,
+            "threads_per_worker": arguments.threads or "as by default",
             "speed": _speed(scratch, images, arguments.cases, arguments.rounds),
             "memory": _memory(scratch, small, arguments.small_cases),
         }
@@ -103,14 +124,18 @@ def as_markdown(result: dict[str, Any]) -> str:
         (f"overhead of the batch over the bare loop, {rounds}", f"{speed['overhead_percent']:+.1f} %"),
         ("batch, two workers: cases per hour", f"{speed['two_workers_cases_per_hour']:.0f}"),
         (f"speed-up from one to two workers, {rounds}", f"{speed['speed_up']:.2f}"),
-        (f"memory of the worker, {memory['span']}", memory["text"]),
+        (
+            "batch, one worker: peak memory, first and second half of the cases",
+            f"{speed['first_half_mib']:.0f} and {speed['second_half_mib']:.0f} MiB",
+        ),
+        (f"small cases: memory of the worker, {memory['span']}", memory["text"]),
         ("growth of the worker's memory per 100 cases", f"{memory['growth_mib_per_100']:+.1f} MiB"),
         ("growth of the parent's memory per 100 cases", f"{memory['parent_growth_mib_per_100']:+.1f} MiB"),
     ]
     lines = ["| measured | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     described = ", ".join(f"{name} {value}" for name, value in machine.items())
     how = (
-        f"model {result['model']}, explained: {result['explained']}, {result['threads_per_worker']} threads per worker"
+        f"model {result['model']}, explained: {result['explained']}, threads per worker: {result['threads_per_worker']}"
     )
     return "\n".join([*lines, "", f"{described}; {how}; images: {result['images']}."]) + "\n"
 
@@ -119,10 +144,11 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def _speed(scratch: _Scratch, images: Sequence[Path], cases: int, rounds: int) -> dict[str, Any]:
-    bare, one, two = [], [], []
+    bare, one, two, runs = [], [], [], []
     for _ in range(rounds):
         bare.append(scratch.bare(images, cases))
-        one.append(scratch.batch(images, cases)["seconds"])
+        runs.append(scratch.batch(images, cases))
+        one.append(runs[-1]["seconds"])
         two.append(scratch.batch(images, cases, workers=2)["seconds"])
     return {
         "cases": cases,
@@ -135,6 +161,8 @@ def _speed(scratch: _Scratch, images: Sequence[Path], cases: int, rounds: int) -
         "two_workers_cases_per_hour": 3600 * cases / statistics.median(two),
         "overhead_percent": 100 * (statistics.median(b / a for a, b in zip(bare, one, strict=True)) - 1),
         "speed_up": statistics.median(b / a for a, b in zip(two, one, strict=True)),
+        "first_half_mib": statistics.median(run["peaks_mib"][0] for run in runs),
+        "second_half_mib": statistics.median(run["peaks_mib"][1] for run in runs),
     }
 
 
@@ -164,6 +192,7 @@ class _Scratch:
     """Runs batches and bare loops in a folder that is deleted afterwards."""
 
     def __init__(self, folder: Path, model: str, device: str, explain: list[str] | None, threads: int) -> None:
+        """:param threads: of each process; 0: those that ``liverxai batch`` chooses."""
         self.folder = folder
         self._model, self._device, self._explain, self._threads = model, device, explain, threads
         self._number = 0
@@ -172,8 +201,9 @@ class _Scratch:
         """Return the seconds of the bare loop over `cases` images, in a separate process."""
         code = f"from {__name__} import bare_loop; import json, sys; bare_loop(*json.loads(sys.argv[1]))"
         listed, output = self._listed(images, cases), self._new_folder()
-        words = json.dumps([str(listed), str(output), self._model, self._device, self._explain])
-        environment = {**_environment(), "OMP_NUM_THREADS": str(self._threads)}
+        words = json.dumps([str(listed), str(output), self._model, self._device, self._explain, self._threads])
+        environment = _environment()
+        limit_threads(environment, self._threads)
         text = _checked(
             subprocess.run(
                 [sys.executable, "-c", code, words], env=environment, capture_output=True, text=True, check=False
@@ -185,7 +215,7 @@ class _Scratch:
         """Return the seconds from the first case to the last, and the MiB of parent and worker after each case."""
         output = self._new_folder()
         command = [sys.executable, "-m", "LiverXAILib", "batch", str(self._listed(images, cases)), "-o", str(output)]
-        command += ["--model", self._model, "--device", self._device, "--no-report"]
+        command += ["--model", self._model, "--device", self._device]
         command += ["--workers", str(workers), "--threads", str(self._threads)]
         command += [] if self._explain is None else ["--explain", *self._explain]
         process = subprocess.Popen(
@@ -206,6 +236,7 @@ class _Scratch:
         at_each = [_last_until(time_, samples) for time_ in finished]
         return {
             "seconds": max(finished) - started,
+            "peaks_mib": _peaks(samples, sorted(finished)[(len(finished) - 1) // 2]),
             "parent_mib": [parent for _, parent, _ in at_each],
             "worker_mib": [worker for _, _, worker in at_each],
         }
@@ -222,16 +253,16 @@ class _Scratch:
         return path
 
 
-def bare_loop(listed: str, output: str, model_name: str, device: str, explain: list[str] | None) -> None:
+def bare_loop(listed: str, output: str, model_name: str, device: str, explain: list[str] | None, threads: int) -> None:
     """Read, analyze and write each case of a list; prints the seconds after the model was loaded."""
-    from ..models import load_model
-
-    options = Options(explain=None if explain is None else tuple(explain), report=False, scene=False)
-    model = load_model(model_name)
+    context = RunContext(device=device, threads=threads)
+    context.limit_threads()
+    options = Options(explain=None if explain is None else tuple(explain), scene=False)
+    model = load_model(model_name).to(select_device(device))
     rows = json.loads(Path(listed).read_text(encoding="utf-8"))
     started = time.perf_counter()
     for row in rows:
-        analysis = options.analyze(options.read(Path(row["input"])), model, RunContext(device=device))
+        analysis = options.analyze(options.read(Path(row["input"])), model, context)
         options.save(analysis, Path(output) / row["case"])
     sys.stdout.write(f"{time.perf_counter() - started}\n")
 
@@ -239,7 +270,8 @@ def bare_loop(listed: str, output: str, model_name: str, device: str, explain: l
 def _images(given: Path | None, folder: Path) -> list[Path]:
     """Return the user's images, or four phantoms."""
     if given is not None:
-        return sorted(path.absolute() for path in given.iterdir() if path.is_file())
+        files = given.iterdir() if given.is_dir() else [given]
+        return sorted(path.absolute() for path in files if path.is_file())
     paths = []
     for seed in range(1, 5):
         paths.append(folder / f"phantom{seed}.nii.gz")
@@ -303,6 +335,13 @@ def _watch(process: subprocess.Popen[str], output: Path, samples: list[tuple[flo
             # The process has just ended.
             pass
         time.sleep(_SAMPLE_SECONDS)
+
+
+def _peaks(samples: Sequence[tuple[float, float, float]], middle: float) -> tuple[float, float]:
+    """Return the worker's largest memory up to a time and after it."""
+    halves = ([worker for time_, _, worker in samples if (time_ > middle) == later] for later in (False, True))
+    first, second = (max(half, default=math.nan) for half in halves)
+    return first, second
 
 
 def _last_until(time_: float, samples: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

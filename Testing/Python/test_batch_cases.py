@@ -25,6 +25,7 @@ from pydicom.uid import generate_uid
 from LiverXAILib.batch import command
 from LiverXAILib.batch.cases import content_hash, find_cases, image_files, safe_name, stamp
 from LiverXAILib.batch.store import Shard
+from LiverXAILib.benchmarks import batch as benchmark_batch
 from LiverXAILib.errors import InputError, UsageError
 
 
@@ -298,12 +299,14 @@ def test_the_examples_of_the_documentation_are_right(tmp_path):
         path = tmp_path / f"list.{kind}"
         path.write_text(textwrap.dedent(example), encoding="utf-8")
         assert labels(find_cases(path)) == (["anna", "bert"] if kind == "csv" else ["anna/ct.nii.gz", "scanner/0815"])
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    known = {option for action in parser._actions for option in action.option_strings}
     foreign = {"--no-splash", "--no-main-window", "--python-script", "--help", "--usage", "--array", "--cpus-per-task"}
     foreign |= {"--gres", "--mem", "--time", "--requeue"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - foreign <= known
+    use, measured = text.split("\n## Measured\n")
+    for part, module, others in ((use, command, foreign), (measured, benchmark_batch, set())):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        known = {option for action in parser._actions for option in action.option_strings}
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", part)) - others <= known
 
 
 # --- identity -----------------------------------------------------------------------------------------------------
