@@ -462,6 +462,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         ui.saveButton.connect("clicked(bool)", self.onSave)
         ui.comparisonSelector.connect("currentIndexChanged(int)", self.comparison.on_chosen)
         ui.comparisonTable.connect("cellClicked(int,int)", self.comparison.on_row)
+        ui.sideBySideButton.connect("toggled(bool)", self.comparison.on_side_by_side)
         ui.compareButton.connect("clicked(bool)", self.onCompare)
         ui.measureButton.connect("clicked(bool)", self.reader.on_measure)
         ui.acceptButton.connect("clicked(bool)", self.reader.on_accept)
@@ -489,6 +490,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
 
     def exit(self) -> None:
         """Called when Slicer shows another module; a running analysis continues."""
+        self.comparison.end_side_by_side()
 
     def cleanup(self) -> None:
         """Release everything; called when the module is unloaded or Slicer quits."""
@@ -611,6 +613,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
 
     def onResultChosen(self) -> None:
         if self.state.listens:
+            self.comparison.end_side_by_side()  # first, because the views then show the other result
             self.reader.on_result_chosen()
             self.calipers.follow(self.results.selected_lesion)
             self.update()

@@ -126,6 +126,15 @@ class Reading:
         table = ui.comparisonTable
         table.setFixedHeight(table.horizontalHeader().height + table.rowCount * table.rowHeight(0) + 4)
         self.picture("compared", place, (ui.comparisonSelector, table, ui.agreementLabel))
+        right = SliceView(self.panel.host, "Yellow", (WIDTH, WIDTH))
+        layouts = slicer.vtkMRMLLayoutLogic()  # as with a main window
+        layouts.SetMRMLScene(slicer.mrmlScene)
+        comparison.update()
+        self.click(ui.sideBySideButton)
+        path = self.folder / "reader-side-by-side.png"
+        gap = np.full((WIDTH, 4, 3), 90, np.uint8)
+        matplotlib.image.imsave(path, np.hstack([self.view.picture(), gap, right.picture()]))
+        print(path)
 
     def click(self, button: Any, at: Any = None) -> None:
         """Press a button of the panel, click `at` a place (LPS mm) in a slice view if given, and wait."""

@@ -14,6 +14,7 @@ from ..errors import LiverXAIError
 from ..models import ModelSpec
 from ..mrml.comparison import COMPARED_COLORS, compared_node
 from ..mrml.nodes import SET, remove_result
+from ..mrml.side_by_side import end_side_by_side, is_side_by_side, layout_of, show_on_the_right, show_side_by_side
 from ..reading.agreement import Agreement, agreement
 from ..volumes.volume import lps_to_ras
 from .model_choice import ModelChoice
@@ -27,7 +28,7 @@ class Comparison:
     """The choice of another result of the CT, its outlines in the slice views, and the table of agreement.
 
     The outlines are in a temporary node. Nothing else in the scene or in the views changes, so that everything is as it
-    was when the comparison ends.
+    was when the comparison ends. Side by side, both results are in views of their own, until that is switched off.
     """
 
     def __init__(self, state: PanelState, models: ModelChoice) -> None:
@@ -61,7 +62,7 @@ class Comparison:
     def update(self) -> None:
         """Follow the chosen CT, its results, and changes of both results that are compared."""
         ui, current = self._ui, self._state.result("segmentation")
-        others = self._others()
+        others, before = self._others(), (self._current, self._other)
         ui.comparisonButton.visible = current is not None
         ui.comparisonLabel.enabled = ui.comparisonSelector.enabled = bool(others)
         if current is not None and current.GetID() == self._other:
@@ -70,21 +71,41 @@ class Comparison:
         self._current = current.GetID() if current is not None else ""
         if self._other not in others.values():
             self._other = ""
+        if (self._current, self._other) != before:
+            self.end_side_by_side()
         self._fill(others)
         spec = self._models.spec()
-        if not self._other or spec is None:
+        if current is None or not self._other or spec is None:
             self._clear()
         elif is_edited(current):  # numbers of lesions are from before the edit
             if self.outlines is None:
                 self._say(_("Press Measure again first: the segmentation was edited."))
         else:
             self._compare(spec, current, self._state.scene.GetNodeByID(self._other))
+        self._show_button()
 
     def on_chosen(self) -> None:
         """Compare with the result that was chosen from the list, or with none."""
         if self._state.listens:
+            self.end_side_by_side()
             self._other = self._ui.comparisonSelector.currentData or ""
             self.update()
+
+    def on_side_by_side(self, wanted: bool) -> None:
+        """Show both results in one view each, next to each other, or end that."""
+        if not self._state.listens:
+            return
+        if wanted:
+            current = self._state.scene.GetNodeByID(self._current)
+            show_side_by_side(self._state.scene, self._state.volume_node, current, self.outlines)
+        else:
+            self.end_side_by_side()
+
+    def end_side_by_side(self) -> None:
+        """Restore layout, views and outlines, if both results are shown side by side."""
+        if is_side_by_side(self._state.scene):
+            end_side_by_side(self._state.scene)
+        self._show_button()
 
     def on_row(self, row: int, column: int) -> None:
         """Move the slice views to the lesion of a row."""
@@ -164,7 +185,10 @@ class Comparison:
             self._remove_outlines()
             title = other.GetAttribute(SET) or other.GetName()
             self._node = compared_node(layers, self._state.scene, self._state.volume_node, title)
+            if is_side_by_side(self._state.scene):
+                show_on_the_right(self._node)
             self._show(found)
+            self._show_button()
 
     def _show(self, found: Agreement) -> None:
         """Show the numbers, and what the outlines are."""
@@ -197,8 +221,14 @@ class Comparison:
         self._ui.agreementLabel.text = text
         self._ui.agreementLabel.visible = bool(text)
 
+    def _show_button(self) -> None:
+        with self._state.filling():
+            self._ui.sideBySideButton.enabled = self.outlines is not None and layout_of(self._state.scene) is not None
+            self._ui.sideBySideButton.checked = is_side_by_side(self._state.scene)
+
     def _clear(self) -> None:
         """Remove the outlines and the numbers."""
+        self.end_side_by_side()
         self._timer.stop()
         self._work, self._asked, self._places = None, ("", ""), []
         self._ui.comparisonTable.visible = False

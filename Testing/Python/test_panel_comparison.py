@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from batch_toys import phantom, write_model
-from panel_toys import apply_and_wait, choose_model, decide, decided, prepare, results, save_and_reopen
+from panel_toys import add_ct, apply_and_wait, choose_model, decide, decided, prepare, results, save_and_reopen
 from test_panel_reader import erase, segment_array
 
 from LiverXAILib.errors import UsageError
@@ -181,3 +181,217 @@ def test_results_of_two_models_are_compared(panel, toy_model, tmp_path):
     assert len(results(node, "segmentation")) == 1
     compare(panel)
     assert 0 < float(compared(panel)[0][3]) < 1
+
+
+#: Width and height of Slicer's slice views in a four-up layout, and side by side.
+FOUR_UP, SIDE_BY_SIDE = (500, 400), (480, 810)
+
+
+class SlicerViews:
+    """Slicer's layout and slice views without windows; as there, views are resized whenever the layout changes."""
+
+    def __init__(self, host):
+        self.layouts = slicer.vtkMRMLLayoutLogic()
+        self.layouts.SetMRMLScene(host.scene)
+        self.layout = self.layouts.GetLayoutNode()
+        self.layout.SetViewArrangement(self.layout.SlicerLayoutFourUpView)
+        self.logics = {}
+        for name in ("Red", "Yellow", "Green"):
+            self.logics[name] = logic = slicer.vtkMRMLSliceLogic()
+            logic.SetMRMLApplicationLogic(host.logic)
+            logic.SetMRMLScene(host.scene)
+            logic.SetSliceNode(host.scene.GetSingletonNode(name, "vtkMRMLSliceNode"))
+            host.slice_logics.AddItem(logic)
+        self.layout.AddObserver("ModifiedEvent", self.resize)
+        self.resize()
+
+    def resize(self, *_event):
+        is_split = self.layout.GetViewArrangement() == self.layout.SlicerLayoutSideBySideView
+        for logic in self.logics.values():
+            logic.ResizeSliceNode(*(SIDE_BY_SIDE if is_split else FOUR_UP))
+
+    def close(self, host):
+        for logic in self.logics.values():
+            host.slice_logics.RemoveItem(logic)
+            logic.SetMRMLScene(None)
+        self.layouts.SetMRMLScene(None)
+        host.reset()
+        host.scene.RemoveNode(self.layout)
+
+    def node(self, name):
+        return self.logics[name].GetSliceNode()
+
+    def shown(self, name):
+        """The plane of a view in RAS, its panning, and the field of view in mm."""
+        node = self.node(name)
+        matrix = [node.GetSliceToRAS().GetElement(row, column) for row in range(4) for column in range(4)]
+        return tuple(round(x, 6) for x in (*matrix, *node.GetXYZOrigin(), *node.GetFieldOfView()))
+
+    def scroll(self, name, mm):
+        """Scroll as the mouse wheel does, which is what linked views follow."""
+        logic = self.logics[name]
+        logic.StartSliceNodeInteraction(slicer.vtkMRMLSliceNode.SliceToRASFlag)
+        logic.SetSliceOffset(mm)
+        logic.EndSliceNodeInteraction()
+
+    def zoom(self, name, factor):
+        logic, (x, y, z) = self.logics[name], self.node(name).GetFieldOfView()
+        logic.StartSliceNodeInteraction(slicer.vtkMRMLSliceNode.FieldOfViewFlag)
+        self.node(name).SetFieldOfView(x / factor, y / factor, z)
+        self.node(name).UpdateMatrices()
+        logic.EndSliceNodeInteraction()
+
+
+@pytest.fixture
+def views(opened_panel):
+    views = SlicerViews(opened_panel.host)
+    yield views
+    views.close(opened_panel.host)
+
+
+@pytest.fixture
+def looking(panel, views, two):
+    """Two results that are compared, in views that show another volume and are zoomed and moved by the reader."""
+    elsewhere = add_ct(phantom(), "elsewhere")
+    for name, logic in views.logics.items():
+        logic.GetSliceCompositeNode().SetBackgroundVolumeID(elsewhere.GetID())
+        views.node(name).SetXYZOrigin(*(5.0 * len(name), -3.0, 0.0))
+        views.zoom(name, 1 + len(name) / 10)
+        views.scroll(name, 10.0 * len(name))
+    views.resize()  # so that Slicer has noticed how thick the slices are
+    compare(panel)
+    return two
+
+
+def where(node):
+    return list(node.GetDisplayNode().GetViewNodeIDs())
+
+
+def test_two_results_are_shown_side_by_side_and_views_are_restored(panel, views, looking):
+    (current,) = results(looking, "segmentation")
+    before, shown = state_of_views(), {name: views.shown(name) for name in views.logics}
+    panel.click(panel.ui.sideBySideButton)
+    assert views.layout.GetViewArrangement() == views.layout.SlicerLayoutSideBySideView
+    assert views.shown("Yellow") == views.shown("Red")
+    assert views.shown("Red")[:19] == shown["Red"][:19]
+    assert views.node("Yellow").GetOrientation() == "Axial"
+    for name in ("Red", "Yellow"):
+        assert views.logics[name].GetSliceCompositeNode().GetBackgroundVolumeID() == looking.GetID()
+    assert where(current) == ["vtkMRMLSliceNodeRed"]
+    assert where(panel.widget.comparison.outlines) == ["vtkMRMLSliceNodeYellow"]
+    panel.click(panel.ui.sideBySideButton)
+    assert state_of_views() == before
+    assert where(panel.widget.comparison.outlines) == []
+
+    panel.click(panel.ui.sideBySideButton)
+    for scrolled, mm, factor in (("Red", 21.0, 1.5), ("Yellow", -13.0, 0.8)):
+        views.scroll(scrolled, mm)
+        views.zoom(scrolled, factor)
+        assert views.logics["Red"].GetSliceOffset() == views.logics["Yellow"].GetSliceOffset() == mm
+        assert views.shown("Yellow") == views.shown("Red")
+    panel.click(panel.ui.sideBySideButton)
+    assert views.logics["Red"].GetSliceOffset() == -13.0, "the reader stays at the slice"
+    after = state_of_views()
+    assert {name for name in before if after[name] != before[name]} == {"vtkMRMLSliceNodeRed"}
+
+
+def end_by(panel, way):
+    if way == "no other result":
+        panel.ui.comparisonSelector.setCurrentIndex(0)
+    elif way == "another result":
+        panel.ui.resultSelector.setCurrentIndex(1)
+    elif way == "another CT":
+        panel.ui.inputSelector.setCurrentNode(slicer.util.getNode("elsewhere"))
+    else:
+        panel.widget.exit()
+    qtapplication.process_events()
+
+
+@pytest.mark.parametrize("way", ["no other result", "another result", "another CT", "module left"])
+def test_side_by_side_ends_with_what_is_compared(panel, views, looking, way):
+    (current,) = results(looking, "segmentation")
+    kinds = ("vtkMRMLSliceNode", "vtkMRMLLayout")
+    before = {name: text for name, text in state_of_views().items() if name.startswith(kinds)}
+    panel.click(panel.ui.sideBySideButton)
+    end_by(panel, way)
+    assert state_of_views().items() >= before.items()
+    composites = [logic.GetSliceCompositeNode() for logic in views.logics.values()]
+    assert [node.GetLinkedControl() for node in composites] == [0, 0, 0]
+    assert len({node.GetBackgroundVolumeID() for node in composites}) == 1
+    assert where(current) == []
+    assert not panel.ui.sideBySideButton.checked
+
+
+def test_side_by_side_ends_when_a_third_result_takes_part(panel, views, looking):
+    panel.click(panel.ui.sideBySideButton)
+    panel.ui.resultSelector.setCurrentIndex(panel.ui.resultSelector.count - 1)  # New
+    apply_and_wait(panel)
+    assert not panel.ui.sideBySideButton.checked
+    compare(panel, 1)
+    panel.click(panel.ui.sideBySideButton)
+    assert panel.ui.sideBySideButton.checked
+    panel.ui.comparisonSelector.setCurrentIndex(2)
+    assert not panel.ui.sideBySideButton.checked
+    assert views.layout.GetViewArrangement() == views.layout.SlicerLayoutFourUpView
+
+
+def test_side_by_side_ends_before_the_scene_is_closed(panel, views, looking):
+    # All but the thickness, which Slicer updates later.
+    shown = {name: views.shown(name)[:-1] for name in views.logics}
+    panel.click(panel.ui.sideBySideButton)
+    closing, scene = [], panel.host.scene
+    tag = scene.AddObserver(
+        scene.StartCloseEvent, lambda *_: closing.append({name: views.shown(name)[:-1] for name in views.logics}), -1.0
+    )
+    panel.host.clear()
+    scene.RemoveObserver(tag)
+    assert closing == [shown]
+    assert views.layout.GetViewArrangement() == views.layout.SlicerLayoutFourUpView
+    assert (panel.ui.sideBySideButton.checked, panel.ui.sideBySideButton.enabled) == (False, False)
+
+
+def test_a_scene_saved_side_by_side_is_restored_when_it_is_opened(panel, views, looking, tmp_path):
+    shown = {name: views.shown(name)[:-1] for name in ("Yellow", "Green")}
+    panel.click(panel.ui.sideBySideButton)
+    _node, current = save_and_reopen(panel, tmp_path / "scene.mrb")
+    assert where(current) == []
+    assert views.layout.GetViewArrangement() == views.layout.SlicerLayoutFourUpView
+    for name in shown:
+        assert views.shown(name)[:-1] == pytest.approx(shown[name], rel=1e-5)  # as many digits as a scene has
+    assert {logic.GetSliceCompositeNode().GetLinkedControl() for logic in views.logics.values()} == {0}
+
+
+def test_what_the_reader_changes_side_by_side_stays(panel, views, looking):
+    panel.click(panel.ui.sideBySideButton)
+    views.layout.SetViewArrangement(views.layout.SlicerLayoutOneUpRedSliceView)
+    views.logics["Red"].GetSliceCompositeNode().SetBackgroundVolumeID(None)
+    panel.click(panel.ui.sideBySideButton)
+    assert views.layout.GetViewArrangement() == views.layout.SlicerLayoutOneUpRedSliceView
+    assert views.logics["Red"].GetSliceCompositeNode().GetBackgroundVolumeID() is None
+    assert views.logics["Yellow"].GetSliceCompositeNode().GetBackgroundVolumeID() != looking.GetID()
+
+
+def test_side_by_side_follows_decisions_and_ends_a_maximized_view(panel, views, looking):
+    views.layout.AddMaximizedViewNode(views.node("Green"))
+    panel.click(panel.ui.sideBySideButton)
+    assert views.layout.GetNumberOfMaximizedViewNodes() == 0
+    first = panel.widget.comparison.outlines
+    decide(panel, 1, "accept")
+    qtapplication.wait_until(lambda: panel.widget.comparison.outlines not in (None, first))
+    assert where(panel.widget.comparison.outlines) == ["vtkMRMLSliceNodeYellow"]
+    assert where(*results(looking, "segmentation")) == ["vtkMRMLSliceNodeRed"]
+    panel.click(panel.ui.sideBySideButton)
+    assert views.layout.IsMaximizedViewNode(views.node("Green"))
+
+
+def test_there_is_no_side_by_side_without_a_layout_or_with_damaged_records(panel, two, request):
+    compare(panel)
+    assert not panel.ui.sideBySideButton.enabled  # Slicer without a main window
+    views = request.getfixturevalue("views")
+    panel.widget.comparison.update()
+    panel.click(panel.ui.sideBySideButton)
+    for record in ("{", "[1]", '[["vtkMRMLSliceNodeRed", "Name", "", "Red"]]'):
+        views.layout.SetAttribute("LiverXAI.Before", record)
+        panel.widget.comparison.end_side_by_side()
+        assert views.layout.GetAttribute("LiverXAI.Before") is None
+    assert views.node("Red").GetName() == "Red"
