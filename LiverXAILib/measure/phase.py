@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
 import numpy as np
 from scipy import ndimage
 
-from ..volumes.box import bounding_box, largest_component
+from ..volumes.box import Box, bounding_box, largest_component
 from ..volumes.orientation import reorient
 from ..volumes.volume import Volume
 from .measurements import ContrastPhase
@@ -27,25 +30,68 @@ _MISREAD, _ANY_HU = 0.1, 400.0
 _COARSE_MM, _DISC_MM, _BONE_HU = 2.0, 12.0, 250.0
 
 
+class _Field(NamedTuple):
+    """Where the aorta may be in a slice, and the mean and standard deviation of the HU around each pixel there."""
+
+    k: int
+    at: tuple[np.ndarray, ...]
+    mean: np.ndarray
+    spread: np.ndarray
+
+
+class _Scan:
+    """What is needed of a CT, and does not depend on the outlines of lesions: it is computed once for all decisions.
+
+    :param volume: the CT.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        upright = reorient(volume, "SPL")
+        steps = [max(1, round(_COARSE_MM / size)) for size in upright.spacing[::-1]]
+        self._coarse = tuple(slice(None, None, step) for step in steps)
+        self.spacing = np.array(upright.spacing[::-1]) * steps
+        self.hu = upright.array[self._coarse].astype(np.float32)
+        self._smooth: tuple[Box | None, np.ndarray] = None, self.hu
+        self._fields: tuple[slice | None, list[_Field]] = None, []
+
+    def coarse(self, volume: Volume) -> np.ndarray:
+        """The voxels of another image of the same grid that are examined."""
+        return reorient(volume, "SPL").array[self._coarse]
+
+    def smooth(self, box: Box) -> np.ndarray:
+        """The HU in a box, smoothed by 2 mm."""
+        if self._smooth[0] != box:
+            self._smooth = box, ndimage.gaussian_filter(self.hu[box], 2.0 / self.spacing)
+        return self._smooth[1]
+
+    def fields(self, slices: slice) -> list[_Field]:
+        """:func:`_fields` in these slices."""
+        if self._fields[0] != slices:
+            self._fields = slices, _fields(self.hu[slices], self.spacing)
+        return self._fields[1]
+
+
+#: What was computed for each image in use, with the last extent of its liver.
+_SCANS: WeakKeyDictionary[Volume, _Scan] = WeakKeyDictionary()
+
+
 def estimate_phase(volume: Volume, parenchyma: np.ndarray) -> ContrastPhase | None:
     """The contrast phase of `volume`; None if there is too little liver to tell.
 
     :param parenchyma: the liver without lesions, bool (k, j, i).
     """
-    upright, liver = (reorient(v, "SPL") for v in (volume, volume.with_array(parenchyma)))
-    steps = [max(1, round(_COARSE_MM / size)) for size in upright.spacing[::-1]]
-    coarse = tuple(slice(None, None, step) for step in steps)
-    spacing = np.array(upright.spacing[::-1]) * steps
-    hu, inside = upright.array[coarse].astype(np.float32), liver.array[coarse]
+    scan = _SCANS.get(volume)
+    if scan is None:
+        scan = _SCANS[volume] = _Scan(volume)
+    hu, inside = scan.hu, scan.coarse(volume.with_array(parenchyma))
     core = ndimage.binary_erosion(inside, iterations=2)
     box = bounding_box(core)
     if box is None or np.count_nonzero(core) < 200:
         return None
     liver_hu = float(np.median(hu[core]))
     around = box.grown((2, 2, 2), hu.shape)
-    smooth = ndimage.gaussian_filter(hu[around], 2.0 / spacing)
-    vessels_hu = float(np.percentile(smooth[core[around]], 99))
-    aorta_hu = _aorta(hu[box.k], inside[box.k], spacing)
+    vessels_hu = float(np.percentile(scan.smooth(around)[core[around]], 99))
+    aorta_hu = _aorta(scan.fields(box.k), _noise(hu[box.k], inside[box.k]), inside[box.k])
     found = (aorta_hu, liver_hu, vessels_hu - liver_hu)
     likelihood = {
         phase: float(np.prod([_density(value, *one) for value, one in zip(found, typical, strict=True)]))
@@ -63,12 +109,23 @@ def _density(value: float | None, mean: float, spread: float) -> float:
     return float((1 - _MISREAD) * normal + _MISREAD / _ANY_HU)
 
 
-def _aorta(hu: np.ndarray, liver: np.ndarray, spacing: np.ndarray) -> float | None:
+def _aorta(fields: list[_Field], noise: float, liver: np.ndarray) -> float | None:
     """HU of the aorta in the slices of the liver (k to superior, j to posterior, i to the left)."""
+    values = []
+    for k, at, mean, spread in fields:
+        near = (spread < 1.5 * noise + 6) & ~liver[k][at]
+        if near.any():
+            values.append(float(mean[near].max()))
+    if len(values) < 3 or np.subtract(*np.percentile(values, (75, 25))) > _EVEN_HU:
+        return None  # within a vessel, slices agree
+    return float(np.median(values))
+
+
+def _fields(hu: np.ndarray, spacing: np.ndarray) -> list[_Field]:
+    """Where the aorta may be, in each slice of `hu` (k to superior, j to posterior, i to the left) with a spine."""
     body = largest_component(hu > -300)
     size = [max(1, round(_DISC_MM / mm)) for mm in spacing[1:]]
-    noise = _noise(hu, liver)
-    values = []
+    fields = []
     for index in range(0, len(hu), max(1, round(6 / spacing[0]))):
         part = hu[index]
         columns, rows = (np.flatnonzero(body[index].any(axis=axis)) for axis in (0, 1))
@@ -80,16 +137,13 @@ def _aorta(hu: np.ndarray, liver: np.ndarray, spacing: np.ndarray) -> float | No
         if len(bone) * spacing[1] * spacing[2] < 200:
             continue
         spine_j, spine_i = bone.mean(axis=0)
-        mean, spread = _local(part, size)
         j, i = np.indices(part.shape)
         before = (spine_j - j) * spacing[1]
         aside = (i - spine_i) * spacing[2]
-        near = (before > 18) & (before < 60) & (aside > -12) & (aside < 35) & (spread < 1.5 * noise + 6) & ~liver[index]
-        if near.any():
-            values.append(float(mean[near].max()))
-    if len(values) < 3 or np.subtract(*np.percentile(values, (75, 25))) > _EVEN_HU:
-        return None  # within a vessel, slices agree
-    return float(np.median(values))
+        at = np.nonzero((before > 18) & (before < 60) & (aside > -12) & (aside < 35))
+        mean, spread = _local(part, size)
+        fields.append(_Field(index, at, mean[at], spread[at]))
+    return fields
 
 
 def _local(image: np.ndarray, size: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from scipy.stats import norm
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference.segmentation import Segmentation
-from LiverXAILib.measure import measure
+from LiverXAILib.measure import measure, phase
 from LiverXAILib.measure.lesions import enhancement, location, slice_instance_number, sphericity
 from LiverXAILib.measure.liver import ROMAN, remnants, segment_masks, standard_volume_ml, steatosis_hint
 from LiverXAILib.measure.measurements import (
@@ -31,7 +31,7 @@ from LiverXAILib.measure.measurements import (
     Measurements,
     RejectedLesion,
 )
-from LiverXAILib.measure.phase import _aorta, _density, estimate_phase
+from LiverXAILib.measure.phase import _density, estimate_phase
 from LiverXAILib.measure.plausibility import Position, implausibilities, liver_position
 from LiverXAILib.measure.recist import recist
 from LiverXAILib.models.labels import result_labels
@@ -298,6 +298,37 @@ def test_the_phase_is_told_from_liver_aorta_and_veins(liver: float, aorta: float
     assert found.phase == phase
     assert found.aorta_hu == pytest.approx(aorta, abs=8)
     assert 0.5 < found.probability <= 1
+
+
+def test_the_phase_after_a_change_of_the_outlines_is_that_of_a_first_look() -> None:
+    rng, hu = np.random.default_rng(0), _body()
+    volume, seen = Volume(hu, MATRIX), set()
+    k, j, i = np.nonzero(LIVER_AT)
+    for cut in (0, 0, 6, 6, 0, 12, 0):
+        liver = LIVER_AT.copy()
+        liver[k.max() + 1 - cut :] = False  # as a correction of the liver does, which moves the slices in question
+        at = rng.integers(len(k))
+        liver[k[at] - 4 : k[at] + 5, j[at] - 6 : j[at] + 7, i[at] - 6 : i[at] + 7] = False
+        found = estimate_phase(volume, liver)
+        assert found == estimate_phase(Volume(hu, MATRIX), liver)
+        assert found is not None
+        assert found.aorta_hu is not None
+        seen.add(found)
+    assert len(seen) > 3
+
+
+def test_after_decisions_about_lesions_only_their_part_of_the_phase_is_estimated_again(monkeypatch) -> None:
+    searched, fields = [], phase._fields
+    monkeypatch.setattr(phase, "_fields", lambda *args: searched.append(1) or fields(*args))
+    volume, smooth = Volume(_body(), MATRIX), set()
+    for lesions in (LESIONS, LESIONS & (K < 30), LESIONS & (J < 30)):
+        measure(volume, _segmentation(lesions=lesions))
+        smooth.add(id(phase._SCANS[volume]._smooth[1]))
+    assert (len(searched), len(smooth)) == (1, 1)
+
+
+def _aorta(hu: np.ndarray, liver: np.ndarray, spacing: np.ndarray) -> float | None:
+    return phase._aorta(phase._fields(hu, spacing), phase._noise(hu, liver), liver)
 
 
 @pytest.mark.parametrize(

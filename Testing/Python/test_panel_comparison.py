@@ -371,6 +371,14 @@ def test_what_the_reader_changes_side_by_side_stays(panel, views, looking):
     assert views.logics["Yellow"].GetSliceCompositeNode().GetBackgroundVolumeID() != looking.GetID()
 
 
+def test_pixels_are_square_in_a_right_view_of_another_shape(panel, views, looking):
+    views.layout.SetViewArrangement(views.layout.SlicerLayoutSideBySideView)
+    views.logics["Yellow"].ResizeSliceNode(300, 600)
+    panel.click(panel.ui.sideBySideButton)
+    (width, height, _), red = views.node("Yellow").GetFieldOfView(), views.node("Red").GetFieldOfView()
+    assert (width, height) == pytest.approx((red[1] / 2, red[1]))
+
+
 def test_side_by_side_follows_decisions_and_ends_a_maximized_view(panel, views, looking):
     views.layout.AddMaximizedViewNode(views.node("Green"))
     panel.click(panel.ui.sideBySideButton)

@@ -13,7 +13,7 @@ from test_reading import LIVER_MASK, MATRIX, MISSED, ball, graded, place
 from LiverXAILib.analysis import Analysis
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference import Segmentation
-from LiverXAILib.measure import candidates, diameters, measure, measuring
+from LiverXAILib.measure import candidates, diameters, measure, measuring, phase
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.models.spec import Reliability
 from LiverXAILib.reading import (
@@ -95,6 +95,7 @@ def test_measuring_only_what_changed_gives_what_a_full_measurement_gives(seed, m
             for module in (measuring, candidates):
                 full.setattr(module, "measured_before", lambda *_about: {})
             full.setattr(measuring, "_LAST_LIVER", {})
+            full.setattr(phase, "_SCANS", {})
             full.setattr(diameters, "_axial_diameters", diameters._axial_diameters.__wrapped__)
             afresh = STEPS[name](afresh)
         then = {x.when for x in one.decisions} | {x.when for x in afresh.decisions}
