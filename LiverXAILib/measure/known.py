@@ -33,8 +33,9 @@ def measured_before(
     :param findings: their measurements.
     """
     found: dict[int, _Finding] = {}
+    count = int(numbered(segmentation)[1].max(initial=0))
     for other, measured in known:
-        if segmentation.has_same("liver", other):
+        if len(found) < count and segmentation.has_same("liver", other):
             earlier = {finding.number: finding for finding in findings(measured)}
             for old, new in same_numbers(numbered(other), numbered(segmentation)).items():
                 if old in earlier:

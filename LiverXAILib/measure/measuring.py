@@ -17,7 +17,7 @@ from ..errors import UsageError, own_errors
 from ..inference.lesions import lesion_count, numbered_lesions
 from ..inference.masks import Mask
 from ..inference.segmentation import Segmentation, require_segmentation
-from ..volumes.box import Box, bounding_box
+from ..volumes.box import Box
 from ..volumes.volume import Grid, Volume, require_volume
 from .candidates import measure_candidates
 from .diameters import axial_diameters, feret_diameter_mm
@@ -65,25 +65,25 @@ def measure(
     if not grid.matches(segmentation.labels.grid):
         raise UsageError("The segmentation is not on the image's grid; measure it on the image from which it was made.")
     standard = standard_volume_ml(height_cm, weight_kg)
-    liver = segmentation.mask("liver")
     looks_for_tumors = any(spec.name == "tumor" for spec in segmentation.specs)
     nothing = Box.full((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
     tumors, pieces = numbered_lesions(segmentation) if looks_for_tumors else nothing
     ml = grid.voxel_volume_mm3 / 1000
     # Everything that is measured lies in this box, about a tenth of a CT.
-    found = segmentation.box or Box.full((0, 0, 0))
-    box = bounding_box(liver[found])
-    box = Box.full((0, 0, 0)) if box is None else box.shifted(found.start)
+    labeled = segmentation.box or Box.full((0, 0, 0))
+    found = Mask(labeled, segmentation.mask("liver", labeled))
+    box = found.bounding_box() or Box.full((0, 0, 0))
+    liver = found.on(box)
     numbers = np.zeros(box.shape, np.int32)
     if (common := box.intersection(tumors)) is not None:
         numbers[common.relative_to(box)] = pieces[common.relative_to(tumors)]
-    healthy = liver[box] & (numbers == 0)
+    healthy = liver & (numbers == 0)
     parenchyma = volume.array[box][healthy].astype(np.float64)
-    liver_ml = float(np.count_nonzero(liver[box])) * ml
+    liver_ml = float(np.count_nonzero(liver)) * ml
     tumor_ml = float(np.count_nonzero(numbers)) * ml
     functional_ml = liver_ml - tumor_ml if looks_for_tumors and liver_ml else None
     median_hu = float(np.median(parenchyma)) if parenchyma.size else None
-    organ = _whole_liver(volume, liver, box)
+    organ = _whole_liver(volume, Mask(box, liver))
     cut_at, position = organ.cut_at, organ.position
     reasons = implausibilities(liver_ml, median_hu, not cut_at, position)
     phase = _phase(volume, healthy, box)
@@ -125,34 +125,37 @@ def measure(
 class _WholeLiver:
     """What is measured of the liver with its lesions, which decisions about lesions leave as it is.
 
-    :param liver: bool (k, j, i) on the grid of `volume`.
-    :param box: of the liver.
+    :param liver: in its smallest box.
     """
 
-    def __init__(self, volume: Volume, liver: np.ndarray, box: Box) -> None:
-        self._grid, self._box, self._voxels = volume.grid, box, liver[box].copy()
-        self.cut_at = _sides_reached(liver, volume.grid)
-        self.position = liver_position(volume, liver)
+    def __init__(self, volume: Volume, liver: Mask) -> None:
+        self._grid, self._liver = volume.grid, liver
+        in_image = liver.on(Box.full(volume.shape))
+        self.cut_at = _sides_reached(in_image, volume.grid)
+        self.position = liver_position(volume, in_image)
 
-    def is_at(self, liver: np.ndarray, box: Box) -> bool:
+    def is_at(self, liver: Mask) -> bool:
         """Whether this liver has the voxels of another one."""
-        return box == self._box and np.array_equal(liver[box], self._voxels)
+        return liver.box == self._liver.box and np.array_equal(liver.voxels, self._liver.voxels)
 
     @cached_property
     def surface(self) -> cKDTree | None:
         """The voxels at its surface, see :func:`_surface`."""
-        return _surface(Mask(self._box, self._voxels), self._grid)
+        return _surface(self._liver, self._grid)
 
 
-#: The last liver that was measured in each image in use.
-_LAST_LIVER: WeakKeyDictionary[Volume, _WholeLiver] = WeakKeyDictionary()
+#: The last livers that were measured in each image in use: at most the model's and the reader's.
+_LAST_LIVERS: WeakKeyDictionary[Volume, list[_WholeLiver]] = WeakKeyDictionary()
 
 
-def _whole_liver(volume: Volume, liver: np.ndarray, box: Box) -> _WholeLiver:
-    last = _LAST_LIVER.get(volume)
-    if last is None or not last.is_at(liver, box):
-        last = _LAST_LIVER[volume] = _WholeLiver(volume, liver, box)
-    return last
+def _whole_liver(volume: Volume, liver: Mask) -> _WholeLiver:
+    last = _LAST_LIVERS.get(volume, [])
+    for one in last:
+        if one.is_at(liver):
+            return one
+    measured = _WholeLiver(volume, liver)
+    _LAST_LIVERS[volume] = [measured, *last[:1]]
+    return measured
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,6 +30,9 @@ _EVEN_HU = 40.0
 _MISREAD, _ANY_HU = 0.1, 400.0
 _COARSE_MM, _DISC_MM, _BONE_HU = 2.0, 12.0, 250.0
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
 
 class _Field(NamedTuple):
     """Where the aorta may be in a slice, and the mean and standard deviation of the HU around each pixel there."""
@@ -51,8 +55,8 @@ class _Scan:
         self._coarse = tuple(slice(None, None, step) for step in steps)
         self.spacing = np.array(upright.spacing[::-1]) * steps
         self.hu = upright.array[self._coarse].astype(np.float32)
-        self._smooth: tuple[Box | None, np.ndarray] = None, self.hu
-        self._fields: tuple[slice | None, list[_Field]] = None, []
+        self._smooth: list[tuple[Box, np.ndarray]] = []
+        self._fields: list[tuple[slice, list[_Field]]] = []
 
     def coarse(self, volume: Volume) -> np.ndarray:
         """The voxels of another image of the same grid that are examined."""
@@ -60,18 +64,24 @@ class _Scan:
 
     def smooth(self, box: Box) -> np.ndarray:
         """The HU in a box, smoothed by 2 mm."""
-        if self._smooth[0] != box:
-            self._smooth = box, ndimage.gaussian_filter(self.hu[box], 2.0 / self.spacing)
-        return self._smooth[1]
+        return _kept(self._smooth, box, lambda: ndimage.gaussian_filter(self.hu[box], 2.0 / self.spacing))
 
     def fields(self, slices: slice) -> list[_Field]:
         """:func:`_fields` in these slices."""
-        if self._fields[0] != slices:
-            self._fields = slices, _fields(self.hu[slices], self.spacing)
-        return self._fields[1]
+        return _kept(self._fields, slices, lambda: _fields(self.hu[slices], self.spacing))
 
 
-#: What was computed for each image in use, with the last extent of its liver.
+def _kept(kept: list[tuple[_Key, _Value]], key: _Key, compute: Callable[[], _Value]) -> _Value:
+    """The value for a key, which is kept with the one before: that of the model's liver, and of the reader's."""
+    for known, value in kept:
+        if known == key:
+            return value
+    value = compute()
+    kept[:] = [(key, value), *kept[:1]]
+    return value
+
+
+#: What was computed for each image in use.
 _SCANS: WeakKeyDictionary[Volume, _Scan] = WeakKeyDictionary()
 
 

@@ -269,9 +269,10 @@ class RequestHandler:
         asked = tuple(map(Decision.from_dict, decisions))
         while asked and asked[0].kind == "undo":
             current, measured, asked = undo(current), True, asked[1:]
+        chosen = (current.own or current).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)
+        measured = measured or chosen != sensitivity  # another sensitivity is measured anyway
         refined = refine(current, asked, who=who) if asked or not measured else current
         # After the decisions, because they use the numbers that the reader has seen.
-        chosen = (refined.own or refined).segmentation.provenance.get("sensitivity", {}).get("asked", STANDARD)
         if chosen != sensitivity:
             refined = change_sensitivity(refined, sensitivity)
         self._analysis, self._result = (image["token"], refined), labels["token"]

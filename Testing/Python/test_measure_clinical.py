@@ -320,11 +320,12 @@ def test_the_phase_after_a_change_of_the_outlines_is_that_of_a_first_look() -> N
 def test_after_decisions_about_lesions_only_their_part_of_the_phase_is_estimated_again(monkeypatch) -> None:
     searched, fields = [], phase._fields
     monkeypatch.setattr(phase, "_fields", lambda *args: searched.append(1) or fields(*args))
-    volume, smooth = Volume(_body(), MATRIX), set()
+    volume, smooth = Volume(_body(), MATRIX), []
     for lesions in (LESIONS, LESIONS & (K < 30), LESIONS & (J < 30)):
-        measure(volume, _segmentation(lesions=lesions))
-        smooth.add(id(phase._SCANS[volume]._smooth[1]))
-    assert (len(searched), len(smooth)) == (1, 1)
+        for liver in (LIVER_AT, LIVER_AT & (np.nonzero(LIVER_AT)[0].min() + 5 < K)):  # the model's, and the reader's
+            measure(volume, _segmentation(liver, lesions))
+            smooth += [image for _box, image in phase._SCANS[volume]._smooth]
+    assert (len(searched), len(set(map(id, smooth)))) == (2, 2)
 
 
 def _aorta(hu: np.ndarray, liver: np.ndarray, spacing: np.ndarray) -> float | None:

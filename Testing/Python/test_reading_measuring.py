@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
 from test_reading import LIVER_MASK, MATRIX, MISSED, ball, graded, place
 
 from LiverXAILib.analysis import Analysis
+from LiverXAILib.context import RunContext
 from LiverXAILib.errors import UsageError
 from LiverXAILib.inference import Segmentation
-from LiverXAILib.measure import candidates, diameters, measure, measuring, phase
+from LiverXAILib.measure import candidates, diameters, known, measure, measuring, phase
 from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.models.spec import Reliability
+from LiverXAILib.options import Options
 from LiverXAILib.reading import (
     accept,
     add,
     change_sensitivity,
+    decisions,
     dismiss,
     measure_lesion,
     merge,
@@ -29,7 +33,10 @@ from LiverXAILib.reading import (
     split,
     undo,
 )
+from LiverXAILib.reading import measuring as reading_measuring
 from LiverXAILib.volumes.volume import Volume
+from LiverXAILib.worker.server import RequestHandler
+from LiverXAILib.worker.wire import pack_segmentation
 
 
 def many() -> Analysis:
@@ -94,7 +101,7 @@ def test_measuring_only_what_changed_gives_what_a_full_measurement_gives(seed, m
         with monkeypatch.context() as full:
             for module in (measuring, candidates):
                 full.setattr(module, "measured_before", lambda *_about: {})
-            full.setattr(measuring, "_LAST_LIVER", {})
+            full.setattr(measuring, "_LAST_LIVERS", {})
             full.setattr(phase, "_SCANS", {})
             full.setattr(diameters, "_axial_diameters", diameters._axial_diameters.__wrapped__)
             afresh = STEPS[name](afresh)
@@ -125,6 +132,56 @@ def test_at_another_sensitivity_only_what_changed_is_measured(monkeypatch):
     measured.clear()
     refine(mine, [reject(1)])
     assert measured == [], "what the reader added has not changed"
+
+
+def test_at_another_sensitivity_the_livers_of_model_and_reader_are_measured_once(monkeypatch):
+    measured, position = [], measuring.liver_position
+    monkeypatch.setattr(measuring, "liver_position", lambda *args: measured.append(1) or position(*args))
+    one = many()
+    one = dataclasses.replace(one, volume=Volume(one.volume.array.copy(), MATRIX))  # not measured before
+    one = refine(one, labels=without_a_piece_of_liver(one))
+    for word in ("sensitive", "specific", "standard"):
+        one = change_sensitivity(one, word)
+    assert len(measured) == 2
+
+
+def test_findings_are_looked_for_only_in_as_many_earlier_results_as_needed(monkeypatch):
+    one, compared, same = change_sensitivity(many(), "sensitive"), [], known.same_numbers
+    one = refine(one, [reject(1)])
+    monkeypatch.setattr(known, "same_numbers", lambda *args: compared.append(1) or same(*args))
+    refine(one, [reject(1)])
+    assert len(compared) == 1, "the model's own result has all that are left"
+    one = refine(one, [add(place(MISSED))])
+    compared.clear()
+    refine(one, [reject(next(x.number for x in one.measurements.lesions if x.source == "model"))])
+    assert len(compared) == 2
+
+
+def test_a_move_of_the_slider_in_a_new_session_measures_both_results_once(tmp_path, monkeypatch):
+    one, measured = refine(many(), [reject(1)]), []
+    model, own = types.SimpleNamespace(spec=one.model), many()
+    handler = RequestHandler(tmp_path, None)
+    handler._volume, handler._model = ("ct", own.volume), ("", model)
+    monkeypatch.setattr(Options, "analyze", lambda *_args: own)
+    monkeypatch.setattr("LiverXAILib.worker.server.pack_analysis", lambda analysis, _folder: analysis)
+    for module in (decisions, reading_measuring):
+        full = module.measure
+        monkeypatch.setattr(module, "measure", lambda *a, f=full, **named: measured.append(1) or f(*a, **named))
+    about = {"earlier": [one.to_dict() for one in one.decisions], "base": "", "edited": False, "left": "", "who": "me"}
+    found = handler._refine(
+        image={"token": "ct"},
+        labels={"token": "new", **pack_segmentation(one.segmentation, tmp_path)},
+        decisions=[],
+        **about,
+        sensitivity="sensitive",
+        sensitivity_before="standard",
+        patient={},
+        model="",
+        device="cpu",
+        context=RunContext(),
+    )
+    assert len(measured) == 2
+    assert without(found.measurements, ()) == without(change_sensitivity(one, "sensitive").measurements, ())
 
 
 def test_a_doubt_about_the_image_stays_at_another_sensitivity():
