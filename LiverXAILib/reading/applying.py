@@ -11,11 +11,19 @@ import numpy as np
 
 from ..analysis import Analysis, Decision
 from ..errors import UsageError
-from ..inference.lesions import Point, grown, lesion_at, lesion_mask, numbered_candidates, numbered_lesions
+from ..inference.lesions import (
+    LEAST_CANDIDATE_ML,
+    Point,
+    grown,
+    lesion_at,
+    lesion_mask,
+    numbered_candidates,
+    numbered_lesions,
+)
 from ..inference.masks import Mask
 from ..inference.segmentation import Segmentation
 from ..text import place_text
-from ..volumes.box import Box
+from ..volumes.box import Box, components
 from ..volumes.volume import Grid
 from .findings import Findings
 from .outline import correct_outline, outline_lesion
@@ -90,6 +98,10 @@ class DecisionBatch:
             # Apply only the click's changes: another decision may have changed the rest of the lesion.
             lost, gained = lesion[box] & ~mask, mask & ~lesion[box]
             edits = [_Edit(box, lost, self._liver), _Edit(box, gained, self._tumor)]
+            if not inside:
+                whole, voxels = self.lesions.mask(number)
+                rest = voxels & ~Mask(box, lost).on(whole)
+                edits.append(_Edit(whole, _crumbs(rest, self._grid.voxel_volume_mm3), self._liver))
             return dataclasses.replace(decision, numbers=(number,)), None, edits
         if kind == "restore":
             number = self.rejected.find(decision.numbers[0], place)
@@ -160,6 +172,14 @@ def _found(findings: Findings, decision: Decision) -> tuple[int, ...]:
         numbers = " and ".join(map(str, decision.numbers))
         raise UsageError(f"Lesions {numbers} are one lesion now. Choose again from the current list.")
     return found
+
+
+def _crumbs(rest: np.ndarray, voxel_mm3: float) -> np.ndarray:
+    """The components of what a cut leaves of a lesion that are too small for a finding, except for the largest one."""
+    numbers = components(rest, corners=True, largest_first=True)
+    too_small = np.bincount(numbers.ravel()) * voxel_mm3 < 1000 * LEAST_CANDIDATE_ML
+    too_small[:2] = False
+    return too_small[numbers]
 
 
 def _bridges(masks: Sequence[Mask]) -> Mask:

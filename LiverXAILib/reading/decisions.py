@@ -11,7 +11,7 @@ import numpy as np
 
 from ..analysis import Analysis, Decision, require_analysis
 from ..errors import UsageError, require_several, require_type
-from ..inference.lesions import grown, lesion_at
+from ..inference.lesions import Point, grown, lesion_at
 from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import at_sensitivity, marked_pieces
 from ..measure import measure
@@ -45,8 +45,7 @@ def restore(rejected: int) -> Decision:
 
 def add(place_lps_mm: Sequence[float]) -> Decision:
     """There is a lesion at a point (LPS mm) that the model has missed; :func:`outline_lesion` outlines it."""
-    x, y, z = (float(value) for value in place_lps_mm)
-    return Decision("add", (), (x, y, z))
+    return Decision("add", (), _point(place_lps_mm))
 
 
 def merge(*lesions: int) -> Decision:
@@ -66,14 +65,12 @@ def split(lesion: int) -> Decision:
 
 def include(place_lps_mm: Sequence[float]) -> Decision:
     """A point (LPS mm) belongs to the nearest lesion, whose outline does not include it."""
-    x, y, z = (float(value) for value in place_lps_mm)
-    return Decision("include", (), (x, y, z))
+    return Decision("include", (), _point(place_lps_mm))
 
 
 def exclude(place_lps_mm: Sequence[float]) -> Decision:
     """A point (LPS mm) does not belong to the lesion whose outline includes it."""
-    x, y, z = (float(value) for value in place_lps_mm)
-    return Decision("exclude", (), (x, y, z))
+    return Decision("exclude", (), _point(place_lps_mm))
 
 
 def measure_lesion(lesion: int, points_lps_mm: Sequence[Sequence[float]]) -> Decision:
@@ -83,8 +80,7 @@ def measure_lesion(lesion: int, points_lps_mm: Sequence[Sequence[float]]) -> Dec
     """
     if len(points_lps_mm) != 4:
         raise UsageError("Two diameters have four ends: two of the long axis, then two of the short axis.")
-    points = tuple((float(x), float(y), float(z)) for x, y, z in points_lps_mm)
-    return Decision("measure", (lesion,), points_lps_mm=points)
+    return Decision("measure", (lesion,), points_lps_mm=tuple(map(_point, points_lps_mm)))
 
 
 def choose_targets(*lesions: int) -> Decision:
@@ -96,6 +92,13 @@ def choose_targets(*lesions: int) -> Decision:
     if not 0 < len(numbers) <= MOST_TARGETS:
         raise UsageError(f"Choose one or two lesions as targets: RECIST 1.1 allows {MOST_TARGETS} in one organ.")
     return Decision("target", numbers)
+
+
+def _point(place_lps_mm: Sequence[float]) -> Point:
+    x, y, z = (float(value) for value in place_lps_mm)
+    if not np.isfinite((x, y, z)).all():
+        raise UsageError(f"A point has three finite coordinates in mm, but one has ({x:g}, {y:g}, {z:g}).")
+    return x, y, z
 
 
 def refine(

@@ -21,7 +21,13 @@ from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import Target
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.inference import Segmentation
-from LiverXAILib.inference.lesions import candidate_components, lesion_components, same_lesions
+from LiverXAILib.inference.lesions import (
+    candidate_components,
+    lesion_components,
+    lesion_count,
+    lesion_mask,
+    same_lesions,
+)
 from LiverXAILib.inference.sensitivity import at_sensitivity, choose_point
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR, ModelSpec, registry
@@ -29,6 +35,7 @@ from LiverXAILib.models.spec import OperatingPoint, Reliability
 from LiverXAILib.reading import (
     accept,
     add,
+    applying,
     change_sensitivity,
     choose_targets,
     exclude,
@@ -44,6 +51,7 @@ from LiverXAILib.reading import (
     with_patient_size,
 )
 from LiverXAILib.report import write_report
+from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Volume
 
 #: Oblique, with voxels of 2 × 2 × 3 mm.
@@ -340,6 +348,35 @@ def test_lesions_with_the_same_voxels_are_found_under_their_new_numbers():
     assert same_lesions(one.segmentation, refine(one, [exclude(place(COUNTED))]).segmentation) == {2: 1}
     assert same_lesions(one.segmentation, refine(one, [merge(1, 2)]).segmentation) == {}
     assert same_lesions(one.segmentation, refine(one, [reject(1), reject(2)]).segmentation) == {}
+
+
+def test_a_cut_leaves_no_crumbs(monkeypatch):
+    one = analysis()
+    voxels = np.argwhere(lesion_mask(one.segmentation, 1))
+    end = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmax()]
+    around = np.abs(np.indices(one.segmentation.labels.shape) - end[:, None, None, None]).max(axis=0)
+
+    def leave(*kept):
+        """A cut that divides the lesion: its end is left, and what `kept` (voxels from the end) says."""
+
+        def cut(volume, _segmentation, lesion, *_click):
+            return Box.full(volume.shape), lesion & np.isin(around, [0, *kept])
+
+        monkeypatch.setattr(applying, "correct_outline", cut)
+        return refine(one, [exclude(place(COUNTED))]).segmentation
+
+    before = one.segmentation.mask("tumor") & ~lesion_mask(one.segmentation, 1)
+    large = leave(*range(2, 20))
+    np.testing.assert_array_equal(large.mask("tumor") & ~before, lesion_mask(one.segmentation, 1) & (around >= 2))
+    assert lesion_count(large) == 2
+    assert leave().mask("tumor")[tuple(end)], "a small piece stays if it is all that is left"
+
+
+@pytest.mark.parametrize("make", [add, include, exclude, lambda point: measure_lesion(1, [point] * 4)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_points_are_finite(make, bad):
+    with pytest.raises(UsageError, match="finite coordinates in mm"):
+        make((1.0, bad, 2.0))
 
 
 def test_decisions_of_one_round_do_not_undo_one_another():
