@@ -44,7 +44,7 @@ from LiverXAILib.panel.model_choice import ModelChoice
 from LiverXAILib.panel.outcomes import Outcomes
 from LiverXAILib.panel.questions import Questions
 from LiverXAILib.panel.reading.calipers import Calipers
-from LiverXAILib.panel.reading.edits import Edits, mark_if_edited, protect_results
+from LiverXAILib.panel.reading.edits import Edits, made_by, mark_if_edited, protect_results
 from LiverXAILib.panel.reading.frames import Frames, mark_frame
 from LiverXAILib.panel.reading.reader import Reader
 from LiverXAILib.panel.reading.sensitivity import Sensitivity
@@ -307,8 +307,8 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         :param undo: how many decisions to take back first, the last one first. An edit by hand that was not measured
             yet is the last decision.
         :return: the CT's segmentation node.
-        :raises LiverXAILib.errors.UsageError: there are fewer decisions to take back, or a decision is about a lesion
-            or candidate that does not exist. Nothing is changed.
+        :raises LiverXAILib.errors.UsageError: another model made the result, there are fewer decisions to take back, or
+            a decision is about a lesion or candidate that does not exist. Nothing is changed.
         """
         loaded = self.loadModel(model)
         from LiverXAILib import mrml
@@ -324,6 +324,9 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
         if not found:
             raise UsageError(_("This CT has no LiverXAI segmentation yet: analyze it first."))
+        if not made_by(found[0], loaded.spec):
+            words = _("This result was made by another model than {name} {version}: give that one as `model`.")
+            raise UsageError(words.format(name=loaded.spec.name, version=loaded.spec.version))
         labels = mrml.segmentation_from_node(found[0], volumeNode, loaded.spec).labels
         own = analyze(
             volume,

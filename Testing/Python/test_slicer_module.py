@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicerhost
+from batch_toys import phantom, write_model
 from mrml_toys import ball_analysis
 from slicerhost.modules import load_module
 from toys import threshold_model
@@ -161,6 +162,20 @@ def test_the_readers_decisions_are_applied_to_what_is_in_the_scene(logic, ct):
     assert [one["kind"] for one in decided] == ["reject", "restore", "reject", "add", "edit"]
     with pytest.raises(UsageError, match="analyze it first"):
         logic.refine(volume_to_node(ball_analysis().volume, slicer.mrmlScene, "another"), force=True)
+
+
+def test_decisions_need_the_model_that_made_the_result(module, scene, tmp_path):
+    """With another one, each lesion would be the reader's."""
+    from LiverXAILib.reading import reject
+
+    mine, other = (str(write_model(tmp_path / name, liver_hu=hu)) for name, hu in (("a", 100.0), ("b", 110.0)))
+    ct, logic = volume_to_node(phantom(lesions=2), scene, "CT"), module.LiverXAILogic()
+    nodes = logic.analyze(ct, [], model=mine, device="cpu")
+    with pytest.raises(UsageError, match="made by another model than toy"):
+        logic.refine(ct, [reject(1)], model=other, device="cpu")
+    assert "2 lesions" in nodes.table.GetAttribute("LiverXAI.Summary")
+    logic.refine(ct, [reject(1)], model=mine, device="cpu")
+    assert "1 lesion" in nodes.table.GetAttribute("LiverXAI.Summary")
 
 
 def test_numbers_in_the_console_are_those_of_the_table_after_an_edit_too(logic, ct):
