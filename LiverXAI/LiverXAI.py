@@ -328,10 +328,13 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
             words = _("This result was made by another model than {name} {version}: give that one as `model`.")
             raise UsageError(words.format(name=loaded.spec.name, version=loaded.spec.version))
         labels = mrml.segmentation_from_node(found[0], volumeNode, loaded.spec).labels
+        parameters = self.getParameterNode()
         own = analyze(
             volume,
             loaded,
             targets=(),
+            height_cm=parameters.height or None,
+            weight_kg=parameters.weight or None,
             device=device,
             sensitivity=mrml.sensitivity_of(found[0]),
             progress=progress,
@@ -350,6 +353,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         layers = mrml.segment_layers(refined.segmentation)
         node = mrml.update_refined(refined, slicer.mrmlScene, volumeNode, layers)
         mrml.record_measured(node)
+        parameters.parameterNode.Modified()  # an open panel shows the new measurements
         return node
 
     def protectResults(self, volumeNode: slicer.vtkMRMLScalarVolumeNode, model: Model) -> None:

@@ -877,3 +877,15 @@ def test_the_table_and_the_segment_editor_are_a_click_away(panel, toy_model):
     assert selection.GetActiveTableID() == results(node, "measurements")[0].GetID()
     panel.click(panel.ui.editButton)
     assert "no main window" in panel.ui.statusLabel.text
+
+
+def test_a_decision_in_the_console_is_shown_and_keeps_the_size_of_the_patient(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.heightBox.value, panel.ui.weightBox.value = 170, 70
+    apply_and_wait(panel)
+    panel.widget.logic.refine(node, [reject(1)], model=toy_model, device="cpu")
+    qtapplication.process_events()
+    assert decided(panel) == ["model", "rejected by reader"]
+    assert "1 lesion" in panel.ui.summaryLabel.text
+    assert "standard liver volume" in panel.ui.summaryLabel.text
+    assert "edited" not in panel.ui.statusLabel.text
