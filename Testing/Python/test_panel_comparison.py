@@ -202,11 +202,14 @@ class SlicerViews:
             logic.SetMRMLScene(host.scene)
             logic.SetSliceNode(host.scene.GetSingletonNode(name, "vtkMRMLSliceNode"))
             host.slice_logics.AddItem(logic)
+        self.is_fixed = False
         self.layout.AddObserver("ModifiedEvent", self.resize)
         self.resize()
 
     def resize(self, *_event):
         is_split = self.layout.GetViewArrangement() == self.layout.SlicerLayoutSideBySideView
+        if self.is_fixed:
+            return
         for logic in self.logics.values():
             logic.ResizeSliceNode(*(SIDE_BY_SIDE if is_split else FOUR_UP))
 
@@ -374,6 +377,7 @@ def test_what_the_reader_changes_side_by_side_stays(panel, views, looking):
 def test_pixels_are_square_in_a_right_view_of_another_shape(panel, views, looking):
     views.layout.SetViewArrangement(views.layout.SlicerLayoutSideBySideView)
     views.logics["Yellow"].ResizeSliceNode(300, 600)
+    views.is_fixed = True
     panel.click(panel.ui.sideBySideButton)
     (width, height, _), red = views.node("Yellow").GetFieldOfView(), views.node("Red").GetFieldOfView()
     assert (width, height) == pytest.approx((red[1] / 2, red[1]))
