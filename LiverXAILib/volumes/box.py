@@ -96,16 +96,12 @@ class Box(NamedTuple):
 
 def bounding_box(mask: np.ndarray) -> Box | None:
     """The smallest box around the nonzero voxels of `mask` (k, j, i), or None if there are none."""
-    start, stop = [], []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if hit.size == 0:
-            return None
-        start.append(hit[0])
-        stop.append(hit[-1] + 1)
-        # Cropped before the next axis, so that fewer voxels are read.
-        mask = mask[(slice(None),) * axis + (slice(hit[0], hit[-1] + 1),)]
-    return Box.between(start, stop)
+    k = np.flatnonzero(mask.any(axis=(1, 2)))
+    if k.size == 0:
+        return None
+    plane = mask[k[0] : k[-1] + 1].any(axis=0)
+    j, i = np.flatnonzero(np.any(plane, axis=1)), np.flatnonzero(np.any(plane, axis=0))
+    return Box.between((k[0], j[0], i[0]), (k[-1] + 1, j[-1] + 1, i[-1] + 1))
 
 
 def central_voxel(voxels: np.ndarray) -> np.ndarray:
