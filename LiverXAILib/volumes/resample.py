@@ -177,13 +177,13 @@ def _resample_separable(
     used = [_used(w) for w in weights]
     w_i, w_j, w_k = (w[:, first:stop] for w, (first, stop) in zip(weights, used, strict=True))
     i, j, k = (slice(*ends) for ends in used)
-    leading = tensor.shape[:-3]
     stack = tensor[..., k, j, i].reshape(-1, *(w.shape[1] for w in (w_k, w_j, w_i)))
     rows = max(1, _SLAB_VOXELS // max(1, w_j.shape[1] * w_i.shape[1]))
-    channels = [
-        torch.cat([_contract(_contract(slab.to(torch.float32), w_j, -2), w_i, -1) for slab in channel.split(rows)])
+    slabs = [
+        [_contract(_contract(slab.to(torch.float32), w_j, -2), w_i, -1) for slab in channel.split(rows)]
         for channel in stack.unbind(0)
     ]
+    channels = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in slabs]
     planes = channels[0][None] if len(channels) == 1 else torch.stack(channels)
     result = _contract(planes.flatten(2), w_k, -2).unflatten(2, planes.shape[2:])
 
@@ -192,12 +192,11 @@ def _resample_separable(
     result = result.permute(0, *(1 + source_kji_to_target.index(t) for t in (1, 2, 3)))
     result = result.reshape(-1, *target_shape).contiguous()
     if fill:
-        # In place, and only if a position lies outside the source, which is rare.
+        # In place: usually no position lies outside the source.
         for target_axis, ok in zip(axes, within, strict=True):
             outside = torch.from_numpy(np.flatnonzero(~ok)).to(tensor.device)
-            if len(outside):
-                result.index_fill_(3 - target_axis, outside, fill)
-    return result.reshape(*leading, *target_shape)
+            result.index_fill_(3 - target_axis, outside, fill)
+    return result.reshape(*tensor.shape[:-3], *target_shape)
 
 
 def _used(weights: np.ndarray) -> tuple[int, int]:
@@ -215,7 +214,7 @@ def _contract(tensor: torch.Tensor, weights: np.ndarray, axis: int) -> torch.Ten
         matrix = torch.from_numpy(np.ascontiguousarray(block[:, first:stop])).to(tensor.device)
         source = tensor.narrow(axis, first, stop - first)
         blocks.append(matrix @ source if axis == -2 else source @ matrix.T)
-    return torch.cat(blocks, dim=axis)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=axis)
 
 
 def _resample_oblique(tensor: torch.Tensor, source: Grid, target: Grid, fill: float, antialias: bool) -> torch.Tensor:
