@@ -6,9 +6,8 @@ from __future__ import annotations
 from hashlib import sha256
 
 import numpy as np
-from scipy import ndimage
 
-from ..inference.lesions import numbered_lesions
+from ..inference.lesions import lesion_boxes, numbered_lesions
 from ..inference.segmentation import Segmentation
 from ..models.spec import ModelSpec
 from ..volumes.box import Box, bounding_box
@@ -38,10 +37,9 @@ def subject_checksum(target: Target, segmentation: Segmentation, model: ModelSpe
 def lesion_checksums(segmentation: Segmentation) -> dict[int, str]:
     """The checksum of the voxels of each lesion, by its number."""
     whole, numbers = numbered_lesions(segmentation, LESION_LABEL)
-    found = ndimage.find_objects(numbers) if numbers.size else []
     return {
-        number: _checksum(Box(*box).shifted(whole.start), numbers[box] == number)
-        for number, box in enumerate(found, start=1)
+        number: _checksum(box, numbers[box.relative_to(whole)] == number)
+        for number, box in enumerate(lesion_boxes(segmentation, LESION_LABEL), start=1)
     }
 
 

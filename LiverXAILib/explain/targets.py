@@ -17,8 +17,9 @@ import numpy as np
 
 from ..errors import UsageError, require_type
 from ..inference.lesions import as_marked, lesion_count
+from ..inference.masks import Mask
 from ..inference.segmentation import Segmentation
-from ..volumes.box import bounding_box
+from ..volumes.box import Box
 from ..volumes.volume import Grid, ras_to_lps
 
 #: The label whose connected components are the lesions.
@@ -190,16 +191,17 @@ class LesionTarget(Target):
         return f"lesion {self.number}"
 
     def mask(self, segmentation: Segmentation) -> np.ndarray:
+        return self._marked(segmentation).on(Box.full(segmentation.labels.shape))
+
+    def focus(self, segmentation: Segmentation) -> np.ndarray:
+        box, voxels = self._marked(segmentation)
+        return segmentation.labels.grid.to_lps((np.argwhere(voxels).mean(axis=0) + box.start)[::-1])
+
+    def _marked(self, segmentation: Segmentation) -> Mask:
         count = lesion_count(segmentation, self.label)
         if self.number > count:
             raise EmptyTargetError(f"There is no lesion {self.number}; the number of lesions found is {count}.")
         return as_marked(segmentation, self.number, self.label)
-
-    def focus(self, segmentation: Segmentation) -> np.ndarray:
-        mask = self.mask(segmentation)
-        box = bounding_box(mask)
-        assert box is not None  # an empty target raises
-        return segmentation.labels.grid.to_lps((np.argwhere(mask[box]).mean(axis=0) + box.start)[::-1])
 
 
 @dataclass(frozen=True)

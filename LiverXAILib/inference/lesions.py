@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from ..volumes.box import Box, bounding_box, central_voxel, components
 from ..volumes.volume import Grid, Volume
+from .masks import Mask
 from .segmentation import Segmentation
 
 #: A point in LPS mm.
@@ -21,10 +22,12 @@ LEAST_CANDIDATE_ML = 0.05
 #: For each segmentation in use, by label, the box around its lesions and their numbers there: nearly every step of an
 #: analysis needs them. Segmentations are immutable.
 _NUMBERED: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
-#: The same for candidates, see :func:`numbered_candidates`.
+#: The smallest box of the image around each of these lesions.
+_BOXES: WeakKeyDictionary[Segmentation, dict[str, list[Box]]] = WeakKeyDictionary()
+#: The same as the first for candidates, see :func:`numbered_candidates`.
 _CANDIDATES: WeakKeyDictionary[Segmentation, dict[str, tuple[Box, np.ndarray]]] = WeakKeyDictionary()
-#: The same for the probabilities of refined lesions.
-_MARKED: WeakKeyDictionary[Volume, tuple[np.ndarray, list[tuple[slice, ...]]]] = WeakKeyDictionary()
+#: For the probabilities of refined lesions, the numbers of what is marked, and their boxes.
+_MARKED: WeakKeyDictionary[Volume, tuple[np.ndarray, list[Box]]] = WeakKeyDictionary()
 
 
 def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.ndarray:
@@ -41,54 +44,64 @@ def lesion_components(segmentation: Segmentation, label: str = "tumor") -> np.nd
 
 def lesion_mask(segmentation: Segmentation, number: int, label: str = "tumor") -> np.ndarray:
     """The mask of the lesion `number` of :func:`lesion_components`: bool (k, j, i) on the input's grid."""
+    return _lesion(segmentation, number, label).on(Box.full(segmentation.labels.shape))
+
+
+def _lesion(segmentation: Segmentation, number: int, label: str) -> Mask:
+    """A lesion in the smallest box around it."""
     box, pieces = numbered_lesions(segmentation, label)
-    mask = np.zeros(segmentation.labels.shape, dtype=bool)
-    mask[box] = pieces == number
-    return mask
+    boxes = lesion_boxes(segmentation, label)
+    if not 0 < number <= len(boxes):
+        return Mask.empty()
+    own = boxes[number - 1]
+    return Mask(own, pieces[own.relative_to(box)] == number)
 
 
-def as_marked(segmentation: Segmentation, number: int, label: str = "tumor") -> np.ndarray:
-    """A lesion, bool (k, j, i) on the input's grid, as the network of the model's last stage segmented it.
+def as_marked(segmentation: Segmentation, number: int, label: str = "tumor") -> Mask:
+    """A lesion in the smallest box around it, as the network of the model's last stage segmented it.
 
     It is the lesion itself if lesions are not refined, if a reader changed its outline, or if that network
     segmented nothing there.
 
     :param number: as in :func:`lesion_components`.
     """
-    marked = _marked_by_network(segmentation, number, label)
-    return lesion_mask(segmentation, number, label) if marked is None else marked
+    lesion = _lesion(segmentation, number, label)
+    return _marked_by_network(segmentation, lesion, label) or lesion
 
 
-def _marked_by_network(segmentation: Segmentation, number: int, label: str) -> np.ndarray | None:
+def _marked_by_network(segmentation: Segmentation, lesion: Mask, label: str) -> Mask | None:
     """The mask of :func:`as_marked` if it is not the lesion itself."""
     by_network, final = segmentation.network_probability(label), segmentation.probabilities.get(label)
     if by_network is None or final is None or by_network is final:
         return None
     known = segmentation.labels.grid.box_of(final.grid)
-    box, pieces = numbered_lesions(segmentation, label)
-    voxels = np.argwhere(pieces == number) + box.start - known.start
-    if (voxels < 0).any() or (voxels >= known.shape).any():
+    if known.intersection(lesion.box) != lesion.box:
         return None
-    at = tuple(voxels.T)
+    at = tuple((np.argwhere(lesion.voxels) + lesion.box.start - known.start).T)
     size = sum(np.count_nonzero(part) for _, part in _marked_at(final, at))
-    if size != len(voxels) or not above_half(final.array[at]).all():  # a reader changed it
+    if size != len(at[0]) or not above_half(final.array[at]).all():  # a reader changed it
         return None
     found = list(_marked_at(by_network, at))
-    marked = np.zeros(segmentation.labels.shape, dtype=bool)
-    for place, part in found:
-        marked[known][place] |= part
-    return marked if found else None
+    if not found:
+        return None
+    box = Box.union(one.box for one in found)
+    return Mask(box.shifted(known.start), np.logical_or.reduce([one.on(box) for one in found]))
 
 
-def _marked_at(probability: Volume, voxels: tuple[np.ndarray, ...]) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+def _marked_at(probability: Volume, voxels: tuple[np.ndarray, ...]) -> Iterator[Mask]:
     """The components of probabilities above 0.5 that contain one of the voxels, each in its own box."""
     if probability not in _MARKED:
         numbers = components(above_half(probability.array), corners=True)
-        _MARKED[probability] = numbers, ndimage.find_objects(numbers)
+        _MARKED[probability] = numbers, _boxes(numbers)
     numbers, boxes = _MARKED[probability]
-    for number in np.unique(numbers[voxels]):
-        if number:
-            yield boxes[number - 1], numbers[boxes[number - 1]] == number
+    for number in set(numbers[voxels].tolist()) - {0}:
+        own = boxes[number - 1]
+        yield Mask(own, numbers[own] == number)
+
+
+def _boxes(numbers: np.ndarray) -> list[Box]:
+    """The smallest box around each of the components numbered from 1."""
+    return [Box(*found) for found in ndimage.find_objects(numbers)] if numbers.size else []
 
 
 def lesion_place(mask: np.ndarray, grid: Grid) -> Point:
@@ -131,6 +144,15 @@ def numbered_lesions(segmentation: Segmentation, label: str = "tumor") -> tuple[
         mask = segmentation.mask(label, found)
         own = bounding_box(mask) or Box.full((0, 0, 0))
         known[label] = own.shifted(found.start), components(mask[own], corners=True, largest_first=True)
+    return known[label]
+
+
+def lesion_boxes(segmentation: Segmentation, label: str = "tumor") -> list[Box]:
+    """The smallest box of the image around each lesion of :func:`lesion_components`, computed once."""
+    known = _BOXES.setdefault(segmentation, {})
+    if label not in known:
+        box, pieces = numbered_lesions(segmentation, label)
+        known[label] = [own.shifted(box.start) for own in _boxes(pieces)]
     return known[label]
 
 
