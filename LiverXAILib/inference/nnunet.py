@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 
 from ..models.spec import NnUNet, Resampling, StageSpec
-from ..volumes.box import Box, bounding_box
+from ..volumes.box import Box, bounding_box, without_holes
 from ..volumes.resample import resized
 from ..volumes.resize import resize
 from ..volumes.volume import Grid, Volume
@@ -167,7 +166,7 @@ def _normalize(pixels: np.ndarray, stage: StageSpec, rules: NnUNet) -> np.ndarra
     """Normalize the image's own voxels in single precision, as nnU-Net does."""
     scale = stage.intensity
     if scale.statistics == "z-score":
-        mask = _nonzero(pixels) if rules.masked else np.ones(pixels.shape, dtype=bool)
+        mask = without_holes(pixels != 0) if rules.masked else np.ones(pixels.shape, dtype=bool)
         values = pixels[mask]
         return np.where(mask, (pixels - values.mean()) / max(float(values.std()), 1e-8), pixels).astype(np.float32)
     if scale.statistics == "range":
@@ -176,11 +175,6 @@ def _normalize(pixels: np.ndarray, stage: StageSpec, rules: NnUNet) -> np.ndarra
     if scale.low is not None or scale.high is not None:
         pixels = np.clip(pixels, scale.low, scale.high)
     return (pixels - np.float32(scale.shift)) / np.float32(scale.scale)
-
-
-def _nonzero(pixels: np.ndarray) -> np.ndarray:
-    image = sitk.BinaryFillhole(sitk.GetImageFromArray((pixels != 0).astype(np.uint8)))
-    return sitk.GetArrayFromImage(image).astype(bool)
 
 
 def _resize(

@@ -6,9 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 
-from ..volumes.box import bounding_box, components, largest_component
+from ..volumes.box import bounding_box, components, largest_component, without_holes
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,8 @@ class Postprocessing:
 
 def clean_organ(mask: np.ndarray, rules: Postprocessing) -> np.ndarray:
     """The organ's mask (k, j, i), bool, after applying the rules for organs."""
-    if not mask.any():
-        return mask
-    if rules.largest_component:
-        mask = largest_component(mask)
-    if rules.fill_holes:
-        mask = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(mask.view(np.uint8)))) > 0
-    return mask
+    mask = largest_component(mask) if rules.largest_component else mask
+    return without_holes(mask) if rules.fill_holes else mask
 
 
 def clean_lesions(lesions: np.ndarray, organ: np.ndarray, voxel_volume_mm3: float, rules: Postprocessing) -> np.ndarray:

@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..inference.outline_network import SCALES_MM, SIZE, Click, outline_by_network
 from ..inference.segmentation import Segmentation
 from ..text import place_text
-from ..volumes.box import Box, bounding_box, central_voxel, components
+from ..volumes.box import Box, bounding_box, central_voxel, components, without_holes
 from ..volumes.resample import resample
 from ..volumes.volume import Grid, Volume
 
@@ -278,13 +278,13 @@ def _by_contrast(
         return None
     mask = _connected(inside, start)
     if np.count_nonzero(mask) * grid.voxel_volume_mm3 < SMALL_ML * 1000:
-        return _filled(mask)
+        return without_holes(mask)
     # A thin neck leads into a vessel or out of the liver: cut it off if the part with the click remains.
     opened = _opened(mask, grid, 2.0)
     if opened[start]:
         core = _connected(opened, start)
         mask = _connected(mask & _dilated(core, grid, 2.0), start)
-    return _filled(mask)
+    return without_holes(mask)
 
 
 def _connected(mask: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
@@ -359,7 +359,3 @@ def _grown_by(rows: dict[tuple[int, int], int], mask: np.ndarray) -> np.ndarray:
 def _shifted(by: int, size: int) -> tuple[slice, slice]:
     """The slices of an axis that are `by` voxels apart: in the result, and in the source."""
     return slice(max(0, by), size + min(0, by)), slice(max(0, -by), size - max(0, by))
-
-
-def _filled(mask: np.ndarray) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(mask.astype(np.uint8)))).astype(bool)

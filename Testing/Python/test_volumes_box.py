@@ -15,7 +15,15 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from LiverXAILib.reading.packing import pack_mask, unpack_mask
-from LiverXAILib.volumes.box import Box, bounding_box, central_voxel, components, largest_component, touching
+from LiverXAILib.volumes.box import (
+    Box,
+    bounding_box,
+    central_voxel,
+    components,
+    largest_component,
+    touching,
+    without_holes,
+)
 from LiverXAILib.volumes.volume import Grid
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
@@ -170,6 +178,22 @@ def test_the_largest_component_comes_first(mask):
     sizes = np.bincount(components(mask, largest_first=True).ravel())[1:]
     assert list(sizes) == sorted(sizes, reverse=True)
     assert largest_component(mask).sum() == (sizes[0] if len(sizes) else 0)
+
+
+@settings(max_examples=60)
+@given(hnp.arrays(bool, sizes, elements=st.sampled_from([True, True, True, False])))
+def test_holes_are_those_of_scipy_also_in_masks_that_reach_the_border(mask):
+    np.testing.assert_array_equal(without_holes(mask), ndimage.binary_fill_holes(mask))
+
+
+def test_a_cavity_that_is_open_only_at_a_corner_is_a_hole():
+    mask = np.ones((4, 4, 4), bool)
+    mask[1, 1, 1] = mask[0, 0, 0] = False
+    mask[2, 2, 3] = mask[2, 2, 2] = False
+    filled = mask.copy()
+    filled[1, 1, 1] = True
+    np.testing.assert_array_equal(without_holes(mask), filled)
+    np.testing.assert_array_equal(without_holes(np.pad(mask, 2)), np.pad(filled, 2))
 
 
 @pytest.mark.parametrize("corners", [False, True])
