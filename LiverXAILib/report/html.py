@@ -8,8 +8,10 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Mapping
-from functools import cache
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +31,15 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
+    from ..measure.measurements import Candidate, LesionMeasurements, RejectedLesion
     from .canvas import Picture
 
+    Finding = LesionMeasurements | Candidate | RejectedLesion
+
+#: Threads that draw: most of it is computed, encoded and compressed outside of the interpreter lock.
+_THREADS = 2
+#: Matplotlib is not thread-safe.
+_MATPLOTLIB = threading.Lock()
 #: Image metadata that may appear in a report. DICOM UIDs and series names can identify a patient.
 _TELLABLE = ("modality", "source_format")
 
@@ -68,27 +77,24 @@ def write_report(
 def draw_report(analysis: Analysis, *, viewer: bool = True) -> dict[str, Any]:
     """The pictures of a report and the data of its viewer, which take most of the time and do not need the warnings."""
     require_report_packages()
-    from . import pictures
-    from .viewer import viewer_data
+    from .pictures import MAX_LESIONS
 
-    return {
-        "overview": _planes(analysis),
-        "lesion_pictures": [
-            (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
-            for lesion in analysis.measurements.lesions[: pictures.MAX_LESIONS]
-        ],
-        "candidate_pictures": [
-            (candidate, embedded(*pictures.render_lesion(analysis, candidate)))
-            for candidate in analysis.measurements.candidates[: pictures.MAX_LESIONS]
-        ],
-        "rejected_pictures": [
-            (lesion, embedded(*pictures.render_lesion(analysis, lesion)))
-            for lesion in analysis.measurements.rejected[: pictures.MAX_LESIONS]
-        ],
-        "viewer": _json_in_script(viewer_data(analysis)) if viewer else None,
-        "answers": [_answer(analysis, answer) for answer in analysis.answers],
-        "explanations": [_explanation(analysis, explanation) for explanation in analysis.explanations],
-    }
+    found = analysis.measurements
+    with ThreadPoolExecutor(_THREADS, "drawing") as drawing:
+        data = drawing.submit(_viewer, analysis) if viewer else None  # takes longest
+        overview = drawing.submit(_planes, analysis)
+        several: dict[str, Iterator[Any]] = {
+            "lesion_pictures": drawing.map(partial(_pictured, analysis), found.lesions[:MAX_LESIONS]),
+            "candidate_pictures": drawing.map(partial(_pictured, analysis), found.candidates[:MAX_LESIONS]),
+            "rejected_pictures": drawing.map(partial(_pictured, analysis), found.rejected[:MAX_LESIONS]),
+            "answers": drawing.map(partial(_answer, analysis), analysis.answers),
+            "explanations": drawing.map(partial(_explanation, analysis), analysis.explanations),
+        }
+        return {
+            "overview": overview.result(),
+            "viewer": None if data is None else data.result(),
+            **{name: list(results) for name, results in several.items()},
+        }
 
 
 def render_page(template: Path, context: Mapping[str, Any]) -> str:
@@ -177,6 +183,19 @@ def _warnings(analysis: Analysis) -> list[str]:
         which = f"Lesion {cut[0]} reaches" if len(cut) == 1 else f"Lesions {', '.join(cut)} reach"
         sentences.append(f"{which} the image's border and may be larger.")
     return list(dict.fromkeys(sentences))
+
+
+def _viewer(analysis: Analysis) -> Markup:
+    from .viewer import viewer_data
+
+    return _json_in_script(viewer_data(analysis))
+
+
+def _pictured(analysis: Analysis, finding: Finding) -> tuple[Finding, str]:
+    """A lesion or candidate, and its pictures."""
+    from .pictures import render_lesion
+
+    return finding, embedded(*render_lesion(analysis, finding))
 
 
 def _explanation(analysis: Analysis, explanation: Explanation) -> dict[str, Any]:
@@ -310,5 +329,6 @@ def embedded(*shown: Picture | Figure) -> str:
         return as_uri(side_by_side(pictures))
     (figure,) = (one for one in shown if not isinstance(one, Picture))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with _MATPLOTLIB:
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from LiverXAILib.explain.targets import Target
 from LiverXAILib.inference.segmentation import Segmentation
 from LiverXAILib.measure import measure
 from LiverXAILib.models.spec import LIVER, TUMOR
-from LiverXAILib.report import pictures, write_report, write_segmentation_file, write_tables
+from LiverXAILib.report import html, pictures, write_report, write_segmentation_file, write_tables
 from LiverXAILib.report.canvas import Picture, heat_opacity
 from LiverXAILib.volumes.box import Box
 from LiverXAILib.volumes.volume import Grid, Volume
@@ -306,6 +307,25 @@ def test_an_empty_result_is_said_plainly(tmp_path: Path) -> None:
     )
     page = _report(empty, tmp_path)
     assert "No liver was found." in page.plain
+
+
+def test_pictures_are_drawn_at_the_same_time_and_figures_are_not(analysis, monkeypatch):
+    def at_once(*_):
+        both.wait(timeout=60)
+
+    def alone(*_, **__):
+        assert saving.acquire(blocking=False), "two figures are drawn at the same time"
+        threading.Event().wait(0.05)
+        saving.release()
+
+    both, saving = threading.Barrier(2), threading.Lock()
+    monkeypatch.setattr(html, "_viewer", at_once)
+    monkeypatch.setattr(html, "_planes", at_once)
+    monkeypatch.setattr(html, "_pictured", lambda *_: None)
+    monkeypatch.setattr(html, "_explanation", lambda *_: html.embedded(pictures.render_curves(FAITHFULNESS["curves"])))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", alone)
+    several = dataclasses.replace(analysis, explanations=analysis.explanations * 8)
+    assert len(html.draw_report(several)["explanations"]) == len(several.explanations)
 
 
 def test_a_missing_extra_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
