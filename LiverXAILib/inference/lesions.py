@@ -79,10 +79,8 @@ def _marked_by_network(segmentation: Segmentation, lesion: Mask, label: str) -> 
         return None
     at = tuple((np.argwhere(lesion.voxels) + lesion.box.start - known.start).T)
     size = sum(np.count_nonzero(part) for _, part in _marked_at(final, at))
-    if size != len(at[0]) or not above_half(final.array[at]).all():  # a reader changed it
-        return None
     found = list(_marked_at(by_network, at))
-    if not found:
+    if not found or size != len(at[0]) or not above_half(final.array[at]).all():  # or a reader changed it
         return None
     box = Box.union(one.box for one in found)
     return Mask(box.shifted(known.start), np.logical_or.reduce([one.on(box) for one in found]))
@@ -95,8 +93,7 @@ def _marked_at(probability: Volume, voxels: tuple[np.ndarray, ...]) -> Iterator[
         _MARKED[probability] = numbers, _boxes(numbers)
     numbers, boxes = _MARKED[probability]
     for number in set(numbers[voxels].tolist()) - {0}:
-        own = boxes[number - 1]
-        yield Mask(own, numbers[own] == number)
+        yield Mask(boxes[number - 1], numbers[boxes[number - 1]] == number)
 
 
 def _boxes(numbers: np.ndarray) -> list[Box]:
@@ -199,8 +196,7 @@ def candidate_components(segmentation: Segmentation, label: str = "tumor") -> np
 
 
 def numbered_candidates(segmentation: Segmentation, label: str = "tumor") -> tuple[Box, np.ndarray]:
-    """:func:`candidate_components` in a box of the image that holds all of them (empty if there are none), computed
-    once."""
+    """:func:`candidate_components` in a box of the image that holds all of them, computed once."""
     known = _CANDIDATES.setdefault(segmentation, {})
     if label not in known:
         known[label] = _numbered_candidates(segmentation, label)
