@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ class DecisionBatch:
     def apply(self, decision: Decision, labels: np.ndarray) -> Decision:
         """Change `labels` (uint8; k, j, i) according to a decision; return it with what is known about it now.
 
-        :raises LiverXAILib.errors.UsageError: it is about something that does not exist.
+        :raises LiverXAILib.errors.UsageError: it is about something that does not exist, or would change nothing.
         """
         decision, about, edits = self._resolved(decision)
         if about is not None:
@@ -79,6 +79,9 @@ class DecisionBatch:
         for box, mask, label in edits:
             labels[box][mask] = label
         changed = labels[region] != before
+        if not changed.any():
+            # Recorded, it would seem to have had an effect, and taking it back would have none.
+            raise UsageError(_no_change(decision))
         return dataclasses.replace(decision, voxels=pack_mask(changed, region), before=pack_labels(before[changed]))
 
     # Long: one block for each kind of decision.
@@ -128,7 +131,9 @@ class DecisionBatch:
             return decision, None, [_Edit(*chosen[0], self._liver)]
         self._require_there(named)
         if kind == "merge":
-            return decision, None, [_Edit(*_bridges(chosen), self._tumor)]
+            bridges = _bridges(chosen)
+            self._require_free(bridges, named)
+            return decision, None, [_Edit(*bridges, self._tumor)]
         if kind == "split":
             return decision, None, [_Edit(*_gap(chosen[0], self._grid), self._liver)]
         return decision, chosen[0] if kind == "measure" else None, []
@@ -140,6 +145,18 @@ class DecisionBatch:
                 raise UsageError(
                     f"Lesion {number} is rejected: no other decision about it is possible at the same time."
                 )
+
+    def _require_free(self, bridges: Mask, merged: Sequence[int]) -> None:
+        """Refuse bridges that would also join a lesion that is not to be merged."""
+        box = bridges.box.grown((1, 1, 1), self._grid.shape)
+        joined = grown(bridges.on(box))
+        others = set(range(1, len(self.lesions.masks) + 1)) - {*merged, *self._gone}
+        between = sorted(number for number in others if (self.lesions.mask(number).on(box) & joined).any())
+        if between:
+            raise UsageError(
+                f"Merging lesions {_listed(merged)} would also merge lesion {_listed(between)}, which touches their "
+                f"connection. Merge {_listed([*merged, *between])}, or draw the connection by hand."
+            )
 
     def _nearest(self, place_lps_mm: Point) -> int:
         box, pieces = numbered_lesions(self._base)
@@ -169,9 +186,22 @@ def _found(findings: Findings, decision: Decision) -> tuple[int, ...]:
         raise UsageError(f"{len(decision.numbers)} lesions were named, but {len(places)} places were given.")
     found = tuple(findings.find(number, place) for number, place in zip(decision.numbers, places, strict=True))
     if len(set(found)) < len(found):
-        numbers = " and ".join(map(str, decision.numbers))
-        raise UsageError(f"Lesions {numbers} are one lesion now. Choose again from the current list.")
+        raise UsageError(f"Lesions {_listed(decision.numbers)} are one lesion now. Choose again from the current list.")
     return found
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return " and ".join(map(str, sorted(numbers)))
+
+
+def _no_change(decision: Decision) -> str:
+    """A sentence that refuses a decision without an effect."""
+    place = "" if decision.place_lps_mm is None else place_text(decision.place_lps_mm)
+    if decision.kind == "add":
+        return f"What is outlined at {place} is part of a lesion already: correct its outline instead."
+    if decision.kind == "split":
+        return f"Lesion {decision.numbers[0]} is too small to be split."
+    return f"Nothing to {decision.kind} at {place}: the result is as decided already."
 
 
 def _crumbs(rest: np.ndarray, voxel_mm3: float) -> np.ndarray:

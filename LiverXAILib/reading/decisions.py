@@ -25,22 +25,22 @@ from .packing import pack_labels, pack_mask, unpack_labels, unpack_mask
 
 def accept(candidate: int) -> Decision:
     """A candidate is a lesion."""
-    return Decision("accept", (candidate,))
+    return Decision("accept", _numbers(candidate))
 
 
 def dismiss(candidate: int) -> Decision:
     """A candidate is not a lesion: it stays listed, as rejected, and is not a lesion at any sensitivity."""
-    return Decision("dismiss", (candidate,))
+    return Decision("dismiss", _numbers(candidate))
 
 
 def reject(lesion: int) -> Decision:
     """A lesion is a false positive: its voxels become liver."""
-    return Decision("reject", (lesion,))
+    return Decision("reject", _numbers(lesion))
 
 
 def restore(rejected: int) -> Decision:
     """A rejected lesion is a lesion after all: its voxels become tumor again."""
-    return Decision("restore", (rejected,))
+    return Decision("restore", _numbers(rejected))
 
 
 def add(place_lps_mm: Sequence[float]) -> Decision:
@@ -53,14 +53,15 @@ def merge(*lesions: int) -> Decision:
 
     :raises LiverXAILib.errors.UsageError: there are fewer than two different lesions.
     """
-    if len(set(lesions)) < 2:
+    numbers = _numbers(*lesions)
+    if len(numbers) < 2:
         raise UsageError("Merging takes two or more lesions, such as 2,3.")
-    return Decision("merge", tuple(dict.fromkeys(lesions)))
+    return Decision("merge", numbers)
 
 
 def split(lesion: int) -> Decision:
     """A lesion is two: it is divided midway between its two most distant ends."""
-    return Decision("split", (lesion,))
+    return Decision("split", _numbers(lesion))
 
 
 def include(place_lps_mm: Sequence[float]) -> Decision:
@@ -80,7 +81,10 @@ def measure_lesion(lesion: int, points_lps_mm: Sequence[Sequence[float]]) -> Dec
     """
     if len(points_lps_mm) != 4:
         raise UsageError("Two diameters have four ends: two of the long axis, then two of the short axis.")
-    return Decision("measure", (lesion,), points_lps_mm=tuple(map(_point, points_lps_mm)))
+    points = tuple(map(_point, points_lps_mm))
+    if points[0] == points[1] or points[2] == points[3]:
+        raise UsageError("A diameter has two different ends.")
+    return Decision("measure", _numbers(lesion), points_lps_mm=points)
 
 
 def choose_targets(*lesions: int) -> Decision:
@@ -88,10 +92,18 @@ def choose_targets(*lesions: int) -> Decision:
 
     :raises LiverXAILib.errors.UsageError: no lesion is given, or more than RECIST allows in one organ.
     """
-    numbers = tuple(dict.fromkeys(lesions))
+    numbers = _numbers(*lesions)
     if not 0 < len(numbers) <= MOST_TARGETS:
         raise UsageError(f"Choose one or two lesions as targets: RECIST 1.1 allows {MOST_TARGETS} in one organ.")
     return Decision("target", numbers)
+
+
+def _numbers(*numbers: int) -> tuple[int, ...]:
+    """The different numbers, in their order; anything but a whole number is refused."""
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+            raise UsageError(f"The number of a lesion or candidate is a whole number, but {number!r} was given.")
+    return tuple(dict.fromkeys(map(int, numbers)))
 
 
 def _point(place_lps_mm: Sequence[float]) -> Point:

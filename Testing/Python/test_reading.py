@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from functools import cache
 
@@ -510,6 +511,64 @@ def test_what_does_not_exist_is_refused(decision):
 def test_one_lesion_alone_cannot_be_merged(lesions):
     with pytest.raises(UsageError, match="two or more lesions"):
         merge(*lesions)
+
+
+@pytest.mark.parametrize("make", [accept, reject, restore, split, lambda one: merge(1, one), choose_targets])
+@pytest.mark.parametrize("number", [1.5, "1", True, None])
+def test_a_finding_has_a_whole_number(make, number):
+    with pytest.raises(UsageError, match=re.escape(f"whole number, but {number!r} was given")):
+        make(number)
+    assert accept(np.int64(2)).numbers == (2,)
+
+
+@pytest.mark.parametrize("points", [[(0, 0, 0)] * 2 + [(0, 0, 0), (0, 1, 0)], [(0, 0, 0), (0, 1, 0)] + [(0, 0, 1)] * 2])
+def test_a_diameter_has_two_ends(points):
+    with pytest.raises(UsageError, match="two different ends"):
+        measure_lesion(1, points)
+
+
+@pytest.mark.parametrize(
+    ("before", "decisions", "sentence"),
+    [
+        ([], [add(place(COUNTED))], "is part of a lesion already: correct its outline"),
+        ([], [reject(1), reject(1)], "Nothing to reject at RAS"),
+        ([accept(1)], [accept(1)], "Nothing to accept at RAS"),
+        ([], [merge(1, 2), merge(1, 2)], "Nothing to merge at RAS"),
+    ],
+    ids=["added inside a lesion", "rejected twice", "accepted again", "merged twice"],
+)
+def test_a_decision_without_an_effect_is_refused(before, decisions, sentence):
+    one = refine(analysis(), before)
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        refine(one, decisions)
+    assert len(one.decisions) == len(before)
+
+
+def with_voxel(voxel):
+    """The analysis with another lesion, of one voxel."""
+    one = analysis()
+    array = one.segmentation.labels.array.copy()
+    array[voxel] = 2
+    return refine(one, labels=one.segmentation.labels.with_array(array))
+
+
+def test_a_lesion_of_one_voxel_is_not_split():
+    with pytest.raises(UsageError, match="Lesion 3 is too small"):
+        refine(with_voxel((12, 24, 30)), [split(3)])
+
+
+@pytest.mark.parametrize("voxel", [(12, 24, 21), (13, 25, 22)], ids=["on the connection", "at a corner of it"])
+def test_a_third_lesion_is_not_merged_unless_it_is_named(voxel):
+    three = with_voxel(voxel)
+    assert three.measurements.lesion_count == 3
+    with pytest.raises(UsageError, match=r"Merging lesions 1 and 2 would also merge lesion 3.* Merge 1 and 2 and 3"):
+        refine(three, [merge(2, 1)])
+    assert refine(three, [merge(1, 2, 3)]).measurements.lesion_count == 1
+    assert refine(three, [reject(3), merge(1, 2)]).measurements.lesion_count == 1
+
+
+def test_a_lesion_beside_the_connection_of_others_stays_one():
+    assert refine(with_voxel((14, 24, 21)), [merge(1, 2)]).measurements.lesion_count == 2
 
 
 def test_three_lesions_become_one():
