@@ -16,6 +16,7 @@ from toys import model_of
 from LiverXAILib.inference import Segmentation, segment
 from LiverXAILib.models import Intensity, LayerSpec, Model
 from LiverXAILib.networks import UNet
+from LiverXAILib.networks.folding import fold_batch_norms
 from LiverXAILib.volumes.volume import Grid, Volume
 
 
@@ -71,12 +72,18 @@ def tiny_stage(dimensions: int = 3, **changes: Any) -> dict[str, Any]:
     }
 
 
-def tiny_model(dimensions: int = 3, members: int = 1, **changes: Any) -> Model:
-    """A random one-stage model; `members` > 1 is an ensemble."""
+def tiny_model(dimensions: int = 3, members: int = 1, folded: bool = True, **changes: Any) -> Model:
+    """A random one-stage model; `members` > 1 is an ensemble.
+
+    :param folded: prepare the networks like those in LiverXAI's own format; torch's kernel is many times slower here.
+    """
     stage = tiny_stage(dimensions, **changes)
     stage["weights"] = tuple(f"none-{number}" for number in range(members))
     stage["sha256"] = ("0",) * members
-    networks: list[nn.Module] = [TinyUNet(dimensions, len(stage["channels"]), seed) for seed in range(members)]
+    channels = len(stage["channels"])
+    networks: list[nn.Module] = [TinyUNet(dimensions, channels, seed) for seed in range(members)]
+    if folded:
+        networks = [fold_batch_norms(network) for network in networks]
     return model_of([stage], {"all": networks})
 
 
@@ -98,11 +105,20 @@ def _ball_network() -> nn.Module:
     return UNet(3, 1, 3, features=(6, 12, 16), norm="batch")
 
 
-@cache
-def trained_model() -> Model:
-    """A U-Net that finds bright balls ("tumor") in less bright ones ("liver"); see :func:`train_balls`."""
+def unfolded_network() -> nn.Module:
+    """The network of :func:`trained_model` with its batch norms, as it was trained."""
     network = _ball_network()
     network.load_state_dict(load_file(_BALL_WEIGHTS))
+    return network.eval()
+
+
+@cache
+def trained_model() -> Model:
+    """A U-Net that finds bright balls ("tumor") in less bright ones ("liver"); see :func:`train_balls`.
+
+    Its batch norms are folded, as in a bundled model.
+    """
+    network = fold_batch_norms(unfolded_network())
     stage = tiny_stage(
         network="UNet",
         window=(24, 28, 28),

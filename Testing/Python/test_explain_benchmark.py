@@ -33,26 +33,35 @@ from LiverXAILib.volumes.io import write_volume
 from LiverXAILib.volumes.orientation import reorient
 from LiverXAILib.volumes.volume import Grid, Volume
 
+METHOD_NAMES, LAYERS = ["hires-cam", "layer-cam"], ["bottleneck", "decoder.0"]
 
-def test_each_map_is_examined_and_written_to_a_table_and_a_picture(tmp_path):
-    model = trained_model()
-    volume, segmentation = two_lesion_case(model)
+
+def benchmarked(points):
+    volume, _ = two_lesion_case(trained_model())
     # A case without a tumor gives no rows for it, and no error.
     empty = Volume(volume.array * 0, volume.ijk_to_lps)
-    layers = ["bottleneck", "decoder.0"]
-    methods = ["hires-cam", "layer-cam"]
-    rows = benchmark_explain(
+    return benchmark_explain(
         {"two": volume, "none": empty},
-        model,
+        trained_model(),
         targets=["lesion:1"],
-        methods=methods,
-        layers=layers,
-        points=4,
+        methods=METHOD_NAMES,
+        layers=LAYERS,
+        points=points,
         field_mm=60,
         device="cpu",
     )
+
+
+@pytest.fixture(scope="module")
+def with_curves():
+    return benchmarked(points=4)
+
+
+def test_each_map_is_examined_and_written_to_a_table_and_a_picture(with_curves, tmp_path):
+    model, rows = trained_model(), with_curves
+    volume, segmentation = two_lesion_case(model)
     assert [(row["case"], row["method"], row["layer"]) for row in rows] == [
-        ("two", method, layer) for method in methods for layer in layers
+        ("two", method, layer) for method in METHOD_NAMES for layer in LAYERS
     ]
     # The same as examining each map on its own.
     run = StageContext.prepare(volume, model, model.spec.stages[0], segmentation, torch.device("cpu"))
@@ -120,7 +129,7 @@ def test_intervals_are_those_of_the_bootstrap_over_lesions():
 def test_a_stopped_benchmark_goes_on_and_tells_true_from_false_lesions():
     model = trained_model()
     volume, segmentation = two_lesion_case(model)
-    options = {"methods": ["hires-cam"], "layers": ["decoder.0"], "points": 3, "field_mm": 60, "device": "cpu"}
+    options = {"methods": ["hires-cam"], "layers": ["decoder.0"], "points": 0, "field_mm": 60, "device": "cpu"}
     reference = lesion_mask(segmentation, 2)
     first = benchmark_explain({"two": volume}, model, targets=["lesion:1"], references={"two": reference}, **options)
     kept: list = []
@@ -132,20 +141,14 @@ def test_a_stopped_benchmark_goes_on_and_tells_true_from_false_lesions():
     assert kept == rest
 
 
-def test_without_curves_the_verdicts_are_the_same_and_fewer_maps_are_made():
-    model = trained_model()
-    volume, _ = two_lesion_case(model)
-    options = {"targets": ["lesion:1"], "methods": ["hires-cam", "seg-grad-cam"], "field_mm": 60, "device": "cpu"}
-    whole, quick = (
-        benchmark_explain({"two": volume}, model, layers=["bottleneck", "decoder.0"], points=points, **options)
-        for points in (3, 0)
-    )
+def test_without_curves_the_verdicts_are_the_same_and_fewer_maps_are_made(with_curves):
+    quick = benchmarked(points=0)
     assert {row["passed"] for row in quick} == {True, False}
-    for one, other in zip(whole, quick, strict=True):
+    for one, other in zip(with_curves, quick, strict=True):
         assert {name: one[name] for name in other if name != "sentence"} == {
             name: value for name, value in other.items() if name != "sentence"
         }
-    assert "gain" in format_table(whole)
+    assert "gain" in format_table(with_curves)
     assert "gain" not in format_table(quick)
 
 

@@ -61,7 +61,9 @@ class Means(nn.Module):
     """Liver if the mean over a cube of 14 mm exceeds 50 HU. It depends on 6 mm around a voxel, along the axes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = nn.functional.avg_pool3d(nn.functional.pad(x, (3,) * 6, mode="replicate"), 7, 1)
+        mean = nn.functional.pad(x, (3,) * 6, mode="replicate")
+        for size in ((7, 1, 1), (1, 7, 1), (1, 1, 7)):  # axis by axis, which reads far fewer voxels
+            mean = nn.functional.avg_pool3d(mean, size, 1)
         return torch.cat([(mean - 50) / 10, torch.full_like(x, -10.0)], dim=1)
 
 

@@ -57,9 +57,20 @@ def a_model(network=None):
     return model_of([fields], {"all": [network()]})
 
 
+@cache
+def a_segmentation(network=None):
+    return segment(a_case(), a_model(network), device="cpu")
+
+
+@cache
+def an_answer():
+    """What an explanation of the lesion finds without further options."""
+    (answer,) = explain_lesions(a_case(), a_model(), a_segmentation(), ["lesion:1"])
+    return answer
+
+
 def test_what_decides_by_the_lesion_alone_loses_it_with_the_lesion_and_finds_it_anywhere():
-    volume, model = a_case(), a_model()
-    (answer,) = explain_lesions(volume, model, segment(volume, model, device="cpu"), ["lesion:1"], draws=3)
+    (answer,) = explain_lesions(a_case(), a_model(), a_segmentation(), ["lesion:1"], draws=3)
     assert isinstance(answer, Counterfactual)
     evidence = answer.evidence
     assert evidence["probability"] > 0.9
@@ -109,8 +120,7 @@ class Everywhere(nn.Module):
 
 
 def test_a_model_that_does_not_look_at_the_lesion_is_exposed():
-    volume, model = a_case(), a_model(Everywhere)
-    (answer,) = explain_lesions(volume, model, segment(volume, model, device="cpu"), ["lesion:1"])
+    (answer,) = explain_lesions(a_case(), a_model(Everywhere), a_segmentation(Everywhere), ["lesion:1"])
     assert answer.evidence["without"] == pytest.approx(answer.evidence["probability"], abs=0.01)
     assert "for a reason other than this lesion" in answer.sentence
     assert "is not recognized there: the place matters" in answer.sentence
@@ -139,8 +149,7 @@ def test_what_depends_on_the_far_is_refused_rather_than_answered_wrongly():
 
 
 def test_why_not_gets_the_contrast_and_the_size_that_would_make_it_a_lesion():
-    volume, model = a_case(), a_model(Dark)
-    segmentation = segment(volume, model, device="cpu")
+    volume, model, segmentation = a_case(), a_model(Dark), a_segmentation(Dark)
     (answer,) = explain_lesions(volume, model, segmentation, ["why-not-tumor:voxel:lps:-8,-8,-8"])
     assert isinstance(answer, NeededChange)
     evidence = answer.evidence
@@ -160,8 +169,7 @@ class MuchDark(nn.Module):
 
 
 def test_why_not_makes_a_ball_of_the_diameter_that_it_names():
-    volume, model = a_case(), a_model(MuchDark)
-    segmentation = segment(volume, model, device="cpu")
+    volume, model, segmentation = a_case(), a_model(MuchDark), a_segmentation(MuchDark)
     (answer,) = explain_lesions(volume, model, segmentation, ["why-not-tumor:voxel:lps:-8,-8,-8"])
     # A ball of 30 mm has 14 ml, one of 20 mm 4.
     assert answer.evidence["needed"] == [None, None, -45.0]
@@ -191,8 +199,7 @@ class Dark(nn.Module):
     ],
 )
 def test_what_no_change_of_a_lesion_answers_is_said_and_not_answered(target, says):
-    volume, model = a_case(), a_model()
-    segmentation = segment(volume, model, device="cpu")
+    volume, model, segmentation = a_case(), a_model(), a_segmentation()
     refusals: list[str] = []
     assert explain_lesions(volume, model, segmentation, [target], refusals=refusals) == []
     (sentence,) = refusals
@@ -202,9 +209,8 @@ def test_what_no_change_of_a_lesion_answers_is_said_and_not_answered(target, say
 
 
 def test_where_little_healthy_liver_is_near_a_larger_part_of_the_image_is_examined(monkeypatch):
-    volume, model = a_case(), a_model()
-    segmentation = segment(volume, model, device="cpu")
-    (near,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
+    volume, model, segmentation = a_case(), a_model(), a_segmentation()
+    near = an_answer()
     monkeypatch.setattr(examined, "_ENOUGH_HEALTHY", 10**9)
     (far,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
     assert max(near.provenance["box_mm"]) < 64
@@ -219,8 +225,7 @@ def test_for_a_network_of_slices_a_lesion_is_removed_from_all_of_them(window):
     model = model_of([{**fields, "dimensions": 2, "window": window, "divisor": (1, 4, 4)}], {"all": [Thresholds(2)]})
     segmentation = segment(volume, model, device="cpu")
     (answer,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
-    (expected,) = explain_lesions(volume, three, segment(volume, three, device="cpu"), ["lesion:1"])
-    assert answer.evidence["probability"] == pytest.approx(expected.evidence["probability"], abs=0.01)
+    assert answer.evidence["probability"] == pytest.approx(an_answer().evidence["probability"], abs=0.01)
     assert answer.evidence["without"] < 0.05
     lesion = lesion_components(segmentation) == 1
     edited = answer.volumes["without"]
@@ -232,9 +237,7 @@ def test_for_a_network_of_slices_a_lesion_is_removed_from_all_of_them(window):
 
 
 def test_the_edited_ct_is_the_ct_but_for_the_lesion():
-    volume, model = a_case(), a_model()
-    segmentation = segment(volume, model, device="cpu")
-    (answer,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
+    volume, segmentation, answer = a_case(), a_segmentation(), an_answer()
     edited = answer.volumes["without"]
     low = np.rint(volume.grid.to_ijk(edited.grid.origin)).astype(int)[::-1]
     part = tuple(slice(n, n + m) for n, m in zip(low, edited.shape, strict=True))
@@ -257,8 +260,7 @@ def test_the_pictures_show_the_lesion_where_the_answer_says_it_is(monkeypatch):
 
     monkeypatch.setattr(changes, "plausible_fill", fill)
     monkeypatch.setattr(changes, "time", SimpleNamespace(perf_counter=iter((1.0, 3.45678)).__next__))
-    volume, model = a_case(), a_model()
-    segmentation = segment(volume, model, device="cpu")
+    volume, model, segmentation = a_case(), a_model(), a_segmentation()
     (answer,) = explain_lesions(volume, model, segmentation, ["lesion:1"])
     here, there = Target.parse("lesion:1").focus(segmentation), answer.evidence["elsewhere_lps_mm"]
 
@@ -280,17 +282,15 @@ def test_the_pictures_show_the_lesion_where_the_answer_says_it_is(monkeypatch):
 
 
 def test_where_the_probabilities_were_not_kept_the_answer_is_the_same():
-    volume, model = a_case(), a_model()
-    segmentation = segment(volume, model, device="cpu")
+    volume, model, segmentation = a_case(), a_model(), a_segmentation()
     bare = dataclasses.replace(segmentation, probabilities={})
-    kept, made = (explain_lesions(volume, model, one, ["lesion:1"])[0] for one in (segmentation, bare))
+    kept, (made,) = an_answer(), explain_lesions(volume, model, bare, ["lesion:1"])
     assert made.evidence["in_image"] == pytest.approx(kept.evidence["in_image"], abs=1e-3)
     assert made.sentence == kept.sentence
 
 
 def test_answers_survive_json_and_the_worker_s_wire(tmp_path):
-    volume, model = a_case(), a_model()
-    (answer,) = explain_lesions(volume, model, segment(volume, model, device="cpu"), ["lesion:1"])
+    answer = an_answer()
     again = unpack_answer(json.loads(json.dumps(pack_answer(answer, tmp_path))), tmp_path)
     assert type(again) is type(answer)
     assert again.to_dict() == answer.to_dict()
@@ -360,7 +360,8 @@ def test_in_a_real_ct_the_lesions_are_gone_and_an_independent_model_sees_the_sam
         edited[box][changed] = part.array[changed]
         touched[box] |= changed
     monkeypatch.setenv(MODELS_VARIABLE, str(Path(str(DATA)) / "models"))
-    found = [segment(image, one_of_four("obelisk"), device="cpu") for image in (volume, volume.with_array(edited))]
+    other = one_of_four("obelisk")
+    found = [segment(image, other, device="cpu") for image in (volume, volume.with_array(edited))]
     liver = [one.mask("liver") for one in found]
     lesions = segmentation.mask("tumor")
     # For a network trained by others on other scans, the largest lesion was hardly liver; its replacement is.

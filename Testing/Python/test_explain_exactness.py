@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from LiverXAILib.volumes.volume import Grid, Volume
 SPACING = (2.2, 1.9, 2.6)
 
 CASES = {
-    "one window": {"window": (64, 64, 64)},
+    "one window": {"window": (64, 64, 64), "folded": False},  # like a network in another format
     "overlapping windows": {"window": (16, 16, 16)},
     "little overlap": {"window": (16, 24, 20), "overlap": 0.2},
     "padded to the window": {"window": (48, 20, 40), "pad_to_window": True},
@@ -43,6 +44,7 @@ CASES = {
 METHOD_NAMES = ["seg-grad-cam", "seg-grad-cam++", "hires-cam", "seg-xres-cam", "layer-cam"]
 
 
+@cache
 def a_case(**changes):
     # 21, 24 and 17 voxels at odd spacings: no stage grid is divisible by a window or a stride.
     volume, labels = ball_phantom(Grid((17, 24, 21), np.diag([*SPACING, 1.0])), 20.0, 7.0)
@@ -81,6 +83,14 @@ def one_graph(volume, model, segmentation, score_of, layer):
     return plan, len(passes), held, gradients
 
 
+@cache
+def one_graph_of(case):
+    """The case, and what :func:`one_graph` returns for its tumor: the same for all methods."""
+    volume, model, segmentation = a_case(**CASES[case])
+    graph = one_graph(volume, model, segmentation, tumor_score(segmentation), "bottleneck")
+    return volume, model, segmentation, *graph
+
+
 def tumor_score(segmentation):
     mask = torch.from_numpy(segmentation.mask("tumor"))
     return lambda logits, to_input: to_input(logits[2])[mask].mean()
@@ -103,10 +113,7 @@ def upsampled(lattice, window):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_the_stitched_map_is_that_of_one_graph(case, method):
-    volume, model, segmentation = a_case(**CASES[case])
-    plan, members, activations, gradients = one_graph(
-        volume, model, segmentation, tumor_score(segmentation), "bottleneck"
-    )
+    volume, model, segmentation, plan, members, activations, gradients = one_graph_of(case)
     _, question, values = library_maps(volume, model, segmentation, "tumor", method)
     count = len(plan.boxes)
     expected = torch.zeros(plan.padded_shape)

@@ -156,8 +156,9 @@ def test_in_a_real_ct_a_lesion_that_is_enough_by_itself_does_not_depend_on_the_f
         shapley, "name_parts", lambda examined: [part for part in name_parts(examined) if part.name == FAR]
     )
     volume, asked = read_volume(Path(str(DATA)) / "ct" / "ircad01" / "image.nii.gz"), ["lesion:1"]
-    (answer,) = explain_regions(volume, load_model("default"), segmented("ircad01"), asked, device="cpu")
-    (change,) = explain_lesions(volume, load_model("default"), segmented("ircad01"), asked, device="cpu")
+    model, segmentation = load_model("default"), segmented("ircad01")
+    (answer,) = explain_regions(volume, model, segmentation, asked, device="cpu")
+    (change,) = explain_lesions(volume, model, segmentation, asked, device="cpu")
     (part,) = answer.evidence["parts"]
     assert answer.evidence["alone"] == pytest.approx(change.evidence["alone"], abs=1e-3)
     assert change.evidence["alone"] > 0.9
