@@ -88,9 +88,8 @@ def tagged_case() -> Case:
     networks[stage.name] = [Tagged(network) for network in networks[stage.name]]
     tagged = Model(model.spec, networks)
     volume = phantom.ct
-    liver = segment(volume, model, device="cpu").mask("liver")
     spacing = volume.spacing[::-1]
-    distance = ndimage.distance_transform_edt(~liver, sampling=spacing)
+    distance = ndimage.distance_transform_edt(phantom.truth.array == 0, sampling=spacing)
     depth = ndimage.distance_transform_edt(volume.array < -600, sampling=spacing)
     place = np.argwhere((depth > 12) & (distance < 22))
     if not len(place):
