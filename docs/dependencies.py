@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -45,19 +46,22 @@ def sources() -> list[Path]:
     return [path for path in sorted(LIBRARY.rglob("*.py")) if package_of(path) not in ("__init__", "__main__")]
 
 
+def run_statements(parent: ast.AST) -> Iterator[ast.AST]:
+    """All statements inside of another or of a module, other than those for type checkers only."""
+    for node in ast.iter_child_nodes(parent):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):  # an expression contains none
+            yield node
+            yield from run_statements(node)
+
+
 def imported_packages(path: Path) -> set[str]:
     """The packages of LiverXAILib that a source file imports at run time, other than its own."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        child
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for child in ast.walk(node)
-    }
     own = ["LiverXAILib", *path.relative_to(LIBRARY).parent.parts]
     found = set()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not node.level or node in typing_only:
+    for node in run_statements(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         base = own[: len(own) - node.level + 1] + (node.module.split(".") if node.module else [])
         found.update([base[1]] if len(base) > 1 else [alias.name for alias in node.names])
