@@ -22,16 +22,18 @@ from LiverXAILib.volumes.volume import Grid, Volume
 
 SHAPE = (30, 50, 50)
 GRID = Grid(SHAPE, np.diag([1.5, 1.5, 2.0, 1.0]))
+#: Of random lesions: large enough for about twenty.
+BLOBS = Grid((18, 36, 36), GRID.ijk_to_lps)
 
 
 def _lesions(seed: int, level: float = 0.11) -> np.ndarray:
     """Random blobs."""
-    return ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 1.7) > level
+    return ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=BLOBS.shape), 1.7) > level
 
 
 def _similar(mask: np.ndarray, seed: int) -> np.ndarray:
     """The same blobs with other borders, some lost, some new."""
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 1.7)
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=BLOBS.shape), 1.7)
     return ndimage.gaussian_filter(mask.astype(float), 1) + 1.6 * noise > 0.4
 
 
@@ -40,7 +42,7 @@ def test_matched_lesions_are_those_of_panoptica(seed: int) -> None:
     panoptica = pytest.importorskip("panoptica")
     reference = _lesions(seed)
     prediction = _similar(reference, seed + 100)
-    found = match_lesions(prediction, reference, GRID)
+    found = match_lesions(prediction, reference, BLOBS)
     numbered = [ndimage.label(mask, np.ones((3, 3, 3)))[0].astype(np.uint16) for mask in (prediction, reference)]
     evaluator = panoptica.Panoptica_Evaluator(
         expected_input=panoptica.InputType.UNMATCHED_INSTANCE,
@@ -122,7 +124,7 @@ def test_froc_also_knows_what_was_marked_but_not_counted() -> None:
 
 
 def test_the_command_writes_lesions_agreement_and_plots(tmp_path: Path) -> None:
-    liver = np.ones(SHAPE, np.uint8)
+    liver = np.ones(BLOBS.shape, np.uint8)
     reference = _lesions(1)
     prediction = _similar(reference, 5)
     for name, mask in (("r", reference), ("p", prediction)):
