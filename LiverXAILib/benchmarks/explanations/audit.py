@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,14 @@ from ...explain import DEFAULT_METHOD, METHODS, Target, explain_border, explain_
 from ...explain.counterfactual import FarContextError
 from ...explain.faithfulness import DRAWS, FaithfulnessEvaluator
 from ...explain.faithfulness.randomization import shuffled_networks
-from ...explain.methods import Method
 from ...explain.score import ScoreTarget, build_score
 from ...explain.stage_context import StageContext
-from ...explain.stitching import stage_maps
+from ...explain.stitching import recorded, stage_maps
 from ...inference import Segmentation, segment, select_device
 from ...models import Model, load_model
 from ...progress import CancelToken, Progress
 from ...volumes.volume import Volume
+from .explain import LAYER_METHODS
 from .planted import MECHANISMS, Mechanism, Tagged
 
 Row = dict[str, Any]
@@ -66,6 +66,30 @@ class Case:
     def evaluator(self) -> FaithfulnessEvaluator:
         """The evaluator for all maps of the case; common values are measured once."""
         return FaithfulnessEvaluator(self.run, self.score_target)
+
+    @cached_property
+    def _layer_maps_of_shuffled_networks(self) -> list[dict[str, torch.Tensor]]:
+        """By method that reads a layer, from one pass of each network: as many draws as the check of a map uses."""
+        evaluator, layer = self.evaluator, self.run.stage.default_layer
+        draws = []
+        for draw in range(DRAWS):
+            ((_, networks),) = shuffled_networks(evaluator.run, 1, draw)
+            run = replace(evaluator.run, networks=networks)
+            with recorded(run, [evaluator.score_target], [layer], evaluator.run_context) as recording:
+                maps = {name: recording.map(0, METHODS[name], layer).values.clamp_min(0) for name in LAYER_METHODS}
+            draws.append(maps)
+        return draws
+
+    def maps_of_shuffled_networks(self, method: str) -> list[torch.Tensor]:
+        """The positive maps of a method for shuffled networks: one if it reads no layer."""
+        if self.layer(method):
+            return [maps[method] for maps in self._layer_maps_of_shuffled_networks]
+        ((_, networks),) = shuffled_networks(self.evaluator.run, 1)
+        return [self.evaluator.map(METHODS[method], "", networks)]
+
+    def layer(self, method: str) -> str:
+        """The layer that a method reads, or ""."""
+        return self.run.stage.default_layer if METHODS[method].layer_maps else ""
 
 
 def planted_case(mechanism: Mechanism) -> Case:
@@ -152,12 +176,11 @@ def audit_maps(case: Case, methods: Sequence[str], context: RunContext) -> list[
     causes = torch.from_numpy(_causes(case))
     rows = []
     for number, name in enumerate(methods):
-        method, part = METHODS[name], context.step(number, len(methods))
-        layer = run.stage.default_layer if method.layer_maps else ""
-        (result,) = stage_maps(run, [score_target], method, layer, part)
+        part = context.step(number, len(methods))
+        (result,) = stage_maps(run, [score_target], METHODS[name], case.layer(name), part)
         card = evaluator.verdict(
             result.values[evaluator.box],
-            partial(_of_shuffled_networks, evaluator, method, layer),
+            partial(case.maps_of_shuffled_networks, name),
             bool(result.warnings),
         )
         rows.append(_map_row(case, name, result.values.clamp_min(0), causes, card))
@@ -184,17 +207,8 @@ def audit_oracles(case: Case, method: str) -> list[Row]:
     if not case.mechanism.by_lesion:
         answer = evaluator.score_target.weights.abs().sum(dim=0) > 0
         maps["at the target"] = (answer & ~causes).float()
-    shuffled = cache(lambda: _of_shuffled_networks(evaluator, METHODS[method], case.run.stage.default_layer))
+    shuffled = partial(case.maps_of_shuffled_networks, method)
     return [_map_row(case, name, values, causes, evaluator.verdict(values, shuffled)) for name, values in maps.items()]
-
-
-def _of_shuffled_networks(evaluator: FaithfulnessEvaluator, method: Method, layer: str) -> list[torch.Tensor]:
-    """Return as many maps of shuffled networks as the check of a single map uses."""
-    return [
-        evaluator.map(method, layer, networks)
-        for draw in range(DRAWS if layer else 1)
-        for _, networks in shuffled_networks(evaluator.run, 1, draw)
-    ]
 
 
 def _map_row(case: Case, name: str, values: torch.Tensor, causes: torch.Tensor, card: Mapping[str, Any]) -> Row:
