@@ -16,6 +16,8 @@ from hypothesis import settings
 # One thread for this process and for each of its children, because test processes run in parallel.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", os.environ["OMP_NUM_THREADS"])
+# As in LiverXAI's programs, threads that wait sleep: tests that use several would otherwise spin for seconds.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # numexpr, which nnU-Net imports, starts its threads on import, and no server is forked from a process with threads.
 os.environ["NUMEXPR_MAX_THREADS"] = "1"
 
