@@ -72,11 +72,17 @@ def test_lesions_stay_in_the_liver_and_change_nothing_else() -> None:
     assert max(sizes) > 10 * min(sizes)
 
 
-def test_a_lesion_is_one_piece() -> None:
+@pytest.fixture(scope="module")
+def painted() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """By how many HU lesions change an even liver, and which lesion each voxel belongs to, in 40 paintings."""
     liver = torch.ones(48, 48, 48, dtype=torch.bool)
     image = torch.full((48, 48, 48), 110.0)
-    for seed in range(40):
-        _, lesions = add_lesions(Rng(seed), image, liver, 2.0)
+    paintings = (add_lesions(Rng(seed), image, liver, 2.0) for seed in range(40))
+    return [((result - image).abs(), lesions) for result, lesions in paintings]
+
+
+def test_a_lesion_is_one_piece(painted: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for _, lesions in painted:
         _, pieces = label(lesions.numpy() > 0)
         assert 1 <= pieces <= int(lesions.max())  # they may touch
 
@@ -100,14 +106,12 @@ def test_some_real_images_get_brighter_vessels_and_some_darker_ones(monkeypatch:
     assert 0.02 < np.mean(medians < -150) < 0.3
 
 
-def test_an_outline_holds_what_is_seen_of_a_lesion_that_goes_over_into_the_liver() -> None:
-    liver = torch.ones(48, 48, 48, dtype=torch.bool)
-    image = torch.full((48, 48, 48), 110.0)
+def test_an_outline_holds_what_is_seen_of_a_lesion_that_goes_over_into_the_liver(
+    painted: list[tuple[torch.Tensor, torch.Tensor]],
+) -> None:
     faint = []
-    for seed in range(40):
-        result, lesions = add_lesions(Rng(seed), image, liver, 2.0)
+    for change, lesions in painted:
         tumor = lesions > 0
-        change = (result - image).abs()
         assert float(change[tumor].sum() / change.sum()) > 0.9
         faint.append(float((change[tumor] < 15).float().mean()))
     assert max(faint) > 0.1  # some do have soft edges
