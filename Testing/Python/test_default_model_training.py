@@ -44,6 +44,8 @@ from recipes.default_model.training import Batches, Settings, as_item, train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = Settings(iterations=6, batch=2, checkpoint_every=2, validate_every=3)
+#: For what can be seen after one epoch of three steps.
+BRIEF = replace(SETTINGS, iterations=3)
 CPU = Hardware(accelerator="cpu")
 INTENSITY = Intensity(-200.0, 300.0, 50.0, 120.0)
 
@@ -124,7 +126,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(
 
 
 def test_samples_from_a_worker_process_train_the_same_weights(tmp_path: Path) -> None:
-    alone, helped = trained(tmp_path / "alone"), trained(tmp_path / "helped", workers=1)
+    alone, helped = trained(tmp_path / "alone", BRIEF), trained(tmp_path / "helped", BRIEF, workers=1)
     for name, value in alone.items():
         assert torch.equal(value, helped[name]), name
 
@@ -136,10 +138,10 @@ def test_what_is_kept_is_an_average_of_the_weights_on_the_way(tmp_path: Path) ->
         def on_train_batch_end(self, trainer: Any, learner: Any, *_: Any) -> None:
             steps.append({name: value.clone() for name, value in learner.network.state_dict().items()})
 
-    kept = trained(tmp_path, callbacks=[Watch()])
+    kept = trained(tmp_path, BRIEF, callbacks=[Watch()])
     average = steps[0]["head.weight"]
     for number, state in enumerate(steps[1:], 1):
-        decay = min(SETTINGS.ema, (1 + number) / (10 + number))
+        decay = min(BRIEF.ema, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * state["head.weight"]
     assert torch.allclose(kept["head.weight"], average, atol=1e-6)
     assert not torch.equal(kept["head.weight"], steps[-1]["head.weight"])
@@ -154,7 +156,7 @@ def test_the_best_checkpoint_holds_the_averaged_weights_that_validation_judged(t
 
     trained(
         tmp_path,
-        settings=replace(SETTINGS, iterations=3),
+        settings=BRIEF,
         validation=[small_generator().sample(-1)],
         callbacks=[Watch()],
     )
@@ -215,7 +217,7 @@ def test_no_gradient_is_longer_than_two(tmp_path: Path) -> None:
             for parameter in learner.network.parameters():
                 parameter.grad *= 1000
 
-    trained(tmp_path, callbacks=[Enlarge(), Watch()])
+    trained(tmp_path, BRIEF, callbacks=[Enlarge(), Watch()])
     assert lengths
     assert max(lengths) == pytest.approx(2.0, rel=1e-3)
 
@@ -316,7 +318,7 @@ def test_a_centered_network_sees_the_same_whatever_the_livers_hu(tmp_path: Path)
     runs = {"one": (small_generator(), far), "other": (shifted, far), "plain": (shifted, plain)}
     losses = {}
     for name, (generator, intensity) in runs.items():
-        trained(tmp_path / name, generator=generator, stage=stage(intensity))
+        trained(tmp_path / name, BRIEF, generator=generator, stage=stage(intensity))
         losses[name] = [float(row["training_loss"]) for row in rows(tmp_path / name / "epochs.csv")]
     assert losses["one"] == pytest.approx(losses["other"], rel=1e-3)
     assert losses["plain"] != pytest.approx(losses["other"], rel=1e-3)
@@ -413,7 +415,8 @@ def test_a_grown_network_keeps_what_the_shallower_one_knows() -> None:
 def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phases of small networks on a block of liver, without a GPU."""
     small = {"dimensions": 3, "features": [4, 6], "norm": "batch"}
-    sizes = {"sizes": [((16, 24, 24), 1.0)], "validation_size": (16, 24, 24), "settings": SETTINGS}
+    settings = replace(SETTINGS, iterations=2, batch=1, validate_every=2)
+    sizes = {"sizes": [((16, 24, 24), 1.0)], "validation_size": (16, 24, 24), "settings": settings}
     phases = {
         "locator": replace(PHASES["locator"], arguments=small, **sizes),
         "liver": replace(PHASES["liver"], arguments=small, starts_from="locator", **sizes),
@@ -447,7 +450,7 @@ def test_one_command_trains_the_chain_and_goes_on_where_it_was_stopped(
         assert all(torch.equal(value, again[key]) for key, value in first[name].items())
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["liver.csv", "locator.csv"]
     card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))
-    assert card["training"]["runs"]["liver"]["settings"]["iterations"] == 6
+    assert card["training"]["runs"]["liver"]["settings"]["iterations"] == 2
     with pytest.raises(InputError, match="another run"):
         train_all(Run(tmp_path, tmp_path, seed=5))
 
@@ -578,7 +581,7 @@ def test_variants_of_the_recipe_are_judged_on_a_ct_they_never_saw(
         seen.append(name)
         return True
 
-    variant = Variant(replace(SETTINGS, batch=1), keep=keep, size=(32, 32, 32))
+    variant = Variant(replace(BRIEF, batch=1), keep=keep, size=(32, 32, 32))
     variant = replace(variant, intensity=recipes["HU from the liver's own"].intensity)
     row = run(variant, [block, unseen], [block_of_liver(with_ct=False)], tmp_path)
     assert seen == ["block"]
