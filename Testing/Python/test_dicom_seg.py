@@ -256,6 +256,13 @@ def made_by_highdicom(folder: Path, masks: np.ndarray, kept: slice = slice(None)
     return read_volume(folder / "ct")
 
 
+@pytest.fixture(scope="module")
+def liver_seg(tmp_path_factory):
+    """A CT, and the file of a SEG of its liver, which nobody may change."""
+    folder = tmp_path_factory.mktemp("liver")
+    return made_by_highdicom(folder, (LABELS > 0).astype(np.uint8)), folder / "seg.dcm"
+
+
 def test_slices_left_out_of_a_segmentation_are_not_filled(tmp_path):
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[[1, 3, 6], 4:20, 5:22] = 1
@@ -278,10 +285,9 @@ def test_every_kind_of_segmentation_is_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize("keyword", ["CodeValue", "LongCodeValue", "URNCodeValue", None])
-def test_a_code_is_read_wherever_it_stands_and_is_empty_where_there_is_none(tmp_path, keyword):
+def test_a_code_is_read_wherever_it_stands_and_is_empty_where_there_is_none(liver_seg, tmp_path, keyword):
     """Code values longer than 16 characters, and URNs, have separate attributes."""
-    made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
-    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    dataset = pydicom.dcmread(liver_seg[1])
     code = dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
     del code.CodeValue
     if keyword is not None:
@@ -291,12 +297,12 @@ def test_a_code_is_read_wherever_it_stands_and_is_empty_where_there_is_none(tmp_
     assert segment.type == ("SCT", "10200004" if keyword else "", "Liver")
 
 
-def test_a_segmentation_is_carried_to_another_grid(tmp_path):
-    volume = made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
+def test_a_segmentation_is_carried_to_another_grid(liver_seg):
+    volume, path = liver_seg
     finer = volume.ijk_to_lps.copy()
     finer[:3, :3] = finer[:3, :3] / 2
     grid = Grid(tuple(2 * n for n in SHAPE), finer)
-    (mask,) = read_segment_masks(tmp_path / "seg.dcm", grid).values()
+    (mask,) = read_segment_masks(path, grid).values()
     assert mask.sum() == pytest.approx(8 * (LABELS > 0).sum(), rel=0.05)
 
 
@@ -309,23 +315,30 @@ def test_segmentations_of_thicker_slices_fill_the_image_between_them(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.99])
-def test_a_damaged_segmentation_is_refused_in_words(tmp_path, keep):
-    volume = made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
-    whole = (tmp_path / "seg.dcm").read_bytes()
+def test_a_damaged_segmentation_is_refused_in_words(liver_seg, tmp_path, keep):
+    volume, path = liver_seg
+    whole = path.read_bytes()
     (tmp_path / "seg.dcm").write_bytes(whole[: int(keep * len(whole))])
     with pytest.raises(InputError, match=r"seg\.dcm"):
         _ = read_segment_masks(tmp_path / "seg.dcm", volume.grid)[1]
 
 
-def edited_seg(folder: Path, change: Callable[[Dataset], None], **options: object) -> Path:
-    """A SEG of three slices of the body, k = 1, 3 and 6, after a change of its data set."""
+@pytest.fixture(scope="module")
+def edited_seg(tmp_path_factory):
+    """Write a SEG of three slices of the body, k = 1, 3 and 6, after a change of its data set."""
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[[1, 3, 6], 4:20, 5:22] = 1
-    made_by_highdicom(folder, drawn, **options)
-    dataset = pydicom.dcmread(folder / "seg.dcm")
-    change(dataset)
-    dataset.save_as(folder / "seg.dcm")
-    return folder / "seg.dcm"
+    originals = tmp_path_factory.mktemp("three-slices")
+    for kind in ("BINARY", "FRACTIONAL"):
+        made_by_highdicom(originals / kind, drawn, segmentation_type=kind)
+
+    def write(folder: Path, change: Callable[[Dataset], None], kind: str = "BINARY") -> Path:
+        dataset = pydicom.dcmread(originals / kind / "seg.dcm")
+        change(dataset)
+        dataset.save_as(folder / "seg.dcm")
+        return folder / "seg.dcm"
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -333,23 +346,23 @@ def edited_seg(folder: Path, change: Callable[[Dataset], None], **options: objec
     [((2, 6, 8), (5, 15, 17)), ((-2, -3, -4), (9, 30, 31)), ((0, 10, 10), (8, 24, 28)), ((0, 21, 0), (8, 24, 28))],
     ids=["part", "more", "end", "beside"],
 )
-def test_a_segmentation_is_cut_to_the_grid_or_surrounded_by_background(tmp_path, start, stop):
-    volume = made_by_highdicom(tmp_path, (LABELS > 0).astype(np.uint8))
-    (mask,) = read_segment_masks(tmp_path / "seg.dcm", volume.grid.cropped(Box.between(start, stop))).values()
+def test_a_segmentation_is_cut_to_the_grid_or_surrounded_by_background(liver_seg, start, stop):
+    volume, path = liver_seg
+    (mask,) = read_segment_masks(path, volume.grid.cropped(Box.between(start, stop))).values()
     around = np.pad(LABELS > 0, 9)
     box = Box.between(start, stop).shifted((9, 9, 9))
     np.testing.assert_array_equal(mask, around[box])
 
 
 @pytest.mark.parametrize(("most", "least"), [(255, 128), (100, 51), (2, 2), (None, 1)])
-def test_a_fraction_counts_from_more_than_half_of_the_greatest(tmp_path, most, least):
+def test_a_fraction_counts_from_more_than_half_of_the_greatest(edited_seg, tmp_path, most, least):
     def change(dataset: Dataset) -> None:
         dataset.MaximumFractionalValue = most
         pixels = np.zeros(dataset.pixel_array.shape, np.uint8)
         pixels[:, 5, 6], pixels[:, 5, 7] = least, least - 1
         dataset.PixelData = pixels.tobytes()
 
-    path = edited_seg(tmp_path, change, segmentation_type="FRACTIONAL")
+    path = edited_seg(tmp_path, change, "FRACTIONAL")
     (mask,) = read_segment_masks(path, Grid(SHAPE, geometry())).values()
     assert [tuple(voxel) for voxel in np.argwhere(mask)] == [(1, 5, 6), (3, 5, 6), (6, 5, 6)]
 
@@ -371,7 +384,9 @@ def measures(**values: float | None) -> Callable[[Dataset], None]:
         ({"SpacingBetweenSlices": 1.25}, 11, 1.25),
     ],
 )
-def test_a_segmentation_s_own_grid_spans_its_frames_at_the_spacing_of_its_header(tmp_path, values, count, step):
+def test_a_segmentation_s_own_grid_spans_its_frames_at_the_spacing_of_its_header(
+    edited_seg, tmp_path, values, count, step
+):
     own = segmentation_grid(edited_seg(tmp_path, measures(**values)))
     assert own.shape == (count, *SHAPE[1:])
     expected = geometry(spacing=(0.8, 0.9, step))
@@ -430,17 +445,20 @@ def without_frames(dataset: Dataset) -> None:
         (without_frames, "it has no frames in the patient's coordinates"),
     ],
 )
-def test_frames_that_form_no_volume_are_refused_with_the_reason(tmp_path, change, words):
+def test_frames_that_form_no_volume_are_refused_with_the_reason(edited_seg, tmp_path, change, words):
     path = edited_seg(tmp_path, change)
     finer = geometry(spacing=(0.4, 0.45, 2.5))
     with pytest.raises(InputError, match=rf"seg\.dcm cannot be read as a DICOM segmentation: {words}"):
         read_segment_masks(path, Grid(SHAPE, finer))
 
 
-def test_segmentations_are_found_at_any_depth_among_other_files(tmp_path):
-    made_by_highdicom(tmp_path / "b", (LABELS > 0).astype(np.uint8))
+def test_segmentations_are_found_at_any_depth_among_other_files(liver_seg, tmp_path):
+    (tmp_path / "b").mkdir()
+    write_series(tmp_path / "b" / "ct", a_body(SHAPE), geometry())
     (tmp_path / "a" / "c").mkdir(parents=True)
-    (tmp_path / "a" / "c" / "copy").write_bytes((tmp_path / "b" / "seg.dcm").read_bytes())
-    (tmp_path / "a" / "damaged.dcm").write_bytes((tmp_path / "b" / "seg.dcm").read_bytes()[:140])
+    whole = liver_seg[1].read_bytes()
+    (tmp_path / "b" / "seg.dcm").write_bytes(whole)
+    (tmp_path / "a" / "c" / "copy").write_bytes(whole)
+    (tmp_path / "a" / "damaged.dcm").write_bytes(whole[:140])
     (tmp_path / "a" / "notes.txt").write_text("SEG")
     assert list(find_segs(tmp_path)) == [tmp_path / "a" / "c" / "copy", tmp_path / "b" / "seg.dcm"]

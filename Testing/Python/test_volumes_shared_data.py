@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import highdicom
@@ -19,11 +20,20 @@ from LiverXAILib.models import LIVER, TUMOR
 from LiverXAILib.report import write_dicom_segmentation
 from LiverXAILib.volumes.dicom_seg import read_segment_masks
 from LiverXAILib.volumes.io import list_series, read_labels, read_volume
+from LiverXAILib.volumes.volume import Volume
 
 DATA = Path(os.environ.get("LIVERXAI_TEST_DATA", ""))
 pytestmark = pytest.mark.skipif(
     "LIVERXAI_TEST_DATA" not in os.environ, reason="LIVERXAI_TEST_DATA is not set: no real CT to read"
 )
+
+
+@cache
+def series(name: str) -> Volume:
+    """A regular series, or the tilted one; read once, and not to be changed."""
+    volume = read_volume(DATA / "dicom" / name, allow_irregular=name == "tilted_ge_head")
+    volume.array.flags.writeable = False
+    return volume
 
 
 def itk_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +49,7 @@ def itk_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_jpeg_2000_without_uids_is_the_same_image_as_its_nifti_twin():
-    volume = read_volume(DATA / "dicom" / "totalseg_slab_j2k")
+    volume = series("totalseg_slab_j2k")
     twin = read_volume(DATA / "ct" / "totalseg_slab" / "image.nii.gz")
     order = slice(None, None, -1) if volume.ijk_to_lps[2, 2] * twin.ijk_to_lps[2, 2] < 0 else slice(None)
     np.testing.assert_array_equal(volume.array[order], twin.array)
@@ -51,7 +61,7 @@ def test_jpeg_2000_without_uids_is_the_same_image_as_its_nifti_twin():
 
 @pytest.mark.parametrize(("name", "slices"), [("cptac_pda", 35), ("ct_with_seg", 3)])
 def test_regular_series_agree_with_itk_but_for_the_padding(name, slices):
-    volume = read_volume(DATA / "dicom" / name)
+    volume = series(name)
     array, matrix = itk_series(DATA / "dicom" / name)
     assert volume.shape == (slices, 512, 512)
     np.testing.assert_allclose(volume.ijk_to_lps, matrix, atol=1e-4)
@@ -64,7 +74,7 @@ def test_a_feet_first_series_agrees_with_highdicom():
     folder = DATA / "dicom" / "cptac_pda"
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in sorted(folder.iterdir())]
     spacing, places = highdicom.spatial.get_series_volume_positions(headers)
-    volume = read_volume(folder)
+    volume = series("cptac_pda")
     assert volume.spacing[2] == pytest.approx(spacing)
     for header, place in zip(headers, places, strict=True):
         i, j, k = volume.grid.to_ijk(np.array(header.ImagePositionPatient, dtype=float))
@@ -76,7 +86,7 @@ def test_the_tilted_head_is_irregular_and_sheared():
     folder = DATA / "dicom" / "tilted_ge_head"
     with pytest.raises(InputError, match=r"not evenly spaced \(1\.08 to 7\.00 mm apart\).*allow-irregular"):
         read_volume(folder)
-    volume = read_volume(folder, allow_irregular=True)
+    volume = series("tilted_ge_head")
     assert volume.metadata["series"]["tilt_degrees"] == pytest.approx(18.5, abs=0.01)
     assert volume.array.min() == -1024
     first = pydicom.dcmread(folder / "01.dcm")
@@ -139,7 +149,7 @@ def test_labels_lie_on_their_image():
 @needs_dciodvfy
 @pytest.mark.parametrize("name", ["cptac_pda", "totalseg_slab_j2k", "ct_with_seg", "tilted_ge_head"])
 def test_a_dicom_segmentation_of_a_real_series_is_valid_and_read_back_to_the_voxel(name, tmp_path):
-    volume = read_volume(DATA / "dicom" / name, allow_irregular=True)
+    volume = series(name)
     labels = np.zeros(volume.shape, np.uint8)
     labels[:, 150:300:2, 100:260] = 1
     labels[1:3, 200:220, 150:170] = 2
