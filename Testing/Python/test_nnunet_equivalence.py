@@ -14,16 +14,8 @@ from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from LiverXAILib.context import RunContext
-from LiverXAILib.inference import Postprocessing, nnunet, segment
-from LiverXAILib.inference.stages import (
-    padded_input,
-    predict_logits,
-    preprocessing_of,
-    stage_grids,
-    stage_input,
-    stage_plan,
-)
+from LiverXAILib.inference import Postprocessing, nnunet, segment, segmenter
+from LiverXAILib.inference.stages import predict_logits, preprocessing_of, stage_grids, stage_input
 from LiverXAILib.models import Model, StageSpec
 from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import ImportOptions, ModelNotes
@@ -66,14 +58,21 @@ def nnunet_says(folder: Path, volume: Volume, checkpoint: str = "checkpoint_fina
 
 
 def we_say(model: Model, volume: Volume):
-    """The same three from LiverXAI."""
+    """The same three from LiverXAI, the scores as segment() gets them."""
     stage = model.spec.stages[0]
     (grid,) = stage_grids(volume, stage)
-    data = stage_input(volume, stage, grid)
-    plan = stage_plan(stage, grid)
-    image = padded_input(volume, stage, grid, plan)
-    logits = predict_logits(model.members(stage), image, stage, plan, RunContext(device=CPU))
-    return data, logits, segment(volume, model, device="cpu", postprocessing=RAW).labels.array
+    seen: list[torch.Tensor] = []
+
+    def predict(*arguments: Any) -> torch.Tensor:
+        logits = predict_logits(*arguments)
+        seen.append(logits.clone())
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenter, "predict_logits", predict)
+        labels = segment(volume, model, device="cpu", postprocessing=RAW).labels.array
+    (logits,) = seen
+    return stage_input(volume, stage, grid), logits, labels
 
 
 def assert_equal_answers(ours, theirs, agreement: float = 0.9999):
