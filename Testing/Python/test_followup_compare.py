@@ -364,7 +364,7 @@ def test_analyze_puts_a_comparison_with_earlier_results_into_its_report(toy_mode
         lx.write_volume(phantom(lesions=lesions), tmp_path / f"{name}.nii.gz")
     common = ["--model", toy_model, "--explain", "--device", "cpu", "--no-viewer"]
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    assert main(["analyze", str(tmp_path / "may.nii.gz"), "-o", first, *common]) == 0
+    assert main(["analyze", str(tmp_path / "may.nii.gz"), "-o", first, *common, "--no-report"]) == 0
     words = ["analyze", str(tmp_path / "august.nii.gz"), "-o", second, *common, "--prior", first]
     assert main([*words, "--prior-image", str(tmp_path / "may.nii.gz")]) == 0
     assert "RECIST 1.1: PD, 1 new lesion" in capsys.readouterr().out
