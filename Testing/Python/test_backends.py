@@ -55,11 +55,18 @@ def a_body(model_stage):
     return stage_input(volume, model_stage, stage_grids(volume, model_stage)[0], center_hu)[:64, :64, :64]
 
 
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """The bundled model, and a folder for its networks as OpenVINO's, which are converted once for both precisions."""
+    return load_model("default"), tmp_path_factory.mktemp("converted")
+
+
 @pytest.mark.parametrize("name", available_backends(CPU)[1:] or ["nothing beside torch float32 is installed"])
-def test_every_backend_here_gives_the_bundled_models_labels(name):
+def test_every_backend_here_gives_the_bundled_models_labels(name, bundled, monkeypatch):
     if name not in available_backends(CPU):
         pytest.skip(f"no other backend to compare: {name}")
-    model = load_model("default")
+    model, converted = bundled
+    monkeypatch.setattr(backends, "_cache_folder", lambda: converted)
     for stage in model.spec.stages:
         batch = a_body(stage)[None, None]
         for network in model.members(stage):

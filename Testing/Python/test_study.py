@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from training_toys import ball_case, write_msd
+from training_toys import ball_case, draw_nothing, write_msd
 
 from LiverXAILib import cli
 from LiverXAILib.training.config_file import read_config
@@ -113,8 +113,9 @@ def test_the_summary_is_the_mean_over_folds_and_all_cases(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("layout", ["msd", "lits"])
 def test_the_same_configuration_trains_on_a_hospitals_folder_and_its_model_is_like_any_other(
-    layout: str, tmp_path: Path
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("LiverXAILib.training.finish.write_curves", draw_nothing)  # which takes longer than the rest
     folder = tmp_path / "data"
     if layout == "msd":
         write_msd(folder, 4)
