@@ -164,6 +164,11 @@ MISTAKES = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def comparison():
+    return lx.compare([liver_analysis([((0, 0, 0), radius)]) for radius in (8, 10)], days=[0, 30])
+
+
 def test_every_public_function_is_tried_with_wrong_types():
     assert ARGUMENTS.keys() == {name for name in lx.__all__ if name[0].islower() and callable(getattr(lx, name))}
 
@@ -178,7 +183,7 @@ def test_every_public_function_is_tried_with_wrong_types():
     ],
 )
 def test_an_argument_of_the_wrong_type_is_refused_with_what_to_do(
-    function, place, wrong, scan, model, segmentation, tmp_path
+    function, place, wrong, scan, model, segmentation, tmp_path, request
 ):
     right = {
         "volume": scan,
@@ -197,8 +202,7 @@ def test_an_argument_of_the_wrong_type_is_refused_with_what_to_do(
     names = ARGUMENTS[function]
     arguments = [right[name] for name in names]
     if function == "write_comparison" and place == 1:
-        studies = [liver_analysis([((0, 0, 0), radius)]) for radius in (8, 10)]
-        arguments[0] = lx.compare(studies, days=[0, 30])
+        arguments[0] = request.getfixturevalue("comparison")
     arguments[place] = wrong
     with pytest.raises(UsageError, match=MISTAKES[names[place]][1]):
         getattr(lx, function)(*arguments)

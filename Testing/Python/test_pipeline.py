@@ -36,8 +36,23 @@ def volume_and_truth():
 
 
 @pytest.fixture(scope="module")
-def analysis(volume_and_truth):
-    return analyze(volume_and_truth[0], threshold_model(), targets=["liver", "tumor"], device="cpu")
+def analysis_and_prepared(volume_and_truth):
+    """An analysis, and about what its stages were prepared, once for each time."""
+    prepare, prepared = StageContext.prepare, []
+
+    def counted(*about):
+        prepared.append(about)
+        return prepare(*about)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageContext, "prepare", staticmethod(counted))
+        made = analyze(volume_and_truth[0], threshold_model(), targets=["liver", "tumor"], device="cpu")
+    return made, prepared
+
+
+@pytest.fixture(scope="module")
+def analysis(analysis_and_prepared):
+    return analysis_and_prepared[0]
 
 
 def test_an_analysis_holds_labels_heat_maps_and_measurements(analysis, volume_and_truth):
@@ -52,16 +67,10 @@ def test_an_analysis_holds_labels_heat_maps_and_measurements(analysis, volume_an
     assert json.loads(json.dumps(analysis.provenance))["segmentation"]["model"]["name"] == "toy"
 
 
-def test_a_stage_is_prepared_once_and_answers_as_if_each_question_were_asked_alone(volume_and_truth, monkeypatch):
-    volume, _ = volume_and_truth
-    model, prepare, prepared = threshold_model(), StageContext.prepare, []
-
-    def counted(*about):
-        prepared.append(about)
-        return prepare(*about)
-
-    monkeypatch.setattr(StageContext, "prepare", staticmethod(counted))
-    analysis = analyze(volume, model, targets=["liver", "tumor"], device="cpu")
+def test_a_stage_is_prepared_once_and_answers_as_if_each_question_were_asked_alone(
+    volume_and_truth, analysis_and_prepared
+):
+    (volume, _), (analysis, prepared), model = volume_and_truth, analysis_and_prepared, threshold_model()
     assert len(prepared) == len(model.spec.stages) == 1
     border = explain_border(volume, model, analysis.segmentation, "liver")
     (lesion,) = explain_lesions(volume, model, analysis.segmentation, ["lesion:1"])
@@ -232,5 +241,5 @@ def test_a_failure_while_writing_leaves_nothing_behind(analysis, tmp_path, monke
 
     monkeypatch.setattr("LiverXAILib.report.tables.write_tables", full_disk)
     with pytest.raises(InputError, match="No space left"):
-        write_analysis(analysis, tmp_path / "out")
+        write_analysis(analysis, tmp_path / "out", report=False)
     assert list(tmp_path.iterdir()) == []
