@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -432,54 +433,68 @@ def small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipes.default_model.training.best_hardware", lambda: CPU)
 
 
+LEFT_OUT = ("hcc013", "hcc015")
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of all phases without two patients, which nobody may change."""
+    folder = tmp_path_factory.mktemp("chain")
+    with pytest.MonkeyPatch.context() as patch:
+        small_chain(patch)
+        patch.setattr("recipes.default_model.training.write_curves", draw_nothing)
+        assert build.main(command("all", folder, "--leave-out", *LEFT_OUT)) == 0
+    return folder
+
+
+def command(phase: str, output: Path, *more: str) -> list[str]:
+    return [phase, "--data", "nowhere", "--output", str(output), "--workers", "0", *more]
+
+
 def test_one_command_trains_the_chain_and_goes_on_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_chain(monkeypatch)
-    command = ["all", "--data", "nowhere", "--output", str(tmp_path), "--workers", "0"]
-    assert build.main(command) == 0
-    first = {name: load_file(tmp_path / name / "weights.safetensors") for name in STAGES}
-    (tmp_path / "liver" / "run.json").unlink()
+    first = {name: load_file(chain / name / "weights.safetensors") for name in STAGES}
+    folder = tmp_path / "run"
+    shutil.copytree(chain, folder)
+    (folder / "liver" / "run.json").unlink()
     trained_phases = []
     whole = build.train_phase
     monkeypatch.setattr(build, "train_phase", lambda name, run: (trained_phases.append(name), whole(name, run)))
-    assert build.main(command) == 0
+    assert build.main(command("all", folder, "--leave-out", *LEFT_OUT)) == 0
     assert trained_phases == ["liver"]
     for name in STAGES:
-        again = load_file(tmp_path / name / "weights.safetensors")
+        again = load_file(folder / name / "weights.safetensors")
         assert all(torch.equal(value, again[key]) for key, value in first[name].items())
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["liver.csv", "locator.csv"]
-    card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))
+    assert sorted(path.name for path in (folder / "logs").iterdir()) == ["liver.csv", "locator.csv"]
+    card = json.loads((folder / "model" / "card.json").read_text(encoding="utf-8"))
     assert card["training"]["runs"]["liver"]["settings"]["iterations"] == 2
     with pytest.raises(InputError, match="another run"):
-        train_all(Run(tmp_path, tmp_path, seed=5))
+        train_all(Run(folder, folder, seed=5, left_out=LEFT_OUT))
 
 
 def test_tuning_goes_on_from_a_models_liver_network_and_keeps_its_locator(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_chain(monkeypatch)
 
-    def command(phase: str, output: str, *more: str) -> list[str]:
-        return [phase, "--data", "nowhere", "--output", str(tmp_path / output), "--workers", "0", *more]
-
-    def model(output: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
-        folder = tmp_path / output / "model"
+    def model(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+        folder = output / "model"
         locator, liver = (load_file(folder / f"{name}.safetensors") for name in STAGES)
         return locator, liver, json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"]
 
-    assert build.main(command("all", "whole", "--leave-out", "hcc013", "hcc015")) == 0
-    start = ["--start", str(tmp_path / "whole" / "model")]
-    tuning = command("tune", "tuned", *start, "--leave-out", "hcc015")
+    start = ["--start", str(chain / "model")]
+    tuning = command("tune", tmp_path / "tuned", *start, "--leave-out", "hcc015")
     assert build.main(tuning) == 0
-    (locator, liver, _), (kept, tuned, training) = model("whole"), model("tuned")
+    (locator, liver, _), (kept, tuned, training) = model(chain), model(tmp_path / "tuned")
     assert all(torch.equal(value, kept[key]) for key, value in locator.items())
     moved = (tuned["bottleneck.0.weight"].float() - liver["bottleneck.0.weight"].float()).abs()
     assert 0 < moved.max() < 0.1, "the weights went on from those of the start"
     assert list(training["runs"]) == ["locator", "liver", "tuning"]
     assert any("hcc013" in line for line in training["data"]), "the last run was trained on it"
     assert not any("hcc015" in line for line in training["data"])
-    assert str(tmp_path) not in json.dumps(training)
+    assert not any(str(folder) in json.dumps(training) for folder in (tmp_path, chain))
     assert [path.name for path in (tmp_path / "tuned" / "logs").iterdir()] == ["tuning.csv"]
     assert build.main(tuning) == 0, "what is finished is not done again"
     assert build.main([*tuning, "--seed", "5"]) == 1
@@ -487,10 +502,10 @@ def test_tuning_goes_on_from_a_models_liver_network_and_keeps_its_locator(
 
     again = ["--start", str(tmp_path / "tuned" / "model")]
     capsys.readouterr()
-    assert build.main(command("tune", "again", *again, "--leave-out", "hcc013", "hcc015")) == 1
+    assert build.main(command("tune", tmp_path / "again", *again, "--leave-out", *LEFT_OUT)) == 1
     assert "was trained on hcc013: use one that was not" in capsys.readouterr().err
-    assert build.main(command("tune", "again", *again)) == 0
-    *_, training = model("again")
+    assert build.main(command("tune", tmp_path / "again", *again)) == 0
+    *_, training = model(tmp_path / "again")
     assert list(training["runs"]) == ["locator", "liver", "tuning", "tuning 2"]
     assert any("hcc015" in line for line in training["data"])
 
