@@ -112,9 +112,9 @@ def test_vessels_are_as_they_are_in_each_phase() -> None:
 def test_a_transplant_has_the_noise_of_its_new_liver() -> None:
     image, liver = noisy_liver(8.0)
     for sigma in (2.0, 20.0):
-        ratios = []
+        ratios, graft = [], cut(sigma)
         for seed in range(12):
-            result, lesions = transplant(Rng(seed), image, liver, MM, [cut(sigma)])
+            result, lesions = transplant(Rng(seed), image, liver, MM, [graft])
             inner = torch.from_numpy(~binary_dilation(lesions.numpy() == 0, iterations=2))
             if int(inner.sum()) > 60:
                 high = result - gaussian_blur(result, (1.5,) * 3)
@@ -126,9 +126,9 @@ def test_a_transplant_has_the_noise_of_its_new_liver() -> None:
 
 def test_nothing_is_seen_of_a_transplant_that_is_like_the_liver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transplants_module, "_LEAST_CONTRAST", 0.0)
-    image, liver = noisy_liver(8.0)
+    (image, liver), graft = noisy_liver(8.0), cut(6.0, contrast=0.0)
     for seed in range(8):
-        result, lesions = transplant(Rng(seed), image, liver, MM, [cut(6.0, contrast=0.0)])
+        result, lesions = transplant(Rng(seed), image, liver, MM, [graft])
         assert lesions.any()
         border = torch.from_numpy(binary_dilation(lesions.numpy() > 0, iterations=2) & ~(lesions.numpy() > 0)) & liver
         far = liver & torch.from_numpy(~binary_dilation(lesions.numpy() > 0, iterations=5))
@@ -145,10 +145,10 @@ def test_a_tumor_that_nobody_would_see_is_not_transplanted() -> None:
 
 
 def test_a_transplant_is_as_large_as_it_shall_be_and_as_dark_as_it_was() -> None:
-    image, liver = noisy_liver(4.0)
+    (image, liver), graft = noisy_liver(4.0), cut(4.0)
     sizes = []
     for seed in range(20):
-        result, lesions = transplant(Rng(seed), image, liver, MM, [cut(4.0)])
+        result, lesions = transplant(Rng(seed), image, liver, MM, [graft])
         assert not (lesions.bool() & ~liver).any()
         assert torch.equal(result[~liver], image[~liver])
         inner = torch.from_numpy(~binary_dilation(lesions.numpy() == 0, iterations=1))
