@@ -78,21 +78,15 @@ def own_models(panel, monkeypatch, tmp_path):
     where = importlib.import_module("LiverXAILib.models.registry")
     downloads, entries = tmp_path / "downloads", tmp_path / "registry.json"
     patch = f"""
-        import os, pathlib, runpy, sys
-        from LiverXAILib.models import registry as listed
-        registry = sys.modules[listed.__module__]
+        import importlib, pathlib
+        registry = importlib.import_module("LiverXAILib.models.registry")
+        store = importlib.import_module("LiverXAILib.models.store")
         registry._REGISTRY = pathlib.Path({str(entries)!r})
-        registry.download_folder = lambda: pathlib.Path({str(downloads)!r})
-        import LiverXAILib.models.store as store
-        store.download_folder = registry.download_folder
-        sys.argv = ["worker"]
-        runpy.run_module("LiverXAILib.worker.server", run_name="__main__")
+        registry.download_folder = store.download_folder = lambda: pathlib.Path({str(downloads)!r})
     """
-    python = tmp_path / "python"
-    program = tmp_path / "patched.py"
-    program.write_text(textwrap.dedent(patch))
-    python.write_text(f"#!/bin/sh\nexec {sys.executable} {program}\n")
-    python.chmod(0o755)
+    folder = tmp_path / "python"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(patch))
     usual = panel.widget.models.registry
 
     def use(models):
@@ -104,8 +98,8 @@ def own_models(panel, monkeypatch, tmp_path):
     monkeypatch.delenv("LIVERXAI_MODELS", raising=False)
     monkeypatch.setattr(where, "_REGISTRY", entries)
     monkeypatch.setattr(where, "download_folder", lambda: downloads)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
     panel.widget.runner.client.close()
-    monkeypatch.setattr(panel.widget.runner.client, "_python", str(python))
     yield use
     panel.widget.runner.client.close()
     monkeypatch.undo()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from pathlib import Path
 
 
@@ -12,7 +13,7 @@ def tr(text: str) -> str:
     frame = inspect.currentframe()
     assert frame is not None
     assert frame.f_back is not None
-    return translate(_context(inspect.getsourcefile(frame.f_back) or inspect.getfile(frame.f_back)), text)
+    return translate(_context(frame.f_back.f_code.co_filename), text)
 
 
 def translate(context: str, text: str) -> str:
@@ -21,6 +22,7 @@ def translate(context: str, text: str) -> str:
     return text
 
 
+@cache
 def _context(source: str) -> str:
     path = Path(source)
     return f"{path.parent.name}.{path.stem}" if (path.parent / "__init__.py").is_file() else path.stem
