@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from forking import Process
 from mrml_toys import ball_analysis
 
 from LiverXAILib.errors import InputError
@@ -79,10 +80,11 @@ def test_a_new_process_finds_everything_in_the_scene(scene_file, tmp_path):
     command = [sys.executable, "-c", LOOK, str(scene_file), str(tmp_path / "arrays.npz")]
     paths = [str(TESTING), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert "ERR|" not in result.stderr.replace("LoadDefault", ""), result.stderr
-    found = json.loads(result.stdout)
+    with Process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "ERR|" not in errors.replace("LoadDefault", ""), errors
+    found = json.loads(said)
     for name, segment in found["segments"].items():
         spec = analysis.segmentation.spec(name)
         assert segment["voxels"] == analysis.segmentation.mask(name).sum()

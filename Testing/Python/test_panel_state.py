@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from batch_toys import phantom
+from forking import Process
 from model_server import serving
 from panel_toys import add_ct, apply_and_wait, choose_model, prepare, results, wait_idle
 
@@ -503,11 +504,13 @@ def test_a_high_dpi_screen_shows_the_panel_unclipped_in_as_many_pixels(panel, to
         print(picture.width() / panel.parent.width, clipped_texts(panel), pythonqt.problems)
         panel.close()
     """
-    result = subprocess.run(
+    with Process(
         [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "QT_SCALE_FACTOR": factor, "QT_QPA_PLATFORM": "offscreen"},
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == f"{float(factor)} [] []"
+    ) as process:
+        said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert said.splitlines()[-1] == f"{float(factor)} [] []"

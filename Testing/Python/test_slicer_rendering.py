@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import Process
 from mrml_toys import ball_analysis
 from slicerhost.rendering import can_render
 
@@ -25,11 +26,12 @@ def views(tmp_path_factory):
     if not can_render():
         pytest.skip("off-screen rendering needs EGL or OSMesa (Debian: libegl1 libgl1-mesa-dri)")
     path = tmp_path_factory.mktemp("views") / "views.npz"
-    command = [sys.executable, str(HERE / "render_views.py"), str(path)]
+    command = [sys.executable, "-m", "render_views", str(path)]
     paths = [str(HERE), str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    with Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return dict(np.load(path))
 
 

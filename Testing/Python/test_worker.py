@@ -311,13 +311,16 @@ def test_a_worker_that_does_not_hear_cancel_is_ended(own, model_folder, monkeypa
 
 
 def test_a_killed_host_leaves_no_worker_and_no_files(model_folder, tmp_path):
+    roomy = roomy_phantom()
+    np.savez(tmp_path / "ct.npz", array=roomy.array, ijk_to_lps=roomy.ijk_to_lps)
     program = f"""
-        import sys, time
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from worker_toys import roomy_phantom
+        import time
+        import numpy as np
+        from LiverXAILib.volumes.volume import Volume
         from LiverXAILib.worker import WorkerClient
         client = WorkerClient(threads=1)
-        client.analyze(roomy_phantom(), "ct", model={model_folder!r}, explain=["liver"], method="occlusion")
+        ct = Volume(**np.load({str(tmp_path / "ct.npz")!r}))
+        client.analyze(ct, "ct", model={model_folder!r}, explain=["liver"], method="occlusion")
         while not any(event.kind == "progress" for event in client.poll()):
             time.sleep(0.05)
         print(client.pid, flush=True)
