@@ -33,6 +33,7 @@ from LiverXAILib.inference.sensitivity import at_sensitivity, choose_point
 from LiverXAILib.measure import measure
 from LiverXAILib.models import LIVER, TUMOR, ModelSpec, registry
 from LiverXAILib.models.spec import OperatingPoint, Reliability
+from LiverXAILib.options import Options
 from LiverXAILib.reading import (
     accept,
     add,
@@ -712,7 +713,7 @@ def test_files_and_report_say_which_heat_maps_are_from_before_the_changes(tmp_pa
     assert [str(x.target) for x in changed.explanations] == ["tumor", "lesion:1"]
     back = refine(changed, [restore(1)])
     for result, says in ((one, 0), (changed, 1), (back, 0), (refine(one, [choose_targets(1)]), 0)):
-        files = lx.write_analysis(result, tmp_path)
+        files = Options(viewer=False, write=("report",)).save(result, tmp_path).files
         text = files["report"].read_text()
         assert text.count("(before the changes)") == text.count(">Made before the segmentation was changed") == says
         told = json.loads(files["provenance"].read_text())["explanations"]

@@ -84,12 +84,13 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_measuring_only_what_changed_gives_what_a_full_measurement_gives(seed, monkeypatch):
+    """Each step once, in any order, and then other sensitivities after all that was decided."""
     rng, one = np.random.default_rng(seed), many()
     afresh, done = one, []
     ends = ["sensitive", "specific", "sensitive", "standard"]
-    for name in [*rng.choice(list(STEPS), 12), *ends]:
+    for name in [*rng.permutation(list(STEPS)), *ends]:
         if name == "resume":  # it does not measure
             name = "nothing"
             one, afresh = STEPS["resume"](one), STEPS["resume"](afresh)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from LiverXAILib.explain import Target
 from LiverXAILib.explain.answers import BorderNeed, Counterfactual, NeededChange
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.inference.lesions import lesion_components
+from LiverXAILib.options import Options
 from LiverXAILib.reading import (
     accept,
     add,
@@ -197,7 +199,7 @@ def test_a_dismissed_candidate_is_listed_as_rejected_and_can_be_accepted(tmp_pat
     np.testing.assert_allclose(mine.decisions[0].place_lps_mm, place(UNSURE), atol=1.5)
     assert mine.measurements.summary().splitlines()[-2].endswith("rejected by the reader")
     assert [x.status for x in restarted(mine).measurements.candidates] == ["rejected"]
-    files = lx.write_analysis(mine, tmp_path)
+    files = Options(viewer=False, write=("report",)).save(mine, tmp_path).files
     assert json.loads(files["measurements"].read_text())["candidates"][0]["status"] == "rejected"
     text = files["report"].read_text()
     assert "(rejected by the reader)" in text
@@ -342,25 +344,43 @@ ROUNDS = {
 }
 
 
-@pytest.mark.parametrize("session", [lambda one: one, restarted], ids=["same session", "later session"])
-@pytest.mark.parametrize("before", [[], [reject(2), exclude(place(ball((12, 14, 26), 1)))]], ids=["first", "later"])
-@pytest.mark.parametrize("kind", ROUNDS)
-def test_the_last_decision_can_be_taken_back(kind, before, session):
+EARLIER = {
+    "first": [],
+    "later": [[reject(2), exclude(place(ball((12, 14, 26), 1)))]],
+    "later with a second lesion": [[reject(2), exclude(place(ball((12, 14, 26), 1)))], [add(place(MISSED))]],
+}
+
+
+def at_other_sensitivities(one):
+    """The labels of a result at sensitivities at which the model has fewer and more lesions."""
+    one = dataclasses.replace(one, model=graded().model)
+    return [labels_of(change_sensitivity(one, end)) for end in ("specific", "sensitive")]
+
+
+@cache
+def started(before):
+    """The result after earlier rounds of decisions, and its labels at other sensitivities, for several tests."""
     one = analysis()
-    start = refine(one, before) if before else one
-    if before and kind in ("merge", "target"):
-        start = refine(start, [add(place(MISSED))])
-        before = [*before, add(place(MISSED))]
-    back = undo(session(refine(start, ROUNDS[kind])))
-    np.testing.assert_array_equal(labels_of(back), labels_of(start))
-    assert back.measurements == start.measurements
-    assert [x.kind for x in back.decisions] == [x.kind for x in before]
-    assert (back.own is None) == (not before)
-    # Nothing is left of it at other sensitivities.
-    there = dataclasses.replace(graded().model)
-    for end in ("specific", "sensitive"):
-        first, second = (change_sensitivity(dataclasses.replace(x, model=there), end) for x in (back, start))
-        np.testing.assert_array_equal(labels_of(first), labels_of(second))
+    for decisions in EARLIER[before]:
+        one = refine(one, decisions)
+    return one, at_other_sensitivities(one)
+
+
+@pytest.mark.parametrize("before", ["first", "later"])
+@pytest.mark.parametrize("kind", ROUNDS)
+def test_the_last_decision_can_be_taken_back(kind, before):
+    if before == "later" and kind in ("merge", "target"):
+        before = "later with a second lesion"
+    start, expected = started(before)
+    decided = refine(start, ROUNDS[kind])
+    for back in (undo(decided), undo(restarted(decided))):  # in the same session and in a later one
+        np.testing.assert_array_equal(labels_of(back), labels_of(start))
+        assert back.measurements == start.measurements
+        assert [x.kind for x in back.decisions] == [x.kind for round_ in EARLIER[before] for x in round_]
+        assert (back.own is None) == (before == "first")
+        # Nothing is left of it at other sensitivities.
+        for found, wanted in zip(at_other_sensitivities(back), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_manual_edits_can_be_taken_back_and_only_the_last_decision_is():

@@ -98,8 +98,8 @@ class _Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def _report(analysis: Analysis, folder: Path) -> _Page:
-    write_report(analysis, folder / "report.html")
+def _report(analysis: Analysis, folder: Path, *, viewer: bool = False) -> _Page:
+    write_report(analysis, folder / "report.html", viewer=viewer)
     assert [path.name for path in folder.iterdir()] == ["report.html"]
     return _Page(folder / "report.html")
 
@@ -112,7 +112,7 @@ def analysis() -> Analysis:
 
 @pytest.fixture(scope="module")
 def page(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> _Page:
-    return _report(analysis, tmp_path_factory.mktemp("report"))
+    return _report(analysis, tmp_path_factory.mktemp("report"), viewer=True)
 
 
 @functools.cache
@@ -272,7 +272,7 @@ def test_what_could_identify_the_patient_stays_out_of_the_report(page: _Page) ->
 def test_the_report_of_a_model_without_tumors_says_nothing_of_them(tmp_path: Path) -> None:
     analysis = _analysis(tumor=False, target="liver")
     analysis = dataclasses.replace(analysis, model=dataclasses.replace(analysis.model, title="Liver", description=""))
-    page = _report(analysis, tmp_path)
+    page = _report(analysis, tmp_path, viewer=True)
     said = page.plain[page.plain.index("Liver CT") : page.plain.index("Model card")].lower()
     assert "tumor" not in said
     assert "lesion" not in said
@@ -305,7 +305,7 @@ def test_an_empty_result_is_said_plainly(tmp_path: Path) -> None:
     empty = dataclasses.replace(
         analysis, segmentation=nothing, explanations=(), measurements=measure(analysis.volume, nothing)
     )
-    page = _report(empty, tmp_path)
+    page = _report(empty, tmp_path, viewer=True)
     assert "No liver was found." in page.plain
 
 
