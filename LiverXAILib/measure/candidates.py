@@ -104,7 +104,7 @@ def _probabilities(probability: Volume, volume: Volume, box: Box, mask: np.ndarr
 
 
 def _reason(peak: float, needed: float | None, volume_ml: float, least_ml: float) -> str:
-    sentence = f"The model's highest tumor probability in it is {100 * peak:.0f} %"
+    sentence = f"The model's highest tumor probability in it is {100 * peak:.1f} %"
     if needed is not None and peak < needed:
         return f"{sentence}; a lesion is counted from {100 * needed:.1f} %."
     if volume_ml < least_ml:

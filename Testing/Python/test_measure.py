@@ -357,16 +357,16 @@ def test_a_candidate_is_measured_like_a_lesion_in_coronal_slices_too() -> None:
     assert candidate.peak_probability == p.max()
     assert candidate.place_lps_mm == pytest.approx(lesion.centroid_lps_mm, abs=2.5)
     # Neither a threshold nor a least volume is known.
-    assert candidate.reason == f"The model's highest tumor probability in it is {100 * float(p.max()):.0f} %."
+    assert candidate.reason == f"The model's highest tumor probability in it is {100 * float(p.max()):.1f} %."
 
 
 @pytest.mark.parametrize(
     ("peak", "needed", "volume_ml", "end"),
     [
-        (0.894, 0.9, 0.5, "is 89 %; a lesion is counted from 90.0 %."),
-        (0.9, 0.9, 0.5, "is 90 %; its volume is 0.50 ml, and a lesion is counted from 0.7 ml."),
-        (0.9, 0.9, 0.7, "is 90 %."),
-        (0.6, None, 0.5, "is 60 %; its volume is 0.50 ml, and a lesion is counted from 0.7 ml."),
+        (0.894, 0.9, 0.5, "is 89.4 %; a lesion is counted from 90.0 %."),
+        (0.9, 0.9, 0.5, "is 90.0 %; its volume is 0.50 ml, and a lesion is counted from 0.7 ml."),
+        (0.9, 0.9, 0.7, "is 90.0 %."),
+        (0.6, None, 0.5, "is 60.0 %; its volume is 0.50 ml, and a lesion is counted from 0.7 ml."),
     ],
 )
 def test_it_is_said_why_a_candidate_is_not_counted(

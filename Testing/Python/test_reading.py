@@ -130,7 +130,7 @@ def test_a_piece_that_the_model_is_not_sure_of_is_a_candidate_and_not_counted():
     assert candidate.mean_probability == pytest.approx(0.7, abs=1e-3)
     assert candidate.peak_probability == pytest.approx(0.7, abs=1e-3)
     np.testing.assert_allclose(candidate.place_lps_mm, place(UNSURE), atol=1.5)
-    assert "70 %" in candidate.reason
+    assert "70.0 %" in candidate.reason
     assert "90.0 %" in candidate.reason
     assert one.measurements.to_dict()["candidates"][0]["status"] == "open"
     assert analysis(probability=False).measurements.candidates == ()
@@ -425,7 +425,7 @@ def test_a_small_lesion_stays_dropped_at_every_sensitivity_and_its_size_is_the_r
     np.testing.assert_array_equal(sensitive.mask("tumor"), COUNTED | UNSURE)
     unsure, dropped = measure(one.volume, segmentation).candidates
     assert unsure.reason.endswith("a lesion is counted from 90.0 %.")
-    assert dropped.reason.endswith(f"in it is 98 %; its volume is {small:.2f} ml, and a lesion is counted from 0.7 ml.")
+    assert dropped.reason.endswith(f"in it is 98.0 %; its volume is {small:.2f} ml, and a lesion is counted from 0.7 ml.")
 
 
 def test_decisions_of_several_rounds_add_up_and_the_models_own_answer_stays():
