@@ -280,6 +280,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         self.protectResults(volumeNode, loaded)
         nodes = analysis_to_nodes(analysis, slicer.mrmlScene, volumeNode, lesion_segments=lesionSegments)
         mark_frame(nodes.segmentation, volumeNode)
+        self._refreshPanel()
         return nodes
 
     # Long: half of it is documentation for callers.
@@ -353,8 +354,12 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         layers = mrml.segment_layers(refined.segmentation)
         node = mrml.update_refined(refined, slicer.mrmlScene, volumeNode, layers)
         mrml.record_measured(node)
-        parameters.parameterNode.Modified()  # an open panel shows the new measurements
+        self._refreshPanel()
         return node
+
+    def _refreshPanel(self) -> None:
+        """Have an open panel show new measurements, whose nodes may be those of earlier ones."""
+        self.getParameterNode().parameterNode.Modified()
 
     def protectResults(self, volumeNode: slicer.vtkMRMLScalarVolumeNode, model: Model) -> None:
         """Set results of a CT aside that a reader changed or another model made, so that they are not overwritten."""

@@ -889,3 +889,20 @@ def test_a_decision_in_the_console_is_shown_and_keeps_the_size_of_the_patient(pa
     assert "1 lesion" in panel.ui.summaryLabel.text
     assert "standard liver volume" in panel.ui.summaryLabel.text
     assert "edited" not in panel.ui.statusLabel.text
+
+
+def test_another_analysis_in_the_console_is_shown(panel, toy_model):
+    """It updates the nodes of the first one."""
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    logic = panel.widget.logic
+    logic.analyze(node, (), model=toy_model, device="cpu")
+    qtapplication.process_events()
+    assert panel.ui.lesionTable.rowCount == 2
+    slicer.util.arrayFromVolume(node)[:] = phantom(lesions=1).array
+    slicer.util.arrayFromVolumeModified(node)
+    logic.analyze(node, (), model=toy_model, device="cpu")
+    qtapplication.process_events()
+    assert len(results(node, "segmentation")) == 1
+    assert panel.ui.lesionTable.rowCount == 1
+    assert not panel.ui.editedLabel.visible
+    assert "edited" not in panel.ui.statusLabel.text
