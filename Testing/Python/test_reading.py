@@ -425,7 +425,9 @@ def test_a_small_lesion_stays_dropped_at_every_sensitivity_and_its_size_is_the_r
     np.testing.assert_array_equal(sensitive.mask("tumor"), COUNTED | UNSURE)
     unsure, dropped = measure(one.volume, segmentation).candidates
     assert unsure.reason.endswith("a lesion is counted from 90.0 %.")
-    assert dropped.reason.endswith(f"in it is 98.0 %; its volume is {small:.2f} ml, and a lesion is counted from 0.7 ml.")
+    assert dropped.reason.endswith(
+        f"in it is 98.0 %; its volume is {small:.2f} ml, and a lesion is counted from 0.7 ml."
+    )
 
 
 def test_decisions_of_several_rounds_add_up_and_the_models_own_answer_stays():
