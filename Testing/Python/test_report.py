@@ -283,13 +283,13 @@ def test_the_volumes_of_the_lesions_add_up_to_the_total_that_is_shown(tmp_path: 
     one = analysis.measurements.lesions[0]
     three = tuple(dataclasses.replace(one, number=n, volume_ml=1.004) for n in (1, 2, 3))
     measured = dataclasses.replace(analysis.measurements, lesions=three, lesion_count=3, tumor_volume_ml=3.012)
-    page = _report(dataclasses.replace(analysis, measurements=measured), tmp_path)
+    page = _report(dataclasses.replace(analysis, measurements=measured, explanations=()), tmp_path)
     assert "All lesions (3) 3.00" in page.plain
     assert page.plain.count("1.00 ") == 3
 
 
 def test_the_case_is_named_in_title_and_heading_if_it_has_a_label(tmp_path: Path) -> None:
-    page = _report(_analysis(case_label="Study 7 <b>"), tmp_path)
+    page = _report(dataclasses.replace(_analysis(case_label="Study 7 <b>"), explanations=()), tmp_path)
     assert "<title>Study 7 &lt;b&gt; – LiverXAI report" in page.text
     assert "Study 7 <b>: liver CT" in page.plain
 
@@ -370,7 +370,7 @@ def test_the_segmentation_file_keeps_place_labels_and_meaning(name: str, tmp_pat
 
 
 def test_the_report_shows_the_changed_cts_with_the_sentence_about_them(tmp_path):
-    analysis = _analysis()
+    analysis = dataclasses.replace(_analysis(), explanations=())
     part = analysis.volume.cropped(Box.between((10, 10, 10), (35, 35, 35)))
     evidence = {
         "probability": 0.94, "in_image": 0.94, "without": 0.003, "draws": [0.003], "elsewhere": 0.96, "alone": 0.2,
@@ -400,7 +400,7 @@ def test_the_report_shows_the_changed_cts_with_the_sentence_about_them(tmp_path)
 
 
 def test_the_report_shows_the_border_with_its_sentence_its_places_and_what_the_colors_mean(tmp_path):
-    analysis = _analysis()
+    analysis = dataclasses.replace(_analysis(), explanations=())
     box = Box.between((10, 10, 10), (30, 30, 30))
     need = np.zeros((20, 20, 20), np.int16)
     need[5, 3:15, 3:15], need[15, 3:15, 3:15] = 12, 36
@@ -430,7 +430,9 @@ def test_the_report_shows_the_shares_of_the_parts(tmp_path):
         "parts": [{"name": n, "of_lesion": own, "ml": 2.0, "share": share, "tried": {}} for n, own, share in parts],
     }  # fmt: skip
     answer = RegionShares(Target.parse("lesion:1"), evidence)
-    write_report(dataclasses.replace(_analysis(), answers=(answer,)), tmp_path / "report.html", viewer=False)
+    write_report(
+        dataclasses.replace(_analysis(), answers=(answer,), explanations=()), tmp_path / "report.html", viewer=False
+    )
     page = _Page(tmp_path / "report.html")
     text = " ".join(" ".join(page.words).split())
     assert answer.sentence in text

@@ -98,10 +98,12 @@ class Panel:
         index = combo.findData(data)
         assert index >= 0, f"{combo.name} has no item {data!r}"
         combo.setFocus()
-        ends = {0: QtCore.Qt.Key_Home, combo.count - 1: QtCore.Qt.Key_End}
+        last = combo.count - 1
+        if min(index, last - index) + 1 < abs(index - combo.currentIndex):
+            QTest.keyClick(combo, QtCore.Qt.Key_Home if index < last - index else QtCore.Qt.Key_End)
         while combo.currentIndex != index:
             before = combo.currentIndex
-            QTest.keyClick(combo, ends.get(index, QtCore.Qt.Key_Down if before < index else QtCore.Qt.Key_Up))
+            QTest.keyClick(combo, QtCore.Qt.Key_Down if before < index else QtCore.Qt.Key_Up)
             assert combo.currentIndex != before, f"{combo.name} does not follow the keys"
         process_events()
 
