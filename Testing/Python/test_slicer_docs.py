@@ -25,9 +25,9 @@ def test_the_console_examples_run_one_after_the_other(scene, tmp_path, monkeypat
     load_module(slicerhost.start(), ROOT / "LiverXAI" / "LiverXAI.py")
     phantom = make_phantom(7, spacing_mm=(3.0, 3.0, 5.0))
     # The upper part of the liver, two thirds of it, with a lesion: each example takes less time.
-    box = bounding_box(phantom.truth.array > 0).grown((4, 7, 7), phantom.ct.shape)
-    upper = Box(slice((box.k.start + box.k.stop) // 2, box.k.stop), box.j, box.i)
-    volume_to_node(phantom.ct.cropped(upper), scene, "CTLiver")
+    # Whole slices, because a flipped heat map must not lie on the liver.
+    (k, _, _), (_, j, i) = bounding_box(phantom.truth.array > 0), Box.full(phantom.ct.shape)
+    volume_to_node(phantom.ct.cropped(Box(slice((k.start + k.stop) // 2, k.stop), j, i)), scene, "CTLiver")
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(examples) == 5
