@@ -144,8 +144,17 @@ class _Measuring(importlib.abc.MetaPathFinder):
 
 
 def _measure_python(timeline: Timeline) -> None:
-    """Count imports, and waiting for another thread, as separate parts."""
-    Future.result = timeline.measured(Future.result, WAITING)  # type: ignore[method-assign]
+    """Count imports, and waiting of the main thread for another one, as separate parts."""
+    wait = Future.result
+    counted = timeline.measured(wait, WAITING)
+
+    # What another thread waits for are the threads that do its work, such as drawing.
+    @functools.wraps(wait)
+    def result(*args: Any, **kwargs: Any) -> Any:
+        main = threading.current_thread() is threading.main_thread()
+        return (counted if main else wait)(*args, **kwargs)
+
+    Future.result = result  # type: ignore[method-assign]
     builtins.__import__ = timeline.measured(builtins.__import__, IMPORTS)
     importlib.import_module = timeline.measured(importlib.import_module, IMPORTS)
 
