@@ -55,6 +55,7 @@ class DecisionBatch:
         self._grid = base.labels.grid
         self._tumor, self._liver = base.spec("tumor").value, base.spec("liver").value
         self._gone: set[int] = set()
+        self._dismissed = {one.number for one in analysis.measurements.candidates if one.status == "rejected"}
         self.lesions = Findings.numbered("lesion", self._grid, *numbered_lesions(base))
         self.candidates = Findings.numbered("candidate", self._grid, *numbered_candidates(own))
         self.rejected = Findings("rejected lesion", self._grid, [Mask(one.box, one.mask) for one in self._rejections])
@@ -125,6 +126,9 @@ class DecisionBatch:
                 raise UsageError(
                     f"Candidate {named[0]} was accepted, so it is a lesion now: reject the lesion instead."
                 )
+            if named[0] in self._dismissed:
+                raise UsageError(_no_change(decision))
+            self._dismissed.add(named[0])
             return decision, chosen[0], []
         if kind == "reject":
             self._gone.update(named)

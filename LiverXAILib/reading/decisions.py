@@ -107,10 +107,12 @@ def _numbers(*numbers: int) -> tuple[int, ...]:
 
 
 def _point(place_lps_mm: Sequence[float]) -> Point:
-    x, y, z = (float(value) for value in place_lps_mm)
-    if not np.isfinite((x, y, z)).all():
-        raise UsageError(f"A point has three finite coordinates in mm, but one has ({x:g}, {y:g}, {z:g}).")
-    return x, y, z
+    point = tuple(float(value) for value in place_lps_mm)
+    if len(point) != 3 or not np.isfinite(point).all():
+        raise UsageError(
+            f"A point has three finite coordinates in mm, but one has ({', '.join(f'{x:g}' for x in point)})."
+        )
+    return point
 
 
 def refine(
@@ -136,7 +138,8 @@ def refine(
         result (:attr:`~LiverXAILib.analysis.Analysis.own`). Heat maps and answers about lesions with unchanged voxels
         are kept, with the lesions' new numbers; those about other lesions are dropped, with a warning in the
         provenance.
-    :raises LiverXAILib.errors.UsageError: a lesion or candidate does not exist, or there is none at the given point.
+    :raises LiverXAILib.errors.UsageError: a lesion or candidate does not exist, there is none at the given point, or a
+        decision would change nothing.
     """
     require_analysis(analysis)
     require_several(decisions, "decisions")

@@ -158,15 +158,21 @@ def test_ctrl_c_finishes_the_case_that_is_analyzed_and_the_one_that_is_written(s
     assert len(list((steps.output / "cases").iterdir())) == 2
 
 
-@pytest.mark.parametrize("culprit", ["writing a", "analyzing b"])
-def test_a_crash_is_blamed_on_the_case_that_causes_it_and_the_other_one_is_done(steps, culprit):
-    for mark in ("hold writing a", "hold analyzing b", f"crash {culprit}"):
+def of_two_at_work(steps, fault, step):
+    """Run three cases; while one is written and one analyzed, the fault happens in the `step`, then the other ends."""
+    both = ("writing a", "analyzing b")
+    for mark in (*(f"hold {one}" for one in both), f"{fault} {step}"):
         steps.mark(mark)
     process = steps.start("a", "b", "c")
-    wait_for(lambda: steps.reached("writing a") and steps.reached("analyzing b"), 60)
-    for step in (culprit, *{"writing a", "analyzing b"} - {culprit}):
-        steps.release(step)
-    said = end(process)
+    wait_for(lambda: all(map(steps.reached, both)), 60)
+    for one in sorted(both, key=lambda one: one != step):
+        steps.release(one)
+    return process, end(process)
+
+
+@pytest.mark.parametrize("culprit", ["writing a", "analyzing b"])
+def test_a_crash_is_blamed_on_the_case_that_causes_it_and_the_other_one_is_done(steps, culprit):
+    process, said = of_two_at_work(steps, "crash", culprit)
     assert process.returncode == 1, said
     name = f"{culprit[-1]}.nrrd"
     assert states(steps.output) == dict.fromkeys(("a.nrrd", "b.nrrd", "c.nrrd"), "done") | {name: "crash"}
@@ -178,13 +184,7 @@ def test_a_crash_is_blamed_on_the_case_that_causes_it_and_the_other_one_is_done(
 
 @pytest.mark.parametrize("short", ["writing a", "analyzing b"])
 def test_a_case_for_which_memory_was_short_beside_another_one_is_done_alone(steps, short):
-    for mark in ("hold writing a", "hold analyzing b", f"fail {short}"):
-        steps.mark(mark)
-    process = steps.start("a", "b", "c")
-    wait_for(lambda: steps.reached("writing a") and steps.reached("analyzing b"), 60)
-    for step in (short, *{"writing a", "analyzing b"} - {short}):
-        steps.release(step)
-    said = end(process)
+    process, said = of_two_at_work(steps, "fail", short)
     assert process.returncode == 0, said
     assert times_done(steps.output) == Counter(["a.nrrd", "b.nrrd", "c.nrrd"])
     assert sum(line["event"] == "worker" for line in manifest_lines(steps.output)) == 2

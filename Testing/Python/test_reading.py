@@ -40,6 +40,7 @@ from LiverXAILib.reading import (
     applying,
     change_sensitivity,
     choose_targets,
+    dismiss,
     exclude,
     include,
     measure_lesion,
@@ -524,6 +525,12 @@ def test_a_finding_has_a_whole_number(make, number):
     assert accept(np.int64(2)).numbers == (2,)
 
 
+@pytest.mark.parametrize("point", [(1, 2), (1, 2, 3, 4), ()])
+def test_a_point_has_three_coordinates(point):
+    with pytest.raises(UsageError, match="three finite coordinates"):
+        add(point)
+
+
 @pytest.mark.parametrize("points", [[(0, 0, 0)] * 2 + [(0, 0, 0), (0, 1, 0)], [(0, 0, 0), (0, 1, 0)] + [(0, 0, 1)] * 2])
 def test_a_diameter_has_two_ends(points):
     with pytest.raises(UsageError, match="two different ends"):
@@ -537,8 +544,10 @@ def test_a_diameter_has_two_ends(points):
         ([], [reject(1), reject(1)], "Nothing to reject at RAS"),
         ([accept(1)], [accept(1)], "Nothing to accept at RAS"),
         ([], [merge(1, 2), merge(1, 2)], "Nothing to merge at RAS"),
+        ([], [dismiss(1), dismiss(1)], "Nothing to dismiss at RAS"),
+        ([dismiss(1)], [dismiss(1)], "Nothing to dismiss at RAS"),
     ],
-    ids=["added inside a lesion", "rejected twice", "accepted again", "merged twice"],
+    ids=["added inside a lesion", "rejected twice", "accepted again", "merged twice", "dismissed twice", "again"],
 )
 def test_a_decision_without_an_effect_is_refused(before, decisions, sentence):
     one = refine(analysis(), before)
