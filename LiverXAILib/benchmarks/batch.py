@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -338,9 +337,10 @@ def _watch(process: subprocess.Popen[str], output: Path, samples: list[tuple[flo
 
 
 def _peaks(samples: Sequence[tuple[float, float, float]], middle: float) -> tuple[float, float]:
-    """Return the worker's largest memory up to a time and after it."""
-    halves = ([worker for time_, _, worker in samples if (time_ > middle) == later] for later in (False, True))
-    first, second = (max(half, default=math.nan) for half in halves)
+    """Return the worker's largest memory up to a time and from then on; both halves hold the sample at that time."""
+    border = _last_until(middle, samples)
+    first = max(worker for time_, _, worker in samples if time_ <= border[0])
+    second = max(worker for time_, _, worker in samples if time_ >= border[0])
     return first, second
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import tempfile
@@ -83,7 +82,12 @@ def test_memory_is_that_of_a_worker_that_still_works():
 def test_the_largest_memory_is_told_of_each_half_of_the_cases():
     samples = [(1.0, 50.0, 400.0), (2.0, 900.0, 700.0), (3.0, 50.0, 500.0), (4.0, 50.0, 650.0), (5.0, 50.0, 0.0)]
     assert benchmark_batch._peaks(samples, 3.0) == (700.0, 650.0)
-    assert math.isnan(benchmark_batch._peaks(samples, 5.0)[1])
+
+
+def test_a_half_that_ends_before_the_next_sample_has_the_memory_with_which_it_began():
+    samples = [(1.0, 50.0, 400.0), (2.0, 50.0, 410.0), (3.05, 50.0, 0.0)]  # the last: the worker has already ended
+    assert benchmark_batch._peaks(samples, 2.9) == (410.0, 410.0)
+    assert benchmark_batch._peaks(samples, 0.5) == (400.0, 410.0)
 
 
 def test_the_loop_beside_a_batch_makes_the_same_files_with_the_same_threads_one_after_the_other(
