@@ -36,7 +36,7 @@ scene = host.scene
 (segmentation,) = mrml.find_results(scene, volume, "segmentation")
 (table,) = mrml.find_results(scene, volume, "measurements")
 heats = mrml.find_results(scene, volume, "heatmap")
-tags = {}
+tags, masks = {}, {}
 for name in segmentation.GetSegmentation().GetSegmentIDs():
     segment = segmentation.GetSegmentation().GetSegment(name)
     value = vtk.reference("")
@@ -44,12 +44,12 @@ for name in segmentation.GetSegmentation().GetSegmentIDs():
     for tag in ("TerminologyEntry", "DICOM.SegmentAlgorithmType"):
         segment.GetTag(tag, value)
         tags[name][tag] = str(value)
-    tags[name]["voxels"] = int((slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, name, volume) > 0).sum())
+    masks[name] = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, name, volume) > 0
 composite = scene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
 hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
 folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(segmentation))
 np.savez(sys.argv[2], ct=slicer.util.arrayFromVolume(volume), heat=slicer.util.arrayFromVolume(heats[1]),
-         matrix=mrml.volume_from_node(heats[1]).ijk_to_lps)
+         matrix=mrml.volume_from_node(heats[1]).ijk_to_lps, **masks)
 display = heats[1].GetDisplayNode()
 layers = [composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()]
 rows = range(table.GetTable().GetNumberOfRows())
@@ -87,7 +87,6 @@ def test_a_new_process_finds_everything_in_the_scene(scene_file, tmp_path):
     found = json.loads(said)
     for name, segment in found["segments"].items():
         spec = analysis.segmentation.spec(name)
-        assert segment["voxels"] == analysis.segmentation.mask(name).sum()
         np.testing.assert_allclose(segment["color"], np.array(spec.color) / 255, atol=1e-6)
         assert f"SCT^{spec.type[1]}^{spec.type[2]}" in segment["TerminologyEntry"]
         assert segment["DICOM.SegmentAlgorithmType"] == "AUTOMATIC"
@@ -103,6 +102,8 @@ def test_a_new_process_finds_everything_in_the_scene(scene_file, tmp_path):
     assert found["folder"] == "CT LiverXAI"
     assert "tumor" in found["legend"]
     arrays = np.load(tmp_path / "arrays.npz")
+    for name in found["segments"]:
+        np.testing.assert_array_equal(arrays[name], analysis.segmentation.mask(name))
     np.testing.assert_array_equal(arrays["ct"], analysis.volume.array)
     np.testing.assert_array_equal(arrays["heat"], analysis.explanations[1].heatmap.array)
     np.testing.assert_allclose(arrays["matrix"], analysis.volume.ijk_to_lps, atol=1e-9)
@@ -119,15 +120,22 @@ def test_simpleitk_reads_the_files_in_the_bundle_in_the_same_place(scene_file, t
     for name, array in files.items():
         image = sitk.ReadImage(str(data / name))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
-    segmentation = sitk.ReadImage(str(data / "CT segmentation.seg.nrrd"))
-    layers = sitk.GetArrayFromImage(segmentation) > 0
+    ct = sitk.ReadImage(str(data / "CT.nrrd"))
+    for index in ((0, 0, 0), (49, 55, 43)):
+        np.testing.assert_allclose(
+            ct.TransformIndexToPhysicalPoint(index), analysis.volume.grid.to_lps(index), atol=1e-6
+        )
+    segmentation = sitk.ReadImage(str(data / "CT segmentation.seg.nrrd"))  # only the box of the liver
+    found = sitk.GetArrayFromImage(segmentation) > 0
+    assert found[..., 0].size < analysis.volume.array.size
+    first = ct.TransformPhysicalPointToIndex(segmentation.TransformIndexToPhysicalPoint((0, 0, 0)))[::-1]
+    layers = np.zeros((*analysis.volume.shape, 2), bool)
+    layers[tuple(slice(start, start + size) for start, size in zip(first, found.shape[:3], strict=True))] = found
     np.testing.assert_array_equal(layers[..., 0], analysis.segmentation.mask("liver"))
     np.testing.assert_array_equal(layers[..., 1], analysis.segmentation.mask("tumor"))
-    for image in (segmentation, sitk.ReadImage(str(data / "CT.nrrd"))):
-        for index in ((0, 0, 0), (49, 55, 43)):
-            np.testing.assert_allclose(
-                image.TransformIndexToPhysicalPoint(index), analysis.volume.grid.to_lps(index), atol=1e-6
-            )
+    np.testing.assert_allclose(
+        segmentation.TransformIndexToPhysicalPoint((0, 0, 0)), analysis.volume.grid.to_lps(first[::-1]), atol=1e-6
+    )
 
 
 def test_a_scene_replaces_an_older_one_and_leaves_nothing_else(tmp_path):
