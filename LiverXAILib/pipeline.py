@@ -148,7 +148,11 @@ def analyze(
             warnings.append(f"Not explained: {question.describe()}. {error}")
     background = ThreadPoolExecutor(1, "measuring")  # independent of the steps below, and nearly single-threaded
     measuring = background.submit(
-        _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
+        _measure,
+        *(volume, segmentation, None if given else model, context.silent),
+        height_cm=height_cm,
+        weight_kg=weight_kg,
+        targets=recist_targets,
     )
     checksum = background.submit(lambda: volume.sha256)
     background.shutdown(wait=False)
@@ -172,11 +176,7 @@ def analyze(
 
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
-    measurements = measuring.result()
-    mirrored: tuple[str, ...] = ()
-    if not given:
-        mirrored = check_orientation(measurements, volume, model, context.part(0.95, 0.99))
-        measurements = measurements.doubted(mirrored)
+    measurements, mirrored = measuring.result()
     # Paths may hold the names of patients.
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
@@ -299,11 +299,15 @@ def explain_and_ask(
     return explanations, [*found, *changed]
 
 
-def _measure(volume: Volume, segmentation: Segmentation, **known: Any) -> Measurements:
-    """Call :func:`LiverXAILib.measure.measure`; it needs SciPy, which is imported here while the network runs."""
-    from .measure import measure
+def _measure(
+    volume: Volume, segmentation: Segmentation, model: Model | None, context: RunContext, **known: Any
+) -> tuple[Measurements, tuple[str, ...]]:
+    """Measure a result; if `model` made it, also return the reasons to believe that the image is mirrored."""
+    from .measure import measure  # needs SciPy, which is imported here while the network runs
 
-    return measure(volume, segmentation, **known)
+    measurements = measure(volume, segmentation, **known)
+    mirrored = () if model is None else check_orientation(measurements, volume, model, context)
+    return measurements.doubted(mirrored), mirrored
 
 
 def _target_places(segmentation: Segmentation, targets: Sequence[int] | None) -> list[dict[str, Any]] | None:
@@ -343,7 +347,6 @@ def check_orientation(measurements: Measurements, volume: Volume, model: Model, 
 
     if measurements.plausible and measurements.liver_volume_ml >= USUAL_ML:
         return ()
-    context.report("Checking the mirrored image", 0.0)
     found = find_mirrored_liver(volume, model, context, sure=measurements.plausible is False)
     return () if found is None else (found.describe(),)
 

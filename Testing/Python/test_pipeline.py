@@ -14,11 +14,13 @@ import SimpleITK as sitk
 from batch_toys import write_dicom, write_good, write_model
 from toys import Thresholds, ball_phantom, dice, model_of, threshold_model
 
+from LiverXAILib import pipeline
 from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, InputError, UsageError
 from LiverXAILib.explain.border import explain_border
 from LiverXAILib.explain.counterfactual import explain_lesions
 from LiverXAILib.explain.stage_context import StageContext
+from LiverXAILib.inference.mirrored import MirroredLiver
 from LiverXAILib.models import LIVER, LayerSpec, load_model
 from LiverXAILib.models.spec import Region
 from LiverXAILib.options import Options
@@ -65,6 +67,19 @@ def test_an_analysis_holds_labels_heat_maps_and_measurements(analysis, volume_an
         assert explanation.heatmap.array.min() >= 0
         assert explanation.heatmap.array.max() == pytest.approx(1.0)
     assert json.loads(json.dumps(analysis.provenance))["segmentation"]["model"]["name"] == "toy"
+
+
+def test_an_image_that_seems_mirrored_is_doubted_unless_the_contours_were_given(volume_and_truth, monkeypatch):
+    (volume, _), model = volume_and_truth, threshold_model()
+    suspicion = MirroredLiver("mirrored left to right", 1500, 300)
+    monkeypatch.setattr(pipeline, "find_mirrored_liver", lambda *_, **__: suspicion)
+    found = analyze(volume, model, targets=[], device="cpu")
+    assert found.provenance["mirrored"] == [suspicion.describe()]
+    assert found.measurements.plausible is False
+    assert found.provenance["warnings"][0] == f"Implausible: {suspicion.describe()}"
+    given = analyze(volume, model, targets=[], device="cpu", segmentation=found.segmentation)
+    assert given.provenance["mirrored"] == []
+    assert suspicion.describe() not in str(given.provenance["warnings"])
 
 
 def test_a_stage_is_prepared_once_and_answers_as_if_each_question_were_asked_alone(
