@@ -53,7 +53,6 @@ def changed_ct_steps(
             scene,
             volume_node,
             CHANGED_CT,
-            "vtkMRMLScalarVolumeNode",
             f"{volume_node.GetName()} without {answer.target.describe()}",
             Target=target,
         )

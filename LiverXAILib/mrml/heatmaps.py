@@ -85,7 +85,6 @@ def update_heatmap_node(
         scene,
         volume_node,
         "heatmap",
-        "vtkMRMLScalarVolumeNode",
         f"{volume_node.GetName()} heat map {question} ({explanation.method})",
         **identity,
     )
@@ -204,9 +203,7 @@ def update_uncertainty_node(
     image: vtkImageData | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """Do :func:`uncertainty_to_node` without the checks and without saving a state for undo."""
-    node, created = result_node(
-        scene, volume_node, "uncertainty", "vtkMRMLScalarVolumeNode", f"{volume_node.GetName()} uncertainty"
-    )
+    node, created = result_node(scene, volume_node, "uncertainty", f"{volume_node.GetName()} uncertainty")
     _fill(node, uncertainty.array if image is None else image, volume_node, created)
     set_attributes(node, {"Description": description})
     if created:

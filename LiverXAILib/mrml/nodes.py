@@ -18,8 +18,16 @@ from ..errors import InputError, UsageError
 
 #: Node reference from a result to its CT.
 INPUT_ROLE = "LiverXAI.Input"
-#: Attribute for the kind of a result: "segmentation", "heatmap", "uncertainty", "changed CT" or "measurements".
+#: Attribute for the kind of a result, one of :data:`CLASSES`.
 RESULT = "LiverXAI.Result"
+#: The kinds of results, and the classes of their nodes.
+CLASSES = {
+    "segmentation": "vtkMRMLSegmentationNode",
+    "heatmap": "vtkMRMLScalarVolumeNode",
+    "uncertainty": "vtkMRMLScalarVolumeNode",
+    "changed CT": "vtkMRMLScalarVolumeNode",
+    "measurements": "vtkMRMLTableNode",
+}
 #: Attribute of results that were set aside for newer ones: the title of the set of results that they belong to.
 SET = "LiverXAI.Set"
 _FOLDER = "LiverXAI.Folder"
@@ -30,23 +38,34 @@ def find_results(
 ) -> list[Any]:
     """Return the current result nodes of a CT, in the order in which they were made; not those that were set aside.
 
-    :param kind: "segmentation", "heatmap", "uncertainty", "changed CT" or "measurements"; "" for all.
+    :param kind: one of :data:`CLASSES`; "" for all.
     :param attributes: further attributes they must have, e.g. ``Target="tumor"``.
     """
     return [
         node
-        for node in all_results(scene, volume_node)
-        if not node.GetAttribute(SET) and kind in ("", node.GetAttribute(RESULT)) and has_attributes(node, attributes)
+        for node in all_results(scene, volume_node, kind)
+        if not node.GetAttribute(SET) and has_attributes(node, attributes)
     ]
 
 
-def all_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> list[Any]:
-    """Return all result nodes of a CT, including those that were set aside."""
-    return [
-        node
-        for node in scene.GetNodes()  # not GetNthNode, which begins at the first node each time
-        if node.GetAttribute(RESULT) and node.GetNodeReferenceID(INPUT_ROLE) == volume_node.GetID()
-    ]
+def all_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode, kind: str = "") -> list[Any]:
+    """Return all result nodes of a CT, of a kind or of all, including those that were set aside, in the same order."""
+    identifier = volume_node.GetID()
+    return [node for node in result_nodes(scene, kind) if node.GetNodeReferenceID(INPUT_ROLE) == identifier]
+
+
+def result_nodes(scene: slicer.vtkMRMLScene, kind: str = "") -> list[Any]:
+    """Return the result nodes of all CTs, of a kind or of all, in the order in which they were made.
+
+    The scene selects the nodes by class: the panel asks often, and Python would take ten times as long to go through
+    all nodes of a scene.
+    """
+    found = []
+    for name in dict.fromkeys(name for known, name in CLASSES.items() if kind in ("", known)):
+        nodes = scene.GetNodesByClass(name)
+        nodes.UnRegister(None)  # the caller owns the collection
+        found += [node for node in nodes if node.GetAttribute(RESULT) and kind in ("", node.GetAttribute(RESULT))]
+    return found if kind else sorted(found, key=scene.GetNodes().IsItemPresent)  # by their positions in the scene
 
 
 def sets_aside(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> list[str]:
@@ -117,7 +136,6 @@ def result_node(
     scene: slicer.vtkMRMLScene,
     volume_node: slicer.vtkMRMLVolumeNode,
     kind: str,
-    class_name: str,
     name: str,
     **attributes: str,
 ) -> tuple[Any, bool]:
@@ -126,7 +144,7 @@ def result_node(
     if found:
         return found[0], False
     folder = results_folder(scene, volume_node)
-    node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
+    node = scene.AddNewNodeByClass(CLASSES[kind], scene.GenerateUniqueName(name))
     node.SetAttribute(RESULT, kind)
     node.SetNodeReferenceID(INPUT_ROLE, volume_node.GetID())
     set_attributes(node, attributes)

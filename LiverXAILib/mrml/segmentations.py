@@ -134,7 +134,6 @@ def update_segmentation_node(
         scene,
         volume_node,
         "segmentation",
-        "vtkMRMLSegmentationNode",
         f"{volume_node.GetName()} segmentation",
     )
     with modified_at_end(node):

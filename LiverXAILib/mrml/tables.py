@@ -35,9 +35,7 @@ def update_table_node(
     measurements: Measurements, scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> slicer.vtkMRMLTableNode:
     """Do :func:`measurements_to_node` without saving a state for undo."""
-    node, _ = result_node(
-        scene, volume_node, "measurements", "vtkMRMLTableNode", f"{volume_node.GetName()} measurements"
-    )
+    node, _ = result_node(scene, volume_node, "measurements", f"{volume_node.GetName()} measurements")
     rows = measurements.rows()
     table = vtkTable()
     for name in rows[0]:

@@ -134,7 +134,7 @@ class Comparison:
         if volume is None:
             return {}
         titles = sets_to_choose(scene, volume)
-        nodes = (node for node in mrml.all_results(scene, volume) if node.IsA("vtkMRMLSegmentationNode"))
+        nodes = mrml.all_results(scene, volume, "segmentation")
         return {node.GetAttribute(SET): node.GetID() for node in nodes if node.GetAttribute(SET) in titles}
 
     def _fill(self, others: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import vtk
 from slicer.util import VTKObservationMixin
 
 from ..mrml import input_of, place_results
-from ..mrml.nodes import INPUT_ROLE
+from ..mrml.nodes import INPUT_ROLE, result_nodes
 from .state import PanelState, is_result
 
 
@@ -113,8 +113,8 @@ class SceneWatch(VTKObservationMixin):
 
     def _observe_analyzed(self) -> None:
         """Observe analyzed CTs so that results follow transforms applied to them later."""
-        for node in self._state.scene.GetNodes():
-            if is_result(node) and node.GetNodeReference(INPUT_ROLE) is not None:
+        for node in result_nodes(self._state.scene):
+            if node.GetNodeReference(INPUT_ROLE) is not None:
                 event = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
                 if not self.hasObserver(input_of(node), event, self._on_transform):
                     self.addObserver(input_of(node), event, self._on_transform)

@@ -146,6 +146,23 @@ def test_two_cts_keep_their_results_apart(scene):
     assert len(find_results(scene, first.volume, "heatmap")) == 2
 
 
+def test_results_are_found_by_kind_in_the_order_in_which_they_were_made(scene):
+    analysis = ball_analysis()
+    nodes = analysis_to_nodes(analysis, scene)
+    first = find_results(scene, nodes.volume)
+    mrml.put_aside(scene, nodes.volume, "before")
+    heat = explanation_to_node(analysis.explanations[0], scene, nodes.volume)
+    table = mrml.measurements_to_node(analysis.measurements, scene, nodes.volume)
+    segmentation = mrml.segmentation_to_node(analysis.segmentation, scene, nodes.volume)
+    assert find_results(scene, nodes.volume) == [heat, table, segmentation]
+    assert find_results(scene, nodes.volume, "heatmap") == [heat]
+    assert find_results(scene, nodes.volume, "measurements") == [table]
+    assert find_results(scene, nodes.volume, "segmentation") == [segmentation]
+    assert find_results(scene, nodes.volume, "uncertainty") == []
+    assert find_results(scene, nodes.volume, "no such kind") == []
+    assert mrml.all_results(scene, nodes.volume) == [*first, heat, table, segmentation]
+
+
 def test_a_second_run_updates_the_nodes_in_place_and_keeps_what_the_user_set(scene):
     import slicer
 

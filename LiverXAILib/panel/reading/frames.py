@@ -9,7 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ... import mrml
-from ...mrml.nodes import RESULT, SET
+from ...mrml.nodes import SET
 from ..state import PanelState
 
 #: Attribute of a segmentation node: the frame of the sequence that it belongs to.
@@ -47,8 +47,8 @@ def sets_to_choose(scene: Any, volume_node: Any) -> list[str]:
     frame = frame_of(volume_node) or None
     others = {
         node.GetAttribute(SET)
-        for node in mrml.all_results(scene, volume_node)
-        if node.GetAttribute(RESULT) == "segmentation" and node.GetAttribute(FRAME) != frame
+        for node in mrml.all_results(scene, volume_node, "segmentation")
+        if node.GetAttribute(FRAME) != frame
     }
     return [title for title in mrml.sets_aside(scene, volume_node) if title not in others]
 
