@@ -29,7 +29,9 @@ from .words import remaining_time
 #: sentences that the panel shows at the end.
 Steps = Generator[Callable[[], Any] | None, Any, Sequence[str]]
 
-POLL_MS = 20
+#: How often the worker is asked for events, and the thread whether it is done: it takes milliseconds, and where the
+#: application holds Python's lock, it runs only while the timer's slot does.
+POLL_MS, THREAD_MS = 20, 5
 
 
 class TaskRunner:
@@ -128,6 +130,8 @@ class TaskRunner:
             self._changed()
         if not self.busy:
             self.timer.stop()
+        # A step that waits for nothing follows once Qt has processed its events.
+        self.timer.interval = POLL_MS if self._steps is None else 0 if self._work is None else THREAD_MS
 
     def _on_event(self, event: Any) -> None:
         if event.kind == "progress":

@@ -535,7 +535,10 @@ def test_target_lesions_are_chosen_by_a_button(panel, toy_model):
     assert panel.ui.lesionTable.rowCount == 2
 
 
-def test_an_edit_is_measured_by_itself_after_two_idle_seconds(panel, toy_model):
+def test_an_edit_is_measured_by_itself_after_two_idle_seconds(panel, toy_model, monkeypatch):
+    timer = panel.widget.reader._timer
+    assert timer.interval == 2000
+    monkeypatch.setattr(timer, "interval", 50)
     node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
     apply_and_wait(panel)
     (segmentation,) = results(node, "segmentation")

@@ -97,6 +97,22 @@ def test_what_takes_long_is_done_in_turns_of_its_own(panel, toy_model, analysis,
     assert panel.ui.statusLabel.text.startswith("Done in")
 
 
+def test_a_step_that_waits_for_nothing_follows_at_once(panel, show):
+    intervals, timer = [], panel.widget.runner.timer
+
+    def steps(answer):
+        yield
+        intervals.append(timer.interval)
+        yield lambda: None
+        intervals.append(timer.interval)
+        return ()
+
+    show("answer", steps)
+    assert intervals[0] == 0  # Qt still processes its events between two steps
+    assert intervals[1] > 0  # the thread is asked at intervals
+    assert timer.interval > intervals[1]
+
+
 def remove_ct(panel, node):
     slicer.mrmlScene.RemoveNode(node)
 
