@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -285,12 +286,17 @@ def test_pixels_may_be_padded_to_an_even_length_and_must_otherwise_have_the_stat
 
 def test_pydicom_s_warnings_stay_hidden_until_the_last_of_several_threads_has_left_its_block(caplog):
     logger, filters = logging.getLogger("pydicom"), list(warnings.filters)
+    own = logging.StreamHandler(io.StringIO())
+    logger.addHandler(own)
 
     def shown():
         with warnings.catch_warnings(record=True) as heard:
             warnings.warn("The patient is called Quimby.", UserWarning, stacklevel=2)
         caplog.clear()
+        own.stream.truncate(0)
         logger.warning("Quimby")
+        logging.getLogger("pydicom.pixels").warning("Quimby")
+        assert bool(own.stream.getvalue()) == bool(caplog.records)
         return bool(heard), bool(caplog.records)
 
     warnings.simplefilter("always")
@@ -307,3 +313,13 @@ def test_pydicom_s_warnings_stay_hidden_until_the_last_of_several_threads_has_le
         assert shown() == (True, True)
     finally:
         warnings.filters[:] = filters
+        logger.removeHandler(own)
+
+
+def test_hiding_warnings_leaves_the_levels_of_loggers_alone(monkeypatch):
+    """Each change of a level empties the caches of all loggers, which would happen for each header of a series."""
+    changed = []
+    monkeypatch.setattr(logging.Logger, "setLevel", lambda *arguments: changed.append(arguments))
+    with pydicom_warnings_hidden():
+        pass
+    assert changed == []

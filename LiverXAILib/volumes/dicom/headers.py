@@ -359,12 +359,13 @@ _hidden = ExitStack()
 
 @contextmanager
 def _nothing_shown() -> Iterator[None]:
+    # Another level would empty the caches of all loggers, each time a header is read.
     logger = logging.getLogger("pydicom")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [logging.NullHandler()], False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logger.handlers, logger.propagate = handlers, propagate
