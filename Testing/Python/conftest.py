@@ -114,6 +114,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def few_border_points(monkeypatch):
+    """Examine few points of an organ's border in an analysis, which otherwise is half of its time."""
+    monkeypatch.setattr("LiverXAILib.pipeline.POINTS", 10)
+
+
 @pytest.fixture(scope="module")
 def forked_children():
     """Fork the workers that tests of one file start (see forking.py), so that they need not import torch."""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import slicerhost
 from slicerhost.modules import load_module
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "slicer.md"
 
 
+@pytest.mark.usefixtures("few_border_points")
 def test_the_console_examples_run_one_after_the_other(scene, tmp_path, monkeypatch, capsys):
     import slicer
     import slicer.util

@@ -23,6 +23,8 @@ from LiverXAILib.volumes.io import read_labels, read_volume, write_volume
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.usefixtures("few_border_points")
+
 
 def test_the_self_test_passes_in_the_host(scene):
     load_module(slicerhost.start(), ROOT / "LiverXAI" / "LiverXAI.py")
