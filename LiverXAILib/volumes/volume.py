@@ -48,7 +48,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         matrix = np.array(self.ijk_to_lps, dtype=np.float64)
-        if matrix.shape != (4, 4) or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        if matrix.shape != (4, 4) or not (matrix[3].tolist() == [0, 0, 0, 1] or np.allclose(matrix[3], (0, 0, 0, 1))):
             raise ValueError(f"ijk_to_lps must be a 4x4 affine matrix, got {matrix!r}")
         if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
             raise ValueError("ijk_to_lps must be finite and invertible")
