@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from training_toys import ball_case, draw_nothing, threshold_model, tiny, write_msd
 
@@ -276,12 +277,16 @@ def train_and_tell(path: str) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork, and fresh processes import for a minute")
-def test_two_processes_do_what_one_does_with_batches_twice_as_large(data: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does_with_batches_twice_as_large(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {"training__optimizer": "sgd", "training__epochs": 1}
     train(tiny(data, tmp_path / "one", **changes), say=silent)
     two = tiny(data, tmp_path / "two", training__batch_size=1, hardware__devices=2, hardware__strategy="ddp", **changes)
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(two.plain()), encoding="utf-8")
+    # For a log that nobody reads, it searches the source files of all functions on the stack, which takes seconds.
+    monkeypatch.setattr(dynamic_rendezvous, "get_method_name", lambda depth=2: "", raising=False)
     torchrun = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
     ended = elastic_launch(torchrun, train_and_tell)(str(path))
     assert [code for code, _ in ended.values()] == [0, 0]
