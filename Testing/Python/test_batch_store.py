@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from types import SimpleNamespace
 
@@ -24,6 +23,15 @@ def store(tmp_path):
     store.open()
     yield store
     store.close()
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """The pauses of the store in seconds: its clock advances by them, and nothing waits."""
+    naps = []
+    clock = {**vars(time), "sleep": naps.append, "monotonic": lambda: sum(naps)}
+    monkeypatch.setattr("LiverXAILib.batch.store.time", SimpleNamespace(**clock))
+    return naps
 
 
 def a_record(store, **changes):
@@ -55,7 +63,7 @@ def test_a_second_run_on_the_same_output_is_refused(store):
     assert json.loads(running.read_text())["token"] == "other"
 
 
-def test_a_lock_that_disappears_while_it_is_examined_is_no_obstacle(tmp_path, monkeypatch):
+def test_a_lock_that_disappears_while_it_is_examined_is_no_obstacle(tmp_path, monkeypatch, naps):
     running = lock_of_another(tmp_path, pid=os.getppid())
     monkeypatch.setattr(Store, "_refuse_if_alive", lambda self, path, note: path.unlink())
     store = Store(tmp_path)
@@ -79,26 +87,32 @@ def test_another_division_into_shards_would_share_cases_and_is_refused(tmp_path,
     assert [path.name for path in (tmp_path / "manifest").glob("lock-*")] == ["lock-1-of-3.json"]
 
 
-def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, naps):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     lock_of_another(tmp_path, pid=dead.pid)
     store = Store(tmp_path)
     store.open()
     assert json.loads((store.manifest / "lock-1-of-1.json").read_text())["token"] == store.token
+    assert naps == [1.0]  # to see whether another run has found it, too
     store.close()
     assert not list(store.manifest.glob("lock-*"))
 
 
-def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path, monkeypatch):
-    monkeypatch.setattr("LiverXAILib.batch.store._STALE_SECONDS", 3.0)
+def test_the_lock_of_another_machine_holds_as_long_as_it_is_touched(tmp_path, naps):
     lock = lock_of_another(tmp_path, host="elsewhere")
-    alive = threading.Timer(1.0, lambda: os.utime(lock))
-    alive.start()
+
+    def touch_it_late(_):
+        if sum(naps) == 50:
+            os.utime(lock, (time.time() + 1, time.time() + 1))
+
     with pytest.raises(BusyError, match="elsewhere"):
-        Store(tmp_path).open()
+        Store(tmp_path).open(touch_it_late)
+    assert sum(naps) == 50.5
+    naps.clear()
     store = Store(tmp_path)
     store.open()  # its time stamp no longer changes: it is observed until it is stale, and taken over
+    assert 60 <= sum(naps) <= 62
     store.heartbeat()
     store.close()
 

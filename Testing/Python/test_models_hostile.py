@@ -229,9 +229,9 @@ def assert_refused(archive: Path, home: Path) -> None:
     assert not home.exists() or not list(home.iterdir())
 
 
-def test_an_archive_of_60_000_files_is_refused(toy, tmp_path, home):
+def test_an_archive_of_more_than_5_000_files_is_refused(toy, tmp_path, home):
     with zipped(toy, tmp_path / "model.zip") as archive:
-        for number in range(60_000):
+        for number in range(5_000):
             archive.writestr(zipfile.ZipInfo(f"{number}"), b"")
     assert_refused(tmp_path / "model.zip", home)
 
