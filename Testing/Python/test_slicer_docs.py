@@ -39,7 +39,8 @@ def test_the_console_examples_run_one_after_the_other(scene, tmp_path, monkeypat
     printed = capsys.readouterr().out
     assert "Liver" in printed
     assert console["liverMl"] > 500
-    assert console["heat"][console["liver"] > 0].mean() > console["heat"][console["liver"] == 0].mean()
+    heat, liver = console["heat"], console["liver"] > 0
+    assert heat[liver].mean() > 50 * heat[~liver].mean()  # flipped along an axis: at most 15 times
     assert "RAS" in console["whyHere"].GetAttribute("LiverXAI.Question")
     assert np.isfinite(slicer.util.arrayFromVolume(console["otherMethod"])).all()
     assert {path.name for path in tmp_path.iterdir()} == {"liver.seg.nrrd", "liver.mrb"}

@@ -66,7 +66,7 @@ def test_a_script_analyzes_a_real_ct_to_the_same_voxels_as_the_command_line(scen
     (node,) = [one for one in volumes if not one.GetAttribute("LiverXAI.Result")]
     assert {one.GetAttribute("LiverXAI.Target") for one in find_results(scene, node, "heatmap")} == {"liver", "tumor"}
     heat = slicer.util.arrayFromVolume(find_results(scene, node, "heatmap", Target="liver")[0])
-    assert heat[reference].mean() > 2 * heat[~reference].mean()
+    assert heat[reference].mean() > 50 * heat[~reference].mean()  # flipped along an axis: at most 21 times
     (table,) = find_results(scene, node, "measurements")
     assert table.GetTable().GetValueByName(0, "volume_ml").ToDouble() == pytest.approx(
         layers[0].sum() * volume.grid.voxel_volume_mm3 / 1000
