@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from . import options
 from ._version import __version__
+from .arguments import Parser
 from .context import RunContext
 from .errors import Cancelled, LiverXAIError, UsageError, is_memory
 from .files import require_writable
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "--version" in words[:end]:
                 print(f"LiverXAI {__version__}")
                 return 0
-            parsed = _parser(command).parse_args(options.separate_lists(words))
+            parsed = _parser(command).parse_args(words)
             level = next((level for flag, level in _LEVELS.items() if flag in flags), logging.WARNING)
             logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
             stack.enter_context(progress_hidden(quiet))
@@ -176,9 +177,9 @@ def _sentence(error: BaseException) -> str:
     return f"unexpected error ({type(error).__name__}: {text}). --debug shows where; please report it."
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
+def _parser(command: str | None) -> Parser:
     """The complete parser, but with the arguments of `command` only: those of others would import their packages."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="liverxai",
         description="Segment the liver and its tumors in CT and explain the result. For research use only.",
     )

@@ -250,6 +250,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "--explain",
         metavar="TARGET",
         nargs="*",
+        type=target_word,
         action=Words,
         help="what to explain: liver, tumor, lesion:N, … (default: the liver by its border, the tumor by a heat "
         "map; without a target: no explanation)",
@@ -267,6 +268,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "--write",
         metavar="OUTPUT",
         nargs="*",
+        type=output_word,
         action=Words,
         help=f"what to write: {', '.join(WRITERS)} (labels, tables and provenance are always written)",
     )
@@ -319,31 +321,18 @@ class Words(argparse.Action):
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *words])
 
 
-def separate_lists(words: Sequence[str]) -> list[str]:
-    """Rewrite command line `words` so that ``--explain`` and ``--write`` do not consume an INPUT that follows them.
-
-    Each of their values is attached to the option: ``--explain liver CT`` becomes ``--explain=liver CT``.
-    """
-    result: list[str] = []
-    option = ""
-    for word in words:
-        if word in _LISTS:
-            option = word
-            result.append(f"{option}=")
-        elif option and not word.startswith("-") and not _is_input(word, option):
-            result.append(f"{option}={word}")
-        else:
-            option = ""
-            result.append(word)
-    return result
+def target_word(word: str) -> str:
+    """A value of ``--explain``: refused if it is rather a file, so that an INPUT can follow."""
+    return _unless_file(word, re.compile(r"liver|tumor|[a-z-]+:[^/\\]*"))
 
 
-#: Options with several values, each with the pattern of words that are never taken for a file.
-_LISTS = {"--explain": re.compile(r"liver|tumor|[a-z-]+:[^/\\]*"), "--write": re.compile("[a-z-]+")}
+def output_word(word: str) -> str:
+    """Likewise, for ``--write``."""
+    return _unless_file(word, re.compile("[a-z-]+"))
 
 
-def _is_input(word: str, option: str) -> bool:
-    """Whether a word after an option with several values is the INPUT rather than one of the values."""
-    return not _LISTS[option].fullmatch(word) and (
-        bool(re.search(r"[/\\]|\.[A-Za-z]", word)) or word in (".", "..") or Path(word).exists()
-    )
+def _unless_file(word: str, never_a_file: re.Pattern[str]) -> str:
+    like_a_file = bool(re.search(r"[/\\]|\.[A-Za-z]", word)) or word in (".", "..")
+    if word and not never_a_file.fullmatch(word) and (like_a_file or Path(word).exists()):
+        raise argparse.ArgumentTypeError(f"{word!r} is a file or folder")
+    return word

@@ -43,6 +43,7 @@ ORDER = [
     "mrml",
     "report",
     "pipeline",
+    "arguments",
     "options",
     "reading",
     "followup",

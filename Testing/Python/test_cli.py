@@ -515,7 +515,7 @@ def test_every_example_in_the_help_can_be_typed():
         for line in help_of(command).splitlines():
             if line.strip().startswith("liverxai "):
                 words = line.strip().removeprefix("liverxai ").split()
-                _parser(words[0]).parse_args(options.separate_lists(words))
+                _parser(words[0]).parse_args(words)
                 seen += 1
     assert seen >= 3
     targets = options.EXAMPLES.partition("targets of --explain:")[2].partition("examples:")[0].split("\n")
