@@ -97,21 +97,23 @@ class Options:
     def from_mapping(values: Mapping[str, Any], base: Options | None = None) -> Options:
         """Return `base` with the options in `values`; lists become tuples.
 
-        :raises LiverXAILib.errors.UsageError: an option does not exist.
+        :raises LiverXAILib.errors.UsageError: an option does not exist, or its value is not of its type.
         """
-        known = {field.name for field in dataclasses.fields(Options)}
-        if unknown := sorted(set(values) - known):
+        known = {field.name: str(field.type) for field in dataclasses.fields(Options)}
+        if unknown := sorted(set(values) - set(known)):
             raise UsageError(f"There is no option {unknown[0]!r}. Options: {', '.join(sorted(known))}.")
         plain: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
+        for name, value in plain.items():
+            _require_kind(name, value, known[name])
         return dataclasses.replace(base or Options(), **plain)
 
     @staticmethod
     def from_arguments(arguments: argparse.Namespace) -> Options:
-        """The options from parsed arguments; those that the command does not have keep their defaults."""
-        names = [field.name for field in dataclasses.fields(Options) if hasattr(arguments, field.name)]
-        return Options.from_mapping({name: getattr(arguments, name) for name in names})
+        """The options from parsed arguments; those that the command does not have, or that are None, keep defaults."""
+        given = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(Options)}
+        return Options.from_mapping({name: value for name, value in given.items() if value is not None})
 
     def writers(self) -> list[Writer]:
         """The writers of the chosen outputs.
@@ -200,22 +202,50 @@ class Options:
     def require_valid(self) -> None:
         """Refuse options that are invalid for any image and model, before anything is read, loaded or computed.
 
-        :raises LiverXAILib.errors.UsageError: a target, method, sensitivity or output does not exist, a volume is
-            negative, or a requested output needs a package that is not installed.
+        :raises LiverXAILib.errors.UsageError: a target, method, sensitivity or output does not exist, a number is out
+            of range, or a requested output needs a package that is not installed.
         """
         from .explain.targets import Target
         from .inference.sensitivity import check_sensitivity
+        from .measure.liver import standard_volume_ml
+        from .measure.recist import require_possible
 
         for target in self.explain or ():
             Target.parse(target)
         require_method(self.method)
         check_sensitivity(self.sensitivity)
-        if self.min_lesion_ml is not None and not self.min_lesion_ml >= 0:
-            raise UsageError("--min-lesion-ml must not be negative.")
+        if self.min_lesion_ml is not None and not 0 <= self.min_lesion_ml < float("inf"):
+            raise UsageError("--min-lesion-ml must not be negative or infinite.")
+        standard_volume_ml(self.height, self.weight)
+        require_possible(self.recist_targets or ())
         asked = {*(self.write or ()), *(name for name in _SHORTCUTS if getattr(self, name))}
         for writer in self.writers():
             if writer.name in asked:
                 writer.requirement()
+
+
+def _require_kind(name: str, value: Any, kind: str) -> None:
+    """Refuse a value of another type than the option's: from JSON, "no" would be true, and text a list of letters."""
+    if (value is None and "None" in kind) or _is_kind(value, kind):
+        return
+    needed = {
+        "bool": "true or false",
+        "float": "a number",
+        "tuple[int": "a list of whole numbers",
+        "tuple[str": "a list of texts",
+        "str": "text",
+    }
+    raise UsageError(f"The option {name!r} must be {next(needed[k] for k in needed if kind.startswith(k))}: {value!r}.")
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    if kind.startswith("tuple"):
+        return isinstance(value, tuple) and all(_is_kind(one, kind.removeprefix("tuple[")) for one in value)
+    if kind.startswith("str"):
+        return isinstance(value, str)
+    if isinstance(value, bool) or kind.startswith("bool"):
+        return isinstance(value, bool) and kind.startswith("bool")
+    return isinstance(value, int) or (isinstance(value, float) and kind.startswith("float"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

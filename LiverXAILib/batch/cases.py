@@ -242,19 +242,26 @@ def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
     rows = _json_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
     for where, row in rows:
         values = dict(row)
-        name = str(values.pop("case", "") or "")
-        given = values.pop("input", None)
+        name, given, series = (_text(values.pop(key, None)) for key in ("case", "input", "series"))
         if not given:
             raise UsageError(f"{path.name}, {where}: 'input' is missing.")
+        if series:
+            values["series"] = series
         try:
-            Options.from_mapping(values)
+            Options.from_mapping(values).require_valid()
         except UsageError as error:
-            raise UsageError(f"{path.name}, {where}: {error} Also allowed: input, case.") from error
-        image = path.absolute().parent / str(given)
-        series = None if values.get("series") is None else str(values["series"])
+            unknown = set(values) - {option.name for option in dataclasses.fields(Options)}
+            hint = " Also allowed: input, case." if unknown else ""
+            raise UsageError(f"{path.name}, {where}: {error}{hint}") from error
+        image = path.absolute().parent / given
         files = tuple(sorted(p for p in image.rglob("*") if p.is_file())) if image.is_dir() else image_files(image)
         place = path.absolute().parent
-        yield _case(place, image, keep_names=keep_names, series=series, files=files, options=values, name=name)
+        yield _case(place, image, keep_names=keep_names, series=series or None, files=files, options=values, name=name)
+
+
+def _text(value: Any) -> str:
+    """A name, path or number of a list as text; empty if it is missing."""
+    return "" if value is None else str(value)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -53,8 +53,7 @@ def recist(
     else:
         if unknown := sorted(set(targets) - set(long_axes_mm)):
             raise UsageError(f"There is no lesion {unknown[0]}; the CT shows {counted(len(long_axes_mm), 'lesion')}.")
-        if len(set(targets)) > MOST_TARGETS:
-            raise UsageError(f"RECIST 1.1 allows at most {MOST_TARGETS} target lesions in one organ.")
+        require_possible(targets)
         chosen = tuple(number for number in by_length if number in targets)
     diameters = tuple(rounded_mm(long_axes_mm[number]) for number in chosen)
     return Recist(
@@ -66,6 +65,14 @@ def recist(
         f"RECIST 1.1: long axis of at least {least:g} mm in an axial slice, at most {MOST_TARGETS} lesions per organ, "
         "the longest first",
     )
+
+
+def require_possible(targets: Sequence[int]) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` if no CT can have these target lesions in the liver."""
+    if wrong := [number for number in targets if number < 1]:
+        raise UsageError(f"There is no lesion {wrong[0]}: lesions are numbered from 1.")
+    if len(set(targets)) > MOST_TARGETS:
+        raise UsageError(f"RECIST 1.1 allows at most {MOST_TARGETS} target lesions in one organ.")
 
 
 def rounded_mm(mm: float) -> int:

@@ -284,12 +284,54 @@ def test_each_row_of_a_list_may_name_a_series_of_the_same_folder(tmp_path):
         ("l.json", '["a.nii", {"case": "x"}]', "entry 2: 'input' is missing"),
         ("l.json", "[" * 100_000, "not JSON"),
         ("l.json", "nonsense", "not JSON"),
+        ("l.json", '[{"input": "a.nii", "case": 7, "sereis": 1}]', "entry 1: .*sereis.*Also allowed: input, case"),
     ],
 )
 def test_a_wrong_list_is_refused_with_the_place_and_the_reason(tmp_path, name, text, complaint):
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=complaint):
         find_cases(tmp_path / name)
+
+
+#: Wrong values of a column, as a cell of a table and in JSON, with the complaint about each.
+WRONG = [
+    ("min_lesion_ml", "-1", -1, "--min-lesion-ml must not be negative"),
+    ("min_lesion_ml", "nan", float("nan"), "'nan' is not a number|must not be negative"),
+    ("min_lesion_ml", "inf", float("inf"), "'inf' is not a number|must not be negative"),
+    ("min_lesion_ml", "1,500", "0.5", "'1,500' is not a number|must be a number: '0.5'"),
+    ("min_lesion_ml", "yes", True, "'yes' is not a number|must be a number: True"),
+    ("height", "1.72", 1.72, "needs both height and weight"),
+    ("recist_targets", "0", [0], "lesions are numbered from 1"),
+    ("recist_targets", "1 2 3", [1, 2, 3], "at most 2 target lesions"),
+    ("recist_targets", "1.5", [1.5], "whole numbers"),
+    ("recist_targets", "-1", 1, "whole numbers"),
+    ("explain", "liver x:", ["liver", "x:"], "not something that can be explained"),
+    ("explain", "livr:", "liver", "not something that can be explained|must be a list of texts: 'liver'"),
+    ("write", "sege", ["sege"], "There is no output 'sege'"),
+    ("method", "magic", "magic", "There is no explanation method 'magic'"),
+    ("sensitivity", "high", "high", "'high' is not a sensitivity"),
+    ("sensitivity", "-1", 0.5, "'-1' is not a sensitivity|must be text: 0.5"),
+    ("force", "never", "no", "'never' must be yes or no|must be true or false: 'no'"),
+    ("report", "2", 1, "'2' must be yes or no|must be true or false: 1"),
+    ("layer", None, 3, "must be text: 3"),
+]
+
+
+@pytest.mark.parametrize(("column", "cell", "value", "complaint"), WRONG)
+def test_a_wrong_value_in_a_list_is_refused_when_the_list_is_read(tmp_path, column, cell, value, complaint):
+    (tmp_path / "l.csv").write_text(f"input;{column}\na.nii;\nb.nii;{cell}\n")
+    (tmp_path / "l.json").write_text(json.dumps(["a.nii", {"input": "b.nii", column: value}]))
+    for name, place in (("l.csv", "line 3"), ("l.json", "entry 2")):
+        if name == "l.json" or cell is not None:
+            with pytest.raises(UsageError, match=f"{name}, {place}.*({complaint})") as refused:
+                find_cases(tmp_path / name)
+            assert "Also allowed" not in str(refused.value)
+
+
+def test_numbers_in_json_may_name_cases_and_series(tmp_path):
+    (tmp_path / "l.json").write_text('[{"input": "a.nii", "case": 0, "series": 2, "min_lesion_ml": 1}]')
+    (case,) = find_cases(tmp_path / "l.json").cases
+    assert (case.name, case.series, case.options) == ("0", "2", {"series": "2", "min_lesion_ml": 1})
 
 
 def test_the_examples_of_the_documentation_are_right(tmp_path):

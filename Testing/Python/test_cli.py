@@ -423,7 +423,14 @@ WRONG_VALUES = [
             ("benchmark explain", "layers"),
         )
     ),
-    *((name, "--min-lesion-ml -1", 2, "--min-lesion-ml must not be negative.") for name in ("analyze", "batch")),
+    *(
+        (name, f"--min-lesion-ml {value}", 2, "--min-lesion-ml must not be negative")
+        for name in ("analyze", "batch")
+        for value in ("-1", "nan", "inf")
+    ),
+    ("analyze", "--height 1.72 --weight 70", 2, "Height 1.72 cm and weight 70 kg are not those of an adult"),
+    ("analyze", "--height 172", 2, "The standard liver volume needs both height and weight."),
+    ("analyze", "--recist-targets 0", 2, "There is no lesion 0: lesions are numbered from 1."),
     *(("batch", f"--{name} -1", 2, f"--{name} must not be negative.") for name in ("threads", "time-limit")),
     ("refine", "--reject x", 2, "'x' is not a list of numbers. "),
     *(
