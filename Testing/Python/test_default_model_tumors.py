@@ -11,6 +11,7 @@ import torch
 from scipy.ndimage import binary_dilation, label
 from test_default_model_synthesis import SIZE, block_of_liver
 
+from LiverXAILib.training.lesion_painting import smoothed_inside
 from LiverXAILib.training.random_fields import Rng, gaussian_blur
 from recipes.default_model.synthesis import ContrastPhase, Generator, Repertoire, Source, Tissue
 from recipes.default_model.synthesis import transplants as transplants_module
@@ -122,6 +123,33 @@ def test_a_transplant_has_the_noise_of_its_new_liver() -> None:
                 ratios.append(float(high[inner].std() / high[healthy].std()))
         assert len(ratios) > 3
         assert np.median(ratios) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 4.0, 6.0, 16.0])
+def test_a_blended_graft_is_as_noisy_as_its_new_liver_in_the_tumor_and_in_its_rim(sigma: float) -> None:
+    """In a liver with a metal clip that is brighter on one side, as is the graft on another."""
+    noise, grain = 8 * Rng(1).normal(40, 40, 40), sigma * Rng(2).normal(40, 40, 40)
+    k, j, i = torch.meshgrid(*[torch.arange(40.0) - 20] * 3, indexing="ij")
+    distance = (k**2 + j**2 + i**2).sqrt()
+    liver, inner, rim = k < 12, distance < 9, (distance >= 9) & (distance < 13)
+    shade = 2 * j
+    image = torch.where(liver, 100.0 + shade, -100.0)
+    clip = torch.where((k == -18) & (j == -18) & (i == -18), 3000.0, 0.0)
+    value = -40 + 2 * i  # without a border, where a blur would remove more than noise
+    alpha = (inner | rim).float() * liver
+    result = transplants_module._blended(image + noise + clip, liver, alpha, value + grain, inner)
+
+    def loudness(of: torch.Tensor, within: torch.Tensor) -> float:
+        core = torch.from_numpy(binary_dilation(~within.numpy(), iterations=1)).logical_not()
+        return float((of - smoothed_inside(of, within))[core].std())
+
+    rim = rim & liver & (distance > 10)
+    assert loudness(result - value, inner) == pytest.approx(loudness(noise, inner), rel=0.06)
+    assert loudness(result - image - value, rim) == pytest.approx(loudness(noise, rim), rel=0.06)
+    left = (result - 100 - value)[inner].mul(shade[inner]).mean() / shade[inner].square().mean()
+    assert float(left) == pytest.approx(0, abs=0.1)  # the tumor has no shading of the liver
+    kept = (result - 100 - value)[rim].mul(shade[rim]).mean() / shade[rim].square().mean()
+    assert float(kept) == pytest.approx(1, abs=0.1)  # but its rim has
 
 
 def test_nothing_is_seen_of_a_transplant_that_is_like_the_liver(monkeypatch: pytest.MonkeyPatch) -> None:
