@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .explain.catalog import CATALOG, DEFAULT_METHOD, require_method
+from .tables import TableRow
 from .volumes.memory import MAX_MEMORY, parse_memory
 
 if TYPE_CHECKING:
@@ -222,6 +223,31 @@ class Options:
         for writer in self.writers():
             if writer.name in asked:
                 writer.requirement()
+
+
+def option_in(row: TableRow, name: str) -> Any:
+    """The value in a table's column, of the type of the option of this name; text for other columns.
+
+    :raises LiverXAILib.errors.UsageError: it is not of this type.
+    """
+    kind = next((str(option.type) for option in dataclasses.fields(Options) if option.name == name), "str")
+    text = row.cells[name]
+    if kind.startswith("bool"):
+        if text.lower() in ("1", "yes", "true", "x"):
+            return True
+        if text.lower() in ("0", "no", "false"):
+            return False
+        raise row.error(f"{text!r} must be yes or no.", name)
+    if kind.startswith("float"):
+        return row.number(name)
+    if not kind.startswith("tuple"):
+        return text
+    words = text.split()
+    if "int" not in kind:
+        return words
+    if not all(word.isdecimal() for word in words):
+        raise row.error(f"{text!r} must be whole numbers separated by spaces.", name)
+    return [int(word) for word in words]
 
 
 def _require_kind(name: str, value: Any, kind: str) -> None:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from ..context import RunContext
 from ..errors import UsageError
 from ..files import require_exists, walk
-from ..options import Options
+from ..options import Options, option_in
 from ..progress import Progress
 from ..report.writers import PROVENANCE
-from ..tables import TableRow, read_table
+from ..tables import read_table
 from ..text import one_line
 from ..volumes.formats import VOXEL_FILES, image_ending, is_segmentation, why_not_read, without_ending
 from ..volumes.image_file import image_files, is_label_map
@@ -278,30 +278,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    types = {option.name: str(option.type) for option in dataclasses.fields(Options)}
     for row in read_table(path):
-        values = {name: _cell(row, name, types.get(name, "")) for name in row.cells}
-        yield f"line {row.line}", values
-
-
-def _cell(row: TableRow, name: str, kind: str) -> Any:
-    text = row.cells[name]
-    if kind.startswith("bool"):
-        if text.lower() in ("1", "yes", "true", "x"):
-            return True
-        if text.lower() in ("0", "no", "false"):
-            return False
-        raise row.error(f"{text!r} must be yes or no.", name)
-    if kind.startswith("float"):
-        return row.number(name)
-    if not kind.startswith("tuple"):
-        return text
-    words = text.split()
-    if "int" not in kind:
-        return words
-    if not all(word.isdecimal() for word in words):
-        raise row.error(f"{text!r} must be whole numbers separated by spaces.", name)
-    return [int(word) for word in words]
+        yield f"line {row.line}", {name: option_in(row, name) for name in row.cells}
 
 
 # --- identity -----------------------------------------------------------------------------------------------------

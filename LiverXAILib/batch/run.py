@@ -347,6 +347,8 @@ class Batch:
             manifest.append("case", **about, state="done", **kept)
             self._summary.done.append(case.id)
             self._reporter.say(f"done    {case.name} ({self._outlook()})")
+            if (aside := self._store.replaced(case.folder)).exists():
+                self._reporter.say(f"        What was in its folder, edited or of another case, is kept in {aside}.")
             return
         if event.get("unreachable") and self._drive_is_gone(case):
             self._summary.stopped = (

@@ -6,6 +6,7 @@
     OUTPUT/cases/<case>/         one folder per finished case, with case.json; it appears complete or not at all
     OUTPUT/manifest/*.jsonl      what happened, see manifest.py
     OUTPUT/manifest/lock-*.json  runs in progress
+    OUTPUT/manifest/damaged, replaced   folders of cases that were damaged, or edited and then repeated
     OUTPUT/logs/                 log of each run and of its worker processes
     OUTPUT/*.csv, cohort.html    summaries, rewritten at the end of each run
     OUTPUT/names.csv             the image that each pseudonym stands for, for the user alone
@@ -256,10 +257,16 @@ class Store:
 
     def set_aside(self, folder: str) -> None:
         """Move the folder of a damaged case out of the way, to ``manifest/damaged``."""
-        place = self.manifest / "damaged"
+        self._move(folder, self.manifest / "damaged" / f"{folder}-{self.token}")
+
+    def replaced(self, folder: str) -> Path:
+        """Where this run keeps what it replaces in the folder of a case, if it was more than an earlier result."""
+        return self.manifest / "replaced" / f"{folder}-{self.token}"
+
+    def _move(self, folder: str, place: Path) -> None:
         try:
-            place.mkdir(exist_ok=True)
-            (self.cases / folder).rename(place / f"{folder}-{self.token}")
+            place.parent.mkdir(exist_ok=True)
+            (self.cases / folder).rename(place)
         except OSError as error:
             raise self.unusable(error) from error
 
@@ -267,14 +274,13 @@ class Store:
         """Rename a finished case's folder unless the new name exists; return whether it was renamed."""
         if (self.cases / new).exists():
             return False
-        try:
-            (self.cases / old).rename(self.cases / new)
-        except OSError as error:
-            raise self.unusable(error) from error
+        self._move(old, self.cases / new)
         return True
 
     def commit(self, part: Path, folder: str, record: Mapping[str, Any]) -> bool:
         """Commit the files in `part`, with `record`, as the result of a case, atomically and durably.
+
+        An earlier result of the case is replaced; one of another case, or edited since, is moved to :meth:`replaced`.
 
         :return: False, with nothing changed, if another worker has already committed the same result.
         """
@@ -285,6 +291,8 @@ class Store:
         _fsync(part)
         old = self.record(folder)
         if old is None or old.get("run") != record["run"] or not same_result(old, record):
+            if _is_edited(self.cases / folder) or (old is not None and old["case"] != record["case"]):
+                self._move(folder, self.replaced(folder))
             put_folder(part, self.cases / folder, is_ours=lambda name: True, last=RECORD)
             _fsync(self.cases)
             old = None
@@ -292,10 +300,11 @@ class Store:
         return old is None
 
     def update_record(self, folder: str, record: Mapping[str, Any]) -> None:
-        """Replace the record of a finished case."""
-        temporary = self.cases / folder / f".{RECORD}-{self.token}"
+        """Replace the record of a finished case, keeping its time, by which edits are noticed."""
+        path, temporary = self.cases / folder / RECORD, self.cases / folder / f".{RECORD}-{self.token}"
         _write_json(temporary, record)
-        temporary.replace(self.cases / folder / RECORD)
+        os.utime(temporary, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        temporary.replace(path)
 
     def discard(self, folder: str) -> None:
         """Remove the remains of an unfinished case, including the hidden folder with its partly written files."""
@@ -325,7 +334,8 @@ class Store:
 
     def _sweep(self) -> None:
         # Listed before the locks are read: a run acquires its lock before it creates any folder.
-        parts = list(self.cases.glob("*.part-*"))
+        # They are hidden: "ct.part-1" is the result of a case of this name.
+        parts = list(self.cases.glob(".*part-*"))
         live = {_read_lock(path).get("token") for path in self.manifest.glob("lock-*.json")}
         for path in parts:
             if path.name.split("-")[1] not in live:
@@ -337,6 +347,15 @@ def same_result(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(record.get(key) == wanted.get(key) for key in ("case", "model", "settings")) and record.get(
         "input", {}
     ).get("sha256") == wanted.get("input", {}).get("sha256")
+
+
+def _is_edited(folder: Path) -> bool:
+    """Whether anything in a case's folder is newer than its record, which is written last, or is without a record."""
+    try:
+        written = (folder / RECORD).stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return folder.exists()
+    return any(path.lstat().st_mtime_ns > written for path in folder.rglob("*"))
 
 
 def is_lost_place(error: BaseException | None) -> bool:

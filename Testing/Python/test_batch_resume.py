@@ -284,6 +284,14 @@ def test_the_remaining_time_is_that_of_the_cases_so_far(seconds, left, batch, mo
     assert ran.told[-1] == "done    c (3 of 3)"
 
 
+def test_a_run_says_where_it_keeps_what_was_edited_in_the_folder_of_a_case(batch):
+    kept = batch.store.replaced("f1")
+    kept.mkdir(parents=True)
+    ran = batch("a", "b")
+    assert len([line for line in ran.told if "is kept in" in line]) == 1
+    assert ran.told[2].endswith(f"is kept in {kept}.")
+
+
 def test_what_was_in_progress_when_an_earlier_run_died_comes_last(batch, tmp_path):
     earlier = Manifest(Store(tmp_path / "out"))
     for n, state in ((0, "running"), (1, "dropped")):

@@ -199,14 +199,14 @@ def test_a_run_whose_drive_is_gone_stops(tmp_path):
 def test_only_what_dead_runs_left_is_swept(tmp_path):
     lock_of_another(tmp_path, shard="1-of-2", pid=os.getppid())
     cases = tmp_path / "cases"
-    for name in (".part-other-a", ".part-dead-b", "..part-dead-b-x1y2"):
+    for name in (".part-other-a", ".part-dead-b", "..part-dead-b-x1y2", "ct.part-1", "x.part-dead-b"):
         (cases / name).mkdir(parents=True)
         (cases / name / "half").write_text("x")
     (cases / "whole").mkdir()
     store = Store(tmp_path, Shard(2, 2))
     store.open()
     store.close()
-    assert {path.name for path in cases.iterdir()} == {".part-other-a", "whole"}
+    assert {path.name for path in cases.iterdir()} == {".part-other-a", "whole", "ct.part-1", "x.part-dead-b"}
 
 
 def test_what_lost_workers_left_goes_with_the_run_itself(tmp_path):
@@ -239,6 +239,43 @@ def test_a_new_result_replaces_an_old_one_whole(store):
     assert {path.name for path in (store.cases / "one").iterdir()} == {"result.txt", "case.json"}
     assert (store.cases / "one" / "result.txt").read_text() == "new"
     assert [path.name for path in store.cases.iterdir()] == ["one"]
+    assert not store.replaced("one").exists()
+
+
+def edited(folder, name, text="x"):
+    """Write a file a second after the folder's record."""
+    (folder / name).write_text(text)
+    later = (folder / "case.json").stat().st_mtime_ns + 10**9
+    os.utime(folder / name, ns=(later, later))
+
+
+@pytest.mark.parametrize("name", ["result.txt", "notes.txt", ".hidden", "deep/notes.txt"])
+def test_a_result_that_was_edited_since_is_kept_when_the_case_is_repeated(store, name):
+    store.commit(a_part(store, "one", "old"), "one", a_record(store, run="earlier"))
+    (store.cases / "one" / "deep").mkdir()
+    os.utime(store.cases / "one" / "deep", (0, 0))
+    edited(store.cases / "one", name, "the reader's")
+    store.update_record("one", a_record(store, run="earlier", label="renamed"))
+    assert store.commit(a_part(store, "one", "new"), "one", a_record(store))
+    assert (store.cases / "one" / "result.txt").read_text() == "new"
+    assert (store.replaced("one") / name).read_text() == "the reader's"
+    assert json.loads((store.replaced("one") / "case.json").read_text())["label"] == "renamed"
+    assert {path.name for path in store.cases.iterdir()} == {"one"}
+
+
+@pytest.mark.parametrize("there", ["another case", "no batch", "a file"])
+def test_what_is_not_an_earlier_result_of_the_case_is_kept(store, there):
+    if there == "another case":
+        store.commit(a_part(store, "one", "old"), "one", a_record(store, case="2"))
+    elif there == "no batch":
+        (store.cases / "one").mkdir()
+        (store.cases / "one" / "result.txt").write_text("old")
+    else:
+        (store.cases / "one").write_text("old")
+    assert store.commit(a_part(store, "one", "new"), "one", a_record(store))
+    assert (store.cases / "one" / "result.txt").read_text() == "new"
+    kept = store.replaced("one")
+    assert (kept if there == "a file" else kept / "result.txt").read_text() == "old"
 
 
 def test_a_worker_that_was_believed_lost_does_not_replace_the_result_of_its_successor(store):
