@@ -269,13 +269,14 @@ def _analyze(arguments: argparse.Namespace) -> int:
         progress("Loading the model", 0.0)
         from .inference import select_device
         from .models import load_model
-        from .pipeline import check_request
+        from .pipeline import check_request, require_undecided
 
         model = load_model(arguments.model)
         check_request(model, chosen.explain, chosen.method, chosen.layer, chosen.sensitivity)
         select_device(arguments.device)
         progress("Reading the image", 0.0)
         require_writable(arguments.output)
+        require_undecided(arguments.output)
         volume = reading.result()
         importing = background.submit(chosen.import_ahead)
         prior = _prior(arguments, chosen)

@@ -41,6 +41,7 @@ from .models import Model
 from .models.model import require_model
 from .progress import CancelToken, Progress
 from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_output
+from .text import counted
 from .volumes.volume import Volume, require_volume
 
 if TYPE_CHECKING:
@@ -428,6 +429,22 @@ def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writ
         raise unwritable(folder, error) from error
     files = {role: folder / path.name for role, path in written.files.items()}
     return Written(files, written.failures)
+
+
+def require_undecided(folder: Path) -> None:
+    """Refuse to replace a result that holds decisions of a reader, which another analysis cannot restore.
+
+    :raises LiverXAILib.errors.UsageError: `folder` holds such a result.
+    """
+    try:
+        decided = json.loads((folder / PROVENANCE).read_text(encoding="utf-8")).get("reader")
+    except (OSError, ValueError, AttributeError):
+        return
+    if decided:
+        raise UsageError(
+            f"{folder} holds a result with {counted(len(decided), 'decision')} of a reader, which would be lost. Give "
+            "another --output, continue with 'liverxai refine', or delete the folder first."
+        )
 
 
 def write_files(analysis: Analysis, folder: Path, writers: Sequence[Writer]) -> Written:

@@ -877,6 +877,24 @@ def test_a_result_is_refined_by_the_command_line(analyzed, toy_model, tmp_path, 
     assert [one["kind"] for one in decisions] == ["reject", "add", "edit", "split"]
 
 
+def test_decisions_of_a_reader_are_not_lost_by_analyzing_again(analyzed, toy_model, tmp_path, capsys):
+    from LiverXAILib.cli import main
+
+    common = ["--model", toy_model, "--no-report", "--explain", "--device", "cpu", "-o", str(tmp_path / "out")]
+    again = ["analyze", str(analyzed / "ct.nii.gz"), *common]
+    for _ in range(2):  # a result without decisions is replaced, as documented
+        assert main(again) == 0
+    words = ["refine", str(tmp_path / "out"), "--image", str(analyzed / "ct.nii.gz"), *common]
+    assert main([*words, "--reject", "2"]) == 0
+    before = (tmp_path / "out" / "provenance.json").read_bytes()
+    capsys.readouterr()
+    assert main(again) == 2
+    assert "holds a result with 1 decision of a reader, which would be lost." in capsys.readouterr().err
+    assert (tmp_path / "out" / "provenance.json").read_bytes() == before
+    assert main([*words, "--undo"]) == 0
+    assert main(again) == 0
+
+
 def test_refining_keeps_the_rules_of_the_analysis(analyzed, toy_model, tmp_path):
     from LiverXAILib.cli import main
 
