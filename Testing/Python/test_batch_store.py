@@ -243,17 +243,17 @@ def test_a_new_result_replaces_an_old_one_whole(store):
 
 
 def edited(folder, name, text="x"):
-    """Write a file a second after the folder's record."""
+    """Write a file; its folder's result is two hours old, the edit one."""
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
-    later = (folder / "case.json").stat().st_mtime_ns + 10**9
-    os.utime(folder / name, ns=(later, later))
+    for path in folder.rglob("*"):
+        hours = 1 if path == folder / name else 2
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
 
 
 @pytest.mark.parametrize("name", ["result.txt", "notes.txt", ".hidden", "deep/notes.txt"])
 def test_a_result_that_was_edited_since_is_kept_when_the_case_is_repeated(store, name):
     store.commit(a_part(store, "one", "old"), "one", a_record(store, run="earlier"))
-    (store.cases / "one" / "deep").mkdir()
-    os.utime(store.cases / "one" / "deep", (0, 0))
     edited(store.cases / "one", name, "the reader's")
     store.update_record("one", a_record(store, run="earlier", label="renamed"))
     assert store.commit(a_part(store, "one", "new"), "one", a_record(store))
