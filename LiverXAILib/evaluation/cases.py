@@ -84,11 +84,7 @@ def pair_folders(predictions: Path, references: Path) -> list[Case]:
 
     :raises LiverXAILib.errors.UsageError: the folders have no name in common, or predictions are missing.
     """
-    found = by_name(
-        (case_name(path), path)
-        for path in _entries(predictions)
-        if path.is_file() or (path / SEGMENTATION_FILE).is_file()
-    )
+    found = predictions_in(predictions)
     wanted = by_name(
         (case_name(path), path) for path in _entries(references) if path.is_file() or _file_called(path, "liver")
     )
@@ -105,6 +101,12 @@ def pair_folders(predictions: Path, references: Path) -> list[Case]:
         what = f"No prediction for {', '.join(missing)}" if missing else "No case"
         raise UsageError(f"{what} was found in {predictions}: files are paired by name with those in {references}.")
     return cases
+
+
+def predictions_in(folder: Path) -> dict[str, Path]:
+    """Files, and folders written by ``analyze``, in a folder of predictions, by the names of their cases."""
+    entries = _entries(folder)
+    return by_name((case_name(p), p) for p in entries if p.is_file() or (p / SEGMENTATION_FILE).is_file())
 
 
 def read_cases(path: Path) -> list[Case]:

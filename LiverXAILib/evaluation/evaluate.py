@@ -17,6 +17,7 @@ from ..files import require_exists, require_writable
 from ..labels.label_map import GRID_TOLERANCE, LabelMap, Values, label_map, on_common_grid
 from ..labels.vocabulary import STRUCTURES, named_values
 from ..progress import CancelToken, Progress, progress_bar
+from ..text import counted, warn
 from ..volumes.box import Box
 from ..volumes.orientation import axis_codes, reorient
 from ..volumes.volume import Grid, Volume
@@ -24,6 +25,7 @@ from .cases import (
     Case,
     case_name,
     pair_folders,
+    predictions_in,
     read_cases,
     read_prediction,
     read_probabilities,
@@ -31,11 +33,13 @@ from .cases import (
 )
 from .froc import froc_case
 from .lesions import match_lesions
-from .metrics import calibration_error, detect_lesions, overlap, surface_distances
+from .metrics import calibration_error, detect_lesions, overlap, require_tolerance, surface_distances
 from .results import CaseResult, StructureResult, format_results, write_lesions, write_results
 
 #: Calibration is computed in the reference's liver and within this distance of it.
 CALIBRATION_MARGIN_MM = 10.0
+#: Names that a warning lists.
+_MOST_NAMES = 10
 
 
 def evaluate(
@@ -235,6 +239,9 @@ def run(options: argparse.Namespace) -> int:
     for path in options.output:
         if path.suffix not in (".csv", ".json"):
             raise UsageError(f"Cannot write {path}: its extension must be .csv or .json.")
+    if options.lesions is not None and options.lesions.suffix != ".csv":
+        raise UsageError(f"Cannot write {options.lesions}: its extension must be .csv.")
+    require_tolerance(options.tolerance)
     cases = _chosen_cases(options)
     for path in (path for case in cases for path in case.files):
         require_exists(path)
@@ -282,7 +289,11 @@ def _chosen_cases(options: argparse.Namespace) -> list[Case]:
     if options.reference is not None and options.reference.is_dir():
         if _probabilities(options):
             raise UsageError("For several cases, list the files of probabilities in a table (--cases).")
-        return pair_folders(options.prediction, options.reference)
+        cases = pair_folders(options.prediction, options.reference)
+        if others := sorted(predictions_in(options.prediction).keys() - {case.name for case in cases}):
+            names = ", ".join(others[:_MOST_NAMES]) + (", …" if len(others) > _MOST_NAMES else "")
+            warn(f"{counted(len(others), 'prediction')} without a reference, not evaluated: {names}.")
+        return cases
     name = case_name(options.prediction)
     return [Case(name, options.prediction, options.reference, options.liver, options.tumor, _probabilities(options))]
 

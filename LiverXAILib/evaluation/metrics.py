@@ -92,8 +92,9 @@ def surface_distances(
 ) -> SurfaceDistances:
     """Distances between the surfaces of two boolean arrays (k, j, i) with right-angled voxels of `spacing_kji` mm.
 
-    :raises LiverXAILib.errors.UsageError: MONAI is not installed.
+    :raises LiverXAILib.errors.UsageError: MONAI is not installed, or the tolerance is not a distance.
     """
+    require_tolerance(tolerance_mm)
     if not prediction.any() or not reference.any():
         return SurfaceDistances(None, None, None)
     try:
@@ -124,6 +125,12 @@ def surface_distances(
         assd_mm=sum(float((d * weight).sum()) for d, weight in both) / total,
         nsd=sum(float(weight[d <= tolerance_mm].sum()) for d, weight in both) / total,
     )
+
+
+def require_tolerance(tolerance_mm: float) -> None:
+    """Raise :class:`~LiverXAILib.errors.UsageError` unless the tolerance of the surface Dice is a distance."""
+    if not 0 <= tolerance_mm < float("inf"):
+        raise UsageError(f"The tolerance of the surface Dice must be 0 mm or more, not {tolerance_mm:g}.")
 
 
 def _weighted_percentile(values: np.ndarray, weights: np.ndarray, fraction: float) -> float:

@@ -330,6 +330,29 @@ def test_a_missing_prediction_is_named(folders: tuple[Path, Path]) -> None:
         pair_folders(*folders)
 
 
+def test_predictions_without_a_reference_are_named(
+    folders: tuple[Path, Path], prediction: Volume, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(folders[0]), "--reference", str(folders[1]), "--no-surface"]
+    assert cli.main(words) == 0
+    assert "without a reference" not in capsys.readouterr().err
+    for number in range(12):
+        write_volume(prediction, folders[0] / f"more{number:02}.nrrd")
+    assert cli.main(words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "12 predictions without a reference, not evaluated: more00, more01" in said
+    assert "more09, …." in said
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_no_distance_is_refused(tolerance: float) -> None:
+    cube = np.zeros((4, 4, 4), bool)
+    for empty in (True, False):
+        cube[1:3, 1:3, 1:3] = not empty
+        with pytest.raises(UsageError, match="tolerance of the surface Dice must be 0 mm or more"):
+            surface_distances(cube, cube, (1, 1, 1), tolerance)
+
+
 def test_cases_can_be_listed_in_a_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
     table = tmp_path / "cases.csv"
     table.write_text(
