@@ -263,6 +263,8 @@ def _analyze(arguments: argparse.Namespace) -> int:
     images = [Path(name) for name in arguments.prior_image or () if name != "-"]
     for path in (arguments.input, *(arguments.segmentation or ()), *(arguments.prior or ()), *images):
         existing(path)
+    if any(path.resolve() == arguments.output.resolve() for path in arguments.prior or ()):
+        raise UsageError(f"{arguments.output} is a result of --prior, which would be replaced: give another --output.")
     with _short_turns(), progress_bar() as progress, ThreadPoolExecutor(1) as background:
         # torch is imported while the file is read; the modules for measuring and writing, while the network runs.
         reading = background.submit(chosen.read, arguments.input)

@@ -40,7 +40,7 @@ from .inference.sensitivity import STANDARD, at_sensitivity, choose_point
 from .models import Model
 from .models.model import require_model
 from .progress import CancelToken, Progress
-from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_output
+from .report.writers import PROVENANCE, WRITERS, Writer, choose_writers, is_comparison, is_output
 from .text import counted
 from .volumes.volume import Volume, require_volume
 
@@ -354,15 +354,19 @@ def check_orientation(measurements: Measurements, volume: Volume, model: Model, 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the `files` by role, and the outputs that failed, by writer, with the error."""
+    """What was written: the `files` by role, and the outputs that failed, by writer, with the error.
+
+    :param replaced: sentences about what was in the folder, if it was not just an earlier result of the same CT.
+    """
 
     files: Mapping[str, Path]
     failures: Mapping[str, Exception] = field(default_factory=dict)
+    replaced: Sequence[str] = ()
 
     @property
     def warnings(self) -> list[str]:
-        """A sentence about each failure, without file names."""
-        return [_failure(WRITERS[name], error) for name, error in self.failures.items()]
+        """A sentence about each failure and each replacement, without file names."""
+        return [*(_failure(WRITERS[name], error) for name, error in self.failures.items()), *self.replaced]
 
 
 def write_analysis(
@@ -424,11 +428,39 @@ def write_outputs(analysis: Analysis, folder: str | Path, writers: Sequence[Writ
         folder.parent.mkdir(parents=True, exist_ok=True)
         with staging_folder(folder) as draft:
             written = write_files(analysis, draft, writers)
-            put_folder(draft, folder, is_ours=is_output, last=PROVENANCE)
+            replaced = _replaced(folder, analysis)
+            # Without a result, the folder is one of "compare".
+            of_result = _earlier(folder) is not None
+            ours = (lambda name: is_output(name) or is_comparison(name)) if of_result else is_output
+            put_folder(draft, folder, is_ours=ours, last=PROVENANCE)
     except OSError as error:
         raise unwritable(folder, error) from error
     files = {role: folder / path.name for role, path in written.files.items()}
-    return Written(files, written.failures)
+    return Written(files, written.failures, replaced)
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """The provenance of the result in `folder`; None if there is none, or it is damaged."""
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _replaced(folder: Path, analysis: Analysis) -> list[str]:
+    """Sentences about what a new result replaces in `folder`, other than an earlier one of the same CT."""
+    earlier = _earlier(folder)
+    if earlier is None:
+        return []
+    sentences = []
+    image = earlier.get("input")
+    known = image.get("sha256") if isinstance(image, dict) else None
+    if known is not None and known != analysis.provenance["input"].get("sha256"):
+        sentences.append("The folder held the result of another CT, which has been replaced.")
+    if analysis.follow_up is None and any(is_comparison(path.name) for path in folder.iterdir()):
+        sentences.append("The folder held a comparison made with the earlier result, which has been removed.")
+    return sentences
 
 
 def require_undecided(folder: Path) -> None:
@@ -436,10 +468,7 @@ def require_undecided(folder: Path) -> None:
 
     :raises LiverXAILib.errors.UsageError: `folder` holds such a result.
     """
-    try:
-        decided = json.loads((folder / PROVENANCE).read_text(encoding="utf-8")).get("reader")
-    except (OSError, ValueError, AttributeError):
-        return
+    decided = (_earlier(folder) or {}).get("reader")
     if decided:
         raise UsageError(
             f"{folder} holds a result with {counted(len(decided), 'decision')} of a reader, which would be lost. Give "

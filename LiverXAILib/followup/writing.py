@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from ..report.html import embedded, render_page, require_report_packages
 from ..report.schema import file_schema
 from ..report.segmentation_file import write_segmentation_file
 from ..report.tables import rounded
+from ..report.writers import is_comparison
 from ..tables import write_table
 from .findings import COLUMNS, SCHEMA_VERSION, Comparison, Findings
 from .response import NAMES
 
 SCHEMA_FILE = Path(__file__).with_name("comparison.schema.json")
 JSON_FILE, TABLE_FILE, PAGE_FILE = "comparison.json", "comparison.csv", "comparison.html"
-_OURS = re.compile(r"comparison\.(json|csv|html)|segmentation-\d+\.seg\.nrrd")
 
 
 def comparison_schema() -> dict[str, Any]:
@@ -58,7 +57,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str], *, 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with staging_folder(folder) as draft:
             names = _write(comparison, draft, report)
-            put_folder(draft, folder, is_ours=lambda name: bool(_OURS.fullmatch(name)), last=JSON_FILE)
+            put_folder(draft, folder, is_ours=is_comparison, last=JSON_FILE)
     except OSError as error:
         raise unwritable(folder, error) from error
     return {role: folder / name for role, name in names.items()}

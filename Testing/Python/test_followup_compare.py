@@ -389,6 +389,37 @@ def test_analyze_puts_a_comparison_with_earlier_results_into_its_report(toy_mode
     }
 
 
+def test_an_analysis_says_what_it_replaces_and_never_replaces_its_own_prior(toy_model, tmp_path, capsys):
+    from batch_toys import phantom
+
+    for name, lesions in (("may", 1), ("august", 2)):
+        lx.write_volume(phantom(lesions=lesions), tmp_path / f"{name}.nii.gz")
+    out, compared = tmp_path / "out", tmp_path / "compared"
+
+    def analyzed(name, *words, to=out):
+        common = ["--model", toy_model, "--explain", "--device", "cpu", "--no-report", "--no-scene"]
+        code = main(["analyze", str(tmp_path / f"{name}.nii.gz"), "-o", str(to), *common, *words])
+        said = capsys.readouterr().err
+        return code, "another CT" in said, "comparison made with the earlier" in said
+
+    assert analyzed("may") == analyzed("may") == (0, False, False)
+    before = (out / "provenance.json").read_bytes()
+    (tmp_path / "link").symlink_to(out)
+    for prior in (out, tmp_path / "link", out / ".." / "out"):
+        assert analyzed("august", "--prior", str(prior))[0] == 2
+    assert (out / "provenance.json").read_bytes() == before
+    # A comparison without a result in the same folder is not touched.
+    assert analyzed("august", "--prior", str(out), to=compared) == (0, False, False)
+    (compared / "provenance.json").unlink()
+    assert analyzed("august", to=compared) == (0, False, False)
+    assert (compared / "comparison.json").exists()
+    assert analyzed("august", "--prior", str(out), to=compared) == (0, False, False)
+    # Without the new CT's own, the comparison of the earlier result would seem to be that of the new one.
+    assert analyzed("august", to=compared) == (0, False, True)
+    assert not list(compared.glob("comparison.*"))
+    assert analyzed("may", to=compared) == (0, True, False)
+
+
 def test_the_worker_compares_its_analysis_with_earlier_results(tmp_path):
     from LiverXAILib.worker.server import RequestHandler
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable
 
 from ...errors import UsageError
@@ -60,3 +61,8 @@ def _by_default(writer: Writer) -> bool:
 def is_output(name: str) -> bool:
     """Whether a file of this name in a folder of results is LiverXAI's, whichever writers were chosen."""
     return name == PROVENANCE or any(writer.owns(name) for writer in WRITERS.values())
+
+
+def is_comparison(name: str) -> bool:
+    """Whether a file of this name is of a comparison, which ``analyze --prior`` and ``compare`` write."""
+    return re.fullmatch(r"comparison\.(json|csv|html)|segmentation-\d+\.seg\.nrrd", name) is not None
