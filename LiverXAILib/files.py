@@ -72,6 +72,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
 
 
+def require_size(path: Path, size: int) -> None:
+    """Raise OSError unless a file that a library wrote has `size` bytes, which some do not check on a full disk.
+
+    :param size: of the content, if the file is compressed by gzip.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())  # some file systems notice only now that they are full
+        found = file.seek(0, os.SEEK_END)
+        if path.suffix == ".gz":
+            file.seek(-min(4, found), os.SEEK_END)
+            found, size = int.from_bytes(file.read(), "little"), size % 2**32  # how gzip ends
+    if found != size:
+        raise OSError("it is incomplete, perhaps because the disk is full")
+
+
 @contextmanager
 def staging_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a new hidden folder next to `target`, or inside it if `target` is a folder whose parent is not writable.

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and writing images: NIfTI, NRRD, MetaImage and DICOM.
 
-Whatever cannot be a CT volume is refused here, with a sentence that says why, so that no later code has to check
-again.
+Whatever cannot be a CT volume is refused here, with the reason, so that no later code has to check again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import SimpleITK as sitk
 
 from ..context import RunContext
 from ..errors import InputError, UsageError
-from ..files import replacing, require_path
+from ..files import replacing, require_path, require_size
 from ..progress import CancelToken, Progress
 from .formats import FILE_FORMATS, WRITABLE, format_of, image_ending, why_not_read
 from .image_file import existing, read_image_file
@@ -125,7 +124,8 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
     try:
         with replacing(path) as temporary:
             if FILE_FORMATS[ending] == "NIfTI":
-                sitk.WriteImage(to_itk(volume), str(temporary), useCompression=True)
+                sitk.WriteImage(image := to_itk(volume), str(temporary), useCompression=True)
+                require_size(temporary, 352 + image.GetNumberOfPixels() * image.GetSizeOfPixelComponent())
             else:
                 with temporary.open("xb") as file:
                     write_nrrd(volume, file) if ending == ".nrrd" else write_metaimage(volume, file)

@@ -588,6 +588,28 @@ def test_an_older_file_is_replaced_and_a_failure_leaves_it_whole(tmp_path, monke
     assert [file.name for file in tmp_path.iterdir()] == ["ct.nrrd"]
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("room", [0, 3, 4096, 100_000])
+def test_a_disk_that_is_full_leaves_the_older_file_whole_in_every_format(tmp_path, ending, room):
+    import resource
+
+    path = tmp_path / f"ct{ending}"
+    write_volume(a_volume(), path)
+    before = path.read_bytes()
+    noise = np.random.default_rng(0).integers(-1000, 1000, (30, 60, 60)).astype(np.int16)  # does not compress
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(InputError, match="Cannot write"):
+            write_volume(Volume(noise, np.eye(4)), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    write_volume(Volume(noise, np.eye(4)), path)
+    np.testing.assert_array_equal(read_volume(path, force=True).array, noise)
+
+
 def test_only_the_four_one_file_formats_are_written(tmp_path):
     for name in ("ct.mhd", "ct.nhdr", "ct.dcm", "ct"):
         with pytest.raises(UsageError, match=r"\.nii, \.nii\.gz, \.nrrd, \.mha"):
