@@ -34,11 +34,13 @@ class LabelMap:
     :param structures: the structures that the segmentation describes. A structure that is not listed was not searched
         for; one that is listed but has no voxels was searched for and not found.
     :param extends: outside its voxels there is background, as in files that are cropped to the segments.
+    :param assumed: nothing says what its values mean: 1 was taken for the liver and 2 for tumors.
     """
 
     volume: Volume
     structures: tuple[str, ...]
     extends: bool = False
+    assumed: bool = False
 
     def mask(self, structure: str) -> np.ndarray:
         """The mask of a structure: bool (k, j, i). The liver includes its tumors."""
@@ -108,7 +110,7 @@ def read_label_map(
         array = np.where(np.isin(volume.array, list(known - ours)), 0, volume.array)
         volume = volume.with_array(array)
     try:
-        return label_map(volume, values, others=others, advice=advice)
+        return replace(label_map(volume, values, others=others, advice=advice), assumed=values is None)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -133,10 +135,12 @@ def read_structures(
     If there are several files, one that is named after a structure ("tumor.nii.gz") is read as the mask of that
     structure; all others are read by :func:`read_label_map`, which describes the other parameters.
 
-    :raises LiverXAILib.errors.InputError: as in :func:`read_label_map`, or the voxels do not lie on `grid`.
+    :raises LiverXAILib.errors.InputError: as in :func:`read_label_map`; the voxels do not lie on `grid`; or a file in
+        which only 1 is drawn may just as well show tumors, by its name or because another file has the liver.
     """
     array = np.zeros(grid.shape, np.uint8)
     structures: set[str] = set()
+    unclear, livers = "", 0
     for path in paths:
         named = structure_of_name(without_ending(path.name))
         if values is None and named in STRUCTURES and len(paths) > 1:
@@ -147,6 +151,15 @@ def read_structures(
         on_grid = found.on(grid, path.name).volume.array
         array = np.maximum(array, on_grid)
         structures.update(found.structures)
+        livers += "liver" in found.structures
+        if found.assumed and found.structures == ("liver",):
+            unclear = path.name
+            livers += named == "tumor"
+    if unclear and livers > 1:
+        raise InputError(
+            f"{unclear}: nothing says whether its value 1 is the liver or a tumor. Name the files 'liver' and 'tumor', "
+            f"with their extensions. {advice}".rstrip()
+        )
     return LabelMap(Volume(array, grid.ijk_to_lps), tuple(name for name in STRUCTURES if name in structures))
 
 

@@ -97,6 +97,39 @@ def test_contours_without_a_liver_or_of_another_image_are_refused(tmp_path: Path
         read_segmentation(tmp_path / "odd.nii.gz", CT)
 
 
+@pytest.mark.parametrize(
+    ("names", "culprit"),
+    [
+        (["tumor.nii.gz"], "tumor.nii.gz"),
+        (["Lesions.nrrd"], "Lesions.nrrd"),
+        (["liver_a.nii.gz", "tumor_a.nii.gz"], "tumor_a.nii.gz"),
+        (["liver.nii.gz", "tumor_a.nii.gz"], "tumor_a.nii.gz"),
+        (["tumor_a.nii.gz", "liver.nii.gz"], "tumor_a.nii.gz"),
+        (["drawn.seg.nrrd", "tumor_a.nii.gz"], "tumor_a.nii.gz"),
+    ],
+)
+def test_a_mask_that_may_show_tumors_is_never_taken_for_the_liver(
+    names: list[str], culprit: str, tmp_path: Path
+) -> None:
+    _forms(tmp_path)
+    for name in (name for name in names if not (tmp_path / name).exists() or name == "tumor.nii.gz"):
+        drawn = TRUTH > 0 if "liver" in name else TRUTH == 2
+        write_volume(Volume(drawn.astype(np.uint8), MATRIX), tmp_path / name)
+    paths = [tmp_path / name for name in names]
+    with pytest.raises(InputError, match=rf"^{culprit}: nothing says .*'liver' and 'tumor'.*--liver-label"):
+        read_segmentation(paths, CT)
+    read_segmentation(paths, CT, {"liver": 1}, others=True)  # the user's word
+
+
+def test_a_mask_without_a_name_is_the_liver_if_nothing_else_is(tmp_path: Path) -> None:
+    _forms(tmp_path)
+    (tmp_path / "liver.nii.gz").rename(tmp_path / "patient7.nii.gz")
+    given = read_segmentation([tmp_path / "tumor.nii.gz", tmp_path / "patient7.nii.gz"], CT)
+    np.testing.assert_array_equal(given.labels.array, TRUTH)
+    (tmp_path / "map.nii.gz").rename(tmp_path / "tumors.nii.gz")  # with both values, it is clear
+    np.testing.assert_array_equal(read_segmentation(tmp_path / "tumors.nii.gz", CT).labels.array, TRUTH)
+
+
 def test_the_command_measures_and_explains_given_contours(
     tmp_path: Path, toy_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
