@@ -55,6 +55,8 @@ DEFAULT_TARGETS = ("liver", "tumor")
 ANSWERED_LESIONS = 10
 #: The number of different replacements of each lesion with `check`.
 CHECK_DRAWS = 3
+#: Voxels longer than this cause a warning.
+_COARSE_MM = 7.5
 
 _log = logging.getLogger(__name__)
 
@@ -140,6 +142,11 @@ def analyze(
         drawn = {spec.name for spec in segmentation.specs}
         questions = [question for question in questions if not question.label or question.label in drawn]
     warnings = list(segmentation.provenance["warnings"])
+    if not given and (longest := max(volume.spacing)) > _COARSE_MM:
+        warnings.append(
+            f"The voxels are {longest:.3g} mm long: above {_COARSE_MM:g} mm, volumes are unreliable, and lesions are "
+            "missed. Use a reconstruction with thinner slices."
+        )
     answerable = []
     for question in questions:
         try:

@@ -20,14 +20,15 @@ from LiverXAILib.errors import Cancelled, InputError, UsageError
 from LiverXAILib.explain.border import explain_border
 from LiverXAILib.explain.counterfactual import explain_lesions
 from LiverXAILib.explain.stage_context import StageContext
+from LiverXAILib.inference import Segmentation
 from LiverXAILib.inference.mirrored import MirroredLiver
 from LiverXAILib.models import LIVER, LayerSpec, load_model
-from LiverXAILib.models.spec import Region
+from LiverXAILib.models.spec import TUMOR, Region
 from LiverXAILib.options import Options
 from LiverXAILib.pipeline import analyze, write_analysis
 from LiverXAILib.progress import CancelToken
 from LiverXAILib.volumes.io import read_volume
-from LiverXAILib.volumes.volume import Grid
+from LiverXAILib.volumes.volume import Grid, Volume
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,21 @@ def test_what_was_not_found_is_not_explained_but_said(volume_and_truth):
     result = analyze(dull, threshold_model(), targets=["liver", "tumor", "lesion:3"], device="cpu")
     assert [str(explanation.target) for explanation in result.explanations] == ["liver"]
     assert sum("Not explained" in warning for warning in result.provenance["warnings"]) == 2
+
+
+@pytest.mark.parametrize(("longest", "warned"), [(7.5, False), (7.6, True), (12.0, True)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_coarse_voxels_cause_a_warning(volume_and_truth, longest, warned, axis):
+    volume, truth = volume_and_truth
+    matrix = volume.ijk_to_lps.copy()
+    matrix[:3, axis] *= longest / volume.spacing[axis]
+    options = {"targets": (), "answers": False, "device": "cpu"}
+    coarse = Volume(volume.array, matrix)
+    told = analyze(coarse, threshold_model(), **options).provenance["warnings"]
+    assert any(f"The voxels are {longest:g} mm long" in sentence for sentence in told) == warned
+    given = Segmentation(Volume(truth.array, matrix), (LIVER, TUMOR), provenance={"source": "x", "warnings": []})
+    told = analyze(coarse, threshold_model(), segmentation=given, **options).provenance["warnings"]
+    assert not any("mm long" in sentence for sentence in told)
 
 
 def test_a_model_that_knows_no_tumors_is_asked_about_the_liver_alone(volume_and_truth):
