@@ -25,7 +25,7 @@ from .callbacks import Checkpoints, ReportedProgress
 from .config import Config, Hardware
 from .layouts import DataSet
 from .learner import Learner
-from .samples import Prepare, Samples, ValidationCases, prepared_cases
+from .samples import Prepare, Samples, ValidationCases, prepared_cases, require_apart
 from .setup import TrainingSetup
 from .splits import Split
 from .table import header, line, write_csv, write_curves
@@ -108,6 +108,7 @@ def _learner(
     validation = prepared_cases(
         split.validation, Prepare(stage, dataset.values), folder=cache, context=context.part(0.02, 0.04)
     )
+    require_apart(split, training, validation)
     if slices:
         units = [(n, k) for n in range(len(split.training)) for k in range(training[n]["image"].shape[1])]
     else:

@@ -41,6 +41,7 @@ from .config import Augmentation
 from .layouts import TrainingCase, Values, on_grid, read_case
 from .lesion_painting import add_lesions
 from .random_fields import Rng
+from .splits import Split
 
 #: Number of the case, slice or -1, and seed of the sample.
 Key = tuple[int, int, int]
@@ -92,6 +93,7 @@ class Prepare(Transform):
             "spacing": torch.tensor(grid.spacing[::-1]),
             "center_hu": torch.tensor(center_hu),
             "tumor_known": torch.tensor(case.tumor_known),
+            "sha256": volume.sha256,
         }
         if self.patch is not None:
             missing = [max(0, wanted - n) for wanted, n in zip(self.patch, image.shape, strict=True)]
@@ -117,7 +119,7 @@ def prepared_cases(
         {
             "case": case,
             # MONAI looks up stored items by this key, which has everything they depend on.
-            "key": (repr(asdict(prepare.stage)), repr(prepare.values), prepare.patch, _stamp(case)),
+            "key": (repr(asdict(prepare.stage)), repr(prepare.values), prepare.patch, "sha256", _stamp(case)),
         }
         for case in cases
     ]
@@ -133,6 +135,17 @@ def prepared_cases(
     except RuntimeError as error:
         # MONAI wraps what its transforms raise.
         raise next((one for one in with_causes(error) if isinstance(one, LiverXAIError)), error) from None
+
+
+def require_apart(split: Split, training: Dataset[dict[str, Any]], validation: Dataset[dict[str, Any]]) -> None:
+    """Raise :class:`~LiverXAILib.errors.InputError` if a CT for validation is also one for training."""
+    seen = {training[number]["sha256"]: case.name for number, case in enumerate(split.training)}
+    for number, case in enumerate(split.validation):
+        if (other := seen.get(validation[number]["sha256"])) is not None:
+            raise InputError(
+                f"Case {case.name!r} is for validation, but its CT is also that of case {other!r}, for training: the "
+                "result would seem too good. Leave one of them out (data.exclude)."
+            )
 
 
 class Samples(Dataset[dict[str, torch.Tensor]]):

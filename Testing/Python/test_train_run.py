@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -372,6 +373,17 @@ def test_a_stage_around_the_liver_is_trained_in_the_box_of_the_liver(data: Path,
     truth = Prepare(fine, dataset.values)({"case": dataset.cases[0]})["truth"]
     assert shapes[1][1:] < shapes[0][1:]
     assert (truth > 0).any()
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_ct_is_never_used_for_training_and_validation_under_two_names(data: Path, tmp_path: Path, cache: str) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    for part in ("imagesTr", "labelsTr"):
+        shutil.copy(copy / part / "liver_1.nii.gz", copy / part / "liver_9.nii.gz")
+    changes = {"data__cache": cache, "data__validation_cases": ["liver_9"], "training__epochs": 1}
+    with pytest.raises(InputError, match="'liver_9' is for validation, but its CT is also that of case 'liver_1'"):
+        train(tiny(copy, tmp_path / "run", **changes), say=silent)
+    train(tiny(copy, tmp_path / "other", **changes, data__exclude=["liver_1"]), say=silent)
 
 
 def test_a_centered_stage_is_trained_on_hu_from_the_labelled_livers_own(data: Path, chain: Path) -> None:
