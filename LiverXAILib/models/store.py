@@ -215,6 +215,7 @@ def _install(source: Path, name: str | None, origin: str, *, check: bool, consen
             name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", model.spec.name).strip("-.")
         if not MODEL_NAME.fullmatch(name):
             raise ModelError(f"{name!r} cannot be a model's name: use letters, digits, '.', '_' and '-'.")
+        _require_usable_name(name)
         if (root / name).exists():
             raise ModelError(f"There is already a model {name!r}; remove it first, or give another name.")
         checksums = {relative: checksum(new / relative) for relative in files}
@@ -242,6 +243,13 @@ def _needed_files(kind: Format, folder: Path) -> dict[str, Path]:
         if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
             raise ModelError(f"{folder.name}: the file {path.name} is missing or lies outside the folder.")
     return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _require_usable_name(name: str) -> None:
+    """Refuse a name under which an imported model would never be found: that of the registry's model would be used."""
+    for taken, entry in registry().items():
+        if taken.casefold() == name.casefold() and (entry.bundled or entry.kind == "chain" or taken != name):
+            raise ModelError(f"{name!r} is the name of another model, {taken!r}: give this one another name (--name).")
 
 
 def _known_name(source: Path, folder: Path) -> str | None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from LiverXAILib.context import RunContext
 from LiverXAILib.errors import Cancelled, ModelError
 from LiverXAILib.models import download_folder, load_model, registry, save_model
 from LiverXAILib.models import registry as registry_function
+from LiverXAILib.models import store as store_module
 from LiverXAILib.models.downloads import checksum, fetch, unpack
 from LiverXAILib.models.formats.nnunet import load_nnunet
 from LiverXAILib.models.registry import imported_models
@@ -388,6 +390,18 @@ def test_a_model_folder_of_our_own_can_be_imported(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", "origin.json", "w.safetensors"]
     assert load_model("toy").spec.labels == spec.labels
     assert verify_model("toy") == folder
+
+
+def test_a_model_is_not_imported_under_a_name_by_which_another_one_is_found(trained, tmp_path, monkeypatch, home):
+    taken = ["default", "Default", "totalsegmentator-liver", "TotalSegmentator-8"]
+    for name in taken:
+        with pytest.raises(ModelError, match=rf"'{name}' is the name of another model"):
+            import_model(trained, name)
+    spec = dataclasses.replace(threshold_model().spec, name="default")
+    monkeypatch.setattr(store_module, "load_folder", lambda *_, **__: SimpleNamespace(spec=spec))
+    with pytest.raises(ModelError, match="'default' is the name of another model"):
+        import_model(trained)
+    assert left_behind(home) == []
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])
