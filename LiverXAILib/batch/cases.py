@@ -25,6 +25,7 @@ from ..tables import read_table
 from ..text import one_line
 from ..volumes.formats import VOXEL_FILES, image_ending, is_segmentation, why_not_read, without_ending
 from ..volumes.image_file import image_files, is_label_map
+from ..volumes.stream import open_regular
 from .names import passed_over_without_names, pseudonym, without_descriptions
 
 #: Modalities of DICOM objects that are not images.
@@ -353,11 +354,12 @@ def content_hash(files: Sequence[Path]) -> str:
     """SHA-256 of the names and contents of `files`, regardless of their folder.
 
     :raises OSError: a file cannot be read.
+    :raises LiverXAILib.errors.InputError: it is a pipe or a device, which might never end.
     """
     parts = []
     for path in files:
         digest = hashlib.sha256()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
         parts.append(f"{digest.hexdigest()} {path.name}")

@@ -466,6 +466,6 @@ def resume_decision(
                 return ResumeDecision(False, "image changed")
             if refresh:
                 store.update_record(case.folder, {**record, "input": {**source, "stamp": now}})
-    except OSError:
+    except (OSError, LiverXAIError):
         return ResumeDecision(False, "image changed")
     return ResumeDecision(True, "done")

@@ -36,7 +36,7 @@ from LiverXAILib.batch.manifest import Manifest
 from LiverXAILib.batch.run import Batch, LocalWorkerPool, RunSummary, Settings, resume_decision
 from LiverXAILib.batch.store import RECORD, Shard, Store, host_name
 from LiverXAILib.cli import main
-from LiverXAILib.errors import LiverXAIError, UsageError
+from LiverXAILib.errors import InputError, LiverXAIError, UsageError
 from LiverXAILib.options import Options
 
 FAST = ("--explain", "--no-report")
@@ -96,6 +96,14 @@ def test_another_image_under_the_same_name_is_done_again(done):
     write_good(done.path, 2)
     assert decision(done).reason == "image changed"
     done.path.unlink()
+    assert decision(done).reason == "image changed"
+
+
+def test_a_pipe_in_the_place_of_an_image_is_refused_and_never_waited_for(done):
+    done.path.unlink()
+    os.mkfifo(done.path)
+    with pytest.raises(InputError, match="not a regular file"):
+        content_hash(done.case.files)
     assert decision(done).reason == "image changed"
 
 
