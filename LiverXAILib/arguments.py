@@ -21,6 +21,10 @@ class Parser(argparse.ArgumentParser):
     its last one is the INPUT. This happens only where the INPUT would be missing otherwise.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, path_of)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse `args`, as :class:`argparse.ArgumentParser` does, with the INPUT behind a "--" at their end."""
         return super().parse_known_args(None if args is None else self._separated(list(args)), namespace)
@@ -69,6 +73,13 @@ class Parser(argparse.ArgumentParser):
             return self._option_string_actions[word]
         meant = {id(action): action for name, action in self._option_string_actions.items() if name.startswith(word)}
         return next(iter(meant.values())) if word.startswith("--") and len(meant) == 1 else None
+
+
+def path_of(text: str) -> Path:
+    """A path from the command line; an empty one, as from an unset shell variable, is not the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty; write . for the current folder")
+    return Path(text)
 
 
 class _Option(NamedTuple):

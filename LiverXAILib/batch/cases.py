@@ -243,7 +243,8 @@ def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
     rows = _json_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
     for where, row in rows:
         values = dict(row)
-        name, given, series = (_text(values.pop(key, None)) for key in ("case", "input", "series"))
+        texts = (values.pop(key, None) for key in ("case", "input", "series"))
+        name, given, series = ("" if text is None else str(text) for text in texts)
         if not given:
             raise UsageError(f"{path.name}, {where}: 'input' is missing.")
         if series:
@@ -258,11 +259,6 @@ def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
         files = tuple(sorted(p for p in image.rglob("*") if p.is_file())) if image.is_dir() else image_files(image)
         place = path.absolute().parent
         yield _case(place, image, keep_names=keep_names, series=series or None, files=files, options=values, name=name)
-
-
-def _text(value: Any) -> str:
-    """A name, path or number of a list as text; empty if it is missing."""
-    return "" if value is None else str(value)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

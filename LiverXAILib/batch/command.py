@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import options
+from ..arguments import path_of
 from ..errors import InputError, LiverXAIError, UsageError
 from ..files import require_exists, require_writable, staging_folder
 from ..progress import Progress, print_line, progress_bar
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _source(text: str) -> Path | str:
-    return text if is_address(text) else Path(text)
+    return text if is_address(text) else path_of(text)
 
 
 def _shard(text: str) -> Shard:
@@ -198,7 +199,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     workers = 1 if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError("--workers must be at least 1.")
-    for name in ("threads", "time_limit"):
+    for name in ("threads", "time_limit", "cpus_per_worker"):
         if not getattr(arguments, name) >= 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative.")
     threads = arguments.threads

@@ -431,7 +431,10 @@ WRONG_VALUES = [
     ("analyze", "--height 1.72 --weight 70", 2, "Height 1.72 cm and weight 70 kg are not those of an adult"),
     ("analyze", "--height 172", 2, "The standard liver volume needs both height and weight."),
     ("analyze", "--recist-targets 0", 2, "There is no lesion 0: lesions are numbered from 1."),
-    *(("batch", f"--{name} -1", 2, f"--{name} must not be negative.") for name in ("threads", "time-limit")),
+    *(
+        ("batch", f"--{name} -1", 2, f"--{name} must not be negative.")
+        for name in ("threads", "time-limit", "cpus-per-worker")
+    ),
     *(("evaluate", f"--tolerance {x}", 2, "The tolerance of the surface Dice must be") for x in ("-1", "nan", "inf")),
     ("evaluate", "--lesions seg.nii.gz", 2, "Cannot write seg.nii.gz: its extension must be .csv."),
     ("refine", "--reject x", 2, "'x' is not a list of numbers. "),

@@ -108,3 +108,24 @@ def test_words_whose_meaning_is_unclear_are_refused(words, says, in_a_folder, ca
     with pytest.raises((SystemExit, UsageError)) as stopped:
         _parser(words.split()[0]).parse_args([*words.split(), "--output", "out"])
     assert says in capsys.readouterr().err + str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["analyze", "", "-o", "out"],
+        ["analyze", "CT", "-o", ""],
+        ["analyze", "-o", "out", "--prior", "R", ""],
+        ["batch", "", "-o", "out"],
+        ["batch", "CTS", "--output="],
+        ["batch", "--input", "", "-o", "out"],
+        ["refine", "", "--image", "CT"],
+        ["refine", "R", "--image", ""],
+        ["compare", "A", "", "-o", "out"],
+        ["evaluate", "P", "--reference", ""],
+    ],
+)
+def test_an_empty_path_is_never_the_current_folder(words, capsys):
+    with pytest.raises(SystemExit):
+        _parser(words[0]).parse_args(words)
+    assert "a path is empty; write . for the current folder" in capsys.readouterr().err
