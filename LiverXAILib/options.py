@@ -48,7 +48,7 @@ examples:
 _SHORTCUTS = {
     "report": "write report.html (default: yes)",
     "dicom": "write segmentation.dcm, a DICOM SEG of the series (extra 'dicom'; default: no)",
-    "scene": "write scene.mrb (in Slicer or with the extra 'slicer'; default: yes in analyze if possible, no in batch)",
+    "scene": "write scene.mrb (in Slicer or with the extra 'slicer'; default: yes if possible, in batch no)",
 }
 
 
@@ -277,25 +277,16 @@ def _is_kind(value: Any, kind: str) -> bool:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the device and all :class:`Options` to `parser`."""
     add_result_arguments(parser)
-    parser.add_argument(
-        "--answers",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also compute the model's confidence after each lesion is removed from the CT, and how much surrounding "
-        "context the organ's border needs (default: yes, if anything is explained)",
-    )
-    parser.add_argument(
-        "--regions",
-        action="store_true",
-        help="also attribute the model's confidence in each lesion to its core, rim, vessels and other parts (slower)",
-    )
     parser.add_argument("--min-lesion-ml", type=float, default=None, metavar="ML", help="drop smaller lesions")
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
 
 
 # Long: one block for each option.
-def add_result_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the device and those :class:`Options` that apply to an existing result as well."""
+def add_result_arguments(parser: argparse.ArgumentParser, sensitivity: str = "standard") -> None:
+    """Add the model, the device and those :class:`Options` that also apply to an existing result.
+
+    :param sensitivity: what the help text calls the default sensitivity.
+    """
     from .report.writers import WRITERS
 
     parser.add_argument(
@@ -320,6 +311,19 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layer", default=None, help="layer of the network to explain (default: the model's)")
     parser.add_argument("--check", action="store_true", help="also measure how faithful the heat maps are (slower)")
+    parser.add_argument(
+        "--answers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also compute the model's confidence after each lesion is removed from the CT, and how much surrounding "
+        "context the organ's border needs (default: yes, if anything is explained)",
+    )
+    parser.add_argument(
+        "--regions",
+        action="store_true",
+        help="also attribute the model's confidence in each lesion to its core, rim, vessels and other parts "
+        "(slower; if anything is explained)",
+    )
     parser.add_argument(
         "--write",
         metavar="OUTPUT",
@@ -350,7 +354,8 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
         default="standard",
         metavar="LEVEL",
         help="operating point for lesions: specific, standard, sensitive, or the number of false positives per case "
-        "that you accept, by the table in the model card; the other findings are candidates (default: standard)",
+        "that you accept, by the table in the model card; the other findings are candidates "
+        f"(default: {sensitivity})",
     )
     parser.add_argument(
         "--max-memory",

@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take back the last decision, before any other is made; give it twice for the last two",
     )
     parser.add_argument("--reader", default="reader", help="name of the reader in the record (default: reader)")
-    options.add_result_arguments(parser)
+    options.add_result_arguments(parser, sensitivity="that of RESULT")
     parser.set_defaults(sensitivity=None)  # None: the sensitivity of the result
 
 
@@ -224,6 +224,7 @@ def _explained(
         layer=chosen.layer,
         check=chosen.check,
         answers=chosen.answers,
+        regions=chosen.regions,
         refusals=refusals,
         context=context,
     )

@@ -988,9 +988,7 @@ def test_a_decision_that_makes_no_sense_is_refused(analyzed, toy_model, capsys, 
     assert {path: path.read_bytes() for path in (analyzed / "result").iterdir()} == files
 
 
-@pytest.mark.parametrize(
-    "words", [["--answers"], ["--no-answers"], ["--regions"], ["--min-lesion-ml", "1"], ["--no-postprocessing"]]
-)
+@pytest.mark.parametrize("words", [["--min-lesion-ml", "1"], ["--no-postprocessing"]])
 def test_refine_neither_lists_nor_accepts_the_options_of_the_models_own_analysis(words, capsys):
     from LiverXAILib.cli import main
 

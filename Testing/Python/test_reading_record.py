@@ -580,3 +580,14 @@ def test_the_command_answers_again_under_the_new_numbers(command):
     assert sorted(one["target"] for one in told["answers"]) == ["lesion:1", "lesion:2"]
     assert (command.result / "heatmap-lesion-1.nrrd").exists()
     assert not (command.result / "heatmap-lesion-2.nrrd").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [(["--no-answers"], set()), (["--regions"], {"counterfactual", "regions"}), ([], {"counterfactual"})],
+)
+def test_the_command_computes_the_answers_that_are_asked_for(command, words, kinds):
+    assert command("--reject", "1", *words, explain=("lesion:1",)) == 0
+    told = json.loads((command.result / "provenance.json").read_text())
+    assert {one["kind"] for one in told["answers"]} == kinds
+    assert (command.result / "heatmap-lesion-1.nrrd").exists()
