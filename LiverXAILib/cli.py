@@ -33,7 +33,7 @@ from .errors import Cancelled, LiverXAIError, UsageError, is_memory
 from .files import require_writable
 from .progress import progress_bar, progress_hidden
 from .subprocesses import WAITING
-from .text import one_line, warn
+from .text import one_line, warn, whole_sentence
 from .volumes.formats import FILE_FORMATS
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _parser(command: str | None) -> Parser:
         one = commands.add_parser(
             name,
             help=text,
-            description=text[0].upper() + text[1:] + ".",
+            description=whole_sentence(text),
             epilog=f"Also: {', '.join(_ANYWHERE)}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -366,7 +366,12 @@ def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", metavar="FILE", type=Path, required=True, help="e.g. phantom.nii.gz")
     parser.add_argument("--seed", type=int, default=1, help="another seed, another patient (default: 1)")
     parser.add_argument(
-        "--spacing", type=float, nargs=3, default=(1.5, 1.5, 3.0), metavar=("I", "J", "K"), help="voxel size in mm"
+        "--spacing",
+        type=float,
+        nargs=3,
+        default=(1.5, 1.5, 3.0),
+        metavar=("I", "J", "K"),
+        help="voxel size in mm (default: 1.5 1.5 3)",
     )
     parser.set_defaults(run=_phantom)
 
@@ -408,7 +413,7 @@ def _completion(arguments: argparse.Namespace) -> int:
 def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
     for name, (text, module) in _BENCHMARKS.items():
-        _module(module)(kinds.add_parser(name, help=text))
+        _module(module)(kinds.add_parser(name, help=text, description=whole_sentence(text)))
 
 
 _BENCHMARKS = {

@@ -61,6 +61,11 @@ def one_line(text: str) -> str:
     )
 
 
+def whole_sentence(text: str) -> str:
+    """A help text as a sentence: "list models" becomes "List models."."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: "1 lesion", "2 lesions".
 

@@ -229,7 +229,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("--patients", type=int, default=6, help="synthetic patients (default: 6)")
     parser.add_argument(
-        "--spacing", type=float, nargs=3, default=(1.0, 1.0, 2.0), metavar=("I", "J", "K"), help="voxel size in mm"
+        "--spacing",
+        type=float,
+        nargs=3,
+        default=(1.0, 1.0, 2.0),
+        metavar=("I", "J", "K"),
+        help="voxel size in mm (default: 1 1 2)",
     )
     parser.add_argument("--image", metavar="CT", type=Path, help="use a CT with a reference instead")
     parser.add_argument("--liver", metavar="FILE", type=Path, help="with --image: the reference mask of the liver")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..progress import progress_bar
-from ..text import humanize_key
+from ..text import humanize_key, whole_sentence
 from .registry import About, Entry, imported_folder, imported_models, registered, registry
 from .spec import ModelSpec
 
@@ -24,7 +24,7 @@ _WIDTH = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of ``liverxai models`` to its parser."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    one = actions.add_parser("list", help="list the named models")
+    one = _action(actions, "list", "list the named models")
     one.set_defaults(action=_list)
     for name, action, text in (
         ("show", _show, "show a model's purpose, labels, licenses, training data and published quality"),
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("verify", _verify, "check a model's files against their checksums"),
         ("remove", _remove, "delete a model's downloaded or imported files"),
     ):
-        one = actions.add_parser(name, help=text)
+        one = _action(actions, name, text)
         one.add_argument("name", metavar="NAME")
         one.set_defaults(action=action)
         if name == "download":
@@ -44,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             one.add_argument(
                 "--layers", action="store_true", help="list the layers that can be explained, with their size in mm"
             )
-    one = actions.add_parser("trust", help="allow the code in a compiled model's current files to be run")
+    one = _action(actions, "trust", "allow the code in a compiled model's current files to be run")
     one.add_argument("name", metavar="NAME_OR_FOLDER")
     one.add_argument("--yes", action="store_true", help="do not ask: you trust whoever made these files")
     one.add_argument("--revoke", action="store_true", help="no longer trust this model")
     one.set_defaults(action=_trust)
-    one = actions.add_parser("import", help="import a model from a folder or zip file, for machines without internet")
+    one = _action(actions, "import", "import a model from a folder or zip file, for machines without internet")
     one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path)
     one.add_argument("--name", default=None, help="name of the imported model (default: its own, or the registry's)")
     one.add_argument(
@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="allow the code in a compiled model's files to be run (see 'trust'); only if you trust whoever made them",
     )
     one.set_defaults(action=_import)
+
+
+def _action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Add the parser of an action, with `text` in the list of actions and above its own options."""
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=whole_sentence(text))
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -517,6 +517,22 @@ def help_of(command: str) -> str:
     return str(commands.choices[command].format_help())
 
 
+def test_every_command_and_action_says_what_it_does():
+    from LiverXAILib.cli import _COMMANDS, _parser
+
+    def silent(parser, name):
+        actions = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+        found = [] if parser.description else [name]
+        return found + [one for choices in actions for key in choices for one in silent(choices[key], f"{name} {key}")]
+
+    assert [one for command in _COMMANDS for one in silent(_parser(command), command)] == []
+
+
+def test_the_help_of_refine_names_the_defaults_of_refine():
+    assert "candidates (default: that of RESULT)" in " ".join(help_of("refine").split())
+    assert "candidates (default: standard)" in " ".join(help_of("analyze").split())
+
+
 def test_every_example_in_the_help_can_be_typed():
     from LiverXAILib import options
     from LiverXAILib.cli import _COMMANDS, _parser
