@@ -51,7 +51,7 @@ _QUANTITIES = (
     ("liver_volume_ml", "Liver volume", "ml"),
     ("liver_mean_hu", "Liver attenuation", "HU"),
     ("tumor_burden_percent", "Tumor burden", "%"),
-    ("lesion_count", "Lesions", "per patient"),
+    ("lesion_count", "Lesions", "per case"),
     ("longest_lesion_mm", "Longest lesion diameter", "mm"),
     ("seconds", "Time", "s per case"),
 )

@@ -95,7 +95,7 @@ def _shares(answer: RegionShares) -> Figure:
     shares = [part["share"] for part in parts]
     colors = ["#2c7bb6" if part["of_lesion"] else "#e0602a" for part in parts]
     bars = axes.barh([part["name"] for part in parts], shares, color=colors, height=0.62)
-    axes.bar_label(bars, [f"{share:.2f}".replace("-", "−") for share in shares], padding=3, fontsize=8)
+    axes.bar_label(bars, [f"{round(share, 2) + 0.0:.2f}".replace("-", "−") for share in shares], padding=3, fontsize=8)
     axes.axvline(0, color="gray", linewidth=0.8)
     most = max(0.1, *shares)
     axes.set_xlim(min(0.0, *shares) - 0.15 * most * (min(shares) < 0), 1.18 * most)

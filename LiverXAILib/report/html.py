@@ -286,8 +286,8 @@ def _without_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: float | None, digits: int = 1) -> str:
-    """A number for a table: fixed number of decimals; an en dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    """A number for a table: fixed number of decimals, without a sign if that leaves 0; an en dash for None."""
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def _amount(value: float | None) -> str:

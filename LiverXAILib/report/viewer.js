@@ -7,7 +7,9 @@
   const data = JSON.parse(document.getElementById("viewer-data").textContent);
   const status = root.querySelector("[data-status]");
   if (typeof DecompressionStream === "undefined") {
-    status.textContent = "This browser is too old for the viewer; the pictures below show the result.";
+    status.textContent = "This browser is too old for the viewer; the pictures show the same result.";
+    root.replaceChildren(root.querySelector("h2"), status);
+    root.hidden = false;
     return;
   }
 

@@ -185,7 +185,7 @@ def test_the_cohort_is_drawn_as_histograms_with_the_median_of_each_quantity(monk
     # 1.5 times the square root of the number of patients.
     assert [len(axis.patches) for axis in (volumes, times)] == [6, 6]
     assert np.sum([bar.get_height() for bar in volumes.patches]) == 16
-    assert (volumes.get_xlabel(), lesions.get_xlabel()) == ("ml", "per patient")
+    assert (volumes.get_xlabel(), lesions.get_xlabel()) == ("ml", "per case")
     (nothing,) = axes["Tumor burden"].texts
     assert (nothing.get_text(), len(axes["Tumor burden"].patches)) == ("no values", 0)
 

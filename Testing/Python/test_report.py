@@ -442,6 +442,14 @@ def test_the_report_shows_the_shares_of_the_parts(tmp_path):
     assert any("Which part the prediction depends on, lesion 1" in str(image["alt"]) for image in page.images)
 
 
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(-0.004, 2, "0.00"), (-0.4, 0, "0"), (-0.0, 1, "0.0"), (-0.006, 2, "−0.01"), (None, 1, "–")],
+)
+def test_a_number_that_rounds_to_zero_has_no_sign(value, digits, text):
+    assert html._number(value, digits) == text
+
+
 def test_the_report_has_recist_phase_and_each_lesion_s_place(page: _Page, analysis: Analysis) -> None:
     measured = analysis.measurements
     assert measured.recist is not None

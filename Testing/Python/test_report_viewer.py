@@ -104,6 +104,19 @@ def _status(browser: object) -> str:
     return browser.execute_script("return document.querySelector('[data-status]').textContent")
 
 
+@browser_needed
+def test_a_browser_that_cannot_unpack_the_images_says_so_in_place_of_the_viewer(browser, report):
+    script = {"source": "delete window.DecompressionStream"}
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+    try:
+        browser.get(report.as_uri())
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    shown = browser.execute_script("const v = document.getElementById('viewer'); return v.hidden ? '' : v.innerText")
+    assert "This browser is too old for the viewer" in shown
+    assert browser.execute_script("return document.querySelectorAll('#viewer canvas').length") == 0
+
+
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_the_viewer_holds_the_image_upright_whatever_way_it_lies(name: str) -> None:
     analysis = _analysis(DIRECTIONS[name])
