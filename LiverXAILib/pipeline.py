@@ -303,7 +303,8 @@ def explain_and_ask(
             except EmptyTargetError as error:
                 refusals.append(f"The border was not examined. {error}")
     refusals += refused
-    context.report("Examined changed CTs", 1.0)
+    if organs or asked:
+        context.report("Answered", 1.0)
     return explanations, [*found, *changed]
 
 

@@ -34,7 +34,7 @@ from ..models import load_model
 from ..options import Options, Words
 from ..pipeline import check_request
 from ..subprocesses import limit_threads
-from ..text import how_to_install
+from ..text import counted, how_to_install
 from ..volumes.box import Box
 from ..volumes.io import read_volume, write_volume
 from .machine import describe_machine
@@ -116,7 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
 def as_markdown(result: dict[str, Any]) -> str:
     """Format the result as a table."""
     machine, speed, memory = (result[key] for key in ("machine", "speed", "memory"))
-    rounds = f"median of {speed['rounds']} rounds of {speed['cases']} cases"
+    rounds = counted(speed["cases"], "case")
+    if speed["rounds"] > 1:
+        rounds = f"median of {speed['rounds']} rounds of {rounds}"
     rows = [
         ("bare loop of read, analyze, write: cases per hour", f"{speed['bare_cases_per_hour']:.0f}"),
         ("batch, one worker: cases per hour", f"{speed['one_worker_cases_per_hour']:.0f}"),

@@ -66,6 +66,9 @@ def test_one_run_measures_overhead_scaling_and_memory(tmp_path, capsys, monkeypa
     assert text in capsys.readouterr().out
     assert f"cores {os.cpu_count()}" in text
     assert "32 x 32 x 16 voxels; for memory" in text
+    assert "from one to two workers, 2 cases |" in text
+    result["speed"]["rounds"] = 3
+    assert "from one to two workers, median of 3 rounds of 2 cases |" in benchmark_batch.as_markdown(result)
 
 
 def test_growth_is_the_slope_of_the_line_through_the_cases():

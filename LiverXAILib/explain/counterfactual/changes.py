@@ -78,7 +78,7 @@ def explain_lesions(
     answers = []
     for number, text in enumerate(targets):
         target = Target.parse(text)
-        context.report(f"Changing {target.describe()}", number / len(targets))
+        context.report(f"Examining changed CTs ({target.describe()})", number / len(targets))
         try:
             target = target.resolve(segmentation)
             if target.label != LESION_LABEL:
@@ -91,7 +91,7 @@ def explain_lesions(
             how = "" if target.is_why_not else " without it"
             refusals.append(f"Not examined{how}: {target.describe()}. {error}")
     if targets:
-        context.report("Changed", 1.0)
+        context.report("Examined changed CTs", 1.0)
     return answers
 
 

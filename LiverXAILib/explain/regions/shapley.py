@@ -103,7 +103,7 @@ def explain_regions(
                 raise
             refusals.append(f"Not divided among parts: {target.describe()}. {error}")
     if targets:
-        context.report("Divided", 1.0)
+        context.report("Examined regions", 1.0)
     return answers
 
 
@@ -118,7 +118,7 @@ def _shares(target: Target, model: Model, run: StageContext, context: RunContext
     asked = coalitions(len(parts))
     worth: list[float] = []
     for first in range(0, len(asked), _TOGETHER):
-        context.report(f"Replacing parts around {target.describe()}", first / len(asked))
+        context.report(f"Examining regions ({target.describe()})", first / len(asked))
         images = []
         for kept in asked[first : first + _TOGETHER]:
             shown = torch.stack([torch.zeros_like(plain, dtype=torch.bool), *(parts[n].mask for n in kept)]).any(dim=0)
