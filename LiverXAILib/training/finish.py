@@ -18,6 +18,7 @@ from ..files import replacing
 from ..inference import segment
 from ..models.loading import load_model
 from ..progress import Progress
+from ..text import counted
 from .config import Config
 from .layouts import DataSet, TrainingCase, read_case
 from .setup import TrainingSetup
@@ -54,7 +55,7 @@ def finish(
     best, found_warnings = best_epoch(rows), _warnings(rows)
     write_curves(rows, folder)
     training = {
-        "data": f"layout {config.data.layout}: {len(split.training)} training cases"
+        "data": f"layout {config.data.layout}: {counted(len(split.training), 'training case')}"
         + (", with synthetic lesions in livers without labeled tumors" if config.data.synthetic_lesions else ""),
         "labels": ", ".join(setup.labels),
         "init": f"{config.init}, stage {setup.stage.name}" if config.init else "random weights",

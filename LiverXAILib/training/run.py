@@ -14,7 +14,7 @@ from ..errors import InputError, UsageError
 from ..evaluation.results import format_results, write_results
 from ..files import replacing
 from ..progress import Progress
-from ..text import how_to_install
+from ..text import counted, how_to_install
 from .config import Config
 from .finish import Outcome, Say, best_epoch, finish
 from .layouts import DataSet, find_data
@@ -72,7 +72,7 @@ def train_by_cases(
         raise UsageError(f"{wrong[0]} training cases were requested; the data allows 1 to {most}.")
     rows: list[Mapping[str, float]] = []
     for count in sorted(set(counts)):
-        say(f"{count} training cases")
+        say(counted(count, "training case"))
         smaller = replace(config, data=replace(config.data, training_cases=count))
         outcome = _run(smaller, dataset, config.folder / f"cases-{count}", config.data.fold, say, progress)
         if outcome is None:

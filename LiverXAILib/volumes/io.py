@@ -43,8 +43,8 @@ def read_volume(
 ) -> Volume:
     """Read a CT volume.
 
-    :param path: a NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; a folder with DICOM
-        files, at any depth and of any name; or one DICOM file, which stands for its series.
+    :param path: a NIfTI (.nii, .nii.gz, .nii.bz2, .hdr), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file;
+        a folder with DICOM files, at any depth and of any name; or one DICOM file, which stands for its series.
     :param series: DICOM only: which series to read, by its number in :func:`list_series` (from 1) or its Series
         Instance UID. None takes the first of that list, which is the best according to
         :func:`LiverXAILib.volumes.dicom.rank`.

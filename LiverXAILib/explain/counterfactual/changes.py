@@ -68,6 +68,7 @@ def explain_lesions(
     :raises FarContextError: the model's prediction depends on context beyond the part that can be examined.
     :raises LiverXAILib.errors.UsageError: a target is not about lesions, the place of a "why not" lies outside the
         liver, or there is no healthy liver with which a lesion could be replaced.
+    :raises LiverXAILib.errors.Cancelled: `cancel` was set.
     """
     require_explainable(volume, model, segmentation)
     require_several(targets, "targets")

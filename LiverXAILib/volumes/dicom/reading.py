@@ -56,7 +56,7 @@ def read_dicom(
         notes.append("The intensities do not look like Hounsfield units, although the modality of the series is CT.")
     if info.n_skipped:
         notes.append(
-            f"{info.n_skipped} files of the series are not slices (localizers, screen captures) and were left out."
+            f"Images of the series that are not slices (localizers, screen captures) were left out: {info.n_skipped}."
         )
     others = [one for one in found.series if one.info.key != info.key]
     notes += _choice_notes(chosen, others, series)
