@@ -303,8 +303,6 @@ def explain_and_ask(
             except EmptyTargetError as error:
                 refusals.append(f"The border was not examined. {error}")
     refusals += refused
-    if organs or asked:
-        context.report("Answered", 1.0)
     return explanations, [*found, *changed]
 
 

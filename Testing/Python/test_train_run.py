@@ -467,6 +467,11 @@ def test_the_curve_over_numbers_of_cases_comes_from_one_command(
     splits = [json.loads((tmp_path / "run" / f"cases-{n}" / "splits.json").read_text("utf-8")) for n in (1, 3)]
     assert splits[0]["validation"] == splits[1]["validation"]
     assert splits[0]["training"] == splits[1]["training"][:1]
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.endswith(("training case", "training cases"))] == [
+        "1 training case",
+        "3 training cases",
+    ]
     with pytest.raises(UsageError, match="the data allows 1 to 3"):
         train_by_cases(config, [4], say=silent)
 
