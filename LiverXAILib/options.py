@@ -330,7 +330,8 @@ def add_result_arguments(parser: argparse.ArgumentParser, sensitivity: str = "st
         nargs="*",
         type=output_word,
         action=Words,
-        help=f"what to write: {', '.join(WRITERS)} (labels, tables and provenance are always written)",
+        help=f"what to write, instead of the default: {'; '.join(f'{w.name}: {w.title}' for w in WRITERS.values())} "
+        "(labels, measurements and provenance are always written)",
     )
     for name, text in _SHORTCUTS.items():
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -254,7 +254,7 @@ def analyzed(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_result_is_committed_with_all_that_it_depends_on(analyzed, tmp_path, kept):
     one = analyzed(kept=kept)
-    assert (one.device, one.written) == ("cpu", ("image", ["own-answer", "seg", "tables"]))
+    assert (one.device, one.written) == ("cpu", ("image", ["own-result", "seg", "tables"]))
     assert [event for event, _ in one.sent] == ["analyzing", "progress", "analyzed", "writing", "done"]
     assert one.sent[1][1] == {"case": "ab", "step": "Segmenting", "fraction": 0.123}
     record = one.sent[4][1]["record"]

@@ -57,7 +57,7 @@ def test_each_writer_writes_files_that_are_known_to_be_its_own_and_no_others(dic
     for name in names - {PROVENANCE}:
         assert len([writer for writer in WRITERS.values() if writer.owns(name)]) == 1
     idle = {writer.name for writer in WRITERS.values() if not any(writer.owns(name) for name in names)}
-    assert idle == {"own-answer"}  # no reader has changed anything
+    assert idle == {"own-result"}  # no reader has changed anything
     assert not is_output("notes.txt")
 
 
@@ -160,7 +160,7 @@ def test_names_shortcuts_and_defaults_choose_the_outputs():
     def names(**options: object) -> set[str]:
         return {writer.name for writer in Options.from_mapping(options).writers()}
 
-    required = {"seg", "tables", "own-answer"}
+    required = {"seg", "tables", "own-result"}
     assert names() == {*required, "heatmaps", "report", "scene"}
     assert names(report=False, dicom=True, scene=False) == {*required, "heatmaps", "dicom"}
     assert names(write=["scene"]) == {*required, "scene"}

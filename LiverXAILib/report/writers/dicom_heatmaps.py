@@ -26,7 +26,7 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
 
 WRITER = Writer(
     "dicom-pm",
-    "DICOM Parametric Maps of the explanations",
+    "DICOM Parametric Maps of the heat maps",
     ("heatmap-*.dcm",),
     _write,
     requirement=require_extra,

@@ -23,4 +23,4 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return files
 
 
-WRITER = Writer("heatmaps", "explanations", ("heatmap-*.nrrd",), _write, default=True)
+WRITER = Writer("heatmaps", "heat maps", ("heatmap-*.nrrd",), _write, default=True)

@@ -21,4 +21,4 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return {"segmentation": _NAME}
 
 
-WRITER = Writer("seg", "labels for 3D Slicer", (_NAME,), _write, required=True, default=True)
+WRITER = Writer("seg", "labels as a segmentation for 3D Slicer", (_NAME,), _write, required=True, default=True)

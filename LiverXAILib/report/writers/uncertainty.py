@@ -26,4 +26,4 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return {"uncertainty": "uncertainty.nrrd"}
 
 
-WRITER = Writer("uncertainty", "where the model is uncertain", ("uncertainty.nrrd",), _write)
+WRITER = Writer("uncertainty", "uncertainty (entropy in bits)", ("uncertainty.nrrd",), _write)

@@ -30,4 +30,11 @@ def _write(analysis: Analysis, folder: Path) -> dict[str, str]:
     return dict(_FILES)
 
 
-WRITER = Writer("own-answer", "the model's own result", tuple(_FILES.values()), _write, required=True, default=True)
+WRITER = Writer(
+    "own-result",
+    "the model's own result, if a reader changed it",
+    tuple(_FILES.values()),
+    _write,
+    required=True,
+    default=True,
+)
