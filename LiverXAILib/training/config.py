@@ -63,7 +63,9 @@ class Data:
             description="Folder of the data set, or the CSV file. Relative paths are relative to the current folder.",
         ),
     ]
-    labels: Labels | None = None
+    labels: Annotated[
+        Labels | None, Field(description="Values in the label maps; default: as the data set declares them.")
+    ] = None
     validation: Annotated[
         float, Field(gt=0, lt=1, description="Fraction of the cases kept for validation."), _NUMERIC
     ] = 0.2
@@ -95,10 +97,10 @@ class Data:
 class IntensityRange:
     """Mapping of HU to network input: (clip(HU, low, high) - shift) / scale."""
 
-    low: Number | None = None
-    high: Number | None = None
-    shift: Number = 0.0
-    scale: AboveZero = 1.0
+    low: Annotated[Number | None, Field(description="Lower limit in HU; null: none.")] = None
+    high: Annotated[Number | None, Field(description="Upper limit in HU; null: none.")] = None
+    shift: Annotated[Number, Field(description="HU that become 0.")] = 0.0
+    scale: Annotated[AboveZero, Field(description="HU from 0 to 1.")] = 1.0
 
 
 _Spacing = AboveZero | None
@@ -108,11 +110,11 @@ _Spacing = AboveZero | None
 class Network:
     """The U-Net to train from scratch; not with init, which brings its own network."""
 
-    dimensions: Literal[2, 3] = 3
+    dimensions: Annotated[Literal[2, 3], Field(description="3: volumes; 2: axial slices.")] = 3
     features: Annotated[
         tuple[Positive, ...], Field(min_length=2, description="Channels of each level of the U-Net.")
     ] = (16, 32, 64, 96)
-    norm: Literal["batch", "instance", "group"] = "batch"
+    norm: Annotated[Literal["batch", "instance", "group"], Field(description="Normalization layers.")] = "batch"
     stem_stride: Annotated[
         Literal[1, 2],
         Field(
@@ -128,14 +130,16 @@ class Network:
         tuple[Positive | None, Positive | None, Positive | None] | None,
         Field(description="Instead: resize to this many voxels along these axes; null: the image's own number."),
     ] = None
-    intensity: IntensityRange = IntensityRange(-200.0, 300.0, 50.0, 120.0)
+    intensity: Annotated[IntensityRange, Field(description="Mapping of HU to network input.")] = IntensityRange(
+        -200.0, 300.0, 50.0, 120.0
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Training:
     """The training loop and the loss."""
 
-    epochs: Positive = 100
+    epochs: Annotated[Positive, Field(description="Passes over the training cases, at most.")] = 100
     patch: Annotated[
         tuple[Positive, ...] | None,
         Field(
@@ -152,14 +156,17 @@ class Training:
         Positive | None,
         Field(description="Random slices per case and epoch, for a 2-D network; default: each slice once."),
     ] = None
-    batch_size: Positive = 2
+    batch_size: Annotated[Positive, Field(description="Samples of a step on each device.")] = 2
     accumulate: Annotated[Positive, Field(description="Batches whose gradients are accumulated before a step.")] = 1
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    learning_rate: AboveZero = 1e-3
-    weight_decay: Amount = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
-    dice_weight: Amount = 1.0
-    bce_weight: Amount = 1.0
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"], Field(description="Optimizer of torch.")] = "adamw"
+    learning_rate: Annotated[AboveZero, Field(description="Largest learning rate.")] = 1e-3
+    weight_decay: Annotated[Amount, Field(description="Weight decay of the optimizer.")] = 0.0
+    schedule: Annotated[
+        Literal["cosine", "constant"],
+        Field(description="Course of the learning rate; cosine: a warm-up, then down to 1 %."),
+    ] = "cosine"
+    dice_weight: Annotated[Amount, Field(description="Weight of the soft Dice loss.")] = 1.0
+    bce_weight: Annotated[Amount, Field(description="Weight of the binary cross-entropy.")] = 1.0
     batch_dice: Annotated[
         bool | None,
         Field(
@@ -203,11 +210,13 @@ class Augmentation:
 class Hardware:
     """Where the training runs; may change when a run is resumed."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: Positive | Literal["auto"] = 1
-    nodes: Positive = 1
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], Field(description="Kind of device.")] = "auto"
+    devices: Annotated[Positive | Literal["auto"], Field(description="Number of devices on each machine.")] = 1
+    nodes: Annotated[Positive, Field(description="Number of machines.")] = 1
     strategy: Annotated[str, Field(description="A strategy of Lightning: auto, ddp, fsdp, …")] = "auto"
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Annotated[
+        Literal["32-true", "16-mixed", "bf16-mixed"], Field(description="Floating-point precision of the training.")
+    ] = "32-true"
     workers: Annotated[Count, Field(description="Processes that prepare samples.")] = 0
 
 
@@ -240,7 +249,7 @@ class Config:
     output: Annotated[
         str | None, Field(description="Folder of the run; default: runs/<name> in the current folder.")
     ] = None
-    seed: Count = 0
+    seed: Annotated[Count, Field(description="Seed of the split, the initial weights, and the samples.")] = 0
     init: Annotated[
         str | None, Field(description="Start from this model: a name such as default, or a model folder.")
     ] = None

@@ -128,6 +128,19 @@ def test_wrong_values_of_every_kind_are_named(groups: dict[str, Any], sentence: 
     assert "\n" not in str(caught.value)
 
 
+def test_the_schema_for_editors_describes_every_setting() -> None:
+    schema = json_schema()
+    groups = schema["$defs"]
+    settings = {f"{group}.{name}": one for group in groups for name, one in groups[group]["properties"].items()}
+    settings |= schema["properties"]
+
+    def described(one: dict[str, Any]) -> bool:
+        return "description" in one or "description" in groups.get(one.get("$ref", "").rpartition("/")[2], {})
+
+    assert len(settings) > 60
+    assert [name for name, one in settings.items() if not described(one)] == []
+
+
 def test_the_schema_for_editors_agrees_with_the_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
