@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("remove", _remove, "delete a model's downloaded or imported files"),
     ):
         one = _action(actions, name, text)
-        one.add_argument("name", metavar="NAME")
+        one.add_argument("name", metavar="NAME", help="a model listed by 'liverxai models list'")
         one.set_defaults(action=action)
         if name == "download":
             one.add_argument("--accept-license", action="store_true", help="you have read and accept the model's terms")
@@ -45,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--layers", action="store_true", help="list the layers that can be explained, with their size in mm"
             )
     one = _action(actions, "trust", "allow the code in a compiled model's current files to be run")
-    one.add_argument("name", metavar="NAME_OR_FOLDER")
+    one.add_argument("name", metavar="NAME_OR_FOLDER", help="a listed model, or the folder of one")
     one.add_argument("--yes", action="store_true", help="do not ask: you trust whoever made these files")
     one.add_argument("--revoke", action="store_true", help="no longer trust this model")
     one.set_defaults(action=_trust)
     one = _action(actions, "import", "import a model from a folder or zip file, for machines without internet")
-    one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path)
+    one.add_argument("source", metavar="FOLDER_OR_ZIP", type=Path, help="the folder or zip file of a model")
     one.add_argument("--name", default=None, help="name of the imported model (default: its own, or the registry's)")
     one.add_argument(
         "--trust",

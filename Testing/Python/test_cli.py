@@ -517,15 +517,19 @@ def help_of(command: str) -> str:
     return str(commands.choices[command].format_help())
 
 
-def test_every_command_and_action_says_what_it_does():
+def test_every_command_action_and_argument_says_what_it_is():
     from LiverXAILib.cli import _COMMANDS, _parser
 
     def silent(parser, name):
-        actions = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
         found = [] if parser.description else [name]
-        return found + [one for choices in actions for key in choices for one in silent(choices[key], f"{name} {key}")]
+        for action in parser._actions:
+            if isinstance(action.choices, dict):
+                found += [one for key, inner in action.choices.items() for one in silent(inner, f"{name} {key}")]
+            elif not action.help:
+                found.append(f"{name}: {action.dest}")
+        return found
 
-    assert [one for command in _COMMANDS for one in silent(_parser(command), command)] == []
+    assert {one for command in _COMMANDS for one in silent(_parser(command), command)} == set()
 
 
 def test_the_help_of_refine_names_the_defaults_of_refine():

@@ -303,8 +303,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Apply every kind of explanation to networks with a planted mechanism, for which the true cause is known."
     )
-    parser.add_argument("--mechanisms", nargs="*", default=list(MECHANISMS), choices=list(MECHANISMS))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="default: all")
+    names = ", ".join(MECHANISMS)
+    parser.add_argument(
+        "--mechanisms",
+        metavar="NAME",
+        nargs="*",
+        default=list(MECHANISMS),
+        choices=list(MECHANISMS),
+        help=f"planted mechanisms: {names} (default: all)",
+    )
+    parser.add_argument(
+        "--methods",
+        metavar="NAME",
+        nargs="*",
+        default=list(METHODS),
+        choices=list(METHODS),
+        help="methods whose maps are made, as in analyze (default: all)",
+    )
     parser.add_argument(
         "--bundled",
         action=argparse.BooleanOptionalAction,

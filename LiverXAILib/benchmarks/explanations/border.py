@@ -93,7 +93,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cases", metavar="CASE", nargs="+", type=Path, help="CTs: files or DICOM folders")
     parser.add_argument("--model", default="default", help="name or folder of a model (default: default)")
     parser.add_argument("--points", type=int, default=POINTS, help=f"points of each surface (default: {POINTS})")
-    parser.add_argument("--replacements", nargs="+", default=list(REPLACEMENTS), choices=list(REPLACEMENTS))
+    parser.add_argument(
+        "--replacements",
+        metavar="NAME",
+        nargs="+",
+        default=list(REPLACEMENTS),
+        choices=list(REPLACEMENTS),
+        help="what replaces the surroundings (default: each of them)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
 
