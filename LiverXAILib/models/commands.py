@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("remove", _remove, "delete a model's downloaded or imported files"),
     ):
         one = _action(actions, name, text)
-        one.add_argument("name", metavar="NAME", help="a model listed by 'liverxai models list'")
+        listed = "a model listed by 'liverxai models list'"
+        if name == "show":
+            one.add_argument("name", metavar="NAME_OR_FOLDER", help=f"{listed}, or the folder of one (prints its card)")
+        else:
+            one.add_argument("name", metavar="NAME", help=listed)
         one.set_defaults(action=action)
         if name == "download":
             one.add_argument("--accept-license", action="store_true", help="you have read and accept the model's terms")
@@ -98,8 +102,8 @@ def _show(arguments: argparse.Namespace) -> int:
 def _card(name: str, entry: Entry | None) -> ModelSpec:
     if entry is not None and entry.card is not None:
         return entry.spec()
-    if entry is None and imported_folder(name) is None:
-        registered(name)
+    if entry is None and imported_folder(name) is None and not Path(name).expanduser().is_dir():
+        registered(name, or_folder=True)
     from .loading import load_model
 
     return load_model(name).spec

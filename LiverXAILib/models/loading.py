@@ -40,7 +40,7 @@ def load_model(name_or_path: str | Path = "default", *, trust: bool = False) -> 
         )
     if name not in registry() and (own := imported_folder(name)):
         return load_folder(own, name=name, trust=trust)
-    return _load_entry(registered(name), trust)
+    return _load_entry(registered(name, or_folder=True), trust)
 
 
 def load_folder(
@@ -66,7 +66,7 @@ def load_states(name_or_path: str | Path) -> tuple[ModelSpec, dict[str, list[dic
     name = str(name_or_path)
     folder = path if path.is_dir() else None if name in registry() else imported_folder(name)
     if folder is None:
-        entry = registered(name)
+        entry = registered(name, or_folder=True)
         folder = entry.folder() if entry.kind == "card" else None
     if folder is None or not (folder / CARD).is_file():
         raise ModelError(

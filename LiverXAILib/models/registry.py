@@ -259,11 +259,15 @@ def registry(path: Path | None = None) -> dict[str, Entry]:
     return entries
 
 
-def registered(name: str) -> Entry:
-    """The entry called `name`; otherwise raises a :class:`~LiverXAILib.errors.ModelError` that lists all names."""
+def registered(name: str, *, or_folder: bool = False) -> Entry:
+    """The entry called `name`; otherwise raises a :class:`~LiverXAILib.errors.ModelError` that lists all names.
+
+    :param or_folder: a folder could have been given instead, which the error then says.
+    """
     entries = registry()
     if name not in entries:
-        raise ModelError(f"There is no model {name!r}. Named models: {', '.join(entries)}; or give a model's folder.")
+        end = "; or give a model's folder." if or_folder else "."
+        raise ModelError(f"There is no model {name!r}. Named models: {', '.join(entries)}{end}")
     return entries[name]
 
 

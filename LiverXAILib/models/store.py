@@ -61,7 +61,7 @@ def model_files(name_or_path: str | Path) -> tuple[Path, dict[str, str]]:
     name = str(name_or_path)
     folder = path if path.is_dir() else None if name in registry() else imported_folder(name)
     if folder is None:
-        folder = registered(name).folder()
+        folder = registered(name, or_folder=True).folder()
     if folder is None:
         raise ModelError(f"The files of model {name!r} are not on this machine.")
     kind, found = find_format(folder.resolve())

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from batch_toys import write_model
 from explain_toys import LESIONS_LPS, tiny_stage, trained_model, two_lesion_case, with_labels
 from torch import nn
 from toys import ball_phantom, model_of
@@ -222,6 +223,22 @@ def test_an_unknown_method_is_an_error_that_lists_the_methods():
     volume, model, segmentation = a_case(Net(nn.BatchNorm3d(4)))
     with pytest.raises(UsageError, match="seg-grad-cam"):
         explain(volume, model, segmentation, "tumor", "grad-cam", device="cpu")
+
+
+def test_the_command_line_shows_the_layers_and_the_card_of_a_model_in_a_folder(tmp_path, capsys):
+    folder = write_model(tmp_path / "toy")
+    assert main(["models", "show", str(folder), "--layers"]) == 0
+    assert "bottleneck" in capsys.readouterr().out
+    assert main(["models", "show", str(folder)]) == 0
+    assert '"default_layer": "bottleneck"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("action", "takes_folders"), [("show", True), ("trust", True), ("verify", False), ("remove", False)]
+)
+def test_only_what_takes_folders_proposes_one(action, takes_folders, capsys):
+    assert main(["models", action, "nobody"]) == 1
+    assert ("or give a model's folder" in capsys.readouterr().err) == takes_folders
 
 
 def test_lesions_far_apart_get_different_maps_at_the_default_layer():
