@@ -81,9 +81,9 @@ class LiverXAI(ScriptedLoadableModule):
             '<a href="https://github.com/LiverXAI/SlicerLiverXAI/blob/main/docs/slicer.md">documentation</a>.'
         )
         parent.acknowledgementText = _(
-            "LiverXAI is built on 3D Slicer, PyTorch and SimpleITK. The explanations follow Grad-CAM (Selvaraju et "
-            "al., ICCV 2017) and Seg-Grad-CAM (Vinogradova et al., AAAI 2020). If you use it in a publication, "
-            "please cite it as described in its file CITATION.cff."
+            "LiverXAI is built on 3D Slicer, PyTorch and SimpleITK. Heat maps are made by default with HiResCAM "
+            "(Draelos and Carin, arXiv 2011.08891), or with Seg-Grad-CAM (Vinogradova et al., AAAI 2020) and others. "
+            "If you use it in a publication, please cite it as described in its file CITATION.cff."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
 
