@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line accepts every ``liverxai`` command and option in the documentation, and the scripts and modules that
-readers are told to run exist."""
+"""The command line accepts every ``liverxai`` command and option in the documentation; the scripts and modules that
+readers are told to run exist, and so do the pictures, pages and headings to which pages link."""
 
 from __future__ import annotations
 
@@ -122,3 +122,21 @@ def test_every_script_and_module_that_a_page_runs_exists(page):
     assert [script for script in scripts if not (ROOT / script).is_file()] == []
     modules = re.findall(r"python -m ((?:recipes|LiverXAILib)(?:\.\w+)*)", text)
     assert [module for module in modules if find_spec(module) is None] == []
+
+
+def anchors(file: Path) -> set[str]:
+    """The anchors of the headings of a page, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.*)$", parts(file.relative_to(ROOT).as_posix())[1], re.MULTILINE)
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_what_a_page_links_to_exists(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", parts(page)[1]):
+        name, _, anchor = link.partition("#")
+        if link.startswith("https://") or name.startswith("reference/"):  # made when the site is built
+            continue
+        target = (ROOT / page).parent.joinpath(name).resolve() if name else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
