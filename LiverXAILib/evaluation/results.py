@@ -196,8 +196,17 @@ def format_results(results: Sequence[CaseResult]) -> str:
     if len(results) == 1:
         summary = [row for row in summary if " " in row["metric"] and row["structure"] == "tumor"]
     if summary:
+        titles = {key: title for title, key, _ in _SHOWN}
+        titles |= {"difference_ml": "difference ml", "difference_percent": "difference %"}
         shown = [
-            (row["structure"], row["metric"], _text(row["value"], 3), _interval(row), str(row["n"])) for row in summary
+            (
+                row["structure"],
+                titles.get(row["metric"], row["metric"]),
+                _text(row["value"], 3),
+                _interval(row),
+                str(row["n"]),
+            )
+            for row in summary
         ]
         text += "\n\n" + _table([("structure", "metric", "value", "95 % interval", "n"), *shown])
     notes = [f"{result.case}: {note}" for result in results for note in result.notes]

@@ -462,6 +462,13 @@ def test_results_of_one_case_are_readable(prediction: Volume, reference: Volume)
     assert "1 of 2" in lines[2]
 
 
+def test_means_over_cases_have_the_names_of_the_table_above_them(prediction: Volume, reference: Volume) -> None:
+    text = format_results([evaluate(prediction, reference, name=name) for name in ("anna", "bert")])
+    for name in ("Dice", "IoU", "HD95 mm", "ASSD mm", "NSD", "difference ml", "difference %"):
+        assert f"liver      {name}  " in text
+    assert "_" not in text
+
+
 def test_results_replace_an_older_file_and_leave_nothing_else(
     tmp_path: Path, prediction: Volume, reference: Volume
 ) -> None:
