@@ -190,6 +190,9 @@ class LesionTarget(Target):
     def describe(self) -> str:
         return f"lesion {self.number}"
 
+    def question(self) -> str:
+        return f"What made the model call {self.describe()} a {self.label}?"
+
     def mask(self, segmentation: Segmentation) -> np.ndarray:
         return self._marked(segmentation).on(Box.full(segmentation.labels.shape))
 
@@ -349,6 +352,11 @@ class Contrast(Target):
 
     def describe(self) -> str:
         return f"{self.target.describe()} rather than {self.rival}"
+
+    def question(self) -> str:
+        if self.lesion is None:
+            return super().question()
+        return self.target.question().replace("?", f" rather than {self.rival}?")
 
     def mask(self, segmentation: Segmentation) -> np.ndarray:
         return self.target.mask(segmentation)

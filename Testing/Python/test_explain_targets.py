@@ -133,7 +133,10 @@ def test_questions_are_described_in_plain_words():
 
 
 def test_each_target_asks_its_question_in_words():
-    assert Target.parse("lesion:2").question() == "What made the model say “lesion 2”?"
+    assert Target.parse("lesion:2").question() == "What made the model call lesion 2 a tumor?"
+    contrast = Target.parse("lesion:2-vs-liver").question()
+    assert contrast == "What made the model call lesion 2 a tumor rather than liver?"
+    assert Target.parse("tumor-vs-liver").question() == "What made the model say “tumor rather than liver”?"
     assert Target.parse("why-not-tumor:voxel:lps:1,2,3").question() == "Why no tumor at LPS (1, 2, 3) mm?"
 
 
