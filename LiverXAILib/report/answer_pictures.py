@@ -97,8 +97,9 @@ def _shares(answer: RegionShares) -> Figure:
     bars = axes.barh([part["name"] for part in parts], shares, color=colors, height=0.62)
     axes.bar_label(bars, [f"{round(share, 2) + 0.0:.2f}".replace("-", "−") for share in shares], padding=3, fontsize=8)
     axes.axvline(0, color="gray", linewidth=0.8)
-    most = max(0.1, *shares)
-    axes.set_xlim(min(0.0, *shares) - 0.15 * most * (min(shares) < 0), 1.18 * most)
+    least, most = min(0.0, *shares), max(0.1, *shares)
+    margin = 0.2 * (most - least)  # for the numbers beside the bars
+    axes.set_xlim(least - margin * (least < 0), most + margin)
     axes.invert_yaxis()
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -442,6 +442,22 @@ def test_the_report_shows_the_shares_of_the_parts(tmp_path):
     assert any("Which part the prediction depends on, lesion 1" in str(image["alt"]) for image in page.images)
 
 
+@pytest.mark.parametrize("shares", [(0.54, -0.19, 0.03), (0.31, -0.03, 0.0), (0.05, -0.4, -0.001), (0.5, 0.1, 0.3)])
+def test_the_numbers_beside_the_bars_of_the_shares_stay_within_the_diagram(shares):
+    from LiverXAILib.report import answer_pictures
+
+    names = ("the lesion's rim", "what lies outside the liver within 3 cm", "what lies farther away")
+    parts = [{"name": name, "of_lesion": False, "share": share} for name, share in zip(names, shares, strict=True)]
+    figure = answer_pictures._shares(RegionShares(Target.parse("lesion:1"), {"parts": parts}))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    frame = axes.get_window_extent()
+    for label in axes.texts:
+        box = label.get_window_extent()
+        assert frame.x0 <= box.x0
+        assert box.x1 <= frame.x1
+
+
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
     [(-0.004, 2, "0.00"), (-0.4, 0, "0"), (-0.0, 1, "0.0"), (-0.006, 2, "−0.01"), (None, 1, "–")],
