@@ -16,6 +16,7 @@ import numpy as np
 
 from ..analysis import Analysis
 from ..explain.explanation import Explanation
+from ..inference.lesions import numbered_lesions
 from ..inference.segmentation import Segmentation
 from ..measure.measurements import Candidate, LesionMeasurements, Measurements, RejectedLesion
 from ..models.spec import LabelSpec
@@ -119,7 +120,7 @@ def render_planes(analysis: Analysis, explanation: Explanation | None = None) ->
         _draw_other_planes(picture, view)
         draw_letters(picture, view)
         draw_scale_bar(picture)
-        _draw_lesion_numbers(picture, view, analysis.measurements.lesions)
+        _draw_lesion_numbers(picture, view, analysis.segmentation, analysis.measurements.lesions)
         rows, columns = picture.hu.shape
         picture.texts.append(Text(_depth(view), (0.02 * columns, 0.02 * rows), "lt"))
         pictures[view.plane.name] = picture
@@ -311,17 +312,31 @@ def _draw_other_planes(picture: Picture, view: View) -> None:
         picture.lines.append(Line(np.array(ends), _TICK_COLOR, 2.0, halo=False))
 
 
-def _draw_lesion_numbers(picture: Picture, view: View, lesions: Sequence[LesionMeasurements]) -> None:
-    """Draw the number next to each lesion that the slice cuts, judged by the lesion's longest diameter."""
+def _draw_lesion_numbers(
+    picture: Picture, view: View, segmentation: Segmentation, lesions: Sequence[LesionMeasurements]
+) -> None:
+    """Draw the number next to each lesion that the slice cuts."""
     rows, columns = picture.hu.shape
+    cut = _lesions_in(view.grid, segmentation) if lesions else set()
     for lesion in lesions[:MAX_LESIONS]:
         center = np.array(lesion.centroid_lps_mm)
         radius = lesion.feret_mm / 2
-        if abs(float((center - view.center) @ view.plane.normal)) > radius:
+        if lesion.number not in cut:
             continue
         x, y = picture.to_pixels(np.add(view.plane.flat(center), (0.7 * radius, -0.7 * radius)))
         if 0 <= x < columns and 0 <= y < rows:
             picture.texts.append(Text(str(lesion.number), (float(x) + 4, float(y) - 4), "ls"))
+
+
+def _lesions_in(slice_grid: Grid, segmentation: Segmentation) -> set[int]:
+    """The numbers of the lesions in which a pixel of a slice lies."""
+    box, numbers = numbered_lesions(segmentation)
+    _, rows, columns = slice_grid.shape
+    pixels = np.stack(np.meshgrid(np.arange(columns), np.arange(rows), 0, indexing="ij"), axis=-1).reshape(-1, 3)
+    ijk = segmentation.labels.grid.cropped(box).to_ijk(slice_grid.to_lps(pixels))
+    kji = np.rint(ijk[:, ::-1]).astype(int)
+    inside = kji[((kji >= 0) & (kji < numbers.shape)).all(axis=1)]
+    return set(np.unique(numbers[tuple(inside.T)]).tolist()) - {0}
 
 
 def _depth(view: View) -> str:

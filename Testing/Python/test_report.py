@@ -212,6 +212,24 @@ def test_lesions_bear_their_numbers_in_the_slices_that_cut_them() -> None:
         assert "1" in {text.text for text in picture.texts}
 
 
+def test_a_lesion_that_a_slice_does_not_cut_has_no_number_there_however_long_it_is() -> None:
+    array = np.zeros((60, 60, 60), np.uint8)
+    array[5:55, 5:55, 5:55] = 1
+    k, j, i = np.ogrid[:60, :60, :60]
+    array[(k - 25) ** 2 + (j - 30) ** 2 + (i - 30) ** 2 <= 64] = 2
+    array[38:40, 29:31, 10:50] = 2  # 80 mm long, along the axial slices, 26 mm above the middle of the other one
+    volume = Volume(np.where(array == 2, 40, np.where(array == 1, 110, -100)).astype(np.int16), np.diag([2, 2, 2, 1.0]))
+    segmentation = Segmentation(volume.with_array(array), (LIVER, TUMOR))
+    base = _analysis()
+    analysis = dataclasses.replace(
+        base, volume=volume, segmentation=segmentation, measurements=measure(volume, segmentation), explanations=()
+    )
+    texts = {name: {text.text for text in one.texts} for name, one in pictures.render_planes(analysis).items()}
+    assert {name: texts[name] & {"1", "2"} for name in texts} == {
+        "axial": {"1"}, "coronal": {"1", "2"}, "sagittal": {"1", "2"},
+    }  # fmt: skip
+
+
 def test_a_faint_lesion_can_be_seen_in_the_window_centered_on_the_liver() -> None:
     analysis = _analysis()
     abdomen, liver = pictures.render_lesion(analysis, analysis.measurements.lesions[0])
