@@ -363,7 +363,14 @@ def _given(arguments: argparse.Namespace, volume: Volume) -> Segmentation | None
 
 
 def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", "-o", metavar="FILE", type=Path, required=True, help="e.g. phantom.nii.gz")
+    parser.add_argument(
+        "--output",
+        "-o",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="e.g. phantom.nii.gz; the ground truth is written to phantom-truth.nrrd beside it",
+    )
     parser.add_argument("--seed", type=int, default=1, help="another seed, another patient (default: 1)")
     parser.add_argument(
         "--spacing",

@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare even if DICOM patient IDs, birth dates or sexes differ",
     )
     parser.add_argument("--case-label", metavar="TEXT", help="name of the case in the report, for example a pseudonym")
-    parser.add_argument("--model", default="default", metavar="NAME", help="for CTs: name or folder of a model")
+    parser.add_argument(
+        "--model", default="default", metavar="NAME", help="for CTs: name or folder of a model (default: default)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--force", action="store_true", help="accept an image whose intensities do not look like HU")
     parser.add_argument("--allow-irregular", action="store_true", help="DICOM: resample irregular slice spacing")
