@@ -139,6 +139,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def test_the_documentation_states_the_number_of_cases():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert f"for {len(CASES)} combinations of plans, labels and images" in page
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_answers_are_nnunets(case, tmp_path):
     plan, folder, image = CASES[case]
