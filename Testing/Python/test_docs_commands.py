@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from LiverXAILib import options
 from LiverXAILib.cli import _ANYWHERE, _COMMANDS, _parser
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +92,7 @@ def unknown_options(words: list[str], known: set[str]) -> list[str]:
 
 @pytest.mark.parametrize("words", parameters(commands_in_blocks))
 def test_a_command_in_a_block_can_be_typed(words):
-    _parser(words[0]).parse_args(options.separate_lists([word for word in words if word not in _ANYWHERE]))
+    _parser(words[0]).parse_args([word for word in words if word not in _ANYWHERE])
 
 
 @pytest.mark.parametrize("words", parameters(commands_in_sentences))
