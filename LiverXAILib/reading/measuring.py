@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..analysis import Analysis, Decision
-from ..inference.lesions import lesion_at, numbered_candidates, numbered_lesions, same_lesions
+from ..inference.lesions import lesion_at, numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
 from ..measure import measure
 from ..measure.candidates import measure_rejected
 from ..measure.measurements import LesionMeasurements, Measurements
 from ..measure.recist import recist
 from .packing import unpack_mask
-from .rejections import candidate_status, rejections
+from .rejections import candidate_statuses, rejections
 
 #: The remark on diameters that no longer apply.
 _OUTDATED = (
@@ -104,11 +104,8 @@ def measure_again(
     measured = measured.doubted(own.provenance.get("mirrored", ()))  # that is about the image, not the outlines
     sources = _sources(segmentation, own.segmentation)
     lesions = tuple(_with_source(lesion, sources[lesion.number]) for lesion in measured.lesions)
-    box, pieces = numbered_candidates(own.segmentation)
-    candidates = tuple(
-        dataclasses.replace(one, status=candidate_status(pieces == one.number, box, segmentation, decisions))
-        for one in candidates
-    )
+    statuses = candidate_statuses(segmentation, own.segmentation, decisions)
+    candidates = tuple(dataclasses.replace(one, status=statuses[one.number]) for one in candidates)
     rejected = [
         (one.box, one.mask, one.decision.who, one.decision.when)
         for one in rejections(decisions, segmentation, own.segmentation)

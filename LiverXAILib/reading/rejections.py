@@ -33,14 +33,16 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
     """The rejected lesions to be listed, the largest first.
 
     A candidate that was dismissed is one of them at an operating point at which the model counts it as a lesion. A
-    rejected lesion is not listed if most of it is a lesion again, for whatever reason, or if it is a candidate of
-    the model, because it is then listed among the candidates.
+    rejected lesion is not listed if most of it is a lesion again, for whatever reason, or belongs to candidates of
+    the model that are listed as rejected. A rejected part of a candidate that is accepted or open is listed.
 
     :param segmentation: the current labels.
     :param own: the model's labels.
     """
     found: list[Rejection] = []
     box, pieces = numbered_candidates(own)
+    statuses = candidate_statuses(segmentation, own, decisions)
+    listed = np.isin(pieces, [number for number, status in statuses.items() if status == "rejected"])
     for decision in reversed(decisions):
         if decision.kind not in ("reject", "dismiss"):
             continue
@@ -48,7 +50,7 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
         again = segmentation.mask("tumor", one.box) if one.mask.any() else one.mask
         if not one.mask.any() or most(again, one.mask):
             continue
-        if most(Mask(box, pieces > 0).on(one.box), one.mask):
+        if most(Mask(box, listed).on(one.box), one.mask):
             continue
         # A lesion that was rejected twice is listed once.
         if not any(most(Mask(other.box, other.mask).on(one.box), one.mask) for other in found):
@@ -56,17 +58,24 @@ def rejections(decisions: Sequence[Decision], segmentation: Segmentation, own: S
     return sorted(found, key=lambda one: -np.count_nonzero(one.mask))
 
 
-def candidate_status(piece: np.ndarray, box: Box, segmentation: Segmentation, decisions: Sequence[Decision]) -> str:
-    """Whether a candidate is "open", or what the reader decided: "accepted" or "rejected".
+def candidate_statuses(segmentation: Segmentation, own: Segmentation, decisions: Sequence[Decision]) -> dict[int, str]:
+    """Whether each candidate is "open", or what the reader decided, by number: "accepted" or "rejected".
 
-    :param piece: the candidate's voxels (bool; k, j, i) in `box` of the image.
+    :param segmentation: the current labels.
+    :param own: the model's labels.
     """
-    if most(segmentation.mask("tumor", box), piece):
-        return "accepted"
-    for decision in decisions:
-        if decision.kind in ("accept", "reject", "dismiss") and most(unpack_mask(decision.voxels).on(box), piece):
-            return "rejected"
-    return "open"
+    box, pieces = numbered_candidates(own)
+    tumor, decided = segmentation.mask("tumor", box), np.zeros(pieces.shape, bool)
+    if pieces.size:
+        for decision in decisions:
+            if decision.kind in ("accept", "reject", "dismiss"):
+                decided |= unpack_mask(decision.voxels).on(box)
+    statuses = {}
+    for number in range(1, int(pieces.max(initial=0)) + 1):
+        piece = pieces == number
+        rejected = "rejected" if most(decided, piece) else "open"
+        statuses[number] = "accepted" if most(tumor, piece) else rejected
+    return statuses
 
 
 def most(other: np.ndarray, mask: np.ndarray) -> bool:

@@ -247,6 +247,29 @@ def test_a_rejected_lesion_is_listed_and_comes_back_as_it_was():
         refine(back, [restore(1)])
 
 
+def test_a_rejected_part_of_a_candidate_is_listed_until_the_whole_candidate_is_rejected():
+    """It is not lost if the candidate, to which most of it belongs, is listed as accepted or open."""
+    parts = refine(refine(analysis(), [accept(1)]), [Decision("split", (1,), place(UNSURE))])
+    numbers = lesion_components(parts.segmentation)
+    halves = [number for number in np.unique(numbers[UNSURE]).tolist() if number]
+    smaller = parts.measurements.lesions[halves[-1] - 1]
+    one = refine(parts, [reject(smaller.number)])
+    assert [x.status for x in one.measurements.candidates] == ["accepted"]
+    (rejected,) = restarted(one).measurements.rejected
+    assert rejected.volume_ml == pytest.approx(smaller.volume_ml)
+    back = refine(one, [restore(1)])
+    np.testing.assert_array_equal(back.segmentation.labels.array, parts.segmentation.labels.array)
+    both = restarted(refine(parts, [reject(number) for number in halves]))
+    assert [x.status for x in both.measurements.candidates] == ["rejected"]
+    assert both.measurements.rejected == ()
+    # At an operating point at which the model marks a lesion only as a candidate, both of its parts are one.
+    parts = refine(graded(), [split(1)])
+    halves = [lesion.number for lesion in parts.measurements.lesions if "edited" in lesion.source]
+    gone = change_sensitivity(refine(parts, [reject(number) for number in halves]), "specific")
+    assert sorted(x.status for x in restarted(gone).measurements.candidates) == ["open", "open", "rejected"]
+    assert gone.measurements.rejected == ()
+
+
 def test_a_rejected_lesion_that_is_outlined_again_is_not_listed_as_rejected():
     gone = refine(analysis(), [reject(1), reject(2)])
     assert [one.volume_ml for one in gone.measurements.rejected] == pytest.approx(
