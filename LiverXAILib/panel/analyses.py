@@ -84,9 +84,15 @@ class Analyses:
 
     def holds(self, segmentation_node: Any) -> bool:
         """Return whether the worker holds a segmentation node as it was before manual edits, and its CT."""
-        return self._outcomes.hold(segmentation_node) and self._runner.client.holds(
-            self._token(self._state.volume_node)
-        )
+        return bool(self._base_of(segmentation_node))
+
+    def _base_of(self, segmentation_node: Any) -> str:
+        """Return the worker's name for a segmentation node before manual edits; "" if it no longer holds the result.
+
+        A new worker, or one that was asked about another CT since, may hold nothing but the labels.
+        """
+        base, token = self._outcomes.base_of(segmentation_node), self._token(self._state.volume_node)
+        return base if base and self._runner.client.holds(token, analysis=base) else ""
 
     def can_measure(self, segmentation_node: Any) -> bool:
         """Return whether a segmentation node can be measured without asking the user: its model is the chosen one."""
@@ -96,7 +102,7 @@ class Analyses:
     def save(self, folder: str) -> None:
         """Write the report and the files of the chosen CT's current result."""
         node, outputs = self._state.volume_node, self._outputs
-        token, result = self._token(node), self._outcomes.base_of(self._state.result("segmentation"))
+        token, result = self._token(node), self._base_of(self._state.result("segmentation"))
         self._runner.start(
             lambda: self._runner.client.write(
                 token, folder, result, dicom_files=outputs.dicom_files(node), write=outputs.chosen
@@ -107,7 +113,7 @@ class Analyses:
 
     def compare(self, prior: str, folder: str) -> None:
         """Compare the chosen CT's current result with an earlier saved one."""
-        token, result = self._token(self._state.volume_node), self._outcomes.base_of(self._state.result("segmentation"))
+        token, result = self._token(self._state.volume_node), self._base_of(self._state.result("segmentation"))
         self._runner.start(
             lambda: self._runner.client.compare(token, [prior], folder, result), _say_findings, REPORT_PACKAGES
         )
@@ -159,7 +165,7 @@ class Analyses:
         segmentation = None
         if spec is not None and not made_by(segmentation_node, spec):
             raise LiverXAIError(_("This result was made by another model: choose that model first."))
-        base = self._outcomes.base_of(segmentation_node)
+        base = self._base_of(segmentation_node)
         # The worker also holds labels that were edited and explained since, but decisions do not start from those.
         if not base or labels != base or not client.holds(token, labels):
             if spec is None:

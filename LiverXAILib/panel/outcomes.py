@@ -72,10 +72,6 @@ class Outcomes:
         self._held = ("", "", "", None)
         self._edits.forget()
 
-    def hold(self, segmentation_node: Any) -> bool:
-        """Return whether the worker holds a segmentation node as it was before manual edits."""
-        return bool(self.base_of(segmentation_node))
-
     def _hold(self, segmentation_node: Any, token: str, labels: str, asked: Asked) -> None:
         self.size = asked.size
         self._held = (segmentation_node.GetID(), token, labels, segmentation_node.GetAttribute(DECISIONS))

@@ -111,9 +111,14 @@ class WorkerClient:
         """The number of the worker's process, or None."""
         return None if self._process is None else self._process.pid
 
-    def holds(self, image: str, labels: str | None = None) -> bool:
-        """Whether the worker holds the image with this token, and the segmentation with the token `labels`."""
-        return self._held.get("image") == image and labels in (None, self._held.get("labels"))
+    def holds(self, image: str, labels: str | None = None, *, analysis: str | None = None) -> bool:
+        """Whether the worker holds the image with this token.
+
+        :param labels: and the segmentation with this token, of which it may know nothing else.
+        :param analysis: and the complete result whose segmentation had this token when it was made.
+        """
+        wanted = {"image": image, "labels": labels, "analysis": analysis}
+        return all(token in (None, self._held.get(what)) for what, token in wanted.items())
 
     def analyze(
         self,
@@ -134,7 +139,7 @@ class WorkerClient:
         """
         image = {"token": token, "force": force}
         arguments = {"image": image, "options": options, "model": model, "device": device}
-        return self._ask("analyze", arguments, volume, held={"image": token, "labels": token})
+        return self._ask("analyze", arguments, volume, held={"image": token, "labels": token, "analysis": token})
 
     def explain(
         self,
@@ -225,7 +230,8 @@ class WorkerClient:
             "model": model,
             "device": device,
         }
-        return self._ask("refine", arguments, volume, segmentation, held={"image": token, "labels": labels})
+        held = {"image": token, "labels": labels, "analysis": labels}
+        return self._ask("refine", arguments, volume, segmentation, held=held)
 
     def write(
         self,
@@ -417,8 +423,11 @@ class WorkerClient:
             return Event("progress", running.number, str(message["step"]), fraction, seconds)
         if message["event"] == "failed":
             event = Event("failed", running.number, error=_error(message), details=str(message["details"]))
-            # The worker may or may not have replaced its image and labels by those of the failed request.
-            self._held = {what: token for what, token in self._held.items() if running.held.get(what, token) == token}
+            # The worker may or may not have replaced its image and labels by those of the failed request. Its analysis
+            # stays, unless it is about another image.
+            kept = {what: token for what, token in self._held.items() if running.held.get(what, token) == token}
+            analysis = {"analysis": self._held["analysis"]} if "image" in kept and "analysis" in self._held else {}
+            self._held = {**kept, **analysis}
             self._running = None
             return event
         # Opening the files of many images takes longer than the GUI may block.
@@ -434,6 +443,8 @@ class WorkerClient:
         if problem:
             request.unpacking = None
             return self._fail_and_end(problem)
+        if request.held and request.held["image"] != self._held.get("image"):
+            self._held = {}  # what was held was about another image
         self._held.update(request.held)
         self._running = None
         return Event("done", request.number, fraction=1.0, result=result)

@@ -152,6 +152,7 @@ class RequestHandler:
         return send
 
     # --- actions: keyword arguments are those of the request; each returns the result, JSON-ready --------------------
+    # A request that fails leaves the analysis as it was, unless its image was replaced.
 
     def _analyze(
         self,
@@ -167,9 +168,10 @@ class RequestHandler:
         loaded = self._get_model(model, context)
         chosen = Options.from_mapping(options)
         analysis = chosen.analyze(volume, loaded, context.part(0.02, 1.0).on(device))
+        packed = pack_analysis(analysis, self.folder)
         self._segmentation = (image["token"], analysis.segmentation)
         self._analysis, self._result = (image["token"], analysis), image["token"]
-        return pack_analysis(analysis, self.folder)
+        return packed
 
     def _explain(
         self,
@@ -275,9 +277,10 @@ class RequestHandler:
         # After the decisions, because they use the numbers that the reader has seen.
         if chosen != sensitivity:
             refined = change_sensitivity(refined, sensitivity)
+        packed = pack_analysis(dataclasses.replace(refined, explanations=()), self.folder)
         self._analysis, self._result = (image["token"], refined), labels["token"]
         self._segmentation = (labels["token"], refined.segmentation)
-        return pack_analysis(dataclasses.replace(refined, explanations=()), self.folder)
+        return packed
 
     def _write(
         self,

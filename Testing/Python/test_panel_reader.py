@@ -265,6 +265,41 @@ def test_what_changes_no_outline_leaves_heat_maps_of_lesions_valid(panel, toy_mo
     assert panel.ui.lesionTable.item(1, 4).text() == "not\nchecked"
 
 
+@pytest.mark.parametrize("lost", ["another CT was explained since", "the worker ended"])
+def test_a_worker_that_was_asked_only_for_a_heat_map_is_not_taken_to_hold_the_result(
+    panel, toy_model, tmp_path, monkeypatch, lost
+):
+    other = prepare(panel, phantom(lesions=2, seed=1), toy_model, "nothing", "other CT")
+    apply_and_wait(panel)
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    if lost == "the worker ended":
+        panel.widget.runner.client.close()
+    else:
+        panel.ui.inputSelector.setCurrentNode(other)
+        decide(panel, 0, "explainLesion")
+        panel.ui.inputSelector.setCurrentNode(node)
+    decide(panel, 0, "explainLesion")  # the worker gets CT and labels, nothing else
+    assert not panel.ui.saveButton.enabled
+    assert "Press Measure again first" in panel.ui.saveButton.toolTip
+    decide(panel, 1, "reject")
+    assert panel.ui.statusLabel.text.startswith("Measured again")
+    assert decided(panel) == ["model", "rejected by reader"]
+    save(panel, tmp_path / "saved", monkeypatch)
+    assert len(json.loads((tmp_path / "saved" / "measurements.json").read_text())["rejected"]) == 1
+
+
+def test_a_decision_that_is_refused_leaves_the_result_ready_to_be_saved(panel, toy_model, tmp_path, monkeypatch):
+    prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    apply_and_wait(panel)
+    panel.click(panel.ui.placeButton)
+    place_point((-64.0, -64.0, 48.0))
+    wait_idle(panel)
+    assert "nothing there differs from the liver" in panel.ui.statusLabel.text
+    save(panel, tmp_path / "saved", monkeypatch)
+    assert panel.ui.statusLabel.text.startswith("Saved in")
+
+
 def test_what_was_decided_on_the_console_is_known_to_the_panel(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     apply_and_wait(panel)

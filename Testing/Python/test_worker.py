@@ -19,6 +19,7 @@ from worker_toys import SLOW, alive, children, roomy_phantom, until, wait, wait_
 
 import LiverXAILib as lx
 from LiverXAILib.analysis import Decision
+from LiverXAILib.reading import reject
 from LiverXAILib.worker import WorkerClient, WorkerError
 from LiverXAILib.worker.wire import pack_segmentation, unpack_segmentation
 
@@ -131,6 +132,26 @@ def test_an_edited_segmentation_can_be_explained(shared, model_folder):
     shared.explain(["liver"], "ct", labels="edited", segmentation=edited, model=model_folder, device="cpu")
     assert wait(shared).kind == "done"
     assert shared.holds("ct", "edited")
+
+
+def test_the_client_knows_whether_the_worker_holds_a_complete_result(shared, model_folder):
+    volume, kept = phantom(lesions=2), {"model": model_folder, "device": "cpu"}
+    shared.analyze(volume, "ct", explain=[], **kept)
+    found = wait(shared).result.segmentation
+    assert shared.holds("ct", analysis="ct")
+    shared.refine([reject(9)], "ct", "refused", volume=volume, base="ct", **kept)
+    assert isinstance(wait(shared).error, lx.UsageError)
+    assert shared.holds("ct", analysis="ct")
+    shared.refine([reject(1)], "ct", "refined", volume=volume, base="ct", **kept)
+    assert wait(shared).kind == "done"
+    assert shared.holds("ct", analysis="refined")
+    shared.explain(["liver"], "moved", volume=volume, labels="refined", segmentation=found, **kept)
+    assert wait(shared).kind == "done"
+    assert shared.holds("moved", "refined")
+    assert not shared.holds("moved", analysis="refined")
+    shared.explain(["liver"], "ct", volume=volume, labels="refined", segmentation=found, **kept)
+    assert wait(shared).kind == "done"
+    assert not shared.holds("ct", analysis="refined")
 
 
 def test_what_a_failed_request_may_have_replaced_is_sent_again(shared, model_folder):
