@@ -416,6 +416,14 @@ def _label_of(segment: slicer.vtkSegment, model: ModelSpec) -> LabelSpec | None:
     return next(same, None)
 
 
+def meaning_of_drawn(segment: slicer.vtkSegment) -> str:
+    """Return what decides which label a drawn segment stands for: name and codes; "" for LiverXAI's own segments."""
+    if segment.HasTag(_LABEL_TAG):
+        return ""
+    codes = parse_terminology_entry(_tag(segment, slicer.vtkSegment.GetTerminologyEntryTagName()))
+    return " ".join([segment.GetName().strip().lower(), *(code[1] for code in codes if code is not None)])
+
+
 def _read_segment(
     node: slicer.vtkMRMLSegmentationNode, identifier: str, volume_node: slicer.vtkMRMLScalarVolumeNode
 ) -> tuple[np.ndarray, int, Box]:

@@ -17,9 +17,10 @@ from vtkmodules.vtkCommonMath import vtkMatrix4x4
 from ..errors import InputError
 from ..volumes.box import bounding_box
 from .nodes import get_attribute, set_attributes
+from .segmentations import meaning_of_drawn
 from .volumes import from_vtk_matrix, world_grid
 
-#: For each segment, by identifier, its voxels and their position, JSON-ready.
+#: For each segment, by :func:`_key`, its voxels and their position, JSON-ready.
 SegmentStates: TypeAlias = dict[str, list[Any]]
 #: Attribute of a segmentation node that was edited since it was measured; saved with the scene.
 EDITED = "LiverXAI.Edited"
@@ -32,13 +33,17 @@ def volume_token(node: slicer.vtkMRMLScalarVolumeNode) -> str:
 
 
 def labels_token(node: slicer.vtkMRMLSegmentationNode) -> str:
-    """Return a token for the voxels of all segments of a segmentation node; colors, names and surfaces do not count."""
+    """Return a token for the voxels of all segments of a segmentation node, and what they stand for.
+
+    Colors and surfaces do not count, nor do the names of LiverXAI's own segments.
+    """
     segments = node.GetSegmentation()
     kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
     states = []
     for identifier in segments.GetSegmentIDs():
-        labels = segments.GetSegment(identifier).GetRepresentation(kind)
-        states.append(f"{identifier}={labels.GetMTime() if labels is not None else 0}")
+        segment = segments.GetSegment(identifier)
+        labels = segment.GetRepresentation(kind)
+        states.append(f"{_key(identifier, segment)}={labels.GetMTime() if labels is not None else 0}")
     return f"{node.GetID()} {' '.join(states)}"
 
 
@@ -58,8 +63,10 @@ def prepare_state(node: slicer.vtkMRMLSegmentationNode) -> Callable[[], SegmentS
             array = vtk_to_numpy(labels.GetPointData().GetScalars()).reshape(labels.GetDimensions()[::-1])
             first = np.array(labels.GetExtent()[::2])
             labels.GetImageToWorldMatrix(matrix)
-        states[identifier] = partial(_state, array, segment.GetLabelValue(), first, from_vtk_matrix(matrix))
-    return lambda: {identifier: state() for identifier, state in states.items()}
+        states[_key(identifier, segment)] = partial(
+            _state, array, segment.GetLabelValue(), first, from_vtk_matrix(matrix)
+        )
+    return lambda: {key: state() for key, state in states.items()}
 
 
 def record_measured(node: slicer.vtkMRMLSegmentationNode, states: SegmentStates | None = None) -> None:
@@ -85,6 +92,12 @@ def differs_from_measured(node: slicer.vtkMRMLSegmentationNode) -> bool:
         return bool(node.GetAttribute(EDITED))
     now = prepare_state(node)()
     return any(not _same_state(then.get(one, []), now.get(one, [])) for one in then.keys() | now.keys())
+
+
+def _key(identifier: str, segment: slicer.vtkSegment) -> str:
+    """Identify a segment together with what it stands for, which is more than its identifier if the user drew it."""
+    meaning = meaning_of_drawn(segment)
+    return f"{identifier} {meaning}" if meaning else identifier
 
 
 def _checked(states: dict[str, list[Any]]) -> SegmentStates:

@@ -223,6 +223,35 @@ def test_segments_are_read_without_a_copy_and_stay_readable_when_they_are_replac
     np.testing.assert_array_equal(read().labels.array, segmentation.labels.array)
 
 
+def test_names_and_codes_of_drawn_segments_belong_to_what_was_measured_but_not_those_of_liverxai(scene):
+    import slicer
+
+    ct, node = shown(scene, random_segmentation(affine(OBLIQUE)))
+    segments = node.GetSegmentation()
+    segments.AddEmptySegment("drawn", "vessel")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(
+        np.ones(ct.GetImageData().GetDimensions()[::-1]), node, "drawn", ct
+    )
+    record_measured(node)
+    state, drawn, before = labels_token(node), segments.GetSegment("drawn"), tag(node, "drawn", "TerminologyEntry")
+    segments.GetSegment("tumor").SetName("metastases")
+    segments.GetSegment("tumor").SetTag("TerminologyEntry", "")
+    assert labels_token(node) == state
+    assert not differs_from_measured(node)
+    for change, back in (
+        (lambda: drawn.SetName("tumor"), lambda: drawn.SetName("vessel")),
+        (
+            lambda: drawn.SetTag("TerminologyEntry", TUMOR.terminology_entry),
+            lambda: drawn.SetTag("TerminologyEntry", before),
+        ),
+    ):
+        change()
+        assert labels_token(node) != state
+        assert differs_from_measured(node)
+        back()
+        assert not differs_from_measured(node)
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_segments_are_as_measured_however_they_are_stored_and_not_after_an_edit(scene, name):
     import slicer

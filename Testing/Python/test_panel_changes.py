@@ -8,7 +8,17 @@ import json
 import numpy as np
 import pytest
 from batch_toys import phantom, write_model
-from panel_toys import apply_and_wait, choose_model, decide, decided, place_point, prepare, results, wait_idle
+from panel_toys import (
+    apply_and_wait,
+    choose_model,
+    decide,
+    decided,
+    place_point,
+    prepare,
+    results,
+    save_and_reopen,
+    wait_idle,
+)
 
 qtapplication = pytest.importorskip("slicerhost.qtapplication", reason="needs PySide6-Essentials and slicer-core")
 slicer = pytest.importorskip("slicer")
@@ -161,6 +171,29 @@ def test_a_segment_without_a_known_name_is_named_instead_of_being_left_out_silen
     wait_idle(panel)
     assert "terminology" not in panel.ui.statusLabel.text
     assert "reader" in decided(panel)
+
+
+def test_another_name_of_a_drawn_segment_is_an_edit(panel, toy_model, tmp_path):
+    """The name decides whether it is measured, so the numbers are not those of the segmentation any more."""
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    drawn = np.zeros(tumor(segmentation, node).shape, np.uint8)
+    drawn[7:10, 19:23, 15:18] = 1
+    segmentation.GetSegmentation().AddEmptySegment("drawn", "vessel")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, segmentation, "drawn", node)
+    qtapplication.process_events()
+    measure(panel)
+    for name, rows in (("metastasis", ["model", "model", "reader"]), ("vessel", ["model", "model"])):
+        segmentation.GetSegmentation().GetSegment("drawn").SetName(name)
+        qtapplication.process_events()
+        assert panel.ui.editedLabel.visible
+        measure(panel)
+        assert sorted(decided(panel)) == rows
+        assert not panel.ui.editedLabel.visible
+    save_and_reopen(panel, tmp_path / "scene.mrb")
+    assert not panel.ui.editedLabel.visible
 
 
 def test_height_and_weight_entered_after_apply_are_used_by_the_next_measurement(panel, toy_model):
