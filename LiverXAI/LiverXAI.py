@@ -215,9 +215,16 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         """
         loaded = self.loadModel(model)
         from LiverXAILib.explain import Target, explain_all
-        from LiverXAILib.mrml import ct_from_node, explanation_to_node, require_segment, segmentation_from_node
+        from LiverXAILib.mrml import (
+            ct_from_node,
+            explanation_to_node,
+            place_results,
+            require_segment,
+            segmentation_from_node,
+        )
 
         volume = ct_from_node(volumeNode, force=force)
+        place_results(slicer.mrmlScene, volumeNode)
         label = Target.parse(target).label
         if label:
             require_segment(segmentationNode, loaded.spec, label)
@@ -322,6 +329,7 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
         from LiverXAILib.reading import undo as take_back
 
         volume = mrml.ct_from_node(volumeNode, force=force)
+        mrml.place_results(slicer.mrmlScene, volumeNode)
         found = mrml.find_results(slicer.mrmlScene, volumeNode, "segmentation")
         if not found:
             raise UsageError(_("This CT has no LiverXAI segmentation yet: analyze it first."))
@@ -363,6 +371,9 @@ class LiverXAILogic(ScriptedLoadableModuleLogic):
 
     def protectResults(self, volumeNode: slicer.vtkMRMLScalarVolumeNode, model: Model) -> None:
         """Set results of a CT aside that a reader changed or another model made, so that they are not overwritten."""
+        from LiverXAILib.mrml import place_results
+
+        place_results(slicer.mrmlScene, volumeNode)
         mark_if_edited(slicer.mrmlScene, volumeNode)
         protect_results(slicer.mrmlScene, volumeNode, model.spec)
 
@@ -562,6 +573,7 @@ class LiverXAIWidget(ScriptedLoadableModuleWidget):
         if self.state.parameters is not None:
             self.calipers.follow(self.results.selected_lesion)
             self.comparison.follow_transform()
+            self.update()
 
     def showHeatMap(self, heatMapNode: Any) -> Iterator[None]:
         """Show new results of the chosen CT in steps, with this one of its heat maps."""

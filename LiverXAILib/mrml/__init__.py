@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .changed_cts import changed_ct_steps, prepare_changed_cts, show_changed_ct
     from .display import set_heat_opacity, set_heat_threshold, show_overlay, show_surfaces
     from .heatmaps import explanation_to_node, hottest_place, hottest_point, uncertainty_to_node
-    from .nodes import all_results, bring_back, find_results, input_of, place_results, put_aside, sets_aside
+    from .nodes import all_results, bring_back, find_results, input_of, put_aside, sets_aside
+    from .placing import place_result, place_results
     from .plots import curves_to_chart
     from .results import (
         AnalysisNodes,
@@ -64,7 +65,8 @@ _HOMES = {
     "moved_point": "segmentations",
     "moved_since": "segmentations",
     "node_steps": "results",
-    "place_results": "nodes",
+    "place_result": "placing",
+    "place_results": "placing",
     "prepare_changed_cts": "changed_cts",
     "prepare_heatmaps": "results",
     "prepare_nodes": "results",
@@ -112,6 +114,7 @@ __all__ = [
     "moved_point",
     "moved_since",
     "node_steps",
+    "place_result",
     "place_results",
     "prepare_changed_cts",
     "prepare_heatmaps",

@@ -11,6 +11,7 @@ from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from .display import show_overlay
 from .nodes import find_results, remove_result, result_node, set_attributes
+from .placing import remember_place
 from .volumes import prepare_images, to_vtk_matrix, world_to_local
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def changed_ct_steps(
         node.SetAndObserveImageData(image)
         node.SetIJKToRASMatrix(to_vtk_matrix(world_to_local(volume_node) @ changed.grid.ijk_to_ras))
         node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+        remember_place(node, volume_node)
         set_attributes(node, {"Sentence": answer.sentence, "Stale": None})
         nodes[target] = node
         yield

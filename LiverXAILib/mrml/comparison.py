@@ -6,6 +6,7 @@ from __future__ import annotations
 import slicer
 from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
+from .placing import remember_place
 from .segmentations import BINARY, SegmentLayers
 
 #: The colors of the compared outlines, in 0 to 1: of organs, and of lesions. No result has them.
@@ -25,8 +26,9 @@ def compared_node(
     node.SetSaveWithScene(False)
     node.SetHideFromEditors(True)
     scene.AddNode(node)
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+    remember_place(node, volume_node)
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetSaveWithScene(False)

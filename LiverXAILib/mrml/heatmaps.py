@@ -21,6 +21,7 @@ from ..explain.subject import present_target
 from ..explain.targets import Target
 from ..volumes.volume import lps_to_ras
 from .nodes import find_results, get_attribute, result_node, set_attributes
+from .placing import remember_place
 from .segmentations import LABELS_CHECKSUM
 from .tokens import labels_token
 from .volumes import check_shape, place_like, to_image, volume_from_node
@@ -237,6 +238,7 @@ def _fill(
         values = to_image(values.astype(np.float32, copy=False), vtkImageData())
     node.SetAndObserveImageData(values)  # a new image: states saved for undo share the old one
     place_like(node, volume_node)
+    remember_place(node, volume_node)
 
 
 def _style(node: slicer.vtkMRMLScalarVolumeNode, colors: Any, threshold: float, title: str) -> None:

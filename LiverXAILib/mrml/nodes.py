@@ -111,13 +111,6 @@ def input_of(node: Any) -> slicer.vtkMRMLScalarVolumeNode:
     return volume_node
 
 
-def place_results(scene: slicer.vtkMRMLScene, volume_node: slicer.vtkMRMLVolumeNode) -> None:
-    """Put all results of a CT under the CT's present transform."""
-    for node in all_results(scene, volume_node):
-        if node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() != volume_node.GetTransformNodeID():
-            node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-
-
 def has_attributes(node: Any, attributes: Mapping[str, str]) -> bool:
     """Return whether all attributes ``LiverXAI.<name>`` have these values."""
     return all(node.GetAttribute(f"LiverXAI.{name}") == value for name, value in attributes.items())

@@ -30,6 +30,7 @@ from ..models.spec import LabelSpec, ModelSpec
 from ..volumes.box import Box, bounding_box
 from ..volumes.volume import Grid, Volume
 from .nodes import get_attribute, result_node, set_attributes
+from .placing import remember_place
 from .volumes import check_shape, from_vtk_matrix, to_image, voxels_of, world_grid
 
 #: Attribute with the checksum of the measured labels (:func:`LiverXAILib.inference.segmentation.labels_checksum`).
@@ -137,8 +138,10 @@ def update_segmentation_node(
         f"{volume_node.GetName()} segmentation",
     )
     with modified_at_end(node):
-        node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+        # In this order: the reference geometry is relative to the node's transform.
         node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+        remember_place(node, volume_node)
         node.CreateDefaultDisplayNodes()
         if created:
             display = node.GetDisplayNode()

@@ -114,9 +114,9 @@ class Comparison:
             slicer.vtkMRMLSliceNode.JumpAllSlices(self._state.scene, *lps_to_ras(place))
 
     def follow_transform(self) -> None:
-        """Put the outlines under the transform of the CT."""
+        """Move the outlines with the CT."""
         if self.outlines is not None:
-            self._node.SetAndObserveTransformNodeID(self._state.volume_node.GetTransformNodeID())
+            mrml.place_result(self._node, self._state.volume_node)
 
     def forget(self) -> None:
         """Drop all state after the scene was closed."""

@@ -112,16 +112,24 @@ class SceneWatch(VTKObservationMixin):
                 return
 
     def _observe_analyzed(self) -> None:
-        """Observe analyzed CTs so that results follow transforms applied to them later."""
+        """Observe analyzed CTs so that results follow them when they are transformed or moved; also until now."""
         for node in result_nodes(self._state.scene):
             if node.GetNodeReference(INPUT_ROLE) is not None:
-                event = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
-                if not self.hasObserver(input_of(node), event, self._on_transform):
-                    self.addObserver(input_of(node), event, self._on_transform)
+                for event, observer in (
+                    (slicer.vtkMRMLTransformableNode.TransformModifiedEvent, self._on_transform),
+                    (vtk.vtkCommand.ModifiedEvent, self._on_modified),
+                ):
+                    if not self.hasObserver(input_of(node), event, observer):
+                        self.addObserver(input_of(node), event, observer)
+                        place_results(self._state.scene, input_of(node))
 
     def _on_transform(self, caller: Any, event: Any) -> None:
         place_results(self._state.scene, caller)
         if caller is self._state.volume_node:
+            self._transformed()
+
+    def _on_modified(self, caller: Any, event: Any) -> None:
+        if place_results(self._state.scene, caller) and caller is self._state.volume_node:
             self._transformed()
 
     def _on_nodes_changed(self, caller: Any, event: Any) -> None:

@@ -25,6 +25,7 @@ from LiverXAILib.mrml import (
     segmentation_to_node,
     volume_to_node,
 )
+from LiverXAILib.mrml.volumes import from_vtk_matrix
 from LiverXAILib.report.segmentation_file import write_segmentation_file
 from LiverXAILib.volumes.volume import Volume
 
@@ -250,6 +251,26 @@ def test_names_and_codes_of_drawn_segments_belong_to_what_was_measured_but_not_t
         assert differs_from_measured(node)
         back()
         assert not differs_from_measured(node)
+
+
+def test_under_a_transform_the_reference_geometry_is_that_of_the_ct(scene):
+    """The Segment Editor draws on it, and would otherwise resample the segments."""
+    import slicer
+    import vtk
+
+    ct = volume_to_node(random_volume(affine(OBLIQUE)), scene, "CT")
+    transform, shift = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode"), vtk.vtkMatrix4x4()
+    shift.SetElement(0, 3, 12.5)
+    transform.SetMatrixTransformToParent(shift)
+    ct.SetAndObserveTransformNodeID(transform.GetID())
+    node = segmentation_to_node(random_segmentation(affine(OBLIQUE)), scene, ct)
+    converter, image = slicer.vtkSegmentationConverter, slicer.vtkOrientedImageData()
+    name = converter.GetReferenceImageGeometryParameterName()
+    assert converter.DeserializeImageGeometry(node.GetSegmentation().GetConversionParameter(name), image, False)
+    found, expected = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(found)
+    ct.GetIJKToRASMatrix(expected)
+    np.testing.assert_allclose(from_vtk_matrix(found), from_vtk_matrix(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

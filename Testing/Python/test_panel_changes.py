@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import vtk
 from batch_toys import phantom, write_model
 from panel_toys import (
     apply_and_wait,
@@ -83,6 +84,68 @@ def test_under_nested_transforms_clicks_rows_and_axes_are_where_the_lesion_is(pa
     expected = (moved @ first)[:3] * (-1, -1, 1)
     np.testing.assert_allclose(places[1], expected, atol=4)  # the rejection
     assert panel.ui.saveButton.enabled
+
+
+def harden_ct(node):
+    transform(node)
+    node.HardenTransform()
+
+
+def harden_everything(node):
+    """As Slicer's Data module does for a folder; the CT is the last one."""
+    transform(node)
+    for one in [*results(node, ""), node]:
+        if one.IsA("vtkMRMLTransformableNode"):
+            one.HardenTransform()
+
+
+def center(node):
+    node.SetOrigin(31.0, -17.0, 4.0)
+
+
+@pytest.mark.parametrize("move", [harden_ct, harden_everything, center])
+def test_results_stay_on_a_ct_whose_own_geometry_changes(panel, toy_model, tmp_path, move):
+    node = prepare(panel, phantom(lesions=2), toy_model, "tumor")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    decide(panel, 1, "reject")
+    (segmentation,) = results(node, "segmentation")
+    before, matrix = tumor(segmentation, node).copy(), vtk.vtkMatrix4x4()
+    hu = panel.widget.results.lesions[0]["mean_hu"]
+    measured = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
+    node.GetIJKToRASMatrix(matrix)
+    start, offsets = slicer.util.arrayFromVTKMatrix(matrix), {}
+    for changed in results(node, "changed CT"):
+        changed.GetIJKToRASMatrix(matrix)
+        offsets[changed.GetName()] = np.linalg.inv(start) @ slicer.util.arrayFromVTKMatrix(matrix)
+    move(node)
+    qtapplication.process_events()
+    for _ in range(2):  # once more after reopening
+        node.GetIJKToRASMatrix(matrix)
+        moved = slicer.util.arrayFromVTKMatrix(matrix) @ np.linalg.inv(start)
+        assert np.abs(moved[:3, 3]).max() > 10
+        np.testing.assert_array_equal(tumor(segmentation, node), before)
+        (heat,) = results(node, "heatmap")
+        heat.GetIJKToRASMatrix(matrix)
+        np.testing.assert_allclose(slicer.util.arrayFromVTKMatrix(matrix), moved @ start, atol=1e-3)
+        for changed in results(node, "changed CT"):
+            changed.GetIJKToRASMatrix(matrix)
+            offset = np.linalg.inv(moved @ start) @ slicer.util.arrayFromVTKMatrix(matrix)  # in voxels of the CT
+            np.testing.assert_allclose(offset, offsets[changed.GetName()], atol=1e-3)
+        assert not panel.ui.editedLabel.visible
+        assert not panel.ui.saveButton.enabled  # the files would have its old position
+        node, segmentation = save_and_reopen(panel, tmp_path / "scene.mrb")
+    old = ras(panel.widget.results.lesions[0])
+    measure(panel)
+    (lesion,) = panel.widget.results.lesions
+    np.testing.assert_allclose(ras(lesion), moved @ old, atol=0.1)
+    assert lesion["mean_hu"] == hu
+    assert decided(panel) == ["model", "rejected by reader"]
+    decisions = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert [one["kind"] for one in decisions] == ["reject"]
+    place = np.array([*measured[0]["place_lps_mm"], 1]) * (-1, -1, 1, 1)
+    expected = (moved @ place) * (-1, -1, 1, 1)
+    np.testing.assert_allclose(decisions[0]["place_lps_mm"], expected[:3], atol=0.1)
 
 
 def test_renamed_segments_are_still_what_they_were(panel, toy_model):

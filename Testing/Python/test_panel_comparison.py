@@ -161,7 +161,12 @@ def test_outlines_of_a_comparison_are_not_saved_and_follow_a_transform(panel, tw
     compare(panel)
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
     two.SetAndObserveTransformNodeID(transform.GetID())
-    assert panel.widget.comparison.outlines.GetTransformNodeID() == transform.GetID()
+    outlines = panel.widget.comparison.outlines
+    assert outlines.GetTransformNodeID() == transform.GetID()
+    there = slicer.util.arrayFromSegmentBinaryLabelmap(outlines, "liver", two).copy()
+    two.SetOrigin(40.0, -5.0, 9.0)  # as by "Center volume"
+    assert panel.widget.comparison.outlines is outlines
+    np.testing.assert_array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(outlines, "liver", two), there)
     two.SetAndObserveTransformNodeID(None)
     before = len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
     save_and_reopen(panel, tmp_path / "scene.mrb")

@@ -200,6 +200,26 @@ def test_numbers_in_the_console_are_those_of_the_table_after_an_edit_too(logic, 
         logic.refine(ct, [reject(1)], device="cpu", force=True)
 
 
+@pytest.mark.parametrize("call", ["refine", "explain", "analyze"])
+def test_results_are_moved_with_a_ct_that_was_moved_since(logic, ct, call):
+    """No panel observes the scene: the call itself finds it."""
+    import slicer.util
+
+    nodes = logic.analyze(ct, ["tumor"], device="cpu", force=True)
+    before = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct).copy()
+    ct.SetOrigin(*np.add(ct.GetOrigin(), (13, -7, 21)))
+    if call == "refine":
+        logic.refine(ct, device="cpu", force=True)
+    elif call == "explain":
+        logic.explain(ct, nodes.segmentation, "tumor", device="cpu", force=True)
+    else:
+        assert logic.analyze(ct, ["tumor"], device="cpu", force=True).segmentation is nodes.segmentation
+    after = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "tumor", ct)
+    np.testing.assert_array_equal(after, before)
+    assert not nodes.segmentation.GetAttribute("LiverXAI.Edited")
+    assert nodes.heatmaps["tumor"].GetOrigin() == pytest.approx(ct.GetOrigin())
+
+
 def test_a_segmentation_edited_by_hand_is_explained_as_it_is_now(logic, ct):
     import slicer.util
 
