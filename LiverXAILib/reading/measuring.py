@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..analysis import Analysis, Decision
-from ..inference.lesions import lesion_at, numbered_lesions, same_lesions
+from ..inference.lesions import Point, lesion_at, numbered_lesions, same_lesions
 from ..inference.segmentation import Segmentation
 from ..measure import measure
 from ..measure.candidates import measure_rejected
+from ..measure.lesions import slice_instance_number
 from ..measure.measurements import LesionMeasurements, Measurements
 from ..measure.recist import recist
+from ..volumes.volume import Volume
 from .packing import unpack_mask
 from .rejections import candidate_statuses, rejections
 
@@ -145,21 +147,34 @@ def with_calipers(measured: Measurements, segmentation: Segmentation, decisions:
     changed = []
     for lesion in measured.lesions:
         if lesion.number in calipers:
-            a, b, c, d = calipers[lesion.number]
-            axial = dataclasses.replace(
-                lesion.axial,
-                long_mm=math.dist(a, b),
-                short_mm=math.dist(c, d),
-                long_ends_lps_mm=(a, b),
-                short_ends_lps_mm=(c, d),
-            )
-            words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
-            lesion = dataclasses.replace(lesion, axial=axial, source=words)
+            lesion = _with_diameters(lesion, calipers[lesion.number], segmentation.labels)
         changed.append(lesion)
     thickness = segmentation.labels.grid.spacing["ijk".index(changed[0].axial.slice_axis)]
     named = measured.recist.targets if measured.recist is not None and measured.recist.chosen_by_reader else None
     lengths = {lesion.number: lesion.axial.long_mm for lesion in changed}
     return dataclasses.replace(measured, lesions=tuple(changed), recist=recist(lengths, thickness, named))
+
+
+def _with_diameters(lesion: LesionMeasurements, ends: Sequence[Point], labels: Volume) -> LesionMeasurements:
+    """A lesion with diameters measured by a reader, who may have measured in another slice than the longest one.
+
+    :param ends: of the long axis, then of the short axis, LPS mm. The slice is that of the middle of the long axis.
+    """
+    a, b, c, d = ends
+    axis, grid = lesion.axial.slice_axis, labels.grid
+    voxel = grid.nearest_voxel(tuple((np.array(a) + b) / 2))[2 - "ijk".index(axis)]
+    index = int(np.clip(voxel, 0, grid.shape[2 - "ijk".index(axis)] - 1))
+    axial = dataclasses.replace(
+        lesion.axial,
+        long_mm=math.dist(a, b),
+        short_mm=math.dist(c, d),
+        long_ends_lps_mm=(a, b),
+        short_ends_lps_mm=(c, d),
+        slice_index=index,
+    )
+    words = lesion.source if lesion.source == "reader" else f"{lesion.source}, measured by the reader"
+    instance = slice_instance_number(labels, axis, index)
+    return dataclasses.replace(lesion, axial=axial, source=words, instance_number=instance)
 
 
 def with_remarks(decisions: Sequence[Decision], segmentation: Segmentation) -> tuple[Decision, ...]:

@@ -35,6 +35,8 @@ _DEVIATION: Code = ("SCT", "386136009", "Standard Deviation")
 _MILLIMETER: Code = ("UCUM", "mm", "millimeter")
 _MILLILITER: Code = ("UCUM", "ml", "milliliter")
 _HOUNSFIELD: Code = ("UCUM", "[hnsf'U]", "Hounsfield unit")
+#: By how many slices the ends of a line may differ that is drawn in one of them.
+_IN_SLICE = 0.01
 #: Significant digits of a value in a report.
 _DIGITS = 6
 
@@ -118,7 +120,7 @@ def _groups(analysis: Analysis, source: DicomSource, seg: Dataset, segment: Data
     if lesion is None:
         return [region]
     calipers = [
-        _value(name, length, _MILLIMETER, at=_line(ends, lesion, analysis, source))
+        _value(name, length, _MILLIMETER, at=_line(ends, analysis, source))
         for name, length, ends in (
             (_LONG_AXIS, lesion.axial.long_mm, lesion.axial.long_ends_lps_mm),
             (_SHORT_AXIS, lesion.axial.short_mm, lesion.axial.short_ends_lps_mm),
@@ -157,19 +159,25 @@ def _value(name: Code, value: float, unit: Code, derivation: Code | None = None,
 
 
 def _line(
-    ends_lps_mm: Any, lesion: LesionMeasurements, analysis: Analysis, source: DicomSource
+    ends_lps_mm: Any, analysis: Analysis, source: DicomSource
 ) -> CoordinatesForMeasurement | CoordinatesForMeasurement3D:
-    """The ends of a caliper: in pixels of its slice if that is a stored image, otherwise in patient coordinates."""
+    """The ends of a caliper: in pixels of its slice if that is a stored image, otherwise in patient coordinates.
+
+    A reader may have measured in another slice than the library, or across slices.
+    """
     import highdicom
 
     ends = np.array(ends_lps_mm)
-    if lesion.axial.slice_axis != "k" or not source.can_be_referenced:
+    ijk = analysis.volume.grid.to_ijk(ends)
+    number = round(float(ijk[:, 2].mean()))
+    is_in_slice = np.ptp(ijk[:, 2]) < _IN_SLICE and 0 <= number < len(source.headers)
+    if not is_in_slice or not source.can_be_referenced:
         return highdicom.sr.CoordinatesForMeasurement3D(
             graphic_type="POLYLINE", graphic_data=ends, frame_of_reference_uid=source.first.FrameOfReferenceUID
         )
-    header = source.headers[lesion.axial.slice_index]
+    header = source.headers[number]
     # The center of the first pixel is (0.5, 0.5).
-    pixels = analysis.volume.grid.to_ijk(ends)[:, :2] + 0.5
+    pixels = ijk[:, :2] + 0.5
     return highdicom.sr.CoordinatesForMeasurement(
         graphic_type="POLYLINE",
         graphic_data=pixels,

@@ -20,6 +20,7 @@ from LiverXAILib.explain import Counterfactual, Target
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.measure import measure
 from LiverXAILib.pipeline import write_outputs
+from LiverXAILib.reading import measure_lesion, refine
 from LiverXAILib.report.writers import choose_writers
 from LiverXAILib.volumes.dicom_seg import read_segment_masks
 from LiverXAILib.volumes.io import read_volume
@@ -142,6 +143,27 @@ def test_the_report_draws_each_caliper_where_it_was_measured(written):
             ends = np.column_stack([line.value - 0.5, np.full(2, lesion.axial.slice_index)])
             start, end = analysis.volume.grid.to_lps(ends)
             assert np.linalg.norm(end - start) == pytest.approx(one.value, rel=1e-3)
+
+
+def test_diameters_that_a_reader_measured_elsewhere_are_drawn_there(written, tmp_path):
+    """In another slice, and across slices: not in the slice of the automatic diameters."""
+    analysis, _files = written
+    grid, lesion = analysis.volume.grid, analysis.measurements.lesions[0]
+    other = lesion.axial.slice_index + 1
+    ends = grid.to_lps(np.array([[5, 6, other], [9, 8, other], [6, 6, other - 1], [7, 9, other + 1]], float))
+    read = refine(analysis, [measure_lesion(1, ends.tolist())])
+    axial = read.measurements.lesions[0].axial
+    assert axial.slice_index == other
+    headers = [pydicom.dcmread(name, stop_before_pixels=True) for name in analysis.volume.metadata["files"]]
+    assert read.measurements.lesions[0].instance_number == headers[other].InstanceNumber
+    files = write_outputs(read, tmp_path, choose_writers(["dicom-sr"])).files
+    groups = highdicom.sr.srread(files["dicom-report"]).content.get_image_measurement_groups()
+    (group,) = (one for one in groups if one.tracking_identifier == "tumor 1")
+    lines = {one.name.meaning: one.referenced_coordinates[0] for one in group.get_measurements()}
+    image = lines["Long axis"].ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert image == headers[other].SOPInstanceUID
+    np.testing.assert_allclose(lines["Long axis"].value, [[5.5, 6.5], [9.5, 8.5]], atol=1e-3)
+    np.testing.assert_allclose(lines["Short axis"].value, ends[2:], atol=1e-2)
 
 
 def test_the_report_refers_to_the_segments_of_the_lesions(written):
