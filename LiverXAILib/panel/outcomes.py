@@ -22,8 +22,9 @@ from .tasks import Steps, TaskRunner
 
 @dataclass(frozen=True)
 class Asked:
-    """The subject of a request: the CT, its voxels and frame, and the segmentation and its labels at that time.
+    """The subject of a request: the CT, its voxels and frame, and the segmentation with its state at that time.
 
+    :param labels, decisions: the voxels of the segmentation, and the reader's decisions about it.
     :param size: the patient's height in cm and weight in kg, where they are known.
     """
 
@@ -32,6 +33,7 @@ class Asked:
     frame: str
     segmentation: Any = None
     labels: str = ""
+    decisions: str | None = None
     size: tuple[float | None, float | None] = (None, None)
 
     @staticmethod
@@ -39,7 +41,9 @@ class Asked:
         """Record the chosen CT, and a segmentation of it, as they are at this moment."""
         volume = state.volume_node
         labels = mrml.labels_token(segmentation) if segmentation is not None else ""
-        return Asked(volume, _voxel_time(volume), frame_of(volume), segmentation, labels, patient_size(state))
+        decisions = segmentation.GetAttribute(DECISIONS) if segmentation is not None else None
+        size = patient_size(state)
+        return Asked(volume, _voxel_time(volume), frame_of(volume), segmentation, labels, decisions, size)
 
 
 class Outcomes:
@@ -141,6 +145,9 @@ class Outcomes:
         subjects = yield prepare_subjects(analysis, self._state.scene, node)
         if obstacle := self._obstacle(asked):
             return obstacle
+        if segmentation.GetAttribute(DECISIONS) != asked.decisions:  # on the console, which the worker does not know
+            self._held = ("", "", "", None)
+            return [_("Other decisions were made in the meantime, so nothing was changed. Try again.")]
         edited_meanwhile = mrml.labels_token(segmentation) != asked.labels
         if edited_meanwhile and layers is not None:
             self._held = ("", "", "", None)

@@ -318,6 +318,33 @@ def test_what_was_decided_on_the_console_is_known_to_the_panel(panel, toy_model)
     assert kinds == ["reject", "restore"]
 
 
+@pytest.mark.parametrize("button", ["measure", "targets"])
+def test_a_decision_on_the_console_while_the_panel_measures_is_not_lost(panel, toy_model, button):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+    panel.ui.lesionTable.selectRow(0)
+    if button == "measure":
+        erase(segmentation, "tumor", node, (slice(0, 7), slice(None), slice(None)))
+    panel.click(getattr(panel.ui, f"{button}Button"))
+    assert panel.widget.runner.busy
+    panel.widget.logic.refine(node, [reject(2)], who="Dr. C", model=toy_model, device="cpu")
+    left = segment_array(segmentation, "tumor", node).copy()
+    wait_idle(panel)
+    assert "Other decisions were made in the meantime" in panel.ui.statusLabel.text
+    np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), left)
+    decisions = json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))
+    assert [(one["kind"], one["who"]) for one in decisions][-1] == ("reject", "Dr. C")
+    assert not panel.ui.editedLabel.visible
+    assert decided(panel)[-1] == "rejected by reader"
+    decide(panel, 0, "targets")
+    assert [one["kind"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))][-2:] == [
+        "reject",
+        "target",
+    ]
+
+
 def test_what_the_reader_changed_is_not_overwritten_by_another_apply(panel, toy_model):
     node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
     panel.ui.autoMeasureCheckBox.checked = False
