@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from .. import mrml
 from ..mrml.nodes import set_attributes
 from ..mrml.results import node_steps, prepare_heatmaps, prepare_nodes, prepare_subjects, update_refined
+from ..mrml.segmentations import LABELS_CHECKSUM
 from .model_choice import ModelChoice
 from .reading.edits import DECISIONS, Edits, protect_results
 from .reading.frames import frame_of
@@ -66,31 +67,31 @@ class Outcomes:
         self._state, self._models, self._runner = state, models, runner
         self._edits, self._shown, self._overlaid = edits, shown, overlaid
         #: The result that the worker holds, which is the last one: the segmentation node's ID, the worker's name for
-        #: its labels, and their state and decisions at that time.
-        self._held: tuple[str, str, str, str | None] = ("", "", "", None)
+        #: its labels, their state at that time, and the record of its measurements and decisions.
+        self._held: tuple[str, str, str, tuple[str | None, ...]] = ("", "", "", ())
         #: The patient's height in cm and weight in kg with which it was measured, where they were known.
         self.size: tuple[float | None, float | None] = (None, None)
 
     def forget(self) -> None:
         """Drop all state after the scene was closed."""
-        self._held = ("", "", "", None)
+        self._held = ("", "", "", ())
         self._edits.forget()
 
     def _hold(self, segmentation_node: Any, token: str, labels: str, asked: Asked) -> None:
         self.size = asked.size
-        self._held = (segmentation_node.GetID(), token, labels, segmentation_node.GetAttribute(DECISIONS))
+        self._held = (segmentation_node.GetID(), token, labels, _record(segmentation_node))
 
     def base_of(self, segmentation_node: Any) -> str:
         """Return the worker's name for a segmentation node before manual edits; "" if it holds none."""
-        identifier, token, _state, decisions = self._held
-        # The worker does not receive decisions made in the Python console.
-        is_held = identifier == segmentation_node.GetID() and segmentation_node.GetAttribute(DECISIONS) == decisions
+        identifier, token, _state, record = self._held
+        # The worker does not receive decisions and results made in the Python console.
+        is_held = identifier == segmentation_node.GetID() and _record(segmentation_node) == record
         return token if is_held else ""
 
     def labels_token(self, segmentation_node: Any) -> str:
         """Return the name under which the worker holds the segmentation as it is now, if it does."""
         state = mrml.labels_token(segmentation_node)
-        identifier, token, state_then, _decisions = self._held
+        identifier, token, state_then, _then = self._held
         return token if identifier == segmentation_node.GetID() and state_then == state else state
 
     def show_analysis(self, analysis: Any, asked: Asked, token: str, model: str) -> Steps:
@@ -146,11 +147,11 @@ class Outcomes:
         if obstacle := self._obstacle(asked):
             return obstacle
         if segmentation.GetAttribute(DECISIONS) != asked.decisions:  # on the console, which the worker does not know
-            self._held = ("", "", "", None)
+            self._held = ("", "", "", ())
             return [_("Other decisions were made in the meantime, so nothing was changed. Try again.")]
         edited_meanwhile = mrml.labels_token(segmentation) != asked.labels
         if edited_meanwhile and layers is not None:
-            self._held = ("", "", "", None)
+            self._held = ("", "", "", ())
             return [_("The segmentation was edited in the meantime, so nothing was changed. Try again.")]
         with self._edits.paused():
             update_refined(analysis, self._state.scene, node, layers, subjects)
@@ -238,6 +239,11 @@ class Outcomes:
         if asked.segmentation is not None and not any(node is asked.segmentation for node in present):
             return [_("The segmentation was removed or set aside in the meantime; its results were discarded.")]
         return []
+
+
+def _record(segmentation_node: Any) -> tuple[str | None, ...]:
+    """Return what a node says about the labels that were measured, and the decisions that led to them."""
+    return tuple(segmentation_node.GetAttribute(name) for name in (LABELS_CHECKSUM, DECISIONS))
 
 
 def patient_size(state: PanelState) -> tuple[float | None, float | None]:

@@ -675,6 +675,23 @@ def test_the_slider_makes_candidates_lesions_and_back_without_the_network(panel,
     assert not segment_array(segmentation, "tumor", node).any()
 
 
+def test_a_result_made_on_the_console_is_not_taken_for_an_edit_of_the_panels(panel, graded_model):
+    node = prepare(panel, phantom(lesions=2), graded_model, "nothing")
+    panel.ui.sensitivitySlider.value = 2
+    qtapplication.process_events()
+    apply_and_wait(panel)
+    assert decided(panel) == ["model", "model"]
+    panel.widget.logic.analyze(node, (), model=graded_model, device="cpu", force=True)  # at "standard"
+    qtapplication.process_events()
+    assert decided(panel) == ["candidate", "candidate"]
+    assert not panel.ui.saveButton.enabled
+    panel.ui.sensitivitySlider.value = 1
+    qtapplication.process_events()
+    decide(panel, 0, "accept")
+    (segmentation,) = results(node, "segmentation")
+    assert [one["kind"] for one in json.loads(segmentation.GetAttribute("LiverXAI.Decisions"))] == ["accept"]
+
+
 def test_a_rejection_outlives_the_slider_and_a_new_session(panel, graded_model):
     node = prepare(panel, phantom(lesions=2), graded_model, "nothing")
     apply_and_wait(panel)
