@@ -29,7 +29,7 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
     are. Other heat maps stay even if they no longer hold, because they record the label map that they explain. If a
     lesion has the model's outline again, the heat maps and answers of the model's own result are back.
 
-    :param provenance: of the result; its warnings are updated.
+    :param provenance: of the result; its warnings and the uncertainty about each lesion are updated.
     :return: `segmentation`, `explanations`, `answers` and `provenance`.
     """
     found: dict[tuple[str, ...], Explanation | Answer] = {}
@@ -63,8 +63,22 @@ def carried(analysis: Analysis, segmentation: Segmentation, provenance: Mapping[
         "segmentation": segmentation,
         "explanations": tuple(one for one in in_order if isinstance(one, Explanation)),
         "answers": tuple(one for one in in_order if isinstance(one, Answer)),
-        "provenance": {**provenance, "warnings": [sentence for sentence in warnings if sentence not in present]},
+        "provenance": {
+            **provenance,
+            **_renumbered_uncertainty(analysis.own or analysis, segmentation),
+            "warnings": [sentence for sentence in warnings if sentence not in present],
+        },
     }
+
+
+def _renumbered_uncertainty(own: Analysis, segmentation: Segmentation) -> dict[str, Any]:
+    """The model's uncertainty about its lesions under their new numbers; those with other voxels are left out."""
+    known = own.provenance.get("uncertainty")
+    if not known:
+        return {}
+    numbers = same_lesions(own.segmentation, segmentation)
+    lesions = [{**one, "number": numbers[one["number"]]} for one in known["lesions"] if one["number"] in numbers]
+    return {"uncertainty": {**known, "lesions": sorted(lesions, key=lambda one: one["number"])}}
 
 
 class _Change:

@@ -315,6 +315,26 @@ def test_heat_maps_of_labels_hold_while_the_voxels_do_that_they_depend_on():
     assert hold(undo(refine(fewer, [add(place(MISSED))]))) == [False, False, True]
 
 
+def test_the_models_uncertainty_about_a_lesion_has_the_lesions_number():
+    one = graded()
+    known = {
+        "label": "tumor",
+        "lesions": [{"number": 1, "mean_probability": 0.9}, {"number": 2, "mean_probability": 0.8}],
+    }
+    one = dataclasses.replace(one, provenance={**one.provenance, "uncertainty": known})
+
+    def uncertainty(other):
+        return {x["number"]: x["mean_probability"] for x in other.provenance["uncertainty"]["lesions"]}
+
+    gone = refine(one, [reject(1)])
+    assert uncertainty(gone) == {1: 0.8}
+    assert uncertainty(refine(gone, [restore(1)])) == uncertainty(undo(gone)) == {1: 0.9, 2: 0.8}
+    assert uncertainty(refine(one, [split(1)])) == {2: 0.8}
+    more = change_sensitivity(one, "sensitive")  # the candidate, a lesion there, is larger than lesion 2
+    assert uncertainty(more) == {1: 0.9, 3: 0.8}
+    assert one.provenance["uncertainty"] == known
+
+
 def test_files_have_the_answers_under_their_new_numbers(tmp_path):
     fewer = refine(explained(analysis()), [reject(1)])
     files = lx.write_analysis(fewer, tmp_path, write=["tables"])
