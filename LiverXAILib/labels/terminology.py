@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 #: A coded concept: coding scheme, code value, meaning.
 Code = tuple[str, str, str]
 
@@ -50,3 +53,8 @@ def parse_terminology_entry(text: str) -> tuple[Code | None, Code | None, Code |
 def _code(field: str) -> Code | None:
     scheme, value, meaning = (*field.split("^"), "", "", "")[:3]
     return (scheme, value, meaning) if value else None
+
+
+def algorithm_type(provenance: Mapping[str, Any]) -> str:
+    """The DICOM segment algorithm type of a segmentation: "SEMIAUTOMATIC" if a reader has changed the model's."""
+    return "SEMIAUTOMATIC" if provenance.get("edited") else "AUTOMATIC"

@@ -26,6 +26,7 @@ from .nodes import find_results, has_attributes, remove_result, results_folder, 
 from .segmentations import (
     LABELS_CHECKSUM,
     SegmentLayers,
+    mark_algorithm_type,
     remember_grids,
     remove_merged_segments,
     segment_layers,
@@ -205,6 +206,7 @@ def update_refined(
     if layers is not None:
         update_segmentation_node(analysis.segmentation, scene, volume_node, layers)
         remove_merged_segments(node, layers, analysis.model)
+    mark_algorithm_type(node, analysis.segmentation)
     remember_grids(node, analysis.segmentation)
     decisions = [decision.to_dict() for decision in analysis.decisions]
     set_attributes(node, {"Decisions": decisions or None, "Provenance": dict(analysis.segmentation.provenance)})

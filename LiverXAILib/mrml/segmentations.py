@@ -24,7 +24,7 @@ from ..errors import UsageError
 from ..inference.lesions import numbered_lesions
 from ..inference.segmentation import Segmentation
 from ..inference.sensitivity import STANDARD
-from ..labels.terminology import parse_terminology_entry
+from ..labels.terminology import algorithm_type, parse_terminology_entry
 from ..labels.vocabulary import STRUCTURES, structure_of
 from ..models.spec import LabelSpec, ModelSpec
 from ..volumes.box import Box, bounding_box
@@ -164,7 +164,17 @@ def update_segmentation_node(
         for image in layers.images:
             image.SetImageToWorldMatrix(matrix)
         _update_segments(node, layers.segments, layers.images, algorithm[:64])  # DICOM long strings hold 64 characters
+        mark_algorithm_type(node, segmentation)
     return node
+
+
+def mark_algorithm_type(node: slicer.vtkMRMLSegmentationNode, segmentation: Segmentation) -> None:
+    """Record for DICOM in LiverXAI's segments whether a reader has changed the model's segmentation."""
+    segments = node.GetSegmentation()
+    for identifier in segments.GetSegmentIDs():
+        segment = segments.GetSegment(identifier)
+        if segment.HasTag(_LABEL_TAG):
+            segment.SetTag("DICOM.SegmentAlgorithmType", algorithm_type(segmentation.provenance))
 
 
 def segmentation_from_node(
@@ -369,7 +379,6 @@ def _update_segments(
             segment.SetColor(item.color)
             segment.SetTag(_COLOR_TAG, color)
         segment.SetTag(_LABEL_TAG, item.spec.name)
-        segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
         segment.SetTag("DICOM.SegmentAlgorithmName", algorithm)
         if not _has_voxels(segment, images[item.layer], item.value):
             segment.SetLabelValue(item.value)

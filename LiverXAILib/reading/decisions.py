@@ -166,7 +166,7 @@ def refine(
     for decision in decisions:
         decided.append(dataclasses.replace(batch.apply(decision, array), who=who, when=now))
     everything = (*analysis.decisions, *decided)
-    return _changed(analysis, _edited(before, array), own, everything, _touched(analysis, array, decided))
+    return _changed(analysis, _with_labels(before, array), own, everything, _touched(analysis, array, decided))
 
 
 def undo(analysis: Analysis) -> Analysis:
@@ -192,13 +192,12 @@ def undo(analysis: Analysis) -> Analysis:
     array = np.where(touched, array, own.segmentation.labels.array)
     if not earlier and (array == own.segmentation.labels.array).all():
         return dataclasses.replace(own, **carried(analysis, own.segmentation, own.provenance))
-    return _changed(analysis, _edited(analysis.segmentation, array), own, earlier, touched)
+    return _changed(analysis, _with_labels(analysis.segmentation, array), own, earlier, touched)
 
 
-def _edited(segmentation: Segmentation, array: np.ndarray) -> Segmentation:
+def _with_labels(segmentation: Segmentation, array: np.ndarray) -> Segmentation:
     """A segmentation with other labels, uint8 (k, j, i)."""
-    provenance = {**segmentation.provenance, "edited": True}
-    return dataclasses.replace(segmentation, labels=segmentation.labels.with_array(array), provenance=provenance)
+    return dataclasses.replace(segmentation, labels=segmentation.labels.with_array(array))
 
 
 def _changed(
@@ -214,6 +213,8 @@ def _changed(
     :param decisions: all decisions that led to the segmentation.
     :param touched: see :attr:`~LiverXAILib.analysis.Analysis.touched`.
     """
+    edited = bool((segmentation.labels.array != own.segmentation.labels.array).any())
+    segmentation = dataclasses.replace(segmentation, provenance={**segmentation.provenance, "edited": edited})
     decisions = with_remarks(decisions, segmentation)
     measurements = measure_again(analysis, segmentation, own, decisions)
     recorded = {
@@ -352,7 +353,7 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     changed = dataclasses.replace(
         analysis.segmentation,
         labels=standard.labels.with_array(labels),
-        provenance={**chosen.provenance, "edited": True},
+        provenance=chosen.provenance,
     )
     recorded = {**analysis.provenance, "segmentation": dict(chosen.provenance)}
     before = dataclasses.replace(analysis, provenance=recorded)

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from ..errors import UsageError
 from ..inference.lesions import lesion_components
 from ..inference.segmentation import Segmentation
+from ..labels.terminology import algorithm_type
 from ..models.spec import LabelSpec
 from .dicom_objects import SERIES_NUMBERS, algorithm, code, made_by, save, tracking_of, without_references
 from .dicom_source import DicomSource, read_source
@@ -75,7 +76,7 @@ def segmentation_dataset(segmentation: Segmentation, source: DicomSource, segmen
                 segment_label=spec.name,
                 segmented_property_category=code(spec.category),
                 segmented_property_type=code(spec.type),
-                algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+                algorithm_type=algorithm_type(segmentation.provenance),
                 algorithm_identification=algorithm(segmentation),
                 anatomic_regions=[code(spec.region)] if spec.region else None,
                 display_color=highdicom.color.CIELabColor.from_rgb(*spec.color),

@@ -20,7 +20,7 @@ from LiverXAILib.explain import Counterfactual, Target
 from LiverXAILib.explain.explanation import Explanation
 from LiverXAILib.measure import measure
 from LiverXAILib.pipeline import write_outputs
-from LiverXAILib.reading import measure_lesion, refine
+from LiverXAILib.reading import choose_targets, measure_lesion, refine, reject, restore
 from LiverXAILib.report.writers import choose_writers
 from LiverXAILib.volumes.dicom_seg import read_segment_masks
 from LiverXAILib.volumes.io import read_volume
@@ -164,6 +164,18 @@ def test_diameters_that_a_reader_measured_elsewhere_are_drawn_there(written, tmp
     assert image == headers[other].SOPInstanceUID
     np.testing.assert_allclose(lines["Long axis"].value, [[5.5, 6.5], [9.5, 8.5]], atol=1e-3)
     np.testing.assert_allclose(lines["Short axis"].value, ends[2:], atol=1e-2)
+
+
+def test_what_a_reader_changed_is_not_called_automatic(written, tmp_path):
+    analysis, files = written
+    changed = refine(analysis, [reject(2)])
+    same = refine(changed, [restore(1), choose_targets(1)])
+    for name, one, expected in (("changed", changed, "SEMIAUTOMATIC"), ("same", same, "AUTOMATIC")):
+        objects = write_outputs(one, tmp_path / name, choose_writers(["dicom", "dicom-sr"])).files
+        for role in ("dicom", "dicom-lesions"):
+            kinds = {segment.SegmentAlgorithmType for segment in pydicom.dcmread(objects[role]).SegmentSequence}
+            assert kinds == {expected}
+    assert {one.SegmentAlgorithmType for one in pydicom.dcmread(files["dicom"]).SegmentSequence} == {"AUTOMATIC"}
 
 
 def test_the_report_refers_to_the_segments_of_the_lesions(written):

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import vtk
 from batch_toys import phantom, write_model
 from panel_toys import (
     apply_and_wait,
@@ -326,7 +327,7 @@ def test_a_decision_on_the_console_while_the_panel_measures_is_not_lost(panel, t
     (segmentation,) = results(node, "segmentation")
     panel.ui.lesionTable.selectRow(0)
     if button == "measure":
-        erase(segmentation, "tumor", node, (slice(0, 7), slice(None), slice(None)))
+        erase(segmentation, "tumor", node, (slice(0, 8), slice(None), slice(None)))
     panel.click(getattr(panel.ui, f"{button}Button"))
     assert panel.widget.runner.busy
     panel.widget.logic.refine(node, [reject(2)], who="Dr. C", model=toy_model, device="cpu")
@@ -471,6 +472,31 @@ def test_undo_takes_back_one_decision_after_the_other(panel, toy_model):
     assert decided(panel) == ["model", "model"]
     np.testing.assert_array_equal(segment_array(segmentation, "tumor", node), before)
     assert not panel.ui.undoButton.enabled
+
+
+def test_segments_say_for_dicom_whether_the_reader_changed_them(panel, toy_model):
+    node = prepare(panel, phantom(lesions=2), toy_model, "nothing")
+    panel.ui.autoMeasureCheckBox.checked = False
+    apply_and_wait(panel)
+    (segmentation,) = results(node, "segmentation")
+
+    def kinds():
+        values, segments = [vtk.reference(""), vtk.reference("")], segmentation.GetSegmentation()
+        for value, name in zip(values, ("liver", "tumor"), strict=True):
+            assert segments.GetSegment(name).GetTag("DICOM.SegmentAlgorithmType", value)
+        return {str(value) for value in values}
+
+    assert kinds() == {"AUTOMATIC"}
+    decide(panel, 1, "targets")
+    assert kinds() == {"AUTOMATIC"}
+    erase(segmentation, "tumor", node, (slice(0, 8), slice(None), slice(None)))
+    panel.click(panel.ui.measureButton)
+    wait_idle(panel)
+    assert kinds() == {"SEMIAUTOMATIC"}
+    assert not panel.ui.editedLabel.visible
+    panel.click(panel.ui.undoButton)
+    wait_idle(panel)
+    assert kinds() == {"AUTOMATIC"}
 
 
 def test_a_decision_is_about_the_lesion_that_was_seen_whatever_its_number_is_now(panel, toy_model, monkeypatch):
