@@ -110,10 +110,10 @@ def lesion_place(mask: np.ndarray, grid: Grid) -> Point:
 
 
 def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: float | None = None) -> int:
-    """The number of the lesion at a point, or nearest to it; 0 if none is near.
+    """The number of the lesion at a point, or nearest to it (of equally near ones, the largest); 0 if none is near.
 
     :param numbers: as from :func:`lesion_components`, on `grid`.
-    :param within_mm: how far it may be; None: one voxel.
+    :param within_mm: how far it may be; None: one voxel. Distances are the same to 0.01 mm: files hold rounded points.
     """
     if within_mm is None:  # faster, if the point lies in a lesion
         voxel = grid.nearest_voxel(place_lps_mm)
@@ -123,9 +123,9 @@ def lesion_at(numbers: np.ndarray, grid: Grid, place_lps_mm: Point, within_mm: f
     if not len(voxels):
         return 0
     distance = np.linalg.norm(grid.to_lps(voxels[:, ::-1]) - np.array(place_lps_mm), axis=1)
-    nearest = int(distance.argmin())
+    nearest = voxels[distance < distance.min() + 0.01]
     most = max(grid.spacing) if within_mm is None else within_mm
-    return int(numbers[tuple(voxels[nearest])]) if distance[nearest] <= most else 0
+    return int(numbers[tuple(nearest.T)].min()) if distance.min() < most + 0.01 else 0
 
 
 def lesion_count(segmentation: Segmentation, label: str = "tumor") -> int:

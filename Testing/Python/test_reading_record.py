@@ -32,7 +32,7 @@ from LiverXAILib.errors import UsageError
 from LiverXAILib.explain import Target
 from LiverXAILib.explain.answers import BorderNeed, Counterfactual, NeededChange
 from LiverXAILib.explain.explanation import Explanation
-from LiverXAILib.inference.lesions import lesion_components
+from LiverXAILib.inference.lesions import lesion_at, lesion_components
 from LiverXAILib.options import Options
 from LiverXAILib.reading import (
     accept,
@@ -118,6 +118,19 @@ def test_the_report_says_that_diameters_no_longer_apply(tmp_path):
     changed = refine(refine(analysis(), [measure_lesion(1, CALIPERS)]), [split(1)])
     write_report(changed, tmp_path / "report.html", viewer=False)
     assert changed.decisions[0].remark in (tmp_path / "report.html").read_text()
+
+
+def test_a_rounded_place_between_two_lesions_means_the_same_lesion():
+    """A target lesion that was split is the larger part, in this session and in a later one."""
+    grid = analysis().volume.grid
+    numbers = np.zeros(grid.shape, int)
+    numbers[12, 14, 20], numbers[12, 14, 22], numbers[12, 30, 30] = 2, 1, 3
+    middle, beside = grid.to_lps(np.array([[21, 14, 12], [30, 30, 13]], float))
+    for offset in np.array([(0, 0, 0), (5e-4, 0, 0), (-5e-4, 0, 0), (0, 5e-4, 5e-4), (0, -5e-4, -5e-4)]):
+        assert lesion_at(numbers, grid, tuple(middle + offset)) == 1
+        assert lesion_at(numbers, grid, tuple(beside + offset)) == 3  # exactly one voxel away
+        assert lesion_at(numbers, grid, tuple(beside + offset), 3.0) == 3
+    assert lesion_at(numbers, grid, tuple(beside), 2.9) == 0
 
 
 def test_a_place_decides_which_finding_is_meant():
