@@ -707,6 +707,7 @@ def test_a_result_made_on_the_console_is_not_taken_for_an_edit_of_the_panels(pan
     qtapplication.process_events()
     apply_and_wait(panel)
     assert decided(panel) == ["model", "model"]
+    panel.widget.sensitivity.close()  # the slider's pause is over
     panel.widget.logic.analyze(node, (), model=graded_model, device="cpu", force=True)  # at "standard"
     qtapplication.process_events()
     assert decided(panel) == ["candidate", "candidate"]
