@@ -156,13 +156,16 @@ def analyze(
             warnings.append(f"Not explained: {question.describe()}. {error}")
     background = ThreadPoolExecutor(1, "measuring")  # independent of the steps below, and nearly single-threaded
     measuring = background.submit(
-        _measure,
-        *(volume, segmentation, None if given else model, context.silent),
-        height_cm=height_cm,
-        weight_kg=weight_kg,
-        targets=recist_targets,
+        _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
     )
     checksum = background.submit(lambda: volume.sha256)
+
+    def check_mirrored() -> tuple[str, ...]:
+        return () if given else check_orientation(measuring.result(), volume, model, context.silent)
+
+    # A network that is being explained must not run for anything else: its activations are recorded.
+    is_apart = all(question.label and model.spec.stage_of(question.label).region for question in answerable)
+    checking = background.submit(check_mirrored) if is_apart else None
     background.shutdown(wait=False)
     explanations, found = explain_and_ask(
         volume,
@@ -184,7 +187,8 @@ def analyze(
 
         uncertainty = measure_uncertainty(volume, model, segmentation, **context.part(0.9, 0.95).keywords)
     context.report("Measuring", 0.95)
-    measurements, mirrored = measuring.result()
+    mirrored = check_mirrored() if checking is None else checking.result()
+    measurements = measuring.result().doubted(mirrored)
     # Paths may hold the names of patients.
     metadata = {name: value for name, value in volume.metadata.items() if name != "files"}
     provenance = {
@@ -306,15 +310,11 @@ def explain_and_ask(
     return explanations, [*found, *changed]
 
 
-def _measure(
-    volume: Volume, segmentation: Segmentation, model: Model | None, context: RunContext, **known: Any
-) -> tuple[Measurements, tuple[str, ...]]:
-    """Measure a result; if `model` made it, also return the reasons to believe that the image is mirrored."""
-    from .measure import measure  # needs SciPy, which is imported here while the network runs
+def _measure(volume: Volume, segmentation: Segmentation, **known: Any) -> Measurements:
+    """Call :func:`LiverXAILib.measure.measure`; it needs SciPy, which is imported here while the network runs."""
+    from .measure import measure
 
-    measurements = measure(volume, segmentation, **known)
-    mirrored = () if model is None else check_orientation(measurements, volume, model, context)
-    return measurements.doubted(mirrored), mirrored
+    return measure(volume, segmentation, **known)
 
 
 def _target_places(segmentation: Segmentation, targets: Sequence[int] | None) -> list[dict[str, Any]] | None:

@@ -83,6 +83,21 @@ def test_an_image_that_seems_mirrored_is_doubted_unless_the_contours_were_given(
     assert suspicion.describe() not in str(given.provenance["warnings"])
 
 
+def test_mirrored_copies_are_segmented_only_after_the_same_network_was_explained(volume_and_truth, monkeypatch):
+    events = []
+    explain = pipeline.explain_and_ask
+
+    def explaining(*args, **named):
+        result = explain(*args, **named)
+        events.append("explained")
+        return result
+
+    monkeypatch.setattr(pipeline, "explain_and_ask", explaining)
+    monkeypatch.setattr(pipeline, "find_mirrored_liver", lambda *_, **__: events.append("mirrored"))
+    analyze(volume_and_truth[0], threshold_model(), targets=["liver"], answers=False, device="cpu")
+    assert events == ["explained", "mirrored"]
+
+
 def test_a_stage_is_prepared_once_and_answers_as_if_each_question_were_asked_alone(
     volume_and_truth, analysis_and_prepared
 ):
