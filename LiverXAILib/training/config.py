@@ -63,9 +63,7 @@ class Data:
             description="Folder of the data set, or the CSV file. Relative paths are relative to the current folder.",
         ),
     ]
-    labels: Annotated[
-        Labels | None, Field(description="Values in the label maps; default: as the data set declares them.")
-    ] = None
+    labels: Annotated[Labels | None, Field(description="Values in the label maps; default: the data set's own.")] = None
     validation: Annotated[
         float, Field(gt=0, lt=1, description="Fraction of the cases kept for validation."), _NUMERIC
     ] = 0.2
@@ -161,10 +159,7 @@ class Training:
     optimizer: Annotated[Literal["adam", "adamw", "sgd"], Field(description="Optimizer of torch.")] = "adamw"
     learning_rate: Annotated[AboveZero, Field(description="Largest learning rate.")] = 1e-3
     weight_decay: Annotated[Amount, Field(description="Weight decay of the optimizer.")] = 0.0
-    schedule: Annotated[
-        Literal["cosine", "constant"],
-        Field(description="Course of the learning rate; cosine: a warm-up, then down to 1 %."),
-    ] = "cosine"
+    schedule: Annotated[Literal["cosine", "constant"], Field(description="cosine: warm-up, then to 1 %.")] = "cosine"
     dice_weight: Annotated[Amount, Field(description="Weight of the soft Dice loss.")] = 1.0
     bce_weight: Annotated[Amount, Field(description="Weight of the binary cross-entropy.")] = 1.0
     batch_dice: Annotated[
@@ -214,9 +209,7 @@ class Hardware:
     devices: Annotated[Positive | Literal["auto"], Field(description="Number of devices on each machine.")] = 1
     nodes: Annotated[Positive, Field(description="Number of machines.")] = 1
     strategy: Annotated[str, Field(description="A strategy of Lightning: auto, ddp, fsdp, …")] = "auto"
-    precision: Annotated[
-        Literal["32-true", "16-mixed", "bf16-mixed"], Field(description="Floating-point precision of the training.")
-    ] = "32-true"
+    precision: Annotated[Literal["32-true", "16-mixed", "bf16-mixed"], Field(description="Number format.")] = "32-true"
     workers: Annotated[Count, Field(description="Processes that prepare samples.")] = 0
 
 
