@@ -19,7 +19,7 @@ from typing import Any
 from ..analysis import Analysis, Decision
 from ..errors import Cancelled, LiverXAIError, UsageError, is_memory
 from ..explain.catalog import DEFAULT_METHOD
-from ..files import staging_folder
+from ..files import remove, staging_folder
 from ..inference.segmentation import Segmentation
 from ..subprocesses import ChildProcess, describe_end
 from ..volumes.volume import Volume
@@ -96,6 +96,7 @@ class WorkerClient:
         self._resources = contextlib.ExitStack()
         self._inbox: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self._running: _Request | None = None
+        self._sending: threading.Thread | None = None
         self._number = 0
         self._held: dict[str, str] = {}
 
@@ -334,6 +335,8 @@ class WorkerClient:
         """Kill the worker with all its descendants, and delete its images; a later request starts a new worker."""
         self._running = None
         self._end()
+        if self._sending is not None:  # it would leave its images behind if the program ended now
+            self._sending.join()
 
     # --- the process -------------------------------------------------------------------------------------------------
 
@@ -352,9 +355,9 @@ class WorkerClient:
         self._number += 1
         self._running = _Request(self._number, action, arguments, volume, held=dict(held or {}))
         # Writing images takes longer than the GUI may block.
-        threading.Thread(
-            target=self._send, args=(self._process, self._folder, self._running, segmentation), daemon=True
-        ).start()
+        about = (self._process, self._folder, self._running, segmentation)
+        self._sending = threading.Thread(target=self._send, args=about, daemon=True)
+        self._sending.start()
         return self._number
 
     def _send(
@@ -378,6 +381,9 @@ class WorkerClient:
             process.send({"id": request.number, "action": request.action, **arguments})
         except Exception as error:  # every failure must be reported: the caller is waiting for a response
             self._inbox.put(("unsent", process, _unsent(request, error)))
+        finally:
+            if self._folder != folder:  # the worker ended meanwhile, and its folder was removed while it was written to
+                remove(folder)
 
     def _start(self) -> None:
         try:

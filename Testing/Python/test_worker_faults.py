@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -131,6 +132,37 @@ def test_a_worker_that_dies_at_once_is_a_failure_and_the_next_one_starts(client,
         client.analyze(Volume(VOLUME.array, VOLUME.ijk_to_lps, {"x": "x" * size}), "ct")
         (event,) = outcome(client)
         assert "exit code 4" in str(event.error)
+
+
+@pytest.mark.parametrize("end", ["the worker dies", "close"])
+def test_an_image_that_is_written_while_the_worker_ends_is_not_left_behind(client, monkeypatch, end):
+    begun, ended = threading.Event(), threading.Event()
+    folders = []
+
+    def pack(volume, folder):
+        folders.append(folder)
+        begun.set()
+        ended.wait(60)
+        folder.mkdir(exist_ok=True)  # as if the folder was removed between two of its files
+        (folder / "image.npy").write_bytes(b"voxels")
+        return {}
+
+    monkeypatch.setattr("LiverXAILib.worker.client.pack_volume", pack)
+    if end == "close":
+        client.analyze(VOLUME, "ct")
+        assert begun.wait(60)
+        threading.Timer(0.2, ended.set).start()
+        client.close()
+        assert ended.is_set()
+    else:
+        client._python = "/bin/false"
+        client.analyze(VOLUME, "ct")
+        assert begun.wait(60)
+        (event,) = outcome(client)
+        assert event.kind == "failed"
+        ended.set()
+        client._sending.join()
+    assert not folders[0].exists()
 
 
 def test_a_request_whose_folder_vanishes_is_a_failure(client, monkeypatch, tmp_path):
