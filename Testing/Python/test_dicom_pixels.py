@@ -140,3 +140,16 @@ def test_pixels_of_another_length_than_the_header_says_are_damaged(tmp_path, len
     else:
         with pytest.raises(InputError, match="damaged"):
             pixels.hounsfield(one)
+
+
+@pytest.mark.parametrize(
+    ("stored", "in_upper_bits"), [(STORED, True), (STORED - 2000, True), (STORED, False), (STORED - 2000, False)]
+)
+def test_values_in_the_upper_bits_of_each_word_are_moved_down(tmp_path, stored, in_upper_bits):
+    signed = bool(stored.min() < 0)
+    words = stored * 16 if in_upper_bits else stored
+    dataset = a_slice(words.astype(np.int16 if signed else np.uint16), signed=signed)
+    # Without values in the upper bits, High Bit is wrong.
+    dataset.BitsStored, dataset.HighBit = 12, 15
+    image, _ = written(tmp_path, dataset).hounsfield(CtSlice(tmp_path, 0, stored.shape, None, None, None))
+    np.testing.assert_array_equal(image, stored)

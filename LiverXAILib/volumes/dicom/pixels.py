@@ -65,7 +65,7 @@ class StoredPixels:
                     frames = _unpacked_by_gdcm(dataset, syntax)
                 else:
                     _check_length(dataset)
-                    frames = dataset.pixel_array
+                    frames = _unpacked_by_pydicom(dataset)
                 return frames.reshape(-1, dataset.Rows, dataset.Columns)
         except Exception as error:  # the two libraries raise almost any type
             raise InputError("its pixels are damaged, incomplete or compressed in an unknown way") from error
@@ -119,6 +119,21 @@ def _check_length(dataset: Dataset) -> None:
     expected = dataset.Rows * dataset.Columns * frames * dataset.BitsAllocated // 8
     if len(dataset.PixelData) not in (expected, expected + 1):
         raise ValueError(f"{len(dataset.PixelData)} bytes of pixels instead of {expected}")
+
+
+def _unpacked_by_pydicom(dataset: Dataset) -> np.ndarray:
+    """The stored values of uncompressed pixels, which old files may keep in the upper bits of each word.
+
+    pydicom ignores High Bit. So do files that state it wrongly, but then the lower bits are in use.
+    """
+    stored, unused = int(dataset.BitsStored), int(dataset.get("HighBit", 0)) + 1 - int(dataset.BitsStored)
+    if unused > 0 and stored + unused <= dataset.BitsAllocated:
+        dataset.BitsStored = stored + unused
+        frames: np.ndarray = dataset.pixel_array
+        if not (frames & ((1 << unused) - 1)).any():
+            return frames >> unused
+        dataset.BitsStored = stored
+    return dataset.pixel_array
 
 
 def _check_segments(dataset: Dataset, syntax: UID) -> None:
