@@ -180,7 +180,7 @@ def test_values_that_are_missing_or_no_numbers_are_left_out(tmp_path):
 RESCALING: dict[str, tuple[dict[str, object], tuple[float, float, bool]]] = {
     "both": ({"RescaleSlope": "2", "RescaleIntercept": "-1000"}, (2.0, -1000.0, True)),
     "no slope": ({"RescaleIntercept": "-1000"}, (1.0, -1000.0, True)),
-    "no intercept": ({"RescaleSlope": "2"}, (2.0, 0.0, True)),
+    "no intercept": ({"RescaleSlope": "2"}, (2.0, 0.0, False)),
     "a slope of 0": ({"RescaleSlope": "0", "RescaleIntercept": "-1000"}, (1.0, -1000.0, True)),
     "empty": ({"RescaleSlope": "", "RescaleIntercept": ""}, (1.0, 0.0, False)),
     "none": ({}, (1.0, 0.0, False)),

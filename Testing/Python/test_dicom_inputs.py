@@ -154,9 +154,16 @@ FILES: dict[str, Make] = {
     ),
     "two kernels under one UID": twice({"ConvolutionKernel": "B30f"}, {"ConvolutionKernel": "B70f"}, 1.25),
     "two patients under one UID": twice({"PatientID": "1"}, {"PatientID": "2"}, 1.25),
+    "two days under one UID": several(
+        twice({"StudyDate": "20200131"}, {"StudyDate": "20210131"}, 1.25),
+        twice(*({"AcquisitionDateTime": f"{year}0131101010"} for year in (2020, 2021)), 1.25),
+    ),
     "two frames of reference under one UID": twice({"FrameOfReferenceUID": "1.2.5"}, {}, 1.25),
     "several series in one folder": two_series,
     "middle file damaged": damaged("002.dcm", *HARMFUL),
+    "a rescaling that one slice lacks": plain(
+        edit=lambda dataset, k: k == 2 and without("RescaleIntercept")(dataset, k)
+    ),
     "a slice missing": at(0, 2.5, 5, 10, 12.5),
     "uneven spacing": at(0, 2.5, 5, 8.5, 12),
     "a duplicate file": with_copy,

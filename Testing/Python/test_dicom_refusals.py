@@ -190,6 +190,28 @@ def test_a_map_that_is_not_in_hounsfield_units_is_refused(tmp_path):
     assert "its values are Z_EFF, not Hounsfield units" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("group", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_a_map_in_one_file_that_is_not_in_hounsfield_units_is_refused(tmp_path, group):
+    write_enhanced(tmp_path / "map.dcm", a_body(), geometry(), range(5))
+    dataset = pydicom.dcmread(tmp_path / "map.dcm")
+    kind = Dataset()
+    kind.RescaleType = "Z_EFF"
+    for item in dataset[group]:
+        item.PixelValueTransformationSequence = [*item.get("PixelValueTransformationSequence", []), kind]
+    dataset.save_as(tmp_path / "map.dcm")
+    assert "its values are Z_EFF, not Hounsfield units" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [["RescaleIntercept"], ["RescaleSlope", "RescaleIntercept"]], ids=len)
+def test_a_slice_without_the_rescaling_of_the_others_is_refused(tmp_path, missing):
+    def edit(dataset: Dataset, k: int) -> None:
+        for keyword in missing * (k == 2):
+            del dataset[keyword]
+
+    write_series(tmp_path, a_body(), geometry(), edit=edit)
+    assert "1 of its 5 slices do not specify their rescaling to Hounsfield units" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [

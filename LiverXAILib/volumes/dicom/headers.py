@@ -41,6 +41,7 @@ _SMALLEST_FRAME_BYTES = 8
 
 _HEADER_TAGS = [
     *("SOPClassUID", "Modality", "ImageType", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    "StudyDate",
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("SeriesNumber", "SeriesDescription", "ConvolutionKernel", "InstanceNumber", "SliceThickness", "KVP"),
     *("AcquisitionNumber", "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ContrastBolusAgent"),
@@ -58,7 +59,7 @@ class CtSlice:
 
     :param size: rows, columns.
     :param position: LPS mm of the center of the first pixel; geometry is None where the header has none.
-    :param rescaled: whether the header specifies the conversion of stored values to HU.
+    :param rescaled: whether the header specifies the conversion of stored values to HU; a slope alone does not.
     :param instance: Instance Number, then the index of the frame.
     :param time: when it was acquired, in seconds; None if unknown.
     :param identity: values that slices of one scan have in common, by the names used in
@@ -175,7 +176,12 @@ def _why_not_a_ct_slice(header: Dataset) -> str | None:
         return "it does not hold an image"
     if int(header.get("SamplesPerPixel") or 1) != 1:
         return "it is a color image"
-    rescale_type = _text(header, "RescaleType").upper()
+    # A multi-frame file holds the type in its functional groups, usually the same for all frames.
+    shared, frame = (
+        next(iter(header.get(name) or []), Dataset())
+        for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    )
+    rescale_type = _FrameValues(header, shared, frame).text("RescaleType", "PixelValueTransformationSequence").upper()
     if rescale_type not in _HU_TYPES:
         return f"its values are {rescale_type}, not Hounsfield units"
     return None
@@ -203,7 +209,7 @@ def _slices(path: Path, header: Dataset, pixel_bytes: int) -> Iterator[CtSlice]:
             # A slope of 0 would make the image constant; it means that there is none.
             slope=slope or 1.0,
             intercept=intercept or 0.0,
-            rescaled=slope is not None or intercept is not None,
+            rescaled=intercept is not None,
             instance=(_lenient(header, "InstanceNumber", int) or 0, index),
             time=found.seconds(),
             identity=found.identity(),
@@ -245,6 +251,7 @@ class _FrameValues:
         values = {
             "patient": "^".join(self.text(k) for k in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")),
             "study": self.text("StudyInstanceUID"),
+            "study date": self.text("StudyDate"),
             "frame of reference": self.text("FrameOfReferenceUID"),
             "series number": self.text("SeriesNumber"),
             "description": self.text("SeriesDescription"),

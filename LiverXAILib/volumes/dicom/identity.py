@@ -23,13 +23,13 @@ from .headers import CtSlice
 _ALWAYS = ("patient", "kernel", "contrast agent")
 #: Slices that differ in one of these are not merged, unless each differs from all others: then an anonymizer gave every
 #: file a value of its own.
-_UNLESS_RANDOM = ("study", "frame of reference", "series number", "description")
+_UNLESS_RANDOM = ("study", "study date", "frame of reference", "series number", "description")
 #: These separate scans where their slices interleave or coincide.
 _WHERE_OVERLAPPING = (
     *("temporal position", "cardiac phase", "acquisition", "tube voltage", "slice thickness", "image type"),
 )
 #: Values that are not shown, because they may identify the patient or mean nothing to a reader.
-_ONLY_COUNTED = ("patient", "study", "frame of reference")
+_ONLY_COUNTED = ("patient", "study", "study date", "frame of reference")
 #: Scans that lie one above the other are separated if this many seconds lie between them ...
 _PHASE_SECONDS = 30.0
 #: ... and each has this many slices, so that a step-and-shoot scan stays whole.
@@ -39,6 +39,8 @@ _BLOCK_SLICES = 10
 _PAUSE_FACTOR, _PAUSE_SECONDS = 5.0, 2.0
 #: Cosines, and relative pixel sizes, that differ by less than this are the same.
 SAME_DIRECTION, SAME_SPACING = 1e-3, 1e-3
+
+_DAY = 86400.0
 
 Arrange = Callable[[Sequence[CtSlice]], "Stack | str"]
 _Groups = Mapping[str, list[CtSlice]]
@@ -189,19 +191,30 @@ def _by_pauses(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
         return {}
     steps = np.diff(times)
     starts = [times[0], *np.array(times[1:])[steps > max(_PAUSE_SECONDS, _PAUSE_FACTOR * float(np.median(steps)))]]
-    groups: dict[str, list[CtSlice]] = {}
-    for one, time in zip(slices, known, strict=True):
-        start = starts[int(np.searchsorted(starts, time, side="right")) - 1]
-        groups.setdefault(f"at {_clock(start)}", []).append(one)
-    return groups
+    return _at_times(
+        [
+            (one, starts[int(np.searchsorted(starts, time, side="right")) - 1])
+            for one, time in zip(slices, known, strict=True)
+        ]
+    )
 
 
 def _by_time(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
     """Slices by exact time; only if many slices share few times, as in the phases of a scan."""
-    groups: dict[str, list[CtSlice]] = {}
-    for one in slices:
-        groups.setdefault("" if one.time is None else f"at {_clock(one.time)}", []).append(one)
+    groups = _at_times([(one, one.time) for one in slices])
     return groups if min(len(members) for members in groups.values()) > 1 else {}
+
+
+def _at_times(slices: Sequence[tuple[CtSlice, float | None]]) -> dict[str, list[CtSlice]]:
+    """Slices by a time of each, to the second; days are only counted, because dates may identify the patient."""
+    days = sorted({time // _DAY for _, time in slices if time is not None})
+    groups: dict[str, list[CtSlice]] = {}
+    for one, time in slices:
+        name = "" if time is None else f"at {_clock(time)}"
+        if time is not None and len(days) > 1:
+            name += f" on day {days.index(time // _DAY) + 1} of {len(days)}"
+        groups.setdefault(name, []).append(one)
+    return groups
 
 
 def _split_by_instance(part: Part) -> list[Part]:
@@ -223,5 +236,5 @@ def _split_by_instance(part: Part) -> list[Part]:
 
 def _clock(seconds: float) -> str:
     """Time of day, HH:MM:SS."""
-    whole = int(seconds % 86400)
+    whole = int(seconds % _DAY)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"

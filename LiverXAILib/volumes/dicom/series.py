@@ -233,4 +233,7 @@ def arrange_slices(slices: Sequence[CtSlice]) -> Stack | str:
         return "its slices differ in orientation"
     if np.abs(np.array(spacings) / spacings[0] - 1).max() > SAME_SPACING:
         return "its slices differ in pixel size"
+    unscaled = sum(not one.rescaled for one in slices)
+    if 0 < unscaled < len(slices):
+        return f"{unscaled} of its {len(slices)} slices do not specify their rescaling to Hounsfield units"
     return sort_slices(np.array(positions), row * spacings[0][1], column * spacings[0][0])
