@@ -107,7 +107,9 @@ def find_cases(
     elif source.is_dir():
         found = _searched(source, exclude, keep_names, progress)
     else:
-        case = _case(source.parent, source, keep_names=keep_names, files=image_files(source))
+        from ..volumes.dicom import files_at
+
+        case = _case(source.parent, source, keep_names=keep_names, files=files_at(source))
         found = Found(source.parent, (case,))
     if pattern is not None:
         fitting = tuple(case for case in found.cases if fnmatch(case.label, pattern))
@@ -240,6 +242,9 @@ def _common_folder(files: Iterable[Path]) -> Path:
 
 
 def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
+    from ..volumes.dicom import files_at
+
+    place = path.absolute().parent
     rows = _json_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
     for where, row in rows:
         values = dict(row)
@@ -255,9 +260,8 @@ def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
             unknown = set(values) - {option.name for option in dataclasses.fields(Options)}
             hint = " Also allowed: input, case." if unknown else ""
             raise UsageError(f"{path.name}, {where}: {error}{hint}") from error
-        image = path.absolute().parent / given
-        files = tuple(sorted(p for p in image.rglob("*") if p.is_file())) if image.is_dir() else image_files(image)
-        place = path.absolute().parent
+        image = place / given
+        files = files_at(image)
         yield _case(place, image, keep_names=keep_names, series=series or None, files=files, options=values, name=name)
 
 
@@ -339,10 +343,8 @@ def stamp(files: Sequence[Path]) -> str:
 
     :raises OSError: a file does not exist.
     """
-    facts = []
-    for path in sorted(files):
-        status = path.stat()
-        facts.append([path.name, status.st_size, status.st_mtime_ns])
+    statuses = [(path.name, path.stat()) for path in sorted(files)]
+    facts = [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

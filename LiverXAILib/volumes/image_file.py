@@ -57,8 +57,9 @@ def read_image_fields(path: str | os.PathLike[str]) -> Mapping[str, str]:
 
 
 def image_files(path: Path) -> tuple[Path, ...]:
-    """All files of an image: `path`, and the file with the voxels if `path` is only a header. Never raises."""
+    """All files of an image: `path`, and the other one of a header and its voxels. Never raises."""
     try:
+        path = existing(path)
         with reading(path):
             return tuple(dict.fromkeys((path, _header(path).data)))
     except InputError:

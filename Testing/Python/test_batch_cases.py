@@ -267,6 +267,34 @@ def test_each_row_of_a_list_may_name_a_series_of_the_same_folder(tmp_path):
     assert first.files == second.files == (tmp_path / "scanner" / "2.dcm", tmp_path / "scanner" / "deep" / "1.dcm")
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["alone", "in a list"])
+@pytest.mark.parametrize("name", ["0", "DICOMDIR"])
+def test_a_dicom_file_depends_on_all_of_its_series(tmp_path, name, listed):
+    write_dicom(tmp_path / "ct", slices=3)
+    slices = [path.rename(tmp_path / "ct" / str(k)) for k, path in enumerate(sorted((tmp_path / "ct").iterdir()))]
+    index = tmp_path / "ct" / "DICOMDIR"
+    index.write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "ct" / "notes.txt").write_text("not a slice")
+    path = tmp_path / "ct" / name
+    if listed:
+        (tmp_path / "list.json").write_text(json.dumps([str(path)]))
+        path = tmp_path / "list.json"
+    (case,) = find_cases(path).cases
+    assert case.files == (*slices, index)
+    before = content_hash(case.files)
+    slices[2].write_bytes(slices[2].read_bytes()[:-2] + b"\1\1")
+    assert content_hash(case.files) != before
+
+
+@pytest.mark.parametrize("name", ["ct.hdr", "ct.img"])
+def test_a_header_and_its_voxels_are_one_image_by_either_name(tmp_path, name):
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(tmp_path / "ct.img"))
+    # Voxels may look like the start of a DICOM file.
+    (tmp_path / "ct.img").write_bytes(bytes([8, 0, 8, 0, *bytes(44)]))
+    (case,) = find_cases(tmp_path / name).cases
+    assert case.files == (tmp_path / "ct.hdr", tmp_path / "ct.img")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [

@@ -7,9 +7,19 @@ Headers are read with pydicom. Positions and intensities always come from the he
 
 from __future__ import annotations
 
-from .finding import FoundSeries, find_series, list_series
+from .finding import FoundSeries, files_at, find_series, list_series
 from .headers import is_dicom
 from .reading import read_dicom
 from .series import Series, SeriesInfo, rank
 
-__all__ = ["FoundSeries", "Series", "SeriesInfo", "find_series", "is_dicom", "list_series", "rank", "read_dicom"]
+__all__ = [
+    "FoundSeries",
+    "Series",
+    "SeriesInfo",
+    "files_at",
+    "find_series",
+    "is_dicom",
+    "list_series",
+    "rank",
+    "read_dicom",
+]

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...context import UNATTENDED, RunContext
 from ...errors import InputError
 from ..formats import image_ending
+from ..image_file import existing, image_files
 from .headers import DicomFile, is_dicom, read_header
 from .series import Series, SeriesInfo, arrange_series, rank
 
@@ -78,22 +79,39 @@ def find_series(files: Sequence[Path], context: RunContext = UNATTENDED) -> Foun
     )
 
 
+def files_at(path: Path) -> tuple[Path, ...]:
+    """All files that decide what is read at `path`, in any format; for a DICOM file those of its series are among them.
+
+    Other DICOM files beside it are included, because only their headers tell whether they belong to the series.
+    """
+    if path.is_dir():
+        return tuple(_searched(path))
+    if path.is_file() and image_ending(existing(path)) is None and is_dicom(path):
+        return tuple(file for file in _searched(path) if is_dicom(file))
+    return image_files(path)
+
+
 def series_at(path: Path, files: Sequence[Path] | None, context: RunContext) -> FoundSeries:
     """All series in a folder, or in that of a file, or among `files`.
 
     :raises LiverXAILib.errors.InputError: there is none.
     """
-    if files is None:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-        elif path.name.upper() == "DICOMDIR":
-            files = sorted(file for file in path.parent.rglob("*") if file.is_file())
-        else:
-            files = sorted(file for file in path.parent.iterdir() if file.is_file())
+    files = _searched(path) if files is None else files
     found = find_series(files, context)
     if not found.series:
         raise InputError(" ".join([_nothing_found(path, files), *found.notes()]))
     return found
+
+
+def _searched(path: Path) -> list[Path]:
+    """The files among which the series at a path are looked for."""
+    if path.is_dir():
+        candidates = path.rglob("*")
+    elif path.name.upper() == "DICOMDIR":
+        candidates = path.parent.rglob("*")
+    else:
+        candidates = path.parent.iterdir()
+    return sorted(file for file in candidates if file.is_file())
 
 
 def _nothing_found(path: Path, files: Sequence[Path]) -> str:
