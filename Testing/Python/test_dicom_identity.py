@@ -382,3 +382,30 @@ def test_only_whole_passes_through_the_same_places_are_phases(passes, choices):
     slices.sort(key=lambda one: one.position[2])
     shown = [(f"phase {number} of {choices}",) for number in range(1, choices + 1)]
     assert told(parts_of(*slices)) == (shown if choices > 1 else [()])
+
+
+@pytest.mark.parametrize("direction", [1, -1], ids=["upward", "downward"])
+@pytest.mark.parametrize(
+    ("counts", "offset", "choices"),
+    [((10, 10), 3.0, 2), ((10, 10, 10), 2.0, 3), ((10, 10), 60.0, 1), ((10, 9), 3.0, 1), ((20,), 3.0, 1)],
+    ids=["twice", "three times", "one block above the other", "too few to tell", "once"],
+)
+def test_interleaved_slices_are_several_scans_if_their_numbers_pass_through_the_body_anew(
+    counts, offset, choices, direction
+):
+    slices = [
+        at(direction * (6.0 * k + number * offset), 100 * number + k)
+        for number, count in enumerate(counts)
+        for k in range(count)
+    ]
+    parts = parts_of(*slices)
+    apart = [(f"phase {n + 1} of {choices}",) for n in range(choices)]
+    assert told(parts) == (apart if choices > 1 else [()])
+    assert [len(part.slices) for part in parts] == (list(counts) if choices > 1 else [sum(counts)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_numbers_in_no_order_do_not_divide_a_scan(seed):
+    numbers = np.random.default_rng(seed).permutation(40)
+    assert told(parts_of(*(at(3.0 * k, int(number)) for k, number in enumerate(numbers)))) == [()]
+    assert told(parts_of(*(at(3.0 * k, 20 - k if k % 2 else 20 + k) for k in range(40)))) == [()]

@@ -66,8 +66,8 @@ def split(slices: Sequence[CtSlice], arrange: Arrange) -> list[Part]:
     parts = [finer for part in parts for finer in _split_by_geometry(part, arrange)]
     for name in _WHERE_OVERLAPPING:
         parts = [finer for part in parts for finer in _split_by_overlap(part, name, _grouped(part.slices, name))]
-    for groups_of in (_by_pauses, _by_time):
-        parts = [finer for part in parts for finer in _split_by_overlap(part, "acquired", groups_of(part.slices))]
+    for name, groups_of in (("acquired", _by_pauses), ("acquired", _by_time), ("phase", _by_passes)):
+        parts = [finer for part in parts for finer in _split_by_overlap(part, name, groups_of(part.slices))]
     return [finer for part in parts for finer in _split_by_instance(part)]
 
 
@@ -215,6 +215,22 @@ def _at_times(slices: Sequence[tuple[CtSlice, float | None]]) -> dict[str, list[
             name += f" on day {days.index(time // _DAY) + 1} of {len(days)}"
         groups.setdefault(name, []).append(one)
     return groups
+
+
+def _by_passes(slices: Sequence[CtSlice]) -> dict[str, list[CtSlice]]:
+    """Slices by their pass through the body, if their instance numbers go through it several times in one direction."""
+    depths = _depths(slices)
+    if depths is None or len({one.instance for one in slices}) < len(slices):
+        return {}
+    order = sorted(range(len(slices)), key=lambda index: slices[index].instance)
+    forward = np.sign(np.diff(depths[order]))
+    starts = np.flatnonzero(forward != np.sign(forward.sum())) + 1
+    passes = np.split(np.array(order), starts)
+    if min(len(one) for one in passes) < _BLOCK_SLICES:
+        return {}
+    return {
+        f"{number} of {len(passes)}": [slices[index] for index in one] for number, one in enumerate(passes, start=1)
+    }
 
 
 def _split_by_instance(part: Part) -> list[Part]:
