@@ -103,13 +103,13 @@ def find_cases(
     """
     source = require_exists(source).absolute()
     if source.suffix.lower() in (".csv", ".tsv", ".json"):
-        found = Found(source.parent, tuple(_listed(source, keep_names)))
+        found = Found(source.parent, tuple(_listed(source, exclude, keep_names)))
     elif source.is_dir():
         found = _searched(source, exclude, keep_names, progress)
     else:
         from ..volumes.dicom import files_at
 
-        case = _case(source.parent, source, keep_names=keep_names, files=files_at(source))
+        case = _case(source.parent, source, keep_names=keep_names, files=files_at(source, exclude))
         found = Found(source.parent, (case,))
     if pattern is not None:
         fitting = tuple(case for case in found.cases if fnmatch(case.label, pattern))
@@ -241,7 +241,7 @@ def _common_folder(files: Iterable[Path]) -> Path:
 # --- a list -------------------------------------------------------------------------------------------------------
 
 
-def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
+def _listed(path: Path, exclude: Sequence[Path], keep_names: bool) -> Iterator[Case]:
     from ..volumes.dicom import files_at
 
     place = path.absolute().parent
@@ -261,7 +261,7 @@ def _listed(path: Path, keep_names: bool) -> Iterator[Case]:
             hint = " Also allowed: input, case." if unknown else ""
             raise UsageError(f"{path.name}, {where}: {error}{hint}") from error
         image = place / given
-        files = files_at(image)
+        files = files_at(image, exclude)
         yield _case(place, image, keep_names=keep_names, series=series or None, files=files, options=values, name=name)
 
 

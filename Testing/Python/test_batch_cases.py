@@ -12,6 +12,7 @@ import re
 import string
 import textwrap
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -284,6 +285,18 @@ def test_a_dicom_file_depends_on_all_of_its_series(tmp_path, name, listed):
     before = content_hash(case.files)
     slices[2].write_bytes(slices[2].read_bytes()[:-2] + b"\1\1")
     assert content_hash(case.files) != before
+
+
+def test_results_in_the_folder_of_a_dicom_series_are_no_change_of_its_image(tmp_path, monkeypatch):
+    write_dicom(tmp_path / "ct", slices=3)
+    slices = tuple(sorted((tmp_path / "ct").iterdir()))
+    (tmp_path / "list.json").write_text('["ct/../ct"]')
+    touch(tmp_path / "ct" / "out", "cases.csv", "cohort.html", "cases/a/case.json", "cases/a/segmentation.dcm")
+    monkeypatch.chdir(tmp_path)
+    # A folder that the list names is never left out itself.
+    for excluded in ([tmp_path / "ct" / "out" / "cases"], [Path("ct"), Path("ct/out/cases")]):
+        (case,) = find_cases(tmp_path / "list.json", exclude=excluded).cases
+        assert [path.resolve() for path in case.files] == [path.resolve() for path in slices]
 
 
 @pytest.mark.parametrize("name", ["ct.hdr", "ct.img"])

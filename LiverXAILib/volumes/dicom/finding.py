@@ -79,16 +79,22 @@ def find_series(files: Sequence[Path], context: RunContext = UNATTENDED) -> Foun
     )
 
 
-def files_at(path: Path) -> tuple[Path, ...]:
+def files_at(path: Path, without: Sequence[Path] = ()) -> tuple[Path, ...]:
     """All files that decide what is read at `path`, in any format; for a DICOM file those of its series are among them.
 
     Other DICOM files beside it are included, because only their headers tell whether they belong to the series.
+
+    :param without: folders below it that are left out, such as those of results that are written there.
     """
-    if path.is_dir():
-        return tuple(_searched(path))
-    if path.is_file() and image_ending(existing(path)) is None and is_dicom(path):
-        return tuple(file for file in _searched(path) if is_dicom(file))
-    return image_files(path)
+    if not path.is_dir() and not (path.is_file() and image_ending(existing(path)) is None and is_dicom(path)):
+        return image_files(path)
+    place = path if path.is_dir() else path.parent
+    root = place.resolve()
+    # In terms of `place`, because the files are not resolved.
+    left_out = [place / one.resolve().relative_to(root) for one in without if root in one.resolve().parents]
+    files = [file for file in _searched(path) if not any(file.is_relative_to(folder) for folder in left_out)]
+    dicom = [file for file in files if file.name.lower().endswith(_DICOM_ENDINGS) or is_dicom(file)]
+    return tuple(dicom or files)
 
 
 def series_at(path: Path, files: Sequence[Path] | None, context: RunContext) -> FoundSeries:
