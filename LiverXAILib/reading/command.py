@@ -83,9 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="PLACE", help="a point that does not belong to its lesion"
     )
-    parser.add_argument(
-        "--targets", type=_numbers, nargs="+", default=[], metavar="N", help="the target lesions of RECIST 1.1: 1,3"
-    )
+    parser.add_argument("--targets", **numbers, help="the target lesions of RECIST 1.1: 1,3")
     parser.add_argument(
         "--undo",
         action="count",
@@ -117,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     before = provenance["segmentation"].get("sensitivity", {}).get("asked", STANDARD)
     chosen = dataclasses.replace(options.Options.from_arguments(arguments), sensitivity=before)
     chosen.require_valid()
-    require_writable(arguments.output or arguments.result)
+    _require_place(arguments.output, arguments.result)
     check_sensitivity(arguments.sensitivity or before)
     listed = _listed(arguments.result)
     if listed is not None:  # refused before anything is computed
@@ -137,6 +135,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{role:>20}  {path}")
     print("For research use only. Not for diagnosis or treatment.")
     return 0
+
+
+def _require_place(output: Path | None, result: Path) -> None:
+    """Refuse a folder for the new result that cannot be written or holds decisions about another result."""
+    from ..pipeline import require_undecided
+
+    require_writable(output or result)
+    if output is not None and output.resolve() != result.resolve():
+        require_undecided(output)
 
 
 def _refined(
@@ -186,6 +193,8 @@ def _refined(
             "No decision was given, and the label map was not edited: use --accept, --dismiss, --reject, --restore, "
             "--merge, --split, --add, --include, --exclude, --targets, --undo or --sensitivity."
         )
+    if listed is None and (edited or arguments.undo):
+        _require_no_numbers(arguments.result, decisions)
     current = own if untouched else resume(own, labels, earlier, edited=edited, who=arguments.reader)
     undone: list[Decision] = []
     for _ in range(arguments.undo):
@@ -254,6 +263,16 @@ def _listed(folder: Path) -> Listed | None:
         return listed_in(json.loads((folder / "measurements.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _require_no_numbers(folder: Path, decisions: Sequence[Decision]) -> None:
+    """Refuse numbers of a list that is lost: after a change of the label map, they could mean other findings."""
+    if any(decision.numbers for decision in decisions):
+        raise UsageError(
+            f"{folder / 'measurements.json'} is missing or damaged, so it is unknown which findings have the given "
+            "numbers after the label map was edited or a decision undone. Run 'liverxai refine' without numbers "
+            "first, and use those of the new list."
+        )
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

@@ -624,3 +624,34 @@ def test_the_command_computes_the_answers_that_are_asked_for(command, words, kin
     told = json.loads((command.result / "provenance.json").read_text())
     assert {one["kind"] for one in told["answers"]} == kinds
     assert (command.result / "heatmap-lesion-1.nrrd").exists()
+
+
+@pytest.mark.parametrize("words", [["--reject", "1"], ["--undo", "--reject", "1"]])
+def test_numbers_of_a_lost_list_are_refused_where_they_could_mean_other_lesions(command, capsys, words):
+    if "--undo" in words:
+        assert command("--reject", "2") == 0
+    else:
+        draw(command.result, shrink_first)
+    (command.result / "measurements.json").write_text("{")
+    before = (command.result / "provenance.json").read_bytes()
+    assert command(*words) == 2
+    assert "measurements.json is missing or damaged" in capsys.readouterr().err
+    assert (command.result / "provenance.json").read_bytes() == before
+
+
+def test_a_refined_result_is_not_written_over_decisions_about_another(command, tmp_path, capsys):
+    other = str(tmp_path / "other")
+    assert command("--reject", "1", "-o", other) == 0
+    before = (tmp_path / "other" / "provenance.json").read_bytes()
+    assert command("--split", "1", "-o", other) == 2
+    assert "holds a result with 1 decision of a reader, which would be lost." in capsys.readouterr().err
+    assert (tmp_path / "other" / "provenance.json").read_bytes() == before
+    same = f"{command.result.parent}/./{command.result.name}/"
+    for _ in range(2):  # the same folder: the decisions add up
+        assert command("--reject", "1", "-o", same) == 0
+    assert stored(command.result)[1] == ["reject", "reject"]
+
+
+def test_targets_may_be_given_one_by_one_like_other_numbers(command):
+    assert command("--targets", "1", "--targets", "3") == 0
+    assert stored(command.result)[2]["recist"]["targets"] == [1, 3]
