@@ -159,6 +159,7 @@ def analyze(
         _measure, volume, segmentation, height_cm=height_cm, weight_kg=weight_kg, targets=recist_targets
     )
     checksum = background.submit(lambda: volume.sha256)
+    labels_checksum = background.submit(lambda made: made.checksum, segmentation)
 
     def check_mirrored() -> tuple[str, ...]:
         return () if given else check_orientation(measuring.result(), volume, model, context.silent)
@@ -205,6 +206,7 @@ def analyze(
             "recist_targets": _target_places(segmentation, recist_targets),
         },
         "segmentation": dict(segmentation.provenance),
+        "model_labels_sha256": labels_checksum.result(),
         "explanations": _explained(explanations, segmentation),
         "answers": [answer.to_dict() for answer in found],
         "uncertainty": None if uncertainty is None else uncertainty.to_dict(),

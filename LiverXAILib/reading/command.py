@@ -43,7 +43,7 @@ from .decisions import (
     split,
     undo,
 )
-from .measuring import measured_with
+from .measuring import measured_with, with_outlines
 from .numbering import Listed, as_listed, listed_in, require_listed
 from .packing import unpack_labels, unpack_mask
 
@@ -182,7 +182,7 @@ def _refined(
         sensitivity=chosen.sensitivity,
         **context.part(0.0, 0.4).keywords,
     )
-    own = measured_with(own, provenance.get("measured_with", {}))
+    own = measured_with(_as_stored(own, arguments.result, provenance), provenance.get("measured_with", {}))
     earlier = tuple(Decision.from_dict(one) for one in provenance.get("reader", ()))
     labels = _labels(arguments.result / "segmentation.seg.nrrd", own)
     left = provenance["reader_labels_sha256"] if earlier else labels_checksum(own.segmentation.labels)
@@ -206,6 +206,26 @@ def _refined(
     if arguments.sensitivity is not None:  # after the decisions, because they use the numbers of the report
         refined = change_sensitivity(refined, arguments.sensitivity)
     return _explained(refined, model, questions, chosen, context.part(0.4, 1.0)), undone
+
+
+def _as_stored(own: Analysis, folder: Path, provenance: Mapping[str, Any]) -> Analysis:
+    """The model's own result with the outlines in `folder`.
+
+    On another machine or device, the network's sums are rounded differently, and a few voxels may have another label.
+    These are no edits of the reader.
+    """
+    known = provenance.get("model_labels_sha256")
+    if known is None or known == own.segmentation.checksum:
+        return own
+    name = "segmentation-model.seg.nrrd" if provenance.get("reader") else "segmentation.seg.nrrd"
+    labels = _labels(folder / name, own) if (folder / name).exists() else None
+    if labels is None or labels_checksum(labels) != known:
+        warn(
+            f"The model's outlines are slightly different on this machine, and {name} does not hold those of the "
+            "analysis: lesions that were not changed may count as edited by the reader."
+        )
+        return own
+    return with_outlines(own, labels)
 
 
 def _explained(
@@ -281,10 +301,9 @@ def _provenance(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         given = found["segmentation"].get("source") == GIVEN
         if not given:
-            found["segmentation"]["model"]["sha256"], found["input"]["shape"]
-            Postprocessing(**found["segmentation"].get("postprocessing", {}))
+            _require_origin(found)
             _require_decisions(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder} is not a complete result of 'liverxai analyze': {path.name} is missing or damaged."
         ) from error
@@ -294,6 +313,16 @@ def _provenance(folder: Path) -> dict[str, Any]:
             "Change the contours instead, and analyze with them."
         )
     return found
+
+
+def _require_origin(provenance: Mapping[str, Any]) -> None:
+    """Raise an error if it cannot be read how a result was made and measured."""
+    segmentation = provenance["segmentation"]
+    " ".join([*segmentation["model"]["sha256"], segmentation["model"]["name"], segmentation["model"]["version"]])
+    segmentation.get("sensitivity", {}).get("asked")
+    Postprocessing(**segmentation.get("postprocessing", {}))
+    for target in provenance.get("measured_with", {}).get("recist_targets") or ():
+        target["place_lps_mm"]
 
 
 def _require_decisions(provenance: Mapping[str, Any]) -> None:

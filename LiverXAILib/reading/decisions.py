@@ -222,6 +222,7 @@ def _changed(
         "warnings": measurements.warnings(analysis.provenance.get("warnings", ())),
         "reader": [decision.to_dict() for decision in decisions],
         "reader_labels_sha256": segmentation.checksum,
+        "model_labels_sha256": own.segmentation.checksum,
     }
     return dataclasses.replace(
         analysis,
@@ -342,6 +343,7 @@ def change_sensitivity(analysis: Analysis, sensitivity: str) -> Analysis:
     recorded = {
         **own.provenance,
         "segmentation": dict(chosen.provenance),
+        "model_labels_sha256": chosen.checksum,
         "warnings": measured.warnings(own.provenance.get("warnings", ())),
     }
     model = dataclasses.replace(own, standard=standard, **carried(own, chosen, recorded), measurements=measured)

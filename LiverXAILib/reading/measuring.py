@@ -69,6 +69,20 @@ def measured_with(own: Analysis, known: Mapping[str, Any]) -> Analysis:
     return dataclasses.replace(own, measurements=dataclasses.replace(own.measurements, **changed))
 
 
+def with_outlines(own: Analysis, labels: Volume) -> Analysis:
+    """The model's result with the label map that was stored with it, measured again."""
+    segmentation = dataclasses.replace(own.segmentation, labels=labels)
+    known = [(own.segmentation, own.measurements)]
+    measured = measure(own.volume, segmentation, **asked_before(own, segmentation), known=known)
+    measured = measured.doubted(own.provenance.get("mirrored", ()))
+    recorded = {
+        **own.provenance,
+        "model_labels_sha256": segmentation.checksum,
+        "warnings": measured.warnings(own.provenance.get("warnings", ())),
+    }
+    return dataclasses.replace(own, segmentation=segmentation, measurements=measured, provenance=recorded)
+
+
 def with_patient_size(analysis: Analysis, height_cm: float | None, weight_kg: float | None) -> Analysis:
     """Measure a result again if the patient's height or weight is not that of its measurements."""
     own = analysis.own or analysis

@@ -976,6 +976,12 @@ def test_an_edited_file_is_understood_by_the_names_of_its_segments(analyzed, toy
         lambda found: found.update(reader={"kind": "reject"}),
         lambda found: found.pop("reader_labels_sha256"),
         lambda found: found["segmentation"].update(postprocessing={"typo": 1}),
+        lambda found: found["segmentation"].update(sensitivity="standard"),
+        lambda found: found["segmentation"]["model"].update(sha256=5),
+        lambda found: found["segmentation"]["model"].pop("name"),
+        lambda found: found.update(segmentation=[]),
+        lambda found: found.update(measured_with=[1]),
+        lambda found: found.update(measured_with={"recist_targets": [1]}),
     ],
 )
 def test_a_record_of_decisions_that_is_damaged_is_refused_in_words(analyzed, toy_model, tmp_path, capsys, damage):

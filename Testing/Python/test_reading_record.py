@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -655,3 +656,32 @@ def test_a_refined_result_is_not_written_over_decisions_about_another(command, t
 def test_targets_may_be_given_one_by_one_like_other_numbers(command):
     assert command("--targets", "1", "--targets", "3") == 0
     assert stored(command.result)[2]["recist"]["targets"] == [1, 3]
+
+
+def test_outlines_of_another_machine_are_the_models_and_no_edit_of_the_reader(command):
+    # As if the network had been less sure of the rim of a lesion there.
+    draw(command.result, shrink_first)
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(command.result / "segmentation.seg.nrrd")))
+    path = command.result / "provenance.json"
+    told = json.loads(path.read_text())
+    assert len(told["model_labels_sha256"]) == 64
+    told["model_labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
+    path.write_text(json.dumps(told))
+    (command.result / "measurements.json").unlink()
+    assert command() == 2  # nothing to measure again
+    for left in (2, 1):
+        assert command("--reject", "1") == 0
+        _, kinds, found = stored(command.result)
+        assert kinds == ["reject"] * (3 - left)
+        assert [one["source"] for one in found["lesions"]] == ["model"] * left
+    own = json.loads((command.result / "measurements-model.json").read_text())
+    sizes = [mask.sum() for mask in pieces_of(labels)]
+    voxel_ml = own["lesions"][0]["volume_ml"] / sizes[0]
+    assert [one["volume_ml"] for one in own["lesions"]] == pytest.approx([size * voxel_ml for size in sizes], rel=1e-4)
+
+
+def test_outlines_of_another_machine_that_are_lost_are_told(command, capsys):
+    path = command.result / "provenance.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_labels_sha256": "0" * 64}))
+    assert command("--reject", "1") == 0
+    assert "lesions that were not changed may count as edited" in " ".join(capsys.readouterr().err.split())
