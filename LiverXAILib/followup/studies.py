@@ -55,12 +55,14 @@ class Identity:
 
     :param patient, birth_date, sex: digests of the DICOM patient ID, birth date and sex; "" if unknown.
     :param series: the series' UID; "" if unknown.
+    :param voxels: checksum of the CT's voxels; "" if unknown.
     """
 
     patient: str = ""
     series: str = ""
     birth_date: str = ""
     sex: str = ""
+    voxels: str = ""
 
     def completed(self, other: Identity) -> Identity:
         """Fill in unknown attributes from `other`."""
@@ -111,7 +113,8 @@ def study_of(analysis: Analysis, name: str) -> Study:
     """Make a study from a result in memory."""
     metadata = analysis.volume.metadata
     date, identity = _from_dicom(metadata.get("files"))
-    identity = identity.completed(Identity(series=str(metadata.get("series_instance_uid") or "")))
+    series, voxels = metadata.get("series_instance_uid"), analysis.provenance.get("input", {}).get("sha256")
+    identity = identity.completed(Identity(series=str(series or ""), voxels=str(voxels or "")))
     return _study(name, analysis.segmentation, analysis.measurements.to_dict(), analysis.volume, date, identity)
 
 
@@ -143,7 +146,7 @@ def read_result(path: Path, image: Path | None, name: str, options: Options) -> 
         measured = json.loads((path / _MEASUREMENTS).read_text(encoding="utf-8"))
         provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
         version = measured["schema_version"]
-        metadata = provenance["input"]["metadata"]
+        metadata, voxels = provenance["input"]["metadata"], str(provenance["input"].get("sha256") or "")
         decisions = [Decision.from_dict(one) for one in provenance.get("reader", ())]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: {_MEASUREMENTS} or {PROVENANCE} is damaged. Analyze the CT again.") from error
@@ -151,7 +154,7 @@ def read_result(path: Path, image: Path | None, name: str, options: Options) -> 
         raise InputError(f"{path} was written by another version of LiverXAI. Analyze the CT again.")
     date, identity = _from_dicom([path / _DICOM] if (path / _DICOM).exists() else None)
     # The series of the result's own SEG is not that of the CT.
-    identity = dataclasses.replace(identity, series=str(metadata.get("series_instance_uid") or ""))
+    identity = dataclasses.replace(identity, series=str(metadata.get("series_instance_uid") or ""), voxels=voxels)
     _require_lesions_sought(name, measured)
     specs = (LIVER, TUMOR)  # explicit, because a file without lesions does not record that they were searched for
     if image is None:
@@ -277,6 +280,9 @@ def same_study(one: Study, other: Study) -> bool:
 
     Several scans may share a series UID, so it is compared only on the same grid.
     """
+    both = one.volume is not None and other.volume is not None
+    if not both and one.identity.voxels and one.identity.voxels == other.identity.voxels:
+        return True  # the labels may still differ, if a reader has changed one of the results
     a, b = one.segmentation.labels, other.segmentation.labels
     if not a.grid.matches(b.grid):
         return False

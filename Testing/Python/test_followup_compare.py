@@ -314,6 +314,20 @@ def test_the_command_compares_folders_with_and_without_their_cts(tmp_path, capsy
     assert main([words[0], words[1], words[1], *words[3:]]) == 2
 
 
+def test_a_result_and_the_same_one_as_a_reader_has_changed_it_are_one_study(tmp_path):
+    model = liver_analysis([STAYS, GOES])
+    model = dataclasses.replace(
+        model, provenance={**model.provenance, "input": {"metadata": {}, "sha256": model.volume.sha256}}
+    )
+    lx.write_analysis(model, tmp_path / "model", report=False)
+    lx.write_analysis(reading.refine(model, [reading.reject(1)]), tmp_path / "refined", report=False)
+    one, other = (read_result(tmp_path / name, None, name, Options()) for name in ("model", "refined"))
+    assert len(one.lesions) == len(other.lesions) + 1
+    for studies in ([one, other], [study_of(model, "in memory"), other]):
+        with pytest.raises(UsageError, match="are the same study"):
+            compare(studies)
+
+
 def test_the_readers_calipers_and_targets_count_with_and_without_the_ct(tmp_path):
     model = liver_analysis([STAYS, GOES, COMES])
     # 30 mm instead of 20 across the first lesion, of which the reader names only the second a target besides.
