@@ -146,6 +146,22 @@ def _require_place(output: Path | None, result: Path) -> None:
         require_undecided(output)
 
 
+def _require_no_others(path: Path, model: Model) -> None:
+    """Refuse to replace a segmentation file to which an editor has added segments that the model does not have."""
+    from ..labels.segment_files import nrrd_segment_names
+    from ..labels.vocabulary import PART, STRUCTURES, structure_of
+
+    found = nrrd_segment_names(path) if path.exists() else None
+    meanings = {one.name: structure_of(one.name, one.category, one.kind, one.regions) for one in found or ()}
+    known = {PART, *STRUCTURES, *(spec.name for spec in model.spec.labels)}
+    others = [repr(name) for name, meaning in meanings.items() if not {name, meaning} & known]
+    if others and len(others) < len(meanings):  # without any that is known, reading the file says so
+        raise UsageError(
+            f"{path} also has {', '.join(others)}, which the new result would not have. Give another --output, or "
+            "save a copy of the file and remove these segments."
+        )
+
+
 def _refined(
     arguments: argparse.Namespace,
     chosen: options.Options,
@@ -159,16 +175,9 @@ def _refined(
     :param listed: the findings of the result, to which the numbers of the decisions refer; None: it does not say.
     :return: the new result, and the decisions that were undone.
     """
-    from ..models import load_model
     from ..pipeline import analyze, check_request
 
-    model = load_model(arguments.model)
-    made_by = provenance["segmentation"]["model"]
-    if list(model.sha256) != list(made_by["sha256"]):
-        raise UsageError(
-            f"{arguments.result} was made by model {made_by['name']} {made_by['version']}, which is not the one given "
-            f"by --model ({model.spec.name} {model.spec.version})."
-        )
+    model = _model(arguments, provenance)
     asked = arguments.sensitivity or chosen.sensitivity
     questions = check_request(model, chosen.explain, chosen.method, chosen.layer, asked)
     volume = chosen.read(arguments.image)
@@ -206,6 +215,22 @@ def _refined(
     if arguments.sensitivity is not None:  # after the decisions, because they use the numbers of the report
         refined = change_sensitivity(refined, arguments.sensitivity)
     return _explained(refined, model, questions, chosen, context.part(0.4, 1.0)), undone
+
+
+def _model(arguments: argparse.Namespace, provenance: Mapping[str, Any]) -> Model:
+    """The model of a result; one that is not the same, or whose new result would lose segments, is refused."""
+    from ..models import load_model
+
+    model = load_model(arguments.model)
+    made_by = provenance["segmentation"]["model"]
+    if list(model.sha256) != list(made_by["sha256"]):
+        raise UsageError(
+            f"{arguments.result} was made by model {made_by['name']} {made_by['version']}, which is not the one given "
+            f"by --model ({model.spec.name} {model.spec.version})."
+        )
+    if (arguments.output or arguments.result).resolve() == arguments.result.resolve():
+        _require_no_others(arguments.result / "segmentation.seg.nrrd", model)
+    return model
 
 
 def _as_stored(own: Analysis, folder: Path, provenance: Mapping[str, Any]) -> Analysis:

@@ -685,3 +685,16 @@ def test_outlines_of_another_machine_that_are_lost_are_told(command, capsys):
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_labels_sha256": "0" * 64}))
     assert command("--reject", "1") == 0
     assert "lesions that were not changed may count as edited" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_segment_that_an_editor_added_is_not_lost(command, tmp_path, capsys):
+    path = command.result / "segmentation.seg.nrrd"
+    image = sitk.ReadImage(str(path))
+    for key, value in {"ID": "S3", "Name": "spleen", "LabelValue": "3", "Layer": "0"}.items():
+        image.SetMetaData(f"Segment2_{key}", value)
+    sitk.WriteImage(image, str(path))
+    before = path.read_bytes()
+    assert command("--reject", "1") == 2
+    assert "also has 'spleen', which the new result would not have" in " ".join(capsys.readouterr().err.split())
+    assert path.read_bytes() == before
+    assert command("--reject", "1", "-o", str(tmp_path / "other")) == 0
