@@ -89,14 +89,16 @@ def _write_files(scene: slicer.vtkMRMLScene, folder: Path, bundle: zipfile.ZipFi
             with bundle.open(str(file.relative_to(folder.parent)), "w", force_zip64=True) as stream:
                 write_nrrd(volume_from_node(node, copy=False), stream)
             continue
+        # The CT's whole extent would take several times its size in memory.
+        cropped = node.IsA("vtkMRMLSegmentationNode")
         storage.SetUseCompression(False)
-        if node.IsA("vtkMRMLSegmentationNode"):
-            storage.CropToMinimumExtentOn()  # the CT's whole extent would take several times its size in memory
+        if cropped:
+            storage.CropToMinimumExtentOn()
         if not storage.WriteData(node):
             raise InputError(f"Cannot write {file.name} of the scene: is the disk full?")
-        storage.SetUseCompression(True)
-        if node.IsA("vtkMRMLSegmentationNode"):
-            storage.CropToMinimumExtentOff()  # for when the user saves the scene
+        if cropped:
+            storage.CropToMinimumExtentOff()
+        storage.SetUseCompression(True)  # both for when the user saves the scene
         if file.suffix == ".nrrd":
             with bundle.open(str(file.relative_to(folder.parent)), "w", force_zip64=True) as stream:
                 _compress(file, stream)
